@@ -1,0 +1,45 @@
+"""What all commands share: options, logging, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medkd.core.errors import MedkdError
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser with ``--root``, ``-v`` and an example in its help."""
+    result = argparse.ArgumentParser(
+        description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "--root", type=Path, help="medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)"
+    )
+    result.add_argument("-v", "--verbose", action="store_true", help="say more, and show tracebacks")
+    return result
+
+
+def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse, set up logging, call ``main``; a :class:`MedkdError` is printed as one line and gives status 1.
+
+    Returns:
+        The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
+    """
+    options = arguments.parse_args(argv)
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("matplotlib", "PIL", "nibabel.global"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return main(options) or 0
+    except MedkdError as error:
+        if options.verbose:
+            logging.getLogger(__name__).exception("details")
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is kept\n")
+        return 130

@@ -1,0 +1,37 @@
+"""Reading and writing checkpoints that cannot run code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medkd.core.errors import RunError
+from medkd.core.files import atomic_path
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically; the file can be read with ``weights_only=True``."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything that it may contain.
+
+    Raises:
+        RunError: the file is missing, truncated, or holds more than tensors and plain values.
+    """
+    if not Path(path).exists():
+        raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RunError(f"{path} holds objects other than tensors and plain values and is not loaded, since it could run code.") from error
+    except (RuntimeError, OSError, EOFError, KeyError) as error:
+        raise RunError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]}); train again or restore the file.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is not a medkd checkpoint: expected a dictionary, found {type(content).__name__}.")
+    return content

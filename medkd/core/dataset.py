@@ -1,0 +1,128 @@
+"""A raw data set on disk: its description and the files of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+from medkd.core.labels import LabelSpec
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What ``dataset.json`` says (nnU-Net v2's keys; medkd's own live under ``"medkd"``).
+
+    Attributes:
+        channel_names: name of each input channel in order; ``"CT"`` and ``"noNorm"`` select the normalisation.
+        labels: label values or regions.
+        num_training: number of training cases.
+        file_ending: for example ``".nii.gz"``.
+        patients: case id → patient id, where known; splits are grouped by it.
+        extra: any other keys of the file, kept as they are.
+    """
+
+    channel_names: tuple[str, ...]
+    labels: LabelSpec
+    num_training: int
+    file_ending: str = ".nii.gz"
+    patients: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> DatasetDescription:
+        """Read a ``dataset.json``.
+
+        Raises:
+            DataError: the file or one of its required keys is missing or of the wrong form.
+        """
+        return cls.from_json(read_json(path), str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> DatasetDescription:
+        """Build from the content of a ``dataset.json``; ``where`` names the file in error texts."""
+        if not isinstance(data, Mapping):
+            raise DataError(f"{where}: expected a JSON object, found {type(data).__name__}.")
+        data = dict(data)
+        if "channel_names" not in data and "modality" in data:  # Decathlon and nnU-Net v1 say "modality"
+            data["channel_names"] = data.pop("modality")
+        for key in ("channel_names", "labels", "file_ending"):
+            if key not in data:
+                raise DataError(f"{where}: the key '{key}' is missing; see nnU-Net v2's dataset.json format.")
+        channels = data.pop("channel_names")
+        names = tuple(str(channels[k]) for k in sorted(channels, key=int)) if isinstance(channels, Mapping) else tuple(channels)
+        labels = LabelSpec.from_json(data.pop("labels"), data.pop("regions_class_order", None), where)
+        own = data.pop("medkd", {})
+        patients = own.get("patients", data.pop("patients", {}))
+        extra = {**data, "medkd": {k: v for k, v in own.items() if k != "patients"}}
+        extra = {k: v for k, v in extra.items() if v not in ({}, None)}
+        return cls(names, labels, int(extra.pop("numTraining", 0)), str(extra.pop("file_ending")), dict(patients), extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``dataset.json``; region order is kept."""
+        own = {**self.extra.get("medkd", {}), **({"patients": dict(self.patients)} if self.patients else {})}
+        rest = {k: v for k, v in self.extra.items() if k != "medkd"}
+        head = {"channel_names": {str(i): n for i, n in enumerate(self.channel_names)}, **self.labels.to_json()}
+        head |= {"numTraining": self.num_training, "file_ending": self.file_ending, **rest}
+        return {**head, **({"medkd": own} if own else {})}
+
+    def save(self, path: Path) -> None:
+        """Write ``dataset.json``."""
+        write_json(path, self.to_json())
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case: one image per channel, in channel order, and the label map where there is one."""
+
+    case: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
+    """List the training cases of a raw data set, sorted by case id; existence of the files is not checked here.
+
+    ``dataset.json`` may list the files itself under ``"dataset"`` (nnU-Net's alternative form); otherwise the cases are
+    the label files in ``labelsTr``.
+
+    Raises:
+        DataError: there are no training cases.
+    """
+    listed = description.extra.get("dataset")
+    if listed:
+        cases = [CaseFiles(c, tuple(folder / i for i in f["images"]), folder / f["label"]) for c, f in sorted(listed.items())]
+    else:
+        ending = description.file_ending
+        ids = sorted(p.name[: -len(ending)] for p in (folder / "labelsTr").glob(f"*{ending}") if not p.name.startswith("."))
+        cases = [CaseFiles(c, _channels(folder / "imagesTr", c, description), folder / "labelsTr" / f"{c}{ending}") for c in ids]
+    if not cases:
+        raise DataError(
+            f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check 'file_ending' in dataset.json."
+        )
+    return cases
+
+
+def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
+    """List the unlabelled cases in a folder of images named ``CASE_0000.nii.gz``, sorted by case id.
+
+    Raises:
+        DataError: the folder is missing or holds no such image, or a channel of a case is missing.
+    """
+    suffix = f"_0000{description.file_ending}"
+    if not folder.is_dir():
+        raise DataError(f"The folder {folder} does not exist.")
+    ids = sorted(p.name[: -len(suffix)] for p in folder.glob(f"*{suffix}") if not p.name.startswith("."))
+    if not ids:
+        raise DataError(f"{folder}: expected images named CASE{suffix} (one file per channel), found none.")
+    cases = [CaseFiles(c, _channels(folder, c, description)) for c in ids]
+    for missing in (p for c in cases for p in c.images if not p.exists()):
+        raise DataError(f"{missing}: this channel of the case is missing; expected {len(description.channel_names)} channels per case.")
+    return cases
+
+
+def _channels(folder: Path, case: str, description: DatasetDescription) -> tuple[Path, ...]:
+    return tuple(folder / f"{case}_{i:04d}{description.file_ending}" for i in range(len(description.channel_names)))

@@ -1,0 +1,124 @@
+"""What networks publish and methods consume: taps, outputs, targets and progress (shared by both branches)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log2, prod
+from typing import Literal
+
+from torch import Tensor
+
+Stage = Literal["encoder", "bottleneck", "decoder", "neck", "head"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place in a network where a feature map can be read.
+
+    Attributes:
+        name: unique within the network, stable over versions (``enc0``, ``bottleneck``, ``dec1``); ``dec0`` is the finest.
+        channels: channels of the feature map.
+        stride: input voxels per feature voxel, per axis, so that different networks can be paired.
+        module: dotted path of the module whose output is the feature map.
+        stage: where in the network it lies.
+        correction: whether module input and output have equal shapes, so that the block's correction ``output − input``
+            exists (the residual branch of an additive block).
+    """
+
+    name: str
+    channels: int
+    stride: tuple[int, ...]
+    module: str
+    stage: Stage
+    correction: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Spatial dimensions, 2 or 3."""
+        return len(self.stride)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One forward pass, seen by a method.
+
+    Attributes:
+        logits: ``(B, K, *spatial)`` at the input's resolution.
+        features: tap name → ``(B, C, *spatial/stride)``, of the taps that the method asked for.
+        corrections: tap name → output − input of the tap's block, for the taps whose correction was asked for.
+        auxiliary: deep-supervision logits, finest first, without the full-resolution ones.
+        forward_from: runs the rest of this network from a tap: ``(tap name, feature) → logits``; None where not offered.
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    corrections: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Sequence[Tensor] = ()
+    forward_from: Callable[[str, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands; schedules are pure functions of it, so that a resumed run continues exactly.
+
+    Attributes:
+        epoch: 0-based epoch.
+        epochs: epochs of the whole run.
+        step: 0-based optimiser step over the whole run.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    step: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the epochs that is done, 0 at the start, towards 1 at the end."""
+        return self.epoch / max(self.epochs, 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The ground truth of a batch.
+
+    Attributes:
+        labels: softmax: class indices ``(B, 1, *spatial)``, int64; regions: multi-hot ``(B, K, *spatial)``, float.
+        valid: mask of annotated voxels ``(B, 1, *spatial)``, bool, or None when all are.
+        progress: where training stands.
+    """
+
+    labels: Tensor
+    valid: Tensor | None = None
+    progress: Progress = field(default_factory=Progress)
+
+
+def pair_by_stride(student: Iterable[Tap], teacher: Iterable[Tap], stages: Sequence[Stage]) -> list[tuple[Tap, Tap]]:
+    """Pair taps of the same stage group and the nearest stride, finest first; every tap is used at most once.
+
+    For each student tap in one of ``stages`` the teacher tap of the same stage with the closest stride (sum over axes of
+    ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins.
+    """
+    teachers = [t for t in teacher if t.stage in stages]
+    wanted = sorted(
+        (
+            (_distance(s, t), i, j, s, t)
+            for i, s in enumerate(x for x in student if x.stage in stages)
+            for j, t in enumerate(teachers)
+            if s.stage == t.stage
+        ),
+        key=lambda entry: entry[:3],
+    )
+    used_s: set[int] = set()
+    used_t: set[int] = set()
+    pairs = []
+    for _, i, j, s, t in wanted:
+        if i not in used_s and j not in used_t:
+            used_s.add(i)
+            used_t.add(j)
+            pairs.append((s, t))
+    return sorted(pairs, key=lambda pair: prod(pair[0].stride))
+
+
+def _distance(a: Tap, b: Tap) -> float:
+    return sum(abs(log2(x / y)) for x, y in zip(a.stride, b.stride, strict=True))

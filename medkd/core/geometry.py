@@ -1,0 +1,73 @@
+"""Where a voxel grid lies in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A voxel grid in space.
+
+    Arrays in medkd are ordered ``(z, y, x)``: the reverse of a NIfTI file's index order, as SimpleITK gives them. The
+    affine keeps the file's own convention: it maps the index ``(x, y, z)`` to RAS+ millimetres.
+
+    Attributes:
+        shape: voxels along ``(z, y, x)``.
+        affine: 4 × 4 matrix as nested tuples, ``(x, y, z, 1)`` → RAS+ mm.
+    """
+
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_affine(cls, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
+        """Build from an array shape ``(z, y, x)`` and a 4 × 4 affine for the index ``(x, y, z)``."""
+        return cls(tuple(int(s) for s in shape), tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64)))
+
+    @classmethod
+    def from_spacing(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Geometry:
+        """An axis-aligned grid at the origin with ``spacing`` in mm along ``(z, y, x)``."""
+        return cls.from_affine(shape, np.diag([*reversed(spacing), 1.0]))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The affine as a float64 array of shape (4, 4)."""
+        return np.array(self.affine, dtype=np.float64)
+
+    @property
+    def spacing(self) -> Triple:
+        """Voxel size in mm along ``(z, y, x)``."""
+        lengths = np.linalg.norm(self.matrix[:3, :3], axis=0)
+        return float(lengths[2]), float(lengths[1]), float(lengths[0])
+
+    @property
+    def diagonal(self) -> float:
+        """Length in mm of the image's diagonal, corner to corner of the volume."""
+        return float(np.linalg.norm(np.array(self.shape) * np.array(self.spacing)))
+
+    def differences(self, other: Geometry, *, tolerance: float = 1e-3) -> list[str]:
+        """Name what differs from ``other``: ``"shape"``, ``"spacing"``, ``"origin"``, ``"direction"``.
+
+        Args:
+            other: the grid to compare with.
+            tolerance: mm for spacing; ten times that for the origin; absolute for direction cosines.
+        """
+        found = []
+        if self.shape != other.shape:
+            found.append("shape")
+        if not np.allclose(self.spacing, other.spacing, rtol=0, atol=tolerance):
+            found.append("spacing")
+        if not np.allclose(self.matrix[:3, 3], other.matrix[:3, 3], rtol=0, atol=10 * tolerance):
+            found.append("origin")
+        if not np.allclose(self._directions(), other._directions(), rtol=0, atol=tolerance):
+            found.append("direction")
+        return found
+
+    def _directions(self) -> np.ndarray:
+        columns = self.matrix[:3, :3]
+        return columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)

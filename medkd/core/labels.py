@@ -1,0 +1,138 @@
+"""Label values and regions: the only authority on what a network's output channels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medkd.core.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """The labels of a data set, as nnU-Net's ``dataset.json`` states them.
+
+    Plain labels give softmax outputs, one channel per class, background first. If any entry is a list of values, all
+    entries are *regions*: sigmoid outputs, one channel per foreground entry; overlapping is allowed.
+
+    Attributes:
+        entries: name → label values, background first, then in the order of ``dataset.json``, without ``ignore``.
+        regions: whether outputs are sigmoid regions.
+        order: for regions, the label value painted for each region, in painting order (``regions_class_order``).
+        ignore: the label value of voxels without annotation, or None.
+    """
+
+    entries: tuple[tuple[str, tuple[int, ...]], ...]
+    regions: bool = False
+    order: tuple[int, ...] = ()
+    ignore: int | None = None
+
+    @classmethod
+    def from_names(cls, names: list[str] | tuple[str, ...]) -> LabelSpec:
+        """Plain labels 1..n with these foreground names."""
+        return cls((("background", (0,)), *((name, (i + 1,)) for i, name in enumerate(names))))
+
+    @classmethod
+    def from_json(cls, labels: Mapping[str, Any], order: list[int] | None, where: str) -> LabelSpec:
+        """Read the ``labels`` and ``regions_class_order`` of a ``dataset.json``.
+
+        Raises:
+            DataError: background is not 0, values are not consecutive, ``ignore`` is not the largest value, or a
+                region order is missing or of the wrong length.
+        """
+        entries, ignore = [], None
+        for name, value in labels.items():
+            values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+            if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+                raise DataError(f"{where}: label '{name}' must be an integer or a list of integers, found {value!r}.")
+            if name == "ignore":
+                ignore = values[0]
+            else:
+                entries.append((str(name), values))
+        entries.sort(key=lambda entry: entry[1] != (0,))  # stable: background first, the rest as in the file
+        if not entries or entries[0][1] != (0,):
+            raise DataError(f'{where}: no label has the value 0; name the background, for example "background": 0.')
+        if len(entries) < 2:
+            raise DataError(f"{where}: only the background is named; at least one structure is needed.")
+        regions = any(len(values) > 1 for _, values in entries)
+        spec = cls(tuple(entries), regions, tuple(order or ()) if regions else (), ignore)
+        spec._validate(where)
+        return spec
+
+    def _validate(self, where: str) -> None:
+        present = sorted({v for _, values in self.entries for v in values})
+        if present != list(range(len(present))):
+            raise DataError(f"{where}: label values must be consecutive from 0, found {present}; renumber the labels.")
+        if self.ignore is not None and self.ignore != present[-1] + 1:
+            raise DataError(f"{where}: 'ignore' must be the largest label plus one ({present[-1] + 1}), found {self.ignore}.")
+        if self.regions and len(self.order) != len(self.entries) - 1:
+            raise DataError(
+                f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found {list(self.order)}."
+            )
+        if not self.regions and [values[0] for _, values in self.entries] != present:
+            raise DataError(f"{where}: plain labels must be listed once each in ascending order, found {dict(self.entries)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys ``labels`` and, for regions, ``regions_class_order`` of ``dataset.json``."""
+        labels: dict[str, Any] = {name: (values[0] if len(values) == 1 else list(values)) for name, values in self.entries}
+        if self.ignore is not None:
+            labels["ignore"] = self.ignore
+        return {"labels": labels, **({"regions_class_order": list(self.order)} if self.regions else {})}
+
+    @property
+    def foreground(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Name and label values of each evaluated structure (label or region), background excluded."""
+        return self.entries[1:]
+
+    @property
+    def num_outputs(self) -> int:
+        """Output channels of a network: classes with background, or regions."""
+        return len(self.entries) - 1 if self.regions else len(self.entries)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every label value that a label map may hold, ``ignore`` included."""
+        present = sorted({v for _, values in self.entries for v in values})
+        return (*present, *(() if self.ignore is None else (self.ignore,)))
+
+    def encode(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn label values into training targets.
+
+        Args:
+            labels: integer tensor ``(B, 1, *spatial)``; negative values (outside the body mask) count as background.
+
+        Returns:
+            Plain labels: class indices ``(B, 1, *spatial)``, int64; regions: multi-hot ``(B, K, *spatial)``, float32.
+            And the mask of annotated voxels ``(B, 1, *spatial)``, bool, or None where there is no ``ignore`` label.
+        """
+        labels = labels.clamp(min=0)
+        valid = None
+        if self.ignore is not None:
+            valid = labels != self.ignore
+            labels = labels.masked_fill(~valid, 0)
+        if not self.regions:
+            return labels.long(), valid
+        hot = [torch.isin(labels, torch.tensor(values, device=labels.device, dtype=labels.dtype)) for _, values in self.foreground]
+        return torch.cat(hot, 1).float(), valid
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Turn logits ``(K, *spatial)`` into label values ``(*spatial)``, uint8 or int16.
+
+        Plain labels: the arg-max. Regions: every region with a logit above 0 (probability above 0.5) paints its label in
+        the stated order, later ones over earlier ones.
+        """
+        dtype = torch.uint8 if self.values[-1] < 256 else torch.int16
+        if not self.regions:
+            return logits.argmax(0).to(dtype)
+        result = torch.zeros(logits.shape[1:], dtype=dtype, device=logits.device)
+        for channel, value in enumerate(self.order):
+            result[logits[channel] > 0] = value
+        return result
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """Softmax over ``dim`` for plain labels, sigmoid for regions."""
+        return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim)

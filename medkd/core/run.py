@@ -1,0 +1,113 @@
+"""A run on disk: what was trained, on what, and how. A run folder holds all that prediction needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import RunError
+from medkd.core.plan import Architecture, Plan
+from medkd.core.serial import load
+
+RUN_FILE = "run.json"
+PLANS_FILE = "plans.json"
+DATASET_FILE = "dataset.json"
+SPLIT_FILE = "split.json"
+LATEST = "checkpoint_latest.pt"
+BEST = "checkpoint_best.pt"
+FINAL = "checkpoint_final.pt"
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What is needed to build a network.
+
+    Attributes:
+        name: registry name.
+        in_channels: image channels.
+        num_outputs: output channels.
+        patch_size: the training patch, which also fixes the rank (2D or 3D).
+        architecture: the planned shape, for networks that take theirs from the plan.
+        width_divisor: divides the channels of a planned network.
+        deep_supervision: whether training outputs logits at several resolutions.
+    """
+
+    name: str
+    in_channels: int
+    num_outputs: int
+    patch_size: tuple[int, ...]
+    architecture: Architecture | None = None
+    width_divisor: int = 1
+    deep_supervision: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Length of training and size of a step."""
+
+    epochs: int
+    iterations_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """``run.json``.
+
+    Attributes:
+        dataset: full data set name.
+        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
+        network: the network that was trained (the student, when distilled).
+        budget: length of training.
+        mirror_axes: axes (of the patch) that training mirrored and test-time augmentation may mirror.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        method: distillation method, or None for a network trained alone.
+        method_parameters: what was set for the method, by ``method.parameter``.
+        teacher: name or folder of the teacher, or None.
+    """
+
+    dataset: str
+    configuration: str
+    network: NetworkSpec
+    budget: Budget
+    mirror_axes: tuple[int, ...]
+    precision: str = "fp32"
+    method: str | None = None
+    method_parameters: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that was read: description, plan and data set."""
+
+    path: Path
+    run: RunDescription
+    plan: Plan
+    dataset: DatasetDescription
+
+    @classmethod
+    def load(cls, path: Path) -> RunFolder:
+        """Read ``run.json``, ``plans.json`` and ``dataset.json``.
+
+        Raises:
+            RunError: the folder is not a run folder.
+        """
+        path = Path(path)
+        if not (path / RUN_FILE).exists():
+            raise RunError(f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN.")
+        return cls(path, load(RunDescription, path / RUN_FILE), Plan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
+
+    def fold(self, fold: int | str) -> Path:
+        """Folder of one fold (0-4 or ``all``)."""
+        return self.path / f"fold_{fold}"
+
+    def trained_folds(self) -> list[str]:
+        """The folds that have a final checkpoint, as text."""
+        return sorted(p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if (p / FINAL).exists())

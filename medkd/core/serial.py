@@ -1,0 +1,109 @@
+"""Frozen dataclasses to JSON and back, with a schema number and helpful errors for unknown keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest of ``known``, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def to_data(value: Any) -> Any:
+    """Turn dataclasses, tuples and paths into what ``json`` can write."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_data(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_data(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def from_data(cls: type[T], data: Any, where: str) -> T:
+    """Build the dataclass ``cls`` from JSON values.
+
+    Args:
+        cls: a dataclass whose field types are plain values, tuples, string-keyed mappings or other dataclasses.
+        data: what ``json`` read.
+        where: file (and key) for error texts.
+
+    Raises:
+        DataError: a key is unknown (the nearest known one is named), missing, or the value has the wrong form.
+    """
+    if not isinstance(data, Mapping):
+        raise DataError(f"{where}: expected an object with the keys of {cls.__name__}, found {type(data).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise DataError(f"{where}: unknown key '{key}'.{nearest(key, fields)}")
+    hints = _hints(cls)  # type: ignore[arg-type]
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise DataError(f"{where}: the key '{name}' is missing.")
+    return cls(**values)
+
+
+def save(path: Path, value: Any) -> None:
+    """Write a dataclass as a JSON file."""
+    write_json(path, to_data(value))
+
+
+def load(cls: type[T], path: Path) -> T:
+    """Read a dataclass from a JSON file; a newer ``schema`` than the class knows is refused.
+
+    Raises:
+        DataError: see :func:`from_data` and :func:`medkd.core.files.read_json`.
+    """
+    data = read_json(path)
+    known = next((f.default for f in dataclasses.fields(cls) if f.name == "schema"), None)  # type: ignore[arg-type]
+    if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
+        raise DataError(f"{path}: has schema {data['schema']}, this medkd reads schema {known}; make the file anew with this version.")
+    return from_data(cls, data, str(path))
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_data(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise DataError(f"{where}: expected a list, found {type(value).__name__}.")
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if not isinstance(value, Mapping):
+            raise DataError(f"{where}: expected an object, found {type(value).__name__}.")
+        return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise DataError(f"{where}: expected {hint.__name__}, found {value!r}.")
+    return value

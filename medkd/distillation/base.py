@@ -1,0 +1,189 @@
+"""The contract of a distillation method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from medkd.core.errors import MethodError
+from medkd.core.features import Outputs, Tap, Target
+from medkd.core.registry import Registry
+from medkd.core.serial import nearest
+
+Variant = Literal["default", "paper"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method knows when it is built.
+
+    Attributes:
+        student_taps: taps the student publishes, encoder → decoder.
+        teacher_taps: taps the teacher publishes.
+        num_outputs: output channels ``K`` (classes with background, or regions).
+        regions: sigmoid regions instead of softmax classes.
+        spacing: voxel size in mm per axis of the patch.
+        patch_size: training patch, in voxels.
+    """
+
+    student_taps: tuple[Tap, ...]
+    teacher_taps: tuple[Tap, ...]
+    num_outputs: int
+    regions: bool
+    spacing: tuple[float, ...]
+    patch_size: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """Spatial dimensions, 2 or 3."""
+        return len(self.patch_size)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Names of the taps a method wants captured.
+
+    Attributes:
+        student: student taps whose features are wanted.
+        teacher: teacher taps whose features are wanted.
+        teacher_corrections: teacher taps whose block correction (output − input) is wanted.
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    teacher_corrections: tuple[str, ...] = ()
+
+    def __or__(self, other: Needs) -> Needs:
+        """The union of two needs, in order of first mention."""
+        merged = ((*a, *(n for n in b if n not in a)) for a, b in zip(_fields(self), _fields(other), strict=True))
+        return Needs(*merged)
+
+
+def _fields(needs: Needs) -> tuple[tuple[str, ...], ...]:
+    return needs.student, needs.teacher, needs.teacher_corrections
+
+
+class Method(nn.Module):
+    """A distillation method: turns student and teacher outputs into named, weighted loss terms.
+
+    A subclass builds every trainable helper (connectors, adapters) in ``__init__``: helpers are optimised with the student,
+    kept in training checkpoints and dropped at export. ``forward`` is called in float32 with autocast off.
+
+    Class attributes:
+        citation: authors, title or venue, year, arXiv id or DOI.
+        outputs_only: True where the teacher's logits suffice.
+    """
+
+    citation: ClassVar[str] = ""
+    outputs_only: ClassVar[bool] = False
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+
+    def needs(self) -> Needs:
+        """The taps to capture; nothing by default."""
+        return Needs()
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; gradient reaches the student and the helpers only."""
+        raise NotImplementedError
+
+    def prepare(self, teacher: nn.Module, batches: Any) -> None:
+        """Optional first stage that needs the teacher and training batches; run once before training."""
+
+
+METHODS: Registry[type[Method]] = Registry("method", MethodError)
+
+
+def build_method(name: str, context: Context, settings: Mapping[str, Any] | None = None) -> Method:
+    """Build a method by name, or several joined by ``+``, whose terms are summed.
+
+    Args:
+        name: registry name, for example ``"kd"`` or ``"acf+kd"``.
+        context: taps, outputs and geometry.
+        settings: ``"method.parameter"`` → value; values given as text are read as the parameter's own type.
+
+    Raises:
+        MethodError: an unknown method or parameter, a bad value, or a method that is not defined for this context.
+    """
+    names = [part.strip() for part in name.split("+")]
+    if len(set(names)) != len(names):
+        raise MethodError(f"'{name}' names a method twice; every method can be used once.")
+    classes = {part: METHODS[part] for part in names}
+    chosen: dict[str, dict[str, Any]] = {part: {} for part in names}
+    for key, value in (settings or {}).items():
+        part, _, parameter = key.partition(".")
+        if part not in classes or not parameter:
+            raise MethodError(f"Setting '{key}' does not belong to '{name}'; write METHOD.PARAMETER=VALUE with one of: {', '.join(names)}.")
+        chosen[part][parameter] = _parse(classes[part], part, parameter, value)
+    built = {part: classes[part](context, **chosen[part]) for part in names}
+    return built[names[0]] if len(names) == 1 else _Sum(context, built)
+
+
+def parameters_of(method: type[Method]) -> dict[str, inspect.Parameter]:
+    """The keyword parameters of a method's constructor, by name."""
+    return {n: p for n, p in inspect.signature(method.__init__).parameters.items() if n not in ("self", "context")}
+
+
+def _parse(method: type[Method], name: str, parameter: str, value: Any) -> Any:
+    known = parameters_of(method)
+    if parameter not in known:
+        raise MethodError(
+            f"Method '{name}' has no parameter '{parameter}'.{nearest(parameter, known)} Known: {', '.join(known) or 'none'}."
+        )
+    default = known[parameter].default
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    if default is None:
+        return value
+    raise MethodError(f"{name}.{parameter}: expected a value like {default!r}, found '{value}'.")
+
+
+class _Sum(Method):
+    """Several methods at once; terms are prefixed with their method's name."""
+
+    def __init__(self, context: Context, parts: Mapping[str, Method]) -> None:
+        super().__init__(context)
+        self.parts = nn.ModuleDict(parts)
+        self.outputs_only = all(m.outputs_only for m in parts.values())  # type: ignore[misc]
+
+    def needs(self) -> Needs:
+        total = Needs()
+        for method in self._methods():
+            total = total | method.needs()
+        return total
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
+        return {f"{n}.{k}": v for n, m in zip(self.parts, self._methods(), strict=True) for k, v in m(student, teacher, target).items()}
+
+    def prepare(self, teacher: nn.Module, batches: Any) -> None:
+        for method in self._methods():
+            method.prepare(teacher, batches)
+
+    def _methods(self) -> list[Method]:
+        return [m for m in self.parts.values() if isinstance(m, Method)]
+
+
+def zero_like(logits: Tensor) -> Tensor:
+    """A zero that hangs on the graph, for terms without anything to teach in this batch."""
+    return logits.sum() * 0.0
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of ``values`` ``(B, 1 or K, *spatial)`` over all, or over the annotated voxels only."""
+    if valid is None:
+        return values.mean()
+    mask = valid.to(values.dtype).expand_as(values)
+    return (values * mask).sum() / mask.sum().clamp(min=1.0)

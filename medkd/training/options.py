@@ -1,0 +1,49 @@
+"""What a user may set for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options shared by training alone and distillation; None means the plan's or the recipe's own value.
+
+    Attributes:
+        root: medkd's root folder, see :class:`medkd.core.paths.Root`.
+        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
+        epochs: epochs; 1000 as in nnU-Net.
+        iterations_per_epoch: optimiser steps per epoch; 250 as in nnU-Net.
+        batch_size: patches per step.
+        patch_size: voxels per axis.
+        learning_rate: initial learning rate of the poly schedule.
+        device: ``cuda``, ``cpu``, ``mps``, or None for the best that is present.
+        precision: ``fp32``, ``bf16``, ``fp16``, or None: fp16 on CUDA, else fp32.
+        seed: everything random follows from it.
+        resume: continue an interrupted run.
+        workers: loader processes; None follows from the cores, 0 loads in the training process.
+        width_divisor: divides the channels of a planned network.
+        settings: ``method.parameter`` → value.
+        save_every: epochs between latest checkpoints.
+        validate: predict and score the fold's validation cases at the end.
+    """
+
+    root: Path | None = None
+    configuration: str = "3d_fullres"
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    batch_size: int | None = None
+    patch_size: tuple[int, ...] | None = None
+    learning_rate: float | None = None
+    device: str | None = None
+    precision: str | None = None
+    seed: int = 0
+    resume: bool = False
+    workers: int | None = None
+    width_divisor: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    save_every: int = 10
+    validate: bool = True

@@ -1,0 +1,59 @@
+"""Packaging of medkd; build and tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+COMMANDS = {
+    "medkd_convert": "convert",
+    "medkd_plan_and_preprocess": "plan_and_preprocess",
+    "medkd_train": "train",
+    "medkd_train_distill": "train_distill",
+    "medkd_predict": "predict",
+    "medkd_evaluate": "evaluate",
+    "medkd_cross_validate": "cross_validate",
+    "medkd_list": "list_entries",
+    "medkd_report": "report",
+    "medkd_demo": "demo",
+}
+
+CORE = [
+    "torch>=2.6",
+    "monai>=1.4",
+    "nibabel>=5.2",
+    "SimpleITK>=2.3",
+    "batchgenerators>=0.25",
+    "batchgeneratorsv2>=0.3",
+    "dynamic-network-architectures>=0.4",
+    "numpy>=1.26",
+    "scipy>=1.11",
+    "scikit-image>=0.22",
+    "scikit-learn>=1.3",
+    "matplotlib>=3.8",
+    "tensorboard>=2.15",
+    "tqdm>=4.66",
+    "psutil>=5.9",
+]
+
+EXTRAS = {
+    # ultralytics is AGPL-3.0: an extra of its own, imported only by the detection branch
+    "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7", "Pillow>=10"],
+    "dicom": ["pydicom>=3.0"],
+    "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4"],
+    # medpy is GPL-3.0: only an independent reference in the tests
+    "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "medpy>=0.5", "build>=1.2"],
+}
+
+setup(
+    name="medkd",
+    version="0.1.0",
+    description="Knowledge distillation for medical image segmentation and fracture detection, from raw scans to a proven small model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["medkd", "medkd.*", "dataset_conversion", "dataset_conversion.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": [f"{command} = medkd.cli.{module}:main" for command, module in COMMANDS.items()]},
+)
