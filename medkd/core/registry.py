@@ -9,6 +9,7 @@ from medkd.core.errors import MedkdError
 from medkd.core.serial import nearest
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Registry(Generic[T]):
@@ -24,13 +25,13 @@ class Registry(Generic[T]):
         self._error = error
         self._entries: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[S], S]:
         """Decorator that enters an object under ``name``; a name that is taken is a programming error."""
 
-        def enter(entry: T) -> T:
+        def enter(entry: S) -> S:
             if name in self._entries:
                 raise ValueError(f"{self._kind} '{name}' is registered twice")
-            self._entries[name] = entry
+            self._entries[name] = entry  # type: ignore[assignment]  # S is T or a subclass, which the caller keeps
             return entry
 
         return enter

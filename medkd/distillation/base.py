@@ -76,10 +76,12 @@ class Method(nn.Module):
     Class attributes:
         citation: authors, title or venue, year, arXiv id or DOI.
         outputs_only: True where the teacher's logits suffice.
+        needs_teacher: False where the method never looks at a teacher.
     """
 
     citation: ClassVar[str] = ""
     outputs_only: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -158,6 +160,7 @@ class _Sum(Method):
         super().__init__(context)
         self.parts = nn.ModuleDict(parts)
         self.outputs_only = all(m.outputs_only for m in parts.values())  # type: ignore[misc]
+        self.needs_teacher = any(m.needs_teacher for m in parts.values())  # type: ignore[misc]
 
     def needs(self) -> Needs:
         total = Needs()

@@ -1,0 +1,48 @@
+"""Checks of method parameters, each with one clear sentence."""
+
+from __future__ import annotations
+
+from medkd.core.errors import MethodError
+from medkd.core.serial import nearest
+
+
+def choice(method: str, name: str, value: str, known: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``known``.
+
+    Raises:
+        MethodError: it is not; the nearest known one is named.
+    """
+    if value not in known:
+        raise MethodError(f"{method}.{name} must be one of {', '.join(known)}, found '{value}'.{nearest(str(value), known)}")
+    return value
+
+
+def check_variant(method: str, value: str) -> bool:
+    """Whether the paper's variant is wanted.
+
+    Raises:
+        MethodError: neither ``default`` nor ``paper``.
+    """
+    return choice(method, "variant", value, ("default", "paper")) == "paper"
+
+
+def positive(method: str, name: str, value: float) -> float:
+    """Return ``value`` as a float if it is above zero.
+
+    Raises:
+        MethodError: it is not a positive number.
+    """
+    if isinstance(value, (str, bool)) or not value > 0:
+        raise MethodError(f"{method}.{name} must be a number above 0, found {value!r}.")
+    return float(value)
+
+
+def at_least(method: str, name: str, value: float, low: float) -> float:
+    """Return ``value`` if it is a number not below ``low``.
+
+    Raises:
+        MethodError: it is below, or not a number.
+    """
+    if isinstance(value, (str, bool)) or not value >= low:
+        raise MethodError(f"{method}.{name} must be a number of at least {low:g}, found {value!r}.")
+    return value
