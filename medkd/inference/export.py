@@ -1,0 +1,122 @@
+"""From logits on the network's grid to label maps on the native grid, slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.preprocessing.properties import CaseProperties
+from medkd.preprocessing.resampling import axis_matrix, axis_orders
+
+SLAB_BYTES = 32 * 2**20  # resampled logits held at a time; larger slabs leave the cache and gain nothing
+
+
+def logits_to_labels(
+    logits: Tensor | np.ndarray, properties: CaseProperties, plan: Plan, configuration: Configuration, labels: LabelSpec
+) -> np.ndarray:
+    """Label map in the native grid.
+
+    The logits are resampled (linearly, or by the plan's orders) to the cropped native box and decoded at once, one slab of
+    slices after the other, so that no more than ``SLAB_BYTES`` of resampled logits exist. Voxels outside the crop are background.
+
+    Args:
+        logits: ``(K, z, y, x)`` on the preprocessed grid, axes in the plan's order.
+        properties: the way back, from preprocessing.
+        plan: gives the axis order.
+        configuration: gives the network's spacing and the interpolation orders.
+        labels: decodes logits to label values.
+
+    Returns:
+        ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
+    """
+    logits = _tensor(logits)
+    native = tuple(properties.geometry.shape[a] for a in plan.transpose)
+    result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
+    box = result[tuple(slice(*c) for c in properties.crop)]
+    with torch.inference_mode():
+        for rows, slab in resampled_slabs(logits, box.shape, logits_orders(properties, plan, configuration)):
+            box[rows] = labels.decode(slab).cpu().numpy()
+    return np.ascontiguousarray(result.transpose(plan.transpose_back))
+
+
+def logits_to_probabilities(
+    logits: Tensor | np.ndarray, properties: CaseProperties, plan: Plan, configuration: Configuration, labels: LabelSpec
+) -> np.ndarray:
+    """Probabilities in the native grid: softmax (or sigmoid for regions) of the resampled logits.
+
+    Args:
+        logits: as for :func:`logits_to_labels`.
+        properties: as for :func:`logits_to_labels`.
+        plan: as for :func:`logits_to_labels`.
+        configuration: as for :func:`logits_to_labels`.
+        labels: as for :func:`logits_to_labels`.
+
+    Returns:
+        ``(K, z, y, x)`` float16, nnU-Net's layout; outside the crop the background of plain labels has probability 1.
+    """
+    logits = _tensor(logits)
+    native = tuple(properties.geometry.shape[a] for a in plan.transpose)
+    result = np.zeros((logits.shape[0], *native), dtype=np.float16)
+    if not labels.regions:
+        result[0] = 1
+    box = result[(slice(None), *(slice(*c) for c in properties.crop))]
+    with torch.inference_mode():
+        for rows, slab in resampled_slabs(logits, box.shape[1:], logits_orders(properties, plan, configuration)):
+            box[:, rows] = labels.probabilities(slab, dim=0).half().cpu().numpy()
+    return np.ascontiguousarray(result.transpose(0, *(a + 1 for a in plan.transpose_back)))
+
+
+def logits_orders(properties: CaseProperties, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
+    """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native one."""
+    native = tuple(properties.geometry.spacing[a] for a in plan.transpose)
+    network = (*native[: 3 - configuration.rank], *configuration.spacing)
+    return axis_orders(network, native, configuration.resampling, "logits")
+
+
+def resampled_slabs(logits: Tensor, shape: tuple[int, ...], orders: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+    """Resample logits ``(K, z, y, x)`` to ``(K, *shape)`` piece by piece along the first axis.
+
+    Args:
+        logits: on the preprocessed grid.
+        shape: size of the target box.
+        orders: interpolation order per axis.
+
+    Yields:
+        The rows of the first axis, and the resampled logits ``(K, rows, *shape[1:])`` float32.
+    """
+    matrix = torch.tensor(axis_matrix(logits.shape[1], shape[0], orders[0]), dtype=torch.float32, device=logits.device)
+    rows = max(1, SLAB_BYTES // (4 * logits.shape[0] * shape[1] * shape[2]))
+    for start in range(0, shape[0], rows):
+        part = slice(start, min(start + rows, shape[0]))
+        slab = logits[:, part].float() if logits.shape[1] == shape[0] else _rows(logits, matrix[part])
+        yield part, _in_plane(slab, shape[1:], orders[1:])
+
+
+def _rows(logits: Tensor, matrix: Tensor) -> Tensor:
+    """``matrix`` (rows, z) applied along z, reading only the slices that it touches."""
+    used = matrix.abs().sum(0).nonzero()
+    first, last = int(used[0]), int(used[-1]) + 1
+    source = logits[:, first:last].float().flatten(2)
+    return torch.matmul(matrix[:, first:last], source).unflatten(2, logits.shape[2:])
+
+
+def _in_plane(slab: Tensor, shape: tuple[int, ...], orders: tuple[int, ...]) -> Tensor:
+    if slab.shape[2:] == torch.Size(shape):
+        return slab
+    if orders == (1, 1):  # the same interpolation as the matrices', but it reads four neighbours instead of whole lines
+        return F.interpolate(slab, size=tuple(shape), mode="bilinear", align_corners=False)
+    y, x = (
+        torch.tensor(axis_matrix(size, new, order), dtype=torch.float32, device=slab.device)
+        for size, new, order in zip(slab.shape[2:], shape, orders, strict=True)
+    )
+    return torch.matmul(torch.matmul(y, slab), x.T)
+
+
+def _tensor(logits: Tensor | np.ndarray) -> Tensor:
+    return logits if isinstance(logits, Tensor) else torch.from_numpy(np.ascontiguousarray(logits))
