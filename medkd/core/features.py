@@ -24,6 +24,8 @@ class Tap:
         stage: where in the network it lies.
         correction: whether module input and output have equal shapes, so that the block's correction ``output − input``
             exists (the residual branch of an additive block).
+        raw: whether it is the output of a convolution before its normalisation and activation; such taps are there for
+            methods that ask for them by name and are never paired by default.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Tap:
     module: str
     stage: Stage
     correction: bool = False
+    raw: bool = False
 
     @property
     def rank(self) -> int:
@@ -97,13 +100,13 @@ def pair_by_stride(student: Iterable[Tap], teacher: Iterable[Tap], stages: Seque
     """Pair taps of the same stage group and the nearest stride, finest first; every tap is used at most once.
 
     For each student tap in one of ``stages`` the teacher tap of the same stage with the closest stride (sum over axes of
-    ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins.
+    ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins. Raw taps are left out.
     """
-    teachers = [t for t in teacher if t.stage in stages]
+    teachers = [t for t in teacher if t.stage in stages and not t.raw]
     wanted = sorted(
         (
             (_distance(s, t), i, j, s, t)
-            for i, s in enumerate(x for x in student if x.stage in stages)
+            for i, s in enumerate(x for x in student if x.stage in stages and not x.raw)
             for j, t in enumerate(teachers)
             if s.stage == t.stage
         ),

@@ -1,0 +1,16 @@
+"""Teachers and students of the segmentation branch; importing this package registers all of them."""
+
+from medkd.networks import plain_unet, res_unet, resenc_unet, unet_tiny
+from medkd.networks.base import NETWORKS, NetworkEntry, SegmentationNetwork, build_network, fit_patch
+
+__all__ = [
+    "NETWORKS",
+    "NetworkEntry",
+    "SegmentationNetwork",
+    "build_network",
+    "fit_patch",
+    "plain_unet",
+    "res_unet",
+    "resenc_unet",
+    "unet_tiny",
+]

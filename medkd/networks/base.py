@@ -24,6 +24,8 @@ class SegmentationNetwork(nn.Module):
         taps: places where features can be read, encoder → bottleneck → decoder, the decoder from coarse to fine.
         deep_supervision: whether training mode returns several resolutions (False where the network offers none).
         deep_supervision_strides: stride of each returned resolution, per axis; empty where it offers none.
+        remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward pass);
+            off by default, since they take memory and stand in the way of exporters.
     """
 
     citation: ClassVar[str] = ""
@@ -34,6 +36,7 @@ class SegmentationNetwork(nn.Module):
         self.taps: tuple[Tap, ...] = ()
         self.deep_supervision = False
         self.deep_supervision_strides: tuple[tuple[int, ...], ...] = ()
+        self.remember = False
 
     @property
     def rank(self) -> int:
@@ -47,8 +50,17 @@ class SegmentationNetwork(nn.Module):
     def forward_from(self, tap: str, feature: Tensor) -> Tensor:
         """Run the rest of the network from a tap, with everything else as in the last ordinary forward pass.
 
+        That pass must have run with :attr:`remember` set.
+
+        Args:
+            tap: name of a tap, usually of the decoder.
+            feature: what takes the place of the tapped feature map, of the same shape.
+
+        Returns:
+            Logits ``(B, K, *spatial)``, full resolution only.
+
         Raises:
-            RunError: the network does not offer this.
+            RunError: the network does not offer this for this tap, or no forward pass was remembered.
         """
         raise RunError(f"Network '{self.spec.name}' cannot continue from its tap '{tap}'; choose a method that does not need it.")
 

@@ -1,0 +1,56 @@
+"""What the two U-Nets built on MONAI's ``UNet`` share: its recursion unrolled into stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from medkd.core.run import NetworkSpec
+from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.initialization import kaiming_fan_out
+
+
+class MonaiUNet(EncoderDecoder):
+    """MONAI's ``UNet`` with stride 2 on entering each of three stages and a bottleneck of stride 1.
+
+    The first operation already halves the resolution, and the last decoder step yields the logits: there is no ``dec0``.
+    ``net`` nests stages as ``Sequential(down, SkipConnection(inner stage or bottleneck), up)``.
+    """
+
+    def __init__(self, spec: NetworkSpec, widths: Sequence[int], residual_units: int) -> None:
+        super().__init__(spec)
+        self.steps = len(widths) - 1
+        self.net = UNet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps, num_res_units=residual_units)
+        self.net.apply(kaiming_fan_out)
+        self.resume = {"bottleneck": 0, **{f"dec{level}": self.steps - level for level in range(self.steps - 1, 0, -1)}}
+
+    def stage_path(self, level: int) -> str:
+        """Dotted path of the stage that is entered after ``level`` others; ``level == steps`` is the bottleneck."""
+        return "net.model" + ".1.submodule" * level
+
+    def stride(self, level: int) -> tuple[int, ...]:
+        """Stride relative to the input after ``level`` halvings."""
+        return (2**level,) * self.rank
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the down paths, finest first, and of the bottleneck."""
+        features = []
+        for level in range(self.steps):
+            x = self._stage(level)[0](x)
+            features.append(x)
+        return [*features, self._stage(self.steps)(x)]
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """The up path on the skip feature joined with ``x``."""
+        level = self.steps - 1 - index
+        return self._stage(level)[2](torch.cat((features[level], x), 1))
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """Nothing more: the last step's result is the logits."""
+        return x
+
+    def _stage(self, level: int) -> nn.Sequential:
+        return self.get_submodule(self.stage_path(level))  # type: ignore[return-value]

@@ -1,0 +1,117 @@
+"""What the planned U-Nets share: keyword arguments, taps and the decoder loop of dynamic-network-architectures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medkd.core.errors import RunError
+from medkd.core.features import Tap
+from medkd.core.plan import Architecture
+from medkd.core.run import NetworkSpec
+from medkd.networks.encoder_decoder import EncoderDecoder
+
+# a narrower stage than this cannot carry an image on; nnU-Net's own smallest configurations stay above it
+MIN_WIDTH = 4
+
+
+class PlannedUNet(EncoderDecoder):
+    """A U-Net of dynamic-network-architectures whose shape comes from the plan; ``net`` has nnU-Net's parameter names.
+
+    Subclasses set :attr:`block_path`, the path from an encoder stage to its list of blocks, and build :attr:`net`.
+
+    Raises:
+        RunError: the patch is not a multiple of the network's total stride.
+    """
+
+    block_path = ""
+
+    def __init__(self, spec: NetworkSpec, architecture: Architecture) -> None:
+        super().__init__(spec)
+        self.architecture = architecture
+        self.strides = total_strides(architecture.strides)
+        if any(p % s for p, s in zip(spec.patch_size, self.strides[-1], strict=True)):
+            raise RunError(
+                f"'{spec.name}' needs patch axes that are multiples of {self.strides[-1]}, found {spec.patch_size}; change --patch-size."
+            )
+        self.widths = tuple(max(f // spec.width_divisor, MIN_WIDTH) for f in architecture.features_per_stage)
+        self.net: Any = self.build(keywords(spec, architecture, self.widths))
+        self.steps = len(self.widths) - 1
+        self.taps = (*self._encoder_taps(), *self._decoder_taps())
+        self.resume = {"bottleneck": 0, **{f"dec{self.steps - 1 - s}": s + 1 for s in range(self.steps)}}
+        self.deep_supervision = spec.deep_supervision
+        self.deep_supervision_strides = self.strides[:-1]
+
+    def build(self, shape: dict[str, Any]) -> nn.Module:
+        """The initialised network for the constructor arguments that all of them share."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all encoder stages, finest first."""
+        return self.net.encoder(x)
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """Transposed convolution, skip, convolutions."""
+        decoder = self.net.decoder
+        return decoder.stages[index](torch.cat((decoder.transpconvs[index](x), features[-(index + 2)]), 1))
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """The 1 × 1 convolution of a decoder stage."""
+        return self.net.decoder.seg_layers[index](x)
+
+    def _encoder_taps(self) -> list[Tap]:
+        taps, inputs = [], self.widths[0]  # a stem, where there is one, has the first stage's width
+        for i, (width, stride, blocks) in enumerate(
+            zip(self.widths, self.architecture.strides, self.architecture.blocks_encoder, strict=True)
+        ):
+            last = i == len(self.widths) - 1
+            same = blocks > 1 or (inputs == width and set(stride) == {1} and self.has_stem)
+            module = f"net.encoder.stages.{i}.{self.block_path}.{blocks - 1}"
+            name, stage = ("bottleneck", "bottleneck") if last else (f"enc{i}", "encoder")
+            taps.append(Tap(name, width, self.strides[i], module, stage, same))  # type: ignore[arg-type]
+            inputs = width
+        return taps
+
+    def _decoder_taps(self) -> list[Tap]:
+        taps = []
+        for s, blocks in enumerate(self.architecture.blocks_decoder):
+            level = self.steps - 1 - s
+            module = f"net.decoder.stages.{s}.convs.{blocks - 1}"
+            taps.append(Tap(f"dec{level}", self.widths[level], self.strides[level], module, "decoder", blocks > 1))
+        return taps
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether a convolution runs before the first stage, so that its first block has input and output of one shape."""
+        return hasattr(self.net.encoder, "stem")
+
+
+def total_strides(strides: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Stride of each stage relative to the input, per axis: the cumulative product of the stages' own strides."""
+    total = [tuple(strides[0])]
+    for stride in strides[1:]:
+        total.append(tuple(a * b for a, b in zip(total[-1], stride, strict=True)))
+    return tuple(total)
+
+
+def keywords(spec: NetworkSpec, architecture: Architecture, widths: tuple[int, ...]) -> dict[str, Any]:
+    """Constructor arguments that the U-Nets of dynamic-network-architectures share, with nnU-Net's choices."""
+    three = len(spec.patch_size) == 3
+    return {
+        "input_channels": spec.in_channels,
+        "n_stages": len(widths),
+        "features_per_stage": widths,
+        "conv_op": nn.Conv3d if three else nn.Conv2d,
+        "kernel_sizes": architecture.kernel_sizes,
+        "strides": architecture.strides,
+        "num_classes": spec.num_outputs,
+        "n_conv_per_stage_decoder": architecture.blocks_decoder,
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm3d if three else nn.InstanceNorm2d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": False,
+    }

@@ -1,0 +1,37 @@
+"""The small plain U-Net that is taught in the ACF-BCKD paper (1.96 M parameters in 3D)."""
+
+from __future__ import annotations
+
+from medkd.core.features import Tap
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, NetworkEntry
+from medkd.networks.monai_unet import MonaiUNet
+
+WIDTHS = (32, 64, 128, 256)
+
+
+class UNetTiny(MonaiUNet):
+    """U-Net of seven convolutions (instance norm, PReLU) without residual units, total stride 8.
+
+    Its decoder stages are single transposed convolutions; ``dec1.conv`` is that convolution's raw output, which the ACF-BCKD
+    paper distils, ``dec1`` the stage's output after normalisation and activation.
+
+    Yu, Teng, Zhang, Zheng, Chen: Attention correction feature and boundary constraint knowledge distillation for efficient 3D
+    medical image segmentation. Expert Systems with Applications 262, 2025.
+    """
+
+    citation = "Yu et al., Expert Systems with Applications 262, 2025"
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec, WIDTHS, residual_units=0)
+        encoder = [Tap(f"enc{i}", WIDTHS[i], self.stride(i + 1), f"{self.stage_path(i)}.0", "encoder") for i in range(self.steps)]
+        bottleneck = Tap("bottleneck", WIDTHS[-1], self.stride(self.steps), self.stage_path(self.steps), "bottleneck")
+        self.taps = (*encoder, bottleneck, *(tap for level in range(self.steps - 1, 0, -1) for tap in self._decoder_taps(level)))
+
+    def _decoder_taps(self, level: int) -> tuple[Tap, Tap]:
+        width, stride, module = WIDTHS[level - 1], self.stride(level), f"{self.stage_path(level)}.2"
+        raw = Tap(f"dec{level}.conv", width, stride, f"{module}.conv", "decoder", raw=True)
+        return raw, Tap(f"dec{level}", width, stride, module, "decoder")
+
+
+NETWORKS.register("unet_tiny")(NetworkEntry(UNetTiny, UNetTiny.citation, divisor=8))
