@@ -1,0 +1,74 @@
+"""The trained networks of a run folder, ready for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+import medkd.networks  # noqa: F401  (enters all networks into the registry)
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.run import BEST, FINAL, NetworkSpec, RunFolder
+from medkd.networks.base import SegmentationNetwork, build_network
+
+CHECKPOINTS = {"final": FINAL, "best": BEST}
+
+
+def load_networks(run: RunFolder, folds: Sequence[int | str] | None = None, *, checkpoint: str = "final") -> list[SegmentationNetwork]:
+    """Build the run's network once per fold and load the folds' weights, on the CPU and in evaluation mode.
+
+    Args:
+        run: a run folder that was read.
+        folds: 0-4 or ``"all"``; None takes every fold that has the checkpoint.
+        checkpoint: ``"final"`` or ``"best"``.
+
+    Raises:
+        RunError: no fold, or one that was asked for, was trained, or weights and network disagree.
+    """
+    name = CHECKPOINTS[checkpoint]
+    if folds is None:
+        folds = sorted(p.parent.name.removeprefix("fold_") for p in run.path.glob(f"fold_*/{name}"))
+    if not folds:
+        raise RunError(f"{run.path}: no fold has a {name}; finish the training of at least one fold first.")
+    paths = [run.fold(fold) / name for fold in folds]
+    for path in paths:
+        if not path.exists():
+            trained = ", ".join(run.trained_folds()) or "none"
+            raise RunError(f"{path} does not exist; the folds with finished training are: {trained}.")
+    return [load_weights(run.run.network, load_checkpoint(path).get("network", {}), str(path)) for path in paths]
+
+
+def load_weights(spec: NetworkSpec, weights: dict[str, Tensor], where: str) -> SegmentationNetwork:
+    """Build ``spec``'s network in evaluation mode with these weights; ``where`` names their file in error texts.
+
+    Raises:
+        RunError: a weight is missing, left over or of another shape.
+    """
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: they must not move the global generator
+        network = build_network(spec)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise RunError(f"{where} does not fit the network '{spec.name}' of run.json ({detail}); was one of the files replaced?") from error
+    return freeze(network)
+
+
+def freeze(network: SegmentationNetwork) -> SegmentationNetwork:
+    """Set evaluation mode, in which a network returns full-resolution logits only, and switch off gradients."""
+    return network.eval().requires_grad_(False)
+
+
+def mean_logits(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Mean of the networks' logits for ``x`` ``(B, C, *spatial)``, in float32 when there are several.
+
+    Averaging per tile equals averaging whole volumes, since blending is linear; the volume is then accumulated once for all folds.
+    """
+    if len(networks) == 1:
+        return networks[0](x)
+    total = networks[0](x).float()
+    for network in networks[1:]:
+        total = total + network(x)
+    return total / len(networks)

@@ -1,0 +1,189 @@
+"""Prediction of one case: preprocess, slide the window, bring the logits back to the native grid."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medkd.core.errors import RunError
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.core.run import RunFolder
+from medkd.inference.export import logits_to_labels, logits_to_probabilities
+from medkd.inference.model import load_networks, mean_logits
+from medkd.inference.sliding_window import predict_logits
+from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_GPU_SHARE = 0.5  # of the free GPU memory may hold image and accumulator, the rest belongs to the forwards
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to predict.
+
+    Attributes:
+        step_size: distance of neighbouring tiles as a share of the patch.
+        mirror: average over the mirrored copies along the axes that training mirrored.
+        precision: arithmetic of the forwards; None is fp16 on CUDA and fp32 elsewhere.
+        tile_batch: tiles per forward; None chooses by patch and device.
+    """
+
+    step_size: float = 0.5
+    mirror: bool = True
+    precision: Precision | None = None
+    tile_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Label map ``(z, y, x)`` and, where asked for, probabilities ``(K, z, y, x)`` float16, both in the native grid."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class Predictor:
+    """Networks (one per fold) with all that is needed to predict raw cases.
+
+    Args:
+        networks: networks in evaluation mode; their logits are averaged.
+        plan: preprocessing and axis order.
+        configuration: the configuration of the plan that the networks were trained on.
+        labels: what the networks' outputs mean.
+        patch_size: voxels per axis, two values for a 2D network.
+        mirror_axes: axes of the patch that may be mirrored.
+        device: where the networks run; None picks CUDA where present, else the CPU.
+        settings: step size, mirroring, precision.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        configuration: Configuration,
+        labels: LabelSpec,
+        patch_size: Sequence[int],
+        *,
+        mirror_axes: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.device = pick_device(device)
+        self.networks = [network.to(self.device) for network in networks]
+        self.plan = plan
+        self.configuration = configuration
+        self.labels = labels
+        self.patch_size = tuple(patch_size)
+        self.mirror_axes = tuple(mirror_axes)
+        self.precision: Precision = self.settings.precision or ("fp16" if self.device.type == "cuda" else "fp32")
+
+    @classmethod
+    def from_run(
+        cls,
+        run_folder: Path,
+        folds: Sequence[int | str] | None = None,
+        device: torch.device | str | None = None,
+        *,
+        step_size: float = 0.5,
+        mirror: bool = True,
+        precision: Precision | None = None,
+        checkpoint: str = "final",
+    ) -> Predictor:
+        """The predictor of a run folder.
+
+        Args:
+            run_folder: ``<root>/results/DATASET/RUN``.
+            folds: 0-4 or ``"all"``; None takes every trained fold.
+            device: see the class.
+            step_size: see :class:`Settings`.
+            mirror: see :class:`Settings`.
+            precision: see :class:`Settings`.
+            checkpoint: ``"final"`` or ``"best"``.
+
+        Raises:
+            RunError: the folder is not a run, or a fold is not trained.
+        """
+        run = RunFolder.load(run_folder)
+        description = run.run
+        return cls(
+            load_networks(run, folds, checkpoint=checkpoint),
+            run.plan,
+            run.plan.configuration(description.configuration),
+            run.dataset.labels,
+            description.network.patch_size,
+            mirror_axes=description.mirror_axes,
+            device=device,
+            settings=Settings(step_size, mirror, precision),
+        )
+
+    def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:
+        """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""
+        tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+        outputs = self.labels.num_outputs
+        if self._fits_on_device(tensor, outputs):
+            tensor = tensor.to(self.device)
+        axes = self.mirror_axes if self.settings.mirror else ()
+        with self._autocast():
+            return predict_logits(
+                self._forward,
+                tensor,
+                self.patch_size,
+                outputs,
+                step_size=self.settings.step_size,
+                tile_batch=self.settings.tile_batch,
+                mirror_axes=axes,
+                device=self.device,
+            )
+
+    def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
+        """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
+        return self.predict(preprocess_case(case, image, geometry, self.plan, self.configuration)).labels
+
+    def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
+        """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
+        logits = self.predict_preprocessed(prepared.image)
+        arguments = (logits, prepared.properties, self.plan, self.configuration, self.labels)
+        return Prediction(logits_to_labels(*arguments), logits_to_probabilities(*arguments) if probabilities else None)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return mean_logits(self.networks, x)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=_TYPES[self.precision])
+
+    def _fits_on_device(self, image: Tensor, outputs: int) -> bool:
+        if self.device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return 4 * (image.shape[0] + outputs) * prod(image.shape[1:]) < _GPU_SHARE * free
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The named device, or CUDA where present, else the CPU.
+
+    Raises:
+        RunError: the name is unknown, or the device is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RunError(f"Unknown device '{device}'; use cpu, cuda, cuda:N or mps.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise RunError("The device 'cuda' was asked for, but torch sees none; use --device cpu, or mend the driver.")
+    return found
