@@ -1,0 +1,101 @@
+"""One case from its native grid to the network's grid: transpose, crop, normalise, resample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+from medkd.core.plan import Configuration, Plan
+from medkd.preprocessing.cropping import OUTSIDE, Box, bounding_box, box_slices, fill_holes, nonzero_mask
+from medkd.preprocessing.normalisation import normalise
+from medkd.preprocessing.properties import CaseProperties
+from medkd.preprocessing.resampling import resample_image, resample_label, resampled_shape
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A case on the network's grid.
+
+    Attributes:
+        image: ``(C, z, y, x)`` float32, transposed.
+        label: ``(z, y, x)`` int16, -1 outside the non-zero mask, or None.
+        properties: the way back.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    properties: CaseProperties
+
+
+def preprocess_case(
+    case: str,
+    image: np.ndarray,
+    geometry: Geometry,
+    plan: Plan,
+    configuration: Configuration,
+    label: np.ndarray | None = None,
+    *,
+    overwrite: bool = False,
+) -> Preprocessed:
+    """Bring one case to the grid and intensities of ``configuration``; training and inference use this same function.
+
+    Args:
+        case: case id, for error texts.
+        image: ``(C, z, y, x)`` on the native grid.
+        geometry: the native grid.
+        plan: gives the transposition and the data set's intensities.
+        configuration: gives spacing, normalisation and interpolation. A 2D configuration keeps the spacing across slices.
+        label: ``(z, y, x)`` integers on the same grid, where there is one.
+        overwrite: whether ``image`` may be used as scratch space, which saves a copy of it.
+
+    Raises:
+        DataError: image and label differ in shape, or the number of channels is not the plan's.
+    """
+    _check(case, image, geometry, configuration, label)
+    image = image.transpose(0, *(axis + 1 for axis in plan.transpose))
+    label = None if label is None else label.transpose(plan.transpose)
+    spacing = tuple(geometry.spacing[axis] for axis in plan.transpose)
+
+    mask = nonzero_mask(image)
+    box = bounding_box(mask)
+    image, mask = image[(slice(None), *box_slices(box))], mask[box_slices(box)]
+    image = image if overwrite and image.dtype == np.float32 else np.array(image, dtype=np.float32, order="C")
+    if label is not None or any(configuration.use_mask_for_norm):
+        mask = fill_holes(mask)
+
+    _normalise(case, image, mask, plan, configuration)
+    target = (*spacing[: image.ndim - 1 - configuration.rank], *configuration.spacing)
+    shape = resampled_shape(image.shape[1:], spacing, target)
+    image = np.ascontiguousarray(resample_image(image, shape, spacing, target, configuration.resampling))
+    if label is not None:
+        label = _crop_label(label, box, mask)
+        label = np.ascontiguousarray(resample_label(label, shape, spacing, target, configuration.resampling))
+    return Preprocessed(image, label, CaseProperties(case, geometry, box, shape))
+
+
+def _check(case: str, image: np.ndarray, geometry: Geometry, configuration: Configuration, label: np.ndarray | None) -> None:
+    if image.ndim != 4 or image.shape[1:] != tuple(geometry.shape):
+        raise DataError(f"Case {case}: expected an image of shape (channels, {geometry.shape}), found {image.shape}.")
+    if label is not None and label.shape != image.shape[1:]:
+        raise DataError(f"Case {case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data set.")
+    if image.shape[0] != len(configuration.normalization):
+        raise DataError(f"Case {case}: the plan expects {len(configuration.normalization)} channels, found {image.shape[0]}.")
+
+
+def _normalise(case: str, image: np.ndarray, mask: np.ndarray, plan: Plan, configuration: Configuration) -> None:
+    for index, channel in enumerate(image):
+        statistics = plan.intensities[index] if index < len(plan.intensities) else None
+        try:
+            normalise(channel, configuration.normalization[index], statistics, mask if configuration.use_mask_for_norm[index] else None)
+        except DataError as error:
+            raise DataError(f"Case {case}, channel {index}: {error}") from error
+
+
+def _crop_label(label: np.ndarray, box: Box, mask: np.ndarray) -> np.ndarray:
+    label = label[box_slices(box)].astype(np.int16, order="C")
+    if not mask.all():
+        label[(label == 0) & ~mask] = OUTSIDE
+    return label

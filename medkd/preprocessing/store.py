@@ -1,0 +1,227 @@
+"""Preprocessed cases on disk: memory-mapped arrays for partial reads, and a record of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.core.files import atomic_path
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.core.serial import load, save, to_data
+from medkd.preprocessing.pipeline import Preprocessed
+from medkd.preprocessing.properties import CaseProperties
+
+SCHEMA = 1  # raise it when the content of the files changes meaning: every case is then made anew
+ANNOTATED = 0  # key of the locations of annotated voxels, present only where the data set has an ``ignore`` label
+_MAX_LOCATIONS = 10_000  # nnU-Net: per structure at most so many voxels are remembered,
+_MIN_SHARE = 0.01  # but at least this share of them
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A raw file as it was when the case was made: its name, size in bytes, time of change (ns) and BLAKE2b hash."""
+
+    name: str
+    size: int
+    modified: int
+    content: str
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """``CASE.json``, written last: a case without it does not exist.
+
+    Attributes:
+        properties: the way back to the native grid.
+        files: the raw files, channels in order, then the label.
+        recipe: hash of the parts of plan and label description that the arrays depend on.
+    """
+
+    properties: CaseProperties
+    files: tuple[SourceFile, ...] = ()
+    recipe: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A preprocessed case; opening is cheap and reads no voxels, so that loaders may keep many open.
+
+    Attributes:
+        image: memory-mapped ``(C, z, y, x)`` float32.
+        label: memory-mapped ``(z, y, x)`` int16, -1 outside the non-zero mask.
+        locations: voxels ``(n, 3)`` int32 of each structure, by its 1-based position in ``LabelSpec.foreground``; with an
+            ``ignore`` label also, under 0, of all annotated voxels.
+        properties: the way back to the native grid.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    locations: Mapping[int, np.ndarray]
+    properties: CaseProperties
+
+
+class CaseStore:
+    """The preprocessed cases of one configuration: ``CASE.image.npy``, ``.label.npy``, ``.locations.npz`` and ``.json``.
+
+    Args:
+        folder: ``<root>/preprocessed/DATASET/CONFIGURATION``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def cases(self) -> list[str]:
+        """The ids of all complete cases, sorted."""
+        return sorted(p.name.removesuffix(".json") for p in self.folder.glob("*.json") if not p.name.startswith("."))
+
+    def open(self, case: str) -> StoredCase:
+        """Open a case for reading.
+
+        Raises:
+            DataError: the case was not preprocessed, or a file of it is missing or damaged.
+        """
+        record = self.record(case)
+        try:
+            image, label = (np.load(self._path(case, part), mmap_mode="r") for part in ("image.npy", "label.npy"))
+            with np.load(self._path(case, "locations.npz")) as stored:
+                locations = {int(key): stored[key] for key in stored.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again.") from error
+        return StoredCase(image, label, locations, record.properties)
+
+    def record(self, case: str) -> CaseRecord:
+        """Read what a case was made from.
+
+        Raises:
+            DataError: the case was not preprocessed, or by another version of medkd.
+        """
+        path = self._path(case, "json")
+        if not path.exists():
+            raise DataError(f"Case {case} was not preprocessed in {self.folder}; run medkd_plan_and_preprocess for this configuration.")
+        return load(CaseRecord, path)
+
+    def write(self, case: str, content: Preprocessed, labels: LabelSpec, files: Sequence[SourceFile], recipe: str) -> None:
+        """Store a labelled case; a reader sees the old case, no case, or the new one, never a mixture.
+
+        Raises:
+            DataError: the case has no label, or the folder cannot be written to.
+        """
+        if content.label is None:
+            raise DataError(f"Case {case}: only labelled cases are stored for training; this one has no label map.")
+        self.remove(case)
+        for part, array in (("image.npy", content.image), ("label.npy", content.label)):
+            with atomic_path(self._path(case, part)) as temporary:
+                np.save(temporary, array)
+        with atomic_path(self._path(case, "locations.npz")) as temporary:
+            locations: dict[str, Any] = {str(entry): voxels for entry, voxels in sample_locations(content.label, labels).items()}
+            np.savez(temporary, **locations)
+        save(self._path(case, "json"), CaseRecord(content.properties, tuple(files), recipe))
+
+    def remove(self, case: str) -> None:
+        """Delete a case, its record first."""
+        for part in ("json", "image.npy", "label.npy", "locations.npz"):
+            self._path(case, part).unlink(missing_ok=True)
+
+    def is_current(self, case: str, paths: Sequence[Path], recipe: str) -> bool:
+        """Whether a complete stored case was made from these very files with this recipe.
+
+        Sizes and times of change are compared first; only where a time differs is the content hashed.
+        """
+        try:
+            record = self.record(case)
+        except DataError:
+            return False
+        parts = all(self._path(case, part).exists() for part in ("image.npy", "label.npy", "locations.npz"))
+        same = record.recipe == recipe and len(record.files) == len(paths)
+        return parts and same and all(_unchanged(file, path) for file, path in zip(record.files, paths, strict=True))
+
+    def _path(self, case: str, part: str) -> Path:
+        return self.folder / f"{case}.{part}"
+
+
+def describe_source(path: Path) -> SourceFile:
+    """Size, time of change and content hash of a raw file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        state = path.stat()
+        return SourceFile(path.name, state.st_size, state.st_mtime_ns, _content_hash(path))
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def recipe_of(plan: Plan, configuration: Configuration, labels: LabelSpec) -> str:
+    """Hash of everything besides the raw files that a stored case depends on; patch and network sizes do not count."""
+    parts: Any = {
+        "schema": SCHEMA,
+        "transpose": plan.transpose,
+        "intensities": plan.intensities if "ct" in configuration.normalization else None,
+        "spacing": configuration.spacing,
+        "normalization": configuration.normalization,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "resampling": configuration.resampling,
+        "labels": labels,
+    }
+    return hashlib.blake2b(json.dumps(to_data(parts), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def sample_locations(label: np.ndarray, labels: LabelSpec) -> dict[int, np.ndarray]:
+    """Voxels of every structure, for sampling patches around them.
+
+    Of each label or region min(10 000, n) voxels, but at least 1 %, are drawn without replacement with a fixed seed.
+
+    Args:
+        label: ``(z, y, x)`` preprocessed label map.
+        labels: what its values mean.
+
+    Returns:
+        1-based position in ``labels.foreground`` → ``(n, 3)`` int32, n = 0 where the structure is absent. With an ``ignore``
+        label also :data:`ANNOTATED` → voxels that are not ignored (nor outside the non-zero mask).
+    """
+    rng = np.random.default_rng(_SEED)
+    flat = np.ascontiguousarray(label).reshape(-1)
+    foreground = np.flatnonzero(flat > 0)
+    values = flat[foreground]
+    found = {}
+    for entry, (_, members) in enumerate(labels.foreground, start=1):
+        wanted = values == members[0] if len(members) == 1 else np.isin(values, members)
+        found[entry] = _draw(foreground[wanted], label.shape, rng)
+    if labels.ignore is not None:
+        found[ANNOTATED] = _draw(np.flatnonzero((flat >= 0) & (flat != labels.ignore)), label.shape, rng)
+    return found
+
+
+def _draw(indices: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    count = max(min(_MAX_LOCATIONS, len(indices)), int(np.ceil(len(indices) * _MIN_SHARE)))
+    chosen = rng.choice(indices, count, replace=False, shuffle=False) if len(indices) else indices
+    return np.stack(np.unravel_index(np.sort(chosen), shape), axis=1).astype(np.int32)
+
+
+def _unchanged(file: SourceFile, path: Path) -> bool:
+    try:
+        state = path.stat()
+        if path.name != file.name or state.st_size != file.size:
+            return False
+        return state.st_mtime_ns == file.modified or _content_hash(path) == file.content
+    except OSError:
+        return False
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
