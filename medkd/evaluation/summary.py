@@ -1,0 +1,141 @@
+"""Evaluation of a folder of predictions against a folder of references."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from medkd.core.errors import DataError, MedkdError
+from medkd.core.labels import LabelSpec
+from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM, evaluate_case
+from medkd.evaluation.metrics import HausdorffDefinition
+from medkd.evaluation.results import CaseScores, Summary
+from medkd.io.volumes import Volume, read_geometry, read_label
+
+__all__ = ["Summary", "evaluate_folder"]
+
+_log = logging.getLogger(__name__)
+
+# Two int16 maps as read and as used, masks and surfaces of a structure that fills the image, and their copies.
+_BYTES_PER_VOXEL = 24
+
+
+def evaluate_folder(
+    predictions: Path,
+    references: Path,
+    labels: LabelSpec,
+    *,
+    file_ending: str = ".nii.gz",
+    cases: Sequence[str] | None = None,
+    workers: int | None = None,
+    nsd_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    definition: HausdorffDefinition = "max",
+    allow_missing: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Score ``predictions/CASE.nii.gz`` against ``references/CASE.nii.gz``.
+
+    Args:
+        predictions: folder of predicted label maps.
+        references: folder of reference label maps.
+        labels: the structures.
+        file_ending: of both.
+        cases: the cases to score; all references where None.
+        workers: threads; None follows from cores and free memory.
+        nsd_tolerance_mm: tolerance of the normalised surface distance.
+        definition: of HD95, see :func:`medkd.evaluation.metrics.hausdorff95`.
+        allow_missing: count a case without a prediction as an empty prediction (everything missed) instead of refusing.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: predictions or references are missing (all are named), a file cannot be read, or a prediction does not lie
+            on its reference's grid or holds unknown values (every such case is named).
+    """
+    predictions, references = Path(predictions), Path(references)
+    names = sorted(set(cases)) if cases is not None else _cases_in(references, file_ending)
+    missing = _missing(predictions, references, names, file_ending, allow_missing)
+
+    def one(case: str) -> CaseScores | str:
+        reference, prediction = references / f"{case}{file_ending}", predictions / f"{case}{file_ending}"
+        try:
+            truth = read_label(reference)
+            found = None if case in missing else read_label(prediction)
+            array = np.zeros_like(truth.array) if found is None else _on_same_grid(found, truth, case)
+            spacing = truth.geometry.spacing
+            scores = evaluate_case(array, truth.array, spacing, labels, nsd_tolerance_mm=nsd_tolerance_mm, definition=definition, case=case)
+        except MedkdError as error:
+            return str(error)
+        return CaseScores(str(reference), str(prediction), scores)
+
+    threads = _workers([references / f"{c}{file_ending}" for c in names]) if workers is None else max(1, workers)
+    results: list[CaseScores | str] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for result in _bar(pool.map(one, names), len(names), progress):
+            results.append(result)
+    problems = [r for r in results if isinstance(r, str)]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(names)} cases cannot be scored: " + " ".join(problems))
+    return Summary(tuple(r for r in results if isinstance(r, CaseScores)), nsd_tolerance_mm, definition, tuple(missing))
+
+
+def _cases_in(folder: Path, ending: str) -> list[str]:
+    names = sorted(p.name[: -len(ending)] for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder}: expected label maps named CASE{ending}, found none; check the folder and the file ending.")
+    return names
+
+
+def _missing(predictions: Path, references: Path, names: Sequence[str], ending: str, allowed: bool) -> list[str]:
+    if not names:
+        raise DataError(f"There is no case to score in {predictions}: the list of cases is empty.")
+    unknown = [n for n in names if not (references / f"{n}{ending}").exists()]
+    if unknown:
+        raise DataError(f"{references}: no reference (CASE{ending}) for {len(unknown)} of {len(names)} cases: {', '.join(unknown)}.")
+    missing = [n for n in names if not (predictions / f"{n}{ending}").exists()]
+    if missing and not allowed:
+        raise DataError(
+            f"{predictions}: no prediction (CASE{ending}) for {len(missing)} of {len(names)} cases: {', '.join(missing)}. "
+            "Predict them, or allow missing ones to count as missed."
+        )
+    extra = {p.name[: -len(ending)] for p in predictions.glob(f"*{ending}") if not p.name.startswith(".")} - set(names)
+    if extra:
+        _log.warning("%d predictions are not scored, since they are not among the references: %s", len(extra), ", ".join(sorted(extra)))
+    return missing
+
+
+def _on_same_grid(prediction: Volume, reference: Volume, case: str) -> np.ndarray:
+    differences = prediction.geometry.differences(reference.geometry)
+    if differences:
+        raise DataError(
+            f"{case}: prediction and reference differ in {', '.join(differences)} "
+            f"(shape {prediction.geometry.shape} and {reference.geometry.shape}, "
+            f"spacing {_rounded(prediction)} and {_rounded(reference)} mm); bring the prediction onto the reference's grid."
+        )
+    return prediction.array
+
+
+def _rounded(volume: Volume) -> tuple[float, ...]:
+    return tuple(round(s, 4) for s in volume.geometry.spacing)
+
+
+def _workers(files: Sequence[Path]) -> int:
+    """Threads that fit the memory: the costly parts (inflating, k-d trees, NumPy) release the interpreter's lock."""
+    try:
+        largest = max(prod(read_geometry(f).shape) for f in files)
+    except MedkdError:
+        return 1  # the unreadable file is reported with its case later
+    fitting = int(0.5 * psutil.virtual_memory().available / (_BYTES_PER_VOXEL * max(largest, 1)))
+    return max(1, min(os.cpu_count() or 1, fitting, len(files)))
+
+
+def _bar(results: Iterable[CaseScores | str], total: int, show: bool) -> Iterable[CaseScores | str]:
+    from tqdm import tqdm
+
+    return tqdm(results, total=total, disable=not show, unit="case", desc="scoring")
