@@ -17,6 +17,8 @@ COMMANDS = {
     "medkd_demo": "demo",
 }
 
+DATA_FILES = ["*.json", "*.typed"]
+
 CORE = [
     "torch>=2.6",
     "monai>=1.4",
@@ -53,6 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["medkd", "medkd.*", "dataset_conversion", "dataset_conversion.*"]),
+    package_data={"": DATA_FILES},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"{command} = medkd.cli.{module}:main" for command, module in COMMANDS.items()]},

@@ -1,0 +1,41 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes .venv first and installs medkd into it.
+# Another Python: make test PYTHON=python3.12. Another place for the environment: make test VENV=/path/to/env.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+DEMO ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.medkd-installed
+
+.PHONY: demo test lint format environment clean
+
+demo: $(STAMP)
+	$(BIN)/medkd_demo $(DEMO)
+
+# Threads of two test processes would fight for the same cores, so each process gets one
+test: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+environment: $(STAMP)
+
+# One pip call for everything, so that the resolver picks a torch and a torchvision that belong together
+$(STAMP): setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "medkd needs Python 3.10 to 3.12, found %d.%d; choose one with PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,dev]'
+	touch $@
+
+# The environment and the demo's output; medkd_data, where results lie, is never touched
+clean:
+	rm -rf $(VENV) build dist medkd.egg-info demo_output .mypy_cache .ruff_cache

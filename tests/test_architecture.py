@@ -1,0 +1,201 @@
+"""The who-imports-whom table of docs/architecture.md, held against the code by reading its imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# package → the packages it may import; keep equal to the table in docs/architecture.md (the last test compares them)
+_FLOOR_2 = {"core", "io", "networks", "distillation", "evaluation"}
+_FLOOR_3 = _FLOOR_2 | {"preprocessing", "inference"}
+TABLE: dict[str, set[str]] = {
+    "core": set(),
+    "io": {"core"},
+    "networks": {"core"},
+    "distillation": {"core"},
+    "evaluation": {"core", "io"},
+    "preprocessing": {"core", "io"},
+    "inference": _FLOOR_2 | {"preprocessing"},
+    "training": _FLOOR_3,
+    "detection": _FLOOR_2 | {"training"},
+    "cli": _FLOOR_3 | {"training", "detection", "dataset_conversion"},
+    "dataset_conversion": {"core", "io"},
+}
+
+# of training, detection may use what does not lead to these
+SEGMENTATION_ONLY = {"networks", "preprocessing", "inference"}
+
+# library → the package whose modules may import it at their top; None: only inside functions, everywhere
+HEAVY: dict[str, str | None] = {
+    "SimpleITK": None,
+    "matplotlib": None,
+    "tensorboard": None,
+    "pydicom": None,
+    "onnx": None,
+    "medpy": None,
+    "ultralytics": "detection",
+    "torchvision": "detection",
+    "timm": "detection",
+    "pycocotools": "detection",
+}
+
+
+def package_of(module: str) -> str:
+    """``medkd.core.files`` → ``core``; ``dataset_conversion.msd`` → ``dataset_conversion``."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "medkd" and len(parts) > 1 else parts[0]
+
+
+def imports(source: str, module: str) -> Iterator[tuple[str, bool]]:
+    """Every module that ``source`` imports, and whether the import stands outside of any function."""
+
+    def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = ".".join(module.split(".")[: -child.level]) if child.level else ""
+                source_name = ".".join(filter(None, (base, child.module)))
+                yield from ((f"{source_name}.{alias.name}", top) for alias in child.names)
+            else:
+                function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                yield from walk(child, top and not function and not _for_type_checkers(child))
+
+    yield from walk(ast.parse(source), True)
+
+
+def _for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def sources() -> dict[str, str]:
+    """Module name → source of everything that is shipped."""
+    files = [p for folder in ("medkd", "dataset_conversion") for p in sorted((ROOT / folder).rglob("*.py"))]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p.read_text(encoding="utf-8") for p in files}
+
+
+def climbing(modules: dict[str, str]) -> list[str]:
+    """Imports that the table does not allow."""
+    found = []
+    for module, source in modules.items():
+        here = package_of(module)
+        for target, _ in imports(source, module):
+            if target.split(".")[0] in ("medkd", "dataset_conversion"):
+                there = package_of(target)
+                if there not in TABLE.get(here, set()) | {here}:
+                    found.append(f"{module} imports {target}: {here} may import {sorted(TABLE.get(here, set()))}")
+    return found
+
+
+def reachable(modules: dict[str, str], start: str) -> set[str]:
+    """Every shipped module that ``start`` imports, directly or through others."""
+    seen, stack = set(), [start]
+    while stack:
+        module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for target, _ in imports(modules[module], module):
+            stack += [m for m in (target, target.rpartition(".")[0]) if m in modules]
+    return seen
+
+
+def segmentation_in_detection(modules: dict[str, str]) -> list[str]:
+    """Modules of training that detection imports although they lead to parts that know segmentation only."""
+    found = []
+    for module, source in modules.items():
+        if package_of(module) != "detection":
+            continue
+        used = {m for target, _ in imports(source, module) for m in (target, target.rpartition(".")[0])}
+        for training in sorted(m for m in used & set(modules) if package_of(m) == "training" and m.count(".") > 1):
+            leads_to = {package_of(m) for m in reachable(modules, training)} & SEGMENTATION_ONLY
+            if leads_to:
+                found.append(f"{module} imports {training}, which leads to {sorted(leads_to)}")
+    return found
+
+
+def heavy_at_top(modules: dict[str, str]) -> list[str]:
+    """Heavy libraries imported at module level outside of their corner."""
+    return [
+        f"{module} imports {target} at module level"
+        for module, source in modules.items()
+        for target, top in imports(source, module)
+        for library in [target.split(".")[0] if "tensorboard" not in target else "tensorboard"]
+        if top and library in HEAVY and HEAVY[library] != package_of(module)
+    ]
+
+
+def test_no_import_points_up() -> None:
+    assert climbing(sources()) == []
+
+
+def test_detection_takes_from_training_only_what_knows_no_segmentation() -> None:
+    assert segmentation_in_detection(sources()) == []
+
+
+def test_heavy_libraries_are_imported_inside_functions() -> None:
+    assert heavy_at_top(sources()) == []
+
+
+def test_every_package_has_a_row() -> None:
+    packages = {package_of(module) for module in sources()} - {"medkd"}
+    assert packages == set(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("medkd.core.x", "from medkd.io import volumes"),
+        ("medkd.io.x", "def f():\n    import medkd.training.api"),
+        ("medkd.preprocessing.x", "from ..networks.base import NETWORKS"),
+        ("medkd.networks.x", "from medkd import distillation"),
+        ("dataset_conversion.x", "from medkd.preprocessing.api import plan_and_preprocess"),
+    ],
+)
+def test_the_check_finds_an_import_that_climbs(module: str, source: str) -> None:
+    assert len(climbing({module: source})) == 1
+
+
+def test_the_check_finds_a_heavy_import_at_module_level() -> None:
+    lazy = "def f():\n    import SimpleITK\n"
+    assert heavy_at_top({"medkd.io.x": lazy}) == []
+    assert len(heavy_at_top({"medkd.io.x": lazy + "from torch.utils.tensorboard import SummaryWriter\nimport timm.models"})) == 2
+    assert heavy_at_top({"medkd.detection.x": "import timm"}) == []
+
+
+def test_the_check_finds_segmentation_behind_a_module_of_training() -> None:
+    modules = {
+        "medkd.detection.x": "from medkd.training.a import f",
+        "medkd.training.a": "from medkd.training import b",
+        "medkd.training.b": "from medkd.inference.predictor import Predictor",
+        "medkd.inference.predictor": "",
+    }
+    assert len(segmentation_in_detection(modules)) == 1
+    assert segmentation_in_detection({**modules, "medkd.training.a": ""}) == []
+
+
+def test_commands_do_not_load_what_they_may_not_need() -> None:
+    """Every command is imported in a fresh process; help and errors must come fast and without the AGPL and GPL packages."""
+    names = sorted(m for m in sources() if m.startswith("medkd.cli."))
+    code = (
+        f"import sys, importlib\nfor m in {names!r}: importlib.import_module(m)\nprint(*sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_the_document_shows_the_same_table() -> None:
+    """Rows look like ``| 2 | `medkd/io` | … | core |``."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d \| `([\w/]+)` \|.*\| ([^|]*) \|$", text, flags=re.MULTILINE)
+    shown = {name.removeprefix("medkd/"): set(re.findall(r"[a-z_]+", allowed)) - {"nothing"} for name, allowed in rows}
+    assert shown == TABLE
