@@ -1,0 +1,122 @@
+"""What can be wrong with the files of a case; shared by reading, verification and conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or may be.
+
+    Attributes:
+        case: case id; empty for the data set as a whole.
+        file: the file, as text; empty where none is to blame.
+        expected: what should have been there.
+        found: what is there.
+        action: what to do.
+        error: whether the case cannot be used; otherwise it is a warning.
+    """
+
+    case: str
+    file: str
+    expected: str
+    found: str
+    action: str
+    error: bool = True
+
+    def text(self) -> str:
+        """One sentence."""
+        where = ": ".join(part for part in (f"case {self.case}" if self.case else "", self.file) if part)
+        return f"{where}: expected {self.expected}, found {self.found}; {self.action}."
+
+
+def unreadable_finding(case: str, path: Path, error: DataError) -> Finding:
+    """A file that could not be read; the error's own text says why."""
+    return Finding(case, str(path), "a readable 3D volume", str(error).rstrip("."), "replace the file or leave the case out")
+
+
+def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
+    """NaN and infinite voxels of an image, counted; an empty list where all are finite."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return []
+    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    found = f"{nan} NaN and {infinite} infinite of {array.size} voxels"
+    return [Finding(case, str(path), "finite intensities", found, "replace them (by the background's value, say) or leave the case out")]
+
+
+def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other: Geometry) -> list[Finding]:
+    """How the grid of ``path`` differs from the one of ``reference``.
+
+    Another shape or spacing is an error. Another origin or direction is a warning (as in nnU-Net) while no corner of the
+    volume moves by more than one voxel, since headers are often rounded; beyond that the two files show different places,
+    or one is flipped, and it is an error.
+    """
+    differing = grid.differences(other)
+    if not differing:
+        return []
+    hard = [name for name in differing if name in ("shape", "spacing")]
+    moved = _largest_shift(grid, other)
+    error = bool(hard) or moved > min(grid.spacing)
+    names = hard or differing
+    expected = f"the same {' and '.join(names)} as {reference.name} ({'; '.join(_value(grid, n) for n in names)})"
+    found = "; ".join(_value(other, n) for n in names)
+    if hard:
+        action = "resample one of the two onto the other's grid, or leave the case out"
+    else:
+        found += f" (up to {moved:.3g} mm apart)"
+        action = "check that both show the same place; if the voxels do correspond, copy the image's header to the other file"
+    return [Finding(case, str(path), expected, found, action, error)]
+
+
+def label_finding(case: str, path: Path, values: Iterable[int], allowed: Collection[int]) -> list[Finding]:
+    """Label values that ``dataset.json`` does not know."""
+    wrong = sorted(set(values) - set(allowed))
+    if not wrong:
+        return []
+    expected = f"only the label values {_listed(sorted(allowed))} of dataset.json"
+    return [Finding(case, str(path), expected, f"also {_listed(wrong)}", "add them to dataset.json or correct the label map")]
+
+
+def label_values(array: np.ndarray) -> tuple[int, ...]:
+    """The distinct values of an integer label map, ascending; counted piece by piece, which is faster than sorting."""
+    if not array.size:
+        return ()
+    low, high = min(int(array.min()), 0), int(array.max())
+    counts = np.zeros(high - low + 1, np.int64)
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _PIECE):  # bincount works on an int64 copy
+        counts += np.bincount(flat[start : start + _PIECE].astype(np.int64) - low, minlength=counts.size)
+    return tuple(int(v) + low for v in np.flatnonzero(counts))
+
+
+def _largest_shift(a: Geometry, b: Geometry) -> float:
+    corners = np.array([[*c, 1] for c in product(*((0, n - 1) for n in reversed(a.shape)))]).T
+    return float(np.linalg.norm(((a.matrix - b.matrix) @ corners)[:3], axis=0).max())
+
+
+def _value(grid: Geometry, name: str) -> str:
+    matrix = grid.matrix
+    if name == "shape":
+        return f"shape {'×'.join(map(str, grid.shape))}"
+    if name == "spacing":
+        return f"spacing {' × '.join(f'{v:.4g}' for v in grid.spacing)} mm"
+    if name == "origin":
+        return f"origin ({', '.join(f'{v:.4g}' for v in matrix[:3, 3])})"
+    directions = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    return f"direction ({'; '.join(' '.join(f'{v:.4g}' for v in row) for row in directions)})"
+
+
+def _listed(values: list[int]) -> str:
+    shown = ", ".join(map(str, values[:20]))
+    return shown + (f", … ({len(values)} in all)" if len(values) > 20 else "")

@@ -1,0 +1,90 @@
+"""NRRD and MetaImage files by SimpleITK, with the affine turned from LPS (ITK) to RAS+ (NIfTI and medkd)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Size in index order and the affine to RAS+ mm, without reading the voxels.
+
+    Raises:
+        DataError: SimpleITK cannot read the file.
+    """
+    reader = _reader(path)
+    _call(path, reader.ReadImageInformation)
+    return tuple(reader.GetSize()), _affine(reader)
+
+
+def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels in index order ``(x, y, z)`` and the affine to RAS+ mm.
+
+    Raises:
+        DataError: SimpleITK cannot read the file, or it holds several numbers per voxel.
+    """
+    import SimpleITK as sitk
+
+    reader = _reader(path)
+    image = _call(path, reader.Execute)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise DataError(
+            f"{path}: expected one number per voxel, found {image.GetNumberOfComponentsPerPixel()}; save each channel to a file of its own."
+        )
+    return sitk.GetArrayFromImage(image).T, _affine(image)
+
+
+def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write voxels in index order ``(x, y, z)``, compressed.
+
+    Raises:
+        DataError: ITK cannot hold the affine (its axes are not perpendicular) or cannot write.
+    """
+    import SimpleITK as sitk
+
+    matrix = _FLIP @ affine
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    try:
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(matrix[:3, 3].tolist())
+        image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise DataError(f"Cannot write {path}: {_last_line(error)}; write .nii.gz instead, or free some space.") from error
+
+
+def _reader(path: Path) -> Any:
+    import SimpleITK as sitk
+
+    if not path.exists():
+        raise DataError(f"Expected the image file {path}, but it does not exist.")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _call(path: Path, function: Any) -> Any:
+    try:
+        return function()
+    except RuntimeError as error:
+        raise DataError(f"Cannot read {path}: {_last_line(error)}; export the scan again, best as .nii.gz.") from error
+
+
+def _affine(image: Any) -> np.ndarray:
+    n = len(image.GetSpacing())
+    affine = np.eye(4)
+    if n >= 3:  # a fourth axis is refused by the caller; a 2D image gets its message there too
+        affine[:3, :3] = np.reshape(image.GetDirection(), (n, n))[:3, :3] * np.array(image.GetSpacing())[:3]
+        affine[:3, 3] = image.GetOrigin()[:3]
+    return _FLIP @ affine
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip().rstrip(".")

@@ -1,0 +1,227 @@
+"""Check a whole raw data set and name every problem of every case, with what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.errors import DataError
+from medkd.core.files import write_text
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.serial import save
+from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
+from medkd.io.volumes import file_ending, read_geometry, read_label, read_volume
+
+REPORT_FILE = "verification_report.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a raw data set.
+
+    Attributes:
+        dataset: folder name.
+        good_cases: training cases without a problem (they may have warnings).
+        bad_cases: training cases that cannot be used.
+        problems: errors of all cases and of the data set.
+        warnings: what may be wrong.
+    """
+
+    dataset: str
+    good_cases: tuple[str, ...]
+    bad_cases: tuple[str, ...]
+    problems: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    schema: int = 1
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem (warnings are allowed)."""
+        return not self.problems
+
+    def text(self) -> str:
+        """The report for people: a summary, then one line per finding, problems first."""
+        return "\n".join([self.summary(), *findings_text(self.problems, self.warnings)]) + "\n"
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"{self.dataset}: {len(self.good_cases)} good cases, {len(self.bad_cases)} bad cases, "
+            f"{len(self.problems)} problems, {len(self.warnings)} warnings"
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON to ``path`` and for people beside it with the ending ``.txt``."""
+        save(path, self)
+        write_text(Path(path).with_suffix(".txt"), self.text())
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """What the files of one case hold.
+
+    Attributes:
+        findings: problems and warnings.
+        values: label values present.
+        digest: fingerprint of the voxels of all channels, to find duplicates; empty where one is unreadable.
+    """
+
+    case: str
+    findings: tuple[Finding, ...]
+    values: tuple[int, ...] = ()
+    digest: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the case can be used."""
+        return not any(f.error for f in self.findings)
+
+
+def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
+    """Check ``dataset.json`` and the training cases of a raw data set; nothing is changed.
+
+    Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
+    without image, unreadable files, NaN and infinity, label values outside ``dataset.json``, one grid for all files of a
+    case, labels that never occur, cases with equal voxels.
+
+    Args:
+        folder: the raw data set, nnU-Net v2 layout.
+        workers: threads; None follows from cores and memory.
+
+    Returns:
+        The report. It never raises for what is wrong inside the data set.
+    """
+    folder = Path(folder)
+    try:
+        description = DatasetDescription.load(folder / "dataset.json")
+        cases = training_cases(folder, description)
+    except DataError as error:
+        finding = Finding("", str(folder), "a valid dataset.json and training cases", str(error).rstrip("."), "mend it, then verify again")
+        return Report(folder.name, (), (), (finding,), ())
+    with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
+        checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
+    findings = [f for check in checks for f in check.findings]
+    findings += _count_findings(folder, description, cases) + _stray_files(folder, description, cases) + _duplicates(checks)
+    findings += _unused_labels(description.labels, checks)
+    bad = {c.case for c in checks if not c.good}
+    return Report(
+        folder.name,
+        tuple(c.case for c in cases if c.case not in bad),
+        tuple(sorted(bad)),
+        tuple(f for f in findings if f.error),
+        tuple(f for f in findings if not f.error),
+    )
+
+
+def check_case(files: CaseFiles, labels: LabelSpec | None) -> CaseCheck:
+    """Check the files of one case; one volume is in memory at a time.
+
+    Args:
+        files: image files in channel order, and the label map.
+        labels: which label values are allowed; None allows all.
+    """
+    findings: list[Finding] = []
+    grid: tuple[Path, Geometry] | None = None
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files.images:
+        try:
+            volume = read_volume(path)
+        except DataError as error:
+            findings.append(unreadable_finding(files.case, path, error))
+            continue
+        findings += finite_finding(files.case, path, volume.array)
+        grid = grid or (path, volume.geometry)
+        findings += grid_findings(files.case, *grid, path, volume.geometry)
+        digest.update(volume.array.data)
+    values: tuple[int, ...] = ()
+    if files.label is not None:
+        try:
+            label = read_label(files.label)
+        except DataError as error:
+            findings.append(unreadable_finding(files.case, files.label, error))
+        else:
+            values = label_values(label.array)
+            findings += grid_findings(files.case, *grid, files.label, label.geometry) if grid else []
+            findings += label_finding(files.case, files.label, values, labels.values) if labels else []
+    readable = all(not f.error for f in findings)
+    return CaseCheck(files.case, tuple(findings), values, digest.hexdigest() if readable else "")
+
+
+def worker_count(paths: Iterable[Path], *, bytes_per_voxel: int = 16) -> int:
+    """Threads that neither exceed the cores nor half of the free memory, judged by the largest of the files."""
+    voxels = 1
+    for path in paths:
+        try:
+            shape = read_geometry(path).shape
+        except DataError:
+            continue
+        voxels = max(voxels, shape[0] * shape[1] * shape[2])
+    by_memory = psutil.virtual_memory().available // 2 // (voxels * bytes_per_voxel)
+    return max(1, min(os.cpu_count() or 1, by_memory, 16))
+
+
+def findings_text(problems: Iterable[Finding], warnings: Iterable[Finding]) -> list[str]:
+    """One line per finding, problems first."""
+    return [*(f"problem: {f.text()}" for f in problems), *(f"warning: {f.text()}" for f in warnings)]
+
+
+def _count_findings(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
+    if description.num_training == len(cases):
+        return []
+    expected = f"{description.num_training} training cases (numTraining)"
+    action = "correct numTraining or restore the missing cases"
+    return [Finding("", str(folder / "dataset.json"), expected, f"{len(cases)} label maps", action)]
+
+
+def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
+    """Files of ``imagesTr`` that belong to no case: further channels, images without label, other endings."""
+    known = {path.name for case in cases for path in case.images}
+    ids = {case.case for case in cases}
+    channels = len(description.channel_names)
+    findings = []
+    for path in sorted((folder / "imagesTr").glob("*")) if (folder / "imagesTr").is_dir() else []:
+        if path.name.startswith(".") or path.name in known or path.is_dir():
+            continue
+        case, _, channel = path.name.removesuffix(description.file_ending).rpartition("_")
+        if not path.name.endswith(description.file_ending) or not channel.isdigit():
+            expected = f"files named CASE_0000{description.file_ending}"
+            severe = file_ending(path) is not None
+            findings.append(Finding("", str(path), expected, path.name, "rename, convert or remove it", severe))
+        elif case in ids:
+            expected = f"{channels} channels per case ({', '.join(description.channel_names)})"
+            findings.append(Finding(case, str(path), expected, f"a channel {channel}", "name it in channel_names or remove it"))
+        else:
+            action = "add the label map or move the image to imagesTs"
+            findings.append(Finding(case, str(path), f"a label map labelsTr/{case}{description.file_ending}", "none", action))
+    return findings
+
+
+def _duplicates(checks: list[CaseCheck]) -> list[Finding]:
+    same: dict[str, list[str]] = defaultdict(list)
+    for check in checks:
+        if check.digest:
+            same[check.digest].append(check.case)
+    action = "keep one of them, or a copy may be in training and validation at once"
+    return [
+        Finding(cases[0], "", "different images in different cases", f"the same voxels in {', '.join(cases)}", action, error=False)
+        for cases in same.values()
+        if len(cases) > 1
+    ]
+
+
+def _unused_labels(labels: LabelSpec, checks: list[CaseCheck]) -> list[Finding]:
+    present = {v for check in checks for v in check.values}
+    unused = [v for v in labels.values if v not in present and v not in (0, labels.ignore)]
+    if not unused or not present:
+        return []
+    found = f"no voxel with {', '.join(map(str, unused))} in any case"
+    return [Finding("", "dataset.json", "every label to occur", found, "remove these labels or check the label maps", error=False)]

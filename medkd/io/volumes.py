@@ -1,0 +1,219 @@
+"""Scans and label maps: one way to read and write them, whatever the format.
+
+Arrays are ``(z, y, x)``, the reverse of a file's index order; the :class:`~medkd.core.geometry.Geometry` keeps the file's
+own affine, so oblique and left-handed grids survive a round trip unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from medkd.core.errors import DataError
+from medkd.core.files import atomic_path
+from medkd.core.geometry import Geometry
+from medkd.io import itk, mgh, nifti
+
+READERS: dict[str, ModuleType] = {
+    ".nii.gz": nifti, ".nii": nifti, ".nrrd": itk, ".nhdr": itk, ".mha": itk, ".mhd": itk, ".mgz": mgh, ".mgh": mgh,
+}  # fmt: skip
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels ``(z, y, x)`` and where they lie."""
+
+    array: np.ndarray
+    geometry: Geometry
+
+
+def file_ending(path: Path) -> str | None:
+    """The ending of a file that medkd can read (``".nii.gz"``), or None."""
+    name = path.name.lower()
+    return next((ending for ending in READERS if name.endswith(ending)), None)
+
+
+def stem(path: Path) -> str:
+    """File name without the image ending: ``a.b.nii.gz`` → ``a.b``."""
+    return path.name[: -len(file_ending(path) or "") or None]
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read only the header.
+
+    Raises:
+        DataError: as for :func:`read_volume`, as far as the header shows it.
+    """
+    path = Path(path)
+    shape, affine = _reader(path).read_header(path)
+    return _geometry(path, _spatial(path, shape), affine)
+
+
+def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
+    """Read a 3D scan; a trailing axis of length 1 is dropped.
+
+    Args:
+        path: NIfTI, NRRD, MetaImage or MGH file.
+        dtype: type of the voxels; None keeps the file's type (float where the file scales its values).
+
+    Raises:
+        DataError: the file is missing, of an unknown format, truncated, damaged, not 3D, or says no voxel size.
+    """
+    path = Path(path)
+    voxels, affine = _reader(path).read_voxels(path)
+    shape = _spatial(path, voxels.shape)
+    return _volume(path, voxels.reshape(shape, order="F"), affine, dtype)
+
+
+def read_channels(path: Path, dtype: DTypeLike | None = None) -> list[Volume]:
+    """Read a 3D or 4D scan as one volume per channel (last file axis), on one grid.
+
+    Raises:
+        DataError: as for :func:`read_volume`; also for more than four axes.
+    """
+    path = Path(path)
+    voxels, affine = _reader(path).read_voxels(path)
+    if voxels.ndim != 4 or voxels.shape[3] == 1:
+        shape = _spatial(path, voxels.shape)
+        return [_volume(path, voxels.reshape(shape, order="F"), affine, dtype)]
+    return [_volume(path, voxels[..., i], affine, dtype) for i in range(voxels.shape[3])]
+
+
+def split_channels(path: Path, folder: Path, case: str | None = None) -> list[Path]:
+    """Write each channel of a 4D scan to ``folder/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, … and return the paths."""
+    name = case or stem(Path(path))
+    paths = []
+    for i, channel in enumerate(read_channels(path)):
+        paths.append(Path(folder) / f"{name}_{i:04d}.nii.gz")
+        write_volume(paths[-1], channel.array, channel.geometry)
+    return paths
+
+
+def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
+    """Read the channels of a case.
+
+    Args:
+        paths: one file per channel.
+        case: case id, for error texts.
+
+    Returns:
+        The image ``(C, z, y, x)``, float32, and the grid of the first channel.
+
+    Raises:
+        DataError: a channel is unreadable, holds NaN or infinity, or lies on another grid than the first.
+    """
+    from medkd.io.checks import finite_finding, grid_findings
+
+    image, first = np.empty(0, np.float32), None
+    for i, path in enumerate(paths):
+        volume = read_volume(path)
+        first = first or volume.geometry
+        findings = [f for f in grid_findings(case, Path(paths[0]), first, Path(path), volume.geometry) if f.error]
+        findings += finite_finding(case, Path(path), volume.array)
+        if findings:
+            raise DataError(findings[0].text())
+        if len(paths) == 1:
+            return volume.array[None], first
+        if i == 0:
+            image = np.empty((len(paths), *first.shape), np.float32)
+        image[i] = volume.array
+    if first is None:
+        raise DataError(f"Case {case} has no image files; expected one per channel.")
+    return image, first
+
+
+def read_label(path: Path) -> Volume:
+    """Read a label map as int16; float files are accepted where they hold whole numbers.
+
+    Raises:
+        DataError: as for :func:`read_volume`; also for values that are not whole or do not fit into 16 bits.
+    """
+    volume = read_volume(path, None)
+    array = volume.array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        # not exactly: files that scale their values store 0.1-like slopes (255 × 1/255 = 1.0000001)
+        wrong = ~(np.abs(array - whole) <= 1e-3)  # negated, so that NaN counts as wrong
+        if wrong.any():
+            found = float(array[wrong][0])
+            raise DataError(
+                f"{path}: a label map must hold whole numbers, found {found:.6g} ({int(wrong.sum())} such voxels); "
+                "export it again with nearest-neighbour interpolation, and check that it is not the image."
+            )
+        array = whole
+    if array.size and (array.min() < -32768 or array.max() > 32767):
+        raise DataError(f"{path}: label values must lie within -32768..32767, found {array.min()}..{array.max()}; is this the image?")
+    return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.geometry)
+
+
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write voxels ``(z, y, x)`` atomically; the ending decides the format (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
+
+    Booleans become uint8, 64-bit integers the smallest signed type that holds them, half precision float32.
+
+    Raises:
+        DataError: the array does not fit the geometry, the format is unknown, or the file cannot be written.
+    """
+    path = Path(path)
+    if tuple(array.shape) != tuple(geometry.shape):
+        raise DataError(f"{path}: expected an array of the geometry's shape {geometry.shape}, found {array.shape}.")
+    ending = file_ending(path)
+    if ending not in WRITABLE:
+        raise DataError(f"{path}: medkd writes {', '.join(WRITABLE)}; choose one of these endings.")
+    write = nifti.write_nifti if READERS[ending] is nifti else itk.write_itk
+    with atomic_path(path) as temporary:
+        write(temporary, _storable(array).T, geometry.matrix)
+
+
+def _reader(path: Path) -> ModuleType:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; expected an image file ({', '.join(READERS)}).")
+    ending = file_ending(path)
+    if ending is None:
+        raise DataError(f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz.")
+    return READERS[ending]
+
+
+def _spatial(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The three spatial sizes, in file order."""
+    spatial = shape
+    while len(spatial) > 3 and spatial[-1] == 1:
+        spatial = spatial[:-1]
+    if len(spatial) == 4:
+        raise DataError(
+            f"{path}: expected a 3D image, found 4D with {spatial[3]} volumes {shape}; write each channel or time point to its own file "
+            "(medkd.io.volumes.split_channels does it)."
+        )
+    if len(spatial) != 3 or 0 in spatial:
+        raise DataError(f"{path}: expected a 3D image, found the shape {shape}; medkd needs one volume with an x, a y and a z axis.")
+    return spatial
+
+
+def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise DataError(f"{path}: the header gives no valid voxel size and orientation (affine {affine[:3].tolist()}); export it again.")
+    return Geometry.from_affine(shape[::-1], affine)
+
+
+def _volume(path: Path, voxels: np.ndarray, affine: np.ndarray, dtype: DTypeLike | None) -> Volume:
+    geometry = _geometry(path, voxels.shape, affine)
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinity and is found as such
+        array = np.ascontiguousarray(voxels.T, dtype=voxels.dtype.newbyteorder("=") if dtype is None else dtype)
+    return Volume(array if array.flags.writeable else array.copy(), geometry)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        return array.astype(np.promote_types(np.min_scalar_type(min(low, -1)), np.min_scalar_type(high)))
+    return array
