@@ -143,7 +143,8 @@ def _anatomy(rng: np.random.Generator) -> list[_Shape]:
     ]
     for _ in range(rng.integers(6, 10)):  # bowel: soft tissue, contrast agent or gas
         centre, radii = rng.uniform([-30, -2, -36], [25, 24, 20]), rng.uniform(3, 8, 3)
-        shapes.append(organ(tuple(centre), tuple(radii), *rng.choice([(20, 10), (120, 30), (-700, 100)], p=[0.4, 0.4, 0.2]), 0))
+        mean, spread = rng.choice([(20, 10), (120, 30), (-700, 100)], p=[0.4, 0.4, 0.2])
+        shapes.append(organ(tuple(centre), tuple(radii), mean, spread, 0))
     shapes += [
         organ((21, 5, 13), (21, 22, 24), 105, 12, LIVER),
         organ((-29, -8, 15), (9, 14, 17), 118, 12, SPLEEN),
