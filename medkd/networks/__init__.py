@@ -1,6 +1,6 @@
 """Teachers and students of the segmentation branch; importing this package registers all of them."""
 
-from medkd.networks import plain_unet, res_unet, resenc_unet, unet_tiny
+from medkd.networks import plain_unet, res_unet, resenc_unet, segresnet, unet_tiny
 from medkd.networks.base import NETWORKS, NetworkEntry, SegmentationNetwork, build_network, fit_patch
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "plain_unet",
     "res_unet",
     "resenc_unet",
+    "segresnet",
     "unet_tiny",
 ]

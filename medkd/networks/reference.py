@@ -1,0 +1,44 @@
+"""The sizes at which networks are compared: one channel, 14 classes, a patch of 96³ or 512² voxels."""
+
+from __future__ import annotations
+
+from medkd.core.plan import Architecture
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, fit_patch
+
+PATCHES = {2: (512, 512), 3: (96, 96, 96)}
+CLASSES = 14
+# nnU-Net's planner: widths double from 32 up to a limit, axes are halved while at least 4 voxels are left
+WIDEST = {2: 512, 3: 320}
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
+
+
+def reference_spec(name: str, rank: int) -> NetworkSpec:
+    """The specification of a network at the reference size; planned networks get the shape that nnU-Net plans for this patch.
+
+    Args:
+        name: registry name.
+        rank: 2 or 3.
+
+    Raises:
+        RunError: the name is unknown.
+    """
+    patch = fit_patch(name, PATCHES[rank])
+    architecture = _architecture(patch, name.startswith("resenc")) if NETWORKS[name].planned else None
+    return NetworkSpec(name, 1, CLASSES, patch, architecture)
+
+
+def _architecture(patch: tuple[int, ...], residual: bool) -> Architecture:
+    rank, stages, size = len(patch), 1, patch[0]
+    while size >= 8:
+        size //= 2
+        stages += 1
+    return Architecture(
+        patch_size=patch,
+        batch_size=2,
+        features_per_stage=tuple(min(32 * 2**i, WIDEST[rank]) for i in range(stages)),
+        kernel_sizes=((3,) * rank,) * stages,
+        strides=((1,) * rank, *((2,) * rank,) * (stages - 1)),
+        blocks_encoder=RESIDUAL_BLOCKS[:stages] if residual else (2,) * stages,
+        blocks_decoder=((1 if residual else 2),) * (stages - 1),
+    )
