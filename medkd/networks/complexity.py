@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters; a tensor that is registered under several names counts once."""
+    """Parameters, frozen or not; a tensor that is registered under several names counts once."""
     # on "meta" there is no memory to tell tensors apart by; there the parameter objects themselves are distinct
-    unique = {id(p) if p.is_meta else p.data_ptr(): p.numel() for p in network.parameters() if p.requires_grad}
+    unique = {id(p) if p.is_meta else p.data_ptr(): p.numel() for p in network.parameters()}
     return sum(unique.values())
 
 

@@ -23,7 +23,9 @@ class TrainOptions:
         device: ``cuda``, ``cpu``, ``mps``, or None for the best that is present.
         precision: ``fp32``, ``bf16``, ``fp16``, or None: fp16 on CUDA, else fp32.
         seed: everything random follows from it.
-        resume: continue an interrupted run.
+        resume: continue an interrupted run (a finished one is left as it is).
+        overwrite: throw away what an earlier run left in the fold folder.
+        tag: text added to the run's name, for runs that differ in settings which the name does not show.
         workers: loader processes; None follows from the cores, 0 loads in the training process.
         width_divisor: divides the channels of a planned network.
         settings: ``method.parameter`` → value.
@@ -42,6 +44,8 @@ class TrainOptions:
     precision: str | None = None
     seed: int = 0
     resume: bool = False
+    overwrite: bool = False
+    tag: str | None = None
     workers: int | None = None
     width_divisor: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)

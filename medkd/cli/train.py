@@ -1,0 +1,28 @@
+"""``medkd_train``: train a network alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from medkd.cli import common
+from medkd.cli.training_options import add_training_options, training_options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``medkd_train``."""
+    parser = common.parser(
+        "Train a network alone on one fold and score it on the fold's validation cases.", "medkd_train 4 plain_unet 0 --epochs 250"
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
+    parser.add_argument("network", metavar="NETWORK", help="a network name, see medkd_list networks")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    add_training_options(parser)
+    return common.run(_run, parser, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from medkd.training.api import train
+
+    folder = train(arguments.dataset, arguments.network, arguments.fold, training_options(arguments))
+    print(folder)

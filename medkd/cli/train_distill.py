@@ -1,0 +1,35 @@
+"""``medkd_train_distill``: train a student with a teacher."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from medkd.cli import common
+from medkd.cli.training_options import add_training_options, training_options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``medkd_train_distill``."""
+    parser = common.parser(
+        "Train a student with a teacher on one fold and score it on the fold's validation cases. The teacher must not have seen them.",
+        "medkd_train_distill 4 res_unet unet_tiny kd 0 --set kd.temperature=2",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
+    parser.add_argument("teacher", metavar="TEACHER", help="a network trained for this data set, a run's name, or a run folder")
+    parser.add_argument("student", metavar="STUDENT", help="a network name, see medkd_list networks")
+    parser.add_argument(
+        "method", metavar="METHOD", help="a method, or several joined by +, see medkd_list methods; none trains the student alone"
+    )
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    parser.add_argument("--set", action="append", metavar="METHOD.PARAMETER=VALUE", help="override a method's parameter; may be repeated")
+    add_training_options(parser)
+    return common.run(_run, parser, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from medkd.training.api import train_distill
+
+    options = training_options(arguments)
+    folder = train_distill(arguments.dataset, arguments.teacher, arguments.student, arguments.method, arguments.fold, options)
+    print(folder)

@@ -1,0 +1,226 @@
+"""The two training commands as functions."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, RunError
+from medkd.core.paths import Root
+from medkd.core.plan import Configuration, Plan
+from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.core.serial import load, save
+from medkd.distillation import Distiller, build_method
+from medkd.distillation.base import Context
+from medkd.inference.model import load_networks
+from medkd.inference.predictor import pick_device
+from medkd.networks import SegmentationNetwork, build_network, fit_patch
+from medkd.preprocessing.store import CaseStore
+from medkd.training.distillation import DistillationTrainer, helper_seed
+from medkd.training.loader import default_workers
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation import SegmentationData, SegmentationTrainer
+from medkd.training.splits import Split, ensure_splits, split_of_fold
+from medkd.training.teachers import Teacher, check_same_data, choose_teacher, find_run, write_split
+from medkd.training.trainer import LoopSettings
+from medkd.training.validation import finish_fold
+
+_EPOCHS, _ITERATIONS, _LEARNING_RATE = 1000, 250, 1e-2  # nnU-Net's
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that is known before a network is built."""
+
+    name: str
+    root: Root
+    plan: Plan
+    description: DatasetDescription
+    configuration: Configuration
+    store: CaseStore
+    split: Split
+    fold: str
+    options: TrainOptions
+    device: torch.device
+
+
+def train(dataset: str | int, network: str, fold: int | str, options: TrainOptions | None = None) -> Path:
+    """Train a network alone on one fold and score it on the fold's validation cases.
+
+    Args:
+        dataset: number or full name.
+        network: registry name.
+        fold: 0-4 or ``all``.
+        options: see :class:`~medkd.training.options.TrainOptions`.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        MedkdError: anything about the data, the plan or the settings that does not fit.
+    """
+    job = _prepare(dataset, fold, options or TrainOptions())
+    run = _describe(job, network, job.options.patch_size, None, None)
+    folder = _open_run(job, run, _run_name(job, network))
+    if not _is_finished(folder, job.options):
+        torch.manual_seed(job.options.seed)
+        trainer = SegmentationTrainer(build_network(run.network), _data(job, run), _settings(job, run), folder)
+        write_split(folder, job.split)
+        trainer.fit(resume=job.options.resume)
+    return _finish(job, run, folder)
+
+
+def train_distill(
+    dataset: str | int, teacher: str, student: str, method: str, fold: int | str, options: TrainOptions | None = None
+) -> Path:
+    """Train a student with a teacher on one fold and score it on the fold's validation cases.
+
+    Args:
+        dataset: number or full name.
+        teacher: a network with a finished run for this data set and configuration, a run's name, or a run folder.
+        student: registry name.
+        method: registry name, or several joined by ``+``.
+        fold: 0-4 or ``all``.
+        options: see :class:`~medkd.training.options.TrainOptions`.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        LeakError: the teacher has seen validation cases of this fold.
+        MedkdError: anything else that does not fit.
+    """
+    job = _prepare(dataset, fold, options or TrainOptions())
+    source = find_run(teacher, job.root.results / job.name, job.options.configuration)
+    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
+    chosen = choose_teacher(source, fold, job.split)
+    # the teacher is best on the patch it was trained on: another size changes how much padding it sees
+    run = _describe(job, student, job.options.patch_size or source.run.network.patch_size, method, chosen)
+    folder = _open_run(job, run, _run_name(job, student, method, chosen.name))
+    if not _is_finished(folder, job.options):
+        torch.manual_seed(job.options.seed)
+        network = build_network(run.network)
+        distiller = _distiller(job, run, network, chosen)
+        trainer = DistillationTrainer(network, distiller, _data(job, run), _settings(job, run), folder)
+        write_split(folder, job.split, chosen.seen)
+        trainer.fit(resume=job.options.resume)
+    return _finish(job, run, folder)
+
+
+def _prepare(dataset: str | int, fold: int | str, options: TrainOptions) -> _Job:
+    root = Root.resolve(options.root)
+    name = root.dataset_name(dataset)
+    folder = root.preprocessed / name
+    plan = Plan.load(folder / PLANS_FILE)
+    configuration = plan.configuration(options.configuration)
+    description = DatasetDescription.load(folder / DATASET_FILE)
+    store = CaseStore(folder / configuration.name)
+    cases = store.cases()
+    if not cases:
+        raise DataError(
+            f"{name} has no preprocessed cases for {configuration.name}; run medkd_plan_and_preprocess -d {name} -c {configuration.name}."
+        )
+    splits = ensure_splits(folder, cases, description.patients, root.raw_dataset(name))
+    split = split_of_fold(splits, fold, cases)
+    return _Job(name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device))
+
+
+def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher | None) -> RunDescription:
+    options = job.options
+    planned = job.configuration.architecture(network)
+    size = fit_patch(network, patch or planned.patch_size)
+    if len(size) != job.configuration.rank:
+        raise RunError(f"--patch-size needs {job.configuration.rank} values for {job.configuration.name}, found {len(size)}.")
+    in_plan = network in job.configuration.architectures
+    spec = NetworkSpec(
+        network,
+        len(job.description.channel_names),
+        job.description.labels.num_outputs,
+        size,
+        planned if in_plan else None,
+        options.width_divisor,
+        deep_supervision=in_plan,
+    )
+    budget = Budget(
+        options.epochs or _EPOCHS,
+        options.iterations_per_epoch or _ITERATIONS,
+        options.batch_size or planned.batch_size,
+        options.learning_rate or _LEARNING_RATE,
+        options.seed,
+    )
+    precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
+    axes = tuple(range(job.configuration.rank))
+    name = None if teacher is None else teacher.name
+    return RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
+
+
+def _run_name(job: _Job, network: str, method: str | None = None, teacher: str | None = None) -> str:
+    width = f"_w{job.options.width_divisor}" if job.options.width_divisor != 1 else ""
+    parts = [f"{network}{width}", job.configuration.name]
+    parts += [method, f"from_{teacher}"] if method else []
+    return "__".join([*parts, *([job.options.tag] if job.options.tag else [])])
+
+
+def _open_run(job: _Job, run: RunDescription, name: str) -> Path:
+    """Create or check the run folder; returns the fold folder.
+
+    A run folder holds folds of one and the same run; another network, budget or method needs another name.
+    """
+    path = job.root.results / job.name / name
+    folder = path / f"fold_{job.fold}"
+    if job.options.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    others = [p for p in path.glob("fold_*") if (p / LATEST).exists() or (p / FINAL).exists()]
+    if others and (path / RUN_FILE).exists():
+        known = load(RunDescription, path / RUN_FILE)
+        if known != replace(run, precision=known.precision):
+            raise RunError(
+                f"{path} holds a run with other settings ({_difference(known, run)}); "
+                "give --tag TEXT to keep both, or --overwrite to replace it."
+            )
+    if (folder in others) and not job.options.resume:
+        raise RunError(f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep both.")
+    save(path / RUN_FILE, run)
+    save(path / PLANS_FILE, job.plan)
+    job.description.save(path / DATASET_FILE)
+    return folder
+
+
+def _difference(known: RunDescription, run: RunDescription) -> str:
+    for field in ("network", "budget", "method", "method_parameters", "teacher", "mirror_axes"):
+        a, b = getattr(known, field), getattr(run, field)
+        if a != b:
+            return f"{field}: {a} there, {b} now"
+    return "configuration"
+
+
+def _is_finished(folder: Path, options: TrainOptions) -> bool:
+    return options.resume and (folder / FINAL).exists()
+
+
+def _data(job: _Job, run: RunDescription) -> SegmentationData:
+    workers = default_workers() if job.options.workers is None else job.options.workers
+    labels, patch = job.description.labels, run.network.patch_size
+    return SegmentationData(job.store.folder, job.split, labels, job.configuration, patch, run.mirror_axes, workers)
+
+
+def _settings(job: _Job, run: RunDescription) -> LoopSettings:
+    return LoopSettings(run.budget, job.device, run.precision, job.options.save_every)
+
+
+def _distiller(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> Distiller:
+    network = load_networks(teacher.run, [teacher.fold])[0]
+    labels = job.description.labels
+    context = Context(student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
+    helper_seed(job.options.seed)
+    return Distiller(network, build_method(run.method or "none", context, run.method_parameters))
+
+
+def _finish(job: _Job, run: RunDescription, folder: Path) -> Path:
+    if job.options.validate:
+        finish_fold(RunFolder.load(folder.parent), folder, job.store, job.root.raw_dataset(job.name), job.split.val, job.device)
+    return folder

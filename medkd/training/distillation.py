@@ -1,0 +1,51 @@
+"""Training a student with a teacher: the loop of a network alone, plus the distiller's terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medkd.core.features import Progress
+from medkd.distillation import Distiller
+from medkd.networks import SegmentationNetwork
+from medkd.training.loader import Batch
+from medkd.training.segmentation import SegmentationData, SegmentationTrainer
+from medkd.training.trainer import LoopSettings
+
+
+class DistillationTrainer(SegmentationTrainer):
+    """Adds a distiller's terms to the supervised loss.
+
+    Args:
+        network: the student.
+        distiller: teacher and method; the method's helpers are trained and checkpointed with the student.
+        data: cases, labels and patch geometry.
+        settings: the loop's settings.
+        folder: fold folder.
+    """
+
+    def __init__(
+        self, network: SegmentationNetwork, distiller: Distiller, data: SegmentationData, settings: LoopSettings, folder: Path
+    ) -> None:
+        super().__init__(network, data, settings, folder)
+        self.distiller = distiller.to(settings.device)
+
+    def helpers(self) -> nn.Module:
+        """The method with its connectors and adapters."""
+        return self.distiller.method
+
+    def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Dice and cross-entropy, and the method's terms for the same batch."""
+        images, target = self.move(batch, progress)
+        with self.autocast(), self.distiller.student_capture(self.network):
+            logits = self.network(images)
+        supervised = self.loss(logits, target.labels, target.valid)
+        with self.autocast():
+            return supervised | self.distiller.terms(images, logits, target)
+
+
+def helper_seed(seed: int) -> None:
+    """Seed the initial weights of a method's helpers apart from the student's, which so starts equal under every method."""
+    torch.manual_seed(seed + 7919)

@@ -1,0 +1,118 @@
+"""Batches as a pure function of the step, so that any run can be continued exactly, with any number of workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medkd.preprocessing.store import CaseStore, StoredCase
+from medkd.training.augmentation import Augmentation, centre_crop
+from medkd.training.sampling import PatchSampler
+
+Batch = tuple[Tensor, Tensor]
+_FOREGROUND = 0.33  # nnU-Net's share of patches centred on a structure
+_OPEN_CASES = 128  # memory-mapped cases kept open per process, well below the usual limit of 1024 files
+
+
+class PatchBatches(Dataset[Batch]):
+    """The batch of every step of a run.
+
+    Batch ``t`` depends on the seed, the stream and ``t`` only. The last ``33 %`` of each batch (rounded as in nnU-Net: one
+    of two) is centred on a structure.
+
+    Args:
+        store: folder of a :class:`~medkd.preprocessing.store.CaseStore`.
+        cases: case ids to draw from.
+        sampler: patch geometry.
+        batch_size: patches per batch.
+        steps: number of batches.
+        seed: the run's seed.
+        augmentation: None takes the middle of what was read.
+        stream: separates training (0) from validation (1) randomness.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        cases: Sequence[str],
+        sampler: PatchSampler,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        stream: int = 0,
+    ) -> None:
+        self._store = store
+        self._cases = list(cases)
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._steps = steps
+        self._seed = seed
+        self._augmentation = augmentation
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Batch:
+        """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step."""
+        samples = [self._sample(step, index) for index in range(self._batch_size)]
+        return torch.stack([image for image, _ in samples]), torch.stack([label for _, label in samples])
+
+    def _sample(self, step: int, index: int) -> Batch:
+        rng = np.random.default_rng([self._seed, self._stream, step, index])
+        case = self._cases[rng.integers(len(self._cases))]
+        foreground = index >= round(self._batch_size * (1 - _FOREGROUND))
+        arrays = self._sampler.sample(_open(self._store, case), rng, foreground=foreground)
+        image, label = (torch.from_numpy(a) for a in arrays)
+        if self._augmentation is None:
+            return centre_crop(image, self._sampler.patch_size), centre_crop(label, self._sampler.patch_size)
+        with _seeded(int(rng.integers(2**31))):
+            return self._augmentation(image, label)
+
+
+@lru_cache(maxsize=_OPEN_CASES)
+def _open(store: Path, case: str) -> StoredCase:
+    return CaseStore(store).open(case)
+
+
+class _seeded:
+    """Seed NumPy's and torch's global generators for a block, and restore them after it."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._numpy, self._torch = np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+        np.random.seed(self._seed)  # noqa: NPY002 - the transforms draw from the global generator
+        torch.random.default_generator.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        torch.random.set_rng_state(self._torch)
+
+
+def default_workers() -> int:
+    """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return 0 if cores <= 2 else min(12, cores - 1)
+
+
+def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
+    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one)."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, len(batches)),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader

@@ -1,0 +1,150 @@
+"""What a run leaves to look at: one JSON line per epoch, a text log, TensorBoard, and ``progress.png``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from medkd.core.files import atomic_path
+
+LOG_FILE = "log.jsonl"
+TEXT_FILE = "training_log.txt"
+PICTURE = "progress.png"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: 0-based.
+        train_loss: mean total loss over the epoch's steps.
+        validation_loss: supervised loss on the fixed validation patches.
+        validation_dice: mean foreground Dice over all fixed validation patches taken together; None without validation cases.
+        learning_rate: of this epoch.
+        seconds: wall time of the epoch.
+        terms: mean of each loss term.
+        gradient_norms: L2 norm of each term's gradient for the network's weights at the epoch's first step, where measured.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float | None
+    validation_dice: float | None
+    learning_rate: float
+    seconds: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    gradient_norms: Mapping[str, float] = field(default_factory=dict)
+
+
+class RunLog:
+    """The logs of one fold.
+
+    Args:
+        folder: fold folder.
+        first_epoch: later entries of an interrupted run are dropped, so that a continued run has each epoch once.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self.records = [r for r in read_log(folder) if r.epoch < first_epoch]
+        with atomic_path(folder / LOG_FILE) as temporary:
+            temporary.write_text("".join(json.dumps(asdict(r)) + "\n" for r in self.records), encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch or None)
+
+    def say(self, text: str) -> None:
+        """Write a line to the text log and to the user."""
+        _log.info(text)
+        with (self._folder / TEXT_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
+
+    def add(self, record: EpochRecord) -> None:
+        """Append an epoch to all logs."""
+        self.records.append(record)
+        with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+        self.say(_line(record))
+        for name, value in _scalars(record).items():
+            self._board.add_scalar(name, value, record.epoch)
+
+    def draw(self) -> None:
+        """Make ``progress.png`` anew."""
+        if self.records:
+            _draw(self.records, self._folder / PICTURE)
+
+    def close(self) -> None:
+        """Draw the curves and flush TensorBoard."""
+        self.draw()
+        self._board.close()
+
+
+def read_log(folder: Path) -> list[EpochRecord]:
+    """The epochs logged in a fold folder; a last line cut off by a kill is left out."""
+    path = folder / LOG_FILE
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(EpochRecord(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            break
+    return records
+
+
+def _line(record: EpochRecord) -> str:
+    terms = "  ".join(f"{n} {v:.4f}" for n, v in record.terms.items())
+    dice = "" if record.validation_dice is None else f"  validation dice {record.validation_dice:.4f}"
+    norms = "  ".join(f"{n} {v:.3g}" for n, v in record.gradient_norms.items())
+    norms = f"  |gradient|: {norms}" if norms else ""
+    return (
+        f"epoch {record.epoch}: loss {record.train_loss:.4f} ({terms}){dice}  lr {record.learning_rate:.2e}  {record.seconds:.1f} s{norms}"
+    )
+
+
+def _scalars(record: EpochRecord) -> dict[str, float]:
+    scalars: dict[str, Any] = {
+        "loss/train": record.train_loss,
+        "loss/validation": record.validation_loss,
+        "dice/validation": record.validation_dice,
+        "optimiser/learning_rate": record.learning_rate,
+        "time/epoch_seconds": record.seconds,
+        **{f"terms/{n}": v for n, v in record.terms.items()},
+        **{f"gradient_norm/{n}": v for n, v in record.gradient_norms.items()},
+    }
+    return {name: float(value) for name, value in scalars.items() if value is not None}
+
+
+def _draw(records: list[EpochRecord], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    epochs = [r.epoch for r in records]
+    figure, axes = plt.subplots(3, 1, figsize=(9, 10), sharex=True, constrained_layout=True)
+    axes[0].plot(epochs, [r.train_loss for r in records], label="training loss")
+    if any(r.validation_loss is not None for r in records):
+        axes[0].plot(epochs, [r.validation_loss for r in records], label="validation loss (supervised)")
+    if any(r.validation_dice is not None for r in records):
+        axes[1].plot(epochs, [r.validation_dice for r in records], color="tab:green", label="validation Dice (fixed patches)")
+        axes[1].legend(loc="lower right")
+    axes[1].set_ylim(0, 1)
+    for name in records[-1].terms:
+        axes[2].plot(epochs, [r.terms.get(name) for r in records], label=name)
+    axes[2].set_xlabel("epoch")
+    for axis, title in zip(axes, ("loss", "Dice", "loss terms"), strict=True):
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    if records[-1].terms:
+        axes[2].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

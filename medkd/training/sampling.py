@@ -1,0 +1,86 @@
+"""Reading patches from stored cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from medkd.preprocessing.store import StoredCase
+
+OUTSIDE = -1  # label of voxels outside the image and outside its non-zero mask, as in nnU-Net
+
+
+@dataclass(frozen=True)
+class PatchSampler:
+    """Draws where a patch lies in a case.
+
+    Attributes:
+        read_size: voxels to read per axis, at least the final patch (larger, so that rotation does not see borders).
+        patch_size: the final patch.
+    """
+
+    read_size: tuple[int, ...]
+    patch_size: tuple[int, ...]
+
+    def sample(self, case: StoredCase, rng: np.random.Generator, *, foreground: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Read one patch.
+
+        Args:
+            case: the stored case.
+            rng: source of randomness.
+            foreground: centre the patch on a random voxel of a random structure of the case, where it has any.
+
+        Returns:
+            Image ``(C, *read_size)`` float32 and label ``(1, *read_size)`` int16; voxels outside the case are 0 and −1. In
+            2D the patch is one slice along the first axis.
+        """
+        shape = case.label.shape
+        voxel = _foreground_voxel(case.locations, rng) if foreground else _annotated_voxel(case.locations, rng)
+        if len(self.read_size) == 2:
+            slice_index = int(voxel[0]) if voxel is not None else int(rng.integers(shape[0]))
+            start = self._start(shape[1:], None if voxel is None else voxel[1:], rng)
+            image, label = case.image[:, slice_index], case.label[slice_index]
+        else:
+            start = self._start(shape, voxel, rng)
+            image, label = case.image, case.label
+        return read_padded(image, start, self.read_size, 0.0), read_padded(label[None], start, self.read_size, OUTSIDE)
+
+    def _start(self, shape: tuple[int, ...], voxel: np.ndarray | None, rng: np.random.Generator) -> list[int]:
+        """First voxel of the patch per axis; may be negative where the case is smaller than what is read."""
+        start = []
+        for axis, (size, read, patch) in enumerate(zip(shape, self.read_size, self.patch_size, strict=True)):
+            margin = max(read - patch, read - size)  # the final patch may touch the border, the rest is padding
+            low, high = -(margin // 2), size + margin // 2 + margin % 2 - read
+            centred = rng.integers(low, max(low, high) + 1) if voxel is None else max(low, int(voxel[axis]) - read // 2)
+            start.append(int(centred))
+        return start
+
+
+def _foreground_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generator) -> np.ndarray | None:
+    present = [key for key, voxels in sorted(locations.items()) if key > 0 and len(voxels)]
+    if not present:
+        return _annotated_voxel(locations, rng)
+    voxels = locations[present[rng.integers(len(present))]]
+    return voxels[rng.integers(len(voxels))]
+
+
+def _annotated_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generator) -> np.ndarray | None:
+    """With an ``ignore`` label, key 0 holds the annotated voxels: random patches must see some of them."""
+    voxels = locations.get(0)
+    return voxels[rng.integers(len(voxels))] if voxels is not None and len(voxels) else None
+
+
+def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float) -> np.ndarray:
+    """Read ``array[:, start : start + size]``; what lies outside is ``fill``. Only the needed part is read from disk."""
+    inside, outside = [slice(None)], [slice(None)]
+    for first, length, extent in zip(start, size, array.shape[1:], strict=True):
+        low, high = min(max(first, 0), extent), max(min(first + length, extent), 0)
+        inside.append(slice(low, max(low, high)))
+        outside.append(slice(low - first, max(low, high) - first))
+    if all(s.start == 0 and s.stop == n for s, n in zip(outside[1:], size, strict=True)):
+        return np.array(array[tuple(inside)])
+    result = np.full((array.shape[0], *size), fill, dtype=array.dtype)
+    result[tuple(outside)] = array[tuple(inside)]
+    return result

@@ -1,0 +1,134 @@
+"""Training a segmentation network: patches, Dice + cross-entropy, and validation on fixed patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medkd.core.features import Progress, Target
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration
+from medkd.networks import SegmentationNetwork
+from medkd.training.augmentation import Augmentation, read_size
+from medkd.training.loader import Batch, PatchBatches, iterate
+from medkd.training.losses import SegmentationLoss
+from medkd.training.sampling import PatchSampler
+from medkd.training.splits import Split
+from medkd.training.trainer import LoopSettings, Trainer
+
+_VALIDATION_SHARE = 5  # one validation batch per five training steps of an epoch (nnU-Net: 50 for 250)
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """The data of one fold.
+
+    Attributes:
+        store: folder of the preprocessed cases.
+        split: training and validation cases.
+        labels: what the outputs mean.
+        configuration: of the plan.
+        patch_size: training patch.
+        mirror_axes: axes that augmentation mirrors.
+        workers: loader processes.
+    """
+
+    store: Path
+    split: Split
+    labels: LabelSpec
+    configuration: Configuration
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    workers: int
+
+
+class SegmentationTrainer(Trainer):
+    """Trains a segmentation network alone.
+
+    Args:
+        network: the network.
+        data: cases, labels and patch geometry.
+        settings: the loop's settings.
+        folder: fold folder.
+    """
+
+    network: SegmentationNetwork
+
+    def __init__(self, network: SegmentationNetwork, data: SegmentationData, settings: LoopSettings, folder: Path) -> None:
+        super().__init__(network, settings, folder)
+        self.data = data
+        self.loss = SegmentationLoss(regions=data.labels.regions, batch_dice=data.configuration.batch_dice)
+        self._validation: list[Batch] | None = None
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Augmented patches, one third of them centred on a structure."""
+        masked = tuple(i for i, use in enumerate(self.data.configuration.use_mask_for_norm) if use)
+        augmentation = Augmentation(self.data.patch_size, self.data.mirror_axes, masked)
+        budget = self.settings.budget
+        steps = budget.epochs * budget.iterations_per_epoch
+        patches = self._patches(self.data.split.train, read_size(self.data.patch_size), steps, augmentation, stream=0)
+        return iterate(patches, first_step, self.data.workers, pin=self.settings.device.type == "cuda")
+
+    def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Dice and cross-entropy of one batch."""
+        images, target = self.move(batch, progress)
+        with self.autocast():
+            logits = self.network(images)
+        return self.loss(logits, target.labels, target.valid)
+
+    def move(self, batch: Batch, progress: Progress) -> tuple[Tensor, Target]:
+        """Bring a batch to the device and encode its labels there."""
+        images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch)
+        encoded, valid = self.data.labels.encode(labels)
+        return images, Target(encoded, valid, progress)
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[float | None, float | None]:
+        """Loss and mean foreground Dice over the same unaugmented validation patches in every epoch.
+
+        True positives and errors are summed over all patches before the Dice of a structure is taken; structures that occur in
+        no patch and no prediction are left out of the mean.
+        """
+        losses: list[float] = []
+        counts: list[Tensor] = []
+        for batch in self._validation_batches():
+            images, target = self.move(batch, Progress())
+            with self.autocast():
+                logits = self.network(images).float()
+            losses.append(sum(float(term) for term in self.loss(logits, target.labels, target.valid).values()))
+            counts.append(self._counts(logits, target))
+        if not losses:
+            return None, None
+        overlap, total = torch.stack(counts).sum(0)
+        present = total > 0
+        return sum(losses) / len(losses), float((2 * overlap[present] / total[present]).mean()) if present.any() else 0.0
+
+    def _counts(self, logits: Tensor, target: Target) -> Tensor:
+        """``|P ∩ G|`` and ``|P| + |G|`` per structure, shape (2, structures)."""
+        if self.data.labels.regions:
+            predicted, truth = logits > 0, target.labels > 0.5
+        else:
+            classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
+            predicted, truth = logits.argmax(1, keepdim=True) == classes, target.labels == classes
+        if target.valid is not None:
+            predicted, truth = predicted & target.valid, truth & target.valid
+        axes = [0, *range(2, logits.ndim)]
+        return torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).double()
+
+    def _validation_batches(self) -> list[Batch]:
+        if self._validation is None:
+            count = max(1, self.settings.budget.iterations_per_epoch // _VALIDATION_SHARE) if self.data.split.val else 0
+            patches = self._patches(self.data.split.val, self.data.patch_size, count, None, stream=1)
+            self._validation = [patches[i] for i in range(count)]
+        return self._validation
+
+    def _patches(
+        self, cases: tuple[str, ...], read: tuple[int, ...], steps: int, augmentation: Augmentation | None, *, stream: int
+    ) -> PatchBatches:
+        sampler = PatchSampler(read, self.data.patch_size)
+        budget = self.settings.budget
+        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream)
