@@ -16,6 +16,11 @@ from medkd.networks.base import SegmentationNetwork, build_network
 CHECKPOINTS = {"final": FINAL, "best": BEST}
 
 
+def trained_folds(run: RunFolder, checkpoint: str = "final") -> list[str]:
+    """The folds of a run that have the checkpoint, ``"final"`` or ``"best"``, as text."""
+    return sorted(path.parent.name.removeprefix("fold_") for path in run.path.glob(f"fold_*/{CHECKPOINTS[checkpoint]}"))
+
+
 def load_networks(run: RunFolder, folds: Sequence[int | str] | None = None, *, checkpoint: str = "final") -> list[SegmentationNetwork]:
     """Build the run's network once per fold and load the folds' weights, on the CPU and in evaluation mode.
 
@@ -27,16 +32,15 @@ def load_networks(run: RunFolder, folds: Sequence[int | str] | None = None, *, c
     Raises:
         RunError: no fold, or one that was asked for, was trained, or weights and network disagree.
     """
-    name = CHECKPOINTS[checkpoint]
-    if folds is None:
-        folds = sorted(p.parent.name.removeprefix("fold_") for p in run.path.glob(f"fold_*/{name}"))
+    trained = trained_folds(run, checkpoint)
+    folds = trained if folds is None else [str(fold) for fold in folds]
     if not folds:
-        raise RunError(f"{run.path}: no fold has a {name}; finish the training of at least one fold first.")
-    paths = [run.fold(fold) / name for fold in folds]
-    for path in paths:
-        if not path.exists():
-            trained = ", ".join(run.trained_folds()) or "none"
-            raise RunError(f"{path} does not exist; the folds with finished training are: {trained}.")
+        raise RunError(f"{run.path}: no fold has a {CHECKPOINTS[checkpoint]}; finish the training of at least one fold first.")
+    for fold in folds:
+        if fold not in trained:
+            known = ", ".join(trained) or "none"
+            raise RunError(f"{run.path}: fold {fold} has no {CHECKPOINTS[checkpoint]}; the folds that have one: {known}.")
+    paths = [run.fold(fold) / CHECKPOINTS[checkpoint] for fold in folds]
     return [load_weights(run.run.network, load_checkpoint(path).get("network", {}), str(path)) for path in paths]
 
 

@@ -19,7 +19,7 @@ from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.run import RunFolder
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
-from medkd.inference.model import load_networks, mean_logits
+from medkd.inference.model import load_networks, mean_logits, trained_folds
 from medkd.inference.sliding_window import predict_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
@@ -65,6 +65,7 @@ class Predictor:
         mirror_axes: axes of the patch that may be mirrored.
         device: where the networks run; None picks CUDA where present, else the CPU.
         settings: step size, mirroring, precision.
+        folds: names of the folds that the networks belong to.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Predictor:
         mirror_axes: Sequence[int] = (),
         device: torch.device | str | None = None,
         settings: Settings | None = None,
+        folds: Sequence[int | str] = (),
     ) -> None:
         self.settings = settings or Settings()
         self.device = pick_device(device)
@@ -87,6 +89,7 @@ class Predictor:
         self.labels = labels
         self.patch_size = tuple(patch_size)
         self.mirror_axes = tuple(mirror_axes)
+        self.folds = tuple(str(fold) for fold in folds)
         self.precision: Precision = self.settings.precision or ("fp16" if self.device.type == "cuda" else "fp32")
 
     @classmethod
@@ -117,6 +120,7 @@ class Predictor:
         """
         run = RunFolder.load(run_folder)
         description = run.run
+        folds = trained_folds(run, checkpoint) if folds is None else folds
         return cls(
             load_networks(run, folds, checkpoint=checkpoint),
             run.plan,
@@ -126,6 +130,7 @@ class Predictor:
             mirror_axes=description.mirror_axes,
             device=device,
             settings=Settings(step_size, mirror, precision),
+            folds=folds,
         )
 
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Which scans to predict: a folder, a file, or the channel files of one case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medkd.core.dataset import CaseFiles
+from medkd.core.errors import DataError
+from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+DEFAULT_ENDING = ".nii.gz"
+
+
+def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list[CaseFiles]:
+    """List the cases to predict, sorted by case id.
+
+    Args:
+        inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any name will do), one scan,
+            or the files of one case in channel order. Any readable format is accepted.
+        channels: how many channels the model expects.
+
+    Returns:
+        The cases; a missing channel shows itself when the case is read.
+
+    Raises:
+        DataError: an input does not exist, holds no scans, or the number of files is not the number of channels.
+    """
+    paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"The input {path} does not exist.")
+    if len(paths) == 1 and paths[0].is_dir():
+        return _folder(paths[0], channels)
+    if len(paths) == 1 and channels > 1 and _CHANNEL.match(stem(paths[0])):
+        return [_siblings(paths[0], channels)]
+    if len(paths) != channels:
+        raise DataError(f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in order.")
+    return [CaseFiles(case_name(paths[0]), tuple(paths))]
+
+
+def case_name(path: Path) -> str:
+    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending."""
+    match = _CHANNEL.match(stem(path))
+    return match["case"] if match else stem(path)
+
+
+def output_ending(case: CaseFiles) -> str:
+    """The ending of a case's label map: the scan's own where that format can be written, else ``.nii.gz``."""
+    ending = file_ending(case.images[0])
+    return ending if ending in WRITABLE else DEFAULT_ENDING
+
+
+def _folder(folder: Path, channels: int) -> list[CaseFiles]:
+    scans = sorted(p for p in folder.iterdir() if p.is_file() and file_ending(p) and not p.name.startswith("."))
+    first = [p for p in scans if stem(p).endswith("_0000")]
+    if not first and channels == 1:
+        cases = [CaseFiles(stem(p), (p,)) for p in scans]
+    else:
+        cases = [_siblings(p, channels) for p in first]
+    if not cases:
+        raise DataError(
+            f"{folder}: expected scans named CASE_0000{DEFAULT_ENDING}, one file per channel ({', '.join(READERS)}), found none."
+        )
+    names = [case.case for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{folder}: the case {twice[0]} is there in more than one format; keep one of its files.")
+    return cases
+
+
+def _siblings(path: Path, channels: int) -> CaseFiles:
+    ending = path.name[len(stem(path)) :]
+    name = case_name(path)
+    return CaseFiles(name, tuple(path.with_name(f"{name}_{i:04d}{ending}") for i in range(channels)))
