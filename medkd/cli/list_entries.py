@@ -1,0 +1,183 @@
+"""``medkd_list``: what there is — networks, methods, data sets, runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from pathlib import Path
+
+from medkd.cli import common
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import MedkdError
+from medkd.core.files import read_json
+from medkd.core.paths import Root
+from medkd.core.run import DATASET_FILE, FINAL, LATEST, RUN_FILE, RunDescription
+from medkd.core.serial import load
+
+Row = tuple[str, ...]
+ABSENT = "-"
+
+
+def network_rows(names: Sequence[str] | None = None) -> list[Row]:
+    """One row per network and rank: name, rank, parameters, multiply-adds, taps that can be distilled, paper.
+
+    Counted at one channel, 14 classes and a patch of 96³ (3D) or 512² (2D) voxels, without computing anything. A planned network
+    is marked ``*``: its shape is what nnU-Net plans for that patch.
+
+    Args:
+        names: registry names; all where None.
+
+    Raises:
+        RunError: a name is unknown.
+    """
+    # imported here, since the libraries behind the networks take seconds to load and the other lists do not need them
+    import torch
+
+    from medkd.networks import NETWORKS, build_network
+    from medkd.networks.complexity import count_macs, count_parameters
+    from medkd.networks.reference import reference_spec
+
+    rows: list[Row] = [("network", "rank", "parameters", "multiply-adds", "taps", "paper")]
+    for name in names if names is not None else NETWORKS:
+        entry = NETWORKS[name]
+        for rank in entry.ranks:
+            spec = reference_spec(name, rank)
+            with torch.device("meta"):
+                network = build_network(spec)
+            macs = count_macs(network, (1, spec.in_channels, *spec.patch_size))
+            taps = str(sum(not tap.raw for tap in network.taps))
+            cost = (f"{count_parameters(network) / 1e6:.3f} M", f"{macs / 1e9:.2f} G")
+            rows.append((name + "*" * entry.planned, f"{rank}D", *cost, taps, entry.citation))
+    return rows
+
+
+def method_rows() -> list[Row]:
+    """One row per distillation method: name, what it needs of the teacher, parameters with defaults, paper."""
+    from medkd.distillation import METHODS, parameters_of
+
+    rows: list[Row] = [("method", "needs", "parameters", "paper")]
+    for name in METHODS:
+        method = METHODS[name]
+        needs = "teacher's logits" if method.outputs_only else "features"
+        if not getattr(method, "needs_teacher", True):
+            needs = "nothing"
+        settings = " ".join(_setting(n, p) for n, p in parameters_of(method).items())
+        rows.append((name, needs, settings or ABSENT, method.citation or ABSENT))
+    return rows
+
+
+def dataset_rows(root: Root) -> list[Row]:
+    """One row per data set below the root: name, cases, channels, labels, planned configurations."""
+    rows: list[Row] = [("data set", "cases", "channels", "labels", "planned")]
+    for name in sorted({p.name for folder in (root.raw, root.preprocessed) for p in _folders(folder)}):
+        description = _first(root.raw_dataset(name) / DATASET_FILE, root.preprocessed / name / DATASET_FILE)
+        if description is None:
+            rows.append((name, *(ABSENT,) * 3, "no readable dataset.json"))
+            continue
+        labels = ", ".join(label for label, _ in description.labels.foreground) + (" (regions)" if description.labels.regions else "")
+        planned = _planned(root.preprocessed / name / "plans.json")
+        rows.append((name, str(description.num_training), ", ".join(description.channel_names), labels, planned))
+    return rows
+
+
+def run_rows(root: Root) -> list[Row]:
+    """One row per run below the root: data set, run, method, its folds and their mean foreground Dice on the validation cases."""
+    rows: list[Row] = [("data set", "run", "method", "folds (validation Dice)")]
+    for dataset in _folders(root.results):
+        for folder in _folders(dataset):
+            if (folder / RUN_FILE).exists():
+                rows.append((dataset.name, folder.name, _method(folder / RUN_FILE), _folds(folder)))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned columns, the first one as the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (rows[0], rule, *rows[1:])
+    )
+
+
+def _setting(name: str, parameter: Parameter) -> str:
+    return name if parameter.default is Parameter.empty else f"{name}={parameter.default}"
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")) if parent.is_dir() else []
+
+
+def _first(*paths: Path) -> DatasetDescription | None:
+    for path in paths:
+        try:
+            return DatasetDescription.load(path)
+        except MedkdError:
+            continue
+    return None
+
+
+def _planned(path: Path) -> str:
+    try:
+        return ", ".join(read_json(path)["configurations"])
+    except (MedkdError, KeyError, TypeError):
+        return ABSENT
+
+
+def _method(path: Path) -> str:
+    try:
+        run = load(RunDescription, path)
+    except MedkdError:
+        return "run.json is not readable"
+    return ABSENT if run.method is None else f"{run.method} from {Path(run.teacher or ABSENT).name}"
+
+
+def _folds(run: Path) -> str:
+    return ", ".join(f"{fold.name.removeprefix('fold_')}: {_state(fold)}" for fold in sorted(run.glob("fold_*"))) or ABSENT
+
+
+def _state(fold: Path) -> str:
+    summary = fold / "validation" / "summary.json"
+    if summary.exists():
+        try:
+            return f"{read_json(summary)['foreground_mean']['Dice']:.4f}"
+        except (MedkdError, KeyError, TypeError):
+            return "summary.json is not readable"
+    if (fold / FINAL).exists():
+        return "trained"
+    return "unfinished" if (fold / LATEST).exists() else "empty"
+
+
+LISTS: dict[str, Callable[[Root], list[Row]]] = {
+    "networks": lambda root: network_rows(),
+    "methods": lambda root: method_rows(),
+    "datasets": dataset_rows,
+    "runs": run_rows,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``medkd_list``."""
+    parser = common.parser("List networks, distillation methods, data sets or runs.", "medkd_list networks")
+    parser.add_argument("what", choices=list(LISTS), help="what to list; datasets and runs are those below --root")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
+    return common.run(_list, parser, argv)
+
+
+def _list(options: argparse.Namespace) -> int:
+    root = Root.resolve(options.root)
+    rows = LISTS[options.what](root)
+    if options.json:
+        print(json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=2))
+        return 0
+    print(table(rows))
+    if options.what == "networks":
+        print("\nat 1 channel, 14 classes, patch 96³ (3D) or 512² (2D); * takes its shape from the plan, here nnU-Net's for that patch")
+    elif len(rows) == 1 and options.what != "methods":
+        print(f"(none below {root.raw.parent})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
