@@ -1,0 +1,137 @@
+"""What a data set is like: spacings, shapes and foreground intensities, the input of planning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.errors import DataError
+from medkd.core.plan import IntensityStatistics
+from medkd.io.volumes import read_geometry, read_image, read_label
+from medkd.preprocessing.cropping import bounding_box, box_slices, nonzero_mask
+from medkd.preprocessing.workers import run_cases, worker_count
+
+FINGERPRINT_FILE = "fingerprint.json"
+
+_BUDGET = 10_000_000  # foreground voxels of all cases together; below it the statistics are exact
+_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """``fingerprint.json``; axes are ``(z, y, x)``, not transposed.
+
+    Attributes:
+        cases: ids of the training cases.
+        spacings: voxel size in mm of each case.
+        shapes_after_crop: voxels of each case's non-zero box.
+        intensities: foreground intensities per channel; every case weighs the same.
+        median_relative_size_after_crop: median over cases of box voxels divided by all voxels.
+        source: stands for names, sizes and times of change of the raw files it was made from.
+    """
+
+    cases: tuple[str, ...]
+    spacings: tuple[tuple[float, ...], ...]
+    shapes_after_crop: tuple[tuple[int, ...], ...]
+    intensities: tuple[IntensityStatistics, ...]
+    median_relative_size_after_crop: float
+    source: str = ""
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class _Case:
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+    relative_size: float
+    voxels: np.ndarray  # (C, n) float32 foreground intensities
+
+
+def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | None = None) -> Fingerprint:
+    """Read all training cases once and describe them.
+
+    nnU-Net draws an equal number of foreground voxels of every case with replacement (10⁸ together). The same distribution is
+    computed here without the noise of drawing: each case's voxels share an equal weight, and only cases larger than their
+    part of a budget of 10⁷ voxels are thinned out (without replacement, fixed seed). Voxels of an ``ignore`` label do not
+    count as foreground.
+
+    Args:
+        raw: the raw data set's folder.
+        description: its ``dataset.json``.
+        workers: number of threads, or None to derive it from memory and cores.
+
+    Raises:
+        DataError: a case cannot be read, or no case has any foreground.
+    """
+    files = {case.case: case for case in training_cases(raw, description)}
+    quota = max(_BUDGET // len(files), 1)
+    largest = max(prod(read_geometry(case.images[0]).shape) for case in files.values())
+    count = worker_count(largest * (4 * len(description.channel_names) + 8), len(files), workers)
+
+    def look(case: str) -> _Case:
+        return _describe(files[case], description.labels.ignore, quota)
+
+    found = run_cases(look, list(files), count, "fingerprint")
+    channels = [[case.voxels[i] for case in found.values()] for i in range(len(description.channel_names))]
+    return Fingerprint(
+        cases=tuple(found),
+        spacings=tuple(case.spacing for case in found.values()),
+        shapes_after_crop=tuple(case.shape for case in found.values()),
+        intensities=tuple(_statistics(parts, raw) for parts in channels),
+        median_relative_size_after_crop=float(np.median([case.relative_size for case in found.values()])),
+        source=source_of(list(files.values())),
+    )
+
+
+def source_of(files: Sequence[CaseFiles]) -> str:
+    """A hash of the names, sizes and times of change of all raw files; a missing file counts as empty."""
+    digest = hashlib.blake2b(digest_size=16)
+    for case in files:
+        for path in (*case.images, *([case.label] if case.label else [])):
+            state = path.stat() if path.exists() else None
+            digest.update(f"{case.case}|{path.name}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
+    image, geometry = read_image(files.images, files.case)
+    if files.label is None:
+        raise DataError(f"Case {files.case} has no label map; expected one in labelsTr.")
+    label = read_label(files.label).array
+    if label.shape != image.shape[1:]:
+        raise DataError(f"Case {files.case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data set.")
+    box = bounding_box(nonzero_mask(image))
+    shape = tuple(stop - start for start, stop in box)
+    inside = label[box_slices(box)]
+    chosen = np.flatnonzero((inside > 0) if ignore is None else ((inside > 0) & (inside != ignore)))
+    if len(chosen) > quota:
+        chosen = np.sort(np.random.default_rng(_SEED).choice(chosen, quota, replace=False, shuffle=False))
+    where = np.unravel_index(chosen, shape)
+    voxels = np.stack([channel[box_slices(box)][where] for channel in image])
+    return _Case(geometry.spacing, shape, prod(shape) / label.size, voxels)
+
+
+def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
+    filled = [part for part in parts if part.size]
+    if not filled:
+        raise DataError(f"{raw / 'labelsTr'}: no label map has any foreground voxel inside the image's non-zero box; check the labels.")
+    values = np.concatenate(filled).astype(np.float64)
+    weights = np.concatenate([np.full(part.size, 1 / (part.size * len(filled))) for part in filled])
+    mean = float(np.dot(weights, values))
+    std = float(np.sqrt(np.dot(weights, (values - mean) ** 2)))
+    order = np.argsort(values, kind="stable")
+    low, median, high = _quantiles(values[order], weights[order], (0.005, 0.5, 0.995))
+    return IntensityStatistics(mean, median, std, float(values[order[0]]), float(values[order[-1]]), low, high)
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[float]:
+    """Weighted quantiles of sorted values: the smallest value with at least that share of the weight at or below it."""
+    cumulative = np.cumsum(weights)
+    index = np.minimum(np.searchsorted(cumulative, np.array(levels) * cumulative[-1]), len(values) - 1)
+    return [float(value) for value in values[index]]
