@@ -1,0 +1,65 @@
+"""``medkd_plan_and_preprocess``: from raw data sets to plans and preprocessed cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from medkd.cli.common import parser, run
+from medkd.core.plan import Plan
+from medkd.preprocessing.api import plan_and_preprocess
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan and preprocess one or more data sets."""
+    return run(_main, _arguments(), argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    result = parser(
+        "Verify, fingerprint, plan and preprocess raw data sets. What did not change is not done again; an edited plans.json is kept.",
+        "medkd_plan_and_preprocess -d 4 -c 3d_fullres",
+    )
+    result.add_argument("-d", "--dataset", nargs="+", required=True, metavar="DATASET", help="numbers or full names")
+    result.add_argument(
+        "-c", "--configuration", nargs="+", metavar="NAME", help="2d, 3d_lowres, 3d_fullres or one of your own (default: all planned)"
+    )
+    result.add_argument("-np", "--workers", type=_positive, metavar="N", help="cases at a time (default: from cores and free memory)")
+    result.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
+    )
+    result.add_argument("--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept")
+    result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
+    return result
+
+
+def _main(options: argparse.Namespace) -> None:
+    for dataset in options.dataset:
+        plan = plan_and_preprocess(
+            dataset,
+            root=options.root,
+            configurations=options.configuration,
+            workers=options.workers,
+            gpu_memory_gb=options.gpu_memory,
+            overwrite_plan=options.overwrite_plan,
+            verify=not options.no_verify,
+        )
+        print(describe(plan))
+
+
+def describe(plan: Plan) -> str:
+    """A table of the plan: one line per configuration."""
+    lines = [f"{plan.dataset}", f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages"]
+    for name, configuration in plan.configurations.items():
+        shape = configuration.architecture("plain_unet")
+        spacing = " × ".join(f"{value:.3g}" for value in configuration.spacing)
+        median, patch = (" × ".join(map(str, sizes)) for sizes in (configuration.median_shape, shape.patch_size))
+        lines.append(f"  {name:<14}{spacing:<22}{median:<18}{patch:<18}{shape.batch_size:<7}{len(shape.strides)}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
