@@ -1,0 +1,71 @@
+"""``medkd_evaluate``: score a folder of predictions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medkd.cli.common import parser, run
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.labels import LabelSpec
+from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM
+from medkd.evaluation.summary import evaluate_folder
+from medkd.evaluation.table import summary_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score predictions against references, print a table and write ``summary.json``."""
+    arguments = parser(
+        "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres.",
+        "medkd_evaluate predictions labelsTs -o summary.json --labels anterior,posterior",
+    )
+    arguments.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.nii.gz")
+    arguments.add_argument("references", type=Path, metavar="REFERENCES", help="folder with CASE.nii.gz")
+    arguments.add_argument("-o", "--output", type=Path, help="where to write (default: PREDICTIONS/summary.json)")
+    arguments.add_argument(
+        "--dataset-json", type=Path, help="names the labels (default: beside PREDICTIONS or REFERENCES, or their parents)"
+    )
+    arguments.add_argument("--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas")
+    arguments.add_argument("--file-ending", help="of both (default: dataset.json's, else .nii.gz)")
+    arguments.add_argument(
+        "--nsd-tolerance", type=float, default=DEFAULT_TOLERANCE_MM, metavar="MM", help="of the surface distance (default: %(default)s mm)"
+    )
+    arguments.add_argument("--hd95", choices=("max", "pooled"), default="max", help="max as MONAI, pooled as MedPy (default: %(default)s)")
+    arguments.add_argument("--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing")
+    arguments.add_argument("-np", "--workers", type=int, help="threads (default: as many as cores and memory allow)")
+    return run(_evaluate, arguments, argv)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    labels, ending = _labels(options)
+    summary = evaluate_folder(
+        options.predictions,
+        options.references,
+        labels,
+        file_ending=options.file_ending or ending,
+        workers=options.workers,
+        nsd_tolerance_mm=options.nsd_tolerance,
+        definition=options.hd95,
+        allow_missing=options.allow_missing,
+        progress=True,
+    )
+    output = options.output or options.predictions / "summary.json"
+    summary.save(output)
+    print(summary_text(summary))
+    print(f"written: {output}")
+
+
+def _labels(options: argparse.Namespace) -> tuple[LabelSpec, str]:
+    if options.labels is not None:
+        names = [name.strip() for name in options.labels.split(",") if name.strip()]
+        if not names:
+            raise DataError(f"--labels: expected names joined by commas, for example liver,spleen; found '{options.labels}'.")
+        return LabelSpec.from_names(names), ".nii.gz"
+    folders = [f for folder in (options.predictions, options.references) for f in (folder, folder.absolute().parent)]
+    found = options.dataset_json or next((f / "dataset.json" for f in folders if (f / "dataset.json").exists()), None)
+    if found is None:
+        raise DataError("No dataset.json beside the predictions or references; give --dataset-json PATH, or --labels liver,spleen,….")
+    description = DatasetDescription.load(found)
+    return description.labels, description.file_ending

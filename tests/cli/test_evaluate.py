@@ -1,0 +1,47 @@
+"""``medkd_evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medkd.cli.evaluate import main
+from medkd.core.dataset import DatasetDescription
+from medkd.evaluation.results import Summary
+from tests.evaluation.folders import LABELS, reference, spoiled, write_map
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[str, str]:
+    for i in range(2):
+        write_map(tmp_path / "ref" / f"c{i}.nii.gz", reference(i))
+        write_map(tmp_path / "pred" / f"c{i}.nii.gz", spoiled(reference(i), 1.0, i))
+    return str(tmp_path / "pred"), str(tmp_path / "ref")
+
+
+def test_prints_a_table_and_writes_the_summary(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*folders, "--labels", "liver, spleen", "-o", str(tmp_path / "out.json"), "--nsd-tolerance", "1", "--hd95", "pooled"]) == 0
+    summary = Summary.load(tmp_path / "out.json")
+    assert (summary.nsd_tolerance_mm, summary.hd95_definition) == (1.0, "pooled")
+    text = capsys.readouterr().out
+    assert f"{summary.interval('Dice', 0).mean:.3f}" in text
+    assert "foreground mean" in text
+
+
+def test_finds_dataset_json_beside_the_references(folders: tuple[str, str], tmp_path: Path) -> None:
+    DatasetDescription(("CT",), LABELS, 2).save(tmp_path / "dataset.json")
+    assert main([*folders]) == 0
+    assert [n for n, _ in Summary.load(tmp_path / "pred" / "summary.json").structures] == ["liver", "spleen"]
+
+
+def test_errors_are_one_line_with_status_1(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*folders]) == 1
+    assert "--dataset-json" in capsys.readouterr().err
+    assert main([*folders, "--labels", ","]) == 1
+    assert main([*folders, "--labels", "liver"]) == 1
+    assert "holds the value 2" in capsys.readouterr().err
+    (tmp_path / "pred" / "c1.nii.gz").unlink()
+    assert main([*folders, "--labels", "liver,spleen"]) == 1
+    assert "c1" in capsys.readouterr().err
+    assert main([*folders, "--labels", "liver,spleen", "--allow-missing"]) == 0
