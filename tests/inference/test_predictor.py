@@ -1,0 +1,92 @@
+"""The predictor of a run folder: folds, devices, precision, and the way back to the native grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.geometry import Geometry
+from medkd.core.run import FINAL, RunFolder
+from medkd.inference.export import logits_to_labels
+from medkd.inference.model import load_networks
+from medkd.inference.predictor import Predictor, pick_device
+from medkd.preprocessing.pipeline import preprocess_case
+from tests.inference.conftest import LABELS
+
+
+def test_folds_are_averaged_as_logits(make_run: Callable[..., Path]) -> None:
+    run = make_run(folds=2)
+    image = torch.randn(1, 20, 24, 18)
+    single = [Predictor.from_run(run, [f]).predict_preprocessed(image) for f in (0, 1)]
+    both = Predictor.from_run(run)
+    assert both.folds == ("0", "1")
+    torch.testing.assert_close(both.predict_preprocessed(image), (single[0] + single[1]) / 2)
+    assert (single[0] - single[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_case_comes_back_in_its_native_grid(make_run: Callable[..., Path], rank: int) -> None:
+    predictor = Predictor.from_run(make_run(rank=rank, spacing=1.5), [0])
+    geometry = Geometry.from_spacing((9, 30, 25), (2.0, 1.0, 1.1))
+    image = np.random.default_rng(0).normal(size=(1, 9, 30, 25)).astype(np.float32)
+    labels = predictor.predict_case(image, geometry, "a")
+    assert labels.shape == (9, 30, 25) and set(np.unique(labels)) <= {0, 1, 2}
+    prepared = preprocess_case("a", image, geometry, predictor.plan, predictor.configuration)
+    logits = predictor.predict_preprocessed(prepared.image)
+    assert logits.shape == (3, *prepared.image.shape[1:])
+    assert (logits_to_labels(logits, prepared.properties, predictor.plan, predictor.configuration, LABELS) == labels).all()
+
+
+def test_prediction_leaves_global_state_alone(make_run: Callable[..., Path]) -> None:
+    run, state, threads = make_run(), torch.get_rng_state(), torch.get_num_threads()
+    predictor = Predictor.from_run(run)
+    predictor.predict_preprocessed(torch.randn(1, 16, 16, 16, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert all(not p.requires_grad for net in predictor.networks for p in net.parameters())
+
+
+def test_bf16_is_near_fp32(make_run: Callable[..., Path]) -> None:
+    run, image = make_run(folds=1), torch.randn(1, 20, 20, 20)
+    full = Predictor.from_run(run, precision="fp32").predict_preprocessed(image)
+    half = Predictor.from_run(run, precision="bf16").predict_preprocessed(image)
+    assert half.dtype == torch.float32
+    assert 0 < (full - half).abs().max() < 0.1
+
+
+def test_folds_without_weights_are_refused_by_name(make_run: Callable[..., Path]) -> None:
+    run = make_run(folds=2)
+    with pytest.raises(RunError, match=r"fold 4 has no .*: 0, 1"):
+        load_networks(RunFolder.load(run), [4])
+    with pytest.raises(RunError, match="finish the training"):
+        load_networks(RunFolder.load(run), checkpoint="best")
+
+
+def test_weights_of_another_network_are_refused(make_run: Callable[..., Path]) -> None:
+    run = make_run(folds=1)
+    path = run / "fold_0" / FINAL
+    weights = load_checkpoint(path)["network"]
+    weights.pop(next(iter(weights)))
+    save_checkpoint(path, {"network": weights})
+    with pytest.raises(RunError, match=r"fold_0.*does not fit the network 'plain_unet'"):
+        Predictor.from_run(run)
+
+
+def test_unknown_devices_are_refused() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(RunError, match="Unknown device 'gpu'"):
+        pick_device("gpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu(make_run: Callable[..., Path]) -> None:
+    run, image = make_run(), torch.randn(1, 30, 20, 20)
+    on_cpu = Predictor.from_run(run, device="cpu").predict_preprocessed(image)
+    on_gpu = Predictor.from_run(run, device="cuda", precision="fp32").predict_preprocessed(image)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=1e-3)
