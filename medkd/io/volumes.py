@@ -132,18 +132,25 @@ def read_label(path: Path) -> Volume:
     """Read a label map as int16; float files are accepted where they hold whole numbers.
 
     Raises:
-        DataError: as for :func:`read_volume`; also for values that are not whole or do not fit into 16 bits.
+        DataError: as for :func:`read_volume` and :func:`as_label`.
     """
-    volume = read_volume(path, None)
+    return as_label(read_volume(path, None), Path(path))
+
+
+def as_label(volume: Volume, path: Path) -> Volume:
+    """Turn the voxels of ``path``, as read, into int16 label values.
+
+    Raises:
+        DataError: values are not whole numbers or do not fit into 16 bits.
+    """
     array = volume.array
     if array.dtype.kind == "f":
         whole = np.rint(array)
-        # not exactly: files that scale their values store 0.1-like slopes (255 × 1/255 = 1.0000001)
+        # not exactly: files that scale their values store slopes like 1/255, and 255 × 1/255 = 1.0000001
         wrong = ~(np.abs(array - whole) <= 1e-3)  # negated, so that NaN counts as wrong
         if wrong.any():
-            found = float(array[wrong][0])
             raise DataError(
-                f"{path}: a label map must hold whole numbers, found {found:.6g} ({int(wrong.sum())} such voxels); "
+                f"{path}: a label map must hold whole numbers, found {float(array[wrong][0]):.6g} ({int(wrong.sum())} such voxels); "
                 "export it again with nearest-neighbour interpolation, and check that it is not the image."
             )
         array = whole

@@ -1,0 +1,185 @@
+"""Parts that converters of volume files share: pairing images with label maps, and checking and preparing one case."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
+from medkd.io.verify import worker_count
+from medkd.io.volumes import Volume, as_label, file_ending, read_channels, read_label, read_volume, stem
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and label maps that belong together.
+
+    Attributes:
+        images: case → channel number → file.
+        labels: case → label map.
+        findings: images without label, label maps without image.
+    """
+
+    images: Mapping[str, Mapping[int, Path]]
+    labels: Mapping[str, Path]
+    findings: tuple[Finding, ...]
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted; hidden files and the ``._`` files that macOS leaves in archives are ignored."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and p.is_file()) if folder.is_dir() else []
+
+
+def split_channel(name: str) -> tuple[str, int]:
+    """``case_0002`` → ``("case", 2)``; a name without such an ending is channel 0."""
+    match = _CHANNEL.match(name)
+    return (match["case"], int(match["channel"])) if match else (name, 0)
+
+
+def pair_files(images: Path, labels: Path) -> Pairs:
+    """Pair two folders by file name; images may end in ``_0000``, ``_0001``, … (one file per channel)."""
+    label_files = {stem(p): p for p in list_volumes(labels)}
+    grouped: dict[str, dict[int, Path]] = {}
+    findings = []
+    for path in list_volumes(images):
+        name = stem(path)
+        case, channel = (name, 0) if name in label_files else split_channel(name)
+        if case in label_files:
+            grouped.setdefault(case, {})[channel] = path
+        else:
+            action = f"add the label map, or move the image to {images.parent / 'imagesTs'}"
+            findings.append(Finding(case, str(path), f"a label map {case} in {labels}", "none", action))
+    for case, path in label_files.items():
+        if case not in grouped:
+            findings.append(Finding(case, str(path), f"an image {case} in {images}", "none", "add the image or remove the label map"))
+    return Pairs(grouped, {case: path for case, path in label_files.items() if case in grouped}, tuple(findings))
+
+
+def find_values(labels: Mapping[str, Path], workers: int | None = None) -> dict[int, int]:
+    """Label value → number of cases that hold it, over all readable label maps."""
+
+    def values(path: Path) -> tuple[int, ...]:
+        try:
+            return label_values(read_label(path).array)
+        except DataError:  # the case itself is reported when it is converted
+            return ()
+
+    counts: dict[int, int] = {}
+    with ThreadPoolExecutor(workers or worker_count(labels.values())) as pool:
+        for found in pool.map(values, labels.values()):
+            for value in found:
+                counts[value] = counts.get(value, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def volume_job(
+    case: str,
+    images: Sequence[Path],
+    label: Path | None,
+    channels: int,
+    allowed: Sequence[int] | None,
+    *,
+    recode: Mapping[int, int] | None = None,
+    split: Split = "Tr",
+    patient: str | None = None,
+) -> CaseJob:
+    """A job for a case of volume files.
+
+    A ``.nii.gz`` file that is right as it is is taken over unchanged; other formats, 4D images (split into channels), label
+    maps stored as floats and recoded label maps are written anew.
+
+    Args:
+        case: case id in the new data set.
+        images: one file per channel in order, or one 4D file.
+        label: label map, or None.
+        channels: how many channels there must be.
+        allowed: label values that may occur after recoding; None allows all.
+        recode: source value → value in the new data set; values that it does not name stay.
+        split: ``Tr`` or ``Ts``.
+        patient: patient id where known.
+    """
+
+    def prepare() -> CaseContent:
+        pieces, findings, first = _prepare_images(case, images, channels)
+        if label is None:
+            return CaseContent(pieces, findings=tuple(findings))
+        try:
+            stored = read_volume(label, None)
+            volume = as_label(stored, label)
+        except DataError as error:
+            return CaseContent(pieces, findings=(*findings, unreadable_finding(case, label, error)))
+        changed = recode is not None and _recode(volume.array, recode)
+        values = label_values(volume.array)
+        findings += grid_findings(case, *first, label, volume.geometry) if first else []
+        findings += label_finding(case, label, values, allowed) if allowed is not None else []
+        keep = not changed and stored.array.dtype.kind in "iu" and _is_plain(label)
+        return CaseContent(pieces, label if keep else _compact(volume), values, tuple(findings))
+
+    recipe = json.dumps([channels, list(allowed or ()), sorted((recode or {}).items())])
+    return CaseJob(case, (*images, *([label] if label else [])), prepare, recipe, split, patient)
+
+
+def _prepare_images(
+    case: str, paths: Sequence[Path], channels: int
+) -> tuple[tuple[Piece, ...], list[Finding], tuple[Path, Geometry] | None]:
+    pieces: list[Piece] = []
+    findings: list[Finding] = []
+    first: tuple[Path, Geometry] | None = None
+    for path in paths:
+        try:
+            volumes = read_channels(path)
+        except DataError as error:
+            findings.append(unreadable_finding(case, path, error))
+            continue
+        first = first or (path, volumes[0].geometry)
+        findings += grid_findings(case, *first, path, volumes[0].geometry)
+        for volume in volumes:
+            findings += finite_finding(case, path, volume.array)
+        pieces += [path] if len(volumes) == 1 and _is_plain(path) else volumes
+    if len(pieces) != channels and not any(f.error for f in findings):
+        found = f"{len(pieces)} ({', '.join(p.name for p in paths)})"
+        findings.append(Finding(case, "", f"{channels} channels", found, "add the missing files or name the channels with --channels"))
+    return tuple(pieces), findings, first
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether the file can be taken over unchanged: ``.nii.gz``, and three axes in the header too."""
+    from medkd.io.nifti import read_header
+
+    return path.name.endswith(".nii.gz") and len(read_header(path)[0]) == 3
+
+
+def _recode(array: np.ndarray, recode: Mapping[int, int]) -> bool:
+    """Replace values in place by a lookup table; returns whether anything changed."""
+    if all(old == new for old, new in recode.items()) or not array.size:
+        return False
+    low, high = int(array.min()), int(array.max())
+    table = np.arange(low, high + 1, dtype=array.dtype)
+    for old, new in recode.items():
+        if low <= old <= high:
+            table[old - low] = new
+    changed = bool((table != np.arange(low, high + 1)).any())
+    if changed:
+        array[...] = table[array - low if low else array]
+    return changed
+
+
+def _compact(label: Volume) -> Volume:
+    low, high = (int(label.array.min()), int(label.array.max())) if label.array.size else (0, 0)
+    return Volume(label.array.astype(np.uint8) if low >= 0 and high < 256 else label.array, label.geometry)
+
+
+def first_existing(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of these sub-folders that exists."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)

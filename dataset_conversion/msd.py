@@ -1,0 +1,229 @@
+"""Medical Segmentation Decathlon tasks as downloaded, and folders of images and label maps laid out like them.
+
+Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 2022, doi:10.1038/s41467-022-30695-9.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dataset_conversion.archive import is_tar, unpack_tar
+from dataset_conversion.folder import find_values, first_existing, list_volumes, pair_files, split_channel, volume_job
+from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.writer import CaseJob, RawWriter
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.files import read_json
+from medkd.core.labels import LabelSpec
+from medkd.io.checks import Finding
+from medkd.io.volumes import stem
+
+GUIDE = """\
+Medical Segmentation Decathlon: ten tasks, CT and MR, CC BY-SA 4.0.
+download:  http://medicaldecathlon.com (TaskNN_Name.tar, from about 27 MB for Task04_Hippocampus to 27 GB for Task03_Liver)
+source:    the .tar itself, or the unpacked folder:
+             TaskNN_Name/dataset.json               names of modalities and labels, list of the training pairs
+             TaskNN_Name/imagesTr/CASE.nii.gz       4D images hold one modality per volume; they are split
+             TaskNN_Name/labelsTr/CASE.nii.gz
+             TaskNN_Name/imagesTs/CASE.nii.gz       optional
+also:      any folder with imagesTr and labelsTr (or images and labels) and no dataset.json: files are paired by name, one file
+           per channel may be named CASE_0000, CASE_0001, ...; give --labels and --channels (CT selects the CT normalisation).
+           Without --labels the label values that are found become label_1, label_2, ..."""
+
+_IMAGES = ("imagesTr", "images", "img", "image")
+_LABELS = ("labelsTr", "labels", "label", "masks")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be converted: training jobs need ``labels`` to be known."""
+
+    channels: tuple[str, ...]
+    labels: LabelSpec
+    training: Mapping[str, tuple[tuple[Path, ...], Path]]
+    test: Mapping[str, tuple[Path, ...]]
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    recode: Mapping[int, int] | None = None
+    extra: Mapping[str, Any] | None = None
+
+
+def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
+    """Convert a Decathlon task (folder or tar) or a folder of images and label maps.
+
+    Raises:
+        DataError: the source is not laid out as :data:`GUIDE` says, or the output cannot be written.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"The source {source} does not exist.")
+    if source.is_dir():
+        return _convert_folder(find_task(source), folder, options, "link" if options.mode == "link" else "copy", None)
+    if not is_tar(source):
+        raise DataError(f"{source} is neither a folder nor a tar archive; give the downloaded .tar or the unpacked folder.")
+    if options.mode == "link":
+        raise DataError(f"{source} is an archive, its files cannot be linked to; leave out --link or unpack it first.")
+    unpacked = folder.parent / f".{folder.name}-unpacked"  # the same disk, so that files can be moved; kept if killed, to continue
+    unpack_tar(source, unpacked, _wanted)
+    try:
+        task = find_task(unpacked) if unpacked.exists() else None
+        if task is None:
+            raise DataError(f"{source} holds no .nii.gz files; give the .tar of a Decathlon task.")
+    except DataError:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        raise
+    report = _convert_folder(task, folder, options, "move", source)
+    shutil.rmtree(unpacked, ignore_errors=True)
+    return report
+
+
+def find_task(source: Path) -> Path:
+    """The folder with the images: ``source`` or the only sub-folder that has them.
+
+    Raises:
+        DataError: there is none, or more than one.
+    """
+    candidates = [source, *(sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")))]
+    found = [p for p in candidates if first_existing(p, _IMAGES) and first_existing(p, _LABELS)]
+    if source in found:
+        return source
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{source} holds several tasks ({', '.join(p.name for p in found)}); give one of these folders.")
+    content = ", ".join(p.name for p in candidates[1:]) or "no folders"
+    raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
+
+
+def _convert_folder(task: Path, folder: Path, options: ConversionOptions, mode: Any, archive: Path | None) -> ConversionReport:
+    content = _decathlon(task, options) if (task / "dataset.json").exists() else _plain(task, options)
+    writer = RawWriter(folder, "msd", task, mode, label=archive)
+    writer.report_findings(content.findings)
+    writer.convert(list(_jobs(content)), options.workers)
+    return writer.finish(DatasetDescription(content.channels, content.labels, 0, extra=content.extra or {}), content.notes)
+
+
+def _jobs(task: _Task) -> Iterable[CaseJob]:
+    channels = len(task.channels)
+    for case, (images, label) in task.training.items():
+        yield volume_job(case, images, label, channels, task.labels.values, recode=task.recode)
+    for case, images in task.test.items():
+        yield volume_job(case, images, None, channels, None, split="Ts")
+
+
+def _decathlon(task: Path, options: ConversionOptions) -> _Task:
+    """A task with its ``dataset.json``."""
+    where = task / "dataset.json"
+    data = read_json(where)
+    if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
+        raise DataError(f"{where}: expected an object with 'modality', 'labels' and 'training', as the Decathlon publishes it.")
+    modality = data.get("modality") or data.get("channel_names") or {"0": "image"}
+    channels = options.channels or tuple(str(modality[k]) for k in sorted(modality, key=int))
+    labels = _decathlon_labels(data["labels"], options, str(where))
+    training, findings = _listed_pairs(task, data.get("training"))
+    if training is None:
+        pairs = pair_files(first_existing(task, _IMAGES) or task, first_existing(task, _LABELS) or task)
+        training, findings = _in_order(pairs.images, pairs.labels), list(pairs.findings)
+    keys = ("description", "reference", "licence", "license", "release")
+    extra = {key: data[key] for key in keys if isinstance(data.get(key), str)}
+    return _Task(channels, labels, training, _test_cases(task / "imagesTs"), tuple(findings), extra=extra)
+
+
+def _decathlon_labels(labels: Mapping[str, Any], options: ConversionOptions, where: str) -> LabelSpec:
+    """``{"1": "Anterior"}`` (Decathlon) or ``{"Anterior": 1}`` (nnU-Net); ``--labels`` wins."""
+    if options.labels:
+        return LabelSpec.from_names(options.labels)
+    if all(str(key).isdigit() for key in labels):
+        labels = {("background" if int(k) == 0 else str(labels[k])): int(k) for k in sorted(labels, key=int)}
+    return LabelSpec.from_json(labels, None, where)
+
+
+def _listed_pairs(task: Path, entries: Any) -> tuple[dict[str, tuple[tuple[Path, ...], Path]] | None, list[Finding]]:
+    """The pairs of the ``training`` list; None where there is no such list."""
+    if not isinstance(entries, list) or not entries:
+        return None, []
+    pairs: dict[str, tuple[tuple[Path, ...], Path]] = {}
+    findings: list[Finding] = []
+    for entry in entries:
+        try:
+            image, label = (task / PurePosixPath(entry[key]) for key in ("image", "label"))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}.") from error
+        case = stem(label)
+        missing = [path for path in (image, label) if not path.exists()]
+        findings += [
+            Finding(case, str(p), "the file that dataset.json lists", "no such file", "download the task again or leave the case out")
+            for p in missing
+        ]
+        if not missing:
+            pairs[case] = ((image,), label)
+    listed = {path.name for (images, _) in pairs.values() for path in images}
+    unlisted = [p for p in list_volumes(task / "imagesTr") if p.name not in listed and not any(p.name in f.file for f in findings)]
+    action = "it was ignored; add it to 'training' if it belongs there"
+    findings += [Finding("", str(p), "images listed in dataset.json", "an unlisted image", action, error=False) for p in unlisted]
+    return pairs, findings
+
+
+def _plain(task: Path, options: ConversionOptions) -> _Task:
+    """A folder without ``dataset.json``."""
+    images, labels = first_existing(task, _IMAGES), first_existing(task, _LABELS)
+    if images is None or labels is None:
+        raise DataError(f"{task}: expected the folders imagesTr and labelsTr.")
+    pairs = pair_files(images, labels)
+    training = _in_order(pairs.images, pairs.labels)
+    if not training:
+        raise DataError(f"{task}: expected images and label maps of the same names in {images.name} and {labels.name}, found no pair.")
+    notes = []
+    width = max(len(files) for files, _ in training.values())
+    channels = options.channels or tuple(f"channel_{i}" for i in range(width)) if width > 1 else options.channels or ("image",)
+    if not options.channels:
+        notes.append(f"channels were named {', '.join(channels)}; give --channels (CT for computed tomography) to choose the normalisation")
+    if options.labels:
+        spec, recode = LabelSpec.from_names(options.labels), None
+    else:
+        spec, recode, found = _made_up(find_values(pairs.labels, options.workers), labels)
+        notes += found
+    return _Task(channels, spec, training, _test_cases(task / "imagesTs"), pairs.findings, tuple(notes), recode)
+
+
+def _made_up(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
+    """Labels from the values found; gaps are closed, since labels must be consecutive."""
+    values = [v for v in counts if v != 0]
+    if not values or values[0] < 0 or len(values) > 255:
+        found = f"{values[0]}..{values[-1]} ({len(values)} values)" if values else "only background"
+        raise DataError(f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the folder.")
+    seen = ", ".join(f"{v} (in {n} cases)" for v, n in counts.items())
+    notes = [f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for better names"]
+    spec = LabelSpec.from_names([f"label_{v}" for v in values])
+    recode = {v: i + 1 for i, v in enumerate(values)}
+    if values != list(range(1, len(values) + 1)):
+        notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
+        return spec, recode, notes
+    return spec, None, notes
+
+
+def _in_order(images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]) -> dict[str, tuple[tuple[Path, ...], Path]]:
+    return {case: (tuple(images[case][i] for i in sorted(images[case])), labels[case]) for case in sorted(labels)}
+
+
+def _test_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
+    grouped: dict[str, dict[int, Path]] = {}
+    for path in list_volumes(folder):
+        case, channel = split_channel(stem(path))
+        grouped.setdefault(case, {})[channel] = path
+    return {case: tuple(files[i] for i in sorted(files)) for case, files in sorted(grouped.items())}
+
+
+def _wanted(name: PurePosixPath) -> bool:
+    """Of an archive's members: volumes and ``dataset.json``, without the ``._`` files of macOS."""
+    return not name.name.startswith(".") and (name.name == "dataset.json" or name.name.endswith((".nii.gz", ".nii")))
+
+
+CONVERTERS.register("msd")(
+    Converter("Medical Segmentation Decathlon task, or any folder of images and label maps", GUIDE, convert, name_from_path)
+)

@@ -1,0 +1,242 @@
+"""The one writer of all converters: raw data sets in nnU-Net v2's layout, case by case, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.state import Entry, State
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, MedkdError
+from medkd.core.files import atomic_path, write_json
+from medkd.io.checks import Finding
+from medkd.io.verify import worker_count
+from medkd.io.volumes import Volume, write_volume
+
+Mode = Literal["copy", "link", "move"]
+Split = Literal["Tr", "Ts"]
+Piece = Path | Volume | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseContent:
+    """One case, ready to be written.
+
+    Attributes:
+        images: per channel, a file to take over as it is, or voxels to write.
+        label: the label map: a file, voxels, or (detection) the boxes as a JSON object.
+        values: label values present.
+        findings: what was noticed; an error leaves the case out.
+    """
+
+    images: tuple[Piece, ...]
+    label: Piece | None = None
+    values: tuple[int, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """A case to convert.
+
+    Attributes:
+        case: case id in the new data set.
+        sources: the files it is made from; an unchanged case is not made again.
+        prepare: reads and checks the sources; called in a thread; a :class:`DataError` leaves the case out.
+        recipe: whatever else the result depends on, as text (label mapping, options).
+        split: ``Tr`` (training) or ``Ts`` (test).
+        patient: patient id where known; splits are grouped by it.
+    """
+
+    case: str
+    sources: tuple[Path, ...]
+    prepare: Callable[[], CaseContent]
+    recipe: str = ""
+    split: Split = "Tr"
+    patient: str | None = None
+
+
+class RawWriter:
+    """Writes ``imagesTr``, ``labelsTr``, ``imagesTs``, at the end ``dataset.json``, and the conversion report.
+
+    Args:
+        folder: ``DatasetNNN_Name`` to write; continued when it exists.
+        format: name of the converter.
+        source: what is converted; file paths in the log are relative to it.
+        mode: ``copy`` files that can be taken over as they are, ``link`` to them, or ``move`` them (only for files of our own).
+        label: how the source is called in reports, where it differs (an archive).
+        file_ending: of the images.
+
+    Raises:
+        DataError: the folder belongs to another conversion or cannot be written to.
+    """
+
+    def __init__(
+        self, folder: Path, format: str, source: Path, mode: Mode = "copy", *, label: Path | None = None, file_ending: str = ".nii.gz"
+    ) -> None:
+        self.folder = Path(folder)
+        self.mode = mode
+        self.file_ending = file_ending
+        self._source = Path(source).absolute()
+        self._state = State.open(self.folder, format, str(Path(label or source).absolute()))
+        self._entries: dict[str, Entry] = {}
+        self._patients: dict[str, str] = {}
+        self._problems: list[Finding] = []
+        self._warnings: list[Finding] = []
+        self._converted: list[str] = []
+        self._unchanged: list[str] = []
+        self._left_out: list[str] = []
+
+    def report_findings(self, findings: Iterable[Finding]) -> None:
+        """Add findings of the converter; an error that names a case counts this case as left out."""
+        for finding in findings:
+            (self._problems if finding.error else self._warnings).append(finding)
+            if finding.error and finding.case and finding.case not in self._left_out:
+                self._left_out.append(finding.case)
+
+    def convert(self, jobs: Sequence[CaseJob], workers: int | None = None) -> None:
+        """Convert the cases in parallel; bad ones are recorded and left out.
+
+        Raises:
+            DataError: the output cannot be written (read-only, full disk); finished cases stay, the current one is removed.
+        """
+        jobs = self._without_duplicates(jobs)
+        pool = ThreadPoolExecutor(workers or worker_count(s for j in jobs for s in j.sources if s.name.endswith(".gz")))
+        try:
+            futures = [pool.submit(self._run, job) for job in jobs]
+            for future in tqdm(as_completed(futures), total=len(jobs), desc="converting", unit="case", disable=None):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def finish(self, description: DatasetDescription, notes: Iterable[str] = ()) -> ConversionReport:
+        """Write ``dataset.json`` (with the number of training cases and the patients) and the report.
+
+        Where no training case could be converted there is no ``dataset.json``.
+        """
+        training = sum(key.startswith("Tr/") for key in self._entries)
+        report = ConversionReport(
+            self.folder.name,
+            self._state.format,
+            self._state.source,
+            tuple(sorted(self._converted)),
+            tuple(sorted(self._unchanged)),
+            tuple(sorted(self._left_out)),
+            tuple(sorted(self._problems, key=lambda f: (f.case, f.file))),
+            tuple(sorted(self._warnings, key=lambda f: (f.case, f.file))),
+            tuple(notes),
+        )
+        report.save(self.folder)
+        if training:
+            patients = {**description.patients, **self._patients}
+            description = replace(description, num_training=training, file_ending=self.file_ending, patients=patients)
+            description.save(self.folder / "dataset.json")
+        else:
+            (self.folder / "dataset.json").unlink(missing_ok=True)
+        return report
+
+    def _run(self, job: CaseJob) -> None:
+        key = f"{job.split}/{job.case}"
+        try:
+            signature = self._signature(job)
+            entry = self._state.finished(key, signature)
+            if entry is None:
+                content = job.prepare()
+                errors = [f for f in content.findings if f.error]
+        except DataError as error:
+            action = "mend or replace the file, then convert again"
+            content, errors, entry = None, [Finding(job.case, "", "a case that can be read", str(error).rstrip("."), action)], None
+        except MedkdError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"converting case {job.case} failed: {error}") from error
+        if entry is not None:
+            self._accept(job, key, entry, self._unchanged)
+        elif content is None or errors:
+            self._state.discard(key)
+            self.report_findings([*errors, *(f for f in (content.findings if content else ()) if not f.error)])
+            self._left_out += [] if job.case in self._left_out else [job.case]
+        else:
+            entry = Entry(key, signature, self._place_all(job, content), content.values, content.findings)
+            self._state.add(entry)
+            self._accept(job, key, entry, self._converted)
+
+    def _accept(self, job: CaseJob, key: str, entry: Entry, cases: list[str]) -> None:
+        cases.append(job.case)
+        self._entries[key] = entry
+        self._warnings += entry.warnings
+        if job.patient is not None and job.split == "Tr":
+            self._patients[job.case] = job.patient
+
+    def _place_all(self, job: CaseJob, content: CaseContent) -> dict[str, int]:
+        """Write all files of a case, or none."""
+        placed: dict[str, int] = {}
+        images = {f"images{job.split}/{job.case}_{i:04d}{self.file_ending}": piece for i, piece in enumerate(content.images)}
+        if content.label is not None:
+            ending = ".json" if isinstance(content.label, Mapping) else self.file_ending
+            images[f"labels{job.split}/{job.case}{ending}"] = content.label
+        try:
+            for name, piece in images.items():
+                self._place(piece, self.folder / name)
+                placed[name] = (self.folder / name).stat().st_size
+        except BaseException:
+            for name in placed:
+                (self.folder / name).unlink(missing_ok=True)
+            raise
+        return placed
+
+    def _place(self, piece: Piece, target: Path) -> None:
+        if isinstance(piece, Volume):
+            write_volume(target, piece.array, piece.geometry)
+        elif isinstance(piece, Mapping):
+            write_json(target, piece)
+        elif self.mode == "copy":
+            with atomic_path(target) as temporary:
+                shutil.copyfile(piece, temporary)
+        else:
+            _link_or_move(piece, target, self.mode)
+
+    def _signature(self, job: CaseJob) -> str:
+        stats = []
+        for path in job.sources:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+            name = os.path.relpath(path.absolute(), self._source)
+            stats.append([name, stat.st_size, stat.st_mtime_ns])
+        mode = "link" if self.mode == "link" else "copy"
+        return json.dumps([stats, job.recipe, mode])
+
+    def _without_duplicates(self, jobs: Sequence[CaseJob]) -> list[CaseJob]:
+        unique: dict[tuple[str, str], CaseJob] = {}
+        for job in jobs:
+            if unique.setdefault((job.split, job.case), job) is not job:
+                expected, found = "each case once", "the case a second time"
+                self._warnings.append(Finding(job.case, str(job.sources[0]), expected, found, "the first one was used", error=False))
+        return list(unique.values())
+
+
+def _link_or_move(source: Path, target: Path, mode: Mode) -> None:
+    """Not by :func:`atomic_path`: that would set the permissions of the link's target, which is the user's file."""
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if mode == "move":
+            os.replace(source, target)
+            return
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(source.resolve())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"Cannot write {target}: {error.strerror or error}; convert with --copy, or choose another root.") from error
