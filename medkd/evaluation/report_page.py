@@ -1,0 +1,242 @@
+"""The parts of a report's page as HTML; every text from a file is escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from math import isfinite
+
+from medkd.evaluation.report_data import RunEntry, baseline_of, compare, gap_closed, teacher_of
+from medkd.evaluation.report_figures import colours, human
+from medkd.evaluation.report_pictures import CONTOURS, Picture
+from medkd.evaluation.results import Metric, definitions
+from medkd.evaluation.statistics import Interval, PairedDifference
+from medkd.evaluation.table import digits
+
+ROLE_NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
+
+
+def image(png: bytes | None, alt: str, caption: str = "", kind: str = "") -> str:
+    """A figure that carries its picture; nothing where there is none."""
+    if png is None:
+        return ""
+    note = f"<figcaption>{caption}</figcaption>" if caption else ""
+    data = base64.b64encode(png).decode()
+    return f'<figure class="{kind}"><img alt="{escape(alt)}" src="data:image/png;base64,{data}">{note}</figure>'
+
+
+def section(title: str, lead: str, *parts: str) -> str:
+    """A white box; nothing where it would hold nothing."""
+    content = "".join(parts)
+    return f'<section><h2>{escape(title)}</h2><p class="lead">{escape(lead)}</p>{content}</section>' if content else ""
+
+
+def headline(entries: Sequence[RunEntry]) -> RunEntry | None:
+    """The run that the page is about: the distilled student with the highest Dice, else the first scored run."""
+    scored = [e for e in entries if e.summary is not None]
+    return next((e for e in scored if e.role == "distilled"), scored[0] if scored else None)
+
+
+def verdict(entries: Sequence[RunEntry]) -> str:
+    """One or two sentences that say what came out, with no more certainty than the intervals allow."""
+    star = headline(entries)
+    if star is None or star.summary is None:
+        return "No run has been scored yet."
+    text = f"{star.label} reaches a mean foreground Dice of {star.summary.mean_dice:.3f} on {len(star.summary.cases)} validation cases"
+    teacher, baseline = teacher_of(star, entries), baseline_of(star, entries)
+    if teacher is not None and teacher.summary is not None:
+        text += f"; its teacher {teacher.label} reaches {teacher.summary.mean_dice:.3f}"
+    difference = compare(star, baseline) if baseline is not None and star.role == "distilled" else None
+    if difference is None or not isfinite(difference.low):
+        return text + "."
+    if difference.low <= 0 <= difference.high:
+        return text + ". Compared with the same student trained alone, these cases show no clear difference."
+    word = "gains" if difference.mean > 0 else "loses"
+    return f"{text}. Compared with the same student trained alone, distillation {word} {abs(difference.mean):.3f} Dice."
+
+
+def cards(entries: Sequence[RunEntry]) -> str:
+    """The few numbers that matter, of the headline run."""
+    star = headline(entries)
+    if star is None or star.summary is None:
+        return ""
+    teacher, baseline = teacher_of(star, entries), baseline_of(star, entries)
+    value = star.summary.interval("Dice")
+    found = [_card("Dice", f"{value.mean:.3f}", f"{_bounds(value, 3)} · {escape(star.label)}")]
+    difference = compare(star, baseline) if baseline is not None and star.role == "distilled" else None
+    if difference is not None:
+        found.append(_card("against alone", f"{difference.mean:+.3f}", f"{_bounds(difference, 3)} Dice, paired"))
+    closed = gap_closed(star, entries)
+    if closed is not None:
+        found.append(_card("gap closed", f"{100 * closed:.0f} %", "of the way from student alone to teacher"))
+    if teacher is not None:
+        if star.cost.parameters and teacher.cost.parameters:
+            ratio, sizes = teacher.cost.parameters / star.cost.parameters, (star.cost.parameters, teacher.cost.parameters)
+            found.append(_card("smaller", f"{ratio:.1f} ×", f"{human(sizes[0])} instead of {human(sizes[1])} parameters"))
+        if star.cost.latency_ms and teacher.cost.latency_ms:
+            ratio, times = teacher.cost.latency_ms / star.cost.latency_ms, (star.cost.latency_ms, teacher.cost.latency_ms)
+            found.append(_card("faster", f"{ratio:.1f} ×", f"{times[0]:.3g} ms instead of {times[1]:.3g} ms per patch"))
+    return f'<div class="cards">{"".join(found)}</div>'
+
+
+def overview(entries: Sequence[RunEntry]) -> str:
+    """One row per run: scores, comparison with the student alone, size and speed, failures."""
+    head = ("", "Dice", "HD95 mm", "NSD", "Dice against alone", "gap closed", "parameters", "multiply-adds", "time of a patch", "failures")
+    rows = "".join(_overview_row(entry, entries) for entry in entries)
+    return f'<div class="scroll"><table>{_head(head)}<tbody>{rows}</tbody></table></div>'
+
+
+def structure_table(entries: Sequence[RunEntry], metric: Metric) -> str:
+    """One row per structure, one column per run, with the paired difference to the student alone under distilled ones."""
+    scored = [e for e in entries if e.summary is not None]
+    if not scored or scored[0].summary is None:
+        return ""
+    shades = colours(entries)
+    head = "".join(f"<th>{_dot(shades[e.name])}{escape(e.label)}</th>" for e in scored)
+    rows = ""
+    for i, (name, _) in enumerate(scored[0].summary.structures):
+        cells = ""
+        for entry in scored:
+            baseline = baseline_of(entry, entries) if entry.role == "distilled" else None
+            difference = compare(entry, baseline, metric, i) if baseline is not None else None
+            value = entry.summary.interval(metric, i) if entry.summary else None
+            cells += f"<td>{_value(value, metric)}{_difference(difference, metric)}</td>"
+        rows += f"<tr><td>{escape(name)}</td>{cells}</tr>"
+    return f'<div class="scroll"><table><thead><tr><th>{metric}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def failures(entries: Sequence[RunEntry]) -> str:
+    """Structures missed and invented, per run."""
+    scored = [e for e in entries if e.summary is not None]
+    if not scored or scored[0].summary is None:
+        return ""
+    shades = colours(entries)
+    names = [name for name, _ in scored[0].summary.structures]
+    rows = ""
+    for entry in scored:
+        counts = [entry.summary.counts(i) for i in range(len(names))] if entry.summary else []
+        cells = "".join(f"<td>{_failed(c['missed'], c['invented'])}<small>{c['scored']} found</small></td>" for c in counts)
+        rows += f"<tr><td>{_dot(shades[entry.name])}{escape(entry.label)}</td>{cells}</tr>"
+    return f'<div class="scroll"><table>{_head(("missed / invented", *names))}<tbody>{rows}</tbody></table></div>'
+
+
+def gallery(pictures: Sequence[Picture], structures: Sequence[str]) -> str:
+    """The case pictures with a legend of the contours."""
+    if not pictures:
+        return ""
+    swatches = '<span><i class="ref"></i>reference</span>'
+    for i, name in enumerate(structures):
+        swatches += f'<span><i style="border-color:{CONTOURS[i % len(CONTOURS)]}"></i>{escape(name)}, predicted</span>'
+    shown = ""
+    for picture in pictures:
+        scores = " · ".join(f"{escape(label)} {_plain(dice)}" for label, dice in picture.dice.items())
+        caption = f"<strong>{picture.rank} case</strong> · {escape(picture.case)} · Dice: {scores}"
+        shown += image(picture.png, f"{picture.rank} case {picture.case}", caption, "picture")
+    return f'<div class="legend">{swatches}</div>{shown}'
+
+
+def settings(entries: Sequence[RunEntry]) -> str:
+    """How each run was trained."""
+    head = ("run", "configuration", "patch", "epochs × steps", "batch", "learning rate", "precision", "seed", "folds", "method settings")
+    rows = ""
+    for entry in entries:
+        run, budget = entry.run, entry.run.budget
+        method = ", ".join(f"{k} = {v}" for k, v in run.method_parameters.items()) or "–"
+        cells = (
+            run.configuration,
+            " × ".join(map(str, run.network.patch_size)),
+            f"{budget.epochs} × {budget.iterations_per_epoch}",
+            str(budget.batch_size),
+            f"{budget.learning_rate:g}",
+            run.precision,
+            str(budget.seed),
+            ", ".join(entry.folds) or "–",
+            method,
+        )
+        rows += f"<tr><td>{escape(entry.name)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
+    return f'<div class="scroll"><table>{_head(head)}<tbody>{rows}</tbody></table></div>'
+
+
+def how_measured(entries: Sequence[RunEntry]) -> str:
+    """The definitions behind the numbers."""
+    summary = next((e.summary for e in entries if e.summary is not None), None)
+    texts = summary.definitions() if summary is not None else definitions(None, "max")
+    texts |= {
+        "against alone": "mean of the paired differences over the shared cases, bootstrap interval; p from Wilcoxon's signed-rank test",
+        "gap closed": "(Dice − Dice alone) / (teacher's Dice − Dice alone); left out where the gap's own interval reaches 0",
+    }
+    cost = next((e.cost for e in entries if e.cost.latency_ms), None)
+    if cost is not None:
+        patch = " × ".join(map(str, cost.patch_size))
+        texts["time of a patch"] = f"forward pass of one {patch} patch on {cost.device}, {cost.threads} CPU threads"
+    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in texts.items())}</dl>"
+
+
+def _overview_row(entry: RunEntry, entries: Sequence[RunEntry]) -> str:
+    teacher = teacher_of(entry, entries) if entry.role == "distilled" else None
+    baseline = baseline_of(entry, entries) if entry.role == "distilled" else None
+    role = ROLE_NAMES[entry.role] + (f" of {entry.run.teacher}" if entry.role == "distilled" and entry.run.teacher else "")
+    name = f'{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b><span class="role">{escape(role)}</span>'
+    scores = [_value(entry.summary.interval(m) if entry.summary else None, m) for m in ("Dice", "HD95", "NSD")]  # type: ignore[arg-type]
+    closed = gap_closed(entry, entries)
+    counts = entry.summary.counts() if entry.summary else None
+    cells = [
+        *scores,
+        _difference(compare(entry, baseline) if baseline is not None else None, "Dice", full=True) or "–",
+        "–" if closed is None else f"{100 * closed:.0f} %",
+        human(entry.cost.parameters) + _ratio(entry.cost.parameters, teacher.cost.parameters if teacher else None, "smaller"),
+        human(entry.cost.macs) + _ratio(entry.cost.macs, teacher.cost.macs if teacher else None, "fewer"),
+        ("–" if entry.cost.latency_ms is None else f"{entry.cost.latency_ms:.3g} ms")
+        + _ratio(entry.cost.latency_ms, teacher.cost.latency_ms if teacher else None, "faster"),
+        "–" if counts is None else _failed(counts["missed"], counts["invented"]),
+    ]
+    return f"<tr><td>{name}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
+
+
+def _card(title: str, number: str, note: str) -> str:
+    return f'<div class="card"><em>{title}</em><b>{number}</b><span>{note}</span></div>'
+
+
+def _head(names: Sequence[str]) -> str:
+    return f"<thead><tr>{''.join(f'<th>{escape(n)}</th>' for n in names)}</tr></thead>"
+
+
+def _dot(colour: str) -> str:
+    return f'<span class="dot" style="background:{colour}"></span>'
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}" if isfinite(value) else "–"
+
+
+def _bounds(value: Interval, decimals: int, sign: str = "") -> str:
+    return f"{value.low:{sign}.{decimals}f} to {value.high:{sign}.{decimals}f}" if isfinite(value.low) else f"{value.n} case"
+
+
+def _value(value: Interval | None, metric: Metric) -> str:
+    if value is None or not isfinite(value.mean):
+        return "–"
+    return f"<b>{value.mean:.{digits(metric)}f}</b><small>{_bounds(value, digits(metric))}</small>"
+
+
+def _difference(value: PairedDifference | None, metric: Metric, *, full: bool = False) -> str:
+    """The paired difference, green or red where its interval leaves 0 out."""
+    if value is None or not isfinite(value.mean):
+        return ""
+    better = -value.mean if metric == "HD95" else value.mean
+    clear = isfinite(value.low) and not value.low <= 0 <= value.high
+    kind = ("good" if better > 0 else "bad") if clear else "muted"
+    number = f"{value.mean:+.{digits(metric)}f}"
+    if not full:
+        return f'<small class="{kind}">{number} vs alone</small>'
+    p = f", p {'&lt; 0.001' if value.p < 0.001 else f'= {value.p:.3f}'}" if isfinite(value.p) else ""
+    return f'<b class="{kind}">{number}</b><small>{_bounds(value, digits(metric), "+")}{p}</small>'
+
+
+def _ratio(own: float | None, teachers: float | None, word: str) -> str:
+    return f"<small>{teachers / own:.1f} × {word}</small>" if own and teachers else ""
+
+
+def _failed(missed: int, invented: int) -> str:
+    return f'<span class="{"bad" if missed or invented else "good"}">{missed} / {invented}</span>'
