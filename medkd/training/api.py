@@ -65,11 +65,11 @@ def train(dataset: str | int, network: str, fold: int | str, options: TrainOptio
     """
     job = _prepare(dataset, fold, options or TrainOptions())
     run = _describe(job, network, job.options.patch_size, None, None)
-    folder = _open_run(job, run, _run_name(job, network))
+    folder = _fold_folder(job, run, _run_name(job, network))
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         trainer = SegmentationTrainer(build_network(run.network), _data(job, run), _settings(job, run), folder)
-        write_split(folder, job.split)
+        _start(job, run, folder, frozenset())
         trainer.fit(resume=job.options.resume)
     return _finish(job, run, folder)
 
@@ -100,13 +100,13 @@ def train_distill(
     chosen = choose_teacher(source, fold, job.split)
     # the teacher is best on the patch it was trained on: another size changes how much padding it sees
     run = _describe(job, student, job.options.patch_size or source.run.network.patch_size, method, chosen)
-    folder = _open_run(job, run, _run_name(job, student, method, chosen.name))
+    folder = _fold_folder(job, run, _run_name(job, student, method, chosen.name))
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         network = build_network(run.network)
         distiller = _distiller(job, run, network, chosen)
         trainer = DistillationTrainer(network, distiller, _data(job, run), _settings(job, run), folder)
-        write_split(folder, job.split, chosen.seen)
+        _start(job, run, folder, chosen.seen)
         trainer.fit(resume=job.options.resume)
     return _finish(job, run, folder)
 
@@ -165,16 +165,15 @@ def _run_name(job: _Job, network: str, method: str | None = None, teacher: str |
     return "__".join([*parts, *([job.options.tag] if job.options.tag else [])])
 
 
-def _open_run(job: _Job, run: RunDescription, name: str) -> Path:
-    """Create or check the run folder; returns the fold folder.
+def _fold_folder(job: _Job, run: RunDescription, name: str) -> Path:
+    """The fold folder of a run that may be started or continued; nothing is written yet.
 
     A run folder holds folds of one and the same run; another network, budget or method needs another name.
     """
     path = job.root.results / job.name / name
     folder = path / f"fold_{job.fold}"
-    if job.options.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    others = [p for p in path.glob("fold_*") if (p / LATEST).exists() or (p / FINAL).exists()]
+    trained = [p for p in path.glob("fold_*") if (p / LATEST).exists() or (p / FINAL).exists()]
+    others = [p for p in trained if p != folder or not job.options.overwrite]
     if others and (path / RUN_FILE).exists():
         known = load(RunDescription, path / RUN_FILE)
         if known != replace(run, precision=known.precision):
@@ -182,12 +181,19 @@ def _open_run(job: _Job, run: RunDescription, name: str) -> Path:
                 f"{path} holds a run with other settings ({_difference(known, run)}); "
                 "give --tag TEXT to keep both, or --overwrite to replace it."
             )
-    if (folder in others) and not job.options.resume:
+    if folder in others and not job.options.resume:
         raise RunError(f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep both.")
-    save(path / RUN_FILE, run)
-    save(path / PLANS_FILE, job.plan)
-    job.description.save(path / DATASET_FILE)
     return folder
+
+
+def _start(job: _Job, run: RunDescription, folder: Path, taught_by: frozenset[str]) -> None:
+    """Write what the run is, once everything about it is known to fit."""
+    if job.options.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    save(folder.parent / RUN_FILE, run)
+    save(folder.parent / PLANS_FILE, job.plan)
+    job.description.save(folder.parent / DATASET_FILE)
+    write_split(folder, job.split, taught_by)
 
 
 def _difference(known: RunDescription, run: RunDescription) -> str:

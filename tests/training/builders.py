@@ -1,0 +1,59 @@
+"""A small preprocessed data set for the training tests: two bright boxes per case on a noisy ground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan
+from medkd.core.serial import save
+from medkd.io.volumes import write_volume
+from medkd.preprocessing.pipeline import preprocess_case
+from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
+
+NAME = "Dataset900_Boxes"
+PATCH = (16, 16, 16)
+
+
+def boxes_case(seed: int, shape: tuple[int, int, int] = (20, 18, 22)) -> tuple[np.ndarray, np.ndarray]:
+    """Image ``(1, z, y, x)`` and label ``(z, y, x)`` with a box of label 1 and one of label 2."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, np.uint8)
+    for value in (1, 2):
+        corner = [int(rng.integers(1, s - 7)) for s in shape]
+        label[tuple(slice(c, c + 5) for c in corner)] = value
+    image = label * 3.0 + rng.normal(0, 0.5, shape) + 5
+    return image[None].astype(np.float32), label
+
+
+def make_dataset(root: Path, cases: int = 6, *, regions: bool = False, labels: LabelSpec | None = None) -> Path:
+    """Write raw labels, plan and store below ``root``; returns the preprocessed folder."""
+    if labels is None:
+        labels = LabelSpec.from_names(["small", "large"])
+        if regions:
+            labels = LabelSpec((("background", (0,)), ("whole", (1, 2)), ("core", (2,))), True, (1, 2))
+    architecture = Architecture(PATCH, 2, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
+    configuration = Configuration("3d_fullres", (1.0, 1.0, 1.0), (20, 18, 22), ("zscore",), (False,), False, {"plain_unet": architecture})
+    flat = Architecture((16, 16), 2, (4, 8), ((3, 3),) * 2, ((1, 1), (2, 2)), (1, 1), (1,))
+    slices = Configuration("2d", (1.0, 1.0), (18, 22), ("zscore",), (False,), True, {"plain_unet": flat})
+    statistics = IntensityStatistics(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
+    plan = Plan(NAME, (0, 1, 2), (statistics,), {"3d_fullres": configuration, "2d": slices})
+    description = DatasetDescription(("MR",), labels, cases)
+    folder = root / "preprocessed" / NAME
+    save(folder / "plans.json", plan)
+    for target in (folder, root / "raw" / NAME):
+        description.save(target / "dataset.json")
+    for index in range(cases):
+        case, (image, label) = f"case_{index:02d}", boxes_case(index)
+        geometry = Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0))
+        path = root / "raw" / NAME / "labelsTr" / f"{case}.nii.gz"
+        write_volume(path, label, geometry)
+        for configured in (configuration, slices):
+            prepared = preprocess_case(case, image, geometry, plan, configured, label.astype(np.int16))
+            recipe = recipe_of(plan, configured, labels)
+            CaseStore(folder / configured.name).write(case, prepared, labels, [describe_source(path)], recipe)
+    return folder
