@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from medkd.core.errors import MethodError
+from medkd.core.features import Tap
 from medkd.core.serial import nearest
 
 
@@ -46,3 +49,15 @@ def at_least(method: str, name: str, value: float, low: float) -> float:
     if isinstance(value, (str, bool)) or not value >= low:
         raise MethodError(f"{method}.{name} must be a number of at least {low:g}, found {value!r}.")
     return value
+
+
+def tap_named(method: str, name: str, taps: Sequence[Tap], value: str) -> Tap:
+    """The tap called ``value``.
+
+    Raises:
+        MethodError: there is none; the nearest known one is named.
+    """
+    known = {tap.name: tap for tap in taps}
+    if value not in known:
+        raise MethodError(f"{method}.{name}: there is no tap '{value}'.{nearest(value, known)} Taps: {', '.join(known) or 'none'}.")
+    return known[value]
