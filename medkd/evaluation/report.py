@@ -95,7 +95,7 @@ def _structures(entries: Sequence[RunEntry]) -> str:
     return page.section(
         "Structure by structure",
         "Dots are means over cases, bars 95 % intervals.",
-        f'<div class="two">{content}</div>{details}' if content else "",
+        f'{page.legend(entries)}<div class="two">{content}</div>{details}' if content else "",
     )
 
 

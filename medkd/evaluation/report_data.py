@@ -141,14 +141,14 @@ def compare(entry: RunEntry, other: RunEntry, metric: Metric = "Dice", structure
 def gap_closed(entry: RunEntry, entries: Sequence[RunEntry]) -> float | None:
     """Share of the Dice between student alone and teacher that distillation won: ``(D − D_alone) / (D_teacher − D_alone)``.
 
-    None where a part is missing, or where the gap itself is not clear (its 95 % interval reaches 0), since dividing by
+    None where a part is missing, or where the gap itself is not clear (see :attr:`PairedDifference.clear`), since dividing by
     noise says nothing.
     """
     baseline, teacher = baseline_of(entry, entries), teacher_of(entry, entries)
     if entry.role != "distilled" or baseline is None or teacher is None:
         return None
     gap, gain = compare(teacher, baseline), compare(entry, baseline)
-    return gain.mean / gap.mean if gap is not None and gain is not None and gap.low > 0 else None
+    return gain.mean / gap.mean if gap is not None and gain is not None and gap.clear and gap.mean > 0 else None
 
 
 def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkd.evaluation.report_data import RunEntry
+from medkd.evaluation.report_data import Role, RunEntry
 from medkd.evaluation.results import Metric
 
 if TYPE_CHECKING:
@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE = "#1c2733", "#667585", "#dfe5ea"
-TEACHER, ALONE = "#22406b", "#8b98a5"
+TEACHER, ALONE = ("#22406b", "#6d8fc2"), ("#8b98a5", "#b8a27c", "#a9b8a0")
 DISTILLED = ("#0b8f7a", "#d9782b", "#7a55c7", "#c9415c", "#2f7fd1", "#8a7a1f", "#b04fa0", "#4f7d3a")
 _DPI = 170
 
 
 def colours(entries: Sequence[RunEntry]) -> dict[str, str]:
-    """A colour per run: navy for teachers, grey for students alone, bright for distilled ones (told apart when colour-blind)."""
-    distilled = [e.name for e in entries if e.role == "distilled"]
-    found = {}
-    for entry in entries:
-        if entry.role == "distilled":
-            found[entry.name] = DISTILLED[distilled.index(entry.name) % len(DISTILLED)]
-        else:
-            found[entry.name] = TEACHER if entry.role == "teacher" else ALONE
+    """A colour per run: navy for teachers, grey for students alone, bright for distilled ones."""
+    shades: dict[Role, tuple[str, ...]] = {"teacher": TEACHER, "alone": ALONE, "distilled": DISTILLED}
+    found: dict[str, str] = {}
+    for role, tones in shades.items():
+        names = [e.name for e in entries if e.role == role]
+        found |= {name: tones[i % len(tones)] for i, name in enumerate(names)}
     return found
 
 
@@ -39,7 +37,7 @@ def trade_off(entries: Sequence[RunEntry]) -> bytes | None:
     if not known:
         return None
     by_time = all(e.cost.latency_ms for e in known)
-    figure, axes = _figure(6.2, 3.5)
+    figure, axes = _figure(6.4, 3.0)
     shades = colours(entries)
     costs = [float((e.cost.latency_ms if by_time else e.cost.parameters) or 1) for e in known]
     for position, (entry, cost) in enumerate(zip(known, costs, strict=True)):
@@ -56,7 +54,7 @@ def trade_off(entries: Sequence[RunEntry]) -> bytes | None:
     _plain_log(axes, low / 1.6, high * 1.8, "{:g} ms" if by_time else None)
     axes.set_xlabel("time of one patch (log)  ←  faster" if by_time else "parameters (log)  ←  smaller")
     axes.set_ylabel("mean foreground Dice")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.4)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.4, fontsize=8.5, labelspacing=0.8)
     return figure_png(figure)
 
 
@@ -126,8 +124,9 @@ def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
         if len(points):
             axes.plot(points[:, 0], points[:, 1], color=shades[entry.name], lw=1.8, label=entry.label)
             drawn += 1
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="semibold")
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold")
     axes.set_xlabel("epoch")
+    _whole_numbers(axes)
     if drawn > 1:
         axes.legend(frameon=False, fontsize=7.5)
     return figure_png(figure) if drawn else None
@@ -145,25 +144,29 @@ def loss_terms(entry: RunEntry) -> bytes | None:
         if len(positive):
             axes.plot(positive[:, 0], positive[:, 1], color=(INK, *DISTILLED)[i % 9], lw=1.8, label=name)
     axes.set_yscale("log")
-    axes.set_title(f"loss terms · {entry.label}", loc="left", fontsize=9.5, color=INK, fontweight="semibold")
+    axes.tick_params(which="minor", length=0)
+    axes.set_title(f"loss terms · {entry.label}", loc="left", fontsize=9.5, color=INK, fontweight="bold")
     axes.set_xlabel("epoch")
+    _whole_numbers(axes)
     axes.legend(frameon=False, fontsize=7.5)
     return figure_png(figure)
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, Any]:
-    """A figure that no window system and no global state knows of; axes as a 2D array."""
+def new_figure(width: float, height: float, columns: int = 1, *, padding: float = 0.04, gap: float = 0.02) -> tuple[Figure, Any]:
+    """A figure that no window system and no global state knows of, and its axes in a row; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding, wspace=gap)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure, grid = new_figure(width, height)
-    axes: Axes = grid[0, 0]
+    axes: Axes = grid[0]
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(side == "bottom")
     axes.spines["bottom"].set_color(LINE)
@@ -173,6 +176,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.grid(color=LINE, lw=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _plain_log(axes: Axes, low: float, high: float, text: str | None) -> None:

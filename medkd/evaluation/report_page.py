@@ -50,10 +50,12 @@ def verdict(entries: Sequence[RunEntry]) -> str:
     difference = compare(star, baseline) if baseline is not None and star.role == "distilled" else None
     if difference is None or not isfinite(difference.low):
         return text + "."
-    if difference.low <= 0 <= difference.high:
-        return text + ". Compared with the same student trained alone, these cases show no clear difference."
+    same = baseline is not None and baseline.run.budget == star.run.budget
+    against = "Compared with the same student trained alone " + ("under the same budget" if same else "(under another budget)")
+    if not difference.clear:
+        return f"{text}. {against}, these cases show no clear difference."
     word = "gains" if difference.mean > 0 else "loses"
-    return f"{text}. Compared with the same student trained alone, distillation {word} {abs(difference.mean):.3f} Dice."
+    return f"{text}. {against}, distillation {word} {abs(difference.mean):.3f} Dice."
 
 
 def cards(entries: Sequence[RunEntry]) -> str:
@@ -85,6 +87,13 @@ def overview(entries: Sequence[RunEntry]) -> str:
     head = ("", "Dice", "HD95 mm", "NSD", "Dice against alone", "gap closed", "parameters", "multiply-adds", "time of a patch", "failures")
     rows = "".join(_overview_row(entry, entries) for entry in entries)
     return f'<div class="scroll"><table>{_head(head)}<tbody>{rows}</tbody></table></div>'
+
+
+def legend(entries: Sequence[RunEntry]) -> str:
+    """The colours of the scored runs."""
+    shades = colours(entries)
+    runs = "".join(f"<span>{_dot(shades[e.name])}{escape(e.label)}</span>" for e in entries if e.summary is not None)
+    return f'<div class="legend runs">{runs}</div>'
 
 
 def structure_table(entries: Sequence[RunEntry], metric: Metric) -> str:
@@ -131,7 +140,7 @@ def gallery(pictures: Sequence[Picture], structures: Sequence[str]) -> str:
     shown = ""
     for picture in pictures:
         scores = " · ".join(f"{escape(label)} {_plain(dice)}" for label, dice in picture.dice.items())
-        caption = f"<strong>{picture.rank} case</strong> · {escape(picture.case)} · Dice: {scores}"
+        caption = f"<strong>{picture.rank.capitalize()} case</strong> · {escape(picture.case)} · Dice: {scores}"
         shown += image(picture.png, f"{picture.rank} case {picture.case}", caption, "picture")
     return f'<div class="legend">{swatches}</div>{shown}'
 
@@ -163,9 +172,12 @@ def how_measured(entries: Sequence[RunEntry]) -> str:
     summary = next((e.summary for e in entries if e.summary is not None), None)
     texts = summary.definitions() if summary is not None else definitions(None, "max")
     texts |= {
-        "against alone": "mean of the paired differences over the shared cases, bootstrap interval; p from Wilcoxon's signed-rank test",
-        "gap closed": "(Dice − Dice alone) / (teacher's Dice − Dice alone); left out where the gap's own interval reaches 0",
+        "against alone": "mean of the paired differences over the shared cases, bootstrap interval; p from Wilcoxon's signed-rank test; "
+        "coloured where the interval leaves 0 out and p < 0.05",
+        "gap closed": "(Dice − Dice alone) / (teacher's Dice − Dice alone); left out where the gap itself is not clear",
     }
+    if sum(e.role == "distilled" for e in entries) > 1:
+        texts["on top of the page"] = "the distilled student with the highest Dice; chosen on these cases, so a little flattered"
     cost = next((e.cost for e in entries if e.cost.latency_ms), None)
     if cost is not None:
         patch = " × ".join(map(str, cost.patch_size))
@@ -177,7 +189,7 @@ def _overview_row(entry: RunEntry, entries: Sequence[RunEntry]) -> str:
     teacher = teacher_of(entry, entries) if entry.role == "distilled" else None
     baseline = baseline_of(entry, entries) if entry.role == "distilled" else None
     role = ROLE_NAMES[entry.role] + (f" of {entry.run.teacher}" if entry.role == "distilled" and entry.run.teacher else "")
-    name = f'{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b><span class="role">{escape(role)}</span>'
+    name = f'<span class="name">{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b></span><span class="role">{escape(role)}</span>'
     scores = [_value(entry.summary.interval(m) if entry.summary else None, m) for m in ("Dice", "HD95", "NSD")]  # type: ignore[arg-type]
     closed = gap_closed(entry, entries)
     counts = entry.summary.counts() if entry.summary else None
@@ -221,16 +233,15 @@ def _value(value: Interval | None, metric: Metric) -> str:
 
 
 def _difference(value: PairedDifference | None, metric: Metric, *, full: bool = False) -> str:
-    """The paired difference, green or red where its interval leaves 0 out."""
+    """The paired difference, green or red where it is clear."""
     if value is None or not isfinite(value.mean):
         return ""
     better = -value.mean if metric == "HD95" else value.mean
-    clear = isfinite(value.low) and not value.low <= 0 <= value.high
-    kind = ("good" if better > 0 else "bad") if clear else "muted"
+    kind = ("good" if better > 0 else "bad") if value.clear else "muted"
     number = f"{value.mean:+.{digits(metric)}f}"
     if not full:
         return f'<small class="{kind}">{number} vs alone</small>'
-    p = f", p {'&lt; 0.001' if value.p < 0.001 else f'= {value.p:.3f}'}" if isfinite(value.p) else ""
+    p = f"<br>p {'&lt; 0.001' if value.p < 0.001 else f'= {value.p:.3f}'}" if isfinite(value.p) else ""
     return f'<b class="{kind}">{number}</b><small>{_bounds(value, digits(metric), "+")}{p}</small>'
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +16,19 @@ from medkd.evaluation.report_data import RunEntry
 from medkd.evaluation.report_figures import case_means, figure_png, new_figure
 from medkd.io.volumes import read_label, read_volume
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+View = Callable[[np.ndarray], np.ndarray]
+
 # Bright on grey images and told apart when colour-blind.
 CONTOURS = ("#ffd166", "#4cc9f0", "#ff6b9d", "#7ae582", "#ff9f1c", "#b892ff", "#f1faee", "#e63946")
 REFERENCE = "#ffffff"
 
 # Soft-tissue window in HU; other modalities are shown between the slice's percentiles.
 _CT_WINDOW = (-160.0, 240.0)
+
+_PANEL = 2.5  # inches
 
 
 @dataclass(frozen=True)
@@ -97,26 +105,26 @@ def _draw(image: Path, label: Path, predicted: Sequence[tuple[RunEntry, Path]], 
     view, height, width = _view(volume.geometry, truth.array, maps)
     grey, reference = view(volume.array), view(truth.array)
     low, high = _CT_WINDOW if description.channel_names[0].upper() == "CT" else np.percentile(grey, (1, 99.5))
-    panel = 2.5
-    figure, grid = new_figure(panel * len(maps), panel * np.clip(height / width, 0.6, 1.5) + 0.25, 1, len(maps))
+    title = 0.2  # inches above each panel
+    figure, panels = new_figure(_PANEL * len(maps), _PANEL * height / width + title, len(maps), padding=0.06, gap=0.0)
     figure.set_facecolor("#10161c")
-    for axes, (entry, _), labels in zip(grid[0], predicted, maps, strict=True):
+    for axes, (entry, _), labels in zip(panels, predicted, maps, strict=True):
         axes.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width * grey.shape[1] / grey.shape[0])
         shown = view(labels)
         for i, (_, values) in enumerate(description.labels.foreground):
             _contour(axes, np.isin(reference, values), REFERENCE, 1.0)
             _contour(axes, np.isin(shown, values), CONTOURS[i % len(CONTOURS)], 1.5)
-        axes.set_title(entry.label, fontsize=8, color="#e8eef3", pad=4)
+        axes.set_title(entry.label, fontsize=8.5, color="#e8eef3", pad=4)
         axes.set_axis_off()
     return figure_png(figure, facecolor=figure.get_facecolor())
 
 
-def _contour(axes, mask: np.ndarray, colour: str, width: float) -> None:  # type: ignore[no-untyped-def]
+def _contour(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
     if mask.any() and not mask.all():
         axes.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
 
 
-def _view(geometry: Geometry, truth: np.ndarray, maps: Sequence[np.ndarray]):  # type: ignore[no-untyped-def]
+def _view(geometry: Geometry, truth: np.ndarray, maps: Sequence[np.ndarray]) -> tuple[View, float, float]:
     """The slice that shows most structure and error, cut to the structures, as a function of a volume, and its size in mm.
 
     It is taken across the coarsest axis (axial where voxels are cubes), turned as a radiologist sees it: the patient's right

@@ -4,8 +4,8 @@ STYLE = """
 :root { --ink:#1c2733; --muted:#667585; --line:#dfe5ea; --soft:#f4f7f9; --teacher:#22406b; --alone:#8b98a5; --good:#0b8f7a;
   --bad:#b8344f; }
 * { box-sizing:border-box; }
-body { margin:0; background:#eef2f5; color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica
-  Neue",Arial,sans-serif; }
+body { margin:0; background:#eef2f5; color:var(--ink);
+  font:15px/1.55 -apple-system,BlinkMacSystemFont,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Liberation Sans","DejaVu Sans",sans-serif; }
 main { max-width:1080px; margin:0 auto; padding:0 24px 64px; }
 header { background:linear-gradient(120deg,#14273f 0%,#22406b 55%,#0b7a6b 130%); color:#fff; padding:44px 0 84px; }
 header div { max-width:1080px; margin:0 auto; padding:0 24px; }
@@ -32,6 +32,7 @@ th:last-child, td:last-child { padding-right:0; }
 tbody tr:last-child td { border-bottom:0; }
 td small { display:block; color:var(--muted); font-size:11.5px; line-height:1.35; }
 td b { font-weight:640; }
+.name { white-space:nowrap; }
 .dot { display:inline-block; width:10px; height:10px; border-radius:50%; margin-right:8px; }
 .role { color:var(--muted); font-size:11.5px; display:block; margin-left:18px; line-height:1.35; }
 .good { color:var(--good); } .bad { color:var(--bad); } .muted { color:var(--muted); }
@@ -40,8 +41,9 @@ figcaption { font-size:13px; color:var(--muted); margin-top:8px; }
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(400px,1fr)); gap:22px 30px; align-items:start; }
 .wide img { max-width:820px; margin:0 auto; }
 .picture { margin-top:16px; } .picture img { border-radius:10px; background:#10161c; }
-.picture strong { text-transform:capitalize; color:var(--ink); }
+.picture strong { color:var(--ink); }
 .legend span { display:inline-flex; align-items:center; margin:0 16px 4px 0; font-size:13px; color:var(--muted); }
+section > .legend.runs { margin-bottom:12px; }
 .legend i { width:18px; height:0; border-top:3px solid; margin-right:7px; border-radius:2px; }
 .legend i.ref { border-color:#fff; box-shadow:0 0 0 1px #667585; }
 dl { display:grid; grid-template-columns:150px 1fr; gap:6px 18px; margin:0; font-size:14px; }

@@ -39,6 +39,12 @@ class PairedDifference(Interval):
 
     p: float = float("nan")
 
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out and the test agrees (p < 0.05); the test alone keeps the interval honest for few
+        cases, where a bootstrap is too narrow: below six cases nothing is clear."""
+        return (self.low > 0 or self.high < 0) and self.p < 0.05
+
 
 def mean_interval(
     values: ArrayLike, level: float = 0.95, seed: int = 0, method: Literal["percentile", "BCa"] = "percentile", resamples: int = RESAMPLES

@@ -68,3 +68,14 @@ def test_paired_difference_without_a_difference_or_without_cases() -> None:
     assert paired_difference([1, 2, 3], [1, 2, 3]).p == 1.0
     assert paired_difference([1, math.nan], [0, 1]).n == 1
     assert math.isnan(paired_difference([math.nan], [0]).p)
+
+
+def test_a_difference_in_few_cases_is_never_clear() -> None:
+    """All of three cases gain, so the bootstrap interval leaves 0 out; that is no evidence yet."""
+    few = paired_difference([0.8, 0.82, 0.9], [0.7, 0.75, 0.8])
+    assert few.low > 0
+    assert not few.clear
+    rng = np.random.default_rng(0)
+    case = rng.random(20)
+    assert paired_difference(case + 0.05 + 0.01 * rng.random(20), case).clear
+    assert not paired_difference(case + 0.05 * rng.standard_normal(20), case).clear
