@@ -20,7 +20,7 @@ from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import atomic_path, write_json
 from medkd.io.checks import Finding
 from medkd.io.verify import worker_count
-from medkd.io.volumes import Volume, write_volume
+from medkd.io.volumes import Volume, file_ending, write_volume
 
 Mode = Literal["copy", "link", "move"]
 Split = Literal["Tr", "Ts"]
@@ -110,7 +110,7 @@ class RawWriter:
             DataError: the output cannot be written (read-only, full disk); finished cases stay, the current one is removed.
         """
         jobs = self._without_duplicates(jobs)
-        pool = ThreadPoolExecutor(workers or worker_count(s for j in jobs for s in j.sources if s.name.endswith(".gz")))
+        pool = ThreadPoolExecutor(workers or worker_count(s for j in jobs for s in j.sources if file_ending(s)))
         try:
             futures = [pool.submit(self._run, job) for job in jobs]
             for future in tqdm(as_completed(futures), total=len(jobs), desc="converting", unit="case", disable=None):

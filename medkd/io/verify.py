@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import save
 from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
-from medkd.io.volumes import file_ending, read_geometry, read_label, read_volume
+from medkd.io.volumes import file_ending, read_label, read_shape, read_volume
 
 REPORT_FILE = "verification_report.json"
 
@@ -161,10 +162,9 @@ def worker_count(paths: Iterable[Path], *, bytes_per_voxel: int = 16) -> int:
     voxels = 1
     for path in paths:
         try:
-            shape = read_geometry(path).shape
-        except DataError:
+            voxels = max(voxels, prod(read_shape(path)))
+        except DataError:  # reported where the file itself is read
             continue
-        voxels = max(voxels, shape[0] * shape[1] * shape[2])
     by_memory = psutil.virtual_memory().available // 2 // (voxels * bytes_per_voxel)
     return max(1, min(os.cpu_count() or 1, by_memory, 16))
 

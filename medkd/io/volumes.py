@@ -55,6 +55,15 @@ def read_geometry(path: Path) -> Geometry:
     return _geometry(path, _spatial(path, shape), affine)
 
 
+def read_shape(path: Path) -> tuple[int, ...]:
+    """All axes of a file in its own index order, from the header; unlike :func:`read_geometry` also for 2D and 4D.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    return tuple(_reader(Path(path)).read_header(Path(path))[0])
+
+
 def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
     """Read a 3D scan; a trailing axis of length 1 is dropped.
 

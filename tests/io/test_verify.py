@@ -8,8 +8,10 @@ import pytest
 
 from medkd.core.geometry import Geometry
 from medkd.core.serial import load
+from medkd.io import verify
 from medkd.io.checks import label_values
-from medkd.io.verify import Report, verify_dataset
+from medkd.io.nifti import write_nifti
+from medkd.io.verify import Report, verify_dataset, worker_count
 from medkd.io.volumes import read_geometry, read_volume, write_volume
 
 SHAPE = (6, 7, 8)
@@ -153,3 +155,11 @@ def test_label_values_equal_numpy_unique_also_with_negative_values() -> None:
     for low, high in [(0, 3), (-2, 5), (100, 4000), (-5, -1)]:
         array = rng.integers(low, high, (130, 120, 100)).astype(np.int16)
         assert label_values(array) == tuple(np.unique(array))
+
+
+def test_the_number_of_workers_follows_from_memory_also_for_4d_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nifti(tmp_path / "a.nii.gz", np.zeros((10, 10, 10, 4), np.uint8), np.eye(4))
+    monkeypatch.setattr(verify.os, "cpu_count", lambda: 12)
+    for free, expected in [(10**12, 12), (2 * 4000 * 16 * 3, 3), (10, 1)]:
+        monkeypatch.setattr(verify.psutil, "virtual_memory", lambda free=free: type("Memory", (), {"available": free}))
+        assert worker_count([tmp_path / "a.nii.gz", tmp_path / "missing.nii.gz"]) == expected
