@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from medkd.core.errors import RunError
+from medkd.core.features import Stage, Tap
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import SegmentationNetwork
 
@@ -63,6 +64,11 @@ class EncoderDecoder(SegmentationNetwork):
         if self._features is None:
             raise RunError(f"Network '{self.spec.name}' remembers no forward pass; set its attribute 'remember' and run it first.")
         return self._finish(self.resume[tap], feature, self._features)
+
+    def tap(self, name: str, channels: int, stride: int, module: str, *, correction: bool = False, raw: bool = False) -> Tap:
+        """A tap of the same stride along every axis; ``enc…``, ``bottleneck`` and ``dec…`` say where it lies."""
+        stage: Stage = "encoder" if name.startswith("enc") else "decoder" if name.startswith("dec") else "bottleneck"
+        return Tap(name, channels, (stride,) * self.rank, module, stage, correction, raw)
 
     def _finish(self, start: int, x: Tensor, features: list[Tensor]) -> Tensor:
         for index in range(start, self.steps):

@@ -31,10 +31,6 @@ class MonaiUNet(EncoderDecoder):
         """Dotted path of the stage that is entered after ``level`` others; ``level == steps`` is the bottleneck."""
         return "net.model" + ".1.submodule" * level
 
-    def stride(self, level: int) -> tuple[int, ...]:
-        """Stride relative to the input after ``level`` halvings."""
-        return (2**level,) * self.rank
-
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of the down paths, finest first, and of the bottleneck."""
         features = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from medkd.core.features import Tap
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.monai_unet import MonaiUNet
@@ -21,11 +20,11 @@ class ResUNet(MonaiUNet):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec, WIDTHS, residual_units=2)
-        encoder = [Tap(f"enc{i}", WIDTHS[i], self.stride(i + 1), f"{self.stage_path(i)}.0", "encoder") for i in range(self.steps)]
-        bottleneck = Tap("bottleneck", WIDTHS[-1], self.stride(self.steps), self.stage_path(self.steps), "bottleneck")
+        encoder = [self.tap(f"enc{i}", WIDTHS[i], 2 ** (i + 1), f"{self.stage_path(i)}.0") for i in range(self.steps)]
+        bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, self.stage_path(self.steps))
         # the unit after the transposed convolution has an identity shortcut
         levels = range(self.steps - 1, 0, -1)
-        decoder = [Tap(f"dec{i}", WIDTHS[i - 1], self.stride(i), f"{self.stage_path(i)}.2.1", "decoder", correction=True) for i in levels]
+        decoder = [self.tap(f"dec{i}", WIDTHS[i - 1], 2**i, f"{self.stage_path(i)}.2.1", correction=True) for i in levels]
         self.taps = (*encoder, bottleneck, *decoder)
 
 

@@ -29,16 +29,14 @@ class SegResNetwork(EncoderDecoder):
         self.steps = len(BLOCKS) - 1
         self.net = SegResNet(self.rank, WIDTH, spec.in_channels, spec.num_outputs, blocks_down=BLOCKS, blocks_up=(1,) * self.steps)
         self.net.apply(kaiming_fan_out)
-        encoder = [self._tap(f"enc{i}", i, f"net.down_layers.{i}.{BLOCKS[i]}") for i in range(self.steps)]
-        width, stride = WIDTH * 2**self.steps, (2**self.steps,) * self.rank
-        bottleneck = Tap("bottleneck", width, stride, f"net.down_layers.{self.steps}.{BLOCKS[-1]}", "bottleneck", correction=True)
-        decoder = [self._tap(f"dec{i}", i, f"net.up_layers.{self.steps - 1 - i}.0") for i in range(self.steps - 1, -1, -1)]
+        encoder = [self._level(f"enc{i}", i, f"net.down_layers.{i}.{BLOCKS[i]}") for i in range(self.steps)]
+        bottleneck = self._level("bottleneck", self.steps, f"net.down_layers.{self.steps}.{BLOCKS[-1]}")
+        decoder = [self._level(f"dec{i}", i, f"net.up_layers.{self.steps - 1 - i}.0") for i in range(self.steps - 1, -1, -1)]
         self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {"bottleneck": 0, **{tap.name: index + 1 for index, tap in enumerate(decoder)}}
+        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
 
-    def _tap(self, name: str, level: int, module: str) -> Tap:
-        stage = "encoder" if name.startswith("enc") else "decoder"
-        return Tap(name, WIDTH * 2**level, (2**level,) * self.rank, module, stage, correction=True)  # type: ignore[arg-type]
+    def _level(self, name: str, level: int, module: str) -> Tap:
+        return self.tap(name, WIDTH * 2**level, 2**level, module, correction=True)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of all encoder stages, finest first."""

@@ -87,7 +87,7 @@ def check_taps(net: SegmentationNetwork, x: Tensor) -> None:
         assert tap.rank == net.rank
         expected = (x.shape[0], tap.channels, *(n // s for n, s in zip(x.shape[2:], tap.stride, strict=True)))
         assert left.shape == expected, tap.name
-        assert tap.raw or tap.correction == (entered.shape == left.shape), tap.name
+        assert not tap.correction or entered.shape == left.shape, tap.name
     order = ["encoder", "bottleneck", "decoder"]
     places = [order.index(tap.stage) for tap in net.taps]
     assert places == sorted(places)

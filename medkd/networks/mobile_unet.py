@@ -1,0 +1,136 @@
+"""Mobile U-Net: inverted residual blocks on the way down and up (13.65 M parameters, 2.4 G multiply-adds in 3D)."""
+
+from __future__ import annotations
+
+from monai.networks.layers import Conv, Norm
+from torch import Tensor, nn
+
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, NetworkEntry
+from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.initialization import kaiming_fan_out
+
+STEM = 32
+# per encoder stage: (channels, expansion, blocks, stride of the first block) of each group of blocks
+STAGES = (
+    ((16, 1, 1, 1),),
+    ((24, 6, 2, 2),),
+    ((32, 6, 3, 2),),
+    ((64, 6, 4, 2), (96, 6, 3, 1)),
+    ((160, 6, 3, 2), (320, 6, 1, 1)),
+)
+BOTTLENECK = 1280
+DECODER_WIDTHS = (96, 32, 24, 16)
+EXPANSION = 6
+
+
+def _conv_norm(rank: int, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, up: bool = False) -> list[nn.Module]:
+    kind = Conv[Conv.CONVTRANS if up else Conv.CONV, rank]
+    return [kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), Norm[Norm.BATCH, rank](outputs)]
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1 × 1 expansion, depthwise convolution, linear 1 × 1 projection; a shortcut where the stride is 1.
+
+    Args:
+        rank: spatial dimensions.
+        inputs: channels in.
+        outputs: channels out; where they differ and the stride is 1, the shortcut is a 1 × 1 convolution.
+        expansion: factor of the inner width.
+        stride: of the depthwise convolution.
+        up: use a transposed depthwise convolution of kernel 4, which doubles the resolution.
+    """
+
+    def __init__(self, rank: int, inputs: int, outputs: int, expansion: int, stride: int = 1, *, up: bool = False) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.body = nn.Sequential(
+            *_conv_norm(rank, inputs, inner, 1),
+            nn.ReLU6(inplace=True),
+            *_conv_norm(rank, inner, inner, 4 if up else 3, stride=stride, groups=inner, up=up),
+            nn.ReLU6(inplace=True),
+            *_conv_norm(rank, inner, outputs, 1),
+        )
+        self.residual = stride == 1
+        projected = self.residual and inputs != outputs
+        self.shortcut = Conv[Conv.CONV, rank](inputs, outputs, 1, bias=False) if projected else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inputs, *spatial)`` → ``(B, outputs, …)``, halved for stride 2, doubled for ``up``."""
+        return self.body(x) + self.shortcut(x) if self.residual else self.body(x)
+
+
+class Up(nn.Module):
+    """A decoder stage: a doubling block, then the skip feature is added."""
+
+    def __init__(self, rank: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.block = InvertedResidual(rank, inputs, outputs, EXPANSION, stride=2, up=True)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """``(B, inputs, *spatial)`` and the skip ``(B, outputs, *2 spatial)`` → ``(B, outputs, *2 spatial)``."""
+        return self.block(x) + skip
+
+
+def _stage(rank: int, inputs: int, groups: tuple[tuple[int, int, int, int], ...]) -> nn.Sequential:
+    blocks: list[nn.Module] = []
+    for width, expansion, count, stride in groups:
+        for number in range(count):
+            blocks.append(InvertedResidual(rank, inputs, width, expansion, stride if number == 0 else 1))
+            inputs = width
+    return nn.Sequential(*blocks)
+
+
+class MobileUNet(EncoderDecoder):
+    """MobileNetV2's encoder and a mirrored decoder of transposed inverted residual blocks, total stride 32.
+
+    Jing, Wang, Rätsch, Zhang: Mobile-Unet: an efficient convolutional neural network for fabric defect detection. Textile Research
+    Journal 92, 2022, DOI 10.1177/0040517520928604; blocks of Sandler et al., CVPR 2018, arXiv 1801.04381; the 3D form is a student of
+    the ACF-BCKD paper, here without the shortcut convolutions that its code creates and never uses.
+    """
+
+    citation = "Jing et al., Textile Research Journal 2022, 10.1177/0040517520928604"
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        rank = self.rank
+        self.stem = nn.Sequential(
+            *_conv_norm(rank, spec.in_channels, spec.in_channels, 3, stride=2, groups=spec.in_channels),
+            nn.ReLU6(inplace=True),
+            Conv[Conv.CONV, rank](spec.in_channels, STEM, 1, bias=False),
+        )
+        inputs = (STEM, *(groups[-1][0] for groups in STAGES))
+        self.encoder = nn.ModuleList(_stage(rank, i, groups) for i, groups in zip(inputs, STAGES, strict=False))
+        self.widen = Conv[Conv.CONV, rank](inputs[-1], BOTTLENECK, 1)
+        wide = (BOTTLENECK, *DECODER_WIDTHS[:-1])
+        self.decoder = nn.ModuleList(Up(rank, i, o) for i, o in zip(wide, DECODER_WIDTHS, strict=True))
+        last = DECODER_WIDTHS[-1]
+        self.finest = Conv[Conv.CONVTRANS, rank](last, last, 4, 2, 1, groups=last, bias=False)
+        self.classify = Conv[Conv.CONV, rank](last, spec.num_outputs, 1)
+        self.apply(kaiming_fan_out)
+        self.steps = len(DECODER_WIDTHS) + 1
+        # the last block of every stage but the first has an identity shortcut
+        ends = [f"encoder.{i}.{sum(group[2] for group in groups) - 1}" for i, groups in enumerate(STAGES)]
+        encoder = [self.tap(f"enc{i}", STAGES[i][-1][0], 2 ** (i + 1), ends[i], correction=i > 0) for i in range(4)]
+        decoder = [self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)]
+        self.taps = (*encoder, self.tap("bottleneck", BOTTLENECK, 32, "widen"), *decoder, self.tap("dec0", last, 1, "finest"))
+        self.resume = {"bottleneck": 0, "dec4": 1, "dec3": 2, "dec2": 3, "dec1": 4, "dec0": 5}
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the stages of stride 2, 4, 8 and 16, and the widened one of stride 32."""
+        x, features = self.stem(x), []
+        for stage in self.encoder:
+            x = stage(x)
+            features.append(x)
+        return [*features[:-1], self.widen(x)]
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """Double the resolution and add the skip; the last step has none."""
+        return self.finest(x) if index == self.steps - 1 else self.decoder[index](x, features[-(index + 2)])
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """1 × 1 convolution."""
+        return self.classify(x)
+
+
+NETWORKS.register("mobile_unet")(NetworkEntry(MobileUNet, MobileUNet.citation, divisor=32))
