@@ -1,3 +1,5 @@
+"""The convert command: exit status, printed summary, help."""
+
 from __future__ import annotations
 
 from pathlib import Path

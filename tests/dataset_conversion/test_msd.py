@@ -1,3 +1,5 @@
+"""Decathlon tasks, plain folders and archives: conversion, continuation, bad cases, failing disks."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Verification of raw data sets: each defect is found, named, and limited to its case."""
+
 from __future__ import annotations
 
 import json

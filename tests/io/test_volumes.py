@@ -1,3 +1,5 @@
+"""Reading and writing of volumes against SimpleITK and nibabel; damaged and odd files."""
+
 from __future__ import annotations
 
 import errno
