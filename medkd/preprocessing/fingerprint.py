@@ -71,7 +71,7 @@ def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | 
     """
     files = {case.case: case for case in training_cases(raw, description)}
     quota = max(_BUDGET // len(files), 1)
-    largest = max(prod(read_geometry(case.images[0]).shape) for case in files.values())
+    largest = max(_voxels(case) for case in files.values())
     count = worker_count(largest * (4 * len(description.channel_names) + 8), len(files), workers)
 
     def look(case: str) -> _Case:
@@ -97,6 +97,14 @@ def source_of(files: Sequence[CaseFiles]) -> str:
             state = path.stat() if path.exists() else None
             digest.update(f"{case.case}|{path.name}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _voxels(case: CaseFiles) -> int:
+    """Voxels of a case by its header; 0 where it cannot be read, which is reported when its turn comes."""
+    try:
+        return prod(read_geometry(case.images[0]).shape)
+    except DataError:
+        return 0
 
 
 def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
@@ -131,7 +139,6 @@ def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[float]:
-    """Weighted quantiles of sorted values: the smallest value with at least that share of the weight at or below it."""
-    cumulative = np.cumsum(weights)
-    index = np.minimum(np.searchsorted(cumulative, np.array(levels) * cumulative[-1]), len(values) - 1)
-    return [float(value) for value in values[index]]
+    """Weighted quantiles of sorted values, linear between the middles of their weights (Hazen's definition for equal weights)."""
+    middles = np.cumsum(weights) - weights / 2
+    return [float(value) for value in np.interp(np.array(levels) * weights.sum(), middles, values)]
