@@ -59,9 +59,9 @@ def test_air_surrounds_the_body(cases: list[PhantomCase]) -> None:
 
 
 def test_boundaries_have_partial_volume(cases: list[PhantomCase]) -> None:
-    """Between air and fat there is nothing but mixtures, so intermediate values show them; noise alone does not reach that far."""
+    """Between air and fat there is nothing but mixtures; without sub-sampling the blur alone gives about 0.013 of them."""
     for image, _, _ in cases:
-        assert ((image > -850) & (image < -350)).mean() > 0.01
+        assert ((image > -850) & (image < -350)).mean() > 0.02
 
 
 def test_two_kidneys_one_of_the_others(cases: list[PhantomCase]) -> None:
