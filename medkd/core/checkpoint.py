@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing anything that it may contain.
+
+    Args:
+        path: the file.
+        allowed: harmless types and functions that the file may name beyond tensors and plain values, as
+            :class:`torch.serialization.safe_globals` takes them.
 
     Raises:
         RunError: the file is missing, truncated, or holds more than tensors and plain values.
@@ -27,7 +33,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not Path(path).exists():
         raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RunError(f"{path} holds objects other than tensors and plain values and is not loaded, since it could run code.") from error
     except (RuntimeError, OSError, EOFError, KeyError) as error:

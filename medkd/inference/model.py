@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,45 @@ from torch import Tensor, nn
 import medkd.networks  # noqa: F401  (enters all networks into the registry)
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
 from medkd.core.run import BEST, FINAL, NetworkSpec, RunFolder
 from medkd.networks.base import SegmentationNetwork, build_network
 
 CHECKPOINTS = {"final": FINAL, "best": BEST}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Networks and all that is needed to predict with them.
+
+    Attributes:
+        networks: one per fold, on the CPU and in evaluation mode.
+        plan: preprocessing and axis order.
+        configuration: the configuration that they were trained on.
+        labels: what their outputs mean.
+        patch_size: voxels per axis, two values for a 2D network.
+        mirror_axes: axes of the patch that training mirrored.
+        folds: their names.
+    """
+
+    networks: Sequence[SegmentationNetwork]
+    plan: Plan
+    configuration: Configuration
+    labels: LabelSpec
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    folds: tuple[str, ...]
+
+
+def load_run(run: RunFolder, folds: Sequence[int | str] | None = None, *, checkpoint: str = "final") -> TrainedModel:
+    """The trained model of a run folder; see :func:`load_networks`."""
+    names = trained_folds(run, checkpoint) if folds is None else [str(fold) for fold in folds]
+    networks = load_networks(run, names, checkpoint=checkpoint)
+    description = run.run
+    configuration = run.plan.configuration(description.configuration)
+    patch = description.network.patch_size
+    return TrainedModel(networks, run.plan, configuration, run.dataset.labels, patch, description.mirror_axes, tuple(names))
 
 
 def trained_folds(run: RunFolder, checkpoint: str = "final") -> list[str]:

@@ -17,10 +17,10 @@ from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
-from medkd.core.run import RunFolder
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
-from medkd.inference.model import load_networks, mean_logits, trained_folds
+from medkd.inference.model import mean_logits
 from medkd.inference.sliding_window import predict_logits
+from medkd.inference.trained import load_trained
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -104,10 +104,10 @@ class Predictor:
         precision: Precision | None = None,
         checkpoint: str = "final",
     ) -> Predictor:
-        """The predictor of a run folder.
+        """The predictor of a run folder, or of a model folder of nnU-Net v2.
 
         Args:
-            run_folder: ``<root>/results/DATASET/RUN``.
+            run_folder: ``<root>/results/DATASET/RUN``, or nnU-Net's ``<trainer>__<plans>__<configuration>``.
             folds: 0-4 or ``"all"``; None takes every trained fold.
             device: see the class.
             step_size: see :class:`Settings`.
@@ -118,19 +118,17 @@ class Predictor:
         Raises:
             RunError: the folder is not a run, or a fold is not trained.
         """
-        run = RunFolder.load(run_folder)
-        description = run.run
-        folds = trained_folds(run, checkpoint) if folds is None else folds
+        model = load_trained(run_folder, folds, checkpoint=checkpoint)
         return cls(
-            load_networks(run, folds, checkpoint=checkpoint),
-            run.plan,
-            run.plan.configuration(description.configuration),
-            run.dataset.labels,
-            description.network.patch_size,
-            mirror_axes=description.mirror_axes,
+            model.networks,
+            model.plan,
+            model.configuration,
+            model.labels,
+            model.patch_size,
+            mirror_axes=model.mirror_axes,
             device=device,
             settings=Settings(step_size, mirror, precision),
-            folds=folds,
+            folds=model.folds,
         )
 
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:
