@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -150,8 +151,7 @@ def choose_pair(context: Context, student_tap: str | None, teacher_tap: str | No
     if student_tap and teacher_tap:
         return students[0], teachers[0]
     if finest:
-        last = [[t for t in taps if t.stage == "decoder" and not t.raw] or taps for taps in (students, teachers)]
-        return min(last[0], key=lambda t: prod(t.stride)), min(last[1], key=lambda t: prod(t.stride))
+        return _finest(students), _finest(teachers)
     for stages in (("decoder",), ("encoder", "bottleneck")):
         pairs = pair_by_stride(students, teachers, stages)
         if pairs:
@@ -159,3 +159,8 @@ def choose_pair(context: Context, student_tap: str | None, teacher_tap: str | No
     raise MethodError(
         "acf found no student tap in the same stage as a teacher tap with a correction; name both by student_tap and teacher_tap."
     )
+
+
+def _finest(taps: Sequence[Tap]) -> Tap:
+    """The finest decoder tap; before the normalisation where the network offers that, as the released configurations do."""
+    return min([t for t in taps if t.stage == "decoder"] or taps, key=lambda t: (prod(t.stride), not t.raw))

@@ -77,11 +77,13 @@ class Method(nn.Module):
         citation: authors, title or venue, year, arXiv id or DOI.
         outputs_only: True where the teacher's logits suffice.
         needs_teacher: False where the method never looks at a teacher.
+        continues_teacher: True where student features go through the teacher's remaining layers (``Outputs.forward_from``).
     """
 
     citation: ClassVar[str] = ""
     outputs_only: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
+    continues_teacher: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -161,6 +163,7 @@ class _Sum(Method):
         self.parts = nn.ModuleDict(parts)
         self.outputs_only = all(m.outputs_only for m in parts.values())  # type: ignore[misc]
         self.needs_teacher = any(m.needs_teacher for m in parts.values())  # type: ignore[misc]
+        self.continues_teacher = any(m.continues_teacher for m in parts.values())  # type: ignore[misc]
 
     def needs(self) -> Needs:
         total = Needs()

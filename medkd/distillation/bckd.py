@@ -28,7 +28,8 @@ class BCKD(Method):
         L_soft = log(1 + mean_{n,k,v} (p_S − t)² · (d(p_S > ½)² + d(t)²))
 
     Distances are exact, in units of the mean voxel (default: spacing divided by its geometric mean), of the voxel (paper) or in mm.
-    Classes that are in neither mask cost nothing.
+    Classes that are in neither mask cost nothing. Voxels without annotation have no weight, but what is predicted there still is a
+    place to be near to.
 
     **Schedule**: ``α = max(floor, 1 − decay · epoch)``, from the boundary of the truth towards the teacher's shape. By default
     ``decay`` is such that ``floor`` is reached at the end of the run, however long it is.

@@ -32,7 +32,8 @@ class Distiller:
         method: the distillation method, whose helpers are trained with the student.
 
     Raises:
-        MethodError: the method needs a teacher and there is none, or a wanted teacher tap does not exist.
+        MethodError: the method needs a teacher and there is none, a wanted teacher tap does not exist, or the method sends features
+            through the teacher's remaining layers and the teacher cannot be continued.
     """
 
     def __init__(self, teacher: nn.Module | None, method: Method) -> None:
@@ -44,6 +45,12 @@ class Distiller:
         self._student: Capture | None = None
         self._captured: nn.Module | None = None
         self._teacher: Capture | None = None
+        if self.teacher is not None and method.continues_teacher:
+            if not hasattr(self.teacher, "forward_from"):
+                raise MethodError(
+                    f"{type(method).__name__} continues the teacher from a tap, which {type(teacher).__name__} does not offer."
+                )
+            self.teacher.remember = True  # type: ignore[assignment]  # a flag of every network that can be continued
         if self.teacher is not None:
             self._teacher = Capture(self.teacher, needs.teacher, needs.teacher_corrections, detach=True)
 
@@ -101,9 +108,9 @@ class Distiller:
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
         """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the teacher."""
-        rest = getattr(self.teacher, "forward_from", None)
-        if rest is None:
+        if not self.method.continues_teacher:
             return None
+        rest: Callable[[str, Tensor], Tensor] = self.teacher.forward_from  # type: ignore[union-attr, assignment]
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def run(tap: str, feature: Tensor) -> Tensor:
