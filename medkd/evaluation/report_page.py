@@ -189,7 +189,8 @@ def _overview_row(entry: RunEntry, entries: Sequence[RunEntry]) -> str:
     teacher = teacher_of(entry, entries) if entry.role == "distilled" else None
     baseline = baseline_of(entry, entries) if entry.role == "distilled" else None
     role = ROLE_NAMES[entry.role] + (f" of {entry.run.teacher}" if entry.role == "distilled" and entry.run.teacher else "")
-    name = f'<span class="name">{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b></span><span class="role">{escape(role)}</span>'
+    label = f'<span class="name">{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b></span>'
+    name = f'{label}<span class="role">{escape(role)}</span>'
     scores = [_value(entry.summary.interval(m) if entry.summary else None, m) for m in ("Dice", "HD95", "NSD")]  # type: ignore[arg-type]
     closed = gap_closed(entry, entries)
     counts = entry.summary.counts() if entry.summary else None
