@@ -65,8 +65,8 @@ def test_prediction_equals_nnunets_own(real_data: Path) -> None:
     assert (labels == expected).mean() > 0.99999
     reference = torch.from_numpy(np.load(folder / "reference_predictions_no_tta" / f"{case}.npz")["probabilities"])
     rounded = half_precision_blending(logits, predictor.patch_size).float()
-    assert (torch.softmax(rounded, 0) - reference).abs().max() < 2e-3  # where the rounding falls the other way: one half-precision step
-    assert (torch.softmax(rounded, 0) - reference).abs().mean() < 1e-6  # the exact logits differ by 5e-5: nnU-Net's rounding
+    assert (torch.softmax(rounded, 0) - reference).abs().max() < 2e-3  # one half-precision step, should a rounding fall the other way
+    assert (torch.softmax(rounded, 0) - reference).abs().mean() < 1e-7  # without the rounding it is 2.4e-6
 
 
 def test_a_folder_is_recognised(real_data: Path, tmp_path: Path) -> None:
