@@ -67,7 +67,7 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
     box = joint_box(prediction, reference)
     if box is None or not prediction.any() or not reference.any():
         raise DataError("Surface distances need two masks that are not empty; decide first what an empty mask shall count.")
-    # the crop keeps one voxel around the box, where the image has one, so that cropping makes no new image border
+    # the margin keeps a structure of a single slice 3D: cut to length 1, the axis would look like that of a 2D image
     ours, theirs = surface(prediction[box]), surface(reference[box])
     scale = np.asarray(spacing, dtype=np.float64)
     shared = int(np.count_nonzero(ours & theirs))

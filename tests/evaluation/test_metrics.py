@@ -11,6 +11,8 @@ from medpy.metric.binary import hd95 as medpy_hd95
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
 from medkd.core.errors import DataError
+from medkd.core.labels import LabelSpec
+from medkd.evaluation.evaluate import evaluate_case
 from medkd.evaluation.metrics import dice, hausdorff95, normalized_surface_distance
 from medkd.evaluation.surfaces import surface, surface_distances
 from tests.evaluation.masks import blob_pair, slow_distances
@@ -81,6 +83,18 @@ def test_a_slice_is_treated_as_2d() -> None:
     expected = hausdorff95(prediction, reference, (0.7, 1.2))
     assert hausdorff95(prediction[None], reference[None], (5.0, 0.7, 1.2)) == expected
     assert surface(np.ones((1, 5, 5), bool)).sum() == 16
+
+
+@pytest.mark.parametrize("layer", [0, 4, 8])
+def test_a_structure_of_one_slice_in_a_volume_is_all_surface(layer: int) -> None:
+    prediction, reference = (np.zeros((9, 14, 13), bool) for _ in range(2))
+    prediction[layer, 2:9, 2:9] = True
+    reference[layer, 4:7, 4:7] = True
+    assert len(surface_distances(prediction, reference, (5, 1, 1)).to_reference) == 49
+    expected = float(compute_hausdorff_distance(batch(prediction), batch(reference), percentile=95, include_background=True))
+    assert hausdorff95(prediction, reference, (1, 1, 1)) == pytest.approx(expected)
+    score = evaluate_case(prediction.astype(np.uint8), reference.astype(np.uint8), (1, 1, 1), LabelSpec.from_names(["a"]))[0]
+    assert score.hd95 == pytest.approx(expected)
 
 
 def test_a_shift_within_the_tolerance_scores_one_in_spite_of_rounding() -> None:
