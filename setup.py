@@ -17,7 +17,7 @@ COMMANDS = {
     "medkd_demo": "demo",
 }
 
-DATA_FILES = ["*.json", "*.typed"]
+DATA_FILES = ["*.json", "*.typed", "protocols/*.json"]
 
 CORE = [
     "torch>=2.6",
@@ -31,6 +31,9 @@ CORE = [
     "scipy>=1.11",
     "scikit-image>=0.22",
     "scikit-learn>=1.3",
+    "Pillow>=10.1",
+    "PyYAML>=6",
+    "threadpoolctl>=3.1",
     "matplotlib>=3.8",
     "tensorboard>=2.15",
     "tqdm>=4.66",
@@ -39,11 +42,12 @@ CORE = [
 
 EXTRAS = {
     # ultralytics is AGPL-3.0: an extra of its own, imported only by the detection branch
-    "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7", "Pillow>=10"],
+    "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7"],
     "dicom": ["pydicom>=3.0"],
+    "h5": ["h5py>=3.8"],
     "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4"],
     # medpy is GPL-3.0: only an independent reference in the tests
-    "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "medpy>=0.5", "build>=1.2"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "medpy>=0.5", "build>=1.2", "h5py>=3.8"],
 }
 
 setup(

@@ -33,17 +33,5 @@ def box_slices(box: Box) -> tuple[slice, ...]:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Fill the cavities that no face-connected path joins to the border.
-
-    Equal to ``scipy.ndimage.binary_fill_holes``, by one labelling of the background instead of a growth from the border,
-    which is several times faster on volumes.
-    """
-    if mask.all():
-        return mask
-    parts, count = ndimage.label(~mask)
-    open_parts = np.zeros(count + 1, dtype=bool)
-    for axis in range(mask.ndim):
-        for index in (0, -1):
-            open_parts[np.unique(np.take(parts, index, axis=axis))] = True
-    open_parts[0] = False
-    return ~open_parts[parts]
+    """Fill the cavities that no face-connected path joins to the border; a full mask, the usual case in CT, costs nothing."""
+    return mask if mask.all() else ndimage.binary_fill_holes(mask)

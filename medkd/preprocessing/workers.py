@@ -57,8 +57,9 @@ def run_cases(function: Callable[[str], T], cases: Sequence[str], workers: int, 
     results: dict[str, T] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(workers)
-    # one BLAS thread per worker, or all for a single one: more would only wait for each other
-    with threadpool_limits(limits=max(1, available_cores() // workers)):
+    # the products of resampling are small and bound by memory: a second BLAS thread per worker costs 2.5 times the processor
+    # time and saves none
+    with threadpool_limits(limits=1):
         try:
             futures = {pool.submit(function, case): case for case in cases}
             for future in tqdm(as_completed(futures), total=len(cases), desc=title, unit="case", disable=None):

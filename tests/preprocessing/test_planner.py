@@ -76,6 +76,15 @@ def test_plans_equal_those_of_nnunet(
     assert tuple(prod(s[axis] for s in shape.strides) for axis in range(len(patch))) == stride
 
 
+def test_in_2d_the_plain_batch_shrinks_before_the_patch_and_the_residual_patch_before_the_batch() -> None:
+    """Just above the references; nnU-Net 2.8.1 plans a plain (512, 512) with batch 12 here, its version 2.2 (448, 512) with 14."""
+    shapes, labels = [(160, 496, 497)], 14
+    planned = make_plan("Dataset001_X", fingerprint_of([(2.5, 0.82, 0.82)], shapes), description_of(3918, labels)).configurations["2d"]
+    plain, residual = planned.architectures["plain_unet"], planned.architectures["resenc_unet_m"]
+    assert (plain.patch_size, plain.batch_size) == ((512, 512), 12)
+    assert prod(residual.patch_size) <= prod(plain.patch_size) and residual.batch_size >= 12
+
+
 def test_low_resolution_only_where_patches_see_little() -> None:
     assert [name for name in DATASETS if "3d_lowres" in plan_for(name).configurations] == ["abdomen"]
     for name in DATASETS:
