@@ -1,13 +1,20 @@
 """Teachers and students of the segmentation branch; importing this package registers all of them."""
 
 from medkd.networks import (
+    attention_unet,
     espnetv2,
+    fcn,
     lcov_net,
+    mednext,
+    missformer,
     mobile_unet,
     plain_unet,
     res_unet,
     resenc_unet,
+    resnet_unet,
     segresnet,
+    swin_unetr,
+    transunet,
     unet_tiny,
 )
 from medkd.networks.base import NETWORKS, NetworkEntry, SegmentationNetwork, build_network, fit_patch
@@ -16,14 +23,21 @@ __all__ = [
     "NETWORKS",
     "NetworkEntry",
     "SegmentationNetwork",
+    "attention_unet",
     "build_network",
     "espnetv2",
+    "fcn",
     "fit_patch",
     "lcov_net",
+    "mednext",
+    "missformer",
     "mobile_unet",
     "plain_unet",
     "res_unet",
     "resenc_unet",
+    "resnet_unet",
     "segresnet",
+    "swin_unetr",
+    "transunet",
     "unet_tiny",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medkd.core.plan import Architecture
 from medkd.core.run import NetworkSpec
-from medkd.networks import SegmentationNetwork, build_network
+from medkd.networks import NETWORKS, SegmentationNetwork, build_network
 
 
 def architecture(rank: int, blocks_encoder: tuple[int, ...] = (2, 2, 2), blocks_decoder: tuple[int, ...] = (2, 2)) -> Architecture:
@@ -23,6 +23,12 @@ def architecture(rank: int, blocks_encoder: tuple[int, ...] = (2, 2, 2), blocks_
 def small(name: str, rank: int, *, channels: int = 1, outputs: int = 3, patch: int = 16, **more: Any) -> NetworkSpec:
     """A specification with a cubic (or square) patch."""
     return NetworkSpec(name, channels, outputs, (patch,) * rank, **more)
+
+
+def oblong(name: str, rank: int, *, channels: int = 1, outputs: int = 3) -> NetworkSpec:
+    """A specification with the smallest patch that leaves two voxels at the lowest resolution, which instance norm needs."""
+    divisor = NETWORKS[name].divisor
+    return NetworkSpec(name, channels, outputs, (2 * divisor, *(divisor,) * (rank - 1)))
 
 
 def image(net: SegmentationNetwork, batch: int = 2) -> Tensor:

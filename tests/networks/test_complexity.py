@@ -9,6 +9,7 @@ from torch import nn
 from medkd.networks import build_network
 from medkd.networks.complexity import count_macs, count_parameters, latency_ms
 from medkd.networks.reference import reference_spec
+from tests.networks.checks import architecture, small
 
 
 def test_tensors_registered_twice_count_once_frozen_or_not() -> None:
@@ -23,7 +24,7 @@ def test_tensors_registered_twice_count_once_frozen_or_not() -> None:
 
 @pytest.mark.parametrize("name", ["plain_unet", "resenc_unet_l"])
 def test_library_networks_that_register_everything_twice_count_once(name: str) -> None:
-    spec = reference_spec(name, 3)
+    spec = small(name, 3, architecture=architecture(3))
     net = build_network(spec)
     names = dict(net.named_parameters(remove_duplicate=False))
     unique = {p.data_ptr(): p.numel() for p in names.values()}

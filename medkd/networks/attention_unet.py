@@ -1,0 +1,69 @@
+"""Attention U-Net: a U-Net whose skip features pass an attention gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.networks.nets import AttentionUnet
+from torch import Tensor
+
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, NetworkEntry
+from medkd.networks.encoder_decoder import EncoderDecoder
+
+# the paper's 3D network has a quarter of the classical U-Net's channels
+WIDTHS = {2: (64, 128, 256, 512, 1024), 3: (16, 32, 64, 128, 256)}
+
+
+class AttentionUNet(EncoderDecoder):
+    """MONAI's ``AttentionUnet``, total stride 16; ``net`` nests a gated layer around everything below it.
+
+    Oktay, Schlemper, Le Folgoc, Lee, Heinrich, Misawa, Mori, McDonagh, Hammerla, Kainz, Glocker, Rueckert: Attention U-Net: learning
+    where to look for the pancreas. MIDL 2018, arXiv 1804.03999.
+    """
+
+    citation = "Oktay et al., MIDL 2018, arXiv 1804.03999"
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        widths = WIDTHS[self.rank]
+        self.steps = len(widths) - 1
+        self.net = AttentionUnet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps)
+        encoder = [self.tap(f"enc{i}", widths[i], 2**i, self._block_path(i)) for i in range(self.steps)]
+        bottleneck = self.tap("bottleneck", widths[-1], 2**self.steps, self._block_path(self.steps))
+        levels = range(self.steps - 1, -1, -1)
+        decoder = [self.tap(f"dec{i}", widths[i], 2**i, f"{self._layer_path(i)}.merge") for i in levels]
+        self.taps = (*encoder, bottleneck, *decoder)
+        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+
+    def _layer_path(self, level: int) -> str:
+        """Path of the gated layer whose skip has stride ``2**level``."""
+        return "net.model.1" + ".submodule.1" * level
+
+    def _block_path(self, level: int) -> str:
+        """Path of the encoder block whose output has stride ``2**level``; the deepest one is the bottleneck."""
+        if level == 0:
+            return "net.model.0"
+        return f"{self._layer_path(level - 1)}.submodule" + (".0" if level < self.steps else "")
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all encoder blocks, finest first."""
+        features = []
+        for level in range(self.steps + 1):
+            x = self.get_submodule(self._block_path(level))(x)
+            features.append(x)
+        return features
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """Transposed convolution, gate on the skip, join and merge."""
+        layer: Any = self.get_submodule(self._layer_path(self.steps - 1 - index))
+        up, skip = layer.upconv(x), features[-(index + 2)]
+        return layer.merge(torch.cat((layer.attention(g=up, x=skip), up), 1))
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """1 × 1 convolution."""
+        return self.net.model[2](x)
+
+
+NETWORKS.register("attention_unet")(NetworkEntry(AttentionUNet, AttentionUNet.citation, divisor=16))

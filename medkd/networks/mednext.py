@@ -1,0 +1,64 @@
+"""MedNeXt in its four sizes: a U-Net of ConvNeXt blocks."""
+
+from __future__ import annotations
+
+from monai.networks.nets.mednext import create_mednext
+from torch import Tensor
+
+from medkd.core.features import Tap
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, NetworkEntry
+from medkd.networks.encoder_decoder import EncoderDecoder
+
+WIDTH = 32
+
+
+class MedNext(EncoderDecoder):
+    """MONAI's ``MedNeXt`` with kernel 3, total stride 16; the last letter of the name is the size.
+
+    Roy, Köhler, Ulrich, Baumgartner, Petersen, Isensee, Jäger, Maier-Hein: MedNeXt: transformer-driven scaling of ConvNets for medical
+    image segmentation. MICCAI 2023, arXiv 2303.09975.
+    """
+
+    citation = "Roy et al., MICCAI 2023, arXiv 2303.09975"
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        size = spec.name.rsplit("_", 1)[1]
+        self.net = create_mednext(size, self.rank, spec.in_channels, spec.num_outputs, deep_supervision=spec.deep_supervision)
+        self.steps = len(self.net.dec_stages)
+        encoder = [self._level(f"enc{i}", i, f"enc_stages.{i}", len(stage)) for i, stage in enumerate(self.net.enc_stages)]  # type: ignore[arg-type]
+        bottleneck = self._level("bottleneck", self.steps, "bottleneck", len(self.net.bottleneck))
+        decoder = [
+            self._level(f"dec{self.steps - 1 - i}", self.steps - 1 - i, f"dec_stages.{i}", len(stage))  # type: ignore[arg-type]
+            for i, stage in enumerate(self.net.dec_stages)
+        ]
+        self.taps = (*encoder, bottleneck, *decoder)
+        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        self.deep_supervision = spec.deep_supervision
+        self.deep_supervision_strides = tuple((2**level,) * self.rank for level in range(self.steps)) if spec.deep_supervision else ()
+        if spec.deep_supervision:
+            del self.net.out_blocks[0]  # logits of the bottleneck, before any decoder step
+
+    def _level(self, name: str, level: int, stage: str, blocks: int) -> Tap:
+        return self.tap(name, WIDTH * 2**level, 2**level, f"net.{stage}.{blocks - 1}", correction=True)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all encoder stages and of the bottleneck, finest first."""
+        x, features = self.net.stem(x), []
+        for stage, down in zip(self.net.enc_stages, self.net.down_blocks, strict=True):
+            features.append(stage(x))
+            x = down(features[-1])
+        return [*features, self.net.bottleneck(x)]
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """Double the resolution, add the skip, blocks."""
+        return self.net.dec_stages[index](self.net.up_blocks[index](x) + features[-(index + 2)])
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """The 1 × 1 convolution of a decoder stage."""
+        return self.net.out_0(x) if index == self.steps - 1 else self.net.out_blocks[index](x)
+
+
+for _size in ("s", "b", "m", "l"):
+    NETWORKS.register(f"mednext_{_size}")(NetworkEntry(MedNext, MedNext.citation, divisor=16))

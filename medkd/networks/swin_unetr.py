@@ -1,0 +1,60 @@
+"""Swin UNETR: a shifted-window transformer as encoder of a convolutional decoder."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from monai.networks.nets import SwinUNETR
+from torch import Tensor
+
+from medkd.core.run import NetworkSpec
+from medkd.networks.base import NETWORKS, NetworkEntry
+from medkd.networks.encoder_decoder import EncoderDecoder
+
+WIDTH = 48
+ENCODERS = ("encoder1", "encoder2", "encoder3", "encoder4")
+DECODERS = ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1")
+
+
+class SwinUNETRNetwork(EncoderDecoder):
+    """MONAI's ``SwinUNETR`` with feature size 48, total stride 32.
+
+    Hatamizadeh, Nath, Tang, Yang, Roth, Xu: Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI images.
+    BrainLes 2021, arXiv 2201.01266.
+    """
+
+    citation = "Hatamizadeh et al., BrainLes 2021, arXiv 2201.01266"
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        shape: dict[str, Any] = {"in_channels": spec.in_channels, "out_channels": spec.num_outputs, "spatial_dims": self.rank}
+        if "img_size" in signature(SwinUNETR).parameters:  # required before MONAI 1.5, though the network takes any size
+            shape["img_size"] = spec.patch_size
+        self.net = SwinUNETR(feature_size=WIDTH, **shape)
+        self.steps = len(DECODERS)
+        # stage 1 sees the image, the others the transformer's stages; all but the first keep their width
+        widths = (WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH)
+        encoder = [self.tap(f"enc{i}", w, 2**i, f"net.{ENCODERS[i]}", correction=i > 0) for i, w in enumerate(widths)]
+        bottleneck = self.tap("bottleneck", 16 * WIDTH, 32, "net.encoder10", correction=True)
+        narrowing = (8 * WIDTH, 4 * WIDTH, 2 * WIDTH, WIDTH, WIDTH)
+        decoder = [self.tap(f"dec{4 - i}", w, 2 ** (4 - i), f"net.{DECODERS[i]}") for i, w in enumerate(narrowing)]
+        self.taps = (*encoder, bottleneck, *decoder)
+        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Skip features of strides 1, 2, 4, 8 and 16, and the bottleneck of stride 32."""
+        hidden = self.net.swinViT(x, self.net.normalize)
+        skips = [self.net.encoder1(x), self.net.encoder2(hidden[0]), self.net.encoder3(hidden[1]), self.net.encoder4(hidden[2])]
+        return [*skips, hidden[3], self.net.encoder10(hidden[4])]
+
+    def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
+        """Transposed convolution, skip, residual block."""
+        return getattr(self.net, DECODERS[index])(x, features[-(index + 2)])
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        """1 × 1 convolution."""
+        return self.net.out(x)
+
+
+NETWORKS.register("swin_unetr")(NetworkEntry(SwinUNETRNetwork, SwinUNETRNetwork.citation, divisor=32))
