@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medkd.core.files import write_text
@@ -11,6 +13,7 @@ from medkd.io.checks import Finding
 from medkd.io.verify import findings_text
 
 REPORT_FILE = "conversion_report.json"
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ConversionReport:
         problems: what was wrong.
         warnings: what may be wrong.
         notes: decisions that the converter took.
+        lists: cases or files by what is remarkable about them, for example ``absent``, ``truncated``, ``rotated``.
     """
 
     dataset: str
@@ -38,6 +42,7 @@ class ConversionReport:
     problems: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     schema: int = 1
 
     @property
@@ -47,17 +52,27 @@ class ConversionReport:
 
     def summary(self) -> str:
         """One line."""
+        names = ": " + ", ".join(self.left_out[:_NAMED]) + (" …" if len(self.left_out) > _NAMED else "") if self.left_out else ""
         return (
             f"{self.dataset} from {self.source} ({self.format}): {len(self.converted)} cases converted, {len(self.unchanged)} were there "
-            f"already, {len(self.left_out)} left out{': ' + ', '.join(self.left_out) if self.left_out else ''}"
+            f"already, {len(self.left_out)} left out{names}"
         )
 
     def text(self) -> str:
         """The report for people."""
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self.summary(), *notes, *findings_text(self.problems, self.warnings)]) + "\n"
+        counts = [f"{name}: {len(members)}" for name, members in self.lists.items()]
+        lists = [part for name, members in self.lists.items() for part in ("", f"{name} ({len(members)}):", *_wrapped(members))]
+        head = [self.summary(), *([", ".join(counts)] if counts else []), *notes]
+        return "\n".join([*head, *findings_text(self.problems, self.warnings), *lists]) + "\n"
 
     def save(self, folder: Path) -> None:
         """Write ``conversion_report.json`` and ``conversion_report.txt``."""
         save(folder / REPORT_FILE, self)
         write_text(folder / Path(REPORT_FILE).with_suffix(".txt"), self.text())
+
+
+def _wrapped(members: tuple[str, ...]) -> list[str]:
+    return textwrap.wrap(
+        ", ".join(members), 120, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )

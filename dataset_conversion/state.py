@@ -25,6 +25,9 @@ class Entry:
         files: written file, relative to the data set → size in bytes.
         values: label values present.
         warnings: findings of the time when it was converted.
+        removed: whether the case was taken out again.
+        marks: what is remarkable about it.
+        digest: fingerprint of its contents, where duplicates are looked for.
     """
 
     case: str
@@ -33,6 +36,8 @@ class Entry:
     values: tuple[int, ...] = ()
     warnings: tuple[Finding, ...] = ()
     removed: bool = False
+    marks: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass

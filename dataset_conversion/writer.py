@@ -11,20 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.state import Entry, State
+from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import atomic_path, write_json
 from medkd.io.checks import Finding
+from medkd.io.radiographs import write_png
 from medkd.io.verify import worker_count
 from medkd.io.volumes import Volume, file_ending, write_volume
 
 Mode = Literal["copy", "link", "move"]
 Split = Literal["Tr", "Ts"]
-Piece = Path | Volume | Mapping[str, Any]
+Piece = Path | Volume | np.ndarray | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,20 @@ class CaseContent:
     """One case, ready to be written.
 
     Attributes:
-        images: per channel, a file to take over as it is, or voxels to write.
+        images: per channel, a file to take over as it is, or voxels to write, or (detection) pixels to write as PNG.
         label: the label map: a file, voxels, or (detection) the boxes as a JSON object.
         values: label values present.
         findings: what was noticed; an error leaves the case out.
+        marks: what is remarkable about the case without being wrong (``rotated``); the report lists the cases of each mark.
+        digest: fingerprint of the contents, where duplicates are looked for.
     """
 
     images: tuple[Piece, ...]
     label: Piece | None = None
     values: tuple[int, ...] = ()
     findings: tuple[Finding, ...] = ()
+    marks: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class RawWriter:
         self._converted: list[str] = []
         self._unchanged: list[str] = []
         self._left_out: list[str] = []
+        self._lists: dict[str, tuple[str, ...]] = {}
 
     def report_findings(self, findings: Iterable[Finding]) -> None:
         """Add findings of the converter; an error that names a case counts this case as left out."""
@@ -102,6 +110,16 @@ class RawWriter:
             (self._problems if finding.error else self._warnings).append(finding)
             if finding.error and finding.case and finding.case not in self._left_out:
                 self._left_out.append(finding.case)
+
+    def report_list(self, name: str, members: Iterable[str]) -> None:
+        """Add a named list to the report, for example of the files that a download should have had; an empty one is left out."""
+        if listed := tuple(sorted(members)):
+            self._lists[name] = listed
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What is in the data set by now: ``Tr/case`` or ``Ts/case`` → its entry."""
+        return dict(sorted(self._entries.items()))
 
     def convert(self, jobs: Sequence[CaseJob], workers: int | None = None) -> None:
         """Convert the cases in parallel; bad ones are recorded and left out.
@@ -118,12 +136,21 @@ class RawWriter:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    @property
+    def training_cases(self) -> tuple[str, ...]:
+        """The training cases that are written by now, sorted."""
+        return tuple(sorted(key.removeprefix("Tr/") for key in self._entries if key.startswith("Tr/")))
+
     def finish(self, description: DatasetDescription, notes: Iterable[str] = ()) -> ConversionReport:
         """Write ``dataset.json`` (with the number of training cases and the patients) and the report.
 
         Where no training case could be converted there is no ``dataset.json``.
         """
-        training = sum(key.startswith("Tr/") for key in self._entries)
+        training = len(self.training_cases)
+        for key in set(self._state.entries) - set(self._entries):  # of an earlier run; the source or the options have changed
+            self._state.discard(key)
+        for mark in sorted({mark for entry in self._entries.values() for mark in entry.marks}):
+            self.report_list(mark, (key[3:] for key, entry in self._entries.items() if mark in entry.marks))
         report = ConversionReport(
             self.folder.name,
             self._state.format,
@@ -134,11 +161,12 @@ class RawWriter:
             tuple(sorted(self._problems, key=lambda f: (f.case, f.file))),
             tuple(sorted(self._warnings, key=lambda f: (f.case, f.file))),
             tuple(notes),
+            self._lists,
         )
         report.save(self.folder)
         if training:
             patients = {**description.patients, **self._patients}
-            description = replace(description, num_training=training, file_ending=self.file_ending, patients=patients)
+            description = replace(description, num_training=training, file_ending=self._common_ending(), patients=patients)
             description.save(self.folder / "dataset.json")
         else:
             (self.folder / "dataset.json").unlink(missing_ok=True)
@@ -166,7 +194,10 @@ class RawWriter:
             self.report_findings([*errors, *(f for f in (content.findings if content else ()) if not f.error)])
             self._left_out += [] if job.case in self._left_out else [job.case]
         else:
-            entry = Entry(key, signature, self._place_all(job, content), content.values, content.findings)
+            earlier, files = self._state.entries.get(key), self._place_all(job, content)
+            for name in set(earlier.files if earlier else ()) - set(files):  # the same image under another ending
+                (self.folder / name).unlink(missing_ok=True)
+            entry = Entry(key, signature, files, content.values, content.findings, marks=content.marks, digest=content.digest)
             self._state.add(entry)
             self._accept(job, key, entry, self._converted)
 
@@ -180,7 +211,7 @@ class RawWriter:
     def _place_all(self, job: CaseJob, content: CaseContent) -> dict[str, int]:
         """Write all files of a case, or none."""
         placed: dict[str, int] = {}
-        images = {f"images{job.split}/{job.case}_{i:04d}{self.file_ending}": piece for i, piece in enumerate(content.images)}
+        images = {f"images{job.split}/{job.case}_{i:04d}{self._ending(piece)}": piece for i, piece in enumerate(content.images)}
         if content.label is not None:
             ending = ".json" if isinstance(content.label, Mapping) else self.file_ending
             images[f"labels{job.split}/{job.case}{ending}"] = content.label
@@ -194,9 +225,24 @@ class RawWriter:
             raise
         return placed
 
+    def _ending(self, piece: Piece) -> str:
+        """Of an image file: volumes all have the data set's, radiographs their own, so that JPEGs need not become PNGs."""
+        if isinstance(piece, np.ndarray):
+            return ".png"
+        own = piece.suffix.lower() if isinstance(piece, Path) else ""
+        return {".jpeg": ".jpg"}.get(own, own) if own in IMAGE_ENDINGS else self.file_ending
+
+    def _common_ending(self) -> str:
+        """The ending of most images; only radiographs have more than one."""
+        names = [name for entry in self._entries.values() for name in entry.files if name.startswith("images")]
+        endings = [Path(name).suffix for name in names if Path(name).suffix in IMAGE_ENDINGS]
+        return max(sorted(set(endings)), key=endings.count) if endings else self.file_ending
+
     def _place(self, piece: Piece, target: Path) -> None:
         if isinstance(piece, Volume):
             write_volume(target, piece.array, piece.geometry)
+        elif isinstance(piece, np.ndarray):
+            write_png(target, piece)
         elif isinstance(piece, Mapping):
             write_json(target, piece)
         elif self.mode == "copy":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from medkd.core.boxes import IMAGE_ENDINGS, LABEL_ENDING
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
@@ -18,11 +19,13 @@ class DatasetDescription:
 
     Attributes:
         channel_names: name of each input channel in order; ``"CT"`` and ``"noNorm"`` select the normalisation.
-        labels: label values or regions.
+        labels: label values or regions; for detection ``background`` and the categories, so that nnU-Net can read the file.
         num_training: number of training cases.
         file_ending: for example ``".nii.gz"``.
         patients: case id → patient id, where known; splits are grouped by it.
         extra: any other keys of the file, kept as they are.
+        task: ``"detection"`` where the labels are boxes.
+        categories: for detection, the classes of the boxes in order.
     """
 
     channel_names: tuple[str, ...]
@@ -31,6 +34,18 @@ class DatasetDescription:
     file_ending: str = ".nii.gz"
     patients: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    task: Literal["segmentation", "detection"] = "segmentation"
+    categories: tuple[str, ...] = ()
+
+    @classmethod
+    def detection(cls, channels: tuple[str, ...], categories: tuple[str, ...], **more: Any) -> DatasetDescription:
+        """A description for boxes of these categories; ``more`` as in the constructor.
+
+        Raises:
+            DataError: no category, one twice, or one called ``background`` or ``ignore``.
+        """
+        _check_categories(categories, "categories")
+        return cls(channels, LabelSpec.from_names(categories), task="detection", categories=tuple(categories), **{"num_training": 0} | more)
 
     @classmethod
     def load(cls, path: Path) -> DatasetDescription:
@@ -49,6 +64,8 @@ class DatasetDescription:
         data = dict(data)
         if "channel_names" not in data and "modality" in data:  # Decathlon and nnU-Net v1 say "modality"
             data["channel_names"] = data.pop("modality")
+        detection = data.get("task") == "detection"
+        categories = _categories(data, where) if detection else ()
         for key in ("channel_names", "labels", "file_ending"):
             if key not in data:
                 raise DataError(f"{where}: the key '{key}' is missing; see nnU-Net v2's dataset.json format.")
@@ -59,13 +76,15 @@ class DatasetDescription:
         patients = own.get("patients", data.pop("patients", {}))
         extra = {**data, "medkd": {k: v for k, v in own.items() if k != "patients"}}
         extra = {k: v for k, v in extra.items() if v not in ({}, None)}
-        return cls(names, labels, int(extra.pop("numTraining", 0)), str(extra.pop("file_ending")), dict(patients), extra)
+        count, ending = int(extra.pop("numTraining", 0)), str(extra.pop("file_ending"))
+        return cls(names, labels, count, ending, dict(patients), extra, "detection" if detection else "segmentation", categories)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``dataset.json``; region order is kept."""
         own = {**self.extra.get("medkd", {}), **({"patients": dict(self.patients)} if self.patients else {})}
         rest = {k: v for k, v in self.extra.items() if k != "medkd"}
         head = {"channel_names": {str(i): n for i, n in enumerate(self.channel_names)}, **self.labels.to_json()}
+        head |= {"task": self.task, "categories": list(self.categories)} if self.task == "detection" else {}
         head |= {"numTraining": self.num_training, "file_ending": self.file_ending, **rest}
         return {**head, **({"medkd": own} if own else {})}
 
@@ -74,9 +93,25 @@ class DatasetDescription:
         write_json(path, self.to_json())
 
 
+def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Take ``task`` and ``categories`` out of the content of a ``dataset.json``, and see to it that it has ``labels``."""
+    del data["task"]
+    listed = data.pop("categories", None)
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise DataError(f"{where}: a detection data set needs 'categories', a list of the names of its classes; found {listed!r}.")
+    _check_categories(listed, where)
+    data["labels"] = {"background": 0, **{name: i + 1 for i, name in enumerate(listed)}}
+    return tuple(listed)
+
+
+def _check_categories(names: Sequence[str], where: str) -> None:
+    if not names or len(set(names)) < len(names) or {"background", "ignore"} & set(names):
+        raise DataError(f"{where}: expected one or more different categories, none called background or ignore, found {list(names)}.")
+
+
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case: one image per channel, in channel order, and the label map where there is one."""
+    """The files of one case: one image per channel, in channel order, and the label map (or boxes) where there is one."""
 
     case: str
     images: tuple[Path, ...]
@@ -89,9 +124,13 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     ``dataset.json`` may list the files itself under ``"dataset"`` (nnU-Net's alternative form); otherwise the cases are
     the label files in ``labelsTr``.
 
+    The boxes of a detection data set are ``labelsTr/CASE.json``.
+
     Raises:
         DataError: there are no training cases.
     """
+    if description.task == "detection" and not description.extra.get("dataset"):
+        return detection_cases(folder, description)
     listed = description.extra.get("dataset")
     if listed:
         cases = [CaseFiles(c, tuple(folder / i for i in f["images"]), folder / f["label"]) for c, f in sorted(listed.items())]
@@ -106,6 +145,32 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     return cases
 
 
+def detection_cases(folder: Path, description: DatasetDescription, split: Literal["Tr", "Ts"] = "Tr") -> list[CaseFiles]:
+    """List the cases of a detection data set that have boxes (or an empty list of them), sorted by case id.
+
+    The image of a case is the file ``CASE_0000`` with any ending of :data:`~medkd.core.boxes.IMAGE_ENDINGS`: JPEGs that can
+    stay as they are lie beside PNGs.
+
+    Raises:
+        DataError: there are no training cases; a data set need not have test cases.
+    """
+    labels = sorted(p for p in (folder / f"labels{split}").glob(f"*{LABEL_ENDING}") if not p.name.startswith("."))
+    if not labels and split == "Tr":
+        raise DataError(f"{folder / 'labelsTr'}: expected the boxes of the training cases as CASE{LABEL_ENDING}, found none.")
+    images = _images_by_case(folder / f"images{split}")
+    wanted = ((p.name.removesuffix(LABEL_ENDING), p) for p in labels)
+    missing = folder / f"images{split}"
+    return [CaseFiles(c, (images.get(c, missing / f"{c}_0000{description.file_ending}"),), label) for c, label in wanted]
+
+
+def _images_by_case(folder: Path) -> dict[str, Path]:
+    """Case id → ``CASE_0000.png`` or ``.jpg``; one listing of the folder, since tens of thousands are common."""
+    if not folder.is_dir():
+        return {}
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+    return {p.stem.removesuffix("_0000"): p for p in images if p.stem.endswith("_0000")}
+
+
 def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
     """List the unlabelled cases in a folder of images named ``CASE_0000.nii.gz``, sorted by case id.
 
@@ -115,6 +180,8 @@ def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles
     suffix = f"_0000{description.file_ending}"
     if not folder.is_dir():
         raise DataError(f"The folder {folder} does not exist.")
+    if description.task == "detection" and (images := _images_by_case(folder)):
+        return [CaseFiles(case, (path,)) for case, path in sorted(images.items())]
     ids = sorted(p.name[: -len(suffix)] for p in folder.glob(f"*{suffix}") if not p.name.startswith("."))
     if not ids:
         raise DataError(f"{folder}: expected images named CASE{suffix} (one file per channel), found none.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +20,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import save
 from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
+from medkd.io.verify_detection import DetectionCheck, check_detection
 from medkd.io.volumes import file_ending, read_label, read_shape, read_volume
 
 REPORT_FILE = "verification_report.json"
@@ -92,7 +93,8 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
 
     Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
     without image, unreadable files, NaN and infinity, label values outside ``dataset.json``, one grid for all files of a
-    case, labels that never occur, cases with equal voxels.
+    case, labels that never occur, cases with equal voxels. Data sets for detection: see
+    :func:`~medkd.io.verify_detection.check_detection`.
 
     Args:
         folder: the raw data set, nnU-Net v2 layout.
@@ -104,23 +106,23 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
     folder = Path(folder)
     try:
         description = DatasetDescription.load(folder / "dataset.json")
+        if description.task == "detection":
+            return _report(folder, *check_detection(folder, description, workers=workers))
         cases = training_cases(folder, description)
     except DataError as error:
         finding = Finding("", str(folder), "a valid dataset.json and training cases", str(error).rstrip("."), "mend it, then verify again")
         return Report(folder.name, (), (), (finding,), ())
     with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
         checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
-    findings = [f for check in checks for f in check.findings]
-    findings += _count_findings(folder, description, cases) + _stray_files(folder, description, cases) + _duplicates(checks)
-    findings += _unused_labels(description.labels, checks)
-    bad = {c.case for c in checks if not c.good}
-    return Report(
-        folder.name,
-        tuple(c.case for c in cases if c.case not in bad),
-        tuple(sorted(bad)),
-        tuple(f for f in findings if f.error),
-        tuple(f for f in findings if not f.error),
-    )
+    findings = _count_findings(folder, description, cases) + _stray_files(folder, description, cases) + _duplicates(checks)
+    return _report(folder, checks, findings + _unused_labels(description.labels, checks))
+
+
+def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck], others: list[Finding]) -> Report:
+    findings = [*(f for check in checks for f in check.findings), *others]
+    good = tuple(check.case for check in checks if check.good)
+    bad = tuple(sorted(check.case for check in checks if not check.good))
+    return Report(folder.name, good, bad, tuple(f for f in findings if f.error), tuple(f for f in findings if not f.error))
 
 
 def check_case(files: CaseFiles, labels: LabelSpec | None) -> CaseCheck:

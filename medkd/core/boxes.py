@@ -1,0 +1,87 @@
+"""Boxes drawn on a radiograph: ``labelsTr/CASE.json`` of a detection data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.core.serial import load, save
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
+"""What an image of a detection data set may be called; one data set may hold several of them."""
+
+LABEL_ENDING = ".json"
+"""Of the annotation of a case."""
+
+
+@dataclass(frozen=True)
+class BoxAnnotation:
+    """All boxes of one image; an image without boxes is a negative.
+
+    Coordinates are continuous pixels: the top left corner of the image is (0, 0), its bottom right corner (width, height).
+
+    Attributes:
+        width: of the image as it lies in the data set, in pixels.
+        height: likewise.
+        boxes: ``(x_min, y_min, x_max, y_max)`` each.
+        names: the class of each box; one of the data set's ``categories``.
+        window: for an image that was brought from 16 to 8 bits, the source intensities that became 0 and 255.
+    """
+
+    width: int
+    height: int
+    boxes: tuple[tuple[float, ...], ...] = ()
+    names: tuple[str, ...] = ()
+    window: tuple[float, ...] | None = None
+    schema: int = 1
+
+    @classmethod
+    def load(cls, path: Path) -> BoxAnnotation:
+        """Read a ``CASE.json``.
+
+        Raises:
+            DataError: the file is missing, of another form, or a box has not four finite coordinates and a name.
+        """
+        annotation = load(cls, path)
+        if len(annotation.boxes) != len(annotation.names):
+            raise DataError(f"{path}: expected one name per box, found {len(annotation.names)} names for {len(annotation.boxes)} boxes.")
+        for box in annotation.boxes:
+            if len(box) != 4 or not all(math.isfinite(v) for v in box):
+                raise DataError(f"{path}: expected boxes as [x_min, y_min, x_max, y_max] in pixels, found {list(box)}.")
+        return annotation
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        save(path, self)
+
+    def array(self) -> np.ndarray:
+        """The boxes as ``(n, 4)`` float32; ``(0, 4)`` for a negative."""
+        return np.array(self.boxes, dtype=np.float32).reshape(-1, 4)
+
+    def indices(self, categories: Sequence[str]) -> np.ndarray:
+        """The class of each box as its place in ``categories``, ``(n,)`` int64.
+
+        Raises:
+            DataError: a box has a class that is not in ``categories``.
+        """
+        unknown = sorted(set(self.names) - set(categories))
+        if unknown:
+            raise DataError(f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'.")
+        return np.array([list(categories).index(name) for name in self.names], dtype=np.int64)
+
+
+def box_faults(box: Sequence[float], width: int, height: int, tolerance: float = 1e-3) -> str | None:
+    """Why a box cannot be used as it is: outside of the image or without area; None for a sound one."""
+    left, top, right, bottom = box
+    if not all(math.isfinite(v) for v in box):
+        return "a coordinate that is no number"
+    if right - left <= 0 or bottom - top <= 0:
+        return "no area"
+    if left < -tolerance or top < -tolerance or right > width + tolerance or bottom > height + tolerance:
+        return f"a part outside of the image of {width}×{height} px"
+    return None

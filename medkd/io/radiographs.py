@@ -1,0 +1,203 @@
+"""Radiographs as PNG or JPEG files: 8 bit, upright and whole, or brought to that without loss.
+
+What viewers do silently and libraries do not agree on is done here once: the EXIF orientation is applied, more than 8 bits
+are scaled by the intensities that occur (the high byte alone would blacken a 12-bit image, clipping would whiten it), and a
+JPEG whose last bytes are missing is read as far as it goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from medkd.core.errors import DataError
+from medkd.core.files import atomic_path
+
+Scaling = Literal["percentile", "range"]
+
+_ORIENTATION = 274  # EXIF tag
+_END_OF_JPEG = b"\xff\xd9"
+_TAIL = (0.05, 99.95)  # percent; a few burnt-in letters or dead pixels must not decide about the contrast of the bone
+_ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg"}
+_WIDE_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """An image file, decoded.
+
+    Attributes:
+        pixels: ``(H, W)`` or ``(H, W, 3)``; uint8, or uint16, int32 or float32 where the file holds more than 8 bits.
+        orientation: EXIF orientation of the file, 1 for upright; applied to ``pixels`` unless reading was told not to.
+        stored_size: (width, height) before the orientation is applied.
+        truncated: the end of the JPEG is missing.
+        ending: what the file's contents are, ``.png`` or ``.jpg``; empty for another format.
+        plain: 8 bit, one or three channels, upright, whole, PNG or JPEG: every reader sees these very pixels in the file.
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    stored_size: tuple[int, int]
+    truncated: bool
+    ending: str
+    plain: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of :attr:`pixels`."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def read_radiograph(path: Path, *, upright: bool = True) -> Radiograph:
+    """Read an image file.
+
+    Args:
+        path: PNG, JPEG, or any other format that Pillow reads.
+        upright: apply the EXIF orientation, as viewers and OpenCV do; Pillow itself does not.
+
+    Raises:
+        DataError: the file is missing, empty, no image, or damaged beyond a missing end.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        return _decode(path, content, upright)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = "it is empty" if not content else str(error).replace("<_io.BytesIO object at", "<").rstrip(".")
+        if isinstance(error, UnidentifiedImageError) and content:
+            reason = "it is no image in a known format"
+        raise DataError(f"Cannot read the radiograph {path}: {reason}; export or download it again.") from error
+
+
+def radiograph_size(path: Path) -> tuple[int, int]:
+    """(width, height) as displayed, from the header alone.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"Cannot read the radiograph {path}: {error}; export or download it again.") from error
+
+
+def to_eight_bit(pixels: np.ndarray, scaling: Scaling = "percentile") -> tuple[np.ndarray, tuple[float, float]]:
+    """Scale pixels of more than 8 bits to uint8.
+
+    ``v -> round(255 (v - low) / (high - low))``, clipped to 0..255. An image whose values fit into 0..255 is not stretched.
+
+    Args:
+        pixels: ``(H, W)`` or ``(H, W, 3)``; colours share one window.
+        scaling: ``percentile``: low and high are the 0.05th and 99.95th percentile; ``range``: 0 (or the lowest value, if
+            negative) and the highest value.
+
+    Returns:
+        The uint8 pixels, and (low, high).
+
+    Raises:
+        DataError: a value is not finite.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels, (0.0, 255.0)
+    if not np.isfinite(pixels).all():
+        raise DataError("Expected finite intensities, found NaN or infinity.")
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    integers = pixels.dtype.kind in "iu"
+    if integers and lowest >= 0 and highest <= 255:
+        return pixels.astype(np.uint8), (0.0, 255.0)
+    low, high = min(lowest, 0.0), highest
+    if scaling == "percentile":
+        low, high = (float(v) for v in np.percentile(pixels, _TAIL))
+    if high <= low:  # all but a few pixels are equal
+        low, high = lowest, highest
+    if high <= low:
+        return np.zeros(pixels.shape, np.uint8), (low, low + 1.0)
+    scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), (low, high)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write ``(H, W)`` or ``(H, W, 3)`` uint8 pixels as PNG, without loss, atomically.
+
+    Compression level 3: radiographs are noise in the low bits, and higher levels only cost time.
+    """
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+
+
+def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
+    image = Image.open(BytesIO(content))
+    kind, mode = image.format or "", image.mode
+    orientation = _orientation(image)
+    wide_colour = kind == "PNG" and _png_is_wide_colour(content)
+    truncated = False
+    try:
+        image.load()
+    except OSError:
+        if kind not in ("JPEG", "MPO"):
+            raise
+        image = Image.open(BytesIO(content + _END_OF_JPEG))  # what Pillow's global switch does too, but safe among threads
+        image.load()
+        truncated = True
+    stored = image.size
+    pixels = _wide_colour(path) if wide_colour else _pixels(image)
+    if upright and orientation != 1:
+        pixels = _turn(pixels, orientation)
+    plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB") and not truncated and not wide_colour and orientation == 1
+    return Radiograph(
+        np.ascontiguousarray(pixels), orientation, stored, truncated, _ENDINGS.get(kind, ""), plain and pixels.dtype == np.uint8
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError):  # a damaged EXIF block says nothing about the orientation
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode in _WIDE_MODES:
+        array = np.asarray(image)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    if image.mode in ("L", "RGB"):
+        return np.asarray(image)
+    if image.mode in ("1", "LA", "La"):
+        return np.asarray(image.convert("L"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Orientation 2 to 8 as flips and a transposition (EXIF 2.3, section 4.6.4)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _png_is_wide_colour(content: bytes) -> bool:
+    """16 bits per channel and more than one channel: Pillow would silently keep the high bytes only."""
+    return content[12:16] == b"IHDR" and content[24] == 16 and content[25] != 0
+
+
+def _wide_colour(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    try:
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise DataError(f"Cannot read the radiograph {path}: {str(error).strip().splitlines()[-1]}; save it with 8 bits.") from error
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]  # the last of 2 or 4 channels is opacity

@@ -1,0 +1,181 @@
+"""Check a raw detection data set: radiographs and their boxes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.boxes import IMAGE_ENDINGS, BoxAnnotation, box_faults
+from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases
+from medkd.core.errors import DataError
+from medkd.io.checks import Finding
+from medkd.io.radiographs import Radiograph, read_radiograph
+
+_MEND = "correct the file or leave the case out"
+
+
+@dataclass(frozen=True)
+class DetectionCheck:
+    """What the files of one case hold.
+
+    Attributes:
+        findings: problems and warnings.
+        names: classes of the boxes.
+        digest: fingerprint of the pixels, to find duplicates; empty where the image is unreadable.
+    """
+
+    case: str
+    findings: tuple[Finding, ...]
+    names: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the case can be used."""
+        return not any(f.error for f in self.findings)
+
+
+def check_detection(
+    folder: Path, description: DatasetDescription, *, workers: int | None = None
+) -> tuple[list[DetectionCheck], list[Finding]]:
+    """Check the training and test cases of a detection data set.
+
+    Checked: unreadable images, images that are not 8 bit, upright and whole, annotations of another form or image size, unknown
+    classes, boxes outside of the image or without area, equal boxes, images without annotation, ``numTraining``, categories
+    without a box, equal images.
+
+    Args:
+        folder: the raw data set.
+        description: its ``dataset.json``.
+        workers: threads; None takes the cores.
+
+    Returns:
+        The checks of the training cases, and the findings about the data set and its test cases.
+
+    Raises:
+        DataError: there are no training cases.
+    """
+    training, test = detection_cases(folder, description), detection_cases(folder, description, "Ts")
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+        checks = list(pool.map(lambda case: check_detection_case(case, description.categories), [*training, *test]))
+    findings = [f for check in checks[len(training) :] for f in check.findings] + duplicate_findings({c.case: c.digest for c in checks})
+    if description.num_training != len(training):
+        expected = f"{description.num_training} training cases (numTraining)"
+        action = "correct numTraining or restore the missing cases"
+        findings.append(Finding("", str(folder / "dataset.json"), expected, f"{len(training)} annotations", action))
+    findings += _stray_images(folder / "imagesTr", training) + _unused(description.categories, checks)
+    return checks[: len(training)], findings
+
+
+def check_detection_case(files: CaseFiles, categories: tuple[str, ...]) -> DetectionCheck:
+    """Check one image and its boxes."""
+    image, label = files.images[0], files.label
+    findings: list[Finding] = []
+    radiograph: Radiograph | None = None
+    try:
+        radiograph = read_radiograph(image)
+        findings += _image_findings(files.case, image, radiograph)
+    except DataError as error:
+        findings.append(Finding(files.case, str(image), "a readable PNG or JPEG", str(error).rstrip("."), "replace the file"))
+    names: tuple[str, ...] = ()
+    if label is not None:
+        try:
+            annotation = BoxAnnotation.load(label)
+        except DataError as error:
+            findings.append(Finding(files.case, str(label), "a readable annotation", str(error).rstrip("."), _MEND))
+        else:
+            names = annotation.names
+            findings += _annotation_findings(files.case, label, annotation, radiograph, categories)
+    return DetectionCheck(files.case, tuple(findings), names, pixel_digest(radiograph.pixels) if radiograph else "")
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """Fingerprint of pixels and their arrangement."""
+    digest = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def duplicate_groups(digests: Mapping[str, str]) -> list[list[str]]:
+    """Cases with equal images, in groups of two or more; cases without digest are in none."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for case, digest in sorted(digests.items()):
+        if digest:
+            same[digest].append(case)
+    return [cases for cases in same.values() if len(cases) > 1]
+
+
+def duplicate_findings(digests: Mapping[str, str]) -> list[Finding]:
+    """A warning for each group of cases with equal images."""
+    action = "they must be in one fold; keep one of them if their boxes contradict each other"
+    return [
+        Finding(cases[0], "", "different images in different cases", f"the same pixels in {', '.join(cases)}", action, error=False)
+        for cases in duplicate_groups(digests)
+    ]
+
+
+def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
+    found = None
+    if image.truncated:
+        found = "a JPEG whose end is missing"
+    elif image.orientation != 1:
+        found = f"EXIF orientation {image.orientation}, which not every reader applies"
+    elif not image.plain:
+        found = f"{image.pixels.dtype} pixels or a format that readers decode differently"
+    if found is None:
+        return []
+    return [
+        Finding(
+            case, str(path), "an upright, whole 8-bit image with one or three channels", found, "convert the data set with medkd_convert"
+        )
+    ]
+
+
+def _annotation_findings(
+    case: str, path: Path, annotation: BoxAnnotation, image: Radiograph | None, categories: tuple[str, ...]
+) -> list[Finding]:
+    findings = []
+    size = (annotation.width, annotation.height)
+    if image is not None and image.size != size:
+        found = f"{image.size[0]}×{image.size[1]} px"
+        findings.append(Finding(case, str(path), f"an image of {size[0]}×{size[1]} px, as annotated", found, _MEND))
+    for name, count in Counter(n for n in annotation.names if n not in categories).items():
+        expected = f"only the categories {', '.join(categories)} of dataset.json"
+        findings.append(Finding(case, str(path), expected, f"{count} boxes of '{name}'", f"add it to 'categories' or {_MEND}"))
+    for box, name in zip(annotation.boxes, annotation.names, strict=True):
+        if fault := box_faults(box, *size):
+            findings.append(Finding(case, str(path), "boxes with area inside the image", f"{name} {list(box)} with {fault}", _MEND))
+    pairs = Counter(zip(annotation.boxes, annotation.names, strict=True))
+    for (box, name), count in pairs.items():
+        if count > 1:
+            found = f"{name} {list(box)} {count} times"
+            findings.append(Finding(case, str(path), "each box once", found, "remove the copies", error=False))
+    return findings
+
+
+def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
+    known = {case.images[0].name for case in cases}
+    findings = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name in known or path.name.startswith("."):
+            continue
+        severe = path.suffix.lower() in IMAGE_ENDINGS
+        action = "add its annotation (an empty list of boxes for a negative) or remove it" if severe else "remove it"
+        findings.append(Finding("", str(path), "one image CASE_0000.png or .jpg per annotation", path.name, action, severe))
+    return findings
+
+
+def _unused(categories: tuple[str, ...], checks: list[DetectionCheck]) -> list[Finding]:
+    present = {name for check in checks for name in check.names}
+    unused = [name for name in categories if name not in present]
+    if not unused:
+        return []
+    found = f"no box of {', '.join(unused)}"
+    return [Finding("", "dataset.json", "every category to occur", found, "its average precision cannot be measured", error=False)]
