@@ -44,6 +44,11 @@ def test_a_table_gives_the_mean_of_class_means_and_leaves_missing_values_out() -
     assert (found.mean, found.n) == (pytest.approx((0.5 + 0.0) / 2), 3)
 
 
+def test_a_class_that_no_case_has_does_not_dilute_the_mean() -> None:
+    table = np.array([[0.9, math.nan], [0.7, math.nan], [0.8, math.nan]])
+    assert mean_interval(table) == mean_interval(table[:, 0])
+
+
 def test_degenerate_samples() -> None:
     assert mean_interval([math.nan]).n == 0
     assert math.isnan(mean_interval([]).mean)
