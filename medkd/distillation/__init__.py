@@ -1,5 +1,28 @@
 # Importing a module enters its method into METHODS.
-from medkd.distillation import acf, acf_bckd, bckd, cwd, kd, none  # noqa: F401
+from medkd.distillation import (  # noqa: F401
+    acf,
+    acf_bckd,
+    at,
+    bckd,
+    cakd,
+    cirkd,
+    crosskd,
+    cwd,
+    dist,
+    dkd,
+    emkd,
+    fourier,
+    ifvd,
+    kd,
+    mimic,
+    nkd,
+    none,
+    pkd,
+    reviewkd,
+    rkd,
+    sfd,
+    skd,
+)
 from medkd.distillation.base import METHODS, Context, Method, Needs, build_method, parameters_of
 from medkd.distillation.capture import Capture
 from medkd.distillation.distiller import Distiller

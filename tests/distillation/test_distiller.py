@@ -78,7 +78,7 @@ def test_none_needs_no_teacher_and_others_refuse_without_one() -> None:
     distiller = Distiller(None, build_method("none", plain_context()))
     image, target = batch(3)
     assert not distiller.needs_teacher
-    assert distiller.terms(image, torch.randn(2, 3, 12, 16, 16), target) == {}
+    assert distiller.terms(image, torch.randn(2, 3, 8, 12, 12), target) == {}
     with pytest.raises(MethodError, match="KD needs a teacher"):
         Distiller(None, build_method("kd", plain_context()))
 
@@ -86,7 +86,7 @@ def test_none_needs_no_teacher_and_others_refuse_without_one() -> None:
 def test_none_never_runs_a_teacher_that_is_given() -> None:
     spy = Spy()
     image, target = batch(3)
-    Distiller(spy, build_method("none", plain_context())).terms(image, torch.randn(2, 3, 12, 16, 16), target)
+    Distiller(spy, build_method("none", plain_context())).terms(image, torch.randn(2, 3, 8, 12, 12), target)
     assert spy.calls == []
 
 
@@ -110,7 +110,7 @@ def test_terms_are_float32_outside_autocast_while_the_teacher_runs_inside() -> N
 def test_deep_supervision_is_split_into_logits_and_auxiliary() -> None:
     image, target = batch(3)
     probe = Probe(plain_context())
-    full, half = torch.randn(2, 3, 12, 16, 16), torch.randn(2, 3, 6, 8, 8)
+    full, half = torch.randn(2, 3, 8, 12, 12), torch.randn(2, 3, 4, 6, 6)
     Distiller(Spy(), probe).terms(image, [full, half], target)
     student = probe.seen[0][0]
     assert torch.equal(student.logits, full) and torch.equal(student.auxiliary[0], half)
@@ -122,8 +122,8 @@ def test_forgotten_capture_and_unequal_outputs_are_refused() -> None:
     distiller = Distiller(ToyNetwork(3), Probe(context(student, None, 3), student=("dec0",)))
     with pytest.raises(MethodError, match="'dec0' was not captured"):
         distiller.terms(image, student(image), target)
-    with pytest.raises(MethodError, match=r"equal outputs, found \(2, 3, 12, 16, 16\) and \(2, 2, 12, 16, 16\)"):
-        Distiller(ToyNetwork(3), Probe(plain_context())).terms(image, torch.randn(2, 2, 12, 16, 16), target)
+    with pytest.raises(MethodError, match=r"equal outputs, found \(2, 3, 8, 12, 12\) and \(2, 2, 8, 12, 12\)"):
+        Distiller(ToyNetwork(3), Probe(plain_context())).terms(image, torch.randn(2, 2, 8, 12, 12), target)
 
 
 def test_features_of_a_step_are_not_used_again_in_the_next() -> None:
@@ -162,11 +162,11 @@ def test_forward_from_reaches_the_method_and_gives_gradient_to_the_feature_only(
     image, target = batch(3)
     teacher = ToyNetwork(3, 6)
     probe = Continuing(plain_context(), teacher=("dec1",))
-    Distiller(teacher, probe).terms(image, torch.randn(2, 3, 12, 16, 16), target)
+    Distiller(teacher, probe).terms(image, torch.randn(2, 3, 8, 12, 12), target)
     outputs = probe.seen[0][1]
     assert outputs.forward_from is not None
     assert torch.allclose(outputs.forward_from("dec1", outputs.features["dec1"]), outputs.logits, atol=1e-5)
-    feature = torch.randn(2, 6, 12, 16, 16, requires_grad=True)
+    feature = torch.randn(2, 6, 8, 12, 12, requires_grad=True)
     outputs.forward_from("dec0", feature).sum().backward()
     assert feature.grad is not None and all(p.grad is None for p in teacher.parameters())
 
@@ -178,16 +178,16 @@ def test_forward_from_runs_under_the_callers_autocast() -> None:
     dtypes = []
     teacher.out.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        Distiller(teacher, probe).terms(image, torch.randn(2, 3, 12, 16, 16), target)
+        Distiller(teacher, probe).terms(image, torch.randn(2, 3, 8, 12, 12), target)
     rest = probe.seen[0][1].forward_from
-    assert rest is not None and rest("dec0", torch.randn(2, 6, 12, 16, 16)).dtype == torch.float32
+    assert rest is not None and rest("dec0", torch.randn(2, 6, 8, 12, 12)).dtype == torch.float32
     assert dtypes == [torch.bfloat16, torch.bfloat16]
 
 
 def test_forward_from_is_offered_only_to_methods_that_ask_and_a_teacher_without_it_is_refused() -> None:
     image, target = batch(3)
     probe, teacher = Probe(plain_context()), ToyNetwork(3)
-    Distiller(teacher, probe).terms(image, torch.randn(2, 3, 12, 16, 16), target)
+    Distiller(teacher, probe).terms(image, torch.randn(2, 3, 8, 12, 12), target)
     assert probe.seen[0][1].forward_from is None and not teacher.remember
     with pytest.raises(MethodError, match="which Spy does not offer"):
         Distiller(Spy(), Continuing(plain_context()))

@@ -88,7 +88,7 @@ class ToyNetwork(nn.Module):
         return self.out(F.relu_(x))
 
 
-def patch(rank: int, size: int = 16) -> tuple[int, ...]:
+def patch(rank: int, size: int = 12) -> tuple[int, ...]:
     """A patch with one axis shorter than the others."""
     return (size - 4, *(size,) * (rank - 1))
 
