@@ -1,0 +1,129 @@
+"""Where the time and the peak memory of a training step go: load and augment, forward, loss, teacher and method, backward, update.
+
+    python benchmarks/bench_training.py                                 plain_unet alone, 40x56x40, batch 2, fp32 and bf16
+    python benchmarks/bench_training.py --network unet_tiny --teacher res_unet --method acf_bckd
+
+Data is synthetic (random ellipsoids), so the script runs anywhere. Writes benchmarks/results/training_<network>[_<method>].json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measure import RESULTS, Phases, machine
+from medkd.core.features import Progress, Target
+from medkd.core.files import write_json
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan
+from medkd.core.run import NetworkSpec
+from medkd.distillation import Distiller, build_method
+from medkd.distillation.base import Context
+from medkd.networks import build_network
+from medkd.preprocessing.pipeline import preprocess_case
+from medkd.preprocessing.store import CaseStore
+from medkd.training.augmentation import Augmentation, read_size
+from medkd.training.loader import PatchBatches
+from medkd.training.losses import SegmentationLoss
+from medkd.training.sampling import PatchSampler
+
+_CASES = 8
+
+
+def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseStore:
+    """A few cases of noise with one ellipsoid per class, a little larger than the patch."""
+    configuration = Configuration("3d_fullres", (1.0,) * 3, patch, ("zscore",), (False,), False, {})
+    plan = Plan("Dataset999_Bench", (0, 1, 2), (IntensityStatistics(0, 0, 1, 0, 1, 0, 1),), {"3d_fullres": configuration})
+    store, shape = CaseStore(folder), tuple(p + 8 for p in patch)
+    for index in range(_CASES):
+        rng = np.random.default_rng(index)
+        label = np.zeros(shape, np.int16)
+        grid = np.ogrid[tuple(slice(0, s) for s in shape)]
+        for value in range(1, labels.num_outputs):
+            centre = [rng.uniform(0.2, 0.8) * s for s in shape]
+            label[sum(((g - c) / (0.15 * s)) ** 2 for g, c, s in zip(grid, centre, shape, strict=True)) < 1] = value  # type: ignore[arg-type]
+        image = (label + rng.normal(0, 1, shape))[None].astype(np.float32)
+        prepared = preprocess_case(f"case_{index}", image, Geometry.from_spacing(shape, (1.0,) * 3), plan, configuration, label)
+        store.write(f"case_{index}", prepared, labels, [], "bench")
+    return store
+
+
+def network_of(name: str, patch: tuple[int, ...], classes: int) -> torch.nn.Module:
+    """A network; planned ones get the four stages that nnU-Net plans for small patches."""
+    shape = Architecture(patch, 2, (32, 64, 128, 256), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3)
+    planned = name.startswith(("plain", "resenc"))
+    torch.manual_seed(0)
+    return build_network(NetworkSpec(name, 1, classes, patch, shape if planned else None, deep_supervision=planned))
+
+
+def measure(options: argparse.Namespace, precision: str) -> Phases:
+    """Run the steps phase by phase; the first step of each phase warms up and is not counted."""
+    patch, labels = tuple(options.patch), LabelSpec.from_names([f"class {i}" for i in range(1, options.classes)])
+    network = network_of(options.network, patch, options.classes).train()
+    distiller = None
+    if options.teacher:
+        teacher = network_of(options.teacher, patch, options.classes)
+        context = Context(network.taps, teacher.taps, options.classes, False, (1.0,) * 3, patch)  # type: ignore[arg-type]
+        distiller = Distiller(teacher, build_method(options.method, context))
+    parameters = [*network.parameters(), *(distiller.parameters() if distiller else [])]
+    optimizer = torch.optim.SGD(parameters, 1e-3, 0.99, nesterov=True)
+    loss = SegmentationLoss(regions=False, batch_dice=False)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), patch, labels)
+        sampler = PatchSampler(read_size(patch), patch)
+        batches = PatchBatches(store.folder, store.cases(), sampler, options.batch, 10_000, 0, Augmentation(patch, (0, 1, 2)))
+        for step in range(options.steps + 1):
+            if step <= 1:
+                phases = Phases()
+            with phases("load+augment"):
+                images, raw = batches[step]
+            target, valid = labels.encode(raw)
+            progress = Target(target, valid, Progress(step, options.steps + 1, step))
+            with phases("forward"), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                if distiller:
+                    with distiller.student_capture(network):
+                        logits = network(images)
+                else:
+                    logits = network(images)
+            with phases("loss"):
+                terms = loss(logits, target, valid)
+            if distiller:
+                with phases("distillation"), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                    terms |= distiller.terms(images, logits, progress)
+            with phases("backward"):
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(terms.values())).sum().backward()
+            with phases("update"):
+                torch.nn.utils.clip_grad_norm_(parameters, 12.0)
+                optimizer.step()
+    return phases
+
+
+def main() -> None:
+    """Run the benchmark and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="plain_unet")
+    parser.add_argument("--teacher", help="teacher network; without it the network is trained alone")
+    parser.add_argument("--method", default="kd")
+    parser.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    content: dict = {"settings": vars(options), "machine": machine("dynamic-network-architectures", "monai", "batchgeneratorsv2")}
+    for precision in ("fp32", "bf16"):
+        phases = measure(options, precision)
+        print(f"\n{precision}, {options.steps} steps\n{phases.table()}")
+        content[precision] = phases.results()
+    name = f"training_{options.network}" + (f"_{options.method}" if options.teacher else "")
+    write_json(RESULTS / f"{name}.json", content)
+
+
+if __name__ == "__main__":
+    main()
