@@ -41,12 +41,14 @@ class Converter:
         guide: what to download from where, what it must look like, how large it is, its licence.
         convert: ``(source, folder to write, options) -> report``.
         name: proposes a data set name (without the number) for a source.
+        settings: options of this format alone, name → help text; they arrive in :attr:`ConversionOptions.settings`.
     """
 
     summary: str
     guide: str
     convert: Callable[[Path, Path, ConversionOptions], ConversionReport]
     name: Callable[[Path], str]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 CONVERTERS: Registry[Converter] = Registry("format", DataError)

@@ -10,6 +10,7 @@ from dataset_conversion import CONVERTERS, ConversionOptions, convert_dataset
 from medkd.cli.common import parser, run
 
 _SHOWN = 20
+_SETTING = "setting:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=converter.summary, description=converter.guide, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         _add_options(command)
+        for setting, text in converter.settings.items():
+            command.add_argument(f"--{setting}", dest=_SETTING + setting, metavar=setting.upper(), help=text)
     return run(_main, arguments, argv)
 
 
@@ -49,7 +52,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    options = ConversionOptions(arguments.labels, arguments.channels, arguments.mode, arguments.workers)
+    settings = {
+        key.removeprefix(_SETTING): value for key, value in vars(arguments).items() if key.startswith(_SETTING) and value is not None
+    }
+    options = ConversionOptions(arguments.labels, arguments.channels, arguments.mode, arguments.workers, settings)
     result = convert_dataset(
         arguments.format, arguments.source, arguments.dataset, name=arguments.name, root=arguments.root, options=options
     )

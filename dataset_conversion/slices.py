@@ -1,0 +1,218 @@
+"""Data sets cut into 2D slices (``.npz``, ``.h5``): the slices of a case are put back together to one volume.
+
+Such files carry no voxel size and no orientation. Volumes are written with 1 mm along every axis, so that distances count voxels.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from dataset_conversion.layout import contents, existing_folder
+from dataset_conversion.registry import ConversionOptions
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.splits import PublishedSplit, finish_converted
+from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.io.checks import Finding, finite_finding, label_finding, label_values
+from medkd.io.volumes import Volume, as_label
+
+UNIT_SPACING = (
+    "the source states no voxel size: 1 mm is written along every axis, so that HD95 and NSD count voxels; train the configuration 2d"
+)
+
+_ENDINGS = (".npy.h5", ".h5", ".hdf5", ".npz")
+_HDF5 = (".h5", ".hdf5")
+_SLICE = re.compile(r"^(?P<case>.+?)_slice_?(?P<phase>[A-Za-z]{2})?_?(?P<index>\d+)$")
+_VOLUME = re.compile(r"^(?P<case>.+?)_volume_?(?P<phase>[A-Za-z]{2})$")
+_PATIENT = re.compile(r"^(?P<patient>.+?)_(?:frame\d+|E[DS])$")
+_IMAGE, _LABEL = ("image", "img"), ("label", "mask")
+_LISTS = {"val.list": "val", "valid.list": "val", "test.list": "test"}
+
+
+@dataclass
+class SlicedCase:
+    """The files of one case: slices by number, or one volume; ``part`` is ``train``, ``val`` or ``test``."""
+
+    part: str
+    slices: dict[int, Path] = field(default_factory=dict)
+    volume: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the case is made from: the volume where there is one, else its slices in order."""
+        return (self.volume,) if self.volume else tuple(path for _, path in sorted(self.slices.items()))
+
+
+def convert_slices(
+    format: str, source: Path, folder: Path, options: ConversionOptions, labels: LabelSpec, channel: str
+) -> ConversionReport:
+    """Convert a tree of slices and volumes.
+
+    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``val.list`` and ``test.list``
+    (one case per line) say the same.
+
+    Args:
+        format: name of the converter.
+        source: the folder.
+        folder: to write.
+        options: the user's; ``labels`` and ``channels`` replace the format's own.
+        labels: the format's labels.
+        channel: the format's channel name.
+
+    Raises:
+        DataError: there are no such files, h5py is missing, or the output cannot be written.
+    """
+    source = existing_folder(source, format)
+    cases, findings = find_cases(source)
+    if not cases:
+        raise DataError(f"{source}: expected .npz or .h5 files with slices or volumes, found {contents(source)}.")
+    if any(path.name.endswith(_HDF5) for case in cases.values() for path in case.files):
+        _h5py()
+    labels = LabelSpec.from_names(options.labels) if options.labels else labels
+    jobs = [_job(name, case, labels) for name, case in sorted(cases.items())]
+    writer = RawWriter(folder, format, source)
+    writer.report_findings(findings)
+    writer.convert(jobs, options.workers)
+    parts = {part: [name for name, case in cases.items() if case.part == part] for part in ("train", "val")}
+    split = PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download") if parts["val"] else None
+    description = DatasetDescription(options.channels or (channel,), labels, 0)
+    return finish_converted(writer, format, description, split, [UNIT_SPACING])
+
+
+def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
+    """All cases below a folder by name, and the files that were not used."""
+    cases: dict[str, SlicedCase] = {}
+    findings = []
+    listed = _listed(source)
+    for path in sorted(p for p in source.rglob("*") if p.name.endswith(_ENDINGS) and not p.name.startswith(".")):
+        match = _SLICE.match(_name(path)) or _VOLUME.match(_name(path))
+        name = _name(path) if match is None else "_".join(filter(None, (match["case"], (match["phase"] or "").upper())))
+        part = listed.get(name) or _part(path.relative_to(source))
+        case = cases.setdefault(name, SlicedCase(part))
+        case.part = _stricter(case.part, part)
+        index = int(match["index"]) if match and "index" in match.groupdict() else None
+        first = case.volume if index is None else case.slices.get(index)
+        if first is not None:
+            expected = "each slice and each volume once"
+            findings.append(Finding(name, str(path), expected, f"also {first}", "the first one was used", error=False))
+        elif index is None:
+            case.volume = path
+        else:
+            case.slices[index] = path
+    return cases, findings
+
+
+def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label arrays of a ``.npz`` or ``.h5`` file.
+
+    Raises:
+        DataError: the file is damaged, lacks one of the two, or h5py is not installed.
+    """
+    try:
+        if path.name.endswith(_HDF5):
+            with _h5py().File(path, "r") as stored:
+                return _arrays(path, stored)
+        with np.load(path, allow_pickle=False) as archive:
+            return _arrays(path, archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is truncated or damaged ({error}); download it again.") from error
+
+
+def _arrays(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    arrays = []
+    for names in (_IMAGE, _LABEL):
+        key = next((name for name in names if name in stored), None)
+        if key is None:
+            raise DataError(f"{path}: expected the arrays 'image' and 'label', found {', '.join(stored) or 'none'}.")
+        arrays.append(np.asarray(stored[key]))
+    return arrays[0], arrays[1]
+
+
+def _h5py() -> ModuleType:
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError("Reading .h5 files needs h5py, which is not installed; install it with: pip install 'medkd[h5]'.") from error
+    return h5py
+
+
+def _name(path: Path) -> str:
+    return next(path.name[: -len(ending)] for ending in _ENDINGS if path.name.endswith(ending))
+
+
+def _part(path: Path) -> str:
+    folders = [name.lower() for name in path.parts[:-1]]
+    return next((part for part in ("test", "val") if any(name.startswith(part) for name in folders)), "train")
+
+
+def _stricter(first: str, second: str) -> str:
+    """A case that lies in several folders belongs to the part that training must not see."""
+    return max(first, second, key=("train", "val", "test").index)
+
+
+def _listed(source: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(source.rglob("*.list")):
+        for line in path.read_text(encoding="utf-8").split() if path.name in _LISTS else ():
+            found[line.removesuffix(".h5")] = _LISTS[path.name]
+    return found
+
+
+def _job(name: str, case: SlicedCase, labels: LabelSpec) -> CaseJob:
+    split: Split = "Ts" if case.part == "test" else "Tr"
+    match = _PATIENT.match(name)
+    recipe = f"stacked, labels {labels.values}"
+    return CaseJob(name, case.files, lambda: _prepare(name, case, labels), recipe, split, match["patient"] if match else None)
+
+
+def _prepare(name: str, case: SlicedCase, labels: LabelSpec) -> CaseContent:
+    gaps = [] if case.volume else _gaps(name, case.slices)
+    if gaps:
+        return CaseContent((), findings=tuple(gaps))
+    image, label = _volume(case.volume) if case.volume else _stack(case.files)
+    grid = Geometry.from_spacing(image.shape, (1.0, 1.0, 1.0))
+    path = case.files[0]
+    mapped = as_label(Volume(label, grid), path)
+    values = label_values(mapped.array)
+    findings = [*finite_finding(name, path, image), *label_finding(name, path, values, labels.values)]
+    small = Volume(mapped.array.astype(np.uint8) if min(values) >= 0 and max(values) < 256 else mapped.array, grid)
+    return CaseContent((Volume(image, grid),), small, values, tuple(findings))
+
+
+def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image, label = read_pair(path)
+    if image.ndim != 3 or image.shape != label.shape:
+        raise DataError(f"{path}: expected image and label of one shape (slices, y, x), found {image.shape} and {label.shape}.")
+    return image.astype(np.float32), label
+
+
+def _stack(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    pairs = []
+    for path in paths:
+        image, label = read_pair(path)
+        expected = pairs[0][0].shape if pairs else image.shape
+        if image.ndim != 2 or image.shape != expected or label.shape != expected:
+            raise DataError(f"{path}: expected image and label slices of shape {expected}, found {image.shape} and {label.shape}.")
+        pairs.append((image.astype(np.float32), label))
+    return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
+
+
+def _gaps(name: str, slices: Mapping[int, Path]) -> list[Finding]:
+    """Slices that are missing in between; numbering may begin at 0 or 1."""
+    numbers = range(0 if 0 in slices else 1, max(slices) + 1)
+    missing = [number for number in numbers if number not in slices]
+    if not missing:
+        return []
+    found = f"no slice {', '.join(map(str, missing[:10]))}" + (" …" if len(missing) > 10 else "")
+    folder = str(next(iter(slices.values())).parent)
+    return [Finding(name, folder, f"all slices from {numbers[0]} to {numbers[-1]}", found, "download the missing files again")]

@@ -1,0 +1,92 @@
+"""Published splits: written beside the raw data as ``splits_final.json``, with a note of where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.writer import RawWriter
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+
+SPLITS_FILE = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """Folds that somebody published.
+
+    Attributes:
+        folds: training and validation cases of each fold; fold 0 is the split itself where there is only one.
+        source: where it comes from, in words; recorded as ``split_source`` under ``"medkd"`` in ``dataset.json``.
+    """
+
+    folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    source: str
+
+    @classmethod
+    def single(cls, train: Iterable[str], val: Iterable[str], source: str) -> PublishedSplit:
+        """One split as fold 0."""
+        return cls(((tuple(sorted(train)), tuple(sorted(val))),), source)
+
+
+def finish_converted(
+    writer: RawWriter, format: str, description: DatasetDescription, split: PublishedSplit | None, notes: Iterable[str] = ()
+) -> ConversionReport:
+    """Write the split, ``dataset.json`` and the report.
+
+    ``dataset.json`` also records the format under ``"medkd"``, by which a protocol finds its settings. Without a published split,
+    training makes five folds, grouped by patient where patients are known. A ``splits_final.json`` that is there already wins.
+
+    Args:
+        writer: all cases are converted by now.
+        format: name of the converter.
+        description: channels and labels.
+        split: the published split, if there is one; cases that were left out are taken out of it.
+        notes: decisions that the converter took.
+
+    Raises:
+        DataError: the folder cannot be written to, or holds a damaged ``splits_final.json``.
+    """
+    own = {**description.extra.get("medkd", {}), "format": format}
+    notes = list(notes)
+    if split is not None:
+        folds = _present(split, writer.training_cases)
+        path = writer.folder / SPLITS_FILE
+        if not folds:
+            notes.append(f"{split.source}: no fold has training and validation cases here, so the split was not used")
+        elif path.exists() and read_json(path) != folds:
+            notes.append(f"{SPLITS_FILE} was there already and was kept; delete it and convert again to get {split.source}")
+        else:
+            write_json(path, folds)
+            own["split_source"] = split.source
+            notes.append(f"{SPLITS_FILE}: {split.source}; {_sizes(folds, writer.training_cases)}")
+    return writer.finish(replace(description, extra={**description.extra, "medkd": own}), notes)
+
+
+def read_split(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Read a ``splits_final.json``.
+
+    Raises:
+        DataError: the file is not a list of ``{"train": [...], "val": [...]}``.
+    """
+    data = read_json(path)
+    try:
+        return [(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in data]
+    except (TypeError, KeyError) as error:
+        raise DataError(f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or remove it.') from error
+
+
+def _present(split: PublishedSplit, cases: Collection[str]) -> list[dict[str, list[str]]]:
+    known = set(cases)
+    folds = [{"train": [c for c in train if c in known], "val": [c for c in val if c in known]} for train, val in split.folds]
+    return [fold for fold in folds if fold["train"] and fold["val"]]
+
+
+def _sizes(folds: list[dict[str, list[str]]], cases: Collection[str]) -> str:
+    text = ", ".join(f"{len(fold['train'])} + {len(fold['val'])}" for fold in folds)
+    unnamed = set(cases) - {case for fold in folds for part in fold.values() for case in part}
+    return f"training + validation cases per fold: {text}" + (f"; {len(unnamed)} cases are in no fold" if unnamed else "")

@@ -1,0 +1,83 @@
+"""An existing nnUNet_raw data set: linked, checked, its own folds taken over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+from medkd.io.volumes import write_volume
+from tests.dataset_conversion.trees import SHAPE, SPACING, convert, folds, make_nnunet, own
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_every_file_is_a_link_to_the_source(tmp_path: Path, ending: str) -> None:
+    source = make_nnunet(tmp_path, ending=ending)
+    result = convert("nnunet", source, tmp_path / "root")
+    assert result.ok and result.folder.name == "Dataset007_Thing"
+    files = list(result.folder.glob("*/*"))
+    assert len(files) == 5 * 3 + 3 and all(p.is_symlink() and p.resolve().parent.parent == source.resolve() for p in files)
+    description = DatasetDescription.load(result.folder / "dataset.json")
+    assert description.file_ending == ending and description.num_training == 5 and own(result.folder) == {"format": "nnunet"}
+    assert len(training_cases(result.folder, description)) == 5
+
+
+@pytest.mark.parametrize("place", ["Dataset042_Thing", "../nnUNet_preprocessed/Dataset042_Thing"])
+def test_nnunets_own_folds_are_taken_over(tmp_path: Path, place: str) -> None:
+    source = make_nnunet(tmp_path)
+    target = (source.parent / place).resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    split = [{"train": [f"thing_{i:02d}" for i in range(5) if i != k], "val": [f"thing_{k:02d}"]} for k in range(5)]
+    (target / "splits_final.json").write_text(json.dumps(split))
+    result = convert("nnunet", source, tmp_path / "root")
+    assert folds(result.folder) == split and "splits_final.json" in own(result.folder)["split_source"]
+
+
+def test_bad_cases_are_named_and_left_out(tmp_path: Path) -> None:
+    source = make_nnunet(tmp_path, cases=6)
+    grid = Geometry.from_spacing(SHAPE, SPACING)
+    (source / "imagesTr/thing_00_0001.nii.gz").unlink()
+    (source / "labelsTr/thing_01.nii.gz").unlink()
+    write_volume(source / "labelsTr/thing_02.nii.gz", np.full(SHAPE, 7, np.uint8), grid)
+    write_volume(source / "imagesTr/thing_03_0000.nii.gz", np.full(SHAPE, np.nan, np.float32), grid)
+    result = convert("nnunet", source, tmp_path / "root")
+    assert result.conversion.left_out == ("thing_00", "thing_01", "thing_02", "thing_03")
+    texts = [f.text() for f in result.conversion.problems]
+    for text, found in zip(texts, ("thing_00_0001", "a label map labelsTr/thing_01", "also 7", "NaN"), strict=True):
+        assert found in text
+    assert result.verification.ok and DatasetDescription.load(result.folder / "dataset.json").num_training == 2
+
+
+def test_files_listed_in_dataset_json_get_their_usual_names(tmp_path: Path) -> None:
+    source = make_nnunet(tmp_path)
+    data = json.loads((source / "dataset.json").read_text())
+    (source / "scans").mkdir()
+    data["dataset"] = {}
+    for i in range(5):
+        for channel in range(2):
+            (source / f"imagesTr/thing_{i:02d}_{channel:04d}.nii.gz").rename(source / f"scans/{i}_{channel}.nii.gz")
+        data["dataset"][f"thing_{i:02d}"] = {
+            "images": [f"scans/{i}_{c}.nii.gz" for c in range(2)],
+            "label": f"labelsTr/thing_{i:02d}.nii.gz",
+        }
+    (source / "dataset.json").write_text(json.dumps(data))
+    result = convert("nnunet", source, tmp_path / "root")
+    assert result.ok and (result.folder / "imagesTr/thing_03_0001.nii.gz").resolve() == (source / "scans/3_1.nii.gz").resolve()
+    assert "dataset" not in json.loads((result.folder / "dataset.json").read_text())
+
+
+def test_unusable_sources_are_refused(tmp_path: Path) -> None:
+    source = make_nnunet(tmp_path)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/raw").symlink_to(source.parent)
+    with pytest.raises(DataError, match="can be used as it is"):
+        convert("nnunet", source, tmp_path / "root", number=42)
+    data = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".png"}))
+    with pytest.raises(DataError, match=r"does not read files ending in '\.png'"):
+        convert("nnunet", source, tmp_path / "other")
