@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataset_conversion import acdc_h5 as acdc_h5
+from dataset_conversion import brats as brats
+from dataset_conversion import btcv as btcv
 from dataset_conversion import msd as msd
+from dataset_conversion import nnunet_raw as nnunet_raw
+from dataset_conversion import synapse_slices as synapse_slices
+from dataset_conversion import word as word
 from dataset_conversion.api import convert_dataset as convert_dataset
 from dataset_conversion.registry import CONVERTERS as CONVERTERS
 from dataset_conversion.registry import ConversionOptions as ConversionOptions
