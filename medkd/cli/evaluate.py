@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medkd.cli.common import parser, run
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
+from medkd.core.serial import to_data
+from medkd.evaluation import legacy
 from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.summary import evaluate_folder
 from medkd.evaluation.table import summary_text
@@ -33,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nsd-tolerance", type=float, default=DEFAULT_TOLERANCE_MM, metavar="MM", help="of the surface distance (default: %(default)s mm)"
     )
     arguments.add_argument("--hd95", choices=("max", "pooled"), default="max", help="max as MONAI, pooled as MedPy (default: %(default)s)")
+    arguments.add_argument(
+        "--legacy",
+        nargs="*",
+        type=float,
+        metavar="MM",
+        help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, or of Z Y X mm)",
+    )
     arguments.add_argument("--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing")
     arguments.add_argument("-np", "--workers", type=int, help="threads (default: as many as cores and memory allow)")
     return run(_evaluate, arguments, argv)
@@ -40,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> None:
     labels, ending = _labels(options)
+    if options.legacy is not None and (len(options.legacy) not in (0, 3) or min(options.legacy, default=1) <= 0 or options.allow_missing):
+        raise DataError("--legacy takes no value or three voxel sizes in mm (Z Y X), and no --allow-missing.")
     summary = evaluate_folder(
         options.predictions,
         options.references,
@@ -51,6 +63,19 @@ def _evaluate(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         progress=True,
     )
+    if options.legacy is not None:
+        cases = [case.name.removesuffix(options.file_ending or ending) for case in summary.cases]
+        scores = legacy.legacy_scores(
+            options.predictions,
+            options.references,
+            labels,
+            cases,
+            file_ending=options.file_ending or ending,
+            voxel_mm=options.legacy or None,
+            workers=options.workers or 1,
+        )
+        summary = replace(summary, extra={**summary.extra, legacy.KEY: to_data(scores)})
+        print(scores.text())
     output = options.output or options.predictions / "summary.json"
     summary.save(output)
     print(summary_text(summary))

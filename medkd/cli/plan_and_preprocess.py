@@ -28,6 +28,9 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "--gpu-memory", type=float, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
     )
+    result.add_argument(
+        "--protocol", metavar="NAME", help="plan and train as a publication: acf_bckd, mmseg_kd, or a file of your own; NAME:VARIANT"
+    )
     result.add_argument("--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept")
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
     return result
@@ -43,13 +46,15 @@ def _main(options: argparse.Namespace) -> None:
             gpu_memory_gb=options.gpu_memory,
             overwrite_plan=options.overwrite_plan,
             verify=not options.no_verify,
+            protocol=options.protocol,
         )
         print(describe(plan))
 
 
 def describe(plan: Plan) -> str:
     """A table of the plan: one line per configuration."""
-    lines = [f"{plan.dataset}", f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages"]
+    follows = f", protocol {plan.protocol.name}" if plan.protocol else ""
+    lines = [f"{plan.dataset}{follows}", f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages"]
     for name, configuration in plan.configurations.items():
         shape = configuration.architecture("plain_unet")
         spacing = " × ".join(f"{value:.3g}" for value in configuration.spacing)

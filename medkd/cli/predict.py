@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average, 0-4 or all (default: every trained fold)")
     arguments.add_argument("--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)")
     arguments.add_argument(
-        "--step-size", type=float, default=0.5, help="distance of neighbouring tiles as a share of the patch (default: 0.5)"
+        "--step-size", type=float, help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)"
     )
     arguments.add_argument(
         "--tta",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="average over mirrored copies: 8 times the work in 3D (default: on)",
+        default=None,
+        help="average over mirrored copies: 8 times the work in 3D (default: on, or as the plan's protocol says)",
     )
     arguments.add_argument("--save-probabilities", action="store_true", help="write CASE.npz with the class probabilities too")
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")

@@ -12,11 +12,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of :class:`~medkd.training.options.TrainOptions` to a parser."""
     add = parser.add_argument
     add("-c", "--configuration", default="3d_fullres", help="2d, 3d_fullres or 3d_lowres (default: %(default)s)")
-    add("--epochs", type=int, help="epochs (default: 1000)")
-    add("--iterations-per-epoch", type=int, help="optimiser steps per epoch (default: 250)")
+    add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's)")
+    add("--iterations-per-epoch", type=int, help="optimiser steps per epoch (default: 250, or the plan's protocol's)")
     add("--batch-size", type=int, help="patches per step (default: the plan's)")
     add("--patch-size", type=int, nargs="+", help="voxels per axis, for example 64 96 96 (default: the plan's)")
-    add("--learning-rate", type=float, help="initial learning rate of the poly schedule (default: 0.01)")
+    add("--learning-rate", type=float, help="initial learning rate of the poly schedule (default: 0.01, or the plan's protocol's)")
     add("--width-divisor", type=int, default=1, help="divide the channels of a planned network by this (default: 1)")
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medkd.core.errors import PlanError
+from medkd.core.protocol import Protocol
 from medkd.core.serial import load, nearest
 
 
@@ -70,10 +71,13 @@ class Configuration:
     Attributes:
         spacing: target voxel size in mm, one value per axis of the network (2D: in-plane).
         median_shape: median case shape at that spacing, in voxels.
-        normalization: one of ``ct``, ``zscore``, ``none``, ``rescale_0_1``, ``rgb_0_1`` per channel.
+        normalization: one of ``ct``, ``zscore``, ``none``, ``rescale_0_1``, ``rgb_0_1``, ``window(low, high)`` per channel.
         use_mask_for_norm: per channel, whether z-scoring uses only voxels inside the non-zero mask.
         batch_dice: Dice over the whole batch instead of per sample.
         architectures: planned networks by registry name; ``plain_unet`` is always there and gives the default patch and batch.
+        resampling: interpolation orders.
+        crop: what a case is cropped to: ``nonzero`` (the box of the voxels other than 0), ``above(value)`` (the box of the voxels
+            above an intensity in any channel) or ``none``.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Configuration:
     batch_dice: bool
     architectures: Mapping[str, Architecture]
     resampling: Resampling = field(default_factory=Resampling)
+    crop: str = "nonzero"
 
     @property
     def rank(self) -> int:
@@ -105,6 +110,7 @@ class Plan:
         intensities: foreground statistics per channel.
         configurations: by name.
         origin: who made the plan (``"medkd"``, ``"nnunet:<plans name>"``).
+        protocol: the published protocol that the plan follows, if any; training and prediction take their settings from it.
     """
 
     dataset: str
@@ -112,6 +118,7 @@ class Plan:
     intensities: tuple[IntensityStatistics, ...]
     configurations: Mapping[str, Configuration]
     origin: str = "medkd"
+    protocol: Protocol | None = None
     schema: int = 1
 
     @classmethod

@@ -44,6 +44,7 @@ class PredictSettings:
         mirror_axes: axes that were mirrored; empty without test-time augmentation.
         precision: arithmetic of the forwards.
         medkd: version.
+        blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
     """
 
     run: str
@@ -53,6 +54,7 @@ class PredictSettings:
     mirror_axes: tuple[int, ...]
     precision: str
     medkd: str
+    blending: str = "gaussian"
     schema: int = 1
 
 
@@ -72,8 +74,8 @@ def predict_folder(
     *,
     folds: Sequence[int | str] | None = None,
     checkpoint: str = "final",
-    step_size: float = 0.5,
-    mirror: bool = True,
+    step_size: float | None = None,
+    mirror: bool | None = None,
     save_probabilities: bool = False,
     device: torch.device | str | None = None,
     precision: Precision | None = None,
@@ -91,8 +93,8 @@ def predict_folder(
         run: run folder.
         folds: folds to average; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
-        step_size: tile distance as a share of the patch.
-        mirror: test-time augmentation over the axes that training mirrored.
+        step_size: tile distance as a share of the patch; None is the protocol's of the plan, else 0.5.
+        mirror: test-time augmentation over the axes that training mirrored; None is the protocol's of the plan, else True.
         save_probabilities: write ``CASE.npz`` with ``probabilities`` ``(K, z, y, x)`` float16 too, as nnU-Net does.
         device: None picks CUDA where present, else the CPU.
         precision: None is fp16 on CUDA, fp32 elsewhere.
@@ -221,8 +223,8 @@ def _settings(predictor: Predictor, run: Path, checkpoint: str) -> PredictSettin
     except PackageNotFoundError:
         medkd_version = "unknown"
     axes = predictor.mirror_axes if predictor.settings.mirror else ()
-    folds = tuple(predictor.folds)
-    return PredictSettings(str(run), folds, checkpoint, predictor.settings.step_size, axes, predictor.precision, medkd_version)
+    folds, blending = tuple(predictor.folds), predictor.settings.blending
+    return PredictSettings(str(run), folds, checkpoint, predictor.settings.step_size, axes, predictor.precision, medkd_version, blending)
 
 
 def _write_settings(outputs: Path, settings: PredictSettings, resume: bool) -> None:

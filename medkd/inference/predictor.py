@@ -17,6 +17,7 @@ from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
+from medkd.core.protocol import InferenceRule
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
 from medkd.inference.model import mean_logits
 from medkd.inference.sliding_window import predict_logits
@@ -37,12 +38,14 @@ class Settings:
         mirror: average over the mirrored copies along the axes that training mirrored.
         precision: arithmetic of the forwards; None is fp16 on CUDA and fp32 elsewhere.
         tile_batch: tiles per forward; None chooses by patch and device.
+        blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
     """
 
     step_size: float = 0.5
     mirror: bool = True
     precision: Precision | None = None
     tile_batch: int | None = None
+    blending: str = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ class Predictor:
         folds: Sequence[int | str] | None = None,
         device: torch.device | str | None = None,
         *,
-        step_size: float = 0.5,
-        mirror: bool = True,
+        step_size: float | None = None,
+        mirror: bool | None = None,
         precision: Precision | None = None,
         checkpoint: str = "final",
     ) -> Predictor:
@@ -110,8 +113,8 @@ class Predictor:
             run_folder: ``<root>/results/DATASET/RUN``, or nnU-Net's ``<trainer>__<plans>__<configuration>``.
             folds: 0-4 or ``"all"``; None takes every trained fold.
             device: see the class.
-            step_size: see :class:`Settings`.
-            mirror: see :class:`Settings`.
+            step_size: see :class:`Settings`; None is what the plan's protocol says, else 0.5.
+            mirror: see :class:`Settings`; None is what the plan's protocol says, else True.
             precision: see :class:`Settings`.
             checkpoint: ``"final"`` or ``"best"``.
 
@@ -119,6 +122,9 @@ class Predictor:
             RunError: the folder is not a run, or a fold is not trained.
         """
         model = load_trained(run_folder, folds, checkpoint=checkpoint)
+        rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
+        step_size = rule.step_size if step_size is None else step_size
+        mirror = rule.mirror if mirror is None else mirror
         return cls(
             model.networks,
             model.plan,
@@ -127,7 +133,7 @@ class Predictor:
             model.patch_size,
             mirror_axes=model.mirror_axes,
             device=device,
-            settings=Settings(step_size, mirror, precision),
+            settings=Settings(step_size, mirror, precision, blending=rule.blending),
             folds=model.folds,
         )
 
@@ -148,6 +154,7 @@ class Predictor:
                 tile_batch=self.settings.tile_batch,
                 mirror_axes=axes,
                 device=self.device,
+                blending=self.settings.blending,
             )
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:

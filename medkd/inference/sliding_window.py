@@ -81,6 +81,7 @@ def predict_logits(
     tile_batch: int | None = None,
     mirror_axes: Sequence[int] = (),
     device: torch.device | None = None,
+    blending: str = "gaussian",
 ) -> Tensor:
     """Logits of a whole volume by a sliding window with Gaussian blending.
 
@@ -98,6 +99,7 @@ def predict_logits(
         tile_batch: tiles per forward; None chooses by the patch and the device.
         mirror_axes: axes of the patch to mirror for test-time augmentation; all combinations are averaged.
         device: where the forward runs; None is the image's device.
+        blending: ``gaussian``, or ``constant``: every voxel of a tile counts the same.
 
     Returns:
         ``(K, z, y, x)`` float32.
@@ -112,7 +114,7 @@ def predict_logits(
     batch = tile_batch or max(1, (GPU_VOXELS if device.type == "cuda" else CPU_VOXELS) // prod(patch))
     with torch.inference_mode():
         padded, crop = _pad(image, patch)
-        tiles = list(_tiles(padded.shape[1:], patch, step_size, image.device))
+        tiles = list(_tiles(padded.shape[1:], patch, step_size, image.device, blending))
         window = _Window(forward, padded, _flips(mirror_axes), device)
         if len(tiles) == 1 and len(patch) == 3:
             return window.mean(padded, batch).to(image.device)[crop]
@@ -207,21 +209,23 @@ def _pad(image: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[slice, ..
     return F.pad(image, [side for m in reversed(missing) for side in (m // 2, m - m // 2)]), crop
 
 
-def _tiles(shape: Sequence[int], patch: tuple[int, ...], step_size: float, device: torch.device) -> Iterator[Tile]:
+def _tiles(
+    shape: Sequence[int], patch: tuple[int, ...], step_size: float, device: torch.device, blending: str = "gaussian"
+) -> Iterator[Tile]:
     """All tiles of a padded volume; 2D patches go through every slice of the first axis."""
     slices = range(shape[0]) if len(patch) < len(shape) else (None,)
-    axes = [_axis(s, p, step_size, device) for s, p in zip(shape[-len(patch) :], patch, strict=True)]
+    axes = [_axis(s, p, step_size, device, blending) for s, p in zip(shape[-len(patch) :], patch, strict=True)]
     for z, places in product(slices, list(product(*axes))):
         index = tuple(place for place, _ in places)
         yield Tile(index if z is None else (z, *index), tuple(line for _, line in places))
 
 
-def _axis(size: int, patch: int, step_size: float, device: torch.device) -> list[tuple[slice, Tensor | None]]:
+def _axis(size: int, patch: int, step_size: float, device: torch.device, blending: str) -> list[tuple[slice, Tensor | None]]:
     """Range and normalised weight of each tile along one axis."""
     starts = tile_starts(size, patch, step_size)
     if len(starts) == 1:
         return [(slice(0, patch), None)]
-    line, total = gaussian_weight(patch), np.zeros(size)
+    line, total = gaussian_weight(patch) if blending == "gaussian" else np.ones(patch), np.zeros(size)
     for s in starts:
         total[s : s + patch] += line
     shares = [torch.from_numpy((line / total[s : s + patch]).astype(np.float32)).to(device) for s in starts]

@@ -9,9 +9,10 @@ from math import prod
 from pathlib import Path
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, PlanError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
+from medkd.core.protocol import Protocol, find_protocol
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import load, save
 from medkd.io.verify import REPORT_FILE, verify_dataset
@@ -35,6 +36,7 @@ def plan_and_preprocess(
     gpu_memory_gb: float | None = None,
     overwrite_plan: bool = False,
     verify: bool = True,
+    protocol: str | None = None,
 ) -> Plan:
     """Make a raw data set ready for training.
 
@@ -50,13 +52,14 @@ def plan_and_preprocess(
         gpu_memory_gb: memory that training may use, for a new plan.
         overwrite_plan: make the plan anew; configurations that the planner does not know are kept.
         verify: check the raw data first.
+        protocol: name of a published protocol (or a JSON file of that form) that a new plan follows.
 
     Returns:
         The plan.
 
     Raises:
         DataError: the raw data are missing or faulty, or cases failed (each is named; the others are done).
-        PlanError: the plan has no such configuration.
+        PlanError: the plan has no such configuration, the protocol is unknown, or the existing plan follows another one.
     """
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
@@ -64,9 +67,10 @@ def plan_and_preprocess(
     description = DatasetDescription.load(raw / DATASET_FILE)
     if description.extra.get("task") == "detection":
         raise DataError(f"{name} holds boxes for detection; only segmentation data sets are planned and preprocessed.")
+    followed = find_protocol(protocol, description.extra) if protocol else None
     files = training_cases(raw, description)
     fingerprint = _fingerprint(raw, folder, description, files, workers, verify)
-    plan = _plan(name, folder, fingerprint, description, gpu_memory_gb, overwrite_plan)
+    plan = _plan(name, folder, fingerprint, description, gpu_memory_gb, overwrite_plan, followed)
     chosen = [plan.configuration(c) for c in configurations or plan.configurations]
     description.save(folder / DATASET_FILE)
     for configuration in chosen:
@@ -155,15 +159,26 @@ def _existing(path: Path) -> Fingerprint | None:
 
 
 def _plan(
-    name: str, folder: Path, fingerprint: Fingerprint, description: DatasetDescription, gpu_memory_gb: float | None, overwrite: bool
+    name: str,
+    folder: Path,
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    gpu_memory_gb: float | None,
+    overwrite: bool,
+    protocol: Protocol | None,
 ) -> Plan:
     path = folder / PLANS_FILE
     old = Plan.load(path) if path.exists() else None
     if old is not None and not overwrite:
+        if protocol is not None and old.protocol != protocol:
+            follows = old.protocol.name if old.protocol else "no protocol"
+            raise PlanError(
+                f"{path} follows {follows}, not {protocol.name}; give --overwrite-plan to make it anew, which preprocesses again."
+            )
         _log.info("%s is kept as it is; --overwrite-plan makes a new one", path)
         return old
-    plan = make_plan(name, fingerprint, description, gpu_memory_gb=gpu_memory_gb)
-    if old is not None:
+    plan = make_plan(name, fingerprint, description, gpu_memory_gb=gpu_memory_gb, protocol=protocol)
+    if old is not None and protocol is None:
         custom = {key: value for key, value in old.configurations.items() if key not in CONFIGURATIONS}
         plan = replace(plan, configurations={**plan.configurations, **custom})
     save(path, plan)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from scipy import ndimage
+
+from medkd.core.errors import PlanError
 
 OUTSIDE = -1  # label of voxels outside the non-zero mask, as in nnU-Net
 
 Box = tuple[tuple[int, int], ...]
+
+_ABOVE = re.compile(r"above\(\s*(-?\d+(?:\.\d+)?)\s*\)")
 
 
 def nonzero_mask(image: np.ndarray) -> np.ndarray:
@@ -16,6 +22,27 @@ def nonzero_mask(image: np.ndarray) -> np.ndarray:
     for channel in image[1:]:
         np.logical_or(mask, channel != 0, out=mask)
     return mask
+
+
+def crop_box(image: np.ndarray, mask: np.ndarray, rule: str) -> Box:
+    """The part of a case that is kept.
+
+    Args:
+        image: ``(C, z, y, x)``.
+        mask: ``(z, y, x)``, where the image is not zero.
+        rule: see :class:`medkd.core.plan.Configuration`.
+
+    Raises:
+        PlanError: the rule is unknown.
+    """
+    above = _ABOVE.fullmatch(rule)
+    if above:
+        return bounding_box((image > np.float32(above[1])).any(axis=0))
+    if rule == "none":
+        return tuple((0, size) for size in mask.shape)
+    if rule != "nonzero":
+        raise PlanError(f"Unknown crop '{rule}' in the plan; known are nonzero, none and above(value), for example above(-175).")
+    return bounding_box(mask)
 
 
 def bounding_box(mask: np.ndarray) -> Box:

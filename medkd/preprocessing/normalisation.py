@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from medkd.core.plan import IntensityStatistics
 from medkd.core.serial import nearest
 
 _SMALLEST = 1e-8  # nnU-Net's floor for a standard deviation or range
+_WINDOW = re.compile(r"window\(\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*\)")
 
 _BY_CHANNEL_NAME = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
 
@@ -25,13 +27,14 @@ def normalise(
 ) -> np.ndarray:
     """Normalise one channel in place.
 
-    ===============  =====================================================================
+    ================ =====================================================================
     ``ct``           clip to the data set's foreground percentiles 0.5 and 99.5, then (x − mean)/std of the data set
     ``zscore``       (x − mean)/std of the image, or, with a mask, of the voxels inside it (the others stay as they are)
     ``none``         unchanged
     ``rescale_0_1``  (x − min)/(max − min) of the image
     ``rgb_0_1``      x/255
-    ===============  =====================================================================
+    ``window(a, b)`` clip to a..b, then (x − a)/(b − a); for example HU from -175 to 250
+    ================ =====================================================================
 
     Args:
         channel: ``(z, y, x)`` float32; changed.
@@ -46,8 +49,12 @@ def normalise(
         PlanError: the scheme is unknown or lacks its statistics.
         DataError: ``rgb_0_1`` found values outside 0..255.
     """
+    window = _WINDOW.fullmatch(scheme)
+    if window and float(window[1]) < float(window[2]):
+        return _window(channel, float(window[1]), float(window[2]))
     if scheme not in _SCHEMES:
-        raise PlanError(f"Unknown normalisation '{scheme}'.{nearest(scheme, _SCHEMES)} Known: {', '.join(_SCHEMES)}.")
+        known = ", ".join((*_SCHEMES, "window(low, high)"))
+        raise PlanError(f"Unknown normalisation '{scheme}'.{nearest(scheme, _SCHEMES)} Known: {known}.")
     _SCHEMES[scheme](channel, statistics, mask)
     return channel
 
@@ -83,6 +90,13 @@ def _rgb(channel: np.ndarray, statistics: IntensityStatistics | None, mask: np.n
             f"A channel named 'rgb_to_0_1' must hold values from 0 to 255, found {low:g} to {high:g}; rename it in dataset.json."
         )
     channel /= np.float32(255)
+
+
+def _window(channel: np.ndarray, low: float, high: float) -> np.ndarray:
+    np.clip(channel, low, high, out=channel)
+    channel -= np.float32(low)
+    channel /= np.float32(high - low)
+    return channel
 
 
 def _none(channel: np.ndarray, statistics: IntensityStatistics | None, mask: np.ndarray | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import Configuration, Plan
-from medkd.preprocessing.cropping import OUTSIDE, Box, bounding_box, box_slices, fill_holes, nonzero_mask
+from medkd.preprocessing.cropping import OUTSIDE, Box, box_slices, crop_box, fill_holes, nonzero_mask
 from medkd.preprocessing.normalisation import normalise
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import resample_image, resample_label, resampled_shape
@@ -60,7 +60,7 @@ def preprocess_case(
     spacing = tuple(geometry.spacing[axis] for axis in plan.transpose)
 
     mask = nonzero_mask(image)
-    box = bounding_box(mask)
+    box = crop_box(image, mask, configuration.crop)
     image, mask = image[(slice(None), *box_slices(box))], mask[box_slices(box)]
     image = image if overwrite and image.dtype == np.float32 else np.array(image, dtype=np.float32, order="C")
     if label is not None or any(configuration.use_mask_for_norm):

@@ -7,14 +7,15 @@ Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import PlanError
-from medkd.core.plan import Architecture, Configuration, Plan
+from medkd.core.plan import Architecture, Configuration, Plan, Resampling
+from medkd.core.protocol import Protocol
 from medkd.core.serial import nearest
 from medkd.preprocessing.fingerprint import Fingerprint
 from medkd.preprocessing.normalisation import scheme_of
@@ -50,6 +51,7 @@ def make_plan(
     *,
     configurations: Sequence[str] | None = None,
     gpu_memory_gb: float | None = None,
+    protocol: Protocol | None = None,
 ) -> Plan:
     """Plan spacing, patches, batches and networks.
 
@@ -59,14 +61,15 @@ def make_plan(
         description: channels and labels.
         configurations: which to plan; None plans all that make sense (``3d_lowres`` only where it helps, no 3D for single slices).
         gpu_memory_gb: memory that training may use; None takes each preset's own target (8 GB; 24 and 40 GB for the larger ones).
+        protocol: plans its one configuration, as it says.
 
     Raises:
-        PlanError: a configuration is unknown, or does not make sense for these data.
+        PlanError: a configuration is unknown, does not make sense for these data, or is not the protocol's.
     """
     for name in configurations or ():
         if name not in CONFIGURATIONS:
             raise PlanError(f"Unknown configuration '{name}'.{nearest(name, CONFIGURATIONS)} Known: {', '.join(CONFIGURATIONS)}.")
-    spacing = target_spacing(fingerprint)
+    spacing = (protocol and protocol.preprocessing.spacing) or target_spacing(fingerprint)
     transpose = _transpose(spacing)
     shapes = [resampled_shape(shape, old, spacing) for shape, old in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)]
     median = tuple(float(np.median([shape[axis] for shape in shapes])) for axis in transpose)
@@ -74,11 +77,14 @@ def make_plan(
     outputs = len(description.labels.entries) + (description.labels.ignore is not None)  # nnU-Net counts every named label
     need = _Need(tuple(spacing[axis] for axis in transpose), median, prod(median) * cases, outputs, gpu_memory_gb)
     planned = _plan_all(need, cases, description, fingerprint)
-    wanted = tuple(configurations or planned)
+    wanted = tuple(configurations or ([protocol.preprocessing.configuration] if protocol else planned))
     for name in wanted:
         if name not in planned:
             raise PlanError(f"{dataset_name} has no use for the configuration '{name}'; planned for it: {', '.join(planned)}.")
-    return Plan(dataset_name, transpose, fingerprint.intensities, {name: planned[name] for name in planned if name in wanted})
+    chosen = {name: planned[name] for name in planned if name in wanted}
+    if protocol is not None:
+        chosen = {name: _follow(chosen[name], protocol, dataset_name) for name in chosen}
+    return Plan(dataset_name, transpose, fingerprint.intensities, chosen, protocol=protocol)
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
@@ -122,6 +128,43 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
     encoder, decoder = blocks(preset, stages)
     features = features_per_stage(stages, rank)
     return Architecture(shape.patch_size, max(min(size, covered), _MIN_BATCH), features, shape.kernels, shape.strides, encoder, decoder)
+
+
+def _follow(planned: Configuration, protocol: Protocol, dataset_name: str) -> Configuration:
+    """The configuration with what the protocol replaces."""
+    rule, training = protocol.preprocessing, protocol.training
+    channels, schemes = len(planned.normalization), rule.normalization or planned.normalization
+    schemes = schemes * channels if len(schemes) == 1 else schemes
+    if planned.name != rule.configuration or len(schemes) != channels or (training.patch_size and len(training.patch_size) != planned.rank):
+        raise PlanError(
+            f"The protocol {protocol.name} is for {rule.configuration} and {len(schemes)} channels; {dataset_name} has {channels} channels "
+            f"and {planned.name} was asked for."
+        )
+    linear = Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False)
+    masked = planned.use_mask_for_norm if rule.use_mask_for_norm is None else (rule.use_mask_for_norm,) * channels
+    return replace(
+        planned,
+        normalization=schemes,
+        use_mask_for_norm=tuple(use and scheme == "zscore" for use, scheme in zip(masked, schemes, strict=True)),
+        batch_dice=False,
+        architectures={n: _fixed(a, PRESETS[n], planned.spacing, protocol) for n, a in planned.architectures.items()},
+        resampling=linear if rule.interpolation == "linear" else planned.resampling,
+        crop=rule.crop,
+    )
+
+
+def _fixed(planned: Architecture, preset: Preset, spacing: Sequence[float], protocol: Protocol) -> Architecture:
+    """A planned network for the protocol's patch and batch."""
+    batch = protocol.training.batch_size or planned.batch_size
+    patch = protocol.training.patch_size or planned.patch_size
+    shape = topology(spacing, patch)
+    if shape.patch_size != tuple(patch):
+        raise PlanError(
+            f"The protocol {protocol.name} has a patch of {patch}, which must be a multiple of {shape.divisor}; choose another."
+        )
+    stages = len(shape.strides)
+    encoder, decoder = blocks(preset, stages)
+    return Architecture(shape.patch_size, batch, features_per_stage(stages, len(patch)), shape.kernels, shape.strides, encoder, decoder)
 
 
 def _first_patch(need: _Need) -> tuple[float, ...]:

@@ -174,6 +174,8 @@ def recipe_of(plan: Plan, configuration: Configuration, labels: LabelSpec) -> st
         "resampling": configuration.resampling,
         "labels": labels,
     }
+    if configuration.crop != "nonzero":  # left out otherwise, so that cases stored before the key existed stay valid
+        parts["crop"] = configuration.crop
     return hashlib.blake2b(json.dumps(to_data(parts), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

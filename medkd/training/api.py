@@ -12,6 +12,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
+from medkd.core.protocol import TrainingRule
 from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.core.serial import load, save
 from medkd.distillation import Distiller, build_method
@@ -29,8 +30,6 @@ from medkd.training.teachers import Teacher, check_same_data, choose_teacher, fi
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
 
-_EPOCHS, _ITERATIONS, _LEARNING_RATE = 1000, 250, 1e-2  # nnU-Net's
-
 
 @dataclass(frozen=True)
 class _Job:
@@ -46,6 +45,11 @@ class _Job:
     fold: str
     options: TrainOptions
     device: torch.device
+
+    @property
+    def rule(self) -> TrainingRule:
+        """The protocol's settings, else nnU-Net's."""
+        return self.plan.protocol.training if self.plan.protocol else TrainingRule()
 
 
 def train(dataset: str | int, network: str, fold: int | str, options: TrainOptions | None = None) -> Path:
@@ -145,15 +149,17 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
         options.width_divisor,
         deep_supervision=in_plan,
     )
+    rule = job.rule
     budget = Budget(
-        options.epochs or _EPOCHS,
-        options.iterations_per_epoch or _ITERATIONS,
+        options.epochs or (rule.distilled_epochs if method and rule.distilled_epochs else rule.epochs),
+        options.iterations_per_epoch or rule.iterations_per_epoch,
         options.batch_size or planned.batch_size,
-        options.learning_rate or _LEARNING_RATE,
+        options.learning_rate or rule.learning_rate,
         options.seed,
     )
     precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
-    axes = tuple(range(job.configuration.rank))
+    mirrored = rule.augmentation is None or rule.augmentation.flip > 0
+    axes = tuple(range(job.configuration.rank)) if mirrored else ()
     name = None if teacher is None else teacher.name
     return RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
 
@@ -211,11 +217,25 @@ def _is_finished(folder: Path, options: TrainOptions) -> bool:
 def _data(job: _Job, run: RunDescription) -> SegmentationData:
     workers = default_workers() if job.options.workers is None else job.options.workers
     labels, patch = job.description.labels, run.network.patch_size
-    return SegmentationData(job.store.folder, job.split, labels, job.configuration, patch, run.mirror_axes, workers)
+    return SegmentationData(job.store.folder, job.split, labels, job.configuration, patch, run.mirror_axes, workers, job.rule)
 
 
 def _settings(job: _Job, run: RunDescription) -> LoopSettings:
-    return LoopSettings(run.budget, job.device, run.precision, job.options.save_every)
+    rule = job.rule
+    floor = rule.floor if run.method is None or rule.distilled_floor is None else rule.distilled_floor
+    return LoopSettings(
+        run.budget,
+        job.device,
+        run.precision,
+        job.options.save_every,
+        momentum=rule.momentum,
+        weight_decay=rule.weight_decay,
+        clip=rule.clip,
+        power=rule.power,
+        nesterov=rule.nesterov,
+        floor=floor,
+        per_step=rule.decay == "step",
+    )
 
 
 def _distiller(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> Distiller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
 
@@ -18,6 +19,9 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
+
+Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Image ``(C, *size)`` and label ``(1, *size)`` to the training patch."""
 
 _ANISOTROPIC = 3.0  # nnU-Net's threshold: beyond it the first axis is too coarse to rotate across
 _ELONGATED = 1.5  # 2D patches longer than this are rotated by 15 degrees only

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medkd.preprocessing.store import CaseStore, StoredCase
-from medkd.training.augmentation import Augmentation, centre_crop
+from medkd.training.augmentation import Augment, centre_crop
 from medkd.training.sampling import PatchSampler
 
 Batch = tuple[Tensor, Tensor]
-_FOREGROUND = 0.33  # nnU-Net's share of patches centred on a structure
+FOREGROUND = 0.33  # nnU-Net's share of patches centred on a structure
 _OPEN_CASES = 128  # memory-mapped cases kept open per process, well below the usual limit of 1024 files
 
 
@@ -25,7 +25,7 @@ class PatchBatches(Dataset[Batch]):
     """The batch of every step of a run.
 
     Batch ``t`` depends on the seed, the stream and ``t`` only. The last ``33 %`` of each batch (rounded as in nnU-Net: one
-    of two) is centred on a structure.
+    of two), or another share, is centred on a structure.
 
     Args:
         store: folder of a :class:`~medkd.preprocessing.store.CaseStore`.
@@ -36,6 +36,7 @@ class PatchBatches(Dataset[Batch]):
         seed: the run's seed.
         augmentation: None takes the middle of what was read.
         stream: separates training (0) from validation (1) randomness.
+        foreground: share of a batch's patches that are centred on a structure.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class PatchBatches(Dataset[Batch]):
         batch_size: int,
         steps: int,
         seed: int,
-        augmentation: Augmentation | None = None,
+        augmentation: Augment | None = None,
         stream: int = 0,
+        foreground: float = FOREGROUND,
     ) -> None:
         self._store = store
         self._cases = list(cases)
@@ -57,6 +59,7 @@ class PatchBatches(Dataset[Batch]):
         self._seed = seed
         self._augmentation = augmentation
         self._stream = stream
+        self._foreground = foreground
 
     def __len__(self) -> int:
         return self._steps
@@ -69,7 +72,7 @@ class PatchBatches(Dataset[Batch]):
     def _sample(self, step: int, index: int) -> Batch:
         rng = np.random.default_rng([self._seed, self._stream, step, index])
         case = self._cases[rng.integers(len(self._cases))]
-        foreground = index >= round(self._batch_size * (1 - _FOREGROUND))
+        foreground = index >= round(self._batch_size * (1 - self._foreground))
         arrays = self._sampler.sample(_open(self._store, case), rng, foreground=foreground)
         image, label = (torch.from_numpy(a) for a in arrays)
         if self._augmentation is None:

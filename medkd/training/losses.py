@@ -36,24 +36,28 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, valid: Tensor | None =
 class SegmentationLoss(nn.Module):
     """Dice + cross-entropy for classes, Dice + binary cross-entropy for regions; all terms in float32.
 
-    Dice leaves out the background of plain labels. With deep supervision, resolution ``i`` weighs ``1 / 2^i``, the coarsest
-    nothing, and the weights sum to one; targets are brought to each resolution by nearest neighbour.
+    Dice leaves out the background of plain labels unless asked for it. With deep supervision, resolution ``i`` weighs ``1 / 2^i``,
+    the coarsest nothing, and the weights sum to one; targets are brought to each resolution by nearest neighbour.
 
     Args:
         regions: sigmoid regions instead of softmax classes.
         batch_dice: see :func:`soft_dice_loss`.
+        background: Dice includes the background of plain labels.
+        cross_entropy: add the cross-entropy; otherwise Dice alone.
 
     References:
         Isensee et al., nnU-Net, Nature Methods 18, 2021, doi 10.1038/s41592-020-01008-z.
     """
 
-    def __init__(self, *, regions: bool, batch_dice: bool) -> None:
+    def __init__(self, *, regions: bool, batch_dice: bool, background: bool = False, cross_entropy: bool = True) -> None:
         super().__init__()
         self.regions = regions
         self.batch_dice = batch_dice
+        self.background = background
+        self.cross_entropy = cross_entropy
 
     def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
-        """The terms ``dice`` and ``ce``.
+        """The terms ``dice`` and, where asked for, ``ce``.
 
         Args:
             logits: ``(B, K, *spatial)``, or a list with the full resolution first.
@@ -78,11 +82,14 @@ class SegmentationLoss(nn.Module):
             probabilities = torch.sigmoid(logits)
         else:
             voxelwise = F.cross_entropy(logits, target[:, 0], reduction="none")[:, None]
-            probabilities = torch.softmax(logits, 1)[:, 1:]
-            classes = torch.arange(1, logits.shape[1], device=target.device).view(1, -1, *[1] * (target.ndim - 2))
+            first = 0 if self.background else 1
+            probabilities = torch.softmax(logits, 1)[:, first:]
+            classes = torch.arange(first, logits.shape[1], device=target.device).view(1, -1, *[1] * (target.ndim - 2))
             target = (target == classes).to(logits.dtype)
-        entropy = voxelwise.mean() if valid is None else (voxelwise * valid).sum() / valid.sum().clamp(min=1)
-        return {"dice": soft_dice_loss(probabilities, target, valid, batch=self.batch_dice), "ce": entropy}
+        dice = {"dice": soft_dice_loss(probabilities, target, valid, batch=self.batch_dice)}
+        if not self.cross_entropy:
+            return dice
+        return dice | {"ce": voxelwise.mean() if valid is None else (voxelwise * valid).sum() / valid.sum().clamp(min=1)}
 
 
 def scale_weights(scales: int) -> list[float]:

@@ -15,8 +15,8 @@ class TrainOptions:
     Attributes:
         root: medkd's root folder, see :class:`medkd.core.paths.Root`.
         configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
-        epochs: epochs; 1000 as in nnU-Net.
-        iterations_per_epoch: optimiser steps per epoch; 250 as in nnU-Net.
+        epochs: epochs; None is the plan's protocol's number, else 1000 as in nnU-Net.
+        iterations_per_epoch: optimiser steps per epoch; None is the plan's protocol's number, else 250 as in nnU-Net.
         batch_size: patches per step.
         patch_size: voxels per axis.
         learning_rate: initial learning rate of the poly schedule.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from medkd.core.features import Progress, Target
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration
+from medkd.core.protocol import TrainingRule
 from medkd.networks import SegmentationNetwork
-from medkd.training.augmentation import Augmentation, read_size
+from medkd.training.augmentation import Augment, Augmentation, read_size
 from medkd.training.loader import Batch, PatchBatches, iterate
 from medkd.training.losses import SegmentationLoss
 from medkd.training.sampling import PatchSampler
+from medkd.training.simple_augmentation import SimpleAugmentation
 from medkd.training.splits import Split
 from medkd.training.trainer import LoopSettings, Trainer
 
@@ -35,6 +37,7 @@ class SegmentationData:
         patch_size: training patch.
         mirror_axes: axes that augmentation mirrors.
         workers: loader processes.
+        rule: loss, augmentation and sampling; the default is nnU-Net's.
     """
 
     store: Path
@@ -44,6 +47,7 @@ class SegmentationData:
     patch_size: tuple[int, ...]
     mirror_axes: tuple[int, ...]
     workers: int
+    rule: TrainingRule = field(default_factory=TrainingRule)
 
 
 class SegmentationTrainer(Trainer):
@@ -61,17 +65,29 @@ class SegmentationTrainer(Trainer):
     def __init__(self, network: SegmentationNetwork, data: SegmentationData, settings: LoopSettings, folder: Path) -> None:
         super().__init__(network, settings, folder)
         self.data = data
-        self.loss = SegmentationLoss(regions=data.labels.regions, batch_dice=data.configuration.batch_dice)
+        self.loss = SegmentationLoss(
+            regions=data.labels.regions,
+            batch_dice=data.configuration.batch_dice,
+            background=data.rule.dice_background,
+            cross_entropy=data.rule.cross_entropy,
+        )
+        self._augment, self._read = self._augmentation()
         self._validation: list[Batch] | None = None
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Augmented patches, one third of them centred on a structure."""
-        masked = tuple(i for i, use in enumerate(self.data.configuration.use_mask_for_norm) if use)
-        augmentation = Augmentation(self.data.patch_size, self.data.mirror_axes, masked)
+        """Augmented patches, some of them (one third, unless a protocol says otherwise) centred on a structure."""
         budget = self.settings.budget
         steps = budget.epochs * budget.iterations_per_epoch
-        patches = self._patches(self.data.split.train, read_size(self.data.patch_size), steps, augmentation, stream=0)
+        patches = self._patches(self.data.split.train, self._read, steps, self._augment, stream=0)
         return iterate(patches, first_step, self.data.workers, pin=self.settings.device.type == "cuda")
+
+    def _augmentation(self) -> tuple[Augment, tuple[int, ...]]:
+        """The augmentation, and how many voxels it reads for a patch."""
+        rule, patch = self.data.rule.augmentation, self.data.patch_size
+        if rule is not None:
+            return SimpleAugmentation(rule, patch), patch
+        masked = tuple(i for i, use in enumerate(self.data.configuration.use_mask_for_norm) if use)
+        return Augmentation(patch, self.data.mirror_axes, masked), read_size(patch)
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Dice and cross-entropy of one batch."""
@@ -127,8 +143,8 @@ class SegmentationTrainer(Trainer):
         return self._validation
 
     def _patches(
-        self, cases: tuple[str, ...], read: tuple[int, ...], steps: int, augmentation: Augmentation | None, *, stream: int
+        self, cases: tuple[str, ...], read: tuple[int, ...], steps: int, augmentation: Augment | None, *, stream: int
     ) -> PatchBatches:
         sampler = PatchSampler(read, self.data.patch_size)
-        budget = self.settings.budget
-        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream)
+        budget, share = self.settings.budget, self.data.rule.foreground
+        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share)

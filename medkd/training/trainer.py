@@ -31,10 +31,13 @@ class LoopSettings:
         device: where the network lives.
         precision: ``fp32``, or autocast to ``bf16`` or ``fp16``.
         save_every: epochs between latest checkpoints.
-        momentum: Nesterov momentum of SGD.
+        momentum: of SGD.
         weight_decay: L2 penalty.
-        clip: largest gradient norm.
-        power: of the polynomial decay ``lr · (1 − epoch / epochs)^power``.
+        clip: largest gradient norm; None does not clip.
+        power: of the polynomial decay ``floor + (lr − floor) · (1 − t)^power``, t the share of the training that is done.
+        nesterov: Nesterov's form of the momentum.
+        floor: learning rate at the end.
+        per_step: change the learning rate with every step instead of every epoch.
     """
 
     budget: Budget
@@ -43,8 +46,17 @@ class LoopSettings:
     save_every: int = 10
     momentum: float = 0.99
     weight_decay: float = 3e-5
-    clip: float = 12.0
+    clip: float | None = 12.0
     power: float = 0.9
+    nesterov: bool = True
+    floor: float = 0.0
+    per_step: bool = False
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """The learning rate of a step, counted from the start of the training."""
+        b = self.budget
+        done = step / (b.epochs * b.iterations_per_epoch) if self.per_step else epoch / b.epochs
+        return self.floor + (b.learning_rate - self.floor) * (1 - done) ** self.power
 
 
 class Trainer:
@@ -114,9 +126,7 @@ class Trainer:
     def _run_epoch(self, batches: Iterator[Any], bar: tqdm) -> EpochRecord:
         budget, begun = self.settings.budget, time.monotonic()
         torch.manual_seed((budget.seed << 20) + self.epoch)
-        rate = budget.learning_rate * (1 - self.epoch / budget.epochs) ** self.settings.power
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.settings.learning_rate(self.epoch, self.epoch * budget.iterations_per_epoch)
         self.network.train()
         totals: dict[str, Tensor] = {}
         norms: dict[str, float] = {}
@@ -137,13 +147,16 @@ class Trainer:
 
     def _step(self, batch: Any, progress: Progress, measure: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step; returns the detached terms and, when asked, each term's gradient norm."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(progress.epoch, progress.step)
         self._optimizer.zero_grad(set_to_none=True)
         terms = self.training_terms(batch, progress)
         norms = self._gradient_norms(terms) if measure and len(terms) > 1 else {}
         loss = torch.stack(list(terms.values())).sum()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip)
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return {name: term.detach() for name, term in terms.items()}, norms
@@ -172,7 +185,7 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.SGD:
         s = self.settings
-        return torch.optim.SGD(self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
+        return torch.optim.SGD(self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov)
 
     def _check_finite(self, means: dict[str, float]) -> None:
         bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from medkd.core.errors import MedkdError
 from medkd.core.files import write_json
 from medkd.core.run import RunFolder
+from medkd.core.serial import to_data
+from medkd.evaluation import legacy
 from medkd.evaluation.summary import Summary, evaluate_folder
 from medkd.inference.export import logits_to_labels
 from medkd.inference.predictor import Predictor
@@ -61,9 +64,21 @@ def finish_fold(run: RunFolder, folder: Path, store: CaseStore, raw: Path, cases
             labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
             write_volume(path, labels, stored.properties.geometry)
     summary = evaluate_folder(target, raw / "labelsTr", run.dataset.labels, file_ending=run.dataset.file_ending, cases=list(cases))
+    summary = _with_legacy(summary, run, target, raw / "labelsTr", cases)
     summary.save(target / SUMMARY)
     _log.info("fold %s: mean foreground Dice %.4f on %d validation cases, see %s", fold, summary.mean_dice, len(cases), target / SUMMARY)
     return summary
+
+
+def _with_legacy(summary: Summary, run: RunFolder, predictions: Path, references: Path, cases: Sequence[str]) -> Summary:
+    """The summary, with the original's metric beside the correct one where the plan follows a protocol that has it."""
+    protocol, labels, ending = run.plan.protocol, run.dataset.labels, run.dataset.file_ending
+    if protocol is None or not protocol.legacy_metric:
+        return summary
+    grid = protocol.preprocessing.spacing
+    scores = legacy.legacy_scores(predictions, references, labels, list(cases), file_ending=ending, voxel_mm=grid)
+    _log.info("%s", scores.text())
+    return replace(summary, extra={**summary.extra, legacy.KEY: to_data(scores)})
 
 
 def _describe(predictor: Predictor, channels: int, folder: Path) -> None:

@@ -1,0 +1,241 @@
+"""Protocols: the settings of published systems as small JSON files, for what they do otherwise than medkd's own plan.
+
+Every value here is read by some part of medkd; what a publication does and medkd cannot is told in ``docs/protocols.md`` and stands in
+no file. Defaults are medkd's own settings, which are nnU-Net's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import PlanError
+from medkd.core.files import read_json
+from medkd.core.serial import from_data, nearest
+
+FOLDER = Path(__file__).parents[1] / "protocols"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PreprocessingRule:
+    """What replaces the planned preprocessing.
+
+    Attributes:
+        configuration: the one configuration that is planned: ``2d`` or ``3d_fullres``.
+        spacing: target voxel size in mm along ``(z, y, x)``; None keeps the planned one.
+        normalization: scheme per channel, see :func:`medkd.preprocessing.normalisation.normalise`; one value holds for all channels,
+            none keeps the planned ones.
+        use_mask_for_norm: z-score inside the non-zero mask; None keeps the planned rule.
+        crop: see :class:`medkd.core.plan.Configuration`.
+        interpolation: ``spline`` is medkd's own rule, ``linear`` is linear for images and logits and nearest for labels, on all axes.
+    """
+
+    configuration: str
+    spacing: tuple[float, ...] | None = None
+    normalization: tuple[str, ...] = ()
+    use_mask_for_norm: bool | None = None
+    crop: str = "nonzero"
+    interpolation: str = "spline"
+
+
+@dataclass(frozen=True)
+class AugmentationRule:
+    """A few simple random changes, each drawn on its own; they replace nnU-Net's augmentation.
+
+    Attributes:
+        flip: probability of mirroring, for each axis.
+        rotate90: probability of one to three quarter turns in the plane of the last two axes.
+        rotate: probability of a rotation in that plane.
+        rotate_degrees: by an angle from -this to this.
+        scale: probability of multiplying the intensities.
+        scale_range: by a factor from 1 - this to 1 + this.
+        shift: probability of adding to the intensities.
+        shift_range: a value from -this to this, in normalised units.
+    """
+
+    flip: float = 0.0
+    rotate90: float = 0.0
+    rotate: float = 0.0
+    rotate_degrees: float = 0.0
+    scale: float = 0.0
+    scale_range: float = 0.0
+    shift: float = 0.0
+    shift_range: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingRule:
+    """How a network is trained; a user's options win over it.
+
+    The learning rate is ``floor + (learning_rate - floor) (1 - t)^power`` at the share ``t`` of the training.
+
+    Attributes:
+        patch_size: voxels per axis of the plan; None keeps the planned one.
+        batch_size: patches per step; None keeps the planned one.
+        epochs: of a network trained alone.
+        distilled_epochs: of a student; None is ``epochs``.
+        iterations_per_epoch: optimiser steps per epoch.
+        learning_rate: at the start.
+        floor: at the end, of a network trained alone.
+        distilled_floor: at the end, of a student; None is ``floor``.
+        power: of the decay.
+        decay: ``epoch`` or ``step``: how often the rate changes.
+        momentum: of SGD.
+        nesterov: Nesterov's momentum.
+        weight_decay: L2 penalty.
+        clip: largest gradient norm; None does not clip.
+        cross_entropy: Dice and cross-entropy, else Dice alone.
+        dice_background: the Dice of plain labels includes the background.
+        foreground: share of each batch's patches that are centred on a structure.
+        augmentation: None is nnU-Net's.
+    """
+
+    patch_size: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    epochs: int = 1000
+    distilled_epochs: int | None = None
+    iterations_per_epoch: int = 250
+    learning_rate: float = 1e-2
+    floor: float = 0.0
+    distilled_floor: float | None = None
+    power: float = 0.9
+    decay: str = "epoch"
+    momentum: float = 0.99
+    nesterov: bool = True
+    weight_decay: float = 3e-5
+    clip: float | None = 12.0
+    cross_entropy: bool = True
+    dice_background: bool = False
+    foreground: float = 0.33
+    augmentation: AugmentationRule | None = None
+
+
+@dataclass(frozen=True)
+class InferenceRule:
+    """How a network predicts; a user's options win over it.
+
+    Attributes:
+        step_size: distance of neighbouring tiles as a share of the patch.
+        blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
+        mirror: average over mirrored copies.
+    """
+
+    step_size: float = 0.5
+    blending: str = "gaussian"
+    mirror: bool = True
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One protocol for one data set; recorded in ``plans.json``.
+
+    Attributes:
+        preprocessing: what replaces the planned preprocessing.
+        training: what replaces medkd's own training settings.
+        inference: what replaces medkd's own prediction settings.
+        legacy_metric: validation also computes the original's metric (:mod:`medkd.evaluation.legacy`) beside the correct one.
+        name: ``acf_bckd:btcv``.
+        reference: the publication.
+    """
+
+    preprocessing: PreprocessingRule
+    training: TrainingRule = field(default_factory=TrainingRule)
+    inference: InferenceRule = field(default_factory=InferenceRule)
+    legacy_metric: bool = False
+    name: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class DetectionProtocol:
+    """The published settings of a detector on one data set; None where the publication does not say.
+
+    Attributes:
+        image_size: longest side in pixels.
+        batch_size: images per step.
+        epochs: passes over the training images.
+        learning_rate: at the start.
+        final_learning_rate: at the end of a linear decay.
+        momentum: of SGD.
+        weight_decay: L2 penalty.
+    """
+
+    image_size: int
+    batch_size: int
+    epochs: int | None = None
+    learning_rate: float | None = None
+    final_learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class ProtocolFile:
+    """A protocol's JSON file: variants by data set (the name of its converter), for segmentation or for detection."""
+
+    name: str
+    reference: str
+    variants: Mapping[str, Protocol] = field(default_factory=dict)
+    detection: Mapping[str, DetectionProtocol] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def protocol_names() -> tuple[str, ...]:
+    """The protocols that come with medkd."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def read_protocols(name: str) -> ProtocolFile:
+    """Read a protocol by its name, or a JSON file of the user's own.
+
+    Raises:
+        PlanError: there is no such protocol; the nearest name is given.
+        DataError: the file is damaged or has an unknown key.
+    """
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not path.exists():
+        raise PlanError(
+            f"Unknown protocol '{name}'.{nearest(name, protocol_names())} Known: {', '.join(protocol_names())}, or a .json file."
+        )
+    return from_data(ProtocolFile, read_json(path), str(path))
+
+
+def find_protocol(text: str, extra: Mapping[str, Any]) -> Protocol:
+    """The protocol that ``--protocol`` names, for one data set.
+
+    Args:
+        text: ``NAME`` or ``FILE.json``, with ``:VARIANT`` where the data set does not say which variant it follows.
+        extra: of the data set's description; ``medkd.format`` names the variant.
+
+    Raises:
+        PlanError: protocol or variant do not exist, it is one for detection, or a setting is unknown.
+        DataError: the file is damaged or has an unknown key.
+    """
+    name, colon, variant = text.rpartition(":")
+    name, variant = (name, variant) if colon else (text, str(extra.get("medkd", {}).get("format", "")))
+    content = read_protocols(name)
+    if not content.variants:
+        raise PlanError(f"The protocol {content.name} is for detection; it cannot plan a segmentation data set.")
+    known = ", ".join(content.variants)
+    if variant not in content.variants:
+        said = f"no variant '{variant}'" if variant else "several variants, and the data set does not say which one it follows"
+        raise PlanError(f"The protocol {content.name} has {said}; give --protocol {name}:VARIANT with one of {known}.")
+    protocol = replace(content.variants[variant], name=f"{content.name}:{variant}", reference=content.reference)
+    _check(protocol)
+    return protocol
+
+
+def _check(protocol: Protocol) -> None:
+    """Words that the file's form does not check."""
+    allowed = (
+        ("configuration", protocol.preprocessing.configuration, ("2d", "3d_fullres")),
+        ("interpolation", protocol.preprocessing.interpolation, ("spline", "linear")),
+        ("decay", protocol.training.decay, ("epoch", "step")),
+        ("blending", protocol.inference.blending, ("gaussian", "constant")),
+    )
+    for what, value, known in allowed:
+        if value not in known:
+            raise PlanError(f"Protocol {protocol.name}: {what} must be one of {', '.join(known)}, found '{value}'.")

@@ -1,0 +1,81 @@
+"""The few simple random changes that published protocols use instead of nnU-Net's augmentation."""
+
+from __future__ import annotations
+
+from math import cos, radians, sin
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medkd.core.errors import PlanError
+from medkd.core.protocol import AugmentationRule
+
+
+class SimpleAugmentation:
+    """Flips, turns and rotations in the plane of the last two axes, scaling and shifting of intensities; each drawn on its own.
+
+    Args:
+        rule: probabilities and ranges.
+        patch_size: of the patches; what is read is the patch itself.
+
+    Raises:
+        PlanError: quarter turns are asked for and the plane of the patch is not square.
+    """
+
+    def __init__(self, rule: AugmentationRule, patch_size: tuple[int, ...]) -> None:
+        if rule.rotate90 and patch_size[-1] != patch_size[-2]:
+            raise PlanError(
+                f"The protocol turns patches by 90 degrees, which needs a square in the last two axes, found {patch_size}; "
+                "choose another --patch-size."
+            )
+        self._rule = rule
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment one sample.
+
+        Args:
+            image: ``(C, *patch)``, float32.
+            label: ``(1, *patch)``, int16.
+
+        Returns:
+            Both, of the same shape. Randomness comes from torch's global state.
+        """
+        rule = self._rule
+        axes = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
+        image, label = image.flip(axes), label.flip(axes)
+        if _happens(rule.rotate90):
+            turns = int(torch.randint(1, 4, ()))
+            image, label = (torch.rot90(part, turns, (-2, -1)) for part in (image, label))
+        if _happens(rule.rotate):
+            angle = radians(_within(rule.rotate_degrees))
+            image, label = rotated(image, angle, "bilinear"), rotated(label.float(), angle, "nearest").to(label.dtype)
+        if _happens(rule.scale):
+            image = image * (1 + _within(rule.scale_range))
+        if _happens(rule.shift):
+            image = image + _within(rule.shift_range)
+        return image.contiguous(), label.contiguous()
+
+
+def rotated(array: Tensor, angle: float, mode: str) -> Tensor:
+    """Rotate in the plane of the last two axes about its middle; what comes from outside is 0.
+
+    Args:
+        array: ``(..., y, x)`` float32.
+        angle: in radians, from the x to the y axis.
+        mode: of :func:`torch.nn.functional.grid_sample`.
+    """
+    height, width = array.shape[-2:]
+    ratio = height / width  # the sampling grid runs from -1 to 1 on both axes, whatever their lengths
+    matrix = torch.tensor([[[cos(angle), sin(angle) * ratio, 0.0], [-sin(angle) / ratio, cos(angle), 0.0]]])
+    planes = array.reshape(1, -1, height, width)
+    grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=False)
+    return F.grid_sample(planes, grid, mode=mode, padding_mode="zeros", align_corners=False).reshape(array.shape)
+
+
+def _happens(probability: float) -> bool:
+    return bool(torch.rand(()) < probability)
+
+
+def _within(limit: float) -> float:
+    return float(torch.empty(()).uniform_(-limit, limit)) if limit else 0.0

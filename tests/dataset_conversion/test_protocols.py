@@ -1,0 +1,376 @@
+"""Protocols: the files are valid, and every setting in them is obeyed by preprocessing, training, prediction and validation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import medkd.training.api as training
+from medkd.cli.evaluate import main as evaluate
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, PlanError
+from medkd.core.files import read_json, write_json
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Plan
+from medkd.core.protocol import FOLDER, AugmentationRule, Protocol, TrainingRule, find_protocol, protocol_names, read_protocols
+from medkd.core.run import Budget
+from medkd.core.serial import load, save
+from medkd.evaluation.legacy import legacy_case, legacy_scores
+from medkd.inference.predictor import Predictor
+from medkd.inference.sliding_window import predict_logits, tile_starts
+from medkd.io.volumes import read_volume, write_volume
+from medkd.preprocessing.api import plan_and_preprocess
+from medkd.preprocessing.cropping import crop_box, nonzero_mask
+from medkd.preprocessing.fingerprint import Fingerprint
+from medkd.preprocessing.normalisation import normalise
+from medkd.preprocessing.planner import make_plan
+from medkd.preprocessing.store import CaseStore
+from medkd.training.loader import PatchBatches
+from medkd.training.losses import SegmentationLoss
+from medkd.training.options import TrainOptions
+from medkd.training.sampling import PatchSampler
+from medkd.training.segmentation import SegmentationTrainer
+from medkd.training.simple_augmentation import SimpleAugmentation, rotated
+from medkd.training.trainer import LoopSettings
+from tests.dataset_conversion.trees import SHAPE, SPACING, convert, make_brats, make_btcv, make_synapse
+from tests.training.builders import make_dataset
+
+ACF = ("btcv", "word", "brats")
+
+
+def fmt(name: str) -> dict:
+    return {"medkd": {"format": name}}
+
+
+def test_every_shipped_protocol_is_valid_and_says_what_it_is_for() -> None:
+    assert set(protocol_names()) == {"acf_bckd", "mmseg_kd", "sfd_kd"} == {p.stem for p in FOLDER.glob("*.json")}
+    assert set(read_protocols("acf_bckd").variants) == set(ACF)
+    assert set(read_protocols("mmseg_kd").variants) == {"synapse_slices"}
+    sfd = read_protocols("sfd_kd")
+    assert not sfd.variants and sfd.detection["grazpedwri_faster_rcnn"].image_size == 640 and sfd.detection["fracatlas_yolo"].epochs is None
+    for format in ACF:
+        protocol = find_protocol("acf_bckd", fmt(format))
+        assert protocol.name == f"acf_bckd:{format}" and "2025" in protocol.reference
+
+
+def test_the_numbers_of_the_publication() -> None:
+    word, brats = (find_protocol("acf_bckd", fmt(name)) for name in ("word", "brats"))
+    assert word.preprocessing.spacing == (2.0, 1.5, 1.5) and word.preprocessing.normalization == ("window(-175, 250)",)
+    assert (word.training.epochs, word.training.iterations_per_epoch, word.training.floor) == (300, 100, 1e-6)
+    assert (brats.training.epochs, brats.training.distilled_epochs, brats.training.distilled_floor) == (100, 50, 1e-4)
+    assert not brats.training.cross_entropy and brats.training.foreground == 0
+    for protocol in (word, brats):
+        assert protocol.training.patch_size == (96, 96, 96) and protocol.inference.blending == "constant" and not protocol.inference.mirror
+    mmseg = find_protocol("mmseg_kd:synapse_slices", {})
+    assert mmseg.training.epochs * mmseg.training.iterations_per_epoch == 40_000 and mmseg.training.decay == "step"
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "message"),
+    [
+        ("acf_bkcd", "btcv", "Did you mean 'acf_bckd'"),
+        ("acf_bckd", "msd", "no variant 'msd'.*btcv, word, brats"),
+        ("acf_bckd", "", "acf_bckd:VARIANT"),
+        ("acf_bckd:liver", "btcv", "no variant 'liver'"),
+        ("sfd_kd", "grazpedwri", "for detection"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_sentence(text: str, format: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        find_protocol(text, fmt(format) if format else {})
+
+
+def test_a_file_of_the_users_own_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    content = {"name": "mine", "reference": "", "variants": {"x": {"preprocessing": {"configuration": "2d"}}}}
+    write_json(path, content)
+    assert find_protocol(f"{path}:x", {}).training == TrainingRule()
+    content["variants"]["x"]["training"] = {"epoch": 5}
+    write_json(path, content)
+    with pytest.raises(DataError, match="Did you mean 'epochs'"):
+        find_protocol(f"{path}:x", {})
+    content["variants"]["x"] = {"preprocessing": {"configuration": "2d", "interpolation": "cubic"}}
+    write_json(path, content)
+    with pytest.raises(PlanError, match=r"spline, linear.*'cubic'"):
+        find_protocol(f"{path}:x", {})
+
+
+def test_defaults_are_medkds_own_settings() -> None:
+    rule, settings = TrainingRule(), LoopSettings(Budget(1, 1, 1, 1e-2, 0), torch.device("cpu"))
+    for name in ("momentum", "nesterov", "weight_decay", "clip", "power", "floor"):
+        assert getattr(rule, name) == getattr(settings, name)
+    assert settings.per_step == (rule.decay == "step")
+
+
+@pytest.fixture(scope="module")
+def btcv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    """BTCV's imitation, planned and preprocessed by the protocol."""
+    base = tmp_path_factory.mktemp("btcv")
+    source = make_btcv(base / "download", numbers=(1, 2))
+    convert("btcv", source, base / "root")
+    return base / "root", plan_and_preprocess(7, root=base / "root", workers=1, protocol="acf_bckd")
+
+
+def test_the_plan_follows_the_protocol_and_records_it(btcv: tuple[Path, Plan]) -> None:
+    root, plan = btcv
+    assert list(plan.configurations) == ["3d_fullres"]
+    configuration = plan.configuration("3d_fullres")
+    assert configuration.spacing == (2.0, 1.5, 1.5) and configuration.normalization == ("window(-175, 250)",)
+    assert configuration.crop == "above(-175)" and not configuration.batch_dice
+    for network in ("plain_unet", "resenc_unet_l", "unet_tiny"):
+        architecture = configuration.architecture(network)
+        assert architecture.patch_size == (96, 96, 96) and architecture.batch_size == 4
+        assert 96 % np.prod(architecture.strides, axis=0).max() == 0 and len(architecture.features_per_stage) == len(architecture.strides)
+    stored = Plan.load(root / "preprocessed/Dataset007_BTCV/plans.json")
+    assert stored == plan and stored.protocol == find_protocol("acf_bckd", fmt("btcv"))
+
+
+def test_stored_cases_are_windowed_cropped_to_the_body_and_on_the_protocols_grid(btcv: tuple[Path, Plan]) -> None:
+    root, _ = btcv
+    stored = CaseStore(root / "preprocessed/Dataset007_BTCV/3d_fullres").open("img0001")
+    raw = read_volume(root / "raw/Dataset007_BTCV/imagesTr/img0001_0000.nii.gz").array
+    body = np.argwhere(raw > -175)
+    box = tuple((int(a), int(b) + 1) for a, b in zip(body.min(0), body.max(0), strict=True))
+    assert stored.properties.box == box != tuple((0, n) for n in SHAPE)
+    expected = tuple(round((b - a) * old / new) for (a, b), old, new in zip(box, SPACING, (2.0, 1.5, 1.5), strict=True))
+    assert stored.image.shape[1:] == expected
+    assert stored.image.min() >= 0 and stored.image.max() <= 1
+    assert set(np.unique(stored.label)) <= set(range(-1, 14))
+
+
+def test_another_protocol_needs_a_new_plan_and_a_plain_one_can_come_back(btcv: tuple[Path, Plan]) -> None:
+    root, plan = btcv
+    assert plan_and_preprocess(7, root=root, workers=1, protocol="acf_bckd") == plan
+    assert plan_and_preprocess(7, root=root, workers=1) == plan
+    with pytest.raises(PlanError, match=r"follows acf_bckd:btcv, not acf_bckd:word; give --overwrite-plan"):
+        plan_and_preprocess(7, root=root, workers=1, protocol="acf_bckd:word")
+    folder = root / "preprocessed/Dataset007_BTCV"
+    fingerprint, description = load(Fingerprint, folder / "fingerprint.json"), DatasetDescription.load(folder / "dataset.json")
+    with pytest.raises(PlanError, match="is for 3d_fullres"):
+        make_plan(plan.dataset, fingerprint, description, configurations=["2d"], protocol=plan.protocol)
+
+
+def test_brats_is_normalised_inside_the_brain_and_synapse_is_not_touched(tmp_path: Path) -> None:
+    make_brats(tmp_path / "brats", cases=2)
+    convert("brats", tmp_path / "brats", tmp_path / "root")
+    plan = plan_and_preprocess(7, root=tmp_path / "root", workers=1, protocol="acf_bckd")
+    configuration = plan.configuration("3d_fullres")
+    assert configuration.use_mask_for_norm == (True,) * 4 and configuration.normalization == ("zscore",) * 4
+    image = CaseStore(tmp_path / "root/preprocessed/Dataset007_BraTS/3d_fullres").open("BraTS-GLI-00000-000").image
+    np.testing.assert_allclose(image.mean((1, 2, 3)), 0, atol=1e-4)
+    source = make_synapse(tmp_path / "synapse", train=(5, 6))
+    raw = convert("synapse_slices", source, tmp_path / "root", number=8).folder
+    plan = plan_and_preprocess(8, root=tmp_path / "root", workers=1, protocol="mmseg_kd")
+    assert list(plan.configurations) == ["2d"] and plan.configuration("2d").architecture("unet_tiny").patch_size == (512, 512)
+    image = CaseStore(tmp_path / "root/preprocessed/Dataset008_SynapseSlices/2d").open("case0005").image
+    np.testing.assert_array_equal(image[0], read_volume(raw / "imagesTr/case0005_0000.nii.gz").array)
+
+
+def test_a_window_is_clipped_and_scaled_and_wrong_ones_are_refused() -> None:
+    values = np.array([-1000, -175, 0, 250, 900], np.float32)
+    np.testing.assert_allclose(normalise(values.copy(), "window(-175, 250)"), [0, 0, 175 / 425, 1, 1], rtol=1e-6)
+    for wrong in ("window(250, -175)", "window(1)", "window(a, b)"):
+        with pytest.raises(PlanError, match="window\\(low, high\\)"):
+            normalise(values.copy(), wrong)
+
+
+def test_a_crop_keeps_the_smallest_box_in_any_channel() -> None:
+    image = np.full((2, 6, 7, 8), -500.0, np.float32)
+    image[0, 2, 3, 4], image[1, 4, 1, 5] = 10, -100
+    mask = nonzero_mask(image)
+    assert crop_box(image, mask, "above(-175)") == ((2, 5), (1, 4), (4, 6))
+    assert crop_box(image, mask, "above(0)") == ((2, 3), (3, 4), (4, 5))
+    assert crop_box(image, mask, "none") == crop_box(image, mask, "nonzero") == ((0, 6), (0, 7), (0, 8))
+    with pytest.raises(PlanError, match="Unknown crop 'body'"):
+        crop_box(image, mask, "body")
+
+
+def test_the_learning_rate_falls_to_the_floor_by_epoch_or_by_step() -> None:
+    settings = LoopSettings(Budget(10, 4, 2, 1e-2, 0), torch.device("cpu"), floor=1e-4)
+    assert settings.learning_rate(0, 0) == pytest.approx(1e-2)
+    assert settings.learning_rate(5, 20) == settings.learning_rate(5, 23) == pytest.approx(1e-4 + 9.9e-3 * 0.5**0.9)
+    per_step = replace(settings, per_step=True)
+    assert per_step.learning_rate(5, 21) == pytest.approx(1e-4 + 9.9e-3 * (19 / 40) ** 0.9) < settings.learning_rate(5, 21)
+
+
+def boxes_with(root: Path, protocol: Protocol) -> Path:
+    """The training tests' data set, with a protocol in its plan."""
+    folder = make_dataset(root, cases=4)
+    save(folder / "plans.json", replace(load(Plan, folder / "plans.json"), protocol=protocol))
+    return folder
+
+
+def test_training_uses_the_protocols_settings_and_the_users_options_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = replace(find_protocol("acf_bckd", fmt("brats")).training, patch_size=None, batch_size=None)
+    rule = replace(rule, epochs=4, distilled_epochs=2, iterations_per_epoch=3)
+    boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule))
+    seen: list[SegmentationTrainer] = []
+    monkeypatch.setattr(SegmentationTrainer, "fit", lambda trainer, *, resume=False: seen.append(trainer))
+    monkeypatch.setattr(training, "_finish", lambda job, run, folder: folder)
+    options = TrainOptions(tmp_path, device="cpu", workers=0, learning_rate=0.5)
+    training.train(900, "unet_tiny", 0, options)
+    trainer = seen[0]
+    settings = trainer.settings
+    assert settings.budget == Budget(4, 3, 2, 0.5, 0) and settings.floor == 0.0
+    group = trainer._make_optimizer().param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 5e-4)
+    assert settings.clip is None and not trainer.loss.cross_entropy
+    augmentation, read = trainer._augmentation()
+    assert isinstance(augmentation, SimpleAugmentation) and read == trainer.data.patch_size
+    assert trainer.data.mirror_axes == (0, 1, 2)
+    job = training._prepare(900, 0, options)
+    run = training._describe(job, "unet_tiny", None, "kd", None)
+    assert run.budget.epochs == 2 and training._settings(job, run).floor == 1e-4
+    spied: list[bool] = []
+    monkeypatch.setattr(
+        PatchSampler, "sample", lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 16, 16, 16), np.float32),) * 2
+    )
+    next(trainer.batches(0))
+    assert spied == [False, False]
+
+
+def test_the_share_of_foreground_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_dataset(tmp_path, cases=1) / "3d_fullres"
+    spied: list[bool] = []
+    monkeypatch.setattr(
+        PatchSampler, "sample", lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 4, 4, 4), np.float32),) * 2
+    )
+    sampler = PatchSampler((4, 4, 4), (4, 4, 4))
+    for share, expected in ((0.0, 0), (0.5, 2), (1.0, 4)):
+        PatchBatches(folder, ["case_00"], sampler, 4, 1, 0, foreground=share)[0]
+        assert sum(spied) == expected
+        spied.clear()
+
+
+def test_dice_with_background_and_cross_entropy_is_monais_dice_ce() -> None:
+    from monai.losses import DiceCELoss, DiceLoss
+
+    logits, target = torch.randn(2, 4, 5, 6, 7), torch.randint(0, 4, (2, 1, 5, 6, 7))
+    ours = SegmentationLoss(regions=False, batch_dice=False, background=True)(logits, target)
+    reference = DiceCELoss(to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, target)
+    torch.testing.assert_close(sum(ours.values()), reference)
+    regions = torch.randint(0, 2, (2, 4, 5, 6, 7)).float()
+    alone = SegmentationLoss(regions=True, batch_dice=False, cross_entropy=False)(logits, regions)
+    assert list(alone) == ["dice"]
+    torch.testing.assert_close(alone["dice"], DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, regions))
+
+
+def test_flips_and_turns_move_image_and_label_alike_and_reach_all_eight_positions() -> None:
+    augment = SimpleAugmentation(AugmentationRule(flip=0.5, rotate90=0.5), (6, 6))
+    label = torch.arange(36, dtype=torch.int16).reshape(1, 6, 6)
+    seen = set()
+    for _ in range(200):
+        image, moved = augment(label.float(), label)
+        assert torch.equal(image, moved.float()) and sorted(moved.flatten().tolist()) == list(range(36))
+        seen.add(tuple(moved.flatten().tolist()))
+    assert len(seen) == 8
+    with pytest.raises(PlanError, match="square"):
+        SimpleAugmentation(AugmentationRule(rotate90=0.1), (8, 6, 7))
+
+
+def test_intensities_are_scaled_and_shifted_within_their_ranges_and_never_means_never() -> None:
+    image, label = torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.int16)
+    augment = SimpleAugmentation(AugmentationRule(scale=1.0, scale_range=0.1, shift=1.0, shift_range=0.1), (4, 4, 4))
+    values = torch.stack([augment(image, label)[0].mean() for _ in range(200)])
+    assert 0.8 <= values.min() < 0.9 and 1.1 < values.max() <= 1.2
+    assert torch.equal(SimpleAugmentation(AugmentationRule(), (4, 4, 4))(image, label)[0], image)
+
+
+@pytest.mark.parametrize("shape", [(1, 31, 31), (2, 5, 24, 40)])
+def test_a_rotation_is_scipys(shape: tuple[int, ...]) -> None:
+    from scipy.ndimage import gaussian_filter, rotate
+
+    array = gaussian_filter(np.random.default_rng(0).normal(size=shape), (0,) * (len(shape) - 2) + (3, 3)).astype(np.float32)
+    ours = rotated(torch.from_numpy(array), np.deg2rad(17.0), "bilinear").numpy()
+    theirs = [rotate(array, sign * 17.0, axes=(-2, -1), reshape=False, order=1) for sign in (1, -1)]
+    inner = (..., slice(8, -8), slice(8, -8))
+    assert min(np.abs(ours[inner] - reference[inner]).max() for reference in theirs) < 1e-3 * np.abs(array).max() + 1e-4
+
+
+def test_constant_blending_is_the_plain_mean_of_the_tiles() -> None:
+    image = torch.randn(1, 20, 9, 9)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * x.mean((1, 2, 3, 4), keepdim=True)
+
+    found = predict_logits(forward, image, (8, 9, 9), 1, step_size=0.5, blending="constant")
+    total, count = torch.zeros_like(image), torch.zeros_like(image)
+    for start in tile_starts(20, 8, 0.5):
+        tile = image[:, start : start + 8]
+        total[:, start : start + 8] += tile * tile.mean()
+        count[:, start : start + 8] += 1
+    torch.testing.assert_close(found, total / count)
+    assert not torch.allclose(found, predict_logits(forward, image, (8, 9, 9), 1, step_size=0.5))
+
+
+def test_a_run_predicts_and_is_scored_as_its_protocol_says_and_a_user_may_overrule(tmp_path: Path) -> None:
+    protocol = find_protocol("acf_bckd", fmt("btcv"))
+    rule = replace(protocol.training, epochs=1, iterations_per_epoch=1)
+    boxes_with(tmp_path, replace(protocol, training=rule, inference=replace(protocol.inference, step_size=0.75)))
+    fold = training.train(900, "unet_tiny", 0, TrainOptions(tmp_path, device="cpu", workers=0))
+    settings = Predictor.from_run(fold.parent).settings
+    assert (settings.step_size, settings.blending, settings.mirror) == (0.75, "constant", False)
+    overruled = Predictor.from_run(fold.parent, step_size=0.5, mirror=True).settings
+    assert (overruled.step_size, overruled.mirror) == (0.5, True)
+    legacy = read_json(fold / "validation/summary.json")["medkd"]["legacy"]
+    assert legacy["voxel_mm"] == [2.0, 1.5, 1.5] and legacy["pairs"] == 2 * len(read_json(fold / "split.json")["val"])
+
+
+def test_the_legacy_metric_is_monais_without_spacing_and_drops_what_is_absent() -> None:
+    from monai.metrics import compute_hausdorff_distance
+
+    rng = np.random.default_rng(0)
+    reference = np.zeros((9, 12, 12), np.int16)
+    reference[2:7, 3:9, 2:8] = 1
+    reference[7:9, 9:12, 9:12] = 3
+    prediction = np.where(rng.random(reference.shape) < 0.05, 1, np.roll(np.where(reference == 3, 0, reference), 1, 0)).astype(np.int16)
+    prediction[0, 0, 0] = 2
+    dice, hd95 = legacy_case(prediction, reference, LabelSpec.from_names(["a", "b", "c"]), (1.0, 1.0, 1.0))
+    masks = [torch.from_numpy(array == 1)[None, None].float() for array in (prediction, reference)]
+    assert hd95[0] == pytest.approx(float(compute_hausdorff_distance(*masks, include_background=True, percentile=95)))
+    assert np.isnan(dice[1]) and dice[2] == 0 and np.isnan(hd95[1]) and np.isnan(hd95[2])
+    assert dice[0] == pytest.approx(200 * ((prediction == 1) & (reference == 1)).sum() / ((prediction == 1).sum() + (reference == 1).sum()))
+
+
+def legacy_folders(folder: Path) -> None:
+    """Case a: prediction shifted by 2 slices of 3 mm, structure 2 missed. Case b: both absent but for an invented structure 2."""
+    grid = Geometry.from_spacing((12, 8, 8), (3.0, 1.0, 1.0))
+    label = np.zeros(grid.shape, np.uint8)
+    label[2:6, 2:6, 2:6] = 1
+    moved = np.roll(label, 2, 0)
+    label[10, 6, 6] = 2
+    write_volume(folder / "ref/a.nii.gz", label, grid)
+    write_volume(folder / "pred/a.nii.gz", moved, grid)
+    empty = np.zeros(grid.shape, np.uint8)
+    write_volume(folder / "ref/b.nii.gz", empty, grid)
+    empty[0, 0, 0] = 2
+    write_volume(folder / "pred/b.nii.gz", empty, grid)
+
+
+def test_legacy_scores_of_a_folder_count_voxels_and_what_was_dropped(tmp_path: Path) -> None:
+    legacy_folders(tmp_path)
+    labels = LabelSpec.from_names(["x", "y"])
+    scores = legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["a", "b"])
+    assert (scores.dice, scores.hd95) == (25.0, 2.0)  # case a: Dice (50 + 0) / 2; case b has none
+    assert (scores.dice_dropped, scores.hd95_dropped, scores.pairs) == (2, 3, 4)
+    assert legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["a", "b"], voxel_mm=(2.0, 1.5, 1.5)).hd95 == 3.0
+    assert legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["b"]).dice is None
+
+
+def test_the_command_writes_the_legacy_metric_beside_the_correct_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    legacy_folders(tmp_path)
+    DatasetDescription(("CT",), LabelSpec.from_names(["x", "y"]), 2).save(tmp_path / "dataset.json")
+    folders = [str(tmp_path / "pred"), str(tmp_path / "ref")]
+    assert evaluate([*folders, "--legacy"]) == 0
+    assert "legacy metric: Dice 25.00 %, HD95 2.00 voxels" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "pred/summary.json").read_text())
+    assert summary["medkd"]["legacy"]["hd95"] == 2.0 and summary["metric_per_case"][0]["metrics"]["1"]["HD95"] == 6.0
+    assert evaluate(folders) == 0
+    assert "legacy" not in json.loads((tmp_path / "pred/summary.json").read_text())["medkd"]
+    assert evaluate([*folders, "--legacy", "1", "2"]) == 1

@@ -1,0 +1,59 @@
+"""The whole way for each source of data: convert, plan, preprocess, two training steps, predict, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_conversion import ConversionOptions, convert_dataset
+from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.evaluation.summary import evaluate_folder
+from medkd.inference.api import predict_folder
+from medkd.io.volumes import read_geometry
+from medkd.preprocessing.api import plan_and_preprocess
+from medkd.training.api import train
+from medkd.training.options import TrainOptions
+from medkd.training.splits import load_splits
+from tests.dataset_conversion.test_msd import make_plain
+from tests.dataset_conversion.trees import make_acdc, make_brats, make_btcv, make_nnunet, make_synapse, make_word
+
+pytestmark = pytest.mark.slow
+
+PATHS: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("btcv", make_btcv, "3d_fullres"),
+    ("word", make_word, "2d"),
+    ("brats", make_brats, "3d_fullres"),
+    ("brats", lambda folder: make_brats(folder, year=2021), "2d"),
+    ("synapse_slices", make_synapse, "2d"),
+    ("acdc_h5", make_acdc, "2d"),
+    ("nnunet", make_nnunet, "3d_fullres"),
+    ("msd", lambda folder: make_plain(folder, cases=5), "3d_fullres"),
+]
+
+
+@pytest.mark.parametrize(("format", "make", "configuration"), PATHS, ids=[f"{f}-{c}" for f, _, c in PATHS])
+def test_from_the_download_to_scores(tmp_path: Path, format: str, make: Callable[[Path], Path], configuration: str) -> None:
+    root = tmp_path / "root"
+    raw = convert_dataset(format, make(tmp_path / "download"), 7, root=root, options=ConversionOptions(workers=1))
+    assert raw.ok
+    plan_and_preprocess(7, root=root, configurations=[configuration], workers=1)
+    patch = (16, 16, 16) if configuration == "3d_fullres" else (16, 16)
+    options = TrainOptions(root, configuration, 1, 2, 2, patch, device="cpu", workers=0, validate=False)
+    fold = train(7, "unet_tiny", 0, options)
+
+    description = DatasetDescription.load(raw.folder / "dataset.json")
+    split = load_splits(root / "preprocessed" / raw.folder.name / "splits_final.json")[0]
+    assert not set(split.train) & set(split.val)
+    patients = description.patients
+    assert not {patients.get(c, c) for c in split.train} & {patients.get(c, c) for c in split.val}
+    images = [path for case in training_cases(raw.folder, description) if case.case == split.val[0] for path in case.images]
+    report = predict_folder(images, tmp_path / "out", fold.parent, device="cpu", mirror=False)
+    assert report.predicted == [split.val[0]] and not report.failed
+    labels = raw.folder / "labelsTr"
+    summary = evaluate_folder(tmp_path / "out", labels, description.labels, file_ending=description.file_ending, cases=report.predicted)
+    assert len(summary.structures) == len(description.labels.foreground) and np.isfinite(summary.mean_dice)
+    name = f"{split.val[0]}{description.file_ending}"
+    assert read_geometry(tmp_path / "out" / name).differences(read_geometry(labels / name)) == []
