@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_conversion.contact_sheet import make_contact_sheet
 from dataset_conversion.registry import CONVERTERS, ConversionOptions
 from dataset_conversion.report import REPORT_FILE, ConversionReport
 from medkd.core.errors import DataError
@@ -63,4 +64,5 @@ def convert_dataset(
         raise DataError(f"No case of {source} could be converted (see {folder / REPORT_FILE}). The first problem: {reason}")
     verification = verify_dataset(folder)
     verification.save(folder / VERIFICATION_FILE)
+    make_contact_sheet(folder, report, (*verification.problems, *verification.warnings))
     return Converted(folder, report, verification)

@@ -121,6 +121,11 @@ class RawWriter:
         """What is in the data set by now: ``Tr/case`` or ``Ts/case`` → its entry."""
         return dict(sorted(self._entries.items()))
 
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Training case → patient, where known, of the cases written by now."""
+        return dict(self._patients)
+
     def convert(self, jobs: Sequence[CaseJob], workers: int | None = None) -> None:
         """Convert the cases in parallel; bad ones are recorded and left out.
 

@@ -1,0 +1,335 @@
+"""Parts that converters of radiographs share: finding images, preparing a case, duplicates, folds, and the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from dataset_conversion.boxes import Drawn, Size, clean_boxes
+from dataset_conversion.registry import ConversionOptions
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.splits import PublishedSplit, finish_converted
+from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.serial import to_data
+from medkd.io.checks import Finding
+from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
+from medkd.io.verify_detection import duplicate_findings, duplicate_groups, pixel_digest
+
+Annotate = Callable[[Size], tuple[Drawn, list[Finding]]]
+"""(width, height) of the upright image → its boxes, and what was noticed on the way."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+CHANNELS = ("X-ray",)
+SETTINGS = {
+    "negatives": "images without a box: all (default), none, or how many of them",
+    "patients": "CSV file with the columns image and patient; a patient's images stay in one fold",
+    "scaling": "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the highest value)",
+}
+_FOLDS = 5
+_SEED = 12345
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How all cases of a data set are converted.
+
+    Attributes:
+        known: classes that the annotations may use.
+        categories: classes of the new data set; boxes of other known classes are left out.
+        scaling: of images with more than 8 bits.
+    """
+
+    known: tuple[str, ...]
+    categories: tuple[str, ...]
+    scaling: Scaling = "percentile"
+
+    @classmethod
+    def choose(cls, known: Sequence[str], options: ConversionOptions) -> Rules:
+        """Rules for the classes that a source knows; ``--labels`` chooses and orders some of them.
+
+        Raises:
+            DataError: ``--labels`` names a class that the source does not know, or the scaling is unknown.
+        """
+        wanted = options.labels or tuple(known)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise DataError(f"--labels names '{unknown[0]}', but the classes of this data set are {', '.join(known)}.")
+        scaling = options.settings.get("scaling", "percentile")
+        if scaling not in get_args(Scaling):
+            raise DataError(f"--scaling must be {' or '.join(get_args(Scaling))}, found '{scaling}'.")
+        return cls(tuple(known), tuple(wanted), scaling)
+
+    def notes(self) -> list[str]:
+        """The decisions, for the report."""
+        dropped = [name for name in self.known if name not in self.categories]
+        return [f"boxes of the classes {', '.join(dropped)} were left out, as --labels says"] if dropped else []
+
+
+class ImageIndex:
+    """The image files below a folder, found by the names that annotations give them.
+
+    Args:
+        folder: searched with its sub-folders; hidden files are ignored.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(
+            p
+            for p in self.folder.rglob("*")
+            if p.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in p.relative_to(self.folder).parts)
+        )
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in self.paths:
+            self._by_name[path.name].append(path)
+            self._by_name[path.stem].append(path)
+
+    def find(self, name: str, *near: Path) -> Path | None:
+        """The image called ``name`` (a path or a bare name, with or without its ending), relative to one of ``near`` if there.
+
+        Raises:
+            DataError: several images have this name.
+        """
+        for base in (*near, self.folder):
+            if (base / name).is_file():
+                return base / name
+        found = self._by_name.get(Path(name).name, []) or (self._by_name.get(Path(name).stem, []))
+        if len(found) > 1:
+            inside = [path for path in found if any(base in path.parents for base in near)]
+            found = inside if len(inside) == 1 else found
+        if len(found) > 1:
+            raise DataError(
+                f"The image '{name}' is there {len(found)} times: {', '.join(map(str, found[:3]))}; rename or remove the others."
+            )
+        return found[0] if found else None
+
+
+def radiograph_job(
+    case: str,
+    image: Path,
+    annotate: Annotate,
+    annotations: Iterable[Path],
+    rules: Rules,
+    *,
+    recipe: str = "",
+    split: Split = "Tr",
+    patient: str | None = None,
+) -> CaseJob:
+    """A job for one radiograph.
+
+    The image file is taken over as it is where every reader sees the same upright 8-bit pixels in it; otherwise the pixels are
+    written as PNG, without loss. So JPEGs stay JPEGs and cost no more disk than before.
+
+    Args:
+        case: case id in the new data set.
+        image: the image file.
+        annotate: gives its boxes.
+        annotations: the files that ``annotate`` reads, by which a change is noticed.
+        rules: classes and scaling.
+        recipe: anything else that the result depends on.
+        split: ``Tr`` or ``Ts``.
+        patient: patient id where known.
+    """
+
+    def prepare() -> CaseContent:
+        radiograph = read_radiograph(image)
+        drawn, findings = annotate(radiograph.size)
+        radiograph, mismatch = _fit(case, image, radiograph, drawn)
+        boxes, faults = clean_boxes(case, drawn, radiograph.size, rules.known)
+        boxes = [(name, box) for name, box in boxes if name in rules.categories]
+        marks, noticed = _marks(case, image, radiograph, not boxes)
+        pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
+        wide = radiograph.pixels.dtype != np.uint8
+        annotation = BoxAnnotation(*radiograph.size, tuple(b for _, b in boxes), tuple(n for n, _ in boxes), window if wide else None)
+        values = tuple(sorted({rules.categories.index(name) + 1 for name, _ in boxes}))
+        label, findings = to_data(annotation), (*findings, *mismatch, *faults, *noticed)
+        piece = image if radiograph.plain else pixels
+        return CaseContent((piece,), label, values, findings, marks, pixel_digest(pixels))
+
+    fingerprint = json.dumps([rules.known, rules.categories, rules.scaling, recipe])
+    return CaseJob(case, (image, *annotations), prepare, fingerprint, split, patient)
+
+
+def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[str]:
+    """The images without a box that are to be converted: ``--negatives all`` (default), ``none``, or a number, evenly spaced.
+
+    Raises:
+        DataError: the setting is something else.
+    """
+    wanted, names = options.settings.get("negatives", "all"), sorted(names)
+    if wanted == "all":
+        return names
+    if wanted == "none":
+        return []
+    if not wanted.isdigit():
+        raise DataError(f"--negatives must be all, none or a number, found '{wanted}'.")
+    count = min(int(wanted), len(names))
+    return [names[i * len(names) // count] for i in range(count)]
+
+
+def read_patients(options: ConversionOptions) -> dict[str, str]:
+    """Case id → patient from the CSV file of ``--patients``, with the columns ``image`` and ``patient``.
+
+    Raises:
+        DataError: the file is missing or has other columns.
+    """
+    if "patients" not in options.settings:
+        return {}
+    rows = read_table(Path(options.settings["patients"]), ("image", "patient"))
+    return {case_name(row["image"]): row["patient"] for row in rows if row["patient"]}
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file, values stripped; the byte order mark that spreadsheets write is ignored.
+
+    Raises:
+        DataError: the file is missing, unreadable or lacks one of the columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [
+                {(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
+    missing = [c for c in columns if not rows or c not in rows[0]]
+    if missing:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise DataError(f"{path}: expected the column '{missing[0]}', found {found}.")
+    return rows
+
+
+def unique_cases(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
+    """A case id for each image: its stem, or its path below ``folder`` where several have the same stem."""
+    paths = list(paths)
+    count = Counter(case_name(p.name) for p in paths)
+    names = {p: case_name(p.name) for p in paths}
+    return {p: n if count[n] == 1 else case_name("_".join(p.relative_to(folder).with_suffix("").parts) + ".x") for p, n in names.items()}
+
+
+def case_name(name: str) -> str:
+    """A case id from a file name: its stem, with anything but letters, digits, ``.``, ``_`` and ``-`` replaced by ``_``."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
+
+
+def finish_radiographs(
+    writer: RawWriter, format: str, rules: Rules, official: PublishedSplit | None, notes: Iterable[str] = (), **extra: object
+) -> ConversionReport:
+    """Look for duplicates, write folds, ``dataset.json`` and the report.
+
+    Without a published split there are five folds, stratified by class, in which a patient's images and equal images stay
+    together. From a published one, training images that equal one of its validation images (or a test image) are taken out.
+
+    Args:
+        writer: all cases are converted by now.
+        format: name of the converter.
+        rules: of the conversion.
+        official: the published split, if there is one.
+        notes: decisions that the converter took.
+        extra: further keys for ``"medkd"`` in ``dataset.json``.
+    """
+    entries = writer.entries
+    digests = {key[3:]: entry.digest for key, entry in entries.items()}
+    writer.report_findings(duplicate_findings(digests))
+    twins = duplicate_groups(digests)
+    writer.report_list("duplicates", (" = ".join(group) for group in twins))
+    training = {key[3:]: entry.values for key, entry in entries.items() if key.startswith("Tr/")}
+    test = {key[3:] for key in entries if key.startswith("Ts/")}
+    notes = [*notes, *rules.notes()]
+    if official is not None:
+        split, taken_out = _without_leaks(official, twins, test)
+        notes += [f"taken out of training, since an equal image is validated or tested on: {', '.join(taken_out)}"] if taken_out else []
+    else:
+        seen = {c for group in twins if test & set(group) for c in group}
+        split = make_folds({c: v for c, v in training.items() if c not in seen}, _groups(training, writer.patients, twins))
+    description = DatasetDescription.detection(CHANNELS, rules.categories)
+    own = {**extra, **({"duplicates": twins} if twins else {})}
+    return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, notes)
+
+
+def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> PublishedSplit | None:
+    """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's ``StratifiedGroupKFold``).
+
+    Args:
+        classes: case → the classes of its boxes; none for a negative.
+        groups: case → what must stay together.
+
+    Returns:
+        The folds; None where there are fewer than two groups.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    cases = sorted(classes)
+    names = [groups.get(case, case) for case in cases]
+    folds = min(_FOLDS, len(set(names)))
+    if folds < 2:
+        return None
+    frequency = Counter(c for found in classes.values() for c in set(found))
+    strata = [min(classes[case], key=lambda c: (frequency[c], c), default=0) for case in cases]
+    strata = strata if max(Counter(strata).values()) >= folds else [0] * len(cases)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class rarer than the folds: nothing can be done about it
+        parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=_SEED).split(cases, strata, names))
+    chosen = tuple((tuple(cases[i] for i in train), tuple(cases[i] for i in val)) for train, val in parts)
+    return PublishedSplit(chosen, f"{folds} folds, stratified by class, patients and equal images kept together, seed {_SEED}")
+
+
+def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiograph, list[Finding]]:
+    """The image in the frame of its annotation, judged by the size that the annotation states."""
+    if drawn.size is None or drawn.size == image.size:
+        return image, []
+    expected = f"{drawn.size[0]}×{drawn.size[1]} px, as {drawn.file.name} says"
+    found = f"{image.size[0]}×{image.size[1]} px"
+    if drawn.size == image.stored_size:
+        action = "it was drawn on the image as stored, so the image was not turned; look at it in the contact sheet"
+        note = Finding(case, str(path), expected, f"{found} after EXIF orientation {image.orientation}", action, error=False)
+        return read_radiograph(path, upright=False), [note]
+    return image, [Finding(case, str(path), expected, found, "find the image that was annotated, or remove it")]
+
+
+def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tuple[str, ...], list[Finding]]:
+    facts = {
+        "negative": negative,
+        "rotated": image.orientation != 1,
+        "truncated": image.truncated,
+        "16 bit": image.pixels.dtype != np.uint8,
+    }
+    findings = []
+    if image.truncated:
+        action = "what can be read was written as PNG; look at its lower edge in the contact sheet"
+        findings.append(Finding(case, str(path), "a whole JPEG", "one whose end is missing", action, error=False))
+    return tuple(name for name, holds in facts.items() if holds), findings
+
+
+def _groups(cases: Iterable[str], patients: Mapping[str, str], twins: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Case → the group it must stay with: its patient's, joined over equal images."""
+    groups = {case: f"patient {patients[case]}" if case in patients else case for case in cases}
+    for twin in twins:
+        members = [groups[case] for case in twin if case in groups]
+        for case in [c for c, group in groups.items() if group in members]:
+            groups[case] = min(members)
+    return groups
+
+
+def _without_leaks(split: PublishedSplit, twins: Sequence[Sequence[str]], test: Iterable[str]) -> tuple[PublishedSplit, list[str]]:
+    """The split without training images that equal one of its validation images or a test image."""
+    taken_out: set[str] = set()
+    folds = []
+    for train, val in split.folds:
+        held_out = {*val, *test}
+        leaks = {case for twin in twins if held_out & set(twin) for case in twin} - set(val)
+        taken_out |= leaks & set(train)
+        folds.append((tuple(case for case in train if case not in leaks), val))
+    return replace(split, folds=tuple(folds)), sorted(taken_out)

@@ -1,0 +1,146 @@
+"""Small pictures of a case: a radiograph with its boxes, or the fullest slice of a volume with its label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.dataset import CaseFiles
+from medkd.core.geometry import Geometry
+from medkd.io.radiographs import read_radiograph, to_eight_bit
+from medkd.io.volumes import read_label, read_volume
+
+Colour = tuple[int, int, int]
+
+PALETTE: tuple[Colour, ...] = (
+    (255, 176, 0),
+    (0, 190, 210),
+    (230, 80, 120),
+    (120, 200, 60),
+    (150, 120, 255),
+    (255, 120, 50),
+    (90, 160, 255),
+    (240, 220, 80),
+    (190, 110, 200),
+    (60, 200, 150),
+)
+"""Told apart on grey, also with the common colour blindnesses (hue and lightness both differ)."""
+
+_BLACK: Colour = (0, 0, 0)
+_OPACITY = 0.45
+_SMALL = 0.22  # of the picture's width: smaller boxes are shown enlarged as well
+_INSET = 0.36
+_CONTEXT = 2.2  # how much more than the box the enlargement shows
+_AIR = -900  # below this a volume is taken for CT in HU
+
+
+def colour(index: int) -> Colour:
+    """The colour of the class or label number ``index``, counted from 0."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def radiograph_picture(image: Path, label: Path | None, categories: Sequence[str], side: int) -> Image.Image:
+    """A radiograph with its boxes within ``side`` × ``side`` pixels; small boxes are enlarged in a corner.
+
+    Raises:
+        DataError: a file is unreadable.
+    """
+    pixels, _ = to_eight_bit(read_radiograph(image).pixels)
+    full = Image.fromarray(pixels).convert("RGB")
+    scale = side / max(full.size)
+    picture = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.Resampling.LANCZOS)
+    annotation = BoxAnnotation.load(label) if label else BoxAnnotation(*full.size)
+    colours = [colour(categories.index(name)) if name in categories else PALETTE[2] for name in annotation.names]
+    draw = ImageDraw.Draw(picture)
+    for box, shade in zip(annotation.boxes, colours, strict=True):
+        _outline(draw, [v * scale for v in box], shade)
+    canvas = Image.new("RGB", (side, side), _BLACK)
+    corner = ((side - picture.width) // 2, (side - picture.height) // 2)
+    canvas.paste(picture, corner)
+    if annotation.boxes:
+        first = min(range(len(colours)), key=lambda i: _area(annotation.boxes[i]))
+        box = annotation.boxes[first]
+        if max(box[2] - box[0], box[3] - box[1]) * scale < _SMALL * side:
+            centre = [(box[i] + box[i + 2]) / 2 * scale + corner[i] for i in (0, 1)]
+            _inset(canvas, full, box, colours[first], centre)
+    return canvas
+
+
+def volume_picture(files: CaseFiles, side: int) -> Image.Image:
+    """The axial slice with most of the label map (the middle one without), front up, the patient's right on the left.
+
+    Raises:
+        DataError: a file is unreadable.
+    """
+    volume = read_volume(files.images[0])
+    image, spacing = _upright(volume.array, volume.geometry)
+    label = np.zeros(image.shape, np.int16)
+    if files.label is not None:
+        label = _upright(read_label(files.label).array, volume.geometry)[0]
+    marked = np.count_nonzero(label, axis=(0, 1))
+    place = int(marked.argmax()) if marked.any() else image.shape[2] // 2
+    grey = _window(image, place)
+    colours = np.array([_BLACK, *(colour(v) for v in range(max(int(label.max()), 1)))], np.float32)
+    painted = np.maximum(label[..., place], 0)
+    mask = (painted > 0)[..., None] * np.float32(_OPACITY)
+    pixels = (grey[..., None] * (1 - mask) + colours[painted] * mask).astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(pixels[::-1, ::-1].swapaxes(0, 1)))
+    physical = (picture.width * spacing[0], picture.height * spacing[1])
+    scale = side / max(physical)
+    picture = picture.resize((max(1, round(physical[0] * scale)), max(1, round(physical[1] * scale))), Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (side, side), _BLACK)
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return canvas
+
+
+def _upright(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, tuple[float, ...]]:
+    """An array ``(z, y, x)`` as ``(x, y, z)`` with the axes towards right, front and head (RAS+), and the spacing in that order."""
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    orientation = io_orientation(geometry.matrix)
+    lengths = tuple(reversed(geometry.spacing))
+    spacing = [1.0, 1.0, 1.0]
+    for axis, (target, _) in enumerate(orientation):
+        spacing[int(target)] = lengths[axis]
+    return np.asarray(apply_orientation(array.T, orientation)), tuple(spacing)
+
+
+def _window(image: np.ndarray, place: int) -> np.ndarray:
+    """Grey values 0 to 255: soft tissue for CT, else the 0.5th to 99.5th percentile of the slice."""
+    chosen = image[..., place]
+    if float(image[:: max(1, image.shape[0] // 32), :: max(1, image.shape[1] // 32)].min()) < _AIR:
+        low, high = -160.0, 240.0
+    else:
+        low, high = (float(v) for v in np.percentile(chosen, (0.5, 99.5)))
+    return np.clip((chosen.astype(np.float32) - low) * (255 / max(high - low, 1e-6)), 0, 255)
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Sequence[float], shade: Colour, width: int = 2) -> None:
+    """A frame just outside the box, with a dark edge, so that it covers nothing and is seen on white bone too."""
+    left, top, right, bottom = box
+    draw.rectangle((left - width - 1, top - width - 1, right + width + 1, bottom + width + 1), outline=_BLACK, width=1)
+    draw.rectangle((left - width, top - width, right + width, bottom + width), outline=shade, width=width)
+
+
+def _inset(canvas: Image.Image, full: Image.Image, box: Sequence[float], shade: Colour, centre: Sequence[float]) -> None:
+    """The box enlarged, in the corner farthest from it."""
+    side = round(canvas.width * _INSET)
+    half = max(box[2] - box[0], box[3] - box[1]) * _CONTEXT / 2
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    region = (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
+    inset = full.transform((side, side), Image.Transform.EXTENT, region, Image.Resampling.BICUBIC)
+    scale = side / (2 * half)
+    origin = (region[0], region[1], region[0], region[1])
+    _outline(ImageDraw.Draw(inset), [(v - o) * scale for v, o in zip(box, origin, strict=True)], shade, 1)
+    x = 0 if centre[0] > canvas.width / 2 else canvas.width - side
+    y = 0 if centre[1] > canvas.height / 2 else canvas.height - side
+    canvas.paste(inset, (x, y))
+    ImageDraw.Draw(canvas).rectangle((x, y, x + side - 1, y + side - 1), outline=shade, width=1)
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

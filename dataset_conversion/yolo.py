@@ -1,0 +1,119 @@
+"""Radiographs with boxes as YOLO text files, from any annotation tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset_conversion.boxes import Drawn, read_yaml_names, read_yolo
+from dataset_conversion.items import Item, convert_items, split_name
+from dataset_conversion.layout import existing_folder
+from dataset_conversion.radiographs import SETTINGS, SUFFIXES, Annotate, ImageIndex, Rules
+from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
+from dataset_conversion.report import ConversionReport
+from medkd.core.errors import DataError
+from medkd.io.checks import Finding
+
+GUIDE = """\
+Radiographs of your own with boxes as YOLO files (class x_centre y_centre width height, relative to the image; or polygons).
+source:    a folder:
+             data.yaml                 'names' in the order of the class numbers; 'train', 'val' and 'test' if they are separate
+             images/... and labels/... the same sub-folders and names in both (or train/images and train/labels, ...)
+           Without data.yaml the names are taken from classes.txt or labels.txt (one per line), else from --labels.
+train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file, or with an empty one,
+are negatives; --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
+
+_LISTS = ("classes.txt", "labels.txt", "obj.names")
+
+
+def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
+    """Convert a folder with YOLO labels and images.
+
+    Raises:
+        DataError: the class names are not known, there is no image, a setting is unknown, or the output cannot be written.
+    """
+    source = existing_folder(source, "yolo")
+    settings, known = _names(source, options)
+    items, findings = _items(source, settings, known)
+    return convert_items("yolo", source, folder, items, Rules.choose(known, options), options, findings)
+
+
+def _names(source: Path, options: ConversionOptions) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """``data.yaml`` (empty where there is none) and the class names."""
+    files = sorted(p for ending in ("*.yaml", "*.yml") for p in (*source.glob(ending), *source.glob(f"*/{ending}")))
+    for path in files:
+        if "names" in path.read_text(encoding="utf-8", errors="replace"):
+            data, names = read_yaml_names(path)
+            return {**data, "folder": path.parent}, names
+    for path in (p for name in _LISTS for p in (source / name, source / "labels" / name) if p.exists()):
+        return {}, tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if options.labels:
+        return {}, options.labels
+    raise DataError(f"{source}: the class names are not known; add data.yaml with 'names', or give --labels in the order of the numbers.")
+
+
+def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> tuple[list[Item], list[Finding]]:
+    index = ImageIndex(source)
+    labels = {p: p for p in source.rglob("*.txt") if p.name not in _LISTS and not p.name.lower().startswith("readme")}
+    parts = _parts(source, settings)
+    items, used = [], set()
+    for image in index.paths:
+        label = next((p for p in _label_paths(image, source) if p in labels), None)
+        part = next(
+            (part for part, place in parts if place == image or place in image.parents), None if parts else split_name(image, source)
+        )
+        used |= {label} if label else set()
+        items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
+    lists = {place for _, place in parts}
+    findings = [
+        Finding(label.stem, str(label), "an image of the same name", "none", "add the image or remove the labels")
+        for label in sorted(set(labels) - used - lists)
+        if label.parent.name == "labels" or "labels" in label.parts or any(image.parent == label.parent for image in index.paths[:1])
+    ]
+    return items, findings
+
+
+def _label_paths(image: Path, source: Path) -> list[Path]:
+    """Where the labels of an image may lie: ``images`` replaced by ``labels`` in its path (the last one), or beside it."""
+    parts = list(image.relative_to(source).parts)
+    found = []
+    for place in reversed([i for i, part in enumerate(parts[:-1]) if part == "images"]):
+        found.append(source.joinpath(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt"))
+    return [*found, image.with_suffix(".txt"), source / "labels" / f"{image.stem}.txt"]
+
+
+def _parts(source: Path, settings: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """(part, folder or image file) as ``data.yaml`` names them."""
+    base = Path(settings.get("folder", source))
+    roots = [base / str(settings.get("path") or "."), base, source]
+    found: list[tuple[str, Path]] = []
+    for part, key in (("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test")):
+        listed = settings.get(key) or []
+        for text in [listed] if isinstance(listed, str) else listed:
+            tries = [root / name for name in (text, text.removeprefix("../")) for root in roots]
+            place = next((p.resolve() for p in tries if p.exists()), None)
+            if place is None:
+                raise DataError(f"data.yaml: '{key}' names {text}, which does not exist below {source}; correct it or remove the entry.")
+            found += _listed(part, place, roots) if place.is_file() and place.suffix == ".txt" else [(part, place)]
+    return [(part, source / place.relative_to(source.resolve()) if source.resolve() in place.parents else place) for part, place in found]
+
+
+def _listed(part: str, path: Path, roots: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The images that a text file lists."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        place = next((p.resolve() for root in (path.parent, *roots) if line.strip() and (p := root / line.strip()).is_file()), None)
+        found += [(part, place)] if place and place.suffix.lower() in SUFFIXES else []
+    return found
+
+
+def _annotator(image: Path, label: Path | None, names: Sequence[str]) -> Annotate:
+    return lambda size: (read_yolo(label, names, size) if label else Drawn(image), [])
+
+
+def _empty(label: Path | None) -> bool:
+    return label is None or not label.read_text(encoding="utf-8", errors="replace").strip()
+
+
+CONVERTERS.register("yolo")(Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS))

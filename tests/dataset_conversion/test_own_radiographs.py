@@ -1,0 +1,235 @@
+"""COCO, YOLO and VOC folders of anybody's radiographs: splits, negatives, names, and every fault named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_conversion import ConversionOptions, convert_dataset
+from dataset_conversion.api import Converted
+from dataset_conversion.radiographs import make_folds
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.io.radiographs import read_radiograph
+from tests.dataset_conversion.radiograph_trees import HEIGHT, WIDTH, Box, picture, save_jpeg, write_coco, write_voc, write_yolo
+
+NAMES = ("fracture", "implant")
+PARTS = {"train": range(6), "val": range(6, 8), "test": range(8, 9)}
+
+
+def box(number: int) -> Box:
+    return (5.0 + number, 6.0, 20.0 + number, 18.0)
+
+
+def number_of(case: str) -> int:
+    return int(case.removeprefix("x"))
+
+
+def boxes_of(number: int) -> list[tuple[int, Box]]:
+    """Every third image is a negative, every second box an implant."""
+    return [] if number % 3 == 2 else [(number % 2, box(number))]
+
+
+def make(kind: str, source: Path, parts: dict[str, range] | None = None) -> Path:
+    """A folder in one of the formats; with ``parts`` it has official splits, in the way the format has them."""
+    for part, numbers in (parts or {"": range(9)}).items():
+        for n in numbers:
+            folder = {"coco": f"images/{part}", "yolo": f"images/{part}", "voc": "JPEGImages"}[kind]
+            save_jpeg(source / folder / f"x{n}.jpg", picture(n, box=box(n)))
+            if kind == "yolo" and (boxes_of(n) or n % 2):
+                write_yolo(source / f"labels/{part}/x{n}.txt", boxes_of(n))
+            if kind == "voc" and (boxes_of(n) or n % 2):
+                write_voc(source / f"Annotations/x{n}.xml", f"x{n}.jpg", [(NAMES[i], b) for i, b in boxes_of(n)])
+        if kind == "coco":
+            images = {f"x{n}.jpg": (WIDTH, HEIGHT, [(10 + i, b) for i, b in boxes_of(n)]) for n in numbers}
+            write_coco(source / f"annotations/instances_{part or 'all'}.json", images, {11: NAMES[1], 10: NAMES[0]})
+        if kind == "voc" and part:
+            path = source / f"ImageSets/Main/{part}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(f"x{n}" for n in numbers))
+    if kind == "yolo":
+        splits = "".join(f"{part}: images/{part}\n" for part in parts or {})
+        (source / "data.yaml").write_text(f"path: .\n{splits}names:\n  0: fracture\n  1: implant\n")
+    return source
+
+
+def convert(kind: str, source: Path, root: Path, labels: tuple[str, ...] = (), **settings: str) -> Converted:
+    return convert_dataset(kind, source, 9, name="Own", root=root, options=ConversionOptions(labels=labels, settings=settings))
+
+
+KINDS = ("coco", "yolo", "voc")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_names_and_negatives_arrive(tmp_path: Path, kind: str) -> None:
+    result = convert(kind, make(kind, tmp_path / "own"), tmp_path / "root")
+    assert result.ok and result.conversion.converted == tuple(f"x{n}" for n in range(9))
+    assert DatasetDescription.load(result.folder / "dataset.json").categories == NAMES
+    assert result.conversion.lists["negative"] == ("x2", "x5", "x8")
+    for n in range(9):
+        found = BoxAnnotation.load(result.folder / f"labelsTr/x{n}.json")
+        assert found.names == tuple(NAMES[i] for i, _ in boxes_of(n))
+        np.testing.assert_allclose(found.array(), np.array([b for _, b in boxes_of(n)], np.float32).reshape(-1, 4), atol=0.02)
+    assert len(json.loads((result.folder / "splits_final.json").read_text())) == 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_official_splits_are_fold_0_and_test(tmp_path: Path, kind: str) -> None:
+    result = convert(kind, make(kind, tmp_path / "own", PARTS), tmp_path / "root")
+    assert result.ok
+    (fold,) = json.loads((result.folder / "splits_final.json").read_text())
+    assert fold == {"train": [f"x{n}" for n in range(6)], "val": ["x6", "x7"]}
+    assert [p.name for p in (result.folder / "labelsTs").glob("*")] == ["x8.json"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_negatives_and_classes_are_chosen(tmp_path: Path, kind: str) -> None:
+    result = convert(kind, make(kind, tmp_path / "own"), tmp_path / "root", ("implant", "fracture"), negatives="none")
+    assert len(result.conversion.converted) == 6
+    assert DatasetDescription.load(result.folder / "dataset.json").categories == ("implant", "fracture")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_faults_are_named_and_the_rest_is_converted(tmp_path: Path, kind: str) -> None:
+    """x0: unreadable; x1: a box without area; x3: its image is gone; x4: half outside; x6: the same image as x7, its boxes twice."""
+    source = make(kind, tmp_path / "own")
+    images = {p.stem: p for p in source.rglob("*.jpg")}
+    images["x0"].write_bytes(b"no image")
+    images["x3"].unlink()
+    shutil.copy(images["x7"], images["x6"])
+    new: dict[int, list[tuple[int, Box]]] = {1: [(1, (9, 9, 9, 20))], 4: [(0, (50, 20, 70, 30))], 6: [(0, box(6)), (0, box(6))]}
+    for n, boxes in new.items():
+        if kind == "yolo":
+            write_yolo(source / f"labels/x{n}.txt", boxes)
+        if kind == "voc":
+            write_voc(source / f"Annotations/x{n}.xml", f"x{n}.jpg", [(NAMES[i], b) for i, b in boxes])
+    if kind == "coco":
+        contents = {f"x{n}.jpg": (WIDTH, HEIGHT, [(10 + i, b) for i, b in new.get(n, boxes_of(n))]) for n in range(9)}
+        write_coco(source / "annotations/instances_all.json", contents, {11: NAMES[1], 10: NAMES[0]})
+    result = convert(kind, source, tmp_path / "root")
+    assert not result.ok and result.verification.ok
+    assert result.conversion.left_out == ("x0", "x1", "x3")
+    text = result.conversion.text()
+    assert "no area" in text and "10 px outside" in text and "twice" in text
+    assert result.conversion.lists["duplicates"] == ("x6 = x7",)
+    assert BoxAnnotation.load(result.folder / "labelsTr/x4.json").boxes[0][2] == WIDTH
+    folds = json.loads((result.folder / "splits_final.json").read_text())
+    assert all(("x6" in fold["val"]) == ("x7" in fold["val"]) for fold in folds)
+
+
+def test_unknown_numbers_are_errors(tmp_path: Path) -> None:
+    source = make("yolo", tmp_path / "y")
+    write_yolo(source / "labels/x0.txt", [(5, box(0))])
+    report = convert("yolo", source, tmp_path / "a").conversion
+    assert report.left_out == ("x0",) and "'class 5'" in report.problems[0].text()
+    source = make("coco", tmp_path / "c")
+    write_coco(source / "annotations/instances_all.json", {"x0.jpg": (WIDTH, HEIGHT, [(77, box(0))])}, {10: "fracture"})
+    with pytest.raises(DataError, match="category_id 77"):
+        convert("coco", source, tmp_path / "b")
+
+
+def test_yolo_without_yaml_takes_a_list_of_names_or_the_labels(tmp_path: Path) -> None:
+    source = make("yolo", tmp_path / "y")
+    (source / "data.yaml").unlink()
+    with pytest.raises(DataError, match="--labels"):
+        convert("yolo", source, tmp_path / "a")
+    assert convert("yolo", source, tmp_path / "b", NAMES).ok
+    (source / "classes.txt").write_text("fracture\nimplant\n")
+    assert convert("yolo", source, tmp_path / "c").ok
+
+
+def test_roboflow_folders_and_yolo_lists_are_understood(tmp_path: Path) -> None:
+    source = tmp_path / "r"
+    for part, numbers in {"train": range(3), "valid": range(3, 5)}.items():
+        for n in numbers:
+            save_jpeg(source / part / f"images/x{n}.jpg", picture(n))
+            write_yolo(source / part / f"labels/x{n}.txt", boxes_of(n))
+    (source / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnames: [fracture, implant]\n")
+    (fold,) = json.loads((convert("yolo", source, tmp_path / "a").folder / "splits_final.json").read_text())
+    assert fold["val"] == ["x3", "x4"]
+    (source / "val.txt").write_text("train/images/x0.jpg\n")
+    (source / "data.yaml").write_text("train: train/images\nval: val.txt\nnames: [fracture, implant]\n")
+    result = convert("yolo", source, tmp_path / "b")
+    assert result.ok
+
+
+def test_images_of_the_same_name_in_two_folders_get_different_ids(tmp_path: Path) -> None:
+    source = tmp_path / "y"
+    for part in ("train", "val"):
+        save_jpeg(source / f"images/{part}/scan.jpg", picture(hash(part) % 97))
+        write_yolo(source / f"labels/{part}/scan.txt", boxes_of(0))
+    (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [fracture]\n")
+    result = convert("yolo", source, tmp_path / "root")
+    assert result.conversion.converted == ("images_train_scan", "images_val_scan")
+
+
+def test_coco_drawn_on_the_image_as_stored_keeps_that_frame(tmp_path: Path) -> None:
+    """Some tools ignore EXIF: the size that they state tells."""
+    source, stored = tmp_path / "c", picture(1, box=box(1))
+    for turn, name in ((6, "a.jpg"), (1, "b.jpg")):
+        save_jpeg(source / name, np.rot90(stored, -1) if turn == 6 else picture(2), turn)
+    write_coco(source / "a.json", {n: (WIDTH, HEIGHT, [(0, box(1))]) for n in ("a.jpg", "b.jpg")}, {0: "fracture"})
+    result = convert("coco", source, tmp_path / "root")
+    assert result.ok and [f.case for f in result.conversion.warnings] == ["a"]
+    found = read_radiograph(result.folder / "imagesTr/a_0000.png").pixels
+    assert found.shape == (HEIGHT, WIDTH) and found[8:16, 8:19].min() > 200
+
+
+def test_an_unlisted_image_is_not_taken_for_a_negative_in_coco(tmp_path: Path) -> None:
+    source = make("coco", tmp_path / "own")
+    save_jpeg(source / "images/extra.jpg", picture(77))
+    report = convert("coco", source, tmp_path / "root").conversion
+    assert report.ok and "extra" not in report.converted and "extra.jpg" in report.warnings[0].text()
+
+
+def test_a_damaged_xml_leaves_its_image_out_instead_of_calling_it_negative(tmp_path: Path) -> None:
+    source = make("voc", tmp_path / "own")
+    (source / "Annotations/x0.xml").write_text("<annotation>")
+    report = convert("voc", source, tmp_path / "root").conversion
+    assert report.left_out == ("x0",) and "x0" not in report.converted
+
+
+def test_patients_from_a_table_stay_together(tmp_path: Path) -> None:
+    source = make("voc", tmp_path / "own")
+    (tmp_path / "p.csv").write_text("image,patient\n" + "\n".join(f"x{n}.jpg,p{n // 2}" for n in range(9)))
+    folder = convert("voc", source, tmp_path / "root", patients=str(tmp_path / "p.csv")).folder
+    assert DatasetDescription.load(folder / "dataset.json").patients["x3"] == "p1"
+    for fold in json.loads((folder / "splits_final.json").read_text()):
+        assert not {number_of(c) // 2 for c in fold["train"]} & {number_of(c) // 2 for c in fold["val"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_folders_are_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none"):
+        convert(kind, tmp_path / "none", tmp_path / "root", NAMES)
+    assert not (tmp_path / "root").exists()
+
+
+Counts = dict[str, list[int]]
+
+
+@pytest.mark.parametrize("make_classes", [lambda i: [1], lambda i: [1] if i % 4 else [], lambda i: [1 + (i == 7)]])
+def test_folds_are_a_partition_balanced_by_class_whatever_the_classes(make_classes: Callable[[int], list[int]]) -> None:
+    classes: Counts = {f"c{i:03d}": make_classes(i) for i in range(60)}
+    split = make_folds(classes, {f"c{i:03d}": f"g{i // 2}" for i in range(60)})
+    assert split is not None and len(split.folds) == 5
+    assert sorted(c for _, val in split.folds for c in val) == sorted(classes)
+    for train, val in split.folds:
+        assert set(train) | set(val) == set(classes) and not {int(c[1:]) // 2 for c in train} & {int(c[1:]) // 2 for c in val}
+        assert abs(len(val) - 12) <= 2
+    negatives = [sum(not classes[c] for c in val) for _, val in split.folds]
+    assert max(negatives) - min(negatives) <= 2
+    assert split == make_folds(dict(reversed(classes.items())), {f"c{i:03d}": f"g{i // 2}" for i in range(60)})
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_few_groups_give_few_folds(groups: int) -> None:
+    split = make_folds({f"c{i}": [1] for i in range(8)}, {f"c{i}": f"g{i % groups}" for i in range(8)})
+    assert split is None if groups == 1 else split is not None and len(split.folds) == groups and all(v for _, v in split.folds)
