@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from medkd.cli import common
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError
@@ -32,20 +34,17 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
     Raises:
         RunError: a name is unknown.
     """
-    # imported here, since the libraries behind the networks take seconds to load and the other lists do not need them
-    import torch
-
-    from medkd.networks import NETWORKS, build_network
+    # imported here, since the other lists do not need them
+    from medkd.networks import NETWORKS
     from medkd.networks.complexity import count_macs, count_parameters
-    from medkd.networks.reference import reference_spec
+    from medkd.networks.reference import build_weightless, reference_spec
 
     rows: list[Row] = [("network", "rank", "parameters", "multiply-adds", "taps", "paper")]
-    for name in names if names is not None else NETWORKS:
+    for name in tqdm(names if names is not None else list(NETWORKS), "counting", leave=False, disable=None):
         entry = NETWORKS[name]
         for rank in entry.ranks:
             spec = reference_spec(name, rank)
-            with torch.device("meta"):
-                network = build_network(spec)
+            network = build_weightless(spec)
             macs = count_macs(network, (1, spec.in_channels, *spec.patch_size))
             taps = str(sum(not tap.raw for tap in network.taps))
             cost = (f"{count_parameters(network) / 1e6:.3f} M", f"{macs / 1e9:.2f} G")

@@ -1,4 +1,7 @@
-"""Teachers and students of the segmentation branch; importing this package registers all of them."""
+"""Teachers and students of the segmentation branch; importing this package registers all of them.
+
+MONAI and timm, which take seconds to load, are imported when a network of theirs is built.
+"""
 
 from medkd.networks import (
     attention_unet,

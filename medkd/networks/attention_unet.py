@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from monai.networks.nets import AttentionUnet
 from torch import Tensor
 
 from medkd.core.run import NetworkSpec
@@ -26,6 +25,8 @@ class AttentionUNet(EncoderDecoder):
     citation = "Oktay et al., MIDL 2018, arXiv 1804.03999"
 
     def __init__(self, spec: NetworkSpec) -> None:
+        from monai.networks.nets import AttentionUnet
+
         super().__init__(spec)
         widths = WIDTHS[self.rank]
         self.steps = len(widths) - 1

@@ -6,7 +6,6 @@ from math import ceil, gcd
 from typing import Any
 
 import torch
-from monai.networks.layers import Conv, Norm, Pool
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +13,7 @@ from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.initialization import kaiming_fan_out
+from medkd.networks.layers import average_pool, batch_norm, convolution, global_average_pool, linear_mode
 
 WIDTHS = (32, 64, 128, 256)
 DECODER_WIDTHS = (64, 48, 32)
@@ -26,12 +26,12 @@ NARROWEST_PYRAMID, WIDEST_PYRAMID = 8, 16
 
 
 def _norm_act(rank: int, width: int) -> list[nn.Module]:
-    return [Norm[Norm.BATCH, rank](width), nn.PReLU(width)]
+    return [batch_norm(rank)(width), nn.PReLU(width)]
 
 
 def _conv(rank: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Module:
     padding = dilation * (kernel // 2)
-    return Conv[Conv.CONV, rank](inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    return convolution(rank)(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
 
 
 class Pyramid(nn.Module):
@@ -54,7 +54,7 @@ class Pyramid(nn.Module):
         self.reduce = nn.Sequential(_conv(rank, inputs, width, 1, groups=BRANCHES), *_norm_act(rank, width))
         self.branches = nn.ModuleList(_conv(rank, width, width, 3, stride, groups=width, dilation=d) for d in dilations)
         self.merge = nn.Sequential(*_norm_act(rank, outputs))
-        self.expand = nn.Sequential(_conv(rank, outputs, outputs, 1, groups=BRANCHES), Norm[Norm.BATCH, rank](outputs))
+        self.expand = nn.Sequential(_conv(rank, outputs, outputs, 1, groups=BRANCHES), batch_norm(rank)(outputs))
         self.act = nn.PReLU(outputs) if stride == 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,13 +72,13 @@ class Down(nn.Module):
 
     def __init__(self, rank: int, image_channels: int, inputs: int, outputs: int, limit: int) -> None:
         super().__init__()
-        self.pool = Pool[Pool.AVG, rank](3, 2, 1)
+        self.pool = average_pool(rank)(3, 2, 1)
         self.pyramid = Pyramid(rank, inputs, outputs - inputs, limit, stride=2)
         self.reinforce = nn.Sequential(
             _conv(rank, image_channels, image_channels, 3),
             *_norm_act(rank, image_channels),
             _conv(rank, image_channels, outputs, 1),
-            Norm[Norm.BATCH, rank](outputs),
+            batch_norm(rank)(outputs),
         )
         self.act = nn.PReLU(outputs)
 
@@ -100,14 +100,14 @@ class PyramidPool(nn.Module):
 
     def __init__(self, rank: int, inputs: int, width: int, outputs: int, *, logits: bool = False) -> None:
         super().__init__()
-        self.mode = "trilinear" if rank == 3 else "bilinear"
+        self.mode = linear_mode(rank)
         self.shrink: Any = functional.adaptive_avg_pool3d if rank == 3 else functional.adaptive_avg_pool2d
         self.project = nn.Sequential(_conv(rank, inputs, width, 1), *_norm_act(rank, width))
         self.scales = nn.ModuleList(_conv(rank, width, width, 3, groups=width) for _ in SCALES)
         joined = width * len(SCALES)
         self.norm = nn.Sequential(*_norm_act(rank, joined))
         self.fuse = nn.Sequential(_conv(rank, joined, width, 3, groups=width), *_norm_act(rank, width))
-        self.out = Conv[Conv.CONV, rank](width, outputs, 1, bias=logits)
+        self.out = convolution(rank)(width, outputs, 1, bias=logits)
         self.act = nn.Identity() if logits else nn.Sequential(*_norm_act(rank, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class GatedProjection(nn.Module):
 
     def __init__(self, rank: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.gate = nn.Sequential(Pool[Pool.ADAPTIVEAVG, rank](1), _conv(rank, inputs, outputs, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(global_average_pool(rank), _conv(rank, inputs, outputs, 1), nn.Sigmoid())
         self.project = nn.Sequential(_conv(rank, inputs, outputs, 3, groups=gcd(inputs, outputs)), *_norm_act(rank, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class EspNetV2(EncoderDecoder):
         super().__init__(spec)
         rank, image = self.rank, spec.in_channels
         width = max(min(spec.num_outputs // 2, WIDEST_PYRAMID), NARROWEST_PYRAMID)
-        self.mode = "trilinear" if rank == 3 else "bilinear"
-        self.pool = Pool[Pool.AVG, rank](3, 2, 1)
+        self.mode = linear_mode(rank)
+        self.pool = average_pool(rank)(3, 2, 1)
         self.level1 = nn.Sequential(_conv(rank, image, WIDTHS[0], 3, 2), *_norm_act(rank, WIDTHS[0]))
         self.down2 = Down(rank, image, WIDTHS[0], WIDTHS[1], limit=13)
         self.down3 = Down(rank, image, WIDTHS[1], WIDTHS[2], limit=11)

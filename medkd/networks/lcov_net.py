@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from monai.networks.layers import Conv, Norm, Pool
 from torch import Tensor, nn
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.initialization import kaiming_fan_out
+from medkd.networks.layers import average_pool, batch_norm, convolution, linear_mode, max_pool
 
 WIDTHS = (16, 32, 64, 128, 256)
 
 
 def _layer(rank: int, inputs: int, outputs: int, kernel: tuple[int, ...], groups: int = 1) -> nn.Sequential:
-    convolution = Conv[Conv.CONV, rank](inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), groups=groups, bias=False)
-    return nn.Sequential(convolution, Norm[Norm.BATCH, rank](outputs), nn.ReLU6(inplace=True))
+    kind: Any = convolution(rank)
+    layer = kind(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), groups=groups, bias=False)
+    return nn.Sequential(layer, batch_norm(rank)(outputs), nn.ReLU6(inplace=True))
 
 
 def _across(rank: int) -> tuple[int, ...]:
@@ -29,7 +32,7 @@ def _within(rank: int) -> tuple[int, ...]:
 
 
 def _upsample(rank: int) -> nn.Module:
-    return nn.Upsample(scale_factor=2, mode="trilinear" if rank == 3 else "bilinear", align_corners=False)
+    return nn.Upsample(scale_factor=2, mode=linear_mode(rank), align_corners=False)
 
 
 class Block(nn.Module):
@@ -43,9 +46,9 @@ class Block(nn.Module):
         self.across = _layer(rank, inputs, outputs, _across(rank))
         self.within = _layer(rank, outputs, outputs, _within(rank))
         self.gate = nn.Sequential(
-            Pool[Pool.AVG, rank](4, 2, 1),
-            Conv[Conv.CONV, rank](outputs, outputs, 1, bias=False),
-            Norm[Norm.BATCH, rank](outputs),
+            average_pool(rank)(4, 2, 1),
+            convolution(rank)(outputs, outputs, 1, bias=False),
+            batch_norm(rank)(outputs),
             _upsample(rank),
             nn.Sigmoid(),
         )
@@ -86,12 +89,12 @@ class LcovNet(EncoderDecoder):
         rank = self.rank
         inputs = (spec.in_channels, *WIDTHS[:-2])
         self.encoder = nn.ModuleList(Block(rank, i, o) for i, o in zip(inputs, WIDTHS[:-1], strict=True))
-        self.pool = Pool[Pool.MAX, rank](2)
+        self.pool = max_pool(rank)(2)
         self.bottleneck = Bottleneck(rank, WIDTHS[-2], WIDTHS[-1])
         wide, narrow = WIDTHS[:0:-1], WIDTHS[-2::-1]
         self.ups = nn.ModuleList(nn.Sequential(_layer(rank, i, o, (1,) * rank), _upsample(rank)) for i, o in zip(wide, narrow, strict=True))
         self.decoder = nn.ModuleList(Block(rank, i, o) for i, o in zip(wide, narrow, strict=True))
-        self.classify = Conv[Conv.CONV, rank](WIDTHS[0], spec.num_outputs, 1, bias=False)
+        self.classify = convolution(rank)(WIDTHS[0], spec.num_outputs, 1, bias=False)
         self.apply(kaiming_fan_out)
         self.steps = len(self.decoder)
         encoder = [self.tap(f"enc{i}", WIDTHS[i], 2**i, f"encoder.{i}") for i in range(self.steps)]

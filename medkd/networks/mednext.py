@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets.mednext import create_mednext
 from torch import Tensor
 
 from medkd.core.features import Tap
@@ -23,6 +22,8 @@ class MedNext(EncoderDecoder):
     citation = "Roy et al., MICCAI 2023, arXiv 2303.09975"
 
     def __init__(self, spec: NetworkSpec) -> None:
+        from monai.networks.nets.mednext import create_mednext
+
         super().__init__(spec)
         size = spec.name.rsplit("_", 1)[1]
         self.net = create_mednext(size, self.rank, spec.in_channels, spec.num_outputs, deep_supervision=spec.deep_supervision)

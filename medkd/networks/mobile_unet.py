@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from monai.networks.layers import Conv, Norm
 from torch import Tensor, nn
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.initialization import kaiming_fan_out
+from medkd.networks.layers import batch_norm, convolution, transposed_convolution
 
 STEM = 32
 # per encoder stage: (channels, expansion, blocks, stride of the first block) of each group of blocks
@@ -25,8 +25,8 @@ EXPANSION = 6
 
 
 def _conv_norm(rank: int, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, up: bool = False) -> list[nn.Module]:
-    kind = Conv[Conv.CONVTRANS if up else Conv.CONV, rank]
-    return [kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), Norm[Norm.BATCH, rank](outputs)]
+    kind = transposed_convolution(rank) if up else convolution(rank)
+    return [kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), batch_norm(rank)(outputs)]
 
 
 class InvertedResidual(nn.Module):
@@ -53,7 +53,7 @@ class InvertedResidual(nn.Module):
         )
         self.residual = stride == 1
         projected = self.residual and inputs != outputs
-        self.shortcut = Conv[Conv.CONV, rank](inputs, outputs, 1, bias=False) if projected else nn.Identity()
+        self.shortcut = convolution(rank)(inputs, outputs, 1, bias=False) if projected else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, …)``, halved for stride 2, doubled for ``up``."""
@@ -97,16 +97,16 @@ class MobileUNet(EncoderDecoder):
         self.stem = nn.Sequential(
             *_conv_norm(rank, spec.in_channels, spec.in_channels, 3, stride=2, groups=spec.in_channels),
             nn.ReLU6(inplace=True),
-            Conv[Conv.CONV, rank](spec.in_channels, STEM, 1, bias=False),
+            convolution(rank)(spec.in_channels, STEM, 1, bias=False),
         )
         inputs = (STEM, *(groups[-1][0] for groups in STAGES))
         self.encoder = nn.ModuleList(_stage(rank, i, groups) for i, groups in zip(inputs, STAGES, strict=False))
-        self.widen = Conv[Conv.CONV, rank](inputs[-1], BOTTLENECK, 1)
+        self.widen = convolution(rank)(inputs[-1], BOTTLENECK, 1)
         wide = (BOTTLENECK, *DECODER_WIDTHS[:-1])
         self.decoder = nn.ModuleList(Up(rank, i, o) for i, o in zip(wide, DECODER_WIDTHS, strict=True))
         last = DECODER_WIDTHS[-1]
-        self.finest = Conv[Conv.CONVTRANS, rank](last, last, 4, 2, 1, groups=last, bias=False)
-        self.classify = Conv[Conv.CONV, rank](last, spec.num_outputs, 1)
+        self.finest = transposed_convolution(rank)(last, last, 4, 2, 1, groups=last, bias=False)
+        self.classify = convolution(rank)(last, spec.num_outputs, 1)
         self.apply(kaiming_fan_out)
         self.steps = len(DECODER_WIDTHS) + 1
         # the last block of every stage but the first has an identity shortcut

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from medkd.core.run import NetworkSpec
@@ -21,6 +20,8 @@ class MonaiUNet(EncoderDecoder):
     """
 
     def __init__(self, spec: NetworkSpec, widths: Sequence[int], residual_units: int) -> None:
+        from monai.networks.nets import UNet
+
         super().__init__(spec)
         self.steps = len(widths) - 1
         self.net = UNet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps, num_res_units=residual_units)

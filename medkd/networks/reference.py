@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from medkd.core.plan import Architecture
 from medkd.core.run import NetworkSpec
-from medkd.networks.base import NETWORKS, fit_patch
+from medkd.networks.base import NETWORKS, SegmentationNetwork, build_network, fit_patch
 
 PATCHES = {2: (512, 512), 3: (96, 96, 96)}
 CLASSES = 14
@@ -26,6 +28,19 @@ def reference_spec(name: str, rank: int) -> NetworkSpec:
     patch = fit_patch(name, PATCHES[rank])
     architecture = _architecture(patch, name.startswith("resenc")) if NETWORKS[name].planned else None
     return NetworkSpec(name, 1, CLASSES, patch, architecture)
+
+
+def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
+    """Build a network on torch's ``meta`` device: shapes without memory, to count what even the largest one costs at once.
+
+    Raises:
+        RunError: see :func:`medkd.networks.base.build_network`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_network(spec)
+    except RuntimeError:  # MONAI's Swin transformer reads values while it is built
+        return build_network(spec).to("meta")
 
 
 def _architecture(patch: tuple[int, ...], residual: bool) -> Architecture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import FlexibleUNet
 from torch import Tensor
 
 from medkd.core.run import NetworkSpec
@@ -23,6 +22,8 @@ class ResNetUNet(EncoderDecoder):
     citation = "Ronneberger et al., MICCAI 2015, arXiv 1505.04597; He et al., CVPR 2016, arXiv 1512.03385"
 
     def __init__(self, spec: NetworkSpec) -> None:
+        from monai.networks.nets import FlexibleUNet
+
         super().__init__(spec)
         depth = int(spec.name.rsplit("_r", 1)[1])
         widths = ENCODER_WIDTHS[depth]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import SegResNet
 from torch import Tensor
 
 from medkd.core.features import Tap
@@ -25,6 +24,8 @@ class SegResNetwork(EncoderDecoder):
     citation = "Myronenko, BrainLes 2018, arXiv 1810.11654"
 
     def __init__(self, spec: NetworkSpec) -> None:
+        from monai.networks.nets import SegResNet
+
         super().__init__(spec)
         self.steps = len(BLOCKS) - 1
         self.net = SegResNet(self.rank, WIDTH, spec.in_channels, spec.num_outputs, blocks_down=BLOCKS, blocks_up=(1,) * self.steps)

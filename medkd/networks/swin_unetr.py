@@ -5,7 +5,6 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
-from monai.networks.nets import SwinUNETR
 from torch import Tensor
 
 from medkd.core.run import NetworkSpec
@@ -27,6 +26,8 @@ class SwinUNETRNetwork(EncoderDecoder):
     citation = "Hatamizadeh et al., BrainLes 2021, arXiv 2201.01266"
 
     def __init__(self, spec: NetworkSpec) -> None:
+        from monai.networks.nets import SwinUNETR
+
         super().__init__(spec)
         shape: dict[str, Any] = {"in_channels": spec.in_channels, "out_channels": spec.num_outputs, "spatial_dims": self.rank}
         if "img_size" in signature(SwinUNETR).parameters:  # required before MONAI 1.5, though the network takes any size

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from medkd.core.plan import Architecture
 from medkd.core.run import NetworkSpec
-from medkd.networks import NETWORKS, SegmentationNetwork, build_network
+from medkd.networks import NETWORKS, SegmentationNetwork
+from medkd.networks.reference import build_weightless
 
 
 def architecture(rank: int, blocks_encoder: tuple[int, ...] = (2, 2, 2), blocks_decoder: tuple[int, ...] = (2, 2)) -> Architecture:
@@ -38,37 +39,27 @@ def image(net: SegmentationNetwork, batch: int = 2) -> Tensor:
 
 def parameters_in_millions(name: str, channels: int, outputs: int, rank: int = 3, **more: Any) -> float:
     """Parameters of a network, counted the plain way, rounded as the cards do."""
-    with torch.device("meta"):
-        net = build_network(small(name, rank, channels=channels, outputs=outputs, **more))
+    net = build_weightless(small(name, rank, channels=channels, outputs=outputs, **more))
     return round(sum(p.numel() for p in net.parameters()) / 1e6, 3)
 
 
 def check_network(net: SegmentationNetwork) -> None:
-    """Forward, backward and everything that the taps promise."""
+    """Forward, backward and everything that the taps promise; every parameter must be in use."""
     x = image(net)
-    check_logits(net, x)
+    assert unused_parameters(net, x) == []
     check_taps(net, x)
     check_forward_from(net, x)
 
 
-def check_logits(net: SegmentationNetwork, x: Tensor) -> None:
-    """Logits have the input's resolution, and every parameter in use receives gradient."""
+def unused_parameters(net: SegmentationNetwork, x: Tensor) -> list[str]:
+    """Check logits and gradients of a training step; names of the parameters that it does not use."""
     net.train()
-    outputs = net(x)
-    assert isinstance(outputs, Tensor)
-    assert outputs.shape == (x.shape[0], net.spec.num_outputs, *x.shape[2:])
-    outputs.square().mean().backward()
-    grads = [p.grad for p in net.parameters() if p.grad is not None]
-    assert grads and all(torch.isfinite(g).all() for g in grads)
-    net.zero_grad(set_to_none=True)
-
-
-def unused_parameters(net: SegmentationNetwork) -> list[str]:
-    """Names of the parameters that a forward pass does not use."""
-    net.train()
-    logits = net(image(net))
-    (logits[0] if isinstance(logits, list) else logits).square().mean().backward()
+    logits = net(x)
+    assert isinstance(logits, Tensor)
+    assert logits.shape == (x.shape[0], net.spec.num_outputs, *x.shape[2:])
+    logits.square().mean().backward()
     unused = [n for n, p in net.named_parameters() if p.grad is None]
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
     net.zero_grad(set_to_none=True)
     return unused
 
@@ -118,5 +109,5 @@ def check_forward_from(net: SegmentationNetwork, x: Tensor) -> None:
             handle.remove()
         for name in names:
             torch.testing.assert_close(net.forward_from(name, features[name]), logits, rtol=0, atol=0)
-            assert not torch.allclose(net.forward_from(name, features[name].roll(1, 0)), logits)
+        assert not torch.allclose(net.forward_from(names[-1], features[names[-1]].roll(1, 0)), logits)
     net.remember = False

@@ -10,7 +10,7 @@ from medkd.networks import build_network, espnetv2
 from medkd.networks.complexity import count_macs
 from medkd.networks.espnetv2 import Pyramid, PyramidPool
 from medkd.networks.reference import reference_spec
-from tests.networks.checks import check_network, parameters_in_millions, small, unused_parameters
+from tests.networks.checks import check_network, parameters_in_millions, small
 
 NAMES = ("espnetv2", "mobile_unet", "lcov_net")
 
@@ -47,7 +47,6 @@ def multiply_adds(name: str) -> float:
 def test_taps_gradients_and_continuation(name: str, rank: int) -> None:
     net = build_network(small(name, rank, channels=2, patch=32))
     check_network(net)
-    assert unused_parameters(net) == []
 
 
 def test_students_publish_the_features_that_the_paper_distils() -> None:

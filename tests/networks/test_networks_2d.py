@@ -12,7 +12,7 @@ from medkd.core.errors import RunError
 from medkd.networks import build_network, missformer
 from medkd.networks.complexity import count_parameters
 from medkd.networks.missformer import MixFeedForward, join_scales, split_scales
-from tests.networks.checks import check_network, check_taps, image, parameters_in_millions, small, unused_parameters
+from tests.networks.checks import check_network, check_taps, image, parameters_in_millions, small
 
 
 @pytest.mark.slow
@@ -22,7 +22,6 @@ def test_taps_gradients_and_continuation(name: str, patch: int) -> None:
     if name == "fcn_r18":
         net.reduce[3].p = 0.0
     check_network(net)
-    assert unused_parameters(net) == []
 
 
 def test_fcn_r50_taps_and_size_equal_torchvisions() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from medkd.core.errors import RunError
 from medkd.networks import NETWORKS, build_network
-from tests.networks.checks import architecture, check_network, check_taps, image, small, unused_parameters
+from tests.networks.checks import architecture, check_forward_from, check_taps, image, small, unused_parameters
 
 NAMES = ("plain_unet", "resenc_unet_m", "resenc_unet_l", "resenc_unet_xl")
 
@@ -17,7 +17,11 @@ NAMES = ("plain_unet", "resenc_unet_m", "resenc_unet_l", "resenc_unet_xl")
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_taps_gradients_and_continuation(name: str, rank: int) -> None:
-    check_network(build_network(small(name, rank, channels=2, architecture=architecture(rank))))
+    net = build_network(small(name, rank, channels=2, architecture=architecture(rank)))
+    x = image(net)
+    assert unused_parameters(net, x) == ["net.decoder.seg_layers.0.weight", "net.decoder.seg_layers.0.bias"]  # the coarser head
+    check_taps(net, x)
+    check_forward_from(net, x)
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -48,11 +52,6 @@ def test_deep_supervision_only_in_training(name: str, rank: int) -> None:
     net.net.decoder.deep_supervision = True
     for own, theirs in zip(outputs, net.net(x), strict=True):
         assert torch.equal(own, theirs)
-
-
-def test_without_deep_supervision_only_the_coarser_heads_are_idle() -> None:
-    net = build_network(small("plain_unet", 2, architecture=architecture(2)))
-    assert unused_parameters(net) == ["net.decoder.seg_layers.0.weight", "net.decoder.seg_layers.0.bias"]
 
 
 @pytest.mark.parametrize(("divisor", "widths"), [(1, [8, 16, 24]), (2, [4, 8, 12]), (4, [4, 4, 6])])

@@ -8,7 +8,7 @@ import torch
 from medkd.core.errors import RunError
 from medkd.core.features import pair_by_stride
 from medkd.networks import build_network
-from tests.networks.checks import check_network, image, parameters_in_millions, small, unused_parameters
+from tests.networks.checks import check_network, image, parameters_in_millions, small
 
 NAMES = ("res_unet", "unet_tiny")
 
@@ -40,7 +40,6 @@ def test_unrolled_stages_equal_monais_recursion(name: str, rank: int) -> None:
     net = build_network(small(name, rank))
     x = image(net)
     assert torch.equal(net(x), net.net(x))
-    assert unused_parameters(net) == []
 
 
 def test_student_and_teacher_meet_at_the_same_strides() -> None:

@@ -1,0 +1,56 @@
+"""The table of networks as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from medkd.core.errors import RunError
+from medkd.networks import NETWORKS, build_network, fit_patch
+from medkd.networks.reference import build_weightless, reference_spec
+from tests.networks.checks import small
+
+THREE_D = {
+    *("res_unet", "unet_tiny", "segresnet", "espnetv2", "mobile_unet", "lcov_net", "swin_unetr", "attention_unet", "plain_unet"),
+    *(f"mednext_{size}" for size in "sbml"),
+    *(f"resenc_unet_{size}" for size in ("m", "l", "xl")),
+}
+TWO_D = {"fcn_r18", "fcn_r50", "unet_r18", "unet_r50", "attention_unet", "mednext_s", "missformer", "transunet", "swin_unetr"}
+
+
+def test_all_promised_networks_exist_in_their_ranks() -> None:
+    assert {n for n in NETWORKS if 3 in NETWORKS[n].ranks} >= THREE_D
+    assert {n for n in NETWORKS if 2 in NETWORKS[n].ranks} >= TWO_D | THREE_D
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_network_has_a_citation_and_publishes_taps_for_any_pairing(name: str) -> None:
+    """An encoder, a bottleneck and a decoder tap, with modules that exist; coarser stages have larger strides."""
+    assert any(character.isdigit() for character in NETWORKS[name].citation)
+    net = build_weightless(reference_spec(name, NETWORKS[name].ranks[0]))
+    assert {tap.stage for tap in net.taps} == {"encoder", "bottleneck", "decoder"}
+    for tap in net.taps:
+        net.get_submodule(tap.module)
+    encoder = [tap.stride for tap in net.taps if tap.stage != "decoder"]
+    decoder = [tap.stride for tap in net.taps if tap.stage == "decoder"]
+    assert encoder == sorted(encoder)
+    assert decoder == sorted(decoder, reverse=True)
+    assert net.spec.num_outputs not in [tap.channels for tap in net.taps]
+
+
+def test_patches_are_grown_to_what_a_network_accepts() -> None:
+    assert fit_patch("swin_unetr", (20, 32, 40)) == (32, 32, 64)
+    assert fit_patch("plain_unet", (20, 32, 40)) == (20, 32, 40)
+
+
+def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RunError, match="unet_tiny"):
+        build_network(small("unet_tini", 3))
+
+
+@pytest.mark.slow
+def test_importing_all_networks_loads_no_heavy_library() -> None:
+    code = "import sys, medkd.networks; print([m for m in ('monai', 'timm', 'torchvision') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
