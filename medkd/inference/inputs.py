@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
+from medkd.io.dicom import find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
+logger = logging.getLogger(__name__)
 
 
 def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list[CaseFiles]:
@@ -19,7 +22,8 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
 
     Args:
         inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any name will do), one scan,
-            or the files of one case in channel order. Any readable format is accepted.
+            or the files of one case in channel order. Any readable format is accepted. A folder (or tree) of DICOM files gives a case
+            per series, for single-channel models; otherwise give a folder with one series per channel.
         channels: how many channels the model expects.
 
     Returns:
@@ -42,7 +46,9 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
 
 
 def case_name(path: Path) -> str:
-    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending."""
+    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending; a folder's name."""
+    if path.is_dir():
+        return safe_name(path.resolve().name) or "scan"
     match = _CHANNEL.match(stem(path))
     return match["case"] if match else stem(path)
 
@@ -61,14 +67,33 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     else:
         cases = [_siblings(p, channels) for p in first]
     if not cases:
+        cases = _dicom_cases(folder, channels)
+    elif any(is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"):
+        raise DataError(f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the two.")
+    if not cases:
         raise DataError(
-            f"{folder}: expected scans named CASE_0000{DEFAULT_ENDING}, one file per channel ({', '.join(READERS)}), found none."
+            f"{folder}: expected scans named CASE_0000{DEFAULT_ENDING}, one file per channel ({', '.join(READERS)}), or DICOM series; "
+            "found none."
         )
     names = [case.case for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{folder}: the case {twice[0]} is there in more than one format; keep one of its files.")
     return cases
+
+
+def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:
+    """One case per series below ``folder``, its slices as the files; localizers, screenshots and reports are passed over."""
+    study = find_series(folder)
+    if not study.scans and (study.others or study.damaged):
+        raise DataError(no_scan_text(folder, study))
+    if study.scans and channels > 1:
+        raise DataError(
+            f"{folder} holds DICOM series, but the model expects {channels} channels; give one folder with a series per channel."
+        )
+    for series in study.others:
+        logger.info("%s is left out: %s", series.text(), series.not_a_scan)
+    return [CaseFiles(series.name, series.files) for series in study.scans]
 
 
 def _siblings(path: Path, channels: int) -> CaseFiles:

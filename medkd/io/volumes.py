@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 from medkd.core.geometry import Geometry
-from medkd.io import itk, mgh, nifti
+from medkd.io import dicom, itk, mgh, nifti
 
 READERS: dict[str, ModuleType] = {
     ".nii.gz": nifti, ".nii": nifti, ".nrrd": itk, ".nhdr": itk, ".mha": itk, ".mhd": itk, ".mgz": mgh, ".mgh": mgh,
@@ -68,7 +68,7 @@ def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
     """Read a 3D scan; a trailing axis of length 1 is dropped.
 
     Args:
-        path: NIfTI, NRRD, MetaImage or MGH file.
+        path: NIfTI, NRRD, MetaImage or MGH file, a folder with the slices of one DICOM series, or a multi-frame DICOM file.
         dtype: type of the voxels; None keeps the file's type (float where the file scales its values).
 
     Raises:
@@ -108,7 +108,7 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     """Read the channels of a case.
 
     Args:
-        paths: one file per channel.
+        paths: one file (or folder of a DICOM series) per channel; or all slices of one DICOM series, as the only channel.
         case: case id, for error texts.
 
     Returns:
@@ -119,6 +119,9 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     """
     from medkd.io.checks import finite_finding, grid_findings
 
+    if len(paths) > 1 and all(_is_dicom_file(Path(path)) for path in paths):
+        volume = _volume(Path(paths[0]).parent, *dicom.read_files([Path(path) for path in paths]), np.float32)
+        return volume.array[None], volume.geometry
     image, first = np.empty(0, np.float32), None
     for i, path in enumerate(paths):
         volume = read_volume(path)
@@ -188,12 +191,17 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 
 def _reader(path: Path) -> ModuleType:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; expected an image file ({', '.join(READERS)}).")
+    if path.is_dir() or _is_dicom_file(path):
+        return dicom
     ending = file_ending(path)
     if ending is None:
         raise DataError(f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz.")
     return READERS[ending]
+
+
+def _is_dicom_file(path: Path) -> bool:
+    """DICOM files have any name, or none of ours."""
+    return file_ending(path) is None and dicom.is_dicom(path)
 
 
 def _spatial(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

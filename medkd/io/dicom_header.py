@@ -1,0 +1,202 @@
+"""What the header of one DICOM file says: which series it belongs to, and where its frames lie.
+
+DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups of enhanced multi-frame images), C.11.1 (rescaling).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+
+DIRECTORY = "1.2.840.10008.1.3.10"
+_BARE = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.{2}\0\0)", re.DOTALL)  # a first data element without preamble: tag, then VR or length
+_DERIVED = {"SEG": "a segmentation", "RTDOSE": "a dose distribution", "PR": "a presentation state"}
+_TAGS = [
+    "SOPClassUID", "ImageType", "Modality", "PatientID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
+    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagePositionPatient",
+    "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image plane.
+
+    Attributes:
+        path: its file.
+        index: number of the frame in its file, from 0.
+        size: rows and columns.
+        position: ImagePositionPatient, mm in LPS; empty where the file does not say it, as the next two.
+        orientation: ImageOrientationPatient: direction along a row (growing column), then along a column (growing row).
+        spacing: PixelSpacing in mm: between rows, then between columns.
+        slope: RescaleSlope.
+        intercept: RescaleIntercept.
+    """
+
+    path: Path
+    index: int
+    size: tuple[int, int]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True)
+class Header:
+    """One DICOM file.
+
+    Attributes:
+        path: the file.
+        uid: SeriesInstanceUID; where anonymisation emptied it, folder, number and description of the series.
+        modality: ``CT``, ``MR``, …
+        patient: PatientID.
+        number: SeriesNumber, as text.
+        description: SeriesDescription.
+        not_a_scan: why the file is no plane of a scan; empty if it is one.
+        frames: its planes.
+    """
+
+    path: Path
+    uid: str
+    modality: str
+    patient: str
+    number: str
+    description: str
+    not_a_scan: str
+    frames: tuple[Frame, ...]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file looks like DICOM, by its first bytes; also without preamble, as old exports are."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(132)
+    except OSError:
+        return False
+    return len(start) == 132 and (start[128:] == b"DICM" or _BARE.match(start) is not None)
+
+
+def read_dataset(path: Path, **options: Any) -> Any:
+    """Read a file with pydicom; ``options`` as for ``pydicom.dcmread``.
+
+    Raises:
+        DataError: pydicom is not installed, or the file is damaged.
+    """
+    pydicom = _pydicom()
+    try:
+        dataset = pydicom.dcmread(path, force=True, **options)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # pydicom lets errors of any kind through on damaged files
+        raise _damaged(path, error) from error
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without meta information: pydicom has guessed the encoding
+        implicit, little = dataset.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def read_file_header(path: Path) -> Header | None:
+    """Read everything but the pixels; None for a DICOMDIR.
+
+    Raises:
+        DataError: as for :func:`read_dataset`, or a value in the header has the wrong form.
+    """
+    dataset = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS)
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
+        return None
+    try:
+        number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
+        return Header(
+            path,
+            str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
+            str(dataset.get("Modality") or ""),
+            str(dataset.get("PatientID") or "").strip(),
+            number,
+            description,
+            reason := _not_a_scan(dataset),
+            () if reason else tuple(_frames(path, dataset)),
+        )
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise _damaged(path, error) from error
+
+
+def _not_a_scan(dataset: Any) -> str:
+    modality = str(dataset.get("Modality") or "")
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        kind = getattr(dataset.get("SOPClassUID"), "name", "") or modality or "of unknown kind"
+        return f"it holds no image, only an object '{kind}'"
+    if modality in _DERIVED:
+        return f"it is {_DERIVED[modality]}, not a scan"
+    colour = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    if int(dataset.get("SamplesPerPixel") or 1) > 1 or not colour.startswith("MONOCHROME"):
+        return f"it is a colour image ({colour}), for example a screenshot"
+    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+        return "it is a localizer (scout), not a stack of slices"
+    return ""
+
+
+def _frames(path: Path, dataset: Any) -> list[Frame]:
+    size = int(dataset.Rows), int(dataset.Columns)
+    count = int(dataset.get("NumberOfFrames") or 1)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or [dataset] * count
+    if len(groups) != count:
+        raise ValueError(f"{count} frames, but functional groups for {len(groups)}")
+    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
+    if count > 1 and groups[0] is dataset:  # an old multi-frame image (ultrasound, nuclear medicine) places no single frame
+        return [Frame(path, i, size, (), (), ()) for i in range(count)]
+    return [_frame(path, i, size, [group, *shared, dataset]) for i, group in enumerate(groups)]
+
+
+def _frame(path: Path, index: int, size: tuple[int, int], places: list[Any]) -> Frame:
+    return Frame(
+        path,
+        index,
+        size,
+        _numbers(_find(places, "PlanePositionSequence", "ImagePositionPatient"), 3),
+        _numbers(_find(places, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        _numbers(_find(places, "PixelMeasuresSequence", "PixelSpacing"), 2),
+        *(
+            default if (value := _find(places, "PixelValueTransformationSequence", key)) is None else float(value)
+            for key, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        ),
+    )
+
+
+def _find(places: list[Any], sequence: str, key: str) -> Any:
+    """A value from the frame's own functional groups, else the shared ones, else the file itself."""
+    for place in places:
+        for item in (*(place.get(sequence) or ()), place):
+            if item.get(key) is not None:
+                return item.get(key)
+    return None
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...]:
+    numbers = tuple(float(v) for v in (() if value is None else value))
+    if numbers and (len(numbers) != count or not np.isfinite(numbers).all()):
+        raise ValueError(f"expected {count} numbers, found {list(numbers)}")
+    return numbers
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is a damaged DICOM file ({type(error).__name__}: {error}); copy or export it again.")
+
+
+def _pydicom() -> ModuleType:
+    try:
+        import pydicom
+        import pydicom.uid
+    except ImportError as error:
+        raise DataError("Reading DICOM needs pydicom, which is not installed; install it with: pip install 'medkd[dicom]'.") from error
+    return pydicom

@@ -1,0 +1,89 @@
+"""Pixels of DICOM images, rescaled: stored value × RescaleSlope + RescaleIntercept (HU for CT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.io.dicom_header import Frame, read_dataset
+
+_TYPES = (np.int16, np.int32, np.float32)
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def read_planes(frames: Sequence[Frame]) -> np.ndarray:
+    """The rescaled planes ``(z, y, x)`` in the given order.
+
+    Whole slopes and intercepts keep integers: int16 where all values fit, else int32; everything else is float32.
+
+    Raises:
+        DataError: a file has no pixels, fewer than it announces, or none of the decoders can read its compression.
+    """
+    planes = np.empty((len(frames), *frames[0].size), _TYPES[0])
+    path: Path | None = None
+    for i, frame in enumerate(frames):
+        if frame.path != path:  # the frames of a multi-frame file follow each other
+            path, (stored, rescaled) = frame.path, _decode(frame.path)
+            if stored.ndim != 3 or stored.shape[1:] != frame.size or len(stored) <= frame.index:
+                raise DataError(f"{path}: expected images of {frame.size} pixels, found the shape {stored.shape}; export it again.")
+        plane = stored[frame.index] if rescaled else _rescale(stored[frame.index], frame.slope, frame.intercept)
+        needed = _TYPES[max(_rank(plane), _TYPES.index(planes.dtype.type))]
+        planes = planes.astype(needed, copy=False)  # scanners' values fit into int16, so this hardly ever copies
+        planes[i] = plane
+    return planes
+
+
+def _rescale(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    if plane.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+        return plane.astype(np.int64) * int(slope) + int(intercept)
+    return plane.astype(np.float64) * slope + intercept
+
+
+def _rank(plane: np.ndarray) -> int:
+    """The place in ``_TYPES`` of the smallest type that holds the values."""
+    if plane.dtype.kind == "f":
+        return 2
+    low, high = plane.min(), plane.max()
+    return next((i for i, kind in enumerate(_TYPES[:2]) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max), 2)
+
+
+def _decode(path: Path) -> tuple[np.ndarray, bool]:
+    """All frames of a file ``(frames, y, x)``, and whether they are rescaled already."""
+    dataset = read_dataset(path)
+    if not any(key in dataset for key in _PIXELS):
+        raise DataError(f"{path} has a header, but no pixel data; export the series again, with its images.")
+    if "ModalityLUTSequence" in dataset:
+        raise DataError(
+            f"{path} maps its values by a table (ModalityLUTSequence), which medkd does not read; convert it with another tool."
+        )
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:  # the decoders raise errors of any kind
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_compressed:
+            raise DataError(f"{path} is truncated or damaged ({_first_line(error)}); copy or export it again.") from error
+        return _decode_by_itk(path, f"{syntax.name} ({syntax})", dataset), True
+    return stored.reshape(-1, *stored.shape[-2:]), False
+
+
+def _decode_by_itk(path: Path, syntax: str, dataset: Any) -> np.ndarray:
+    """Decode what pydicom has no plug-in for (JPEG Lossless and JPEG-LS above all) by SimpleITK, which rescales as well."""
+    import SimpleITK as sitk
+
+    try:
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            raise RuntimeError("compressed multi-frame image")
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: no decoder that is installed can read its compression, {syntax}; install pylibjpeg with pylibjpeg-libjpeg and "
+            "pylibjpeg-openjpeg, or decompress the series (gdcmconv --raw)."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
