@@ -72,11 +72,13 @@ class RunEntry:
 
     @property
     def label(self) -> str:
-        """A short name for tables and figures."""
-        configuration = "" if self.run.configuration == "3d_fullres" else f" ({self.run.configuration})"
-        if self.role == "distilled":
-            return f"{self.run.network.name} + {self.run.method}{configuration}"
-        return f"{self.run.network.name}{configuration}"
+        """A short name for tables and figures: network (with its width divisor), method, and what a tag added to the run's name."""
+        network, *parts = self.path.name.split("__")
+        known = (self.run.configuration, self.run.method, f"from_{self.run.teacher}")
+        notes = [p for p in parts if p not in known]
+        notes += [] if self.run.configuration == "3d_fullres" else [self.run.configuration]
+        method = f" + {self.run.method}" if self.role == "distilled" else ""
+        return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")
 
     def prediction(self, case: str) -> Path | None:
         """The prediction of a case (file name of its reference), or None where there is no file."""
