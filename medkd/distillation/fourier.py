@@ -40,8 +40,9 @@ class FourierKD(PairMethod):
     """Fourier-domain distillation, the form for segmentation (one deep feature map, no loss on logits).
 
     The student's map goes through a trainable 1x1 convolution to the teacher's channels. Of both maps the orthonormal Fourier transform
-    over space is taken (half of it suffices for real maps). The student's amplitude is replaced by a trainable fusion of both amplitudes (:class:`SpectrumFusion`) times uniform noise, its phase stays. Every complex number ``z`` is put on the Riemann sphere,
-    ``(2 Re z, 2 Im z, |z|² − 1) / (|z|² + 1)``, and every coordinate is standardised per channel over batch and frequencies::
+    over space is taken (half of it suffices for real maps). The student's amplitude is replaced by a trainable fusion of both
+    amplitudes (:class:`SpectrumFusion`) times uniform noise, its phase stays. Every complex number ``z`` is put on the Riemann
+    sphere, ``(2 Re z, 2 Im z, |z|² − 1) / (|z|² + 1)``, and every coordinate is standardised per channel over batch and frequencies::
 
         L = w · Σ_{3 coordinates} ½ mean_{n,c,f} a_nc (R_S − R_T)²,    a_nc = 1 − cos(S_nc, T_nc)
 

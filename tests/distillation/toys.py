@@ -155,3 +155,23 @@ def logits_terms(
     rank = student.ndim - 2
     method = build_method(name, plain_context(rank, regions, student.shape[1]), {f"{name}.{k}": v for k, v in settings.items()})
     return method(Outputs(student), Outputs(teacher), target)
+
+
+def pair_method(name: str, student: int, teacher: int, rank: int = 3, regions: bool = False, **settings: object) -> Method:
+    """A method between single decoder taps named ``s`` and ``t`` with these channels."""
+    one = (1,) * rank
+    about = Context(
+        (Tap("s", student, one, "s", "decoder"),), (Tap("t", teacher, one, "t", "decoder"),), OUTPUTS, regions, (1.0,) * rank, patch(rank)
+    )
+    return build_method(name, about, {f"{name}.taps": "s:t", **{f"{name}.{k}": v for k, v in settings.items()}})
+
+
+def features_terms(
+    method: Method, student: Tensor, teacher: Tensor, target: Target | None = None, logits: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Terms of a method made by :func:`pair_method`; the logits are alike unless given as ``(2, B, K, *spatial)``."""
+    if target is None:
+        target = Target(torch.zeros(len(student), 1, *student.shape[2:], dtype=torch.long))
+    if logits is None:
+        logits = torch.zeros(2, len(student), OUTPUTS, *target.labels.shape[2:])
+    return method(Outputs(logits[0], {"s": student}), Outputs(logits[1], {"t": teacher}), target)
