@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medkd.networks import build_network
+from medkd.networks import build_network, swin_unetr
 from tests.networks.checks import check_network, check_taps, image, oblong, parameters_in_millions, small
 
 NAMES = ("mednext_s", "swin_unetr", "attention_unet", "unet_r18")
@@ -14,7 +14,8 @@ NAMES = ("mednext_s", "swin_unetr", "attention_unet", "unet_r18")
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_taps_gradients_continuation_and_equality_with_the_library(name: str, rank: int) -> None:
+def test_taps_gradients_continuation_and_equality_with_the_library(name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swin_unetr, "WIDTH", 12)  # a quarter of its width, to be quick
     net = build_network(oblong(name, rank, channels=2))
     check_network(net)
     x = image(net)
