@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from medkd.cli.common import parser, run
+from medkd.core.errors import PlanError
 from medkd.core.plan import Plan
 from medkd.preprocessing.api import plan_and_preprocess
 
@@ -31,13 +33,21 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "--protocol", metavar="NAME", help="plan and train as a publication: acf_bckd, mmseg_kd, or a file of your own; NAME:VARIANT"
     )
+    result.add_argument(
+        "--like", type=Path, metavar="FOLDER", help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json"
+    )
     result.add_argument("--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept")
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
     return result
 
 
 def _main(options: argparse.Namespace) -> None:
+    if options.like and (options.protocol or options.gpu_memory):
+        raise PlanError("--like takes the teacher's plan as it is; leave out --protocol and --gpu-memory.")
     for dataset in options.dataset:
+        if options.like:
+            print(describe(_like(options, dataset)))
+            continue
         plan = plan_and_preprocess(
             dataset,
             root=options.root,
@@ -49,6 +59,20 @@ def _main(options: argparse.Namespace) -> None:
             protocol=options.protocol,
         )
         print(describe(plan))
+
+
+def _like(options: argparse.Namespace, dataset: str) -> Plan:
+    from medkd.training.imported import plan_like  # loads torch, which planning does without
+
+    return plan_like(
+        dataset,
+        options.like,
+        root=options.root,
+        configurations=options.configuration,
+        workers=options.workers,
+        overwrite_plan=options.overwrite_plan,
+        verify=not options.no_verify,
+    )
 
 
 def describe(plan: Plan) -> str:

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "medkd_train_distill 4 res_unet unet_tiny kd 0 --set kd.temperature=2",
     )
     parser.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
-    parser.add_argument("teacher", metavar="TEACHER", help="a network trained for this data set, a run's name, or a run folder")
+    parser.add_argument("teacher", metavar="TEACHER", help="a network trained for this data set, a run, or a model folder of nnU-Net v2")
     parser.add_argument("student", metavar="STUDENT", help="a network name, see medkd_list networks")
     parser.add_argument(
         "method", metavar="METHOD", help="a method, or several joined by +, see medkd_list methods; none trains the student alone"

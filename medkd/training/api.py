@@ -17,16 +17,16 @@ from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, Bu
 from medkd.core.serial import load, save
 from medkd.distillation import Distiller, build_method
 from medkd.distillation.base import Context
-from medkd.inference.model import load_networks
 from medkd.inference.predictor import pick_device
 from medkd.networks import SegmentationNetwork, build_network, fit_patch
 from medkd.preprocessing.store import CaseStore
 from medkd.training.distillation import DistillationTrainer, helper_seed
+from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.loader import default_workers
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.splits import Split, ensure_splits, split_of_fold
-from medkd.training.teachers import Teacher, check_same_data, choose_teacher, find_run, write_split
+from medkd.training.teachers import Candidate, Teacher, check_same_data, choose_teacher, find_run, write_split
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
 
@@ -85,7 +85,8 @@ def train_distill(
 
     Args:
         dataset: number or full name.
-        teacher: a network with a finished run for this data set and configuration, a run's name, or a run folder.
+        teacher: a network with a finished run for this data set and configuration, a run's name, a run folder, a model folder of
+            nnU-Net v2, or a folder with a ``teacher.json``. A data set without a plan is then prepared like the imported teacher.
         student: registry name.
         method: registry name, or several joined by ``+``.
         fold: 0-4 or ``all``.
@@ -98,13 +99,15 @@ def train_distill(
         LeakError: the teacher has seen validation cases of this fold.
         MedkdError: anything else that does not fit.
     """
-    job = _prepare(dataset, fold, options or TrainOptions())
-    source = find_run(teacher, job.root.results / job.name, job.options.configuration)
+    options = options or TrainOptions()
+    prepare_if_new(dataset, teacher, options.root)
+    job = _prepare(dataset, fold, options)
+    source = _find_teacher(job, teacher)
     check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
     chosen = choose_teacher(source, fold, job.split)
     # the teacher is best on the patch it was trained on: another size changes how much padding it sees
-    run = _describe(job, student, job.options.patch_size or source.run.network.patch_size, method, chosen)
-    folder = _fold_folder(job, run, _run_name(job, student, method, chosen.name))
+    run = _describe(job, student, job.options.patch_size or source.model.patch_size, method, chosen)
+    folder = _fold_folder(job, run, _run_name(job, student, method, source.name))
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         network = build_network(run.network)
@@ -131,6 +134,12 @@ def _prepare(dataset: str | int, fold: int | str, options: TrainOptions) -> _Job
     splits = ensure_splits(folder, cases, description.patients, root.raw_dataset(name))
     split = split_of_fold(splits, fold, cases)
     return _Job(name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device))
+
+
+def _find_teacher(job: _Job, text: str) -> Candidate:
+    if is_imported(Path(text)):
+        return import_teacher(Path(text), job.name, job.store.cases(), job.root.raw_dataset(job.name))
+    return find_run(text, job.root.results / job.name, job.options.configuration)
 
 
 def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher | None) -> RunDescription:
@@ -160,7 +169,7 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
     precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
     mirrored = rule.augmentation is None or rule.augmentation.flip > 0
     axes = tuple(range(job.configuration.rank)) if mirrored else ()
-    name = None if teacher is None else teacher.name
+    name = None if teacher is None else teacher.candidate.recorded
     return RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
 
 
@@ -239,7 +248,7 @@ def _settings(job: _Job, run: RunDescription) -> LoopSettings:
 
 
 def _distiller(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> Distiller:
-    network = load_networks(teacher.run, [teacher.fold])[0]
+    network = teacher.network()
     labels = job.description.labels
     context = Context(student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
     helper_seed(job.options.seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import read_json, write_json
@@ -11,7 +13,32 @@ from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.run import RUN_FILE, SPLIT_FILE, RunFolder
 from medkd.core.serial import nearest
+from medkd.inference.model import TrainedModel, load_networks
+from medkd.networks import SegmentationNetwork
 from medkd.training.splits import ALL, Split
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a TEACHER argument names, before one of its folds is chosen.
+
+    Attributes:
+        name: short name for the student's run name.
+        recorded: what the student's ``run.json`` says of it: its name, or the folder of a model that was trained elsewhere.
+        path: its folder.
+        model: what it is, with the names of its trained folds but without networks.
+        seen: fold → every case that this fold, or a teacher of its own, was trained on.
+        load: fold → its network, on the CPU and in evaluation mode.
+        remedy: what to do where its preprocessing is not the student's.
+    """
+
+    name: str
+    recorded: str
+    path: Path
+    model: TrainedModel
+    seen: Callable[[str], frozenset[str]]
+    load: Callable[[str], SegmentationNetwork]
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -19,16 +46,18 @@ class Teacher:
     """A trained network that is allowed to teach one fold.
 
     Attributes:
-        name: short name for the student's run name.
-        run: its run folder.
+        candidate: where it comes from.
         fold: the fold whose weights teach.
         seen: every case that it, or a teacher of its own, was trained on.
     """
 
-    name: str
-    run: RunFolder
+    candidate: Candidate
     fold: str
     seen: frozenset[str]
+
+    def network(self) -> SegmentationNetwork:
+        """Load it, on the CPU and in evaluation mode."""
+        return self.candidate.load(self.fold)
 
 
 def write_split(folder: Path, split: Split, taught_by: frozenset[str] = frozenset()) -> None:
@@ -42,7 +71,7 @@ def write_split(folder: Path, split: Split, taught_by: frozenset[str] = frozense
     write_json(folder / SPLIT_FILE, {"train": list(split.train), "val": list(split.val), "teacher_train": sorted(taught_by)})
 
 
-def find_run(text: str, results: Path, configuration: str) -> RunFolder:
+def find_run(text: str, results: Path, configuration: str) -> Candidate:
     """The run that a TEACHER argument names: a run folder, a run's name, or a network trained with this configuration.
 
     Args:
@@ -55,15 +84,35 @@ def find_run(text: str, results: Path, configuration: str) -> RunFolder:
     """
     for folder in (Path(text), results / text, results / f"{text}__{configuration}"):
         if (folder / RUN_FILE).exists():
-            return RunFolder.load(folder)
+            return _of_run(RunFolder.load(folder))
     known = sorted(p.parent.name for p in results.glob(f"*/{RUN_FILE}")) if results.is_dir() else []
     raise RunError(
-        f"Teacher '{text}' is neither a run folder nor a network trained for {results.name} with {configuration}."
-        f"{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train first."
+        f"Teacher '{text}' is neither a model folder (of medkd, of nnU-Net v2, or with a teacher.json) nor a network trained for "
+        f"{results.name} with {configuration}.{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train "
+        "first."
     )
 
 
-def choose_teacher(run: RunFolder, fold: int | str, split: Split) -> Teacher:
+def _of_run(run: RunFolder) -> Candidate:
+    described = run.run
+    configuration = run.plan.configuration(described.configuration)
+    folds = tuple(run.trained_folds())
+    model = TrainedModel(
+        (), run.plan, configuration, run.dataset.labels, described.network.patch_size, described.mirror_axes, folds
+    )  # fmt: skip
+    name = _short_name(run)
+    return Candidate(
+        name,
+        name,
+        run.path,
+        model,
+        lambda fold: _seen(run.fold(fold)),
+        lambda fold: load_networks(run, [fold])[0],
+        "train the teacher with this data set's plan",
+    )
+
+
+def choose_teacher(candidate: Candidate, fold: int | str, split: Split) -> Teacher:
     """The teacher's fold that may teach a student of ``fold``.
 
     A teacher must never have seen a case that its student is judged on, neither itself nor through a teacher of its own. The
@@ -73,49 +122,55 @@ def choose_teacher(run: RunFolder, fold: int | str, split: Split) -> Teacher:
         RunError: the teacher has no finished fold, or does not say what it was trained on.
         LeakError: every finished fold has seen some of the student's validation cases.
     """
-    folds = sorted(run.trained_folds(), key=lambda f: (f != str(fold), f != ALL if str(fold) == ALL else f))
+    folds = sorted(candidate.model.folds, key=lambda f: (f != str(fold), f != ALL if str(fold) == ALL else f))
     if not folds:
-        raise RunError(f"The teacher {run.path} has no finished fold (no checkpoint_final.pt); finish its training first.")
+        raise RunError(f"The teacher {candidate.path} has no finished fold (no checkpoint_final.pt); finish its training first.")
     overlaps: list[tuple[str, list[str]]] = []
-    for candidate in folds:
-        seen = _seen(run.fold(candidate))
+    for name in folds:
+        seen = candidate.seen(name)
         overlap = sorted(seen & set(split.val))
         if not overlap:
-            return Teacher(_short_name(run), run, candidate, seen)
-        overlaps.append((candidate, overlap))
-    candidate, overlap = overlaps[0]
+            return Teacher(candidate, name, seen)
+        overlaps.append((name, overlap))
+    name, overlap = overlaps[0]
     raise LeakError(
-        f"The teacher {run.path.name} was trained (fold {candidate}) on {len(overlap)} of the {len(split.val)} cases on which fold {fold} "
+        f"The teacher {candidate.path.name} was trained (fold {name}) on {len(overlap)} of the {len(split.val)} cases on which fold {fold} "
         f"of the student is judged, for example {overlap[0]}; train the teacher for fold {fold} with the same splits, or train the student "
         f"as fold '{ALL}' and judge it on a test set."
     )
 
 
-def check_same_data(run: RunFolder, plan: Plan, configuration: Configuration, labels: LabelSpec, channels: int) -> None:
+def check_same_data(candidate: Candidate, plan: Plan, configuration: Configuration, labels: LabelSpec, channels: int) -> None:
     """Teacher and student must see the same input and mean the same by their outputs.
 
     Raises:
         RunError: the first thing that differs (labels, channels, transposition, spacing, normalisation, intensities).
     """
-    theirs = run.plan.configuration(run.run.configuration)
-    facts = [
-        ("labels", run.dataset.labels, labels),
-        ("number of input channels", run.run.network.in_channels, channels),
-        ("axis order", run.plan.transpose, plan.transpose),
-        ("preprocessing", _preprocessing(theirs), _preprocessing(configuration)),
+    model, theirs = candidate.model, candidate.model.configuration
+    meaning: Sequence[tuple[str, Any, Any]] = [
+        ("labels", _meaning(model.labels), _meaning(labels)),
+        ("number of input channels", len(theirs.normalization), channels),
     ]
+    for what, found, expected in meaning:
+        if found != expected:
+            raise RunError(f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the data set's {expected}.")
+    preprocessing: list[tuple[str, Any, Any]] = [("axis order", model.plan.transpose, plan.transpose)]
+    for key in ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop"):
+        preprocessing.append((f"preprocessing ({key})", getattr(theirs, key), getattr(configuration, key)))
     if "ct" in configuration.normalization:
-        facts.append(("intensity statistics", run.plan.intensities, plan.intensities))
-    for what, found, expected in facts:
+        preprocessing.append(("intensity statistics", model.plan.intensities, plan.intensities))
+    for what, found, expected in preprocessing:
         if found != expected:
             raise RunError(
-                f"The teacher {run.path.name} does not fit: its {what} {found} differs from the student's {expected}; "
-                "train the teacher with this data set's plan."
+                f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the student's {expected}; "
+                f"{candidate.remedy}."
             )
 
 
-def _preprocessing(configuration: Configuration) -> Configuration:
-    return replace(configuration, name="", architectures={}, batch_dice=False, median_shape=())
+def _meaning(labels: LabelSpec) -> Any:
+    """What outputs mean, whatever the case of the letters; values, order and painting count."""
+    named = {name.casefold(): values if len(values) > 1 else values[0] for name, values in labels.entries}
+    return list(named.items()), labels.regions, labels.order, labels.ignore
 
 
 def _seen(folder: Path) -> frozenset[str]:

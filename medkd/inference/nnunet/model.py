@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +64,47 @@ def load_nnunet(path: Path, folds: Sequence[int | str] | None = None, *, checkpo
     missing = [fold for fold in wanted if fold not in trained]
     if missing or not wanted:
         raise RunError(f"{path}: fold {', '.join(missing) or 'of any number'} has no {name}; there are: {', '.join(trained) or 'none'}.")
-    files = [path / f"fold_{fold}" / name for fold in wanted]
-    plans, dataset = read_json(path / "plans.json"), DatasetDescription.load(path / "dataset.json")
-    networks, described = [], None
-    for file in files:
+    networks, described = [], []
+    for fold in wanted:
+        file = path / f"fold_{fold}" / name
         content = load_checkpoint(file, allowed=ALLOWED)
-        configuration = _configuration_name(content, file)
-        plan = plan_from_nnunet(plans, configuration, str(path / "plans.json"))
-        spec, batch_norm = _spec(plans, plan, configuration, dataset, path)
-        networks.append(_network(spec, batch_norm or content.get("trainer_name") == "nnUNetTrainerBN", content, file))
-        described = described or (plan, configuration, spec, tuple(content.get("inference_allowed_mirroring_axes") or ()))
-    if described is None:
-        raise RunError(f"{path} has no folds.")
-    plan, configuration, spec, axes = described
-    return TrainedModel(networks, plan, plan.configuration(configuration), dataset.labels, spec.patch_size, axes, tuple(wanted))
+        model, spec, batch_norm = _describe(path, content, file)
+        networks.append(_network(spec, batch_norm, content, file))
+        described.append(model)
+    return replace(described[0], networks=networks, folds=tuple(wanted))
+
+
+def describe_nnunet(path: Path) -> TrainedModel:
+    """What an nnU-Net v2 model folder says of itself, with the names of its trained folds but without their networks.
+
+    Raises:
+        RunError: no fold is trained, a checkpoint holds more than data, or the trainer changes the network.
+        PlanError: the plan asks for what medkd cannot build.
+    """
+    trained = nnunet_folds(path)
+    if not trained:
+        raise RunError(f"{path}: no fold has a {' or '.join(CHECKPOINTS.values())}; let nnU-Net finish the training of one first.")
+    fold, kind = next(iter(trained.items()))
+    file = path / f"fold_{fold}" / CHECKPOINTS[kind]
+    return replace(_describe(path, load_checkpoint(file, allowed=ALLOWED), file)[0], folds=tuple(trained))
+
+
+def nnunet_folds(path: Path) -> dict[str, str]:
+    """The trained folds of a model folder, each with its checkpoint: ``"final"``, or ``"best"`` where there is no final one."""
+    folders = sorted(path.glob("fold_*"))
+    found = {f.name.removeprefix("fold_"): [kind for kind, file in CHECKPOINTS.items() if (f / file).exists()] for f in folders}
+    return {fold: kinds[0] for fold, kinds in found.items() if kinds}
+
+
+def _describe(path: Path, content: Mapping[str, Any], file: Path) -> tuple[TrainedModel, NetworkSpec, bool]:
+    """The model without networks and folds, what its network is, and whether that has batch norms."""
+    plans, dataset = read_json(path / "plans.json"), DatasetDescription.load(path / "dataset.json")
+    configuration = _configuration_name(content, file)
+    plan = plan_from_nnunet(plans, configuration, str(path / "plans.json"))
+    spec, batch_norm = _spec(plans, plan, configuration, dataset, path)
+    axes = tuple(content.get("inference_allowed_mirroring_axes") or ())
+    model = TrainedModel((), plan, plan.configuration(configuration), dataset.labels, spec.patch_size, axes, ())
+    return model, spec, batch_norm or content.get("trainer_name") == "nnUNetTrainerBN"
 
 
 def _configuration_name(content: Mapping[str, Any], file: Path) -> str:
