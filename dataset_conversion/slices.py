@@ -197,7 +197,7 @@ def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    pairs = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for path in paths:
         image, label = read_pair(path)
         expected = pairs[0][0].shape if pairs else image.shape

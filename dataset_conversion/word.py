@@ -70,8 +70,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer.convert([*train, *val, *_test(root)], options.workers)
     split = None
     if val:
-        cases = ([job.case for job in jobs] for jobs in (train, val))
-        split = PublishedSplit.single(*cases, "official folders imagesTr and imagesVal of WORD")
+        names = "official folders imagesTr and imagesVal of WORD"
+        split = PublishedSplit.single([job.case for job in train], [job.case for job in val], names)
     return finish_converted(writer, "word", DatasetDescription(("CT",), LABELS, 0), split, notes)
 
 

@@ -109,9 +109,15 @@ def legacy_scores(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         tables = [np.array(table, dtype=np.float64) for table in zip(*pool.map(one, cases), strict=True)]
-    dropped = [int(np.isnan(table).sum()) for table in tables]
-    dice, hd95 = (_mean_of_cases(table) for table in tables)
-    return LegacyScores(dice, hd95, *dropped, tables[0].size, None if voxel_mm is None else tuple(voxel_mm))
+    dice, hd95 = tables
+    return LegacyScores(
+        _mean_of_cases(dice),
+        _mean_of_cases(hd95),
+        int(np.isnan(dice).sum()),
+        int(np.isnan(hd95).sum()),
+        dice.size,
+        None if voxel_mm is None else tuple(voxel_mm),
+    )
 
 
 def _mean_of_cases(table: np.ndarray) -> float | None:

@@ -37,7 +37,7 @@ def crop_box(image: np.ndarray, mask: np.ndarray, rule: str) -> Box:
     """
     above = _ABOVE.fullmatch(rule)
     if above:
-        return bounding_box((image > np.float32(above[1])).any(axis=0))
+        return bounding_box(np.any(image > np.float32(above[1]), axis=0))
     if rule == "none":
         return tuple((0, size) for size in mask.shape)
     if rule != "nonzero":

@@ -14,7 +14,7 @@ class CaseProperties:
     Attributes:
         case: case id.
         geometry: the native grid, axes ``(z, y, x)``.
-        crop: ``[start, stop)`` per axis of the non-zero box, on the native grid after the plan's transposition.
+        crop: ``[start, stop)`` per axis of the box that was kept, on the native grid after the plan's transposition.
         shape: the preprocessed shape, transposed, cropped and resampled.
     """
 

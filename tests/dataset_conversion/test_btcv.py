@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medkd.cli.convert import main
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -60,6 +61,24 @@ def test_monais_split_becomes_fold_0_without_the_cases_that_are_not_there(tmp_pa
     assert any("4 + 1; 1 cases are in no fold" in note for note in result.conversion.notes)
     given = convert("btcv", source, tmp_path / "other", settings={"split": str(monai_json(tmp_path / "mine.json"))})
     assert folds(given.folder) == folds(result.folder)
+
+
+def test_the_command_takes_the_split_and_refuses_it_where_it_means_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, split = make_btcv(tmp_path / "download"), monai_json(tmp_path / "mine.json")
+    root = ["--root", str(tmp_path / "root")]
+    assert main(["btcv", str(source), "-d", "10", *root, "--split", str(split)]) == 0
+    assert folds(tmp_path / "root/raw/Dataset010_BTCV")[0]["val"] == ["img0035"]
+    with pytest.raises(SystemExit):
+        main(["word", str(source), "-d", "11", *root, "--split", str(split)])
+    assert "--split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["btcv", "word", "brats", "synapse_slices", "acdc_h5"])
+def test_help_says_where_to_download_how_large_it_is_and_under_which_terms(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([format, "--help"])
+    text = capsys.readouterr().out
+    assert "https://" in text and "licence:" in text and "source:" in text and ("GB" in text or "MB" in text)
 
 
 def test_a_users_own_split_is_kept(tmp_path: Path) -> None:
