@@ -8,6 +8,7 @@ from pathlib import Path
 from dataset_conversion.contact_sheet import make_contact_sheet
 from dataset_conversion.registry import CONVERTERS, ConversionOptions
 from dataset_conversion.report import REPORT_FILE, ConversionReport
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.paths import Root, new_dataset_name
 from medkd.io.verify import REPORT_FILE as VERIFICATION_FILE
@@ -16,11 +17,12 @@ from medkd.io.verify import Report, verify_dataset
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the raw folder, what was done, and what the check of the result says."""
+    """A finished conversion: the raw folder, what was done, what the check of the result says, and whether the labels are boxes."""
 
     folder: Path
     conversion: ConversionReport
     verification: Report
+    detection: bool = False
 
     @property
     def ok(self) -> bool:
@@ -65,4 +67,4 @@ def convert_dataset(
     verification = verify_dataset(folder)
     verification.save(folder / VERIFICATION_FILE)
     make_contact_sheet(folder, report, (*verification.problems, *verification.warnings))
-    return Converted(folder, report, verification)
+    return Converted(folder, report, verification, DatasetDescription.load(folder / "dataset.json").task == "detection")

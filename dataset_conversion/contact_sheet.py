@@ -34,8 +34,8 @@ _MOST = {"detection": 240, "segmentation": 36}
 """Pictures in all; a volume takes a second or more to read, and a sheet must stay readable."""
 _SECTIONS = {
     "rotated": "turned upright by their EXIF orientation",
-    "truncated": "the end of the file is missing; look at the lower edge",
-    "duplicates": "equal images, kept in one fold",
+    "truncated": "the end of the file is missing; what is lost is black",
+    "duplicates": "equal images, side by side; never in training and validation at once",
 }
 
 
@@ -69,7 +69,7 @@ def make_contact_sheet(folder: Path, report: ConversionReport, warnings: Iterabl
     if not sections:
         return None
     shown = list(dict.fromkeys(case for section in sections for case in section.cases))
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS if description.task == "detection" else 2) as pool:  # a volume takes a gigabyte
         tiles = dict(zip(shown, pool.map(lambda case: _tile(files[case], description), shown), strict=True))
     sheet = _Sheet(len(max((s.cases for s in sections), key=len)))
     names = description.categories or tuple(name for name, _ in description.labels.foreground)
@@ -135,7 +135,7 @@ def _tile(files: CaseFiles, description: DatasetDescription) -> tuple[Image.Imag
     if annotation is None:
         return picture, ""
     counts = ", ".join(f"{annotation.names.count(name)} {name}" for name in dict.fromkeys(annotation.names))
-    return picture, f"{annotation.width}×{annotation.height}, {counts or 'no box'}"
+    return picture, f"{annotation.width} x {annotation.height}, {counts or 'no box'}"
 
 
 class _Sheet:
@@ -203,6 +203,6 @@ def _fitted(text: str, size: int) -> str:
     font = _font(size)
     if font.getlength(text) <= _SIDE:
         return text
-    while text and font.getlength(text + "…") > _SIDE:
+    while text and font.getlength(text + "...") > _SIDE:
         text = text[:-1]
-    return text + "…"
+    return text + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from medkd.core.errors import DataError
 from medkd.io.checks import Finding
 
 SPLIT_NAMES = ("train", "val", "test")
+_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Item:
 
 
 def split_name(path: Path, source: Path) -> str | None:
-    """``train``, ``val`` or ``test``, by the name of a file or the folders above it (below ``source``); None if they do not say."""
-    parts = path.relative_to(source).parts if source in path.parents else path.parts[-2:]
-    for text in (part.lower() for part in reversed(parts)):
-        found = [name for name in SPLIT_NAMES if name in text]
+    """``train``, ``val`` or ``test``, by the words in the name of a file or of the folders above it (below ``source``), if any."""
+    for part in reversed(path.relative_to(source).parts):
+        words = re.findall("[a-z]+", part.lower())
+        found = {name for word in words if (name := _WORDS.get(word))}
         if len(found) == 1:
-            return found[0]
+            return found.pop()
     return None
 
 
@@ -70,8 +72,7 @@ def convert_items(
     Raises:
         DataError: there is no image, a setting is unknown, or the output cannot be written.
     """
-    first = {item.image: item for item in reversed(items)}
-    items = sorted(first.values(), key=lambda item: item.image)
+    items, doubles = _once(items)
     if not items:
         raise DataError(f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout.")
     names = unique_cases((item.image for item in items), source)
@@ -79,7 +80,7 @@ def convert_items(
     items = [item for item in items if not item.negative or names[item.image] in set(negatives)]
     patients = read_patients(options)
     writer = RawWriter(folder, format, source, "link" if options.mode == "link" else "copy", file_ending=".png")
-    writer.report_findings(findings)
+    writer.report_findings([*findings, *doubles])
     writer.convert([_job(item, names[item.image], rules, patients.get(names[item.image])) for item in items], options.workers)
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
     if patients:
@@ -88,6 +89,18 @@ def convert_items(
             [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"] if unknown else []
         )
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
+
+
+def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
+    """Each image once, sorted, and a warning for those that are stated twice."""
+    first: dict[Path, Item] = {}
+    findings = []
+    for item in items:
+        if first.setdefault(item.image, item) is not item:
+            found = f"it again{f' in {item.part}' if item.part else ''}"
+            action = "the first one was used"
+            findings.append(Finding(item.image.stem, str(item.image), "each image in one annotation file", found, action, error=False))
+    return [first[path] for path in sorted(first)], findings
 
 
 def _job(item: Item, case: str, rules: Rules, patient: str | None) -> CaseJob:

@@ -144,7 +144,7 @@ def radiograph_job(
 
     def prepare() -> CaseContent:
         radiograph = read_radiograph(image)
-        drawn, findings = annotate(radiograph.size)
+        drawn, remarks = annotate(radiograph.size)
         radiograph, mismatch = _fit(case, image, radiograph, drawn)
         boxes, faults = clean_boxes(case, drawn, radiograph.size, rules.known)
         boxes = [(name, box) for name, box in boxes if name in rules.categories]
@@ -153,9 +153,9 @@ def radiograph_job(
         wide = radiograph.pixels.dtype != np.uint8
         annotation = BoxAnnotation(*radiograph.size, tuple(b for _, b in boxes), tuple(n for n, _ in boxes), window if wide else None)
         values = tuple(sorted({rules.categories.index(name) + 1 for name, _ in boxes}))
-        label, findings = to_data(annotation), (*findings, *mismatch, *faults, *noticed)
+        findings = (*remarks, *mismatch, *faults, *noticed)
         piece = image if radiograph.plain else pixels
-        return CaseContent((piece,), label, values, findings, marks, pixel_digest(pixels))
+        return CaseContent((piece,), to_data(annotation), values, findings, marks, pixel_digest(pixels))
 
     fingerprint = json.dumps([rules.known, rules.categories, rules.scaling, recipe])
     return CaseJob(case, (image, *annotations), prepare, fingerprint, split, patient)
@@ -245,12 +245,16 @@ def finish_radiographs(
     writer.report_findings(duplicate_findings(digests))
     twins = duplicate_groups(digests)
     writer.report_list("duplicates", (" = ".join(group) for group in twins))
+    writer.report_findings(_contradictions(twins, {key[3:]: entry.values for key, entry in entries.items()}))
     training = {key[3:]: entry.values for key, entry in entries.items() if key.startswith("Tr/")}
     test = {key[3:] for key in entries if key.startswith("Ts/")}
     notes = [*notes, *rules.notes()]
+    split: PublishedSplit | None
     if official is not None:
         split, taken_out = _without_leaks(official, twins, test)
-        notes += [f"taken out of training, since an equal image is validated or tested on: {', '.join(taken_out)}"] if taken_out else []
+        if taken_out:
+            split = replace(split, source=f"{split.source}, without {len(taken_out)} training images that equal a validation or test image")
+            notes.append(f"taken out of training, since an equal image is validated or tested on: {', '.join(taken_out)}")
     else:
         seen = {c for group in twins if test & set(group) for c in group}
         split = make_folds({c: v for c, v in training.items() if c not in seen}, _groups(training, writer.patients, twins))
@@ -308,8 +312,9 @@ def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tu
     }
     findings = []
     if image.truncated:
-        action = "what can be read was written as PNG; look at its lower edge in the contact sheet"
-        findings.append(Finding(case, str(path), "a whole JPEG", "one whose end is missing", action, error=False))
+        action = "what can be read was written as PNG, the rest is black; look at it in the contact sheet"
+        found = f"one whose end is missing, and with it {image.lost:.1%} of the pixels"
+        findings.append(Finding(case, str(path), "a whole JPEG", found, action, error=False))
     return tuple(name for name, holds in facts.items() if holds), findings
 
 
@@ -321,6 +326,16 @@ def _groups(cases: Iterable[str], patients: Mapping[str, str], twins: Sequence[S
         for case in [c for c, group in groups.items() if group in members]:
             groups[case] = min(members)
     return groups
+
+
+def _contradictions(twins: Sequence[Sequence[str]], classes: Mapping[str, Sequence[int]]) -> list[Finding]:
+    """Equal images of which one has boxes of a class that the other one has not."""
+    expected, found = "boxes of the same classes in equal images", "different classes, or boxes in one of them only, in"
+    return [
+        Finding(group[0], "", expected, f"{found} {', '.join(group)}", "correct or remove one of them", error=False)
+        for group in twins
+        if len({tuple(classes[case]) for case in group}) > 1
+    ]
 
 
 def _without_leaks(split: PublishedSplit, twins: Sequence[Sequence[str]], test: Iterable[str]) -> tuple[PublishedSplit, list[str]]:

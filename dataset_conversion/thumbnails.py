@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import CaseFiles
+from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 from medkd.io.volumes import read_label, read_volume
@@ -76,11 +77,13 @@ def volume_picture(files: CaseFiles, side: int) -> Image.Image:
     Raises:
         DataError: a file is unreadable.
     """
-    volume = read_volume(files.images[0])
+    volume = read_volume(files.images[0], None)
     image, spacing = _upright(volume.array, volume.geometry)
     label = np.zeros(image.shape, np.int16)
     if files.label is not None:
         label = _upright(read_label(files.label).array, volume.geometry)[0]
+        if label.shape != image.shape:
+            raise DataError(f"{files.label}: expected the grid of {files.images[0]}, found {label.shape}; see the verification report.")
     marked = np.count_nonzero(label, axis=(0, 1))
     place = int(marked.argmax()) if marked.any() else image.shape[2] // 2
     grey = _window(image, place)

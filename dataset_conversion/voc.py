@@ -104,7 +104,7 @@ def _sets(source: Path) -> dict[str, str]:
 
 
 def _part(image: Path, sets: Mapping[str, str], source: Path) -> str | None:
-    return sets.get(image.stem) if sets else split_name(image, source)
+    return sets.get(image.stem) if sets else split_name(image.parent, source)
 
 
 CONVERTERS.register("voc")(

@@ -55,23 +55,33 @@ def _names(source: Path, options: ConversionOptions) -> tuple[Mapping[str, Any],
 
 def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> tuple[list[Item], list[Finding]]:
     index = ImageIndex(source)
-    labels = {p: p for p in source.rglob("*.txt") if p.name not in _LISTS and not p.name.lower().startswith("readme")}
+    labels = {p for p in source.rglob("*.txt") if p.name not in _LISTS and not p.name.lower().startswith("readme")}
     parts = _parts(source, settings)
-    items, used = [], set()
+    items, used, outside = [], set(), []
     for image in index.paths:
         label = next((p for p in _label_paths(image, source) if p in labels), None)
-        part = next(
-            (part for part, place in parts if place == image or place in image.parents), None if parts else split_name(image, source)
-        )
         used |= {label} if label else set()
-        items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
-    lists = {place for _, place in parts}
+        part = _part(image, parts) if parts else split_name(image.parent, source)
+        if parts and part is None:
+            outside.append(image)
+        else:
+            items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
+    folders = {image.parent for image in index.paths}
     findings = [
         Finding(label.stem, str(label), "an image of the same name", "none", "add the image or remove the labels")
-        for label in sorted(set(labels) - used - lists)
-        if label.parent.name == "labels" or "labels" in label.parts or any(image.parent == label.parent for image in index.paths[:1])
+        for label in sorted(labels - used)
+        if "labels" in label.relative_to(source).parts or label.parent in folders
     ]
+    if outside:
+        found, action = f"{len(outside)} images elsewhere, the first is {outside[0]}", "they were left out; name their folder in data.yaml"
+        findings.append(Finding("", "data.yaml", "images in the folders named by train, val and test", found, action, error=False))
     return items, findings
+
+
+def _part(image: Path, parts: Sequence[tuple[str, Path]]) -> str | None:
+    """The part that lists the image itself, else the one that names a folder above it."""
+    exact = (part for part, place in parts if place == image)
+    return next(exact, None) or next((part for part, place in parts if place in image.parents), None)
 
 
 def _label_paths(image: Path, source: Path) -> list[Path]:

@@ -65,7 +65,7 @@ def _main(arguments: argparse.Namespace) -> int:
         print("\n".join(shown))
         if len(lines) > len(shown):
             print(f"… and {len(lines) - len(shown)} more lines in the report")
-    print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt")
-    if result.ok:
+    print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt, contact_sheet.png")
+    if result.ok and not result.detection:
         print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}")
     return 0 if result.ok else 1

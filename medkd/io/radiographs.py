@@ -36,6 +36,7 @@ class Radiograph:
         orientation: EXIF orientation of the file, 1 for upright; applied to ``pixels`` unless reading was told not to.
         stored_size: (width, height) before the orientation is applied.
         truncated: the end of the JPEG is missing.
+        lost: share of the pixels that are missing with it; they are black.
         ending: what the file's contents are, ``.png`` or ``.jpg``; empty for another format.
         plain: 8 bit, one or three channels, upright, whole, PNG or JPEG: every reader sees these very pixels in the file.
     """
@@ -46,6 +47,7 @@ class Radiograph:
     truncated: bool
     ending: str
     plain: bool
+    lost: float = 0.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -149,13 +151,14 @@ def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
         image.load()
         truncated = True
     stored = image.size
-    pixels = _wide_colour(path) if wide_colour else _pixels(image)
+    pixels, lost = _wide_colour(path) if wide_colour else _pixels(image), 0.0
+    if truncated:
+        pixels, lost = _blacken_lost(pixels)
     if upright and orientation != 1:
         pixels = _turn(pixels, orientation)
     plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB") and not truncated and not wide_colour and orientation == 1
-    return Radiograph(
-        np.ascontiguousarray(pixels), orientation, stored, truncated, _ENDINGS.get(kind, ""), plain and pixels.dtype == np.uint8
-    )
+    plain = plain and pixels.dtype == np.uint8
+    return Radiograph(np.ascontiguousarray(pixels), orientation, stored, truncated, _ENDINGS.get(kind, ""), plain, lost)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -175,6 +178,20 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
+
+
+def _blacken_lost(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Set what is missing at the end of a JPEG to 0; also returns its share.
+
+    The decoder gives mid-grey blocks there (all coefficients 0), row by row to the lower right corner. A grey field is found in
+    damaged images only, so that a network could take it for a sign; black is the common border of radiographs.
+    """
+    grey = pixels == 128 if pixels.ndim == 2 else (pixels == 128).all(-1)
+    lost = np.flip(np.logical_and.accumulate(np.flip(grey, 1), axis=1), 1)  # grey from here to the right edge
+    lost &= np.flip(np.logical_and.accumulate(np.flip(grey[:, -1])))[:, None]  # in the last rows only
+    cleaned = pixels.copy()
+    cleaned[lost] = 0
+    return cleaned, float(lost.mean())
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

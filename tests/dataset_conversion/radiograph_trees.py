@@ -92,7 +92,7 @@ def make_fracatlas(root: Path) -> Path:
     source = root / "FracAtlas"
     annotations = source / "Annotations"
     for i, (name, (width, height, boxes)) in enumerate(FRACTURES.items()):
-        size = (height, width) if i == 1 else (width, height)
+        size = (HEIGHT, WIDTH) if i == 1 else (width, height)
         boxes = [(0, (8.0, 20.0, 20.0, 33.5))] if i == 1 else boxes
         FRACTURES[name] = (*size, boxes)
         image = picture(2 if i == 3 else i, *size, boxes[0][1] if i != 3 else FRACTURES["IMG0000002.jpg"][2][0][1])

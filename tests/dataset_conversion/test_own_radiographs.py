@@ -12,6 +12,7 @@ import pytest
 
 from dataset_conversion import ConversionOptions, convert_dataset
 from dataset_conversion.api import Converted
+from dataset_conversion.items import split_name
 from dataset_conversion.radiographs import make_folds
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
@@ -116,7 +117,7 @@ def test_faults_are_named_and_the_rest_is_converted(tmp_path: Path, kind: str) -
     assert not result.ok and result.verification.ok
     assert result.conversion.left_out == ("x0", "x1", "x3")
     text = result.conversion.text()
-    assert "no area" in text and "10 px outside" in text and "twice" in text
+    assert "no area" in text and "10 px outside" in text and "twice" in text and "different classes" in text
     assert result.conversion.lists["duplicates"] == ("x6 = x7",)
     assert BoxAnnotation.load(result.folder / "labelsTr/x4.json").boxes[0][2] == WIDTH
     folds = json.loads((result.folder / "splits_final.json").read_text())
@@ -156,13 +157,37 @@ def test_roboflow_folders_and_yolo_lists_are_understood(tmp_path: Path) -> None:
     (source / "val.txt").write_text("train/images/x0.jpg\n")
     (source / "data.yaml").write_text("train: train/images\nval: val.txt\nnames: [fracture, implant]\n")
     result = convert("yolo", source, tmp_path / "b")
-    assert result.ok
+    (fold,) = json.loads((result.folder / "splits_final.json").read_text())
+    assert fold == {"train": ["x1", "x2"], "val": ["x0"]}
+    assert "2 images" in result.conversion.warnings[0].text(), "those that data.yaml does not name are no negatives"
+
+
+def test_a_split_is_a_whole_word_of_a_folder_or_annotation_file() -> None:
+    source = Path("/data")
+    names = {"train/a.json": "train", "a/instances_val2017.json": "val", "Validation/x": "val", "latest/a.json": None, "test-set/b": "test"}
+    assert {name: split_name(source / name, source) for name in names} == names
+
+
+def test_an_image_called_test_is_not_a_test_image(tmp_path: Path) -> None:
+    source = make("yolo", tmp_path / "y")
+    save_jpeg(source / "images/test.jpg", picture(50))
+    assert not list((convert("yolo", source, tmp_path / "root").folder).glob("labelsTs/*"))
+
+
+def test_an_image_in_two_coco_files_is_named_and_used_once(tmp_path: Path) -> None:
+    source = make("coco", tmp_path / "own", PARTS)
+    images = {f"x{n}.jpg": (WIDTH, HEIGHT, [(10, box(n))]) for n in (5, 6, 7)}
+    write_coco(source / "annotations/instances_val.json", images, {11: NAMES[1], 10: NAMES[0]})
+    result = convert("coco", source, tmp_path / "root")
+    (fold,) = json.loads((result.folder / "splits_final.json").read_text())
+    assert "x5" in fold["train"] and "x5" not in fold["val"]
+    assert any(f.case == "x5" and "val" in f.found for f in result.conversion.warnings)
 
 
 def test_images_of_the_same_name_in_two_folders_get_different_ids(tmp_path: Path) -> None:
     source = tmp_path / "y"
     for part in ("train", "val"):
-        save_jpeg(source / f"images/{part}/scan.jpg", picture(hash(part) % 97))
+        save_jpeg(source / f"images/{part}/scan.jpg", picture(len(part)))
         write_yolo(source / f"labels/{part}/scan.txt", boxes_of(0))
     (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [fracture]\n")
     result = convert("yolo", source, tmp_path / "root")

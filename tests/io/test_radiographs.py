@@ -61,10 +61,23 @@ def test_a_jpeg_without_its_end_is_read_as_far_as_it_goes(tmp_path: Path) -> Non
     smooth = np.tile(np.linspace(0, 255, 160).astype(np.uint8), (160, 1))
     whole = read_radiograph(save_jpeg(tmp_path / "a.jpg", smooth)).pixels
     found = read_radiograph(truncate(tmp_path / "a.jpg"))
-    assert found.truncated and not found.plain
+    assert found.truncated and not found.plain and 0 < found.lost < 0.2
     np.testing.assert_array_equal(found.pixels[:128], whole[:128])
     with pytest.raises(OSError, match="truncated"):
         Image.open(tmp_path / "a.jpg").load()
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_lost_of_a_jpeg_is_black_and_measured(tmp_path: Path, colour: bool) -> None:
+    """Half of the file is gone: the decoder's mid-grey must not become a sign of damaged images, and true grey stays."""
+    array = np.clip(RNG.normal(60, 20, (160, 160)), 0, 255).astype(np.uint8)
+    array[:24] = 128
+    array = np.repeat(array[..., None], 3, 2) if colour else array
+    whole = read_radiograph(save_jpeg(tmp_path / "a.jpg", array)).pixels
+    found = read_radiograph(truncate(tmp_path / "a.jpg", 0.5))
+    assert 0.3 < found.lost < 0.6
+    np.testing.assert_array_equal(found.pixels[:64], whole[:64])
+    assert found.pixels[-48:].max() == 0 and (found.pixels[24:64] == 0).mean() < 0.05
 
 
 def test_truncated_files_can_be_read_in_threads_while_others_are_judged(tmp_path: Path) -> None:
