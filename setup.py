@@ -21,7 +21,7 @@ DATA_FILES = ["*.json", "*.typed", "protocols/*.json"]
 
 CORE = [
     "torch>=2.6",
-    "monai>=1.4",
+    "monai>=1.5",  # the first with MedNeXt
     "nibabel>=5.2",
     "SimpleITK>=2.3",
     "batchgenerators>=0.25",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
-
 from torch import Tensor
 
 from medkd.core.run import NetworkSpec
@@ -29,10 +26,7 @@ class SwinUNETRNetwork(EncoderDecoder):
         from monai.networks.nets import SwinUNETR
 
         super().__init__(spec)
-        shape: dict[str, Any] = {"in_channels": spec.in_channels, "out_channels": spec.num_outputs, "spatial_dims": self.rank}
-        if "img_size" in signature(SwinUNETR).parameters:  # required before MONAI 1.5, though the network takes any size
-            shape["img_size"] = spec.patch_size
-        self.net = SwinUNETR(feature_size=WIDTH, **shape)
+        self.net = SwinUNETR(spec.in_channels, spec.num_outputs, feature_size=WIDTH, spatial_dims=self.rank)
         self.steps = len(DECODERS)
         # stage 1 sees the image, the others the transformer's stages; all but the first keep their width
         widths = (WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH)
