@@ -61,7 +61,7 @@ def test_monais_mednext_loses_its_training_heads_only(tmp_path: Path) -> None:
 
     theirs = create_mednext("S", 3, 1, 3, deep_supervision=True).eval()
     model = load_external(write(tmp_path / "bundle", theirs.state_dict(), network="mednext_s"))
-    image = torch.randn(1, 1, 16, 16, 16)
+    image = torch.randn(1, 1, 32, 16, 16)
     with torch.no_grad():
         assert torch.equal(model.networks[0](image), theirs(image))
 
