@@ -6,6 +6,7 @@ from dataset_conversion import acdc_h5 as acdc_h5
 from dataset_conversion import brats as brats
 from dataset_conversion import btcv as btcv
 from dataset_conversion import coco as coco
+from dataset_conversion import dicom as dicom
 from dataset_conversion import fracatlas as fracatlas
 from dataset_conversion import grazpedwri as grazpedwri
 from dataset_conversion import msd as msd

@@ -14,6 +14,7 @@ import numpy as np
 from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
 from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
 from medkd.io.verify import worker_count
 from medkd.io.volumes import Volume, as_label, file_ending, read_channels, read_label, read_volume, stem
@@ -83,6 +84,33 @@ def find_values(labels: Mapping[str, Path], workers: int | None = None) -> dict[
     return dict(sorted(counts.items()))
 
 
+def name_values(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
+    """Labels for values that the source does not name; gaps are closed, since labels must be consecutive.
+
+    Args:
+        counts: label value → number of cases, as :func:`find_values` gives them.
+        labels: their folder, for error texts.
+
+    Returns:
+        The labels, source value → new value where values were renumbered, and notes for the report.
+
+    Raises:
+        DataError: there is no positive value, or the values are those of an image.
+    """
+    values = [v for v in counts if v != 0]
+    if not values or values[0] < 0 or len(values) > 255:
+        found = f"{values[0]}..{values[-1]} ({len(values)} values)" if values else "only background"
+        raise DataError(f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the folder.")
+    seen = ", ".join(f"{v} (in {n} cases)" for v, n in counts.items())
+    notes = [f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for better names"]
+    spec = LabelSpec.from_names([f"label_{v}" for v in values])
+    recode = {v: i + 1 for i, v in enumerate(values)}
+    if values != list(range(1, len(values) + 1)):
+        notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
+        return spec, recode, notes
+    return spec, None, notes
+
+
 def volume_job(
     case: str,
     images: Sequence[Path],
@@ -119,12 +147,12 @@ def volume_job(
             volume = as_label(stored, label)
         except DataError as error:
             return CaseContent(pieces, findings=(*findings, unreadable_finding(case, label, error)))
-        changed = recode is not None and _recode(volume.array, recode)
+        changed = recode is not None and recode_values(volume.array, recode)
         values = label_values(volume.array)
         findings += grid_findings(case, *first, label, volume.geometry) if first else []
         findings += label_finding(case, label, values, allowed) if allowed is not None else []
         keep = not changed and stored.array.dtype.kind in "iu" and _is_plain(label)
-        return CaseContent(pieces, label if keep else _compact(volume), values, tuple(findings))
+        return CaseContent(pieces, label if keep else compact_label(volume), values, tuple(findings))
 
     recipe = json.dumps([channels, list(allowed or ()), sorted((recode or {}).items())])
     return CaseJob(case, (*images, *([label] if label else [])), prepare, recipe, split, patient)
@@ -160,7 +188,7 @@ def _is_plain(path: Path) -> bool:
     return path.name.endswith(".nii.gz") and len(read_header(path)[0]) == 3
 
 
-def _recode(array: np.ndarray, recode: Mapping[int, int]) -> bool:
+def recode_values(array: np.ndarray, recode: Mapping[int, int]) -> bool:
     """Replace values in place by a lookup table; returns whether anything changed."""
     if all(old == new for old, new in recode.items()) or not array.size:
         return False
@@ -175,7 +203,8 @@ def _recode(array: np.ndarray, recode: Mapping[int, int]) -> bool:
     return changed
 
 
-def _compact(label: Volume) -> Volume:
+def compact_label(label: Volume) -> Volume:
+    """The label map as uint8 where its values fit."""
     low, high = (int(label.array.min()), int(label.array.max())) if label.array.size else (0, 0)
     return Volume(label.array.astype(np.uint8) if low >= 0 and high < 256 else label.array, label.geometry)
 

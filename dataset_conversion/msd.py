@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset_conversion.archive import is_tar, unpack_tar
-from dataset_conversion.folder import find_values, first_existing, list_volumes, pair_files, split_channel, volume_job
+from dataset_conversion.folder import find_values, first_existing, list_volumes, name_values, pair_files, split_channel, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, RawWriter
@@ -186,25 +186,9 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
     if options.labels:
         spec, recode = LabelSpec.from_names(options.labels), None
     else:
-        spec, recode, found = _made_up(find_values(pairs.labels, options.workers), labels)
+        spec, recode, found = name_values(find_values(pairs.labels, options.workers), labels)
         notes += found
     return _Task(channels, spec, training, _test_cases(task / "imagesTs"), pairs.findings, tuple(notes), recode)
-
-
-def _made_up(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
-    """Labels from the values found; gaps are closed, since labels must be consecutive."""
-    values = [v for v in counts if v != 0]
-    if not values or values[0] < 0 or len(values) > 255:
-        found = f"{values[0]}..{values[-1]} ({len(values)} values)" if values else "only background"
-        raise DataError(f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the folder.")
-    seen = ", ".join(f"{v} (in {n} cases)" for v, n in counts.items())
-    notes = [f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for better names"]
-    spec = LabelSpec.from_names([f"label_{v}" for v in values])
-    recode = {v: i + 1 for i, v in enumerate(values)}
-    if values != list(range(1, len(values) + 1)):
-        notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
-        return spec, recode, notes
-    return spec, None, notes
 
 
 def _in_order(images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]) -> dict[str, tuple[tuple[Path, ...], Path]]:

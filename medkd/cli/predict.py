@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         required=True,
-        help="folder of scans (CASE_0000.nii.gz), one scan, or one file per channel",
+        help="folder of scans (CASE_0000.nii.gz) or of DICOM series, one scan, or one file per channel",
     )
     arguments.add_argument("-o", dest="outputs", type=Path, required=True, help="folder for the label maps")
     arguments.add_argument("-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder")

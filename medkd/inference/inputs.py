@@ -46,9 +46,9 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
 
 
 def case_name(path: Path) -> str:
-    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending; a folder's name."""
-    if path.is_dir():
-        return safe_name(path.resolve().name) or "scan"
+    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending; DICOM by the name of the folder or file."""
+    if file_ending(path) is None:
+        return safe_name(path.resolve().name.removesuffix(".dcm")) or "scan"
     match = _CHANNEL.match(stem(path))
     return match["case"] if match else stem(path)
 
@@ -93,6 +93,9 @@ def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:
         )
     for series in study.others:
         logger.info("%s is left out: %s", series.text(), series.not_a_scan)
+    reported = {path for series in study.scans for path in series.damaged}  # their series fails, and says why
+    for path in sorted(study.damaged.keys() - reported):
+        logger.warning("%s", study.damaged[path])
     return [CaseFiles(series.name, series.files) for series in study.scans]
 
 

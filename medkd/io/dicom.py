@@ -50,9 +50,11 @@ class Series:
     @property
     def not_a_scan(self) -> str:
         """Why the series is no scan at all; empty for a stack of slices, even if that turns out to be irregular."""
-        reason = next((header.not_a_scan for header in self.headers if header.not_a_scan), "")
-        if reason or len(self.frames) > 1 or self.damaged:
-            return reason
+        reasons = [header.not_a_scan for header in self.headers]
+        if all(reasons):
+            return reasons[0]
+        if len(self.headers) > 1 or len(self.frames) > 1 or self.damaged:
+            return ""
         return "it is a single slice, for example a localizer (scout)"
 
     def text(self) -> str:
@@ -137,6 +139,8 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         DataError: as for :func:`read_voxels`; also for files of different series.
     """
     headers = [header for path in paths if (header := read_file_header(path)) is not None]
+    if not headers:
+        raise DataError(f"{paths[0]} holds no DICOM image; give the slices of one series.")
     if len({header.uid for header in headers}) > 1:
         other = next(header for header in headers if header.uid != headers[0].uid)
         raise DataError(f"{headers[0].path} and {other.path} belong to different series; give the files of one series.")
@@ -158,7 +162,7 @@ def _stack(path: Path) -> Stack:
     if not path.is_dir():
         header = read_file_header(path)
         if header is None:
-            raise DataError(f"{path} is the directory of a DICOM medium, not an image; give the folder that it lies in.")
+            raise DataError(f"{path} holds no DICOM image (it may be the directory of a disc); give the folder with the slices.")
         return _checked(_series([header], {}), path)
     study = find_series(path)
     if len(study.scans) > 1:
@@ -184,6 +188,11 @@ def _checked(series: Series, path: Path) -> Stack:
         raise DataError(f"{path} cannot be used as a scan: {series.not_a_scan}; give the folder of a whole series of slices.")
     if series.damaged:
         read_file_header(series.damaged[0])  # raises again what is wrong with it
+    for header in series.headers:
+        if header.not_a_scan:
+            raise DataError(
+                f"{header.path} is among the slices of a series, but {header.not_a_scan}; restore the file or move it elsewhere."
+            )
     return stack_frames(series.frames, str(path))
 
 

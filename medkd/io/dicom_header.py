@@ -107,7 +107,7 @@ def read_dataset(path: Path, **options: Any) -> Any:
 
 
 def read_file_header(path: Path) -> Header | None:
-    """Read everything but the pixels; None for a DICOMDIR.
+    """Read everything but the pixels; None for a DICOMDIR, and for a file that only looked like DICOM.
 
     Raises:
         DataError: as for :func:`read_dataset`, or a value in the header has the wrong form.
@@ -115,6 +115,10 @@ def read_file_header(path: Path) -> Header | None:
     dataset = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS)
     if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return None
+    if "SeriesInstanceUID" not in dataset:  # every image has it, perhaps empty; pydicom says nothing when a file ends too early
+        if not dataset.preamble:
+            return None
+        raise _damaged(path, EOFError("the file ends within its header"))
     try:
         number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
         return Header(

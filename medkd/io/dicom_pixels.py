@@ -12,6 +12,7 @@ from medkd.core.errors import DataError
 from medkd.io.dicom_header import Frame, read_dataset
 
 _TYPES = (np.int16, np.int32, np.float32)
+_LIMITS = (2**15, 2**31)
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -47,8 +48,8 @@ def _rank(plane: np.ndarray) -> int:
     """The place in ``_TYPES`` of the smallest type that holds the values."""
     if plane.dtype.kind == "f":
         return 2
-    low, high = plane.min(), plane.max()
-    return next((i for i, kind in enumerate(_TYPES[:2]) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max), 2)
+    low, high = int(plane.min()), int(plane.max())
+    return next((i for i, limit in enumerate(_LIMITS) if -limit <= low and high < limit), 2)
 
 
 def _decode(path: Path) -> tuple[np.ndarray, bool]:

@@ -141,7 +141,7 @@ def _check_shear(frames: Sequence[Frame], positions: np.ndarray, normal: np.ndar
     angle = float(np.degrees(np.arctan2(drift[-1], depths[-1])))
     raise DataError(
         f"{where} is sheared (gantry tilt): its slices are not stacked along their normal but {angle:.3g}° beside it ("
-        f"{_name(frames[worst])} is {drift[worst]:.3g} mm off); correct the tilt with a resampling tool (dcm2niix does) and give its output."
+        f"{_name(frames[worst])} is {drift[worst]:.3g} mm off); correct the tilt by resampling (dcm2niix does) and give the result."
     )
 
 
