@@ -315,7 +315,7 @@ REFUSED = {
     "nibabel_invalid/invalid.nii.gz": "not a NIfTI file",
     "nibabel_invalid/invalid.nii.bz2": "unknown image format",
     "nibabel_invalid/invalid.nii.zst": "unknown image format",
-    **{f"torchio_dicom/IMG{i:04d}.dcm": "unknown image format" for i in range(1, 18)},
+    **{f"torchio_dicom/IMG{i:04d}.dcm": "single slice" for i in range(1, 18)},
 }
 
 
