@@ -32,7 +32,7 @@ from medkd.core.errors import DataError
 from medkd.io.checks import Finding
 
 GUIDE = """\
-GRAZPEDWRI-DX: 20,327 wrist radiographs of 6,091 children, 9 classes (fracture, text, metal, ...); about 15 GB; CC BY 4.0.
+GRAZPEDWRI-DX: 20,327 wrist radiographs of 6,091 children, 9 classes (fracture, text, metal, ...); several GB; CC BY 4.0.
 download:  https://doi.org/10.6084/m9.figshare.14825193 (images_part1.zip to images_part4.zip, folder_structure.zip, dataset.csv);
            unpack them into one folder
 source:    that folder:
