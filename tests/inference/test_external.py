@@ -72,10 +72,10 @@ def test_monais_swin_unetr_gives_monais_logits(tmp_path: Path) -> None:
 
     from monai.networks.nets import SwinUNETR
 
-    size = {"img_size": (32, 32, 32)} if "img_size" in signature(SwinUNETR).parameters else {}
+    size = {"img_size": (64, 64, 64)} if "img_size" in signature(SwinUNETR).parameters else {}
     theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=48, **size).eval()
-    model = load_external(write(tmp_path / "bundle", theirs.state_dict(), network="swin_unetr", patch_size=[32, 32, 32]))
-    image = torch.randn(1, 1, 32, 32, 32)
+    model = load_external(write(tmp_path / "bundle", theirs.state_dict(), network="swin_unetr", patch_size=[64, 64, 64]))
+    image = torch.randn(1, 1, 64, 64, 64)
     with torch.no_grad():
         assert torch.allclose(model.networks[0](image), theirs(image), atol=1e-5)
 
