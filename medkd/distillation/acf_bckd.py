@@ -20,7 +20,7 @@ class ACFBCKD(Method):
     Args:
         context: taps, outputs and geometry.
         feature_weight: weight of the feature terms; None means the variant's own.
-        hard_weight: weight of the hard boundary term.
+        hard_weight: weight of the hard boundary term; None means the variant's own.
         soft_weight: weight of the soft boundary term.
         student_tap: see ACF.
         teacher_tap: see ACF.
@@ -40,7 +40,7 @@ class ACFBCKD(Method):
         self,
         context: Context,
         feature_weight: float | None = None,
-        hard_weight: float = 1.0,
+        hard_weight: float | None = None,
         soft_weight: float = 1.0,
         student_tap: str | None = None,
         teacher_tap: str | None = None,

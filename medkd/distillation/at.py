@@ -45,7 +45,7 @@ class AttentionTransfer(PairMethod):
     ) -> None:
         super().__init__(context, "at", taps)
         self.paper = check_variant("at", variant)
-        self.weight = positive("at", "weight", weight if weight is not None else (200.0 if self.paper else 1.0))
+        self.weight = positive("at", "weight", weight if weight is not None else (200.0 if self.paper else 0.25))
         self.logits = logits
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:

@@ -39,7 +39,8 @@ class BCKD(Method):
 
     Args:
         context: taps, outputs and geometry.
-        hard_weight: ``w_h``.
+        hard_weight: ``w_h``; None means 0.2, in the paper variant 1. The band is a small part of the patch, so that at weight 1 this
+            term pulls several times harder than the segmentation loss.
         soft_weight: ``w_s``.
         floor: smallest ``α``; None means 0.5, in the paper variant 0.001 (its BTCV setting; WORD and BraTS use 0.5).
         decay: fall of ``α`` per epoch; None means over the whole run, in the paper variant 0.001 (WORD 0.0015, BraTS 0.01).
@@ -53,7 +54,7 @@ class BCKD(Method):
     def __init__(
         self,
         context: Context,
-        hard_weight: float = 1.0,
+        hard_weight: float | None = None,
         soft_weight: float = 1.0,
         floor: float | None = None,
         decay: float | None = None,
@@ -62,7 +63,7 @@ class BCKD(Method):
     ) -> None:
         super().__init__(context)
         self.paper = check_variant("bckd", variant)
-        self.hard_weight = at_least("bckd", "hard_weight", hard_weight, 0.0)
+        self.hard_weight = at_least("bckd", "hard_weight", (1.0 if self.paper else 0.2) if hard_weight is None else hard_weight, 0.0)
         self.soft_weight = at_least("bckd", "soft_weight", soft_weight, 0.0)
         self.floor = at_least("bckd", "floor", floor if floor is not None else (0.001 if self.paper else 0.5), 0.0)
         decay = 0.001 if decay is None and self.paper else decay

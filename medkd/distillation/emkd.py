@@ -33,7 +33,7 @@ class EMKD(PairMethod):
     Args:
         context: taps, outputs and geometry.
         prediction_weight: ``w_p``.
-        importance_weight: ``w_i``.
+        importance_weight: ``w_i``; None means 0.1, in the paper variant 0.9.
         affinity_weight: ``w_r``.
         temperature: ``τ``; None means 1, in the paper variant 4.
         taps: which pairs, see :func:`medkd.distillation.pairs.choose_pairs`.
@@ -49,7 +49,7 @@ class EMKD(PairMethod):
         self,
         context: Context,
         prediction_weight: float | None = None,
-        importance_weight: float = 0.9,
+        importance_weight: float | None = None,
         affinity_weight: float = 0.9,
         temperature: float | None = None,
         taps: str = "encoder",
@@ -57,9 +57,9 @@ class EMKD(PairMethod):
     ) -> None:
         super().__init__(context, "emkd", taps)
         self.paper = check_variant("emkd", variant)
-        own = (0.1, 4.0) if self.paper else (1.0, 1.0)
+        own = (0.1, 4.0, 0.9) if self.paper else (1.0, 1.0, 0.1)
         self.prediction_weight = at_least("emkd", "prediction_weight", own[0] if prediction_weight is None else prediction_weight, 0.0)
-        self.importance_weight = at_least("emkd", "importance_weight", importance_weight, 0.0)
+        self.importance_weight = at_least("emkd", "importance_weight", own[2] if importance_weight is None else importance_weight, 0.0)
         self.affinity_weight = at_least("emkd", "affinity_weight", affinity_weight, 0.0)
         self.temperature = positive("emkd", "temperature", own[1] if temperature is None else temperature)
 

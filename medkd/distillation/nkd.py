@@ -19,8 +19,8 @@ class NKD(Method):
 
         L = w · mean_v ( − p_T[y] log p_S[y] − γ τ² Σ_{c≠y} q_T[c] log q_S[c] )
 
-    Both are cross-entropies, so the smallest value is not zero. Weight, ``γ`` and ``τ`` are the paper's, whose scale depends on no
-    size. With two classes the second part is zero.
+    Both are cross-entropies, so the smallest value is not zero. ``γ`` and ``τ`` are the paper's, whose scale depends on no
+    size; its weight is 1. With two classes the second part is zero.
 
     Citation: Z. Yang, A. Zeng, Z. Li, T. Zhang, C. Yuan, Y. Li, "From Knowledge Distillation to Self-Knowledge Distillation", ICCV
     2023, arXiv 2303.13005.
@@ -38,7 +38,7 @@ class NKD(Method):
     citation = "Yang, Zeng, Li, Zhang, Yuan, Li; ICCV 2023; arXiv 2303.13005"
     outputs_only = True
 
-    def __init__(self, context: Context, weight: float = 1.0, gamma: float = 1.5, temperature: float = 1.0) -> None:
+    def __init__(self, context: Context, weight: float = 0.5, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__(context)
         require_classes("nkd", context)
         self.weight = positive("nkd", "weight", weight)

@@ -23,18 +23,16 @@ class Fusion(nn.Module):
         rank: spatial dimensions.
         channels: student's, in between, teacher's.
         deeper: whether there is a deeper level.
-        batch_norm: batch instead of instance normalisation.
+        batch_norm: batch normalisation instead of one over the whole sample, which does not depend on the batch.
     """
 
     def __init__(self, rank: int, channels: tuple[int, int, int], deeper: bool, batch_norm: bool) -> None:
         super().__init__()
         conv = nn.Conv3d if rank == 3 else nn.Conv2d
-        norms = (nn.BatchNorm3d, nn.BatchNorm2d) if batch_norm else (nn.InstanceNorm3d, nn.InstanceNorm2d)
-        norm = norms[0] if rank == 3 else norms[1]
         student, middle, teacher = channels
-        self.enter = nn.Sequential(conv(student, middle, 1, bias=False), norm(middle, affine=True))
+        self.enter = nn.Sequential(conv(student, middle, 1, bias=False), _norm(rank, middle, batch_norm))
         self.gates = conv(2 * middle, 2, 1) if deeper else None
-        self.leave = nn.Sequential(conv(middle, teacher, 3, padding=1, bias=False), norm(teacher, affine=True))
+        self.leave = nn.Sequential(conv(middle, teacher, 3, padding=1, bias=False), _norm(rank, teacher, batch_norm))
         for layer in (self.enter[0], self.leave[0]):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
 
@@ -46,6 +44,12 @@ class Fusion(nn.Module):
             one, two = torch.sigmoid(self.gates(torch.cat((x, y), 1))).split(1, 1)
             x = one * x + two * y
         return self.leave(x), x
+
+
+def _norm(rank: int, channels: int, batch: bool) -> nn.Module:
+    if batch:
+        return (nn.BatchNorm3d if rank == 3 else nn.BatchNorm2d)(channels)
+    return nn.GroupNorm(1, channels)
 
 
 @METHODS.register("reviewkd")
@@ -76,7 +80,7 @@ class ReviewKD(PairMethod):
 
     citation = "Chen, Liu, Zhao, Jia; CVPR 2021; arXiv 2104.09044"
 
-    def __init__(self, context: Context, weight: float = 1.0, taps: str = "deep", width: int = 64, variant: str = "default") -> None:
+    def __init__(self, context: Context, weight: float = 1.0, taps: str = "deep", width: int = 32, variant: str = "default") -> None:
         super().__init__(context, "reviewkd", taps)
         self.paper = check_variant("reviewkd", variant)
         self.weight = positive("reviewkd", "weight", weight)

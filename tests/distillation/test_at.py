@@ -27,7 +27,7 @@ def test_equals_the_formula_written_out(rank: int, size: int) -> None:
     logits = torch.randn(2, 2, 3, *(7,) * rank)
     small = F.interpolate(t, size=(6,) * rank, mode="nearest")
     target = Target(torch.zeros(2, 1, *(7,) * rank))
-    for variant, mean, scale in (("default", False, 0.5), ("paper", True, 200.0)):
+    for variant, mean, scale in (("default", False, 0.125), ("paper", True, 200.0)):
         method = pair_method("at", 4, 5, rank, variant=variant)
         expected = scale * (distance(s, small, mean) + distance(logits[0], logits[1], mean))
         assert float(features_terms(method, s, t, target, logits)["at"]) == pytest.approx(expected, rel=1e-4)
