@@ -46,8 +46,8 @@ class DemoSettings:
     teacher: str = "res_unet"
     student: str = "unet_tiny"
     method: str = "kd"
-    teacher_epochs: int = 8
-    student_epochs: int = 12
+    teacher_epochs: int = 10
+    student_epochs: int = 16
     iterations: int = 25
     patch_size: tuple[int, ...] | None = (16, 48, 64)
     cases: int = 20

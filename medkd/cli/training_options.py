@@ -22,7 +22,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
-        help="default: fp16 on cuda, fp32 elsewhere; bf16 is about twice as fast on recent CPUs",
+        help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small feature maps",
     )
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")

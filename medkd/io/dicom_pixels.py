@@ -40,7 +40,11 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
 
 def _rescale(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if plane.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
-        return plane.astype(np.int64) * int(slope) + int(intercept)
+        small = plane.dtype.itemsize <= 2 and abs(slope) < 2**14 and abs(intercept) < 2**29
+        values: np.ndarray = plane.astype(np.int32 if small else np.int64)
+        np.multiply(values, int(slope), out=values)
+        np.add(values, int(intercept), out=values)
+        return values
     return plane.astype(np.float64) * slope + intercept
 
 

@@ -19,6 +19,7 @@ from medkd.core.run import BEST, FINAL, LATEST, Budget
 from medkd.training.logs import EpochRecord, RunLog
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_ABSURD_NORM = 1e6
 _SAVE_SECONDS = 300.0  # a killed run loses at most about five minutes, whatever save_every says
 
 
@@ -155,8 +156,8 @@ class Trainer:
         loss = torch.stack(list(terms.values())).sum()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        if self.settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip or float("inf"))
+        self._check_gradient(norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return {name: term.detach() for name, term in terms.items()}, norms
@@ -186,6 +187,16 @@ class Trainer:
     def _make_optimizer(self) -> torch.optim.SGD:
         s = self.settings
         return torch.optim.SGD(self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov)
+
+    def _check_gradient(self, norm: Tensor) -> None:
+        """Stop at an absurd gradient on the CPU, where looking at it costs nothing (fp16's scaler skips such steps by itself).
+
+        Some CPU builds of torch return uninitialised memory as the bf16 weight gradient of convolutions on very small feature
+        maps; clipping would turn it into a harmless looking step in a random direction.
+        """
+        if self.settings.device.type == "cpu" and not float(norm) < _ABSURD_NORM:
+            hint = "use --precision fp32" if self.settings.precision == "bf16" else "lower --learning-rate"
+            raise RunError(f"The gradient's norm is {float(norm):.3g} in epoch {self.epoch}, which no loss here explains; {hint}.")
 
     def _check_finite(self, means: dict[str, float]) -> None:
         bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]

@@ -19,12 +19,14 @@ from medkd.training.trainer import LoopSettings, Trainer
 class _Line(Trainer):
     """Fits a line; dropout makes it depend on torch's generator, the helper is trained but not part of the network."""
 
-    def __init__(self, folder: Path, epochs: int = 6, stop_after: int | None = None, poison: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, epochs: int = 6, stop_after: int | None = None, poison: int | None = None, poison_with: float = float("nan")
+    ) -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Dropout(0.3), nn.Linear(3, 1))
         self.helper = nn.Linear(1, 1)
         self.seen: list[Progress] = []
-        self._stop_after, self._poison = stop_after, poison
+        self._stop_after, self._poison, self._poison_with = stop_after, poison, poison_with
         super().__init__(network, LoopSettings(Budget(epochs, 4, 2, 1e-2, 7), torch.device("cpu"), save_every=1), folder)
 
     def helpers(self) -> nn.Module:
@@ -39,7 +41,7 @@ class _Line(Trainer):
         if self._stop_after is not None and progress.step >= self._stop_after:
             raise KeyboardInterrupt
         out = self.helper(self.network(batch))
-        factor = float("nan") if progress.step == self._poison else 1.0
+        factor = self._poison_with if progress.step == self._poison else 1.0
         return {"fit": factor * (out - batch.sum(1, keepdim=True)).square().mean(), "small": 1e-3 * out.abs().mean()}
 
     def validate(self) -> tuple[float | None, float | None]:
@@ -97,10 +99,17 @@ def test_gradient_norms_are_those_of_each_term_alone(tmp_path: Path) -> None:
     assert read_log(tmp_path)[0].gradient_norms["fit"] == pytest.approx(float(norm), rel=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_stops_with_the_terms_name(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="'fit'"):
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nan in epoch 2"):
         _Line(tmp_path, poison=9).fit()
     assert load_checkpoint(tmp_path / LATEST)["epoch"] == 2
+
+
+def test_an_absurd_gradient_stops_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    trainer = _Line(tmp_path, poison=9, poison_with=1e9)
+    with pytest.raises(RunError, match="--learning-rate"):
+        trainer.fit()
+    assert all(p.abs().max() < 10 for p in trainer.network.parameters())
 
 
 def test_a_log_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
