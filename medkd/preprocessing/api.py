@@ -65,7 +65,7 @@ def plan_and_preprocess(
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
     description = DatasetDescription.load(raw / DATASET_FILE)
-    if description.extra.get("task") == "detection":
+    if description.task == "detection":
         raise DataError(f"{name} holds boxes for detection; only segmentation data sets are planned and preprocessed.")
     followed = find_protocol(protocol, description.extra) if protocol else None
     files = training_cases(raw, description)
