@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_left_out_with_a_reason_and_the_rest_is_converted(t
     good = make(tmp_path / "scans", "good", label=labels)
     for name in ("gap", "smaller", "shifted"):
         make(tmp_path / "scans", name, seed=3, label=labels)
-    (tmp_path / "scans" / "gap" / "slice13").unlink()
+    (tmp_path / "scans" / "gap" / "slice28").unlink()
     write_volume(labels / "smaller.nii.gz", good.array[1:], Geometry.from_affine(good.array[1:].shape, good.geometry.matrix))
     moved = good.geometry.matrix
     moved[0, 3] += 5

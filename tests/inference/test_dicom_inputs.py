@@ -33,6 +33,14 @@ def test_every_series_of_a_tree_is_predicted_on_its_own_grid(make_run: Callable[
         assert found.differences(read_geometry(tree / folder), tolerance=1e-5) == []
 
 
+@pytest.mark.real_data
+def test_a_real_series_gets_a_label_map_of_its_own_geometry(make_run: Callable[..., Path], real_data: Path, tmp_path: Path) -> None:
+    series = real_data / "odd_files" / "torchio_dicom"
+    report = predict_folder(series, tmp_path, make_run(folds=1, spacing=4.0), mirror=False, step_size=1.0)
+    assert report.predicted == ["torchio_dicom"]
+    assert read_geometry(tmp_path / "torchio_dicom.nii.gz").differences(read_geometry(series), tolerance=1e-5) == []
+
+
 def test_a_series_folder_is_one_case(tmp_path: Path) -> None:
     write_series(tmp_path / "scan 1")
     case = find_cases(tmp_path / "scan 1", 1)[0]

@@ -38,7 +38,7 @@ def write_series(
     syntax: str = ExplicitVRLittleEndian,
     series: str | None = None,
     change: Change | None = None,
-    name: Callable[[int], str] = lambda z: f"slice{(z * 5 + 3) % 97:02d}",
+    name: Callable[[int], str] = lambda z: f"slice{(z * 61 + 3) % 97:02d}",
 ) -> list[Path]:
     """Write one file per plane and return the paths in the order of the stack.
 

@@ -108,6 +108,27 @@ def test_compressed_images_equal_the_uncompressed_one(kind: str) -> None:
     assert np.array_equal(*planes) and planes[0].max() == 2145
 
 
+def test_jpeg_lossless_series_are_read_by_simpleitk(tmp_path: Path) -> None:
+    """The usual compression of CT in archives; pydicom has no decoder of its own for it."""
+
+    def change(z: int, dataset: Any) -> None:
+        writer = sitk.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / "plane.dcm"))
+        writer.SetUseCompression(True)
+        writer.SetCompressor("JPEG")
+        writer.Execute(sitk.GetImageFromArray(stored[z : z + 1].astype(np.uint16)))
+        compressed = pydicom.dcmread(tmp_path / "plane.dcm")
+        dataset.file_meta.TransferSyntaxUID = compressed.file_meta.TransferSyntaxUID
+        dataset["PixelData"] = compressed["PixelData"]
+        (tmp_path / "plane.dcm").unlink()
+
+    stored = stored_values()
+    path = write_series(tmp_path / "series", stored, change=change)[0]
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == uids.JPEGLosslessSV1
+    volume = read_volume(tmp_path / "series", None)
+    assert volume.array.dtype == np.int16 and np.array_equal(volume.array, stored - 1024)
+
+
 def test_a_compression_without_decoder_is_named(tmp_path: Path) -> None:
     def change(_: int, dataset: Any) -> None:
         dataset.file_meta.TransferSyntaxUID = uids.HTJ2KLossless
@@ -186,8 +207,8 @@ REFUSED = {
     "gantry tilt": (tilted, r"sheared \(gantry tilt\).*17\.7°.*slice\d+ is 4 mm off"),
     "uneven": (unevenly, r"evenly spaced, found distances from 2\.6 to 3\.4 mm"),
     "mixed orientation": (on_slice(2, ImageOrientationPatient=list(ORIENTATIONS["coronal"])), r"different orientations: 1 × 0"),
-    "mixed spacing": (on_slice(4, PixelSpacing=[0.8, 0.5]), r"different pixel spacings: 0\.75 × 0\.5 in slice\d+, 0\.8 × 0\.5 in slice23"),
-    "mixed size": (on_slice(1, Rows=4, Columns=20), r"different sizes \(rows × columns\): 8 × 10 .* 4 × 20 in slice08"),
+    "mixed spacing": (on_slice(4, PixelSpacing=[0.8, 0.5]), r"different pixel spacings: 0\.75 × 0\.5 in slice\d+, 0\.8 × 0\.5 in slice53"),
+    "mixed size": (on_slice(1, Rows=4, Columns=20), r"different sizes \(rows × columns\): 8 × 10 .* 4 × 20 in slice64"),
     "no position": (on_slice(3, ImagePositionPatient=None), r"ImagePositionPatient is missing"),
     "no spacing": (on_slice(-1, PixelSpacing=None), r"PixelSpacing is missing"),
     "wrong orientation": (on_slice(-1, ImageOrientationPatient=[1, 0, 0, 0.5, 0.5, 0]), r"perpendicular unit vectors"),
@@ -196,10 +217,10 @@ REFUSED = {
     "rgb": (on_slice(-1, PhotometricInterpretation="RGB", SamplesPerPixel=3), r"colour image \(RGB\)"),
     "localizer": (on_slice(-1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), r"localizer \(scout\)"),
     "segmentation": (on_slice(-1, Modality="SEG"), r"it is a segmentation, not a scan"),
-    "no pixels": (on_slice(3, PixelData=None), r"slice18 has a header, but no pixel data"),
+    "no pixels": (on_slice(3, PixelData=None), r"slice89 has a header, but no pixel data"),
     "no image": (on_slice(-1, Rows=None, PixelData=None), r"it holds no image"),
     "table": (on_slice(0, ModalityLUTSequence=[]), r"ModalityLUTSequence"),
-    "too few pixels": (on_slice(5, PixelData=bytes(60)), r"slice28 is truncated or damaged"),
+    "too few pixels": (on_slice(5, PixelData=bytes(60)), r"slice17 is truncated or damaged"),
 }
 
 
@@ -220,7 +241,7 @@ def test_a_missing_slice_is_noticed_wherever_it_was(tmp_path: Path, number: int)
 
 def test_a_copy_of_a_slice_is_refused(tmp_path: Path) -> None:
     shutil.copy(write_series(tmp_path)[2], tmp_path / "again.dcm")
-    with pytest.raises(DataError, match=r"1 of 7 slices lie where another one lies \(first again.dcm and slice13\)"):
+    with pytest.raises(DataError, match=r"1 of 7 slices lie where another one lies \(first again.dcm and slice28\)"):
         read_volume(tmp_path)
 
 
@@ -256,6 +277,7 @@ def test_a_damaged_file_stops_its_own_series_only(tmp_path: Path, damage: str) -
 def test_a_slice_that_ends_within_its_header_is_not_silently_left_out(tmp_path: Path, tag: bytes) -> None:
     bad = write_series(tmp_path)[5]
     bad.write_bytes(bad.read_bytes().split(tag)[0])
+    assert len(find_series(tmp_path).scans) == 1  # a prediction of the tree must report it, not pass it over as no image
     with pytest.raises(DataError, match=bad.name):
         read_volume(tmp_path)
 
