@@ -51,6 +51,16 @@ def test_in_place_operations_do_not_change_what_was_captured() -> None:
     assert torch.allclose(capture.corrections["two"], second, atol=1e-6)
 
 
+def test_a_block_that_works_on_its_input_in_place_has_the_correction_to_what_it_was_given() -> None:
+    holder = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+    holder.taps = (Tap("block", 2, (1, 1), "1", "decoder", correction=True),)  # type: ignore[assignment]
+    x = torch.randn(1, 2, 4, 4)
+    given = x.clone()
+    with torch.no_grad(), Capture(holder, corrections=("block",), detach=True) as capture:
+        holder(x)
+    assert torch.equal(capture.corrections["block"], given.relu() - given)
+
+
 def test_correction_of_monai_segresnet_block_is_its_residual_branch() -> None:
     """MONAI adds the identity in place, so that a recorded second convolution would be the block's output."""
     from monai.networks.blocks.segresnet_block import ResBlock
