@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,33 +11,31 @@ import pytest
 import torch
 
 import medkd.training.api as training
-from medkd.cli.evaluate import main as evaluate
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError
+from medkd.core.features import Progress
 from medkd.core.files import read_json, write_json
-from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
-from medkd.core.plan import Plan
+from medkd.core.plan import Plan, Resampling
 from medkd.core.protocol import FOLDER, AugmentationRule, Protocol, TrainingRule, find_protocol, protocol_names, read_protocols
 from medkd.core.run import Budget
 from medkd.core.serial import load, save
-from medkd.evaluation.legacy import legacy_case, legacy_scores
 from medkd.inference.predictor import Predictor
 from medkd.inference.sliding_window import predict_logits, tile_starts
-from medkd.io.volumes import read_volume, write_volume
+from medkd.io.volumes import read_volume
 from medkd.preprocessing.api import plan_and_preprocess
 from medkd.preprocessing.cropping import crop_box, nonzero_mask
 from medkd.preprocessing.fingerprint import Fingerprint
 from medkd.preprocessing.normalisation import normalise
 from medkd.preprocessing.planner import make_plan
-from medkd.preprocessing.store import CaseStore
+from medkd.preprocessing.store import CaseStore, recipe_of
 from medkd.training.loader import PatchBatches
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation import SegmentationTrainer
 from medkd.training.simple_augmentation import SimpleAugmentation, rotated
-from medkd.training.trainer import LoopSettings
+from medkd.training.trainer import LoopSettings, Trainer
 from tests.dataset_conversion.trees import SHAPE, SPACING, convert, make_brats, make_btcv, make_synapse
 from tests.training.builders import make_dataset
 
@@ -123,6 +121,7 @@ def test_the_plan_follows_the_protocol_and_records_it(btcv: tuple[Path, Plan]) -
     configuration = plan.configuration("3d_fullres")
     assert configuration.spacing == (2.0, 1.5, 1.5) and configuration.normalization == ("window(-175, 250)",)
     assert configuration.crop == "above(-175)" and not configuration.batch_dice
+    assert configuration.resampling == Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False)
     for network in ("plain_unet", "resenc_unet_l", "unet_tiny"):
         architecture = configuration.architecture(network)
         assert architecture.patch_size == (96, 96, 96) and architecture.batch_size == 4
@@ -197,6 +196,38 @@ def test_the_learning_rate_falls_to_the_floor_by_epoch_or_by_step() -> None:
     assert settings.learning_rate(5, 20) == settings.learning_rate(5, 23) == pytest.approx(1e-4 + 9.9e-3 * 0.5**0.9)
     per_step = replace(settings, per_step=True)
     assert per_step.learning_rate(5, 21) == pytest.approx(1e-4 + 9.9e-3 * (19 / 40) ** 0.9)
+
+
+class Recorder(Trainer):
+    """Notes the learning rate that the optimiser has in every step."""
+
+    def batches(self, first_step: int) -> Iterator[None]:
+        self.rates: list[float] = []
+        while True:
+            yield None
+
+    def training_terms(self, batch: None, progress: Progress) -> dict[str, torch.Tensor]:
+        self.rates.append(self._optimizer.param_groups[0]["lr"])
+        return {"loss": sum(p.square().sum() for p in self.network.parameters())}  # type: ignore[dict-item]
+
+    def validate(self) -> tuple[None, None]:
+        return None, None
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_every_step_is_made_with_its_own_learning_rate(tmp_path: Path, per_step: bool) -> None:
+    settings = LoopSettings(Budget(2, 3, 1, 1e-2, 0), torch.device("cpu"), floor=1e-3, per_step=per_step)
+    trainer = Recorder(torch.nn.Linear(2, 1), settings, tmp_path)
+    trainer.fit()
+    done = [step / 6 for step in range(6)] if per_step else [0, 0, 0, 0.5, 0.5, 0.5]
+    assert trainer.rates == pytest.approx([1e-3 + 9e-3 * (1 - share) ** 0.9 for share in done])
+
+
+def test_a_case_stored_with_another_crop_is_made_anew(btcv: tuple[Path, Plan]) -> None:
+    _, plan = btcv
+    configuration, labels = plan.configuration("3d_fullres"), LabelSpec.from_names(["a"])
+    recipes = {recipe_of(plan, replace(configuration, crop=crop), labels) for crop in ("nonzero", "none", "above(-175)")}
+    assert len(recipes) == 3
 
 
 def boxes_with(root: Path, protocol: Protocol) -> Path:
@@ -314,63 +345,13 @@ def test_a_run_predicts_and_is_scored_as_its_protocol_says_and_a_user_may_overru
     rule = replace(protocol.training, epochs=1, iterations_per_epoch=1)
     boxes_with(tmp_path, replace(protocol, training=rule, inference=replace(protocol.inference, step_size=0.75)))
     fold = training.train(900, "unet_tiny", 0, TrainOptions(tmp_path, device="cpu", workers=0))
-    settings = Predictor.from_run(fold.parent).settings
+    predictor, image = Predictor.from_run(fold.parent, device="cpu"), torch.randn(1, 24, 16, 16)
+    settings = predictor.settings
     assert (settings.step_size, settings.blending, settings.mirror) == (0.75, "constant", False)
+    constant = predictor.predict_preprocessed(image)
+    predictor.settings = replace(settings, blending="gaussian")
+    assert not torch.allclose(constant, predictor.predict_preprocessed(image))
     overruled = Predictor.from_run(fold.parent, step_size=0.5, mirror=True).settings
     assert (overruled.step_size, overruled.mirror) == (0.5, True)
     legacy = read_json(fold / "validation/summary.json")["medkd"]["legacy"]
     assert legacy["voxel_mm"] == [2.0, 1.5, 1.5] and legacy["pairs"] == 2 * len(read_json(fold / "split.json")["val"])
-
-
-def test_the_legacy_metric_is_monais_without_spacing_and_drops_what_is_absent() -> None:
-    from monai.metrics import compute_hausdorff_distance
-
-    rng = np.random.default_rng(0)
-    reference = np.zeros((9, 12, 12), np.int16)
-    reference[2:7, 3:9, 2:8] = 1
-    reference[7:9, 9:12, 9:12] = 3
-    prediction = np.where(rng.random(reference.shape) < 0.05, 1, np.roll(np.where(reference == 3, 0, reference), 1, 0)).astype(np.int16)
-    prediction[0, 0, 0] = 2
-    dice, hd95 = legacy_case(prediction, reference, LabelSpec.from_names(["a", "b", "c"]), (1.0, 1.0, 1.0))
-    masks = [torch.from_numpy(array == 1)[None, None].float() for array in (prediction, reference)]
-    assert hd95[0] == pytest.approx(float(compute_hausdorff_distance(*masks, include_background=True, percentile=95)))
-    assert np.isnan(dice[1]) and dice[2] == 0 and np.isnan(hd95[1]) and np.isnan(hd95[2])
-    assert dice[0] == pytest.approx(200 * ((prediction == 1) & (reference == 1)).sum() / ((prediction == 1).sum() + (reference == 1).sum()))
-
-
-def legacy_folders(folder: Path) -> None:
-    """Case a: prediction shifted by 2 slices of 3 mm, structure 2 missed. Case b: both absent but for an invented structure 2."""
-    grid = Geometry.from_spacing((12, 8, 8), (3.0, 1.0, 1.0))
-    label = np.zeros(grid.shape, np.uint8)
-    label[2:6, 2:6, 2:6] = 1
-    moved = np.roll(label, 2, 0)
-    label[10, 6, 6] = 2
-    write_volume(folder / "ref/a.nii.gz", label, grid)
-    write_volume(folder / "pred/a.nii.gz", moved, grid)
-    empty = np.zeros(grid.shape, np.uint8)
-    write_volume(folder / "ref/b.nii.gz", empty, grid)
-    empty[0, 0, 0] = 2
-    write_volume(folder / "pred/b.nii.gz", empty, grid)
-
-
-def test_legacy_scores_of_a_folder_count_voxels_and_what_was_dropped(tmp_path: Path) -> None:
-    legacy_folders(tmp_path)
-    labels = LabelSpec.from_names(["x", "y"])
-    scores = legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["a", "b"])
-    assert (scores.dice, scores.hd95) == (25.0, 2.0)  # case a: Dice (50 + 0) / 2; case b has none
-    assert (scores.dice_dropped, scores.hd95_dropped, scores.pairs) == (2, 3, 4)
-    assert legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["a", "b"], voxel_mm=(2.0, 1.5, 1.5)).hd95 == 3.0
-    assert legacy_scores(tmp_path / "pred", tmp_path / "ref", labels, ["b"]).dice is None
-
-
-def test_the_command_writes_the_legacy_metric_beside_the_correct_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    legacy_folders(tmp_path)
-    DatasetDescription(("CT",), LabelSpec.from_names(["x", "y"]), 2).save(tmp_path / "dataset.json")
-    folders = [str(tmp_path / "pred"), str(tmp_path / "ref")]
-    assert evaluate([*folders, "--legacy"]) == 0
-    assert "legacy metric: Dice 25.00 %, HD95 2.00 voxels" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "pred/summary.json").read_text())
-    assert summary["medkd"]["legacy"]["hd95"] == 2.0 and summary["metric_per_case"][0]["metrics"]["1"]["HD95"] == 6.0
-    assert evaluate(folders) == 0
-    assert "legacy" not in json.loads((tmp_path / "pred/summary.json").read_text())["medkd"]
-    assert evaluate([*folders, "--legacy", "1", "2"]) == 1
