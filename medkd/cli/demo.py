@@ -46,10 +46,10 @@ class DemoSettings:
     teacher: str = "res_unet"
     student: str = "unet_tiny"
     method: str = "kd"
-    teacher_epochs: int = 10
-    student_epochs: int = 16
+    teacher_epochs: int = 9
+    student_epochs: int = 12
     iterations: int = 25
-    patch_size: tuple[int, ...] | None = (16, 48, 64)
+    patch_size: tuple[int, ...] | None = (16, 32, 48)
     cases: int = 20
     test_cases: int = 4
     device: str | None = None
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--teacher-epochs", type=int, default=default.teacher_epochs, help="default: %(default)s")
     arguments.add_argument("--student-epochs", type=int, default=default.student_epochs, help="default: %(default)s")
     arguments.add_argument("--iterations-per-epoch", type=int, default=default.iterations, help="default: %(default)s")
-    arguments.add_argument("--patch-size", type=int, nargs="+", help="voxels per axis (default: 16 48 64, with --data the plan's)")
+    arguments.add_argument("--patch-size", type=int, nargs="+", help="voxels per axis (default: 16 32 48, with --data the plan's)")
     arguments.add_argument("--device", help="cuda, cpu or mps (default: cuda where present)")
     arguments.add_argument("--overwrite", action="store_true", help="train again what an earlier demo trained")
     return run(_main, arguments, argv)
