@@ -1,7 +1,7 @@
 """Where the time and the peak memory of a training step go: load and augment, forward, loss, teacher and method, backward, update.
 
-    python benchmarks/bench_training.py                                 plain_unet alone, 40x56x40, batch 2, fp32 and bf16
-    python benchmarks/bench_training.py --network unet_tiny --teacher res_unet --method acf_bckd
+    python -m benchmarks.bench_training                                 plain_unet alone, 40x56x40, batch 2, fp32 and bf16
+    python -m benchmarks.bench_training --network unet_tiny --teacher res_unet --method acf_bckd
 
 Data is synthetic (random ellipsoids), so the script runs anywhere. Writes benchmarks/results/training_<network>[_<method>].json.
 """
