@@ -1,7 +1,7 @@
 """Where the time and the peak memory of a prediction go: load, preprocess, tiles, export, write.
 
-    python benchmarks/bench_prediction.py                         a synthetic CT-like volume, a small planned U-Net
-    python benchmarks/bench_prediction.py --run RUN --data SCANS  a trained run on real scans
+    python -m benchmarks.bench_prediction                         a synthetic CT-like volume, a small planned U-Net
+    python -m benchmarks.bench_prediction --run RUN --data SCANS  a trained run on real scans
 
 Writes benchmarks/results/prediction.json.
 """
@@ -9,19 +9,16 @@ Writes benchmarks/results/prediction.json.
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from benchmarks.measure import RESULTS, Phases, machine
 from medkd.core.files import write_json
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
@@ -33,49 +30,6 @@ from medkd.inference.predictor import Predictor, Settings
 from medkd.io.volumes import read_image, write_volume
 from medkd.networks import build_network
 from medkd.preprocessing.pipeline import preprocess_case
-
-RESULTS = Path(__file__).parent / "results" / "prediction.json"
-
-
-class Phases:
-    """Seconds, processor seconds (which other programs disturb less) and peak resident memory of named phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.processor: dict[str, float] = {}
-        self.peak: dict[str, float] = {}
-        self._process = psutil.Process()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Measure one phase; repeated phases add up in time."""
-        start, stop = self._process.memory_info().rss, threading.Event()
-        highest = [start]
-
-        def watch() -> None:
-            while not stop.wait(0.005):
-                highest[0] = max(highest[0], self._process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        begin, processor = time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - begin
-            self.processor[name] = self.processor.get(name, 0) + time.process_time() - processor
-            stop.set()
-            watcher.join()
-            self.peak[name] = max(self.peak.get(name, 0), (highest[0] - start) / 2**20)
-
-    def table(self) -> str:
-        """One line per phase."""
-        total = sum(self.seconds.values())
-        lines = [
-            f"{n:11s} {s:8.2f} s {100 * s / total:5.1f} %  {self.processor[n]:8.2f} processor s  +{self.peak[n]:7.0f} MiB"
-            for n, s in self.seconds.items()
-        ]
-        return "\n".join([*lines, f"{'all':11s} {total:8.2f} s"])
 
 
 def small_predictor(classes: int, patch: int, spacing: float, mirror: bool) -> Predictor:
@@ -166,11 +120,9 @@ def main() -> None:
     print(phases.table())
     tiles = forwards(predictor) if predictor.device.type == "cpu" else {}
     print("\n".join(f"forward, {n:13s} {s:8.4f} s per tile" for n, s in tiles.items()))
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    content = {"machine": machine, "settings": settings, "seconds": phases.seconds, "peak_mib": phases.peak}
-    content |= {"processor_seconds": phases.processor, "seconds_per_tile": tiles}
-    write_json(RESULTS, content)
+    content = {"machine": machine("monai"), "settings": settings, **phases.results(), "seconds_per_tile": tiles}
+    write_json(RESULTS / "prediction.json", content)
 
 
 if __name__ == "__main__":
