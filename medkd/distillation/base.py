@@ -28,6 +28,7 @@ class Context:
         regions: sigmoid regions instead of softmax classes.
         spacing: voxel size in mm per axis of the patch.
         patch_size: training patch, in voxels.
+        task: what the networks do; a detector's ``num_outputs`` is ``K`` with ``regions`` (dense heads) or ``K + 1`` without (two-stage).
     """
 
     student_taps: tuple[Tap, ...]
@@ -36,6 +37,7 @@ class Context:
     regions: bool
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
+    task: Literal["segmentation", "detection"] = "segmentation"
 
     @property
     def rank(self) -> int:
@@ -78,12 +80,14 @@ class Method(nn.Module):
         outputs_only: True where the teacher's logits suffice.
         needs_teacher: False where the method never looks at a teacher.
         continues_teacher: True where student features go through the teacher's remaining layers (``Outputs.forward_from``).
+        detection: True where the same formula is defined for detectors, on their necks' features or their class logits.
     """
 
     citation: ClassVar[str] = ""
     outputs_only: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     continues_teacher: ClassVar[bool] = False
+    detection: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -104,13 +108,16 @@ class Method(nn.Module):
 METHODS: Registry[type[Method]] = Registry("method", MethodError)
 
 
-def build_method(name: str, context: Context, settings: Mapping[str, Any] | None = None) -> Method:
+def build_method(
+    name: str, context: Context, settings: Mapping[str, Any] | None = None, own: Registry[type[Method]] | None = None
+) -> Method:
     """Build a method by name, or several joined by ``+``, whose terms are summed.
 
     Args:
         name: registry name, for example ``"kd"`` or ``"acf+kd"``.
         context: taps, outputs and geometry.
         settings: ``"method.parameter"`` → value; values given as text are read as the parameter's own type.
+        own: methods of a branch that come before those of :data:`METHODS` with the same name.
 
     Raises:
         MethodError: an unknown method or parameter, a bad value, or a method that is not defined for this context.
@@ -118,7 +125,10 @@ def build_method(name: str, context: Context, settings: Mapping[str, Any] | None
     names = [part.strip() for part in name.split("+")]
     if len(set(names)) != len(names):
         raise MethodError(f"'{name}' names a method twice; every method can be used once.")
-    classes = {part: METHODS[part] for part in names}
+    classes = {part: own[part] if own is not None and part in own else METHODS[part] for part in names}
+    undefined = [part for part, kind in classes.items() if context.task == "detection" and not kind.detection]
+    if undefined:
+        raise MethodError(f"'{undefined[0]}' is not defined for detectors; see medkd_list methods for those that are.")
     chosen: dict[str, dict[str, Any]] = {part: {} for part in names}
     for key, value in (settings or {}).items():
         part, _, parameter = key.partition(".")

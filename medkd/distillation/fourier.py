@@ -62,6 +62,7 @@ class FourierKD(PairMethod):
     """
 
     citation = "FourierKD; IEEE SPL 2024; DOI 10.1109/LSP.2024.3515795"
+    detection = True
 
     def __init__(self, context: Context, weight: float | None = None, taps: str = "bottleneck", variant: str = "default") -> None:
         super().__init__(context, "fourier", taps)

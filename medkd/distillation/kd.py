@@ -33,6 +33,7 @@ class KD(Method):
     """
 
     citation = "Hinton, Vinyals, Dean; NIPS-W 2014; arXiv 1503.02531"
+    detection = True
     outputs_only = True
 
     def __init__(self, context: Context, weight: float | None = None, temperature: float = 1.0, variant: str = "default") -> None:

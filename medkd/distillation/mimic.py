@@ -33,6 +33,7 @@ class Mimic(PairMethod):
     """
 
     citation = "Romero, Ballas, Kahou, Chassang, Gatta, Bengio; ICLR 2015; arXiv 1412.6550"
+    detection = True
 
     def __init__(self, context: Context, weight: float = 1.0, taps: str = "decoder", variant: str = "default") -> None:
         super().__init__(context, "mimic", taps)

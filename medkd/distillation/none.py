@@ -13,6 +13,7 @@ class NoDistillation(Method):
     """No terms and no teacher: the baseline that every method is judged against."""
 
     citation = "the student alone"
+    detection = True
     outputs_only = True
     needs_teacher = False
 

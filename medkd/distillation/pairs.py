@@ -30,7 +30,7 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
         method: the method's name, for error texts.
         context: the taps of both networks.
         taps: ``last`` (the finest decoder pair), ``encoder``, ``bottleneck``, ``decoder``, ``deep`` (encoder and bottleneck), ``all``,
-            or names: ``student:teacher[,student:teacher …]``.
+            or names: ``student:teacher[,student:teacher …]``. Between detectors, every word means the necks' maps of equal stride.
 
     Raises:
         MethodError: a name is unknown, or the two networks have no such pair.
@@ -41,6 +41,8 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
             (tap_named(method, "taps", context.student_taps, s.strip()), tap_named(method, "taps", context.teacher_taps, t.strip()))
             for s, _, t in named
         ]
+    if context.task == "detection":
+        return _neck_pairs(method, context)
     if taps != "last" and taps not in STAGES:
         raise MethodError(f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found '{taps}'.")
     pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["decoder" if taps == "last" else taps])
@@ -50,6 +52,18 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
         known = [", ".join(t.name for t in side) or "none" for side in (context.student_taps, context.teacher_taps)]
         raise MethodError(f"{method} found no pair of taps for '{taps}': the student has {known[0]}, the teacher {known[1]}; name them.")
     return pairs[:1] if taps == "last" else pairs
+
+
+def _neck_pairs(method: str, context: Context) -> list[Pair]:
+    """Every pair of neck maps with the same stride, finest first."""
+    pairs = [(s, t) for s, t in pair_by_stride(context.student_taps, context.teacher_taps, ("neck",)) if s.stride == t.stride]
+    if not pairs:
+        known = [
+            ", ".join(f"{t.name} ({t.stride[0]})" for t in side if t.stage == "neck")
+            for side in (context.student_taps, context.teacher_taps)
+        ]
+        raise MethodError(f"{method} found no neck maps of equal stride: the student has {known[0]}, the teacher {known[1]}.")
+    return pairs
 
 
 class PairMethod(Method):

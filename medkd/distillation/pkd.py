@@ -36,6 +36,7 @@ class PKD(PairMethod):
     """
 
     citation = "Cao, Zhang, Gao, Cheng, Cheng, Cheng; NeurIPS 2022; arXiv 2207.02039"
+    detection = True
 
     def __init__(self, context: Context, weight: float | None = None, taps: str = "decoder", variant: str = "default") -> None:
         super().__init__(context, "pkd", taps)

@@ -111,6 +111,7 @@ class SFD(PairMethod):
     """
 
     citation = "SFD-KD; 2025; github.com/adgo007/SFD-KD"
+    detection = True
 
     def __init__(
         self,

@@ -1,0 +1,49 @@
+"""What a family needs to train a detector: everything about one fold of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from medkd.core.run import Budget
+from medkd.detection.base import Detector
+from medkd.detection.plan import DetectionPlan
+
+if TYPE_CHECKING:
+    from medkd.detection.distiller import DetectorDistiller
+
+
+@dataclass(frozen=True)
+class DetectionJob:
+    """One fold of one run.
+
+    Attributes:
+        detector: what is trained.
+        distiller: teacher and method, or None.
+        plan: of the data set.
+        store: folder of a :class:`~medkd.detection.store.DetectionStore`.
+        train: case ids in the order of the split; sampling by the plan is the family's to apply.
+        val: case ids.
+        budget: ``epochs`` and ``iterations_per_epoch`` (0: one pass over the drawn training images), batch size, learning rate, seed.
+        folder: fold folder; the family writes its checkpoints and ``log.jsonl`` there.
+        device: where to train.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        resume: continue from what is in the folder.
+        workers: loader processes.
+    """
+
+    detector: Detector
+    distiller: DetectorDistiller | None
+    plan: DetectionPlan
+    store: Path
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    budget: Budget
+    folder: Path
+    device: torch.device
+    precision: str = "fp32"
+    resume: bool = False
+    workers: int = 0
