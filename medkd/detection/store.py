@@ -1,0 +1,293 @@
+"""Radiographs and boxes, ready for training: 8-bit PNGs, no larger than the plan needs, and their boxes in two forms.
+
+``<folder>/images/CASE.png`` and ``<folder>/labels/CASE.txt`` are what ultralytics reads; ``<folder>/cases.json`` says the same for
+everybody else, and what the raw images were.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_text
+from medkd.core.serial import from_data, load, save
+from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
+
+INDEX_FILE = "cases.json"
+JOURNAL_FILE = "cases.jsonl"
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One image as it lies in the store.
+
+    Attributes:
+        width: of the stored image in pixels.
+        height: likewise.
+        original_width: of the raw image in pixels.
+        original_height: likewise.
+        boxes: ``(x_min, y_min, x_max, y_max)`` each, in pixels of the stored image; none for a negative.
+        classes: the class of each box, its place in the index' ``categories``.
+        source: sizes and times of change of the raw files that it was made of.
+    """
+
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    boxes: tuple[tuple[float, ...], ...] = ()
+    classes: tuple[int, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class StoreIndex:
+    """``cases.json``: the categories in order, and all cases by their id."""
+
+    categories: tuple[str, ...]
+    cases: Mapping[str, StoredCase] = field(default_factory=dict)
+    schema: int = 1
+
+
+class DetectionStore:
+    """Reads stored cases; the index is read once.
+
+    Args:
+        folder: ``<root>/preprocessed/DATASET/detection``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def index(self) -> StoreIndex:
+        """What the store holds.
+
+        Raises:
+            DataError: there is no index, or it is damaged.
+        """
+        path = self.folder / INDEX_FILE
+        if not path.exists():
+            raise DataError(f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); run medkd_plan_and_preprocess.")
+        return load(StoreIndex, path)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return self.index.categories
+
+    def cases(self) -> list[str]:
+        """All case ids, sorted."""
+        return sorted(self.index.cases)
+
+    def entry(self, case: str) -> StoredCase:
+        """What the index says of a case.
+
+        Raises:
+            DataError: the case is not stored.
+        """
+        if case not in self.index.cases:
+            raise DataError(f"{self.folder} does not hold the case '{case}'; run medkd_plan_and_preprocess again.")
+        return self.index.cases[case]
+
+    def image_path(self, case: str) -> Path:
+        """The PNG of a case; grey images have one channel."""
+        return self.folder / "images" / f"{case}.png"
+
+    def label_path(self, case: str) -> Path:
+        """The YOLO text file of a case: ``class cx cy w h`` per line, as shares of the image; empty for a negative."""
+        return self.folder / "labels" / f"{case}.txt"
+
+    def image(self, case: str) -> np.ndarray:
+        """The image ``(H, W, 3)`` uint8, red, green, blue.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = self.image_path(case)
+        try:
+            with Image.open(path) as image:
+                return np.array(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"Cannot read the stored image {path} ({error}); delete it and run medkd_plan_and_preprocess again.") from error
+
+    def boxes(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes ``(n, 4)`` float32 as left, top, right, bottom in pixels of the stored image, and their classes ``(n,)`` int64."""
+        entry = self.entry(case)
+        return np.array(entry.boxes, np.float32).reshape(-1, 4), np.array(entry.classes, np.int64)
+
+    def names(self, case: str) -> tuple[str, ...]:
+        """The category of each box."""
+        return tuple(self.categories[i] for i in self.entry(case).classes)
+
+    def annotations(self) -> dict[str, tuple[str, ...]]:
+        """Case → category of each of its boxes, of all cases; see :func:`medkd.detection.sampling.draw_epoch`."""
+        return {case: self.names(case) for case in self.cases()}
+
+    def size(self, case: str) -> tuple[int, int]:
+        """(width, height) of the stored image in pixels."""
+        entry = self.entry(case)
+        return entry.width, entry.height
+
+    def original_size(self, case: str) -> tuple[int, int]:
+        """(width, height) of the raw image in pixels."""
+        entry = self.entry(case)
+        return entry.original_width, entry.original_height
+
+
+class DetectionStoreWriter:
+    """Writes cases, one by one or from several threads; what was written before a kill is not written again.
+
+    Every finished case is a line of ``cases.jsonl``; :meth:`finish` makes ``cases.json`` of them.
+
+    Args:
+        folder: of the store.
+        categories: names of the classes; cases stored with other ones are made anew.
+        image_size: longer images are stored with this long side in pixels.
+    """
+
+    def __init__(self, folder: Path, categories: Sequence[str], image_size: int) -> None:
+        self.store = DetectionStore(folder)
+        self.categories = tuple(categories)
+        self.image_size = image_size
+        self._journal = self.store.folder / JOURNAL_FILE
+        self._lock = threading.Lock()
+        self._known = self._read_known()
+
+    def is_current(self, case: str, source: str, size: tuple[int, int]) -> bool:
+        """Whether a case is stored, made of these raw files, in the size (width, height) that a raw image of ``size`` should have."""
+        entry = self._known.get(case)
+        if entry is None or entry.source != source or (entry.width, entry.height) != stored_size(size, self.image_size):
+            return False
+        return self.store.image_path(case).exists() and self.store.label_path(case).exists()
+
+    def known(self, case: str) -> StoredCase | None:
+        """A case as it was stored last."""
+        return self._known.get(case)
+
+    def write(self, case: str, image: Path, annotation: BoxAnnotation, source: str) -> None:
+        """Store one case.
+
+        Args:
+            case: its id.
+            image: raw radiograph.
+            annotation: its boxes, in pixels of the raw image.
+            source: what the raw files are, to see later whether they changed.
+
+        Raises:
+            DataError: the image cannot be read, or has another size than the annotation says.
+        """
+        radiograph = read_radiograph(image)
+        if radiograph.size != (annotation.width, annotation.height):
+            found = f"{radiograph.size[0]}×{radiograph.size[1]}"
+            raise DataError(f"{image}: expected {annotation.width}×{annotation.height} px as in its annotation, found {found}.")
+        pixels = _grey_if_grey(to_eight_bit(radiograph.pixels)[0])
+        size = stored_size(radiograph.size, self.image_size)
+        if size != radiograph.size:
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))  # the mean over the area of each new pixel
+        entry = _entry(annotation, size, self.categories, source)
+        write_png(self.store.image_path(case), pixels)
+        write_text(self.store.label_path(case), _yolo_lines(entry))
+        line = json.dumps({"case": case, "entry": asdict(entry)}) + "\n"
+        with self._lock:
+            self._known[case] = entry
+            with self._journal.open("a", encoding="utf-8") as file:
+                file.write(line)
+
+    def finish(self, cases: Sequence[str]) -> DetectionStore:
+        """Write the index of these cases and remove all others; returns the store.
+
+        Raises:
+            DataError: one of the cases was never written.
+        """
+        missing = sorted(set(cases) - set(self._known))
+        if missing:
+            raise DataError(f"{self.store.folder}: {len(missing)} cases were not stored, for example {missing[0]}; run the command again.")
+        for case in sorted(set(self._known) - set(cases)):
+            self.store.image_path(case).unlink(missing_ok=True)
+            self.store.label_path(case).unlink(missing_ok=True)
+        save(self.store.folder / INDEX_FILE, StoreIndex(self.categories, {case: self._known[case] for case in sorted(cases)}))
+        self._journal.unlink(missing_ok=True)
+        return DetectionStore(self.store.folder)
+
+    def _read_known(self) -> dict[str, StoredCase]:
+        """What index and journal hold; nothing where they are of other categories or damaged: it costs only time to make them anew."""
+        known: dict[str, StoredCase] = {}
+        try:
+            data = read_json(self.store.folder / INDEX_FILE) if (self.store.folder / INDEX_FILE).exists() else {}
+            index = from_data(StoreIndex, data, INDEX_FILE) if data else StoreIndex(self.categories)
+            known = dict(index.cases) if index.categories == self.categories and index.schema == StoreIndex.schema else {}
+        except DataError:
+            known = {}
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        return known | self._read_journal()
+
+    def _read_journal(self) -> dict[str, StoredCase]:
+        head = json.dumps({"categories": list(self.categories), "schema": StoreIndex.schema})
+        lines = self._journal.read_text(encoding="utf-8", errors="replace").split("\n") if self._journal.exists() else []
+        found: dict[str, StoredCase] = {}
+        for line in lines[1:-1] if lines and lines[0] == head else []:  # the last one is empty, or was cut off by a kill
+            try:
+                data = json.loads(line)
+                found[data["case"]] = from_data(StoredCase, data["entry"], JOURNAL_FILE)
+            except (ValueError, KeyError, TypeError, DataError):
+                break
+        lines = [head, *(json.dumps({"case": case, "entry": asdict(entry)}) for case, entry in found.items())]
+        write_text(self._journal, "".join(f"{line}\n" for line in lines))
+        return found
+
+
+def stored_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """(width, height) of the stored image: the long side is ``image_size`` at most, the shape is kept to the nearest pixel."""
+    longest = max(size)
+    if longest <= image_size:
+        return size
+    width, height = (max(1, round(side * image_size / longest)) for side in size)
+    return width, height
+
+
+def source_of_case(image: Path, label: Path) -> str:
+    """Sizes and times of change of the raw files of a case.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    try:
+        states = [path.stat() for path in (image, label)]
+    except OSError as error:
+        raise DataError(f"Cannot read {error.filename}: {error.strerror}; restore the file or leave the case out.") from error
+    return " ".join(f"{path.name}:{s.st_size}:{s.st_mtime_ns}" for path, s in zip((image, label), states, strict=True))
+
+
+def _entry(annotation: BoxAnnotation, size: tuple[int, int], categories: Sequence[str], source: str) -> StoredCase:
+    """Boxes scaled to the stored size and clipped to it."""
+    entry = StoredCase(*size, annotation.width, annotation.height, source=source)
+    factor = np.array([size[0] / annotation.width, size[1] / annotation.height] * 2)
+    boxes = np.clip(np.array(annotation.boxes, np.float64).reshape(-1, 4) * factor, 0, np.array([*size, *size]))
+    rounded = tuple(tuple(round(float(value), 4) for value in box) for box in boxes)
+    return replace(entry, boxes=rounded, classes=tuple(int(i) for i in annotation.indices(categories)))
+
+
+def _yolo_lines(entry: StoredCase) -> str:
+    width, height = entry.width, entry.height
+    lines = [
+        f"{index} {(a + c) / 2 / width:.8f} {(b + d) / 2 / height:.8f} {(c - a) / width:.8f} {(d - b) / height:.8f}\n"
+        for index, (a, b, c, d) in zip(entry.classes, entry.boxes, strict=True)
+    ]
+    return "".join(lines)
+
+
+def _grey_if_grey(pixels: np.ndarray) -> np.ndarray:
+    """One channel where three are equal, which is smaller and faster to read."""
+    if pixels.ndim == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
+        return np.ascontiguousarray(pixels[..., 0])
+    return pixels
