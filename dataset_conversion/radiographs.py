@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.folds import SEED, joined_groups, stratified_folds
 from medkd.core.serial import to_data
 from medkd.io.checks import Finding
 from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
@@ -36,8 +36,6 @@ SETTINGS = {
     "patients": "CSV file with the columns image and patient; a patient's images stay in one fold",
     "scaling": "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the highest value)",
 }
-_FOLDS = 5
-_SEED = 12345
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ def finish_radiographs(
             notes.append(f"taken out of training, since an equal image is validated or tested on: {', '.join(taken_out)}")
     else:
         seen = {c for group in twins if test & set(group) for c in group}
-        split = make_folds({c: v for c, v in training.items() if c not in seen}, _groups(training, writer.patients, twins))
+        split = make_folds({c: v for c, v in training.items() if c not in seen}, joined_groups(training, writer.patients, twins))
     description = DatasetDescription.detection(CHANNELS, rules.categories)
     own = {**extra, **({"duplicates": twins} if twins else {})}
     return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, notes)
@@ -273,21 +271,10 @@ def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) 
     Returns:
         The folds; None where there are fewer than two groups.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    cases = sorted(classes)
-    names = [groups.get(case, case) for case in cases]
-    folds = min(_FOLDS, len(set(names)))
-    if folds < 2:
+    folds = stratified_folds(classes, groups)
+    if not folds:
         return None
-    frequency = Counter(c for found in classes.values() for c in set(found))
-    strata = [min(classes[case], key=lambda c: (frequency[c], c), default=0) for case in cases]
-    strata = strata if max(Counter(strata).values()) >= folds else [0] * len(cases)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class rarer than the folds: nothing can be done about it
-        parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=_SEED).split(cases, strata, names))
-    chosen = tuple((tuple(cases[i] for i in train), tuple(cases[i] for i in val)) for train, val in parts)
-    return PublishedSplit(chosen, f"{folds} folds, stratified by class, patients and equal images kept together, seed {_SEED}")
+    return PublishedSplit(tuple(folds), f"{len(folds)} folds, stratified by class, patients and equal images kept together, seed {SEED}")
 
 
 def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiograph, list[Finding]]:
@@ -316,16 +303,6 @@ def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tu
         found = f"one whose end is missing, and with it {image.lost:.1%} of the pixels"
         findings.append(Finding(case, str(path), "a whole JPEG", found, action, error=False))
     return tuple(name for name, holds in facts.items() if holds), findings
-
-
-def _groups(cases: Iterable[str], patients: Mapping[str, str], twins: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Case → the group it must stay with: its patient's, joined over equal images."""
-    groups = {case: f"patient {patients[case]}" if case in patients else case for case in cases}
-    for twin in twins:
-        members = [groups[case] for case in twin if case in groups]
-        for case in [c for c, group in groups.items() if group in members]:
-            groups[case] = min(members)
-    return groups
 
 
 def _contradictions(twins: Sequence[Sequence[str]], classes: Mapping[str, Sequence[int]]) -> list[Finding]:

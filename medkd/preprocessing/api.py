@@ -15,6 +15,7 @@ from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import Protocol, find_protocol
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import load, save
+from medkd.core.workers import run_cases, worker_count
 from medkd.io.verify import REPORT_FILE, verify_dataset
 from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
@@ -22,7 +23,6 @@ from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.planner import CONFIGURATIONS, make_plan
 from medkd.preprocessing.resampling import resampled_shape
 from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
-from medkd.preprocessing.workers import run_cases, worker_count
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.plan import IntensityStatistics
+from medkd.core.workers import run_cases, worker_count
 from medkd.io.volumes import read_geometry, read_image, read_label
 from medkd.preprocessing.cropping import bounding_box, box_slices, nonzero_mask
-from medkd.preprocessing.workers import run_cases, worker_count
 
 FINGERPRINT_FILE = "fingerprint.json"
 

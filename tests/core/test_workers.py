@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from medkd.core import workers
 from medkd.core.errors import DataError
-from medkd.preprocessing import workers
-from medkd.preprocessing.workers import run_cases, worker_count
+from medkd.core.workers import run_cases, worker_count
 
 
 def test_results_keep_the_order_of_the_cases() -> None:
