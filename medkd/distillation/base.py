@@ -81,6 +81,9 @@ class Method(nn.Module):
         needs_teacher: False where the method never looks at a teacher.
         continues_teacher: True where student features go through the teacher's remaining layers (``Outputs.forward_from``).
         detection: True where the same formula is defined for detectors, on their necks' features or their class logits.
+        per_logit: most bytes that loss and gradient take for every byte of the logits, see :meth:`announced`.
+        per_feature: the same for every byte of the features compared, of both networks.
+        bound: what the method does to stay there, in words.
     """
 
     citation: ClassVar[str] = ""
@@ -88,6 +91,9 @@ class Method(nn.Module):
     needs_teacher: ClassVar[bool] = True
     continues_teacher: ClassVar[bool] = False
     detection: ClassVar[bool] = False
+    per_logit: ClassVar[float] = 6.0
+    per_feature: ClassVar[float] = 6.0
+    bound: ClassVar[str] = "a few copies of the features and logits"
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -101,8 +107,36 @@ class Method(nn.Module):
         """Named scalar terms, already weighted; gradient reaches the student and the helpers only."""
         raise NotImplementedError
 
-    def prepare(self, teacher: nn.Module, batches: Any) -> None:
-        """Optional first stage that needs the teacher and training batches; run once before training."""
+    def pairwise(self, batch: int) -> int:
+        """Most numbers in matrices whose size the patch does not decide (pairs of places, memories); 0 for methods without."""
+        return 0
+
+    def announced(self, logits: int, features: int, batch: int) -> int:
+        """Most bytes that loss and gradient take at once, beyond their inputs; a bound, not a forecast.
+
+        A method that continues the teacher takes the teacher's layers besides.
+
+        Args:
+            logits: bytes of the student's logits.
+            features: bytes of the captured features of both networks.
+            batch: samples.
+        """
+        helpers = sum(p.numel() for p in self.parameters())
+        # the gradients of the helpers, and room for what costs next to nothing: class means, counts, small gates
+        return int(self.per_logit * logits + self.per_feature * features) + 4 * (self.pairwise(batch) + helpers) + 2**20
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether :meth:`prepare` must run before the first step; never after a prepared state was loaded."""
+        return False
+
+    def prepare(self, teacher: Any, batches: Any) -> None:
+        """Optional first stage, run once before training.
+
+        Args:
+            teacher: the frozen teacher as a :class:`medkd.distillation.prompts.PromptTeacher`.
+            batches: training batches, as that teacher takes them.
+        """
 
 
 METHODS: Registry[type[Method]] = Registry("method", MethodError)
@@ -184,9 +218,20 @@ class _Sum(Method):
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         return {f"{n}.{k}": v for n, m in zip(self.parts, self._methods(), strict=True) for k, v in m(student, teacher, target).items()}
 
-    def prepare(self, teacher: nn.Module, batches: Any) -> None:
+    def pairwise(self, batch: int) -> int:
+        return sum(m.pairwise(batch) for m in self._methods())
+
+    def announced(self, logits: int, features: int, batch: int) -> int:
+        return sum(m.announced(logits, features, batch) for m in self._methods())
+
+    @property
+    def needs_preparation(self) -> bool:
+        return any(method.needs_preparation for method in self._methods())
+
+    def prepare(self, teacher: Any, batches: Any) -> None:
         for method in self._methods():
-            method.prepare(teacher, batches)
+            if method.needs_preparation:
+                method.prepare(teacher, batches)
 
     def _methods(self) -> list[Method]:
         return [m for m in self.parts.values() if isinstance(m, Method)]
