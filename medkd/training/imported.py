@@ -47,18 +47,19 @@ def import_teacher(path: Path, dataset: str, cases: Sequence[str], raw: Path) ->
         f"run medkd_plan_and_preprocess -d {dataset} --like {path} --overwrite-plan, which takes over the teacher's and preprocesses again"
     )
     if is_external_folder(path):
-        train = frozenset(read_external(path).train)
+        train, model = frozenset(read_external(path).train), describe_external(path)
         return Candidate(
-            folder.name, str(folder), folder, describe_external(path), lambda _: train, lambda _: load_external(path).networks[0], remedy
+            folder.name, str(folder), folder, model.folds, lambda _: train, lambda _: load_external(path).networks[0], model, remedy
         )
-    found = nnunet_folds(path)
+    found, model = nnunet_folds(path), describe_nnunet(path)
     return Candidate(
         "nnunet",
         str(folder),
         folder,
-        describe_nnunet(path),
+        model.folds,
         lambda fold: _seen_by_nnunet(path, fold, cases, raw),
         lambda fold: load_nnunet(path, [fold], checkpoint=found[fold]).networks[0],
+        model,
         remedy,
     )
 
