@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from medkd.evaluation.detection_matching import FALSE, THRESHOLDS, TRUE, Criterion, Matched, match_coco, match_froc
 from medkd.evaluation.detection_predictions import Boxes
@@ -134,15 +135,16 @@ def average_precisions(matched: Matched, weights: np.ndarray) -> np.ndarray:
         weights: ``(samples, images)``.
     """
     total = (weights @ matched.truths).astype(np.float64)
-    drawn = weights[:, matched.image]
-    listed = np.cumsum(drawn, axis=1, dtype=np.float64)
+    places = np.flatnonzero((matched.hit == TRUE).any(axis=1))
+    listed = _counted_until(places, np.ones(len(matched.scores), bool), matched, weights)
+    drawn = weights[:, matched.image[places]].astype(np.float64)
     result = np.zeros((len(weights), len(THRESHOLDS)))
     for t in range(len(THRESHOLDS)):
-        places = np.flatnonzero(matched.hit[:, t] == TRUE)
-        if not len(places):
+        here = np.flatnonzero(matched.hit[places, t] == TRUE)
+        if not len(here):
             continue
-        true = np.cumsum(drawn[:, places], axis=1, dtype=np.float64)
-        precision = true / np.maximum(listed[:, places], 1)
+        true = np.cumsum(drawn[:, here], axis=1)
+        precision = true / np.maximum(listed[:, here], 1)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALLS, true / np.maximum(total, 1)[:, None], side="right")
         result[:, t] = (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
@@ -174,7 +176,7 @@ def froc_curve(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not total:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     true, false = _operating_points(matched, ones)
-    return false[0] / len(matched.truths), true[0] / total, np.append(np.inf, matched.scores[_last_of_equal(matched.scores)])
+    return false[0] / len(matched.truths), true[0] / total, np.append(np.inf, matched.scores[_points(matched)])
 
 
 def image_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -220,16 +222,29 @@ def average_precision(found: Sequence[Any], truths: Sequence[Any], categories: S
 
 
 def _operating_points(matched: Matched, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted true and false positives ``(samples, points)``: nothing accepted, then everything down to each distinct score."""
-    drawn, hit, ends = weights[:, matched.image], matched.hit[:, 0], _last_of_equal(matched.scores)
-    start = np.zeros((len(weights), 1))
-    true, false = (np.cumsum(drawn * (hit == kind), axis=1, dtype=np.float64)[:, ends] for kind in (TRUE, FALSE))
+    """Weighted true and false positives ``(samples, points)`` at :func:`_points`, and before them the point where nothing is accepted."""
+    places, hit, start = _points(matched), matched.hit[:, 0], np.zeros((len(weights), 1))
+    true, false = (_counted_until(places, hit == kind, matched, weights) for kind in (TRUE, FALSE))
     return np.concatenate([start, true], axis=1), np.concatenate([start, false], axis=1)
 
 
-def _last_of_equal(scores: np.ndarray) -> np.ndarray:
-    """Places after which a falling score changes; equal scores can only be accepted together."""
-    return np.flatnonzero(np.diff(scores, append=-np.inf))
+def _points(matched: Matched) -> np.ndarray:
+    """Places at which sensitivity can rise: the last one of every run of equal scores (accepted together) that holds a true positive."""
+    ends = np.flatnonzero(np.diff(matched.scores, append=-np.inf))
+    rises = np.flatnonzero(matched.hit[:, 0] == TRUE)
+    return np.unique(ends[np.searchsorted(ends, rises)])
+
+
+def _counted_until(places: np.ndarray, chosen: np.ndarray, matched: Matched, weights: np.ndarray) -> np.ndarray:
+    """Weighted number of the chosen detections ``(n,)`` at or before each of some places: ``(samples, places)``.
+
+    Detections are gathered by the stretch between two places that they lie in, so that only the places are summed up, not all detections.
+    """
+    stretch = np.searchsorted(places, np.arange(len(matched.scores)))
+    used = np.flatnonzero(chosen & (stretch < len(places)))
+    shape = (len(places), len(matched.truths))
+    table = sparse.csr_matrix((np.ones(len(used)), (stretch[used], matched.image[used])), shape=shape)
+    return np.cumsum((table @ weights.T.astype(np.float64)).T, axis=1)
 
 
 def _top(boxes: Boxes, keep: np.ndarray) -> float:
@@ -245,7 +260,7 @@ def _mean(columns: Sequence[np.ndarray], samples: int) -> np.ndarray:
 
 
 def _in_chunks(function: Any, matched: Matched, weights: np.ndarray) -> np.ndarray:
-    rows = max(1, _CHUNK // max(len(matched.scores), 1))
+    rows = max(1, _CHUNK // max(int((matched.hit == TRUE).any(axis=1).sum()), 1))
     return np.concatenate([function(matched, weights[i : i + rows]) for i in range(0, len(weights), rows)])
 
 
