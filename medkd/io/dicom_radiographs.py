@@ -1,0 +1,147 @@
+"""Radiographs as DICOM files (CR, DX and the like), brought to the 8 bits in which a workstation would show them.
+
+DICOM PS3.3, sections C.11.1 (modality LUT), C.11.2 (VOI LUT and window), C.7.6.3.1.2 (MONOCHROME1: the lowest value is white).
+Needs pydicom (``pip install 'medkd[dicom]'``), which is imported when the first file is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.io.dicom_header import is_dicom, read_dataset
+from medkd.io.radiographs import read_radiograph, to_eight_bit
+
+_SECTIONS = {"CT", "MR", "PT", "NM"}
+
+
+def read_eight_bit(path: Path) -> np.ndarray:
+    """The upright image in a PNG, JPEG, other image or DICOM file, as a person sees it: ``(H, W)`` or ``(H, W, 3)`` uint8.
+
+    Raises:
+        DataError: the file is missing, damaged or no radiograph.
+    """
+    if is_dicom(Path(path)):
+        return read_dicom_radiograph(Path(path))
+    try:
+        return to_eight_bit(read_radiograph(path).pixels)[0]
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+
+
+def read_dicom_radiograph(path: Path) -> np.ndarray:
+    """One DICOM image ``(H, W)`` (or ``(H, W, 3)`` for colours) uint8.
+
+    The file's own VOI LUT or first window decides about contrast; where it has none, the 0.05th and 99.95th percentile of the pixels
+    that are not padding.
+
+    Raises:
+        DataError: pydicom is not installed, or the file is damaged, has no single image, is a CT or MR section, or its compression cannot
+            be read.
+    """
+    dataset = read_dataset(path)
+    _check(path, dataset)
+    stored = _pixels(path, dataset)
+    if stored.ndim == 3:
+        return to_eight_bit(np.ascontiguousarray(stored[..., :3]))[0]
+    try:
+        values = _modality(stored, dataset)
+        shown = _windowed(values, dataset)
+    except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        raise DataError(f"{path}: its rescaling or window is damaged ({type(error).__name__}: {error}); export it again.") from error
+    padding = _padding(stored, dataset) if shown is None else np.zeros(stored.shape, bool)
+    shown = _by_percentiles(values, padding) if shown is None else shown
+    seen = 255 - shown if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1" else shown
+    return np.where(padding, 0, seen).astype(np.uint8)
+
+
+def _check(path: Path, dataset: Any) -> None:
+    modality, frames = str(dataset.get("Modality") or ""), int(dataset.get("NumberOfFrames") or 1)
+    if not dataset.get("Rows") or not dataset.get("Columns") or "PixelData" not in dataset:
+        raise DataError(f"{path} holds no image; expected a radiograph (CR, DX).")
+    if modality in _SECTIONS:
+        raise DataError(
+            f"{path} is a section of modality {modality}, expected a radiograph (CR, DX); predict sections with their own model."
+        )
+    if frames > 1:
+        raise DataError(f"{path} holds {frames} frames, expected one radiograph per file; export the frames one by one.")
+    if str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR":
+        raise DataError(f"{path} is a palette image, expected a radiograph in grey levels; convert it to PNG first.")
+
+
+def _pixels(path: Path, dataset: Any) -> np.ndarray:
+    try:
+        return np.asarray(dataset.pixel_array)
+    except Exception as error:  # the decoders raise errors of any kind
+        syntax = dataset.file_meta.TransferSyntaxUID
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        if not syntax.is_compressed:
+            raise DataError(f"{path} is truncated or damaged ({first}); copy or export it again.") from error
+        return _pixels_by_itk(path, dataset)
+
+
+def _pixels_by_itk(path: Path, dataset: Any) -> np.ndarray:
+    """Decode what pydicom has no plug-in for (JPEG Lossless above all); SimpleITK rescales, so that is not to be done again."""
+    import SimpleITK as sitk
+
+    try:
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0]
+    except RuntimeError as error:
+        syntax = dataset.file_meta.TransferSyntaxUID
+        raise DataError(
+            f"{path}: no decoder that is installed can read its compression, {syntax.name}; install pylibjpeg with pylibjpeg-libjpeg and "
+            "pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)."
+        ) from error
+    for key in ("RescaleSlope", "RescaleIntercept"):
+        if key in dataset:
+            del dataset[key]
+    return pixels
+
+
+def _modality(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut
+
+    return np.asarray(apply_modality_lut(stored, dataset), np.float64)
+
+
+def _windowed(values: np.ndarray, dataset: Any) -> np.ndarray | None:
+    """Values ``(H, W)`` in 0..255 by the file's VOI LUT or window; None where it has neither."""
+    if dataset.get("VOILUTSequence"):
+        from pydicom.pixels import apply_voi
+
+        table = apply_voi(np.rint(values).astype(np.int64), dataset)
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        return np.rint(np.clip(table / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
+    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+    if centre is None or width is None or width < 1:
+        return None
+    kind = str(dataset.get("VOILUTFunction") or "LINEAR")
+    if kind == "SIGMOID":
+        share = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    elif kind == "LINEAR_EXACT":
+        share = (values - centre) / width + 0.5
+    else:
+        share = (values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
+    return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def _first(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    return float(value) if isinstance(value, (int, float, str)) else float(value[0])
+
+
+def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Mask of the pixels outside of the exposed field, where the file says so."""
+    value = dataset.get("PixelPaddingValue")
+    return stored == int(value) if isinstance(value, int) else np.zeros(stored.shape, bool)
+
+
+def _by_percentiles(values: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    inside = values[~padding] if not padding.all() else values.reshape(-1)
+    whole = bool((inside == np.rint(inside)).all())
+    _, (low, high) = to_eight_bit(inside[None].astype(np.int64 if whole else np.float64))
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
