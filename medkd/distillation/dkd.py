@@ -58,16 +58,26 @@ class DKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``dkd_target`` and ``dkd_others``."""
-        labels, scale = target.labels, self.weight * self.temperature**2
-        s, t = student.logits / self.temperature, teacher.logits / self.temperature
-        b_s, b_t = _true_or_not(s, labels), _true_or_not(t, labels)
-        q_s, q_t = others(s, labels), others(t, labels)
-        sure = (b_t.exp() * (b_t - b_s)).sum(1, keepdim=True)
-        rest = (others_probability(q_t, labels) * (q_t - q_s)).sum(1, keepdim=True)
+        scale = self.weight * self.temperature**2
+        sure, rest = decoupled(student.logits / self.temperature, teacher.logits / self.temperature, target.labels)
         return {
             "dkd_target": scale * self.alpha * masked_mean(sure, target.valid),
             "dkd_others": scale * self.beta * masked_mean(rest, target.valid),
         }
+
+
+def decoupled(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``KL(b_T ‖ b_S)`` and ``KL(q_T ‖ q_S)`` per place, both ``(B, 1, *spatial)``.
+
+    Args:
+        student: logits ``(B, K, *spatial)``, divided by the temperature.
+        teacher: the same of the teacher.
+        labels: true class ``(B, 1, *spatial)``, int64.
+    """
+    b_s, b_t = _true_or_not(student, labels), _true_or_not(teacher, labels)
+    q_s, q_t = others(student, labels), others(teacher, labels)
+    sure = (b_t.exp() * (b_t - b_s)).sum(1, keepdim=True)
+    return sure, (others_probability(q_t, labels) * (q_t - q_s)).sum(1, keepdim=True)
 
 
 def _true_or_not(logits: Tensor, labels: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class SpectrumFusion(nn.Module):
 
 @METHODS.register("fourier")
 class FourierKD(PairMethod):
-    """Fourier-domain distillation, the form for segmentation (one deep feature map, no loss on logits).
+    """Fourier-domain distillation of feature maps: one deep map in segmentation, the neck's maps in detectors; no loss on logits.
 
     The student's map goes through a trainable 1x1 convolution to the teacher's channels. Of both maps the orthonormal Fourier transform
     over space is taken (half of it suffices for real maps). The student's amplitude is replaced by a trainable fusion of both
@@ -47,7 +47,7 @@ class FourierKD(PairMethod):
         L = w · Σ_{3 coordinates} ½ mean_{n,c,f} a_nc (R_S − R_T)²,    a_nc = 1 − cos(S_nc, T_nc)
 
     ``a`` has no gradient (in the paper variant it has). The noise depends on the step number only, so a resumed run sees the same.
-    ``variant="paper"`` takes the paper's weight, 41.
+    The term is the mean over maps. ``variant="paper"`` is their sum with the paper's weights: 41, between detectors 7.
 
     Citation: FourierKD, IEEE Signal Processing Letters, 2024, DOI 10.1109/LSP.2024.3515795.
 
@@ -67,7 +67,8 @@ class FourierKD(PairMethod):
     def __init__(self, context: Context, weight: float | None = None, taps: str = "bottleneck", variant: str = "default") -> None:
         super().__init__(context, "fourier", taps)
         self.paper = check_variant("fourier", variant)
-        self.weight = positive("fourier", "weight", weight if weight is not None else (41.0 if self.paper else 1.0))
+        own = (7.0 if context.task == "detection" else 41.0) if self.paper else 1.0
+        self.weight = positive("fourier", "weight", own if weight is None else weight)
         self.fusions = nn.ModuleList(SpectrumFusion(pair) for pair in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
@@ -76,7 +77,8 @@ class FourierKD(PairMethod):
         for level, (s, t) in enumerate(self.features(student, teacher)):
             generator = torch.Generator(t.device).manual_seed(1000 * target.progress.step + level)
             levels.append(self._level(self.fusions[level], s, t, generator))
-        return {"fourier": self.weight * torch.stack(levels).mean()}
+        total = torch.stack(levels)
+        return {"fourier": self.weight * (total.sum() if self.paper else total.mean())}
 
     def _level(self, fusion: nn.Module, student: Tensor, teacher: Tensor, generator: torch.Generator) -> Tensor:
         adapted = resize(fusion.adapt(student), teacher.shape[2:])  # type: ignore[operator]

@@ -1,3 +1,5 @@
+# Importing a module enters its method into DETECTION_METHODS.
+from medkd.detection.methods import builtin, crosskd, cwd, dkd, rkd  # noqa: F401
 from medkd.detection.methods.registry import DETECTION_METHODS
 
 __all__ = ["DETECTION_METHODS"]
