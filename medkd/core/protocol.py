@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medkd.core.errors import PlanError
 from medkd.core.files import read_json
@@ -17,6 +17,7 @@ from medkd.core.serial import from_data, nearest
 
 FOLDER = Path(__file__).parents[1] / "protocols"
 SCHEMA = 1
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ class DetectionProtocol:
         final_learning_rate: at the end of a linear decay.
         momentum: of SGD.
         weight_decay: L2 penalty.
+        augmentation: random changes by their names in :class:`medkd.detection.plan.DetectionAugmentation`; empty keeps medkd's own.
+        sampling: see :class:`medkd.detection.plan.DetectionPlan`; keys with categories that a data set has not are left out.
     """
 
     image_size: int
@@ -170,6 +173,8 @@ class DetectionProtocol:
     final_learning_rate: float | None = None
     momentum: float | None = None
     weight_decay: float | None = None
+    augmentation: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,18 +219,48 @@ def find_protocol(text: str, extra: Mapping[str, Any]) -> Protocol:
         PlanError: protocol or variant do not exist, it is one for detection, or a setting is unknown.
         DataError: the file is damaged or has an unknown key.
     """
-    name, colon, variant = text.rpartition(":")
-    name, variant = (name, variant) if colon else (text, str(extra.get("medkd", {}).get("format", "")))
-    content = read_protocols(name)
+    content, name, variant = _named(text, extra)
     if not content.variants:
         raise PlanError(f"The protocol {content.name} is for detection; it cannot plan a segmentation data set.")
-    known = ", ".join(content.variants)
-    if variant not in content.variants:
-        said = f"no variant '{variant}'" if variant else "several variants, and the data set does not say which one it follows"
-        raise PlanError(f"The protocol {content.name} has {said}; give --protocol {name}:VARIANT with one of {known}.")
-    protocol = replace(content.variants[variant], name=f"{content.name}:{variant}", reference=content.reference)
+    protocol = _variant(content.variants, content.name, name, variant)
+    protocol = replace(protocol, name=f"{content.name}:{variant}", reference=content.reference)
     _check(protocol)
     return protocol
+
+
+def find_detection_protocol(text: str, extra: Mapping[str, Any]) -> tuple[str, DetectionProtocol]:
+    """The protocol that ``--protocol`` names, for one detection data set, and its full name.
+
+    Args:
+        text: ``NAME`` or ``FILE.json``, with ``:VARIANT`` where several variants are for this data set.
+        extra: of the data set's description; ``medkd.format`` starts the names of its variants.
+
+    Raises:
+        PlanError: protocol or variant do not exist, it is one for segmentation, or several variants fit.
+        DataError: the file is damaged or has an unknown key.
+    """
+    content, name, variant = _named(text, extra)
+    if not content.detection:
+        raise PlanError(f"The protocol {content.name} is for segmentation; it cannot plan a detection data set.")
+    fitting = [known for known in content.detection if known == variant or (variant and known.startswith(f"{variant}_"))]
+    variant = fitting[0] if len(fitting) == 1 else variant
+    return f"{content.name}:{variant}", _variant(content.detection, content.name, name, variant)
+
+
+def _named(text: str, extra: Mapping[str, Any]) -> tuple[ProtocolFile, str, str]:
+    """The file that ``NAME:VARIANT`` is about, the name, and the variant, which the data set may say."""
+    name, colon, variant = text.rpartition(":")
+    name, variant = (name, variant) if colon else (text, str(extra.get("medkd", {}).get("format", "")))
+    return read_protocols(name), name, variant
+
+
+def _variant(variants: Mapping[str, V], title: str, name: str, variant: str) -> V:
+    if variant not in variants:
+        known = [v for v in variants if variant and v.startswith(f"{variant}_")] or list(variants)
+        several = not variant or len(known) < len(variants)
+        said = "several variants, and the data set does not say which one it follows" if several else f"no variant '{variant}'"
+        raise PlanError(f"The protocol {title} has {said}; give --protocol {name}:VARIANT with one of {', '.join(known)}.")
+    return variants[variant]
 
 
 def _check(protocol: Protocol) -> None:

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from medkd.core.errors import DataError, PlanError
+from medkd.core.files import read_json
 from medkd.core.serial import load, save
+
+STRIDE = 32
+"""The sides of a detector's input are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,13 @@ class DetectionPlan:
         anchor_scale: side of the smallest anchor in strides, for detectors with anchors.
         augmentation: random changes of training images.
         sampling: category → how often an image whose boxes are all of this category is drawn, relative to the others (1 where not named);
-            empty draws all images alike.
+            ``fracture+text`` names the images with boxes of both and of nothing else; empty draws all images alike.
         negatives: images without boxes per image with boxes in an epoch, at most; None takes all.
         reasons: field → why it has its value, for people.
+        final_learning_rate: at the end of a linear decay; None leaves the schedule to the detector's family.
+        momentum: of SGD; None leaves it to the detector's family.
+        weight_decay: L2 penalty; None leaves it to the detector's family.
+        protocol: the published settings that it follows, ``sfd_kd:fracatlas_yolo``; empty for medkd's own.
     """
 
     dataset: str
@@ -64,13 +73,47 @@ class DetectionPlan:
     sampling: dict[str, float] = field(default_factory=dict)
     negatives: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
+    final_learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    protocol: str = ""
     task: Literal["detection"] = "detection"
     schema: int = 1
 
     @classmethod
     def load(cls, path: Path) -> DetectionPlan:
-        """Read a ``plans.json``; an unknown key is an error that names the nearest known one."""
-        return load(cls, path)
+        """Read a ``plans.json``; an unknown key is an error that names the nearest known one.
+
+        Raises:
+            DataError: the file is missing, of another form, or was made for segmentation.
+            PlanError: an edited value makes no sense.
+        """
+        data = read_json(path)
+        if isinstance(data, dict) and data.get("task") != "detection":
+            raise DataError(f"{path} is no plan for detection; run medkd_plan_and_preprocess --overwrite-plan.")
+        plan = load(cls, path)
+        plan.check(str(path))
+        return plan
+
+    def check(self, where: str = "plans.json") -> None:
+        """See that every value can be used.
+
+        Raises:
+            PlanError: the first one that cannot.
+        """
+        changes = self.augmentation
+        shares = ("mosaic", "fliplr", "flipud", "scale", "translate", "brightness")
+        allowed = {
+            "categories of different names": bool(self.categories) and len(set(self.categories)) == len(self.categories),
+            f"an image_size that is a multiple of {STRIDE} above 0": self.image_size > 0 and self.image_size % STRIDE == 0,
+            "a batch_size and epochs from 1 on": min(self.batch_size, self.epochs) >= 1,
+            "a learning_rate and an anchor_scale above 0": self.learning_rate > 0 and self.anchor_scale > 0,
+            f"{', '.join(shares)} of the augmentation from 0 to 1": all(0 <= getattr(changes, name) <= 1 for name in shares),
+            "close_mosaic and degrees of the augmentation from 0 on": min(changes.close_mosaic, changes.degrees) >= 0,
+        }
+        for what, holds in allowed.items():
+            if not holds:
+                raise PlanError(f"{where}: expected {what}; correct the plan, or make it anew with --overwrite-plan.")
 
     def save(self, path: Path) -> None:
         """Write it atomically."""
