@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Target
 from medkd.distillation.base import Method
 from medkd.distillation.capture import Capture
+from medkd.distillation.prompts import SegmentationTeacher
 
 
 class Distiller:
@@ -125,10 +125,19 @@ class Distiller:
             if capture is not None:
                 capture.clear()
 
-    def prepare(self, batches: Iterable[Any]) -> None:
-        """Run the method's first stage, if it has one (see :meth:`Method.prepare`)."""
-        if self.teacher is not None:
-            self.method.prepare(self.teacher, batches)
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether :meth:`prepare` must run before the first step; false once a prepared state was loaded."""
+        return self.method.needs_preparation
+
+    def prepare(self, batches: Iterable[tuple[Tensor, Target]]) -> None:
+        """Run the method's first stage, where it has one that has not run: see :meth:`Method.prepare`.
+
+        Args:
+            batches: training batches, images and targets, on the teacher's device; as many as the method wants are drawn.
+        """
+        if self.teacher is not None and self.needs_preparation:
+            self.method.prepare(SegmentationTeacher(self.teacher, self.method.context), batches)
 
     def parameters(self) -> list[nn.Parameter]:
         """The method's trainable helpers, for the optimiser; the teacher's are never among them."""

@@ -16,7 +16,24 @@ from tests.distillation.toys import ToyNetwork, batch, context, step, trained
 # Methods that refuse regions, because their formula is not defined for them.
 SOFTMAX_ONLY = {"nkd", "dkd"}
 # Methods whose formula is zero when the student gives exactly the teacher's outputs and features.
-ZERO_AT_TEACHER = {"none", "kd", "cwd", "at", "dkd", "dist", "skd", "ifvd", "rkd", "pkd", "mimic", "emkd", "cakd", "crosskd"}
+ZERO_AT_TEACHER = {
+    "none",
+    "kd",
+    "cwd",
+    "at",
+    "dkd",
+    "dist",
+    "skd",
+    "ifvd",
+    "rkd",
+    "pkd",
+    "mimic",
+    "emkd",
+    "cakd",
+    "crosskd",
+    "maskd",
+    "freekd",
+}
 # Terms in which a prediction on a voxel without annotation changes the weight of others (a distance to it).
 REACHES_ACROSS = {"soft_boundary"}
 TAUGHT = [name for name in METHODS if name != "none"]

@@ -38,6 +38,10 @@ def test_two_steps_train_the_student_and_the_helpers(name: str, student: str, te
             build_method(name, about)
         return
     distiller = Distiller(expert, build_method(name, about))
+    if distiller.needs_preparation:
+        image = torch.randn(2, 1, *size)
+        labels = (image > 0).float().expand(-1, OUTPUTS, *size) if regions else (image > 0).long()
+        distiller.prepare([(image, Target(labels))])
     optimizer = torch.optim.SGD([*learner.parameters(), *distiller.parameters()], 1e-3)
     before = [p.detach().clone() for p in distiller.parameters()]
     for step in range(2):

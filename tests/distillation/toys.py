@@ -141,8 +141,10 @@ def trained(rank: int, regions: bool, additive: bool = True) -> ToyNetwork:
 
 
 def step(method: Method, student: nn.Module, teacher: nn.Module | None, image: Tensor, target: Target) -> dict[str, Tensor]:
-    """One training step's terms."""
+    """One training step's terms, after the first stage where there is one."""
     distiller = Distiller(teacher, method)
+    if distiller.needs_preparation:
+        distiller.prepare([(image, target)] * 2)
     with distiller.student_capture(student):
         logits = student(image)
     return distiller.terms(image, logits, target)
