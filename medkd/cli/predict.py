@@ -1,4 +1,4 @@
-"""``medkd_predict``: label maps for raw scans."""
+"""``medkd_predict``: label maps for raw scans, boxes for radiographs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 from medkd.cli.common import parser, run
 from medkd.core.errors import RunError
 from medkd.core.paths import Root
+from medkd.core.run import is_detection
 from medkd.core.serial import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_predict``; status 1 where a case failed."""
     arguments = parser(
-        "Predict raw scans with a trained run; the label maps have the scans' own size, spacing, origin and direction.",
+        "Predict raw scans with a trained run; the label maps have the scans' own size, spacing, origin and direction. A run of a detector "
+        "takes radiographs (PNG, JPEG, DICOM) and writes predictions.json with boxes in their own pixels.",
         "medkd_predict -i scans -o predictions -m 4/unet_tiny__3d_fullres -f 0",
     )
     arguments.add_argument(
@@ -44,16 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)")
     arguments.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="predict only part I of N, for several machines")
     arguments.add_argument("--continue", dest="resume", action="store_true", help="leave out cases that are predicted already")
+    boxes = arguments.add_argument_group("for runs of detectors")
+    boxes.add_argument("--pictures", action="store_true", help="write pictures/CASE.jpg with the boxes too")
+    boxes.add_argument("--picture-score", type=float, default=0.25, metavar="S", help="lowest score that is drawn (default: %(default)s)")
+    boxes.add_argument("--score", type=float, help="lowest score that is kept (default: 0.001, low enough for medkd_evaluate)")
+    boxes.add_argument("--overlap", type=float, help="IoU above which the weaker of two boxes of a class is dropped (default: 0.7)")
+    boxes.add_argument("--most", type=int, help="most boxes per image (default: 300)")
     return run(_predict, arguments, argv)
 
 
 def _predict(options: argparse.Namespace) -> int:
+    folder = find_run(options.model, options.root)
+    if is_detection(folder):
+        return _detect(options, folder)
     from medkd.inference.api import predict_folder
 
     report = predict_folder(
         options.inputs[0] if len(options.inputs) == 1 else options.inputs,
         options.outputs,
-        find_run(options.model, options.root),
+        folder,
         folds=options.folds,
         checkpoint=options.checkpoint,
         step_size=options.step_size,
@@ -67,6 +78,29 @@ def _predict(options: argparse.Namespace) -> int:
     there = f", {len(report.skipped)} were there already" if report.skipped else ""
     failed = f", {len(report.failed)} failed: {', '.join(report.failed)}" if report.failed else ""
     print(f"{len(report.predicted)} cases predicted into {options.outputs}{there}{failed}")
+    return 1 if report.failed else 0
+
+
+def _detect(options: argparse.Namespace, folder: Path) -> int:
+    from medkd.detection.predict import predict_detections
+
+    limits = {name: getattr(options, name) for name in ("score", "overlap", "most") if getattr(options, name) is not None}
+    report = predict_detections(
+        options.inputs[0] if len(options.inputs) == 1 else options.inputs,
+        options.outputs,
+        folder,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        pictures=options.pictures,
+        picture_score=options.picture_score,
+        part=options.part,
+        resume=options.resume,
+        **limits,
+    )
+    there = f", {len(report.skipped)} were there already" if report.skipped else ""
+    failed = f", {len(report.failed)} failed: {', '.join(report.failed)}" if report.failed else ""
+    print(f"{len(report.predicted)} radiographs predicted into {options.outputs / 'predictions.json'}{there}{failed}")
     return 1 if report.failed else 0
 
 

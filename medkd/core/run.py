@@ -9,6 +9,7 @@ from typing import Any
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
+from medkd.core.files import read_json
 from medkd.core.plan import Architecture, Plan
 from medkd.core.serial import load
 
@@ -19,6 +20,10 @@ SPLIT_FILE = "split.json"
 LATEST = "checkpoint_latest.pt"
 BEST = "checkpoint_best.pt"
 FINAL = "checkpoint_final.pt"
+
+
+DETECTION = "detection"
+"""The configuration of every run of a detector."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class RunDescription:
 
     Attributes:
         dataset: full data set name.
-        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
+        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``; :data:`DETECTION` for a detector.
         network: the network that was trained (the student, when distilled).
         budget: length of training.
         mirror_axes: axes (of the patch) that training mirrored and test-time augmentation may mirror.
@@ -111,3 +116,14 @@ class RunFolder:
     def trained_folds(self) -> list[str]:
         """The folds that have a final checkpoint, as text."""
         return sorted(p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if (p / FINAL).exists())
+
+
+def is_detection(path: Path) -> bool:
+    """Whether a folder is the run folder of a detector; False for anything else, also for what is no run folder.
+
+    Raises:
+        DataError: its ``run.json`` cannot be read.
+    """
+    file = Path(path) / RUN_FILE
+    data = read_json(file) if file.exists() else None
+    return isinstance(data, Mapping) and data.get("configuration") == DETECTION

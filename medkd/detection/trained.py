@@ -14,13 +14,11 @@ import torch
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
-from medkd.core.run import BEST, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, RunDescription
+from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.plan import DetectionPlan
 
-CONFIGURATION = "detection"
 CHECKPOINTS = {"final": FINAL, "best": BEST}
 _FAMILIES = {"medkd.detection.yolo": "ultralytics", "medkd.detection.tv": "torchvision"}
 _log = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class DetectionRun:
         if not (path / RUN_FILE).exists():
             raise RunError(f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN.")
         run = load(RunDescription, path / RUN_FILE)
-        if run.configuration != CONFIGURATION:
+        if run.configuration != DETECTION:
             raise RunError(f"{path} holds the segmentation network {run.network.name}, expected a detector; use medkd_predict for scans.")
         return cls(path, run, DetectionPlan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
 
@@ -73,13 +71,6 @@ class DetectionRun:
         if not found:
             raise RunError(f"{self.path}: no fold has a {file}; train one to its end first.")
         return found
-
-
-def is_detection_run(path: Path) -> bool:
-    """Whether a folder is the run folder of a detector."""
-    file = Path(path) / RUN_FILE
-    data = read_json(file) if file.exists() else None
-    return isinstance(data, dict) and data.get("configuration") == CONFIGURATION
 
 
 def load_detector(run: Path | DetectionRun, fold: int | str, device: torch.device | str = "cpu", *, checkpoint: str = "final") -> Detector:

@@ -1,0 +1,190 @@
+"""Detectors on many images: read, letterbox, batch, detect, fuse, and back to the images' own pixels."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from medkd.core.errors import MedkdError
+from medkd.detection.base import Detector
+from medkd.detection.ensemble import fuse
+from medkd.detection.journal import Journal
+from medkd.detection.letterbox import Letterbox, letterbox
+from medkd.evaluation.detection_predictions import Boxes, ImagePredictions
+
+SCORE, OVERLAP, MOST = 0.001, 0.7, 300
+"""Lowest score, overlap of non-maximum suppression and most boxes per image; low enough for COCO's metric and FROC."""
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to look at.
+
+    Attributes:
+        case: its id.
+        file: what it is called in the results.
+        read: gives its pixels ``(H, W)`` or ``(H, W, 3)`` uint8.
+        original: (width, height) to give boxes back in; None for that of the pixels.
+    """
+
+    case: str
+    file: str
+    read: Callable[[], np.ndarray]
+    original: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is kept: lowest score, overlap above which the weaker box of a class is dropped, most boxes per image."""
+
+    score: float = SCORE
+    overlap: float = OVERLAP
+    most: int = MOST
+
+
+@dataclass
+class DetectReport:
+    """What became of the images: ids that were looked at, ids that were there already, and id → why it failed."""
+
+    predicted: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    source: Source
+    pixels: np.ndarray
+    square: torch.Tensor
+    place: Letterbox
+
+
+Finished = Callable[[Source, np.ndarray, ImagePredictions], None]
+
+
+def detect_images(
+    detectors: Sequence[Detector],
+    sources: Sequence[Source],
+    journal: Journal,
+    device: torch.device,
+    *,
+    limits: Limits | None = None,
+    batch_size: int | None = None,
+    finished: Finished | None = None,
+) -> DetectReport:
+    """Look at every image and note what was found; one bad image does not stop the others.
+
+    Args:
+        detectors: one, or several of the same classes and image size whose boxes are fused.
+        sources: the images.
+        journal: where the detections go.
+        device: where the detectors are.
+        limits: what is kept.
+        batch_size: images per forward; None is 16 on CUDA and 2 elsewhere.
+        finished: is called with every image, its pixels and its detections before these are noted.
+
+    Raises:
+        DataError: the disk is full or read-only.
+    """
+    report, limits = DetectReport(), limits or Limits()
+    size = detectors[0].spec.image_size
+    count = batch_size or (16 if device.type == "cuda" else 2)
+    batches = [sources[i : i + count] for i in range(0, len(sources), count)]
+    with tqdm(total=len(sources), desc="detecting", unit="image", disable=None) as bar:
+        for loaded in _prefetched(batches, size, report):
+            for item, found in _detect(detectors, loaded, device, limits, report):
+                width, height = item.place.width, item.place.height
+                image = ImagePredictions(item.source.file, width, height, found)
+                if _attempt(item.source.case, report, lambda i=item, m=image: finished(i.source, i.pixels, m) if finished else None):  # type: ignore[misc]
+                    journal.add(item.source.case, image)
+                    report.predicted.append(item.source.case)
+            bar.n = len(report.predicted) + len(report.failed)
+            bar.refresh()
+    return report
+
+
+def _prefetched(batches: Sequence[Sequence[Source]], size: int, report: DetectReport) -> Iterator[list[_Loaded]]:
+    """Load the next batch in a thread while this one is looked at."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        following = reader.submit(_load, batches[0], size, report) if batches else None
+        for i in range(len(batches)):
+            current, following = following, (reader.submit(_load, batches[i + 1], size, report) if i + 1 < len(batches) else None)
+            if current is not None:
+                yield current.result()
+
+
+def _load(batch: Sequence[Source], size: int, report: DetectReport) -> list[_Loaded]:
+    found: list[_Loaded] = []
+
+    def one(source: Source) -> None:
+        pixels = source.read()
+        found.append(_Loaded(source, pixels, *letterbox(pixels, size, source.original)))
+
+    for source in batch:
+        _attempt(source.case, report, lambda s=source: one(s))  # type: ignore[misc]
+    return found
+
+
+def _detect(
+    detectors: Sequence[Detector], loaded: Sequence[_Loaded], device: torch.device, limits: Limits, report: DetectReport
+) -> list[tuple[_Loaded, Boxes]]:
+    """The boxes of a batch in the images' pixels; where the batch fails, its images are tried one by one."""
+    if not loaded:
+        return []
+    try:
+        return list(zip(loaded, _forward(detectors, loaded, device, limits), strict=True))
+    except Exception as error:
+        if len(loaded) > 1:
+            return [pair for item in loaded for pair in _detect(detectors, [item], device, limits, report)]
+        _note(loaded[0].source.case, error, report)
+        return []
+
+
+def _forward(detectors: Sequence[Detector], loaded: Sequence[_Loaded], device: torch.device, limits: Limits) -> list[Boxes]:
+    images = torch.stack([item.square for item in loaded]).to(device)
+    with torch.no_grad():
+        found = [d.detect(images, score=limits.score, overlap=limits.overlap, most=limits.most) for d in detectors]
+    result = []
+    for item, *parts in zip(loaded, *found, strict=True):
+        fused = fuse([Boxes.of(p.boxes, p.classes, p.scores) for p in parts])
+        moved = Boxes(item.place.back(fused.boxes), fused.classes, fused.scores)
+        sides = moved.boxes[:, 2:] - moved.boxes[:, :2]
+        inside = moved.only((sides > 0).all(axis=1) & (moved.scores >= limits.score))  # a box in the border has no side left
+        result.append(inside.only(np.argsort(-inside.scores, kind="stable")[: limits.most]))
+    return result
+
+
+def _attempt(case: str, report: DetectReport, action: Callable[[], None]) -> bool:
+    try:
+        action()
+    except Exception as error:
+        _note(case, error, report)
+        return False
+    return True
+
+
+def _note(case: str, error: Exception, report: DetectReport) -> None:
+    """Write down why an image failed, unless every further one will fail as well."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        raise error
+    text = str(error) if isinstance(error, MedkdError) else f"Case {case}: {_unforeseen(error)}"
+    report.failed[case] = text
+    _log.error("%s", text)
+    _log.debug("details", exc_info=error)
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "memory ran out; close other programs, use a larger machine, or predict with --device cpu."
+    return f"{type(error).__name__}: {error}; run with -v for details."

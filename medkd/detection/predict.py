@@ -1,0 +1,198 @@
+"""Detections in a folder of radiographs: the function behind ``medkd_predict`` for runs of detectors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medkd.core.errors import DataError, RunError
+from medkd.core.serial import load, save
+from medkd.detection.detecting import MOST, OVERLAP, SCORE, DetectReport, Limits, Source, detect_images
+from medkd.detection.journal import Journal, finished
+from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
+from medkd.detection.trained import DetectionRun, load_detector, pick_device
+from medkd.evaluation.detection_predictions import ImagePredictions
+from medkd.io.dicom_header import is_dicom
+from medkd.io.dicom_radiographs import read_eight_bit
+
+SETTINGS_FILE = "predict_settings.json"
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """``predict_settings.json``: what the detections beside it were made with.
+
+    Attributes:
+        run: run folder.
+        folds: folds whose boxes were fused.
+        checkpoint: ``"final"`` or ``"best"``.
+        score: lowest score that was kept.
+        overlap: of non-maximum suppression.
+        most: most boxes per image.
+        image_size: side of the detector's input in pixels.
+        medkd: version.
+    """
+
+    run: str
+    folds: tuple[str, ...]
+    checkpoint: str
+    score: float
+    overlap: float
+    most: int
+    image_size: int
+    medkd: str
+    schema: int = 1
+
+
+def predict_detections(
+    inputs: Path | str | Sequence[Path | str],
+    outputs: Path,
+    run: Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = "final",
+    score: float = SCORE,
+    overlap: float = OVERLAP,
+    most: int = MOST,
+    device: torch.device | str | None = None,
+    pictures: bool = False,
+    picture_score: float = PICTURE_SCORE,
+    batch_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    resume: bool = False,
+) -> DetectReport:
+    """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
+
+    An image that cannot be read is reported and the others go on. Boxes are in pixels of the upright original image. What was finished
+    before a kill is kept in ``predictions.jsonl`` and used with ``resume``.
+
+    Args:
+        inputs: a folder (with its subfolders) of radiographs, or image files: PNG, JPEG, … and DICOM.
+        outputs: folder for the results.
+        run: run folder.
+        folds: folds whose boxes are fused; None takes every trained one.
+        checkpoint: ``"final"`` or ``"best"``.
+        score: lowest score that is kept; the default is low enough for ``medkd_evaluate``.
+        overlap: intersection over union above which the weaker box of a class is dropped.
+        most: most boxes per image.
+        device: None picks CUDA where present, else the CPU.
+        pictures: write ``pictures/CASE.jpg`` with the boxes too.
+        picture_score: lowest score that is drawn.
+        batch_size: images per forward; None follows from the device.
+        part: (index from 0, count): look at only every count-th image, for several machines.
+        resume: leave out images that were finished with the same settings.
+
+    Returns:
+        What became of each image.
+
+    Raises:
+        RunError: the run cannot be used, or ``resume`` meets predictions made with other settings.
+        DataError: there are no inputs, the output folder cannot be written to, or the disk is full.
+    """
+    limits = _checked(Limits(score, overlap, most), part)
+    described = DetectionRun.load(run)
+    target, names = pick_device(device), described.folds(folds, checkpoint)
+    sources = find_radiographs(inputs, outputs)[part[0] :: part[1]]
+    detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
+    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, described.spec.image_size, _version())
+    _write_settings(Path(outputs), settings, resume)
+    journal = Journal(outputs, described.plan.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
+    earlier = finished(Path(outputs)) if resume else None
+    if earlier is not None:
+        journal.adopt(earlier)
+    waiting = [s for s in sources if not _done(s, journal, Path(outputs), pictures)]
+    draw = partial(_draw, Path(outputs), described.plan.categories, picture_score) if pictures else None
+    report = detect_images(detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=draw)
+    report.skipped = [s.case for s in sources if s not in waiting]
+    journal.finish([s.case for s in sources if s.case not in report.failed])
+    return report
+
+
+def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | None = None) -> list[Source]:
+    """List the radiographs to look at, sorted by case id.
+
+    The case id is the file's name without ending and ``_0000``, with the names of the subfolders it lies in before it.
+
+    Args:
+        inputs: a folder, or files.
+        outputs: where results go; the pictures there are passed over.
+
+    Raises:
+        DataError: an input does not exist, there is no radiograph, or two files have the same case id.
+    """
+    paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"The input {path} does not exist.")
+        found += _below(path, outputs) if path.is_dir() else [(case_id(Path(path.name)), path)]
+    if not found:
+        raise DataError(
+            f"{paths[0]}: expected radiographs ({', '.join(e[1:] for e in ENDINGS)}, or DICOM files without ending), found none."
+        )
+    same: dict[str, list[Path]] = defaultdict(list)
+    for case, path in found:
+        same[case].append(path)
+    for case, files in same.items():
+        if len(files) > 1:
+            raise DataError(f"{files[0]} and {files[1]} would both be the case {case}; rename one of them.")
+    return [Source(case, str(path), partial(read_eight_bit, path)) for case, path in sorted(found)]
+
+
+def case_id(path: Path) -> str:
+    """``left/IMG_1_0000.png`` → ``left_IMG_1``."""
+    name = path.name[: -len(path.suffix)] if path.suffix.lower() in ENDINGS else path.name
+    return "_".join([*path.parts[:-1], name.removesuffix("_0000")])
+
+
+def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
+    own = None if outputs is None else picture_path(Path(outputs), "x").parent.absolute()
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    images = [p for p in files if p.parent.absolute() != own and p.name.upper() != "DICOMDIR"]
+    return [(case_id(p.relative_to(folder)), p) for p in images if p.suffix.lower() in ENDINGS or (not p.suffix and is_dicom(p))]
+
+
+def _done(source: Source, journal: Journal, outputs: Path, pictures: bool) -> bool:
+    known = journal.images.get(source.case)
+    return known is not None and known.file == source.file and (not pictures or picture_path(outputs, source.case).exists())
+
+
+def _draw(outputs: Path, categories: Sequence[str], score: float, source: Source, pixels: np.ndarray, image: ImagePredictions) -> None:
+    write_picture(picture_path(outputs, source.case), pixels, image.found, categories, score)
+
+
+def _checked(limits: Limits, part: tuple[int, int]) -> Limits:
+    if not (0 <= limits.score < 1 and 0 < limits.overlap <= 1 and limits.most >= 1):
+        raise RunError(
+            "Expected a score from 0 to below 1, an overlap above 0 up to 1 and at least 1 box per image, found "
+            f"{limits.score:g}, {limits.overlap:g} and {limits.most}."
+        )
+    if not 0 <= part[0] < part[1]:
+        raise RunError(f"The part must be I of N with I from 1 to N, found {part[0] + 1} of {part[1]}.")
+    return limits
+
+
+def _version() -> str:
+    try:
+        return version("medkd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _write_settings(outputs: Path, settings: DetectionSettings, resume: bool) -> None:
+    path = outputs / SETTINGS_FILE
+    if resume and path.exists():
+        old = load(DetectionSettings, path)
+        if replace(old, medkd=settings.medkd, run=settings.run) != settings:
+            raise RunError(
+                f"{path} says that the predictions there were made with other settings; choose another folder, or leave out --continue."
+            )
+    save(path, settings)
