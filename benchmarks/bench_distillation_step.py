@@ -1,7 +1,7 @@
 """What a distillation method costs, and how strongly it pulls: time, memory and gradient norms beside the segmentation loss's.
 
-    python benchmarks/bench_distillation_step.py                                         all methods, 40x56x40, batch 2, 3 classes
-    python benchmarks/bench_distillation_step.py --methods kd acf_bckd --patch 96 96 96 --classes 14
+    python -m benchmarks.bench_distillation_step                                         all methods, 40x56x40, batch 2, 3 classes
+    python -m benchmarks.bench_distillation_step --methods kd acf_bckd --patch 96 96 96 --classes 14
 
 Teacher and student are first trained for some steps on synthetic organs, since untrained networks say nothing about the scale of
 a term. The gradient norms are those of each weighted term alone, at the same student, with respect to its logits and to its
@@ -14,53 +14,23 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import RESULTS, machine
 from medkd.core.errors import MedkdError
 from medkd.core.features import Progress, Target
 from medkd.core.files import write_json
+from medkd.core.live_memory import LivePeak
 from medkd.core.run import NetworkSpec
 from medkd.distillation import METHODS, Context, Distiller, build_method
 from medkd.networks import build_network
 from medkd.training.losses import SegmentationLoss
 
 HALFWAY = Progress(50, 100)  # so that scheduled terms are all present
-
-
-class LivePeak(TorchDispatchMode):
-    """Highest number of bytes of tensors that were made inside and alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.highest = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count the storages that it made."""
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen and size:
-            self._seen.add(key)
-            self.alive += size
-            self.highest = max(self.highest, self.alive)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 def organs(patch: tuple[int, ...], classes: int, batch: int, regions: bool) -> tuple[Tensor, Target]:

@@ -22,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from medkd.training.api import train
+    from medkd.training.api import dry_run, train
 
-    folder = train(arguments.dataset, arguments.network, arguments.fold, training_options(arguments))
-    print(folder)
+    options = training_options(arguments)
+    if arguments.dry_run:
+        print("\n".join(dry_run(arguments.dataset, arguments.network, arguments.fold, options).lines()))
+        return
+    print(train(arguments.dataset, arguments.network, arguments.fold, options))

@@ -28,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from medkd.training.api import train_distill
+    from medkd.training.api import dry_run, train_distill
 
     options = training_options(arguments)
+    if arguments.dry_run:
+        found = dry_run(arguments.dataset, arguments.student, arguments.fold, options, teacher=arguments.teacher, method=arguments.method)
+        print("\n".join(found.lines()))
+        return
     folder = train_distill(arguments.dataset, arguments.teacher, arguments.student, arguments.method, arguments.fold, options)
     print(folder)

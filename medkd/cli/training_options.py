@@ -29,6 +29,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--save-every", type=int, default=10, help="epochs between checkpoints (default: 10; at least every five minutes)")
     add("--tag", help="text added to the run's name, to keep runs with other settings apart")
     add("--no-validate", action="store_true", help="do not predict and score the validation cases at the end")
+    add("--dry-run", action="store_true", help="print networks, pairs of taps, memory and run folder; write and start nothing")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--continue", dest="resume", action="store_true", help="continue an interrupted run")
     group.add_argument("--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder")

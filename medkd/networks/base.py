@@ -75,6 +75,7 @@ class NetworkEntry:
         planned: whether it takes its shape from the plan (and understands ``width_divisor``).
         ranks: spatial dimensions it exists in.
         divisor: every axis of the patch must be a multiple of this (planned networks: the plan sees to it).
+        deep_supervision: whether it can be trained at several resolutions at once, as its paper does; training then asks for it.
     """
 
     build: Callable[[NetworkSpec], SegmentationNetwork]
@@ -82,6 +83,7 @@ class NetworkEntry:
     planned: bool = False
     ranks: tuple[int, ...] = (2, 3)
     divisor: int = 1
+    deep_supervision: bool = False
 
 
 NETWORKS: Registry[NetworkEntry] = Registry("network", RunError)
@@ -92,7 +94,7 @@ def build_network(spec: NetworkSpec) -> SegmentationNetwork:
 
     Raises:
         RunError: the name is unknown, the network does not exist in this rank, needs a planned architecture that is
-            missing, does not understand ``width_divisor``, or the patch is not a multiple of its divisor.
+            missing, does not understand ``width_divisor`` or deep supervision, or the patch is not a multiple of its divisor.
     """
     entry = NETWORKS[spec.name]
     rank = len(spec.patch_size)
@@ -102,6 +104,8 @@ def build_network(spec: NetworkSpec) -> SegmentationNetwork:
         raise RunError(f"Network '{spec.name}' takes its shape from the plan, but the plan has no architecture for it; plan again.")
     if spec.width_divisor != 1 and not entry.planned:
         raise RunError(f"--width-divisor works for planned networks only, not for '{spec.name}'.")
+    if spec.deep_supervision and not entry.deep_supervision:
+        raise RunError(f"Network '{spec.name}' has no deep supervision, but its specification asks for it; set deep_supervision to false.")
     if any(p % entry.divisor for p in spec.patch_size):
         raise RunError(
             f"'{spec.name}' needs patch axes that are multiples of {entry.divisor}, found {spec.patch_size}; change --patch-size."

@@ -62,4 +62,4 @@ class MedNext(EncoderDecoder):
 
 
 for _size in ("s", "b", "m", "l"):
-    NETWORKS.register(f"mednext_{_size}")(NetworkEntry(MedNext, MedNext.citation, divisor=16))
+    NETWORKS.register(f"mednext_{_size}")(NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True))

@@ -37,4 +37,4 @@ class ResEncUNet(PlannedUNet):
 
 
 for _size in ("m", "l", "xl"):
-    NETWORKS.register(f"resenc_unet_{_size}")(NetworkEntry(ResEncUNet, ResEncUNet.citation, planned=True))
+    NETWORKS.register(f"resenc_unet_{_size}")(NetworkEntry(ResEncUNet, ResEncUNet.citation, planned=True, deep_supervision=True))

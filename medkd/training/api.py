@@ -18,11 +18,14 @@ from medkd.core.serial import load, save
 from medkd.distillation import Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.predictor import pick_device
-from medkd.networks import SegmentationNetwork, build_network, fit_patch
+from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
+from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
 from medkd.training.distillation import DistillationTrainer, helper_seed
+from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.loader import default_workers
+from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.splits import Split, ensure_splits, split_of_fold
@@ -67,9 +70,7 @@ def train(dataset: str | int, network: str, fold: int | str, options: TrainOptio
     Raises:
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
-    job = _prepare(dataset, fold, options or TrainOptions())
-    run = _describe(job, network, job.options.patch_size, None, None)
-    folder = _fold_folder(job, run, _run_name(job, network))
+    job, run, folder, _ = _ready(dataset, network, fold, options or TrainOptions())
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         trainer = SegmentationTrainer(build_network(run.network), _data(job, run), _settings(job, run), folder)
@@ -101,13 +102,8 @@ def train_distill(
     """
     options = options or TrainOptions()
     prepare_if_new(dataset, teacher, options.root)
-    job = _prepare(dataset, fold, options)
-    source = _find_teacher(job, teacher)
-    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
-    chosen = choose_teacher(source, fold, job.split)
-    # the teacher is best on the patch it was trained on: another size changes how much padding it sees
-    run = _describe(job, student, job.options.patch_size or source.model.patch_size, method, chosen)
-    folder = _fold_folder(job, run, _run_name(job, student, method, source.name))
+    job, run, folder, chosen = _ready(dataset, student, fold, options, teacher, method)
+    assert chosen is not None  # narrowed for the type checker: a teacher was named
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         network = build_network(run.network)
@@ -118,7 +114,53 @@ def train_distill(
     return _finish(job, run, folder)
 
 
-def _prepare(dataset: str | int, fold: int | str, options: TrainOptions) -> _Job:
+def dry_run(
+    dataset: str | int, network: str, fold: int | str, options: TrainOptions | None = None, teacher: str | None = None, method: str = "none"
+) -> DryRun:
+    """What :func:`train`, or with a teacher :func:`train_distill`, would do and need; nothing is computed, written or started.
+
+    Args:
+        dataset: number or full name, of a data set that is planned and preprocessed.
+        network: registry name of the network, or of the student.
+        fold: 0-4 or ``all``.
+        options: as for the training.
+        teacher: as for :func:`train_distill`; None for a network alone.
+        method: as for :func:`train_distill`.
+
+    Raises:
+        MedkdError: whatever the training itself would refuse, :class:`~medkd.core.errors.LeakError` included.
+    """
+    job, run, folder, chosen = _ready(dataset, network, fold, options or TrainOptions(), teacher, method, write=False)
+    student = build_weightless(run.network)
+    distiller = None if chosen is None else _distiller(job, run, student, chosen)
+    guard = None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
+    return describe_run(run, folder, student, SegmentationLoss(regions=job.description.labels.regions, batch_dice=False), distiller, guard)
+
+
+def _ready(
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: TrainOptions,
+    teacher: str | None = None,
+    method: str | None = None,
+    *,
+    write: bool = True,
+) -> tuple[_Job, RunDescription, Path, Teacher | None]:
+    """Everything that can be refused before a network is built: job, run, fold folder and the teacher that may teach it."""
+    job = _prepare(dataset, fold, options, write)
+    if teacher is None:
+        run = _describe(job, network, options.patch_size, None, None)
+        return job, run, _fold_folder(job, run, _run_name(job, network)), None
+    source = _find_teacher(job, teacher)
+    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
+    chosen = choose_teacher(source, fold, job.split)
+    # the teacher is best on the patch it was trained on: another size changes how much padding it sees
+    run = _describe(job, network, options.patch_size or source.model.patch_size, method, chosen)
+    return job, run, _fold_folder(job, run, _run_name(job, network, method, source.name)), chosen
+
+
+def _prepare(dataset: str | int, fold: int | str, options: TrainOptions, write: bool) -> _Job:
     root = Root.resolve(options.root)
     name = root.dataset_name(dataset)
     folder = root.preprocessed / name
@@ -131,7 +173,7 @@ def _prepare(dataset: str | int, fold: int | str, options: TrainOptions) -> _Job
         raise DataError(
             f"{name} has no preprocessed cases for {configuration.name}; run medkd_plan_and_preprocess -d {name} -c {configuration.name}."
         )
-    splits = ensure_splits(folder, cases, description.patients, root.raw_dataset(name))
+    splits = ensure_splits(folder, cases, description.patients, root.raw_dataset(name), write=write)
     split = split_of_fold(splits, fold, cases)
     return _Job(name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device))
 
@@ -156,7 +198,7 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
         size,
         planned if in_plan else None,
         options.width_divisor,
-        deep_supervision=in_plan,
+        deep_supervision=NETWORKS[network].deep_supervision,
     )
     rule = job.rule
     budget = Budget(

@@ -64,7 +64,9 @@ def save_splits(path: Path, splits: Sequence[Split]) -> None:
     write_json(path, [{"train": list(s.train), "val": list(s.val)} for s in splits])
 
 
-def ensure_splits(folder: Path, cases: Sequence[str], patients: Mapping[str, str] | None, given: Path | None = None) -> list[Split]:
+def ensure_splits(
+    folder: Path, cases: Sequence[str], patients: Mapping[str, str] | None, given: Path | None = None, *, write: bool = True
+) -> list[Split]:
     """The splits of a preprocessed data set: its own file, else the user's in the raw folder, else newly made ones.
 
     Args:
@@ -72,13 +74,15 @@ def ensure_splits(folder: Path, cases: Sequence[str], patients: Mapping[str, str
         cases: all training cases.
         patients: case → patient, where known.
         given: raw data set folder, where a user may have put a file of their own.
+        write: keep the splits in the preprocessed folder where it has none yet.
     """
     own = folder / SPLITS_FILE
     if own.exists():
         return load_splits(own)
     users = given / SPLITS_FILE if given else None
     splits = load_splits(users) if users and users.exists() else make_splits(cases, patients)
-    save_splits(own, splits)
+    if write:
+        save_splits(own, splits)
     return splits
 
 
