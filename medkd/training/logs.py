@@ -31,6 +31,7 @@ class EpochRecord:
         seconds: wall time of the epoch.
         terms: mean of each loss term.
         gradient_norms: L2 norm of each term's gradient for the network's weights at the epoch's first step, where measured.
+        validation_score: detectors: average precision (0.5:0.95) on the validation images as their own trainer measures it.
     """
 
     epoch: int
@@ -41,6 +42,7 @@ class EpochRecord:
     seconds: float
     terms: Mapping[str, float] = field(default_factory=dict)
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
+    validation_score: float | None = None
 
 
 class RunLog:
@@ -101,6 +103,7 @@ def read_log(folder: Path) -> list[EpochRecord]:
 def _line(record: EpochRecord) -> str:
     terms = "  ".join(f"{n} {v:.4f}" for n, v in record.terms.items())
     dice = "" if record.validation_dice is None else f"  validation dice {record.validation_dice:.4f}"
+    dice += "" if record.validation_score is None else f"  validation AP {record.validation_score:.4f}"
     norms = "  ".join(f"{n} {v:.3g}" for n, v in record.gradient_norms.items())
     norms = f"  |gradient|: {norms}" if norms else ""
     return (
@@ -113,6 +116,7 @@ def _scalars(record: EpochRecord) -> dict[str, float]:
         "loss/train": record.train_loss,
         "loss/validation": record.validation_loss,
         "dice/validation": record.validation_dice,
+        "ap/validation": record.validation_score,
         "optimiser/learning_rate": record.learning_rate,
         "time/epoch_seconds": record.seconds,
         **{f"terms/{n}": v for n, v in record.terms.items()},
@@ -135,11 +139,14 @@ def _draw(records: list[EpochRecord], path: Path) -> None:
     if any(r.validation_dice is not None for r in records):
         axes[1].plot(epochs, [r.validation_dice for r in records], color="tab:green", label="validation Dice (fixed patches)")
         axes[1].legend(loc="lower right")
+    if any(r.validation_score is not None for r in records):
+        axes[1].plot(epochs, [r.validation_score for r in records], color="tab:purple", label="validation AP")
+        axes[1].legend(loc="lower right")
     axes[1].set_ylim(0, 1)
     for name in records[-1].terms:
         axes[2].plot(epochs, [r.terms.get(name) for r in records], label=name)
     axes[2].set_xlabel("epoch")
-    for axis, title in zip(axes, ("loss", "Dice", "loss terms"), strict=True):
+    for axis, title in zip(axes, ("loss", "Dice" if records[-1].validation_score is None else "AP", "loss terms"), strict=True):
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
     axes[0].legend()
