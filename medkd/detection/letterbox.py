@@ -73,7 +73,7 @@ def letterbox(pixels: np.ndarray, size: int, original: tuple[int, int] | None = 
     factor = size / max(height, width)
     rows, columns = (max(1, round(side * factor)) for side in (height, width))
     channels = small[..., None] if small.ndim == 2 else small
-    image = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1))).float() / 255
+    image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255
     if (rows, columns) != (height, width):
         image = functional.interpolate(image[None], (rows, columns), mode="bilinear", align_corners=False)[0].clamp_(0, 1)
     left, top = (size - columns) // 2, (size - rows) // 2

@@ -1,0 +1,126 @@
+"""The end of a fold: find boxes in its validation images, score them in original pixels, and describe the detector."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.files import write_json
+from medkd.core.run import DATASET_FILE, FINAL
+from medkd.detection.base import Detector
+from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
+from medkd.detection.job import DetectionJob
+from medkd.detection.journal import Journal
+from medkd.detection.store import DetectionStore
+from medkd.detection.trained import load_detector
+from medkd.evaluation.detection_evaluate import References, evaluate_detections
+from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, DetectionPredictions
+from medkd.evaluation.detection_results import DetectionSummary
+from medkd.networks.complexity import count_macs, count_parameters, latency_ms
+
+VALIDATION = "validation"
+SUMMARY = "summary.json"
+MODEL_FILE = "model.json"
+_log = logging.getLogger(__name__)
+
+
+def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
+    """Write ``model.json``, ``validation/predictions.json`` (and COCO's files) and ``validation/summary.json`` of a trained fold.
+
+    The final weights are judged, on the stored images, against the raw annotations in their own pixels. Detections that were made with
+    these weights before a kill are kept.
+
+    Args:
+        job: the fold; its folder lies in the run folder and holds ``checkpoint_final.pt``.
+        raw: raw data set, for the reference boxes.
+
+    Returns:
+        The summary, or None where the fold holds out no images.
+
+    Raises:
+        DataError: the raw annotations are missing, or an image could not be looked at (all are named).
+        RunError: the checkpoint is missing or does not fit.
+        MedkdError: pycocotools is not installed.
+    """
+    fold = job.folder.name.removeprefix("fold_")
+    detector = load_detector(job.folder.parent, fold, job.device)
+    describe_detector(detector, job.folder, job.device)
+    if not job.val:
+        _log.info("fold %s holds out no images, so there is nothing to score; evaluate its predictions on a test set", fold)
+        return None
+    target, references = job.folder / VALIDATION, _references(job, raw, fold)
+    found = _predictions(job, detector, target, references.annotations)
+    summary = evaluate_detections(found, references, classes=job.plan.categories)
+    summary.save(target / SUMMARY)
+    ap, ap50 = summary.value("AP").mean, summary.value("AP50").mean
+    _log.info("fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(job.val), target / SUMMARY)
+    return summary
+
+
+def describe_detector(detector: Detector, folder: Path, device: torch.device) -> None:
+    """``model.json``: size, cost and speed of a detector on one image, on this machine, non-maximum suppression included in the time."""
+    side = detector.spec.image_size
+    whole, shape = _Detecting(detector), (1, 3, side, side)
+    content = {
+        "parameters": count_parameters(detector),
+        "macs": count_macs(whole, shape),
+        "latency_ms": latency_ms(whole, shape, device),
+        "patch_size": [side, side],
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    write_json(folder / MODEL_FILE, content)
+
+
+class _Detecting(nn.Module):
+    """A detector whose forward pass is all that prediction does."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Sequence[object]:
+        return self.detector.detect(images)
+
+
+def _references(job: DetectionJob, raw: Path, fold: str) -> References:
+    labels = raw / "labelsTr"
+    missing = [case for case in job.val if not (labels / f"{case}{LABEL_ENDING}").exists()]
+    if missing:
+        raise DataError(
+            f"{labels}: the boxes of {len(missing)} validation images are missing ({missing[0]}{LABEL_ENDING}, …), so fold {fold} cannot "
+            "be scored; restore the raw data set and use --continue."
+        )
+    annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in job.val}
+    description = DatasetDescription.load(job.folder.parent / DATASET_FILE)
+    return References(labels, annotations, job.plan.categories, description.patients)
+
+
+def _predictions(job: DetectionJob, detector: Detector, target: Path, annotations: Mapping[str, BoxAnnotation]) -> DetectionPredictions:
+    store, state = DetectionStore(job.store), (job.folder / FINAL).stat()
+    weights = {"weights": [state.st_size, state.st_mtime_ns]}
+    journal = Journal(target, job.plan.categories, weights, resume=True)
+    done = target / PREDICTIONS_FILE
+    if done.exists() and done.stat().st_mtime_ns > state.st_mtime_ns:
+        journal.adopt(DetectionPredictions.load(done))
+
+    def source(case: str) -> Source:
+        def read() -> np.ndarray:
+            return store.image(case)
+
+        size = annotations[case].width, annotations[case].height
+        return Source(case, f"{case}.png", read, size)
+
+    waiting = [source(case) for case in job.val if case not in journal.images]
+    report: DetectReport = detect_images([detector], waiting, journal, job.device, limits=Limits())
+    if report.failed:
+        raise DataError(f"{len(report.failed)} of {len(job.val)} validation images failed: " + " ".join(report.failed.values()))
+    return journal.finish(job.val)

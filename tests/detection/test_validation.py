@@ -1,0 +1,96 @@
+"""The end of a fold: boxes in original pixels, scores, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.errors import DataError
+from medkd.detection.validation import finish_fold
+from medkd.evaluation.detection_predictions import DetectionPredictions
+from medkd.evaluation.detection_results import DetectionSummary
+from tests.detection import stub
+from tests.detection.builders import make_dataset, make_store
+
+VAL = ("image_00", "image_01", "image_02", "image_07")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return make_dataset(tmp_path, size=192)
+
+
+def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(tmp_path: Path, raw: Path) -> None:
+    """The store holds the images at half their size."""
+    store = make_store(raw, tmp_path / "store", 96)
+    run = stub.make_run(tmp_path, raw)
+    summary = finish_fold(stub.make_job(run, store.folder, VAL), raw)
+    assert summary is not None and summary.value("AP50").mean == 1.0 and summary.value("AP").mean > 0.8
+    assert summary.value("S@0.125").mean == 1.0 and summary.value("AUC").mean == 1.0
+    folder = run / "fold_0" / "validation"
+    found = DetectionPredictions.load(folder)
+    assert sorted(found.images) == sorted(VAL) and (found.images["image_00"].width, found.images["image_00"].height) == (192, 144)
+    truth = BoxAnnotation.load(raw / "labelsTr" / "image_00.json").array()
+    assert np.abs(found.images["image_00"].found.boxes - truth).max() <= 2.5
+    assert len(found.images["image_07"].found) == 0
+    assert DetectionSummary.load(folder / "summary.json").to_json() == summary.to_json()
+    assert sorted(p.name for p in folder.iterdir()) == ["coco_images.json", "coco_results.json", "predictions.json", "summary.json"]
+    model = json.loads((run / "fold_0" / "model.json").read_text())
+    assert model["parameters"] == 1 and model["latency_ms"] > 0 and model["patch_size"] == [96, 96]
+
+
+def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(raw, tmp_path / "store", 96)
+    run = stub.make_run(tmp_path, raw)
+    job = stub.make_job(run, store.folder, VAL)
+    original = type(store).image
+    monkeypatch.setattr(type(store), "image", lambda self, case: original(self, case) if case != "image_07" else _killed())
+    with pytest.raises(KeyboardInterrupt):
+        finish_fold(job, raw)
+    journal = run / "fold_0" / "validation" / "predictions.jsonl"
+    assert len(journal.read_text().splitlines()) == 1 + 2  # the batch before the kill
+    with journal.open("a") as file:
+        file.write('{"case": "image_02", "fi')
+    monkeypatch.undo()
+
+    def looked_at() -> int:
+        stub.CALLS.clear()
+        summary = finish_fold(job, raw)
+        assert summary is not None and summary.value("AP50").mean == 1.0
+        return sum(stub.CALLS)
+
+    describing = 13  # model.json: counted once, timed twelve times
+    assert looked_at() == describing + 2
+    assert looked_at() == describing
+    later = (run / "fold_0" / "validation" / "predictions.json").stat().st_mtime + 10
+    os.utime(run / "fold_0" / "checkpoint_final.pt", (later, later))
+    assert looked_at() == describing + 4
+
+
+def test_without_validation_cases_there_is_nothing_to_score(tmp_path: Path, raw: Path) -> None:
+    store = make_store(raw, tmp_path / "store", 96)
+    run = stub.make_run(tmp_path, raw)
+    assert finish_fold(stub.make_job(run, store.folder, ()), raw) is None
+    assert (run / "fold_0" / "model.json").exists() and not (run / "fold_0" / "validation").exists()
+
+
+def test_missing_annotations_and_images_are_named(tmp_path: Path, raw: Path) -> None:
+    store = make_store(raw, tmp_path / "store", 96)
+    job = stub.make_job(stub.make_run(tmp_path, raw), store.folder, VAL)
+    store.image_path("image_01").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"1 of 4 validation images failed.*image_01"):
+        finish_fold(job, raw)
+    (raw / "labelsTr" / "image_02.json").unlink()
+    with pytest.raises(DataError, match=r"image_02\.json.*restore the raw data set"):
+        finish_fold(job, raw)
+
+
+def _killed() -> np.ndarray:
+    raise KeyboardInterrupt
