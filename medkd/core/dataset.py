@@ -11,6 +11,7 @@ from medkd.core.boxes import IMAGE_ENDINGS, LABEL_ENDING
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
+from medkd.core.paths import Root
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,22 @@ def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 def _check_categories(names: Sequence[str], where: str) -> None:
     if not names or len(set(names)) < len(names) or {"background", "ignore"} & set(names):
         raise DataError(f"{where}: expected one or more different categories, none called background or ignore, found {list(names)}.")
+
+
+def dataset_task(root: Root, dataset: str | int) -> str:
+    """``segmentation`` or ``detection``, by the preprocessed ``dataset.json``, else the raw one.
+
+    Args:
+        root: medkd's folders.
+        dataset: number or full name.
+
+    Raises:
+        DataError: there is no such data set, or its description is missing or damaged.
+    """
+    name = root.dataset_name(dataset)
+    places = [folder / name / "dataset.json" for folder in (root.preprocessed, root.raw)]
+    found = next((path for path in places if path.exists()), root.raw_dataset(name) / "dataset.json")
+    return DatasetDescription.load(found).task
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def plan_and_preprocess(
     raw, folder = place.raw_dataset(name), place.preprocessed / name
     description = DatasetDescription.load(raw / DATASET_FILE)
     if description.task == "detection":
-        raise DataError(f"{name} holds boxes for detection; only segmentation data sets are planned and preprocessed.")
+        raise DataError(f"{name} holds boxes for detection; it is prepared by medkd_plan_and_preprocess or medkd.detection.prepare.")
     followed = find_protocol(protocol, description.extra) if protocol else None
     files = training_cases(raw, description)
     fingerprint = _fingerprint(raw, folder, description, files, workers, verify)
