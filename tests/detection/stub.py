@@ -39,7 +39,7 @@ class BrightSpots(Detector):
         return [self._one(image.mean(0).cpu().numpy(), score, most) for image in images]
 
     def _one(self, image: np.ndarray, score: float, most: int) -> Detections:
-        labels, _ = ndimage.label(image > float(self.threshold))
+        labels, _ = ndimage.label(image > self.threshold.item())
         found = []
         for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
             mean = float(image[rows, columns][labels[rows, columns] == number].mean())
