@@ -22,6 +22,7 @@ from medkd.inference.export import logits_to_labels, logits_to_probabilities
 from medkd.inference.model import mean_logits
 from medkd.inference.sliding_window import predict_logits
 from medkd.inference.trained import load_trained
+from medkd.inference.tuning import tune
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -121,12 +122,12 @@ class Predictor:
         Raises:
             RunError: the folder is not a run, or a fold is not trained.
         """
-        model = load_trained(run_folder, folds, checkpoint=checkpoint)
+        model, device = load_trained(run_folder, folds, checkpoint=checkpoint), pick_device(device)
         rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
         return cls(
-            model.networks,
+            [tune(network, device) for network in model.networks],
             model.plan,
             model.configuration,
             model.labels,

@@ -17,8 +17,10 @@ from medkd.core.errors import RunError
 
 Forward = Callable[[Tensor], Tensor]
 
-# Voxels per forward: on a CPU larger batches gain nothing once a patch fills the cache, on a GPU they fill the multiprocessors.
+# Voxels per forward. On a CPU two copies share the weights and divide among the cores better than one; more of them only leave the
+# cache, and two of a large patch cost memory for nothing. On a GPU batches fill the multiprocessors.
 CPU_VOXELS = 32**3
+CPU_PAIR_VOXELS = 96**3
 GPU_VOXELS = 4 * 128**3
 # A tile is constant when its values differ by less than this (in normalised units): rounding of the resampling, far below any content.
 CONSTANT = 1e-5
@@ -111,7 +113,7 @@ def predict_logits(
         raise RunError(f"The step size must be above 0 and at most 1 (a share of the patch), found {step_size}.")
     patch = tuple(patch_size)
     device = image.device if device is None else device
-    batch = tile_batch or max(1, (GPU_VOXELS if device.type == "cuda" else CPU_VOXELS) // prod(patch))
+    batch = tile_batch or _forward_size(prod(patch), device)
     with torch.inference_mode():
         padded, crop = _pad(image, patch)
         tiles = list(_tiles(padded.shape[1:], patch, step_size, image.device, blending))
@@ -183,6 +185,13 @@ class _Window:
         plain = self._logits([(tile, ())])[0].float()
         self.constant[values] = sum((plain.flip(f) for f in self.flips[1:]), plain) / len(self.flips)
         return self.constant[values]
+
+
+def _forward_size(voxels: int, device: torch.device) -> int:
+    """Patches of so many voxels in one forward."""
+    if device.type == "cuda":
+        return max(1, GPU_VOXELS // voxels)
+    return max(2 if voxels <= CPU_PAIR_VOXELS else 1, CPU_VOXELS // voxels)
 
 
 def _add(result: Tensor, tile: Tile, logits: Tensor, factor: float) -> None:
