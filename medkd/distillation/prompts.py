@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from medkd.distillation.capture import Capture
 from medkd.distillation.options import at_least
 from medkd.distillation.pairs import PairMethod
 
+log = logging.getLogger(__name__)
 _RATE = 0.01  # of Adam, at the start of the first stage
 
 
@@ -138,22 +140,28 @@ class PromptMethod(PairMethod):
         tokens = {n: b.detach().clone().requires_grad_() for n, b in self.prompts.named_buffers()}
         optimizer = torch.optim.Adam(tokens.values(), _RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
-        done = 0
+        losses: list[Tensor] = []
+        log.info("%s: learning masks on the teacher before training, at most %d iterations", self.name, self.iterations)
         for batch in islice(batches, self.iterations):
             with torch.enable_grad(), torch.autocast(self.prepared.device.type, enabled=False):
                 loss = self._stage_one(teacher, batch, names, tokens)
             if not torch.isfinite(loss):
-                raise MethodError(f"{self.name} cannot learn its masks: the teacher's loss became {float(loss)} after {done} iterations.")
+                raise MethodError(
+                    f"{self.name} cannot learn its masks: the teacher's loss became {float(loss)} after {len(losses)} iterations."
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            done += 1
-        if not done:
+            losses.append(loss.detach())
+        if not losses:
             raise MethodError(f"{self.name} learns masks on training batches before the first step, but was given none.")
         for name, buffer in self.prompts.named_buffers():
             buffer.copy_(tokens[name].detach())
         self.prepared.fill_(True)
+        tenth = max(len(losses) // 10, 1)
+        ends = [float(torch.stack(part).mean()) for part in (losses[:tenth], losses[-tenth:])]
+        log.info("%s: %d iterations took the loss of the masked teacher from %.4f to %.4f", self.name, len(losses), *ends)
 
     def _stage_one(self, teacher: PromptTeacher, batch: Any, names: list[str], tokens: Mapping[str, Tensor]) -> Tensor:
         features = teacher.features(batch, names)

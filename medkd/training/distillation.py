@@ -36,6 +36,12 @@ class DistillationTrainer(SegmentationTrainer):
         """The method with its connectors and adapters."""
         return self.distiller.method
 
+    def prepare(self) -> None:
+        """The method's first stage, on the first batches of the training; a continued run finds its result in the checkpoint."""
+        if self.distiller.needs_preparation:
+            self.distiller.prepare(self.move(batch, Progress()) for batch in self.batches(0))
+            self._save_latest()
+
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Dice and cross-entropy, and the method's terms for the same batch."""
         images, target = self.move(batch, progress)

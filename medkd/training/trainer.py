@@ -95,6 +95,9 @@ class Trainer:
         """A module that is trained with the network but is not part of it."""
         return None
 
+    def prepare(self) -> None:
+        """What is done once before the first step; called at the start and after a continued run's state was loaded."""
+
     def fit(self, *, resume: bool = False) -> None:
         """Train to the end of the budget; writes latest, best and final checkpoints and the logs.
 
@@ -107,6 +110,7 @@ class Trainer:
         if resume and (self.folder / LATEST).exists():
             self._load_latest()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         log = RunLog(self.folder, self.epoch)
         total = budget.epochs * budget.iterations_per_epoch
         batches = self.batches(self.epoch * budget.iterations_per_epoch)
