@@ -1,0 +1,93 @@
+"""ultralytics' arguments for a job, and what its own distillation and its guarded loader need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medkd.core.errors import MethodError
+from medkd.core.files import atomic_path
+from medkd.detection.job import DetectionJob
+from medkd.detection.yolo.detectors import YoloDetector
+
+
+def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
+    """ultralytics' arguments for a job.
+
+    The optimiser is named, because ``auto`` ignores the learning rate; hue and saturation stay, since radiographs are grey; there is no
+    early stopping, so that runs have equal budgets.
+    """
+    augmentation, budget, cpu = job.plan.augmentation, job.budget, job.device.type == "cpu"
+    return {
+        "task": "detect",
+        "model": f"{job.detector.spec.name}.yaml",
+        "data": str(data),
+        "save_dir": str(folder),
+        "exist_ok": True,
+        "pretrained": False,
+        "plots": False,
+        "epochs": budget.epochs,
+        "batch": budget.batch_size,
+        "imgsz": job.detector.spec.image_size,
+        "optimizer": "SGD",
+        "lr0": budget.learning_rate,
+        "seed": budget.seed,
+        "deterministic": True,
+        "patience": 0,
+        "device": "cpu" if cpu else str(job.device.index or 0),
+        "workers": job.workers,
+        "amp": False if cpu else {"fp32": False, "bf16": "bf16", "fp16": True}[job.precision],
+        "mosaic": augmentation.mosaic,
+        "close_mosaic": augmentation.close_mosaic,
+        "fliplr": augmentation.fliplr,
+        "flipud": augmentation.flipud,
+        "scale": augmentation.scale,
+        "translate": augmentation.translate,
+        "degrees": augmentation.degrees,
+        "hsv_h": 0.0,
+        "hsv_s": 0.0,
+        "hsv_v": augmentation.brightness,
+    }
+
+
+def is_builtin(job: DetectionJob) -> bool:
+    """Whether the method is the one that ultralytics brings along."""
+    return job.distiller is not None and bool(getattr(job.distiller.method, "builtin", False))
+
+
+def builtin_teacher(job: DetectionJob, folder: Path) -> dict[str, Any]:
+    """The arguments of ultralytics' own distillation, and the teacher as the file that it reads.
+
+    Raises:
+        MethodError: it cannot use the teacher.
+    """
+    distiller: Any = job.distiller
+    teacher, student = distiller.teacher, job.detector
+    if not isinstance(teacher, YoloDetector):
+        name = "none" if teacher is None else teacher.spec.name
+        raise MethodError(f"'ultralytics' distils between ultralytics' detectors only; expected a YOLO teacher, found {name}.")
+    strides = [[t.stride[0] for t in detector.taps if t.stage == "neck"] for detector in (teacher, student)]
+    if strides[0] != strides[1]:
+        raise MethodError(f"'ultralytics' needs equal levels; the teacher has the strides {strides[0]}, the student {strides[1]}.")
+    with atomic_path(folder / "teacher.pt") as temporary:
+        torch.save({"model": teacher.network}, temporary)
+    return {"distill_model": str(folder / "teacher.pt"), "dis": float(getattr(distiller.method, "weight", 6.0))}
+
+
+def trust(job: DetectionJob) -> None:
+    """Let ultralytics' guarded loader take the backbone classes of torchvision and timm that these detectors are built of."""
+    teacher = job.distiller.teacher if job.distiller is not None else None
+    for detector in (job.detector, teacher):
+        if isinstance(detector, YoloDetector):
+            torch.serialization.add_safe_globals([*backbone_classes(detector)])
+
+
+def backbone_classes(detector: YoloDetector) -> list[Callable[..., Any]]:
+    """Classes of torchvision and timm among a detector's layers, and of what timm's keep besides layers."""
+    modules = list(detector.modules())
+    kept = [m.feature_info for m in modules if hasattr(m, "feature_info")]
+    classes = {type(m) for m in [*modules, *kept]}
+    return sorted((c for c in classes if c.__module__.split(".")[0] in ("torchvision", "timm")), key=lambda c: c.__qualname__)

@@ -1,0 +1,77 @@
+"""A detection network whose loss has a method's terms besides its own, while ultralytics trains it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from medkd.core.features import Progress
+from medkd.detection.yolo.detectors import YoloDetector
+from medkd.detection.yolo.library import DetectionModel
+
+if TYPE_CHECKING:
+    from medkd.detection.distiller import DetectorDistiller
+
+HELPERS = "helpers"
+
+
+class Student(DetectionModel):
+    """Shares its layers with a detector's network and adds the method's trainable helpers, so that the optimiser finds both.
+
+    The teacher is no part of it. A copy, and so ultralytics' moving average and everything that it saves, is the plain network without
+    helpers.
+
+    Args:
+        detector: whose network is trained.
+        distiller: gives the terms.
+        progress: where training stands.
+    """
+
+    def __init__(self, detector: YoloDetector, distiller: DetectorDistiller, progress: Callable[[], Progress]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(detector.network.__dict__)
+        self._modules = dict(detector.network._modules)
+        self.criterion = None
+        self.__dict__["_parts"] = (detector, distiller, progress)
+        self.helpers = distiller.method
+        self._names: tuple[str, ...] = ()
+
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The detector's terms and the method's, times the batch size as ultralytics counts, and what to log."""
+        detector, distiller, progress = self.__dict__["_parts"]
+        if self.criterion is None:
+            self.criterion = self.init_criterion()
+        terms, outputs, target = detector.losses_of(batch, self.criterion)
+        extra = distiller.terms(batch["img"], outputs, replace(target, progress=progress()))
+        items = {**terms, **{(f"kd_{name}" if name in terms else name): value for name, value in extra.items()}}
+        self._names = self._names or tuple(items)
+        zero = outputs.logits.new_zeros((), dtype=torch.float32)
+        # ultralytics averages over the epoch the names of its first batch; a term may have nothing to say in one batch
+        values = {name: items.get(name, zero).float().reshape(()) for name in dict.fromkeys([*self._names, *items])}
+        vector = torch.stack([*values.values()]) * len(batch["img"])
+        return vector, {name: value.detach() for name, value in values.items() if name in self._names}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a plain network's state; the helpers stay as they are where it has none."""
+        own = {f"{HELPERS}.{name}": value for name, value in self.helpers.state_dict().items()}
+        return super().load_state_dict({**own, **state_dict}, strict, assign)
+
+    def plain(self, memo: dict[int, Any] | None = None) -> DetectionModel:
+        """A copy of the network alone."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_parts", "_names", "criterion")}
+        state["_modules"] = {name: module for name, module in self._modules.items() if name != HELPERS}
+        network = DetectionModel.__new__(DetectionModel)
+        network.__dict__.update(copy.deepcopy(state, memo))
+        network.criterion = None
+        return network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DetectionModel:
+        return self.plain(memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.plain().__reduce_ex__(protocol)

@@ -1,0 +1,292 @@
+"""Trains a YOLO detector with ultralytics' own trainer, alone or with a method's terms."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.features import Progress
+from medkd.core.files import atomic_path
+from medkd.core.run import BEST, FINAL
+from medkd.detection.job import DetectionJob
+from medkd.detection.yolo.assignment import from_batch
+from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
+from medkd.detection.yolo.detectors import YoloDetector
+from medkd.detection.yolo.library import DetectionTrainer, engine, strip_optimizer, unchanged_process, unwrap_model
+from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of, trust
+from medkd.detection.yolo.student import Student
+from medkd.training.logs import EpochRecord, RunLog
+
+FOLDER = "ultralytics"
+"""In the fold folder: everything that ultralytics writes, among it ``weights/best.pt`` and ``weights/last.pt``."""
+
+_AP = "metrics/mAP50-95(B)"
+_log = logging.getLogger(__name__)
+
+
+class YoloTrainer(DetectionTrainer):
+    """ultralytics' trainer on medkd's data, with the distiller's terms.
+
+    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at every time; the
+    method's helpers lie beside them in ``helpers_EPOCH.pt``.
+
+    Args:
+        job: what to train.
+        settings: ultralytics' arguments.
+    """
+
+    model: Any
+    ema: Any
+    tloss: Any
+    optimizer: Any
+
+    def __init__(self, job: DetectionJob, settings: dict[str, Any]) -> None:
+        self.job = job
+        self.detector: YoloDetector = job.detector  # type: ignore[assignment]  # fit has looked
+        self.method = job.distiller.method if job.distiller is not None else None
+        self.builtin = is_builtin(job)
+        self._run_log: RunLog | None = None
+        self._frozen: list[torch.nn.Parameter] = []
+        self._steps: dict[int, int] = {}
+        super().__init__(overrides=settings)
+
+    @property
+    def distilled(self) -> bool:
+        """Whether medkd's own distillation takes part."""
+        return self.method is not None and not self.builtin
+
+    # data
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> StoreDataset:
+        """The cases of a list, augmented for training, whole on rectangles for validation."""
+        training = mode == "train"
+        return StoreDataset(
+            img_path=img_path,
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=training,
+            hyp=self.args,
+            rect=not training,
+            stride=max(int(self.detector.network.stride.max()), 32),
+            pad=0.0 if training else 0.5,
+            prefix=f"{mode}: ",
+            task="detect",
+            data=self.data,
+        )
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Training images as the plan draws them; validation as ultralytics does it."""
+        if mode != "train":
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        return training_loader(self.job, self.build_dataset(dataset_path, mode, batch_size), batch_size, self.args.workers)
+
+    # network
+
+    def setup_model(self) -> dict[str, Any] | None:
+        """Take the job's network, with the weights of the last checkpoint when resuming, and join it with the method."""
+        checkpoint = super().setup_model() if self.resume else None
+        if not self.resume:
+            self.model = self.get_model()
+        if not self.distilled:
+            return checkpoint
+        distiller: Any = self.job.distiller
+        if distiller.teacher is not None:
+            distiller.teacher.to(self.device)
+        self.method.to(self.device)  # type: ignore[union-attr]  # distilled
+        if checkpoint is not None:
+            self._load_helpers(checkpoint["epoch"])
+        if getattr(distiller, "needs_preparation", False):
+            _log.info("First stage of the method, on the teacher")
+            distiller.prepare(self._preparation())
+        self._frozen = [p for p in self.method.parameters() if not p.requires_grad]  # type: ignore[union-attr]  # distilled
+        self.model = Student(self.detector, distiller, self._progress)
+        return checkpoint
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """The job's network; ``weights`` is one that was read from a checkpoint."""
+        network = self.detector.network
+        network.args, network.nc, network.names = self.args, self.data["nc"], self.data["names"]
+        network.criterion = None
+        if weights is not None:
+            network.load_state_dict(weights.float().state_dict())
+        return network
+
+    def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """ultralytics thaws everything that it finds; what the method had frozen is frozen again."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        return super().build_optimizer(model, *args, **kwargs)
+
+    def _setup_train(self) -> None:
+        """Without the AMP check, which would download a network."""
+        check, engine.check_amp = engine.check_amp, lambda model: True
+        try:
+            super()._setup_train()
+        finally:
+            engine.check_amp = check
+
+    def _preparation(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Endless training batches ``(images, boxes, classes)``, from a loader of their own."""
+        loader = self.get_dataloader(self.data["train"], self.batch_size, mode="train")
+        while True:
+            for batch in loader:
+                ready = self.preprocess_batch(batch)
+                yield ready["img"], *from_batch(ready)
+
+    def _progress(self) -> Progress:
+        step = self._steps.get(self.epoch, 0)
+        self._steps = {self.epoch: step + 1}
+        return Progress(self.epoch, self.epochs, self.epoch * len(self.train_loader) + step)
+
+    # checkpoints
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Go on after the last checkpoint, with the images that an unbroken run would see next."""
+        super().resume_training(ckpt)
+        self.train_loader.sampler.skip(self.start_epoch)
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        super()._load_checkpoint_state(ckpt)
+        self._load_helpers(ckpt["epoch"])
+
+    def _load_helpers(self, epoch: int) -> None:
+        if not self.distilled:
+            return
+        path = self._helpers(epoch)
+        if not path.exists():
+            raise RunError(f"{path} is missing, so that training cannot go on; train without resuming.")
+        self.method.load_state_dict(load_checkpoint(path)["helpers"])  # type: ignore[union-attr]  # distilled
+
+    def _helpers(self, epoch: int) -> Path:
+        return self.wdir / f"helpers_{epoch}.pt"
+
+    def save_model(self) -> bool:
+        """Write ``last.pt``, ``best.pt`` and medkd's best checkpoint so that a kill leaves the former ones whole."""
+        best = self.best_fitness == self.fitness
+        if self.distilled:
+            save_checkpoint(self._helpers(self.epoch), {"helpers": self.method.state_dict()})  # type: ignore[union-attr]
+        last_path, best_path = self.last, self.best
+        try:
+            with ExitStack() as files:
+                if best:
+                    self.best = files.enter_context(atomic_path(best_path))
+                self.last = files.enter_context(atomic_path(last_path))
+                super().save_model()
+        finally:
+            self.last, self.best = last_path, best_path
+        if best:
+            save_checkpoint(self.job.folder / BEST, self._content())
+        for path in self.wdir.glob("helpers_*.pt"):
+            if path != self._helpers(self.epoch):
+                path.unlink()
+        return True
+
+    def _averaged(self) -> Any:
+        """The moving average of the network."""
+        average = unwrap_model(self.ema.ema)
+        return getattr(average, "student_model", average)
+
+    def _content(self) -> dict[str, Any]:
+        state = {name: value.detach().cpu().clone() for name, value in self._averaged().state_dict().items()}
+        return {"schema": 1, "network": state, "epoch": self.epoch, "score": None if self.fitness is None else float(self.fitness)}
+
+    def validate(self) -> tuple[dict[str, Any], float | None]:
+        """ultralytics' own validation; nothing where the fold has no validation cases."""
+        return super().validate() if self.job.val else ({}, None)
+
+    def final_eval(self) -> None:
+        """Keep the final average as medkd's checkpoint and in the detector; medkd judges all detectors alike, so nothing is measured."""
+        self.detector.load_state_dict(self._averaged().state_dict())
+        self.detector.eval()
+        save_checkpoint(self.job.folder / FINAL, self._content())
+        _finish(self.wdir)
+
+    # logs
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ultralytics' table and medkd's log."""
+        super().save_metrics(metrics)
+        if self._run_log is None:
+            self._run_log = RunLog(self.job.folder, self.start_epoch)
+        terms = {name: float(value) for name, value in self.tloss.items()}
+        validation = [float(value) for name, value in metrics.items() if name.startswith("val/")]
+        record = EpochRecord(
+            epoch=self.epoch,
+            train_loss=sum(terms.values()),
+            validation_loss=sum(validation) if validation else None,
+            validation_dice=None,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=time.time() - self.epoch_time_start,
+            terms=terms,
+            validation_score=float(metrics[_AP]) if _AP in metrics else None,
+        )
+        self._run_log.add(record)
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._run_log is not None:
+            self._run_log.close()
+
+
+def fit(job: DetectionJob) -> None:
+    """Train one fold.
+
+    Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving average of the
+    weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and ``last.pt`` can be opened with
+    ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm there). A training that was killed goes on from its
+    last epoch with ``job.resume``; a finished one is left alone.
+
+    Raises:
+        RunError: the detector is not of this family, or ultralytics is not installed.
+        MethodError: ultralytics' own distillation is asked of a teacher that it cannot use.
+        DataError: an image of the store cannot be read.
+    """
+    if not isinstance(job.detector, YoloDetector):
+        raise RunError(f"{job.detector.spec.name} is not a YOLO detector; its family is {job.detector.family}.")
+    folder = job.folder / FOLDER
+    last = folder / "weights" / "last.pt"
+    if job.resume and (job.folder / FINAL).exists():
+        _finish(last.parent)
+        return
+    resume = job.resume and last.exists()
+    if not resume:
+        _clear(job.folder)
+    trust(job)
+    settings = settings_of(job, write_data(job, folder), folder)
+    if is_builtin(job):
+        settings |= builtin_teacher(job, folder)
+    with unchanged_process():
+        threads = torch.get_num_threads()
+        trainer = YoloTrainer(job, {**settings, "resume": str(last)} if resume else settings)
+        torch.set_num_threads(threads)  # ultralytics takes all cores when it picks the CPU
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier training of this fold left."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    for name in (BEST, FINAL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _finish(weights: Path) -> None:
+    """Reduce ultralytics' checkpoints to the plain network, and remove the helpers; can be repeated."""
+    for path in (weights / "last.pt", weights / "best.pt"):
+        if path.exists():
+            with atomic_path(path) as temporary:
+                strip_optimizer(path, str(temporary))
+    for path in weights.glob("helpers_*.pt"):
+        path.unlink()
