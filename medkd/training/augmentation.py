@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
+from typing import Any, Protocol
 
 import torch
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
@@ -20,12 +20,22 @@ from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
-Augment = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Image ``(C, *size)`` and label ``(1, *size)`` to the training patch."""
+from medkd.training.targets import SoftPatch
 
 _ANISOTROPIC = 3.0  # nnU-Net's threshold: beyond it the first axis is too coarse to rotate across
 _ELONGATED = 1.5  # 2D patches longer than this are rotated by 15 degrees only
 _READ_SCALE = 0.85  # nnU-Net reads patches 1 / 0.85 times larger than the rotation alone needs
+
+
+class Augment(Protocol):
+    """Turns what was read into the training patch: image ``(C, *size)``, label ``(1, *size)``, and the teacher's output if given.
+
+    Images and labels do not depend on whether there is a teacher's output, which comes back as logits ``(K, *patch)``.
+    """
+
+    def __call__(self, image: Tensor, label: Tensor, soft: SoftPatch | None = None) -> tuple[Tensor, ...]:
+        """Augment one sample."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,25 +100,38 @@ class Augmentation:
         )
         self._rest = ComposeTransforms(_intensity(spatial.in_plane) + _masking(mirror_axes, masked_channels))
 
-    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, label: Tensor, soft: SoftPatch | None = None) -> tuple[Tensor, ...]:
         """Augment one sample.
 
         Args:
             image: ``(C, *read_size)``, float32.
             label: ``(1, *read_size)``, int16.
+            soft: the teacher's output for the same voxels.
 
         Returns:
-            Image ``(C, *patch_size)`` and label ``(1, *patch_size)``. Randomness comes from NumPy's and torch's global state.
+            Image ``(C, *patch_size)``, label ``(1, *patch_size)``, and with ``soft`` its logits ``(K, *patch_size)``, moved like the
+            label but interpolated linearly. Randomness comes from NumPy's and torch's global state, and ``soft`` takes none of it.
         """
-        sample = {"image": image, "segmentation": label}
-        if self._in_plane:
-            depth = image.shape[1]
-            sample = {key: value.flatten(0, 1) for key, value in sample.items()}
-            sample = {key: value.unflatten(0, (-1, depth)) for key, value in self._spatial(**sample).items()}
-        else:
-            sample = self._spatial(**sample)
+        depth = image.shape[1] if self._in_plane else None
+        parts = {"image": image, "segmentation": label}
+        parameters = self._spatial.get_parameters(**{key: _flat(value, depth) for key, value in parts.items()})
+        sample = {key: self._move(value, key, parameters) for key, value in parts.items()}
+        if soft is not None:
+            change = soft.pick if parameters["grid"] is None else soft.interpolate
+            sample["regression_target"] = change(lambda values: self._move(values, "regression_target", parameters))
         sample = self._rest(**sample)
-        return sample["image"].contiguous(), sample["segmentation"].contiguous()
+        return tuple(sample[key].contiguous() for key in ("image", "segmentation", "regression_target") if key in sample)
+
+    def _move(self, values: Tensor, key: str, parameters: dict[str, Any]) -> Tensor:
+        """One spatial change, drawn before, of ``(C, *read_size)``."""
+        depth = values.shape[1] if self._in_plane else None
+        moved: Tensor = self._spatial.apply({key: _flat(values, depth)}, **parameters)[key]
+        return moved if depth is None else moved.unflatten(0, (-1, depth))
+
+
+def _flat(values: Tensor, depth: int | None) -> Tensor:
+    """Slices as channels, where the change happens in the plane."""
+    return values if depth is None else values.flatten(0, 1)
 
 
 def _intensity(in_plane: bool) -> list[RandomTransform]:

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from medkd.preprocessing.store import CaseStore, StoredCase
 from medkd.training.augmentation import Augment, centre_crop
 from medkd.training.sampling import PatchSampler
+from medkd.training.targets import SoftPatch, open_target
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]  # images, labels, and with cached targets the teacher's logits
 FOREGROUND = 0.33  # nnU-Net's share of patches centred on a structure
 _OPEN_CASES = 128  # memory-mapped cases kept open per process, well below the usual limit of 1024 files
 
@@ -37,6 +38,8 @@ class PatchBatches(Dataset[Batch]):
         augmentation: None takes the middle of what was read.
         stream: separates training (0) from validation (1) randomness.
         foreground: share of a batch's patches that are centred on a structure.
+        targets: folder of a :class:`~medkd.training.targets.TargetStore` that holds the teacher's output for the cases, if any; images
+            and labels do not depend on it.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class PatchBatches(Dataset[Batch]):
         augmentation: Augment | None = None,
         stream: int = 0,
         foreground: float = FOREGROUND,
+        targets: Path | None = None,
     ) -> None:
         self._store = store
         self._cases = list(cases)
@@ -60,25 +64,31 @@ class PatchBatches(Dataset[Batch]):
         self._augmentation = augmentation
         self._stream = stream
         self._foreground = foreground
+        self._targets = targets
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step."""
+        """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step, and with targets the teacher's
+        logits ``(B, K, *patch)`` float32."""
         samples = [self._sample(step, index) for index in range(self._batch_size)]
-        return torch.stack([image for image, _ in samples]), torch.stack([label for _, label in samples])
+        return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
 
     def _sample(self, step: int, index: int) -> Batch:
         rng = np.random.default_rng([self._seed, self._stream, step, index])
         case = self._cases[rng.integers(len(self._cases))]
         foreground = index >= round(self._batch_size * (1 - self._foreground))
-        arrays = self._sampler.sample(_open(self._store, case), rng, foreground=foreground)
-        image, label = (torch.from_numpy(a) for a in arrays)
+        target = None if self._targets is None else open_target(self._targets, case)
+        arrays = self._sampler.sample(_open(self._store, case), rng, target, foreground=foreground)
+        image, label, *codes = (torch.from_numpy(a) for a in arrays)
+        soft = None if target is None else SoftPatch(codes[0], target.coding)
         if self._augmentation is None:
-            return centre_crop(image, self._sampler.patch_size), centre_crop(label, self._sampler.patch_size)
+            size = self._sampler.patch_size
+            parts = (centre_crop(image, size), centre_crop(label, size))
+            return parts if soft is None else (*parts, soft.pick(lambda part: centre_crop(part, size)))
         with _seeded(int(rng.integers(2**31))):
-            return self._augmentation(image, label)
+            return self._augmentation(image, label) if soft is None else self._augmentation(image, label, soft)
 
 
 @lru_cache(maxsize=_OPEN_CASES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medkd.preprocessing.store import StoredCase
+from medkd.training.targets import StoredTarget
 
 OUTSIDE = -1  # label of voxels outside the image and outside its non-zero mask, as in nnU-Net
 
@@ -24,28 +25,32 @@ class PatchSampler:
     read_size: tuple[int, ...]
     patch_size: tuple[int, ...]
 
-    def sample(self, case: StoredCase, rng: np.random.Generator, *, foreground: bool) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, case: StoredCase, rng: np.random.Generator, soft: StoredTarget | None = None, *, foreground: bool
+    ) -> tuple[np.ndarray, ...]:
         """Read one patch.
 
         Args:
             case: the stored case.
             rng: source of randomness.
+            soft: the case's cached target; the place of the patch does not depend on it.
             foreground: centre the patch on a random voxel of a random structure of the case, where it has any.
 
         Returns:
             Image ``(C, *read_size)`` float32 and label ``(1, *read_size)`` int16; voxels outside the case are 0 and −1. In
-            2D the patch is one slice along the first axis.
+            2D the patch is one slice along the first axis. With ``soft`` also its codes ``(channels, *read_size)`` uint8; voxels
+            outside the case are background.
         """
-        shape = case.label.shape
+        shape, arrays = case.label.shape, [case.image, case.label[None], *([] if soft is None else [soft.codes])]
         voxel = _foreground_voxel(case.locations, rng) if foreground else _annotated_voxel(case.locations, rng)
         if len(self.read_size) == 2:
             slice_index = int(voxel[0]) if voxel is not None else int(rng.integers(shape[0]))
             start = self._start(shape[1:], None if voxel is None else voxel[1:], rng)
-            image, label = case.image[:, slice_index], case.label[slice_index]
+            arrays = [array[:, slice_index] for array in arrays]
         else:
             start = self._start(shape, voxel, rng)
-            image, label = case.image, case.label
-        return read_padded(image, start, self.read_size, 0.0), read_padded(label[None], start, self.read_size, OUTSIDE)
+        fills: list[float | np.ndarray] = [0.0, OUTSIDE, *([] if soft is None else [soft.coding.fill.reshape(-1, *(1,) * len(start))])]
+        return tuple(read_padded(array, start, self.read_size, fill) for array, fill in zip(arrays, fills, strict=True))
 
     def _start(self, shape: tuple[int, ...], voxel: np.ndarray | None, rng: np.random.Generator) -> list[int]:
         """First voxel of the patch per axis; may be negative where the case is smaller than what is read."""
@@ -72,8 +77,11 @@ def _annotated_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generat
     return voxels[rng.integers(len(voxels))] if voxels is not None and len(voxels) else None
 
 
-def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float) -> np.ndarray:
-    """Read ``array[:, start : start + size]``; what lies outside is ``fill``. Only the needed part is read from disk."""
+def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float | np.ndarray) -> np.ndarray:
+    """Read ``array[:, start : start + size]``; what lies outside is ``fill``, one value or one per channel ``(C, 1, …)``.
+
+    Only the needed part is read from disk.
+    """
     inside, outside = [slice(None)], [slice(None)]
     for first, length, extent in zip(start, size, array.shape[1:], strict=True):
         low, high = min(max(first, 0), extent), max(min(first + length, extent), 0)

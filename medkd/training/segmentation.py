@@ -38,6 +38,7 @@ class SegmentationData:
         mirror_axes: axes that augmentation mirrors.
         workers: loader processes.
         rule: loss, augmentation and sampling; the default is nnU-Net's.
+        targets: folder of the teacher's cached outputs for the training cases, if there are any.
     """
 
     store: Path
@@ -48,6 +49,7 @@ class SegmentationData:
     mirror_axes: tuple[int, ...]
     workers: int
     rule: TrainingRule = field(default_factory=TrainingRule)
+    targets: Path | None = None
 
 
 class SegmentationTrainer(Trainer):
@@ -98,7 +100,7 @@ class SegmentationTrainer(Trainer):
 
     def move(self, batch: Batch, progress: Progress) -> tuple[Tensor, Target]:
         """Bring a batch to the device and encode its labels there."""
-        images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch)
+        images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch[:2])
         encoded, valid = self.data.labels.encode(labels)
         return images, Target(encoded, valid, progress)
 
@@ -147,4 +149,5 @@ class SegmentationTrainer(Trainer):
     ) -> PatchBatches:
         sampler = PatchSampler(read, self.data.patch_size)
         budget, share = self.settings.budget, self.data.rule.foreground
-        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share)
+        targets = self.data.targets if stream == 0 else None
+        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share, targets)

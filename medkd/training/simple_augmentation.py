@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medkd.core.errors import PlanError
 from medkd.core.protocol import AugmentationRule
+from medkd.training.targets import SoftPatch
 
 
 class SimpleAugmentation:
@@ -31,30 +32,36 @@ class SimpleAugmentation:
             )
         self._rule = rule
 
-    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, label: Tensor, soft: SoftPatch | None = None) -> tuple[Tensor, ...]:
         """Augment one sample.
 
         Args:
             image: ``(C, *patch)``, float32.
             label: ``(1, *patch)``, int16.
+            soft: the teacher's output for the same voxels.
 
         Returns:
-            Both, of the same shape. Randomness comes from torch's global state.
+            Both, of the same shape, and with ``soft`` its logits ``(K, *patch)``. Randomness comes from torch's global state.
         """
         rule = self._rule
         axes = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
-        image, label = image.flip(axes), label.flip(axes)
-        if _happens(rule.rotate90):
-            turns = int(torch.randint(1, 4, ()))
-            image, label = (torch.rot90(part, turns, (-2, -1)) for part in (image, label))
-        if _happens(rule.rotate):
-            angle = radians(_within(rule.rotate_degrees))
+        turns = int(torch.randint(1, 4, ())) if _happens(rule.rotate90) else 0
+        parts = [image, label, *([] if soft is None else [soft.codes])]
+        image, label, *codes = (torch.rot90(part.flip(axes), turns, (-2, -1)) for part in parts)
+        angle = radians(_within(rule.rotate_degrees)) if _happens(rule.rotate) else None
+        logits = [_turned(SoftPatch(part, soft.coding), angle) for part in codes if soft is not None]
+        if angle is not None:
             image, label = rotated(image, angle, "bilinear"), rotated(label.float(), angle, "nearest").to(label.dtype)
         if _happens(rule.scale):
             image = image * (1 + _within(rule.scale_range))
         if _happens(rule.shift):
             image = image + _within(rule.shift_range)
-        return image.contiguous(), label.contiguous()
+        return image.contiguous(), label.contiguous(), *logits
+
+
+def _turned(soft: SoftPatch, angle: float | None) -> Tensor:
+    """Logits, rotated in the plane of the last two axes where there is an angle."""
+    return soft.logits() if angle is None else soft.interpolate(lambda values: rotated(values, angle, "bilinear"))
 
 
 def rotated(array: Tensor, angle: float, mode: str) -> Tensor:

@@ -1,0 +1,202 @@
+"""Cached soft targets on disk: one byte per output and voxel, memory-mapped, so that a patch costs the reading of a patch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medkd.core.errors import RunError
+from medkd.core.files import atomic_path
+from medkd.core.serial import load, save, to_data
+from medkd.preprocessing.store import CaseRecord
+
+REACH = 16.0  # logits further than this below the largest one (regions: from 0) are clipped: probabilities below 1e-7
+DESCRIPTION = "targets.json"
+_TOP, _HALF = 255.0, 127.0  # largest code of a distance to the largest logit, and of a region's logit to either side of 128
+_SLAB = 2**22  # values that are encoded at a time
+_OPEN_TARGETS = 128  # memory-mapped cases kept open per process
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the logits of one case are written as bytes.
+
+    Softmax classes: ``z_k = m − 16 (q_k / 255)²``, where ``m`` is the voxel's largest logit, in a channel of its own with equal steps from
+    ``low`` to ``high``. Regions: ``z_k = ±16 (|q_k − 128| / 127)²``. The squares put the steps where probabilities change most: those of
+    the leading classes are off by less than 0.005. Logits are stored, not probabilities, since some methods compare logits over space or
+    soften them; they are also what prediction resamples.
+
+    Attributes:
+        outputs: K.
+        regions: sigmoid regions instead of softmax classes.
+        low: smallest of the voxels' largest logits.
+        high: greatest of them.
+        outside: what the largest logit is taken to be outside of the case: the mean.
+    """
+
+    outputs: int
+    regions: bool
+    low: float = 0.0
+    high: float = 0.0
+    outside: float = 0.0
+
+    @classmethod
+    def of(cls, logits: Tensor, regions: bool) -> Coding:
+        """The coding of a case with these logits, ``(K, z, y, x)``."""
+        if regions:
+            return cls(len(logits), True)
+        level = logits.amax(0)
+        return cls(len(logits), False, float(level.min()), float(level.max()), float(level.double().mean()))
+
+    @property
+    def channels(self) -> int:
+        """Bytes per voxel."""
+        return channels(self.outputs, self.regions)
+
+    @property
+    def _step(self) -> float:
+        return max(self.high - self.low, 1e-6) / _TOP
+
+    @property
+    def fill(self) -> np.ndarray:
+        """The codes ``(channels, 1, 1, 1)`` of a voxel outside the case: background, or no region, with certainty."""
+        if self.regions:
+            return np.ones((self.outputs, 1, 1, 1), np.uint8)
+        level = round((self.outside - self.low) / self._step)
+        return np.array([0, *[int(_TOP)] * (self.outputs - 1), level], np.uint8).reshape(-1, 1, 1, 1)
+
+    def encode(self, logits: Tensor) -> Tensor:
+        """Logits ``(K, *size)`` to codes ``(channels, *size)``, uint8."""
+        if self.regions:
+            root = (logits.abs() / REACH).clamp_(max=1).sqrt_().mul_(_HALF).round_()
+            return torch.where(logits < 0, 128 - root, 128 + root).to(torch.uint8)
+        level = logits.amax(0, keepdim=True)
+        root = ((level - logits) / REACH).clamp_(max=1).sqrt_().mul_(_TOP).round_()
+        return torch.cat([root, ((level - self.low) / self._step).round_().clamp_(0, _TOP)]).to(torch.uint8)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes ``(channels, *size)`` to logits ``(K, *size)``, float32."""
+        if self.regions:
+            root = codes.float().sub_(128).mul_(1 / _HALF)
+            return root.abs().mul_(root).mul_(REACH)
+        level = codes[self.outputs :].float().mul_(self._step).add_(self.low)
+        return codes[: self.outputs].float().square_().mul_(-REACH / _TOP**2).add_(level)
+
+
+def channels(outputs: int, regions: bool) -> int:
+    """Bytes per voxel of cached targets: one per output, and for softmax classes one for the largest logit."""
+    return outputs + (not regions)
+
+
+@dataclass(frozen=True)
+class SoftPatch:
+    """What was read of a teacher's output for one patch.
+
+    Attributes:
+        codes: ``(channels, *size)``, uint8.
+        coding: what they mean.
+    """
+
+    codes: Tensor
+    coding: Coding
+
+    def logits(self) -> Tensor:
+        """Float32 ``(K, *size)``."""
+        return self.coding.decode(self.codes)
+
+    def pick(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits after a change that only picks voxels (a crop, a flip): it is made on the bytes, which is cheaper."""
+        return self.coding.decode(change(self.codes))
+
+    def interpolate(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits after a linear change that takes what comes from outside as 0; here that becomes background."""
+        outside = self.coding.decode(torch.from_numpy(self.coding.fill)).view(-1, *(1,) * (self.codes.ndim - 1))
+        return change(self.logits() - outside) + outside
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """``CASE.json``, written last: a target without it does not exist.
+
+    Attributes:
+        source: hash of the preprocessed case that it was predicted from, see :func:`source_of`.
+        coding: what the bytes mean.
+    """
+
+    source: str
+    coding: Coding
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class StoredTarget:
+    """The soft target of one case: memory-mapped codes ``(channels, z, y, x)`` and what they mean."""
+
+    codes: np.ndarray
+    coding: Coding
+
+
+class TargetStore:
+    """The soft targets of one teacher for the cases of one configuration: ``CASE.npy`` and ``CASE.json``.
+
+    Args:
+        folder: ``<root>/preprocessed/DATASET/CONFIGURATION_targets/KEY``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def has(self, case: str, source: str) -> bool:
+        """Whether there is a complete target of a case that was predicted from this very preprocessed case."""
+        path = self.folder / f"{case}.json"
+        return path.exists() and (self.folder / f"{case}.npy").exists() and load(TargetRecord, path).source == source
+
+    def write(self, case: str, source: str, logits: Tensor, regions: bool) -> None:
+        """Store the logits ``(K, z, y, x)`` of a case; a reader sees the old target, none, or the new one.
+
+        Raises:
+            DataError: the folder cannot be written to.
+        """
+        coding = Coding.of(logits, regions)
+        (self.folder / f"{case}.json").unlink(missing_ok=True)
+        with atomic_path(self.folder / f"{case}.npy") as temporary:
+            shape = (coding.channels, *logits.shape[1:])
+            codes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            depth = max(1, _SLAB // max(logits[:, :1].numel(), 1))
+            for first in range(0, logits.shape[1], depth):
+                codes[:, first : first + depth] = coding.encode(logits[:, first : first + depth].cpu()).numpy()
+            codes.flush()
+            del codes
+        save(self.folder / f"{case}.json", TargetRecord(source, coding))
+
+    def open(self, case: str) -> StoredTarget:
+        """Open a target for reading; cheap, no voxels are read.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            record = load(TargetRecord, self.folder / f"{case}.json")
+            return StoredTarget(np.load(self.folder / f"{case}.npy", mmap_mode="r"), record.coding)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"The cached target of {case} in {self.folder} is damaged ({error}); delete {case}.json there.") from error
+
+
+@lru_cache(maxsize=_OPEN_TARGETS)
+def open_target(folder: Path, case: str) -> StoredTarget:
+    """:meth:`TargetStore.open`, remembered."""
+    return TargetStore(folder).open(case)
+
+
+def source_of(record: CaseRecord) -> str:
+    """Hash of what a preprocessed case was made from and how; a target of another hash is out of date."""
+    parts = to_data([record.recipe, [file.content for file in record.files], record.properties.shape])
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
