@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from inspect import Parameter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -53,17 +52,20 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
 
 
 def method_rows() -> list[Row]:
-    """One row per distillation method: name, what it needs of the teacher, parameters with defaults, paper."""
-    from medkd.distillation import METHODS, parameters_of
+    """One row per distillation method: name, for which branch, what it needs of the networks, parameters with defaults, paper.
 
-    rows: list[Row] = [("method", "needs", "parameters", "paper")]
-    for name in METHODS:
-        method = METHODS[name]
-        needs = "teacher's logits" if method.outputs_only else "features"
-        if not getattr(method, "needs_teacher", True):
-            needs = "nothing"
-        settings = " ".join(_setting(n, p) for n, p in parameters_of(method).items())
-        rows.append((name, needs, settings or ABSENT, method.citation or ABSENT))
+    A method that detectors define anew has a row of its own for them.
+    """
+    from medkd.detection.methods import DETECTION_METHODS
+    from medkd.distillation import METHODS
+    from medkd.distillation.describe import describe_methods
+
+    rows: list[Row] = [("method", "for", "needs", "parameters", "paper")]
+    for methods in (METHODS, DETECTION_METHODS):
+        for card in describe_methods(methods):
+            branch = "detection" if methods is DETECTION_METHODS else "both" if card.detection else "segmentation"
+            settings = " ".join(f"{name}={default}" for name, default in card.parameters)
+            rows.append((card.name, branch, card.needs, settings or ABSENT, card.paper or ABSENT))
     return rows
 
 
@@ -98,10 +100,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (rows[0], rule, *rows[1:])
     )
-
-
-def _setting(name: str, parameter: Parameter) -> str:
-    return name if parameter.default is Parameter.empty else f"{name}={parameter.default}"
 
 
 def _folders(parent: Path) -> list[Path]:

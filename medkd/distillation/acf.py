@@ -92,6 +92,8 @@ class ACF(Method):
     """
 
     citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
+    per_logit, per_feature = 0.0, 2.5
+    bound = "energy maps; the attention map is never formed, since it is an outer product"
 
     def __init__(
         self,

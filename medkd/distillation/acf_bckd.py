@@ -35,6 +35,8 @@ class ACFBCKD(Method):
     """
 
     citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
+    per_logit, per_feature = 10.0, 2.5
+    bound = "as acf and bckd; no matrix of pairs of voxels"
 
     def __init__(
         self,

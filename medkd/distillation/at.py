@@ -39,6 +39,8 @@ class AttentionTransfer(PairMethod):
     """
 
     citation = "Zagoruyko, Komodakis; ICLR 2017; arXiv 1612.03928"
+    per_logit, per_feature = 2.5, 2.0
+    bound = "one energy map per level"
 
     def __init__(
         self, context: Context, weight: float | None = None, taps: str = "all", logits: bool = True, variant: str = "default"

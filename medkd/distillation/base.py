@@ -15,6 +15,8 @@ from medkd.core.registry import Registry
 from medkd.core.serial import nearest
 
 Variant = Literal["default", "paper"]
+_MAPS = 12  # maps of one channel beside the logits: labels, masks and sums over classes
+_SMALL = 2**18  # bytes for what costs next to nothing: class means, counts, small gates
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ class Method(nn.Module):
             batch: samples.
         """
         helpers = sum(p.numel() for p in self.parameters())
-        # the gradients of the helpers, and room for what costs next to nothing: class means, counts, small gates
-        return int(self.per_logit * logits + self.per_feature * features) + 4 * (self.pairwise(batch) + helpers) + 2**20
+        maps = _MAPS * logits // self.context.num_outputs if self.per_logit else 0
+        # four bytes for every number of the matrices and of the helpers' gradients
+        return int(self.per_logit * logits + self.per_feature * features) + maps + 4 * (self.pairwise(batch) + helpers) + _SMALL
 
     @property
     def needs_preparation(self) -> bool:

@@ -50,6 +50,8 @@ class BCKD(Method):
 
     citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
     outputs_only = True
+    per_logit, per_feature = 10.0, 0.0
+    bound = "exact distances axis after axis, class by class, within the bounding box; no matrix of pairs of voxels"
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class CAKD(Method):
 
     citation = "Zhao, Zhong, Xiao, Zhang, Chen, Liao, Zhang, Wang; IEEE TMI 2023; DOI 10.1109/TMI.2023.3262680"
     outputs_only = True
+    per_logit, per_feature = 5.0, 0.0
+    bound = "class sums only: K² cosines and a few copies of the logits"
 
     def __init__(self, context: Context, weight: float = 1.0, variant: str = "default") -> None:
         super().__init__(context)

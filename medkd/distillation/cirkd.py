@@ -52,6 +52,8 @@ class CIRKD(PairMethod):
     """
 
     citation = "Yang, Zhou, An, Jiang, Xu, Zhang; CVPR 2022; arXiv 2204.06986"
+    per_logit, per_feature = 6.0, 6.0
+    bound = "at most (batch · max_nodes)² cosines, and max_nodes voxels against 96 remembered vectors per class"
 
     def __init__(
         self,
@@ -94,6 +96,13 @@ class CIRKD(PairMethod):
             voxels, means = self._memory(s, t, target)
             terms |= {"cirkd_voxels": self.memory_weight * voxels, "cirkd_means": self.memory_weight * means}
         return terms
+
+    def pairwise(self, batch: int) -> int:
+        """Cosines of the places of all samples with their softmaxes and gradients, and those of voxels to what is remembered."""
+        voxels = batch * self.max_nodes
+        remembered = 0 if self.context.regions else self.context.num_outputs * DRAWN
+        channels = sum(tap.channels for tap in self.pairs[0])
+        return 8 * voxels**2 + 8 * voxels * (remembered + channels) + 4 * remembered * channels
 
     def _batch(self, student: Tensor, teacher: Tensor) -> Tensor:
         cells = cells_per_axis([min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)], self.max_nodes)

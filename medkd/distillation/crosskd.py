@@ -41,6 +41,8 @@ class CrossKD(PairMethod):
 
     citation = "Wang, Chen, Zheng, Li, Cheng, Hou; CVPR 2024; arXiv 2306.11369"
     continues_teacher = True
+    per_logit, per_feature = 6.0, 6.0
+    bound = "a few copies of logits and features, and what the teacher's remaining layers keep for the gradient"
 
     def __init__(self, context: Context, weight: float = 1.0, temperature: float = 1.0, taps: str = "last") -> None:
         super().__init__(context, "crosskd", taps)

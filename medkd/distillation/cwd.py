@@ -37,6 +37,8 @@ class CWD(Method):
 
     citation = "Shu, Liu, Gao, Yan, Shen; ICCV 2021; arXiv 2011.13256"
     outputs_only = True
+    per_logit, per_feature = 8.0, 0.0
+    bound = "a few copies of the logits"
 
     def __init__(self, context: Context, weight: float | None = None, temperature: float = 4.0, variant: str = "default") -> None:
         super().__init__(context)

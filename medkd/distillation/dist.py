@@ -35,6 +35,8 @@ class DIST(Method):
 
     citation = "Huang, You, Wang, Qian, Xu; NeurIPS 2022; arXiv 2205.10536"
     outputs_only = True
+    per_logit, per_feature = 9.5, 0.0
+    bound = "a few copies of the logits"
 
     def __init__(
         self,

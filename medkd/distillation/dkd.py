@@ -38,6 +38,8 @@ class DKD(Method):
 
     citation = "Zhao, Cui, Song, Qiu, Liang; CVPR 2022; arXiv 2203.08679"
     outputs_only = True
+    per_logit, per_feature = 11.5, 0.0
+    bound = "a few copies of the logits"
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class EMKD(PairMethod):
     """
 
     citation = "Qin et al.; IEEE TMI 2021; arXiv 2108.09987"
+    per_logit, per_feature = 6.0, 3.0
+    bound = "one energy map per level, K² cosines of class means"
 
     def __init__(
         self,

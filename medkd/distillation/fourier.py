@@ -63,6 +63,8 @@ class FourierKD(PairMethod):
 
     citation = "FourierKD; IEEE SPL 2024; DOI 10.1109/LSP.2024.3515795"
     detection = True
+    per_logit, per_feature = 0.0, 20.0
+    bound = "spectra of the chosen maps, which are complex and therefore twice as large"
 
     def __init__(self, context: Context, weight: float | None = None, taps: str = "bottleneck", variant: str = "default") -> None:
         super().__init__(context, "fourier", taps)

@@ -39,6 +39,8 @@ class IFVD(PairMethod):
     """
 
     citation = "Wang, Zhou, Jiang, Bai, Xu; ECCV 2020; DOI 10.1007/978-3-030-58571-6_21"
+    per_logit, per_feature = 6.0, 3.0
+    bound = "each voxel is compared with the means of the classes, never with other voxels"
 
     def __init__(
         self, context: Context, weight: float | None = None, kd_weight: float | None = None, taps: str = "last", variant: str = "default"

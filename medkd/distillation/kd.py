@@ -35,6 +35,8 @@ class KD(Method):
     citation = "Hinton, Vinyals, Dean; NIPS-W 2014; arXiv 1503.02531"
     detection = True
     outputs_only = True
+    per_logit, per_feature = 6.0, 0.0
+    bound = "a few copies of the logits"
 
     def __init__(self, context: Context, weight: float | None = None, temperature: float = 1.0, variant: str = "default") -> None:
         super().__init__(context)

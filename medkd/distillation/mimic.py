@@ -34,6 +34,8 @@ class Mimic(PairMethod):
 
     citation = "Romero, Ballas, Kahou, Chassang, Gatta, Bengio; ICLR 2015; arXiv 1412.6550"
     detection = True
+    per_logit, per_feature = 0.0, 3.0
+    bound = "a few copies of the features"
 
     def __init__(self, context: Context, weight: float = 1.0, taps: str = "decoder", variant: str = "default") -> None:
         super().__init__(context, "mimic", taps)

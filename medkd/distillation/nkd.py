@@ -37,6 +37,8 @@ class NKD(Method):
 
     citation = "Yang, Zeng, Li, Zhang, Yuan, Li; ICCV 2023; arXiv 2303.13005"
     outputs_only = True
+    per_logit, per_feature = 8.0, 0.0
+    bound = "a few copies of the logits"
 
     def __init__(self, context: Context, weight: float = 0.5, gamma: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__(context)

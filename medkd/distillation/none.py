@@ -16,6 +16,8 @@ class NoDistillation(Method):
     detection = True
     outputs_only = True
     needs_teacher = False
+    per_logit, per_feature = 0.0, 0.0
+    bound = "nothing"
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

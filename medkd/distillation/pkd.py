@@ -37,6 +37,8 @@ class PKD(PairMethod):
 
     citation = "Cao, Zhang, Gao, Cheng, Cheng, Cheng; NeurIPS 2022; arXiv 2207.02039"
     detection = True
+    per_logit, per_feature = 0.0, 5.0
+    bound = "a few copies of the features"
 
     def __init__(self, context: Context, weight: float | None = None, taps: str = "decoder", variant: str = "default") -> None:
         super().__init__(context, "pkd", taps)

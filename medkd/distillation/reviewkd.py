@@ -79,6 +79,8 @@ class ReviewKD(PairMethod):
     """
 
     citation = "Chen, Liu, Zhao, Jia; CVPR 2021; arXiv 2104.09044"
+    per_logit, per_feature = 0.0, 6.0
+    bound = "a few copies of the features"
 
     def __init__(self, context: Context, weight: float = 1.0, taps: str = "deep", width: int = 32, variant: str = "default") -> None:
         super().__init__(context, "reviewkd", taps)

@@ -41,6 +41,8 @@ class RKD(PairMethod):
     """
 
     citation = "Park, Kim, Lu, Cho; CVPR 2019; arXiv 1904.05068"
+    per_logit, per_feature = 0.0, 2.0
+    bound = "at most max_nodes places in all: max_nodes³ angles and max_nodes² differences of features"
 
     def __init__(
         self,
@@ -68,6 +70,11 @@ class RKD(PairMethod):
             "rkd_distance": self.distance_weight * torch.stack(distances).mean(),
             "rkd_angle": self.angle_weight * torch.stack(angles).mean(),
         }
+
+    def pairwise(self, batch: int) -> int:
+        """Angles of both networks with their loss and gradients, differences of features, distances."""
+        nodes = max(self.max_nodes, batch)
+        return sum(8 * nodes**3 + 4 * nodes**2 * (s.channels + t.channels + 8) for s, t in self.pairs)
 
     def _embeddings(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """``(nodes, C)`` of both; the same places."""

@@ -112,6 +112,8 @@ class SFD(PairMethod):
 
     citation = "SFD-KD; 2025; github.com/adgo007/SFD-KD"
     detection = True
+    per_logit, per_feature = 0.0, 11.0
+    bound = "singular vectors from the Gram matrix of the shorter side, so the long side is never decomposed"
 
     def __init__(
         self,

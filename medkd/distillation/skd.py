@@ -41,6 +41,8 @@ class SKD(PairMethod):
     """
 
     citation = "Liu, Chen, Liu, Qin, Luo, Wang; CVPR 2019; arXiv 1903.04197"
+    per_logit, per_feature = 6.0, 3.0
+    bound = "at most max_nodes places per sample: max_nodes² cosines"
 
     def __init__(
         self,
@@ -67,6 +69,10 @@ class SKD(PairMethod):
             "skd_voxel": self.voxel_weight * voxel(student.logits, teacher.logits, target),
             "skd_pair": self.pair_weight * pairs.mean(),
         }
+
+    def pairwise(self, batch: int) -> int:
+        """Cosines, their difference, its square and gradients."""
+        return 8 * len(self.pairs) * batch * self.max_nodes**2
 
     def _divergence(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
         return masked_mean(voxel_kl(student, teacher, self.context.regions), target.valid)

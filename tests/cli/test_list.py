@@ -14,7 +14,9 @@ from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.run import FINAL, LATEST, Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
+from medkd.detection.methods import DETECTION_METHODS
 from medkd.distillation import METHODS
+from medkd.networks import NETWORKS
 
 
 def write_run(folder: Path, method: str | None = None, teacher: str | None = None) -> None:
@@ -43,10 +45,19 @@ def test_networks_show_cost_and_paper() -> None:
 
 def test_every_method_is_listed_with_its_defaults() -> None:
     _, *rows = method_rows()
-    assert [row[0] for row in rows] == list(METHODS)
+    assert [row[0] for row in rows] == [*METHODS, *DETECTION_METHODS]
     kd = next(row for row in rows if row[0] == "kd")
-    assert kd[1] == "teacher's logits" and "temperature=" in kd[2] and "1503.02531" in kd[3]
-    assert next(row for row in rows if row[0] == "none")[1] == "nothing"
+    assert kd[1:3] == ("both", "teacher's logits") and "temperature=" in kd[3] and "1503.02531" in kd[4]
+    assert next(row for row in rows if row[0] == "none")[2] == "nothing"
+    assert [row[1] for row in rows if row[0] == "crosskd"] == ["segmentation", "detection"]
+    assert all(row[4] != "-" for row in rows)
+
+
+def test_every_network_is_listed_with_its_cost_and_paper() -> None:
+    """Of the large ones only the entry is read here; what they cost is counted in tests/networks."""
+    _, *rows = network_rows([name for name in NETWORKS if name in ("unet_tiny", "mednext_s", "fcn_r18", "resenc_unet_m")])
+    assert all(row[2].endswith(" M") and row[3].endswith(" G") and int(row[4]) > 0 and row[5] for row in rows)
+    assert all(NETWORKS[name].citation for name in NETWORKS)
 
 
 def test_data_sets_show_labels_and_plans_and_name_what_is_broken(root: Root) -> None:
@@ -82,7 +93,7 @@ def test_commands_print_tables_and_json(root: Root, capsys: pytest.CaptureFixtur
     assert main(["runs", "--root", base]) == 0
     assert f"none below {base}" in capsys.readouterr().out
     assert main(["methods", "--json"]) == 0
-    assert {"method", "needs", "parameters", "paper"} == set(json.loads(capsys.readouterr().out)[0])
+    assert {"method", "for", "needs", "parameters", "paper"} == set(json.loads(capsys.readouterr().out)[0])
 
 
 def test_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
