@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from medkd.cli.common import parser, run
 from medkd.core.files import read_json
 from medkd.core.paths import Root
+from medkd.core.run import is_detection
 from medkd.evaluation.cross_validation import FOLDS, cross_validate
 from medkd.evaluation.table import summary_text
 
@@ -29,10 +31,24 @@ def _cross_validate(options: argparse.Namespace) -> None:
     splits = root.preprocessed / name / "splits_final.json"
     expected = len(read_json(splits)) if splits.exists() else FOLDS
     folder = root.results / name / options.run
+    if is_detection(folder):
+        _cross_validate_boxes(folder, expected)
+        return
     summary = cross_validate(folder, expected=expected)
     print(summary_text(summary))
     for fold, means in summary.extra["fold_means"].items():
         print(f"fold {fold}: Dice {_number(means['foreground']['Dice'])} over {means['cases']} cases")
+    print(f"written: {folder / 'crossval' / 'summary.json'}")
+
+
+def _cross_validate_boxes(folder: Path, expected: int) -> None:
+    from medkd.evaluation.detection_cross_validation import cross_validate_detection
+    from medkd.evaluation.detection_results import summary_text as boxes_text
+
+    summary = cross_validate_detection(folder, expected=expected)
+    print(boxes_text(summary))
+    for fold, means in summary.extra["fold_means"].items():
+        print(f"fold {fold}: AP {_number(means['AP'])}, AP50 {_number(means['AP50'])} over {means['images']} images")
     print(f"written: {folder / 'crossval' / 'summary.json'}")
 
 

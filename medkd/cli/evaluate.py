@@ -13,6 +13,7 @@ from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import to_data
 from medkd.evaluation import legacy
+from medkd.evaluation.detection_predictions import PREDICTIONS_FILE
 from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.summary import evaluate_folder
 from medkd.evaluation.table import summary_text
@@ -21,16 +22,19 @@ from medkd.evaluation.table import summary_text
 def main(argv: Sequence[str] | None = None) -> int:
     """Score predictions against references, print a table and write ``summary.json``."""
     arguments = parser(
-        "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres.",
+        "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres; or predicted boxes: COCO's average "
+        "precision, FROC and AUC.",
         "medkd_evaluate predictions labelsTs -o summary.json --labels anterior,posterior",
     )
-    arguments.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.nii.gz")
-    arguments.add_argument("references", type=Path, metavar="REFERENCES", help="folder with CASE.nii.gz")
+    arguments.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.nii.gz, or with predictions.json")
+    arguments.add_argument(
+        "references", type=Path, metavar="REFERENCES", help="folder with CASE.nii.gz; for boxes with CASE.json, or a raw data set"
+    )
     arguments.add_argument("-o", "--output", type=Path, help="where to write (default: PREDICTIONS/summary.json)")
     arguments.add_argument(
         "--dataset-json", type=Path, help="names the labels (default: beside PREDICTIONS or REFERENCES, or their parents)"
     )
-    arguments.add_argument("--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas")
+    arguments.add_argument("--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas; classes to score")
     arguments.add_argument("--file-ending", help="of both (default: dataset.json's, else .nii.gz)")
     arguments.add_argument(
         "--nsd-tolerance", type=float, default=DEFAULT_TOLERANCE_MM, metavar="MM", help="of the surface distance (default: %(default)s mm)"
@@ -45,10 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing")
     arguments.add_argument("-np", "--workers", type=int, help="threads (default: as many as cores and memory allow)")
+    boxes = arguments.add_argument_group("for boxes")
+    boxes.add_argument("--hit", default="0.5", metavar="IOU", help="what finds a box for FROC: an IoU, or centre (default: %(default)s)")
+    boxes.add_argument(
+        "--exclude",
+        metavar="CLASSES",
+        help="classes to leave out of a second mean and of FROC (default: text, where there is such a class)",
+    )
     return run(_evaluate, arguments, argv)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.predictions.suffix == ".json" or (options.predictions / PREDICTIONS_FILE).exists():
+        _evaluate_boxes(options)
+        return
     labels, ending = _labels(options)
     if options.legacy is not None and (len(options.legacy) not in (0, 3) or min(options.legacy, default=1) <= 0 or options.allow_missing):
         raise DataError("--legacy takes no value or three voxel sizes in mm (Z Y X), and no --allow-missing.")
@@ -80,6 +94,30 @@ def _evaluate(options: argparse.Namespace) -> None:
     summary.save(output)
     print(summary_text(summary))
     print(f"written: {output}")
+
+
+def _evaluate_boxes(options: argparse.Namespace) -> None:
+    from medkd.evaluation.detection_evaluate import evaluate_detection_folder
+    from medkd.evaluation.detection_results import rules_of
+    from medkd.evaluation.detection_results import summary_text as boxes_text
+
+    summary = evaluate_detection_folder(
+        options.predictions,
+        options.references,
+        dataset_json=options.dataset_json,
+        classes=_names(options.labels),
+        allow_missing=options.allow_missing,
+        rules=rules_of(options.hit, _names(options.exclude)),
+    )
+    folder = options.predictions.parent if options.predictions.suffix == ".json" else options.predictions
+    output = options.output or folder / "summary.json"
+    summary.save(output)
+    print(boxes_text(summary))
+    print(f"written: {output}")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _labels(options: argparse.Namespace) -> tuple[LabelSpec, str]:

@@ -19,9 +19,6 @@ from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, Boxes, Dete
 from medkd.evaluation.detection_results import Curve, DetectionSummary, Rules, ordered
 from medkd.evaluation.statistics import Interval
 
-TEXT = "text"
-"""Class of burnt-in letters (GRAZPEDWRI-DX), which says nothing about the patient and is left out of the second mean."""
-
 _EMPTY = Boxes.of([], [], [])
 _log = logging.getLogger(__name__)
 
@@ -66,13 +63,13 @@ def evaluate_detections(
     """
     known = tuple(dict.fromkeys([*predictions.categories, *references.categories]))
     names = _chosen(classes, known)
-    rules = rules or Rules((TEXT,) if TEXT in names and len(names) > 1 else ())
+    rules = (rules or Rules()).resolved(names)
     cases = sorted(references.annotations)
     _check_sizes(predictions, references, [c for c in cases if c not in missing])
     truths = {case: _truth(references, case, known, names) for case in cases}
     found = [_EMPTY if c in missing else _renamed(predictions.images[c].found, predictions.categories, names) for c in cases]
     drawn = list(truths.values())
-    matches = compare_boxes(found, drawn, names, excluded=rules.excluded, threshold=rules.threshold, criterion=rules.criterion)
+    matches = compare_boxes(found, drawn, names, excluded=rules.excluded or (), threshold=rules.threshold, criterion=rules.criterion)
     patients = {c: p for c, p in references.patients.items() if c in truths}
     values: dict[Key, Interval] = intervals(matches, groups_of(cases, patients))
     number = next(iter(values.values())).n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,12 +97,12 @@ def _of(boxes: Boxes, category: int | None, most: int | None = None) -> Boxes:
     return chosen.only(np.argsort(-chosen.scores, kind="stable")[:most])
 
 
-def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: object) -> Matched:
-    hits = [match(f, t) for f, t in zip(found, truths, strict=True)]  # type: ignore[operator]
+def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[Boxes, Boxes], np.ndarray]) -> Matched:
+    hits = [match(f, t) for f, t in zip(found, truths, strict=True)]
     scores = np.concatenate([f.scores for f in found]) if found else np.zeros(0)
     image = np.repeat(np.arange(len(found)), [len(f) for f in found])
     order = np.argsort(-scores, kind="stable")
-    hit = np.concatenate(hits) if hits else np.zeros((0, 1), np.int8)
+    hit = np.concatenate(hits) if hits else np.zeros((0, len(THRESHOLDS)), np.int8)
     return Matched(scores[order], image[order], hit[order], np.array([len(t) for t in truths], np.int64))
 
 

@@ -1,7 +1,8 @@
 """Average precision, FROC sensitivity and the image-level AUC, counted for many weightings of the images at once.
 
 A weighting says how often each image counts: ones for the scores themselves, and one row per sample for a bootstrap, which so costs
-cumulative sums instead of thousands of evaluations. Counting an image twice is the same as listing it twice.
+cumulative sums instead of thousands of evaluations. Counting an image twice is the same as listing it twice, but for the order of equal
+scores, on which COCO's precision depends.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from medkd.evaluation.statistics import Interval
 from medkd.evaluation.table import format_interval
 
 SCHEMA = 1
+TEXT = "text"
 UNDEFINED = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
@@ -37,14 +38,45 @@ class Rules:
     """How detections were scored.
 
     Attributes:
-        excluded: classes left out of the second mean and of FROC over all classes.
+        excluded: classes left out of the second mean and of FROC over all classes; None leaves ``text`` out, burnt-in letters
+            (GRAZPEDWRI-DX) that say nothing about the patient, where there are other classes.
         threshold: IoU of a hit for FROC.
         criterion: ``iou`` or ``centre``.
     """
 
-    excluded: tuple[str, ...] = ()
+    excluded: tuple[str, ...] | None = None
     threshold: float = 0.5
     criterion: Criterion = "iou"
+
+    def resolved(self, categories: Sequence[str]) -> Rules:
+        """The rules with the excluded classes spelled out.
+
+        Raises:
+            DataError: an excluded class is unknown, or all are excluded.
+        """
+        if self.excluded is None:
+            return replace(self, excluded=(TEXT,) if TEXT in categories and len(categories) > 1 else ())
+        unknown = [name for name in self.excluded if name not in categories]
+        if unknown or set(categories) <= set(self.excluded):
+            raise DataError(f"Expected some of the classes {', '.join(categories)} to exclude, found {', '.join(self.excluded)}.")
+        return self
+
+
+def rules_of(hit: str, excluded: tuple[str, ...] | None = None) -> Rules:
+    """Rules from the command line: ``hit`` is an IoU or ``centre``.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if hit in ("centre", "center"):
+        return Rules(excluded, criterion="centre")
+    try:
+        threshold = float(hit)
+    except ValueError:
+        threshold = 0.0
+    if not 0 < threshold <= 1:
+        raise DataError(f"A hit is an IoU above 0 up to 1, or 'centre'; found '{hit}'.")
+    return Rules(excluded, threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +129,7 @@ class DetectionSummary:
             "schema": SCHEMA,
             "task": "detection",
             "definitions": definitions(self.rules),
-            "rules": {"excluded": list(self.rules.excluded), "threshold": self.rules.threshold, "criterion": self.rules.criterion},
+            "rules": {"excluded": list(self.rules.excluded or ()), "threshold": self.rules.threshold, "criterion": self.rules.criterion},
             "confidence_level": 0.95,
             "images": len(self.truths),
             "images_with_boxes": sum(len(t) > 0 for t in self.truths.values()),
