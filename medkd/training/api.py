@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +12,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
-from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, Budget, NetworkSpec, RunDescription, RunFolder
-from medkd.core.serial import load, save
+from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.distillation import Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.predictor import pick_device
@@ -23,13 +21,15 @@ from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
 from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
+from medkd.training.guard import Teacher, choose_teacher
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.loader import default_workers
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
+from medkd.training.run_folder import open_fold, run_name, start_fold
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.splits import Split, ensure_splits, split_of_fold
-from medkd.training.teachers import Candidate, Teacher, check_same_data, choose_teacher, find_run, write_split
+from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
 
@@ -217,48 +217,16 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
 
 def _run_name(job: _Job, network: str, method: str | None = None, teacher: str | None = None) -> str:
     width = f"_w{job.options.width_divisor}" if job.options.width_divisor != 1 else ""
-    parts = [f"{network}{width}", job.configuration.name]
-    parts += [method, f"from_{teacher}"] if method else []
-    return "__".join([*parts, *([job.options.tag] if job.options.tag else [])])
+    return run_name(f"{network}{width}", job.configuration.name, method, teacher, job.options.tag)
 
 
 def _fold_folder(job: _Job, run: RunDescription, name: str) -> Path:
-    """The fold folder of a run that may be started or continued; nothing is written yet.
-
-    A run folder holds folds of one and the same run; another network, budget or method needs another name.
-    """
     path = job.root.results / job.name / name
-    folder = path / f"fold_{job.fold}"
-    trained = [p for p in path.glob("fold_*") if (p / LATEST).exists() or (p / FINAL).exists()]
-    others = [p for p in trained if p != folder or not job.options.overwrite]
-    if others and (path / RUN_FILE).exists():
-        known = load(RunDescription, path / RUN_FILE)
-        if known != replace(run, precision=known.precision):
-            raise RunError(
-                f"{path} holds a run with other settings ({_difference(known, run)}); "
-                "give --tag TEXT to keep both, or --overwrite to replace it."
-            )
-    if folder in others and not job.options.resume:
-        raise RunError(f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep both.")
-    return folder
+    return open_fold(path, job.fold, run, resume=job.options.resume, overwrite=job.options.overwrite)
 
 
 def _start(job: _Job, run: RunDescription, folder: Path, taught_by: frozenset[str]) -> None:
-    """Write what the run is, once everything about it is known to fit."""
-    if job.options.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    save(folder.parent / RUN_FILE, run)
-    save(folder.parent / PLANS_FILE, job.plan)
-    job.description.save(folder.parent / DATASET_FILE)
-    write_split(folder, job.split, taught_by)
-
-
-def _difference(known: RunDescription, run: RunDescription) -> str:
-    for field in ("network", "budget", "method", "method_parameters", "teacher", "mirror_axes"):
-        a, b = getattr(known, field), getattr(run, field)
-        if a != b:
-            return f"{field}: {a} there, {b} now"
-    return "configuration"
+    start_fold(folder, run, job.plan, job.description, job.split, taught_by, job.options.overwrite)
 
 
 def _is_finished(folder: Path, options: TrainOptions) -> bool:
