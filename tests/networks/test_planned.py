@@ -61,6 +61,20 @@ def test_width_divisor_divides_channels_down_to_four(divisor: int, widths: list[
     check_taps(net, image(net))
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_planned_network_can_be_a_narrow_student(name: str, rank: int) -> None:
+    shape = replace(architecture(rank), features_per_stage=(16, 32, 64))
+    wide, narrow = (build_network(small(name, rank, architecture=shape, width_divisor=d)) for d in (1, 2))
+    assert [t.name for t in narrow.taps] == [t.name for t in wide.taps]
+    assert [2 * t.channels for t in narrow.taps] == [t.channels for t in wide.taps]
+    counts = [sum(p.numel() for p in net.parameters()) for net in (wide, narrow)]
+    assert 3.5 < counts[0] / counts[1] < 4.0  # weights fall by four, biases and norms by two
+    x = image(narrow)
+    check_taps(narrow, x)
+    check_forward_from(narrow, x)
+
+
 def test_width_divisor_needs_a_planned_network() -> None:
     with pytest.raises(RunError, match="width-divisor"):
         build_network(small("unet_tiny", 3, width_divisor=2))

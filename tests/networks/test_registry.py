@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from medkd.core.errors import RunError
 from medkd.networks import NETWORKS, build_network, fit_patch
 from medkd.networks.reference import build_weightless, reference_spec
-from tests.networks.checks import small
+from tests.networks.checks import architecture, small
 
 THREE_D = {
     *("res_unet", "unet_tiny", "segresnet", "espnetv2", "mobile_unet", "lcov_net", "swin_unetr", "attention_unet", "plain_unet"),
@@ -54,3 +56,21 @@ def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
 def test_importing_all_networks_loads_no_heavy_library() -> None:
     code = "import sys, medkd.networks; print([m for m in ('monai', 'timm', 'torchvision') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith(("mednext_b", "mednext_m", "mednext_l"))])
+def test_deep_supervision_is_published_by_those_that_offer_it(name: str, rank: int) -> None:
+    entry = NETWORKS[name]
+    if rank not in entry.ranks:
+        pytest.skip(f"not in {rank}D")
+    spec = replace(small(name, rank, patch=32), deep_supervision=True, architecture=architecture(rank) if entry.planned else None)
+    if not entry.deep_supervision:
+        with pytest.raises(RunError, match="deep supervision"):
+            build_weightless(spec)
+        return
+    network = build_weightless(spec).train()
+    logits = network(torch.empty(2, 1, *spec.patch_size, device="meta"))
+    assert isinstance(logits, list) and len(logits) == len(network.deep_supervision_strides) > 1
+    for scale, stride in zip(logits, network.deep_supervision_strides, strict=True):
+        assert scale.shape[2:] == tuple(n // s for n, s in zip(spec.patch_size, stride, strict=True))

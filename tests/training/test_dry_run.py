@@ -139,6 +139,16 @@ def test_joined_methods_are_told_apart() -> None:
     assert {p.method for p in tap_pairs(method, "pkd+cwd+acf", (16,) * 3)} == {"pkd", "acf"}
 
 
+def test_networks_that_offer_deep_supervision_are_trained_with_it_and_narrow_ones_say_so_in_their_name(trained: Path) -> None:
+    options = _options(trained, tag="x")
+    offered = {name: dry_run(900, name, 0, options).run.network.deep_supervision for name in ("mednext_s", "unet_tiny", "plain_unet")}
+    assert offered == {"mednext_s": True, "unet_tiny": False, "plain_unet": True}
+    narrow = dry_run(900, "plain_unet", 0, replace(options, width_divisor=2))
+    assert narrow.folder.parent.name == "plain_unet_w2__3d_fullres__x"
+    with pytest.raises(MedkdError, match="width-divisor"):
+        dry_run(900, "unet_tiny", 0, replace(options, width_divisor=2))
+
+
 def test_deep_supervision_and_half_precision_are_part_of_the_estimate() -> None:
     loss = SegmentationLoss(regions=False, batch_dice=False)
     one = _described("mednext_s", (32, 32), deep_supervision=False)
