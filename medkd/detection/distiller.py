@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medkd.core.errors import MethodError
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs, Level
 from medkd.distillation import Method
+from medkd.distillation.prompts import PromptMethod
 
 
 @runtime_checkable
@@ -91,6 +92,8 @@ class DetectorDistiller:
         if self.teacher is None:
             return DetectorOutputs(student.logits.detach())
         self.teacher.eval()
+        if self.teacher.two_stage and not student.proposals:  # a dense student has none: only features are compared
+            student = replace(student, proposals=_whole(images))
         with torch.no_grad():
             return self.teacher.observe(images.detach(), student)
 
@@ -170,10 +173,10 @@ class DetectionTeacher:
 
     def features(self, batch: Any, names: Sequence[str]) -> dict[str, Tensor]:
         """Neck maps without gradient, in float32."""
-        images, boxes, _ = self._moved(batch)
+        images, _, _ = self._moved(batch)
         self._detector.eval()
-        with torch.no_grad():  # a two-stage teacher scores the true boxes; only its neck is wanted
-            seen = self._detector.observe(images, DetectorOutputs(images.new_zeros(len(images), 1), proposals=tuple(boxes)))
+        with torch.no_grad():
+            seen = self._detector.observe(images, DetectorOutputs(images.new_zeros(len(images), 1), proposals=_whole(images)))
         return {name: seen.features[name].float() for name in names}
 
     def task_loss(self, batch: Any, replaced: Mapping[str, Tensor]) -> Tensor:
@@ -186,6 +189,11 @@ class DetectionTeacher:
         device = next(self._detector.parameters()).device
         images, boxes, classes = batch
         return images.to(device), [b.to(device) for b in boxes], [c.to(device) for c in classes]
+
+
+def _whole(images: Tensor) -> tuple[Tensor, ...]:
+    """The whole of every image as its only proposal, for two-stage teachers whose scores nobody looks at."""
+    return (images.new_tensor([[0.0, 0.0, images.shape[3], images.shape[2]]], dtype=torch.float32),) * len(images)
 
 
 def _parts(method: Method) -> list[Method]:
@@ -211,7 +219,7 @@ def _check(teacher: Detector, method: Method) -> None:
                 f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student {kinds[not about.regions]}; "
                 "choose a method that compares features."
             )
-        wanted = "losses_from_neck" if part.needs_preparation else "forward_from"
+        wanted = "losses_from_neck" if isinstance(part, PromptMethod) else "forward_from"
         if part.continues_teacher and getattr(type(teacher), wanted) is getattr(Detector, wanted):
             raise MethodError(f"{name} sends features through the rest of the teacher, which {type(teacher).__name__} does not offer.")
 
