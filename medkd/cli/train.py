@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from medkd.cli import common
-from medkd.cli.training_options import add_training_options, training_options
+from medkd.cli.training_options import add_training_options, detector_options, is_detection, training_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if is_detection(arguments):
+        _run_detection(arguments)
+        return
     from medkd.training.api import dry_run, train
 
     options = training_options(arguments)
@@ -29,3 +32,13 @@ def _run(arguments: argparse.Namespace) -> None:
         print("\n".join(dry_run(arguments.dataset, arguments.network, arguments.fold, options).lines()))
         return
     print(train(arguments.dataset, arguments.network, arguments.fold, options))
+
+
+def _run_detection(arguments: argparse.Namespace) -> None:
+    from medkd.detection.api import dry_run_detector, train_detector
+
+    options = detector_options(arguments)
+    if arguments.dry_run:
+        print("\n".join(dry_run_detector(arguments.dataset, arguments.network, arguments.fold, options)))
+        return
+    print(train_detector(arguments.dataset, arguments.network, arguments.fold, options))

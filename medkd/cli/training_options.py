@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from medkd.core.errors import MethodError
+from medkd.core.dataset import dataset_task
+from medkd.core.errors import MethodError, PlanError
+from medkd.core.paths import Root
 from medkd.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from medkd.detection.options import DetectorOptions
+
+_DEFAULTS = TrainOptions()
+_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every")
+_DETECTION_ONLY = ("image_size", "backbone_weights")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of :class:`~medkd.training.options.TrainOptions` to a parser."""
+    """Add the options of both tasks (:class:`~medkd.training.options.TrainOptions`, :class:`~medkd.detection.options.DetectorOptions`)."""
     add = parser.add_argument
-    add("-c", "--configuration", default="3d_fullres", help="2d, 3d_fullres or 3d_lowres (default: %(default)s)")
-    add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's)")
-    add("--iterations-per-epoch", type=int, help="optimiser steps per epoch (default: 250, or the plan's protocol's)")
-    add("--batch-size", type=int, help="patches per step (default: the plan's)")
+    add("-c", "--configuration", help=f"2d, 3d_fullres or 3d_lowres (default: {_DEFAULTS.configuration})")
+    add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's; detection: the plan's)")
+    add("--iterations-per-epoch", type=int, help="optimiser steps per epoch (default: 250, or the plan's protocol's; detection: one pass)")
+    add("--batch-size", type=int, help="patches or images per step (default: the plan's)")
     add("--patch-size", type=int, nargs="+", help="voxels per axis, for example 64 96 96 (default: the plan's)")
-    add("--learning-rate", type=float, help="initial learning rate of the poly schedule (default: 0.01, or the plan's protocol's)")
-    add("--width-divisor", type=int, default=1, help="divide the channels of a planned network by this (default: 1)")
+    add("--image-size", type=int, help="detection: side of the input, a multiple of 32 (default: the plan's)")
+    add("--learning-rate", type=float, help="initial learning rate (default: 0.01, or the plan's)")
+    add("--width-divisor", type=int, help="divide the channels of a planned network by this (default: 1)")
+    add("--backbone-weights", type=Path, metavar="FILE", help="detection: start from these weights, for example of ImageNet")
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",
@@ -26,7 +39,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")
-    add("--save-every", type=int, default=10, help="epochs between checkpoints (default: 10; at least every five minutes)")
+    add("--save-every", type=int, help="epochs between checkpoints (default: 10; at least every five minutes)")
     add("--tag", help="text added to the run's name, to keep runs with other settings apart")
     add("--no-validate", action="store_true", help="do not predict and score the validation cases at the end")
     add("--dry-run", action="store_true", help="print networks, pairs of taps, memory and run folder; write and start nothing")
@@ -35,28 +48,43 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder")
 
 
+def is_detection(arguments: argparse.Namespace) -> bool:
+    """Whether the data set holds boxes; options of the other task are refused, not silently ignored.
+
+    Raises:
+        PlanError: an option does not belong to this task.
+    """
+    detection = dataset_task(Root.resolve(arguments.root), arguments.dataset) == "detection"
+    for name in _SEGMENTATION_ONLY if detection else _DETECTION_ONLY:
+        if getattr(arguments, name) is not None:
+            kind = "detection" if detection else "segmentation"
+            raise PlanError(f"{arguments.dataset} is a data set for {kind}, which --{name.replace('_', '-')} is not for; leave it out.")
+    return detection
+
+
 def training_options(arguments: argparse.Namespace) -> TrainOptions:
-    """The parsed options."""
+    """The parsed options for segmentation."""
     return TrainOptions(
-        root=arguments.root,
-        configuration=arguments.configuration,
-        epochs=arguments.epochs,
-        iterations_per_epoch=arguments.iterations_per_epoch,
-        batch_size=arguments.batch_size,
+        **_common(arguments),
+        configuration=arguments.configuration or _DEFAULTS.configuration,
         patch_size=tuple(arguments.patch_size) if arguments.patch_size else None,
-        learning_rate=arguments.learning_rate,
-        device=arguments.device,
-        precision=arguments.precision,
-        seed=arguments.seed,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        tag=arguments.tag,
-        workers=arguments.workers,
-        width_divisor=arguments.width_divisor,
-        settings=parse_settings(getattr(arguments, "set", None) or []),
-        save_every=arguments.save_every,
-        validate=not arguments.no_validate,
+        width_divisor=arguments.width_divisor or _DEFAULTS.width_divisor,
+        save_every=arguments.save_every or _DEFAULTS.save_every,
     )
+
+
+def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
+    """The parsed options for detection."""
+    from medkd.detection.options import DetectorOptions
+
+    return DetectorOptions(**_common(arguments), image_size=arguments.image_size, backbone_weights=arguments.backbone_weights)
+
+
+def _common(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What both tasks know."""
+    names = ("root", "epochs", "iterations_per_epoch", "batch_size", "learning_rate", "device", "precision", "seed", "resume", "overwrite")
+    values = {name: getattr(arguments, name) for name in (*names, "tag", "workers")}
+    return {**values, "settings": parse_settings(getattr(arguments, "set", None) or []), "validate": not arguments.no_validate}
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from medkd.core.errors import DataError, PlanError
 from medkd.core.folds import joined_groups, stratified_folds
 from medkd.core.paths import Root
 from medkd.core.protocol import DetectionProtocol, find_detection_protocol
-from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.run import DATASET_FILE, DETECTION, PLANS_FILE
 from medkd.core.serial import load, save
 from medkd.core.workers import run_cases, worker_count
 from medkd.detection.fingerprint import FINGERPRINT_FILE, DetectionFingerprint, known_fingerprint, make_fingerprint, source_of_files
@@ -23,9 +23,6 @@ from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
 from medkd.io.verify import REPORT_FILE, verify_dataset
 from medkd.training.splits import SPLITS_FILE, Split, ensure_splits, save_splits
-
-CONFIGURATION = "detection"
-"""Name of the one configuration of a detection data set: of the store's folder and in the names of runs."""
 
 _BYTES_PER_PIXEL = 24  # of a raw radiograph while it is stored: as read, as float32, as uint8
 _log = logging.getLogger(__name__)
@@ -90,7 +87,7 @@ def plan_and_preprocess_detection(
     plan = _plan(name, folder, raw.description, fingerprint, Wishes(image_size, batch_size), overwrite_plan, followed)
     raw.description.save(folder / DATASET_FILE)
     ensure_detection_splits(folder, annotations, raw.description, raw.folder)
-    _store(raw, annotations, folder / CONFIGURATION, plan, workers)
+    _store(raw, annotations, folder / DETECTION, plan, workers)
     return plan
 
 
@@ -188,6 +185,6 @@ def _store(raw: _Raw, annotations: Mapping[str, BoxAnnotation], folder: Path, pl
             lambda case: writer.write(case, _paths(raw.files[case])[0], annotations[case], raw.sources[case]),
             todo,
             count,
-            f"preprocess {CONFIGURATION}",
+            f"preprocess {DETECTION}",
         )
     return writer.finish(sorted(raw.files))

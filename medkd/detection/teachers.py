@@ -1,0 +1,141 @@
+"""Finding a detector that teaches, and checking that it knows the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkd.core.errors import RunError
+from medkd.core.run import DETECTION, FINAL, RUN_FILE
+from medkd.core.serial import load, nearest
+from medkd.detection.base import DETECTORS, Detector, DetectorSpec
+from medkd.detection.trained import DetectionRun, load_detector, register_detectors
+from medkd.detection.weights import load_into, read_detector_weights
+from medkd.training.guard import TeacherSource, seen_by, short_name
+
+FILE = "teacher.json"
+GIVEN = "given"
+"""The only fold of a detector that nobody cross-validated."""
+
+_WEIGHTS = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """``teacher.json`` beside weights that were trained elsewhere: what they do not tell themselves.
+
+    Attributes:
+        network: registry name of the detector, ``yolov8l``.
+        categories: the classes in order, named as in the data set.
+        train: the case ids that it was trained on; an empty list states that none of the data set's cases was among them.
+        weights: the file, beside the description.
+        image_size: side of the input that it was trained with.
+        anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`.
+    """
+
+    network: str
+    categories: tuple[str, ...]
+    train: tuple[str, ...]
+    weights: str = "best.pt"
+    image_size: int = 640
+    anchor_scale: float = 4.0
+    schema: int = 1
+
+
+@dataclass(frozen=True)
+class DetectorSource(TeacherSource[Detector]):
+    """What a TEACHER argument names, before one of its folds is chosen.
+
+    Attributes:
+        categories: the classes it knows, in order.
+        image_size: side of its input.
+    """
+
+    categories: tuple[str, ...]
+    image_size: int
+
+
+def find_teacher(text: str, results: Path) -> DetectorSource:
+    """The detector that a TEACHER argument names.
+
+    Args:
+        text: a run folder, a run's name, a detector with a finished run, or the weights of a detector that was trained elsewhere: the
+            file, or its folder, with a ``teacher.json`` (:class:`DetectorFile`).
+        results: results folder of the data set.
+
+    Raises:
+        RunError: there is no such teacher; the existing runs are named.
+    """
+    path = Path(text)
+    if path.suffix in _WEIGHTS or (path / FILE).is_file():
+        return _of_file(path)
+    for folder in (path, results / text, results / f"{text}__{DETECTION}"):
+        if (folder / RUN_FILE).exists():
+            return _of_run(DetectionRun.load(folder))
+    known = sorted(p.parent.name for p in results.glob(f"*/{RUN_FILE}")) if results.is_dir() else []
+    raise RunError(
+        f"Teacher '{text}' is neither a detector trained for {results.name}, nor weights (best.pt) with a teacher.json beside them."
+        f"{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train first."
+    )
+
+
+def check_same_classes(source: DetectorSource, categories: Sequence[str]) -> None:
+    """Teacher and student must mean the same by their outputs.
+
+    Raises:
+        RunError: the names of the classes, or their order, differ.
+    """
+    theirs, ours = list(source.categories), list(categories)
+    if theirs == ours:
+        return
+    what = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
+    raise RunError(
+        f"The teacher {source.path.name} does not fit: it knows {what} ({', '.join(theirs)}) than the data set ({', '.join(ours)}); train "
+        "one for this data set."
+    )
+
+
+def _of_run(run: DetectionRun) -> DetectorSource:
+    name = short_name(run.path)
+    folds = tuple(sorted(p.parent.name.removeprefix("fold_") for p in run.path.glob(f"fold_*/{FINAL}")))
+    return DetectorSource(
+        name,
+        name,
+        run.path,
+        folds,
+        lambda fold: seen_by(run.fold(fold)),
+        lambda fold: load_detector(run, fold),
+        run.plan.categories,
+        run.spec.image_size,
+    )
+
+
+def _of_file(path: Path) -> DetectorSource:
+    folder = (path if path.is_dir() else path.parent).absolute()
+    if not (folder / FILE).is_file():
+        raise RunError(
+            f"{path} does not say which images it was trained on, so nobody knows whether it may teach; put a {FILE} beside it, like "
+            '{"network": "yolov8l", "categories": ["fracture"], "train": ["case_1", …], "weights": "' + path.name + '"}.'
+        )
+    found = load(DetectorFile, folder / FILE)
+    file = folder / found.weights if path.is_dir() else path.absolute()
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{folder / FILE}: the weights '{found.weights}' lie outside of the folder; put them beside the description.")
+    if file.name != Path(found.weights).name:
+        raise RunError(f"{folder / FILE} describes {found.weights}, not {file.name}; correct 'weights'.")
+    register_detectors(found.network)
+    spec = DetectorSpec(found.network, found.categories, found.image_size, found.anchor_scale)
+    train = frozenset(found.train)
+    return DetectorSource(
+        folder.name, str(folder), folder, (GIVEN,), lambda _: train, lambda _: _load(file, spec), found.categories, found.image_size
+    )
+
+
+def _load(file: Path, spec: DetectorSpec) -> Detector:
+    state, names = read_detector_weights(file)
+    if names is not None and names != spec.categories:
+        raise RunError(f"{file} was trained for the classes {', '.join(names)}, but {FILE} says {', '.join(spec.categories)}.")
+    detector = DETECTORS[spec.name].build(spec)
+    load_into(detector, state, file)
+    return detector.eval()

@@ -1,0 +1,119 @@
+"""Weights that were trained elsewhere: ultralytics' ``best.pt``, and backbones of torchvision and timm. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
+from medkd.detection.base import Detector
+
+_LEAST_SHARE = 0.5  # of a detector's weights that a file of another detector must fit, else it is of another kind
+_CLASSIFIERS = ("fc.", "classifier.", "head.", "conv_head.", "bn2.")
+_log = logging.getLogger(__name__)
+
+
+def read_detector_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """Weights of a whole detector, by name.
+
+    Args:
+        path: a ``.pt`` of ultralytics (``best.pt``, with the classes it was trained for), or a state dict, bare or as medkd's checkpoints
+            hold it (``network``).
+
+    Returns:
+        The state dict in float32, and the names of the classes where the file tells them.
+
+    Raises:
+        RunError: the file is missing, damaged, or holds anything but tensors, plain values and ultralytics' own layers.
+    """
+    if not path.exists():
+        raise RunError(f"There are no weights {path}; give an existing file.")
+    try:
+        content = load_checkpoint(path)
+    except RunError as error:
+        if path.suffix != ".pt" or "objects other than tensors" not in str(error):
+            raise
+        return _of_ultralytics(path)
+    for key in ("network", "state_dict", "model"):
+        content = content[key] if isinstance(content.get(key), Mapping) else content
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)}, None
+
+
+def _of_ultralytics(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    from medkd.detection.yolo.library import tasks, unchanged_process
+
+    try:
+        with unchanged_process():
+            content, _ = tasks.torch_safe_load(str(path), safe_only=True)
+    except (TypeError, RuntimeError, ImportError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"{path} holds more than ultralytics' own layers and is not loaded, since it could run code ({reason}).") from error
+    network = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(network, nn.Module):
+        raise RunError(f"{path} is no detector of ultralytics: expected its best.pt or last.pt.")
+    names: Any = getattr(network, "names", {})
+    listed = tuple(str(names[i]) for i in sorted(names)) if isinstance(names, Mapping) else tuple(map(str, names))
+    return network.float().state_dict(), listed
+
+
+def load_into(detector: Detector, state: Mapping[str, Tensor], path: Path) -> None:
+    """Give a detector all of its weights.
+
+    Raises:
+        RunError: they are those of another detector, or for another number of classes.
+    """
+    try:
+        detector.load_state_dict(dict(state))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise RunError(f"{path} holds no {detector.spec.name} for {len(detector.spec.categories)} classes ({first[0].strip()}).") from error
+
+
+def start_from(detector: Detector, path: Path) -> None:
+    """Let a detector start from a file: a backbone that was trained on ImageNet, or a YOLO detector for any classes.
+
+    Backbones of torchvision's family are read by :func:`medkd.detection.tv.backbones.load_backbone_weights`. A YOLO detector takes from
+    another one (``yolov8n.pt``) all weights of equal name and shape; ``yolov8_r18`` and ``yolov8_efficientnet_es`` take the weights that
+    torchvision and timm have for their backbones.
+
+    Raises:
+        RunError: the file is missing, unreadable, or of another architecture.
+    """
+    if detector.family == "torchvision":
+        from medkd.detection.tv.backbones import load_backbone_weights
+
+        load_backbone_weights(detector, path)
+        return
+    given, _ = read_detector_weights(path)
+    own = detector.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    backbone = _backbone_of(detector, given)
+    if len(fitting) < _LEAST_SHARE * len(own) and not backbone:
+        raise RunError(
+            f"{path} fits {len(fitting)} of the {len(own)} tensors of {detector.spec.name} and not its backbone either; give weights of "
+            "this architecture."
+        )
+    detector.load_state_dict(own | (backbone or fitting))
+    _log.info("%s starts from %s: %d of %d tensors", detector.spec.name, path, len(backbone or fitting), len(own))
+
+
+def _backbone_of(detector: Detector, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a detector's first layer, where that is a whole network of torchvision or timm, and the file has it.
+
+    The wrapped network has other names, but the same tensors in the same order; the file's classifier is left out.
+    """
+    own = {name: value for name, value in detector.state_dict().items() if name.startswith("model.0.") and _counts(name)}
+    theirs = [value for name, value in given.items() if _counts(name) and not name.startswith(_CLASSIFIERS)]
+    if len(own) < 30 or [v.shape for v in own.values()] != [v.shape for v in theirs[: len(own)]]:
+        return {}
+    return dict(zip(own, theirs, strict=False))
+
+
+def _counts(name: str) -> bool:
+    """Older files do not have the counters of batch normalisation."""
+    return not name.endswith("num_batches_tracked")
