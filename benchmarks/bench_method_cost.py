@@ -76,19 +76,20 @@ class Bench:
         needs = method.needs()
         corrections = {n: self.teacher[1][n].roll(1, 0) for n in needs.teacher_corrections}
         features = {n: self.teacher[1][n] for n in needs.teacher}
-        teacher = Outputs(self.teacher[0], features, corrections, (), self._rest() if method.continues_teacher else None)
+        rest = self._rest() if method.continues_teacher and not isinstance(method, PromptMethod) else None
+        teacher = Outputs(self.teacher[0], features, corrections, (), rest)
         found: dict[str, Any] = self._measure(
             lambda logits, own: method(Outputs(logits, own), teacher, self.target), needs.student, list(method.parameters())
         )
         sizes = [_bytes(self.teacher[0]), sum(_bytes(x) for x in (*self._own(needs.student).values(), *features.values()))]
-        found["announced_mib"] = self._announced(method, *sizes) / 2**20
+        found["announced_mib"] = self._announced(method, teacher, *sizes) / 2**20
         found["bound"] = method.bound
         found["features_mib"] = sizes[1] / 2**20
         return found
 
-    def _announced(self, method: Method, logits: int, features: int) -> int:
+    def _announced(self, method: Method, teacher: Outputs, logits: int, features: int) -> int:
         total = method.announced(logits, features, len(self.image))
-        return total + (self._continuation(method.needs().teacher) if method.continues_teacher else 0)
+        return total + (0 if teacher.forward_from is None else self._continuation(method.needs().teacher))
 
     def _continuation(self, taps: tuple[str, ...]) -> int:
         """What the teacher's layers after these taps take for a feature and its gradient, from the shapes alone."""

@@ -83,6 +83,8 @@ class FreeKD(PromptMethod):
 
     citation = "Zhang, Huang, Liu, Jiang, Cheng, Zhang; CVPR 2024; arXiv 2311.12079"
     detection = True
+    per_logit, per_feature = 0.0, 5.0
+    bound = "the wavelet bands, which have the size of the map, and masks of one channel"
 
     def __init__(
         self,

@@ -85,6 +85,8 @@ class MasKD(PromptMethod):
 
     citation = "Huang, Zhang, You, Wang, Qian, Cao, Xu; ICLR 2023; arXiv 2205.14589"
     detection = True
+    per_logit, per_feature = 0.0, 5.0
+    bound = "a few masks of one channel per map, and a hidden layer of a quarter of its channels"
 
     def __init__(
         self,

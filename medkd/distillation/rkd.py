@@ -74,7 +74,7 @@ class RKD(PairMethod):
     def pairwise(self, batch: int) -> int:
         """Angles of both networks with their loss and gradients, differences of features, distances."""
         nodes = max(self.max_nodes, batch)
-        return sum(8 * nodes**3 + 4 * nodes**2 * (s.channels + t.channels + 8) for s, t in self.pairs)
+        return sum(8 * nodes**3 + nodes**2 * (4 * s.channels + 2 * t.channels + 16) for s, t in self.pairs)
 
     def _embeddings(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """``(nodes, C)`` of both; the same places."""

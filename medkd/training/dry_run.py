@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from medkd.core.errors import RunError
 from medkd.core.features import Tap
 from medkd.core.live_memory import LivePeak
 from medkd.core.run import FINAL, LATEST, RunDescription
 from medkd.distillation import Distiller, Method
 from medkd.distillation.capture import Capture
 from medkd.distillation.pairs import PairMethod
+from medkd.distillation.prompts import PromptMethod
 from medkd.networks import SegmentationNetwork
 from medkd.networks.complexity import count_macs, count_parameters
 
@@ -160,10 +162,14 @@ def describe_run(
         loss: the supervised loss, called with logits and target.
         distiller: teacher and method; both are moved to ``meta`` and are of no further use.
         guard: what the guard against leaks found.
+
+    Raises:
+        RunError: the network cannot be trained on this patch.
     """
     shape = (1, run.network.in_channels, *run.network.patch_size)
     state = "finished" if (folder / FINAL).exists() else "continues" if (folder / LATEST).exists() else "new"
-    cost = NetworkCost(run.network.name, count_parameters(student), count_macs(student, shape))
+    with _patch_fits(run):
+        cost = NetworkCost(run.network.name, count_parameters(student), count_macs(student, shape))
     method = None if distiller is None else distiller.method
     helpers = 0 if distiller is None else sum(p.numel() for p in distiller.parameters())
     pairs = () if method is None else tap_pairs(method, run.method or "none", run.network.patch_size)
@@ -171,7 +177,8 @@ def describe_run(
     teacher = None
     if net is not None and guard is not None:
         teacher = NetworkCost(guard.teacher, count_parameters(net), _attempt(lambda: count_macs(net.to("meta"), shape)))
-    memory = _attempt(lambda: step_memory(run, student, loss, distiller))
+    with _patch_fits(run):
+        memory = _attempt(lambda: step_memory(run, student, loss, distiller))
     return DryRun(run, folder, state, cost, teacher, helpers, pairs, memory, guard)
 
 
@@ -261,10 +268,28 @@ def _teacher(distiller: Distiller, image: Tensor) -> tuple[object, int]:
         logits = teacher(image)
     features = [*capture.features.values(), *capture.corrections.values()]
     rest = []
-    if distiller.method.continues_teacher:  # what its remaining layers keep for the gradient of a feature that is sent through them
+    if _continues(distiller.method):  # what its remaining layers keep for the gradient of a feature that is sent through them
         continued: Callable[[str, Tensor], Tensor] = teacher.forward_from  # type: ignore[assignment]
         rest = [continued(name, feature.requires_grad_()) for name, feature in capture.features.items()]
     return (rest, logits, features), _bytes(features)
+
+
+@contextmanager
+def _patch_fits(run: RunDescription) -> Iterator[None]:
+    """Name the patch where torch only says that a norm refuses a single voxel."""
+    try:
+        yield
+    except ValueError as error:
+        patch = " × ".join(map(str, run.network.patch_size))
+        raise RunError(f"'{run.network.name}' cannot be trained on a patch of {patch} ({error}); give a larger --patch-size.") from error
+
+
+def _continues(method: nn.Module) -> bool:
+    """Whether a step sends features through the teacher's layers; methods that learn prompts do so before the first step only."""
+    joined = getattr(method, "parts", None)
+    if isinstance(joined, nn.ModuleDict):
+        return any(_continues(m) for m in joined.values())
+    return isinstance(method, Method) and method.continues_teacher and not isinstance(method, PromptMethod)
 
 
 def _attempt(work: Callable[[], T]) -> T | None:

@@ -73,6 +73,8 @@ def test_what_the_training_refuses_the_dry_run_refuses(trained: Path) -> None:
         dry_run(900, "plain_unet", 1, _options(trained), teacher="plain_unet", method="kd")
     with pytest.raises(MedkdError, match="--continue"):
         dry_run(900, "plain_unet", 0, _options(trained))
+    with pytest.raises(MedkdError, match="larger --patch-size"):
+        dry_run(900, "mednext_s", 0, _options(trained))  # one voxel is left at its lowest resolution
     with pytest.raises(MedkdError, match="temperature"):
         dry_run(900, "plain_unet", 0, _options(trained, settings={"kd.temprature": 1}), teacher="plain_unet", method="kd")
 
@@ -140,7 +142,7 @@ def test_joined_methods_are_told_apart() -> None:
 
 
 def test_networks_that_offer_deep_supervision_are_trained_with_it_and_narrow_ones_say_so_in_their_name(trained: Path) -> None:
-    options = _options(trained, tag="x")
+    options = _options(trained, tag="x", patch_size=(32, 32, 32))
     offered = {name: dry_run(900, name, 0, options).run.network.deep_supervision for name in ("mednext_s", "unet_tiny", "plain_unet")}
     assert offered == {"mednext_s": True, "unet_tiny": False, "plain_unet": True}
     narrow = dry_run(900, "plain_unet", 0, replace(options, width_divisor=2))
