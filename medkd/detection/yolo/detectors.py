@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import log2
 from typing import Any, ClassVar
 
@@ -156,23 +157,10 @@ class YoloDetector(Detector):
             self.train(training)
         levels = levels_of(self._names, self._strides, feats)
         boxes = decode(split_sides(raw["boxes"], self.bins), levels)
-        limits = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
-        boxes = boxes.clamp(min=0).minimum(limits)
-        probabilities = raw["scores"].float().sigmoid()
-        return [self._select(*image, score, None if self._two_heads else overlap, most) for image in zip(boxes, probabilities, strict=True)]
-
-    @staticmethod
-    def _select(boxes: Tensor, probabilities: Tensor, score: float, overlap: float | None, most: int) -> Detections:
-        """The best boxes of one image: ``boxes`` ``(A, 4)``, ``probabilities`` ``(K, A)``; ``overlap`` None: no suppression."""
-        classes, anchors = (probabilities > score).nonzero(as_tuple=True)
-        scores, order = probabilities[classes, anchors].sort(descending=True, stable=True)
-        scores, order = scores[:MOST_CANDIDATES], order[:MOST_CANDIDATES]
-        classes, boxes = classes[order], boxes[anchors[order]]
-        if overlap is None:
-            keep = torch.arange(min(most, len(scores)), device=scores.device)
-        else:
-            keep = torchvision.ops.batched_nms(boxes, scores, classes, overlap)[:most]
-        return Detections(boxes[keep], scores[keep], classes[keep])
+        limit = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
+        suppression = None if self._two_heads else overlap
+        chosen = [_select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)]
+        return [replace(found, boxes=found.boxes.clamp(min=0).minimum(limit)) for found in chosen]
 
     def _own_criterion(self) -> Any:
         """The network's loss with ultralytics' default weights, or those that its trainer left in it."""
@@ -189,6 +177,19 @@ class YoloDetector(Detector):
         self.network._apply(fn)
         self._criterion = None  # it holds tensors on the former device
         return self
+
+
+def _select(boxes: Tensor, probabilities: Tensor, score: float, overlap: float | None, most: int) -> Detections:
+    """The best boxes of one image: ``boxes`` ``(A, 4)``, ``probabilities`` ``(K, A)``; ``overlap`` None: no suppression."""
+    classes, anchors = (probabilities > score).nonzero(as_tuple=True)
+    scores, order = probabilities[classes, anchors].sort(descending=True, stable=True)
+    scores, order = scores[:MOST_CANDIDATES], order[:MOST_CANDIDATES]
+    classes, boxes = classes[order], boxes[anchors[order]]
+    if overlap is None:
+        keep = torch.arange(min(most, len(scores)), device=scores.device)
+    else:
+        keep = torchvision.ops.batched_nms(boxes, scores, classes, overlap)[:most]
+    return Detections(boxes[keep], scores[keep], classes[keep])
 
 
 def build(spec: DetectorSpec) -> YoloDetector:
