@@ -35,7 +35,8 @@ class _OneDnnConv3d(nn.Conv3d):
         # outside of a prediction (counting operations, measuring) torch's own operator is what others know
         if not torch.is_inference_mode_enabled() or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        padding = [int(side) for side in self.padding]
+        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
 
 def tune(network: Network, device: torch.device) -> Network:

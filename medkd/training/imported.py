@@ -15,7 +15,7 @@ from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import save
-from medkd.inference.external import describe_external, is_external_folder, load_external, read_external
+from medkd.inference.external import describe_external, is_external_folder, load_external, seen_by_external
 from medkd.inference.nnunet.model import describe_nnunet, is_nnunet_folder, load_nnunet, nnunet_folds
 from medkd.preprocessing.api import plan_and_preprocess
 from medkd.training.splits import ALL, SPLITS_FILE, Split, load_splits, make_splits, save_splits
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def is_imported(path: Path) -> bool:
-    """Whether a folder holds a model of nnU-Net v2, or one with a ``teacher.json``."""
+    """Whether a folder holds a model of nnU-Net v2, a MONAI bundle, or a model with a ``teacher.json``."""
     return is_external_folder(path) or is_nnunet_folder(path)
 
 
@@ -34,7 +34,7 @@ def import_teacher(path: Path, dataset: str, cases: Sequence[str], raw: Path) ->
     """A teacher that medkd did not train.
 
     Args:
-        path: model folder of nnU-Net v2, or folder with a ``teacher.json``.
+        path: model folder of nnU-Net v2, MONAI bundle, or folder with a ``teacher.json``.
         dataset: full name of the student's data set.
         cases: its training cases.
         raw: its raw folder, which may hold splits.
@@ -47,9 +47,16 @@ def import_teacher(path: Path, dataset: str, cases: Sequence[str], raw: Path) ->
         f"run medkd_plan_and_preprocess -d {dataset} --like {path} --overwrite-plan, which takes over the teacher's and preprocesses again"
     )
     if is_external_folder(path):
-        train, model = frozenset(read_external(path).train), describe_external(path)
+        model = describe_external(path)
         return Candidate(
-            folder.name, str(folder), folder, model.folds, lambda _: train, lambda _: load_external(path).networks[0], model, remedy
+            folder.name,
+            str(folder),
+            folder,
+            model.folds,
+            lambda _: seen_by_external(path),
+            lambda _: load_external(path).networks[0],
+            model,
+            remedy,
         )
     found, model = nnunet_folds(path), describe_nnunet(path)
     return Candidate(
@@ -97,7 +104,7 @@ def plan_like(
     """
     model = Path(model)
     if not is_imported(model):
-        raise RunError(f"{model} is neither a model folder of nnU-Net v2 nor a folder with a teacher.json.")
+        raise RunError(f"{model} is neither a model folder of nnU-Net v2, nor a MONAI bundle, nor a folder with a teacher.json.")
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
