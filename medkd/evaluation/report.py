@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from medkd.core.files import write_text
 from medkd.core.paths import Root
+from medkd.core.run import RUN_FILE, is_detection
 from medkd.evaluation import report_figures as figures
 from medkd.evaluation import report_page as page
+from medkd.evaluation.detection_report import write_detection_report
+from medkd.evaluation.detection_report_data import gather_detection
 from medkd.evaluation.report_data import RunEntry, gather
 from medkd.evaluation.report_pictures import Picture, pictures
-from medkd.evaluation.report_style import STYLE
 
 
 def make_report(dataset: str | int, *, root: str | Path | None = None, output: Path | None = None, fold: int | str | None = None) -> Path:
@@ -33,9 +34,12 @@ def make_report(dataset: str | int, *, root: str | Path | None = None, output: P
     """
     folders = Root.resolve(root)
     name = folders.dataset_name(dataset)
+    path = Path(output) if output is not None else folders.results / name / "report.html"
+    if any(is_detection(run.parent) for run in (folders.results / name).glob(f"*/{RUN_FILE}")):
+        write_detection_report(path, name, gather_detection(folders.results / name, fold), folders.raw_dataset(name))
+        return path
     entries = gather(folders.results / name, fold)
     shown, judge = pictures(entries, folders.raw_dataset(name))
-    path = Path(output) if output is not None else folders.results / name / "report.html"
     write_report(path, name, entries, pictures=shown, ranked_by=judge)
     return path
 
@@ -50,40 +54,36 @@ def write_report(path: Path, title: str, entries: Sequence[RunEntry], *, picture
         pictures: pictures of single cases.
         ranked_by: label of the run that chose these cases.
     """
-    body = "".join(
-        [
-            page.cards(entries),
-            page.section(
-                "Side by side",
-                "Means over the validation cases with 95 % intervals; failures are structures missed / invented.",
-                page.overview(entries),
-            ),
-            page.section(
-                "Accuracy against cost",
-                "Up is more accurate, left is cheaper.",
-                page.image(figures.trade_off(entries), "trade-off", kind="wide"),
-            ),
-            _structures(entries),
-            page.section(
-                "What it looks like",
-                f"The worst, the median and the best case of {ranked_by}, on the slice that shows most.",
-                page.gallery(pictures, _structure_names(entries)),
-            ),
-            page.section(
-                "What was missed or invented",
-                "A structure that only one of prediction and reference holds counts as a failure in every mean, and is listed here.",
-                page.failures(entries),
-            ),
-            _training(entries),
-            page.section("How the runs were made", "Enough to make them again.", page.settings(entries)),
-            page.section("How it was measured", "The definitions behind every number on this page.", page.how_measured(entries)),
-        ]
+    content = page.document(
+        title,
+        page.verdict(entries),
+        page.cards(entries),
+        page.section(
+            "Side by side",
+            "Means over the validation cases with 95 % intervals; failures are structures missed / invented.",
+            page.overview(entries),
+        ),
+        page.section(
+            "Accuracy against cost",
+            "Up is more accurate, left is cheaper.",
+            page.image(figures.trade_off(entries), "trade-off", kind="wide"),
+        ),
+        _structures(entries),
+        page.section(
+            "What it looks like",
+            f"The worst, the median and the best case of {ranked_by}, on the slice that shows most.",
+            page.gallery(pictures, _structure_names(entries)),
+        ),
+        page.section(
+            "What was missed or invented",
+            "A structure that only one of prediction and reference holds counts as a failure in every mean, and is listed here.",
+            page.failures(entries),
+        ),
+        _training(entries),
+        page.section("How the runs were made", "Enough to make them again.", page.settings(entries)),
+        page.section("How it was measured", "The definitions behind every number on this page.", page.how_measured(entries)),
     )
-    header = f"<header><div><small>medkd report</small><h1>{escape(title)}</h1><p>{escape(page.verdict(entries))}</p></div></header>"
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f"<head>{meta}<title>{escape(title)} · medkd report</title><style>{STYLE}</style></head>"
-    footer = "<footer>Made by medkd for research; not a medical device.</footer>"
-    write_text(path, f'<!doctype html><html lang="en">{head}<body>{header}<main>{body}{footer}</main></body></html>\n')
+    write_text(path, content)
 
 
 def _structures(entries: Sequence[RunEntry]) -> str:

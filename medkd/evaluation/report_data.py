@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
-from medkd.core.run import RUN_FILE, RunDescription
+from medkd.core.run import DETECTION, RUN_FILE, RunDescription
 from medkd.core.serial import load
 from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, merge_folds, scored_folds
 from medkd.evaluation.results import Metric, Summary
@@ -76,21 +76,41 @@ class RunEntry:
         network, *parts = self.path.name.split("__")
         known = (self.run.configuration, self.run.method, f"from_{self.run.teacher}")
         notes = [p for p in parts if p not in known]
-        notes += [] if self.run.configuration == "3d_fullres" else [self.run.configuration]
+        notes += [] if self.run.configuration in ("3d_fullres", DETECTION) else [self.run.configuration]
         method = f" + {self.run.method}" if self.role == "distilled" else ""
         return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are scores to show."""
+        return self.summary is not None
+
+    @property
+    def merit(self) -> float:
+        """The number by which runs of a kind are ordered; −1 without scores."""
+        return self.summary.mean_dice if self.summary is not None else -1.0
 
     def prediction(self, case: str) -> Path | None:
         """The prediction of a case (file name of its reference), or None where there is no file."""
         return next((p for f in self.folds if (p := self.path / f"fold_{f}" / "validation" / case).exists()), None)
 
 
-def gather(results: Path, fold: int | str | None = None) -> list[RunEntry]:
-    """Read all runs of a data set, teachers first, then students alone, then distilled ones by falling Dice.
+Scoring = Callable[[RunEntry, Sequence[int]], RunEntry]
+"""Gives an entry the scores of some folds."""
+
+
+def with_summary(entry: RunEntry, folds: Sequence[int]) -> RunEntry:
+    """The entry with the merged scores of a segmentation run's folds."""
+    return replace(entry, summary=merge_folds(entry.path, folds))
+
+
+def gather(results: Path, fold: int | str | None = None, score: Scoring = with_summary) -> list[RunEntry]:
+    """Read all runs of a data set, teachers first, then students alone, then distilled ones by falling merit (Dice).
 
     Args:
         results: results folder of the data set.
         fold: the fold to show; None shows the folds that all scored runs of the same kind have in common.
+        score: how the scores of a run are read.
 
     Raises:
         RunError: there is no run, or none that has this fold.
@@ -107,13 +127,13 @@ def gather(results: Path, fold: int | str | None = None) -> list[RunEntry]:
         scored = [set(scored_folds(path)) for path in found if scored_folds(path)]
         common = sorted(set.intersection(*scored)) if scored else []
         shown = {path: [k for k in common if k in scored_folds(path)] or shown[path] for path in found}
-    entries = [_entry(path, run, roles[path], shown[path]) for path, run in found.items() if shown[path] or fold is None]
-    return sorted(entries, key=lambda e: (ROLES.index(e.role), -(e.summary.mean_dice if e.summary else -1), e.name))
+    entries = [_entry(path, run, roles[path], shown[path], score) for path, run in found.items() if shown[path] or fold is None]
+    return sorted(entries, key=lambda e: (ROLES.index(e.role), -e.merit, e.name))
 
 
 def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
     """The same network alone, under the same configuration; method ``none`` before a run of ``medkd_train``."""
-    same = [e for e in entries if e.role != "distilled" and _kind(e) == _kind(entry) and e.summary is not None and e is not entry]
+    same = [e for e in entries if e.role != "distilled" and _kind(e) == _kind(entry) and e.scored and e is not entry]
     return next(iter(sorted(same, key=lambda e: e.run.method != "none")), None)
 
 
@@ -177,12 +197,11 @@ def _folds(path: Path, fold: int | str | None) -> list[int | str]:
     return list(scored_folds(path) or names[:1])
 
 
-def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str]) -> RunEntry:
-    entry = RunEntry(path, run, role, tuple(map(str, folds)))
-    scored = [int(f) for f in folds if str(f).isdigit() and (path / f"fold_{f}" / VALIDATION_SUMMARY).exists()]
-    summary = merge_folds(path, scored) if scored else None
+def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str], score: Scoring) -> RunEntry:
     first = path / f"fold_{folds[0]}" if folds else path
-    return replace(entry, summary=summary, cost=_cost(first / "model.json"), log=_log(first / "log.jsonl"))
+    entry = RunEntry(path, run, role, tuple(map(str, folds)), cost=_cost(first / "model.json"), log=_log(first / "log.jsonl"))
+    scored = [int(f) for f in folds if str(f).isdigit() and (path / f"fold_{f}" / VALIDATION_SUMMARY).exists()]
+    return score(entry, scored) if scored else entry
 
 
 def _cost(path: Path) -> Cost:

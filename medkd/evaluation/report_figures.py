@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medkd.evaluation.report_data import Role, RunEntry
 from medkd.evaluation.results import Metric
+from medkd.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ INK, MUTED, LINE = "#1c2733", "#667585", "#dfe5ea"
 TEACHER, ALONE = ("#22406b", "#6d8fc2"), ("#8b98a5", "#b8a27c", "#a9b8a0")
 DISTILLED = ("#0b8f7a", "#d9782b", "#7a55c7", "#c9415c", "#2f7fd1", "#8a7a1f", "#b04fa0", "#4f7d3a")
 _DPI = 170
+
+ValueOf = Callable[[RunEntry], Interval | None]
 
 
 def colours(entries: Sequence[RunEntry]) -> dict[str, str]:
@@ -31,18 +34,27 @@ def colours(entries: Sequence[RunEntry]) -> dict[str, str]:
     return found
 
 
-def trade_off(entries: Sequence[RunEntry]) -> bytes | None:
-    """Foreground Dice with its interval against latency (else parameters); None where nothing has both."""
-    known = [e for e in entries if e.summary is not None and (e.cost.latency_ms or e.cost.parameters)]
+def trade_off(
+    entries: Sequence[RunEntry], value_of: ValueOf | None = None, name: str = "mean foreground Dice", unit: str = "patch"
+) -> bytes | None:
+    """A score with its interval against latency (else parameters); None where nothing has both.
+
+    Args:
+        entries: the runs.
+        value_of: gives a run's score; its foreground Dice where None.
+        name: of the score.
+        unit: what the latency is measured on.
+    """
+    values = {e.name: value_of(e) if value_of else _dice(e) for e in entries}
+    known = [(e, v) for e in entries if (v := values[e.name]) is not None and (e.cost.latency_ms or e.cost.parameters)]
     if not known:
         return None
-    by_time = all(e.cost.latency_ms for e in known)
-    figure, axes = _figure(6.4, 3.0)
+    by_time = all(e.cost.latency_ms for e, _ in known)
+    figure, axes = new_axes(6.4, 3.0)
     shades = colours(entries)
-    costs = [float((e.cost.latency_ms if by_time else e.cost.parameters) or 1) for e in known]
-    for position, (entry, cost) in enumerate(zip(known, costs, strict=True)):
-        value = entry.summary.interval("Dice") if entry.summary else None
-        if value is None or np.isnan(value.mean):
+    costs = [float((e.cost.latency_ms if by_time else e.cost.parameters) or 1) for e, _ in known]
+    for position, ((entry, value), cost) in enumerate(zip(known, costs, strict=True)):
+        if np.isnan(value.mean):
             continue
         # runs of one network have the same cost up to noise: a small step apart keeps their intervals legible
         nudge = 1.0 + 0.035 * (sum(abs(np.log(cost / c)) < 0.1 for c in costs[:position]))
@@ -52,10 +64,14 @@ def trade_off(entries: Sequence[RunEntry]) -> bytes | None:
     low, high = min(costs), max(costs)
     axes.set_xlim(low / 1.6, high * 1.8)
     _plain_log(axes, low / 1.6, high * 1.8, "{:g} ms" if by_time else None)
-    axes.set_xlabel("time of one patch (log)  ←  faster" if by_time else "parameters (log)  ←  smaller")
-    axes.set_ylabel("mean foreground Dice")
+    axes.set_xlabel(f"time of one {unit} (log)  ←  faster" if by_time else "parameters (log)  ←  smaller")
+    axes.set_ylabel(name)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), handletextpad=0.4, fontsize=8.5, labelspacing=0.8)
     return figure_png(figure)
+
+
+def _dice(entry: RunEntry) -> Interval | None:
+    return entry.summary.interval("Dice") if entry.summary is not None else None
 
 
 def per_structure(entries: Sequence[RunEntry], metric: Metric) -> bytes | None:
@@ -66,7 +82,7 @@ def per_structure(entries: Sequence[RunEntry], metric: Metric) -> bytes | None:
     names = [name for name, _ in known[0].summary.structures]
     rows = len(names) + (len(names) > 1)
     step = 0.72 / max(len(known), 1)
-    figure, axes = _figure(4.6, 0.75 + rows * max(0.34, 0.13 * len(known)))
+    figure, axes = new_axes(4.6, 0.75 + rows * max(0.34, 0.13 * len(known)))
     shades = colours(entries)
     for i, entry in enumerate(known):
         for row in range(rows):
@@ -91,7 +107,7 @@ def per_case(entries: Sequence[RunEntry]) -> bytes | None:
     known = [e for e in entries if e.summary is not None]
     if not known:
         return None
-    figure, axes = _figure(4.6, 0.75 + 0.44 * len(known))
+    figure, axes = new_axes(4.6, 0.75 + 0.44 * len(known))
     shades = colours(entries)
     for row, entry in enumerate(known):
         values = case_means(entry)
@@ -117,7 +133,7 @@ def case_means(entry: RunEntry) -> np.ndarray:
 
 def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
     """One training curve per run of a value of the log."""
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_axes(4.6, 2.7)
     shades, drawn = colours(entries), 0
     for entry in entries:
         points = _points(entry.log, lambda r: r.get(key))
@@ -137,7 +153,7 @@ def loss_terms(entry: RunEntry) -> bytes | None:
     names = list(dict.fromkeys(name for record in entry.log for name in (record.get("terms") or {})))
     if len(names) < 2:
         return None
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_axes(4.6, 2.7)
     for i, name in enumerate(names):
         points = _points(entry.log, lambda r, name=name: (r.get("terms") or {}).get(name))  # type: ignore[misc]
         positive = points[points[:, 1] > 0] if len(points) else points
@@ -164,7 +180,8 @@ def new_figure(width: float, height: float, columns: int = 1, *, padding: float 
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one chart in the report's style; sizes in inches."""
     figure, grid = new_figure(width, height)
     axes: Axes = grid[0]
     for side in ("top", "right", "left", "bottom"):

@@ -10,6 +10,7 @@ from math import isfinite
 from medkd.evaluation.report_data import RunEntry, baseline_of, compare, gap_closed, teacher_of
 from medkd.evaluation.report_figures import colours, human
 from medkd.evaluation.report_pictures import CONTOURS, Picture
+from medkd.evaluation.report_style import STYLE
 from medkd.evaluation.results import Metric, definitions
 from medkd.evaluation.statistics import Interval, PairedDifference
 from medkd.evaluation.table import digits
@@ -30,6 +31,15 @@ def section(title: str, lead: str, *parts: str) -> str:
     """A white box; nothing where it would hold nothing."""
     content = "".join(parts)
     return f'<section><h2>{escape(title)}</h2><p class="lead">{escape(lead)}</p>{content}</section>' if content else ""
+
+
+def document(title: str, lead: str, *parts: str) -> str:
+    """A whole page that needs nothing else: heading, lead and parts."""
+    header = f"<header><div><small>medkd report</small><h1>{escape(title)}</h1><p>{escape(lead)}</p></div></header>"
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f"<head>{meta}<title>{escape(title)} · medkd report</title><style>{STYLE}</style></head>"
+    footer = "<footer>Made by medkd for research; not a medical device.</footer>"
+    return f'<!doctype html><html lang="en">{head}<body>{header}<main>{"".join(parts)}{footer}</main></body></html>\n'
 
 
 def headline(entries: Sequence[RunEntry]) -> RunEntry | None:
@@ -65,20 +75,20 @@ def cards(entries: Sequence[RunEntry]) -> str:
         return ""
     teacher, baseline = teacher_of(star, entries), baseline_of(star, entries)
     value = star.summary.interval("Dice")
-    found = [_card("Dice", f"{value.mean:.3f}", f"{_bounds(value, 3)} · {escape(star.label)}")]
+    found = [card("Dice", f"{value.mean:.3f}", f"{bounds(value, 3)} · {escape(star.label)}")]
     difference = compare(star, baseline) if baseline is not None and star.role == "distilled" else None
     if difference is not None:
-        found.append(_card("against alone", f"{difference.mean:+.3f}", f"{_bounds(difference, 3)} Dice, paired"))
+        found.append(card("against alone", f"{difference.mean:+.3f}", f"{bounds(difference, 3)} Dice, paired"))
     closed = gap_closed(star, entries)
     if closed is not None:
-        found.append(_card("gap closed", f"{100 * closed:.0f} %", "of the way from student alone to teacher"))
+        found.append(card("gap closed", f"{100 * closed:.0f} %", "of the way from student alone to teacher"))
     if teacher is not None:
         if star.cost.parameters and teacher.cost.parameters:
             ratio, sizes = teacher.cost.parameters / star.cost.parameters, (star.cost.parameters, teacher.cost.parameters)
-            found.append(_card("smaller", f"{ratio:.1f} ×", f"{human(sizes[0])} instead of {human(sizes[1])} parameters"))
+            found.append(card("smaller", f"{ratio:.1f} ×", f"{human(sizes[0])} instead of {human(sizes[1])} parameters"))
         if star.cost.latency_ms and teacher.cost.latency_ms:
             ratio, times = teacher.cost.latency_ms / star.cost.latency_ms, (star.cost.latency_ms, teacher.cost.latency_ms)
-            found.append(_card("faster", f"{ratio:.1f} ×", f"{times[0]:.3g} ms instead of {times[1]:.3g} ms per patch"))
+            found.append(card("faster", f"{ratio:.1f} ×", f"{times[0]:.3g} ms instead of {times[1]:.3g} ms per patch"))
     return f'<div class="cards">{"".join(found)}</div>'
 
 
@@ -86,13 +96,13 @@ def overview(entries: Sequence[RunEntry]) -> str:
     """One row per run: scores, comparison with the student alone, size and speed, failures."""
     head = ("", "Dice", "HD95 mm", "NSD", "Dice against alone", "gap closed", "parameters", "multiply-adds", "time of a patch", "failures")
     rows = "".join(_overview_row(entry, entries) for entry in entries)
-    return f'<div class="scroll"><table>{_head(head)}<tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll"><table>{table_head(head)}<tbody>{rows}</tbody></table></div>'
 
 
 def legend(entries: Sequence[RunEntry]) -> str:
     """The colours of the scored runs."""
     shades = colours(entries)
-    runs = "".join(f"<span>{_dot(shades[e.name])}{escape(e.label)}</span>" for e in entries if e.summary is not None)
+    runs = "".join(f"<span>{dot(shades[e.name])}{escape(e.label)}</span>" for e in entries if e.scored)
     return f'<div class="legend runs">{runs}</div>'
 
 
@@ -102,7 +112,7 @@ def structure_table(entries: Sequence[RunEntry], metric: Metric) -> str:
     if not scored or scored[0].summary is None:
         return ""
     shades = colours(entries)
-    head = "".join(f"<th>{_dot(shades[e.name])}{escape(e.label)}</th>" for e in scored)
+    head = "".join(f"<th>{dot(shades[e.name])}{escape(e.label)}</th>" for e in scored)
     rows = ""
     for i, (name, _) in enumerate(scored[0].summary.structures):
         cells = ""
@@ -126,8 +136,8 @@ def failures(entries: Sequence[RunEntry]) -> str:
     for entry in scored:
         counts = [entry.summary.counts(i) for i in range(len(names))] if entry.summary else []
         cells = "".join(f"<td>{_failed(c['missed'], c['invented'])}<small>{c['scored']} found</small></td>" for c in counts)
-        rows += f"<tr><td>{_dot(shades[entry.name])}{escape(entry.label)}</td>{cells}</tr>"
-    return f'<div class="scroll"><table>{_head(("missed / invented", *names))}<tbody>{rows}</tbody></table></div>'
+        rows += f"<tr><td>{dot(shades[entry.name])}{escape(entry.label)}</td>{cells}</tr>"
+    return f'<div class="scroll"><table>{table_head(("missed / invented", *names))}<tbody>{rows}</tbody></table></div>'
 
 
 def gallery(pictures: Sequence[Picture], structures: Sequence[str]) -> str:
@@ -164,7 +174,7 @@ def settings(entries: Sequence[RunEntry]) -> str:
             method,
         )
         rows += f"<tr><td>{escape(entry.name)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
-    return f'<div class="scroll"><table>{_head(head)}<tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll"><table>{table_head(head)}<tbody>{rows}</tbody></table></div>'
 
 
 def how_measured(entries: Sequence[RunEntry]) -> str:
@@ -189,7 +199,7 @@ def _overview_row(entry: RunEntry, entries: Sequence[RunEntry]) -> str:
     teacher = teacher_of(entry, entries) if entry.role == "distilled" else None
     baseline = baseline_of(entry, entries) if entry.role == "distilled" else None
     role = ROLE_NAMES[entry.role] + (f" of {entry.run.teacher}" if entry.role == "distilled" and entry.run.teacher else "")
-    label = f'<span class="name">{_dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b></span>'
+    label = f'<span class="name">{dot(colours(entries)[entry.name])}<b>{escape(entry.label)}</b></span>'
     name = f'{label}<span class="role">{escape(role)}</span>'
     scores = [_value(entry.summary.interval(m) if entry.summary else None, m) for m in ("Dice", "HD95", "NSD")]  # type: ignore[arg-type]
     closed = gap_closed(entry, entries)
@@ -198,24 +208,27 @@ def _overview_row(entry: RunEntry, entries: Sequence[RunEntry]) -> str:
         *scores,
         _difference(compare(entry, baseline) if baseline is not None else None, "Dice", full=True) or "–",
         "–" if closed is None else f"{100 * closed:.0f} %",
-        human(entry.cost.parameters) + _ratio(entry.cost.parameters, teacher.cost.parameters if teacher else None, "smaller"),
-        human(entry.cost.macs) + _ratio(entry.cost.macs, teacher.cost.macs if teacher else None, "fewer"),
+        human(entry.cost.parameters) + ratio(entry.cost.parameters, teacher.cost.parameters if teacher else None, "smaller"),
+        human(entry.cost.macs) + ratio(entry.cost.macs, teacher.cost.macs if teacher else None, "fewer"),
         ("–" if entry.cost.latency_ms is None else f"{entry.cost.latency_ms:.3g} ms")
-        + _ratio(entry.cost.latency_ms, teacher.cost.latency_ms if teacher else None, "faster"),
+        + ratio(entry.cost.latency_ms, teacher.cost.latency_ms if teacher else None, "faster"),
         "–" if counts is None else _failed(counts["missed"], counts["invented"]),
     ]
     return f"<tr><td>{name}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
 
 
-def _card(title: str, number: str, note: str) -> str:
+def card(title: str, number: str, note: str) -> str:
+    """One of the big numbers on top."""
     return f'<div class="card"><em>{title}</em><b>{number}</b><span>{note}</span></div>'
 
 
-def _head(names: Sequence[str]) -> str:
+def table_head(names: Sequence[str]) -> str:
+    """The first row of a table."""
     return f"<thead><tr>{''.join(f'<th>{escape(n)}</th>' for n in names)}</tr></thead>"
 
 
-def _dot(colour: str) -> str:
+def dot(colour: str) -> str:
+    """A run's colour."""
     return f'<span class="dot" style="background:{colour}"></span>'
 
 
@@ -223,14 +236,15 @@ def _plain(value: float) -> str:
     return f"{value:.3f}" if isfinite(value) else "–"
 
 
-def _bounds(value: Interval, decimals: int, sign: str = "") -> str:
+def bounds(value: Interval, decimals: int, sign: str = "") -> str:
+    """``0.812 to 0.874``; the number of cases where there are no bounds."""
     return f"{value.low:{sign}.{decimals}f} to {value.high:{sign}.{decimals}f}" if isfinite(value.low) else f"{value.n} case"
 
 
 def _value(value: Interval | None, metric: Metric) -> str:
     if value is None or not isfinite(value.mean):
         return "–"
-    return f"<b>{value.mean:.{digits(metric)}f}</b><small>{_bounds(value, digits(metric))}</small>"
+    return f"<b>{value.mean:.{digits(metric)}f}</b><small>{bounds(value, digits(metric))}</small>"
 
 
 def _difference(value: PairedDifference | None, metric: Metric, *, full: bool = False) -> str:
@@ -243,10 +257,11 @@ def _difference(value: PairedDifference | None, metric: Metric, *, full: bool = 
     if not full:
         return f'<small class="{kind}">{number} vs alone</small>'
     p = f"<br>p {'&lt; 0.001' if value.p < 0.001 else f'= {value.p:.3f}'}" if isfinite(value.p) else ""
-    return f'<b class="{kind}">{number}</b><small>{_bounds(value, digits(metric), "+")}{p}</small>'
+    return f'<b class="{kind}">{number}</b><small>{bounds(value, digits(metric), "+")}{p}</small>'
 
 
-def _ratio(own: float | None, teachers: float | None, word: str) -> str:
+def ratio(own: float | None, teachers: float | None, word: str) -> str:
+    """``9.5 × smaller``; nothing where a number is missing."""
     return f"<small>{teachers / own:.1f} × {word}</small>" if own and teachers else ""
 
 
