@@ -13,7 +13,7 @@ from medkd.distillation.pairs import adapter, resize
 from medkd.distillation.prompts import PromptMethod, Prompts, token_overlap
 
 _SPREAD = 0.01  # of the tokens' initial values
-_REDUCTION = 4  # channels per channel of the layer that weighs the tokens
+_REDUCTION, _FEWEST = 4, 8  # channels per channel of the layer that weighs the tokens, and its fewest (few rectified ones may all be 0)
 
 
 class MaskTokens(Prompts):
@@ -27,7 +27,7 @@ class MaskTokens(Prompts):
 
     def __init__(self, channels: int, number: int, rank: int) -> None:
         super().__init__()
-        hidden = max(channels // _REDUCTION, 1)
+        hidden = max(channels // _REDUCTION, _FEWEST)
         look = torch.empty(hidden, channels, *(3,) * rank)
         nn.init.kaiming_normal_(look, nonlinearity="relu")
         self.register_buffer("tokens", _SPREAD * torch.randn(number, channels))

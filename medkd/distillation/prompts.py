@@ -147,7 +147,7 @@ class PromptMethod(PairMethod):
                 loss = self._stage_one(teacher, batch, names, tokens)
             if not torch.isfinite(loss):
                 raise MethodError(
-                    f"{self.name} cannot learn its masks: the teacher's loss became {float(loss)} after {len(losses)} iterations."
+                    f"{self.name} cannot learn its masks: the teacher's loss became {float(loss.detach())} after {len(losses)} iterations."
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
