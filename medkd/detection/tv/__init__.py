@@ -1,0 +1,56 @@
+"""Detectors on torchvision's parts. Importing this registers them; torchvision and timm are imported when one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from medkd.detection.base import DETECTORS, Detector, DetectorEntry, DetectorSpec
+
+if TYPE_CHECKING:
+    from medkd.detection.job import DetectionJob
+
+_KINDS = {
+    "faster_rcnn": ("Faster R-CNN", ("r18", "r50", "efficientnet_es", "resnest50", "swin_t", "pvt_v2_b5")),
+    "retinanet": ("RetinaNet", ("r18", "r50", "r101", "swin_t")),
+    "fcos": ("FCOS", ("r18", "r50", "r101")),
+    "gfl": ("GFL (generalized focal loss)", ("r18", "r50", "r101")),
+    "atss": ("ATSS", ("r18", "r50", "r101")),
+}
+_BACKBONES = {
+    "r18": "ResNet-18",
+    "r50": "ResNet-50",
+    "r101": "ResNet-101",
+    "efficientnet_es": "EfficientNet-EdgeTPU-S",
+    "resnest50": "ResNeSt-50",
+    "swin_t": "Swin-T",
+    "pvt_v2_b5": "PVTv2-B5",
+}
+
+
+def fit(job: DetectionJob) -> None:
+    """Train one fold; see :func:`medkd.detection.tv.training.fit`."""
+    from medkd.detection.tv.training import fit as train
+
+    train(job)
+
+
+def _build(kind: str, backbone: str, spec: DetectorSpec) -> Detector:
+    from medkd.detection.tv.dense_models import ATSS, FCOS, GFL, RetinaNet
+    from medkd.detection.tv.faster_rcnn import FasterRCNN
+
+    kinds: dict[str, Callable[[DetectorSpec, str], Detector]] = {
+        "faster_rcnn": FasterRCNN,
+        "retinanet": RetinaNet,
+        "fcos": FCOS,
+        "gfl": GFL,
+        "atss": ATSS,
+    }
+    return kinds[kind](spec, backbone)
+
+
+for _kind, (_label, _names) in _KINDS.items():
+    for _name in _names:
+        _about = f"{_label} with {_BACKBONES[_name]} and a feature pyramid"
+        DETECTORS.register(f"{_kind}_{_name}")(DetectorEntry("torchvision", partial(_build, _kind, _name), _about))

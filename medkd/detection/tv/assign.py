@@ -1,0 +1,107 @@
+"""Which anchor learns which box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from medkd.detection.base import Level
+from medkd.detection.tv.grid import centres, distances, strides_of
+
+BACKGROUND, IGNORED = -1, -2
+_CANDIDATES = 9
+_INSIDE = 0.01  # pixels
+Matching = Callable[[Tensor, Sequence[Level], Tensor], Tensor]
+"""(anchors ``(A, 4)``, levels, boxes ``(n, 4)`` with n > 0) → place of each anchor's box, −1 or −2, ``(A,)``."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the anchors of a batch learn.
+
+    Attributes:
+        labels: ``(B, A)``, the class of the anchor's box, −1 for background, −2 for an anchor that is left out.
+        boxes: ``(B, A, 4)``, the anchor's box in pixels; zeros where it has none.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+
+    @property
+    def positive(self) -> Tensor:
+        """Which anchors have a box, ``(B, A)``."""
+        return self.labels >= 0
+
+
+def assign(matching: Matching, anchors: Tensor, levels: Sequence[Level], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> Assignment:
+    """Match the anchors of every image of a batch; in an image without boxes all are background."""
+    labels, matched = [], []
+    for own, kinds in zip(boxes, classes, strict=True):
+        if len(own) == 0:
+            labels.append(torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device))
+            matched.append(torch.zeros_like(anchors))
+            continue
+        places = matching(anchors, levels, own)
+        positive = places >= 0
+        labels.append(torch.where(positive, kinds[places.clamp(min=0)], places))
+        matched.append(torch.where(positive[:, None], own[places.clamp(min=0)], 0.0))
+    return Assignment(torch.stack(labels), torch.stack(matched))
+
+
+def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
+    """RetinaNet's rule: the box of highest overlap from 0.5 on, background below 0.4, nothing between; a box's best anchors always get it.
+
+    Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
+    """
+    return Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, anchors))
+
+
+def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius: float = 1.5) -> Tensor:
+    """FCOS' rule: points in a box and within ``radius`` strides of its centre, each level for its range of sizes; the smallest box wins.
+
+    A level of stride ``s`` takes boxes whose farthest side is ``4 s`` to ``8 s`` away; the finest also nearer, the coarsest farther.
+
+    Tian et al., "FCOS: fully convolutional one-stage object detection", ICCV 2019, arXiv 1904.01355.
+    """
+    strides = strides_of(levels, anchors.device)
+    points = centres(anchors)
+    sides = distances(points[:, None], boxes[None].expand(len(points), -1, -1))
+    near = (points[:, None] - centres(boxes)[None]).abs().amax(-1) < radius * strides[:, None]
+    lower, upper = 4 * strides, 8 * strides
+    lower[: levels[0].stop] = 0
+    upper[levels[-1].start :] = torch.inf
+    farthest = sides.amax(-1)
+    fits = near & (sides.amin(-1) > 0) & (farthest > lower[:, None]) & (farthest < upper[:, None])
+    area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))[None].expand_as(fits)
+    smallest, places = torch.where(fits, area, torch.inf).min(1)
+    return torch.where(smallest.isfinite(), places, BACKGROUND)
+
+
+def match_adaptively(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
+    """ATSS: per box, an overlap threshold from the statistics of its candidates.
+
+    Candidates of a box are the 9 anchors per level with the nearest centres; positive are those with an overlap of at least mean + standard
+    deviation of the candidates' overlaps, whose centre is in the box. An anchor of several boxes takes that of highest overlap.
+
+    Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample selection", CVPR 2020,
+    arXiv 1912.02424.
+    """
+    overlaps = box_iou(anchors, boxes)
+    points = centres(anchors)
+    away = torch.cdist(points, centres(boxes), compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = [
+        away[level.start : level.stop].topk(min(_CANDIDATES, level.stop - level.start), dim=0, largest=False).indices + level.start
+        for level in levels
+    ]
+    candidates = torch.cat(nearest)
+    found = overlaps.gather(0, candidates)
+    threshold = found.mean(0) + found.std(0)
+    inside = distances(points[:, None], boxes[None].expand(len(points), -1, -1)).amin(-1) > _INSIDE
+    positive = torch.zeros_like(inside).scatter(0, candidates, found >= threshold) & inside
+    best, places = torch.where(positive, overlaps, -1.0).max(1)
+    return torch.where(best >= 0, places, BACKGROUND)

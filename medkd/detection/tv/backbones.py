@@ -1,0 +1,241 @@
+"""Backbones with a feature pyramid, random weights unless a file is given, and the reading of such files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50, resnet101, swin_t
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.features import Tap
+
+CHANNELS = 256
+"""Channels of every map of the pyramid."""
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+_WRAPPERS = ("state_dict", "model", "network")
+_log = logging.getLogger(__name__)
+
+
+class _Body(nn.Module):
+    """A backbone: maps of strides 4, 8, 16 and 32; ``body`` has the library's own names, by which weight files are read.
+
+    Attributes:
+        channels: of each map.
+    """
+
+    channels: tuple[int, ...]
+    body: Any
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """``(B, channels, S/stride, S/stride)`` of each stride."""
+        raise NotImplementedError
+
+
+class _ResNet(_Body):
+    """torchvision's ResNet without its classifier; batch statistics are trained, since frozen ones of random weights mean nothing."""
+
+    def __init__(self, make: Callable[..., nn.Module], channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels = channels
+        self.body = IntermediateLayerGetter(make(weights=None), {f"layer{i}": f"c{i + 1}" for i in (1, 2, 3, 4)})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.body(images).values())
+
+
+class _Swin(_Body):
+    """torchvision's Swin-T; its maps are channels-last and leave each stage unnormalised."""
+
+    def __init__(self, used: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = (96, 192, 384, 768)
+        self.body = nn.Module()
+        self.body.features = swin_t(weights=None).features
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(self.channels[i]) for i in used})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for index, stage in enumerate(self.body.features):
+            x = stage(x)
+            if index % 2:  # blocks; even places are the patch embedding and the mergings
+                place = str(index // 2)
+                maps.append((self.norms[place](x) if place in self.norms else x).permute(0, 3, 1, 2).contiguous())
+        return maps
+
+
+class _Timm(_Body):
+    """A backbone of timm, which gives the maps of strides 4, 8, 16 and 32."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import timm
+
+        places = (0, 1, 2, 3) if name.startswith("pvt") else (1, 2, 3, 4)
+        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=places)
+        self.channels = tuple(self.body.feature_info.channels())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.body(images))
+
+
+_BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
+    "r18": lambda used: _ResNet(resnet18, (64, 128, 256, 512)),
+    "r50": lambda used: _ResNet(resnet50, (256, 512, 1024, 2048)),
+    "r101": lambda used: _ResNet(resnet101, (256, 512, 1024, 2048)),
+    "swin_t": _Swin,
+    "efficientnet_es": lambda used: _Timm("efficientnet_es"),
+    "resnest50": lambda used: _Timm("resnest50d"),
+    "pvt_v2_b5": lambda used: _Timm("pvt_v2_b5"),
+}
+
+
+class Pyramid(nn.Module):
+    """Normalisation, backbone and feature pyramid.
+
+    Dense heads get ``p3`` … ``p7`` (strides 8 to 128; ``p6`` and ``p7`` by strided convolutions on ``p5``), two-stage detectors ``p2`` …
+    ``p6`` (strides 4 to 64; ``p6`` is every second cell of ``p5``).
+
+    Lin et al., "Feature pyramid networks for object detection", CVPR 2017, arXiv 1612.03144; ``p6`` and ``p7``: Tian et al., "FCOS",
+    ICCV 2019, arXiv 1904.01355.
+
+    Args:
+        backbone: ``r18``, ``r50``, ``r101``, ``swin_t``, ``efficientnet_es``, ``resnest50`` or ``pvt_v2_b5``.
+        first: finest level, 2 or 3.
+
+    Attributes:
+        names: of the levels, finest first.
+        strides: input pixels per cell of each.
+    """
+
+    mean: Tensor
+    std: Tensor
+    bottom: _Body
+
+    def __init__(self, backbone: str, first: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.first = first
+        self.names = tuple(f"p{i}" for i in range(first, first + 5))
+        self.strides = tuple(2**i for i in range(first, first + 5))
+        used = range(first - 2, 4)
+        self.bottom = _BACKBONES[backbone](used)
+        extra: ExtraFPNBlock = LastLevelMaxPool() if first == 2 else LastLevelP6P7(CHANNELS, CHANNELS)
+        self.top = FeaturePyramidNetwork([self.bottom.channels[i] for i in used], CHANNELS, extra)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Level name → ``(B, 256, rows, columns)`` of images ``(B, 3, S, S)`` in [0, 1]."""
+        maps = self.bottom((images - self.mean) / self.std)
+        levels = self.top({f"c{i + 2}": maps[i] for i in range(self.first - 2, 4)})
+        return dict(zip(self.names, levels.values(), strict=True))
+
+    def taps(self, prefix: str) -> tuple[Tap, ...]:
+        """The neck's taps; ``prefix`` is where the pyramid stands in its detector."""
+        made = 4 - (self.first - 2)
+        modules = [f"{prefix}.top.layer_blocks.{i}" for i in range(made)]
+        modules += [f"{prefix}.top.extra_blocks{'' if self.first == 2 else f'.{n}'}" for n in self.names[made:]]
+        rows = zip(self.names, self.strides, modules, strict=True)
+        return tuple(Tap(name, CHANNELS, (stride, stride), module, "neck") for name, stride, module in rows)
+
+
+def load_backbone_weights(detector: nn.Module, file: Path) -> int:
+    """Start a detector's backbone from a local file, for example one trained on ImageNet.
+
+    Names are those of the library the backbone is from (torchvision: r18, r50, r101, swin_t; timm: the others); the file's classifier is
+    left out, and so are normalisations that the classifier had.
+
+    Args:
+        detector: with a :class:`Pyramid` as ``pyramid``.
+        file: ``.pt``, ``.pth`` or ``.safetensors``; a dictionary around the weights (``state_dict``, ``model``, ``network``) is opened.
+
+    Returns:
+        How many tensors were loaded.
+
+    Raises:
+        RunError: the file is missing or unreadable, or does not hold this backbone.
+    """
+    pyramid: Any = getattr(detector, "pyramid", None)
+    if not isinstance(pyramid, Pyramid):
+        raise RunError(f"{type(detector).__name__} has no torchvision backbone to load {file} into; leave the weights out.")
+    given = {_canonical(name): tensor for name, tensor in _read_weights(Path(file)).items()}
+    body = pyramid.bottom.body
+    state = body.state_dict()
+    wanted = [name for name in state if not name.endswith("num_batches_tracked")]
+    wrong = [n for n in wanted if _canonical(n) not in given or given[_canonical(n)].shape != state[n].shape]
+    if wrong:
+        raise RunError(
+            f"{file} does not fit the backbone {pyramid.backbone}: {len(wrong)} of {len(wanted)} tensors are missing or of another shape, "
+            f"the first is {wrong[0]}; give a file of this architecture from the library that medkd takes it from."
+        )
+    body.load_state_dict({name: given.get(_canonical(name), value) for name, value in state.items()})
+    _log.info("backbone %s: %d tensors from %s, %d of the file's not used", pyramid.backbone, len(wanted), file, len(given) - len(wanted))
+    return len(wanted)
+
+
+def _canonical(name: str) -> str:
+    """timm writes ``stages.0.x`` in its files and ``stages_0.x`` in networks that give features only."""
+    return name.replace(".", "_")
+
+
+def _read_weights(file: Path) -> Mapping[str, Tensor]:
+    if not file.exists():
+        raise RunError(f"There is no weight file {file}; give an existing one, or train from random weights.")
+    content: Any
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            content = load_file(file)
+        except SafetensorError as error:
+            raise RunError(f"{file} is damaged or not a safetensors file ({error}); fetch it again.") from error
+    else:
+        content = load_checkpoint(file)
+    for wrapper in _WRAPPERS:
+        content = content.get(wrapper, content) if isinstance(content.get(wrapper), Mapping) else content
+    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def download_backbone_weights(backbone: str, folder: Path) -> Path:
+    """Fetch the library's ImageNet weights of a backbone; the only function here that uses the network, and nothing calls it unasked.
+
+    Args:
+        backbone: see :class:`Pyramid`.
+        folder: where the file is kept; one that is there is not fetched again.
+
+    Raises:
+        RunError: it cannot be fetched.
+    """
+    url = _url(backbone)
+    file = Path(folder) / f"{backbone}_{url.rpartition('/')[2].partition('?')[0]}"
+    if file.exists():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _log.info("fetching %s", url)
+    try:
+        torch.hub.download_url_to_file(url, str(file), progress=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"Cannot fetch {url} ({error}); fetch it elsewhere and give the file, or train from random weights.") from error
+    return file
+
+
+def _url(backbone: str) -> str:
+    from torchvision import models
+
+    enums = {"r18": "ResNet18_Weights", "r50": "ResNet50_Weights", "r101": "ResNet101_Weights", "swin_t": "Swin_T_Weights"}
+    if backbone in enums:
+        return str(getattr(models, enums[backbone]).IMAGENET1K_V1.url)
+    names = {"efficientnet_es": "efficientnet_es.ra_in1k", "resnest50": "resnest50d.in1k", "pvt_v2_b5": "pvt_v2_b5.in1k"}
+    if backbone not in names:
+        raise RunError(f"Unknown backbone '{backbone}'. Known: {', '.join(sorted(_BACKBONES))}.")
+    return f"https://huggingface.co/timm/{names[backbone]}/resolve/main/model.safetensors"

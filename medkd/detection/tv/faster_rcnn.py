@@ -1,0 +1,177 @@
+"""Faster R-CNN on torchvision's parts, taken apart so that a teacher can score a student's proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
+
+from medkd.core.errors import RunError
+from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
+from medkd.detection.tv.backbones import CHANNELS, Pyramid
+from medkd.detection.tv.dense import SMALLEST
+from medkd.detection.tv.grid import AnchorGrid
+
+_RATIOS = (0.5, 1.0, 2.0)
+_POOLED, _WIDTH = 7, 1024
+
+
+class FasterRCNN(Detector):
+    """Region proposals on ``p2`` … ``p6``, and a box head on ``p2`` … ``p5``; losses equal torchvision's.
+
+    Ren et al., "Faster R-CNN: towards real-time object detection with region proposal networks", NeurIPS 2015, arXiv 1506.01497.
+
+    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels.
+
+    Args:
+        spec: what to build.
+        backbone: see :class:`~medkd.detection.tv.backbones.Pyramid`.
+    """
+
+    family: ClassVar[Family] = "torchvision"
+    two_stage: ClassVar[bool] = True
+
+    def __init__(self, spec: DetectorSpec, backbone: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.pyramid = Pyramid(backbone, first=2)
+        self.taps = self.pyramid.taps("pyramid")
+        names, strides = self.pyramid.names, self.pyramid.strides
+        sizes = [(2 * spec.anchor_scale * stride,) for stride in strides]
+        self.grid = AnchorGrid(names, strides, sizes, _RATIOS)
+        self.proposer = RegionProposalNetwork(
+            AnchorGenerator(tuple(sizes), (_RATIOS,) * len(sizes)),
+            RPNHead(CHANNELS, self.grid.per_cell),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 2000, "testing": 1000},
+            nms_thresh=0.7,
+        )
+        self.scorer = RoIHeads(
+            MultiScaleRoIAlign(names[:4], _POOLED, 2),
+            TwoMLPHead(CHANNELS * _POOLED**2, _WIDTH),
+            FastRCNNPredictor(_WIDTH, len(spec.categories) + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=512,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=0.0,
+            nms_thresh=0.5,
+            detections_per_img=100,
+        )
+
+    def losses(
+        self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """See :meth:`medkd.detection.base.Detector.losses`; anchors and proposals are drawn at random, in eval mode always alike."""
+        neck = self.pyramid(images)
+        with _fixed_draw(not self.training):
+            return self._supervise(images, neck, boxes, classes)
+
+    def losses_from_neck(
+        self, images: Tensor, neck: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """See :meth:`medkd.detection.base.Detector.losses_from_neck`; levels that are missing in ``neck`` are its own."""
+        own = {} if set(self.grid.names) <= set(neck) else self.pyramid(images)
+        whole = {**own, **neck}
+        with _fixed_draw(not self.training):
+            return self._supervise(images, {name: whole[name] for name in self.grid.names}, boxes, classes)[0]
+
+    def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
+        """See :meth:`medkd.detection.base.Detector.observe`; without proposals of the student's it scores its own."""
+        neck = self.pyramid(images)
+        return self._score(neck, student.proposals or self._propose(images, neck)[0], images)
+
+    def forward_from(self, tap: str, feature: Tensor) -> Tensor:
+        """Always refused: a two-stage detector's head is no function of one map.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError(
+            f"{self.spec.name} cannot be continued from '{tap}': it scores proposals, not the cells of one map; use a dense detector."
+        )
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+        """See :meth:`medkd.detection.base.Detector.detect`."""
+        outputs = self.observe(images, DetectorOutputs(images.new_zeros(0)))
+        assert outputs.deltas is not None
+        counts = [len(p) for p in outputs.proposals]
+        decoded = self.scorer.box_coder.decode(outputs.deltas.flatten(1), list(outputs.proposals))
+        boxes = clip_boxes_to_image(decoded.reshape(*outputs.deltas.shape), (images.shape[-2], images.shape[-1]))
+        scores = outputs.logits.softmax(-1)
+        parts = zip(boxes[:, 1:].split(counts), scores[:, 1:].split(counts), strict=True)
+        return [_select(b, s, score, overlap, most) for b, s in parts]
+
+    def _propose(self, images: Tensor, neck: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+        """Proposals per image; objectness ``(B · A, 1)``, deltas ``(B · A, 4)`` and anchors per image ``(A, 4)``, for the loss."""
+        maps = [neck[name] for name in self.grid.names]
+        objectness, deltas = self.proposer.head(maps)
+        counts = [o[0].numel() for o in objectness]
+        flat, moves = concat_box_prediction_layers([o.float() for o in objectness], [d.float() for d in deltas])
+        anchors = [self.grid.anchors(self.grid.levels(neck), images.device)] * len(images)
+        boxes = self.proposer.box_coder.decode(moves.detach(), anchors).view(len(images), -1, 4)
+        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
+        proposals, _ = self.proposer.filter_proposals(boxes, flat, sizes, counts)
+        return proposals, flat, moves, anchors
+
+    def _score(self, neck: Mapping[str, Tensor], proposals: Sequence[Tensor], images: Tensor) -> DetectorOutputs:
+        maps = {name: neck[name].float() for name in self.grid.names}
+        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
+        pooled = self.scorer.box_roi_pool(maps, list(proposals), sizes)
+        logits, deltas = self.scorer.box_predictor(self.scorer.box_head(pooled))
+        return DetectorOutputs(
+            logits=logits.float(),
+            features=maps,
+            deltas=deltas.float().unflatten(-1, (-1, 4)),
+            proposals=tuple(p.detach() for p in proposals),
+        )
+
+    def _supervise(
+        self, images: Tensor, neck: Mapping[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        targets = [{"boxes": b.float(), "labels": c + 1} for b, c in zip(boxes, classes, strict=True)]
+        proposals, objectness, moves, anchors = self._propose(images, neck)
+        with torch.autocast(images.device.type, enabled=False):
+            labels, matched = self.proposer.assign_targets_to_anchors(anchors, targets)
+            wanted = self.proposer.box_coder.encode(matched, anchors)
+            found, moved = self.proposer.compute_loss(objectness, moves, labels, list(wanted))
+            chosen, _, kinds, shifts = self.scorer.select_training_samples(proposals, targets)
+        outputs = self._score(neck, chosen, images)
+        assert outputs.deltas is not None
+        with torch.autocast(images.device.type, enabled=False):
+            kind, box = fastrcnn_loss(outputs.logits, outputs.deltas.flatten(1), kinds, list(shifts))
+        terms = {"objectness": found, "proposal": moved, "class": kind, "box": box}
+        return terms, outputs, DetectionTarget(torch.cat(kinds)[:, None], boxes=tuple(boxes), classes=tuple(classes))
+
+
+def _select(boxes: Tensor, scores: Tensor, score: float, overlap: float, most: int) -> Detections:
+    """The detections of one image from boxes ``(n, K, 4)`` and scores ``(n, K)``."""
+    kinds = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    good = (scores > score) & ((boxes[..., 2:] - boxes[..., :2]).amin(-1) >= SMALLEST)
+    found, values, classes = boxes[good], scores[good], kinds[good]
+    keep = batched_nms(found, values, classes, overlap)[:most]
+    return Detections(found[keep], values[keep], classes[keep])
+
+
+@contextmanager
+def _fixed_draw(fixed: bool) -> Iterator[None]:
+    """Draw the same anchors and proposals every time, so that validation losses can be compared, and leave the generators as they were."""
+    if not fixed:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

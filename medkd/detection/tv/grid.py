@@ -1,0 +1,71 @@
+"""Where anchors stand: levels, their cells, and anchors per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from medkd.detection.base import Level
+
+
+class AnchorGrid:
+    """Anchors on the cells of a pyramid; cell ``(r, c)`` of stride ``s`` has its centre at ``(c s, r s)``, as in torchvision.
+
+    Unlike torchvision's generator, strides are powers of two also where an image's side is no multiple of the coarsest one.
+
+    Args:
+        names: of the levels, finest first.
+        strides: of the levels.
+        sizes: per level, the sides in pixels of square anchors.
+        ratios: height over width of the anchors of each size.
+    """
+
+    def __init__(self, names: Sequence[str], strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
+        self.names = tuple(names)
+        self.strides = dict(zip(names, strides, strict=True))
+        shapes = AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes)).cell_anchors
+        self._cells = dict(zip(names, shapes, strict=True))
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors per cell, the same on all levels."""
+        return len(self._cells[self.names[0]])
+
+    def levels(self, maps: Mapping[str, Tensor]) -> tuple[Level, ...]:
+        """The levels of neck maps ``(B, C, rows, columns)``, with their places among all anchors."""
+        found, start = [], 0
+        for name in self.names:
+            rows, columns = maps[name].shape[-2:]
+            stop = start + rows * columns * self.per_cell
+            found.append(Level(name, self.strides[name], (rows, columns), start, stop))
+            start = stop
+        return tuple(found)
+
+    def on_level(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Anchors ``(rows · columns · per cell, 4)`` of one level, row by row: left, top, right, bottom in pixels."""
+        stride = self.strides[name]
+        y, x = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) * stride for n in shape), indexing="ij")
+        shifts = torch.stack((x, y, x, y), -1).reshape(-1, 1, 4)
+        return (shifts + self._cells[name].to(device)).reshape(-1, 4)
+
+    def anchors(self, levels: Sequence[Level], device: torch.device) -> Tensor:
+        """All anchors ``(A, 4)``, level by level."""
+        return torch.cat([self.on_level(level.tap, level.shape, device) for level in levels])
+
+
+def strides_of(levels: Sequence[Level], device: torch.device) -> Tensor:
+    """The stride of every anchor, ``(A,)``."""
+    return torch.cat([torch.full((level.stop - level.start,), float(level.stride), device=device) for level in levels])
+
+
+def distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances ``(..., 4)`` from points ``(..., 2)`` to the left, top, right and bottom of boxes ``(..., 4)``; negative outside."""
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)
+
+
+def centres(boxes: Tensor) -> Tensor:
+    """Centres ``(..., 2)`` of boxes ``(..., 4)``."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2

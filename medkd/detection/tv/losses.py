@@ -1,0 +1,56 @@
+"""Loss formulas of dense heads that torchvision does not have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
+    """Quality focal loss ``|σ(z) − y|^β · BCE(σ(z), y)`` with soft targets ``y`` in [0, 1], summed.
+
+    Li et al., "Generalized focal loss", NeurIPS 2020, arXiv 2006.04388.
+
+    Args:
+        logits: any shape.
+        quality: ``y``, of the same shape: at a positive anchor's class the overlap of its box with the truth, zero elsewhere.
+        beta: how much easy examples count less.
+    """
+    away = (logits.sigmoid() - quality).abs() ** beta
+    return (away * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")).sum()
+
+
+def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with the two bins around a continuous target: ``−(⌈y⌉ − y) log p_⌊y⌋ − (y − ⌊y⌋) log p_⌊y⌋+1``.
+
+    Li et al., "Generalized focal loss", NeurIPS 2020, arXiv 2006.04388.
+
+    Args:
+        logits: ``(..., bins)``.
+        target: ``(...)``, from 0 to below ``bins − 1``.
+
+    Returns:
+        The loss of each target, ``(...)``.
+    """
+    below = target.floor().long()
+    share = target - below
+    log_p = logits.log_softmax(-1)
+    left = log_p.gather(-1, below[..., None]).squeeze(-1)
+    right = log_p.gather(-1, below[..., None] + 1).squeeze(-1)
+    return -(1 - share) * left - share * right
+
+
+def expectation(logits: Tensor) -> Tensor:
+    """Mean ``Σ_i i · p_i`` of distributions over 0 … bins − 1, ``(..., bins)`` → ``(...)``."""
+    bins = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+    return (logits.softmax(-1) * bins).sum(-1)
+
+
+def centreness(sides: Tensor) -> Tensor:
+    """``√(min(l, r)/max(l, r) · min(t, b)/max(t, b))`` of positive distances ``(..., 4)`` to left, top, right, bottom.
+
+    Tian et al., "FCOS", ICCV 2019, arXiv 1904.01355.
+    """
+    across, down = sides[..., 0::2], sides[..., 1::2]
+    return (across.amin(-1) / across.amax(-1) * (down.amin(-1) / down.amax(-1))).sqrt()
