@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from medkd.cli import common
-from medkd.cli.training_options import add_training_options, detector_options, is_detection, training_options
+from medkd.cli.training_options import add_target_options, add_training_options, detector_options, is_detection, training_options
 
 _TEACHER = (
     "a network trained for this data set, a run, or a model folder of nnU-Net v2; for detection also ultralytics' best.pt with a "
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
     parser.add_argument("--set", action="append", metavar="METHOD.PARAMETER=VALUE", help="override a method's parameter; may be repeated")
+    add_target_options(parser)
     add_training_options(parser)
     return common.run(_run, parser, argv)
 

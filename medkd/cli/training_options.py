@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medkd.detection.options import DetectorOptions
 
 _DEFAULTS = TrainOptions()
-_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every")
+_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every", "targets", "targets_tta", "targets_limit")
 _DETECTION_ONLY = ("image_size", "backbone_weights")
 
 
@@ -48,6 +48,19 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder")
 
 
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Add what :class:`~medkd.training.options.TrainOptions` says of a teacher's targets."""
+    add = parser.add_argument
+    add(
+        "--targets",
+        choices=("live", "cached"),
+        help="live: the teacher sees every patch; cached: it predicts each training case once, before training, for methods that need its "
+        f"outputs only (default: {_DEFAULTS.targets})",
+    )
+    add("--targets-tta", action="store_true", default=None, help="cached targets are means over mirrored copies")
+    add("--targets-limit", type=float, metavar="GIB", help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})")
+
+
 def is_detection(arguments: argparse.Namespace) -> bool:
     """Whether the data set holds boxes; options of the other task are refused, not silently ignored.
 
@@ -56,7 +69,7 @@ def is_detection(arguments: argparse.Namespace) -> bool:
     """
     detection = dataset_task(Root.resolve(arguments.root), arguments.dataset) == "detection"
     for name in _SEGMENTATION_ONLY if detection else _DETECTION_ONLY:
-        if getattr(arguments, name) is not None:
+        if getattr(arguments, name, None) is not None:
             kind = "detection" if detection else "segmentation"
             raise PlanError(f"{arguments.dataset} is a data set for {kind}, which --{name.replace('_', '-')} is not for; leave it out.")
     return detection
@@ -70,6 +83,9 @@ def training_options(arguments: argparse.Namespace) -> TrainOptions:
         patch_size=tuple(arguments.patch_size) if arguments.patch_size else None,
         width_divisor=arguments.width_divisor or _DEFAULTS.width_divisor,
         save_every=arguments.save_every or _DEFAULTS.save_every,
+        targets=getattr(arguments, "targets", None) or _DEFAULTS.targets,
+        targets_tta=bool(getattr(arguments, "targets_tta", None)),
+        targets_limit=getattr(arguments, "targets_limit", None) or _DEFAULTS.targets_limit,
     )
 
 

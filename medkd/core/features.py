@@ -51,6 +51,8 @@ class Outputs:
         features: tap name → ``(B, C, *spatial/stride)``, of the taps that the method asked for.
         corrections: tap name → output − input of the tap's block, for the taps whose correction was asked for.
         auxiliary: deep-supervision logits, finest first, without the full-resolution ones.
+        average: logits ``(B, K, *spatial)`` of the mean probabilities over mirrorings, and over folds where there are several, at steps
+            where the method asks for it, see ``Method.wants_average``.
         forward_from: runs the rest of this network from a tap: ``(tap name, feature) → logits``; None where not offered.
     """
 
@@ -58,6 +60,7 @@ class Outputs:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     corrections: Mapping[str, Tensor] = field(default_factory=dict)
     auxiliary: Sequence[Tensor] = ()
+    average: Tensor | None = None
     forward_from: Callable[[str, Tensor], Tensor] | None = None
 
 

@@ -74,6 +74,8 @@ class RunDescription:
         method: distillation method, or None for a network trained alone.
         method_parameters: what was set for the method, by ``method.parameter``.
         teacher: name or folder of the teacher, or None.
+        targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand.
+        targets_tta: whether cached outputs are means over mirrored copies.
     """
 
     dataset: str
@@ -85,6 +87,8 @@ class RunDescription:
     method: str | None = None
     method_parameters: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | None = None
+    targets: str = "live"
+    targets_tta: bool = False
     schema: int = 1
 
 

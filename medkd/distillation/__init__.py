@@ -11,6 +11,7 @@ from medkd.distillation import (  # noqa: F401
     dist,
     dkd,
     emkd,
+    ensemble,
     fourier,
     freekd,
     ifvd,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from medkd.core.errors import MethodError
-from medkd.core.features import Outputs, Tap, Target
+from medkd.core.features import Outputs, Progress, Tap, Target
 from medkd.core.registry import Registry
 from medkd.core.serial import nearest
 
@@ -31,6 +31,7 @@ class Context:
         spacing: voxel size in mm per axis of the patch.
         patch_size: training patch, in voxels.
         task: what the networks do; a detector's ``num_outputs`` is ``K`` with ``regions`` (dense heads) or ``K + 1`` without (two-stage).
+        mirror_axes: axes of the patch that the teacher's training mirrored.
     """
 
     student_taps: tuple[Tap, ...]
@@ -40,6 +41,7 @@ class Context:
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
     task: Literal["segmentation", "detection"] = "segmentation"
+    mirror_axes: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -81,6 +83,7 @@ class Method(nn.Module):
         citation: authors, title or venue, year, arXiv id or DOI.
         outputs_only: True where the teacher's logits suffice.
         needs_teacher: False where the method never looks at a teacher.
+        averages: True where the teacher's average over its mirrorings and folds is the target (``Outputs.average``).
         continues_teacher: True where student features go through the teacher's remaining layers (``Outputs.forward_from``).
         detection: True where the same formula is defined for detectors, on their necks' features or their class logits.
         per_logit: most bytes that loss and gradient take for every byte of the logits, see :meth:`announced`.
@@ -91,6 +94,7 @@ class Method(nn.Module):
     citation: ClassVar[str] = ""
     outputs_only: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
+    averages: ClassVar[bool] = False
     continues_teacher: ClassVar[bool] = False
     detection: ClassVar[bool] = False
     per_logit: ClassVar[float] = 6.0
@@ -108,6 +112,10 @@ class Method(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; gradient reaches the student and the helpers only."""
         raise NotImplementedError
+
+    def wants_average(self, progress: Progress) -> bool:
+        """Whether this step's target is the teacher's average, which costs a forward for every mirroring of every fold."""
+        return False
 
     def pairwise(self, batch: int) -> int:
         """Most numbers in matrices whose size the patch does not decide (pairs of places, memories); 0 for methods without."""
@@ -210,6 +218,7 @@ class _Sum(Method):
         self.parts = nn.ModuleDict(parts)
         self.outputs_only = all(m.outputs_only for m in parts.values())  # type: ignore[misc]
         self.needs_teacher = any(m.needs_teacher for m in parts.values())  # type: ignore[misc]
+        self.averages = any(m.averages for m in parts.values())  # type: ignore[misc]
         self.continues_teacher = any(m.continues_teacher for m in parts.values())  # type: ignore[misc]
 
     def needs(self) -> Needs:
@@ -220,6 +229,9 @@ class _Sum(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         return {f"{n}.{k}": v for n, m in zip(self.parts, self._methods(), strict=True) for k, v in m(student, teacher, target).items()}
+
+    def wants_average(self, progress: Progress) -> bool:
+        return any(method.wants_average(progress) for method in self._methods())
 
     def pairwise(self, batch: int) -> int:
         return sum(m.pairwise(batch) for m in self._methods())

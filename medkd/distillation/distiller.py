@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from medkd.core.errors import MethodError
-from medkd.core.features import Outputs, Target
+from medkd.core.features import Outputs, Progress, Target
+from medkd.distillation.averaging import logits_of, mean_of, mirrorings, probabilities_of
 from medkd.distillation.base import Method
 from medkd.distillation.capture import Capture
 from medkd.distillation.prompts import SegmentationTeacher
@@ -30,16 +32,24 @@ class Distiller:
     Args:
         teacher: any module with ``taps`` (needed only for feature methods); None where the method needs no teacher.
         method: the distillation method, whose helpers are trained with the student.
+        cached: the teacher's outputs are given to every call of :meth:`terms`, and no teacher is needed.
+        partners: further networks of the same outputs that only take part in averages: other folds of the teacher.
 
     Raises:
-        MethodError: the method needs a teacher and there is none, a wanted teacher tap does not exist, or the method sends features
-            through the teacher's remaining layers and the teacher cannot be continued.
+        MethodError: the method needs a teacher and there is none, or more of it than the outputs that are cached, a wanted teacher tap
+            does not exist, or the method sends features through the teacher's remaining layers and the teacher cannot be continued.
     """
 
-    def __init__(self, teacher: nn.Module | None, method: Method) -> None:
-        if method.needs_teacher and teacher is None:
+    def __init__(self, teacher: nn.Module | None, method: Method, *, cached: bool = False, partners: Sequence[nn.Module] = ()) -> None:
+        if cached and not method.outputs_only:
+            raise MethodError(
+                f"{_beyond_outputs(method)} needs more of the teacher than its outputs, and cached targets hold nothing else; "
+                "use --targets live."
+            )
+        if method.needs_teacher and teacher is None and not cached:
             raise MethodError(f"{type(method).__name__} needs a teacher, but none was given.")
         self.method = method
+        self.partners = [network.eval().requires_grad_(False) for network in partners]
         self.teacher = teacher.eval().requires_grad_(False) if teacher is not None and method.needs_teacher else None
         needs = method.needs()
         self._student: Capture | None = None
@@ -66,19 +76,23 @@ class Distiller:
             self._captured = student
         return self._student
 
-    def terms(self, image: Tensor, logits: Tensor | Sequence[Tensor], target: Target) -> dict[str, Tensor]:
+    def terms(self, image: Tensor, logits: Tensor | Sequence[Tensor], target: Target, cached: Tensor | None = None) -> dict[str, Tensor]:
         """The named, weighted distillation terms of one batch; empty for a method without any.
 
         Args:
             image: the student's input ``(B, C, *spatial)``.
             logits: the student's output ``(B, K, *spatial)``, or a list of them with the full resolution first.
             target: labels, mask of annotated voxels, and progress.
+            cached: the teacher's logits ``(B, K, *spatial)``, where it does not run.
 
         Raises:
             MethodError: the student did not run inside :meth:`student_capture`, or teacher and student logits differ in shape.
         """
         student = _outputs(logits, self._captured_features(), {}, None)
-        teacher = self._run_teacher(image) if self.teacher is not None else Outputs(student.logits.detach())
+        if cached is not None:
+            teacher = Outputs(cached.float(), average=cached.float())
+        else:
+            teacher = self._run_teacher(image, target.progress) if self.teacher is not None else Outputs(student.logits.detach())
         if teacher.logits.shape != student.logits.shape:
             raise MethodError(
                 f"Teacher and student must have equal outputs, found {tuple(teacher.logits.shape)} and {tuple(student.logits.shape)}; "
@@ -99,12 +113,36 @@ class Distiller:
             )
         return found
 
-    def _run_teacher(self, image: Tensor) -> Outputs:
+    def _run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
         assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
         self.teacher.eval()
+        wanted = self.method.wants_average(progress) and self._other_passes > 0
+        others = self._other_probabilities(image) if wanted else None  # first: a method may continue from what the last pass left behind
         with torch.no_grad(), self._teacher as capture:
             logits = self.teacher(image.detach())
-        return _outputs(logits, capture.features, capture.corrections, self._forward_from(image.device.type))
+        outputs = _outputs(logits, capture.features, capture.corrections, self._forward_from(image.device.type))
+        if others is None:
+            return outputs
+        regions, count = self.method.context.regions, self._other_passes
+        mean = (count * others + probabilities_of(outputs.logits, regions)) / (count + 1)
+        return replace(outputs, average=logits_of(mean, regions))
+
+    @property
+    def _other_passes(self) -> int:
+        """Forwards of an average besides the teacher's plain one."""
+        return len(mirrorings(self.method.context.mirror_axes)) * (1 + len(self.partners)) - 1
+
+    @torch.no_grad()
+    def _other_probabilities(self, image: Tensor) -> Tensor:
+        """Mean probabilities over all mirrorings of teacher and partners, without the teacher's plain pass."""
+        axes = mirrorings(self.method.context.mirror_axes)
+        passes = [(network, flip) for network in self.partners for flip in axes] + [(self.teacher, flip) for flip in axes if flip]
+
+        def run(network: nn.Module, flip: tuple[int, ...]) -> Tensor:
+            found = _outputs(network(image.flip(flip) if flip else image), {}, {}, None).logits
+            return probabilities_of(found.flip(flip) if flip else found, self.method.context.regions)
+
+        return mean_of(run(network, flip) for network, flip in passes if network is not None)
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
         """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the teacher."""
@@ -154,9 +192,15 @@ class Distiller:
     def to(self, device: torch.device | str) -> Distiller:
         """Move teacher and helpers to a device, in place."""
         self.method.to(device)
-        if self.teacher is not None:
-            self.teacher.to(device)
+        for network in (self.teacher, *self.partners):
+            if network is not None:
+                network.to(device)
         return self
+
+
+def _beyond_outputs(method: Method) -> str:
+    """The method, or that of several joined, which needs more than outputs."""
+    return [type(m).__name__ for m in method.modules() if isinstance(m, Method) and not m.outputs_only][-1]
 
 
 def _outputs(

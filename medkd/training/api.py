@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,13 @@ from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
-from medkd.distillation import Distiller, build_method
+from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.predictor import pick_device
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
 from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
+from medkd.training.cached import CACHED, allowed_folds, cache_targets
 from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.guard import Teacher, choose_teacher
@@ -107,9 +108,11 @@ def train_distill(
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
         network = build_network(run.network)
-        distiller = _distiller(job, run, network, chosen)
-        trainer = DistillationTrainer(network, distiller, _data(job, run), _settings(job, run), folder)
-        _start(job, run, folder, chosen.seen)
+        lesson = _lesson(job, run, network, chosen)
+        data = replace(_data(job, run), targets=lesson.predict(job) if run.targets == CACHED else None)
+        trainer = DistillationTrainer(network, lesson.distiller, data, _settings(job, run), folder)
+        _start(job, run, folder, lesson.seen)
+        del lesson  # with cached targets nothing else holds the teacher
         trainer.fit(resume=job.options.resume)
     return _finish(job, run, folder)
 
@@ -132,7 +135,7 @@ def dry_run(
     """
     job, run, folder, chosen = _ready(dataset, network, fold, options or TrainOptions(), teacher, method, write=False)
     student = build_weightless(run.network)
-    distiller = None if chosen is None else _distiller(job, run, student, chosen)
+    distiller = None if chosen is None else _lesson(job, run, student, chosen).distiller
     guard = None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
     return describe_run(run, folder, student, SegmentationLoss(regions=job.description.labels.regions, batch_dice=False), distiller, guard)
 
@@ -212,7 +215,22 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
     mirrored = rule.augmentation is None or rule.augmentation.flip > 0
     axes = tuple(range(job.configuration.rank)) if mirrored else ()
     name = None if teacher is None else teacher.candidate.recorded
-    return RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
+    described = RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
+    return described if method is None else replace(described, targets=options.targets, targets_tta=_averaged(options, method))
+
+
+def _averaged(options: TrainOptions, method: str) -> bool:
+    """Whether cached targets are means over mirrored copies.
+
+    Raises:
+        RunError: the options of the targets are not known or do not belong together.
+    """
+    if options.targets not in ("live", CACHED):
+        raise RunError(f"--targets must be live or {CACHED}, found '{options.targets}'.")
+    if options.targets_tta and options.targets != CACHED:
+        raise RunError("--targets-tta is for cached targets; add --targets cached, or use the method ensemble, which averages live ones.")
+    joined = [part.strip() for part in method.split("+")]
+    return options.targets == CACHED and (options.targets_tta or any(METHODS[part].averages for part in joined))
 
 
 def _run_name(job: _Job, network: str, method: str | None = None, teacher: str | None = None) -> str:
@@ -257,12 +275,47 @@ def _settings(job: _Job, run: RunDescription) -> LoopSettings:
     )
 
 
-def _distiller(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> Distiller:
-    network = teacher.network()
-    labels = job.description.labels
-    context = Context(student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
+@dataclass(frozen=True)
+class _Lesson:
+    """What teaches: the distiller, and the teacher's folds with their networks, the first of which teaches alone where one suffices."""
+
+    distiller: Distiller
+    teachers: list[Teacher]
+    networks: list[SegmentationNetwork]
+    tta: bool
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Every case that any of the folds has seen."""
+        return frozenset().union(*(teacher.seen for teacher in self.teachers))
+
+    def predict(self, job: _Job) -> Path | None:
+        """The folder of the cached targets, which are predicted where there are none yet; None for a method without a teacher."""
+        if not self.distiller.needs_teacher:
+            return None
+        cases, limit = job.split.train, job.options.targets_limit
+        return cache_targets(self.teachers, self.networks, job.store, cases, job.device, tta=self.tta, limit=limit)
+
+
+def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> _Lesson:
+    """Build the method, and load of the teacher what it needs."""
+    network, model = teacher.network(), teacher.candidate.model
+    labels, patch = job.description.labels, run.network.patch_size
+    context = Context(
+        student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, patch, mirror_axes=model.mirror_axes
+    )
     helper_seed(job.options.seed)
-    return Distiller(network, build_method(run.method or "none", context, run.method_parameters))
+    method = build_method(run.method or "none", context, run.method_parameters)
+    teachers = allowed_folds(teacher, job.split) if method.averages else [teacher]
+    networks = [network, *(other.network() for other in teachers[1:])]
+    if (method.averages or run.targets_tta) and len(networks) == 1 and not model.mirror_axes:
+        raise RunError(
+            f"There is nothing to average: the teacher {teacher.candidate.name} was trained without mirroring, and only its fold "
+            f"{teacher.fold} may teach; use kd without --targets-tta."
+        )
+    cached = run.targets == CACHED
+    distiller = Distiller(None if cached else network, method, cached=cached, partners=() if cached else networks[1:])
+    return _Lesson(distiller, teachers, networks, run.targets_tta)
 
 
 def _finish(job: _Job, run: RunDescription, folder: Path) -> Path:

@@ -43,13 +43,14 @@ class DistillationTrainer(SegmentationTrainer):
             self._save_latest()
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Dice and cross-entropy, and the method's terms for the same batch."""
+        """Dice and cross-entropy, and the method's terms for the same batch, which may hold the teacher's logits."""
         images, target = self.move(batch, progress)
         with self.autocast(), self.distiller.student_capture(self.network):
             logits = self.network(images)
         supervised = self.loss(logits, target.labels, target.valid)
+        cached = batch[2].to(self.settings.device, non_blocking=True) if len(batch) > 2 else None
         with self.autocast():
-            return supervised | self.distiller.terms(images, logits, target)
+            return supervised | self.distiller.terms(images, logits, target, cached)
 
 
 def helper_seed(seed: int) -> None:

@@ -31,6 +31,9 @@ class TrainOptions:
         settings: ``method.parameter`` → value.
         save_every: epochs between latest checkpoints.
         validate: predict and score the fold's validation cases at the end.
+        targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once, before training.
+        targets_tta: cached targets are means over mirrored copies.
+        targets_limit: GiB that the cached targets of a run's cases may take on disk.
     """
 
     root: Path | None = None
@@ -51,3 +54,6 @@ class TrainOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     save_every: int = 10
     validate: bool = True
+    targets: str = "live"
+    targets_tta: bool = False
+    targets_limit: float = 50.0

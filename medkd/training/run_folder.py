@@ -78,7 +78,7 @@ def start_fold(
 
 
 def _difference(known: RunDescription, run: RunDescription) -> str:
-    for field in ("network", "budget", "method", "method_parameters", "teacher", "mirror_axes"):
+    for field in ("network", "budget", "method", "method_parameters", "teacher", "targets", "targets_tta", "mirror_axes"):
         a, b = getattr(known, field), getattr(run, field)
         if a != b:
             return f"{field}: {a} there, {b} now"

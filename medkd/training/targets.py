@@ -166,7 +166,8 @@ class TargetStore:
             DataError: the folder cannot be written to.
         """
         coding = Coding.of(logits, regions)
-        (self.folder / f"{case}.json").unlink(missing_ok=True)
+        if not self.has(case, source):  # an equal one, made by a run beside this one, may be in use
+            (self.folder / f"{case}.json").unlink(missing_ok=True)
         with atomic_path(self.folder / f"{case}.npy") as temporary:
             shape = (coding.channels, *logits.shape[1:])
             codes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)

@@ -1,0 +1,256 @@
+"""Predicting every training case once, so that a distillation step needs no teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from medkd.core.errors import RunError
+from medkd.core.protocol import InferenceRule
+from medkd.core.serial import save, to_data
+from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
+from medkd.inference.model import TrainedModel
+from medkd.inference.predictor import Precision, Predictor, Settings
+from medkd.inference.sliding_window import tile_starts
+from medkd.preprocessing.store import CaseStore
+from medkd.training.guard import Teacher
+from medkd.training.splits import Split
+from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
+from medkd.training.teachers import Candidate
+
+CACHED = "cached"  # value of ``--targets``
+_GIB = 2**30
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TargetDescription:
+    """``targets.json``: what the targets of a folder are, and what they were predicted with.
+
+    Attributes:
+        teacher: what the students' ``run.json`` says of the teacher.
+        folds: its folds that were averaged.
+        weights: hash of each fold's weights.
+        patch_size: of the sliding window, the teacher's own.
+        mirror_axes: axes whose mirrorings were averaged; none without test-time augmentation.
+        step_size: distance of neighbouring tiles as a share of the patch.
+        blending: of the tiles.
+        precision: of the forwards.
+        average: what was averaged over tiles, mirrorings and folds: ``logits`` of a single pass, else ``probabilities``.
+        outputs: output channels.
+        regions: sigmoid regions instead of softmax classes.
+    """
+
+    teacher: str
+    folds: tuple[str, ...]
+    weights: tuple[str, ...]
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    step_size: float
+    blending: str
+    precision: Precision
+    average: str
+    outputs: int
+    regions: bool
+    schema: int = 1
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: a hash of all that the values depend on; the teacher's name and place do not count."""
+        parts = to_data(replace(self, teacher="", folds=()))
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @property
+    def passes(self) -> int:
+        """Forwards per tile."""
+        return 2 ** len(self.mirror_axes) * len(self.weights)
+
+
+class MeanProbabilities(nn.Module):
+    """The mean over networks of their probabilities: softmax over classes, or sigmoid per region.
+
+    Args:
+        networks: in evaluation mode, of equal outputs.
+        regions: sigmoid regions instead of softmax classes.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], regions: bool) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.regions = regions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, *patch)`` to ``(B, K, *patch)``, float32."""
+        return mean_of(probabilities_of(network(x), self.regions) for network in self.networks)
+
+
+def allowed_folds(first: Teacher[Candidate], split: Split) -> list[Teacher[Candidate]]:
+    """``first``, and every other fold of the same teacher that has seen none of the cases on which the student is judged.
+
+    For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may learn from all.
+    """
+    source = first.candidate
+    others = [Teacher(source, fold, source.seen(fold)) for fold in source.folds if fold != first.fold]
+    return [first, *(teacher for teacher in others if not teacher.seen & set(split.val))]
+
+
+def cache_targets(
+    teachers: Sequence[Teacher[Candidate]],
+    networks: Sequence[nn.Module],
+    store: CaseStore,
+    cases: Sequence[str],
+    device: torch.device,
+    *,
+    tta: bool,
+    limit: float,
+) -> Path:
+    """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work is reused.
+
+    Args:
+        teachers: folds of one teacher, each allowed to teach this student.
+        networks: theirs.
+        store: the preprocessed cases.
+        cases: which of them.
+        device: where to predict, in half precision on CUDA.
+        tta: average over the mirrorings that the teacher was trained with.
+        limit: most GiB that the targets of these cases may take on disk.
+
+    Returns:
+        The folder of a :class:`~medkd.training.targets.TargetStore`, named by what the values depend on.
+
+    Raises:
+        RunError: the targets would take more than the limit, or than the disk has.
+    """
+    described = describe_targets(teachers, networks, "fp16" if device.type == "cuda" else "fp32", tta=tta)
+    folder = store.folder.parent / f"{store.folder.name}_targets" / described.key
+    records = {case: store.record(case) for case in cases}
+    sources = {case: source_of(record) for case, record in records.items()}
+    target = TargetStore(folder)
+    missing = [case for case in cases if not target.has(case, sources[case])]
+    shapes = {case: records[case].properties.shape for case in cases}
+    _check_size(described, shapes, missing, folder, limit)
+    if missing:
+        save(folder / DESCRIPTION, described)
+        predictor = _predictor(described, teachers[0].candidate.model, networks, device)
+        _predict(predictor, described, store, target, {case: shapes[case] for case in missing}, sources)
+    else:
+        _log.info("targets of %d cases are cached in %s", len(cases), folder)
+    return folder
+
+
+def describe_targets(
+    teachers: Sequence[Teacher[Candidate]], networks: Sequence[nn.Module], precision: Precision, *, tta: bool
+) -> TargetDescription:
+    """What the targets of these teachers are; the arguments are those of :func:`cache_targets`."""
+    source, model = teachers[0].candidate, teachers[0].candidate.model
+    rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
+    axes = model.mirror_axes if tta else ()
+    average = "probabilities" if axes or len(networks) > 1 else "logits"
+    labels = model.labels
+    return TargetDescription(
+        source.recorded,
+        tuple(teacher.fold for teacher in teachers),
+        tuple(_digest(network.state_dict()) for network in networks),
+        model.patch_size,
+        axes,
+        rule.step_size,
+        rule.blending,
+        precision,
+        average,
+        labels.num_outputs,
+        labels.regions,
+    )
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_size(
+    described: TargetDescription, shapes: Mapping[str, tuple[int, ...]], missing: Sequence[str], folder: Path, limit: float
+) -> None:
+    each = channels(described.outputs, described.regions)
+    total, wanted = (sum(each * prod(shapes[case]) for case in some) for some in (shapes, missing))
+    if total > limit * _GIB:
+        raise RunError(
+            f"The cached targets of {len(shapes)} cases would take {total / _GIB:.3g} GiB in {folder}, the limit is {limit:g} GiB; "
+            "raise it with --targets-limit, or use --targets live."
+        )
+    place = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        raise RunError(
+            f"The cached targets of {len(missing)} cases take {wanted / _GIB:.3g} GiB, but the disk of {place} has {free / _GIB:.3g} GiB "
+            "free; make room, or use --targets live."
+        )
+
+
+def _predictor(described: TargetDescription, model: TrainedModel, networks: Sequence[nn.Module], device: torch.device) -> Predictor:
+    averaged = described.average == "probabilities"
+    return Predictor(
+        [MeanProbabilities(networks, described.regions).eval()] if averaged else networks,
+        model.plan,
+        model.configuration,
+        model.labels,
+        described.patch_size,
+        mirror_axes=described.mirror_axes,
+        device=device,
+        settings=Settings(described.step_size, True, described.precision, blending=described.blending),
+    )
+
+
+def _predict(
+    predictor: Predictor,
+    described: TargetDescription,
+    store: CaseStore,
+    target: TargetStore,
+    shapes: Mapping[str, tuple[int, ...]],
+    sources: Mapping[str, str],
+) -> None:
+    tiles = {case: _tiles(shape, described) for case, shape in shapes.items()}
+    size = sum(channels(described.outputs, described.regions) * prod(shape) for shape in shapes.values())
+    seconds = sum(tiles.values()) * _seconds_per_tile(predictor, len(predictor.configuration.normalization))
+    what = f"caching targets of {len(shapes)} cases, {described.passes} passes per tile"
+    _log.info("%s: %.1f MiB, about %s, in %s", what, size / 2**20, _duration(seconds), target.folder)
+    with tqdm(total=sum(tiles.values()), unit="tile", desc="targets", disable=None) as bar:
+        for case in shapes:
+            if not target.has(case, sources[case]):  # a run beside this one may have made it in the meantime
+                predicted = predictor.predict_preprocessed(store.open(case).image)
+                logits = logits_of(predicted[None], described.regions)[0] if described.average == "probabilities" else predicted
+                target.write(case, sources[case], logits, described.regions)
+            bar.update(tiles[case])
+
+
+def _tiles(shape: Sequence[int], described: TargetDescription) -> int:
+    patch = described.patch_size
+    per_slice = prod(len(tile_starts(max(s, p), p, described.step_size)) for s, p in zip(shape[-len(patch) :], patch, strict=True))
+    return per_slice * (shape[0] if len(patch) < len(shape) else 1)
+
+
+def _seconds_per_tile(predictor: Predictor, in_channels: int) -> float:
+    """Seconds of one tile with all its passes, after one that warms up."""
+    shape = (in_channels, *(1,) * (3 - len(predictor.patch_size)), *predictor.patch_size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # the global generator is left alone
+    for _ in range(2):
+        begun = time.perf_counter()
+        predictor.predict_preprocessed(image).cpu()
+    return time.perf_counter() - begun
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
