@@ -13,6 +13,10 @@ from medkd.core.run import is_detection
 from medkd.core.serial import nearest
 
 
+_FOR_SCANS = ("step_size", "tta", "save_probabilities", "precision")
+_FOR_BOXES = ("pictures", "picture_score", "score", "overlap", "most")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_predict``; status 1 where a case failed."""
     arguments = parser(
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--continue", dest="resume", action="store_true", help="leave out cases that are predicted already")
     boxes = arguments.add_argument_group("for runs of detectors")
     boxes.add_argument("--pictures", action="store_true", help="write pictures/CASE.jpg with the boxes too")
-    boxes.add_argument("--picture-score", type=float, default=0.25, metavar="S", help="lowest score that is drawn (default: %(default)s)")
+    boxes.add_argument("--picture-score", type=float, metavar="S", help="lowest score that is drawn (default: 0.25)")
     boxes.add_argument("--score", type=float, help="lowest score that is kept (default: 0.001, low enough for medkd_evaluate)")
     boxes.add_argument("--overlap", type=float, help="IoU above which the weaker of two boxes of a class is dropped (default: 0.7)")
     boxes.add_argument("--most", type=int, help="most boxes per image (default: 300)")
@@ -57,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     folder = find_run(options.model, options.root)
-    if is_detection(folder):
+    boxes = is_detection(folder)
+    foreign = [name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False)]
+    if foreign:
+        kind, other = ("a detector", "scans") if boxes else ("segmentation", "boxes")
+        raise RunError(f"--{foreign[0].replace('_', '-')} is for {other}, but {folder.name} is a run of {kind}; leave it out.")
+    if boxes:
         return _detect(options, folder)
     from medkd.inference.api import predict_folder
 
@@ -84,7 +93,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _detect(options: argparse.Namespace, folder: Path) -> int:
     from medkd.detection.predict import predict_detections
 
-    limits = {name: getattr(options, name) for name in ("score", "overlap", "most") if getattr(options, name) is not None}
+    limits = {name: getattr(options, name) for name in _FOR_BOXES if getattr(options, name) is not None}
     report = predict_detections(
         options.inputs[0] if len(options.inputs) == 1 else options.inputs,
         options.outputs,
@@ -92,8 +101,6 @@ def _detect(options: argparse.Namespace, folder: Path) -> int:
         folds=options.folds,
         checkpoint=options.checkpoint,
         device=options.device,
-        pictures=options.pictures,
-        picture_score=options.picture_score,
         part=options.part,
         resume=options.resume,
         **limits,

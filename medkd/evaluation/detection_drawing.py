@@ -61,9 +61,8 @@ def colour_of(category: int) -> str:
 
 
 def _factor(longest: int, largest: int | None) -> float:
-    if largest is not None and longest > largest:
-        return largest / longest
-    return max(1, -(-_SMALLEST // longest)) if longest < _SMALLEST else 1
+    grown = max(1, -(-_SMALLEST // longest))
+    return grown if largest is None else min(grown, largest / longest)
 
 
 def _outline(canvas: ImageDraw.ImageDraw, corners: Sequence[float], colour: str, width: int) -> None:

@@ -16,7 +16,7 @@ from medkd.evaluation.report_figures import figure_png, new_figure
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 
 _PANEL = 2.6  # inches
-_LARGEST = 720  # pixels of a panel's long side
+_LARGEST = 440  # pixels of a panel's long side, as many as the figure has, so that the tags stay legible
 _MOST = 10  # boxes per panel
 _RUNS = 4
 
