@@ -12,7 +12,6 @@ from medkd.core.paths import Root
 from medkd.core.run import is_detection
 from medkd.core.serial import nearest
 
-
 _FOR_SCANS = ("step_size", "tta", "save_probabilities", "precision")
 _FOR_BOXES = ("pictures", "picture_score", "score", "overlap", "most")
 

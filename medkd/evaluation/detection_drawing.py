@@ -48,7 +48,7 @@ def draw_boxes(pixels: np.ndarray, boxes: Sequence[DrawnBox], largest: int | Non
     canvas = ImageDraw.Draw(picture)
     for drawn in reversed(boxes):
         corners = [factor * value for value in drawn.box]
-        _outline(canvas, corners, drawn.colour, width)
+        _outline(canvas, corners, drawn.colour, width, picture.size)
     for drawn in reversed(boxes):
         if drawn.text:
             _tag(canvas, drawn, [factor * value for value in drawn.box], font, width, picture.size)
@@ -65,12 +65,17 @@ def _factor(longest: int, largest: int | None) -> float:
     return grown if largest is None else min(grown, largest / longest)
 
 
-def _outline(canvas: ImageDraw.ImageDraw, corners: Sequence[float], colour: str, width: int) -> None:
-    """A frame with a dark edge on both sides, to be seen on white bone and on black background; the box is the frame's inner edge."""
+def _outline(canvas: ImageDraw.ImageDraw, corners: Sequence[float], colour: str, width: int, size: tuple[int, int]) -> None:
+    """A frame with a dark edge on both sides, to be seen on white bone and on black background.
+
+    The box is the frame's inner edge, but for boxes at the picture's border, where the frame stays inside of the picture.
+    """
     left, top, right, bottom = corners
     edge = max(1, width // 2)
     for grown, shade, thick in ((width + edge, _SHADOW, width + 2 * edge), (width, colour, width)):
-        canvas.rectangle((left - grown, top - grown, max(right, left) + grown, max(bottom, top) + grown), outline=shade, width=thick)
+        first = max(left - grown, 0), max(top - grown, 0)
+        last = min(max(right, left) + grown, size[0] - 1), min(max(bottom, top) + grown, size[1] - 1)
+        canvas.rectangle((*first, *last), outline=shade, width=thick)
 
 
 def _tag(
