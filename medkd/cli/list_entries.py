@@ -14,7 +14,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError
 from medkd.core.files import read_json
 from medkd.core.paths import Root
-from medkd.core.run import DATASET_FILE, FINAL, LATEST, RUN_FILE, RunDescription
+from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
 
 Row = tuple[str, ...]
@@ -51,6 +51,18 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
     return rows
 
 
+def detector_rows() -> list[Row]:
+    """One row per detector, in the columns of :func:`network_rows`: name, what it is, and which library trains it.
+
+    Detectors whose library is not installed are not listed.
+    """
+    from medkd.detection.base import DETECTORS
+    from medkd.detection.trained import register_detectors
+
+    register_detectors()
+    return [(name, "detector", *(ABSENT,) * 3, f"{DETECTORS[name].about} ({DETECTORS[name].family})") for name in DETECTORS]
+
+
 def method_rows() -> list[Row]:
     """One row per distillation method: name, for which branch, what it needs of the networks, parameters with defaults, paper.
 
@@ -78,14 +90,14 @@ def dataset_rows(root: Root) -> list[Row]:
             rows.append((name, *(ABSENT,) * 3, "no readable dataset.json"))
             continue
         labels = ", ".join(label for label, _ in description.labels.foreground) + (" (regions)" if description.labels.regions else "")
-        planned = _planned(root.preprocessed / name / "plans.json")
+        planned = _planned(root.preprocessed / name / PLANS_FILE)
         rows.append((name, str(description.num_training), ", ".join(description.channel_names), labels, planned))
     return rows
 
 
 def run_rows(root: Root) -> list[Row]:
-    """One row per run below the root: data set, run, method, its folds and their mean foreground Dice on the validation cases."""
-    rows: list[Row] = [("data set", "run", "method", "folds (validation Dice)")]
+    """One row per run below the root: data set, run, method, its folds and their mean foreground Dice on the validation cases, or AP."""
+    rows: list[Row] = [("data set", "run", "method", "folds (validation Dice or AP)")]
     for dataset in _folders(root.results):
         for folder in _folders(dataset):
             if (folder / RUN_FILE).exists():
@@ -117,8 +129,9 @@ def _first(*paths: Path) -> DatasetDescription | None:
 
 def _planned(path: Path) -> str:
     try:
-        return ", ".join(read_json(path)["configurations"])
-    except (MedkdError, KeyError, TypeError):
+        plan = read_json(path)
+        return f"{DETECTION}, {plan['image_size']} px" if plan.get("task") == DETECTION else ", ".join(plan["configurations"])
+    except (MedkdError, KeyError, TypeError, AttributeError):
         return ABSENT
 
 
@@ -138,16 +151,20 @@ def _state(fold: Path) -> str:
     summary = fold / "validation" / "summary.json"
     if summary.exists():
         try:
-            return f"{read_json(summary)['foreground_mean']['Dice']:.4f}"
-        except (MedkdError, KeyError, TypeError):
+            scores = read_json(summary)
+            if scores.get("task") == DETECTION:
+                found = scores["mean"]["AP"]["mean"]
+                return "no boxes to find" if found is None else f"AP {found:.4f}"
+            return f"{scores['foreground_mean']['Dice']:.4f}"
+        except (MedkdError, KeyError, TypeError, AttributeError):
             return "summary.json is not readable"
     if (fold / FINAL).exists():
         return "trained"
-    return "unfinished" if (fold / LATEST).exists() else "empty"
+    return "unfinished" if any((fold / name).exists() for name in (LATEST, BEST)) else "empty"
 
 
 LISTS: dict[str, Callable[[Root], list[Row]]] = {
-    "networks": lambda root: network_rows(),
+    "networks": lambda root: network_rows() + detector_rows(),
     "methods": lambda root: method_rows(),
     "datasets": dataset_rows,
     "runs": run_rows,

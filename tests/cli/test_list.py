@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medkd.cli.list_entries import dataset_rows, main, method_rows, network_rows, run_rows, table
+from medkd.cli.list_entries import dataset_rows, detector_rows, main, method_rows, network_rows, run_rows, table
 from medkd.core.dataset import DatasetDescription
 from medkd.core.files import write_json
 from medkd.core.labels import LabelSpec
@@ -15,6 +15,7 @@ from medkd.core.paths import Root
 from medkd.core.run import FINAL, LATEST, Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
 from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.plan import DetectionPlan
 from medkd.distillation import METHODS
 from medkd.networks import NETWORKS
 
@@ -65,6 +66,23 @@ def test_data_sets_show_labels_and_plans_and_name_what_is_broken(root: Root) -> 
         ("Dataset004_Toy", "7", "CT", "liver, spleen", "2d, 3d_fullres"),
         ("Dataset005_Broken", "-", "-", "-", "no readable dataset.json"),
     ]
+
+
+def test_detection_has_its_own_plan_and_score(root: Root) -> None:
+    DatasetDescription.detection(("X-ray",), ("fracture",)).save(root.raw / "Dataset006_Bones" / "dataset.json")
+    DetectionPlan("Dataset006_Bones", ("fracture",), 480, 8).save(root.preprocessed / "Dataset006_Bones" / "plans.json")
+    assert dataset_rows(root)[-1] == ("Dataset006_Bones", "0", "X-ray", "fracture", "detection, 480 px")
+    run = root.results / "Dataset006_Bones" / "yolov8n__detection"
+    write_run(run)
+    for fold, score in enumerate((0.5, None)):
+        write_json(run / f"fold_{fold}/validation/summary.json", {"task": "detection", "mean": {"AP": {"mean": score}}})
+    assert run_rows(root)[-1][3] == "0: AP 0.5000, 1: no boxes to find"
+
+
+def test_detectors_are_listed_with_their_family() -> None:
+    rows = {row[0]: row for row in detector_rows()}
+    assert rows["yolov8n"][1] == "detector" and rows["yolov8n"][-1].endswith("(yolo)")
+    assert {len(row) for row in rows.values()} == {len(network_rows([])[0])}
 
 
 def test_runs_show_the_state_and_dice_of_their_folds(root: Root) -> None:
