@@ -14,6 +14,7 @@ COMMANDS = {
     "medkd_cross_validate": "cross_validate",
     "medkd_list": "list_entries",
     "medkd_report": "report",
+    "medkd_score_teacher": "score_teacher",
     "medkd_demo": "demo",
 }
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from medkd.core.errors import MedkdError
 from medkd.core.files import write_json
-from medkd.core.run import RunFolder
+from medkd.core.run import FINAL, RunFolder
 from medkd.core.serial import to_data
 from medkd.evaluation import legacy
 from medkd.evaluation.summary import Summary, evaluate_folder
@@ -28,7 +28,17 @@ MODEL_FILE = "model.json"
 _log = logging.getLogger(__name__)
 
 
-def finish_fold(run: RunFolder, folder: Path, store: CaseStore, raw: Path, cases: Sequence[str], device: torch.device) -> Summary | None:
+def finish_fold(
+    run: RunFolder,
+    folder: Path,
+    store: CaseStore,
+    raw: Path,
+    cases: Sequence[str],
+    device: torch.device,
+    *,
+    predictor: Predictor | None = None,
+    weights: Path | None = None,
+) -> Summary | None:
     """Write ``model.json``, ``validation/CASE.nii.gz`` and ``validation/summary.json`` of a trained fold.
 
     Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that exist are
@@ -41,12 +51,15 @@ def finish_fold(run: RunFolder, folder: Path, store: CaseStore, raw: Path, cases
         raw: raw data set, for the reference labels.
         cases: the fold's validation cases; none for fold ``all``.
         device: where to predict.
+        predictor: what predicts; None is the run's own fold.
+        weights: the file of its weights, since predictions that are older are made anew; None is the fold's final checkpoint.
 
     Returns:
         The summary, or None where there is nothing to score.
     """
     fold = folder.name.removeprefix("fold_")
-    predictor = Predictor.from_run(run.path, [fold], device)
+    predictor = predictor or Predictor.from_run(run.path, [fold], device)
+    changed = (weights or folder / FINAL).stat().st_mtime
     _describe(predictor, run.run.network.in_channels, folder)
     if not cases:
         _log.info("fold %s holds out no cases, so there is nothing to score; evaluate its predictions on a test set", fold)
@@ -58,7 +71,7 @@ def finish_fold(run: RunFolder, folder: Path, store: CaseStore, raw: Path, cases
         )
     for case in tqdm(cases, unit="case", desc="validation", disable=None):
         path = target / f"{case}{run.dataset.file_ending}"
-        if not path.exists() or path.stat().st_mtime < (folder / "checkpoint_final.pt").stat().st_mtime:
+        if not path.exists() or path.stat().st_mtime < changed:
             stored = store.open(case)
             logits = predictor.predict_preprocessed(stored.image)
             labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
