@@ -38,7 +38,7 @@ def require() -> ModuleType:
     Raises:
         RunError: ultralytics is not installed.
     """
-    if "ultralytics" in sys.modules:
+    if sys.modules.get("ultralytics") is not None:
         return _quiet(importlib.import_module("ultralytics"), keep=False)
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
