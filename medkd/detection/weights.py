@@ -39,6 +39,8 @@ def read_detector_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         if path.suffix != ".pt" or "objects other than tensors" not in str(error):
             raise
         return _of_ultralytics(path)
+    if isinstance(network := content.get("ema") or content.get("model"), nn.Module):  # its layers were let in by an earlier loading
+        return _state_and_names(network)
     for key in ("network", "state_dict", "model"):
         content = content[key] if isinstance(content.get(key), Mapping) else content
     return {str(k): v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)}, None
@@ -56,6 +58,10 @@ def _of_ultralytics(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     network = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(network, nn.Module):
         raise RunError(f"{path} is no detector of ultralytics: expected its best.pt or last.pt.")
+    return _state_and_names(network)
+
+
+def _state_and_names(network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     names: Any = getattr(network, "names", {})
     listed = tuple(str(names[i]) for i in sorted(names)) if isinstance(names, Mapping) else tuple(map(str, names))
     return network.float().state_dict(), listed
