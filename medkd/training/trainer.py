@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class LoopSettings:
         nesterov: Nesterov's form of the momentum.
         floor: learning rate at the end.
         per_step: change the learning rate with every step instead of every epoch.
+        warmup: steps over which the learning rate rises linearly to what it would be without.
     """
 
     budget: Budget
@@ -52,12 +53,14 @@ class LoopSettings:
     nesterov: bool = True
     floor: float = 0.0
     per_step: bool = False
+    warmup: int = 0
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """The learning rate of a step, counted from the start of the training."""
         b = self.budget
         done = step / (b.epochs * b.iterations_per_epoch) if self.per_step else epoch / b.epochs
-        return self.floor + (b.learning_rate - self.floor) * (1 - done) ** self.power
+        rate = self.floor + (b.learning_rate - self.floor) * (1 - done) ** self.power
+        return rate * (step + 1) / self.warmup if step < self.warmup else rate
 
 
 class Trainer:
@@ -70,7 +73,12 @@ class Trainer:
         network: what is trained.
         settings: the loop's settings.
         folder: fold folder for checkpoints and logs.
+
+    Attributes:
+        score_name: what the validation's score is: ``Dice``, or ``AP`` of detectors.
     """
+
+    score_name: ClassVar[Literal["Dice", "AP"]] = "Dice"
 
     def __init__(self, network: nn.Module, settings: LoopSettings, folder: Path) -> None:
         self.network = network.to(settings.device)
@@ -148,7 +156,8 @@ class Trainer:
         self._check_finite(means)
         self.network.eval()
         loss, score = self.validate()
-        return EpochRecord(self.epoch, sum(means.values()), loss, score, rate, time.monotonic() - begun, means, norms)
+        dice, precision = (score, None) if self.score_name == "Dice" else (None, score)
+        return EpochRecord(self.epoch, sum(means.values()), loss, dice, rate, time.monotonic() - begun, means, norms, precision)
 
     def _step(self, batch: Any, progress: Progress, measure: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step; returns the detached terms and, when asked, each term's gradient norm."""
@@ -211,10 +220,11 @@ class Trainer:
             )
 
     def _keep_best(self, record: EpochRecord, log: RunLog) -> None:
-        if record.validation_dice is not None and (self.best_score is None or record.validation_dice > self.best_score):
-            self.best_score = record.validation_dice
+        score = record.validation_score if record.validation_dice is None else record.validation_dice
+        if score is not None and (self.best_score is None or score > self.best_score):
+            self.best_score = score
             self._save_weights(BEST)
-            log.say(f"new best validation Dice {self.best_score:.4f}")
+            log.say(f"new best validation {self.score_name} {self.best_score:.4f}")
 
     def _save_weights(self, name: str) -> None:
         content = {"schema": 1, "epoch": self.epoch, "score": self.best_score, "network": self.network.state_dict()}
