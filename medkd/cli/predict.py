@@ -12,7 +12,7 @@ from medkd.core.paths import Root
 from medkd.core.run import is_detection
 from medkd.core.serial import nearest
 
-_FOR_SCANS = ("step_size", "tta", "save_probabilities", "precision")
+_FOR_SCANS = ("step_size", "tta", "save_probabilities", "precision", "part")
 _FOR_BOXES = ("pictures", "picture_score", "score", "overlap", "most")
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     folder = find_run(options.model, options.root)
     boxes = is_detection(folder)
-    foreign = [name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False)]
+    foreign = [name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False, (0, 1))]
     if foreign:
         kind, other = ("a detector", "scans") if boxes else ("segmentation", "boxes")
         raise RunError(f"--{foreign[0].replace('_', '-')} is for {other}, but {folder.name} is a run of {kind}; leave it out.")
@@ -100,7 +100,6 @@ def _detect(options: argparse.Namespace, folder: Path) -> int:
         folds=options.folds,
         checkpoint=options.checkpoint,
         device=options.device,
-        part=options.part,
         resume=options.resume,
         **limits,
     )

@@ -66,7 +66,6 @@ def predict_detections(
     pictures: bool = False,
     picture_score: float = PICTURE_SCORE,
     batch_size: int | None = None,
-    part: tuple[int, int] = (0, 1),
     resume: bool = False,
 ) -> DetectReport:
     """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
@@ -87,7 +86,6 @@ def predict_detections(
         pictures: write ``pictures/CASE.jpg`` with the boxes too.
         picture_score: lowest score that is drawn.
         batch_size: images per forward; None follows from the device.
-        part: (index from 0, count): look at only every count-th image, for several machines.
         resume: leave out images that were finished with the same settings.
 
     Returns:
@@ -97,10 +95,10 @@ def predict_detections(
         RunError: the run cannot be used, or ``resume`` meets predictions made with other settings.
         DataError: there are no inputs, the output folder cannot be written to, or the disk is full.
     """
-    limits = _checked(Limits(score, overlap, most), part)
+    limits = _checked(Limits(score, overlap, most))
     described = DetectionRun.load(run)
     target, names = pick_device(device), described.folds(folds, checkpoint)
-    sources = find_radiographs(inputs, outputs)[part[0] :: part[1]]
+    sources = find_radiographs(inputs, outputs)
     detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
     settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, described.spec.image_size, _version())
     _write_settings(Path(outputs), settings, resume)
@@ -169,14 +167,12 @@ def _draw(outputs: Path, categories: Sequence[str], score: float, source: Source
     write_picture(picture_path(outputs, source.case), pixels, image.found, categories, score)
 
 
-def _checked(limits: Limits, part: tuple[int, int]) -> Limits:
+def _checked(limits: Limits) -> Limits:
     if not (0 <= limits.score < 1 and 0 < limits.overlap <= 1 and limits.most >= 1):
         raise RunError(
             "Expected a score from 0 to below 1, an overlap above 0 up to 1 and at least 1 box per image, found "
             f"{limits.score:g}, {limits.overlap:g} and {limits.most}."
         )
-    if not 0 <= part[0] < part[1]:
-        raise RunError(f"The part must be I of N with I from 1 to N, found {part[0] + 1} of {part[1]}.")
     return limits
 
 

@@ -66,7 +66,11 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
 
 
 def describe_detector(detector: Detector, folder: Path, device: torch.device) -> None:
-    """``model.json``: size, cost and speed of a detector on one image, on this machine, non-maximum suppression included in the time."""
+    """``model.json``: size, cost and speed of a detector on one black image, on this machine.
+
+    The time holds all of prediction, non-maximum suppression too; the multiply-adds of a two-stage detector depend on how many regions
+    it proposes.
+    """
     side = detector.spec.image_size
     whole, shape = _Detecting(detector), (1, 3, side, side)
     content = {
