@@ -31,7 +31,7 @@ class SKD(PairMethod):
     Args:
         context: taps, outputs and geometry.
         voxel_weight: ``w_voxel``; None means the variant's own.
-        pair_weight: ``w_pair``; None means the variant's own.
+        pair_weight: ``w_pair``; None means 2, in the paper variant 1.
         taps: which pairs, see :func:`medkd.distillation.pairs.choose_pairs`.
         max_nodes: most places per sample; the paper variant has 2 per axis.
         variant: ``default`` or ``paper``.
@@ -57,7 +57,7 @@ class SKD(PairMethod):
         self.paper = check_variant("skd", variant)
         voxel_weight = (10.0 if self.paper else 1.0) if voxel_weight is None else voxel_weight
         self.voxel_weight = at_least("skd", "voxel_weight", voxel_weight, 0.0)
-        pair_weight = (1.0 if self.paper else 10.0) if pair_weight is None else pair_weight
+        pair_weight = (1.0 if self.paper else 2.0) if pair_weight is None else pair_weight
         self.pair_weight = at_least("skd", "pair_weight", pair_weight, 0.0)
         self.max_nodes = 2**context.rank if self.paper else int(at_least("skd", "max_nodes", max_nodes, 2))
 

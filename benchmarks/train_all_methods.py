@@ -1,0 +1,286 @@
+"""Train one student per distillation method on real data under an equal budget, and put all of them in one table.
+
+    python -m benchmarks.train_all_methods 4 res_unet unet_tiny 0 --epochs 24 --patch-size 32 40 32 --root medkd_data
+    python -m benchmarks.train_all_methods ... --collect benchmarks/results/hippocampus_all_methods.json      only write the table
+
+The data of a step follow from the seed and the step, so all students see the same batches: they are trained side by side, one step
+each, and the teacher, which is most of a step's cost, looks at a batch once for all of them. Everything else is what
+``medkd_train_distill`` does, and the run folders are the same. The time of a step is measured per student in processor seconds; the
+teacher's is added where the method needs one. Memory is that of the tensors alive at once during a step, beyond those before it.
+A killed run continues from the last finished epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.collect_runs import collect
+from benchmarks.measure import machine
+from medkd.core.errors import MethodError
+from medkd.core.features import Outputs, Progress
+from medkd.core.files import read_json, write_json
+from medkd.core.live_memory import LivePeak
+from medkd.core.paths import Root
+from medkd.core.run import FINAL, LATEST
+from medkd.distillation import METHODS, Context, Distiller, Method, build_method
+from medkd.distillation.base import Needs
+from medkd.distillation.capture import Capture
+from medkd.networks import build_network
+from medkd.training import api
+from medkd.training.distillation import DistillationTrainer, helper_seed
+from medkd.training.logs import EpochRecord, RunLog
+from medkd.training.options import TrainOptions
+from medkd.training.teachers import check_same_data, choose_teacher
+
+COST = "step_cost.json"
+
+
+class SharedTeacher:
+    """One teacher for many distillers: a batch goes through it once.
+
+    Args:
+        network: the teacher.
+        needs: everything that any of the methods wants captured.
+        continued: whether one of the methods continues the teacher.
+    """
+
+    def __init__(self, network: nn.Module, needs: Needs, continued: bool) -> None:
+        self.network = network.eval().requires_grad_(False)
+        if continued:
+            self.network.remember = True  # type: ignore[assignment]
+        self._capture = Capture(self.network, needs.teacher, needs.teacher_corrections, detach=True)
+        self._image: Tensor | None = None
+        self._outputs: Outputs | None = None
+        self.seconds = 0.0
+
+    def forget(self) -> None:
+        """Forget the last batch."""
+        self._image = self._outputs = None
+
+    def look(self, image: Tensor) -> Outputs:
+        """The teacher's outputs for this batch; the same batch is not computed twice."""
+        if self._outputs is None or self._image is None or not torch.equal(image, self._image):
+            begun = time.process_time()
+            with torch.no_grad(), self._capture as capture:
+                logits = self.network(image)
+            features = {n: t.float() for n, t in capture.features.items()}
+            corrections = {n: t.float() for n, t in capture.corrections.items()}
+            first = logits if isinstance(logits, Tensor) else logits[0]
+            self._image, self._outputs = image, Outputs(first.float(), features, corrections)
+            self.seconds += time.process_time() - begun
+        return self._outputs
+
+
+class SharedDistiller(Distiller):
+    """A distiller whose teacher is shared with others."""
+
+    def __init__(self, shared: SharedTeacher, method: Method) -> None:
+        super().__init__(shared.network, method)
+        self._shared = shared
+
+    def _run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
+        if self.method.averages:  # its own passes over mirrored copies cannot be shared
+            return super()._run_teacher(image, progress)
+        seen = self._shared.look(image)
+        return Outputs(seen.logits, seen.features, seen.corrections, forward_from=self._forward_from(image.device.type))
+
+
+@dataclass
+class Entrant:
+    """One student on its way."""
+
+    name: str
+    run: Any
+    trainer: DistillationTrainer
+    log: RunLog | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    peak: float = 0.0
+    totals: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+
+
+def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedTeacher, taps: tuple[Any, ...]) -> Entrant:
+    """Build a student, its method and its run folder, as medkd_train_distill does."""
+    options = job.options
+    run = api._describe(job, student, options.patch_size, method, chosen)
+    folder = api._fold_folder(job, run, api._run_name(job, student, method, chosen.candidate.name))
+    torch.manual_seed(options.seed)
+    network = build_network(run.network)
+    labels = job.description.labels
+    axes = chosen.candidate.model.mirror_axes
+    sizes = job.configuration.spacing, run.network.patch_size
+    context = Context(network.taps, taps, labels.num_outputs, labels.regions, *sizes, mirror_axes=axes)
+    helper_seed(options.seed)
+    distiller = SharedDistiller(shared, build_method(method, context, run.method_parameters))
+    trainer = DistillationTrainer(network, distiller, api._data(job, run), api._settings(job, run), folder)
+    trainer._optimizer = trainer._make_optimizer()
+    trainer._scaler = torch.amp.GradScaler(job.device.type, enabled=False)
+    if (folder / LATEST).exists():
+        trainer._load_latest()
+    else:
+        api._start(job, run, folder, chosen.seen)
+    return Entrant(method, run, trainer)
+
+
+def step(entrant: Entrant, batch: Any, progress: Progress, measure: bool) -> None:
+    """One optimiser step of one student."""
+    begun = time.process_time()
+    terms, norms = entrant.trainer._step(batch, progress, measure)
+    if not measure:  # the step that measures gradient norms costs more
+        entrant.seconds += time.process_time() - begun
+        entrant.steps += 1
+    entrant.norms.update(norms)
+    for name, value in terms.items():
+        entrant.totals[name] = entrant.totals.get(name, 0.0) + float(value)
+
+
+def train(entrants: list[Entrant], shared: SharedTeacher) -> None:
+    """Train all students epoch by epoch, step by step."""
+    first = entrants[0].trainer
+    budget = first.settings.budget
+    batches = first.batches(first.epoch * budget.iterations_per_epoch)
+    for entrant in entrants:
+        entrant.trainer.prepare()
+        entrant.log = RunLog(entrant.trainer.folder, first.epoch)
+    total = budget.epochs * budget.iterations_per_epoch
+    with tqdm(total=total, initial=first.epoch * budget.iterations_per_epoch, unit="step", disable=None) as bar:
+        for epoch in range(first.epoch, budget.epochs):
+            torch.manual_seed((budget.seed << 20) + epoch)
+            for entrant in entrants:
+                entrant.trainer.network.train()
+            for index in range(budget.iterations_per_epoch):
+                progress, batch = Progress(epoch, budget.epochs, epoch * budget.iterations_per_epoch + index), next(batches)
+                measure = index == 0 and epoch % max(1, budget.epochs // 20) == 0
+                with first.autocast():
+                    shared.look(batch[0].to(first.settings.device))
+                for entrant in entrants:
+                    step(entrant, batch, progress, measure)
+                bar.update()
+            for entrant in entrants:
+                close_epoch(entrant, budget.iterations_per_epoch)
+
+
+def close_epoch(entrant: Entrant, steps: int) -> None:
+    """Log the epoch and keep what is needed to continue."""
+    trainer = entrant.trainer
+    means = {name: value / steps for name, value in entrant.totals.items()}
+    trainer._check_finite(means)
+    trainer.network.eval()
+    loss, score = trainer.validate()
+    rate = trainer.settings.learning_rate(trainer.epoch, trainer.epoch * steps)
+    # the seconds of a shared epoch say nothing of one student, so they are left at zero; see step_cost.json
+    record = EpochRecord(trainer.epoch, sum(means.values()), loss, score, rate, 0.0, means, dict(entrant.norms))
+    trainer.epoch += 1
+    assert entrant.log is not None  # set before the first epoch
+    entrant.log.add(record)
+    trainer._keep_best(record, entrant.log)
+    trainer._save_latest()
+    entrant.totals, entrant.norms = {}, {}
+    trainer.network.train()
+
+
+def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
+    """MiB of tensors alive at once during a step with the teacher's forward pass in it, beyond those before it."""
+    shared.forget()
+    trainer = entrant.trainer
+    trainer.network.train()
+    with LivePeak() as live:
+        terms = trainer.training_terms(batch, Progress(trainer.epoch, trainer.settings.budget.epochs, 0))
+        torch.stack(list(terms.values())).sum().backward()
+    trainer.network.zero_grad(set_to_none=True)
+    trainer.helpers().zero_grad(set_to_none=True)
+    return live.highest / 2**20
+
+
+def finish(job: api._Job, entrants: list[Entrant], shared: SharedTeacher) -> None:
+    """Save the weights, note the cost of a step, predict and score."""
+    batch = next(entrants[0].trainer.batches(0))
+    looks = max(entrants[0].steps, 1)
+    for entrant in entrants:
+        trainer = entrant.trainer
+        if entrant.steps:
+            teacher = shared.seconds / looks if trainer.distiller.needs_teacher else 0.0
+            helpers = sum(p.numel() for p in trainer.helpers().parameters() if p.requires_grad)
+            content = {"own_seconds": entrant.seconds / entrant.steps, "teacher_seconds": teacher, "steps": entrant.steps}
+            write_json(trainer.folder / COST, content | {"peak_mib": peak_memory(entrant, shared, batch), "helper_parameters": helpers})
+        trainer._save_weights(FINAL)
+        api._finish(job, entrant.run, trainer.folder)
+
+
+def table(results: Path, fold: str) -> list[dict[str, Any]]:
+    """The runs' scores with the cost of a step relative to the student alone."""
+    runs = collect(results, fold)
+    for run in runs:
+        path = results / run["run"] / f"fold_{fold}" / COST
+        run["step"] = read_json(path) if path.exists() else None
+        for key in ("training_seconds", "seconds_per_step"):
+            run.pop(key)
+    alone = next((r["step"] for r in runs if "__none__" in r["run"] and r["step"]), None)
+    for run in (r for r in runs if r["step"] and alone):
+        run["step"]["relative_to_none"] = (run["step"]["own_seconds"] + run["step"]["teacher_seconds"]) / alone["own_seconds"]
+        run["step"]["relative_without_teacher"] = run["step"]["own_seconds"] / alone["own_seconds"]
+    return runs
+
+
+def main() -> None:
+    """Train what is not yet trained, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("dataset", "teacher", "student", "fold"):
+        parser.add_argument(name)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--iterations-per-epoch", type=int, default=25)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--patch-size", type=int, nargs="+")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--note", default="")
+    parser.add_argument("--collect", type=Path, help="write the table of what is trained, train nothing")
+    o = parser.parse_args()
+    root = Root.resolve(o.root)
+    if o.collect:
+        name = root.dataset_name(o.dataset)
+        content = {"dataset": name, "fold": o.fold, "note": o.note, "machine": machine("monai", "dynamic-network-architectures")}
+        write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
+        return
+    patch = tuple(o.patch_size) if o.patch_size else None
+    options = TrainOptions(
+        root=o.root, epochs=o.epochs, iterations_per_epoch=o.iterations_per_epoch, batch_size=o.batch_size, patch_size=patch,
+        precision=o.precision, seed=o.seed, resume=True, workers=0,
+    )  # fmt: skip
+    job = api._prepare(o.dataset, o.fold, options, True)
+    source = api._find_teacher(job, o.teacher)
+    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
+    chosen = choose_teacher(source, o.fold, job.split)
+    network = chosen.network().to(job.device)
+    run = api._describe(job, o.student, patch, "none", chosen)
+    labels = job.description.labels
+    taps = build_network(run.network).taps
+    context = Context(taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
+    needs, continued, methods = Needs(), False, []
+    for name in o.methods:
+        try:
+            method = build_method(name, context)
+        except MethodError as error:
+            print(f"{name}: left out. {error}")
+            continue
+        methods.append(name)
+        needs, continued = needs | method.needs(), continued or method.continues_teacher
+    shared = SharedTeacher(network, needs, continued)
+    entrants = [enter(job, o.student, name, chosen, shared, network.taps) for name in methods]
+    train(entrants, shared)
+    finish(job, entrants, shared)
+
+
+if __name__ == "__main__":
+    main()
