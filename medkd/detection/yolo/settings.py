@@ -50,7 +50,16 @@ def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
         "hsv_h": 0.0,
         "hsv_s": 0.0,
         "hsv_v": augmentation.brightness,
+        **_schedule(job),
     }
+
+
+def _schedule(job: DetectionJob) -> dict[str, float]:
+    """What the plan says of the optimiser, where it does; ultralytics' decay is linear by itself."""
+    plan, rate = job.plan, job.budget.learning_rate
+    last = None if plan.final_learning_rate is None else plan.final_learning_rate / rate
+    said = {"momentum": plan.momentum, "weight_decay": plan.weight_decay, "lrf": last}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def is_builtin(job: DetectionJob) -> bool:
