@@ -78,6 +78,8 @@ def measure(options: argparse.Namespace, precision: str) -> Phases:
         store = make_store(Path(folder), patch, labels)
         sampler = PatchSampler(read_size(patch), patch)
         batches = PatchBatches(store.folder, store.cases(), sampler, options.batch, 10_000, 0, Augmentation(patch, (0, 1, 2)))
+        if distiller:  # the first stage of the methods that have one; not measured
+            distiller.prepare((images, Target(*labels.encode(raw))) for images, raw in (batches[0], batches[1]))
         for step in range(options.steps + 1):
             if step <= 1:
                 phases = Phases()

@@ -19,6 +19,7 @@ SOFTMAX_ONLY = {"nkd", "dkd"}
 ZERO_AT_TEACHER = {
     "none",
     "kd",
+    "ensemble",
     "cwd",
     "at",
     "dkd",
@@ -86,7 +87,7 @@ def test_a_trained_teacher_gives_another_loss_than_an_untrained_one(name: str, r
     image, target = batch(rank, regions)
     untrained = ToyNetwork(rank, 6)
     one, other = (step(copy.deepcopy(method), student, net, image, target) for net in (teacher, untrained))
-    assert any(not torch.isclose(one[name], other[name], rtol=1e-3) for name in one)
+    assert any(not torch.isclose(one[name], other[name], rtol=1e-4) for name in one)
 
 
 @pytest.mark.parametrize("regions", [False, True])
