@@ -72,7 +72,7 @@ def describe_detector(detector: Detector, folder: Path, device: torch.device) ->
     it proposes.
     """
     side = detector.spec.image_size
-    whole, shape = _Detecting(detector), (1, 3, side, side)
+    whole, shape = _Detecting(detector).eval(), (1, 3, side, side)  # counting leaves its parts in the mode that the whole has
     content = {
         "parameters": count_parameters(detector),
         "macs": count_macs(whole, shape),
