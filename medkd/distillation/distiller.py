@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Progress, Target
 from medkd.distillation.averaging import logits_of, mean_of, mirrorings, probabilities_of
-from medkd.distillation.base import Method
+from medkd.distillation.base import METHODS, Method
 from medkd.distillation.capture import Capture
 from medkd.distillation.prompts import SegmentationTeacher
 
@@ -199,8 +199,9 @@ class Distiller:
 
 
 def _beyond_outputs(method: Method) -> str:
-    """The method, or that of several joined, which needs more than outputs."""
-    return [type(m).__name__ for m in method.modules() if isinstance(m, Method) and not m.outputs_only][-1]
+    """Name of the method, or of that of several joined, which needs more than outputs."""
+    kind = [type(m) for m in method.modules() if isinstance(m, Method) and not m.outputs_only][-1]
+    return next((name for name in METHODS if METHODS[name] is kind), kind.__name__)
 
 
 def _outputs(

@@ -56,7 +56,7 @@ class SimpleAugmentation:
             image = image * (1 + _within(rule.scale_range))
         if _happens(rule.shift):
             image = image + _within(rule.shift_range)
-        return image.contiguous(), label.contiguous(), *logits
+        return tuple(part.contiguous() for part in (image, label, *logits))
 
 
 def _turned(soft: SoftPatch, angle: float | None) -> Tensor:

@@ -30,9 +30,9 @@ class Coding:
     """How the logits of one case are written as bytes.
 
     Softmax classes: ``z_k = m − 16 (q_k / 255)²``, where ``m`` is the voxel's largest logit, in a channel of its own with equal steps from
-    ``low`` to ``high``. Regions: ``z_k = ±16 (|q_k − 128| / 127)²``. The squares put the steps where probabilities change most: those of
-    the leading classes are off by less than 0.005. Logits are stored, not probabilities, since some methods compare logits over space or
-    soften them; they are also what prediction resamples.
+    ``low`` to ``high``. Regions: ``z_k = ±16 (|q_k − 128| / 127)²``. The squares put the steps where probabilities change most:
+    these are off by less than 0.008. Logits are stored, not probabilities, since some methods compare logits over space or soften them;
+    they are also what prediction resamples.
 
     Attributes:
         outputs: K.
