@@ -119,7 +119,11 @@ def default_workers() -> int:
 
 
 def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one)."""
+    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
+
+    The loader has a generator of its own: with the global one, of which it draws when it starts, everything random in the network or the
+    method would differ between an unbroken run and a continued one, which starts its loader in a later epoch.
+    """
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -127,5 +131,6 @@ def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = Fals
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
     )
     yield from loader
