@@ -1,0 +1,136 @@
+"""Training a detector of the torchvision family, alone or with a teacher, in the loop that segmentation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medkd.core.features import Progress
+from medkd.detection.base import Detector
+from medkd.detection.job import DetectionJob
+from medkd.detection.store import DetectionStore
+from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_sample, steps_per_epoch
+from medkd.evaluation.detection_matching import match_coco
+from medkd.evaluation.detection_metrics import average_precisions
+from medkd.evaluation.detection_predictions import Boxes
+from medkd.training.trainer import LoopSettings, Trainer
+
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
+_CLIP = 35.0
+_WARMUP_STEPS, _WARMUP_SHARE = 500, 0.1  # at most so many steps, and so much of the training
+_MOST = 100  # detections per image in COCO's metric
+
+
+def fit(job: DetectionJob) -> None:
+    """Train one fold to the end of its budget, by SGD with warm-up and polynomial (or the plan's linear) decay.
+
+    Raises:
+        RunError: the loss or its gradient is no longer finite.
+        DataError: a stored image is missing or damaged.
+        PlanError: the plan's sampling draws no image.
+    """
+    DetectionTrainer(job, loop_settings(job)).fit(resume=job.resume)
+
+
+def loop_settings(job: DetectionJob) -> LoopSettings:
+    """How the loop runs: the plan's values where it has them."""
+    plan = job.plan
+    budget = replace(job.budget, iterations_per_epoch=steps_per_epoch(job))
+    return LoopSettings(
+        budget,
+        job.device,
+        job.precision,
+        save_every=1,
+        momentum=_MOMENTUM if plan.momentum is None else plan.momentum,
+        weight_decay=_WEIGHT_DECAY if plan.weight_decay is None else plan.weight_decay,
+        clip=_CLIP,
+        power=0.9 if plan.final_learning_rate is None else 1.0,
+        nesterov=False,
+        floor=plan.final_learning_rate or 0.0,
+        per_step=True,
+        warmup=min(_WARMUP_STEPS, int(_WARMUP_SHARE * budget.epochs * budget.iterations_per_epoch)),
+    )
+
+
+class DetectionTrainer(Trainer):
+    """Trains a detector; adds a distiller's terms to its own loss.
+
+    Args:
+        job: what is trained, on what.
+        settings: the loop's settings.
+    """
+
+    network: Detector
+    score_name: ClassVar[Literal["Dice", "AP"]] = "AP"
+
+    def __init__(self, job: DetectionJob, settings: LoopSettings) -> None:
+        super().__init__(job.detector, settings, job.folder)
+        self.job = job
+        self.distiller = None if job.distiller is None else job.distiller.to(settings.device)
+        self._store = DetectionStore(job.store)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Augmented radiographs, drawn as the plan says."""
+        batches = TrainingBatches(self.job, self.settings.budget.iterations_per_epoch)
+        return iterate(batches, first_step, self.job.workers, pin=self.settings.device.type == "cuda")
+
+    def helpers(self) -> nn.Module | None:
+        """The method with its connectors and adapters, where there is one."""
+        return None if self.distiller is None else self.distiller.method
+
+    def prepare(self) -> None:
+        """The method's first stage, on the first batches of the training; a continued run finds its result in the checkpoint."""
+        if self.distiller is not None and self.distiller.needs_preparation:
+            self.distiller.prepare(self.batches(0))
+            self._save_latest()
+
+    def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The detector's own terms, and the method's for the same batch."""
+        images, boxes, classes = self._move(batch)
+        with self.autocast():
+            terms, outputs, target = self.network.losses(images, boxes, classes)
+            if self.distiller is None:
+                return terms
+            return terms | self.distiller.terms(images, outputs, replace(target, progress=progress))
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[float | None, float | None]:
+        """The detector's own loss, and average precision (0.5:0.95, mean over the classes that occur) on the whole validation images."""
+        losses: list[float] = []
+        found: list[Boxes] = []
+        drawn: list[Boxes] = []
+        for batch in self._validation_batches():
+            images, boxes, classes = self._move(batch)
+            with self.autocast():
+                terms, _, _ = self.network.losses(images, boxes, classes)
+                detections = self.network.detect(images, most=_MOST)
+            losses += [float(torch.stack(list(terms.values())).sum())] * len(images)
+            found += [Boxes.of(d.boxes.float(), d.classes, d.scores.float()) for d in detections]
+            drawn += [Boxes.of(b, c) for b, c in zip(boxes, classes, strict=True)]
+        if not losses:
+            return None, None
+        return sum(losses) / len(losses), mean_average_precision(found, drawn, len(self.network.spec.categories))
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        size, count = self.network.spec.image_size, self.settings.budget.batch_size
+        for first in range(0, len(self.job.val), count):
+            yield collate([load_sample(self._store, case, size) for case in self.job.val[first : first + count]])
+
+    def _move(self, batch: Batch) -> Batch:
+        device = self.settings.device
+        images, boxes, classes = batch
+        moved_boxes, moved_classes = (tuple(t.to(device, non_blocking=True) for t in part) for part in (boxes, classes))
+        return images.to(device, non_blocking=True), moved_boxes, moved_classes
+
+
+def mean_average_precision(found: list[Boxes], drawn: list[Boxes], classes: int) -> float:
+    """COCO's average precision (0.5:0.95), mean over the classes that have a box; 0 where there is none."""
+    one = np.ones((1, len(found)), np.int64)
+    values = [float(average_precisions(match_coco(found, drawn, k), one).mean()) for k in range(classes)]
+    known = [value for value in values if not np.isnan(value)]
+    return sum(known) / len(known) if known else 0.0
