@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=Path,
         required=True,
-        help="folder of scans (CASE_0000.nii.gz) or of DICOM series, one scan, or one file per channel",
+        help="folder of scans (CASE_0000.nii.gz) or DICOM series, one scan, or one file per channel; detectors: radiographs or a folder",
     )
-    arguments.add_argument("-o", dest="outputs", type=Path, required=True, help="folder for the label maps")
+    arguments.add_argument("-o", dest="outputs", type=Path, required=True, help="folder for the label maps or predictions.json")
     arguments.add_argument("-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder")
     arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average, 0-4 or all (default: every trained fold)")
     arguments.add_argument("--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)")

@@ -18,7 +18,7 @@ from medkd.detection.detecting import MOST, OVERLAP, SCORE, DetectReport, Limits
 from medkd.detection.journal import Journal, finished
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
 from medkd.detection.trained import DetectionRun, load_detector, pick_device
-from medkd.evaluation.detection_predictions import ImagePredictions
+from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, ImagePredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
 
@@ -101,6 +101,8 @@ def predict_detections(
     sources = find_radiographs(inputs, outputs)
     detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
     settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, described.spec.image_size, _version())
+    if not resume:
+        (Path(outputs) / PREDICTIONS_FILE).unlink(missing_ok=True)  # a kill must not leave it beside other settings, to be continued
     _write_settings(Path(outputs), settings, resume)
     journal = Journal(outputs, described.plan.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
     earlier = finished(Path(outputs)) if resume else None

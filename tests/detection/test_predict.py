@@ -148,6 +148,19 @@ def test_work_that_was_killed_is_continued_with_the_same_result(run: Path, tmp_p
     assert (out / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
 
 
+def test_what_other_settings_gave_is_not_continued(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier run's results lie there, a new one is killed at once, and that one is continued."""
+    write_all(tmp_path / "in")
+    out = tmp_path / "out"
+    predict_detections(tmp_path / "in", out, run, folds=[0], device="cpu")
+    monkeypatch.setattr("medkd.detection.predict.detect_images", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        predict_detections(tmp_path / "in", out, run, folds=[1], device="cpu", score=0.3)
+    monkeypatch.undo()
+    report = predict_detections(tmp_path / "in", out, run, folds=[1], device="cpu", score=0.3, resume=True)
+    assert len(report.predicted) == 7 and not report.skipped
+
+
 def test_several_folds_are_fused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(picture()).save(tmp_path / "in" / "a.png")
