@@ -76,6 +76,7 @@ class RunDescription:
         teacher: name or folder of the teacher, or None.
         targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand.
         targets_tta: whether cached outputs are means over mirrored copies.
+        backbone_weights: file of weights that a detector started from; None for random ones.
     """
 
     dataset: str
@@ -89,6 +90,7 @@ class RunDescription:
     teacher: str | None = None
     targets: str = "live"
     targets_tta: bool = False
+    backbone_weights: str | None = None
     schema: int = 1
 
 

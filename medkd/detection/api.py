@@ -225,7 +225,9 @@ def _describe(prepared: _Prepared, network: str, method: str | None, teacher: Te
     precision = options.precision or ("fp16" if prepared.device.type == "cuda" else "fp32")
     recorded = None if teacher is None else teacher.candidate.recorded
     spec = NetworkSpec(network, 3, len(plan.categories), (size, size))
-    return RunDescription(prepared.name, DETECTION, spec, budget, (), precision, method, dict(options.settings), recorded)
+    start = None if options.backbone_weights is None else str(Path(options.backbone_weights).absolute())
+    described = RunDescription(prepared.name, DETECTION, spec, budget, (), precision, method, dict(options.settings), recorded)
+    return replace(described, backbone_weights=start)
 
 
 def _train(ready: _Ready) -> Path:

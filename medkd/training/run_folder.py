@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def start_fold(
 
 
 def _difference(known: RunDescription, run: RunDescription) -> str:
-    for field in ("network", "budget", "method", "method_parameters", "teacher", "targets", "targets_tta", "mirror_axes"):
+    for field in (f.name for f in fields(RunDescription) if f.name != "precision"):
         a, b = getattr(known, field), getattr(run, field)
         if a != b:
             return f"{field}: {a} there, {b} now"
-    return "configuration"
+    return "precision"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,12 @@ from medkd.detection.base import DETECTORS, Detections, Detector, DetectorEntry,
 from medkd.detection.job import DetectionJob
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import DetectionPlan
+from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
 from medkd.detection.trained import DetectionRun
+from medkd.evaluation.detection_evaluate import evaluate_detection_folder
+from medkd.evaluation.detection_predictions import DetectionPredictions
+from medkd.training.logs import read_log
 from tests.detection.builders import make_dataset
 
 NAME = "Dataset502_Tiny"
@@ -191,6 +196,15 @@ def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(root: Path
         distill_detector(502, str(folder / "best.pt"), STUB, "kd", 0, options(root))
 
 
+def test_the_weights_it_started_from_belong_to_a_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Path] = []
+    monkeypatch.setattr(api, "start_from", lambda detector, path: started.append(path))
+    folder = train_detector(502, STUB, 0, options(root, backbone_weights=Path("r18.pth")))
+    assert started == [Path("r18.pth")] and str(DetectionRun.load(folder.parent).run.backbone_weights).endswith("r18.pth")
+    with pytest.raises(RunError, match="backbone_weights"):
+        train_detector(502, STUB, 1, options(root))
+
+
 def test_unknown_names_are_answered_with_the_nearest(root: Path) -> None:
     with pytest.raises(RunError, match=f"Did you mean '{STUB}'"):
         train_detector(502, "quik_stub", 0, options(root))
@@ -280,3 +294,26 @@ def test_raw_annotations_of_another_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image_01\.json: Expected boxes of the classes fracture, found 'metal'"):
         plan_and_preprocess_detection(502, root=tmp_path, workers=1, verify=False)
     assert DatasetDescription.load(raw / "dataset.json").task == "detection"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student", "method"), [("yolov8n", "yolov8_r18", "cwd"), ("retinanet_r18", "fcos_r18", "pkd")])
+def test_the_whole_way_with_real_detectors(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, student: str, method: str
+) -> None:
+    """Two steps of each family: teacher, student, prediction of its validation images, and their scores."""
+    monkeypatch.undo()
+    given = options(root, epochs=1, iterations_per_epoch=2, image_size=64, validate=True)
+    train_detector(502, teacher, 0, replace(given, validate=False))
+    fold = distill_detector(502, teacher, student, method, 0, given)
+    val = json.loads((fold / "split.json").read_text())["val"]
+    raw = root / "raw" / NAME
+    report = predict_detections(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")
+    assert len(report.predicted) == 10 and not report.failed
+    assert evaluate_detection_folder(tmp_path / "out", raw).value("AP").n == 10
+    again, judged = (DetectionPredictions.load(path / "predictions.json").images for path in (tmp_path / "out", fold / "validation"))
+    assert sorted(judged) == sorted(val)
+    for case in val:  # the stored images are the raw ones here, so that both are the same detections
+        np.testing.assert_allclose(again[case].found.scores, judged[case].found.scores, atol=1e-4)
+    alone, taught = (read_log(path)[-1].terms for path in (fold.parents[1] / f"{teacher}__detection/fold_0", fold))
+    assert set(taught) - set(alone) and json.loads((fold / "validation/summary.json").read_text())["task"] == "detection"
