@@ -13,7 +13,6 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
-from medkd.core.errors import RunError
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
 from medkd.detection.tv.backbones import CHANNELS, Pyramid
 from medkd.detection.tv.dense import SMALLEST
@@ -28,7 +27,8 @@ class FasterRCNN(Detector):
 
     Ren et al., "Faster R-CNN: towards real-time object detection with region proposal networks", NeurIPS 2015, arXiv 1506.01497.
 
-    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels.
+    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels. It has no ``forward_from``: its head scores
+    proposals, not the cells of one map.
 
     Args:
         spec: what to build.
@@ -92,16 +92,6 @@ class FasterRCNN(Detector):
         """See :meth:`medkd.detection.base.Detector.observe`; without proposals of the student's it scores its own."""
         neck = self.pyramid(images)
         return self._score(neck, student.proposals or self._propose(images, neck)[0], images)
-
-    def forward_from(self, tap: str, feature: Tensor) -> Tensor:
-        """Always refused: a two-stage detector's head is no function of one map.
-
-        Raises:
-            RunError: always.
-        """
-        raise RunError(
-            f"{self.spec.name} cannot be continued from '{tap}': it scores proposals, not the cells of one map; use a dense detector."
-        )
 
     @torch.no_grad()
     def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
