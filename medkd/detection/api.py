@@ -301,6 +301,6 @@ def _fit(job: DetectionJob) -> None:
     else:
         from medkd.detection import tv
 
-        tv.fit(job)  # type: ignore[attr-defined]
+        tv.fit(job)
     if not (job.folder / FINAL).exists():
         raise RunError(f"{job.folder} has no {FINAL} after training; continue it with --continue.")
