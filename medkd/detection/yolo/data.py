@@ -91,9 +91,10 @@ class EpochSampler(Sampler[int]):
         now, self._rest = self._rest[: self._length], self._rest[self._length :]
         return iter(now)
 
-    def skip(self, passes: int) -> None:
-        """Go on after so many passes, as a continued training does."""
-        for _ in range(passes):
+    def go_to(self, number: int) -> None:
+        """Let the next pass be this one, whatever was drawn so far: a continued training does so, and a loader that starts anew."""
+        self._drawn, self._rest = 0, []
+        for _ in range(number):
             iter(self)
 
 

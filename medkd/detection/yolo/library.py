@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medkd.detection.yolo.offline import require, unchanged_process
+from medkd.detection.yolo.offline import quiet, require, unchanged_process
 
 require()
 
@@ -27,6 +27,7 @@ __all__ = [
     "YOLODataset",
     "engine",
     "get_cfg",
+    "quiet",
     "seed_worker",
     "strip_optimizer",
     "tasks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -70,6 +71,19 @@ def unchanged_process() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_printoptions(**printing)
         np.set_printoptions(**arrays)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let ultralytics log warnings only, unless medkd logs details: its progress would stand beside medkd's, and differ from it."""
+    theirs = logging.getLogger("ultralytics")
+    level = theirs.level
+    if not logging.getLogger("medkd").isEnabledFor(logging.DEBUG):
+        theirs.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
 
 
 def _configuration() -> Path:

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
@@ -22,7 +24,7 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.assignment import from_batch
 from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
 from medkd.detection.yolo.detectors import YoloDetector
-from medkd.detection.yolo.library import DetectionTrainer, engine, strip_optimizer, unchanged_process, unwrap_model
+from medkd.detection.yolo.library import DetectionTrainer, engine, quiet, strip_optimizer, unchanged_process, unwrap_model
 from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of, trust
 from medkd.detection.yolo.student import Student
 from medkd.training.logs import EpochRecord, RunLog
@@ -37,8 +39,8 @@ _log = logging.getLogger(__name__)
 class YoloTrainer(DetectionTrainer):
     """ultralytics' trainer on medkd's data, with the distiller's terms.
 
-    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at every time; the
-    method's helpers lie beside them in ``helpers_EPOCH.pt``.
+    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at every time, but
+    its moving average only; the trained weights themselves and the method's helpers lie beside them in ``state_EPOCH.pt``.
 
     Args:
         job: what to train.
@@ -56,9 +58,12 @@ class YoloTrainer(DetectionTrainer):
         self.method = job.distiller.method if job.distiller is not None else None
         self.builtin = is_builtin(job)
         self._run_log: RunLog | None = None
+        self._bar: tqdm | None = None
         self._frozen: list[torch.nn.Parameter] = []
         self._steps: dict[int, int] = {}
         super().__init__(overrides=settings)
+        self.add_callback("on_train_epoch_start", YoloTrainer._begin_epoch)
+        self.add_callback("on_train_batch_end", YoloTrainer._end_step)
 
     @property
     def distilled(self) -> bool:
@@ -104,7 +109,7 @@ class YoloTrainer(DetectionTrainer):
             distiller.teacher.to(self.device)
         self.method.to(self.device)  # type: ignore[union-attr]  # distilled
         if checkpoint is not None:
-            self._load_helpers(checkpoint["epoch"])
+            self._load_state(checkpoint["epoch"])
         if getattr(distiller, "needs_preparation", False):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
@@ -135,6 +140,19 @@ class YoloTrainer(DetectionTrainer):
         finally:
             engine.check_amp = check
 
+    def _build_train_pipeline(self) -> None:
+        """ultralytics would halve the batch and build all anew when memory runs out, and so train another experiment than was asked for.
+
+        Raises:
+            RunError: it has run out.
+        """
+        if getattr(self, "_oom_retries", 0):
+            raise RunError(
+                f"The device's memory does not suffice for {self.job.budget.batch_size} images of {self.args.imgsz} px; use a smaller "
+                "--batch-size or --image-size."
+            )
+        super()._build_train_pipeline()
+
     def _preparation(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """Endless training batches ``(images, boxes, classes)``, from a loader of their own."""
         loader = self.get_dataloader(self.data["train"], self.batch_size, mode="train")
@@ -148,33 +166,75 @@ class YoloTrainer(DetectionTrainer):
         self._steps = {self.epoch: step + 1}
         return Progress(self.epoch, self.epochs, self.epoch * len(self.train_loader) + step)
 
+    def _begin_epoch(self) -> None:
+        """Randomness follows from seed and epoch, whether the training was killed before or not."""
+        engine.init_seeds(self.args.seed + self.epoch, deterministic=self.args.deterministic)
+        if self._bar is None:
+            steps = len(self.train_loader)
+            self._bar = tqdm(total=self.epochs * steps, initial=self.epoch * steps, unit="step", disable=None)
+
+    def _end_step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def _close_dataloader_mosaic(self) -> None:
+        """The loader starts anew then; images that its processes had fetched ahead are not lost."""
+        super()._close_dataloader_mosaic()
+        self.train_loader.sampler.go_to(self.epoch)
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """ultralytics would try again from the last checkpoint, and go on without a word in the first epoch.
+
+        Raises:
+            RunError: the loss is infinite or NaN.
+        """
+        bad = [name for name, value in self.tloss.items() if not np.isfinite(float(value))]
+        if bad:
+            raise RunError(
+                f"The loss term '{bad[0]}' became infinite or NaN in epoch {epoch}; continue from the last checkpoint with a lower "
+                "--learning-rate, or with --precision bf16 or fp32."
+            )
+        return False
+
     # checkpoints
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Go on after the last checkpoint, with the images that an unbroken run would see next."""
         super().resume_training(ckpt)
-        self.train_loader.sampler.skip(self.start_epoch)
+        self.train_loader.sampler.go_to(self.start_epoch)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
-        self._load_helpers(ckpt["epoch"])
+        self._load_state(ckpt["epoch"])
 
-    def _load_helpers(self, epoch: int) -> None:
-        if not self.distilled:
+    def _load_state(self, epoch: int) -> None:
+        """Load the trained weights, of which ultralytics keeps the average only, and the method's helpers."""
+        if self.builtin:  # ultralytics keeps its own helpers with the average
             return
-        path = self._helpers(epoch)
+        path = self._state_path(epoch)
         if not path.exists():
-            raise RunError(f"{path} is missing, so that training cannot go on; train without resuming.")
-        self.method.load_state_dict(load_checkpoint(path)["helpers"])  # type: ignore[union-attr]  # distilled
+            raise RunError(f"{path} is missing, so that training cannot go on; train without --continue.")
+        content = load_checkpoint(path)
+        self.detector.load_state_dict(content["network"])
+        if self.method is not None:
+            self.method.load_state_dict(content["helpers"])
 
-    def _helpers(self, epoch: int) -> Path:
-        return self.wdir / f"helpers_{epoch}.pt"
+    def _state_path(self, epoch: int) -> Path:
+        return self.wdir / f"state_{epoch}.pt"
 
     def save_model(self) -> bool:
-        """Write ``last.pt``, ``best.pt`` and medkd's best checkpoint so that a kill leaves the former ones whole."""
+        """Write ``last.pt``, ``best.pt`` and medkd's checkpoints so that a kill leaves the former ones whole.
+
+        The final one is written before ``last.pt``, since ultralytics cannot continue after the last epoch.
+        """
         best = self.best_fitness == self.fitness
-        if self.distilled:
-            save_checkpoint(self._helpers(self.epoch), {"helpers": self.method.state_dict()})  # type: ignore[union-attr]
+        if not self.builtin:
+            helpers = {} if self.method is None else self.method.state_dict()
+            save_checkpoint(self._state_path(self.epoch), {"network": self.detector.state_dict(), "helpers": helpers})
+        if best:
+            save_checkpoint(self.job.folder / BEST, self._content())
+        if self.epoch + 1 >= self.epochs:
+            save_checkpoint(self.job.folder / FINAL, self._content())
         last_path, best_path = self.last, self.best
         try:
             with ExitStack() as files:
@@ -184,10 +244,8 @@ class YoloTrainer(DetectionTrainer):
                 super().save_model()
         finally:
             self.last, self.best = last_path, best_path
-        if best:
-            save_checkpoint(self.job.folder / BEST, self._content())
-        for path in self.wdir.glob("helpers_*.pt"):
-            if path != self._helpers(self.epoch):
+        for path in self.wdir.glob("state_*.pt"):
+            if path != self._state_path(self.epoch):
                 path.unlink()
         return True
 
@@ -205,10 +263,9 @@ class YoloTrainer(DetectionTrainer):
         return super().validate() if self.job.val else ({}, None)
 
     def final_eval(self) -> None:
-        """Keep the final average as medkd's checkpoint and in the detector; medkd judges all detectors alike, so nothing is measured."""
+        """Keep the final average in the detector, too; medkd judges all detectors alike, so nothing is measured here."""
         self.detector.load_state_dict(self._averaged().state_dict())
         self.detector.eval()
-        save_checkpoint(self.job.folder / FINAL, self._content())
         _finish(self.wdir)
 
     # logs
@@ -233,7 +290,9 @@ class YoloTrainer(DetectionTrainer):
         self._run_log.add(record)
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log and the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
         if self._run_log is not None:
             self._run_log.close()
 
@@ -244,10 +303,11 @@ def fit(job: DetectionJob) -> None:
     Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving average of the
     weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and ``last.pt`` can be opened with
     ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm there). A training that was killed goes on from its
-    last epoch with ``job.resume``; a finished one is left alone.
+    last epoch with ``job.resume``, with the same images, weights and helpers (the optimiser's momentum and the average were rounded to half
+    precision by ultralytics); a finished one is left alone. ultralytics is silent but for warnings unless medkd is to say more.
 
     Raises:
-        RunError: the detector is not of this family, or ultralytics is not installed.
+        RunError: the detector is not of this family, ultralytics is not installed, memory does not suffice, or the loss becomes infinite.
         MethodError: ultralytics' own distillation is asked of a teacher that it cannot use.
         DataError: an image of the store cannot be read.
     """
@@ -265,7 +325,7 @@ def fit(job: DetectionJob) -> None:
     settings = settings_of(job, write_data(job, folder), folder)
     if is_builtin(job):
         settings |= builtin_teacher(job, folder)
-    with unchanged_process():
+    with unchanged_process(), quiet():
         threads = torch.get_num_threads()
         trainer = YoloTrainer(job, {**settings, "resume": str(last)} if resume else settings)
         torch.set_num_threads(threads)  # ultralytics takes all cores when it picks the CPU
@@ -283,10 +343,10 @@ def _clear(folder: Path) -> None:
 
 
 def _finish(weights: Path) -> None:
-    """Reduce ultralytics' checkpoints to the plain network, and remove the helpers; can be repeated."""
+    """Reduce ultralytics' checkpoints to the plain network, and remove what only continuing needs; can be repeated."""
     for path in (weights / "last.pt", weights / "best.pt"):
         if path.exists():
-            with atomic_path(path) as temporary:
+            with quiet(), atomic_path(path) as temporary:
                 strip_optimizer(path, str(temporary))
-    for path in weights.glob("helpers_*.pt"):
+    for path in weights.glob("state_*.pt"):
         path.unlink()
