@@ -13,19 +13,16 @@ from medkd.core.files import atomic_path
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.detectors import YoloDetector
 
-_NOMINAL_BATCH = 64  # images per optimiser step for which ultralytics' learning rates are chosen
-
 
 def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
     """ultralytics' arguments for a job.
 
     The optimiser is named, because ``auto`` ignores the learning rate; hue and saturation stay, since radiographs are grey; there is no
     early stopping, so that runs have equal budgets. Every batch is one optimiser step, as it is for all other networks of medkd.
-    ultralytics gathers 64 images for a step, and its learning rates are meant for them: they are scaled down to the batch. The warm-up
-    is at most a tenth of the run.
+    ultralytics gathers 64 images for a step; since its loss is a sum over images, the same learning rate moves the weights equally far
+    per image either way. The warm-up is at most a tenth of the run.
     """
     augmentation, budget, device = job.plan.augmentation, job.budget, job.device
-    share = budget.batch_size / _NOMINAL_BATCH
     return {
         "task": "detect",
         "model": f"{job.detector.spec.name}.yaml",
@@ -38,8 +35,7 @@ def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
         "batch": budget.batch_size,
         "imgsz": job.detector.spec.image_size,
         "optimizer": "SGD",
-        "lr0": budget.learning_rate * share,
-        "warmup_bias_lr": 0.1 * share,
+        "lr0": budget.learning_rate,
         "nbs": budget.batch_size,
         "warmup_epochs": min(3.0, 0.1 * budget.epochs),
         "seed": budget.seed,

@@ -225,7 +225,7 @@ def test_the_plan_becomes_ultralytics_arguments(tmp_path: Path) -> None:
     settings = settings_of(job, tmp_path / "data.yaml", tmp_path)
     expected = {
         **{"mosaic": 0.1, "close_mosaic": 3, "fliplr": 0.2, "flipud": 0.3, "scale": 0.4, "translate": 0.05, "degrees": 6.0},
-        **{"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.7, "optimizer": "SGD", "lr0": 0.01 * 2 / 64, "imgsz": SIZE, "batch": 2, "epochs": 2},
+        **{"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.7, "optimizer": "SGD", "lr0": 0.01, "imgsz": SIZE, "batch": 2, "epochs": 2},
         **{"amp": False, "workers": 3, "seed": 0, "device": "cpu"},
     }
     assert expected.items() <= settings.items()
