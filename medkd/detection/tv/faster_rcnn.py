@@ -27,8 +27,8 @@ class FasterRCNN(Detector):
 
     Ren et al., "Faster R-CNN: towards real-time object detection with region proposal networks", NeurIPS 2015, arXiv 1506.01497.
 
-    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels. It has no ``forward_from``: its head scores
-    proposals, not the cells of one map.
+    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels. It has no ``forward_from``: its head
+    scores proposals, not the cells of one map.
 
     Args:
         spec: what to build.
