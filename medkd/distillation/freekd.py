@@ -9,7 +9,7 @@ from medkd.core.features import Outputs, Target
 from medkd.distillation.base import METHODS, Context
 from medkd.distillation.haar import haar, inverse_haar, scales_of
 from medkd.distillation.options import at_least, check_variant, positive
-from medkd.distillation.pairs import adapter, resize
+from medkd.distillation.pairs import WEAK, adapter, resize
 from medkd.distillation.prompts import PromptMethod, Prompts, token_overlap
 
 _SPREAD = 0.01  # of the prompts' initial values
@@ -102,7 +102,7 @@ class FreeKD(PromptMethod):
         self.weight = positive("freekd", "weight", weight)
         number, deepest = int(at_least("freekd", "tokens", tokens, 1)), int(at_least("freekd", "scales", scales, 1))
         self.prompts = nn.ModuleList(FrequencyPrompts(t.channels, number, deepest) for _, t in self.pairs)
-        self.adapters = nn.ModuleList(adapter(pair, always=self.paper) for pair in self.pairs)
+        self.adapters = nn.ModuleList(adapter(pair, always=self.paper, gain=1.0 if self.paper else WEAK) for pair in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``freekd``."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medkd.core.features import Outputs, Target
 from medkd.distillation.base import METHODS, Context
 from medkd.distillation.options import at_least, check_variant, positive
-from medkd.distillation.pairs import adapter, resize
+from medkd.distillation.pairs import WEAK, adapter, resize
 from medkd.distillation.prompts import PromptMethod, Prompts, token_overlap
 
 _SPREAD = 0.01  # of the tokens' initial values
@@ -72,7 +72,7 @@ class MasKD(PromptMethod):
 
     Args:
         context: taps, outputs and geometry.
-        weight: ``w``.
+        weight: ``w``; None means 0.2 in segmentation, as for ``mimic``, and 1 in the paper variant and between detectors.
         tokens: per feature map.
         warmup: share of the training without the student's masks.
         iterations: of the first stage; None means 100, or 2000 in the paper variant.
@@ -91,7 +91,7 @@ class MasKD(PromptMethod):
     def __init__(
         self,
         context: Context,
-        weight: float = 1.0,
+        weight: float | None = None,
         tokens: int = 6,
         warmup: float = 0.1,
         iterations: int | None = None,
@@ -101,11 +101,12 @@ class MasKD(PromptMethod):
         paper = check_variant("maskd", variant)
         super().__init__(context, "maskd", taps, (2000 if paper else 100) if iterations is None else iterations)
         self.paper = paper
-        self.weight = positive("maskd", "weight", weight)
+        own = 1.0 if paper or context.task == "detection" else 0.2
+        self.weight = positive("maskd", "weight", own if weight is None else weight)
         self.warmup = at_least("maskd", "warmup", warmup, 0.0)
         number = int(at_least("maskd", "tokens", tokens, 1))
         self.prompts = nn.ModuleList(MaskTokens(t.channels, number, context.rank) for _, t in self.pairs)
-        self.adapters = nn.ModuleList(adapter(pair, always=self.paper) for pair in self.pairs)
+        self.adapters = nn.ModuleList(adapter(pair, always=self.paper, gain=1.0 if self.paper else WEAK) for pair in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``maskd``."""

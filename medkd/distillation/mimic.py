@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medkd.core.features import Outputs, Target
 from medkd.distillation.base import METHODS, Context
 from medkd.distillation.options import check_variant, positive
-from medkd.distillation.pairs import PairMethod, adapter, resize
+from medkd.distillation.pairs import WEAK, PairMethod, adapter, resize
 
 
 @METHODS.register("mimic")
@@ -43,7 +43,7 @@ class Mimic(PairMethod):
         self.paper = check_variant("mimic", variant)
         own = 1.0 if self.paper or context.task == "detection" else 0.2
         self.weight = positive("mimic", "weight", own if weight is None else weight)
-        self.adapters = nn.ModuleList(adapter(pair, always=self.paper) for pair in self.pairs)
+        self.adapters = nn.ModuleList(adapter(pair, always=self.paper, gain=1.0 if self.paper else WEAK) for pair in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``mimic``."""

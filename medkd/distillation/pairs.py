@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from medkd.distillation.base import Context, Method, Needs
 from medkd.distillation.options import tap_named
 
 Pair = tuple[Tap, Tap]
+WEAK = 0.1  # gain of an adapter before an error that is not standardised
 STAGES: dict[str, tuple[Stage, ...]] = {
     "encoder": ("encoder",),
     "bottleneck": ("bottleneck",),
@@ -108,12 +110,20 @@ def pointwise(rank: int, channels_in: int, channels_out: int, *, bias: bool = Tr
     return layer
 
 
-def adapter(pair: Pair, *, always: bool = False) -> nn.Module:
-    """A 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal."""
+def adapter(pair: Pair, *, always: bool = False, gain: float = 1.0) -> nn.Module:
+    """A 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal.
+
+    Its first weights are multiplied by ``gain``. A squared error behind a random convolution of full strength is at first reduced most
+    quickly by making the student's map small, which starves the layers after it; behind a weak one (:data:`WEAK`) the convolution first
+    learns what can be read out of the map, and then pulls at it.
+    """
     student, teacher = pair
     if student.channels == teacher.channels and not always:
         return nn.Identity()
-    return pointwise(student.rank, student.channels, teacher.channels)
+    layer = pointwise(student.rank, student.channels, teacher.channels)
+    with torch.no_grad():
+        layer.weight.mul_(gain)  # type: ignore[operator, union-attr]
+    return layer
 
 
 def voxels(pair: Pair, context: Context) -> int:
