@@ -30,10 +30,10 @@ def collect(results: Path, fold: str) -> list[dict[str, Any]]:
 def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
     assert entry.summary is not None  # filtered above
     names = [name for name, _ in entry.summary.structures]
-    scores = {m: {"mean": _rounded(asdict(entry.summary.interval(m)))} for m in _METRICS}  # type: ignore[arg-type]
+    scores = {m: {"mean": rounded(asdict(entry.summary.interval(m)))} for m in _METRICS}  # type: ignore[arg-type]
     for metric in _METRICS:
         for index, name in enumerate(names):
-            scores[metric][name] = _rounded(asdict(entry.summary.interval(metric, index)))  # type: ignore[arg-type]
+            scores[metric][name] = rounded(asdict(entry.summary.interval(metric, index)))  # type: ignore[arg-type]
     base = baseline_of(entry, entries)
     differences = {m: compare(entry, base, m) for m in _METRICS} if base is not None and base is not entry else {}  # type: ignore[arg-type]
     seconds = [float(line["seconds"]) for line in entry.log]
@@ -47,7 +47,7 @@ def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
         "cases": len(entry.summary.cases),
         "definitions": entry.summary.definitions(),
         "scores": scores,
-        "difference_to_student_alone": {m: _rounded(asdict(d)) for m, d in differences.items() if d is not None},
+        "difference_to_student_alone": {m: rounded(asdict(d)) for m, d in differences.items() if d is not None},
         "gap_closed": gap_closed(entry, entries),
         "cost": to_data(entry.cost),
         "training_seconds": round(sum(seconds), 1),
@@ -57,7 +57,8 @@ def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
     }
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+def rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Five digits; undefined numbers become null."""
     return {k: round(v, 5) if isinstance(v, float) and v == v else (None if isinstance(v, float) else v) for k, v in values.items()}
 
 
