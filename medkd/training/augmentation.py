@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, cos, pi, sin
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
@@ -87,6 +87,7 @@ class Augmentation:
 
     def __init__(self, patch_size: tuple[int, ...], mirror_axes: tuple[int, ...], masked_channels: tuple[int, ...] = ()) -> None:
         spatial = SpatialRange.of(patch_size)
+        self._patch_size = patch_size
         self._in_plane = spatial.in_plane
         self._spatial = SpatialTransform(
             patch_size[1:] if spatial.in_plane else patch_size,
@@ -112,26 +113,25 @@ class Augmentation:
             Image ``(C, *patch_size)``, label ``(1, *patch_size)``, and with ``soft`` its logits ``(K, *patch_size)``, moved like the
             label but interpolated linearly. Randomness comes from NumPy's and torch's global state, and ``soft`` takes none of it.
         """
-        depth = image.shape[1] if self._in_plane else None
         parts = {"image": image, "segmentation": label}
-        parameters = self._spatial.get_parameters(**{key: _flat(value, depth) for key, value in parts.items()})
-        sample = {key: self._move(value, key, parameters) for key, value in parts.items()}
+        depth = image.shape[1]
+        if self._in_plane:
+            parts = {key: value.flatten(0, 1) for key, value in parts.items()}
+        parameters = self._spatial.get_parameters(**parts)
+        sample = self._spatial.apply(parts, **parameters)
+        if self._in_plane:
+            sample = {key: value.unflatten(0, (-1, depth)) for key, value in sample.items()}
         if soft is not None:
-            change = soft.pick if parameters["grid"] is None else soft.interpolate
-            sample["regression_target"] = change(lambda values: self._move(values, "regression_target", parameters))
+            sample["regression_target"] = self._follow(soft, parameters["grid"])
         sample = self._rest(**sample)
         return tuple(sample[key].contiguous() for key in ("image", "segmentation", "regression_target") if key in sample)
 
-    def _move(self, values: Tensor, key: str, parameters: dict[str, Any]) -> Tensor:
-        """One spatial change, drawn before, of ``(C, *read_size)``."""
-        depth = values.shape[1] if self._in_plane else None
-        moved: Tensor = self._spatial.apply({key: _flat(values, depth)}, **parameters)[key]
-        return moved if depth is None else moved.unflatten(0, (-1, depth))
-
-
-def _flat(values: Tensor, depth: int | None) -> Tensor:
-    """Slices as channels, where the change happens in the plane."""
-    return values if depth is None else values.flatten(0, 1)
+    def _follow(self, soft: SoftPatch, grid: Tensor | None) -> Tensor:
+        """Logits ``(K, *patch_size)`` after the spatial change that image and label went through."""
+        if grid is not None:
+            return soft.sample(grid)
+        first = [size // 2 - patch // 2 for size, patch in zip(soft.size, self._patch_size, strict=True)]  # the library's rounding
+        return soft.crop(first, self._patch_size)
 
 
 def _intensity(in_plane: bool) -> list[RandomTransform]:

@@ -81,14 +81,13 @@ class PatchBatches(Dataset[Batch]):
         foreground = index >= round(self._batch_size * (1 - self._foreground))
         target = None if self._targets is None else open_target(self._targets, case)
         arrays = self._sampler.sample(_open(self._store, case), rng, target, foreground=foreground)
-        image, label, *codes = (torch.from_numpy(a) for a in arrays)
-        soft = None if target is None else SoftPatch(codes[0], target.coding)
+        image, label = (torch.from_numpy(a) for a in arrays[:2])
+        soft: list[SoftPatch] = list(arrays[2:])
         if self._augmentation is None:
-            size = self._sampler.patch_size
-            parts = (centre_crop(image, size), centre_crop(label, size))
-            return parts if soft is None else (*parts, soft.pick(lambda part: centre_crop(part, size)))
+            size, first = self._sampler.patch_size, self._sampler.margin
+            return centre_crop(image, size), centre_crop(label, size), *(part.crop(first, size) for part in soft)
         with _seeded(int(rng.integers(2**31))):
-            return self._augmentation(image, label) if soft is None else self._augmentation(image, label, soft)
+            return self._augmentation(image, label, *soft)
 
 
 @lru_cache(maxsize=_OPEN_CASES)

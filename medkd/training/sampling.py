@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from medkd.preprocessing.store import StoredCase
-from medkd.training.targets import StoredTarget
+from medkd.training.targets import SoftPatch, StoredTarget, read_padded
 
 OUTSIDE = -1  # label of voxels outside the image and outside its non-zero mask, as in nnU-Net
 
@@ -25,9 +26,12 @@ class PatchSampler:
     read_size: tuple[int, ...]
     patch_size: tuple[int, ...]
 
-    def sample(
-        self, case: StoredCase, rng: np.random.Generator, soft: StoredTarget | None = None, *, foreground: bool
-    ) -> tuple[np.ndarray, ...]:
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """First voxel of the middle of what is read, which is an unaugmented patch."""
+        return tuple((read - patch) // 2 for read, patch in zip(self.read_size, self.patch_size, strict=True))
+
+    def sample(self, case: StoredCase, rng: np.random.Generator, soft: StoredTarget | None = None, *, foreground: bool) -> tuple[Any, ...]:
         """Read one patch.
 
         Args:
@@ -38,19 +42,21 @@ class PatchSampler:
 
         Returns:
             Image ``(C, *read_size)`` float32 and label ``(1, *read_size)`` int16; voxels outside the case are 0 and −1. In
-            2D the patch is one slice along the first axis. With ``soft`` also its codes ``(channels, *read_size)`` uint8; voxels
-            outside the case are background.
+            2D the patch is one slice along the first axis. With ``soft`` also the target's :class:`SoftPatch`, of which nothing is read.
         """
-        shape, arrays = case.label.shape, [case.image, case.label[None], *([] if soft is None else [soft.codes])]
+        shape, image, label, codes = case.label.shape, case.image, case.label[None], None if soft is None else soft.codes
         voxel = _foreground_voxel(case.locations, rng) if foreground else _annotated_voxel(case.locations, rng)
         if len(self.read_size) == 2:
             slice_index = int(voxel[0]) if voxel is not None else int(rng.integers(shape[0]))
             start = self._start(shape[1:], None if voxel is None else voxel[1:], rng)
-            arrays = [array[:, slice_index] for array in arrays]
+            image, label = image[:, slice_index], label[:, slice_index]
+            codes = None if codes is None else codes[:, slice_index]
         else:
             start = self._start(shape, voxel, rng)
-        fills: list[float | np.ndarray] = [0.0, OUTSIDE, *([] if soft is None else [soft.coding.fill.reshape(-1, *(1,) * len(start))])]
-        return tuple(read_padded(array, start, self.read_size, fill) for array, fill in zip(arrays, fills, strict=True))
+        arrays = read_padded(image, start, self.read_size, 0.0), read_padded(label, start, self.read_size, OUTSIDE)
+        if soft is None or codes is None:
+            return arrays
+        return *arrays, SoftPatch(replace(soft, codes=codes), tuple(start), self.read_size)
 
     def _start(self, shape: tuple[int, ...], voxel: np.ndarray | None, rng: np.random.Generator) -> list[int]:
         """First voxel of the patch per axis; may be negative where the case is smaller than what is read."""
@@ -75,20 +81,3 @@ def _annotated_voxel(locations: Mapping[int, np.ndarray], rng: np.random.Generat
     """With an ``ignore`` label, key 0 holds the annotated voxels: random patches must see some of them."""
     voxels = locations.get(0)
     return voxels[rng.integers(len(voxels))] if voxels is not None and len(voxels) else None
-
-
-def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float | np.ndarray) -> np.ndarray:
-    """Read ``array[:, start : start + size]``; what lies outside is ``fill``, one value or one per channel ``(C, 1, …)``.
-
-    Only the needed part is read from disk.
-    """
-    inside, outside = [slice(None)], [slice(None)]
-    for first, length, extent in zip(start, size, array.shape[1:], strict=True):
-        low, high = min(max(first, 0), extent), max(min(first + length, extent), 0)
-        inside.append(slice(low, max(low, high)))
-        outside.append(slice(low - first, max(low, high) - first))
-    if all(s.start == 0 and s.stop == n for s, n in zip(outside[1:], size, strict=True)):
-        return np.array(array[tuple(inside)])
-    result = np.full((array.shape[0], *size), fill, dtype=array.dtype)
-    result[tuple(outside)] = array[tuple(inside)]
-    return result

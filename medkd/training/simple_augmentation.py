@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medkd.core.errors import PlanError
 from medkd.core.protocol import AugmentationRule
-from medkd.training.targets import SoftPatch
+from medkd.training.targets import Coding, SoftPatch
 
 
 class SimpleAugmentation:
@@ -46,10 +46,10 @@ class SimpleAugmentation:
         rule = self._rule
         axes = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
         turns = int(torch.randint(1, 4, ())) if _happens(rule.rotate90) else 0
-        parts = [image, label, *([] if soft is None else [soft.codes])]
+        parts = [image, label, *([] if soft is None else [soft.codes()])]
         image, label, *codes = (torch.rot90(part.flip(axes), turns, (-2, -1)) for part in parts)
         angle = radians(_within(rule.rotate_degrees)) if _happens(rule.rotate) else None
-        logits = [_turned(SoftPatch(part, soft.coding), angle) for part in codes if soft is not None]
+        logits = [_turned(soft.target.coding, part, angle) for part in codes if soft is not None]
         if angle is not None:
             image, label = rotated(image, angle, "bilinear"), rotated(label.float(), angle, "nearest").to(label.dtype)
         if _happens(rule.scale):
@@ -59,9 +59,9 @@ class SimpleAugmentation:
         return tuple(part.contiguous() for part in (image, label, *logits))
 
 
-def _turned(soft: SoftPatch, angle: float | None) -> Tensor:
+def _turned(coding: Coding, codes: Tensor, angle: float | None) -> Tensor:
     """Logits, rotated in the plane of the last two axes where there is an angle."""
-    return soft.logits() if angle is None else soft.interpolate(lambda values: rotated(values, angle, "bilinear"))
+    return coding.decode(codes) if angle is None else coding.interpolate(codes, lambda values: rotated(values, angle, "bilinear"))
 
 
 def rotated(array: Tensor, angle: float, mode: str) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.errors import RunError
@@ -82,6 +83,11 @@ class Coding:
         root = ((level - logits) / REACH).clamp_(max=1).sqrt_().mul_(_TOP).round_()
         return torch.cat([root, ((level - self.low) / self._step).round_().clamp_(0, _TOP)]).to(torch.uint8)
 
+    def interpolate(self, codes: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits after a linear change that takes what comes from outside as 0; here that becomes background."""
+        outside = self.decode(torch.from_numpy(self.fill)).view(-1, *(1,) * (codes.ndim - 1))
+        return change(self.decode(codes).sub_(outside)).add_(outside)
+
     def decode(self, codes: Tensor) -> Tensor:
         """Codes ``(channels, *size)`` to logits ``(K, *size)``, float32."""
         if self.regions:
@@ -94,32 +100,6 @@ class Coding:
 def channels(outputs: int, regions: bool) -> int:
     """Bytes per voxel of cached targets: one per output, and for softmax classes one for the largest logit."""
     return outputs + (not regions)
-
-
-@dataclass(frozen=True)
-class SoftPatch:
-    """What was read of a teacher's output for one patch.
-
-    Attributes:
-        codes: ``(channels, *size)``, uint8.
-        coding: what they mean.
-    """
-
-    codes: Tensor
-    coding: Coding
-
-    def logits(self) -> Tensor:
-        """Float32 ``(K, *size)``."""
-        return self.coding.decode(self.codes)
-
-    def pick(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits after a change that only picks voxels (a crop, a flip): it is made on the bytes, which is cheaper."""
-        return self.coding.decode(change(self.codes))
-
-    def interpolate(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits after a linear change that takes what comes from outside as 0; here that becomes background."""
-        outside = self.coding.decode(torch.from_numpy(self.coding.fill)).view(-1, *(1,) * (self.codes.ndim - 1))
-        return change(self.logits() - outside) + outside
 
 
 @dataclass(frozen=True)
@@ -142,6 +122,54 @@ class StoredTarget:
 
     codes: np.ndarray
     coding: Coding
+
+
+@dataclass(frozen=True)
+class SoftPatch:
+    """The teacher's output where a patch lies; of the case's bytes only those are read that the training patch needs.
+
+    Attributes:
+        target: the case's codes ``(channels, *shape)`` and what they mean; one slice in 2D.
+        start: first voxel of the patch, negative where it begins before the case.
+        size: voxels of the patch.
+    """
+
+    target: StoredTarget
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def codes(self, first: Sequence[int] | None = None, size: Sequence[int] | None = None) -> Tensor:
+        """Codes ``(channels, *size)`` of the patch, or of a box in it that begins at ``first``."""
+        begin = self.start if first is None else [a + b for a, b in zip(self.start, first, strict=True)]
+        fill = self.target.coding.fill.reshape(-1, *(1,) * len(self.size))
+        return torch.from_numpy(read_padded(self.target.codes, list(begin), tuple(size or self.size), fill))
+
+    def crop(self, first: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Logits ``(K, *size)`` of a box in the patch."""
+        return self.target.coding.decode(self.codes(first, size))
+
+    def sample(self, grid: Tensor) -> Tensor:
+        """Logits ``(K, *size)`` at the places of a grid, linearly interpolated; outside of the patch is background.
+
+        Args:
+            grid: ``(*size, n)`` as :func:`torch.nn.functional.grid_sample` takes it without ``align_corners``, for the last ``n`` axes
+                of the patch; an axis before them stays as it is.
+        """
+        count = grid.shape[-1]
+        kept, extent = self.size[:-count], torch.tensor(self.size[-count:])
+        place = ((grid.flip(-1) + 1) * extent - 1) / 2  # in voxels, axes in the order of the patch
+        low, high = (bound.view(-1, count) for bound in torch.aminmax(place.reshape(-1, count), dim=0))
+        first = torch.minimum(low.floor().long()[0].clamp(min=0), extent - 1)
+        size = (torch.minimum(high.floor().long()[0] + 2, extent) - first).clamp(min=1)
+        codes = self.codes([*(0,) * len(kept), *first.tolist()], [*kept, *size.tolist()])
+        inside = ((2 * (place - first) + 1) / size - 1).flip(-1)
+
+        def change(logits: Tensor) -> Tensor:
+            flat = logits.reshape(1, -1, *size.tolist())
+            moved = F.grid_sample(flat, inside[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+            return moved.view(logits.shape[0], *kept, *grid.shape[:-1])
+
+        return self.target.coding.interpolate(codes, change)
 
 
 class TargetStore:
@@ -201,3 +229,20 @@ def source_of(record: CaseRecord) -> str:
     """Hash of what a preprocessed case was made from and how; a target of another hash is out of date."""
     parts = to_data([record.recipe, [file.content for file in record.files], record.properties.shape])
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float | np.ndarray) -> np.ndarray:
+    """Read ``array[:, start : start + size]``; what lies outside is ``fill``, one value or one per channel ``(C, 1, …)``.
+
+    Only the needed part is read from disk.
+    """
+    inside, outside = [slice(None)], [slice(None)]
+    for first, length, extent in zip(start, size, array.shape[1:], strict=True):
+        low, high = min(max(first, 0), extent), max(min(first + length, extent), 0)
+        inside.append(slice(low, max(low, high)))
+        outside.append(slice(low - first, max(low, high) - first))
+    if all(s.start == 0 and s.stop == n for s, n in zip(outside[1:], size, strict=True)):
+        return np.array(array[tuple(inside)])
+    result = np.full((array.shape[0], *size), fill, dtype=array.dtype)
+    result[tuple(outside)] = array[tuple(inside)]
+    return result

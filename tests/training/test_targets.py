@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from medkd.training.augmentation import Augment, Augmentation, read_size
 from medkd.training.loader import PatchBatches, iterate
 from medkd.training.sampling import OUTSIDE, PatchSampler
 from medkd.training.simple_augmentation import SimpleAugmentation
-from medkd.training.targets import Coding, SoftPatch, TargetStore, source_of
+from medkd.training.targets import Coding, SoftPatch, StoredTarget, TargetStore, source_of
 from tests.training.builders import PATCH, make_dataset
 
 
@@ -33,29 +34,35 @@ def _probabilities(logits: Tensor, regions: bool) -> Tensor:
 
 def _soft(logits: Tensor, regions: bool = False) -> SoftPatch:
     coding = Coding.of(logits, regions)
-    return SoftPatch(coding.encode(logits), coding)
+    target = StoredTarget(coding.encode(logits).numpy(), coding)
+    return SoftPatch(target, (0,) * (logits.ndim - 1), tuple(logits.shape[1:]))
+
+
+def _logits(soft: SoftPatch) -> Tensor:
+    return soft.crop([0] * len(soft.size), soft.size)
 
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("spread", [0.5, 4.0, 20.0])
 def test_bytes_keep_logits_and_probabilities(regions: bool, spread: float) -> None:
     logits = torch.randn(4, 6, 7, 8) * spread + 3
-    soft = _soft(logits, regions)
-    assert soft.codes.dtype == torch.uint8 and len(soft.codes) == soft.coding.channels == 4 + (not regions)
-    found = soft.logits()
+    coding = Coding.of(logits, regions)
+    codes = coding.encode(logits)
+    assert codes.dtype == torch.uint8 and len(codes) == coding.channels == 4 + (not regions)
+    found = coding.decode(codes)
     assert float((_probabilities(found, regions) - _probabilities(logits, regions)).abs().max()) < 0.008
     # half a step of the squares, and half a step of the largest logit
     distance = logits.abs() if regions else logits.amax(0, keepdim=True) - logits
     root = (distance.clamp(max=16) / 16).sqrt()
     steps = 127 if regions else 255
-    bound = 16 * (root + 1 / steps) / steps + (0 if regions else (soft.coding.high - soft.coding.low) / 510) + 1e-4
+    bound = 16 * (root + 1 / steps) / steps + (0 if regions else (coding.high - coding.low) / 510) + 1e-4
     near = distance < 16
     assert bool(((found - logits).abs() <= bound)[near].all())
 
 
 def test_one_confident_voxel_and_equal_logits_survive() -> None:
     for logits in (torch.zeros(3, 2, 2, 2), torch.tensor([40.0, -40.0, 0.0]).view(3, 1, 1, 1)):
-        assert torch.allclose(_soft(logits).logits().softmax(0), logits.softmax(0), atol=1e-3)
+        assert torch.allclose(_logits(_soft(logits)).softmax(0), logits.softmax(0), atol=1e-3)
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -70,7 +77,7 @@ def test_outside_of_the_case_is_background(regions: bool) -> None:
 
 def _augmentations() -> list[tuple[Augment, tuple[int, ...]]]:
     rule = AugmentationRule(flip=0.5, rotate90=0.5, rotate=0.5, rotate_degrees=20.0, scale=0.5, scale_range=0.1, shift=0.5, shift_range=0.1)
-    patches = [(12, 14, 12), (4, 16, 16), (16, 16)]
+    patches = [(12, 14, 12), (13, 14, 12), (4, 16, 16), (16, 17)]
     nnunet: list[tuple[Augment, tuple[int, ...]]] = [(Augmentation(p, tuple(range(len(p)))), read_size(p)) for p in patches]
     return [*nnunet, *((SimpleAugmentation(rule, p), p) for p in [(6, 16, 16), (16, 16)])]
 
@@ -100,7 +107,7 @@ def test_a_mirrored_patch_is_the_mirrored_target() -> None:
     patch, size = (8, 10, 12), read_size((8, 10, 12))
     augment, logits = Augmentation(patch, (0, 1, 2)), torch.randn(3, *size) * 4
     soft, seen = _soft(logits), set()
-    middle = soft.logits()[(slice(None), *(slice((s - p) // 2, (s - p) // 2 + p) for s, p in zip(size, patch, strict=True)))]
+    middle = _logits(soft)[(slice(None), *(slice((s - p) // 2, (s - p) // 2 + p) for s, p in zip(size, patch, strict=True)))]
     for seed in range(30):
         _seed(seed)
         found = augment(torch.randn(1, *size), torch.zeros(1, *size, dtype=torch.int16), soft)[2]
@@ -134,6 +141,13 @@ def test_a_rotated_patch_is_the_probability_map_rotated_by_scipy(
     interior = (slice(None), *(slice(2, -2),) * len(patch))
     assert abs(matrix - np.eye(len(patch))).max() > 0.05, "it was rotated"
     assert np.abs(_probabilities(found, regions).numpy() - expected)[interior].max() < 0.025
+    whole = F.grid_sample((logits - _outside(logits, regions))[None], drawn[0]["grid"][None], align_corners=False)[0]
+    assert torch.allclose(found, whole + _outside(logits, regions), atol=0.15)
+
+
+def _outside(logits: Tensor, regions: bool) -> Tensor:
+    coding = Coding.of(logits, regions)
+    return coding.decode(torch.from_numpy(coding.fill)).view(-1, *(1,) * (logits.ndim - 1))
 
 
 def test_simple_rotation_is_scipys_and_brings_background_from_outside() -> None:
