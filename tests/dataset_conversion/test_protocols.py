@@ -255,7 +255,7 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(tmp_path
     augmentation, read = trainer._augmentation()
     assert isinstance(augmentation, SimpleAugmentation) and read == trainer.data.patch_size
     assert trainer.data.mirror_axes == (0, 1, 2)
-    job = training._prepare(900, 0, options)
+    job = training._prepare(900, 0, options, True)
     run = training._describe(job, "unet_tiny", None, "kd", None)
     assert run.budget.epochs == 2 and training._settings(job, run).floor == 1e-4
     spied: list[bool] = []

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from PIL import Image
 
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
@@ -57,7 +58,11 @@ def require() -> ModuleType:
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Put back the number of threads, in torch and for child processes, and the print options of torch and NumPy."""
+    """Put back the number of threads, in torch and for child processes, the print options of torch and NumPy, and Pillow's reader.
+
+    ultralytics puts a reader of its own before Pillow's, which answers an unreadable file with a missing module.
+    """
+    reader = Image.open
     variable, threads = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
     printing = {name: getattr(torch._tensor_str.PRINT_OPTS, name) for name in _PRINTING}
     arrays = np.get_printoptions()
@@ -68,6 +73,7 @@ def unchanged_process() -> Iterator[None]:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = variable
+        Image.open = reader
         torch.set_num_threads(threads)
         torch.set_printoptions(**printing)
         np.set_printoptions(**arrays)

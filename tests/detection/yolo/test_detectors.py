@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from medkd.core.errors import RunError
 from medkd.detection.base import DETECTORS, DetectorOutputs, DetectorSpec
+from medkd.detection.yolo import offline
 from medkd.detection.yolo.assignment import from_batch, to_batch
 from tests.detection.yolo.builders import SIZE, batch, calibrated, make
 
@@ -187,3 +190,10 @@ def test_building_is_determined_by_the_seed_and_names_are_kept() -> None:
 def test_an_unknown_detector_is_refused() -> None:
     with pytest.raises(RunError, match="yolov8n"):
         DETECTORS["yolov8nn"].build(DetectorSpec("yolov8nn", ("a",), SIZE))
+
+
+def test_pillow_stays_pillow(tmp_path: Path) -> None:
+    offline.require()
+    (tmp_path / "no.png").write_text("no image")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "no.png")
