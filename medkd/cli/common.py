@@ -38,8 +38,16 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
     except MedkdError as error:
         if options.verbose:
             logging.getLogger(__name__).exception("details")
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {sentence(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was finished is kept\n")
         return 130
+
+
+def sentence(error: MedkdError) -> str:
+    """What an error says; of one that a loader process raised, without the traceback that torch puts before it."""
+    text = str(error)
+    if "DataLoader worker process" not in text.partition("\n")[0]:
+        return text
+    return text.strip().rpartition("\n")[2].partition(": ")[2] or text
