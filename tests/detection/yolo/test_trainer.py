@@ -154,9 +154,10 @@ def test_a_batch_that_does_not_fit_is_refused_and_not_halved(tmp_path: Path, mon
 
 
 def test_ultralytics_is_silent_but_for_warnings(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="medkd")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # a command that ran before has left one on a closed stream
     job = make_job(tmp_path, make())
     fit(replace(job, budget=replace(job.budget, epochs=1, iterations_per_epoch=1)))
     printed = "".join(capfd.readouterr())
