@@ -3,10 +3,11 @@
     python -m benchmarks.bench_cached_targets                                   unet_tiny from res_unet by kd, 40x56x40, batch 2, 3 classes
     python -m benchmarks.bench_cached_targets --patch 96 96 96 --classes 14 --steps 5
 
-A step is everything: reading, augmentation, forward, losses, backward, update, in one process and one thread. The three kinds take turns
-step by step on the same patches, so that other programs disturb them alike; times are processor seconds. A second loop measures the
-loader alone, with and without targets. Data is synthetic, the networks are untrained: both do not change the times. Writes
-benchmarks/results/cached_targets_<patch>.json.
+A step is everything: reading, augmentation, forward, losses, backward, update, in one process and one thread. ``given`` has the method's
+loss, but outputs that cost nothing: what ``cached`` takes beyond it is the reading and moving of targets, and what it takes beyond
+``none`` is the loss itself. The kinds take turns step by step on the same patches, so that other programs disturb them alike; times are
+processor seconds. A second loop measures the loader alone, with and without targets. Data is synthetic, the networks are untrained: both
+do not change the times. Writes benchmarks/results/cached_targets_<patch>.json.
 """
 
 from __future__ import annotations
@@ -35,20 +36,20 @@ from medkd.training.losses import SegmentationLoss
 from medkd.training.sampling import PatchSampler
 from medkd.training.targets import TargetStore, source_of
 
-KINDS = ("none", "cached", "live")
+KINDS = ("none", "given", "cached", "live")
 Step = Callable[[int], None]
 
 
 def write_targets(
-    store: CaseStore, target: TargetStore, teacher: torch.nn.Module, patch: tuple[int, ...], classes: int
+    store: CaseStore, cases: list[str], target: TargetStore, teacher: torch.nn.Module, patch: tuple[int, ...], classes: int
 ) -> dict[str, float]:
-    """Predict every case; returns seconds and bytes."""
+    """Predict the cases; returns seconds and bytes."""
     begun, size = time.process_time(), 0
-    for case in store.cases():
+    for case in cases:
         image = torch.from_numpy(np.array(store.open(case).image))
         target.write(case, source_of(store.record(case)), predict_logits(teacher, image, patch, classes), False)
         size += (target.folder / f"{case}.npy").stat().st_size
-    return {"processor_seconds": time.process_time() - begun, "mib": size / 2**20, "cases": len(store.cases())}
+    return {"processor_seconds": time.process_time() - begun, "mib": size / 2**20, "cases": len(cases)}
 
 
 def step_of(kind: str, batches: PatchBatches, options: argparse.Namespace, teacher: torch.nn.Module, labels: LabelSpec) -> Step:
@@ -57,9 +58,10 @@ def step_of(kind: str, batches: PatchBatches, options: argparse.Namespace, teach
     student = network_of(options.student, patch, options.classes).train()
     context = Context(student.taps, teacher.taps, options.classes, False, (1.0,) * 3, patch)  # type: ignore[arg-type]
     method = build_method("none" if kind == "none" else options.method, context)
-    distiller = Distiller(teacher if kind == "live" else None, method, cached=kind == "cached")
+    distiller = Distiller(teacher if kind == "live" else None, method, cached=kind in ("given", "cached"))
     optimizer = torch.optim.SGD(student.parameters(), 1e-3, 0.99, nesterov=True)
     loss = SegmentationLoss(regions=False, batch_dice=False)
+    given = [torch.randn(options.batch, options.classes, *patch)] if kind == "given" else []
 
     def run(index: int) -> None:
         images, raw, *cached = batches[index]
@@ -67,7 +69,7 @@ def step_of(kind: str, batches: PatchBatches, options: argparse.Namespace, teach
         with distiller.student_capture(student):
             logits = student(images)
         terms = loss(logits, target, valid)
-        terms |= distiller.terms(images, logits, Target(target, valid, Progress(0, 1, index)), *cached)
+        terms |= distiller.terms(images, logits, Target(target, valid, Progress(0, 1, index)), *cached, *given)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 12.0)
@@ -93,14 +95,15 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Make data and targets, then time the three kinds of steps and the two kinds of loading in turns."""
+    """Make data and targets, then time the kinds of steps and the two kinds of loading in turns."""
     patch, labels = tuple(options.patch), LabelSpec.from_names([f"class {i}" for i in range(1, options.classes)])
     store, target = make_store(folder / "store", patch, labels), TargetStore(folder / "targets")
     teacher = network_of(options.teacher, patch, options.classes).eval()
-    made = write_targets(store, target, teacher, patch, options.classes)
+    cases = store.cases()[: options.cases]
+    made = write_targets(store, cases, target, teacher, patch, options.classes)
     sampler, augment = PatchSampler(read_size(patch), patch), Augmentation(patch, (0, 1, 2))
     plain, cached = (
-        PatchBatches(store.folder, store.cases(), sampler, options.batch, 10_000, 0, augment, targets=folder_of)
+        PatchBatches(store.folder, cases, sampler, options.batch, 10_000, 0, augment, targets=folder_of)
         for folder_of in (None, target.folder)
     )
     steps = {kind: step_of(kind, cached if kind == "cached" else plain, options, teacher, labels) for kind in KINDS}
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--classes", type=int, default=3, help="output channels")
+    parser.add_argument("--cases", type=int, default=8, help="of synthetic data, at most 8")
     parser.add_argument("--steps", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
