@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
@@ -42,3 +44,12 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"{path} is not a medkd checkpoint: expected a dictionary, found {type(content).__name__}.")
     return content
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A short hash of a network's weights, equal on every device: what was made with them can be told from what others made."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

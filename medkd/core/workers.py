@@ -28,6 +28,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's cores."""
+    cores = available_cores()
+    return 0 if cores <= 2 else min(12, cores - 1)
+
+
 def available_memory() -> int:
     """Free memory in bytes, within the limit of a container where there is one."""
     free = psutil.virtual_memory().available

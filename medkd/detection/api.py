@@ -12,7 +12,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription
-from medkd.core.workers import available_cores
+from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.job import DetectionJob
@@ -283,14 +283,8 @@ def _job(ready: _Ready, detector: Detector, distiller: DetectorDistiller | None)
         device=prepared.device,
         precision=ready.run.precision,
         resume=options.resume,
-        workers=_default_workers() if options.workers is None else options.workers,
+        workers=default_workers() if options.workers is None else options.workers,
     )
-
-
-def _default_workers() -> int:
-    """All cores but one, at most 12; none on one or two cores, where they would take the detector's."""
-    cores = available_cores()
-    return 0 if cores <= 2 else min(12, cores - 1)
 
 
 def _fit(job: DetectionJob) -> None:

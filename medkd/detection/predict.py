@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, save
 from medkd.detection.detecting import MOST, OVERLAP, SCORE, DetectReport, Limits, Source, detect_images
@@ -39,6 +40,7 @@ class DetectionSettings:
         most: most boxes per image.
         image_size: side of the detector's input in pixels.
         medkd: version.
+        weights: a hash of each fold's weights.
     """
 
     run: str
@@ -49,6 +51,7 @@ class DetectionSettings:
     most: int
     image_size: int
     medkd: str
+    weights: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -100,7 +103,8 @@ def predict_detections(
     target, names = pick_device(device), described.folds(folds, checkpoint)
     sources = find_radiographs(inputs, outputs)
     detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
-    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, described.spec.image_size, _version())
+    size, weights = described.spec.image_size, tuple(weights_digest(detector.state_dict()) for detector in detectors)
+    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, size, _version(), weights)
     if not resume:
         (Path(outputs) / PREDICTIONS_FILE).unlink(missing_ok=True)  # a kill must not leave it beside other settings, to be continued
     _write_settings(Path(outputs), settings, resume)
@@ -191,6 +195,7 @@ def _write_settings(outputs: Path, settings: DetectionSettings, resume: bool) ->
         old = load(DetectionSettings, path)
         if replace(old, medkd=settings.medkd, run=settings.run) != settings:
             raise RunError(
-                f"{path} says that the predictions there were made with other settings; choose another folder, or leave out --continue."
+                f"{path} says that the predictions there were made with other settings or weights; "
+                "choose another folder, or leave out --continue."
             )
     save(path, settings)

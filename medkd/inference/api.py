@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import atomic_path
@@ -45,6 +46,7 @@ class PredictSettings:
         precision: arithmetic of the forwards.
         medkd: version.
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
+        weights: a hash of each network's weights.
     """
 
     run: str
@@ -55,6 +57,7 @@ class PredictSettings:
     precision: str
     medkd: str
     blending: str = "gaussian"
+    weights: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -224,7 +227,9 @@ def _settings(predictor: Predictor, run: Path, checkpoint: str) -> PredictSettin
         medkd_version = "unknown"
     axes = predictor.mirror_axes if predictor.settings.mirror else ()
     folds, blending = tuple(predictor.folds), predictor.settings.blending
-    return PredictSettings(str(run), folds, checkpoint, predictor.settings.step_size, axes, predictor.precision, medkd_version, blending)
+    weights = tuple(weights_digest(network.state_dict()) for network in predictor.networks)
+    step, precision = predictor.settings.step_size, predictor.precision
+    return PredictSettings(str(run), folds, checkpoint, step, axes, precision, medkd_version, blending, weights)
 
 
 def _write_settings(outputs: Path, settings: PredictSettings, resume: bool) -> None:
@@ -233,6 +238,7 @@ def _write_settings(outputs: Path, settings: PredictSettings, resume: bool) -> N
         old = load(PredictSettings, path)
         if replace(old, medkd=settings.medkd, run=settings.run) != settings:
             raise RunError(
-                f"{path} says that the predictions there were made with other settings; choose another folder, or leave out --continue."
+                f"{path} says that the predictions there were made with other settings or weights; "
+                "choose another folder, or leave out --continue."
             )
     save(path, settings)

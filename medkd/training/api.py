@@ -13,6 +13,7 @@ from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.predictor import pick_device
@@ -24,7 +25,6 @@ from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.guard import Teacher, choose_teacher
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
-from medkd.training.loader import default_workers
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import open_fold, run_name, start_fold

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
@@ -161,7 +162,7 @@ def describe_targets(
     return TargetDescription(
         source.recorded,
         tuple(teacher.fold for teacher in teachers),
-        tuple(_digest(network.state_dict()) for network in networks),
+        tuple(weights_digest(network.state_dict()) for network in networks),
         model.patch_size,
         axes,
         rule.step_size,
@@ -171,14 +172,6 @@ def describe_targets(
         labels.num_outputs,
         labels.regions,
     )
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_size(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -109,12 +108,6 @@ class _seeded:
     def __exit__(self, *_: object) -> None:
         np.random.set_state(self._numpy)  # noqa: NPY002
         torch.random.set_rng_state(self._torch)
-
-
-def default_workers() -> int:
-    """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return 0 if cores <= 2 else min(12, cores - 1)
 
 
 def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.serial import load
@@ -82,6 +83,17 @@ def test_probabilities_are_written_in_nnunets_layout(make_run: Callable[..., Pat
     assert content.dtype == np.float16 and content.shape == (3, 17, 9, 21)
     labels = read_label(tmp_path / "out" / "case_1.nii.gz").array
     assert (content.argmax(0) == labels).mean() > 0.99  # ties at half precision
+
+
+def test_predictions_of_other_weights_are_not_continued(make_run: Callable[..., Path], scans: Path, tmp_path: Path) -> None:
+    run, out = make_run(folds=1), tmp_path / "out"
+    predict_folder(scans, out, run)
+    (final,) = run.glob("fold_*/checkpoint_final.pt")
+    content = load_checkpoint(final)
+    next(v for v in content["network"].values() if v.is_floating_point()).add_(1)
+    save_checkpoint(final, content)
+    with pytest.raises(RunError, match="other settings or weights"):
+        predict_folder(scans, out, run, resume=True)
 
 
 def test_continue_leaves_finished_cases_alone(make_run: Callable[..., Path], scans: Path, tmp_path: Path) -> None:
