@@ -1,12 +1,14 @@
 """Train one student per distillation method on real data under an equal budget, and put all of them in one table.
 
     python -m benchmarks.train_all_methods 4 res_unet unet_tiny 0 --epochs 24 --patch-size 32 40 32 --root medkd_data
+    python -m benchmarks.train_all_methods 4 MODEL plain_unet:4 unet_tiny 0 --methods cwd acf_bckd --seeds 0 1 --tag
     python -m benchmarks.train_all_methods ... --collect benchmarks/results/hippocampus_all_methods.json      only write the table
 
-The data of a step follow from the seed and the step, so all students see the same batches: they are trained side by side, one step
-each, and the teacher, which is most of a step's cost, looks at a batch once for all of them. Everything else is what
-``medkd_train_distill`` does, and the run folders are the same. The time of a step is measured per student in processor seconds; the
-teacher's is added where the method needs one. Memory is that of the tensors alive at once during a step, beyond those before it.
+A student is a network, and after a colon its width divisor. All students see the same batches, those of the first seed: they are trained
+side by side, one step each, and the teacher, which is most of a step's cost, looks at a batch once for all of them; further seeds
+change the initial weights only. Everything else is what ``medkd_train_distill`` does, and the run folders are the same. The time of a
+step is measured per student in processor seconds; the teacher's is added where the method needs one. Memory is that of the tensors alive
+at once during a step, beyond those before it.
 A killed run continues from the last finished epoch.
 """
 
@@ -108,9 +110,9 @@ class Entrant:
     norms: dict[str, float] = field(default_factory=dict)
 
 
-def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedTeacher, taps: tuple[Any, ...]) -> Entrant:
+def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedTeacher) -> Entrant:
     """Build a student, its method and its run folder, as medkd_train_distill does."""
-    options = job.options
+    options, taps = job.options, shared.network.taps
     run = api._describe(job, student, options.patch_size, method, chosen)
     folder = api._fold_folder(job, run, api._run_name(job, student, method, chosen.candidate.name))
     torch.manual_seed(options.seed)
@@ -201,11 +203,11 @@ def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
     return live.highest / 2**20
 
 
-def finish(job: api._Job, entrants: list[Entrant], shared: SharedTeacher) -> None:
+def finish(entered: list[api._Job], entrants: list[Entrant], shared: SharedTeacher) -> None:
     """Save the weights, note the cost of a step, predict and score."""
     batch = next(entrants[0].trainer.batches(0))
     looks = max(entrants[0].steps, 1)
-    for entrant in entrants:
+    for job, entrant in zip(entered, entrants, strict=True):
         trainer = entrant.trainer
         if entrant.steps:
             teacher = shared.seconds / looks if trainer.distiller.needs_teacher else 0.0
@@ -231,44 +233,26 @@ def table(results: Path, fold: str) -> list[dict[str, Any]]:
     return runs
 
 
-def main() -> None:
-    """Train what is not yet trained, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("dataset", "teacher", "student", "fold"):
-        parser.add_argument(name)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--iterations-per-epoch", type=int, default=25)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--patch-size", type=int, nargs="+")
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--note", default="")
-    parser.add_argument("--collect", type=Path, help="write the table of what is trained, train nothing")
-    o = parser.parse_args()
-    root = Root.resolve(o.root)
-    if o.collect:
-        name = root.dataset_name(o.dataset)
-        content = {"dataset": name, "fold": o.fold, "note": o.note, "machine": machine("monai", "dynamic-network-architectures")}
-        write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
-        return
-    patch = tuple(o.patch_size) if o.patch_size else None
-    options = TrainOptions(
-        root=o.root, epochs=o.epochs, iterations_per_epoch=o.iterations_per_epoch, batch_size=o.batch_size, patch_size=patch,
-        precision=o.precision, seed=o.seed, resume=True, workers=0,
-    )  # fmt: skip
-    job = api._prepare(o.dataset, o.fold, options, True)
-    source = api._find_teacher(job, o.teacher)
-    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
-    chosen = choose_teacher(source, o.fold, job.split)
-    network = chosen.network().to(job.device)
-    run = api._describe(job, o.student, patch, "none", chosen)
-    labels = job.description.labels
-    taps = build_network(run.network).taps
+def jobs(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[api._Job, str]]:
+    """One job per student and seed, with the student's name."""
+    common = {name: getattr(o, name) for name in ("root", "epochs", "iterations_per_epoch", "batch_size", "precision")}
+    found = []
+    for text in o.student:
+        student, _, divisor = text.partition(":")
+        for seed in o.seeds:
+            own = {"seed": seed, "width_divisor": int(divisor or 1), "tag": f"s{seed}" if o.tag else None}
+            options = TrainOptions(**common, **own, patch_size=patch, resume=True, workers=0)
+            found.append((api._prepare(o.dataset, o.fold, options, True), student))
+    return found
+
+
+def possible(job: api._Job, student: str, names: list[str], chosen: Any, network: Any) -> tuple[list[str], Needs, bool]:
+    """The methods that exist for this pair of networks, what they need of the teacher, and whether one of them continues it."""
+    run = api._describe(job, student, job.options.patch_size, "none", chosen)
+    labels, taps = job.description.labels, build_network(run.network).taps
     context = Context(taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
     needs, continued, methods = Needs(), False, []
-    for name in o.methods:
+    for name in names:
         try:
             method = build_method(name, context)
         except MethodError as error:
@@ -276,10 +260,53 @@ def main() -> None:
             continue
         methods.append(name)
         needs, continued = needs | method.needs(), continued or method.continues_teacher
+    return methods, needs, continued
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("teacher")
+    parser.add_argument("student", nargs="+")
+    parser.add_argument("fold")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--iterations-per-epoch", type=int, default=25)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--patch-size", type=int, nargs="+")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tag", action="store_true", help="add the seed to the runs' names")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--note", default="")
+    parser.add_argument("--collect", type=Path, help="write the table of what is trained, train nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train what is not yet trained, then write the table."""
+    o = arguments()
+    root = Root.resolve(o.root)
+    if o.collect:
+        name = root.dataset_name(o.dataset)
+        content = {"dataset": name, "fold": o.fold, "note": o.note, "machine": machine("monai", "dynamic-network-architectures")}
+        write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
+        return
+    job = jobs(o, None)[0][0]
+    source = api._find_teacher(job, o.teacher)
+    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
+    chosen = choose_teacher(source, o.fold, job.split)
+    network = chosen.network().to(job.device)
+    entered, needs, continued = [], Needs(), False
+    for one, student in jobs(o, tuple(o.patch_size) if o.patch_size else source.model.patch_size):
+        methods, wanted, goes_on = possible(one, student, o.methods, chosen, network)
+        entered += [(one, student, method) for method in methods]
+        needs, continued = needs | wanted, continued or goes_on
     shared = SharedTeacher(network, needs, continued)
-    entrants = [enter(job, o.student, name, chosen, shared, network.taps) for name in methods]
+    entrants = [enter(one, student, method, chosen, shared) for one, student, method in entered]
     train(entrants, shared)
-    finish(job, entrants, shared)
+    finish([one for one, _, _ in entered], entrants, shared)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medkd.detection.options import DetectorOptions
 
 _DEFAULTS = TrainOptions()
-_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every", "targets", "targets_tta", "targets_limit")
+_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every", "targets", "targets_tta", "targets_limit", "init")
 _DETECTION_ONLY = ("image_size", "backbone_weights")
 
 
@@ -49,7 +49,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Add what :class:`~medkd.training.options.TrainOptions` says of a teacher's targets."""
+    """Add what :class:`~medkd.training.options.TrainOptions` says of a teacher's targets and weights."""
     add = parser.add_argument
     add(
         "--targets",
@@ -58,6 +58,12 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         f"outputs only (default: {_DEFAULTS.targets})",
     )
     add("--targets-tta", action="store_true", default=None, help="cached targets are means over mirrored copies")
+    add(
+        "--init",
+        choices=("random", "teacher"),
+        help="teacher: a narrower plain_unet starts from its plain_unet teacher, layer by layer, and learns far faster "
+        f"(default: {_DEFAULTS.init})",
+    )
     add("--targets-limit", type=float, metavar="GIB", help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})")
 
 
@@ -86,6 +92,7 @@ def training_options(arguments: argparse.Namespace) -> TrainOptions:
         targets=getattr(arguments, "targets", None) or _DEFAULTS.targets,
         targets_tta=bool(getattr(arguments, "targets_tta", None)),
         targets_limit=getattr(arguments, "targets_limit", None) or _DEFAULTS.targets_limit,
+        init=getattr(arguments, "init", None) or _DEFAULTS.init,
     )
 
 

@@ -77,6 +77,7 @@ class RunDescription:
         targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand.
         targets_tta: whether cached outputs are means over mirrored copies.
         backbone_weights: file of weights that a detector started from; None for random ones.
+        init: ``teacher`` where a student's first weights were fitted to its teacher, else ``random``.
     """
 
     dataset: str
@@ -91,6 +92,7 @@ class RunDescription:
     targets: str = "live"
     targets_tta: bool = False
     backbone_weights: str | None = None
+    init: str = "random"
     schema: int = 1
 
 

@@ -12,12 +12,13 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
-from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.predictor import pick_device
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
+from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
 from medkd.training.cached import CACHED, allowed_folds, cache_targets
@@ -33,6 +34,8 @@ from medkd.training.splits import Split, ensure_splits, split_of_fold
 from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
+
+TEACHER = "teacher"  # value of ``--init``
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def train_distill(
         data = replace(_data(job, run), targets=lesson.predict(job) if run.targets == CACHED else None)
         trainer = DistillationTrainer(network, lesson.distiller, data, _settings(job, run), folder)
         _start(job, run, folder, lesson.seen)
+        if run.init == TEACHER and not (job.options.resume and (folder / LATEST).exists()):
+            trainer.inherit(lesson.networks[0])
         del lesson  # with cached targets nothing else holds the teacher
         trainer.fit(resume=job.options.resume)
     return _finish(job, run, folder)
@@ -216,7 +221,11 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
     axes = tuple(range(job.configuration.rank)) if mirrored else ()
     name = None if teacher is None else teacher.candidate.recorded
     described = RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
-    return described if method is None else replace(described, targets=options.targets, targets_tta=_averaged(options, method))
+    if options.init not in ("random", TEACHER) or (method is None and options.init == TEACHER):
+        raise RunError(f"--init must be random, or {TEACHER} for a student that has a teacher, found '{options.init}'.")
+    if method is None:
+        return described
+    return replace(described, targets=options.targets, targets_tta=_averaged(options, method), init=options.init)
 
 
 def _averaged(options: TrainOptions, method: str) -> bool:
@@ -300,6 +309,8 @@ class _Lesson:
 def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> _Lesson:
     """Build the method, and load of the teacher what it needs."""
     network, model = teacher.network(), teacher.candidate.model
+    if run.init == TEACHER:
+        check_inheritance(student, network)
     labels, patch = job.description.labels, run.network.patch_size
     context = Context(
         student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, patch, mirror_axes=model.mirror_axes

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,12 @@ from torch import Tensor, nn
 from medkd.core.features import Progress
 from medkd.distillation import Distiller
 from medkd.networks import SegmentationNetwork
+from medkd.networks.inheritance import IMAGES, inherit
 from medkd.training.loader import Batch
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
+
+_log = logging.getLogger(__name__)
 
 
 class DistillationTrainer(SegmentationTrainer):
@@ -35,6 +41,13 @@ class DistillationTrainer(SegmentationTrainer):
     def helpers(self) -> nn.Module:
         """The method with its connectors and adapters."""
         return self.distiller.method
+
+    def inherit(self, teacher: nn.Module) -> None:
+        """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first batches."""
+        patches = (image[None] for batch in self.batches(0) for image in batch[0])
+        images = [image.to(self.settings.device) for image in islice(patches, IMAGES)]
+        fits = inherit(self.network, teacher.to(self.settings.device), images, self.settings.budget.seed)
+        _log.info("the student starts from its teacher: %.0f %% explained in the median layer", 100 * median(f.explained for f in fits))
 
     def prepare(self) -> None:
         """The method's first stage, on the first batches of the training; a continued run finds its result in the checkpoint."""

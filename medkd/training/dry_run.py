@@ -127,7 +127,9 @@ class DryRun:
             f"run        {self.folder} ({self.state})",
             f"budget     {budget.epochs} epochs of {budget.iterations_per_epoch} steps, {budget.batch_size} patches of {patch}, "
             f"{self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
-            f"student    {_cost(self.student)}" + (", deep supervision" if spec.deep_supervision else ""),
+            f"student    {_cost(self.student)}"
+            + (", deep supervision" if spec.deep_supervision else "")
+            + (", starts from its teacher" if self.run.init != "random" else ""),
         ]
         if self.teacher is not None:
             text += [f"teacher    {_cost(self.teacher)}", f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own"]

@@ -34,6 +34,7 @@ class TrainOptions:
         targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once, before training.
         targets_tta: cached targets are means over mirrored copies.
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
+        init: what a student's weights are before the first step: ``random``, or ``teacher``, see :mod:`medkd.networks.inheritance`.
     """
 
     root: Path | None = None
@@ -57,3 +58,4 @@ class TrainOptions:
     targets: str = "live"
     targets_tta: bool = False
     targets_limit: float = 50.0
+    init: str = "random"

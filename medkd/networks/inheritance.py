@@ -1,0 +1,372 @@
+"""Starting a narrow plain U-Net from a wide one of the same plan: channels are chosen, kernels fitted layer by layer, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from medkd.core.errors import RunError
+from medkd.networks.plain_unet import PlainUNet
+
+IMAGES = 16  # patches that the kernels are fitted on
+_PLACES = 3000  # voxels per patch and layer
+_RIDGE = 1e-3  # pull towards the teacher's own kernels, relative to the mean square of the inputs
+_SLOPE = 0.01  # of the LeakyReLU of both networks
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a plain U-Net.
+
+    Attributes:
+        conv: path of its module.
+        norm: path of the norm behind it, which an activation follows; None where its output goes on as it is.
+        sources: paths of the convolutions whose outputs it takes, concatenated; none for the image.
+    """
+
+    conv: str
+    norm: str | None
+    sources: tuple[str, ...]
+
+    @property
+    def is_head(self) -> bool:
+        """Whether its outputs are logits, which are all kept."""
+        return ".seg_layers." in self.conv
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual / variance``."""
+
+    layer: str
+    explained: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a layer of the teacher gave for one image at some places.
+
+    Attributes:
+        places: ``(N, n)`` voxels of the layer's output.
+        target: ``(N, C)`` outputs of the convolution.
+        weight: of the image: the mean over channels of one over their standard deviation where a norm follows, else 1.
+        feature: ``(N, C)`` what the next layer gets: after norm and activation where there are any.
+    """
+
+    places: Tensor
+    target: Tensor
+    weight: float
+    feature: Tensor
+
+
+def check_inheritance(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a pair of networks of which the student cannot start from the teacher.
+
+    Raises:
+        RunError: one of them is no plain U-Net with instance norms, their plans differ, or the student is wider somewhere.
+    """
+    hint = "use --init random"
+    for role, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, PlainUNet):
+            raise RunError(f"--init teacher needs two networks 'plain_unet', but the {role} is a {type(network).__name__}; {hint}.")
+        norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
+        if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
+            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {hint}.")
+    assert isinstance(student, PlainUNet) and isinstance(teacher, PlainUNet)  # narrowed for the type checker: checked above
+    ours, theirs = (_shapes(network) for network in (student, teacher))
+    if ours.keys() != theirs.keys() or any(a[1:] != theirs[name][1:] for name, a in ours.items()):
+        raise RunError(f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {hint}.")
+    wider = [name for name, a in ours.items() if a[0] > theirs[name][0]]
+    if wider:
+        raise RunError(
+            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has {ours[wider[0]][0]} channels "
+            f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {hint}."
+        )
+
+
+@torch.no_grad()
+def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], seed: int = 0) -> list[Fit]:
+    """Give a narrow plain U-Net weights with which it does, as well as it can, what a wide one of the same plan does.
+
+    From the first layer to the last: of the teacher's channels those are kept that span the others best, weighted by how much the
+    next layers use them (QR with column pivoting); the kernels become the ridge regression, on the given images, of the teacher's kept
+    channels onto what the student itself computes up to there, so that later layers make good what earlier ones miss. Norms are the
+    teacher's. A student of the teacher's width becomes the teacher. Nothing is trained, and the places are drawn from ``seed`` alone.
+
+    Citation: least-squares reconstruction after the choice of channels: Y. He, X. Zhang, J. Sun, Channel Pruning for Accelerating Very
+    Deep Neural Networks, ICCV 2017, arXiv 1707.06168; a larger network's weights as the start of a smaller one: Z. Xu et al.,
+    Initializing Models with Larger Ones, ICLR 2024, arXiv 2311.18823.
+
+    Args:
+        student: is changed in place.
+        teacher: is not changed.
+        images: ``(1, C, *patch)`` each, on the networks' device.
+        seed: of the places.
+
+    Returns:
+        One entry per layer, in the order of the layers.
+
+    Raises:
+        RunError: see :func:`check_inheritance`.
+    """
+    check_inheritance(student, teacher)
+    assert isinstance(student, PlainUNet) and isinstance(teacher, PlainUNet)  # narrowed for the type checker: checked above
+    order = layers(student)
+    seen = _watch(teacher, order, images, seed)
+    kept = _choose(student, teacher, order, seen)
+    bar = tqdm(order, unit="layer", desc="weights from the teacher", disable=None)
+    return [_fit(student, teacher, layer, kept, seen[layer.conv], images) for layer in bar]
+
+
+def layers(network: PlainUNet) -> list[Layer]:
+    """Its convolutions, every one after those that feed it."""
+    found: list[Layer] = []
+    skips: list[str] = []
+
+    def block(path: str, count: int, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for j in range(count):
+            found.append(Layer(f"{path}.convs.{j}.conv", f"{path}.convs.{j}.norm", sources))
+            sources = (found[-1].conv,)
+        return sources
+
+    last: tuple[str, ...] = ()
+    for i, stage in enumerate(network.net.encoder.stages):
+        last = block(f"encoder.stages.{i}.0", len(stage[0].convs), last)
+        skips += last
+    for s, stage in enumerate(network.net.decoder.stages):
+        up = Layer(f"decoder.transpconvs.{s}", None, last)
+        found.append(up)
+        last = block(f"decoder.stages.{s}", len(stage.convs), (up.conv, skips[-(s + 2)]))
+        found.append(Layer(f"decoder.seg_layers.{s}", None, last))
+    return found
+
+
+def _shapes(network: PlainUNet) -> dict[str, tuple[Any, ...]]:
+    """Per layer: its width, and what must be equal in teacher and student."""
+    convs = {layer.conv: network.net.get_submodule(layer.conv) for layer in layers(network)}
+    return {name: (conv.out_channels, conv.kernel_size, conv.stride) for name, conv in convs.items()}
+
+
+def _run(network: PlainUNet, image: Tensor) -> None:
+    """A forward pass through all layers, the heads of the coarse resolutions included."""
+    features = network.encode(image)
+    x = features[-1]
+    for index in range(network.steps):
+        x = network.step(index, x, features)
+        network.head(index, x)
+
+
+@contextmanager
+def _hooked(network: PlainUNet, hooks: Mapping[str, Callable[..., None]], *, before: bool = False) -> Iterator[None]:
+    """Call ``hook(input or output of the module)`` while the block runs."""
+    handles = []
+    for path, hook in hooks.items():
+        module = network.net.get_submodule(path)
+        if before:
+            handles.append(module.register_forward_pre_hook(lambda _, given, hook=hook: hook(given[0])))
+        else:
+            handles.append(module.register_forward_hook(lambda _, __, output, hook=hook: hook(output)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(teacher: PlainUNet, order: Sequence[Layer], images: Sequence[Tensor], seed: int) -> dict[str, list[_Seen]]:
+    """What every layer of the teacher gives for every image; only the places that are needed are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[str, list[_Seen]] = {layer.conv: [] for layer in order}
+
+    def after_conv(layer: Layer, output: Tensor) -> None:
+        size = output.shape[2:]
+        flat = torch.randperm(prod(size), generator=generator)[:_PLACES].to(output.device)
+        y = output[0].flatten(1).float()
+        weight = float((y.var(1, correction=0) + 1e-5).rsqrt().mean()) if layer.norm else 1.0
+        target = y[:, flat].T.double()
+        seen[layer.conv].append(_Seen(_unravel(flat, size), target, weight, target))
+
+    def after_norm(layer: Layer, output: Tensor) -> None:
+        last = seen[layer.conv][-1]
+        feature = F.leaky_relu(_at(output[0].float(), last.places), _SLOPE).double()
+        seen[layer.conv][-1] = replace(last, feature=feature)
+
+    convs = {layer.conv: lambda y, layer=layer: after_conv(layer, y) for layer in order}
+    norms = {layer.norm: lambda y, layer=layer: after_norm(layer, y) for layer in order if layer.norm}
+    with _hooked(teacher, convs), _hooked(teacher, norms):
+        for image in images:
+            _run(teacher, image)
+    return seen
+
+
+def _choose(
+    student: PlainUNet, teacher: PlainUNet, order: Sequence[Layer], seen: Mapping[str, Sequence[_Seen]]
+) -> dict[str, Tensor]:  # fmt: skip
+    """Which of the teacher's channels each layer of the student stands for, in rising order."""
+    used: dict[str, Tensor] = {}
+    for layer in order:
+        weight = teacher.net.get_submodule(layer.conv).weight.double()
+        per_input = weight.square().sum([i for i in range(weight.ndim) if i != _input_axis(teacher, layer)])
+        widths = [teacher.net.get_submodule(source).out_channels for source in layer.sources]
+        for source, share in zip(layer.sources, per_input.split(widths) if widths else (), strict=True):
+            used[source] = used.get(source, torch.zeros_like(share)) + share
+    kept = {}
+    for layer in order:
+        width = student.net.get_submodule(layer.conv).out_channels
+        if layer.is_head:
+            kept[layer.conv] = torch.arange(width)
+            continue
+        features = torch.cat([one.feature for one in seen[layer.conv]])
+        features = (features - features.mean(0)) * used[layer.conv].sqrt()
+        root = torch.linalg.qr(features, mode="r").R  # has the columns' angles, and far fewer rows
+        pivots = scipy.linalg.qr(root.cpu().numpy(), mode="r", pivoting=True)[1]
+        kept[layer.conv] = torch.as_tensor(pivots[:width].copy()).long().sort().values
+    return kept
+
+
+class _ReachedError(Exception):
+    """The layer whose input was wanted has been reached."""
+
+
+class _Regression:
+    """Ridge regression from sums alone, so that the inputs of one image are in memory at a time.
+
+    Args:
+        prior: ``(P, C)`` weights to stay near to.
+    """
+
+    def __init__(self, prior: Tensor) -> None:
+        inputs, outputs = prior.shape
+        self.prior, self.count = prior, 0
+        self.gram, self.cross = prior.new_zeros(inputs, inputs), torch.zeros_like(prior)
+        self.sum_x, self.sum_y, self.square = prior.new_zeros(inputs), prior.new_zeros(outputs), 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Inputs ``(N, P)`` and targets ``(N, C)``."""
+        self.count += len(x)
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+        self.sum_x += x.sum(0)
+        self.sum_y += y.sum(0)
+        self.square += float(y.square().sum())
+
+    def solve(self) -> tuple[Tensor, Tensor, float, float]:
+        """Weights ``(P, C)`` and bias ``(C,)``, and the sums of squares of the residual and of the targets around their mean."""
+        count = max(self.count, 1)
+        mean_x, mean_y = self.sum_x / count, self.sum_y / count
+        gram = self.gram - torch.outer(self.sum_x, mean_x)
+        cross = self.cross - torch.outer(self.sum_x, mean_y)
+        pulled = gram.clone()
+        pulled.diagonal().add_(_RIDGE * float(gram.diagonal().mean()) + 1e-9)
+        weights = self.prior + torch.linalg.solve(pulled, cross - gram @ self.prior)
+        variance = self.square - float(self.sum_y @ mean_y)
+        residual = variance - 2 * float((weights * cross).sum()) + float((weights * (gram @ weights)).sum())
+        return weights, mean_y - mean_x @ weights, residual, variance
+
+
+def _fit(
+    student: PlainUNet, teacher: PlainUNet, layer: Layer, kept: Mapping[str, Tensor], seen: Sequence[_Seen], images: Sequence[Tensor]
+) -> Fit:
+    """Set kernel, bias and norm of one layer of the student."""
+    conv, theirs = (network.net.get_submodule(layer.conv) for network in (student, teacher))
+    turned = _input_axis(teacher, layer) == 0
+    kernel, outputs, inputs = theirs.weight.double(), kept[layer.conv].to(theirs.weight.device), _kept_inputs(teacher, layer, kept)
+    kernel = (kernel.transpose(0, 1) if turned else kernel)[outputs][:, inputs.to(kernel.device)]
+    pairs = _of_transposed if turned else _of_kernel
+    problems: dict[tuple[int, ...], _Regression] = {}
+    for one, given in zip(seen, _inputs(student, layer.conv, images), strict=True):
+        for place, x, y in pairs(conv, one, given):
+            if place not in problems:
+                problems[place] = _Regression(kernel[(..., *place)].flatten(1).T)
+            x, y = (x, y[:, outputs]) if layer.norm is None else _centred(x, y[:, outputs], one.weight)
+            problems[place].add(x, y)
+    fitted, bias, residual, variance = torch.empty_like(kernel), kernel.new_zeros(len(outputs)), 0.0, 0.0
+    for place, problem in problems.items():
+        weights, own_bias, left, whole = problem.solve()
+        index: tuple[Any, ...] = (..., *place)
+        fitted[index] = weights.T.view(fitted[index].shape)
+        bias, residual, variance = bias + own_bias / len(problems), residual + left, variance + whole
+    conv.weight.copy_(fitted.transpose(0, 1) if turned else fitted)
+    conv.bias.copy_(bias)
+    if layer.norm:
+        ours, norm = (network.net.get_submodule(layer.norm) for network in (student, teacher))
+        ours.weight.copy_(norm.weight[outputs])
+        ours.bias.copy_(norm.bias[outputs])
+    return Fit(layer.conv, 1 - residual / max(variance, 1e-12))
+
+
+def _centred(x: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """What an instance norm leaves of the image's mean and scale: nothing, so that they shall not steer the fit."""
+    return (x - x.mean(0)) * weight, (y - y.mean(0)) * weight
+
+
+_Pairs = Iterator[tuple[tuple[int, ...], Tensor, Tensor]]  # place in the kernel (() for all of it), inputs (N, P), targets (N, C)
+
+
+def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
+    """The neighbourhoods that a convolution sees, ``P`` channels times kernel."""
+    padded = F.pad(given, [p for pad in reversed(conv.padding) for p in (pad, pad)])
+    corner = seen.places * torch.tensor(conv.stride, device=given.device)
+    shifts = (torch.tensor(shift, device=given.device) for shift in product(*map(range, conv.kernel_size)))
+    columns = [_at(padded, corner + shift) for shift in shifts]
+    yield (), torch.stack(columns, 2).flatten(1).double(), seen.target
+
+
+def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
+    """One problem per place in the kernel, which has the stride's size: each output voxel comes from one input voxel."""
+    stride = torch.tensor(conv.stride, device=given.device)
+    values = _at(given, seen.places // stride).double()
+    for place in product(*map(range, conv.stride)):
+        chosen = (seen.places % stride == torch.tensor(place, device=given.device)).all(1)
+        yield place, values[chosen], seen.target[chosen]
+
+
+def _inputs(student: PlainUNet, path: str, images: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What the student's layer gets for each image, ``(C, *size)``."""
+    got: list[Tensor] = []
+
+    def stop(given: Tensor) -> None:
+        got.append(given[0].float())
+        raise _ReachedError
+
+    for image in images:
+        with _hooked(student, {path: stop}, before=True), suppress(_ReachedError):
+            _run(student, image)
+        yield got.pop()
+
+
+def _input_axis(network: PlainUNet, layer: Layer) -> int:
+    """Of the kernel: torch stores those of transposed convolutions the other way round."""
+    return 0 if isinstance(network.net.get_submodule(layer.conv), nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
+
+
+def _kept_inputs(teacher: PlainUNet, layer: Layer, kept: Mapping[str, Tensor]) -> Tensor:
+    """The teacher's input channels of a layer that the student has, too."""
+    if not layer.sources:
+        return torch.arange(teacher.net.get_submodule(layer.conv).in_channels)
+    found, begin = [], 0
+    for source in layer.sources:
+        found.append(kept[source] + begin)
+        begin += teacher.net.get_submodule(source).out_channels
+    return torch.cat(found)
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """``(N, C)`` values of a map ``(C, *size)`` at ``(N, n)`` places."""
+    index: tuple[Any, ...] = (slice(None), *places.unbind(1))
+    return values[index].T
+
+
+def _unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
+    """Flat places to ``(N, n)`` coordinates."""
+    return torch.stack(torch.unravel_index(flat, tuple(size)), 1)

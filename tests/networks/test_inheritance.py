@@ -1,0 +1,155 @@
+"""Starting a narrow plain U-Net from a wide one: against numpy's least squares, torch's own convolutions, and what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medkd.core.errors import RunError
+from medkd.networks import SegmentationNetwork, build_network
+from medkd.networks import inheritance as inh
+from medkd.networks.inheritance import check_inheritance, inherit, layers
+from tests.networks.checks import architecture, small
+
+
+def _network(rank: int, divisor: int = 1, seed: int = 0, name: str = "plain_unet") -> SegmentationNetwork:
+    torch.manual_seed(seed)
+    return build_network(small(name, rank, architecture=architecture(rank), width_divisor=divisor))
+
+
+def _scene(rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A noisy bright and a noisy dark ball, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.meshgrid(*(torch.arange(16.0),) * rank, indexing="ij")
+    labels = torch.zeros((16,) * rank, dtype=torch.long)
+    for value in (1, 2):
+        centre = 4 + 8 * torch.rand(rank, generator=generator)
+        labels[sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) < 9] = value
+    image = torch.tensor([0.0, 2.0, -2.0])[labels] + 0.3 * torch.randn(labels.shape, generator=generator)
+    return image[None, None], labels[None]
+
+
+def _trained(rank: int, seed: int = 0) -> SegmentationNetwork:
+    """A teacher that can do the task."""
+    net = _network(rank, seed=seed)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(40):
+        image, labels = _scene(rank, 100 + step)
+        optimizer.zero_grad()
+        F.cross_entropy(net(image), labels, weight=torch.tensor([0.2, 1, 1])).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def _images(rank: int, count: int = 4) -> list[Tensor]:
+    return [_scene(rank, seed)[0] for seed in range(count)]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_student_of_the_teachers_width_becomes_the_teacher(rank: int) -> None:
+    teacher, student = _trained(rank), _network(rank, seed=1)
+    new = _scene(rank, 50)[0]
+    before = (student(new) - teacher(new)).abs().max()
+    fits = inherit(student, teacher, _images(rank))
+    assert [f.layer for f in fits] == [layer.conv for layer in layers(student)]
+    assert all(f.explained > 0.999 for f in fits)
+    assert (student(new) - teacher(new)).abs().max() < 1e-3 < before
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_narrow_student_does_what_its_own_teacher_does(rank: int) -> None:
+    teachers = [_trained(rank, seed) for seed in (0, 5)]
+    kept = {name: value.clone() for name, value in teachers[0].state_dict().items()}
+    new = torch.cat([_scene(rank, seed)[0] for seed in range(50, 54)])
+    students = [_network(rank, 2, seed=1) for _ in range(3)]
+    inherit(students[0], teachers[0], _images(rank, 8))
+    inherit(students[1], teachers[1], _images(rank, 8))
+    with torch.no_grad():
+        answer = teachers[0](new)
+        error = [float((student(new) - answer).square().mean() / answer.var()) for student in students]
+    assert error[0] < 0.4 and error[0] < 0.4 * min(error[1:])  # its own teacher, another one, none
+    assert all(torch.equal(value, kept[name]) for name, value in teachers[0].state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for net in (*students, *teachers) for module in net.modules())
+
+
+def test_the_images_and_the_seed_alone_decide() -> None:
+    teacher = _trained(2)
+    found = []
+    for start in (1, 2):
+        student = _network(2, 2, seed=start)  # its first weights do not matter
+        inherit(student, teacher, _images(2), seed=3)
+        found.append(student.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_problems_are_those_of_torchs_convolutions(rank: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+    kernel = (1, 2, 2)[-rank:] if transposed else (1, 3, 3)[-rank:]
+    stride = kernel if transposed else (1, 2, 2)[-rank:]
+    kinds: dict[tuple[int, bool], type[nn.Module]] = {
+        (2, False): nn.Conv2d, (3, False): nn.Conv3d, (2, True): nn.ConvTranspose2d, (3, True): nn.ConvTranspose3d,
+    }  # fmt: skip
+    more = {} if transposed else {"padding": [k // 2 for k in kernel]}
+    conv = kinds[rank, transposed](3, 5, kernel, stride=stride, **more)
+    given = torch.randn(3, *(6,) * rank)
+    output = conv(given[None])[0].detach()
+    places = torch.cartesian_prod(*(torch.arange(n) for n in output.shape[1:]))
+    target = inh._at(output, places).double()
+    seen = inh._Seen(places, target, 1.0, target)
+    weight = conv.weight.detach().double()
+    weight = weight.transpose(0, 1) if transposed else weight
+    pairs = inh._of_transposed if transposed else inh._of_kernel
+    count = 0
+    for place, x, y in pairs(conv, seen, given):
+        expected = x @ weight[(..., *place)].flatten(1).T + conv.bias.detach()
+        torch.testing.assert_close(expected, y, atol=1e-5, rtol=0)
+        count += len(y)
+    assert count == len(places)
+
+
+def test_the_regression_equals_numpys_on_a_stacked_system() -> None:
+    rng = np.random.default_rng(0)
+    x, y, prior = rng.normal(2, 1, (60, 4)), rng.normal(-1, 3, (60, 2)), rng.normal(size=(4, 2))
+    problem = inh._Regression(torch.from_numpy(prior))
+    for part in (slice(0, 13), slice(13, 60)):
+        problem.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+    weights, bias, residual, variance = problem.solve()
+    centred, wanted = x - x.mean(0), y - y.mean(0)
+    pull = np.sqrt(inh._RIDGE * np.square(centred).sum() / 4 + 1e-9)  # the ridge as further equations pull · w = pull · prior
+    expected = np.linalg.lstsq(np.vstack([centred, pull * np.eye(4)]), np.vstack([wanted, pull * prior]), rcond=None)[0]
+    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-10)
+    np.testing.assert_allclose(bias.numpy(), y.mean(0) - x.mean(0) @ expected, atol=1e-10)
+    np.testing.assert_allclose([residual, variance], [np.square(wanted - centred @ expected).sum(), np.square(wanted).sum()])
+
+
+def test_a_channel_that_others_span_is_not_kept() -> None:
+    teacher, student = _trained(2), _network(2, 2)
+    first = teacher.net.encoder.stages[0][0].convs[0]
+    with torch.no_grad():  # of eight channels the last four repeat the first four
+        first.conv.weight[4:], first.conv.bias[4:] = first.conv.weight[:4], first.conv.bias[:4]
+        first.norm.weight[4:], first.norm.bias[4:] = first.norm.weight[:4], first.norm.bias[:4]
+    order = layers(student)
+    with torch.no_grad():
+        kept = inh._choose(student, teacher, order, inh._watch(teacher, order, _images(2), 0))
+    assert sorted(int(c) % 4 for c in kept[order[0].conv]) == [0, 1, 2, 3]
+    assert all(kept[layer.conv].tolist() == [0, 1, 2] for layer in order if layer.is_head)
+
+
+def test_pairs_that_cannot_inherit_are_refused() -> None:
+    teacher = _network(2)
+    with pytest.raises(RunError, match="student is a ResEncUNet"):
+        check_inheritance(_network(2, name="resenc_unet_m"), teacher)
+    with pytest.raises(RunError, match="teacher is a ResEncUNet"):
+        check_inheritance(_network(2, 2), _network(2, name="resenc_unet_m"))
+    with pytest.raises(RunError, match=r"has 8 channels there and 4 in the teacher"):
+        check_inheritance(teacher, _network(2, 2))
+    with pytest.raises(RunError, match="stages, strides or kernels differ"):
+        check_inheritance(_network(2, 2), _network(3))
+    teacher.net.encoder.stages[0][0].convs[0].norm = nn.BatchNorm2d(8)
+    with pytest.raises(RunError, match="instance norms, but the teacher"):
+        check_inheritance(_network(2, 2), teacher)
