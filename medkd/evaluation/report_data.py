@@ -132,9 +132,12 @@ def gather(results: Path, fold: int | str | None = None, score: Scoring = with_s
 
 
 def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
-    """The same network alone, under the same configuration; method ``none`` before a run of ``medkd_train``."""
+    """The same network alone, under the same configuration.
+
+    Of several, method ``none`` comes before a run of ``medkd_train``, then the run's own budget, seed included, before another.
+    """
     same = [e for e in entries if e.role != "distilled" and _kind(e) == _kind(entry) and e.scored and e is not entry]
-    return next(iter(sorted(same, key=lambda e: e.run.method != "none")), None)
+    return min(same, key=lambda e: (e.run.method != "none", e.run.budget != entry.run.budget), default=None)
 
 
 def teacher_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
@@ -174,7 +177,7 @@ def gap_closed(entry: RunEntry, entries: Sequence[RunEntry]) -> float | None:
 
 
 def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:
-    if run.method not in (None, "none"):
+    if run.method not in (None, "none") or run.init != "random":
         return "distilled"
     return "teacher" if any(_names(student.teacher, path, run, student) for student in taught) else "alone"
 
