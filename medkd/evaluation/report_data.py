@@ -76,6 +76,7 @@ class RunEntry:
         network, *parts = self.path.name.split("__")
         known = (self.run.configuration, self.run.method, f"from_{self.run.teacher}")
         notes = [p for p in parts if p not in known]
+        notes += [] if self.run.init == "random" else ["starts from its teacher"]
         notes += [] if self.run.configuration in ("3d_fullres", DETECTION) else [self.run.configuration]
         method = f" + {self.run.method}" if self.role == "distilled" else ""
         return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")

@@ -1,0 +1,180 @@
+"""Does distillation pay? Methods against the student alone, over several seeds, in one JSON file.
+
+    for seed in 0 1; do
+      medkd_train_distill 4 MODEL plain_unet none 0 --width-divisor 4 --epochs 120 --iterations-per-epoch 25 --batch-size 2 \\
+        --precision bf16 --seed $seed --tag s$seed
+    done
+    ... the same for every method; methods that need the teacher's features side by side with benchmarks.train_all_methods
+    medkd_score_teacher 4 MODEL 0
+    python -m benchmarks.collect_proof 4 --teacher MODEL_RUN --root medkd_data -o benchmarks/results/hippocampus_proof.json
+
+Runs of the same student, method and start that differ in their seed are one row. Per case the scores are first averaged over the seeds; the
+intervals are over the cases, paired with the student alone. The share of the gap is (method - alone) / (teacher - alone), in mean
+foreground Dice. A curve counts as flat when the mean validation Dice of the last tenth of the epochs is less than 0.003 above that of the
+tenth before. "Steps to alone" are those after which the mean validation Dice of five epochs first reaches what the students alone end at,
+times the seconds that a step takes, with the time before the first step (start from the teacher) added.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.collect_runs import rounded
+from benchmarks.measure import machine
+from medkd.core.files import read_json, write_json
+from medkd.core.paths import Root
+from medkd.evaluation.report_data import RunEntry, gather
+from medkd.evaluation.statistics import mean_interval, paired_difference
+
+METRICS = ("Dice", "HD95", "NSD")
+FLAT = 0.003
+WINDOW = 5
+
+
+def scores(entries: Sequence[RunEntry], metric: str) -> np.ndarray:
+    """``(cases, structures)``, averaged over the seeds; every run must have scored the same cases."""
+    tables = []
+    for entry in entries:
+        assert entry.summary is not None  # only scored runs get here
+        order = np.argsort([case.name for case in entry.summary.cases])
+        tables.append(np.asarray(entry.summary.table(metric), dtype=float)[order])  # type: ignore[arg-type]
+    return np.mean(tables, axis=0)
+
+
+def by_structure(values: np.ndarray, names: Sequence[str], other: np.ndarray | None = None) -> dict[str, Any]:
+    """Interval of the mean and of every structure; of the paired difference where there is an ``other``."""
+    columns = {"mean": slice(None), **{name: i for i, name in enumerate(names)}}
+    if other is None:
+        return {name: rounded(asdict(mean_interval(values[:, c]))) for name, c in columns.items()}
+    return {name: rounded(asdict(paired_difference(values[:, c], other[:, c]))) for name, c in columns.items()}
+
+
+def curve(entry: RunEntry) -> list[float]:
+    """Validation Dice by epoch, on the training patches' size."""
+    return [float(line["validation_dice"]) for line in entry.log]
+
+
+def rise(entry: RunEntry) -> float:
+    """How far the last tenth of the epochs lies above the tenth before."""
+    values = curve(entry)
+    tenth = max(len(values) // 10, 1)
+    return mean(values[-tenth:]) - mean(values[-2 * tenth : -tenth])
+
+
+def steps_to(entry: RunEntry, level: float) -> int | None:
+    """Steps after which the mean validation Dice of five epochs first reaches a level; None if never."""
+    smooth = np.convolve(curve(entry), np.ones(WINDOW) / WINDOW, mode="valid")
+    reached = np.flatnonzero(smooth >= level)
+    return None if not len(reached) else (int(reached[0]) + WINDOW) * entry.run.budget.iterations_per_epoch
+
+
+def step_seconds(entry: RunEntry) -> float:
+    """Median over the epochs; processor seconds where students were trained side by side."""
+    cost = entry.path / f"fold_{entry.folds[0]}" / "step_cost.json"
+    if cost.exists():
+        found = read_json(cost)
+        return float(found["own_seconds"]) + float(found["teacher_seconds"])
+    return median(float(line["seconds"]) for line in entry.log) / entry.run.budget.iterations_per_epoch
+
+
+def row(entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
+    """One method of one student."""
+    summary, run = entries[0].summary, entries[0].run
+    assert summary is not None
+    names = [name for name, _ in summary.structures]
+    own, base = ({m: scores(some, m) for m in METRICS} for some in (entries, alone))
+    level = mean(mean(curve(e)[-max(len(e.log) // 10, 1) :]) for e in alone)
+    gap = float(scores([teacher], "Dice").mean() - base["Dice"].mean())
+    before = start_seconds if run.init != "random" else 0.0
+    per_step = mean(step_seconds(e) for e in entries)
+    reached = [steps_to(e, level) for e in entries]
+    result: dict[str, Any] = {
+        "method": run.method,
+        "init": run.init,
+        "targets": run.targets,
+        "runs": [e.path.name for e in entries],
+        "steps": run.budget.epochs * run.budget.iterations_per_epoch,
+        "Dice of each seed": [round(e.summary.mean_dice, 5) for e in entries if e.summary],
+        "scores": {m: by_structure(own[m], names) for m in METRICS},
+        "rise over the last tenth": [round(rise(e), 5) for e in entries],
+        "flat": all(rise(e) < FLAT for e in entries),
+        "seconds per step": round(per_step, 4),
+        "steps to alone": reached,
+        "seconds to alone": [None if r is None else round(r * per_step + before, 1) for r in reached],
+    }
+    if entries is not alone:
+        result["difference to alone"] = {m: by_structure(own[m], names, base[m]) for m in METRICS}
+        result["gap closed"] = round(float(own["Dice"].mean() - base["Dice"].mean()) / gap, 4)
+        result["difference to teacher"] = {m: by_structure(own[m], names, scores([teacher], m)) for m in METRICS}
+    return result
+
+
+def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
+    """Every student with its rows, by falling Dice."""
+    groups: dict[str, dict[tuple[str, str, int], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        if entry is not teacher and entry.summary is not None and entry.run.method is not None:
+            budget = entry.run.budget
+            key = entry.run.method, entry.run.init, budget.epochs * budget.iterations_per_epoch
+            groups[entry.path.name.split("__")[0]][key].append(entry)
+    found = {}
+    for student, methods in groups.items():
+        rows = []
+        for (_, _, steps), runs in methods.items():
+            alone = methods.get(("none", "random", steps)) or max((v for k, v in methods.items() if k[:2] == ("none", "random")), key=len)
+            rows.append(row(sorted(runs, key=lambda e: e.run.budget.seed), alone, teacher, start_seconds))
+        rows.sort(key=lambda r: -r["scores"]["Dice"]["mean"]["mean"])
+        cost = asdict(next(iter(methods.values()))[0].cost)
+        found[student] = {"parameters": cost["parameters"], "macs": cost["macs"], "rows": rows}
+    return found
+
+
+def main() -> None:
+    """Collect, print a table, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--teacher", required=True, help="name of the teacher's run")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--start-seconds", type=float, default=0.0, help="what the start from the teacher took")
+    parser.add_argument("--note", default="")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    o = parser.parse_args()
+    root = Root.resolve(o.root)
+    entries = gather(root.results / root.dataset_name(o.dataset), o.fold)
+    teacher = next(e for e in entries if e.path.name == o.teacher and e.summary is not None)
+    assert teacher.summary is not None
+    names = [name for name, _ in teacher.summary.structures]
+    content: dict[str, Any] = {
+        "dataset": root.dataset_name(o.dataset),
+        "fold": o.fold,
+        "note": o.note,
+        "rules": " ".join((__doc__ or "").split("\n\n")[-1].split()),
+        "machine": machine("monai", "dynamic-network-architectures"),
+        "definitions": teacher.summary.definitions(),
+        "start seconds": o.start_seconds,
+        "teacher": {
+            "run": teacher.path.name,
+            "parameters": teacher.cost.parameters,
+            "macs": teacher.cost.macs,
+            "scores": {m: by_structure(scores([teacher], m), names) for m in METRICS},
+        },
+        "students": students(entries, teacher, o.start_seconds),
+    }
+    for student, found in content["students"].items():
+        for r in found["rows"]:
+            shown = (r["Dice of each seed"], r.get("gap closed"), r["flat"], r["steps to alone"], r["seconds per step"])
+            print(f"{student:16s} {r['method']:10s} {r['init']:8s} {r['scores']['Dice']['mean']['mean']:.4f}", *shown)
+    write_json(o.output, content)
+
+
+if __name__ == "__main__":
+    main()
