@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkd.cli.common import parser, run
+from medkd.core.allocator import reuse_freed_memory
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
+    reuse_freed_memory()
     patch = tuple(options.patch_size) if options.patch_size else (None if options.data else DemoSettings.patch_size)
     settings = DemoSettings(
         options.root,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medkd.cli.common import parser, run
+from medkd.core.allocator import reuse_freed_memory
 from medkd.core.errors import RunError
 from medkd.core.paths import Root
 from medkd.core.run import is_detection
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    reuse_freed_memory()
     folder = find_run(options.model, options.root)
     boxes = is_detection(folder)
     foreign = [name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False, (0, 1))]

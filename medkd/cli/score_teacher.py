@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medkd.cli.common import parser, run
+from medkd.core.allocator import reuse_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _score(options: argparse.Namespace) -> None:
+    reuse_freed_memory()
     from medkd.training.teacher_scores import score_teacher
 
     print(score_teacher(options.dataset, options.teacher, options.fold, root=options.root, device=options.device))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from medkd.cli import common
 from medkd.cli.training_options import add_training_options, detector_options, is_detection, training_options
+from medkd.core.allocator import reuse_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    reuse_freed_memory()
     if is_detection(arguments):
         _run_detection(arguments)
         return

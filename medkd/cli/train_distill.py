@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from medkd.cli import common
 from medkd.cli.training_options import add_target_options, add_training_options, detector_options, is_detection, training_options
+from medkd.core.allocator import reuse_freed_memory
 
 _TEACHER = (
     "a network trained for this data set, a run, or a model folder of nnU-Net v2; for detection also ultralytics' best.pt with a "
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    reuse_freed_memory()
     if is_detection(arguments):
         _run_detection(arguments)
         return
