@@ -69,21 +69,18 @@ class _Seen:
     feature: Tensor
 
 
-def check_inheritance(student: nn.Module, teacher: nn.Module) -> None:
+def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlainUNet, PlainUNet]:
     """Refuse a pair of networks of which the student cannot start from the teacher.
+
+    Returns:
+        Student and teacher.
 
     Raises:
         RunError: one of them is no plain U-Net with instance norms, their plans differ, or the student is wider somewhere.
     """
     hint = "use --init random"
-    for role, network in (("student", student), ("teacher", teacher)):
-        if not isinstance(network, PlainUNet):
-            raise RunError(f"--init teacher needs two networks 'plain_unet', but the {role} is a {type(network).__name__}; {hint}.")
-        norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
-        if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
-            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {hint}.")
-    assert isinstance(student, PlainUNet) and isinstance(teacher, PlainUNet)  # narrowed for the type checker: checked above
-    ours, theirs = (_shapes(network) for network in (student, teacher))
+    pair = _plain(student, "student", hint), _plain(teacher, "teacher", hint)
+    ours, theirs = (_shapes(network) for network in pair)
     if ours.keys() != theirs.keys() or any(a[1:] != theirs[name][1:] for name, a in ours.items()):
         raise RunError(f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {hint}.")
     wider = [name for name, a in ours.items() if a[0] > theirs[name][0]]
@@ -92,6 +89,16 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> None:
             f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has {ours[wider[0]][0]} channels "
             f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {hint}."
         )
+    return pair
+
+
+def _plain(network: nn.Module, role: str, hint: str) -> PlainUNet:
+    if not isinstance(network, PlainUNet):
+        raise RunError(f"--init teacher needs two networks 'plain_unet', but the {role} is a {type(network).__name__}; {hint}.")
+    norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
+    if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
+        raise RunError(f"--init teacher needs instance norms, but the {role} has others; {hint}.")
+    return network
 
 
 @torch.no_grad()
@@ -119,13 +126,12 @@ def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], se
     Raises:
         RunError: see :func:`check_inheritance`.
     """
-    check_inheritance(student, teacher)
-    assert isinstance(student, PlainUNet) and isinstance(teacher, PlainUNet)  # narrowed for the type checker: checked above
-    order = layers(student)
-    seen = _watch(teacher, order, images, seed)
-    kept = _choose(student, teacher, order, seen)
+    narrow, wide = check_inheritance(student, teacher)
+    order = layers(narrow)
+    seen = _watch(wide, order, images, seed)
+    kept = _choose(narrow, wide, order, seen)
     bar = tqdm(order, unit="layer", desc="weights from the teacher", disable=None)
-    return [_fit(student, teacher, layer, kept, seen[layer.conv], images) for layer in bar]
+    return [_fit(narrow, wide, layer, kept, seen[layer.conv], images) for layer in bar]
 
 
 def layers(network: PlainUNet) -> list[Layer]:
