@@ -44,9 +44,13 @@ class DistillationTrainer(SegmentationTrainer):
 
     def inherit(self, teacher: nn.Module) -> None:
         """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first batches."""
+        own = self.settings.device
+        device = torch.device("cpu") if own.type == "mps" else own  # the fit needs float64
         patches = (image[None] for batch in self.batches(0) for image in batch[0])
-        images = [image.to(self.settings.device) for image in islice(patches, IMAGES)]
-        fits = inherit(self.network, teacher.to(self.settings.device), images, self.settings.budget.seed)
+        images = [image.to(device) for image in islice(patches, IMAGES)]
+        fits = inherit(self.network.to(device), teacher.to(device), images, self.settings.budget.seed)
+        self.network.to(own)
+        teacher.to(own)
         _log.info("the student starts from its teacher: %.0f %% explained in the median layer", 100 * median(f.explained for f in fits))
 
     def prepare(self) -> None:
