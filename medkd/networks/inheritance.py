@@ -1,10 +1,10 @@
-"""Starting a narrow plain U-Net from a wide one of the same plan: channels are chosen, kernels fitted layer by layer, in closed form."""
+"""Starting a narrow planned U-Net from a wide one of its plan: channels are chosen, kernels fitted layer by layer, in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -15,33 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medkd.core.errors import RunError
-from medkd.networks.plain_unet import PlainUNet
+from medkd.networks.inheritance_layers import Layer, check_inheritance, layers
+from medkd.networks.planned import PlannedUNet
 
 IMAGES = 16  # patches that the kernels are fitted on
 _PLACES = 3000  # voxels per patch and layer
 _RIDGE = 1e-3  # pull towards the teacher's own kernels, relative to the mean square of the inputs
-_SLOPE = 0.01  # of the LeakyReLU of both networks
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution of a plain U-Net.
-
-    Attributes:
-        conv: path of its module.
-        norm: path of the norm behind it, which an activation follows; None where its output goes on as it is.
-        sources: paths of the convolutions whose outputs it takes, concatenated; none for the image.
-    """
-
-    conv: str
-    norm: str | None
-    sources: tuple[str, ...]
-
-    @property
-    def is_head(self) -> bool:
-        """Whether its outputs are logits, which are all kept."""
-        return ".seg_layers." in self.conv
 
 
 @dataclass(frozen=True)
@@ -60,55 +39,22 @@ class _Seen:
         places: ``(N, n)`` voxels of the layer's output.
         target: ``(N, C)`` outputs of the convolution.
         weight: of the image: the mean over channels of one over their standard deviation where a norm follows, else 1.
-        feature: ``(N, C)`` what the next layer gets: after norm and activation where there are any.
     """
 
     places: Tensor
     target: Tensor
     weight: float
-    feature: Tensor
-
-
-def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlainUNet, PlainUNet]:
-    """Refuse a pair of networks of which the student cannot start from the teacher.
-
-    Returns:
-        Student and teacher.
-
-    Raises:
-        RunError: one of them is no plain U-Net with instance norms, their plans differ, or the student is wider somewhere.
-    """
-    hint = "use --init random"
-    pair = _plain(student, "student", hint), _plain(teacher, "teacher", hint)
-    ours, theirs = (_shapes(network) for network in pair)
-    if ours.keys() != theirs.keys() or any(a[1:] != theirs[name][1:] for name, a in ours.items()):
-        raise RunError(f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {hint}.")
-    wider = [name for name, a in ours.items() if a[0] > theirs[name][0]]
-    if wider:
-        raise RunError(
-            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has {ours[wider[0]][0]} channels "
-            f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {hint}."
-        )
-    return pair
-
-
-def _plain(network: nn.Module, role: str, hint: str) -> PlainUNet:
-    if not isinstance(network, PlainUNet):
-        raise RunError(f"--init teacher needs two networks 'plain_unet', but the {role} is a {type(network).__name__}; {hint}.")
-    norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
-    if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
-        raise RunError(f"--init teacher needs instance norms, but the {role} has others; {hint}.")
-    return network
 
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], seed: int = 0) -> list[Fit]:
-    """Give a narrow plain U-Net weights with which it does, as well as it can, what a wide one of the same plan does.
+    """Give a narrow plain or residual-encoder U-Net weights with which it does, as well as it can, what a wide one of the same plan does.
 
     From the first layer to the last: of the teacher's channels those are kept that span the others best, weighted by how much the
-    next layers use them (QR with column pivoting); the kernels become the ridge regression, on the given images, of the teacher's kept
-    channels onto what the student itself computes up to there, so that later layers make good what earlier ones miss. Norms are the
-    teacher's. A student of the teacher's width becomes the teacher. Nothing is trained, and the places are drawn from ``seed`` alone.
+    next layers use them (QR with column pivoting), and where residual blocks add outputs up, the same ones in all of them, chosen for
+    the sums; the kernels become the ridge regression, on the given images, of the teacher's kept channels onto what the student itself
+    computes up to there, so that later layers make good what earlier ones miss. Norms are the teacher's. A student of the teacher's
+    width becomes the teacher. Nothing is trained, and the places are drawn from ``seed`` alone.
 
     Citation: least-squares reconstruction after the choice of channels: Y. He, X. Zhang, J. Sun, Channel Pruning for Accelerating Very
     Deep Neural Networks, ICCV 2017, arXiv 1707.06168; a larger network's weights as the start of a smaller one: Z. Xu et al.,
@@ -128,42 +74,13 @@ def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], se
     """
     narrow, wide = check_inheritance(student, teacher)
     order = layers(narrow)
-    seen = _watch(wide, order, images, seed)
-    kept = _choose(narrow, wide, order, seen)
+    seen, roots = _watch(wide, order, images, seed)
+    kept = _choose(narrow, wide, order, roots)
     bar = tqdm(order, unit="layer", desc="weights from the teacher", disable=None)
     return [_fit(narrow, wide, layer, kept, seen[layer.conv], images) for layer in bar]
 
 
-def layers(network: PlainUNet) -> list[Layer]:
-    """Its convolutions, every one after those that feed it."""
-    found: list[Layer] = []
-    skips: list[str] = []
-
-    def block(path: str, count: int, sources: tuple[str, ...]) -> tuple[str, ...]:
-        for j in range(count):
-            found.append(Layer(f"{path}.convs.{j}.conv", f"{path}.convs.{j}.norm", sources))
-            sources = (found[-1].conv,)
-        return sources
-
-    last: tuple[str, ...] = ()
-    for i, stage in enumerate(network.net.encoder.stages):
-        last = block(f"encoder.stages.{i}.0", len(stage[0].convs), last)
-        skips += last
-    for s, stage in enumerate(network.net.decoder.stages):
-        up = Layer(f"decoder.transpconvs.{s}", None, last)
-        found.append(up)
-        last = block(f"decoder.stages.{s}", len(stage.convs), (up.conv, skips[-(s + 2)]))
-        found.append(Layer(f"decoder.seg_layers.{s}", None, last))
-    return found
-
-
-def _shapes(network: PlainUNet) -> dict[str, tuple[Any, ...]]:
-    """Per layer: its width, and what must be equal in teacher and student."""
-    convs = {layer.conv: network.net.get_submodule(layer.conv) for layer in layers(network)}
-    return {name: (conv.out_channels, conv.kernel_size, conv.stride) for name, conv in convs.items()}
-
-
-def _run(network: PlainUNet, image: Tensor) -> None:
+def _run(network: PlannedUNet, image: Tensor) -> None:
     """A forward pass through all layers, the heads of the coarse resolutions included."""
     features = network.encode(image)
     x = features[-1]
@@ -173,7 +90,7 @@ def _run(network: PlainUNet, image: Tensor) -> None:
 
 
 @contextmanager
-def _hooked(network: PlainUNet, hooks: Mapping[str, Callable[..., None]], *, before: bool = False) -> Iterator[None]:
+def _hooked(network: PlannedUNet, hooks: Mapping[str, Callable[..., None]], *, before: bool = False) -> Iterator[None]:
     """Call ``hook(input or output of the module)`` while the block runs."""
     handles = []
     for path, hook in hooks.items():
@@ -189,55 +106,61 @@ def _hooked(network: PlainUNet, hooks: Mapping[str, Callable[..., None]], *, bef
             handle.remove()
 
 
-def _watch(teacher: PlainUNet, order: Sequence[Layer], images: Sequence[Tensor], seed: int) -> dict[str, list[_Seen]]:
-    """What every layer of the teacher gives for every image; only the places that are needed are kept."""
+def _watch(
+    teacher: PlannedUNet, order: Sequence[Layer], images: Sequence[Tensor], seed: int
+) -> tuple[dict[str, list[_Seen]], dict[str, Tensor]]:
+    """What every layer of the teacher gives for every image, and the spread of what the next layers get from it.
+
+    Returns:
+        Per layer the places that are needed, and per layer that has an output a root ``(C, C)`` of that output's scatter: the products
+        of its columns are those of the features, centred, in all images.
+    """
     generator = torch.Generator().manual_seed(seed)
     seen: dict[str, list[_Seen]] = {layer.conv: [] for layer in order}
+    roots: dict[str, Tensor] = {}
 
     def after_conv(layer: Layer, output: Tensor) -> None:
         size = output.shape[2:]
         flat = torch.randperm(prod(size), generator=generator)[:_PLACES].to(output.device)
         y = output[0].flatten(1).float()
         weight = float((y.var(1, correction=0) + 1e-5).rsqrt().mean()) if layer.norm else 1.0
-        target = y[:, flat].T.double()
-        seen[layer.conv].append(_Seen(_unravel(flat, size), target, weight, target))
+        seen[layer.conv].append(_Seen(_unravel(flat, size), y[:, flat].T, weight))
 
-    def after_norm(layer: Layer, output: Tensor) -> None:
-        last = seen[layer.conv][-1]
-        feature = F.leaky_relu(_at(output[0].float(), last.places), _SLOPE).double()
-        seen[layer.conv][-1] = replace(last, feature=feature)
+    def after_output(layer: Layer, output: Tensor) -> None:
+        features = _at(output[0].float(), seen[layer.conv][-1].places).double()
+        rows = torch.cat([features.new_ones(len(features), 1), features], 1)  # the ones take the mean away
+        above = roots.get(layer.conv, rows.new_zeros(rows.shape[1], rows.shape[1]))
+        roots[layer.conv] = torch.linalg.qr(torch.cat([above, rows]), mode="r").R
 
     convs = {layer.conv: lambda y, layer=layer: after_conv(layer, y) for layer in order}
-    norms = {layer.norm: lambda y, layer=layer: after_norm(layer, y) for layer in order if layer.norm}
-    with _hooked(teacher, convs), _hooked(teacher, norms):
+    outputs = {layer.output: lambda y, layer=layer: after_output(layer, y) for layer in order if layer.output and not layer.is_head}
+    with _hooked(teacher, convs), _hooked(teacher, outputs):
         for image in images:
             _run(teacher, image)
-    return seen
+    return seen, {name: root[1:, 1:] for name, root in roots.items()}
 
 
-def _choose(
-    student: PlainUNet, teacher: PlainUNet, order: Sequence[Layer], seen: Mapping[str, Sequence[_Seen]]
-) -> dict[str, Tensor]:  # fmt: skip
-    """Which of the teacher's channels each layer of the student stands for, in rising order."""
+def _choose(student: PlannedUNet, teacher: PlannedUNet, order: Sequence[Layer], roots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which of the teacher's channels each layer of the student stands for, in rising order; the same ones throughout a group."""
+    groups = {layer.conv: layer.group for layer in order}
     used: dict[str, Tensor] = {}
     for layer in order:
         weight = teacher.net.get_submodule(layer.conv).weight.double()
         per_input = weight.square().sum([i for i in range(weight.ndim) if i != _input_axis(teacher, layer)])
         widths = [teacher.net.get_submodule(source).out_channels for source in layer.sources]
         for source, share in zip(layer.sources, per_input.split(widths) if widths else (), strict=True):
-            used[source] = used.get(source, torch.zeros_like(share)) + share
-    kept = {}
-    for layer in order:
-        width = student.net.get_submodule(layer.conv).out_channels
-        if layer.is_head:
-            kept[layer.conv] = torch.arange(width)
+            used[groups[source]] = used.get(groups[source], torch.zeros_like(share)) + share
+    chosen = {}
+    for group in dict.fromkeys(groups.values()):
+        members = [layer for layer in order if layer.group == group]
+        width = student.net.get_submodule(members[0].conv).out_channels
+        if members[0].is_head:
+            chosen[group] = torch.arange(width)
             continue
-        features = torch.cat([one.feature for one in seen[layer.conv]])
-        features = (features - features.mean(0)) * used[layer.conv].sqrt()
-        root = torch.linalg.qr(features, mode="r").R  # has the columns' angles, and far fewer rows
+        root = torch.cat([roots[layer.conv] for layer in members if layer.output]) * used[group].sqrt()
         pivots = scipy.linalg.qr(root.cpu().numpy(), mode="r", pivoting=True)[1]
-        kept[layer.conv] = torch.as_tensor(pivots[:width].copy()).long().sort().values
-    return kept
+        chosen[group] = torch.as_tensor(pivots[:width].copy()).long().sort().values
+    return {layer.conv: chosen[layer.group] for layer in order}
 
 
 class _ReachedError(Exception):
@@ -281,7 +204,7 @@ class _Regression:
 
 
 def _fit(
-    student: PlainUNet, teacher: PlainUNet, layer: Layer, kept: Mapping[str, Tensor], seen: Sequence[_Seen], images: Sequence[Tensor]
+    student: PlannedUNet, teacher: PlannedUNet, layer: Layer, kept: Mapping[str, Tensor], seen: Sequence[_Seen], images: Sequence[Tensor]
 ) -> Fit:
     """Set kernel, bias and norm of one layer of the student."""
     conv, theirs = (network.net.get_submodule(layer.conv) for network in (student, teacher))
@@ -303,7 +226,8 @@ def _fit(
         fitted[index] = weights.T.view(fitted[index].shape)
         bias, residual, variance = bias + own_bias / len(problems), residual + left, variance + whole
     conv.weight.copy_(fitted.transpose(0, 1) if turned else fitted)
-    conv.bias.copy_(bias)
+    if conv.bias is not None:
+        conv.bias.copy_(bias)
     if layer.norm:
         ours, norm = (network.net.get_submodule(layer.norm) for network in (student, teacher))
         ours.weight.copy_(norm.weight[outputs])
@@ -325,7 +249,7 @@ def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     corner = seen.places * torch.tensor(conv.stride, device=given.device)
     shifts = (torch.tensor(shift, device=given.device) for shift in product(*map(range, conv.kernel_size)))
     columns = [_at(padded, corner + shift) for shift in shifts]
-    yield (), torch.stack(columns, 2).flatten(1).double(), seen.target
+    yield (), torch.stack(columns, 2).flatten(1).double(), seen.target.double()
 
 
 def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
@@ -334,10 +258,10 @@ def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     values = _at(given, seen.places // stride).double()
     for place in product(*map(range, conv.stride)):
         chosen = (seen.places % stride == torch.tensor(place, device=given.device)).all(1)
-        yield place, values[chosen], seen.target[chosen]
+        yield place, values[chosen], seen.target[chosen].double()
 
 
-def _inputs(student: PlainUNet, path: str, images: Sequence[Tensor]) -> Iterator[Tensor]:
+def _inputs(student: PlannedUNet, path: str, images: Sequence[Tensor]) -> Iterator[Tensor]:
     """What the student's layer gets for each image, ``(C, *size)``."""
     got: list[Tensor] = []
 
@@ -351,12 +275,12 @@ def _inputs(student: PlainUNet, path: str, images: Sequence[Tensor]) -> Iterator
         yield got.pop()
 
 
-def _input_axis(network: PlainUNet, layer: Layer) -> int:
+def _input_axis(network: PlannedUNet, layer: Layer) -> int:
     """Of the kernel: torch stores those of transposed convolutions the other way round."""
     return 0 if isinstance(network.net.get_submodule(layer.conv), nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
 
 
-def _kept_inputs(teacher: PlainUNet, layer: Layer, kept: Mapping[str, Tensor]) -> Tensor:
+def _kept_inputs(teacher: PlannedUNet, layer: Layer, kept: Mapping[str, Tensor]) -> Tensor:
     """The teacher's input channels of a layer that the student has, too."""
     if not layer.sources:
         return torch.arange(teacher.net.get_submodule(layer.conv).in_channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .replace('"features_per_stage": [\n            4,\n            8', '"features_per_stage": [8, 16')
     )
     assert "[8, 16\n" in plans
-    (folder / "plans.json").write_text(plans)
+    plan = json.loads(plans)
+    for configuration in plan["configurations"].values():
+        residual = {**configuration["architectures"]["plain_unet"], "blocks_encoder": [1, 2], "blocks_decoder": [1]}
+        configuration["architectures"] |= {"resenc_unet_m": residual, "resenc_unet_l": residual}
+    (folder / "plans.json").write_text(json.dumps(plan))
     train(900, "plain_unet", 0, _options(path, iterations_per_epoch=30, learning_rate=0.05))
     return path
 
@@ -103,10 +108,31 @@ def test_with_cached_targets_and_in_2d(root: Path, configuration: str) -> None:
     assert (folder / FINAL).exists()
 
 
+def test_a_residual_student_starts_near_a_residual_teacher_of_another_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[torch.Tensor] = []
+    image = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def looking(self: DistillationTrainer, **_: object) -> None:
+        with torch.no_grad():
+            outputs.append(self.network.eval()(image))  # type: ignore[arg-type]
+
+    teacher = train(900, "resenc_unet_m", 0, _options(root, iterations_per_epoch=30, learning_rate=0.05))
+    monkeypatch.setattr(DistillationTrainer, "fit", looking)
+    for init in ("random", "teacher"):
+        options = _options(root, width_divisor=2, init=init, tag=init)
+        train_distill(900, "resenc_unet_m", "resenc_unet_l", "none", 0, options)
+    with torch.no_grad():
+        answer = load_run(RunFolder.load(teacher.parent), [0]).networks[0](image)
+    error = [float((logits - answer).square().mean()) for logits in outputs]
+    assert error[1] < 0.5 * error[0]
+
+
 def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((root / "results" / NAME).iterdir())
     with pytest.raises(RunError, match="student is a UNetTiny"):
         train_distill(900, "plain_unet", "unet_tiny", "none", 0, _options(root, init="teacher"))
+    with pytest.raises(RunError, match="student is a ResEncUNet and the teacher is a PlainUNet"):
+        train_distill(900, "plain_unet", "resenc_unet_m", "none", 0, _options(root, init="teacher"))
     with pytest.raises(RunError, match="random, or teacher for a student that has a teacher"):
         train(900, "plain_unet", 0, _options(root, init="teacher", tag="x"))
     with pytest.raises(RunError, match="found 'zero'"):

@@ -1,0 +1,150 @@
+"""The convolutions of the planned U-Nets as a student needs them that starts from its teacher: what feeds them, what shares channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from medkd.core.errors import RunError
+from medkd.networks.plain_unet import PlainUNet
+from medkd.networks.planned import PlannedUNet
+from medkd.networks.resenc_unet import ResEncUNet
+
+_HINT = "use --init random"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a planned U-Net.
+
+    Attributes:
+        conv: path of its module.
+        norm: path of the norm behind it; None where its output goes on as it is.
+        sources: paths of the convolutions that its inputs end with, concatenated; none for the image.
+        output: path of the module that gives what the next layers take: behind norm and activation, and of a residual block behind the
+            addition; None for the projection of a shortcut, which ends in the addition of its block.
+        group: layers of one group stand for the same channels, since their outputs are added up.
+    """
+
+    conv: str
+    norm: str | None
+    sources: tuple[str, ...]
+    output: str | None
+    group: str
+
+    @property
+    def is_head(self) -> bool:
+        """Whether its outputs are logits, which are all kept."""
+        return ".seg_layers." in self.conv
+
+
+def layers(network: PlannedUNet) -> list[Layer]:
+    """Its convolutions, every one after those that feed it."""
+    found, skips = (_residual_encoder if isinstance(network, ResEncUNet) else _plain_encoder)(network.net.encoder)
+    last = skips[-1]
+    for s, stage in enumerate(network.net.decoder.stages):
+        up = _alone(f"decoder.transpconvs.{s}", (last,))
+        block = _stack(f"decoder.stages.{s}", len(stage.convs), (up.conv, skips[-(s + 2)]))
+        last = block[-1].conv
+        found += [up, *block, _alone(f"decoder.seg_layers.{s}", (last,))]
+    return found
+
+
+def _plain_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
+    """Its layers, and per stage the last one's path."""
+    found: list[Layer] = []
+    skips: list[str] = []
+    for i, stage in enumerate(encoder.stages):
+        found += _stack(f"encoder.stages.{i}.0", len(stage[0].convs), tuple(skips[-1:]))
+        skips.append(found[-1].conv)
+    return found, skips
+
+
+def _residual_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
+    """Its layers, and per stage the last one's path.
+
+    A shortcut without a projection hands on its channels, so that stages of one width, between which it only pools, share theirs.
+    """
+    found = _stack("encoder.stem", len(encoder.stem.convs), ())
+    skips: list[str] = []
+    for i, stage in enumerate(encoder.stages):
+        for j, block in enumerate(stage.blocks):
+            path, before = f"encoder.stages.{i}.blocks.{j}", found[-1]
+            shortcut = block.skip if isinstance(block.skip, nn.Sequential) else ()
+            projections = [f"{path}.skip.{k}" for k, module in enumerate(shortcut) if hasattr(module, "conv")]
+            group = f"{projections[0]}.conv" if projections else before.group
+            found += [Layer(f"{way}.conv", f"{way}.norm", (before.conv,), None, group) for way in projections]
+            first = _unit(f"{path}.conv1", (before.conv,))
+            found += [first, Layer(f"{path}.conv2.conv", f"{path}.conv2.norm", (first.conv,), path, group)]
+        skips.append(found[-1].conv)
+    return found, skips
+
+
+def _stack(path: str, count: int, sources: tuple[str, ...]) -> list[Layer]:
+    """Convolutions with norm and activation, one behind the other."""
+    found: list[Layer] = []
+    for j in range(count):
+        found.append(_unit(f"{path}.convs.{j}", sources))
+        sources = (found[-1].conv,)
+    return found
+
+
+def _unit(path: str, sources: tuple[str, ...]) -> Layer:
+    """A convolution with norm and activation."""
+    return Layer(f"{path}.conv", f"{path}.norm", sources, path, f"{path}.conv")
+
+
+def _alone(path: str, sources: tuple[str, ...]) -> Layer:
+    """A convolution without norm and activation."""
+    return Layer(path, None, sources, path, path)
+
+
+def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, PlannedUNet]:
+    """Refuse a pair of networks of which the student cannot start from the teacher.
+
+    Returns:
+        Student and teacher.
+
+    Raises:
+        RunError: they are not two plain or two residual-encoder U-Nets with instance norms, their plans differ, the student is wider
+            somewhere, or one has a projection in a shortcut where the other has none.
+    """
+    pair = _of_one_kind(student, teacher)
+    for network, role in zip(pair, ("student", "teacher"), strict=True):
+        norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
+        if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
+            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
+    ours, theirs = (_shapes(network) for network in pair)
+    single = [name for name in (*ours, *theirs) if (name in ours) != (name in theirs)]
+    if any(".skip." not in name for name in single) or any(a[1:] != theirs[name][1:] for name, a in ours.items() if name in theirs):
+        raise RunError(f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}.")
+    wider = [name for name, a in ours.items() if name in theirs and a[0] > theirs[name][0]]
+    if wider:
+        raise RunError(
+            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has {ours[wider[0]][0]} channels "
+            f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {_HINT}."
+        )
+    if single:
+        raise RunError(
+            f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of the two only; "
+            f"lower --width-divisor, or {_HINT}."
+        )
+    return pair
+
+
+def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, PlannedUNet]:
+    for kind in (PlainUNet, ResEncUNet):
+        if isinstance(student, kind) and isinstance(teacher, kind):
+            return student, teacher
+    raise RunError(
+        f"--init teacher needs two networks 'plain_unet' or two 'resenc_unet_*', but the student is a {type(student).__name__} and the "
+        f"teacher is a {type(teacher).__name__}; choose another teacher, or {_HINT}."
+    )
+
+
+def _shapes(network: PlannedUNet) -> dict[str, tuple[Any, ...]]:
+    """Per layer: its width, and what must be equal in teacher and student."""
+    convs = {layer.conv: network.net.get_submodule(layer.conv) for layer in layers(network)}
+    return {name: (conv.out_channels, conv.kernel_size, conv.stride) for name, conv in convs.items()}
