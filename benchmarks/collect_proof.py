@@ -128,7 +128,11 @@ def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: floa
             groups[entry.path.name.split("__")[0]][key].append(entry)
     found = {}
     for student, methods in groups.items():
-        alone = max((runs for key, runs in methods.items() if key[:2] == ("none", "random")), key=len)
+        candidates = [runs for key, runs in methods.items() if key[:2] == ("none", "random")]
+        if not candidates:
+            print(f"{student}: left out, since it was never trained alone")
+            continue
+        alone = max(candidates, key=len)
         rows = [row(sorted(runs, key=lambda e: e.run.budget.seed), alone, teacher, start_seconds) for runs in methods.values()]
         rows.sort(key=lambda r: -r["scores"]["Dice"]["mean"]["mean"])
         cost = asdict(next(iter(methods.values()))[0].cost)
