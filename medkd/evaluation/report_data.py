@@ -74,8 +74,9 @@ class RunEntry:
     def label(self) -> str:
         """A short name for tables and figures: network (with its width divisor), method, and what a tag added to the run's name."""
         network, *parts = self.path.name.split("__")
+        teacher = parts.index(self.run.method) + 1 if self.run.method in parts else None  # an imported one is recorded by its path
         known = (self.run.configuration, self.run.method, f"from_{self.run.teacher}")
-        notes = [p for p in parts if p not in known]
+        notes = [p for i, p in enumerate(parts) if p not in known and i != teacher]
         notes += [] if self.run.init == "random" else ["starts from its teacher"]
         notes += [] if self.run.configuration in ("3d_fullres", DETECTION) else [self.run.configuration]
         method = f" + {self.run.method}" if self.role == "distilled" else ""

@@ -158,3 +158,6 @@ def test_the_report_compares_it_with_the_student_that_really_was_alone(root: Pat
     assert started.role == "distilled"
     baseline = baseline_of(started, entries)
     assert baseline is not None and baseline.path.name.endswith("r2")
+    assert started.label == "plain_unet_w2 + none (r1, starts from its teacher)"
+    imported = replace(started, run=replace(started.run, teacher="/models/teacher"))  # is recorded by its folder
+    assert imported.label == started.label
