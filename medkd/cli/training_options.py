@@ -61,8 +61,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--init",
         choices=("random", "teacher"),
-        help="teacher: a narrower plain_unet or resenc_unet_* starts from its teacher of the same kind, layer by layer, and learns far "
-        f"faster (default: {_DEFAULTS.init})",
+        help="teacher: a narrower plain_unet or resenc_unet_* gets first weights that are fitted to its teacher of the same kind "
+        f"(default: {_DEFAULTS.init})",
     )
     add("--targets-limit", type=float, metavar="GIB", help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})")
 
