@@ -12,8 +12,9 @@ Runs of the same student, method and start that differ in their seed are one row
 intervals are over the cases, paired with the student alone. The share of the gap is (method - alone) / (teacher - alone), in mean
 foreground Dice. A curve counts as flat when the mean validation Dice of the last tenth of the epochs is less than 0.005 above that of the
 tenth before. "Steps to alone" are those after which the mean validation Dice of five epochs first reaches what the students alone end at,
-times the seconds that a step takes, with the time before the first step (start from the teacher) added. Students alone with another number
-of steps are rows of their own and are compared with those of the usual number.
+times the seconds that a step takes, with the time before the first step (start from the teacher) added. Every row is compared with the
+student alone at the same number of steps, its Dice also with the student alone at every other number; a method whose number has no
+student alone is compared with the one that has the most runs.
 """
 
 from __future__ import annotations
@@ -118,6 +119,16 @@ def row(entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntr
     return result
 
 
+def others(entries: Sequence[RunEntry], candidates: Sequence[Sequence[RunEntry]], alone: Sequence[RunEntry]) -> dict[str, Any]:
+    """The difference in mean Dice to the students alone that had another number of steps, by that number."""
+    mine, found = scores(entries, "Dice"), {}
+    for runs in candidates:
+        if runs is not alone and runs[0].path != entries[0].path:
+            budget = runs[0].run.budget
+            found[str(budget.epochs * budget.iterations_per_epoch)] = by_structure(mine, [], scores(runs, "Dice"))["mean"]
+    return found
+
+
 def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
     """Every student with its rows, by falling Dice."""
     groups: dict[str, dict[tuple[str, str, int], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
@@ -132,8 +143,11 @@ def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: floa
         if not candidates:
             print(f"{student}: left out, since it was never trained alone")
             continue
-        alone = max(candidates, key=len)
-        rows = [row(sorted(runs, key=lambda e: e.run.budget.seed), alone, teacher, start_seconds) for runs in methods.values()]
+        rows = []
+        for (_, _, steps), runs in methods.items():
+            alone = methods.get(("none", "random", steps), max(candidates, key=len))
+            found_row = row(sorted(runs, key=lambda e: e.run.budget.seed), alone, teacher, start_seconds)
+            rows.append(found_row | {"Dice, difference to alone with other steps": others(runs, candidates, alone)})
         rows.sort(key=lambda r: -r["scores"]["Dice"]["mean"]["mean"])
         cost = asdict(next(iter(methods.values()))[0].cost)
         found[student] = {"parameters": cost["parameters"], "macs": cost["macs"], "rows": rows}

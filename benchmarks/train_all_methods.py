@@ -240,7 +240,7 @@ def jobs(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[api
     for text in o.student:
         student, _, divisor = text.partition(":")
         for seed in o.seeds:
-            own = {"seed": seed, "width_divisor": int(divisor or 1), "tag": f"s{seed}" if o.tag else None}
+            own = {"seed": seed, "width_divisor": int(divisor or 1), "tag": f"{o.tag}{seed}" if o.tag else None}
             options = TrainOptions(**common, **own, patch_size=patch, resume=True, workers=0)
             found.append((api._prepare(o.dataset, o.fold, options, True), student))
     return found
@@ -277,7 +277,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--patch-size", type=int, nargs="+")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--tag", action="store_true", help="add the seed to the runs' names")
+    parser.add_argument("--tag", nargs="?", const="s", help="add this text (default: s) and the seed to the runs' names")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--note", default="")
     parser.add_argument("--collect", type=Path, help="write the table of what is trained, train nothing")

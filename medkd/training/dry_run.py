@@ -132,7 +132,12 @@ class DryRun:
             + (", starts from its teacher" if self.run.init != "random" else ""),
         ]
         if self.teacher is not None:
-            text += [f"teacher    {_cost(self.teacher)}", f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own"]
+            text.append(f"teacher    {_cost(self.teacher)}")
+        elif self.run.method and self.run.targets == "cached" and self.guard is not None:
+            kind = "means over mirrored copies" if self.run.targets_tta else "plain predictions"
+            text.append(f"teacher    {self.guard.teacher}, which is not run in training; its targets ({kind}) are cached before")
+        if self.run.method:
+            text.append(f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own")
         text += [f"taps       {line}" for line in _table(self.pairs)]
         text += [f"memory     {line}" for line in self._memory()]
         return [*text, *([f"leak guard {self.guard}"] if self.guard is not None else [])]

@@ -93,6 +93,15 @@ def test_commands_print_it(trained: Path, capsys: pytest.CaptureFixture[str]) ->
     assert _files(trained) == before
 
 
+def test_cached_targets_are_named_in_place_of_a_teacher_that_is_not_run(trained: Path) -> None:
+    found = dry_run(900, "unet_tiny", 0, _options(trained, tag="c", targets="cached"), teacher="plain_unet", method="kd")
+    text = "\n".join(found.lines())
+    assert found.teacher is None and "teacher    plain_unet, which is not run in training; its targets (plain predictions)" in text
+    assert "method     kd, 0 trainable parameters of its own" in text
+    live = dry_run(900, "unet_tiny", 0, _options(trained, tag="c"), teacher="plain_unet", method="kd")
+    assert live.teacher is not None and "which is not run" not in "\n".join(live.lines())
+
+
 def _described(student: str, patch: tuple[int, ...], **spec: object) -> RunDescription:
     network = NetworkSpec(student, 1, 3, patch, **spec)  # type: ignore[arg-type]
     return RunDescription("Dataset900_Boxes", "3d_fullres", network, Budget(1, 1, 2, 0.01, 0), (0,), method="none")
