@@ -10,6 +10,7 @@ from medkd.distillation import (  # noqa: F401
     cwd,
     dist,
     dkd,
+    dml,
     emkd,
     ensemble,
     fourier,

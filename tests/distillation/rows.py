@@ -15,6 +15,11 @@ def softmax(row: list[float]) -> list[float]:
     return [p / sum(powers) for p in powers]
 
 
+def sigmoid_or_softmax(row: list[float], regions: bool) -> list[float]:
+    """Probabilities of one voxel."""
+    return [1 / (1 + exp(-x)) for x in row] if regions else softmax(row)
+
+
 def tiny(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, Target]:
     """Logits, labels, and voxels without annotation."""
     labels, valid = torch.randint(0, classes, (2, 1, 3, 4)), torch.rand(2, 1, 3, 4) > 0.3

@@ -23,6 +23,7 @@ ZERO_AT_TEACHER = {
     "cwd",
     "at",
     "dkd",
+    "dml",
     "dist",
     "skd",
     "ifvd",
