@@ -32,7 +32,7 @@ class Ensemble(Method):
 
     Args:
         context: taps, outputs and geometry.
-        weight: ``w``.
+        weight: ``w``; see ``kd`` for its scale.
         temperature: ``τ``.
         share: of the steps with live targets that have the mean, above 0 and at most 1.
     """
@@ -43,7 +43,7 @@ class Ensemble(Method):
     per_logit, per_feature = 6.0, 0.0
     bound = "a few copies of the logits; the mean is summed up pass by pass"
 
-    def __init__(self, context: Context, weight: float = 1.0, temperature: float = 1.0, share: float = 0.25) -> None:
+    def __init__(self, context: Context, weight: float = 0.25, temperature: float = 1.0, share: float = 0.25) -> None:
         super().__init__(context)
         self.weight = positive("ensemble", "weight", weight)
         self.temperature = positive("ensemble", "temperature", temperature)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log
 
 import pytest
 import torch
 
 from medkd.core.features import Target
-from tests.distillation.toys import batch, logits_terms, patch
+from medkd.distillation.kd import KD
+from tests.distillation.toys import batch, logits_terms, patch, plain_context
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -57,9 +59,14 @@ def test_region_form_equals_a_loop(temperature: float) -> None:
         total += counted * (p_t * log(p_t / p_s) + (1 - p_t) * log((1 - p_t) / (1 - p_s)))
         squares += counted * (p_s - p_t) ** 2
     settings = {"regions": True, "temperature": temperature}
-    expected = temperature**2 * total / (sum(keep) / 3)
+    expected = 0.25 * temperature**2 * total / (sum(keep) / 3)
     assert float(logits_terms("kd", s, t, target, **settings)["kd"]) == pytest.approx(expected, rel=1e-5)
     assert float(logits_terms("kd", s, t, target, **settings, variant="paper")["kd"]) == pytest.approx(10 * squares / sum(keep), rel=1e-5)
+
+
+def test_detectors_keep_the_weight_of_one() -> None:
+    weights = [KD(replace(plain_context(2), task=task)).weight for task in ("segmentation", "detection")]  # type: ignore[arg-type]
+    assert weights == [0.25, 1.0]
 
 
 def test_the_default_does_not_depend_on_patch_or_batch_size() -> None:
