@@ -8,13 +8,13 @@
     medkd_score_teacher 4 MODEL 0
     python -m benchmarks.collect_proof 4 --teacher MODEL_RUN --root medkd_data -o benchmarks/results/hippocampus_proof.json
 
-Runs of the same student, method and start that differ in their seed are one row. Per case the scores are first averaged over the seeds; the
-intervals are over the cases, paired with the student alone. The share of the gap is (method - alone) / (teacher - alone), in mean
-foreground Dice. A curve counts as flat when the mean validation Dice of the last tenth of the epochs is less than 0.005 above that of the
-tenth before. "Steps to alone" are those after which the mean validation Dice of five epochs first reaches what the students alone end at,
-times the seconds that a step takes, with the time before the first step (start from the teacher) added. Every row is compared with the
-student alone at the same number of steps, its Dice also with the student alone at every other number; a method whose number has no
-student alone is compared with the one that has the most runs.
+Runs of the same student, method, settings, start and number of steps that differ in their seed are one row. Per case the scores are first
+averaged over the seeds; the intervals are over the cases, paired with the student alone. The share of the gap is (method - alone) /
+(teacher - alone), in mean foreground Dice. A curve counts as flat when the mean validation Dice of the last tenth of the epochs is less
+than 0.005 above that of the tenth before. "Steps to alone" are those after which the mean validation Dice of five epochs first reaches
+what the students alone end at, times the seconds that a step takes, with the time before the first step (start from the teacher) added.
+Every row is compared with the student alone at the same number of steps, its Dice also with the student alone at every other number; a
+method whose number has no student alone is compared with the one that has the most runs.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def row(entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntr
     reached = [steps_to(e, level) for e in entries]
     result: dict[str, Any] = {
         "method": run.method,
+        "settings": dict(run.method_parameters),
         "init": run.init,
         "targets": run.targets,
         "runs": [e.path.name for e in entries],
@@ -131,11 +132,12 @@ def others(entries: Sequence[RunEntry], candidates: Sequence[Sequence[RunEntry]]
 
 def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
     """Every student with its rows, by falling Dice."""
-    groups: dict[str, dict[tuple[str, str, int], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, dict[tuple[str, str, int, str], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         if entry is not teacher and entry.summary is not None and entry.run.method is not None:
             budget = entry.run.budget
-            key = entry.run.method, entry.run.init, budget.epochs * budget.iterations_per_epoch
+            settings = " ".join(f"{k}={v}" for k, v in sorted(entry.run.method_parameters.items()))
+            key = entry.run.method, entry.run.init, budget.epochs * budget.iterations_per_epoch, settings
             groups[entry.path.name.split("__")[0]][key].append(entry)
     found = {}
     for student, methods in groups.items():
@@ -144,8 +146,8 @@ def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: floa
             print(f"{student}: left out, since it was never trained alone")
             continue
         rows = []
-        for (_, _, steps), runs in methods.items():
-            alone = methods.get(("none", "random", steps), max(candidates, key=len))
+        for (_, _, steps, _), runs in methods.items():
+            alone = methods.get(("none", "random", steps, ""), max(candidates, key=len))
             found_row = row(sorted(runs, key=lambda e: e.run.budget.seed), alone, teacher, start_seconds)
             rows.append(found_row | {"Dice, difference to alone with other steps": others(runs, candidates, alone)})
         rows.sort(key=lambda r: -r["scores"]["Dice"]["mean"]["mean"])
