@@ -14,6 +14,7 @@ from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
+_SHOWN = 20  # names in an error
 logger = logging.getLogger(__name__)
 
 
@@ -21,16 +22,17 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
     """List the cases to predict, sorted by case id.
 
     Args:
-        inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any name will do), one scan,
-            or the files of one case in channel order. Any readable format is accepted. A folder (or tree) of DICOM files gives a case
-            per series, for single-channel models; otherwise give a folder with one series per channel.
+        inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any names will do, if none ends in
+            ``_0000``), one scan, or the files of one case in channel order. Any readable format is accepted. A folder (or tree) of
+            DICOM files gives a case per series, for single-channel models; otherwise give a folder with one series per channel.
         channels: how many channels the model expects.
 
     Returns:
         The cases; a missing channel shows itself when the case is read.
 
     Raises:
-        DataError: an input does not exist, holds no scans, or the number of files is not the number of channels.
+        DataError: an input does not exist, holds no scans or scans that belong to no case (they are named), or the number of files is
+            not the number of channels.
     """
     paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
     for path in paths:
@@ -55,7 +57,11 @@ def case_name(path: Path) -> str:
 
 def output_ending(case: CaseFiles) -> str:
     """The ending of a case's label map: the scan's own where that format can be written, else ``.nii.gz``."""
-    ending = file_ending(case.images[0])
+    return writable_ending(file_ending(case.images[0]))
+
+
+def writable_ending(ending: str | None) -> str:
+    """``ending`` where medkd can write that format, else ``.nii.gz``."""
     return ending if ending in WRITABLE else DEFAULT_ENDING
 
 
@@ -66,20 +72,48 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
         cases = [CaseFiles(stem(p), (p,)) for p in scans]
     else:
         cases = [_siblings(p, channels) for p in first]
-    if not cases:
+    if cases:
+        _check_strays(folder, scans, cases, channels)
+    else:
         cases = _dicom_cases(folder, channels)
-    elif any(is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"):
+    if scans and any(is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"):
         raise DataError(f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the two.")
     if not cases:
         raise DataError(
-            f"{folder}: expected scans named CASE_0000{DEFAULT_ENDING}, one file per channel ({', '.join(READERS)}), or DICOM series; "
-            "found none."
+            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or DICOM series; "
+            f"found none{f', only {_listed(scans)}; rename them' if scans else ''}."
         )
     names = [case.case for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{folder}: the case {twice[0]} is there in more than one format; keep one of its files.")
     return cases
+
+
+def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles], channels: int) -> None:
+    """Refuse scans that belong to no case; the label maps of an earlier prediction into the same folder are passed over."""
+    from medkd.inference.api import SETTINGS_FILE  # which itself lists the cases
+
+    known = {path for case in cases for path in case.images}
+    if (folder / SETTINGS_FILE).exists():
+        known |= {folder / f"{case.case}{output_ending(case)}" for case in cases}
+    strays = [path for path in scans if path not in known]
+    if strays:
+        raise DataError(
+            f"{folder}: expected {channels} channel(s) per case, named {_expected(channels)}, found {len(strays)} of {len(scans)} scans "
+            f"that belong to no case: {_listed(strays)}; name a scan that stands alone OTHERCASE_0000, complete its channels, or move it "
+            "elsewhere."
+        )
+
+
+def _expected(channels: int) -> str:
+    names = [f"CASE_{i:04d}{DEFAULT_ENDING}" for i in range(channels)]
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if channels > 1 else names[0]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    shown = ", ".join(path.name for path in paths[:_SHOWN])
+    return shown + (f", … ({len(paths)} in all)" if len(paths) > _SHOWN else "")
 
 
 def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:

@@ -187,6 +187,30 @@ def test_unusable_inputs_are_refused(tmp_path: Path, files: tuple[str, ...], cha
         find_cases(touch(tmp_path / "in", *files), channels)
 
 
+@pytest.mark.parametrize(
+    ("files", "channels", "strays"),
+    [
+        (("p_0000.nii.gz", "p_0001.nii.gz", "p_0002.nii.gz", "other.nii.gz"), 1, "3 of 4 .*: other.nii.gz, p_0001.nii.gz, p_0002.nii.gz;"),
+        (("a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz"), 2, "CASE_0000.nii.gz and CASE_0001.nii.gz, .* 1 of 3 .*: b_0001.nii.gz;"),
+        (("a_0000.mha", "a_0001.nii.gz"), 2, ": a_0001.nii.gz;"),
+        (("b_0001.nii.gz",), 2, "only b_0001.nii.gz;"),
+        ((*(f"a_{i:04d}.nii" for i in range(30)),), 1, r"a_0020.nii, … \(29 in all\)"),
+    ],
+)
+def test_scans_that_belong_to_no_case_are_named(tmp_path: Path, files: tuple[str, ...], channels: int, strays: str) -> None:
+    with pytest.raises(DataError, match=strays):
+        find_cases(touch(tmp_path / "in", *files), channels)
+
+
+def test_label_maps_beside_their_scans_are_no_strays(make_run: Callable[..., Path], scans: Path) -> None:
+    run = make_run(folds=1)
+    predict_folder(scans, scans, run)
+    assert predict_folder(scans, scans, run, resume=True).skipped == ["case_0", "case_1", "case_2"]
+    (scans / SETTINGS_FILE).unlink()
+    with pytest.raises(DataError, match=r"case_0\.nii\.gz, case_1\.nii\.gz, case_2\.nii\.gz;"):
+        find_cases(scans, 1)
+
+
 def test_missing_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         find_cases(tmp_path / "nothing", 1)
