@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from medkd.core.labels import LabelSpec
 from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM, evaluate_case
 from medkd.evaluation.metrics import HausdorffDefinition
 from medkd.evaluation.results import CaseScores, Summary
+from medkd.io.checks import grid_deviation
 from medkd.io.volumes import Volume, read_geometry, read_label
 
 __all__ = ["Summary", "evaluate_folder"]
@@ -54,6 +55,9 @@ def evaluate_folder(
         allow_missing: count a case without a prediction as an empty prediction (everything missed) instead of refusing.
         progress: show a progress bar.
 
+    A prediction whose origin or direction differs from the reference's by one voxel at most is scored voxel by voxel, as nnU-Net does,
+    and named in a warning; data sets are verified by the same rule.
+
     Raises:
         DataError: predictions or references are missing (all are named), a file cannot be read, or a prediction does not lie
             on its reference's grid or holds unknown values (every such case is named).
@@ -61,13 +65,14 @@ def evaluate_folder(
     predictions, references = Path(predictions), Path(references)
     names = sorted(set(cases)) if cases is not None else _cases_in(references, file_ending)
     missing = _missing(predictions, references, names, file_ending, allow_missing)
+    shifted: dict[str, float] = {}
 
     def one(case: str) -> CaseScores | str:
         reference, prediction = references / f"{case}{file_ending}", predictions / f"{case}{file_ending}"
         try:
             truth = read_label(reference)
             found = None if case in missing else read_label(prediction)
-            array = np.zeros_like(truth.array) if found is None else _on_same_grid(found, truth, case)
+            array = np.zeros_like(truth.array) if found is None else _on_same_grid(found, truth, case, shifted)
             spacing = truth.geometry.spacing
             scores = evaluate_case(array, truth.array, spacing, labels, nsd_tolerance_mm=nsd_tolerance_mm, definition=definition, case=case)
         except MedkdError as error:
@@ -82,6 +87,7 @@ def evaluate_folder(
     problems = [r for r in results if isinstance(r, str)]
     if problems:
         raise DataError(f"{len(problems)} of {len(names)} cases cannot be scored: " + " ".join(problems))
+    _warn_of(shifted, len(names))
     return Summary(tuple(r for r in results if isinstance(r, CaseScores)), nsd_tolerance_mm, definition, tuple(missing))
 
 
@@ -110,15 +116,35 @@ def _missing(predictions: Path, references: Path, names: Sequence[str], ending: 
     return missing
 
 
-def _on_same_grid(prediction: Volume, reference: Volume, case: str) -> np.ndarray:
-    differences = prediction.geometry.differences(reference.geometry)
-    if differences:
+def _on_same_grid(prediction: Volume, reference: Volume, case: str, shifted: dict[str, float]) -> np.ndarray:
+    """The prediction's voxels; ``shifted`` notes by how many mm they lie elsewhere, where that is little enough."""
+    deviation = grid_deviation(reference.geometry, prediction.geometry)
+    if deviation is not None and deviation.error:
         raise DataError(
-            f"{case}: prediction and reference differ in {', '.join(differences)} "
+            f"{case}: prediction and reference differ in {', '.join(deviation.names)} "
             f"(shape {prediction.geometry.shape} and {reference.geometry.shape}, "
-            f"spacing {_rounded(prediction)} and {_rounded(reference)} mm); bring the prediction onto the reference's grid."
+            f"spacing {_rounded(prediction)} and {_rounded(reference)} mm{_apart(deviation.moved_mm)}); "
+            "bring the prediction onto the reference's grid."
         )
+    if deviation is not None and deviation.moved_mm is not None:
+        shifted[case] = deviation.moved_mm
     return prediction.array
+
+
+def _apart(moved_mm: float | None) -> str:
+    return "" if moved_mm is None else f", up to {moved_mm:.3g} mm apart"
+
+
+def _warn_of(shifted: Mapping[str, float], total: int) -> None:
+    if shifted:
+        _log.warning(
+            "%d of %d cases: prediction and reference differ in origin or direction by one voxel or less (up to %.3g mm) and are scored "
+            "voxel by voxel; check that they show the same place: %s",
+            len(shifted),
+            total,
+            max(shifted.values()),
+            ", ".join(sorted(shifted)),
+        )
 
 
 def _rounded(volume: Volume) -> tuple[float, ...]:

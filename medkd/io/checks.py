@@ -13,6 +13,7 @@ from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 
 _PIECE = 1 << 20
+_ONE_VOXEL = 1.001  # a shift of exactly one voxel (counted from 1 instead of 0) must not hang on the rounding of a header
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,21 @@ class Finding:
         return f"{where}: expected {self.expected}, found {self.found}; {self.action}."
 
 
+@dataclass(frozen=True)
+class GridDeviation:
+    """How a grid differs from another one.
+
+    Attributes:
+        names: ``shape`` and ``spacing`` where they differ, else ``origin`` and ``direction``.
+        moved_mm: how far the corner that moves most does so; None where shape or spacing differ.
+        error: whether the voxels do not correspond.
+    """
+
+    names: tuple[str, ...]
+    moved_mm: float | None
+    error: bool
+
+
 def unreadable_finding(case: str, path: Path, error: DataError) -> Finding:
     """A file that could not be read; the error's own text says why."""
     return Finding(case, str(path), "a readable 3D volume", str(error).rstrip("."), "replace the file or leave the case out")
@@ -62,21 +78,30 @@ def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other:
     volume moves by more than one voxel, since headers are often rounded; beyond that the two files show different places,
     or one is flipped, and it is an error.
     """
-    differing = grid.differences(other)
-    if not differing:
+    deviation = grid_deviation(grid, other)
+    if deviation is None:
         return []
-    hard = [name for name in differing if name in ("shape", "spacing")]
-    moved = _largest_shift(grid, other)
-    error = bool(hard) or moved > min(grid.spacing)
-    names = hard or differing
+    names = deviation.names
     expected = f"the same {' and '.join(names)} as {reference.name} ({'; '.join(_value(grid, n) for n in names)})"
     found = "; ".join(_value(other, n) for n in names)
-    if hard:
+    if deviation.moved_mm is None:
         action = "resample one of the two onto the other's grid, or leave the case out"
     else:
-        found += f" (up to {moved:.3g} mm apart)"
+        found += f" (up to {deviation.moved_mm:.3g} mm apart)"
         action = "check that both show the same place; if the voxels do correspond, copy the image's header to the other file"
-    return [Finding(case, str(path), expected, found, action, error)]
+    return [Finding(case, str(path), expected, found, action, deviation.error)]
+
+
+def grid_deviation(grid: Geometry, other: Geometry) -> GridDeviation | None:
+    """How ``other`` differs from ``grid``, by the rule of :func:`grid_findings`; None where both are the same."""
+    differing = grid.differences(other)
+    if not differing:
+        return None
+    hard = tuple(name for name in differing if name in ("shape", "spacing"))
+    if hard:
+        return GridDeviation(hard, None, True)
+    moved = _largest_shift(grid, other)
+    return GridDeviation(tuple(differing), moved, moved > _ONE_VOXEL * min(grid.spacing))
 
 
 def label_finding(case: str, path: Path, values: Iterable[int], allowed: Collection[int]) -> list[Finding]:

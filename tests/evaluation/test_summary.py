@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.evaluate import evaluate_case
 from medkd.evaluation.results import CaseScores
 from medkd.evaluation.summary import Summary, evaluate_folder
 from medkd.evaluation.table import summary_text
+from medkd.io.volumes import read_label, write_volume
 from tests.evaluation.folders import LABELS, SPACING, reference, spoiled, write_map
 
 
@@ -108,6 +110,28 @@ def test_every_case_on_another_grid_or_unreadable_is_named(folders: tuple[Path, 
     assert "c0: prediction and reference differ in shape" in text
     assert "c1: prediction and reference differ in spacing" in text
     assert "c2.nii.gz" in text
+
+
+def moved(path: Path, voxels: float) -> None:
+    """Shift the origin of a label map along x; its voxels stay as they are."""
+    volume = read_label(path)
+    matrix = volume.geometry.matrix
+    matrix[0, 3] += voxels * volume.geometry.spacing[2]
+    write_volume(path, volume.array, Geometry.from_affine(volume.array.shape, matrix))
+
+
+def test_headers_that_differ_by_one_voxel_at_most_are_scored_with_a_warning(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = evaluate_folder(*folders, LABELS)
+    assert not caplog.text
+    for case, voxels in (("c1", 0.3), ("c3", 1.0)):
+        moved(folders[1] / f"{case}.nii.gz", voxels)
+    assert evaluate_folder(*folders, LABELS) == expected
+    assert len(caplog.records) == 1 and "2 of 4 cases" in caplog.text and "up to 1 mm" in caplog.text and "c1, c3" in caplog.text
+    moved(folders[1] / "c1.nii.gz", 0.8)
+    with pytest.raises(DataError, match=r"1 of 4 .* c1: prediction and reference differ in origin .* up to 1\.1 mm apart"):
+        evaluate_folder(*folders, LABELS)
 
 
 def test_empty_folders_and_unknown_cases_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
