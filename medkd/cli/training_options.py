@@ -82,22 +82,23 @@ def is_detection(arguments: argparse.Namespace) -> bool:
 
 
 def training_options(arguments: argparse.Namespace) -> TrainOptions:
-    """The parsed options for segmentation."""
-    return TrainOptions(
-        **_common(arguments),
-        configuration=arguments.configuration or _DEFAULTS.configuration,
-        patch_size=tuple(arguments.patch_size) if arguments.patch_size else None,
-        width_divisor=arguments.width_divisor or _DEFAULTS.width_divisor,
-        save_every=arguments.save_every or _DEFAULTS.save_every,
-        targets=getattr(arguments, "targets", None) or _DEFAULTS.targets,
-        targets_tta=bool(getattr(arguments, "targets_tta", None)),
-        targets_limit=getattr(arguments, "targets_limit", None) or _DEFAULTS.targets_limit,
-        init=getattr(arguments, "init", None) or _DEFAULTS.init,
-    )
+    """The parsed options for segmentation; what was not given keeps its default.
+
+    Raises:
+        RunError: a number is outside of its limits.
+    """
+    given = {name: value for name in _SEGMENTATION_ONLY if (value := getattr(arguments, name, None)) is not None}
+    if "patch_size" in given:
+        given["patch_size"] = tuple(given["patch_size"])
+    return TrainOptions(**_common(arguments), **given)
 
 
 def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
-    """The parsed options for detection."""
+    """The parsed options for detection.
+
+    Raises:
+        RunError: a number is outside of its limits.
+    """
     from medkd.detection.options import DetectorOptions
 
     return DetectorOptions(**_common(arguments), image_size=arguments.image_size, backbone_weights=arguments.backbone_weights)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medkd.core.limits import check_numbers
+
+_LEAST = {"epochs": 1, "iterations_per_epoch": 1, "batch_size": 1, "image_size": 1, "seed": 0, "workers": 0}
+
 
 @dataclass(frozen=True)
 class DetectorOptions:
@@ -29,6 +33,9 @@ class DetectorOptions:
         settings: ``method.parameter`` → value.
         backbone_weights: file of weights that the detector starts from, see :func:`medkd.detection.weights.start_from`.
         validate: find and score the boxes of the fold's validation images at the end.
+
+    Raises:
+        RunError: a number is outside of its limits.
     """
 
     root: Path | None = None
@@ -47,3 +54,6 @@ class DetectorOptions:
     settings: Mapping[str, Any] = field(default_factory=dict)
     backbone_weights: Path | None = None
     validate: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, _LEAST, ("learning_rate",))

@@ -7,6 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medkd.core.errors import RunError
+from medkd.core.limits import check_numbers, is_whole
+
+_LEAST = {
+    "epochs": 1,
+    "iterations_per_epoch": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "workers": 0,
+    "width_divisor": 1,
+    "save_every": 1,
+}
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -35,6 +48,9 @@ class TrainOptions:
         targets_tta: cached targets are means over mirrored copies.
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
         init: what a student's weights are before the first step: ``random``, or ``teacher``, see :mod:`medkd.networks.inheritance`.
+
+    Raises:
+        RunError: a number is outside of its limits.
     """
 
     root: Path | None = None
@@ -59,3 +75,11 @@ class TrainOptions:
     targets_tta: bool = False
     targets_limit: float = 50.0
     init: str = "random"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, _LEAST, ("learning_rate", "targets_limit"))
+        patch = self.patch_size
+        if patch is not None and not (isinstance(patch, (tuple, list)) and patch and all(is_whole(side, 1) for side in patch)):
+            raise RunError(
+                f"--patch-size expects whole numbers of at least 1, one per axis, found {patch!r}; leave it out for the default."
+            )

@@ -1,0 +1,65 @@
+"""The training commands hand over what was given, and refuse a 0 instead of taking it for "not given"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medkd.cli.train import main as train_command
+from medkd.cli.train_distill import main as distill_command
+from medkd.training import api
+from medkd.training.options import TrainOptions
+from tests.training.builders import make_dataset
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("root")
+    make_dataset(folder, cases=2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--epochs", "0"],
+        ["--epochs", "-5"],
+        ["--iterations-per-epoch", "0"],
+        ["--batch-size", "-1"],
+        ["--patch-size", "0", "0", "0"],
+        ["--learning-rate", "-1"],
+        ["--width-divisor", "0"],
+        ["--seed", "-1"],
+        ["--workers", "-1"],
+        ["--save-every", "0"],
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_numbers_outside_of_their_limits_are_refused(
+    root: Path, option: list[str], dry: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(["900", "plain_unet", "0", "--root", str(root), "--device", "cpu", *option, *dry]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option[0]} expects ") and error.count("\n") == 1
+    assert not (root / "results").exists()
+
+
+def test_a_limit_of_no_space_for_targets_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["900", "plain_unet", "unet_tiny", "kd", "0", "--root", str(root), "--targets", "cached", "--targets-limit", "0"]
+    assert distill_command(command) == 1
+    assert "--targets-limit expects a number above 0" in capsys.readouterr().err
+
+
+def test_what_is_given_arrives_and_the_rest_keeps_its_default(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainOptions] = []
+    monkeypatch.setattr(api, "train", lambda dataset, network, fold, options: seen.append(options))
+    monkeypatch.setattr(api, "train_distill", lambda dataset, teacher, student, method, fold, options: seen.append(options))
+    given = ["--root", str(root), "--patch-size", "8", "16", "24", "--width-divisor", "2", "--save-every", "3", "--workers", "0"]
+    assert train_command(["900", "plain_unet", "0", *given]) == 0
+    assert seen[0] == TrainOptions(root=root, patch_size=(8, 16, 24), width_divisor=2, save_every=3, workers=0)
+    targets = ["--targets", "cached", "--targets-tta", "--targets-limit", "0.5", "--init", "teacher", "-c", "2d"]
+    assert distill_command(["900", "plain_unet", "unet_tiny", "kd", "0", "--root", str(root), *targets]) == 0
+    assert seen[1] == TrainOptions(
+        root=root, configuration="2d", targets="cached", targets_tta=True, targets_limit=0.5, init="teacher"
+    )  # fmt: skip
