@@ -28,9 +28,9 @@ from medkd.training.guard import Teacher, choose_teacher
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
-from medkd.training.run_folder import open_fold, run_name, start_fold
+from medkd.training.run_folder import Prepared, check_cases, open_fold, run_name, start_fold, validation_cases
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
-from medkd.training.splits import Split, ensure_splits, split_of_fold
+from medkd.training.splits import Split, find_split
 from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
@@ -112,6 +112,7 @@ def train_distill(
         torch.manual_seed(job.options.seed)
         network = build_network(run.network)
         lesson = _lesson(job, run, network, chosen)
+        _check_cases(job, folder, lesson.seen)
         data = replace(_data(job, run), targets=lesson.predict(job) if run.targets == CACHED else None)
         trainer = DistillationTrainer(network, lesson.distiller, data, _settings(job, run), folder)
         _start(job, run, folder, lesson.seen)
@@ -140,7 +141,9 @@ def dry_run(
     """
     job, run, folder, chosen = _ready(dataset, network, fold, options or TrainOptions(), teacher, method, write=False)
     student = build_weightless(run.network)
-    distiller = None if chosen is None else _lesson(job, run, student, chosen).distiller
+    lesson = None if chosen is None else _lesson(job, run, student, chosen)
+    _check_cases(job, folder, frozenset() if lesson is None else lesson.seen)
+    distiller = None if lesson is None else lesson.distiller
     guard = None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
     return describe_run(run, folder, student, SegmentationLoss(regions=job.description.labels.regions, batch_dice=False), distiller, guard)
 
@@ -181,8 +184,7 @@ def _prepare(dataset: str | int, fold: int | str, options: TrainOptions, write: 
         raise DataError(
             f"{name} has no preprocessed cases for {configuration.name}; run medkd_plan_and_preprocess -d {name} -c {configuration.name}."
         )
-    splits = ensure_splits(folder, cases, description.patients, root.raw_dataset(name), write=write)
-    split = split_of_fold(splits, fold, cases)
+    split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
     return _Job(name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device))
 
 
@@ -249,7 +251,14 @@ def _run_name(job: _Job, network: str, method: str | None = None, teacher: str |
 
 def _fold_folder(job: _Job, run: RunDescription, name: str) -> Path:
     path = job.root.results / job.name / name
-    return open_fold(path, job.fold, run, resume=job.options.resume, overwrite=job.options.overwrite)
+    prepared = Prepared(job.plan, job.description)
+    return open_fold(path, job.fold, run, prepared, resume=job.options.resume, overwrite=job.options.overwrite)
+
+
+def _check_cases(job: _Job, folder: Path, taught_by: frozenset[str]) -> None:
+    """A fold that goes on must go on with its own cases; a finished one keeps them."""
+    if not job.options.overwrite and not _is_finished(folder, job.options):
+        check_cases(folder, job.split, taught_by)
 
 
 def _start(job: _Job, run: RunDescription, folder: Path, taught_by: frozenset[str]) -> None:
@@ -331,5 +340,6 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
 
 def _finish(job: _Job, run: RunDescription, folder: Path) -> Path:
     if job.options.validate:
-        finish_fold(RunFolder.load(folder.parent), folder, job.store, job.root.raw_dataset(job.name), job.split.val, job.device)
+        cases = validation_cases(folder)
+        finish_fold(RunFolder.load(folder.parent), folder, job.store, job.root.raw_dataset(job.name), cases, job.device)
     return folder

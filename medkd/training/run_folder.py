@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
-from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
+from medkd.core.files import read_json
+from medkd.core.plan import Plan
+from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.training.guard import write_split
-from medkd.training.splits import Split
+from medkd.training.splits import SPLITS_FILE, Split
+
+_CONFIGURED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What decides how a network's input is made and what its output means: a plan, and a data set's description."""
+
+    plan: Plan
+    description: DatasetDescription
+
+    def facts(self, configuration: str) -> dict[str, Any]:
+        """What the folds of one run must have in common; sizes of networks and numbers of cases do not count."""
+        configured = self.plan.configuration(configuration)
+        facts = {
+            "channels": self.description.channel_names,
+            "labels": self.description.labels,
+            "axis order": self.plan.transpose,
+            **{key: getattr(configured, key) for key in _CONFIGURED},
+            "protocol": self.plan.protocol,
+        }
+        return {**facts, "intensities": self.plan.intensities} if "ct" in configured.normalization else facts
 
 
 def run_name(network: str, configuration: str, method: str | None, teacher: str | None, tag: str | None) -> str:
@@ -23,16 +47,24 @@ def run_name(network: str, configuration: str, method: str | None, teacher: str 
 
 
 def open_fold(
-    path: Path, fold: str, run: RunDescription, *, resume: bool, overwrite: bool, traces: Sequence[str] = (LATEST, FINAL)
+    path: Path,
+    fold: str,
+    run: RunDescription,
+    prepared: Prepared | None = None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    traces: Sequence[str] = (LATEST, FINAL),
 ) -> Path:
     """The fold folder of a run that may be started or continued; nothing is written yet.
 
-    A run folder holds folds of one and the same run; another network, budget or method needs another name.
+    A run folder holds folds of one and the same run; another network, budget, method or preprocessing needs another name.
 
     Args:
         path: run folder, which need not exist.
         fold: 0-4 or ``all``.
         run: what is going to be trained.
+        prepared: the data that it is going to be trained on; None for a detector.
         resume: an interrupted fold is continued.
         overwrite: what an earlier run left in the fold folder may be thrown away.
         traces: files by which a fold was trained before, whole or in part.
@@ -41,18 +73,60 @@ def open_fold(
         RunError: the folder holds another run, or this fold was trained before.
     """
     folder = path / f"fold_{fold}"
-    trained = [p for p in path.glob("fold_*") if any((p / name).exists() for name in traces)]
-    others = [p for p in trained if p != folder or not overwrite]
-    if others and (path / RUN_FILE).exists():
-        known = load(RunDescription, path / RUN_FILE)
-        if known != replace(run, precision=known.precision):
-            raise RunError(
-                f"{path} holds a run with other settings ({_difference(known, run)}); "
-                "give --tag TEXT to keep both, or --overwrite to replace it."
-            )
-    if folder in others and not resume:
+    trained = sorted(p for p in path.glob("fold_*") if any((p / name).exists() for name in traces))
+    kept = [p for p in trained if p != folder or not overwrite]
+    differs = _difference_to(path, run, prepared) if kept and (path / RUN_FILE).exists() else None
+    others = [p.name for p in trained if p != folder]
+    if differs and others:
+        raise RunError(
+            f"{path} holds {', '.join(others)} of a run with other settings ({differs}); give --tag TEXT to keep both, or delete {path}."
+        )
+    if differs:
+        raise RunError(f"{path} holds a run with other settings ({differs}); give --tag TEXT to keep both, or --overwrite to replace it.")
+    if folder in kept and not resume:
         raise RunError(f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep both.")
     return folder
+
+
+def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
+    """See to it that a fold goes on with the cases with which it began, so that none on which it is judged was ever learnt from.
+
+    Args:
+        folder: fold folder; one without weights may begin with any cases.
+        split: of the fold, now.
+        taught_by: cases that the teacher has seen, now.
+
+    Raises:
+        RunError: the fold began with other cases, or with a teacher of other cases.
+    """
+    path = folder / SPLIT_FILE
+    if not path.exists() or not any(folder.rglob("*.pt")):
+        return
+    known = read_json(path)
+    parts = (
+        ("train", "training", split.train, f"restore {SPLITS_FILE} and the cases"),
+        ("val", "validation", split.val, f"restore {SPLITS_FILE}"),
+        ("teacher_train", "teacher's training", taught_by, "take the teacher with the folds that it had"),
+    )
+    for key, what, now, remedy in parts:
+        other = sorted(set(known.get(key, [])) ^ set(now))
+        if other:
+            raise RunError(
+                f"{folder} was trained with other splits: {len(other)} of its {what} cases differ, for example {other[0]}; {remedy}, or "
+                "give --overwrite to start anew, or --tag TEXT to keep both."
+            )
+
+
+def validation_cases(folder: Path) -> tuple[str, ...]:
+    """The cases on which a trained fold is judged: those that it held out, whatever the data set's splits say by now.
+
+    Raises:
+        RunError: the folder does not say.
+    """
+    path = folder / SPLIT_FILE
+    if not path.exists():
+        raise RunError(f"{path} is missing, so nobody can say which cases this fold held out; train it again with --overwrite.")
+    return tuple(read_json(path)["val"])
 
 
 def start_fold(
@@ -68,18 +142,36 @@ def start_fold(
         split: of the fold.
         taught_by: cases that the teacher has seen.
         overwrite: throw away what an earlier run left in the fold folder.
+
+    Raises:
+        RunError: the fold began with other cases, see :func:`check_cases`.
     """
     if overwrite and folder.exists():
         shutil.rmtree(folder)
+    check_cases(folder, split, taught_by)
     save(folder.parent / RUN_FILE, run)
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, taught_by)
 
 
-def _difference(known: RunDescription, run: RunDescription) -> str:
-    for field in (f.name for f in fields(RunDescription) if f.name != "precision"):
-        a, b = getattr(known, field), getattr(run, field)
-        if a != b:
-            return f"{field}: {a} there, {b} now"
-    return "precision"
+def _difference_to(path: Path, run: RunDescription, prepared: Prepared | None) -> str | None:
+    """What a run folder holds otherwise than it is wanted now; the precision may change."""
+    known = load(RunDescription, path / RUN_FILE)
+    differs = _difference(known, replace(run, precision=known.precision))
+    if differs or prepared is None:
+        return differs
+    stored = Prepared(Plan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
+    return _difference(stored.facts(run.configuration), prepared.facts(run.configuration))
+
+
+def _difference(known: Any, now: Any, name: str = "") -> str | None:
+    """The first thing that differs, ``budget.epochs: 4 there, 9 now``; None where all is equal."""
+    if known == now:
+        return None
+    if is_dataclass(known) and type(known) is type(now):
+        known, now = ({f.name: getattr(value, f.name) for f in fields(value)} for value in (known, now))
+    if not (isinstance(known, Mapping) and isinstance(now, Mapping)):
+        return f"{name}: {known} there, {now} now"
+    found = (_difference(known.get(key), now.get(key), f"{name}.{key}" if name else key) for key in {**known, **now})
+    return next((text for text in found if text), f"{name}: {known} there, {now} now")
