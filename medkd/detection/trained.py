@@ -13,6 +13,7 @@ import torch
 
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
+from medkd.core.device import pick_device as pick_device  # the other modules of this package take it from here
 from medkd.core.errors import RunError
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
@@ -119,15 +120,3 @@ def register_detectors(name: str = "") -> None:
         import_module(module)
     if name and name not in DETECTORS and absent:
         raise RunError(f"The detector '{name}' is not known; {' and '.join(absent)} may be missing: pip install 'medkd[detection]'.")
-
-
-def pick_device(device: torch.device | str | None) -> torch.device:
-    """The device that was asked for, else CUDA where present, else the CPU.
-
-    Raises:
-        RunError: CUDA is asked for and there is none.
-    """
-    wanted = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise RunError(f"The device {wanted} was asked for, but torch sees no CUDA device; use --device cpu.")
-    return wanted

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medkd.core.errors import RunError
+from medkd.core.device import pick_device
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
@@ -181,20 +181,3 @@ class Predictor:
             return False
         free, _ = torch.cuda.mem_get_info(self.device)
         return 4 * (image.shape[0] + outputs) * prod(image.shape[1:]) < _GPU_SHARE * free
-
-
-def pick_device(device: torch.device | str | None) -> torch.device:
-    """The named device, or CUDA where present, else the CPU.
-
-    Raises:
-        RunError: the name is unknown, or the device is not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise RunError(f"Unknown device '{device}'; use cpu, cuda, cuda:N or mps.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise RunError("The device 'cuda' was asked for, but torch sees none; use --device cpu, or mend the driver.")
-    return found

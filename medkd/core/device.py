@@ -1,0 +1,36 @@
+"""The device that networks run on."""
+
+from __future__ import annotations
+
+import torch
+
+from medkd.core.errors import RunError
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device that was asked for, else CUDA where present, else the CPU.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None chooses.
+
+    Raises:
+        RunError: the device is of another kind, or is not there.
+    """
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": 1 if torch.backends.mps.is_available() else 0,
+    }
+    if device is None:
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise RunError(f"Unknown device '{device}'; use cpu, cuda, cuda:N or mps.") from error
+    if found.type not in there:
+        raise RunError(f"Networks do not run on the device '{device}'; use cpu, cuda, cuda:N or mps.")
+    count = there[found.type]
+    if (found.index or 0) >= count:
+        numbers = f"only {found.type}:0" + (f" to {found.type}:{count - 1}" if count > 1 else "") if count else f"no {found.type} device"
+        raise RunError(f"The device '{device}' was asked for, but torch sees {numbers} here; use one that is there, or --device cpu.")
+    return found
