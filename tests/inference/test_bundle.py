@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from medkd.core.errors import MedkdError, RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.inference.external import is_external_folder, load_external, read_external, seen_by_external
 from medkd.inference.predictor import Predictor
 
@@ -136,6 +136,68 @@ def test_a_teacher_json_overrides_single_keys(tmp_path: Path) -> None:
     assert found.patch_size == (32, 16, 16) and "milz" in found.labels and found.spacing == (1.5, 1.5, 2.0)
 
 
+def brats(config: dict[str, Any], *, spaced: bool = True) -> None:
+    """The form of MONAI's bundle for brain tumours: three regions behind a sigmoid."""
+    config["network_def"] = {**config["network_def"], "out_channels": 3}
+    config["preprocessing"]["transforms"] = config["preprocessing"]["transforms"][: 4 if spaced else 3]
+    activation = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+    config["postprocessing"] = {"_target_": "Compose", "transforms": [{"_target_": "Invertd", "keys": "pred"}, activation]}
+
+
+def name_outputs(folder: Path, *names: str) -> Path:
+    """Other names of the network's channels."""
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {str(i): name for i, name in enumerate(names)}
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def drop_sigmoid(config: dict[str, Any]) -> None:
+    """Regions by their names only."""
+    brats(config)
+    del config["postprocessing"]
+
+
+def refer_to_sigmoid(config: dict[str, Any]) -> None:
+    """The same activation, by references."""
+    brats(config)
+    config["after"] = [{**config["postprocessing"]["transforms"][1], "sigmoid": "@regions"}]
+    config |= {"regions": True, "postprocessing": {"_target_": "Compose", "transforms": "@after"}}
+
+
+REGIONS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, "regions_class_order": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("edit", "first", "message"),
+    [
+        (brats, "whole", "'postprocessing' applies a sigmoid"),
+        (brats, "background", "'postprocessing' applies a sigmoid"),
+        (refer_to_sigmoid, "background", "'postprocessing' applies a sigmoid"),
+        (drop_sigmoid, "whole", "channel 0 of the outputs is 'whole', not the background"),
+    ],
+)
+def test_regions_are_not_read_as_classes(tmp_path: Path, edit: Edit, first: str, message: str) -> None:
+    folder = name_outputs(write(tmp_path / "bundle", edit, {}), first, "core", "enhancing")
+    with pytest.raises(RunError, match=rf"{message}.*state labels in a teacher.json.*regions_class_order"):
+        read_external(folder)
+
+
+def test_a_background_may_be_written_in_capitals(tmp_path: Path) -> None:
+    assert list(read_external(name_outputs(write(tmp_path / "bundle"), "Background", "spleen")).labels) == ["Background", "spleen"]
+
+
+def test_regions_of_a_teacher_json_are_painted(tmp_path: Path) -> None:
+    from monai.networks.nets import UNet
+
+    theirs = UNet(spatial_dims=3, in_channels=1, out_channels=3, **UNET).eval()
+    model = load_external(write(tmp_path / "bundle", brats, theirs.state_dict(), teacher={"train": [], **REGIONS}))
+    image = torch.randn(1, 1, 16, 16, 16)
+    assert model.labels.regions and torch.equal(model.networks[0](image), theirs(image))
+    logits = torch.tensor([[-9.0, 9, 9, 9], [-3, -9, 9, 9], [-9, -9, -9, 9]])
+    assert model.labels.decode(logits).tolist() == [0, 1, 2, 3]
+
+
 EVIL = "$__import__('os').system('touch hostile')"
 
 
@@ -151,6 +213,9 @@ EVIL = "$__import__('os').system('touch hostile')"
         (lambda c: c["network_def"].update(_target_="monai.networks.nets.UNETR"), "'UNETR' is not one of"),
         (lambda c: c["network_def"].update(channels="@evil", strides="@evil") or c.update(evil=EVIL), "is the expression"),
         (lambda c: c["network_def"].update(channels="@loop") or c.update(loop="@loop"), "is the expression"),
+        (lambda c: c["network_def"].update(channels=["@network_def::channels"]), "refers to itself"),
+        (lambda c: c["network_def"].update(norm={"a": "@network_def"}), "refers to itself"),
+        (lambda c: c.update(postprocessing=["@postprocessing", "@postprocessing"]), "refers to itself"),
         (lambda c: c["network_def"].update(command="x"), "no argument 'command'"),
         (lambda c: c["network_def"].update(norm="no such norm"), "does not accept"),
         (lambda c: c["inferer"].update(roi_size=EVIL), "'inferer::roi_size' is the expression"),
@@ -207,6 +272,93 @@ def test_transforms_become_preprocessing(tmp_path: Path, transforms: list[dict[s
         write(tmp_path / "bundle", lambda c: c["preprocessing"].update(transforms=[*c["preprocessing"]["transforms"][:4], *transforms]))
     )
     assert (found.normalization, found.use_mask_for_norm, found.crop) == expected
+
+
+def without_spacing(config: dict[str, Any]) -> None:
+    """No transform says the voxel size."""
+    config["preprocessing"]["transforms"].pop(3)
+
+
+def with_(*transforms: dict[str, Any]) -> Edit:
+    """An edit that adds transforms at the end."""
+    return lambda config: config["preprocessing"]["transforms"].extend(transforms)
+
+
+WINDOW, CROP = ("window(-57, 164)",), {"_target_": "CropForegroundd"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message", "stated", "expected"),
+    [
+        (without_spacing, "state spacing in", {"spacing": [1, 1, 1]}, ((1, 1, 1), WINDOW, "none", (2, 1, 0))),
+        (
+            lambda c: c["preprocessing"]["transforms"][3].update(pixdim=EVIL),
+            "state spacing in",
+            {"spacing": [1, 1, 1]},
+            ((1, 1, 1), WINDOW, "none", (2, 1, 0)),
+        ),
+        (
+            lambda c: c["preprocessing"]["transforms"][4].update(b_max=2),
+            "state normalization in",
+            {"normalization": ["none"]},
+            ((1.5, 1.5, 2), ("none",), "none", (2, 1, 0)),
+        ),
+        (
+            lambda c: c["preprocessing"]["transforms"][2].update(axcodes="RAX"),
+            "state transpose in",
+            {"transpose": [0, 1, 2]},
+            ((1.5, 1.5, 2), WINDOW, "none", (0, 1, 2)),
+        ),
+        (with_({**CROP, "margin": 5}), "state crop in", {"crop": "nonzero"}, ((1.5, 1.5, 2), WINDOW, "nonzero", (2, 1, 0))),
+        (
+            with_({"_target_": "GaussianSmoothd"}, CROP),
+            "state spacing and normalization in",
+            {"spacing": [1, 1, 1], "normalization": ["window(-9, 9)"]},
+            ((1, 1, 1), ("window(-9, 9)",), "above(-9)", (2, 1, 0)),
+        ),
+        (
+            lambda c: c.update(preprocessing=EVIL),
+            "state spacing, normalization, crop and transpose in",
+            {"spacing": [1, 1, 1], "normalization": ["none"], "crop": "none", "transpose": [0, 1, 2]},
+            ((1, 1, 1), ("none",), "none", (0, 1, 2)),
+        ),
+    ],
+)
+def test_what_a_refusal_asks_for_helps(tmp_path: Path, edit: Edit, message: str, stated: dict[str, Any], expected: object) -> None:
+    folder = write(tmp_path / "bundle", edit, {})
+    with pytest.raises(RunError, match=message):
+        read_external(folder)
+    (folder / "teacher.json").write_text(json.dumps(stated))
+    found = read_external(folder)
+    assert (found.spacing, found.normalization, found.crop, found.transpose) == expected
+
+
+def test_a_crop_by_normalised_values_is_still_refused_where_the_normalisation_is_stated(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bundle", with_(CROP), {}, teacher={"normalization": ["zscore"]})
+    with pytest.raises(RunError, match=r"crops by normalised values.*state crop in"):
+        read_external(folder)
+
+
+def test_stated_arguments_replace_those_that_are_expressions(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bundle", lambda c: c["network_def"].update(channels=EVIL))
+    with pytest.raises(RunError, match="state network and arguments in"):
+        read_external(folder)
+    (folder / "teacher.json").write_text(json.dumps({"arguments": UNET}))
+    assert read_external(folder).network == "UNet" and read_external(folder).arguments == UNET
+
+
+@pytest.mark.parametrize("stated", [{"channels": 1}, {"normalization": 1}, {"normalization": "zscore"}])
+def test_stated_keys_of_the_wrong_form_are_named(tmp_path: Path, stated: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"{next(iter(stated))}: expected a list"):
+        read_external(write(tmp_path / "bundle", with_(CROP), {}, teacher=stated))
+
+
+def test_empty_weights_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder = write(tmp_path / "bundle")
+    (folder / "models" / "model.pt").write_bytes(b"")
+    with pytest.raises(RunError, match=r"model\.pt") as caught:
+        load_external(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
