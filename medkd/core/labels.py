@@ -20,7 +20,8 @@ class LabelSpec:
     entries are *regions*: sigmoid outputs, one channel per foreground entry; overlapping is allowed.
 
     Attributes:
-        entries: name → label values, background first, then in the order of ``dataset.json``, without ``ignore``.
+        entries: name → label values, background first, without ``ignore``; plain labels in the order of their values, whatever the
+            order in ``dataset.json``; regions in its order, which ``order`` refers to.
         regions: whether outputs are sigmoid regions.
         order: for regions, the label value painted for each region, in painting order (``regions_class_order``).
         ignore: the label value of voxels without annotation, or None.
@@ -37,29 +38,30 @@ class LabelSpec:
         return cls((("background", (0,)), *((name, (i + 1,)) for i, name in enumerate(names))))
 
     @classmethod
-    def from_json(cls, labels: Mapping[str, Any], order: list[int] | None, where: str) -> LabelSpec:
-        """Read the ``labels`` and ``regions_class_order`` of a ``dataset.json``.
+    def from_json(cls, labels: Any, order: Any, where: str) -> LabelSpec:
+        """Read the ``labels`` and ``regions_class_order`` of a ``dataset.json``; ``where`` names the file in error texts.
 
         Raises:
-            DataError: background is not 0, values are not consecutive, ``ignore`` is not the largest value, or a
-                region order is missing or of the wrong length.
+            DataError: these keys are not of the form that nnU-Net v2 describes, background is not 0, values are not consecutive,
+                ``ignore`` is not the largest value, or a region order is missing or of the wrong length.
         """
-        entries, ignore = [], None
-        for name, value in labels.items():
-            values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-            if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-                raise DataError(f"{where}: label '{name}' must be an integer or a list of integers, found {value!r}.")
-            if name == "ignore":
-                ignore = values[0]
-            else:
-                entries.append((str(name), values))
-        entries.sort(key=lambda entry: entry[1] != (0,))  # stable: background first, the rest as in the file
+        if not isinstance(labels, Mapping):
+            raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
+        read = {str(name): _values(value, f"{where}: label '{name}'") for name, value in labels.items()}
+        ignore = read.pop("ignore", (None,))
+        if len(ignore) > 1:
+            raise DataError(f"{where}: label 'ignore' must be one integer, found {list(ignore)}.")
+        regions = any(len(values) > 1 for values in read.values())
+        # as in nnU-Net: plain labels by value; regions, which have an order of their own, stay as in the file behind the background
+        entries = sorted(read.items(), key=lambda entry: (entry[1] != (0,), () if regions else entry[1]))
         if not entries or entries[0][1] != (0,):
             raise DataError(f'{where}: no label has the value 0; name the background, for example "background": 0.')
         if len(entries) < 2:
             raise DataError(f"{where}: only the background is named; at least one structure is needed.")
-        regions = any(len(values) > 1 for _, values in entries)
-        spec = cls(tuple(entries), regions, tuple(order or ()) if regions else (), ignore)
+        if not isinstance(order, (list, tuple, type(None))):
+            raise DataError(f"{where}: 'regions_class_order' must be a list of integers, found {order!r}.")
+        painted = _values(order, f"{where}: 'regions_class_order'") if regions and order else ()
+        spec = cls(tuple(entries), regions, painted, ignore[0])
         spec._validate(where)
         return spec
 
@@ -74,7 +76,7 @@ class LabelSpec:
                 f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found {list(self.order)}."
             )
         if not self.regions and [values[0] for _, values in self.entries] != present:
-            raise DataError(f"{where}: plain labels must be listed once each in ascending order, found {dict(self.entries)}.")
+            raise DataError(f"{where}: plain labels must have a value each of their own, found {self.to_json()['labels']}.")
 
     def to_json(self) -> dict[str, Any]:
         """The keys ``labels`` and, for regions, ``regions_class_order`` of ``dataset.json``."""
@@ -136,3 +138,10 @@ class LabelSpec:
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Softmax over ``dim`` for plain labels, sigmoid for regions."""
         return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim)
+
+
+def _values(value: Any, what: str) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise DataError(f"{what} must be an integer or a list of integers, found {value!r}.")
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_finds_dataset_json_beside_the_references(folders: tuple[str, str], tmp_
     DatasetDescription(("CT",), LABELS, 2).save(tmp_path / "dataset.json")
     assert main([*folders]) == 0
     assert [n for n, _ in Summary.load(tmp_path / "pred" / "summary.json").structures] == ["liver", "spleen"]
+
+
+def test_labels_in_any_order_in_dataset_json_give_the_same_table(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*folders, "--labels", "liver,spleen", "-o", str(tmp_path / "s.json")]) == 0
+    expected = capsys.readouterr().out
+    content = {"channel_names": {"0": "CT"}, "labels": {"spleen": 2, "background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert main([*folders, "-o", str(tmp_path / "s.json")]) == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_errors_are_one_line_with_status_1(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,48 @@
+"""Labels as ``dataset.json`` states them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medkd.core.errors import DataError
+from medkd.core.labels import LabelSpec
+
+MIXED = {"outer": 2, "background": 0, "ignore": 4, "rim": 3, "inner": 1}
+
+
+def test_plain_labels_are_sorted_by_value_whatever_their_order_in_the_file() -> None:
+    labels = LabelSpec.from_json(MIXED, None, "here")
+    assert labels.entries == (("background", (0,)), ("inner", (1,)), ("outer", (2,)), ("rim", (3,)))
+    assert labels.values == (0, 1, 2, 3, 4) and labels.ignore == 4
+    assert labels == LabelSpec.from_json(labels.to_json()["labels"], None, "there")
+
+
+def test_the_outputs_of_sorted_labels_mean_what_the_names_say() -> None:
+    labels = LabelSpec.from_json(MIXED, None, "here")
+    given = torch.tensor([0, 1, 2, 3]).reshape(1, 1, 4)
+    logits = torch.nn.functional.one_hot(labels.encode(given)[0][0, 0], labels.num_outputs).T.float()
+    assert labels.decode(logits).tolist() == [0, 1, 2, 3]
+    for channel, (_, values) in enumerate(labels.entries):
+        assert values == (labels.decode(logits)[channel].item(),)
+
+
+def test_regions_keep_their_order_which_the_painting_order_refers_to() -> None:
+    labels = LabelSpec.from_json({"core": [2], "background": 0, "whole": [1, 2]}, [2, 1], "here")
+    assert labels.entries == (("background", (0,)), ("core", (2,)), ("whole", (1, 2))) and labels.order == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "a": 1, "b": 1}, "a value each of their own"),
+        ({"background": 0, "a": 3, "b": 1}, r"consecutive from 0, found \[0, 1, 3\]"),
+        ({"a": 1, "b": 2}, "no label has the value 0"),
+        ({"background": 0}, "only the background"),
+        ({"background": 0, "a": 1, "ignore": 3}, r"largest label plus one \(2\), found 3"),
+        ({"background": 0, "whole": [1, 2], "core": [2]}, r"regions need 'regions_class_order', one label per region \(2\), found \[\]"),
+    ],
+)
+def test_what_nnunet_refuses_is_refused(labels: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=f"^here: .*{message}"):
+        LabelSpec.from_json(labels, [], "here")
