@@ -59,7 +59,11 @@ class DatasetDescription:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> DatasetDescription:
-        """Build from the content of a ``dataset.json``; ``where`` names the file in error texts."""
+        """Build from the content of a ``dataset.json``; ``where`` names the file in error texts.
+
+        Raises:
+            DataError: a required key is missing, or a key is of the wrong form.
+        """
         if not isinstance(data, Mapping):
             raise DataError(f"{where}: expected a JSON object, found {type(data).__name__}.")
         data = dict(data)
@@ -70,15 +74,18 @@ class DatasetDescription:
         for key in ("channel_names", "labels", "file_ending"):
             if key not in data:
                 raise DataError(f"{where}: the key '{key}' is missing; see nnU-Net v2's dataset.json format.")
-        channels = data.pop("channel_names")
-        names = tuple(str(channels[k]) for k in sorted(channels, key=int)) if isinstance(channels, Mapping) else tuple(channels)
+        names = _channel_names(data.pop("channel_names"), where)
         labels = LabelSpec.from_json(data.pop("labels"), data.pop("regions_class_order", None), where)
-        own = data.pop("medkd", {})
-        patients = own.get("patients", data.pop("patients", {}))
+        own = _object(data.pop("medkd", None), f"{where}: 'medkd'")
+        patients = _patients(own.get("patients", data.pop("patients", None)), where)
         extra = {**data, "medkd": {k: v for k, v in own.items() if k != "patients"}}
         extra = {k: v for k, v in extra.items() if v not in ({}, None)}
-        count, ending = int(extra.pop("numTraining", 0)), str(extra.pop("file_ending"))
-        return cls(names, labels, count, ending, dict(patients), extra, "detection" if detection else "segmentation", categories)
+        count, ending = extra.pop("numTraining", 0), extra.pop("file_ending", None)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise DataError(f"{where}: 'numTraining' must be the number of training cases, found {count!r}.")
+        if not isinstance(ending, str) or not ending:
+            raise DataError(f"{where}: 'file_ending' must be a text such as \".nii.gz\", found {ending!r}.")
+        return cls(names, labels, count, ending, patients, extra, "detection" if detection else "segmentation", categories)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``dataset.json``; region order is kept."""
@@ -92,6 +99,34 @@ class DatasetDescription:
     def save(self, path: Path) -> None:
         """Write ``dataset.json``."""
         write_json(path, self.to_json())
+
+
+def _channel_names(value: Any, where: str) -> tuple[str, ...]:
+    """The names of the channels in order, from an object of numbers and names, or a list of names."""
+    names: list[Any] = []
+    if isinstance(value, list):
+        names = value
+    elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
+        names = [value[key] for key in sorted(value, key=int)]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, found {value!r}.'
+        )
+    return tuple(names)
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(f"{what} must be an object, found {value!r}.")
+    return value or {}
+
+
+def _patients(value: Any, where: str) -> dict[str, str]:
+    patients = _object(value, f"{where}: 'patients'")
+    for case, patient in patients.items():
+        if isinstance(patient, bool) or not isinstance(patient, (str, int)):
+            raise DataError(f"{where}: 'patients' must name a patient for each case, found {patient!r} for {case}.")
+    return {case: str(patient) for case, patient in patients.items()}
 
 
 def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -144,13 +179,13 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     The boxes of a detection data set are ``labelsTr/CASE.json``.
 
     Raises:
-        DataError: there are no training cases.
+        DataError: there are no training cases, or the list of files is of the wrong form.
     """
     if description.task == "detection" and not description.extra.get("dataset"):
         return detection_cases(folder, description)
-    listed = description.extra.get("dataset")
+    listed = _object(description.extra.get("dataset"), f"{folder / 'dataset.json'}: 'dataset'")
     if listed:
-        cases = [CaseFiles(c, tuple(folder / i for i in f["images"]), folder / f["label"]) for c, f in sorted(listed.items())]
+        cases = [_listed_case(folder, case, files) for case, files in sorted(listed.items())]
     else:
         ending = description.file_ending
         ids = sorted(p.name[: -len(ending)] for p in (folder / "labelsTr").glob(f"*{ending}") if not p.name.startswith("."))
@@ -160,6 +195,14 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
             f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check 'file_ending' in dataset.json."
         )
     return cases
+
+
+def _listed_case(folder: Path, case: str, files: Any) -> CaseFiles:
+    images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
+    if not isinstance(images, list) or not images or not all(isinstance(name, str) for name in images) or not isinstance(label, str):
+        expected = "'images', a list of files, and 'label', a file"
+        raise DataError(f"{folder / 'dataset.json'}: 'dataset' must give {expected}, for each case, found {files!r} for {case}.")
+    return CaseFiles(case, tuple(folder / name for name in images), folder / label)
 
 
 def detection_cases(folder: Path, description: DatasetDescription, split: Literal["Tr", "Ts"] = "Tr") -> list[CaseFiles]:
