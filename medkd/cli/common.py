@@ -24,7 +24,7 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse, set up logging, call ``main``; a :class:`MedkdError` is printed as one line and gives status 1.
+    """Parse, set up logging, call ``main``; a :class:`MedkdError`, or what the system refuses, is printed as one line and gives status 1.
 
     Returns:
         The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
@@ -35,7 +35,7 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return main(options) or 0
-    except MedkdError as error:
+    except (MedkdError, OSError) as error:
         if options.verbose:
             logging.getLogger(__name__).exception("details")
         sys.stderr.write(f"error: {sentence(error)}\n")
@@ -45,9 +45,11 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
         return 130
 
 
-def sentence(error: MedkdError) -> str:
+def sentence(error: Exception) -> str:
     """What an error says; of one that a loader process raised, without the traceback that torch puts before it."""
     text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = ": ".join([*(str(name) for name in (error.filename, error.filename2) if name is not None), error.strerror])
     if "DataLoader worker process" not in text.partition("\n")[0]:
-        return text
+        return text or type(error).__name__
     return text.strip().rpartition("\n")[2].partition(": ")[2] or text

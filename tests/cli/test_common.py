@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 
 import pytest
 import torch
@@ -31,3 +32,29 @@ def test_an_error_is_one_sentence_wherever_it_was_raised(workers: int, capsys: p
 
     assert common.run(main, common.parser("", ""), []) == 1
     assert capsys.readouterr().err == "error: case a: expected a PNG, found: text.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/a"), "error: /data/a: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/a"), "error: /data/a: Permission denied\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (OSError("1024 requested and 12 written"), "error: 1024 requested and 12 written\n"),
+        (OSError(), "error: OSError\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: argparse.Namespace) -> None:
+        raise error
+
+    assert common.run(main, common.parser("", ""), []) == 1
+    assert capsys.readouterr().err == line
+
+
+def test_an_error_of_the_program_keeps_its_traceback() -> None:
+    def main(arguments: argparse.Namespace) -> None:
+        raise ValueError("a mistake in the code")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        common.run(main, common.parser("", ""), [])
