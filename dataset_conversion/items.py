@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_conversion.patients import read_patients
 from dataset_conversion.radiographs import (
     Annotate,
     Rules,
     choose_negatives,
     finish_radiographs,
     radiograph_job,
-    read_patients,
     unique_cases,
 )
 from dataset_conversion.registry import ConversionOptions
@@ -76,15 +76,15 @@ def convert_items(
     if not items:
         raise DataError(f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout.")
     names = unique_cases((item.image for item in items), source)
+    patients = read_patients(options, names, source)
     negatives = choose_negatives([names[item.image] for item in items if item.negative], options)
     items = [item for item in items if not item.negative or names[item.image] in set(negatives)]
-    patients = read_patients(options)
     writer = RawWriter(folder, format, source, "link" if options.mode == "link" else "copy", file_ending=".png")
     writer.report_findings([*findings, *doubles])
-    writer.convert([_job(item, names[item.image], rules, patients.get(names[item.image])) for item in items], options.workers)
+    writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items], options.workers)
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
     if patients:
-        unknown = [names[item.image] for item in items if names[item.image] not in patients]
+        unknown = [names[item.image] for item in items if item.image not in patients]
         notes += (
             [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"] if unknown else []
         )

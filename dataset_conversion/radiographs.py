@@ -176,18 +176,6 @@ def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[s
     return [names[i * len(names) // count] for i in range(count)]
 
 
-def read_patients(options: ConversionOptions) -> dict[str, str]:
-    """Case id → patient from the CSV file of ``--patients``, with the columns ``image`` and ``patient``.
-
-    Raises:
-        DataError: the file is missing or has other columns.
-    """
-    if "patients" not in options.settings:
-        return {}
-    rows = read_table(Path(options.settings["patients"]), ("image", "patient"))
-    return {case_name(row["image"]): row["patient"] for row in rows if row["patient"]}
-
-
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file, values stripped; the byte order mark that spreadsheets write is ignored.
 
@@ -210,11 +198,25 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def unique_cases(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """A case id for each image: its stem, or its path below ``folder`` where several have the same stem."""
-    paths = list(paths)
-    count = Counter(case_name(p.name) for p in paths)
-    names = {p: case_name(p.name) for p in paths}
-    return {p: n if count[n] == 1 else case_name("_".join(p.relative_to(folder).with_suffix("").parts) + ".x") for p, n in names.items()}
+    """A case id for each image, no two equal: its stem; its path below ``folder`` where several have the same stem; with ``_2``, ``_3``, …
+    appended where that does not tell them apart either (``a b.png`` and ``a_b.png``, ``c.jpg`` and ``c.png``), in the order of their paths.
+    """
+    names = {p: case_name(p.name) for p in sorted(paths)}
+    count = Counter(names.values())
+    names = {p: n if count[n] == 1 else case_name("_".join(below(p.with_suffix(""), folder)) + ".x") for p, n in names.items()}
+    taken = set(names.values())
+    first: set[str] = set()
+    for path, name in names.items():
+        if name in first:
+            names[path] = next(new for i in range(2, len(names) + 2) if (new := f"{name}_{i}") not in taken)
+            taken.add(names[path])
+        first.add(name)
+    return names
+
+
+def below(path: Path, folder: Path) -> tuple[str, ...]:
+    """The parts of a path below a folder; of a path elsewhere all of them."""
+    return path.relative_to(folder).parts if path.is_relative_to(folder) else path.parts[1:]
 
 
 def case_name(name: str) -> str:

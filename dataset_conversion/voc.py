@@ -98,7 +98,7 @@ def _sets(source: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in ("train", "val", "test"):
         path = source / _SETS / f"{part}.txt"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
         found |= {line.split()[0]: part for line in lines if line.strip()}
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ source:    a folder:
              images/... and labels/... the same sub-folders and names in both (or train/images and train/labels, ...)
            Without data.yaml the names are taken from classes.txt or labels.txt (one per line), else from --labels.
 train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file, or with an empty one,
-are negatives; --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
+are negatives; images that share a label file (c.jpg and c.png with c.txt) are left out, since it is the label of one of them.
+--labels chooses and orders classes; --patients keeps a patient's images in one fold."""
 
 _LISTS = ("classes.txt", "labels.txt", "obj.names")
 
@@ -57,15 +59,17 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
     index = ImageIndex(source)
     labels = {p for p in source.rglob("*.txt") if p.name not in _LISTS and not p.name.lower().startswith("readme")}
     parts = _parts(source, settings)
-    items, used, outside = [], set(), []
+    items, outside, owners = [], [], _owners(index.paths, source, labels)
     for image in index.paths:
-        label = next((p for p in _label_paths(image, source) if p in labels), None)
-        used |= {label} if label else set()
+        label, sharing = owners[image]
         part = _part(image, parts) if parts else split_name(image.parent, source)
         if parts and part is None:
             outside.append(image)
+        elif label and sharing:
+            items.append(Item(image, _undecided(image, label, sharing), (label,), part, recipe="the label file of several images"))
         else:
             items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
+    used = {label for label, _ in owners.values()}
     folders = {image.parent for image in index.paths}
     findings = [
         Finding(label.stem, str(label), "an image of the same name", "none", "add the image or remove the labels")
@@ -76,6 +80,22 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
         found, action = f"{len(outside)} images elsewhere, the first is {outside[0]}", "they were left out; name their folder in data.yaml"
         findings.append(Finding("", "data.yaml", "images in the folders named by train, val and test", found, action, error=False))
     return items, findings
+
+
+def _owners(images: Sequence[Path], source: Path, labels: Collection[Path]) -> dict[Path, tuple[Path | None, list[Path]]]:
+    """Image → its label file, and the other images that this may belong to: those that find it at an equally good or better place."""
+    found: dict[Path, tuple[int, Path]] = {}
+    claims: dict[Path, list[Path]] = defaultdict(list)
+    for image in images:
+        places = [(rank, path) for rank, path in enumerate(_label_paths(image, source)) if path in labels]
+        if places:
+            found[image] = places[0]
+            claims[places[0][1]].append(image)
+    owners: dict[Path, tuple[Path | None, list[Path]]] = {}
+    for image in images:
+        rank, label = found.get(image, (0, None))
+        owners[image] = label, [other for other in claims.get(label, ()) if other != image and found[other][0] <= rank] if label else []
+    return owners
 
 
 def _part(image: Path, parts: Sequence[tuple[str, Path]]) -> str | None:
@@ -112,7 +132,7 @@ def _parts(source: Path, settings: Mapping[str, Any]) -> list[tuple[str, Path]]:
 def _listed(part: str, path: Path, roots: Sequence[Path]) -> list[tuple[str, Path]]:
     """The images that a text file lists."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         place = next((p.resolve() for root in (path.parent, *roots) if line.strip() and (p := root / line.strip()).is_file()), None)
         found += [(part, place)] if place and place.suffix.lower() in SUFFIXES else []
     return found
@@ -122,8 +142,17 @@ def _annotator(image: Path, label: Path | None, names: Sequence[str]) -> Annotat
     return lambda size: (read_yolo(label, names, size) if label else Drawn(image), [])
 
 
+def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
+    """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left out."""
+    found = f"{label}, which is that of {', '.join(map(str, others[:3]))} as well"
+    finding = Finding(
+        "", str(image), "a label file of its own", found, "rename images and label files, or remove the other image"
+    )
+    return lambda size: (Drawn(image), [finding])
+
+
 def _empty(label: Path | None) -> bool:
-    return label is None or not label.read_text(encoding="utf-8", errors="replace").strip()
+    return label is None or not label.read_text(encoding="utf-8-sig", errors="replace").strip()
 
 
 CONVERTERS.register("yolo")(Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS))

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dataset_conversion import ConversionOptions, convert_dataset
 from dataset_conversion.api import Converted
 from dataset_conversion.items import split_name
-from dataset_conversion.radiographs import make_folds
+from dataset_conversion.patients import read_patients
+from dataset_conversion.radiographs import make_folds, unique_cases
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.io.radiographs import read_radiograph
+from medkd.io.radiographs import read_radiograph, write_png
 from tests.dataset_conversion.radiograph_trees import HEIGHT, WIDTH, Box, picture, save_jpeg, write_coco, write_voc, write_yolo
 
 NAMES = ("fracture", "implant")
@@ -227,6 +229,89 @@ def test_patients_from_a_table_stay_together(tmp_path: Path) -> None:
     assert DatasetDescription.load(folder / "dataset.json").patients["x3"] == "p1"
     for fold in json.loads((folder / "splits_final.json").read_text()):
         assert not {number_of(c) // 2 for c in fold["train"]} & {number_of(c) // 2 for c in fold["val"]}
+
+
+def patient_folders(source: Path) -> Path:
+    """Six patients, a folder each, with three images whose names are the same in all folders."""
+    images: dict[str, tuple[int, int, list[tuple[int, Box]]]] = {}
+    for n in range(18):
+        name = f"P{n // 3}/img{n % 3}.png"
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(source / name, picture(n))
+        images[name] = (WIDTH, HEIGHT, [(0, box(n % 5))])
+    write_coco(source / "a.json", images, {0: "fracture"})
+    return source
+
+
+@pytest.mark.parametrize("form", ["{0}/{1}.png", "{0}/{1}", "/old/disk/{0}/{1}.png", "{0}\\{1}.png"])
+def test_patients_are_told_apart_by_folders_where_file_names_are_equal(tmp_path: Path, form: str) -> None:
+    source = patient_folders(tmp_path / "own")
+    rows = [f"{form.format(f'P{n // 3}', f'img{n % 3}')},person {n // 3}" for n in range(18)]
+    (tmp_path / "p.csv").write_text("\n".join(["image,patient", *rows, "P9/img0.png,person 9"]))
+    result = convert("coco", source, tmp_path / "root", patients=str(tmp_path / "p.csv"))
+    patients = DatasetDescription.load(result.folder / "dataset.json").patients
+    assert patients == {f"P{p}_img{k}": f"person {p}" for p in range(6) for k in range(3)}
+    for fold in json.loads((result.folder / "splits_final.json").read_text()):
+        assert fold["val"] and not {patients[c] for c in fold["train"]} & {patients[c] for c in fold["val"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ("img0.png,A", "is there 6 times"),
+        ("P0/img0.png,A\nP0/img0,B", "found 'A' and 'B'"),
+        ("scan7.png,A", "no row names one"),
+        ("P0/img0.png,", "no row names one"),
+    ],
+)
+def test_a_table_of_patients_that_decides_nothing_is_refused(tmp_path: Path, rows: str, text: str) -> None:
+    (tmp_path / "p.csv").write_text(f"image,patient\n{rows}\n")
+    with pytest.raises(DataError, match=text) as error:
+        convert("coco", patient_folders(tmp_path / "own"), tmp_path / "root", patients=str(tmp_path / "p.csv"))
+    assert "p.csv" in str(error.value) and not (tmp_path / "root").exists()
+
+
+def test_the_folder_of_a_row_decides_before_its_name_alone(tmp_path: Path) -> None:
+    """The row of an image that was removed must not give its patient to the image of another one."""
+    images = [tmp_path / name for name in ("P1/img0.png", "P2/only.png")]
+    (tmp_path / "p.csv").write_text("image,patient\nP0/img0.png,A\nP1/img0.png,B\nold/only.jpg,C\n")
+    options = ConversionOptions(settings={"patients": str(tmp_path / "p.csv")})
+    assert read_patients(options, images, tmp_path) == {images[0]: "B", images[1]: "C"}
+
+
+def test_different_images_of_one_name_are_different_cases_and_a_shared_label_file_is_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "y"
+    boxes: dict[str, Box] = {"a b": (5, 6, 20, 18), "a_b": (30, 6, 45, 18), "c": (10, 10, 25, 22)}
+    for n, name in enumerate(("a b.png", "a_b.png", "c.png", "c.bmp")):
+        (source / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(n, box=boxes[Path(name).stem])).save(source / "images" / name)
+        write_yolo(source / f"labels/{Path(name).stem}.txt", [(0, boxes[Path(name).stem])])
+    (source / "data.yaml").write_text("names: [fracture]\n")
+    report = convert("yolo", source, tmp_path / "root")
+    assert report.conversion.converted == ("images_a_b", "images_a_b_2")
+    assert report.conversion.left_out == ("images_c", "images_c_2")
+    assert "c.png as well" in report.conversion.problems[0].text() and "c.bmp as well" in report.conversion.problems[1].text()
+    for case, name in {"images_a_b": "a b", "images_a_b_2": "a_b"}.items():
+        (found,) = BoxAnnotation.load(report.folder / f"labelsTr/{case}.json").boxes
+        np.testing.assert_allclose(found, boxes[name], atol=0.02)
+        left, top, right, bottom = (round(v) for v in found)
+        assert read_radiograph(report.folder / f"imagesTr/{case}_0000.png").pixels[top:bottom, left:right].min() == 240
+    (source / "images/c.bmp").unlink()
+    assert convert("yolo", source, tmp_path / "root").ok
+
+
+def test_an_image_elsewhere_does_not_take_the_label_file_of_its_namesake(tmp_path: Path) -> None:
+    source = make("yolo", tmp_path / "y")
+    save_jpeg(source / "previews/x0.jpg", picture(99))
+    report = convert("yolo", source, tmp_path / "root").conversion
+    assert report.left_out == ("previews_x0",) and "images_x0" in report.converted
+
+
+def test_case_ids_are_unique_whatever_the_names() -> None:
+    paths = [Path("/s") / name for name in ("a b.png", "a_b.png", "s_a_b_2.png", "s/a b.png", "p/q.png", "p_q.jpg", "q.png", "d.png")]
+    names = unique_cases(paths, Path("/s"))
+    assert len(set(names.values())) == len(paths) and names[Path("/s/d.png")] == "d"
+    assert names == unique_cases(reversed(paths), Path("/s"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
