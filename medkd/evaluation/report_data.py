@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,29 @@ from medkd.evaluation.statistics import PairedDifference, paired_difference
 
 Role = Literal["teacher", "alone", "distilled"]
 ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
+SCORED_TEACHER = "scored_teacher.json"
+
+
+@dataclass(frozen=True)
+class ScoredTeacher:
+    """``fold_K/scored_teacher.json``: the model, trained elsewhere, whose scores lie in the fold folder.
+
+    Attributes:
+        path: its folder, absolute.
+        fold: its own fold that predicted.
+        weights: a hash of the weights of this fold.
+        patch_size: voxels per axis that it predicted with.
+        mirror_axes: axes that it mirrored.
+        former: folders in which the same weights lay when they were scored before.
+    """
+
+    path: str
+    fold: str
+    weights: str
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    former: tuple[str, ...] = ()
+    schema: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,15 @@ def gather(results: Path, fold: int | str | None = None, score: Scoring = with_s
     return sorted(entries, key=lambda e: (ROLES.index(e.role), -e.merit, e.name))
 
 
+def scored_teachers(run: Path) -> dict[Path, ScoredTeacher]:
+    """Fold folder → the model whose scores it holds; empty for a run that medkd trained.
+
+    Raises:
+        DataError: a record cannot be read.
+    """
+    return {file.parent: load(ScoredTeacher, file) for file in sorted(run.glob(f"fold_*/{SCORED_TEACHER}"))}
+
+
 def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
     """The same network alone, under the same configuration.
 
@@ -188,6 +221,9 @@ def _names(teacher: str | None, path: Path, run: RunDescription, student: RunDes
     """Whether ``teacher`` (a network's name, a run's name or a folder) means this run."""
     if teacher is None or run.configuration != student.configuration:
         return False
+    scored = scored_teachers(path).values()
+    if scored:  # many models' folders have the same name
+        return os.path.abspath(teacher) in {os.path.abspath(place) for record in scored for place in (record.path, *record.former)}
     return (run.method is None and run.network.name == teacher) or path.name in (teacher, Path(teacher).name)
 
 

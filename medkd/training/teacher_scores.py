@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.serial import save
+from medkd.evaluation.report_data import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.inference.external import is_external_folder, read_external
 from medkd.inference.model import CHECKPOINTS
 from medkd.inference.nnunet.model import CHECKPOINTS as NNUNET_CHECKPOINTS
@@ -20,8 +26,10 @@ from medkd.inference.predictor import Predictor, pick_device
 from medkd.preprocessing.store import CaseStore
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.splits import ensure_splits, split_of_fold
-from medkd.training.teachers import check_same_data, choose_teacher, write_split
-from medkd.training.validation import finish_fold
+from medkd.training.teachers import Candidate, check_same_data, choose_teacher, write_split
+from medkd.training.validation import VALIDATION, finish_fold
+
+_log = logging.getLogger(__name__)
 
 
 def score_teacher(
@@ -29,8 +37,10 @@ def score_teacher(
 ) -> Path:
     """Predict a fold's validation cases with an imported teacher, and score them as every student of that fold is scored.
 
-    The result looks like a run without weights, ``results/DATASET/NAME-OF-THE-FOLDER/fold_K``: a report then shows the teacher beside
-    its students. Mirroring is on. Predictions that are there and newer than the weights are kept, so that an interrupted call continues.
+    The result looks like a run without weights, ``results/DATASET/NAME-OF-THE-FOLDER/fold_K``, where ``scored_teacher.json`` records the
+    model: a report then shows the teacher beside its students. Where the scores of another model of this name are there,
+    ``__NAME-OF-THE-FOLDER-ABOVE`` is added. Mirroring is on. Predictions that were made with the same weights are kept, so that an
+    interrupted call continues; others are removed.
 
     Args:
         dataset: number or full name.
@@ -43,11 +53,11 @@ def score_teacher(
         The fold folder.
 
     Raises:
-        RunError: the folder is no such model, or a run of medkd has the same name.
+        RunError: the folder is no such model, or its names belong to a run of medkd or to other models.
         LeakError: the teacher has seen validation cases of this fold.
         MedkdError: anything else that does not fit.
     """
-    teacher = Path(teacher)
+    teacher = Path(os.path.abspath(teacher))
     if not is_imported(teacher):
         raise RunError(f"{teacher} is no model that was trained elsewhere; medkd's own runs are scored by their training.")
     prepare_if_new(dataset, str(teacher), root)
@@ -65,10 +75,13 @@ def score_teacher(
     where = pick_device(device)
     weights, checkpoint = _weights(teacher, chosen.fold)
     predictor = Predictor.from_run(teacher, [chosen.fold], where, checkpoint=checkpoint)
-    folder = place.results / name / candidate.path.name / f"fold_{fold}"
+    folder = _home(place.results / name, teacher, candidate) / f"fold_{fold}"
     _check_free(folder.parent)
-    spec, batch = chosen.network().spec, configuration.architecture("plain_unet").batch_size
-    save(folder.parent / RUN_FILE, RunDescription(name, configuration.name, spec, Budget(0, 0, batch, 0.0, 0), predictor.mirror_axes))
+    network = chosen.network()
+    digest = weights_digest(network.state_dict())
+    _record(folder, ScoredTeacher(str(teacher), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes), candidate)
+    budget = Budget(0, 0, configuration.architecture("plain_unet").batch_size, 0.0, 0)
+    save(folder.parent / RUN_FILE, RunDescription(name, configuration.name, network.spec, budget, predictor.mirror_axes))
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
@@ -82,6 +95,48 @@ def _weights(teacher: Path, fold: str) -> tuple[Path, str]:
         return teacher / read_external(teacher).weights, next(iter(CHECKPOINTS))
     kind = nnunet_folds(teacher)[fold]
     return teacher / f"fold_{fold}" / NNUNET_CHECKPOINTS[kind], kind
+
+
+def _home(results: Path, teacher: Path, candidate: Candidate) -> Path:
+    """The run folder of a model's scores: the one that has them already, or the first that no other model has."""
+    runs = [results / teacher.name, results / f"{teacher.name}__{teacher.parent.name}"]
+    records = [scored_teachers(run).values() for run in runs]
+    owned = [
+        run
+        for run, found in zip(runs, records, strict=True)
+        if any(r.path == str(teacher) for r in found) or any(_same_weights(r, candidate) for r in found)
+    ]
+    free = [run for run, found in zip(runs, records, strict=True) if not found]
+    if not owned and not free:
+        other = next(iter(records[1])).path
+        raise RunError(
+            f"{runs[1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these scores, or rename "
+            "one of the two folders."
+        )
+    chosen = (owned or free)[0]
+    if chosen != runs[0]:
+        _log.info("%s holds the scores of %s, so those of %s go to %s", runs[0], next(iter(records[0])).path, teacher, chosen)
+    return chosen
+
+
+def _same_weights(record: ScoredTeacher, candidate: Candidate) -> bool:
+    return record.fold in candidate.folds and weights_digest(candidate.load(record.fold).state_dict()) == record.weights
+
+
+def _record(folder: Path, made: ScoredTeacher, candidate: Candidate) -> None:
+    """Write which model predicts, after the predictions of others were removed, those of the run's other folds included."""
+    known = scored_teachers(folder.parent)
+    found = known.get(folder)
+    if found is None or replace(found, path=made.path, former=()) != made:
+        stale = {folder, *(other for other, record in known.items() if other != folder and not _same_weights(record, candidate))}
+        for other in sorted(path for path in stale if (path / VALIDATION).exists()):
+            _log.warning("%s was not predicted by %s as it is now, so it is removed and must be made anew", other / VALIDATION, made.path)
+            shutil.rmtree(other / VALIDATION)
+        for other in stale:
+            (other / SCORED_TEACHER).unlink(missing_ok=True)
+        known = {other: record for other, record in known.items() if other not in stale}
+    former = {place for record in known.values() for place in (record.path, *record.former)} - {made.path}
+    save(folder / SCORED_TEACHER, replace(made, former=tuple(sorted(former))))
 
 
 def _check_free(run: Path) -> None:

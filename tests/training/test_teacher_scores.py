@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from medkd.core.errors import LeakError, RunError
+from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.serial import save
 from medkd.evaluation.report_data import compare, gather, teacher_of
 from medkd.training.api import train_distill
 from medkd.training.imported import prepare_if_new
 from medkd.training.options import TrainOptions
 from medkd.training.teacher_scores import score_teacher
+from tests.training.builders import NAME as BOXES
+from tests.training.builders import make_dataset
 
 NAME = "Dataset004_Hippocampus"
 NUMBERS = ("001", "003", "004")
@@ -71,3 +77,97 @@ def test_the_guard_holds_for_scores(place: tuple[Path, Path]) -> None:
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no model that was trained elsewhere"):
         score_teacher(4, tmp_path, 0, root=tmp_path)
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    """A described network with weights from a seed, whose file is older than everything that is predicted with it."""
+    from monai.networks.nets import UNet
+
+    arguments = {"channels": [4, 8], "strides": [2]}
+    description = {
+        "network": "UNet",
+        "arguments": arguments,
+        "channels": ["MR"],
+        "labels": {"background": 0, "small": 1, "large": 2},
+        "spacing": [1, 1, 1],
+        "normalization": ["zscore"],
+        "patch_size": [16, 16, 16],
+        "interpolation": "spline",
+        "weights": "weights.pt",
+        "train": [],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "teacher.json").write_text(json.dumps(description))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.save(UNet(spatial_dims=3, in_channels=1, out_channels=3, **arguments).state_dict(), folder / "weights.pt")
+    os.utime(folder / "weights.pt", (0, 0))
+    return folder
+
+
+def add_student(results: Path, teacher: Path) -> str:
+    """A run that a model taught; returns its name."""
+    name = f"unet_tiny__3d_fullres__kd__from_{teacher.parent.name}"
+    spec, budget = NetworkSpec("unet_tiny", 1, 3, (16, 16, 16)), Budget(1, 1, 1, 0.1, 0)
+    save(results / name / "run.json", RunDescription(BOXES, "3d_fullres", spec, budget, (), method="kd", teacher=str(teacher)))
+    return name
+
+
+def predictions(folder: Path) -> dict[str, bytes]:
+    """Case → its label map, packed."""
+    return {path.name: path.read_bytes() for path in (folder / "validation").glob("*.nii.gz")}
+
+
+def test_models_with_one_name_keep_their_own_scores(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    weak, strong = make_model(tmp_path / "weak" / "net", 1), make_model(tmp_path / "strong" / "net", 2)
+    results = tmp_path / "results" / BOXES
+    first, second = (score_teacher(900, model, 0, root=tmp_path, device="cpu") for model in (weak, strong))
+    assert (first, second) == (results / "net" / "fold_0", results / "net__strong" / "fold_0")
+    theirs, others = predictions(first), predictions(second)
+    assert len(theirs) == 2 and theirs.keys() == others.keys() and all(theirs[case] != others[case] for case in theirs)
+    students = {add_student(results, weak): "net", add_student(results, strong): "net__strong"}
+    entries = gather(results)
+    assert {e.name: taught.name for e in entries if (taught := teacher_of(e, entries)) is not None} == students
+    twin = make_model(tmp_path / "elsewhere" / "strong" / "net", 3)
+    with pytest.raises(RunError, match=f"net__strong holds the scores of the model {strong}, which has other weights than {twin};"):
+        score_teacher(900, twin, 0, root=tmp_path, device="cpu")
+
+
+def test_scores_of_replaced_weights_are_made_anew(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    model = make_model(tmp_path / "net", 1)
+    folder, other = (score_teacher(900, model, fold, root=tmp_path, device="cpu") for fold in (0, 1))
+    before = predictions(folder)
+    assert before and predictions(other)
+    make_model(model, 2)
+    assert score_teacher(900, model, 0, root=tmp_path, device="cpu") == folder
+    after = predictions(folder)
+    assert after.keys() == before.keys() and all(after[case] != before[case] for case in after)
+    assert not predictions(other) and gather(folder.parents[1])[0].folds == ("0",)
+
+
+def test_scores_that_nobody_signed_are_made_anew(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    model = make_model(tmp_path / "net", 1)
+    folder = score_teacher(900, model, 0, root=tmp_path, device="cpu")
+    right = predictions(folder)
+    (folder / "scored_teacher.json").unlink()
+    for case in right:
+        (folder / "validation" / case).write_bytes(b"of another model")
+    score_teacher(900, model, 0, root=tmp_path, device="cpu")
+    assert predictions(folder) == right
+
+
+def test_a_model_that_was_moved_keeps_its_scores_and_students(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    model, results = make_model(tmp_path / "old" / "net", 1), tmp_path / "results" / BOXES
+    folder = score_teacher(900, model, 0, root=tmp_path, device="cpu")
+    made = {path: path.stat().st_mtime_ns for path in (folder / "validation").glob("*.nii.gz")}
+    student = add_student(results, model)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert score_teacher(900, tmp_path / "new" / "net", 0, root=tmp_path, device="cpu") == folder
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    entries = gather(results)
+    taught = teacher_of(next(e for e in entries if e.name == student), entries)
+    assert taught is not None and taught.path == folder.parent
