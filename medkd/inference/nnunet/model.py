@@ -16,20 +16,16 @@ from torch import nn
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
 from medkd.core.plan import Plan
 from medkd.core.run import NetworkSpec
 from medkd.inference.model import TrainedModel, freeze
-from medkd.inference.nnunet.plans import network_of, plan_from_nnunet
+from medkd.inference.nnunet.plans import load_plans, network_of, plan_from_nnunet
+from medkd.inference.nnunet.trainers import BATCH_NORM, keeps_network
 from medkd.networks.base import SegmentationNetwork, build_network
 
 CHECKPOINTS = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}
-# built-in trainers that keep the planned network: they change the loss, the schedule, the augmentation or the optimiser
-_TRAINERS = re.compile(
-    r"nnUNetTrainer(BN|(_?\d+epochs?.*)|NoDA.*|DA5.*|DAOrd0.*|(_?NoMirroring.*)|(_?onlyMirror01.*)|DiceLoss.*|DiceCELoss.*|CELoss.*|DiceTopK.*"
-    r"|TopkLoss.*|Adam.*|Vanilla.*|CosAnneal.*|PolyLR.*|_?[Nn]oDeepSupervision.*|_probabilisticOversampling.*|BenchmarkLoss.*|_noDummy2DDA"
-    r"|WarmUp.*|_warmup.*)?$"
-)
+_FOLD = re.compile(r"fold_([0-9]+|all)")  # fold_0_backup is none
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in any order
 _scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]  # numpy's rebuilding of a scalar; its module was renamed in numpy 2
 ALLOWED = (
     (_scalar, "numpy._core.multiarray.scalar"),
@@ -51,23 +47,29 @@ def load_nnunet(path: Path, folds: Sequence[int | str] | None = None, *, checkpo
 
     Args:
         path: ``<results>/DatasetNNN_Name/<trainer>__<plans>__<configuration>``.
-        folds: 0-4 or ``"all"``; None takes every fold that has the checkpoint.
+        folds: 0-4 or ``"all"``; None takes every numbered fold that has the checkpoint, as nnU-Net does, ``"all"`` where there is none.
         checkpoint: ``"final"`` or ``"best"``.
 
     Raises:
-        RunError: a fold is missing, a checkpoint holds more than data, or the trainer changes the network.
+        RunError: a fold is missing or was trained as another, a checkpoint holds more than data, or the trainer changes the network.
         PlanError: the plan asks for what medkd cannot build.
     """
-    name = CHECKPOINTS[checkpoint]
-    trained = sorted(p.parent.name.removeprefix("fold_") for p in path.glob(f"fold_*/{name}"))
-    wanted = trained if folds is None else [str(fold) for fold in folds]
+    name, found = CHECKPOINTS[checkpoint], _checkpoints(path)
+    trained = [fold for fold, kinds in found.items() if checkpoint in kinds]
+    wanted = [fold for fold in trained if fold != "all"] or trained if folds is None else [str(fold) for fold in folds]
     missing = [fold for fold in wanted if fold not in trained]
     if missing or not wanted:
-        raise RunError(f"{path}: fold {', '.join(missing) or 'of any number'} has no {name}; there are: {', '.join(trained) or 'none'}.")
+        others = {kind: [fold for fold in missing or found if kind in found.get(fold, ())] for kind in CHECKPOINTS}
+        hint = "".join(
+            f"; give --checkpoint {kind} for {CHECKPOINTS[kind]} of fold {', '.join(has)}" for kind, has in others.items() if has
+        )
+        raise RunError(
+            f"{path}: fold {', '.join(missing) or 'of any number'} has no {name}; there are: {', '.join(trained) or 'none'}{hint}."
+        )
     networks, described = [], []
     for fold in wanted:
         file = path / f"fold_{fold}" / name
-        content = load_checkpoint(file, allowed=ALLOWED)
+        content = _read(file)
         model, spec, batch_norm = _describe(path, content, file)
         networks.append(_network(spec, batch_norm, content, file))
         described.append(model)
@@ -78,7 +80,7 @@ def describe_nnunet(path: Path) -> TrainedModel:
     """What an nnU-Net v2 model folder says of itself, with the names of its trained folds but without their networks.
 
     Raises:
-        RunError: no fold is trained, a checkpoint holds more than data, or the trainer changes the network.
+        RunError: no fold is trained, or the first was trained as another, holds more than data, or its trainer changes the network.
         PlanError: the plan asks for what medkd cannot build.
     """
     trained = nnunet_folds(path)
@@ -86,37 +88,64 @@ def describe_nnunet(path: Path) -> TrainedModel:
         raise RunError(f"{path}: no fold has a {' or '.join(CHECKPOINTS.values())}; let nnU-Net finish the training of one first.")
     fold, kind = next(iter(trained.items()))
     file = path / f"fold_{fold}" / CHECKPOINTS[kind]
-    return replace(_describe(path, load_checkpoint(file, allowed=ALLOWED), file)[0], folds=tuple(trained))
+    return replace(_describe(path, _read(file), file)[0], folds=tuple(trained))
 
 
 def nnunet_folds(path: Path) -> dict[str, str]:
     """The trained folds of a model folder, each with its checkpoint: ``"final"``, or ``"best"`` where there is no final one."""
-    folders = sorted(path.glob("fold_*"))
-    found = {f.name.removeprefix("fold_"): [kind for kind, file in CHECKPOINTS.items() if (f / file).exists()] for f in folders}
-    return {fold: kinds[0] for fold, kinds in found.items() if kinds}
+    return {fold: kinds[0] for fold, kinds in _checkpoints(path).items()}
+
+
+def check_fold(path: Path, fold: str) -> None:
+    """See to it that the weights in a fold's folder say of themselves that they were trained as this fold.
+
+    Raises:
+        RunError: they name another fold, or none.
+    """
+    file = path / f"fold_{fold}" / CHECKPOINTS[nnunet_folds(path)[fold]]
+    if _read(file)["init_args"].get("fold") is None:
+        raise RunError(
+            f"{file} does not say as which fold it was trained, so nobody can say which cases it has seen; take nnU-Net's own file."
+        )
+
+
+def _checkpoints(path: Path) -> dict[str, list[str]]:
+    """The trained folds in order, ``"all"`` last, each with the kinds of its checkpoints, the final one first."""
+    names = sorted(match[1] for folder in path.glob("fold_*") if (match := _FOLD.fullmatch(folder.name)))
+    found = {name: [kind for kind, file in CHECKPOINTS.items() if (path / f"fold_{name}" / file).exists()] for name in names}
+    return {fold: kinds for fold, kinds in found.items() if kinds}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A checkpoint of a trainer that keeps the planned network, in the folder of its own fold."""
+    content = load_checkpoint(file, allowed=ALLOWED)
+    arguments = content.get("init_args")
+    if not isinstance(arguments, Mapping) or "configuration" not in arguments or not isinstance(content.get("network_weights"), Mapping):
+        raise RunError(f"{file} is not an nnU-Net v2 checkpoint: it lacks 'init_args' with a configuration, or 'network_weights' by name.")
+    trainer, lies = str(content.get("trainer_name")), file.parent.name.removeprefix("fold_")
+    if not keeps_network(trainer):
+        raise RunError(
+            f"{file} was made by the trainer '{trainer}', which may change the network; medkd imports nnU-Net's own planned U-Nets."
+        )
+    fold = arguments.get("fold")
+    if fold is not None and str(fold) != lies:
+        raise RunError(
+            f"{file} was trained as fold {fold}, but lies in fold_{lies}; give the folder its name fold_{fold} back, which says what cases "
+            "the weights have seen."
+        )
+    return content
 
 
 def _describe(path: Path, content: Mapping[str, Any], file: Path) -> tuple[TrainedModel, NetworkSpec, bool]:
     """The model without networks and folds, what its network is, and whether that has batch norms."""
-    plans, dataset = read_json(path / "plans.json"), DatasetDescription.load(path / "dataset.json")
-    configuration = _configuration_name(content, file)
+    plans, dataset = load_plans(path / "plans.json"), DatasetDescription.load(path / "dataset.json")
+    plans.setdefault("image_reader_writer", dataset.extra.get("overwrite_image_reader_writer"))  # the plan decides, as in nnU-Net
+    configuration = str(content["init_args"]["configuration"])
     plan = plan_from_nnunet(plans, configuration, str(path / "plans.json"))
     spec, batch_norm = _spec(plans, plan, configuration, dataset, path)
     axes = tuple(content.get("inference_allowed_mirroring_axes") or ())
     model = TrainedModel((), plan, plan.configuration(configuration), dataset.labels, spec.patch_size, axes, ())
-    return model, spec, batch_norm or content.get("trainer_name") == "nnUNetTrainerBN"
-
-
-def _configuration_name(content: Mapping[str, Any], file: Path) -> str:
-    arguments = content.get("init_args")
-    if not isinstance(arguments, Mapping) or "network_weights" not in content:
-        raise RunError(f"{file} is not an nnU-Net v2 checkpoint: it lacks 'init_args' or 'network_weights'.")
-    trainer = str(content.get("trainer_name"))
-    if not _TRAINERS.match(trainer):
-        raise RunError(
-            f"{file} was made by the trainer '{trainer}', which may change the network; medkd imports nnU-Net's own planned U-Nets."
-        )
-    return str(arguments["configuration"])
+    return model, spec, batch_norm or content.get("trainer_name") == BATCH_NORM
 
 
 def _spec(
@@ -134,7 +163,9 @@ def _network(spec: NetworkSpec, batch_norm: bool, content: Mapping[str, Any], fi
     if batch_norm:
         _use_batch_norm(network, {})
     try:
-        network.load_state_dict({f"net.{_clean(key)}": value for key, value in content["network_weights"].items()})
+        network.load_state_dict(
+            _with_twins(network, {f"net.{_clean(str(key))}": value for key, value in content["network_weights"].items()})
+        )
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise RunError(
@@ -144,7 +175,19 @@ def _network(spec: NetworkSpec, batch_norm: bool, content: Mapping[str, Any], fi
 
 
 def _clean(key: str) -> str:
-    return key.removeprefix("module.").removeprefix("_orig_mod.")
+    while key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
+    return key
+
+
+def _with_twins(network: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights, with what a network registers under more than one name (a decoder holds its encoder) under all of them."""
+    twins: dict[int, list[str]] = {}
+    for key, value in network.state_dict(keep_vars=True).items():
+        twins.setdefault(id(value), []).append(key)
+    given = {keys[0]: next((weights[key] for key in keys if key in weights), None) for keys in twins.values()}
+    filled = {key: given[keys[0]] for keys in twins.values() for key in keys if given[keys[0]] is not None}
+    return {**filled, **weights}
 
 
 def _use_batch_norm(module: nn.Module, made: dict[int, nn.Module]) -> None:

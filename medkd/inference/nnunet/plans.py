@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import PlanError
+from medkd.core.files import read_json
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan, Resampling
 
 NETWORK_CLASSES = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "resenc_unet_l"}
+# networks of one class, whose shape is the plan's alone: one architecture serves them all
+_SIZES = {"resenc_unet_l": ("resenc_unet_m", "resenc_unet_l", "resenc_unet_xl")}
+# nnU-Net's readers that take the voxels as they are stored, as medkd does; NibabelIOWithReorient and its kin turn them first, and medkd
+# reads no 2D pictures or TIFF stacks as scans
+READERS = ("SimpleITKIO", "NibabelIO")
 NORMALIZATIONS = {
     "CTNormalization": "ct",
     "ZScoreNormalization": "zscore",
@@ -26,8 +34,23 @@ _EXPECTED = {
     "dropout_op": (None,),
     "norm_op_kwargs": ({"eps": 1e-5, "affine": True},),
     "nonlin_kwargs": ({"inplace": True}, {}),
+    "nonlin_first": (False,),
+    "pool": ("conv",),
 }
 _SPLINE, _TORCH = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
+
+
+def load_plans(path: Path) -> dict[str, Any]:
+    """Read a ``plans.json``.
+
+    Raises:
+        DataError: the file is missing or not JSON.
+        PlanError: it holds no object.
+    """
+    plans = read_json(path)
+    if not isinstance(plans, dict):
+        raise PlanError(f"{path}: expected an object, found {type(plans).__name__}; is this the plans.json of an nnU-Net v2 model?")
+    return plans
 
 
 def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -> Plan:
@@ -39,17 +62,21 @@ def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -
         where: the file, for error texts.
 
     Raises:
-        PlanError: the configuration does not exist, belongs to a cascade's second stage, or asks for a preprocessing or a
+        PlanError: the configuration does not exist, belongs to a cascade's second stage, or asks for a reading, a preprocessing or a
             network that medkd cannot reproduce.
     """
-    try:
+    reader = plans.get("image_reader_writer")
+    if reader not in (*READERS, "", "None", None):
+        raise PlanError(
+            f"{where}: the model was trained on scans as nnU-Net's {reader} reads them, which medkd cannot do, so its predictions would be "
+            f"wrong; use a model trained with {' or '.join(READERS)} (overwrite_image_reader_writer in nnU-Net's dataset.json)."
+        )
+    with _explained(where):
         statistics = plans.get("foreground_intensity_properties_per_channel") or plans["foreground_intensity_properties_by_modality"]
         intensities = tuple(_intensities(statistics[key]) for key in sorted(statistics, key=int))
         found = _configuration(_resolve(plans["configurations"], configuration, where), configuration, where)
         origin = f"nnunet:{plans['plans_name']}"
         return Plan(plans["dataset_name"], tuple(plans["transpose_forward"]), intensities, {configuration: found}, origin)
-    except KeyError as error:
-        raise PlanError(f"{where}: the key {error} is missing; is this the plans.json of an nnU-Net v2 model?") from error
 
 
 def network_of(plans: Mapping[str, Any], configuration: str, where: str) -> tuple[str, bool]:
@@ -58,17 +85,31 @@ def network_of(plans: Mapping[str, Any], configuration: str, where: str) -> tupl
     Raises:
         PlanError: the network's class, or a part of it, is not one that medkd can build.
     """
-    data = _resolve(plans["configurations"], configuration, where)
-    if "architecture" not in data:
-        return _network(data["UNet_class_name"], where), False
-    architecture = data["architecture"]
-    keywords = architecture["arch_kwargs"]
-    for key, allowed in _EXPECTED.items():
-        value = keywords.get(key)
-        value = value.rpartition(".")[2] if isinstance(value, str) else value
-        if key in keywords and value not in allowed and not (value is None and key.endswith("kwargs")):
-            raise PlanError(f"{where}: configuration '{configuration}' has {key} = {keywords[key]!r}, which medkd does not build.")
-    return _network(architecture["network_class_name"], where), "BatchNorm" in str(keywords.get("norm_op"))
+    with _explained(where):
+        data = _resolve(plans["configurations"], configuration, where)
+        if "architecture" not in data:
+            return _network(data["UNet_class_name"], where), False
+        architecture = data["architecture"]
+        keywords = architecture["arch_kwargs"]
+        for key, allowed in _EXPECTED.items():
+            value = keywords.get(key)
+            value = value.rpartition(".")[2] if isinstance(value, str) else value
+            if key in keywords and value not in allowed and not (value is None and key.endswith("kwargs")):
+                raise PlanError(f"{where}: configuration '{configuration}' has {key} = {keywords[key]!r}, which medkd does not build.")
+        return _network(architecture["network_class_name"], where), "BatchNorm" in str(keywords.get("norm_op"))
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Say of a plan what nnU-Net would not have written, in place of a traceback."""
+    try:
+        yield
+    except KeyError as error:
+        raise PlanError(f"{where}: the key {error} is missing; is this the plans.json of an nnU-Net v2 model?") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PlanError(
+            f"{where}: a value has another form than nnU-Net writes ({error}); restore the plans.json that lay beside the model."
+        ) from error
 
 
 def _network(class_name: str, where: str) -> str:
@@ -104,7 +145,7 @@ def _configuration(data: Mapping[str, Any], name: str, where: str) -> Configurat
         tuple(NORMALIZATIONS[scheme] for scheme in data["normalization_schemes"]),
         tuple(bool(v) for v in data["use_mask_for_norm"]),
         bool(data["batch_dice"]),
-        {"plain_unet": plain, network: architecture},
+        {"plain_unet": plain, **dict.fromkeys(_SIZES.get(network, (network,)), architecture)},
         _resampling(data, where),
     )
 
@@ -120,13 +161,13 @@ def _architecture(data: Mapping[str, Any]) -> Architecture:
         return Architecture(patch, batch, features, kernels, strides, *blocks)
     shape = data["architecture"]["arch_kwargs"]
     stages = int(shape["n_stages"])
-    encoder = shape.get("n_blocks_per_stage", shape.get("n_conv_per_stage"))
+    encoder = shape["n_blocks_per_stage"] if "n_blocks_per_stage" in shape else shape["n_conv_per_stage"]
     return Architecture(
         patch,
         batch,
         _per_stage(shape["features_per_stage"], stages),
-        _tuples(shape["kernel_sizes"], len(patch)),
-        _tuples(shape["strides"], len(patch)),
+        _tuples(_staged(shape["kernel_sizes"], stages), len(patch)),
+        _tuples(_staged(shape["strides"], stages), len(patch)),
         _per_stage(encoder, stages),
         _per_stage(shape["n_conv_per_stage_decoder"], stages - 1),
     )
@@ -150,7 +191,14 @@ def _intensities(values: Mapping[str, float]) -> IntensityStatistics:
 
 
 def _per_stage(value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    return (value,) * stages if isinstance(value, int) else tuple(value)
+    return (value,) * stages if isinstance(value, int) else tuple(_staged(value, stages))
+
+
+def _staged(values: Sequence[Any], stages: int) -> Sequence[Any]:
+    """The values, of which there must be one per stage."""
+    if len(values) != stages:
+        raise ValueError(f"expected {stages} values, found {values}")
+    return values
 
 
 def _tuples(values: Sequence[int | Sequence[int]], rank: int) -> tuple[tuple[int, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from medkd.core.errors import RunError
+from medkd.core.errors import PlanError, RunError
 from medkd.inference.export import logits_to_labels
-from medkd.inference.nnunet.model import ALLOWED, is_nnunet_folder, load_nnunet
+from medkd.inference.nnunet.model import ALLOWED, check_fold, describe_nnunet, is_nnunet_folder, load_nnunet
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.pipeline import preprocess_case
@@ -95,16 +96,80 @@ def test_other_trainers_are_refused_by_name(edited: Callable[[Edit], Path]) -> N
         load_nnunet(edited(lambda content: content.update(trainer_name="nnUNetTrainerPrimusM")))
 
 
+@pytest.mark.parametrize("damage", [{"init_args": {}}, {"init_args": None}, {"network_weights": [1]}], ids=str)
+def test_other_checkpoints_are_refused_in_one_sentence(edited: Callable[[Edit], Path], damage: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"checkpoint_final\.pth is not an nnU-Net v2 checkpoint"):
+        load_nnunet(edited(lambda content: content.update(damage)))
+
+
+def test_another_reader_in_either_file_is_refused(edited: Callable[[Edit], Path]) -> None:
+    folder = edited(lambda content: None)
+    plans, dataset = (json.loads((folder / file).read_text()) for file in ("plans.json", "dataset.json"))
+    (folder / "dataset.json").write_text(json.dumps({**dataset, "overwrite_image_reader_writer": "NibabelIOWithReorient"}))
+    assert describe_nnunet(folder).folds == ("0",)  # the plan, which nnU-Net believes, says SimpleITKIO
+    del plans["image_reader_writer"]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(PlanError, match="NibabelIOWithReorient"):
+        describe_nnunet(folder)
+
+
 def test_other_weights_are_refused(edited: Callable[[Edit], Path]) -> None:
     with pytest.raises(RunError, match="another network than"):
         load_nnunet(edited(lambda content: content["network_weights"].popitem()))
 
 
-def test_compiled_and_parallel_prefixes_are_taken_off(edited: Callable[[Edit], Path]) -> None:
+@pytest.mark.parametrize("before", ["module.", "module._orig_mod.", "_orig_mod.module."])
+def test_compiled_and_parallel_prefixes_are_taken_off(edited: Callable[[Edit], Path], before: str) -> None:
     def prefix(content: dict[str, Any]) -> None:
-        content["network_weights"] = {f"module.{k}": v for k, v in content["network_weights"].items()}
+        content["network_weights"] = {f"{before}{k}": v for k, v in content["network_weights"].items()}
 
     assert len(load_nnunet(edited(prefix)).networks) == 1
+
+
+def test_weights_without_their_second_names_are_complete(edited: Callable[[Edit], Path], real_data: Path) -> None:
+    def drop(content: dict[str, Any]) -> None:
+        weights, before = content["network_weights"], len(content["network_weights"])
+        for key in [k for k in weights if "all_modules" in k or k.startswith("decoder.encoder.")]:
+            del weights[key]
+        assert len(weights) < before / 2
+
+    found = load_nnunet(edited(drop)).networks[0].state_dict()
+    expected = load_nnunet(real_data / "nnunet_model" / "model").networks[0].state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_weights_in_the_folder_of_another_fold_are_refused(edited: Callable[[Edit], Path]) -> None:
+    folder = edited(lambda content: None)
+    check_fold(folder, "0")
+    (folder / "fold_0").rename(folder / "fold_1")
+    for act in (load_nnunet, describe_nnunet, lambda path: check_fold(path, "1")):
+        with pytest.raises(RunError, match="was trained as fold 0, but lies in fold_1"):
+            act(folder)
+
+
+def test_weights_that_name_no_fold_predict_but_are_not_vouched_for(edited: Callable[[Edit], Path]) -> None:
+    folder = edited(lambda content: content["init_args"].pop("fold"))
+    assert load_nnunet(folder).folds == ("0",)
+    with pytest.raises(RunError, match="does not say as which fold it was trained"):
+        check_fold(folder, "0")
+
+
+def test_numbered_folds_are_averaged_without_backups_and_the_fold_of_all(edited: Callable[[Edit], Path]) -> None:
+    folder = edited(lambda content: content["init_args"].pop("fold"))
+    shutil.copytree(folder / "fold_0", folder / "fold_all")
+    shutil.copytree(folder / "fold_0", folder / "fold_0_backup")
+    assert describe_nnunet(folder).folds == ("0", "all") and load_nnunet(folder).folds == ("0",)
+    shutil.rmtree(folder / "fold_0")
+    assert load_nnunet(folder).folds == ("all",)
+
+
+def test_the_flag_for_the_other_checkpoint_is_named(edited: Callable[[Edit], Path]) -> None:
+    folder = edited(lambda content: None)
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    for folds in (None, [0]):
+        with pytest.raises(RunError, match=r"there are: none; give --checkpoint best for checkpoint_best\.pth of fold 0\.$"):
+            load_nnunet(folder, folds)
+    assert load_nnunet(folder, checkpoint="best").folds == ("0",)
 
 
 def test_batch_norm_trainers_are_rebuilt_with_batch_norm(edited: Callable[[Edit], Path]) -> None:

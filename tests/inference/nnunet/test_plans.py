@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from medkd.core.errors import PlanError
-from medkd.inference.nnunet.plans import network_of, plan_from_nnunet
+from medkd.inference.nnunet.plans import load_plans, network_of, plan_from_nnunet
+from medkd.networks import NETWORKS
 
 pytestmark = pytest.mark.real_data
 
@@ -52,15 +53,29 @@ def test_inherited_keys_are_filled_in(current: dict[str, Any]) -> None:
         plan_from_nnunet(current, "own", "plans.json")
 
 
-def test_a_residual_encoder_is_understood(current: dict[str, Any]) -> None:
-    shape = current["configurations"]["3d_fullres"]["architecture"]
+def residual(plans: dict[str, Any]) -> None:
+    """Turn the plan of a plain U-Net into that of a residual encoder."""
+    shape = plans["configurations"]["3d_fullres"]["architecture"]
     shape["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
     shape["arch_kwargs"]["n_blocks_per_stage"] = [1, 3, 4, 6]
     del shape["arch_kwargs"]["n_conv_per_stage"]
     shape["arch_kwargs"]["n_conv_per_stage_decoder"] = [1, 1, 1]
+
+
+def test_a_residual_encoder_is_understood(current: dict[str, Any]) -> None:
+    residual(current)
     name, _ = network_of(current, "3d_fullres", "plans.json")
     found = plan_from_nnunet(current, "3d_fullres", "plans.json").configuration("3d_fullres").architecture(name)
     assert name == "resenc_unet_l" and found.blocks_encoder == (1, 3, 4, 6) and found.blocks_decoder == (1, 1, 1)
+
+
+def test_a_residual_encoder_of_every_size_can_be_its_student(current: dict[str, Any]) -> None:
+    residual(current)
+    architectures = plan_from_nnunet(current, "3d_fullres", "plans.json").configuration("3d_fullres").architectures
+    sizes = {name for name in NETWORKS if name.startswith("resenc_unet_")}
+    assert len(sizes) > 1 and set(architectures) == {"plain_unet", *sizes}
+    assert all(architectures[size].blocks_encoder == (1, 3, 4, 6) for size in sizes)
+    assert architectures["plain_unet"].blocks_encoder == (2, 2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +84,8 @@ def test_a_residual_encoder_is_understood(current: dict[str, Any]) -> None:
         (("architecture", "network_class_name"), "os.system", "'os.system' is not supported"),
         (("architecture", "arch_kwargs", "nonlin"), "torch.nn.ReLU", "nonlin"),
         (("architecture", "arch_kwargs", "conv_bias"), False, "conv_bias"),
+        (("architecture", "arch_kwargs", "nonlin_first"), True, "nonlin_first"),
+        (("architecture", "arch_kwargs", "pool"), "max", "pool"),
         (("preprocessor_name",), "MyPreprocessor", "MyPreprocessor"),
         (("normalization_schemes",), ["MyNorm"], "MyNorm"),
         (("resampling_fn_data",), "no_resampling", "no_resampling"),
@@ -90,3 +107,42 @@ def test_a_missing_key_names_the_file(current: dict[str, Any]) -> None:
     del current["transpose_forward"]
     with pytest.raises(PlanError, match=r"plans\.json: the key 'transpose_forward'"):
         plan_from_nnunet(current, "3d_fullres", "plans.json")
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient", "NaturalImage2DIO", "Tiff3DIO", "OwnReader"])
+def test_readers_that_turn_scans_or_read_other_formats_are_refused(current: dict[str, Any], reader: str) -> None:
+    with pytest.raises(PlanError, match=rf"plans\.json: the model was trained on scans as nnU-Net's {reader} reads them"):
+        plan_from_nnunet({**current, "image_reader_writer": reader}, "3d_fullres", "plans.json")
+
+
+@pytest.mark.parametrize("reader", ["", None, "SimpleITKIO", "NibabelIO"])
+def test_readers_that_take_scans_as_they_are_stored_are_accepted(current: dict[str, Any], reader: str | None) -> None:
+    plan = plan_from_nnunet({**current, "image_reader_writer": reader}, "3d_fullres", "plans.json")
+    assert plan == plan_from_nnunet(current, "3d_fullres", "plans.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("architecture", "arch_kwargs", "strides"), None),
+        (("architecture", "arch_kwargs", "strides"), [[1, 1, 1], [2, 2, 2]]),
+        (("architecture", "arch_kwargs", "features_per_stage"), [32, 64]),
+        (("architecture", "arch_kwargs"), ["n_stages"]),
+        (("architecture",), "PlainConvUNet"),
+        (("spacing",), None),
+        (("batch_size",), "two"),
+    ],
+)
+def test_values_of_another_form_name_the_file(current: dict[str, Any], path: tuple[str, ...], value: object) -> None:
+    place = current["configurations"]["3d_fullres"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(PlanError, match=r"plans\.json: a value has another form than nnU-Net writes"):
+        plan_from_nnunet(current, "3d_fullres", "plans.json")
+
+
+def test_a_file_that_holds_no_plan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plans.json").write_text("[1]")
+    with pytest.raises(PlanError, match=r"plans\.json: expected an object, found list"):
+        load_plans(tmp_path / "plans.json")
