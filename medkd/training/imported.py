@@ -15,8 +15,10 @@ from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import save
-from medkd.inference.external import describe_external, is_external_folder, load_external, seen_by_external
-from medkd.inference.nnunet.model import describe_nnunet, is_nnunet_folder, load_nnunet, nnunet_folds
+from medkd.inference.external import FILE, describe_external, is_external_folder, load_external, seen_by_external
+from medkd.inference.nnunet.model import check_fold, describe_nnunet, is_nnunet_folder, load_nnunet, nnunet_folds
+from medkd.inference.nnunet.plans import load_plans
+from medkd.io.volumes import file_ending
 from medkd.preprocessing.api import plan_and_preprocess
 from medkd.training.splits import ALL, SPLITS_FILE, Split, load_splits, make_splits, save_splits
 from medkd.training.teachers import Candidate, check_same_data
@@ -53,7 +55,7 @@ def import_teacher(path: Path, dataset: str, cases: Sequence[str], raw: Path) ->
             str(folder),
             folder,
             model.folds,
-            lambda _: seen_by_external(path),
+            lambda _: _seen_by_external(path, cases),
             lambda _: load_external(path).networks[0],
             model,
             remedy,
@@ -136,17 +138,20 @@ def prepare_if_new(dataset: str | int, teacher: str, root: str | Path | None, wo
 def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
     """The folds of an nnU-Net model.
 
-    They stand in a ``splits_final.json`` in the model folder, beside it, in nnU-Net's preprocessed folder or in the raw data set; else
-    nnU-Net made them by its rule from the sorted cases. The validation cases that nnU-Net scored bear them out, where they are recorded.
+    They stand in a ``splits_final.json`` in the model folder, beside it or in nnU-Net's preprocessed folder; else nnU-Net made them by its
+    rule from the sorted cases. A file in the raw data set, where a user's own folds may lie, counts only if the validation cases that
+    nnU-Net scored bear it out. Whatever the source, those must agree where they are recorded.
 
     Raises:
         RunError: the model was trained on other cases, or the folds cannot be known.
     """
     data = DatasetDescription.load(path / DATASET_FILE)
-    named = str(read_json(path / PLANS_FILE).get("dataset_name"))
+    named = str(load_plans(path / PLANS_FILE).get("dataset_name"))
     preprocessed = os.environ.get(_PREPROCESSED)
-    places = [path, path.absolute().parent, *([Path(preprocessed) / named] if preprocessed else []), raw]
+    places = [path, path.absolute().parent, *([Path(preprocessed) / named] if preprocessed else [])]
     file = next((place / SPLITS_FILE for place in places if (place / SPLITS_FILE).exists()), None)
+    if file is None and (raw / SPLITS_FILE).exists():
+        file = _borne_out(raw / SPLITS_FILE, path, cases, data.file_ending)
     if file is None and data.num_training != len(cases):
         raise RunError(
             f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which cases its folds have "
@@ -169,6 +174,25 @@ def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
     return splits
 
 
+def _borne_out(users: Path, path: Path, cases: Sequence[str], ending: str) -> Path | None:
+    """A user's file if nnU-Net scored the model's folds on just what it holds out; None if it only repeats nnU-Net's rule.
+
+    Raises:
+        RunError: it says something else.
+    """
+    splits = load_splits(users)
+    scored = [(_scored(path / f"fold_{fold}" / "validation" / "summary.json", ending), set(split.val)) for fold, split in enumerate(splits)]
+    known = [pair for pair in scored if pair[0]]
+    if known and all(found == held_out for found, held_out in known):
+        return users
+    if [set(split.val) for split in splits] == [set(split.val) for split in make_splits(cases)]:
+        return None
+    raise RunError(
+        f"{users} need not hold the folds that {path} was trained with, so nobody can say which cases they have seen; put the "
+        f"{SPLITS_FILE} of its training into the model folder."
+    )
+
+
 def _scored(summary: Path, ending: str) -> set[str]:
     """The cases in nnU-Net's ``summary.json``; none where there is no such file."""
     if not summary.exists():
@@ -177,7 +201,21 @@ def _scored(summary: Path, ending: str) -> set[str]:
     return {file.rpartition("/")[2].removesuffix(ending) for file in files}
 
 
+def _seen_by_external(path: Path, cases: Sequence[str]) -> frozenset[str]:
+    """The cases that the weights have seen, which must be named as the data set names its own."""
+    seen = seen_by_external(path)
+    strange = sorted(seen - set(cases))
+    files = [name for name in strange if "/" in name or "\\" in name or file_ending(Path(name)) or name.endswith("_0000")]
+    if files or (strange and len(strange) == len(seen)):
+        raise RunError(
+            f"{path / FILE}: 'train' names {(files or strange)[0]}, which is no case of the data set; list its cases without folder, "
+            f'channel and ending, as in "{min(cases, default="case_01")}", or write [] if the weights have seen none of them.'
+        )
+    return seen
+
+
 def _seen_by_nnunet(path: Path, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+    check_fold(path, fold)
     splits = nnunet_splits(path, cases, raw)
     if fold == ALL:
         return frozenset(cases) | {case for split in splits for case in (*split.train, *split.val)}

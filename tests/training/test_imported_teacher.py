@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 from medkd.core.errors import LeakError, PlanError, RunError
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL, RunFolder
+from medkd.inference.nnunet.model import ALLOWED
 from medkd.training.api import train_distill
-from medkd.training.imported import nnunet_splits, plan_like, prepare_if_new
+from medkd.training.imported import import_teacher, nnunet_splits, plan_like, prepare_if_new
 from medkd.training.options import TrainOptions
-from medkd.training.splits import load_splits
+from medkd.training.splits import Split, load_splits, make_splits, save_splits
 from tests.training.builders import make_dataset
 
-CASES = ("001", "003", "004", "007", "008", "011")
+NAMES = tuple(f"hippocampus_{number}" for number in ("001", "003", "004", "007", "008", "011"))
 NAME = "Dataset004_Hippocampus"
 SETTINGS = {"epochs": 1, "iterations_per_epoch": 2, "workers": 0, "device": "cpu", "validate": False}
 
@@ -28,7 +30,7 @@ def place(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A root with six raw hippocampus cases, and nnU-Net's model as if it had been trained on four of them."""
     base = tmp_path_factory.mktemp("imported")
     raw, source = base / "root" / "raw" / NAME, real_data / "hippocampus"
-    names = [f"hippocampus_{number}" for number in CASES]
+    names = list(NAMES)
     for kind in ("imagesTr", "labelsTr"):
         (raw / kind).mkdir(parents=True)
     for name in names:
@@ -97,8 +99,29 @@ def test_a_model_of_all_cases_has_seen_everything(prepared: tuple[Path, Path], t
     root, model = prepared
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "model" / "fold_0").rename(tmp_path / "model" / "fold_all")
+    trained_as(tmp_path / "model" / "fold_all", "all")
     with pytest.raises(LeakError, match="fold all"):
         train_distill(4, str(tmp_path / "model"), "unet_tiny", "kd", 0, TrainOptions(root=root, **SETTINGS))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("trained", "lies"), [(0, "1"), ("all", "0")])
+def test_the_guard_believes_the_checkpoint_not_the_folder(place: tuple[Path, Path], tmp_path: Path, trained: int | str, lies: str) -> None:
+    root, model = place
+    shutil.copytree(model, tmp_path / "model")
+    teacher = import_teacher(tmp_path / "model", NAME, NAMES, root / "raw" / NAME)
+    (tmp_path / "model" / "fold_0").rename(tmp_path / "model" / f"fold_{lies}")
+    trained_as(tmp_path / "model" / f"fold_{lies}", trained)
+    with pytest.raises(RunError, match=f"was trained as fold {trained}, but lies in fold_{lies}"):
+        teacher.seen(lies)
+
+
+def trained_as(folder: Path, fold: int | str) -> None:
+    """Write into the checkpoint of a folder that it was trained as this fold."""
+    with torch.serialization.safe_globals(list(ALLOWED)):
+        content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    content["init_args"]["fold"] = fold
+    torch.save(content, folder / "checkpoint_final.pth")
 
 
 @pytest.mark.real_data
@@ -131,13 +154,44 @@ def test_folds_that_nobody_can_know_are_refused(place: tuple[Path, Path], real_d
         nnunet_splits(real_data / "nnunet_model" / "model", [f"case_{i}" for i in range(200)], raw)
 
 
-def test_a_described_network_teaches_and_is_guarded(tmp_path: Path) -> None:
-    from monai.networks.nets import SegResNet
+@pytest.mark.real_data
+def test_folds_in_the_raw_data_set_must_be_borne_out(place: tuple[Path, Path], tmp_path: Path) -> None:
+    model, rule = tmp_path / "model", make_splits(NAMES)
+    shutil.copytree(place[1], model, ignore=shutil.ignore_patterns("*.pth", "splits_final.json"))
+    description = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**description, "numTraining": len(NAMES)}))
+    own = [Split(NAMES[1:], NAMES[:1]), Split(NAMES[:-1], NAMES[-1:])]
+    raw = tmp_path / "raw"
+    save_splits(raw / "splits_final.json", own)
+    with pytest.raises(RunError, match=r"raw/splits_final\.json need not hold the folds .*put the splits_final\.json"):
+        nnunet_splits(model, NAMES, raw)
+    save_splits(raw / "splits_final.json", rule)
+    assert nnunet_splits(model, NAMES, raw) == rule
+    save_splits(raw / "splits_final.json", own)
+    summary = model / "fold_1" / "validation" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": f"/there/{NAMES[-1]}.nii.gz"}]}))
+    assert nnunet_splits(model, NAMES, raw) == own
+    summary.write_text(json.dumps({"metric_per_case": [{"prediction_file": f"/there/{NAMES[0]}.nii.gz"}]}))
+    with pytest.raises(RunError, match="need not hold the folds"):
+        nnunet_splits(model, NAMES, raw)
 
-    make_dataset(tmp_path)
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    torch.save(SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).state_dict(), folder / "weights.pt")
+
+@pytest.mark.parametrize("name", ["case_1.nii.gz", "imagesTr/case_1_0000.nii.gz", "imagesTr\\case_1", "case_1_0000", "case_9"])
+def test_described_cases_must_be_named_as_in_the_data_set(tmp_path: Path, name: str) -> None:
+    cases = ["case_1", "case_2", "odd_0000"]
+    seen = import_teacher(describe(tmp_path, train=["case_1", "other_7", "odd_0000"]), "x", cases, tmp_path).seen
+    assert seen("given") == {"case_1", "other_7", "odd_0000"}  # other_7 is of another data set
+    describe(tmp_path, train=[])
+    assert seen("given") == frozenset()
+    for more in ([], ["case_2"]) if name != "case_9" else ([],):
+        describe(tmp_path, train=[*more, name])
+        with pytest.raises(RunError, match=rf"'train' names {re.escape(name)}, which is no case of the data set; .* without folder"):
+            seen("given")
+
+
+def describe(folder: Path, **more: object) -> Path:
+    """Put the description of a SegResNet into a folder."""
     description = {
         "network": "segresnet",
         "channels": ["MR"],
@@ -149,14 +203,25 @@ def test_a_described_network_teaches_and_is_guarded(tmp_path: Path) -> None:
         "weights": "weights.pt",
         "train": [],
     }
-    (folder / "teacher.json").write_text(json.dumps(description))
+    (folder / "teacher.json").write_text(json.dumps({**description, **more}))
+    return folder
+
+
+def test_a_described_network_teaches_and_is_guarded(tmp_path: Path) -> None:
+    from monai.networks.nets import SegResNet
+
+    make_dataset(tmp_path)
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    torch.save(SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).state_dict(), folder / "weights.pt")
+    describe(folder)
     options = TrainOptions(root=tmp_path, **SETTINGS)
     trained = train_distill(900, str(folder), "plain_unet", "kd", 0, options)
     assert trained.parent.name == "plain_unet__3d_fullres__kd__from_bundle"
     held_out = json.loads((trained / "split.json").read_text())["val"]
-    (folder / "teacher.json").write_text(json.dumps({**description, "train": held_out}))
+    describe(folder, train=held_out)
     with pytest.raises(LeakError):
         train_distill(900, str(folder), "plain_unet", "kd", 0, options)
-    (folder / "teacher.json").write_text(json.dumps({**description, "labels": {"background": 0, "large": 1, "small": 2}}))
+    describe(folder, labels={"background": 0, "large": 1, "small": 2})
     with pytest.raises(RunError, match="labels"):
         train_distill(900, str(folder), "plain_unet", "kd", 0, options)
