@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     result.add_argument("-np", "--workers", type=_positive, metavar="N", help="cases at a time (default: from cores and free memory)")
     result.add_argument(
-        "--gpu-memory", type=float, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
+        "--gpu-memory", type=_above_zero, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
     )
     result.add_argument(
         "--protocol",
@@ -148,7 +149,17 @@ def describe(plan: Plan) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.strip().lstrip("+-").isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, found '{text}'")
     return value

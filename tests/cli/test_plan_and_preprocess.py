@@ -25,7 +25,19 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path: Path, capsys: pytest
     assert error.startswith("error: Data set '77' was not found") and "Traceback" not in error
 
 
-def test_nonsense_numbers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("-np", "0", "must be a whole number of at least 1, found '0'"),
+        ("-np", "two", "must be a whole number of at least 1, found 'two'"),
+        ("--batch-size", "-1", "found '-1'"),
+        ("--gpu-memory", "0", "must be a number above 0, found '0'"),
+        ("--gpu-memory", "-8", "found '-8'"),
+        ("--gpu-memory", "nan", "found 'nan'"),
+        ("--gpu-memory", "much", "found 'much'"),
+    ],
+)
+def test_nonsense_numbers_are_refused(option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["-d", "1", "-np", "0"])
-    assert "must be at least 1" in capsys.readouterr().err
+        main(["-d", "1", option, value])
+    assert message in capsys.readouterr().err
