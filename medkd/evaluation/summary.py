@@ -18,11 +18,13 @@ from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM, evaluate_case
 from medkd.evaluation.metrics import HausdorffDefinition
 from medkd.evaluation.results import CaseScores, Summary
 from medkd.io.checks import grid_deviation
-from medkd.io.volumes import Volume, read_geometry, read_label
+from medkd.io.volumes import WRITABLE, Volume, read_geometry, read_label
 
 __all__ = ["Summary", "evaluate_folder"]
 
 _log = logging.getLogger(__name__)
+
+_WRITTEN = ".nii.gz"  # predictions of scans in a format that medkd cannot write
 
 # Two int16 maps as read and as used, masks and surfaces of a structure that fills the image, and their copies.
 _BYTES_PER_VOXEL = 24
@@ -30,10 +32,11 @@ _BYTES_PER_VOXEL = 24
 
 def evaluate_folder(
     predictions: Path,
-    references: Path,
+    references: Path | Mapping[str, Path],
     labels: LabelSpec,
     *,
     file_ending: str = ".nii.gz",
+    prediction_ending: str | None = None,
     cases: Sequence[str] | None = None,
     workers: int | None = None,
     nsd_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
@@ -45,9 +48,11 @@ def evaluate_folder(
 
     Args:
         predictions: folder of predicted label maps.
-        references: folder of reference label maps.
+        references: folder of reference label maps; or case id → reference, wherever they lie and whatever they are called.
         labels: the structures.
-        file_ending: of both.
+        file_ending: of the references.
+        prediction_ending: of the predictions; None is ``file_ending``, or ``.nii.gz`` where medkd cannot write that format and the
+            folder holds no such files.
         cases: the cases to score; all references where None.
         workers: threads; None follows from cores and free memory.
         nsd_tolerance_mm: tolerance of the normalised surface distance.
@@ -62,13 +67,14 @@ def evaluate_folder(
         DataError: predictions or references are missing (all are named), a file cannot be read, or a prediction does not lie
             on its reference's grid or holds unknown values (every such case is named).
     """
-    predictions, references = Path(predictions), Path(references)
-    names = sorted(set(cases)) if cases is not None else _cases_in(references, file_ending)
-    missing = _missing(predictions, references, names, file_ending, allow_missing)
+    predictions = Path(predictions)
+    truths = _references(references, file_ending, cases, predictions)
+    ending = _ending(predictions, file_ending) if prediction_ending is None else prediction_ending
+    missing = _missing(predictions, list(truths), ending, allow_missing)
     shifted: dict[str, float] = {}
 
     def one(case: str) -> CaseScores | str:
-        reference, prediction = references / f"{case}{file_ending}", predictions / f"{case}{file_ending}"
+        reference, prediction = truths[case], predictions / f"{case}{ending}"
         try:
             truth = read_label(reference)
             found = None if case in missing else read_label(prediction)
@@ -79,16 +85,34 @@ def evaluate_folder(
             return str(error)
         return CaseScores(str(reference), str(prediction), scores)
 
-    threads = _workers([references / f"{c}{file_ending}" for c in names]) if workers is None else max(1, workers)
-    results: list[CaseScores | str] = []
+    threads = _workers(list(truths.values())) if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:
-        for result in _bar(pool.map(one, names), len(names), progress):
-            results.append(result)
+        results = list(_bar(pool.map(one, truths), len(truths), progress))
     problems = [r for r in results if isinstance(r, str)]
     if problems:
-        raise DataError(f"{len(problems)} of {len(names)} cases cannot be scored: " + " ".join(problems))
-    _warn_of(shifted, len(names))
+        raise DataError(f"{len(problems)} of {len(truths)} cases cannot be scored: " + " ".join(problems))
+    _warn_of(shifted, len(truths))
     return Summary(tuple(r for r in results if isinstance(r, CaseScores)), nsd_tolerance_mm, definition, tuple(missing))
+
+
+def _references(references: Path | Mapping[str, Path], ending: str, cases: Sequence[str] | None, predictions: Path) -> dict[str, Path]:
+    """Case id → reference of the cases to score, sorted by case id."""
+    if isinstance(references, Mapping):
+        names = sorted(references if cases is None else set(cases))
+        paths = {name: Path(references[name]) for name in names if name in references}
+        shown, expected = {name: f"{name} ({path})" for name, path in paths.items()}, "No reference"
+    else:
+        folder = Path(references)
+        names = _cases_in(folder, ending) if cases is None else sorted(set(cases))
+        paths = {name: folder / f"{name}{ending}" for name in names}
+        shown, expected = {}, f"{folder}: no reference (CASE{ending})"
+    if not names:
+        raise DataError(f"There is no case to score in {predictions}: the list of cases is empty.")
+    unknown = [name for name in names if name not in paths or not paths[name].exists()]
+    if unknown:
+        listed = ", ".join(shown.get(name, name) for name in unknown)
+        raise DataError(f"{expected} for {len(unknown)} of {len(names)} cases: {listed}; restore the files or leave these cases out.")
+    return paths
 
 
 def _cases_in(folder: Path, ending: str) -> list[str]:
@@ -98,12 +122,13 @@ def _cases_in(folder: Path, ending: str) -> list[str]:
     return names
 
 
-def _missing(predictions: Path, references: Path, names: Sequence[str], ending: str, allowed: bool) -> list[str]:
-    if not names:
-        raise DataError(f"There is no case to score in {predictions}: the list of cases is empty.")
-    unknown = [n for n in names if not (references / f"{n}{ending}").exists()]
-    if unknown:
-        raise DataError(f"{references}: no reference (CASE{ending}) for {len(unknown)} of {len(names)} cases: {', '.join(unknown)}.")
+def _ending(predictions: Path, references: str) -> str:
+    if references in WRITABLE or any(predictions.glob(f"*{references}")):
+        return references
+    return _WRITTEN
+
+
+def _missing(predictions: Path, names: Sequence[str], ending: str, allowed: bool) -> list[str]:
     missing = [n for n in names if not (predictions / f"{n}{ending}").exists()]
     if missing and not allowed:
         raise DataError(

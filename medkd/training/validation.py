@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from medkd.core.errors import MedkdError
+from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import write_json
-from medkd.core.run import FINAL, RunFolder
+from medkd.core.run import DATASET_FILE, FINAL, RunFolder
 from medkd.core.serial import to_data
 from medkd.evaluation import legacy
 from medkd.evaluation.summary import Summary, evaluate_folder
 from medkd.inference.export import logits_to_labels
+from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import write_volume
 from medkd.networks.complexity import count_macs, count_parameters, latency_ms
@@ -39,7 +41,8 @@ def finish_fold(
     predictor: Predictor | None = None,
     weights: Path | None = None,
 ) -> Summary | None:
-    """Write ``model.json``, ``validation/CASE.nii.gz`` and ``validation/summary.json`` of a trained fold.
+    """Write ``model.json``, ``validation/CASE.nii.gz`` (or the data set's ending, where medkd can write it) and
+    ``validation/summary.json`` of a trained fold.
 
     Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that exist are
     kept, so that an interrupted validation continues.
@@ -48,7 +51,7 @@ def finish_fold(
         run: the run.
         folder: its fold folder.
         store: the preprocessed cases.
-        raw: raw data set, for the reference labels.
+        raw: raw data set, for the reference labels: those in ``labelsTr``, or those that its ``dataset.json`` lists.
         cases: the fold's validation cases; none for fold ``all``.
         device: where to predict.
         predictor: what predicts; None is the run's own fold.
@@ -56,6 +59,9 @@ def finish_fold(
 
     Returns:
         The summary, or None where there is nothing to score.
+
+    Raises:
+        MedkdError: the reference labels are not there any more, or cannot be compared with the predictions.
     """
     fold = folder.name.removeprefix("fold_")
     predictor = predictor or Predictor.from_run(run.path, [fold], device)
@@ -65,31 +71,49 @@ def finish_fold(
         _log.info("fold %s holds out no cases, so there is nothing to score; evaluate its predictions on a test set", fold)
         return None
     target = folder / VALIDATION
-    if not (raw / "labelsTr").is_dir():
-        raise MedkdError(
-            f"{raw / 'labelsTr'} does not exist, so fold {fold} cannot be scored; restore the raw data set and use --continue."
-        )
+    references, ending = _references(run.dataset, raw, fold, cases), writable_ending(run.dataset.file_ending)
     for case in tqdm(cases, unit="case", desc="validation", disable=None):
-        path = target / f"{case}{run.dataset.file_ending}"
+        path = target / f"{case}{ending}"
         if not path.exists() or path.stat().st_mtime < changed:
             stored = store.open(case)
             logits = predictor.predict_preprocessed(stored.image)
             labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
             write_volume(path, labels, stored.properties.geometry)
-    summary = evaluate_folder(target, raw / "labelsTr", run.dataset.labels, file_ending=run.dataset.file_ending, cases=list(cases))
-    summary = _with_legacy(summary, run, target, raw / "labelsTr", cases)
+    summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending)
+    summary = _with_legacy(summary, run, target, references, ending)
     summary.save(target / SUMMARY)
     _log.info("fold %s: mean foreground Dice %.4f on %d validation cases, see %s", fold, summary.mean_dice, len(cases), target / SUMMARY)
     return summary
 
 
-def _with_legacy(summary: Summary, run: RunFolder, predictions: Path, references: Path, cases: Sequence[str]) -> Summary:
+def _references(dataset: DatasetDescription, raw: Path, fold: str, cases: Sequence[str]) -> dict[str, Path]:
+    """Case id → reference label map of the fold's validation cases."""
+    try:
+        described = DatasetDescription.load(raw / DATASET_FILE) if (raw / DATASET_FILE).exists() else dataset
+        labels = {files.case: files.label for files in training_cases(raw, described)}
+    except DataError as error:
+        raise MedkdError(f"Fold {fold} cannot be scored; restore the raw data set and use --continue: {error}") from error
+    found = {case: path for case in cases if (path := labels.get(case)) is not None and path.exists()}
+    missing = [case for case in cases if case not in found]
+    if missing:
+        raise MedkdError(
+            f"{raw}: fold {fold} cannot be scored, since the label maps of {len(missing)} of its {len(cases)} validation cases are not "
+            f"there ({', '.join(missing)}); restore the raw data set and use --continue."
+        )
+    return found
+
+
+def _with_legacy(summary: Summary, run: RunFolder, predictions: Path, references: Mapping[str, Path], ending: str) -> Summary:
     """The summary, with the original's metric beside the correct one where the plan follows a protocol that has it."""
-    protocol, labels, ending = run.plan.protocol, run.dataset.labels, run.dataset.file_ending
+    protocol, labels = run.plan.protocol, run.dataset.labels
     if protocol is None or not protocol.legacy_metric:
         return summary
+    folder = next(iter(references.values())).parent
+    if any(path != folder / f"{case}{ending}" for case, path in references.items()):
+        _log.warning("the legacy metric is left out: it needs the references as CASE%s in one folder", ending)
+        return summary
     grid = protocol.preprocessing.spacing
-    scores = legacy.legacy_scores(predictions, references, labels, list(cases), file_ending=ending, voxel_mm=grid)
+    scores = legacy.legacy_scores(predictions, folder, labels, list(references), file_ending=ending, voxel_mm=grid)
     _log.info("%s", scores.text())
     return replace(summary, extra={**summary.extra, legacy.KEY: to_data(scores)})
 

@@ -112,6 +112,26 @@ def test_every_case_on_another_grid_or_unreadable_is_named(folders: tuple[Path, 
     assert "c2.nii.gz" in text
 
 
+def test_references_may_lie_anywhere_and_have_an_ending_of_their_own(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = folders
+    expected = [case.scores for case in evaluate_folder(*folders, LABELS).cases]
+    listed = {}
+    for i, path in enumerate(sorted(references.iterdir())):
+        listed[f"c{i}"] = tmp_path / f"patient{i}" / "drawn.nrrd"
+        volume = read_label(path)
+        write_volume(listed[f"c{i}"], volume.array, volume.geometry)
+        write_volume(references / f"c{i}.nrrd", volume.array, volume.geometry)
+        path.unlink()
+    assert [case.scores for case in evaluate_folder(predictions, listed, LABELS).cases] == expected
+    assert [case.scores for case in evaluate_folder(predictions, listed, LABELS, cases=["c2"]).cases] == expected[2:3]
+    found = evaluate_folder(predictions, references, LABELS, file_ending=".nrrd", prediction_ending=".nii.gz")
+    assert [case.scores for case in found.cases] == expected and found.cases[0].reference_file.endswith("c0.nrrd")
+    with pytest.raises(DataError, match=r"no prediction \(CASE\.nrrd\) for 4 of 4"):
+        evaluate_folder(predictions, references, LABELS, file_ending=".nrrd")
+    with pytest.raises(DataError, match=r"No reference for 2 of 3 cases: c8 \(nowhere\), c9;"):
+        evaluate_folder(predictions, {**listed, "c8": Path("nowhere")}, LABELS, cases=["c0", "c8", "c9"])
+
+
 def moved(path: Path, voxels: float) -> None:
     """Shift the origin of a label map along x; its voxels stay as they are."""
     volume = read_label(path)
