@@ -21,7 +21,7 @@ from medkd.core.labels import LabelSpec
 from medkd.core.serial import save
 from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
 from medkd.io.verify_detection import DetectionCheck, check_detection
-from medkd.io.volumes import file_ending, read_label, read_shape, read_volume
+from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
 
 REPORT_FILE = "verification_report.json"
 
@@ -92,9 +92,9 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
     """Check ``dataset.json`` and the training cases of a raw data set; nothing is changed.
 
     Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
-    without image, unreadable files, NaN and infinity, label values outside ``dataset.json``, one grid for all files of a
-    case, labels that never occur, cases with equal voxels. Data sets for detection: see
-    :func:`~medkd.io.verify_detection.check_detection`.
+    without image, label maps that are not named after their case, unreadable files, NaN and infinity, label values outside
+    ``dataset.json``, one grid for all files of a case, labels that never occur, cases with equal voxels. Data sets for
+    detection: see :func:`~medkd.io.verify_detection.check_detection`.
 
     Args:
         folder: the raw data set, nnU-Net v2 layout.
@@ -114,7 +114,12 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
         return Report(folder.name, (), (), (finding,), ())
     with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
         checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
-    findings = _count_findings(folder, description, cases) + _stray_files(folder, description, cases) + _duplicates(checks)
+    findings = (
+        _count_findings(folder, description, cases)
+        + _listed_names(folder, cases)
+        + _stray_files(folder, description, cases)
+        + _duplicates(checks)
+    )
     return _report(folder, checks, findings + _unused_labels(description.labels, checks))
 
 
@@ -182,6 +187,17 @@ def _count_findings(folder: Path, description: DatasetDescription, cases: list[C
     expected = f"{description.num_training} training cases (numTraining)"
     action = "correct numTraining or restore the missing cases"
     return [Finding("", str(folder / "dataset.json"), expected, f"{len(cases)} label maps", action)]
+
+
+def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
+    """Label maps of a listing in ``dataset.json`` (nnU-Net's alternative form) that are not named after their case."""
+    others = [case for case in cases if case.label is not None and stem(case.label) != case.case]
+    if not others:
+        return []
+    expected = "label maps named after their cases (in any folder), since scores are told apart by these names"
+    found = f"{len(others)} others, for example {others[0].label} of case {others[0].case}"
+    action = f"link the files under their usual names with 'medkd_convert nnunet {folder} -d NNN' and use the new data set"
+    return [Finding("", str(folder / "dataset.json"), expected, found, action)]
 
 
 def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:

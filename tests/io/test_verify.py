@@ -133,6 +133,22 @@ def test_counts_strays_duplicates_and_unused_labels(tmp_path: Path) -> None:
     assert "notes.txt" in warnings[0] and "c1, c2" in warnings[1] and "no voxel with 3" in warnings[2]
 
 
+def test_listed_label_maps_may_lie_anywhere_but_bear_the_names_of_their_cases(tmp_path: Path) -> None:
+    listed = {f"c{i}": {"images": [f"scans/c{i}_{c:04d}.nii.gz" for c in (0, 1)], "label": f"c{i}/c{i}.nii.gz"} for i in range(3)}
+    folder = make_dataset(tmp_path / "D", dataset=listed)
+    (folder / "imagesTr").rename(folder / "scans")
+    for i in range(3):
+        (folder / f"c{i}").mkdir()
+        (folder / f"labelsTr/c{i}.nii.gz").rename(folder / f"c{i}/c{i}.nii.gz")
+    assert verify_dataset(folder).text().splitlines() == ["D: 3 good cases, 0 bad cases, 0 problems, 0 warnings"]
+    (folder / "c1/c1.nii.gz").rename(folder / "c1/drawn.nii.gz")
+    listed["c1"]["label"] = "c1/drawn.nii.gz"
+    (folder / "dataset.json").write_text(json.dumps({**json.loads((folder / "dataset.json").read_text()), "dataset": listed}))
+    (problem,) = verify_dataset(folder).problems
+    assert "1 others, for example" in problem.text() and "c1/drawn.nii.gz of case c1" in problem.text()
+    assert f"medkd_convert nnunet {folder}" in problem.text()
+
+
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"labels": {}}', '{"channel_names": {"0": "CT"}, "labels": {"a": 1}, "file_ending": "x"}']
 )
