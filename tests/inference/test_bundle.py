@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from medkd.core.errors import DataError, MedkdError, RunError
-from medkd.inference.external import is_external_folder, load_external, read_external, seen_by_external
+from medkd.inference.external import describe_external, is_external_folder, load_external, read_external, seen_by_external
 from medkd.inference.predictor import Predictor
 
 METADATA = {
@@ -196,6 +196,16 @@ def test_regions_of_a_teacher_json_are_painted(tmp_path: Path) -> None:
     assert model.labels.regions and torch.equal(model.networks[0](image), theirs(image))
     logits = torch.tensor([[-9.0, 9, 9, 9], [-3, -9, 9, 9], [-9, -9, -9, 9]])
     assert model.labels.decode(logits).tolist() == [0, 1, 2, 3]
+
+
+def test_regions_that_would_hide_others_are_refused(tmp_path: Path) -> None:
+    stated = {
+        "train": [],
+        "labels": {"background": 0, "core": [2, 3], "whole": [1, 2, 3], "enhancing": [3]},
+        "regions_class_order": [2, 1, 3],
+    }
+    with pytest.raises(RunError, match="the region 'whole' is painted after 'core'"):
+        describe_external(write(tmp_path / "bundle", brats, {}, teacher=stated))
 
 
 EVIL = "$__import__('os').system('touch hostile')"
