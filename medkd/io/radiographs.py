@@ -14,13 +14,16 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 
 Scaling = Literal["percentile", "range"]
 
-_ORIENTATION = 274  # EXIF tag
+_WIDTH, _HEIGHT, _PHOTOMETRIC, _ORIENTATION = 256, 257, 262, 274  # TIFF tags, the last one of EXIF as well
+_WHITE_IS_ZERO = 0
+_INVERSE = {6: 8, 8: 6}  # of an orientation; the others are their own
 _END_OF_JPEG = b"\xff\xd9"
 _TAIL = (0.05, 99.95)  # percent; a few burnt-in letters or dead pixels must not decide about the contrast of the bone
 _ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg"}
@@ -60,7 +63,7 @@ def read_radiograph(path: Path, *, upright: bool = True) -> Radiograph:
 
     Args:
         path: PNG, JPEG, or any other format that Pillow reads.
-        upright: apply the EXIF orientation, as viewers and OpenCV do; Pillow itself does not.
+        upright: apply the EXIF orientation, as viewers and OpenCV do; Pillow itself does so for TIFFs only.
 
     Raises:
         DataError: the file is missing, empty, no image, or damaged beyond a missing end.
@@ -86,9 +89,11 @@ def radiograph_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else image.size
-    except (OSError, SyntaxError, ValueError) as error:
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # some versions of Pillow have swapped its size by now, others have not
+                width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
+            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise DataError(f"Cannot read the radiograph {path}: {error}; export or download it again.") from error
 
 
@@ -150,10 +155,12 @@ def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
         image = Image.open(BytesIO(content + _END_OF_JPEG))  # what Pillow's global switch does too, but safe among threads
         image.load()
         truncated = True
-    stored = image.size
     pixels, lost = _wide_colour(path) if wide_colour else _pixels(image), 0.0
     if truncated:
         pixels, lost = _blacken_lost(pixels)
+    if _orientation(image) != orientation:  # Pillow turns TIFFs while it loads them, and takes the tag away
+        pixels = _turn(pixels, _INVERSE.get(orientation, orientation))
+    stored = pixels.shape[1], pixels.shape[0]
     if upright and orientation != 1:
         pixels = _turn(pixels, orientation)
     plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB") and not truncated and not wide_colour and orientation == 1
@@ -172,12 +179,18 @@ def _orientation(image: Image.Image) -> int:
 def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode in _WIDE_MODES:
         array = np.asarray(image)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return _black_is_zero(array) if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else array
     if image.mode in ("L", "RGB"):
         return np.asarray(image)
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
+
+
+def _black_is_zero(array: np.ndarray) -> np.ndarray:
+    """Invert pixels whose lowest value is white, which Pillow does for 8 bits and fewer only (TIFF 6.0, PhotometricInterpretation)."""
+    return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
 
 
 def _blacken_lost(pixels: np.ndarray) -> tuple[np.ndarray, float]:

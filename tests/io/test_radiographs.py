@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from pathlib import Path
 
@@ -39,6 +40,43 @@ def test_orientation_is_applied_as_pillow_would_and_the_size_is_known_from_the_h
     assert found.orientation == orientation and found.plain == (orientation == 1)
     assert found.size == radiograph_size(path) and found.stored_size == (36, 24)
     assert read_radiograph(path, upright=False).size == (36, 24)
+
+
+TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T, 6: lambda a: np.rot90(a, -1)}
+TURNS |= {7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["png", "webp", "tif", "tif lzw", "tif I;16", "tif I;16 lzw", "tif F"])
+def test_every_format_is_turned_once(tmp_path: Path, form: str, orientation: int) -> None:
+    ending, *rest = form.split()
+    stored = GREY.astype({"I;16": np.uint16, "F": np.float32}.get(rest[0] if rest else "", np.uint8))
+    stored = stored * 257 if stored.dtype == np.uint16 else stored
+    path, exif = tmp_path / f"a.{ending}", Image.Exif()
+    exif[274] = orientation
+    options = {"webp": {"lossless": True}, "tif": {"compression": "tiff_lzw"} if "lzw" in rest else {}}.get(ending, {})
+    Image.fromarray(stored).save(path, **({"tiffinfo": {274: orientation}} if ending == "tif" else {"exif": exif}), **options)
+    found, unturned = read_radiograph(path), read_radiograph(path, upright=False)
+    for image, expected in ((found, TURNS[orientation](stored)), (unturned, stored)):
+        np.testing.assert_array_equal(image.pixels[..., 0] if ending == "webp" else image.pixels, expected)
+        assert image.pixels.dtype == stored.dtype
+        assert image.orientation == orientation and image.stored_size == (36, 24)
+    assert found.size == radiograph_size(path) and not (found.plain and orientation != 1)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_zero_is_white_is_not_read_inverted(tmp_path: Path, kind: type, compression: str | None) -> None:
+    stored = GREY.astype(kind) * (257 if kind == np.uint16 else 1)
+    Image.fromarray(stored).save(tmp_path / "one.tif", compression=compression)
+    content = bytearray((tmp_path / "one.tif").read_bytes())
+    place = content.index(struct.pack("<HHIH", 262, 3, 1, 1))
+    content[place + 8] = 0
+    (tmp_path / "zero.tif").write_bytes(content)
+    plain, inverse = (read_radiograph(tmp_path / f"{name}.tif").pixels for name in ("one", "zero"))
+    np.testing.assert_array_equal(plain, stored)
+    np.testing.assert_array_equal(inverse, -stored if kind == np.float32 else np.iinfo(kind).max - stored)
+    assert inverse.dtype == kind
 
 
 def test_opencv_sees_the_same_upright_image(tmp_path: Path) -> None:
