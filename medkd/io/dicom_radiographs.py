@@ -36,7 +36,7 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
     """One DICOM image ``(H, W)`` (or ``(H, W, 3)`` for colours) uint8.
 
     The file's own VOI LUT or first window decides about contrast; where it has none, the 0.05th and 99.95th percentile of the pixels
-    that are not padding.
+    that are not padding. Padding is black.
 
     Raises:
         DataError: pydicom is not installed, or the file is damaged, has no single image, is a CT or MR section, or its compression cannot
@@ -52,7 +52,7 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
         shown = _windowed(values, dataset)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise DataError(f"{path}: its rescaling or window is damaged ({type(error).__name__}: {error}); export it again.") from error
-    padding = _padding(stored, dataset) if shown is None else np.zeros(stored.shape, bool)
+    padding = _padding(stored, dataset)
     shown = _by_percentiles(values, padding) if shown is None else shown
     seen = 255 - shown if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1" else shown
     return np.where(padding, 0, seen).astype(np.uint8)
@@ -135,9 +135,12 @@ def _first(value: Any) -> float | None:
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
-    """Mask of the pixels outside of the exposed field, where the file says so."""
-    value = dataset.get("PixelPaddingValue")
-    return stored == int(value) if isinstance(value, int) else np.zeros(stored.shape, bool)
+    """Mask of the pixels outside of the exposed field, where the file says so by a value or by the ends of a range (PS3.3, C.7.5.1.1.2)."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int):
+        return np.zeros(stored.shape, bool)
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    return (stored >= low) & (stored <= high)
 
 
 def _by_percentiles(values: np.ndarray, padding: np.ndarray) -> np.ndarray:

@@ -62,6 +62,25 @@ def test_monochrome1_is_turned_round_and_padding_stays_black(tmp_path: Path) -> 
     assert found[:5].max() == 0 and found[5:].min() == 0 and found[5:].max() == 255
 
 
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 2000}])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(("value", "limit"), [(0, None), (4095, None), (0, 9), (4095, 4000)])
+def test_padding_is_black_with_and_without_window_and_as_a_range(
+    tmp_path: Path, window: dict[str, int], kind: str, value: int, limit: int | None
+) -> None:
+    """A value of padding that is the white end of MONOCHROME1 must not light up a frame around the hand."""
+    stored = STORED // 4 + 1000
+    plain = read_dicom_radiograph(write(tmp_path / "a.dcm", stored, PhotometricInterpretation=kind, **window))
+    padded = stored.copy()
+    padded[:5] = value
+    padded[:2] = value if limit is None else limit
+    tags = {**window, "PixelPaddingValue": value, **({} if limit is None else {"PixelPaddingRangeLimit": limit})}
+    found = read_dicom_radiograph(write(tmp_path / "b.dcm", padded, PhotometricInterpretation=kind, **tags))
+    assert found[:5].max() == 0 and found[5:].max() > 100
+    if window:
+        np.testing.assert_array_equal(found[5:], plain[5:])
+
+
 def test_without_a_window_the_range_is_filled(tmp_path: Path) -> None:
     found = read_eight_bit(write(tmp_path / "a.dcm", STORED // 4 + 300))
     assert found.dtype == np.uint8 and (found.min(), found.max()) == (0, 255)
