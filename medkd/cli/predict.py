@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     boxes.add_argument("--pictures", action="store_true", help="write pictures/CASE.jpg with the boxes too")
     boxes.add_argument("--picture-score", type=float, metavar="S", help="lowest score that is drawn (default: 0.25)")
     boxes.add_argument("--score", type=float, help="lowest score that is kept (default: 0.001, low enough for medkd_evaluate)")
-    boxes.add_argument("--overlap", type=float, help="IoU above which the weaker of two boxes of a class is dropped (default: 0.7)")
+    boxes.add_argument(
+        "--overlap", type=float, help="IoU above which the weaker of two boxes of a class is dropped (default: the detector's own)"
+    )
     boxes.add_argument("--most", type=int, help="most boxes per image (default: 300)")
     return run(_predict, arguments, argv)
 

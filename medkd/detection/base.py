@@ -120,12 +120,14 @@ class Detector(nn.Module):
         taps: the neck's taps (stage ``neck``, finest first), then for dense heads the towers' (stage ``head``).
         family: which family it belongs to.
         two_stage: whether it scores proposals (``logits`` with background, softmax) instead of anchors (sigmoid).
+        overlap: the published intersection over union of its non-maximum suppression.
     """
 
     spec: DetectorSpec
     taps: tuple[Tap, ...]
     family: ClassVar[Family]
     two_stage: ClassVar[bool] = False
+    overlap: ClassVar[float] = 0.7
 
     def losses(
         self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
@@ -152,13 +154,14 @@ class Detector(nn.Module):
         """The loss terms with other neck maps in place of its own (for methods that learn masks on a teacher)."""
         raise NotImplementedError
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         """Boxes per image in input pixels, after non-maximum suppression.
 
         Args:
             images: ``(B, 3, S, S)``.
             score: lowest score that is kept.
-            overlap: intersection over union above which the weaker of two boxes of a class is dropped.
+            overlap: intersection over union above which the weaker of two boxes of a class is dropped; None is :attr:`overlap`. An
+                end-to-end head drops none.
             most: most boxes per image.
         """
         raise NotImplementedError

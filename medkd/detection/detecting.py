@@ -19,8 +19,8 @@ from medkd.detection.journal import Journal
 from medkd.detection.letterbox import Letterbox, letterbox
 from medkd.evaluation.detection_predictions import Boxes, ImagePredictions
 
-SCORE, OVERLAP, MOST = 0.001, 0.7, 300
-"""Lowest score, overlap of non-maximum suppression and most boxes per image; low enough for COCO's metric and FROC."""
+SCORE, MOST = 0.001, 300
+"""Lowest score and most boxes per image; low enough for COCO's metric and FROC."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _log = logging.getLogger(__name__)
@@ -45,10 +45,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Limits:
-    """What is kept: lowest score, overlap above which the weaker box of a class is dropped, most boxes per image."""
+    """What is kept.
+
+    Attributes:
+        score: lowest score.
+        overlap: intersection over union above which the weaker box of a class is dropped; None is every detector's own.
+        most: most boxes per image.
+    """
 
     score: float = SCORE
-    overlap: float = OVERLAP
+    overlap: float | None = None
     most: int = MOST
 
 

@@ -15,7 +15,7 @@ import torch
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, save
-from medkd.detection.detecting import MOST, OVERLAP, SCORE, DetectReport, Limits, Source, detect_images
+from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal, finished
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
 from medkd.detection.trained import DetectionRun, load_detector, pick_device
@@ -36,7 +36,7 @@ class DetectionSettings:
         folds: folds whose boxes were fused.
         checkpoint: ``"final"`` or ``"best"``.
         score: lowest score that was kept.
-        overlap: of non-maximum suppression.
+        overlap: of non-maximum suppression, the detector's own where none was given.
         most: most boxes per image.
         image_size: side of the detector's input in pixels.
         medkd: version.
@@ -63,7 +63,7 @@ def predict_detections(
     folds: Sequence[int | str] | None = None,
     checkpoint: str = "final",
     score: float = SCORE,
-    overlap: float = OVERLAP,
+    overlap: float | None = None,
     most: int = MOST,
     device: torch.device | str | None = None,
     pictures: bool = False,
@@ -83,7 +83,7 @@ def predict_detections(
         folds: folds whose boxes are fused; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
         score: lowest score that is kept; the default is low enough for ``medkd_evaluate``.
-        overlap: intersection over union above which the weaker box of a class is dropped.
+        overlap: intersection over union above which the weaker box of a class is dropped; None is the detector's own.
         most: most boxes per image.
         device: None picks CUDA where present, else the CPU.
         pictures: write ``pictures/CASE.jpg`` with the boxes too.
@@ -103,8 +103,9 @@ def predict_detections(
     target, names = pick_device(device), described.folds(folds, checkpoint)
     sources = find_radiographs(inputs, outputs)
     detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
+    used = detectors[0].overlap if overlap is None else overlap  # the folds of a run are of one kind
     size, weights = described.spec.image_size, tuple(weights_digest(detector.state_dict()) for detector in detectors)
-    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, overlap, most, size, _version(), weights)
+    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, used, most, size, _version(), weights)
     if not resume:
         (Path(outputs) / PREDICTIONS_FILE).unlink(missing_ok=True)  # a kill must not leave it beside other settings, to be continued
     _write_settings(Path(outputs), settings, resume)
@@ -174,10 +175,11 @@ def _draw(outputs: Path, categories: Sequence[str], score: float, source: Source
 
 
 def _checked(limits: Limits) -> Limits:
-    if not (0 <= limits.score < 1 and 0 < limits.overlap <= 1 and limits.most >= 1):
+    if not (0 <= limits.score < 1 and (limits.overlap is None or 0 < limits.overlap <= 1) and limits.most >= 1):
+        overlap = "the detector's own" if limits.overlap is None else f"{limits.overlap:g}"
         raise RunError(
             "Expected a score from 0 to below 1, an overlap above 0 up to 1 and at least 1 box per image, found "
-            f"{limits.score:g}, {limits.overlap:g} and {limits.most}."
+            f"{limits.score:g}, {overlap} and {limits.most}."
         )
     return limits
 

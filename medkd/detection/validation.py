@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.files import write_json
+from medkd.core.files import read_json, write_json
 from medkd.core.run import DATASET_FILE, FINAL
 from medkd.detection.base import Detector
 from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
@@ -28,6 +29,9 @@ from medkd.networks.complexity import count_macs, count_parameters, latency_ms
 
 VALIDATION = "validation"
 SUMMARY = "summary.json"
+LIMITS = "limits"
+"""In ``summary.json``: lowest score, overlap of non-maximum suppression and most boxes per image of the detections."""
+
 MODEL_FILE = "model.json"
 _log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
     target, references = job.folder / VALIDATION, _references(job, raw, fold)
     found = _predictions(job, detector, target, references.annotations)
     summary = evaluate_detections(found, references, classes=job.plan.categories)
+    summary = replace(summary, extra={**summary.extra, LIMITS: _limits(detector)})
     summary.save(target / SUMMARY)
     ap, ap50 = summary.value("AP").mean, summary.value("AP50").mean
     _log.info("fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(job.val), target / SUMMARY)
@@ -110,10 +115,11 @@ def _references(job: DetectionJob, raw: Path, fold: str) -> References:
 
 def _predictions(job: DetectionJob, detector: Detector, target: Path, annotations: Mapping[str, BoxAnnotation]) -> DetectionPredictions:
     store, state = DetectionStore(job.store), (job.folder / FINAL).stat()
-    weights = {"weights": [state.st_size, state.st_mtime_ns]}
-    journal = Journal(target, job.plan.categories, weights, resume=True)
-    done = target / PREDICTIONS_FILE
-    if done.exists() and done.stat().st_mtime_ns > state.st_mtime_ns:
+    settings = {"weights": [state.st_size, state.st_mtime_ns], LIMITS: _limits(detector)}
+    journal = Journal(target, job.plan.categories, settings, resume=True)
+    done, scored = target / PREDICTIONS_FILE, target / SUMMARY
+    alike = not scored.exists() or read_json(scored).get(LIMITS) == _limits(detector)  # an earlier version had others
+    if alike and done.exists() and done.stat().st_mtime_ns > state.st_mtime_ns:
         journal.adopt(DetectionPredictions.load(done))
 
     def source(case: str) -> Source:
@@ -128,3 +134,7 @@ def _predictions(job: DetectionJob, detector: Detector, target: Path, annotation
     if report.failed:
         raise DataError(f"{len(report.failed)} of {len(job.val)} validation images failed: " + " ".join(report.failed.values()))
     return journal.finish(job.val)
+
+
+def _limits(detector: Detector) -> dict[str, float]:
+    return {**asdict(Limits()), "overlap": detector.overlap}

@@ -20,12 +20,14 @@ from medkd.detection.plan import DetectionPlan
 
 NAME = "bright_spots"
 CALLS: list[int] = []
+OVERLAPS: list[float | None] = []
 
 
 class BrightSpots(Detector):
     """Boxes around connected bright regions; the score is their mean intensity."""
 
     family = "torchvision"
+    overlap = 0.5
     taps = ()
 
     def __init__(self, spec: DetectorSpec) -> None:
@@ -33,9 +35,10 @@ class BrightSpots(Detector):
         self.spec = spec
         self.threshold = nn.Parameter(torch.tensor(0.5))
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         """As promised; the overlap plays no part."""
         CALLS.append(len(images))
+        OVERLAPS.append(overlap)
         return [self._one(image.mean(0).cpu().numpy(), score, most) for image in images]
 
     def _one(self, image: np.ndarray, score: float, most: int) -> Detections:

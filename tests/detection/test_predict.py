@@ -171,6 +171,16 @@ def test_several_folds_are_fused(run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "all" / "predict_settings.json").read_text())["folds"] == ["0", "1"]
 
 
+def test_boxes_are_suppressed_at_the_detectors_own_overlap_unless_another_is_given(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "in" / "a.png")
+    for given, used in ((None, 0.5), (0.3, 0.3)):
+        stub.OVERLAPS.clear()
+        predict_detections(tmp_path / "in", tmp_path / "out", run, device="cpu", overlap=given)
+        assert list(stub.OVERLAPS) == [given, given]  # of both folds; None is a detector's own
+        assert json.loads((tmp_path / "out" / "predict_settings.json").read_text())["overlap"] == used
+
+
 def test_an_image_that_a_detector_cannot_take_does_not_cost_its_batch(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_all(tmp_path / "in")
     monkeypatch.setattr(stub.BrightSpots, "_one", _fails_on_the_dark(stub.BrightSpots._one))

@@ -40,6 +40,8 @@ def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(t
     assert len(found.images["image_07"].found) == 0
     assert DetectionSummary.load(folder / "summary.json").to_json() == summary.to_json()
     assert sorted(p.name for p in folder.iterdir()) == ["coco_images.json", "coco_results.json", "predictions.json", "summary.json"]
+    limits = json.loads((folder / "summary.json").read_text())["limits"]
+    assert limits == {"score": 0.001, "overlap": 0.5, "most": 300}  # the detector's own overlap
     model = json.loads((run / "fold_0" / "model.json").read_text())
     assert model["parameters"] == 1 and model["latency_ms"] > 0 and model["patch_size"] == [96, 96]
 
@@ -69,6 +71,9 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
     describing = 13  # model.json: counted once, timed twelve times
     assert looked_at() == describing + 2
     assert looked_at() == describing
+    scores = run / "fold_0" / "validation" / "summary.json"
+    scores.write_text(scores.read_text().replace('"overlap": 0.5', '"overlap": 0.7'))  # an earlier version's
+    assert looked_at() == describing + 4
     later = (run / "fold_0" / "validation" / "predictions.json").stat().st_mtime + 10
     os.utime(run / "fold_0" / "checkpoint_final.pt", (later, later))
     assert looked_at() == describing + 4

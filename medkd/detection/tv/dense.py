@@ -34,6 +34,7 @@ class DenseDetector(Detector):
     """
 
     family: ClassVar[Family] = "torchvision"
+    overlap: ClassVar[float] = 0.6  # FCOS', ATSS' and GFL's
     matching: ClassVar[Matching]
 
     def __init__(self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape) -> None:
@@ -122,10 +123,11 @@ class DenseDetector(Detector):
         return raw if self.head.shape.bins else self._decode(level, feature, raw)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`; of each level at most 1000 candidates are compared."""
         outputs = self(images)
         assert outputs.boxes is not None
+        overlap = self.overlap if overlap is None else overlap
         scores = self.scores(outputs)
         boxes = clip_boxes_to_image(outputs.boxes, (images.shape[-2], images.shape[-1]))
         return [self._select(s, b, outputs, score, overlap, most) for s, b in zip(scores, boxes, strict=True)]

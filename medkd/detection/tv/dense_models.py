@@ -34,6 +34,7 @@ class RetinaNet(DenseDetector):
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
 
+    overlap: ClassVar[float] = 0.5
     matching: ClassVar[Matching] = staticmethod(match_overlap)
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:

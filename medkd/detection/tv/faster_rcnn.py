@@ -37,6 +37,7 @@ class FasterRCNN(Detector):
 
     family: ClassVar[Family] = "torchvision"
     two_stage: ClassVar[bool] = True
+    overlap: ClassVar[float] = 0.5
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
         super().__init__()
@@ -66,8 +67,8 @@ class FasterRCNN(Detector):
             batch_size_per_image=512,
             positive_fraction=0.25,
             bbox_reg_weights=None,
-            score_thresh=0.0,
-            nms_thresh=0.5,
+            score_thresh=0.0,  # this and the next two play no part: detect selects
+            nms_thresh=self.overlap,
             detections_per_img=100,
         )
 
@@ -94,8 +95,9 @@ class FasterRCNN(Detector):
         return self._score(neck, student.proposals or self._propose(images, neck)[0], images)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`."""
+        overlap = self.overlap if overlap is None else overlap
         outputs = self.observe(images, DetectorOutputs(images.new_zeros(0)))
         assert outputs.deltas is not None
         counts = [len(p) for p in outputs.proposals]

@@ -48,6 +48,7 @@ class YoloDetector(Detector):
     """
 
     family: ClassVar[Family] = "yolo"
+    overlap: ClassVar[float] = 0.7  # ultralytics' ``iou``
     network: Any
 
     def __init__(self, spec: DetectorSpec, network: Any) -> None:
@@ -146,7 +147,7 @@ class YoloDetector(Detector):
         return finish(branch, feature if kind else hold(branch, feature)).flatten(2)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`; every class of an anchor is a candidate of its own."""
         training = self.training
         self.eval()
@@ -158,7 +159,7 @@ class YoloDetector(Detector):
         levels = levels_of(self._names, self._strides, feats)
         boxes = decode(split_sides(raw["boxes"], self.bins), levels)
         limit = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
-        suppression = None if self._two_heads else overlap
+        suppression = None if self._two_heads else self.overlap if overlap is None else overlap
         chosen = [_select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)]
         return [replace(found, boxes=found.boxes.clamp(min=0).minimum(limit)) for found in chosen]
 

@@ -89,6 +89,26 @@ def test_detections_lie_in_the_image_sorted_and_apart(name: str) -> None:
     assert all(len(f.boxes) == 0 for f in detector.detect(batch()[0], score=1.0))
 
 
+@pytest.mark.parametrize(
+    ("name", "overlap"), [("retinanet_r18", 0.5), ("fcos_r18", 0.6), ("gfl_r18", 0.6), ("atss_r18", 0.6), ("faster_rcnn_r18", 0.5)]
+)
+def test_without_a_word_overlapping_boxes_are_dropped_as_published(name: str, overlap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medkd.detection.tv import dense, faster_rcnn
+
+    used: list[float] = []
+
+    def suppress(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, threshold: float) -> torch.Tensor:
+        used.append(threshold)
+        return torch.arange(len(boxes))
+
+    for module in (dense, faster_rcnn):
+        monkeypatch.setattr(module, "batched_nms", suppress)
+    detector = make(name).eval()
+    detector.detect(batch()[0])
+    detector.detect(batch()[0], overlap=0.3)
+    assert used == [overlap, overlap, 0.3, 0.3]  # of both images
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_losses_of_the_own_neck_are_the_losses_and_those_of_another_depend_on_it(name: str) -> None:
     detector = make(name).eval()

@@ -158,6 +158,13 @@ def test_detections_are_those_of_ultralytics_suppression(classes: int) -> None:
         assert torch.equal(ours.classes, theirs[:, 5].long())
 
 
+def test_without_a_word_suppression_is_ultralytics_own() -> None:
+    detector = calibrated()
+    images, _, _ = batch()
+    own, same, stricter = (detector.detect(images, score=0.001, overlap=overlap) for overlap in (None, 0.7, 0.5))
+    assert [len(f.boxes) for f in own] == [len(f.boxes) for f in same] != [len(f.boxes) for f in stricter]
+
+
 def test_an_end_to_end_head_is_not_suppressed() -> None:
     detector = calibrated("yolo26n")
     images, _, _ = batch()
