@@ -21,7 +21,7 @@ from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.sampling import draw_epoch
 from medkd.detection.store import DetectionStore
-from medkd.detection.teachers import DetectorSource, check_same_classes, find_teacher
+from medkd.detection.teachers import DetectorSource, check_same_classes, find_teacher, seen_by_start
 from medkd.detection.trained import pick_device, register_detectors
 from medkd.detection.weights import start_from
 from medkd.distillation import Context, build_method
@@ -52,12 +52,16 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What is going to be trained, and where; nothing can be refused any more but for weights that do not fit."""
+    """What is going to be trained, and where; nothing can be refused any more but for weights that do not fit.
+
+    ``seen`` are the cases that the teacher and the weights that training starts from were trained on.
+    """
 
     prepared: _Prepared
     run: RunDescription
     folder: Path
     teacher: Teacher[DetectorSource] | None
+    seen: frozenset[str]
 
     @property
     def spec(self) -> DetectorSpec:
@@ -78,6 +82,7 @@ def train_detector(dataset: str | int, network: str, fold: int | str, options: D
         The fold folder.
 
     Raises:
+        LeakError: the weights that it starts from have seen validation images of this fold.
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
     return _train(_ready(dataset, network, fold, options or DetectorOptions()))
@@ -100,7 +105,7 @@ def distill_detector(
         The fold folder.
 
     Raises:
-        LeakError: the teacher has seen validation images of this fold.
+        LeakError: the teacher, or the weights that the student starts from, have seen validation images of this fold.
         MedkdError: anything else that does not fit.
     """
     return _train(_ready(dataset, student, fold, options or DetectorOptions(), teacher, method))
@@ -156,11 +161,13 @@ def _ready(
         source = find_teacher(teacher, prepared.root.results / prepared.name)
         check_same_classes(source, prepared.plan.categories)
         chosen = choose_teacher(source, fold, prepared.split)
+    start = options.backbone_weights
+    seen = frozenset() if start is None else seen_by_start(Path(start), fold, prepared.split)
     run = _describe(prepared, network, method, chosen)
     name = run_name(network, DETECTION, method, chosen.candidate.name if chosen else None, options.tag)
     path = prepared.root.results / prepared.name / name
     folder = open_fold(path, prepared.fold, run, resume=options.resume, overwrite=options.overwrite, traces=_TRACES)
-    return _Ready(prepared, run, folder, chosen)
+    return _Ready(prepared, run, folder, chosen, seen | (chosen.seen if chosen else frozenset()))
 
 
 def _prepare(dataset: str | int, fold: int | str, options: DetectorOptions) -> _Prepared:
@@ -237,8 +244,7 @@ def _train(ready: _Ready) -> Path:
     distiller = None if finished else _distiller(ready, detector)
     job = _job(ready, detector, distiller)
     if not finished:
-        taught_by = ready.teacher.seen if ready.teacher else frozenset()
-        start_fold(ready.folder, ready.run, prepared.plan, prepared.description, prepared.split, taught_by, options.overwrite)
+        start_fold(ready.folder, ready.run, prepared.plan, prepared.description, prepared.split, ready.seen, options.overwrite)
         _fit(job)
     if options.validate:
         from medkd.detection.validation import finish_fold

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medkd.core.errors import RunError
-from medkd.core.run import DETECTION, FINAL, RUN_FILE
+from medkd.core.errors import LeakError, RunError
+from medkd.core.run import DETECTION, FINAL, RUN_FILE, SPLIT_FILE
 from medkd.core.serial import load, nearest
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.trained import DetectionRun, load_detector, register_detectors
 from medkd.detection.weights import load_into, read_detector_weights
 from medkd.training.guard import TeacherSource, seen_by, short_name
+from medkd.training.splits import Split
 
 FILE = "teacher.json"
 GIVEN = "given"
@@ -94,6 +95,40 @@ def check_same_classes(source: DetectorSource, categories: Sequence[str]) -> Non
         f"The teacher {source.path.name} does not fit: it knows {what} ({', '.join(theirs)}) than the data set ({', '.join(ours)}); train "
         "one for this data set."
     )
+
+
+def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
+    """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard of teachers.
+
+    Weights in a fold folder of medkd's (also those in ``ultralytics/weights``) have seen what its ``split.json`` says; weights beside a
+    ``teacher.json`` what that says; nobody knows about others, for example a backbone from ImageNet, which has seen nothing here.
+
+    Args:
+        path: the file.
+        fold: which is going to be trained.
+        split: its cases.
+
+    Raises:
+        LeakError: they have seen a case on which the fold is judged.
+    """
+    seen = _seen_by_file(path)
+    overlap = sorted(seen & set(split.val))
+    if overlap:
+        raise LeakError(
+            f"--backbone-weights {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold {fold} is judged, for "
+            f"example {overlap[0]}; start from weights that were trained for fold {fold} with the same splits, or that have not seen them."
+        )
+    return seen
+
+
+def _seen_by_file(path: Path) -> frozenset[str]:
+    for file in dict.fromkeys((path.absolute(), path.resolve())):
+        for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
+            if (folder / SPLIT_FILE).is_file():
+                return seen_by(folder)
+        if (file.parent / FILE).is_file() and (found := load(DetectorFile, file.parent / FILE)).weights == file.name:
+            return frozenset(found.train)
+    return frozenset()
 
 
 def _of_run(run: DetectionRun) -> DetectorSource:

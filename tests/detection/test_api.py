@@ -51,7 +51,7 @@ class Stub(Detector):
         self.neck = nn.Conv2d(3, 4, 1)
         self.head = nn.Conv2d(4, len(spec.categories), 1)
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float = 0.7, most: int = 300) -> list[Detections]:
+    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
         none = torch.zeros(0)
         return [Detections(none.reshape(0, 4), none, none.long()) for _ in images]
 
@@ -203,6 +203,49 @@ def test_the_weights_it_started_from_belong_to_a_run(root: Path, monkeypatch: py
     assert started == [Path("r18.pth")] and str(DetectionRun.load(folder.parent).run.backbone_weights).endswith("r18.pth")
     with pytest.raises(RunError, match="backbone_weights"):
         train_detector(502, STUB, 1, options(root))
+
+
+def trained_elsewhere(folder: Path, seen: list[str], taught: list[str]) -> Path:
+    """The fold folder of some run, with weights."""
+    write_json(folder / "split.json", {"train": seen, "val": [], "teacher_train": taught})
+    (folder / "ultralytics/weights").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("file", [FINAL, "ultralytics/weights/last.pt"])
+@pytest.mark.parametrize("by", ["itself", "its teacher"])
+def test_weights_to_start_from_must_not_have_seen_the_validation_images(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, by: str
+) -> None:
+    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
+    everything = [f"image_{i:02d}" for i in range(10)]
+    parts = (everything, []) if by == "itself" else ([], everything)
+    folder = trained_elsewhere(tmp_path / "fold_all", *parts)
+    (folder / file).touch()
+    with pytest.raises(LeakError, match=r"was trained on 2 of the 2 cases on which fold 0 is judged, for example image_0"):
+        train_detector(502, STUB, 0, options(root, backbone_weights=folder / file))
+    (tmp_path / "link.pt").symlink_to(folder / file)
+    with pytest.raises(LeakError):
+        dry_run_detector(502, STUB, 0, options(root, backbone_weights=tmp_path / "link.pt"))
+    assert not JOBS
+
+
+def test_what_the_first_weights_have_seen_counts_as_seen_by_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
+    train_detector(502, STUB, 0, options(root))
+    split = json.loads((results(root) / f"{STUB}__detection/fold_0/split.json").read_text())
+    folder = trained_elsewhere(tmp_path / "fold_9", split["train"][:2], ["other"])
+    started = train_detector(502, STUB, 0, options(root, backbone_weights=folder / FINAL, tag="s"))
+    assert json.loads((started / "split.json").read_text())["teacher_train"] == sorted([*split["train"][:2], "other"])
+    taught = distill_detector(502, STUB, STUB, "cwd", 0, options(root, backbone_weights=folder / FINAL, tag="s"))
+    assert json.loads((taught / "split.json").read_text())["teacher_train"] == sorted([*split["train"], "other"])
+
+
+def test_weights_to_start_from_may_say_beside_them_what_they_have_seen(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
+    theirs = given_weights(tmp_path / "theirs", train=[f"image_{i:02d}" for i in range(10)]) / "best.pt"
+    with pytest.raises(LeakError, match="backbone-weights"):
+        train_detector(502, STUB, 0, options(root, backbone_weights=theirs))
 
 
 def test_unknown_names_are_answered_with_the_nearest(root: Path) -> None:
