@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.device import pick_device
+from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
@@ -40,6 +41,9 @@ class Settings:
         precision: arithmetic of the forwards; None is fp16 on CUDA and fp32 elsewhere.
         tile_batch: tiles per forward; None chooses by patch and device.
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
+
+    Raises:
+        RunError: the step size is not above 0 and at most 1.
     """
 
     step_size: float = 0.5
@@ -47,6 +51,10 @@ class Settings:
     precision: Precision | None = None
     tile_batch: int | None = None
     blending: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size <= 1:
+            raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Predictor:
             checkpoint: ``"final"`` or ``"best"``.
 
         Raises:
-            RunError: the folder is not a run, or a fold is not trained.
+            RunError: the folder is not a run, a fold is not trained, or the step size is not a share of the patch.
         """
         model, device = load_trained(run_folder, folds, checkpoint=checkpoint), pick_device(device)
         rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()

@@ -13,6 +13,7 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.run import FINAL, RunFolder
+from medkd.inference.api import predict_folder
 from medkd.inference.export import logits_to_labels
 from medkd.inference.model import load_networks
 from medkd.inference.predictor import Predictor, pick_device
@@ -75,6 +76,15 @@ def test_weights_of_another_network_are_refused(make_run: Callable[..., Path]) -
     save_checkpoint(path, {"network": weights})
     with pytest.raises(RunError, match=r"fold_0.*does not fit the network 'plain_unet'"):
         Predictor.from_run(run)
+
+
+@pytest.mark.parametrize("step", [0, -0.5, 1.5, float("nan")])
+def test_a_step_that_is_no_share_of_the_patch_is_refused_before_any_case(
+    make_run: Callable[..., Path], tmp_path: Path, step: float
+) -> None:
+    with pytest.raises(RunError, match="--step-size expects a share of the patch above 0 and at most 1, found"):
+        predict_folder(tmp_path / "none", tmp_path / "out", make_run(folds=1), step_size=step, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_devices_are_refused() -> None:
