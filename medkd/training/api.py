@@ -16,6 +16,7 @@ from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, Budget, Netw
 from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
+from medkd.inference.external import is_external_folder
 from medkd.inference.predictor import pick_device
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
 from medkd.networks.inheritance import check_inheritance
@@ -219,8 +220,7 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
         options.seed,
     )
     precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
-    mirrored = rule.augmentation is None or rule.augmentation.flip > 0
-    axes = tuple(range(job.configuration.rank)) if mirrored else ()
+    axes = _mirrored_axes(job, teacher)
     name = None if teacher is None else teacher.candidate.recorded
     described = RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
     if options.init not in ("random", TEACHER) or (method is None and options.init == TEACHER):
@@ -228,6 +228,18 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
     if method is None:
         return described
     return replace(described, targets=options.targets, targets_tta=_averaged(options, method), init=options.init)
+
+
+def _mirrored_axes(job: _Job, teacher: Teacher | None) -> tuple[int, ...]:
+    """Axes that augmentation and prediction mirror: all but those that the teacher was kept from, since left may not be right there."""
+    rule = job.rule.augmentation
+    axes = tuple(range(job.configuration.rank)) if rule is None or rule.flip > 0 else ()
+    if teacher is None:
+        return axes
+    known = teacher.candidate.model.mirror_axes
+    if not known and is_external_folder(teacher.candidate.path):  # a description that says nothing about it
+        return axes
+    return tuple(axis for axis in axes if axis in known)
 
 
 def _averaged(options: TrainOptions, method: str) -> bool:

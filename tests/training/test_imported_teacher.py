@@ -14,7 +14,7 @@ from medkd.core.errors import LeakError, PlanError, RunError
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL, RunFolder
 from medkd.inference.nnunet.model import ALLOWED
-from medkd.training.api import train_distill
+from medkd.training.api import dry_run, train_distill
 from medkd.training.imported import import_teacher, nnunet_splits, plan_like, prepare_if_new
 from medkd.training.options import TrainOptions
 from medkd.training.splits import Split, load_splits, make_splits, save_splits
@@ -125,6 +125,23 @@ def trained_as(folder: Path, fold: int | str) -> None:
 
 
 @pytest.mark.real_data
+@pytest.mark.parametrize(("known", "expected"), [(None, ()), ((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2))])
+def test_a_student_is_mirrored_where_its_teacher_was(
+    prepared: tuple[Path, Path], tmp_path: Path, known: tuple[int, ...] | None, expected: tuple[int, ...]
+) -> None:
+    root, model = prepared
+    shutil.copytree(model, tmp_path / "model")
+    file = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
+    with torch.serialization.safe_globals(list(ALLOWED)):
+        content = torch.load(file, weights_only=True)
+    content["inference_allowed_mirroring_axes"] = known
+    torch.save(content, file)
+    for method in ("none", "kd"):
+        told = dry_run(4, "unet_tiny", 0, TrainOptions(root=root, **SETTINGS), teacher=str(tmp_path / "model"), method=method)
+        assert told.run.mirror_axes == expected
+
+
+@pytest.mark.real_data
 def test_another_plan_is_refused_with_the_command_that_mends_it(prepared: tuple[Path, Path]) -> None:
     root, model = prepared
     path = root / "preprocessed" / NAME / "plans.json"
@@ -218,6 +235,7 @@ def test_a_described_network_teaches_and_is_guarded(tmp_path: Path) -> None:
     options = TrainOptions(root=tmp_path, **SETTINGS)
     trained = train_distill(900, str(folder), "plain_unet", "kd", 0, options)
     assert trained.parent.name == "plain_unet__3d_fullres__kd__from_bundle"
+    assert RunFolder.load(trained.parent).run.mirror_axes == (0, 1, 2)  # the description says nothing about it
     held_out = json.loads((trained / "split.json").read_text())["val"]
     describe(folder, train=held_out)
     with pytest.raises(LeakError):
