@@ -120,7 +120,7 @@ class Predictor:
 
         Args:
             run_folder: ``<root>/results/DATASET/RUN``, or nnU-Net's ``<trainer>__<plans>__<configuration>``.
-            folds: 0-4 or ``"all"``; None takes every trained fold.
+            folds: 0-4 or ``"all"``; None takes every trained fold, of nnU-Net models every numbered one.
             device: see the class.
             step_size: see :class:`Settings`; None is what the plan's protocol says, else 0.5.
             mirror: see :class:`Settings`; None is what the plan's protocol says, else True.
