@@ -128,6 +128,7 @@ def run_demo(settings: DemoSettings) -> DemoResult:
     """
     start = time.monotonic()
     steps = _Steps(settings)
+    steps.check()
     dataset = steps.data()
     steps.plan(dataset)
     runs = steps.train(dataset)
@@ -144,6 +145,14 @@ class _Steps:
         self.settings = settings
         self.root = Root.resolve(settings.root)
         self._number = 0
+
+    def check(self) -> None:
+        """Refuse impossible numbers and absent devices before anything is made."""
+        from medkd.core.device import pick_device
+
+        for epochs in (self.settings.teacher_epochs, self.settings.student_epochs):
+            self._options(epochs)
+        pick_device(self.settings.device)
 
     def data(self) -> str:
         from dataset_conversion import convert_dataset

@@ -74,6 +74,17 @@ def test_a_second_demo_trains_nothing_again(demo: tuple[DemoSettings, DemoResult
     assert [replace(row, latency_ms=0) for row in again.rows] == [replace(row, latency_ms=0) for row in result.rows]
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--student-epochs", "0"], ["--teacher-epochs", "-1"], ["--iterations-per-epoch", "0"], ["--device", "tpu"]]
+)
+def test_what_no_training_can_do_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert main(["--root", str(tmp_path / "demo"), *wrong]) == 1
+    assert not (tmp_path / "demo").exists()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path / "nowhere"), "--root", str(tmp_path / "root")]) == 1
     assert re.search(r"error: .*nowhere", capsys.readouterr().err)
