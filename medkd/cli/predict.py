@@ -34,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("-o", dest="outputs", type=Path, required=True, help="folder for the label maps or predictions.json")
     arguments.add_argument("-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder")
-    arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average, 0-4 or all (default: every trained fold; of nnU-Net models every numbered one)")
+    arguments.add_argument(
+        "-f",
+        dest="folds",
+        nargs="+",
+        metavar="FOLD",
+        help="folds to average, 0-4 or all (default: every trained fold; of nnU-Net models every numbered one)",
+    )
     arguments.add_argument("--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)")
     arguments.add_argument(
         "--step-size", type=float, help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)"

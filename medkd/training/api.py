@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.device import pick_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
@@ -17,7 +18,6 @@ from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
 from medkd.inference.external import is_external_folder
-from medkd.inference.predictor import pick_device
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
 from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import build_weightless

@@ -12,6 +12,7 @@ import torch
 
 from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
+from medkd.core.device import pick_device
 from medkd.core.errors import RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -22,7 +23,7 @@ from medkd.inference.external import is_external_folder, read_external
 from medkd.inference.model import CHECKPOINTS
 from medkd.inference.nnunet.model import CHECKPOINTS as NNUNET_CHECKPOINTS
 from medkd.inference.nnunet.model import nnunet_folds
-from medkd.inference.predictor import Predictor, pick_device
+from medkd.inference.predictor import Predictor
 from medkd.preprocessing.store import CaseStore
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.splits import ensure_splits, split_of_fold
