@@ -24,6 +24,7 @@ from medkd.io.verify_detection import DetectionCheck, check_detection
 from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
 
 REPORT_FILE = "verification_report.json"
+_DETACHED = (".mhd", ".nhdr")  # headers with the voxels in a file beside them
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,15 @@ def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
 def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
     """Files of ``imagesTr`` that belong to no case: further channels, images without label, other endings."""
     known = {path.name for case in cases for path in case.images}
+    headers = {name.removesuffix(description.file_ending) for name in known} if description.file_ending in _DETACHED else set()
     ids = {case.case for case in cases}
     channels = len(description.channel_names)
     findings = []
     for path in sorted((folder / "imagesTr").glob("*")) if (folder / "imagesTr").is_dir() else []:
         if path.name.startswith(".") or path.name in known or path.is_dir():
             continue
+        if file_ending(path) is None and Path(path.name.removesuffix(".gz")).stem in headers:
+            continue  # the voxels that a header names
         case, _, channel = path.name.removesuffix(description.file_ending).rpartition("_")
         if not path.name.endswith(description.file_ending) or not channel.isdigit():
             expected = f"files named CASE_0000{description.file_ending}"

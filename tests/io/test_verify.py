@@ -133,6 +133,20 @@ def test_counts_strays_duplicates_and_unused_labels(tmp_path: Path) -> None:
     assert "notes.txt" in warnings[0] and "c1, c2" in warnings[1] and "no voxel with 3" in warnings[2]
 
 
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+def test_voxels_beside_their_header_are_no_strays(tmp_path: Path, ending: str) -> None:
+    import SimpleITK as sitk
+
+    folder = make_dataset(tmp_path / "D", file_ending=ending)
+    for path in list(folder.glob("*/*.nii.gz")):
+        sitk.WriteImage(sitk.ReadImage(path), folder / path.parent.name / path.name.replace(".nii.gz", ending), useCompression=True)
+        path.unlink()
+    assert verify_dataset(folder).text().splitlines() == ["D: 3 good cases, 0 bad cases, 0 problems, 0 warnings"]
+    (folder / "imagesTr/notes.raw").write_bytes(b"x")
+    (warning,) = verify_dataset(folder).warnings
+    assert "notes.raw" in warning.text()
+
+
 def test_listed_label_maps_may_lie_anywhere_but_bear_the_names_of_their_cases(tmp_path: Path) -> None:
     listed = {f"c{i}": {"images": [f"scans/c{i}_{c:04d}.nii.gz" for c in (0, 1)], "label": f"c{i}/c{i}.nii.gz"} for i in range(3)}
     folder = make_dataset(tmp_path / "D", dataset=listed)
