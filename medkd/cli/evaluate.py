@@ -18,6 +18,9 @@ from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.summary import evaluate_folder
 from medkd.evaluation.table import summary_text
 
+_FOR_LABEL_MAPS = ("legacy", "hd95", "nsd_tolerance", "file_ending")
+_FOR_BOXES = ("hit", "exclude")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score predictions against references, print a table and write ``summary.json``."""
@@ -37,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas; classes to score")
     arguments.add_argument("--file-ending", help="of both (default: dataset.json's, else .nii.gz)")
     arguments.add_argument(
-        "--nsd-tolerance", type=float, default=DEFAULT_TOLERANCE_MM, metavar="MM", help="of the surface distance (default: %(default)s mm)"
+        "--nsd-tolerance", type=float, metavar="MM", help=f"of the surface distance (default: {DEFAULT_TOLERANCE_MM} mm)"
     )
-    arguments.add_argument("--hd95", choices=("max", "pooled"), default="max", help="max as MONAI, pooled as MedPy (default: %(default)s)")
+    arguments.add_argument("--hd95", choices=("max", "pooled"), help="max as MONAI, pooled as MedPy (default: max)")
     arguments.add_argument(
         "--legacy",
         nargs="*",
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing")
     arguments.add_argument("-np", "--workers", type=int, help="threads (default: as many as cores and memory allow)")
     boxes = arguments.add_argument_group("for boxes")
-    boxes.add_argument("--hit", default="0.5", metavar="IOU", help="what finds a box for FROC: an IoU, or centre (default: %(default)s)")
+    boxes.add_argument("--hit", metavar="IOU", help="what finds a box for FROC: an IoU, or centre (default: 0.5)")
     boxes.add_argument(
         "--exclude",
         metavar="CLASSES",
@@ -60,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.predictions.suffix == ".json" or (options.predictions / PREDICTIONS_FILE).exists():
+    boxes = options.predictions.suffix == ".json" or (options.predictions / PREDICTIONS_FILE).exists()
+    foreign = [name for name in (_FOR_LABEL_MAPS if boxes else _FOR_BOXES) if getattr(options, name) is not None]
+    if foreign:
+        held, other = ("boxes", "label maps") if boxes else ("label maps", "boxes")
+        raise DataError(f"--{foreign[0].replace('_', '-')} is for {other}, but {options.predictions} holds {held}; leave it out.")
+    if boxes:
         _evaluate_boxes(options)
         return
     labels, ending = _labels(options)
@@ -72,8 +80,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         labels,
         file_ending=options.file_ending or ending,
         workers=options.workers,
-        nsd_tolerance_mm=options.nsd_tolerance,
-        definition=options.hd95,
+        nsd_tolerance_mm=DEFAULT_TOLERANCE_MM if options.nsd_tolerance is None else options.nsd_tolerance,
+        definition=options.hd95 or "max",
         allow_missing=options.allow_missing,
         progress=True,
     )
@@ -107,7 +115,7 @@ def _evaluate_boxes(options: argparse.Namespace) -> None:
         dataset_json=options.dataset_json,
         classes=_names(options.labels),
         allow_missing=options.allow_missing,
-        rules=rules_of(options.hit, _names(options.exclude)),
+        rules=rules_of("0.5" if options.hit is None else options.hit, _names(options.exclude)),
     )
     folder = options.predictions.parent if options.predictions.suffix == ".json" else options.predictions
     output = options.output or folder / "summary.json"
