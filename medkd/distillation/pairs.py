@@ -43,10 +43,10 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
             (tap_named(method, "taps", context.student_taps, s.strip()), tap_named(method, "taps", context.teacher_taps, t.strip()))
             for s, _, t in named
         ]
-    if context.task == "detection":
-        return _neck_pairs(method, context)
     if taps != "last" and taps not in STAGES:
         raise MethodError(f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found '{taps}'.")
+    if context.task == "detection":
+        return _neck_pairs(method, context)
     pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["decoder" if taps == "last" else taps])
     if taps in ("last", "bottleneck") and not pairs:  # a network may lack the stage: then the deepest pair there is
         pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["all"])[-1:]

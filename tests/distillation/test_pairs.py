@@ -48,6 +48,14 @@ def test_no_pair_and_unknown_words_are_errors() -> None:
         names("decoders", plain_context())
 
 
+def test_between_detectors_every_word_means_the_necks_but_it_must_be_one() -> None:
+    taps = tuple(Tap(f"p{i}", 4, (2**i, 2**i), "x", "neck") for i in (3, 4))
+    about = Context(taps, taps, 2, True, (1.0, 1.0), (64, 64), "detection")
+    assert names("last", about) == names("all", about) == [("p3", "p3"), ("p4", "p4")]
+    with pytest.raises(MethodError, match=r"at.taps must be one of last, encoder.*found 'nonsense'"):
+        names("nonsense", about)
+
+
 def test_adapters_exist_where_channels_differ() -> None:
     four, six = (Tap("a", c, (1, 1), "x", "decoder") for c in (4, 6))
     assert isinstance(adapter((four, four)), nn.Identity) and isinstance(adapter((four, four), always=True), nn.Conv2d)
