@@ -123,7 +123,7 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
         raise DataError(f"{where}: expected an object with 'modality', 'labels' and 'training', as the Decathlon publishes it.")
     modality = data.get("modality") or data.get("channel_names") or {"0": "image"}
-    channels = options.channels or tuple(str(modality[k]) for k in sorted(modality, key=int))
+    channels = tuple(options.channels) or _modalities(modality, str(where))
     labels = _decathlon_labels(data["labels"], options, str(where))
     training, findings = _listed_pairs(task, data.get("training"))
     if training is None:
@@ -132,6 +132,14 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
     keys = ("description", "reference", "licence", "license", "release")
     extra = {key: data[key] for key in keys if isinstance(data.get(key), str)}
     return _Task(channels, labels, training, _test_cases(task / "imagesTs"), tuple(findings), extra=extra)
+
+
+def _modalities(table: object, where: str) -> tuple[str, ...]:
+    if not isinstance(table, dict) or not all(str(key).isdecimal() for key in table):
+        raise DataError(
+            f'{where}: expected \'modality\' as numbers with names, such as {{"0": "CT"}}, found {table!r}; give --channels instead.'
+        )
+    return tuple(str(table[key]) for key in sorted(table, key=int))
 
 
 def _decathlon_labels(labels: Mapping[str, Any], options: ConversionOptions, where: str) -> LabelSpec:

@@ -45,6 +45,14 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
         return 130
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, as the type of an argument."""
+    value = int(text) if text.strip().lstrip("+-").isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
+    return value
+
+
 def sentence(error: Exception) -> str:
     """What an error says; of one that a loader process raised, without the traceback that torch puts before it."""
     text = str(error)

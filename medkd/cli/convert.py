@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_conversion import CONVERTERS, ConversionOptions, convert_dataset
-from medkd.cli.common import parser, run
+from medkd.cli.common import parser, positive, run
 
 _SHOWN = 20
 _SETTING = "setting:"
@@ -42,7 +42,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     how = command.add_mutually_exclusive_group()
     how.add_argument("--copy", dest="mode", action="store_const", const="copy", default="copy", help="copy the files (default)")
     how.add_argument("--link", dest="mode", action="store_const", const="link", help="make symbolic links to the source's files")
-    command.add_argument("-np", "--workers", type=int, help="threads (default: by cores and memory)")
+    command.add_argument("-np", "--workers", type=positive, help="threads (default: by cores and memory)")
     command.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="medkd's folder (default: $MEDKD_ROOT, else ./medkd_data)")
     command.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="list every finding, show tracebacks")
 

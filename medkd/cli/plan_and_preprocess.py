@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medkd.cli.common import parser, run
+from medkd.cli.common import parser, positive, run
 from medkd.core.dataset import dataset_task
 from medkd.core.errors import PlanError
 from medkd.core.paths import Root
@@ -36,7 +36,7 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "-c", "--configuration", nargs="+", metavar="NAME", help="2d, 3d_lowres, 3d_fullres or one of your own (default: all planned)"
     )
-    result.add_argument("-np", "--workers", type=_positive, metavar="N", help="cases at a time (default: from cores and free memory)")
+    result.add_argument("-np", "--workers", type=positive, metavar="N", help="cases at a time (default: from cores and free memory)")
     result.add_argument(
         "--gpu-memory", type=_above_zero, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
     )
@@ -49,9 +49,9 @@ def _arguments() -> argparse.ArgumentParser:
         "--like", type=Path, metavar="FOLDER", help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json"
     )
     result.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="detection: side of the input, a multiple of 32 (default: planned)"
+        "--image-size", type=positive, metavar="PIXELS", help="detection: side of the input, a multiple of 32 (default: planned)"
     )
-    result.add_argument("--batch-size", type=_positive, metavar="N", help="detection: images per step (default: planned)")
+    result.add_argument("--batch-size", type=positive, metavar="N", help="detection: images per step (default: planned)")
     result.add_argument("--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept")
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
     return result
@@ -146,13 +146,6 @@ def describe(plan: Plan) -> str:
         median, patch = (" × ".join(map(str, sizes)) for sizes in (configuration.median_shape, shape.patch_size))
         lines.append(f"  {name:<14}{spacing:<22}{median:<18}{patch:<18}{shape.batch_size:<7}{len(shape.strides)}")
     return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.strip().lstrip("+-").isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
-    return value
 
 
 def _above_zero(text: str) -> float:

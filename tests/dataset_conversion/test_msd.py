@@ -274,6 +274,16 @@ def test_unusable_sources_are_refused_with_a_reason(tmp_path: Path) -> None:
     assert not list((tmp_path / "root").rglob("dataset.json"))
 
 
+@pytest.mark.parametrize("modality", ["MR", ["MR"], {"FLAIR": 0, "T1w": 1}])
+def test_modalities_of_another_form_are_named_and_can_be_given(tmp_path: Path, modality: object) -> None:
+    task = make_task(tmp_path / "Task01_Brain", cases=1)
+    described = json.loads((task / "dataset.json").read_text())
+    (task / "dataset.json").write_text(json.dumps(described | {"modality": modality}))
+    with pytest.raises(DataError, match=r"dataset.json: expected 'modality' as numbers with names.*give --channels"):
+        convert(task, tmp_path / "root")
+    assert convert(task, tmp_path / "root", channels=("FLAIR", "T1w")).ok
+
+
 def test_number_name_and_source_must_not_clash(tmp_path: Path) -> None:
     convert(make_plain(tmp_path / "P"), tmp_path / "root")
     with pytest.raises(DataError, match="Number 7 is taken"):
