@@ -32,12 +32,19 @@ class Drawn:
         boxes: class name and (x_min, y_min, x_max, y_max) in pixels each.
         size: (width, height) of the image according to the file; None where it does not say.
         unknown: classes that the file uses but does not name.
+        unusable: annotations that give no box of one object, in words.
     """
 
     file: Path
     boxes: tuple[NamedBox, ...] = ()
     size: Size | None = None
     unknown: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
+
+    def joined(self, other: Drawn) -> Drawn:
+        """The annotations of both, which are of the same image."""
+        size = self.size or other.size
+        return Drawn(self.file, self.boxes + other.boxes, size, self.unknown + other.unknown, self.unusable + other.unusable)
 
 
 @dataclass(frozen=True)
@@ -58,30 +65,28 @@ class Coco:
 def read_coco(path: Path) -> Coco:
     """Read a COCO file; boxes are taken from ``bbox``, or from the polygons where there is none.
 
+    An annotation without either, and one of a crowd (``iscrowd``), which COCO's evaluation ignores, is unusable.
+
     Raises:
         DataError: the file is no COCO file.
     """
     data = read_json(path)
     try:
         names = {c["id"]: str(c["name"]) for c in sorted(data["categories"], key=lambda c: c["id"])}
-        found: dict[Any, list[NamedBox]] = {image["id"]: [] for image in data["images"]}
-        unknown: dict[Any, list[str]] = {image["id"]: [] for image in data["images"]}
+        found: dict[Any, Drawn] = {image["id"]: Drawn(path, size=_coco_size(image)) for image in data["images"]}
         stray = 0
         for annotation in data.get("annotations", []):
-            if annotation["image_id"] not in found:
-                stray += 1
-            elif annotation["category_id"] not in names:
-                unknown[annotation["image_id"]].append(f"category_id {annotation['category_id']}")
-            else:
-                found[annotation["image_id"]].append((names[annotation["category_id"]], _coco_box(annotation)))
+            of = annotation["image_id"]
+            stray += of not in found
+            if of in found:
+                found[of] = found[of].joined(_coco_annotation(path, annotation, names))
         images: dict[str, Drawn] = {}
         twice = []
         for image in data["images"]:
-            name, size = str(image["file_name"]), (int(image["width"]), int(image["height"])) if "width" in image else None
+            name = str(image["file_name"])
             twice += [name] if name in images else []
-            boxes = (*(images[name].boxes if name in images else ()), *found[image["id"]])
-            images[name] = Drawn(path, boxes, size, tuple(unknown[image["id"]]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+            images[name] = images[name].joined(found[image["id"]]) if name in images else found[image["id"]]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: expected a COCO file with 'images', 'annotations' and 'categories', found {error!r}.") from error
     findings = [
         Finding("", f"{path}: {n}", "each image once", "the image again", "its boxes were put together", error=False) for n in twice
@@ -100,7 +105,7 @@ def read_yolo(path: Path, names: Sequence[str], size: Size) -> Drawn:
     boxes: list[NamedBox] = []
     unknown = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
     for number, line in enumerate(lines, 1):
@@ -170,8 +175,8 @@ def clean_boxes(case: str, drawn: Drawn, size: Size, categories: Collection[str]
     """Boxes that can be trained on, and what was wrong.
 
     A box that sticks out of the image is cut at its border (a warning if by more than a pixel), one that is there twice is kept
-    once (a warning). A box of no area or wholly outside, and an unknown class, are errors: an image that lacks one of its boxes
-    would teach that there is nothing.
+    once (a warning). A box of no area or wholly outside, an unknown class and an unusable annotation are errors: an image that lacks
+    one of its boxes would teach that there is nothing.
 
     Args:
         case: case id.
@@ -183,6 +188,9 @@ def clean_boxes(case: str, drawn: Drawn, size: Size, categories: Collection[str]
     kept: list[NamedBox] = []
     for name in dict.fromkeys((*drawn.unknown, *(name for name, _ in drawn.boxes if name not in categories))):
         findings.append(Finding(case, str(drawn.file), f"the classes {', '.join(categories)}", f"'{name}'", "name it, or correct the file"))
+    for text in drawn.unusable:
+        expected, action = "a bbox of four numbers, or polygons, of one object", "correct it (iscrowd 0 if it is one), or remove the image"
+        findings.append(Finding(case, str(drawn.file), expected, text, action))
     for name, box in drawn.boxes:
         cut, finding = _cut(case, drawn.file, name, box, size)
         findings += [finding] if finding else []
@@ -224,6 +232,27 @@ def _cut(case: str, file: Path, name: str, box: tuple[float, ...], size: Size) -
     if outside <= _ROUNDING:
         return cut, None
     return cut, Finding(case, str(file), expected, f"{_text(name, box)}, {outside:.3g} px outside", "it was cut at the border", error=False)
+
+
+def _coco_size(image: Mapping[str, Any]) -> Size | None:
+    """(width, height) as stated; None where it is absent, null or 0, so that the image's own is taken."""
+    width, height = image.get("width"), image.get("height")
+    return (int(width), int(height)) if width and height else None
+
+
+def _coco_annotation(path: Path, annotation: Mapping[str, Any], names: Mapping[Any, str]) -> Drawn:
+    """What one annotation adds to its image."""
+    label = f"annotation {annotation.get('id', '(without id)')}"
+    try:
+        category, crowd = annotation.get("category_id"), bool(annotation.get("iscrowd"))
+        if category not in names:
+            return Drawn(path, unknown=(f"category_id {category}",))
+        if crowd:
+            return Drawn(path, unusable=(f"{label} of a crowd (iscrowd 1)",))
+        return Drawn(path, ((names[category], _coco_box(annotation)),))
+    except (KeyError, TypeError, ValueError, IndexError):
+        shape = annotation.get("bbox") or annotation.get("segmentation")
+        return Drawn(path, unusable=(f"{label} with {str(shape)[:60] if shape else 'neither'}",))
 
 
 def _coco_box(annotation: Mapping[str, Any]) -> tuple[float, ...]:

@@ -24,6 +24,7 @@ source:    a folder with one COCO file, or one each for training, validation and
              annotations/instances_train.json, instances_val.json    or    train/_annotations.coco.json, valid/...
              images/...                                              found by 'file_name'
 Files whose name or folder says train, val (valid) or test give fold 0 and the test cases; one file alone gives five folds.
+Boxes are 'bbox', else the polygons' ends. Images with a crowd (iscrowd 1) or an annotation without either are left out, and named.
 Images without boxes are negatives; --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
 
 
@@ -88,9 +89,9 @@ def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple
 
 
 def _item(image: Path, drawn: Drawn, part: str | None) -> Item:
-    return Item(
-        image, lambda size: (drawn, []), (), part, not drawn.boxes and not drawn.unknown, f"{drawn.size} {drawn.boxes} {drawn.unknown}"
-    )
+    negative = not (drawn.boxes or drawn.unknown or drawn.unusable)
+    recipe = f"{drawn.size} {drawn.boxes} {drawn.unknown}" + (f" {drawn.unusable}" if drawn.unusable else "")
+    return Item(image, lambda size: (drawn, []), (), part, negative, recipe)
 
 
 CONVERTERS.register("coco")(Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS))

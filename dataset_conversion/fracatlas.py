@@ -103,7 +103,7 @@ def _job(source: _Source, name: str, rules: Rules) -> CaseJob:
     yolo, voc = _annotation_files(source, name)
     test = name in source.splits.get("test", ())
     stated = source.coco.images.get(name)
-    recipe = "" if stated is None else f"{stated.size} {stated.boxes}"
+    recipe = "" if stated is None else f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
     annotations = [path for path in (yolo, voc) if path.exists()]
     annotate = _annotator(name, stated, yolo, voc)
     return radiograph_job(Path(name).stem, source.images[name], annotate, annotations, rules, recipe=recipe, split="Ts" if test else "Tr")

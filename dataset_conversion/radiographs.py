@@ -13,9 +13,10 @@ from typing import get_args
 import numpy as np
 
 from dataset_conversion.boxes import Drawn, Size, clean_boxes
+from dataset_conversion.leaks import Kinship, leak_findings, without_leaks
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.splits import PublishedSplit, finish_converted
+from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
@@ -230,7 +231,8 @@ def finish_radiographs(
     """Look for duplicates, write folds, ``dataset.json`` and the report.
 
     Without a published split there are five folds, stratified by class, in which a patient's images and equal images stay
-    together. From a published one, training images that equal one of its validation images (or a test image) are taken out.
+    together. From a published one, training images that equal one of its validation images (or a test image), or show a patient of
+    one, are taken out. In a ``splits_final.json`` that is there already, such images are an error.
 
     Args:
         writer: all cases are converted by now.
@@ -249,15 +251,21 @@ def finish_radiographs(
     training = {key[3:]: entry.values for key, entry in entries.items() if key.startswith("Tr/")}
     test = {key[3:] for key in entries if key.startswith("Ts/")}
     notes = [*notes, *rules.notes()]
+    kin = Kinship(writer.patients, twins, test)
     split: PublishedSplit | None
     if official is not None:
-        split, taken_out = _without_leaks(official, twins, test)
-        if taken_out:
-            split = replace(split, source=f"{split.source}, without {len(taken_out)} training images that equal a validation or test image")
-            notes.append(f"taken out of training, since an equal image is validated or tested on: {', '.join(taken_out)}")
+        split, equal, same = without_leaks(official, kin)
+        notes += [f"taken out of training, since an equal image is validated or tested on: {', '.join(equal)}"] if equal else []
     else:
-        seen = {c for group in twins if test & set(group) for c in group}
-        split = make_folds({c: v for c, v in training.items() if c not in seen}, joined_groups(training, writer.patients, twins))
+        same = sorted(kin.leaks(training, ())[1])
+        usable = set(training).difference(*kin.leaks(training, ()))
+        split = make_folds({c: training[c] for c in usable}, joined_groups(training, writer.patients, twins))
+    notes += [f"taken out of training, since other images of their patients are validated or tested on: {kin.named(same)}"] if same else []
+    writer.report_list("taken out of training with their patients", same)
+    if same and not (split and any(train for train, _ in split.folds)):
+        expected, action = "training images of patients who are not validated or tested on", "divide the images anew, by patients"
+        writer.report_findings([Finding("", "", expected, "none", action)])
+    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
     description = DatasetDescription.detection(CHANNELS, rules.categories)
     own = {**extra, **({"duplicates": twins} if twins else {})}
     return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, notes)
@@ -315,15 +323,3 @@ def _contradictions(twins: Sequence[Sequence[str]], classes: Mapping[str, Sequen
         for group in twins
         if len({tuple(classes[case]) for case in group}) > 1
     ]
-
-
-def _without_leaks(split: PublishedSplit, twins: Sequence[Sequence[str]], test: Iterable[str]) -> tuple[PublishedSplit, list[str]]:
-    """The split without training images that equal one of its validation images or a test image."""
-    taken_out: set[str] = set()
-    folds = []
-    for train, val in split.folds:
-        held_out = {*val, *test}
-        leaks = {case for twin in twins if held_out & set(twin) for case in twin} - set(val)
-        taken_out |= leaks & set(train)
-        folds.append((tuple(case for case in train if case not in leaks), val))
-    return replace(split, folds=tuple(folds)), sorted(taken_out)

@@ -61,7 +61,7 @@ class CaseJob:
         prepare: reads and checks the sources; called in a thread; a :class:`DataError` leaves the case out.
         recipe: whatever else the result depends on, as text (label mapping, options).
         split: ``Tr`` (training) or ``Ts`` (test).
-        patient: patient id where known; splits are grouped by it.
+        patient: patient id where known; splits are grouped by it, and intervals of test scores.
     """
 
     case: str
@@ -123,7 +123,7 @@ class RawWriter:
 
     @property
     def patients(self) -> Mapping[str, str]:
-        """Training case → patient, where known, of the cases written by now."""
+        """Training or test case → patient, where known, of the cases written by now."""
         return dict(self._patients)
 
     def convert(self, jobs: Sequence[CaseJob], workers: int | None = None) -> None:
@@ -210,7 +210,7 @@ class RawWriter:
         cases.append(job.case)
         self._entries[key] = entry
         self._warnings += entry.warnings
-        if job.patient is not None and job.split == "Tr":
+        if job.patient is not None:
             self._patients[job.case] = job.patient
 
     def _place_all(self, job: CaseJob, content: CaseContent) -> dict[str, int]:

@@ -145,9 +145,7 @@ def _annotator(image: Path, label: Path | None, names: Sequence[str]) -> Annotat
 def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
     """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left out."""
     found = f"{label}, which is that of {', '.join(map(str, others[:3]))} as well"
-    finding = Finding(
-        "", str(image), "a label file of its own", found, "rename images and label files, or remove the other image"
-    )
+    finding = Finding("", str(image), "a label file of its own", found, "rename images and label files, or remove the other image")
     return lambda size: (Drawn(image), [finding])
 
 

@@ -65,6 +65,51 @@ def test_coco_without_bbox_uses_the_polygons_and_strays_are_named(tmp_path: Path
     assert [f.error for f in found.findings] == [True] and "1 of no image" in found.findings[0].text()
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"iscrowd": 1}, "annotation 17 of a crowd"),
+        ({"bbox": None, "segmentation": {"size": [40, 60], "counts": "abc"}}, "annotation 17 with {'size'"),
+        ({"bbox": [1, 2, 3]}, "annotation 17 with [1, 2, 3]"),
+        ({"bbox": [1, 2, 3, None]}, "annotation 17 with [1, 2, 3, None]"),
+        ({"bbox": []}, "annotation 17 with neither"),
+    ],
+)
+def test_an_unusable_coco_annotation_is_a_fault_of_its_image_alone(tmp_path: Path, change: dict, text: str) -> None:
+    data = coco({"i.png": (*SIZE, [(0, BOX), (0, (1.0, 1.0, 5.0, 5.0))]), "j.png": (*SIZE, [(0, BOX)])}, {0: "a"})
+    data["annotations"][0] |= {"id": 17} | change
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    found = read_coco(tmp_path / "a.json").images
+    assert found["j.png"].boxes == (("a", BOX),) and not found["j.png"].unusable
+    kept, findings = clean_boxes("i", found["i.png"], SIZE, ("a",))
+    assert len(kept) == 1
+    (finding,) = findings
+    assert finding.error and finding.case == "i" and text in finding.text() and "a.json" in finding.text()
+
+
+@pytest.mark.parametrize("change", [{"width": None}, {"height": None}, {"width": 0, "height": 0}])
+def test_a_coco_size_that_is_null_or_zero_is_unknown(tmp_path: Path, change: dict) -> None:
+    data = coco({"i.png": (*SIZE, [(0, BOX)])}, {0: "a"})
+    data["images"][0] |= change
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    assert read_coco(tmp_path / "a.json").images["i.png"] == Drawn(tmp_path / "a.json", (("a", BOX),))
+
+
+def test_an_image_listed_twice_keeps_the_faults_of_both(tmp_path: Path) -> None:
+    data = coco({"i.png": (*SIZE, [(9, BOX)]), "j.png": (*SIZE, [(0, BOX)])}, {0: "a"})
+    data["images"][1]["file_name"] = "i.png"
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    found = read_coco(tmp_path / "a.json")
+    assert found.images["i.png"].unknown == ("category_id 9",) and found.images["i.png"].boxes == (("a", BOX),)
+
+
+def test_a_byte_order_mark_before_a_yolo_file_is_ignored(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "i.txt", [(0, BOX)])
+    plain = read_yolo(tmp_path / "i.txt", ("a",), SIZE)
+    (tmp_path / "i.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "i.txt").read_bytes())
+    assert read_yolo(tmp_path / "i.txt", ("a",), SIZE) == plain
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.json", "{}"), ("a.json", '{"images": [{}], "categories": []}'), ("a.json", "[1]")])
 def test_other_json_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)

@@ -135,6 +135,18 @@ def test_published_split_files_are_fold_0_and_test(tmp_path: Path) -> None:
     assert {p.stem for p in (result.folder / "labelsTs").glob("*")} == {graz_stem(8, 1, 1), graz_stem(8, 1, 2)}
 
 
+def test_a_split_by_images_loses_the_training_images_of_held_out_patients(tmp_path: Path) -> None:
+    source, splits = make_graz(tmp_path / "graz"), tmp_path / "splits"
+    splits.mkdir()
+    parts = {"train": [graz_stem(p, 1, 1) for p in range(1, 7)], "valid": [graz_stem(1, 1, 2)], "test": [graz_stem(2, 1, 2)]}
+    for name, stems in parts.items():
+        (splits / f"{name}_data.csv").write_text("\n".join(["filestem", *stems]))
+    result = convert(source, tmp_path / "root", split=str(splits))
+    (fold,) = json.loads((result.folder / "splits_final.json").read_text())
+    assert fold == {"train": [graz_stem(p, 1, 1) for p in range(3, 7)], "val": parts["valid"]}
+    assert any("2 images of 2 patients (0001, 0002)" in note for note in result.conversion.notes)
+
+
 def test_stems_are_parsed() -> None:
     found = parse_stem("0038_0775938745_03_WRI-L2_M014")
     assert found == {"patient": "0038", "time": "0775938745", "study": "03", "side": "L", "projection": "2", "sex": "M", "age": "014"}

@@ -11,62 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_conversion import ConversionOptions, convert_dataset
-from dataset_conversion.api import Converted
 from dataset_conversion.items import split_name
-from dataset_conversion.patients import read_patients
 from dataset_conversion.radiographs import make_folds, unique_cases
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.io.radiographs import read_radiograph, write_png
+from medkd.io.radiographs import read_radiograph
+from tests.dataset_conversion.own_trees import KINDS, NAMES, PARTS, box, boxes_of, convert, make
 from tests.dataset_conversion.radiograph_trees import HEIGHT, WIDTH, Box, picture, save_jpeg, write_coco, write_voc, write_yolo
-
-NAMES = ("fracture", "implant")
-PARTS = {"train": range(6), "val": range(6, 8), "test": range(8, 9)}
-
-
-def box(number: int) -> Box:
-    return (5.0 + number, 6.0, 20.0 + number, 18.0)
-
-
-def number_of(case: str) -> int:
-    return int(case.removeprefix("x"))
-
-
-def boxes_of(number: int) -> list[tuple[int, Box]]:
-    """Every third image is a negative, every second box an implant."""
-    return [] if number % 3 == 2 else [(number % 2, box(number))]
-
-
-def make(kind: str, source: Path, parts: dict[str, range] | None = None) -> Path:
-    """A folder in one of the formats; with ``parts`` it has official splits, in the way the format has them."""
-    for part, numbers in (parts or {"": range(9)}).items():
-        for n in numbers:
-            folder = {"coco": f"images/{part}", "yolo": f"images/{part}", "voc": "JPEGImages"}[kind]
-            save_jpeg(source / folder / f"x{n}.jpg", picture(n, box=box(n)))
-            if kind == "yolo" and (boxes_of(n) or n % 2):
-                write_yolo(source / f"labels/{part}/x{n}.txt", boxes_of(n))
-            if kind == "voc" and (boxes_of(n) or n % 2):
-                write_voc(source / f"Annotations/x{n}.xml", f"x{n}.jpg", [(NAMES[i], b) for i, b in boxes_of(n)])
-        if kind == "coco":
-            images = {f"x{n}.jpg": (WIDTH, HEIGHT, [(10 + i, b) for i, b in boxes_of(n)]) for n in numbers}
-            write_coco(source / f"annotations/instances_{part or 'all'}.json", images, {11: NAMES[1], 10: NAMES[0]})
-        if kind == "voc" and part:
-            path = source / f"ImageSets/Main/{part}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(f"x{n}" for n in numbers))
-    if kind == "yolo":
-        splits = "".join(f"{part}: images/{part}\n" for part in parts or {})
-        (source / "data.yaml").write_text(f"path: .\n{splits}names:\n  0: fracture\n  1: implant\n")
-    return source
-
-
-def convert(kind: str, source: Path, root: Path, labels: tuple[str, ...] = (), **settings: str) -> Converted:
-    return convert_dataset(kind, source, 9, name="Own", root=root, options=ConversionOptions(labels=labels, settings=settings))
-
-
-KINDS = ("coco", "yolo", "voc")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,68 +167,37 @@ def test_an_unlisted_image_is_not_taken_for_a_negative_in_coco(tmp_path: Path) -
     assert report.ok and "extra" not in report.converted and "extra.jpg" in report.warnings[0].text()
 
 
+def test_an_image_with_a_crowd_is_left_out_by_name_and_no_size_is_measured(tmp_path: Path) -> None:
+    source = make("coco", tmp_path / "own")
+    path = source / "annotations/instances_all.json"
+    data = json.loads(path.read_text())
+    data["annotations"][0] |= {"iscrowd": 1, "image_id": data["images"][2]["id"]}
+    data["images"][1]["width"] = None
+    path.write_text(json.dumps(data))
+    report = convert("coco", source, tmp_path / "root", negatives="none").conversion
+    assert report.left_out == ("x2",) and "x1" in report.converted, "an image with a crowd alone is no negative either"
+    assert "case x2" in report.problems[0].text() and "annotation 0 of a crowd" in report.problems[0].text()
+
+
+def test_lists_with_a_byte_order_mark_lose_no_image(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    voc, yolo = make("voc", tmp_path / "v", PARTS), make("yolo", tmp_path / "y")
+    path = voc / "ImageSets/Main/val.txt"
+    path.write_bytes(mark + path.read_bytes())
+    (yolo / "val.txt").write_bytes(mark + b"images/x6.jpg\nimages/x7.jpg\n")
+    (yolo / "data.yaml").write_text("train: images\nval: val.txt\nnames: [fracture, implant]\n")
+    (yolo / "labels/x5.txt").write_bytes(mark)
+    for kind, source in (("voc", voc), ("yolo", yolo)):
+        result = convert(kind, source, tmp_path / kind / "root", negatives="none" if kind == "yolo" else "all")
+        (fold,) = json.loads((result.folder / "splits_final.json").read_text())
+        assert fold["val"] == ["x6", "x7"] and result.ok and ("x5" in fold["train"]) == (kind == "voc")
+
+
 def test_a_damaged_xml_leaves_its_image_out_instead_of_calling_it_negative(tmp_path: Path) -> None:
     source = make("voc", tmp_path / "own")
     (source / "Annotations/x0.xml").write_text("<annotation>")
     report = convert("voc", source, tmp_path / "root").conversion
     assert report.left_out == ("x0",) and "x0" not in report.converted
-
-
-def test_patients_from_a_table_stay_together(tmp_path: Path) -> None:
-    source = make("voc", tmp_path / "own")
-    (tmp_path / "p.csv").write_text("image,patient\n" + "\n".join(f"x{n}.jpg,p{n // 2}" for n in range(9)))
-    folder = convert("voc", source, tmp_path / "root", patients=str(tmp_path / "p.csv")).folder
-    assert DatasetDescription.load(folder / "dataset.json").patients["x3"] == "p1"
-    for fold in json.loads((folder / "splits_final.json").read_text()):
-        assert not {number_of(c) // 2 for c in fold["train"]} & {number_of(c) // 2 for c in fold["val"]}
-
-
-def patient_folders(source: Path) -> Path:
-    """Six patients, a folder each, with three images whose names are the same in all folders."""
-    images: dict[str, tuple[int, int, list[tuple[int, Box]]]] = {}
-    for n in range(18):
-        name = f"P{n // 3}/img{n % 3}.png"
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        write_png(source / name, picture(n))
-        images[name] = (WIDTH, HEIGHT, [(0, box(n % 5))])
-    write_coco(source / "a.json", images, {0: "fracture"})
-    return source
-
-
-@pytest.mark.parametrize("form", ["{0}/{1}.png", "{0}/{1}", "/old/disk/{0}/{1}.png", "{0}\\{1}.png"])
-def test_patients_are_told_apart_by_folders_where_file_names_are_equal(tmp_path: Path, form: str) -> None:
-    source = patient_folders(tmp_path / "own")
-    rows = [f"{form.format(f'P{n // 3}', f'img{n % 3}')},person {n // 3}" for n in range(18)]
-    (tmp_path / "p.csv").write_text("\n".join(["image,patient", *rows, "P9/img0.png,person 9"]))
-    result = convert("coco", source, tmp_path / "root", patients=str(tmp_path / "p.csv"))
-    patients = DatasetDescription.load(result.folder / "dataset.json").patients
-    assert patients == {f"P{p}_img{k}": f"person {p}" for p in range(6) for k in range(3)}
-    for fold in json.loads((result.folder / "splits_final.json").read_text()):
-        assert fold["val"] and not {patients[c] for c in fold["train"]} & {patients[c] for c in fold["val"]}
-
-
-@pytest.mark.parametrize(
-    ("rows", "text"),
-    [
-        ("img0.png,A", "is there 6 times"),
-        ("P0/img0.png,A\nP0/img0,B", "found 'A' and 'B'"),
-        ("scan7.png,A", "no row names one"),
-        ("P0/img0.png,", "no row names one"),
-    ],
-)
-def test_a_table_of_patients_that_decides_nothing_is_refused(tmp_path: Path, rows: str, text: str) -> None:
-    (tmp_path / "p.csv").write_text(f"image,patient\n{rows}\n")
-    with pytest.raises(DataError, match=text) as error:
-        convert("coco", patient_folders(tmp_path / "own"), tmp_path / "root", patients=str(tmp_path / "p.csv"))
-    assert "p.csv" in str(error.value) and not (tmp_path / "root").exists()
-
-
-def test_the_folder_of_a_row_decides_before_its_name_alone(tmp_path: Path) -> None:
-    """The row of an image that was removed must not give its patient to the image of another one."""
-    images = [tmp_path / name for name in ("P1/img0.png", "P2/only.png")]
-    (tmp_path / "p.csv").write_text("image,patient\nP0/img0.png,A\nP1/img0.png,B\nold/only.jpg,C\n")
-    options = ConversionOptions(settings={"patients": str(tmp_path / "p.csv")})
-    assert read_patients(options, images, tmp_path) == {images[0]: "B", images[1]: "C"}
 
 
 def test_different_images_of_one_name_are_different_cases_and_a_shared_label_file_is_an_error(tmp_path: Path) -> None:

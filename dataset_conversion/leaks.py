@@ -1,0 +1,84 @@
+"""What a fold must not train on: images that equal one of its validation images or a test image, or show a patient of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dataset_conversion.splits import PublishedSplit, read_split
+from medkd.core.folds import joined_groups
+from medkd.io.checks import Finding
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """Which cases show the same.
+
+    Attributes:
+        patients: case → patient, where known.
+        twins: cases with equal images, two or more each.
+        test: the test cases.
+    """
+
+    patients: Mapping[str, str]
+    twins: Sequence[Sequence[str]]
+    test: Collection[str]
+
+    def leaks(self, train: Iterable[str], val: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Training cases whose image is held out, and the others whose patient is (patients are joined over equal images)."""
+        train, val = set(train), set(val)
+        held_out = {*val, *self.test}
+        equal = {case for twin in self.twins if held_out & set(twin) for case in twin} & train - val
+        groups = joined_groups({*train, *held_out}, self.patients, self.twins)
+        seen = {groups[case] for case in held_out}
+        return equal, {case for case in train if groups[case] in seen} - equal - val
+
+    def named(self, cases: Iterable[str]) -> str:
+        """``12 images of 2 patients (P1, P2)``."""
+        cases = set(cases)
+        found = sorted({self.patients[case] for case in cases if case in self.patients})
+        count = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
+        return f"{len(cases)} image{'' if len(cases) == 1 else 's'} of {count} ({_some(found)})"
+
+
+def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, list[str], list[str]]:
+    """The split without the training cases that it must not have.
+
+    Returns:
+        The split; what was taken out because an equal image is held out; what was because another image of its patient is.
+    """
+    folds, equal, same = [], set[str](), set[str]()
+    for train, val in split.folds:
+        twins, relatives = kin.leaks(train, val)
+        equal |= twins
+        same |= relatives
+        folds.append((tuple(case for case in train if case not in twins | relatives), val))
+    reasons = [f"{len(equal)} training images that equal a validation or test image"] if equal else []
+    reasons += [f"{len(same)} training images of patients who are validated or tested on"] if same else []
+    source = ", without ".join([split.source, " and ".join(reasons)]) if reasons else split.source
+    return replace(split, folds=tuple(folds), source=source), sorted(equal), sorted(same)
+
+
+def leak_findings(path: Path, kin: Kinship) -> list[Finding]:
+    """An error for each fold of a ``splits_final.json`` that trains on what it must not; the file is its owner's and is not changed.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    findings = []
+    for number, (train, val) in enumerate(read_split(path) if path.exists() else []):
+        equal, same = kin.leaks(train, val)
+        found = [f"{len(equal)} that equal one ({_some(sorted(equal))})"] if equal else []
+        found += [kin.named(same)] if same else []
+        if found:
+            expected = f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient"
+            action = "take them out of 'train', or delete the file and convert again"
+            findings.append(Finding("", str(path), expected, " and ".join(found), action))
+    return findings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
