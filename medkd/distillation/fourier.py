@@ -46,9 +46,11 @@ class FourierKD(PairMethod):
 
         L = w · Σ_{3 coordinates} ½ mean_{n,c,f} a_nc (R_S − R_T)²,    a_nc = 1 − cos(S_nc, T_nc)
 
-    ``a`` has no gradient (in the paper variant it has). The noise depends on the step number only, so a resumed run sees the same.
-    The term is the mean over maps. ``variant="paper"`` is their sum with the paper's weights: 41, between detectors 7. In segmentation
-    ``w = 1`` would begin with 1.5 times the gradient of Dice and cross-entropy; 0.2 leaves the labels in the lead.
+    ``a`` is of the adapted map and has no gradient; in the paper variant it has, and is of the student's own map, before the convolution,
+    where student and teacher have equally many channels (else there is no ``cos`` of the two). The noise depends on the step number
+    only, so a resumed run sees the same. The term is the mean over maps. ``variant="paper"`` is their sum with the paper's
+    weights: 41, between detectors 7. In segmentation ``w = 1`` would begin with 1.5 times the gradient of Dice and cross-entropy; 0.2
+    leaves the labels in the lead.
 
     Citation: FourierKD, IEEE Signal Processing Letters, 2024, DOI 10.1109/LSP.2024.3515795.
 
@@ -86,7 +88,9 @@ class FourierKD(PairMethod):
 
     def _level(self, fusion: nn.Module, student: Tensor, teacher: Tensor, generator: torch.Generator) -> Tensor:
         adapted = resize(fusion.adapt(student), teacher.shape[2:])  # type: ignore[operator]
-        attention = 1 - F.cosine_similarity(adapted.flatten(2), teacher.flatten(2), dim=2)
+        own = self.paper and student.shape[1] == teacher.shape[1]
+        compared = resize(student, teacher.shape[2:]) if own else adapted
+        attention = 1 - F.cosine_similarity(compared.flatten(2), teacher.flatten(2), dim=2)
         attention = (attention if self.paper else attention.detach()).view(*teacher.shape[:2], *(1,) * self.context.rank)
         axes = tuple(range(2, teacher.ndim))
         f_s, f_t = (torch.fft.rfftn(x, dim=axes, norm="ortho") for x in (adapted, teacher))
