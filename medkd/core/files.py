@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError as error:
         raise DataError(f"Expected the file {path}, but it does not exist.") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -135,8 +135,8 @@ def ensure_splits(
     if unused:
         source = own if own.exists() or not users else users
         _log.warning(
-            "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them there, or delete the "
-            "file to make new splits, for which networks are trained anew",
+            "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them there, or delete "
+            "the file to make new splits, for which networks are trained anew",
             _count(unused),
             source,
             _some(unused),
