@@ -22,7 +22,7 @@ GUIDE = """\
 A data set in nnU-Net v2's raw layout; every case is checked, and the good ones are linked, not copied.
 source:    nnUNet_raw/DatasetNNN_Name with
              dataset.json                      channel_names, labels, numTraining, file_ending
-             imagesTr/CASE_0000.nii.gz         one file per channel; also .nrrd, .mha and the other endings medkd reads
+             imagesTr/CASE_0000.nii.gz         one file per channel; also .nii, .nrrd, .mha, .mgz
              labelsTr/CASE.nii.gz
              imagesTs, labelsTs                optional
 split:     a splits_final.json in this folder, or nnU-Net's own in nnUNet_preprocessed/DatasetNNN_Name beside nnUNet_raw, is taken
@@ -31,6 +31,7 @@ medkd also reads an nnUNet_raw folder as it is (set nnUNet_raw, or lay it under 
 out bad cases."""
 
 _VARIABLE = "nnUNet_preprocessed"
+_TWO_FILES = (".mhd", ".nhdr")  # a header that names the file of the voxels
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -45,6 +46,11 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     description = DatasetDescription.load(source / "dataset.json")
     if file_ending(Path(f"x{description.file_ending}")) != description.file_ending:
         raise DataError(f"{source / 'dataset.json'}: medkd does not read files ending in '{description.file_ending}'; convert them first.")
+    if description.file_ending in _TWO_FILES:
+        raise DataError(
+            f"{source / 'dataset.json'}: scans ending in '{description.file_ending}' keep their voxels in a second file, which a link "
+            "would not find; convert them to .nii.gz first."
+        )
     cases = training_cases(source, description)
     findings = _without_label(source, description, cases)
     jobs = [_job(case, description, "Tr") for case in cases]

@@ -118,7 +118,9 @@ class RunEntry:
 
     def prediction(self, case: str) -> Path | None:
         """The prediction of a case (file name of its reference), or None where there is no file."""
-        return next((p for f in self.folds if (p := self.path / f"fold_{f}" / "validation" / case).exists()), None)
+        cases = self.summary.cases if self.summary is not None else ()
+        file = next((Path(c.prediction_file).name for c in cases if c.name == case), case)  # its ending may be another than the reference's
+        return next((p for f in self.folds if (p := self.path / f"fold_{f}" / "validation" / file).exists()), None)
 
 
 Scoring = Callable[[RunEntry, Sequence[int]], RunEntry]

@@ -81,3 +81,6 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".png"}))
     with pytest.raises(DataError, match=r"does not read files ending in '\.png'"):
         convert("nnunet", source, tmp_path / "other")
+    (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".mhd"}))
+    with pytest.raises(DataError, match=r"second file.*convert them to \.nii\.gz"):
+        convert("nnunet", source, tmp_path / "other")

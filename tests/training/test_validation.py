@@ -96,6 +96,8 @@ def test_references_in_a_format_that_cannot_be_written(root: Path, capsys: pytes
     folder, summary = finish(root)
     assert scores(summary) == expected and {Path(case.reference_file).suffix for case in summary.cases} == {".mgz"}
     assert len(list((folder / "validation").glob("*.nii.gz"))) == 2
+    (entry,) = gather(root / "results" / NAME)
+    assert {entry.prediction(case.name) for case in summary.cases} == set((folder / "validation").glob("*.nii.gz"))
     assert scores(cross_validate(folder.parent, expected=1)) == expected
     assert evaluate([str(folder / "validation"), str(labels), "-o", str(root / "s.json"), "--allow-missing"]) == 0
     found = Summary.load(root / "s.json")
