@@ -16,7 +16,7 @@ from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.job import DetectionJob
-from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.methods import DETECTION_METHODS, check_known
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.sampling import draw_epoch
@@ -156,6 +156,8 @@ def _ready(
     prepared = _prepare(dataset, fold, options)
     register_detectors(network)
     DETECTORS[network]  # an unknown name is refused before anything else is looked for
+    if method is not None:
+        check_known(method)
     chosen = None
     if teacher is not None:
         source = find_teacher(teacher, prepared.root.results / prepared.name)
@@ -272,7 +274,7 @@ def _distiller(ready: _Ready, student: Detector) -> DetectorDistiller | None:
     context = Context(student.taps, teacher.taps, outputs, not student.two_stage, (1.0, 1.0), (size, size), "detection")
     torch.manual_seed(ready.prepared.options.seed + _HELPER_SEED)
     method = build_method(ready.run.method or "none", context, ready.run.method_parameters, own=DETECTION_METHODS)
-    return DetectorDistiller(teacher, method)
+    return DetectorDistiller(teacher, method, student.anchors)
 
 
 def _job(ready: _Ready, detector: Detector, distiller: DetectorDistiller | None) -> DetectionJob:

@@ -129,6 +129,11 @@ class Detector(nn.Module):
     two_stage: ClassVar[bool] = False
     overlap: ClassVar[float] = 0.7
 
+    @property
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """Side in strides and height over width of each anchor of a cell; empty where it has none (points, or cells themselves)."""
+        return ()
+
     def losses(
         self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,19 +43,21 @@ class DetectorDistiller:
     Args:
         teacher: the detector to learn from; None where the method needs no teacher.
         method: the distillation method, whose helpers are trained with the student.
+        anchors: the student's, see :attr:`medkd.detection.base.Detector.anchors`; empty for a student without.
 
     Raises:
         MethodError: there is no teacher where one is needed, it knows another number of classes, it scores proposals and the student
-            anchors (or the reverse) although the method compares scores, or it cannot be continued although the method needs that.
+            anchors (or the reverse) or other anchors than the student's although the method compares scores, or it cannot be continued
+            although the method needs that.
     """
 
-    def __init__(self, teacher: Detector | None, method: Method) -> None:
+    def __init__(self, teacher: Detector | None, method: Method, anchors: Sequence[tuple[float, float]] = ()) -> None:
         if method.needs_teacher and teacher is None:
             raise MethodError(f"{type(method).__name__} needs a teacher, but none was given.")
         self.method = method
         self.teacher: Detector | None = None
         if teacher is not None and method.needs_teacher:
-            _check(teacher, method)
+            _check(teacher, method, anchors)
             for part in _parts(method):
                 if isinstance(part, ReadsTeacher):
                     part.read(teacher)
@@ -206,7 +209,7 @@ def _compares_scores(method: Method) -> bool:
     return method.needs_teacher and (method.outputs_only or getattr(method, "dense_heads", False))
 
 
-def _check(teacher: Detector, method: Method) -> None:
+def _check(teacher: Detector, method: Method, anchors: Sequence[tuple[float, float]]) -> None:
     """Refuse a teacher that cannot teach a student of this context by this method."""
     about, kinds = method.context, ("scores anchors", "scores proposals")
     classes, known = about.num_outputs - (0 if about.regions else 1), len(teacher.spec.categories)
@@ -219,9 +222,25 @@ def _check(teacher: Detector, method: Method) -> None:
                 f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student {kinds[not about.regions]}; "
                 "choose a method that compares features."
             )
+        if _compares_scores(part) and not teacher.two_stage and _differ(teacher.anchors, anchors):
+            raise MethodError(
+                f"{name} compares class scores anchor by anchor, but the teacher's anchors ({_shapes(teacher.anchors)}) are not the "
+                f"student's ({_shapes(anchors)}); train both with one anchor_scale, or choose a method that compares features."
+            )
         wanted = "losses_from_neck" if isinstance(part, PromptMethod) else "forward_from"
         if part.continues_teacher and getattr(type(teacher), wanted) is getattr(Detector, wanted):
             raise MethodError(f"{name} sends features through the rest of the teacher, which {type(teacher).__name__} does not offer.")
+
+
+def _differ(theirs: Sequence[tuple[float, float]], ours: Sequence[tuple[float, float]]) -> bool:
+    """Whether both have anchors, and others; a detector without them scores the same cells."""
+    return bool(theirs and ours) and (len(theirs) != len(ours) or not np.allclose(theirs, ours))
+
+
+def _shapes(anchors: Sequence[tuple[float, float]]) -> str:
+    """``sides of 4, 5.04 strides, heights of 0.5, 1 widths``."""
+    sides, ratios = (", ".join(f"{value:.3g}" for value in dict.fromkeys(part)) for part in zip(*anchors, strict=True))
+    return f"sides of {sides} strides, heights of {ratios} widths"
 
 
 def _float32(outputs: DetectorOutputs) -> DetectorOutputs:

@@ -32,7 +32,7 @@ class DetectorFile:
         train: the case ids that it was trained on; an empty list states that none of the data set's cases was among them.
         weights: the file, beside the description.
         image_size: side of the input that it was trained with.
-        anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`.
+        anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
     """
 
     network: str
@@ -40,7 +40,7 @@ class DetectorFile:
     train: tuple[str, ...]
     weights: str = "best.pt"
     image_size: int = 640
-    anchor_scale: float = 4.0
+    anchor_scale: float | None = None
     schema: int = 1
 
 
@@ -160,17 +160,29 @@ def _of_file(path: Path) -> DetectorSource:
     if file.name != Path(found.weights).name:
         raise RunError(f"{folder / FILE} describes {found.weights}, not {file.name}; correct 'weights'.")
     register_detectors(found.network)
-    spec = DetectorSpec(found.network, found.categories, found.image_size, found.anchor_scale)
+    spec = DetectorSpec(found.network, found.categories, found.image_size, found.anchor_scale or DetectorSpec.anchor_scale)
     train = frozenset(found.train)
     return DetectorSource(
-        folder.name, str(folder), folder, (GIVEN,), lambda _: train, lambda _: _load(file, spec), found.categories, found.image_size
+        folder.name,
+        str(folder),
+        folder,
+        (GIVEN,),
+        lambda _: train,
+        lambda _: _load(file, spec, found.anchor_scale is not None),
+        found.categories,
+        found.image_size,
     )
 
 
-def _load(file: Path, spec: DetectorSpec) -> Detector:
+def _load(file: Path, spec: DetectorSpec, scaled: bool) -> Detector:
     state, names = read_detector_weights(file)
     if names is not None and names != spec.categories:
         raise RunError(f"{file} was trained for the classes {', '.join(names)}, but {FILE} says {', '.join(spec.categories)}.")
     detector = DETECTORS[spec.name].build(spec)
+    if detector.anchors and not scaled:
+        raise RunError(
+            f"{file.parent / FILE}: {spec.name} has anchors, but 'anchor_scale' is missing; add the side of the smallest anchor in strides "
+            "with which it was trained (of a medkd run it stands in plans.json; as published it is 4)."
+        )
     load_into(detector, state, file)
     return detector.eval()

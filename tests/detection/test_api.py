@@ -17,7 +17,7 @@ from medkd.cli.train_distill import main as distill_main
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.checkpoint import save_checkpoint
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError, LeakError, MedkdError, PlanError, RunError
+from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError
 from medkd.core.features import Tap
 from medkd.core.files import write_json
 from medkd.core.run import BEST, FINAL
@@ -196,6 +196,18 @@ def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(root: Path
         distill_detector(502, str(folder / "best.pt"), STUB, "kd", 0, options(root))
 
 
+def test_teachers_and_students_with_other_anchors_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is written; weights from elsewhere must say their anchors."""
+    monkeypatch.setattr(Stub, "anchors", property(lambda self: ((self.spec.anchor_scale, 1.0),)))
+    folder = given_weights(tmp_path / "theirs", anchor_scale=77.0)
+    with pytest.raises(MethodError, match="anchors"):
+        distill_detector(502, str(folder), STUB, "kd", 0, options(root))
+    assert not results(root).exists()
+    distill_detector(502, str(folder), STUB, "cwd", 0, options(root))
+    with pytest.raises(RunError, match=r"quick_stub has anchors, but 'anchor_scale' is missing"):
+        distill_detector(502, str(given_weights(folder)), STUB, "cwd", 1, options(root))
+
+
 def test_the_weights_it_started_from_belong_to_a_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Path] = []
     monkeypatch.setattr(api, "start_from", lambda detector, path: started.append(path))
@@ -256,6 +268,9 @@ def test_unknown_names_are_answered_with_the_nearest(root: Path) -> None:
         distill_detector(502, "other", STUB, "cwd", 0, options(root))
     with pytest.raises(MedkdError, match="not defined for detectors"):
         distill_detector(502, STUB, STUB, "bckd", 0, options(root))
+    with pytest.raises(MethodError, match=r"Unknown method 'pdk'\. Did you mean 'pkd'\? Known for detectors: .*rkd.*ultralytics") as caught:
+        distill_detector(502, STUB, STUB, "cwd+pdk", 0, options(root))
+    assert not {"bckd", "cirkd", "reviewkd"} & set(str(caught.value).replace(",", "").replace(".", "").split())  # not for detectors
     with pytest.raises(DataError, match="Fold '9' does not exist"):
         train_detector(502, STUB, 9, options(root))
 

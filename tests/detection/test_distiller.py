@@ -172,6 +172,33 @@ def test_heads_with_other_anchors_are_refused_where_scores_are_compared() -> Non
     assert torch.isfinite(step(build("mimic", student, teacher), student, teacher, batch())["mimic"])
 
 
+class Anchored(ToyDense):
+    """Has an anchor of 4 strides in each cell, or another one."""
+
+    side = 4.0
+
+    @property
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """One square."""
+        return ((self.side, 1.0),)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "crosskd", "pkd+kd"])
+def test_a_teacher_with_anchors_of_another_size_is_refused_where_scores_are_compared(name: str) -> None:
+    class Smaller(Anchored):
+        """Anchors of half the size."""
+
+        side = 2.0
+
+    student = make("dense")
+    own, other = Anchored(student.spec), Smaller(student.spec)
+    with pytest.raises(MethodError, match=r"the teacher's anchors \(sides of 2 strides, .*\) are not the student's \(sides of 4 strides"):
+        DetectorDistiller(other, build(name, own, other), own.anchors)
+    for expert, learner in ((Anchored(student.spec), own), (other, student), (student, own)):  # equal, or one has none
+        DetectorDistiller(expert, build(name, learner, expert), learner.anchors)
+    DetectorDistiller(other, build("pkd", own, other), own.anchors)
+
+
 @pytest.mark.parametrize("name", ["crosskd", "maskd", "freekd"])
 def test_a_teacher_that_cannot_be_continued_is_refused(name: str) -> None:
     class Closed(ToyDense):

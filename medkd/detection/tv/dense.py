@@ -36,6 +36,7 @@ class DenseDetector(Detector):
     family: ClassVar[Family] = "torchvision"
     overlap: ClassVar[float] = 0.6  # FCOS', ATSS' and GFL's
     matching: ClassVar[Matching]
+    anchored: ClassVar[bool] = True
 
     def __init__(self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape) -> None:
         super().__init__()
@@ -43,6 +44,7 @@ class DenseDetector(Detector):
         self.pyramid = Pyramid(backbone, first=3)
         names, strides = self.pyramid.names, self.pyramid.strides
         self.grid = AnchorGrid(names, strides, [[size * stride for size in sizes] for stride in strides], ratios)
+        self._anchors = tuple((float(size), float(ratio)) for size in sizes for ratio in ratios) if self.anchored else ()
         self.head = DenseHead(shape, names)
         tower = f"blocks.{shape.hold - 1}"
         towers = [
@@ -51,6 +53,11 @@ class DenseDetector(Detector):
             for kind in ("class", "box")
         ]
         self.taps = (*self.pyramid.taps("pyramid"), *towers)
+
+    @property
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """See :attr:`medkd.detection.base.Detector.anchors`."""
+        return self._anchors
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """Boxes ``(B, a, 4)`` in pixels from the head's raw values on one level, its anchors ``(a, 4)`` and its stride."""

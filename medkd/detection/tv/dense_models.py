@@ -63,6 +63,7 @@ class FCOS(DenseDetector):
     """
 
     matching: ClassVar[Matching] = staticmethod(match_points)
+    anchored: ClassVar[bool] = False
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
         super().__init__(spec, backbone, [1.0], [1.0], HeadShape(len(spec.categories), 1, hold=2, centerness=True))

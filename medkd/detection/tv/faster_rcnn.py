@@ -72,6 +72,11 @@ class FasterRCNN(Detector):
             detections_per_img=100,
         )
 
+    @property
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """See :attr:`medkd.detection.base.Detector.anchors`; they are those of the proposals."""
+        return tuple((2 * self.spec.anchor_scale, ratio) for ratio in _RATIOS)
+
     def losses(
         self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:

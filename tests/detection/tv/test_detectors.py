@@ -109,6 +109,13 @@ def test_without_a_word_overlapping_boxes_are_dropped_as_published(name: str, ov
     assert used == [overlap, overlap, 0.3, 0.3]  # of both images
 
 
+def test_anchors_are_told_where_there_are_any() -> None:
+    told = {name: make(name).anchors for name in SMALL}  # with an anchor scale of 2
+    assert told["fcos_r18"] == () and told["gfl_r18"] == told["atss_r18"] == ((4.0, 1.0),)
+    assert [ratio for side, ratio in told["retinanet_r18"] if side == 2.0] == [0.5, 1.0, 2.0] and len(told["retinanet_r18"]) == 9
+    assert told["faster_rcnn_r18"] == ((4.0, 0.5), (4.0, 1.0), (4.0, 2.0))
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_losses_of_the_own_neck_are_the_losses_and_those_of_another_depend_on_it(name: str) -> None:
     detector = make(name).eval()
