@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.device import pick_device
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription
@@ -22,13 +23,13 @@ from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.sampling import draw_epoch
 from medkd.detection.store import DetectionStore
 from medkd.detection.teachers import DetectorSource, check_same_classes, find_teacher, seen_by_start
-from medkd.detection.trained import pick_device, register_detectors
+from medkd.detection.trained import register_detectors
 from medkd.detection.weights import start_from
 from medkd.distillation import Context, build_method
 from medkd.networks.complexity import count_parameters
 from medkd.training.guard import Teacher, choose_teacher
-from medkd.training.run_folder import open_fold, run_name, start_fold
-from medkd.training.splits import Split, ensure_splits, split_of_fold
+from medkd.training.run_folder import open_fold, run_name, start_fold, validation_cases
+from medkd.training.splits import Split, find_split
 
 _TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
 _HELPER_SEED = 7919  # apart from the student's, which so starts equal under every method
@@ -182,8 +183,7 @@ def _prepare(dataset: str | int, fold: int | str, options: DetectorOptions) -> _
     if store.categories != plan.categories:
         raise PlanError(f"{folder}: plan and preprocessed images have different categories; run medkd_plan_and_preprocess -d {name}.")
     plan = _sized(plan, store, options.image_size)
-    splits = ensure_splits(folder, store.cases(), description.patients, root.raw_dataset(name), write=False)
-    split = split_of_fold(splits, fold, store.cases())
+    split = find_split(folder, fold, store.cases(), description.patients, root.raw_dataset(name), write=False)
     prepared = _Prepared(name, root, plan, description, store, split, str(fold), options, pick_device(options.device))
     _check_boxes(prepared)
     return prepared
@@ -251,7 +251,8 @@ def _train(ready: _Ready) -> Path:
     if options.validate:
         from medkd.detection.validation import finish_fold
 
-        finish_fold(replace(job, distiller=None), prepared.root.raw_dataset(prepared.name))
+        # a fold that was finished before is judged on what it held out then
+        finish_fold(replace(job, distiller=None, val=validation_cases(ready.folder)), prepared.root.raw_dataset(prepared.name))
     return ready.folder
 
 

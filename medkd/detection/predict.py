@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from medkd.core.checkpoint import weights_digest
+from medkd.core.device import pick_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, save
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal, finished
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
-from medkd.detection.trained import DetectionRun, load_detector, pick_device
+from medkd.detection.trained import DetectionRun, load_detector
 from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, ImagePredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit

@@ -13,7 +13,6 @@ import torch
 
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
-from medkd.core.device import pick_device as pick_device  # the other modules of this package take it from here
 from medkd.core.errors import RunError
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load

@@ -319,6 +319,18 @@ def test_the_end_of_a_fold_is_scored_and_can_be_continued(root: Path) -> None:
     assert (folder / "validation/summary.json").exists() and len(JOBS) == 1
 
 
+def test_a_finished_fold_is_judged_on_the_images_that_it_held_out(root: Path) -> None:
+    folder = train_detector(502, STUB, 0, options(root, validate=False))
+    held_out = json.loads((folder / "split.json").read_text())["val"]
+    splits = root / "preprocessed" / folder.parent.parent.name / "splits_final.json"
+    first, *others = json.loads(splits.read_text())
+    moved = {"train": [*first["train"][2:], *first["val"]], "val": first["train"][:2]}
+    splits.write_text(json.dumps([moved, *others]))
+    train_detector(502, STUB, 0, options(root, validate=True, resume=True))
+    scored = json.loads((folder / "validation" / "predictions.json").read_text())
+    assert len(JOBS) == 1 and set(scored["images"]) == set(held_out) != set(moved["val"])
+
+
 def test_a_dry_run_tells_and_writes_nothing(root: Path) -> None:
     train_detector(502, STUB, 0, options(root))
     before = sorted(root.rglob("*"))
