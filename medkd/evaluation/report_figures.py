@@ -20,6 +20,7 @@ INK, MUTED, LINE = "#1c2733", "#667585", "#dfe5ea"
 TEACHER, ALONE = ("#22406b", "#6d8fc2"), ("#8b98a5", "#b8a27c", "#a9b8a0")
 DISTILLED = ("#0b8f7a", "#d9782b", "#7a55c7", "#c9415c", "#2f7fd1", "#8a7a1f", "#b04fa0", "#4f7d3a")
 _DPI = 170
+_MOST_TICKS = 4  # labels of a logarithmic axis
 
 ValueOf = Callable[[RunEntry], Interval | None]
 
@@ -202,8 +203,11 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def _plain_log(axes: Axes, low: float, high: float, text: str | None) -> None:
-    """Label a logarithmic axis at 1, 2 and 5 times powers of ten in plain numbers."""
-    ticks = [m * 10.0**e for e in range(-3, 13) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    """Label a logarithmic axis in plain numbers: at 1, 2 and 5 times powers of ten, or fewer where these would run into each other."""
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**e for e in range(-3, 13) for m in multiples if low <= m * 10.0**e <= high]
+        if len(ticks) <= _MOST_TICKS:
+            break
     axes.set_xticks(ticks, [text.format(t) if text else human(t) for t in ticks])
     axes.minorticks_off()
 
