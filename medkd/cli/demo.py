@@ -46,7 +46,7 @@ class DemoSettings:
     data: Path | None = None
     teacher: str = "res_unet"
     student: str = "unet_tiny"
-    method: str = "kd"
+    method: str = "dist"
     teacher_epochs: int = 9
     student_epochs: int = 12
     iterations: int = 25

@@ -36,7 +36,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoSettings, DemoRe
 @pytest.mark.slow
 def test_teacher_student_and_distilled_student_are_scored(demo: tuple[DemoSettings, DemoResult, str]) -> None:
     _, result, _ = demo
-    assert [row.name for row in result.rows] == ["teacher res_unet", "unet_tiny alone", "unet_tiny + kd"]
+    assert [row.name for row in result.rows] == ["teacher res_unet", "unet_tiny alone", "unet_tiny + dist"]
     assert result.rows[0].parameters > result.rows[1].parameters == result.rows[2].parameters
     for row in result.rows:
         assert row.validation_dice is not None
