@@ -48,7 +48,16 @@ EXTRAS = {
     "h5": ["h5py>=3.8"],
     "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4"],
     # medpy is GPL-3.0: only an independent reference in the tests
-    "dev": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "medpy>=0.5", "build>=1.2", "h5py>=3.8", "pydicom>=3.0"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "ruff>=0.6",
+        "mypy>=1.11",
+        "medpy>=0.5",
+        "build>=1.2",
+        "h5py>=3.8",
+        "pydicom>=3.0",
+    ],
 }
 
 setup(

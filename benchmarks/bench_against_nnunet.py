@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_against_nnunet MODEL SCANS --nnunet-python OTHER_ENVIRONMENT/bin/python
 
-nnU-Net lives in an environment of its own. Both are started as commands, so the times hold all that a user waits for: start, reading,
-preprocessing, network, export, writing. They take turns, since other programs on the machine then slow both down; the ratio of the
-processor times is what such programs disturb least. Writes benchmarks/results/against_nnunet.json.
+nnU-Net lives in an environment of its own. Both are started as commands, so the times hold all that a user waits for:
+start, reading, preprocessing, network, export, writing. They take turns, since other programs on the machine then slow
+both down; the ratio of the processor times is what such programs disturb least. Writes
+benchmarks/results/against_nnunet.json.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.files import write_json
 from medkd.io.volumes import read_label
 
-VERSIONS = "import json, sys, platform, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
+VERSIONS = (
+    "import json, sys, platform, importlib.metadata as m; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
+)
 NNUNET = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as main; main()"
 
 
@@ -40,7 +43,12 @@ def command(program: str, options: argparse.Namespace, mirror: bool, scans: Path
         extra = ["-device", "cpu", *([] if mirror else ["--disable_tta"])]
     else:
         start = [sys.executable, "-m", "medkd.cli.predict"]
-        extra = ["--device", "cpu", "--tta" if mirror else "--no-tta", *(["--precision", options.precision] if options.precision else [])]
+        extra = [
+            "--device",
+            "cpu",
+            "--tta" if mirror else "--no-tta",
+            *(["--precision", options.precision] if options.precision else []),
+        ]
     return [*start, "-i", str(scans), "-o", str(output), "-m", str(options.model), "-f", options.fold, *extra]
 
 
@@ -78,15 +86,24 @@ def compare(options: argparse.Namespace, mirror: bool, scans: Path, folder: Path
         for program in ("medkd", "nnunet") if turn % 2 else ("nnunet", "medkd"):
             line = command(program, options, mirror, scans, folder / f"{program}_{mirror}")
             runs[program].append(timed(line, options.threads))
-            print(f"{program}, mirroring {mirror}: {runs[program][-1][0]:.1f} s, {runs[program][-1][1]:.1f} processor s", flush=True)
+            print(
+                f"{program}, mirroring {mirror}: {runs[program][-1][0]:.1f} s, {runs[program][-1][1]:.1f} processor s",
+                flush=True,
+            )
     description = DatasetDescription.load(options.model / "dataset.json")
     values = [v for v in description.labels.values if v]
-    result: dict[str, Any] = {"dice": agreement(folder / f"medkd_{mirror}", folder / f"nnunet_{mirror}", values, description.file_ending)}
+    result: dict[str, Any] = {
+        "dice": agreement(folder / f"medkd_{mirror}", folder / f"nnunet_{mirror}", values, description.file_ending)
+    }
     for which, key in ((0, "wall"), (1, "processor")):
         times = {program: [run[which] for run in found] for program, found in runs.items()}
         result[f"{key}_seconds"] = {p: {"all": t, "minimum": min(t), "median": median(t)} for p, t in times.items()}
         ratios = [a / b for a, b in zip(times["medkd"], times["nnunet"], strict=True)]
-        result[f"{key}_ratio"] = {"pairs": ratios, "median": median(ratios), "of_minima": min(times["medkd"]) / min(times["nnunet"])}
+        result[f"{key}_ratio"] = {
+            "pairs": ratios,
+            "median": median(ratios),
+            "of_minima": min(times["medkd"]) / min(times["nnunet"]),
+        }
     return result
 
 
@@ -105,10 +122,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "against_nnunet.json")
     options = parser.parse_args()
     versions = subprocess.run(
-        [str(options.nnunet_python), "-c", VERSIONS, "nnunetv2", "torch", "numpy"], capture_output=True, text=True, check=True
+        [str(options.nnunet_python), "-c", VERSIONS, "nnunetv2", "torch", "numpy"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     modes = {"both": (False, True), "on": (True,), "off": (False,)}[options.mirror]
-    content: dict[str, Any] = {"machine": {**machine(), "threads": options.threads}, "nnunet_versions": json.loads(versions.stdout)}
+    content: dict[str, Any] = {
+        "machine": {**machine(), "threads": options.threads},
+        "nnunet_versions": json.loads(versions.stdout),
+    }
     with tempfile.TemporaryDirectory() as name:
         scans = Path(name) / "scans"
         scans.mkdir()

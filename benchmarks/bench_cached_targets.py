@@ -1,13 +1,15 @@
 """What a distillation step costs with cached targets, beside a step without a teacher and one with a live teacher.
 
-    python -m benchmarks.bench_cached_targets                                   unet_tiny from res_unet by kd, 40x56x40, batch 2, 3 classes
-    python -m benchmarks.bench_cached_targets --patch 96 96 96 --classes 14 --steps 5
+    python -m benchmarks.bench_cached_targets                                   unet_tiny from res_unet by kd, 40x56x40,
+    batch 2, 3 classes python -m benchmarks.bench_cached_targets --patch 96 96 96 --classes 14 --steps 5
 
-A step is everything: reading, augmentation, forward, losses, backward, update, in one process and one thread. ``given`` has the method's
-loss, but outputs that cost nothing: what ``cached`` takes beyond it is the reading and moving of targets, and what it takes beyond
-``none`` is the loss itself. The kinds take turns step by step on the same patches, so that other programs disturb them alike; times are
-processor seconds. A second loop measures the loader alone, with and without targets. Data is synthetic, the networks are untrained: both
-do not change the times. Writes benchmarks/results/cached_targets_<patch>.json.
+A step is everything: reading, augmentation, forward, losses, backward, update, in one process and one thread. ``given``
+has the method's
+loss, but outputs that cost nothing: what ``cached`` takes beyond it is the reading and moving of targets, and what it
+takes beyond ``none`` is the loss itself. The kinds take turns step by step on the same patches, so that other programs
+disturb them alike; times are processor seconds. A second loop measures the loader alone, with and without targets. Data
+is synthetic, the networks are untrained: both do not change the times. Writes
+benchmarks/results/cached_targets_<patch>.json.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ Step = Callable[[int], None]
 
 
 def write_targets(
-    store: CaseStore, cases: list[str], target: TargetStore, teacher: torch.nn.Module, patch: tuple[int, ...], classes: int
+    store: CaseStore,
+    cases: list[str],
+    target: TargetStore,
+    teacher: torch.nn.Module,
+    patch: tuple[int, ...],
+    classes: int,
 ) -> dict[str, float]:
     """Predict the cases; returns seconds and bytes."""
     begun, size = time.process_time(), 0
@@ -52,7 +59,9 @@ def write_targets(
     return {"processor_seconds": time.process_time() - begun, "mib": size / 2**20, "cases": len(cases)}
 
 
-def step_of(kind: str, batches: PatchBatches, options: argparse.Namespace, teacher: torch.nn.Module, labels: LabelSpec) -> Step:
+def step_of(
+    kind: str, batches: PatchBatches, options: argparse.Namespace, teacher: torch.nn.Module, labels: LabelSpec
+) -> Step:
     """A whole training step of one kind, with a student of its own."""
     patch = tuple(options.patch)
     student = network_of(options.student, patch, options.classes).train()
@@ -89,7 +98,10 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Median seconds of every kind, and the median over steps of the ratio to the first kind's same step."""
     base = next(iter(seconds.values()))
     return {
-        name: {"median_s": statistics.median(own), "ratio": statistics.median(a / b for a, b in zip(own, base, strict=True))}
+        name: {
+            "median_s": statistics.median(own),
+            "ratio": statistics.median(a / b for a, b in zip(own, base, strict=True)),
+        }
         for name, own in seconds.items()
     }
 
@@ -139,7 +151,10 @@ def main() -> None:
         for name, row in results[part].items():  # type: ignore[attr-defined]
             print(f"{part:8s} {name:12s} {1000 * row['median_s']:9.1f} ms  {row['ratio']:6.3f}")
     name = "x".join(map(str, options.patch))
-    write_json(RESULTS / f"cached_targets_{name}.json", {"settings": vars(options), "machine": machine("batchgeneratorsv2"), **results})
+    write_json(
+        RESULTS / f"cached_targets_{name}.json",
+        {"settings": vars(options), "machine": machine("batchgeneratorsv2"), **results},
+    )
 
 
 if __name__ == "__main__":

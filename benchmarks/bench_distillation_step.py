@@ -1,12 +1,14 @@
-"""What a distillation method costs, and how strongly it pulls: time, memory and gradient norms beside the segmentation loss's.
+"""What a distillation method costs, and how strongly it pulls: time, memory and gradient norms beside the segmentation
+loss's.
 
-    python -m benchmarks.bench_distillation_step                                         all methods, 40x56x40, batch 2, 3 classes
-    python -m benchmarks.bench_distillation_step --methods kd acf_bckd --patch 96 96 96 --classes 14
+    python -m benchmarks.bench_distillation_step                                         all methods, 40x56x40, batch 2,
+    3 classes python -m benchmarks.bench_distillation_step --methods kd acf_bckd --patch 96 96 96 --classes 14
 
-Teacher and student are first trained for some steps on synthetic organs, since untrained networks say nothing about the scale of
-a term. The gradient norms are those of each weighted term alone, at the same student, with respect to its logits and to its
-parameters. Times are processor seconds, which other programs disturb less, and the smallest of several runs; peak memory is that
-of the tensors alive at once during the step, beyond those before it. Writes benchmarks/results/distillation_<patch>[_regions].json.
+Teacher and student are first trained for some steps on synthetic organs, since untrained networks say nothing about the
+scale of a term. The gradient norms are those of each weighted term alone, at the same student, with respect to its
+logits and to its parameters. Times are processor seconds, which other programs disturb less, and the smallest of
+several runs; peak memory is that of the tensors alive at once during the step, beyond those before it. Writes
+benchmarks/results/distillation_<patch>[_regions].json.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ HALFWAY = Progress(50, 100)  # so that scheduled terms are all present
 
 
 def organs(patch: tuple[int, ...], classes: int, batch: int, regions: bool) -> tuple[Tensor, Target]:
-    """Noisy images of ellipsoids, one per class, of random place and size; neighbouring classes differ little in brightness."""
+    """Noisy images of ellipsoids, one per class, of random place and size; neighbouring classes differ little in
+    brightness.
+    """
     grid = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in patch), indexing="ij")
     count = classes if regions else classes - 1
     labels = torch.zeros(batch, *patch, dtype=torch.long)
@@ -47,7 +51,9 @@ def organs(patch: tuple[int, ...], classes: int, batch: int, regions: bool) -> t
     return image[:, None], Target(hot, None, HALFWAY)
 
 
-def train(network: nn.Module, batches: Callable[[], tuple[Tensor, Target]], loss: SegmentationLoss, steps: int) -> float:
+def train(
+    network: nn.Module, batches: Callable[[], tuple[Tensor, Target]], loss: SegmentationLoss, steps: int
+) -> float:
     """Train briefly; returns the last loss."""
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
     value = float("nan")
@@ -84,8 +90,12 @@ class Bench:
     def seconds(self, distiller: Distiller, repeats: int) -> tuple[float, float]:
         """Processor seconds of a step, and of the method's forward pass in it."""
         inside = [0.0]
-        before = distiller.method.register_forward_pre_hook(lambda *_: inside.__setitem__(0, inside[0] - time.process_time()))
-        after = distiller.method.register_forward_hook(lambda *_: inside.__setitem__(0, inside[0] + time.process_time()))
+        before = distiller.method.register_forward_pre_hook(
+            lambda *_: inside.__setitem__(0, inside[0] - time.process_time())
+        )
+        after = distiller.method.register_forward_hook(
+            lambda *_: inside.__setitem__(0, inside[0] + time.process_time())
+        )
         found = []
         for _ in range(repeats):
             inside[0], start = 0.0, time.process_time()
@@ -126,10 +136,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     loss = SegmentationLoss(regions=options.regions, batch_dice=False)
     trained = {}
     for name, network, steps in (("student", student, options.steps), ("teacher", teacher, 2 * options.steps)):
-        trained[name] = train(network, lambda: organs(patch, options.classes, options.batch, options.regions), loss, steps)
+        trained[name] = train(
+            network, lambda: organs(patch, options.classes, options.batch, options.regions), loss, steps
+        )
     print("trained:", {name: round(value, 3) for name, value in trained.items()}, flush=True)
     bench = Bench(student, loss, *organs(patch, options.classes, options.batch, options.regions))
-    context = Context(student.taps, teacher.taps, options.classes, options.regions, (2.0, *(1.5,) * (len(patch) - 1)), patch)
+    context = Context(
+        student.taps, teacher.taps, options.classes, options.regions, (2.0, *(1.5,) * (len(patch) - 1)), patch
+    )
     results: dict[str, Any] = {}
     for name in options.methods:
         try:
@@ -137,10 +151,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         except MedkdError as error:
             print(f"{name}: {error}")
             continue
-        distiller.prepare([(bench.image, bench.target)] * 2)  # the first stage of the methods that have one; not measured
+        distiller.prepare(
+            [(bench.image, bench.target)] * 2
+        )  # the first stage of the methods that have one; not measured
         bench.step(distiller)  # the first pass pays for allocations
         step, inside = bench.seconds(distiller, options.repeats)
-        results[name] = {"step_s": step, "loss_forward_s": inside, "peak_mib": bench.peak_mib(distiller), "terms": bench.norms(distiller)}
+        results[name] = {
+            "step_s": step,
+            "loss_forward_s": inside,
+            "peak_mib": bench.peak_mib(distiller),
+            "terms": bench.norms(distiller),
+        }
         show(name, results)
     return {"trained_loss": trained, "methods": results}
 
@@ -150,7 +171,10 @@ def show(name: str, results: dict[str, Any]) -> None:
     row = results[name]
     relative = {base: row["step_s"] / results[base]["step_s"] for base in ("none", "kd") if base in results}
     ratios = "  ".join(f"{ratio:5.2f} x {base}" for base, ratio in relative.items())
-    print(f"{name:12s} step {row['step_s']:7.3f} s  loss {row['loss_forward_s']:7.3f} s  {row['peak_mib']:7.0f} MiB  {ratios}")
+    print(
+        f"{name:12s} step {row['step_s']:7.3f} s  loss {row['loss_forward_s']:7.3f} s  {row['peak_mib']:7.0f} MiB  "
+        f"{ratios}"
+    )
     for term, norms in row["terms"].items():
         if name == "none" or term != "segmentation":
             pull = f"|d logits| {norms['logits']:10.6f}   |d parameters| {norms['parameters']:10.5f}"
@@ -160,14 +184,18 @@ def show(name: str, results: dict[str, Any]) -> None:
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="none first gives the other rows their ratio")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), help="none first gives the other rows their ratio"
+    )
     parser.add_argument("--patch", nargs="+", type=int, default=[40, 56, 40])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--classes", type=int, default=3, help="output channels")
     parser.add_argument("--regions", action="store_true")
     parser.add_argument("--student", default="unet_tiny")
     parser.add_argument("--teacher", default="res_unet")
-    parser.add_argument("--steps", type=int, default=40, help="training steps of the student; the teacher has twice as many")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="training steps of the student; the teacher has twice as many"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.PARAMETER=VALUE")
@@ -176,7 +204,10 @@ def main() -> None:
     options.methods = order + [m for m in options.methods if m not in order]
     results = measure(options)
     suffix = "x".join(map(str, options.patch)) + ("_regions" if options.regions else "")
-    write_json(RESULTS / f"distillation_{suffix}.json", {"settings": vars(options), "machine": machine("monai", "scipy"), **results})
+    write_json(
+        RESULTS / f"distillation_{suffix}.json",
+        {"settings": vars(options), "machine": machine("monai", "scipy"), **results},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Where the time of reading and writing goes, beside nibabel and SimpleITK: ``python benchmarks/bench_io.py [--size 300]``."""
+"""Where the time of reading and writing goes, beside nibabel and SimpleITK: ``python benchmarks/bench_io.py [--size
+300]``.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,13 @@ def main() -> None:
         nifti = nib.Nifti1Image(scan.T, geometry.matrix)
         rows = {
             "read scan as float32   medkd": lambda: read_volume(image),
-            "                       nibabel, float32": lambda: np.asanyarray(nib.load(image).dataobj).astype(np.float32),
+            "                       nibabel, float32": lambda: np.asanyarray(nib.load(image).dataobj).astype(
+                np.float32
+            ),
             "                       nibabel, get_fdata": lambda: nib.load(image).get_fdata(),
-            "                       SimpleITK, float32": lambda: sitk.GetArrayFromImage(sitk.ReadImage(str(image))).astype(np.float32),
+            "                       SimpleITK, float32": lambda: sitk.GetArrayFromImage(
+                sitk.ReadImage(str(image))
+            ).astype(np.float32),
             "read label             medkd": lambda: read_label(mask),
             "read geometry          medkd": lambda: read_geometry(image),
             "write scan             medkd": lambda: write_volume(out, scan, geometry),

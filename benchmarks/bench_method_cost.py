@@ -1,13 +1,15 @@
 """What the loss of each method costs by itself: forward and backward, given the features, at 96³, batch 2, 14 classes.
 
     python -m benchmarks.bench_method_cost
-    python -m benchmarks.bench_method_cost --methods kd bckd --device cuda --output benchmarks/results/method_cost_96_cuda.json
+    python -m benchmarks.bench_method_cost --methods kd bckd --device cuda --output
+    benchmarks/results/method_cost_96_cuda.json
 
-Logits and features have the shapes that the student's and the teacher's taps have at this patch and are drawn at random, so that neither
-network runs; only a method that continues the teacher gets one whole pass of it first, outside of the clock. Times are the smallest of
-several runs (processor seconds on the CPU, which other programs disturb less), memory is that of the tensors alive at once, gradients
-included, beyond logits, features and labels. It is held against what the method announces, and a method that takes more ends the benchmark
-with status 1. Writes benchmarks/results/method_cost_<patch>.json.
+Logits and features have the shapes that the student's and the teacher's taps have at this patch and are drawn at
+random, so that neither network runs; only a method that continues the teacher gets one whole pass of it first, outside
+of the clock. Times are the smallest of several runs (processor seconds on the CPU, which other programs disturb less),
+memory is that of the tensors alive at once, gradients included, beyond logits, features and labels. It is held against
+what the method announces, and a method that takes more ends the benchmark with status 1. Writes
+benchmarks/results/method_cost_<patch>.json.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from medkd.core.features import Outputs, Tap, Target
 from medkd.core.files import write_json
 from medkd.core.live_memory import LivePeak
 from medkd.distillation import METHODS, Context, Method, build_method
-from medkd.distillation.prompts import PromptMethod
+from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.reference import build_weightless, reference_spec
 from medkd.training.losses import SegmentationLoss
@@ -72,16 +74,23 @@ class Bench:
         torch.manual_seed(1)
         method = build_method(name, self.context).to(self.device)
         if isinstance(method, PromptMethod):
-            method.prepared.fill_(True)  # its first stage is not part of a step; masks of untrained prompts cost the same
+            method.prepared.fill_(
+                True
+            )  # its first stage is not part of a step; masks of untrained prompts cost the same
         needs = method.needs()
         corrections = {n: self.teacher[1][n].roll(1, 0) for n in needs.teacher_corrections}
         features = {n: self.teacher[1][n] for n in needs.teacher}
         rest = self._rest() if method.continues_teacher and not isinstance(method, PromptMethod) else None
         teacher = Outputs(self.teacher[0], features, corrections, (), rest)
         found: dict[str, Any] = self._measure(
-            lambda logits, own: method(Outputs(logits, own), teacher, self.target), needs.student, list(method.parameters())
+            lambda logits, own: method(Outputs(logits, own), teacher, self.target),
+            needs.student,
+            list(method.parameters()),
         )
-        sizes = [_bytes(self.teacher[0]), sum(_bytes(x) for x in (*self._own(needs.student).values(), *features.values()))]
+        sizes = [
+            _bytes(self.teacher[0]),
+            sum(_bytes(x) for x in (*self._own(needs.student).values(), *features.values())),
+        ]
         found["announced_mib"] = self._announced(method, teacher, *sizes) / 2**20
         found["bound"] = method.bound
         found["features_mib"] = sizes[1] / 2**20
@@ -99,7 +108,9 @@ class Bench:
             teacher(torch.empty_like(self.image, device="meta"))
         with LivePeak() as live:
             features = [torch.empty_like(self.teacher[1][name], device="meta").requires_grad_() for name in taps]
-            torch.stack([teacher.forward_from(n, f).sum() for n, f in zip(taps, features, strict=True)]).sum().backward()
+            torch.stack(
+                [teacher.forward_from(n, f).sum() for n, f in zip(taps, features, strict=True)]
+            ).sum().backward()
         return live.highest
 
     def _own(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -114,7 +125,10 @@ class Bench:
         return self._continued.forward_from
 
     def _measure(
-        self, loss: Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]], taps: tuple[str, ...], helpers: list[torch.nn.Parameter]
+        self,
+        loss: Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]],
+        taps: tuple[str, ...],
+        helpers: list[torch.nn.Parameter],
     ) -> dict[str, float]:
         leaves = [self.student[0], *self._own(taps).values(), *helpers]
 
@@ -181,10 +195,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{name:12s} {error}", flush=True)
             continue
         kd = rows["kd"]["seconds"] if "kd" in rows else row["seconds"] if name == "kd" else None
-        rows[name] = row | {"times_supervised": row["seconds"] / supervised["seconds"], "times_kd": kd and row["seconds"] / kd}
+        rows[name] = row | {
+            "times_supervised": row["seconds"] / supervised["seconds"],
+            "times_kd": kd and row["seconds"] / kd,
+        }
         within = "" if row["extra_mib"] <= row["announced_mib"] else "   MORE THAN ANNOUNCED"
         print(
-            f"{name:12s} {row['seconds']:8.3f} s {rows[name]['times_supervised']:6.2f} x supervised {row['extra_mib']:7.0f} MiB"
+            f"{name:12s} {row['seconds']:8.3f} s {rows[name]['times_supervised']:6.2f} x supervised "
+            f"{row['extra_mib']:7.0f} MiB"
             f" of {row['announced_mib']:7.0f} announced{within}",
             flush=True,
         )

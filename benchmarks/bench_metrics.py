@@ -2,9 +2,9 @@
 
     python benchmarks/bench_metrics.py [--repeats 1] [--shape 128 256 256]
 
-Every library scores the same label maps: Dice, HD95 and (where it has one) NSD of every organ. Each runs in a process of its
-own, so that its peak memory is its own. MONAI is called once per organ, as its memory for 13 one-hot float volumes at once
-would be larger still. Writes ``benchmarks/results/metrics.json``.
+Every library scores the same label maps: Dice, HD95 and (where it has one) NSD of every organ. Each runs in a process
+of its own, so that its peak memory is its own. MONAI is called once per organ, as its memory for 13 one-hot float
+volumes at once would be larger still. Writes ``benchmarks/results/metrics.json``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def case(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         labels = np.zeros(shape, np.int16)
         place = np.random.default_rng(1)
         wave = ndimage.zoom(rng.standard_normal([max(2, n // 8) for n in shape]).astype(np.float32), 8, order=1)
-        wave = np.pad(wave, [(0, max(0, n - w)) for n, w in zip(shape, wave.shape, strict=True)])[tuple(slice(n) for n in shape)]
+        wave = np.pad(wave, [(0, max(0, n - w)) for n, w in zip(shape, wave.shape, strict=True)])[
+            tuple(slice(n) for n in shape)
+        ]
         for organ in range(1, ORGANS + 1):
             centre = place.uniform(0.25, 0.75, 3) * shape
             radius = place.uniform(0.05, 0.2, 3) * shape
@@ -57,7 +59,7 @@ def case(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def with_medkd(prediction: np.ndarray, reference: np.ndarray) -> list[float]:
     """One call for all organs."""
     from medkd.core.labels import LabelSpec
-    from medkd.evaluation.evaluate import evaluate_case
+    from medkd.evaluation.segmentation.cases import evaluate_case
 
     labels = LabelSpec.from_names([f"organ {i}" for i in range(1, ORGANS + 1)])
     return [s.hd95 or 0.0 for s in evaluate_case(prediction, reference, SPACING, labels, nsd_tolerance_mm=TOLERANCE_MM)]
@@ -89,14 +91,20 @@ def with_medpy(prediction: np.ndarray, reference: np.ndarray) -> list[float]:
     return found
 
 
-LIBRARIES: dict[str, Callable[[np.ndarray, np.ndarray], list[float]]] = {"medkd": with_medkd, "monai": with_monai, "medpy": with_medpy}
+LIBRARIES: dict[str, Callable[[np.ndarray, np.ndarray], list[float]]] = {
+    "medkd": with_medkd,
+    "monai": with_monai,
+    "medpy": with_medpy,
+}
 
 
 def measure(library: str, shape: tuple[int, ...], repeats: int) -> dict[str, object]:
     """Seconds per case (processor seconds are disturbed less by other programs), and memory above data and imports."""
     prediction, reference = case(shape)
     small = tuple(slice(0, n, 4) for n in shape)
-    LIBRARIES[library](np.ascontiguousarray(prediction[small]), np.ascontiguousarray(reference[small]))  # imports and caches
+    LIBRARIES[library](
+        np.ascontiguousarray(prediction[small]), np.ascontiguousarray(reference[small])
+    )  # imports and caches
     found: list[float] = []
     wall, processor = [], []
     with peak_memory() as extra:
@@ -142,19 +150,32 @@ def main() -> None:
     if options.library:
         print(json.dumps(measure(options.library, tuple(options.shape), options.repeats)))
         return
-    command = [sys.executable, __file__, "--shape", *map(str, options.shape), "--repeats", str(options.repeats), "--library"]
-    results = {name: json.loads(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout) for name in LIBRARIES}
+    command = [
+        sys.executable,
+        __file__,
+        "--shape",
+        *map(str, options.shape),
+        "--repeats",
+        str(options.repeats),
+        "--library",
+    ]
+    results = {
+        name: json.loads(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout)
+        for name in LIBRARIES
+    }
     content = {
         "what": f"one case, {ORGANS} organs, {' x '.join(map(str, options.shape))} voxels of {SPACING} mm; Dice, HD95, NSD (MedPy: no NSD)",
         "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
-        "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "monai", "medpy")} | {"python": platform.python_version()},
+        "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "monai", "medpy")}
+        | {"python": platform.python_version()},
         "results": results,
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name, result in results.items():
         print(
-            f"{name:6s} {result['seconds']:8.2f} s ({result['processor_seconds']:.2f} s of processor)  {result['extra_peak_mib']:8.0f} MiB"
+            f"{name:6s} {result['seconds']:8.2f} s ({result['processor_seconds']:.2f} s of processor)  "
+            f"{result['extra_peak_mib']:8.0f} MiB"
         )
     print(f"written: {RESULT}")
 
@@ -162,7 +183,9 @@ def main() -> None:
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,23 @@ from medkd.preprocessing.pipeline import preprocess_case
 
 def small_predictor(classes: int, patch: int, spacing: float, mirror: bool) -> Predictor:
     """A planned U-Net of four stages (8 to 64 channels) with random weights."""
-    shape = Architecture((patch,) * 3, 2, (8, 16, 32, 64), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3)
-    configuration = Configuration("3d_fullres", (spacing,) * 3, (patch,) * 3, ("ct",), (False,), False, {"plain_unet": shape})
-    plan = Plan("Dataset999_Bench", (0, 1, 2), (IntensityStatistics(60, 60, 80, -200, 400, -150, 300),), {"3d_fullres": configuration})
+    shape = Architecture(
+        (patch,) * 3, 2, (8, 16, 32, 64), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3
+    )
+    configuration = Configuration(
+        "3d_fullres", (spacing,) * 3, (patch,) * 3, ("ct",), (False,), False, {"plain_unet": shape}
+    )
+    plan = Plan(
+        "Dataset999_Bench",
+        (0, 1, 2),
+        (IntensityStatistics(60, 60, 80, -200, 400, -150, 300),),
+        {"3d_fullres": configuration},
+    )
     labels = LabelSpec.from_names([f"organ {i}" for i in range(1, classes)])
     network = build_network(NetworkSpec("plain_unet", 1, classes, (patch,) * 3, shape)).eval()
-    return Predictor([network], plan, configuration, labels, (patch,) * 3, mirror_axes=(0, 1, 2), settings=Settings(mirror=mirror))
+    return Predictor(
+        [network], plan, configuration, labels, (patch,) * 3, mirror_axes=(0, 1, 2), settings=Settings(mirror=mirror)
+    )
 
 
 def synthetic_scan(folder: Path, size: int) -> None:
@@ -58,11 +69,15 @@ def measure(predictor: Predictor, data: Path, output: Path) -> Phases:
         with phases("load"):
             image, geometry = read_image(case.images, case.case)
         with phases("preprocess"):
-            prepared = preprocess_case(case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True)
+            prepared = preprocess_case(
+                case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True
+            )
         with phases("tiles"):
             logits = predictor.predict_preprocessed(prepared.image)
         with phases("export"):
-            labels = logits_to_labels(logits, prepared.properties, predictor.plan, predictor.configuration, predictor.labels)
+            labels = logits_to_labels(
+                logits, prepared.properties, predictor.plan, predictor.configuration, predictor.labels
+            )
         with phases("write"):
             write_volume(output / f"{case.case}.nii.gz", labels, geometry)
     return phases
@@ -104,7 +119,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="in-plane voxels of the synthetic volume")
     parser.add_argument("--classes", type=int, default=14)
     parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--spacing", type=float, default=1.6, help="network's voxel size in mm for the synthetic volume")
+    parser.add_argument(
+        "--spacing", type=float, default=1.6, help="network's voxel size in mm for the synthetic volume"
+    )
     parser.add_argument("--tta", action=argparse.BooleanOptionalAction, default=False)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,12 @@
-"""Where the time and the peak memory of preprocessing go: load, crop, normalise, resample (against scikit-image), store.
+"""Where the time and the peak memory of preprocessing go: load, crop, normalise, resample (against scikit-image),
+store.
 
-    python benchmarks/bench_preprocessing.py                          a synthetic CT of 200 x 512 x 512 voxels, 20 organs
-    python benchmarks/bench_preprocessing.py --size 100 256 256
+    python benchmarks/bench_preprocessing.py                          a synthetic CT of 200 x 512 x 512 voxels, 20
+    organs python benchmarks/bench_preprocessing.py --size 100 256 256
     python benchmarks/bench_preprocessing.py --data RAW_DATASET       cases of a raw data set, planned on the fly
 
-Writes benchmarks/results/preprocessing.json. Memory is what NumPy allocates during a phase beyond what was there before it.
+Writes benchmarks/results/preprocessing.json. Memory is what NumPy allocates during a phase beyond what was there before
+it.
 """
 
 from __future__ import annotations
@@ -94,10 +96,17 @@ def synthetic_plan() -> Plan:
     """Resample to 1.5 mm."""
     unet = Architecture((64,) * 3, 2, (32, 64), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (2, 2), (2,))
     configuration = Configuration("3d_fullres", (1.5,) * 3, (64,) * 3, ("ct",), (False,), False, {"plain_unet": unet})
-    return Plan("Dataset999_Bench", (0, 1, 2), (IntensityStatistics(60, 60, 80, -900, 400, -150, 300),), {"3d_fullres": configuration})
+    return Plan(
+        "Dataset999_Bench",
+        (0, 1, 2),
+        (IntensityStatistics(60, 60, 80, -900, 400, -150, 300),),
+        {"3d_fullres": configuration},
+    )
 
 
-def measure(files: CaseFiles, plan: Plan, configuration: Configuration, store: CaseStore, phases: Phases, reference: bool) -> None:
+def measure(
+    files: CaseFiles, plan: Plan, configuration: Configuration, store: CaseStore, phases: Phases, reference: bool
+) -> None:
     """Run the steps of the pipeline one by one; ``reference`` also resamples with scikit-image."""
     if files.label is None:
         raise SystemExit(f"{files.case} has no label")
@@ -110,10 +119,19 @@ def measure(files: CaseFiles, plan: Plan, configuration: Configuration, store: C
     with phases("crop"):
         mask = nonzero_mask(image)
         box = bounding_box(mask)
-        image, label, mask = image[(slice(None), *box_slices(box))], label[box_slices(box)], fill_holes(mask[box_slices(box)])
+        image, label, mask = (
+            image[(slice(None), *box_slices(box))],
+            label[box_slices(box)],
+            fill_holes(mask[box_slices(box)]),
+        )
     with phases("normalise"):
         for i, channel in enumerate(image):
-            normalise(channel, configuration.normalization[i], plan.intensities[i], mask if configuration.use_mask_for_norm[i] else None)
+            normalise(
+                channel,
+                configuration.normalization[i],
+                plan.intensities[i],
+                mask if configuration.use_mask_for_norm[i] else None,
+            )
     target = (*spacing[: 3 - configuration.rank], *configuration.spacing)
     shape = resampled_shape(image.shape[1:], spacing, target)
     axis_matrix.cache_clear()
@@ -123,8 +141,12 @@ def measure(files: CaseFiles, plan: Plan, configuration: Configuration, store: C
         small_label = resample_label(label, shape, spacing, target, configuration.resampling)
     if reference and shape != image.shape[1:]:
         with phases("(skimage image)"):
-            expected = np.stack([resize(c.astype(np.float64), shape, order=3, mode="edge", anti_aliasing=False) for c in image])
-        print(f"largest difference to scikit-image: {np.abs(small - expected).max() / np.ptp(expected):.1e} of the range")
+            expected = np.stack(
+                [resize(c.astype(np.float64), shape, order=3, mode="edge", anti_aliasing=False) for c in image]
+            )
+        print(
+            f"largest difference to scikit-image: {np.abs(small - expected).max() / np.ptp(expected):.1e} of the range"
+        )
         del expected
         with phases("(skimage label)"):
             for value in np.unique(label):
@@ -154,10 +176,14 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write the results."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--size", type=int, nargs=3, default=[200, 512, 512], help="voxels (z, y, x) of the synthetic CT")
+    arguments.add_argument(
+        "--size", type=int, nargs=3, default=[200, 512, 512], help="voxels (z, y, x) of the synthetic CT"
+    )
     arguments.add_argument("--data", type=Path, help="a raw data set instead")
     arguments.add_argument("--cases", type=int, default=20, help="cases of the raw data set")
-    arguments.add_argument("--no-reference", action="store_true", help="leave scikit-image out (it takes most of the time)")
+    arguments.add_argument(
+        "--no-reference", action="store_true", help="leave scikit-image out (it takes most of the time)"
+    )
     options = arguments.parse_args()
     phases = Phases()
     tracemalloc.start()
@@ -177,7 +203,12 @@ def main() -> None:
     print(phases.table())
     subject = {"data": options.data.name, "cases": len(files)} if options.data else {"synthetic_ct": options.size}
     known = read_json(RESULTS) if RESULTS.exists() else {}
-    entry = {"seconds": phases.wall, "processor_seconds": phases.processor, "peak_mib": phases.peak_mib, "machine": machine()}
+    entry = {
+        "seconds": phases.wall,
+        "processor_seconds": phases.processor,
+        "peak_mib": phases.peak_mib,
+        "machine": machine(),
+    }
     write_json(RESULTS, {**known, "real" if options.data else "synthetic": {**subject, **entry}})
 
 

@@ -1,9 +1,11 @@
-"""Where the time and the peak memory of a training step go: load and augment, forward, loss, teacher and method, backward, update.
+"""Where the time and the peak memory of a training step go: load and augment, forward, loss, teacher and method,
+backward, update.
 
-    python -m benchmarks.bench_training                                 plain_unet alone, 40x56x40, batch 2, fp32 and bf16
-    python -m benchmarks.bench_training --network unet_tiny --teacher res_unet --method acf_bckd
+    python -m benchmarks.bench_training                                 plain_unet alone, 40x56x40, batch 2, fp32 and
+    bf16 python -m benchmarks.bench_training --network unet_tiny --teacher res_unet --method acf_bckd
 
-Data is synthetic (random ellipsoids), so the script runs anywhere. Writes benchmarks/results/training_<network>[_<method>].json.
+Data is synthetic (random ellipsoids), so the script runs anywhere. Writes
+benchmarks/results/training_<network>[_<method>].json.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _CASES = 8
 def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseStore:
     """A few cases of noise with one ellipsoid per class, a little larger than the patch."""
     configuration = Configuration("3d_fullres", (1.0,) * 3, patch, ("zscore",), (False,), False, {})
-    plan = Plan("Dataset999_Bench", (0, 1, 2), (IntensityStatistics(0, 0, 1, 0, 1, 0, 1),), {"3d_fullres": configuration})
+    plan = Plan(
+        "Dataset999_Bench", (0, 1, 2), (IntensityStatistics(0, 0, 1, 0, 1, 0, 1),), {"3d_fullres": configuration}
+    )
     store, shape = CaseStore(folder), tuple(p + 8 for p in patch)
     for index in range(_CASES):
         rng = np.random.default_rng(index)
@@ -48,14 +52,18 @@ def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseS
             centre = [rng.uniform(0.2, 0.8) * s for s in shape]
             label[sum(((g - c) / (0.15 * s)) ** 2 for g, c, s in zip(grid, centre, shape, strict=True)) < 1] = value  # type: ignore[arg-type]
         image = (label + rng.normal(0, 1, shape))[None].astype(np.float32)
-        prepared = preprocess_case(f"case_{index}", image, Geometry.from_spacing(shape, (1.0,) * 3), plan, configuration, label)
+        prepared = preprocess_case(
+            f"case_{index}", image, Geometry.from_spacing(shape, (1.0,) * 3), plan, configuration, label
+        )
         store.write(f"case_{index}", prepared, labels, [], "bench")
     return store
 
 
 def network_of(name: str, patch: tuple[int, ...], classes: int) -> torch.nn.Module:
     """A network; planned ones get the four stages that nnU-Net plans for small patches."""
-    shape = Architecture(patch, 2, (32, 64, 128, 256), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3)
+    shape = Architecture(
+        patch, 2, (32, 64, 128, 256), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3
+    )
     planned = name.startswith(("plain", "resenc"))
     torch.manual_seed(0)
     return build_network(NetworkSpec(name, 1, classes, patch, shape if planned else None, deep_supervision=planned))
@@ -77,7 +85,9 @@ def measure(options: argparse.Namespace, precision: str) -> Phases:
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), patch, labels)
         sampler = PatchSampler(read_size(patch), patch)
-        batches = PatchBatches(store.folder, store.cases(), sampler, options.batch, 10_000, 0, Augmentation(patch, (0, 1, 2)))
+        batches = PatchBatches(
+            store.folder, store.cases(), sampler, options.batch, 10_000, 0, Augmentation(patch, (0, 1, 2))
+        )
         if distiller:  # the first stage of the methods that have one; not measured
             distiller.prepare((images, Target(*labels.encode(raw))) for images, raw in (batches[0], batches[1]))
         for step in range(options.steps + 1):
@@ -118,7 +128,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
-    content: dict = {"settings": vars(options), "machine": machine("dynamic-network-architectures", "monai", "batchgeneratorsv2")}
+    content: dict = {
+        "settings": vars(options),
+        "machine": machine("dynamic-network-architectures", "monai", "batchgeneratorsv2"),
+    }
     for precision in ("fp32", "bf16"):
         phases = measure(options, precision)
         print(f"\n{precision}, {options.steps} steps\n{phases.table()}")

@@ -1,6 +1,8 @@
-"""Put the runs of a detection data set side by side in one JSON file: scores, paired differences against the student alone, cost, time.
+"""Put the runs of a detection data set side by side in one JSON file: scores, paired differences against the student
+alone, cost, time.
 
-    python -m benchmarks.collect_detection_runs 502 --root medkd_data --fold 0 -o benchmarks/results/fracatlas_fold0.json
+    python -m benchmarks.collect_detection_runs 502 --root medkd_data --fold 0 -o
+    benchmarks/results/fracatlas_fold0.json
 
 Reads what training left in the results folder; nothing is computed but the statistics.
 """
@@ -18,8 +20,8 @@ from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
 from medkd.core.run import PLANS_FILE
 from medkd.core.serial import to_data
-from medkd.evaluation.detection_report_data import DetectionEntry, comparisons, gather_detection, scored_entries
-from medkd.evaluation.results import interval_json
+from medkd.evaluation.report.detection_data import DetectionEntry, comparisons, gather_detection, scored_entries
+from medkd.evaluation.segmentation.results import interval_json
 
 _COMPARED = ("AP", "AP50", "S@1")
 
@@ -28,7 +30,9 @@ def collect(results: Path, fold: str) -> list[dict[str, Any]]:
     """One entry per run that has scores for this fold, the best first."""
     entries = gather_detection(results, fold)
     compared = comparisons(entries)
-    return [_describe(entry, compared.get(entry.name)) for entry in sorted(scored_entries(entries), key=lambda e: -e.merit)]
+    return [
+        _describe(entry, compared.get(entry.name)) for entry in sorted(scored_entries(entries), key=lambda e: -e.merit)
+    ]
 
 
 def _describe(entry: DetectionEntry, comparison: Any) -> dict[str, Any]:
@@ -44,11 +48,15 @@ def _describe(entry: DetectionEntry, comparison: Any) -> dict[str, Any]:
         "images": len(entry.scores.truths),
         "boxes": entry.scores.boxes(),
         "scores": {m: rounded(interval_json(entry.scores.value(m))) for m in entry.scores.metrics()},
-        "difference_to_student_alone": {m: rounded(asdict(differences["", m])) for m in _COMPARED if ("", m) in differences},
+        "difference_to_student_alone": {
+            m: rounded(asdict(differences["", m])) for m in _COMPARED if ("", m) in differences
+        },
         "cost": to_data(entry.cost),
         "training_seconds": round(sum(seconds), 1),
         "seconds_per_step": round(sum(seconds) / max(steps, 1), 4),
-        "fastest_epoch_seconds_per_step": round(min(seconds, default=0.0) / max(entry.run.budget.iterations_per_epoch, 1), 4),
+        "fastest_epoch_seconds_per_step": round(
+            min(seconds, default=0.0) / max(entry.run.budget.iterations_per_epoch, 1), 4
+        ),
         "validation_ap_by_epoch": [line.get("validation_score") for line in entry.log],
     }
 
@@ -59,7 +67,9 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--fold", default="0")
-    parser.add_argument("--note", default="", help="what the reader must know, for example what else ran on the machine")
+    parser.add_argument(
+        "--note", default="", help="what the reader must know, for example what else ran on the machine"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     root = Root.resolve(options.root)
@@ -68,8 +78,15 @@ def main() -> None:
     for run in runs:
         ap, ap50, found = (run["scores"][m]["mean"] for m in _COMPARED)
         print(f"{run['run']:62s} AP {ap:.4f}  AP50 {ap50:.4f}  S@1 {found:.3f}  {run['seconds_per_step']:.3f} s/step")
-    content = {"dataset": name, "fold": options.fold, "note": options.note, "plan": read_json(root.preprocessed / name / PLANS_FILE)}
-    write_json(options.output, content | {"machine": machine("ultralytics", "torchvision", "pycocotools"), "runs": runs})
+    content = {
+        "dataset": name,
+        "fold": options.fold,
+        "note": options.note,
+        "plan": read_json(root.preprocessed / name / PLANS_FILE),
+    }
+    write_json(
+        options.output, content | {"machine": machine("ultralytics", "torchvision", "pycocotools"), "runs": runs}
+    )
 
 
 if __name__ == "__main__":

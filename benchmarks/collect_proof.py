@@ -1,20 +1,23 @@
 """Does distillation pay? Methods against the student alone, over several seeds, in one JSON file.
 
     for seed in 0 1; do
-      medkd_train_distill 4 MODEL plain_unet none 0 --width-divisor 4 --epochs 120 --iterations-per-epoch 25 --batch-size 2 \\
+      medkd_train_distill 4 MODEL plain_unet none 0 --width-divisor 4 --epochs 120 --iterations-per-epoch 25
+      --batch-size 2 \\
         --precision bf16 --seed $seed --tag s$seed
     done
-    ... the same for every method; methods that need the teacher's features side by side with benchmarks.train_all_methods
-    medkd_score_teacher 4 MODEL 0
-    python -m benchmarks.collect_proof 4 --teacher MODEL_RUN --root medkd_data -o benchmarks/results/hippocampus_proof.json
+    ... the same for every method; methods that need the teacher's features side by side with
+    benchmarks.train_all_methods medkd_score_teacher 4 MODEL 0
+    python -m benchmarks.collect_proof 4 --teacher MODEL_RUN --root medkd_data -o
+    benchmarks/results/hippocampus_proof.json
 
-Runs of the same student, method, settings, start and number of steps that differ in their seed are one row. Per case the scores are first
-averaged over the seeds; the intervals are over the cases, paired with the student alone. The share of the gap is (method - alone) /
-(teacher - alone), in mean foreground Dice. A curve counts as flat when the mean validation Dice of the last tenth of the epochs is less
-than 0.005 above that of the tenth before. "Steps to alone" are those after which the mean validation Dice of five epochs first reaches
-what the students alone end at, times the seconds that a step takes, with the time before the first step (start from the teacher) added.
-Every row is compared with the student alone at the same number of steps, its Dice also with the student alone at every other number; a
-method whose number has no student alone is compared with the one that has the most runs.
+Runs of the same student, method, settings, start and number of steps that differ in their seed are one row. Per case
+the scores are first averaged over the seeds; the intervals are over the cases, paired with the student alone. The share
+of the gap is (method - alone) / (teacher - alone), in mean foreground Dice. A curve counts as flat when the mean
+validation Dice of the last tenth of the epochs is less than 0.005 above that of the tenth before. "Steps to alone" are
+those after which the mean validation Dice of five epochs first reaches what the students alone end at, times the
+seconds that a step takes, with the time before the first step (start from the teacher) added. Every row is compared
+with the student alone at the same number of steps, its Dice also with the student alone at every other number; a method
+whose number has no student alone is compared with the one that has the most runs.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from benchmarks.collect_runs import rounded
 from benchmarks.measure import machine
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
-from medkd.evaluation.report_data import RunEntry, gather
+from medkd.evaluation.report.segmentation_data import RunEntry, gather
 from medkd.evaluation.statistics import mean_interval, paired_difference
 
 METRICS = ("Dice", "HD95", "NSD")
@@ -87,7 +90,9 @@ def step_seconds(entry: RunEntry) -> float:
     return median(float(line["seconds"]) for line in entry.log) / entry.run.budget.iterations_per_epoch
 
 
-def row(entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
+def row(
+    entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntry, start_seconds: float
+) -> dict[str, Any]:
     """One method of one student."""
     summary, run = entries[0].summary, entries[0].run
     assert summary is not None
@@ -120,13 +125,17 @@ def row(entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntr
     return result
 
 
-def others(entries: Sequence[RunEntry], candidates: Sequence[Sequence[RunEntry]], alone: Sequence[RunEntry]) -> dict[str, Any]:
+def others(
+    entries: Sequence[RunEntry], candidates: Sequence[Sequence[RunEntry]], alone: Sequence[RunEntry]
+) -> dict[str, Any]:
     """The difference in mean Dice to the students alone that had another number of steps, by that number."""
     mine, found = scores(entries, "Dice"), {}
     for runs in candidates:
         if runs is not alone and runs[0].path != entries[0].path:
             budget = runs[0].run.budget
-            found[str(budget.epochs * budget.iterations_per_epoch)] = by_structure(mine, [], scores(runs, "Dice"))["mean"]
+            found[str(budget.epochs * budget.iterations_per_epoch)] = by_structure(mine, [], scores(runs, "Dice"))[
+                "mean"
+            ]
     return found
 
 

@@ -1,4 +1,5 @@
-"""Put the runs of a data set side by side in one JSON file: scores, paired differences against the student alone, cost, time.
+"""Put the runs of a data set side by side in one JSON file: scores, paired differences against the student alone, cost,
+time.
 
     python -m benchmarks.collect_runs 4 --root medkd_data --fold 0 -o benchmarks/results/hippocampus_fold0.json
 
@@ -16,7 +17,7 @@ from benchmarks.measure import machine
 from medkd.core.files import write_json
 from medkd.core.paths import Root
 from medkd.core.serial import to_data
-from medkd.evaluation.report_data import RunEntry, baseline_of, compare, gap_closed, gather
+from medkd.evaluation.report.segmentation_data import RunEntry, baseline_of, compare, gap_closed, gather
 
 _METRICS = ("Dice", "HD95", "NSD")
 
@@ -53,13 +54,18 @@ def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
         "training_seconds": round(sum(seconds), 1),
         "seconds_per_step": round(sum(seconds) / max(steps, 1), 4),
         "validation_dice_by_epoch": [line["validation_dice"] for line in entry.log],
-        "last_gradient_norms": next((line["gradient_norms"] for line in reversed(entry.log) if line["gradient_norms"]), {}),
+        "last_gradient_norms": next(
+            (line["gradient_norms"] for line in reversed(entry.log) if line["gradient_norms"]), {}
+        ),
     }
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:
     """Five digits; undefined numbers become null."""
-    return {k: round(v, 5) if isinstance(v, float) and v == v else (None if isinstance(v, float) else v) for k, v in values.items()}
+    return {
+        k: round(v, 5) if isinstance(v, float) and v == v else (None if isinstance(v, float) else v)
+        for k, v in values.items()
+    }
 
 
 def main() -> None:
@@ -68,7 +74,9 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--fold", default="0")
-    parser.add_argument("--note", default="", help="what the reader must know, for example what else ran on the machine")
+    parser.add_argument(
+        "--note", default="", help="what the reader must know, for example what else ran on the machine"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     root = Root.resolve(options.root)
@@ -76,7 +84,8 @@ def main() -> None:
     for run in runs:
         dice, hd95 = (run["scores"][m]["mean"]["mean"] for m in ("Dice", "HD95"))
         print(
-            f"{run['run']:62s} Dice {dice:.4f}  HD95 {hd95:.3f} mm  {run['training_seconds']:7.0f} s  {run['seconds_per_step']:.3f} s/step"
+            f"{run['run']:62s} Dice {dice:.4f}  HD95 {hd95:.3f} mm  {run['training_seconds']:7.0f} s  "
+            f"{run['seconds_per_step']:.3f} s/step"
         )
     content = {"dataset": root.dataset_name(options.dataset), "fold": options.fold, "note": options.note}
     write_json(options.output, content | {"machine": machine("monai", "dynamic-network-architectures"), "runs": runs})

@@ -53,7 +53,8 @@ class Phases:
         """One line per phase."""
         total = sum(self.seconds.values())
         lines = [
-            f"{n:14s} {s:8.3f} s {100 * s / total:5.1f} %  {self.processor[n]:8.3f} processor s  +{self.peak[n]:7.0f} MiB"
+            f"{n:14s} {s:8.3f} s {100 * s / total:5.1f} %  {self.processor[n]:8.3f} processor s  +{self.peak[n]:7.0f} "
+            "MiB"
             for n, s in self.seconds.items()
         ]
         return "\n".join([*lines, f"{'all':14s} {total:8.3f} s"])

@@ -39,9 +39,12 @@ def _sentence(measured: dict[str, Any]) -> str:
     s, m = measured["settings"], measured["machine"]
     patch = " × ".join(map(str, s["patch"]))
     return (
-        f"Measured at a patch of {patch}, batch {s['batch']}, {s['classes']} classes, features of `{s['student']}` and `{s['teacher']}`, "
-        f"on {m['processor']}, {s['threads']} thread, torch {m['versions']['torch']} (`benchmarks/results/{COSTS.name}`); there the "
-        f"supervised loss takes {measured['supervised']['seconds']:.1f} s and {measured['supervised']['extra_mib']:.0f} MiB."
+        f"Measured at a patch of {patch}, batch {s['batch']}, {s['classes']} classes, features of `{s['student']}` and "
+        f"`{s['teacher']}`, "
+        f"on {m['processor']}, {s['threads']} thread, torch {m['versions']['torch']} "
+        f"(`benchmarks/results/{COSTS.name}`); there the "
+        f"supervised loss takes {measured['supervised']['seconds']:.1f} s and "
+        f"{measured['supervised']['extra_mib']:.0f} MiB."
     )
 
 

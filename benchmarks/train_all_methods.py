@@ -2,13 +2,14 @@
 
     python -m benchmarks.train_all_methods 4 res_unet unet_tiny 0 --epochs 24 --patch-size 32 40 32 --root medkd_data
     python -m benchmarks.train_all_methods 4 MODEL plain_unet:4 unet_tiny 0 --methods cwd acf_bckd --seeds 0 1 --tag
-    python -m benchmarks.train_all_methods ... --collect benchmarks/results/hippocampus_all_methods.json      only write the table
+    python -m benchmarks.train_all_methods ... --collect benchmarks/results/hippocampus_all_methods.json      only write
+    the table
 
-A student is a network, and after a colon its width divisor. All students see the same batches, those of the first seed: they are trained
-side by side, one step each, and the teacher, which is most of a step's cost, looks at a batch once for all of them; further seeds
-change the initial weights only. Everything else is what ``medkd_train_distill`` does, and the run folders are the same. The time of a
-step is measured per student in processor seconds; the teacher's is added where the method needs one. Memory is that of the tensors alive
-at once during a step, beyond those before it.
+A student is a network, and after a colon its width divisor. All students see the same batches, those of the first seed:
+they are trained side by side, one step each, and the teacher, which is most of a step's cost, looks at a batch once for
+all of them; further seeds change the initial weights only. Everything else is what ``medkd_train_distill`` does, and
+the run folders are the same. The time of a step is measured per student in processor seconds; the teacher's is added
+where the method needs one. Memory is that of the tensors alive at once during a step, beyond those before it.
 A killed run continues from the last finished epoch.
 """
 
@@ -160,7 +161,10 @@ def train(entrants: list[Entrant], shared: SharedTeacher) -> None:
             for entrant in entrants:
                 entrant.trainer.network.train()
             for index in range(budget.iterations_per_epoch):
-                progress, batch = Progress(epoch, budget.epochs, epoch * budget.iterations_per_epoch + index), next(batches)
+                progress, batch = (
+                    Progress(epoch, budget.epochs, epoch * budget.iterations_per_epoch + index),
+                    next(batches),
+                )
                 measure = index == 0 and epoch % max(1, budget.epochs // 20) == 0
                 with first.autocast():
                     shared.look(batch[0].to(first.settings.device))
@@ -212,8 +216,15 @@ def finish(entered: list[api._Job], entrants: list[Entrant], shared: SharedTeach
         if entrant.steps:
             teacher = shared.seconds / looks if trainer.distiller.needs_teacher else 0.0
             helpers = sum(p.numel() for p in trainer.helpers().parameters() if p.requires_grad)
-            content = {"own_seconds": entrant.seconds / entrant.steps, "teacher_seconds": teacher, "steps": entrant.steps}
-            write_json(trainer.folder / COST, content | {"peak_mib": peak_memory(entrant, shared, batch), "helper_parameters": helpers})
+            content = {
+                "own_seconds": entrant.seconds / entrant.steps,
+                "teacher_seconds": teacher,
+                "steps": entrant.steps,
+            }
+            write_json(
+                trainer.folder / COST,
+                content | {"peak_mib": peak_memory(entrant, shared, batch), "helper_parameters": helpers},
+            )
         trainer._save_weights(FINAL)
         api._finish(job, entrant.run, trainer.folder)
 
@@ -228,7 +239,9 @@ def table(results: Path, fold: str) -> list[dict[str, Any]]:
             run.pop(key)
     alone = next((r["step"] for r in runs if "__none__" in r["run"] and r["step"]), None)
     for run in (r for r in runs if r["step"] and alone):
-        run["step"]["relative_to_none"] = (run["step"]["own_seconds"] + run["step"]["teacher_seconds"]) / alone["own_seconds"]
+        run["step"]["relative_to_none"] = (run["step"]["own_seconds"] + run["step"]["teacher_seconds"]) / alone[
+            "own_seconds"
+        ]
         run["step"]["relative_without_teacher"] = run["step"]["own_seconds"] / alone["own_seconds"]
     return runs
 
@@ -247,10 +260,14 @@ def jobs(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[api
 
 
 def possible(job: api._Job, student: str, names: list[str], chosen: Any, network: Any) -> tuple[list[str], Needs, bool]:
-    """The methods that exist for this pair of networks, what they need of the teacher, and whether one of them continues it."""
+    """The methods that exist for this pair of networks, what they need of the teacher, and whether one of them
+    continues it.
+    """
     run = api._describe(job, student, job.options.patch_size, "none", chosen)
     labels, taps = job.description.labels, build_network(run.network).taps
-    context = Context(taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size)
+    context = Context(
+        taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size
+    )
     needs, continued, methods = Needs(), False, []
     for name in names:
         try:
@@ -277,7 +294,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--patch-size", type=int, nargs="+")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--tag", nargs="?", const="s", help="add this text (default: s) and the seed to the runs' names")
+    parser.add_argument(
+        "--tag", nargs="?", const="s", help="add this text (default: s) and the seed to the runs' names"
+    )
     parser.add_argument("--root", type=Path)
     parser.add_argument("--note", default="")
     parser.add_argument("--collect", type=Path, help="write the table of what is trained, train nothing")
@@ -290,7 +309,12 @@ def main() -> None:
     root = Root.resolve(o.root)
     if o.collect:
         name = root.dataset_name(o.dataset)
-        content = {"dataset": name, "fold": o.fold, "note": o.note, "machine": machine("monai", "dynamic-network-architectures")}
+        content = {
+            "dataset": name,
+            "fold": o.fold,
+            "note": o.note,
+            "machine": machine("monai", "dynamic-network-architectures"),
+        }
         write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
         return
     job = jobs(o, None)[0][0]

@@ -15,6 +15,6 @@ from dataset_conversion import synapse_slices as synapse_slices
 from dataset_conversion import voc as voc
 from dataset_conversion import word as word
 from dataset_conversion import yolo as yolo
-from dataset_conversion.api import convert_dataset as convert_dataset
+from dataset_conversion.convert import convert_dataset as convert_dataset
 from dataset_conversion.registry import CONVERTERS as CONVERTERS
 from dataset_conversion.registry import ConversionOptions as ConversionOptions

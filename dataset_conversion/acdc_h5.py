@@ -1,7 +1,7 @@
 """ACDC cardiac cine MR as slices and volumes in HDF5.
 
-Bernard et al., Deep Learning Techniques for Automatic MRI Cardiac Multi-structures Segmentation and Diagnosis, IEEE Transactions on
-Medical Imaging 37(11), 2018, doi:10.1109/TMI.2018.2837502.
+Bernard et al., Deep Learning Techniques for Automatic MRI Cardiac Multi-structures Segmentation and Diagnosis, IEEE
+Transactions on Medical Imaging 37(11), 2018, doi:10.1109/TMI.2018.2837502.
 """
 
 from __future__ import annotations
@@ -34,4 +34,6 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     return convert_slices("acdc_h5", source, folder, options, LabelSpec.from_names(STRUCTURES), "MR")
 
 
-CONVERTERS.register("acdc_h5")(Converter("ACDC cardiac MR as HDF5 slices or volumes, 3 structures", GUIDE, convert, lambda _: "ACDC"))
+CONVERTERS.register("acdc_h5")(
+    Converter("ACDC cardiac MR as HDF5 slices or volumes, 3 structures", GUIDE, convert, lambda _: "ACDC")
+)

@@ -30,7 +30,10 @@ def unpack_tar(path: Path, folder: Path, wanted: Callable[[PurePosixPath], bool]
             for member in archive:
                 name = PurePosixPath(member.name)
                 if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-                    raise DataError(f"{path} holds the path '{member.name}', which leads outside of the folder; do not trust this archive.")
+                    raise DataError(
+                        f"{path} holds the path '{member.name}', which leads outside of the folder; do not trust this "
+                        "archive."
+                    )
                 if member.isreg() and wanted(name):
                     _unpack(archive, member, folder / name)
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -44,7 +44,9 @@ class Drawn:
     def joined(self, other: Drawn) -> Drawn:
         """The annotations of both, which are of the same image."""
         size = self.size or other.size
-        return Drawn(self.file, self.boxes + other.boxes, size, self.unknown + other.unknown, self.unusable + other.unusable)
+        return Drawn(
+            self.file, self.boxes + other.boxes, size, self.unknown + other.unknown, self.unusable + other.unusable
+        )
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,19 @@ def read_coco(path: Path) -> Coco:
             twice += [name] if name in images else []
             images[name] = images[name].joined(found[image["id"]]) if name in images else found[image["id"]]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{path}: expected a COCO file with 'images', 'annotations' and 'categories', found {error!r}.") from error
+        raise DataError(
+            f"{path}: expected a COCO file with 'images', 'annotations' and 'categories', found {error!r}."
+        ) from error
     findings = [
-        Finding("", f"{path}: {n}", "each image once", "the image again", "its boxes were put together", error=False) for n in twice
+        Finding("", f"{path}: {n}", "each image once", "the image again", "its boxes were put together", error=False)
+        for n in twice
     ]
     if stray:
-        findings.append(Finding("", str(path), "annotations of listed images", f"{stray} of no image", "list their images in 'images'"))
+        findings.append(
+            Finding(
+                "", str(path), "annotations of listed images", f"{stray} of no image", "list their images in 'images'"
+            )
+        )
     return Coco(tuple(dict.fromkeys(names.values())), images, tuple(findings))
 
 
@@ -116,7 +125,9 @@ def read_yolo(path: Path, names: Sequence[str], size: Size) -> Drawn:
         except ValueError:
             index, values = -1, []
         if index < 0 or (len(values) != 4 and (len(values) < 6 or len(values) % 2)):
-            raise DataError(f"{path}, line {number}: expected 'class x_centre y_centre width height', found '{line.strip()[:60]}'.")
+            raise DataError(
+                f"{path}, line {number}: expected 'class x_centre y_centre width height', found '{line.strip()[:60]}'."
+            )
         if index >= len(names):
             unknown.append(f"class {index}")
         else:
@@ -148,7 +159,9 @@ def read_voc(path: Path, *, one_based: bool = False) -> tuple[Drawn, str]:
         raise DataError(f"{path}: expected a Pascal VOC annotation, found {error}; export it again.") from error
     if root.tag != "annotation":
         raise DataError(f"{path}: expected a Pascal VOC annotation, found <{root.tag}>.")
-    return Drawn(path, tuple(boxes), (width, height) if width and height else None), root.findtext("filename", "").strip()
+    return Drawn(path, tuple(boxes), (width, height) if width and height else None), root.findtext(
+        "filename", ""
+    ).strip()
 
 
 def read_yaml_names(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -164,19 +177,23 @@ def read_yaml_names(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         names = data["names"]
         if isinstance(names, Mapping):
             if sorted(names) != list(range(len(names))):
-                raise DataError(f"{path}: expected the class numbers 0 to {len(names) - 1} in 'names', found {sorted(names)}.")
+                raise DataError(
+                    f"{path}: expected the class numbers 0 to {len(names) - 1} in 'names', found {sorted(names)}."
+                )
             names = [names[i] for i in range(len(names))]
         return data, tuple(str(name) for name in names)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a YAML file with the class 'names', found {error!r}.") from error
 
 
-def clean_boxes(case: str, drawn: Drawn, size: Size, categories: Collection[str]) -> tuple[list[NamedBox], list[Finding]]:
+def clean_boxes(
+    case: str, drawn: Drawn, size: Size, categories: Collection[str]
+) -> tuple[list[NamedBox], list[Finding]]:
     """Boxes that can be trained on, and what was wrong.
 
-    A box that sticks out of the image is cut at its border (a warning if by more than a pixel), one that is there twice is kept
-    once (a warning). A box of no area or wholly outside, an unknown class and an unusable annotation are errors: an image that lacks
-    one of its boxes would teach that there is nothing.
+    A box that sticks out of the image is cut at its border (a warning if by more than a pixel), one that is there twice
+    is kept once (a warning). A box of no area or wholly outside, an unknown class and an unusable annotation are
+    errors: an image that lacks one of its boxes would teach that there is nothing.
 
     Args:
         case: case id.
@@ -187,9 +204,20 @@ def clean_boxes(case: str, drawn: Drawn, size: Size, categories: Collection[str]
     findings: list[Finding] = []
     kept: list[NamedBox] = []
     for name in dict.fromkeys((*drawn.unknown, *(name for name, _ in drawn.boxes if name not in categories))):
-        findings.append(Finding(case, str(drawn.file), f"the classes {', '.join(categories)}", f"'{name}'", "name it, or correct the file"))
+        findings.append(
+            Finding(
+                case,
+                str(drawn.file),
+                f"the classes {', '.join(categories)}",
+                f"'{name}'",
+                "name it, or correct the file",
+            )
+        )
     for text in drawn.unusable:
-        expected, action = "a bbox of four numbers, or polygons, of one object", "correct it (iscrowd 0 if it is one), or remove the image"
+        expected, action = (
+            "a bbox of four numbers, or polygons, of one object",
+            "correct it (iscrowd 0 if it is one), or remove the image",
+        )
         findings.append(Finding(case, str(drawn.file), expected, text, action))
     for name, box in drawn.boxes:
         cut, finding = _cut(case, drawn.file, name, box, size)
@@ -197,7 +225,11 @@ def clean_boxes(case: str, drawn: Drawn, size: Size, categories: Collection[str]
         if cut is None:
             continue
         if any(name == other and max(map(_gap, cut, twin)) <= _EQUAL for other, twin in kept):
-            findings.append(Finding(case, str(drawn.file), "each box once", f"{_text(name, box)} twice", "one was kept", error=False))
+            findings.append(
+                Finding(
+                    case, str(drawn.file), "each box once", f"{_text(name, box)} twice", "one was kept", error=False
+                )
+            )
         else:
             kept.append((name, cut))
     return kept, findings
@@ -219,7 +251,9 @@ def disagreement(first: Sequence[NamedBox], second: Sequence[NamedBox], toleranc
     return None
 
 
-def _cut(case: str, file: Path, name: str, box: tuple[float, ...], size: Size) -> tuple[tuple[float, ...] | None, Finding | None]:
+def _cut(
+    case: str, file: Path, name: str, box: tuple[float, ...], size: Size
+) -> tuple[tuple[float, ...] | None, Finding | None]:
     """The box within the image and a finding, if there is one; None instead of a box that cannot be used."""
     expected = f"a box inside the image of {size[0]}×{size[1]} px"
     if not all(math.isfinite(v) for v in box):
@@ -231,7 +265,14 @@ def _cut(case: str, file: Path, name: str, box: tuple[float, ...], size: Size) -
         return None, Finding(case, str(file), f"{expected} and with area", found, _CORRECT)
     if outside <= _ROUNDING:
         return cut, None
-    return cut, Finding(case, str(file), expected, f"{_text(name, box)}, {outside:.3g} px outside", "it was cut at the border", error=False)
+    return cut, Finding(
+        case,
+        str(file),
+        expected,
+        f"{_text(name, box)}, {outside:.3g} px outside",
+        "it was cut at the border",
+        error=False,
+    )
 
 
 def _coco_size(image: Mapping[str, Any]) -> Size | None:

@@ -37,7 +37,9 @@ result:    channels t1c, t1n, t2f, t2w; labels 1 necrosis, 2 edema, 3 enhancing 
 CHANNELS = ("t1c", "t1n", "t2f", "t2w")
 # painted in this order, each over the ones before: edema, necrosis, enhancing tumour
 LABELS = LabelSpec(
-    (("background", (0,)), ("whole_tumor", (1, 2, 3)), ("tumor_core", (1, 3)), ("enhancing_tumor", (3,))), regions=True, order=(2, 1, 3)
+    (("background", (0,)), ("whole_tumor", (1, 2, 3)), ("tumor_core", (1, 3)), ("enhancing_tumor", (3,))),
+    regions=True,
+    order=(2, 1, 3),
 )
 
 _NAME = re.compile(
@@ -70,14 +72,21 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         raise DataError(f"--split for brats must be '{STRIDED}', found '{rule}'.")
     cases, findings = _cases(source)
     if not cases:
-        raise DataError(f"{source}: expected files such as BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz, found none.")
+        raise DataError(
+            f"{source}: expected files such as BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz, found "
+            "none."
+        )
     labelled = {case.group for case in cases.values() if "seg" in case.files}
     jobs = []
     for name, case in sorted(cases.items()):
         missing = [s for s in (*CHANNELS, *(["seg"] if case.group in labelled else [])) if s not in case.files]
         if missing:
             action = "download the case again, or remove its folder"
-            findings.append(Finding(name, str(next(iter(case.files.values())).parent), f"the file {', '.join(missing)}", "none", action))
+            findings.append(
+                Finding(
+                    name, str(next(iter(case.files.values())).parent), f"the file {', '.join(missing)}", "none", action
+                )
+            )
         else:
             jobs.append(_job(name, case))
     writer = RawWriter(folder, "brats", source, "link" if options.mode == "link" else "copy")
@@ -95,7 +104,9 @@ def strided_split(cases: tuple[str, ...]) -> PublishedSplit:
     parts: tuple[list[str], list[str]] = ([], [])
     for index, case in enumerate(sorted(cases)):
         parts[index % 5 == 4].append(case)
-    return PublishedSplit.single(*parts, "every fifth case of the sorted names (4, 9, 14, …) for validation, as in ACF-BCKD's experiments")
+    return PublishedSplit.single(
+        *parts, "every fifth case of the sorted names (4, 9, 14, …) for validation, as in ACF-BCKD's experiments"
+    )
 
 
 def _cases(source: Path) -> tuple[dict[str, _Case], list[Finding]]:
@@ -112,7 +123,11 @@ def _cases(source: Path) -> tuple[dict[str, _Case], list[Finding]]:
         case = cases.setdefault(name, _Case({}, match["patient"], path.parent.parent))
         if case.files.setdefault(sequence, path) is not path:
             expected = f"one file {sequence} per case"
-            findings.append(Finding(name, str(path), expected, f"also {case.files[sequence]}", "the first one was used", error=False))
+            findings.append(
+                Finding(
+                    name, str(path), expected, f"also {case.files[sequence]}", "the first one was used", error=False
+                )
+            )
     return cases, findings
 
 
@@ -136,7 +151,9 @@ def _job(name: str, case: _Case) -> CaseJob:
 
 
 def _ambiguous(name: str, label: Path, content: CaseContent) -> list[Finding]:
-    if isinstance(content.label, Path) or _ENHANCING not in content.values:  # taken over as it is: there was no 4 to recode
+    if (
+        isinstance(content.label, Path) or _ENHANCING not in content.values
+    ):  # taken over as it is: there was no 4 to recode
         return []
     if not {_OLD_ENHANCING, _ENHANCING} <= set(label_values(read_label(label).array)):
         return []

@@ -94,7 +94,9 @@ def _numbered(folder: Path) -> dict[str, Path]:
 
 
 def _job(number: str, image: Path, label: Path | None) -> CaseJob:
-    return volume_job(f"img{number}", [image], label, 1, LABELS.values if label else None, split="Tr" if label else "Ts")
+    return volume_job(
+        f"img{number}", [image], label, 1, LABELS.values if label else None, split="Tr" if label else "Ts"
+    )
 
 
 def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path], training: Path) -> list[Finding]:
@@ -117,12 +119,18 @@ def _split(source: Path, training: Path, options: ConversionOptions) -> Publishe
     try:
         train, val = ([stem(Path(entry["image"])) for entry in data[key]] for key in ("training", "validation"))
     except (TypeError, KeyError) as error:
-        raise DataError(f"{path}: expected the lists 'training' and 'validation' of objects with 'image', as MONAI's {_SPLIT}.") from error
+        raise DataError(
+            f"{path}: expected the lists 'training' and 'validation' of objects with 'image', as MONAI's {_SPLIT}."
+        ) from error
     return PublishedSplit.single(train, val, f"training and validation lists of {path.name}")
 
 
 CONVERTERS.register("btcv")(
     Converter(
-        "BTCV abdomen: CT, 13 organs", GUIDE, convert, lambda _: "BTCV", {"split": f"MONAI's {_SPLIT} (default: the one beside the images)"}
+        "BTCV abdomen: CT, 13 organs",
+        GUIDE,
+        convert,
+        lambda _: "BTCV",
+        {"split": f"MONAI's {_SPLIT} (default: the one beside the images)"},
     )
 )

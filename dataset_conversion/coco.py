@@ -37,7 +37,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     source = existing_folder(source, "coco")
     files = {path: read_coco(path) for path in _coco_files(source)}
     if not files:
-        raise DataError(f"{source}: expected a JSON file with 'images', 'annotations' and 'categories', found none; see --help.")
+        raise DataError(
+            f"{source}: expected a JSON file with 'images', 'annotations' and 'categories', found none; see --help."
+        )
     known = tuple(dict.fromkeys(name for content in files.values() for name in content.categories))
     index = ImageIndex(source)
     items, findings = _items(files, index, source)
@@ -45,7 +47,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     for path in index.paths:
         if path not in listed:
             action = "it was left out, since it may have boxes; list it in 'images' if it has none"
-            findings.append(Finding("", str(path), "an image that a COCO file lists", "an unlisted image", action, error=False))
+            findings.append(
+                Finding("", str(path), "an image that a COCO file lists", "an unlisted image", action, error=False)
+            )
     return convert_items("coco", source, folder, items, Rules.choose(known, options), options, findings)
 
 
@@ -71,18 +75,30 @@ def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple
         part = split_name(path, source) if several else None
         if several and part is None:
             expected = f"a name or folder with {', '.join(SPLIT_NAMES)}"
-            findings.append(Finding("", str(path), expected, path.name, "its images were counted as training", error=False))
+            findings.append(
+                Finding("", str(path), expected, path.name, "its images were counted as training", error=False)
+            )
         for name, drawn in content.images.items():
             try:
                 image = index.find(name, path.parent, path.parent.parent / "images")
             except DataError as error:
                 findings.append(
-                    Finding(Path(name).stem, str(path), "one image of this name", str(error).rstrip("."), "rename or remove one")
+                    Finding(
+                        Path(name).stem,
+                        str(path),
+                        "one image of this name",
+                        str(error).rstrip("."),
+                        "rename or remove one",
+                    )
                 )
                 continue
             if image is None:
                 action = "add the image or remove it from the file"
-                findings.append(Finding(Path(name).stem, name, f"an image below {source}, as {path.name} lists", "no such file", action))
+                findings.append(
+                    Finding(
+                        Path(name).stem, name, f"an image below {source}, as {path.name} lists", "no such file", action
+                    )
+                )
             else:
                 items.append(_item(image, drawn, part))
     return items, findings

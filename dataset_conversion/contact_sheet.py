@@ -83,7 +83,11 @@ def make_contact_sheet(folder: Path, report: ConversionReport, warnings: Iterabl
 
 
 def choose_cases(
-    known: Mapping[str, CaseFiles], report: ConversionReport, warnings: Iterable[Finding], most: int, negatives: set[str] | None = None
+    known: Mapping[str, CaseFiles],
+    report: ConversionReport,
+    warnings: Iterable[Finding],
+    most: int,
+    negatives: set[str] | None = None,
 ) -> list[Section]:
     """What to show: remarkable cases by kind, the other cases with a warning, and evenly spaced examples.
 
@@ -173,14 +177,19 @@ class _Sheet:
         heading = f"{section.title} ({count})"
         self._y += 22
         self._texts.append(((_MARGIN, self._y), heading, 19, _TEXT))
-        self._texts.append(((_MARGIN + round(_font(19).getlength(heading)) + 12, self._y + 4), section.reason + more, 14, _FAINT))
+        self._texts.append(
+            ((_MARGIN + round(_font(19).getlength(heading)) + 12, self._y + 4), section.reason + more, 14, _FAINT)
+        )
         self._y += 34
         for i, case in enumerate(section.cases):
             x = _MARGIN + (i % self._columns) * (_SIDE + _GAP)
             y = self._y + (i // self._columns) * (_SIDE + _CAPTION + _GAP)
             picture, caption = tiles[case]
             self._tiles.append(((x, y), picture))
-            self._texts += [((x, y + _SIDE + 3), _fitted(case, 14), 14, _TEXT), ((x, y + _SIDE + 20), _fitted(caption, 12), 12, _FAINT)]
+            self._texts += [
+                ((x, y + _SIDE + 3), _fitted(case, 14), 14, _TEXT),
+                ((x, y + _SIDE + 20), _fitted(caption, 12), 12, _FAINT),
+            ]
         self._y += -(-len(section.cases) // self._columns) * (_SIDE + _CAPTION + _GAP)
 
     def image(self) -> Image.Image:

@@ -42,8 +42,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Convert the series below ``source`` that have a label map, and the others of the same modality as test cases.
 
     Raises:
-        DataError: there are no series, no label folder or no pair; the labelled series are of several modalities; files were to be
-            linked; or the output cannot be written.
+        DataError: there are no series, no label folder or no pair; the labelled series are of several modalities; files
+            were to be linked; or the output cannot be written.
     """
     source = existing_folder(source, "dicom")
     if options.mode == "link":
@@ -91,7 +91,9 @@ def align(label: Volume, grid: Geometry) -> Volume:
 def _labels(options: ConversionOptions) -> tuple[Path, dict[str, Path]]:
     given = options.settings.get(_SETTING)
     if not given:
-        raise DataError(f"A training set needs label maps: give their folder with --{_SETTING}; to predict only, use medkd_predict.")
+        raise DataError(
+            f"A training set needs label maps: give their folder with --{_SETTING}; to predict only, use medkd_predict."
+        )
     folder = Path(given)
     if not folder.is_dir():
         raise DataError(f"The folder of the label maps, {folder}, does not exist.")
@@ -103,13 +105,20 @@ def _channel(study: Study, training: Mapping[str, Path], options: ConversionOpti
     modalities = {series.headers[0].modality: series.name for series in study.scans if series.name in training}
     if len(modalities) > 1:
         found = ", ".join(f"{modality or 'unnamed'} ({name})" for modality, name in sorted(modalities.items()))
-        raise DataError(f"The labelled series must be of one modality, found {found}; convert each with a label folder of its own.")
+        raise DataError(
+            f"The labelled series must be of one modality, found {found}; convert each with a label folder of its own."
+        )
     if len(options.channels) > 1:
-        raise DataError(f"Each DICOM series is a case with one channel, found {len(options.channels)} names in --channels; give one.")
+        raise DataError(
+            f"Each DICOM series is a case with one channel, found {len(options.channels)} names in --channels; give "
+            "one."
+        )
     if options.channels:
         return options.channels[0], []
     modality = next(iter(modalities)) or "image"
-    return modality, [f"the channel was named {modality} after the modality of the series; give --channels to change it"]
+    return modality, [
+        f"the channel was named {modality} after the modality of the series; give --channels to change it"
+    ]
 
 
 def _jobs(
@@ -124,13 +133,17 @@ def _jobs(
         modality = series.headers[0].modality
         if modality not in used:
             expected = f"series of the modality {', '.join(used)}"
-            findings.append(Finding(series.name, str(series.folder), expected, modality or "none", "it was left out", error=False))
+            findings.append(
+                Finding(series.name, str(series.folder), expected, modality or "none", "it was left out", error=False)
+            )
             continue
         jobs.append(_job(series, training.get(series.name), spec, recode, patients.get(series.name)))
     return jobs, findings
 
 
-def _job(series: Series, label: Path | None, spec: LabelSpec, recode: Mapping[int, int] | None, patient: str | None) -> CaseJob:
+def _job(
+    series: Series, label: Path | None, spec: LabelSpec, recode: Mapping[int, int] | None, patient: str | None
+) -> CaseJob:
     def prepare() -> CaseContent:
         voxels, affine = read_files(series.files)
         array = np.ascontiguousarray(voxels.T)
@@ -173,7 +186,13 @@ def _damaged(study: Study) -> Iterator[Finding]:
     """Damaged files that are in no scan's folder; the others are reported with their case."""
     reported = {path for series in study.scans for path in series.damaged}
     for path in sorted(study.damaged.keys() - reported):
-        yield Finding("", str(path), "a DICOM file that can be read", study.damaged[path].rstrip("."), "restore the file or remove it")
+        yield Finding(
+            "",
+            str(path),
+            "a DICOM file that can be read",
+            study.damaged[path].rstrip("."),
+            "restore the file or remove it",
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -38,8 +38,14 @@ class Pairs:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted; hidden files and the ``._`` files that macOS leaves in archives are ignored."""
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and p.is_file()) if folder.is_dir() else []
+    """The image files of a folder, sorted; hidden files and the ``._`` files that macOS leaves in archives are
+    ignored.
+    """
+    return (
+        sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and p.is_file())
+        if folder.is_dir()
+        else []
+    )
 
 
 def split_channel(name: str) -> tuple[str, int]:
@@ -63,7 +69,11 @@ def pair_files(images: Path, labels: Path) -> Pairs:
             findings.append(Finding(case, str(path), f"a label map {case} in {labels}", "none", action))
     for case, path in label_files.items():
         if case not in grouped:
-            findings.append(Finding(case, str(path), f"an image {case} in {images}", "none", "add the image or remove the label map"))
+            findings.append(
+                Finding(
+                    case, str(path), f"an image {case} in {images}", "none", "add the image or remove the label map"
+                )
+            )
     return Pairs(grouped, {case: path for case, path in label_files.items() if case in grouped}, tuple(findings))
 
 
@@ -100,9 +110,15 @@ def name_values(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dic
     values = [v for v in counts if v != 0]
     if not values or values[0] < 0 or len(values) > 255:
         found = f"{values[0]}..{values[-1]} ({len(values)} values)" if values else "only background"
-        raise DataError(f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the folder.")
+        raise DataError(
+            f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the "
+            "folder."
+        )
     seen = ", ".join(f"{v} (in {n} cases)" for v, n in counts.items())
-    notes = [f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for better names"]
+    notes = [
+        f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for "
+        "better names"
+    ]
     spec = LabelSpec.from_names([f"label_{v}" for v in values])
     recode = {v: i + 1 for i, v in enumerate(values)}
     if values != list(range(1, len(values) + 1)):
@@ -124,8 +140,8 @@ def volume_job(
 ) -> CaseJob:
     """A job for a case of volume files.
 
-    A ``.nii.gz`` file that is right as it is is taken over unchanged; other formats, 4D images (split into channels), label
-    maps stored as floats and recoded label maps are written anew.
+    A ``.nii.gz`` file that is right as it is is taken over unchanged; other formats, 4D images (split into channels),
+    label maps stored as floats and recoded label maps are written anew.
 
     Args:
         case: case id in the new data set.
@@ -177,7 +193,11 @@ def _prepare_images(
         pieces += [path] if len(volumes) == 1 and _is_plain(path) else volumes
     if len(pieces) != channels and not any(f.error for f in findings):
         found = f"{len(pieces)} ({', '.join(p.name for p in paths)})"
-        findings.append(Finding(case, "", f"{channels} channels", found, "add the missing files or name the channels with --channels"))
+        findings.append(
+            Finding(
+                case, "", f"{channels} channels", found, "add the missing files or name the channels with --channels"
+            )
+        )
     return tuple(pieces), findings, first
 
 

@@ -1,7 +1,7 @@
 """FracAtlas: 4,083 musculoskeletal radiographs, 717 of them with fractures.
 
-Abedeen et al., FracAtlas: A Dataset for Fracture Classification, Localization and Segmentation of Musculoskeletal Radiographs,
-Scientific Data 2023, doi:10.1038/s41597-023-02432-4.
+Abedeen et al., FracAtlas: A Dataset for Fracture Classification, Localization and Segmentation of Musculoskeletal
+Radiographs, Scientific Data 2023, doi:10.1038/s41597-023-02432-4.
 """
 
 from __future__ import annotations
@@ -64,15 +64,20 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Convert the unpacked FracAtlas.
 
     Raises:
-        DataError: the source is not laid out as :data:`GUIDE` says, a setting is unknown, or the output cannot be written.
+        DataError: the source is not laid out as :data:`GUIDE` says, a setting is unknown, or the output cannot be
+            written.
     """
     found = _read(existing_folder(source, "fracatlas"))
     rules = Rules.choose(_KNOWN, options)
-    negatives = choose_negatives([n for n in found.negatives if n in found.images and not _in_fractured(found, n)], options)
+    negatives = choose_negatives(
+        [n for n in found.negatives if n in found.images and not _in_fractured(found, n)], options
+    )
     folds = options.settings.get("folds", "official")
     if folds not in ("official", "five"):
         raise DataError(f"--folds must be official or five, found '{folds}'.")
-    writer = RawWriter(folder, "fracatlas", found.root, "link" if options.mode == "link" else "copy", file_ending=".jpg")
+    writer = RawWriter(
+        folder, "fracatlas", found.root, "link" if options.mode == "link" else "copy", file_ending=".jpg"
+    )
     writer.report_findings([*found.coco.findings, *_table_findings(found), *_absent(writer, found, options)])
     fractured = sorted(set(found.coco.images) & set(found.images))
     writer.convert([_job(found, name, rules) for name in [*fractured, *negatives]], options.workers)
@@ -90,12 +95,24 @@ def _read(source: Path) -> _Source:
         raise DataError(f"{source}: expected a folder with images and Annotations; see medkd_convert fracatlas --help.")
     files = sorted((root / "Annotations").glob("COCO*/*.json"))
     if len(files) != 1:
-        raise DataError(f"{root}: expected one COCO file in 'Annotations/COCO JSON', found {len(files)}; unpack the download again.")
-    rows = {row["image_id"]: row for row in read_table(root / "dataset.csv", ("image_id", "fractured", "fracture_count"))}
-    images = {p.name: p for p in sorted((root / "images").glob("*/*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+        raise DataError(
+            f"{root}: expected one COCO file in 'Annotations/COCO JSON', found {len(files)}; unpack the download again."
+        )
+    rows = {
+        row["image_id"]: row for row in read_table(root / "dataset.csv", ("image_id", "fractured", "fracture_count"))
+    }
+    images = {
+        p.name: p
+        for p in sorted((root / "images").glob("*/*"))
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    }
     tables = {name: root / _SPLITS / f"{name}.csv" for name in ("train", "valid", "test")}
     there = all(path.exists() for path in tables.values())
-    splits = {name: frozenset(row["image_id"] for row in read_table(path, ("image_id",))) for name, path in tables.items()} if there else {}
+    splits = (
+        {name: frozenset(row["image_id"] for row in read_table(path, ("image_id",))) for name, path in tables.items()}
+        if there
+        else {}
+    )
     return _Source(root, read_coco(files[0]), rows, images, splits)
 
 
@@ -103,10 +120,14 @@ def _job(source: _Source, name: str, rules: Rules) -> CaseJob:
     yolo, voc = _annotation_files(source, name)
     test = name in source.splits.get("test", ())
     stated = source.coco.images.get(name)
-    recipe = "" if stated is None else f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
+    recipe = (
+        "" if stated is None else f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
+    )
     annotations = [path for path in (yolo, voc) if path.exists()]
     annotate = _annotator(name, stated, yolo, voc)
-    return radiograph_job(Path(name).stem, source.images[name], annotate, annotations, rules, recipe=recipe, split="Ts" if test else "Tr")
+    return radiograph_job(
+        Path(name).stem, source.images[name], annotate, annotations, rules, recipe=recipe, split="Ts" if test else "Tr"
+    )
 
 
 def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annotate:
@@ -124,7 +145,9 @@ def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annota
                 found = f"an image of {other.size} px"
             if found:
                 action = "the COCO file was believed; look at the contact sheet"
-                findings.append(Finding(Path(name).stem, str(other.file), "the boxes of the COCO file", found, action, error=False))
+                findings.append(
+                    Finding(Path(name).stem, str(other.file), "the boxes of the COCO file", found, action, error=False)
+                )
         return drawn, findings
 
     return annotate
@@ -132,7 +155,10 @@ def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annota
 
 def _annotation_files(source: _Source, name: str) -> tuple[Path, Path]:
     stem = Path(name).stem
-    return source.root / "Annotations" / "YOLO" / f"{stem}.txt", source.root / "Annotations" / "PASCAL VOC" / f"{stem}.xml"
+    return (
+        source.root / "Annotations" / "YOLO" / f"{stem}.txt",
+        source.root / "Annotations" / "PASCAL VOC" / f"{stem}.xml",
+    )
 
 
 def _in_fractured(source: _Source, name: str) -> bool:
@@ -146,12 +172,19 @@ def _absent(writer: RawWriter, source: _Source, options: ConversionOptions) -> l
     negatives = [name for name in absent if name not in source.coco.images]
     action = "download it again, or go on without it"
     findings = [
-        Finding(Path(n).stem, n, "an image in images/Fractured, as the COCO file lists", "no such file", action) for n in with_boxes
+        Finding(Path(n).stem, n, "an image in images/Fractured, as the COCO file lists", "no such file", action)
+        for n in with_boxes
     ]
     if negatives and options.settings.get("negatives", "all") == "all":
         found = f"{len(negatives)} of them are not there (listed as absent, without boxes)"
         findings.append(
-            Finding("", "dataset.csv", "all images without fracture", found, "download them, or choose a number with --negatives")
+            Finding(
+                "",
+                "dataset.csv",
+                "all images without fracture",
+                found,
+                "download them, or choose a number with --negatives",
+            )
         )
     writer.report_list("absent, with boxes", with_boxes)
     writer.report_list("absent, without boxes", negatives)
@@ -167,18 +200,28 @@ def _table_findings(source: _Source) -> list[Finding]:
         if flag != bool(boxes) or row["fracture_count"] != str(boxes):
             found = f"fractured {row['fractured']}, fracture_count {row['fracture_count']}"
             expected = f"what the COCO file has, {boxes} boxes"
-            findings.append(Finding(Path(name).stem, "dataset.csv", expected, found, "the COCO file was believed", error=False))
+            findings.append(
+                Finding(Path(name).stem, "dataset.csv", expected, found, "the COCO file was believed", error=False)
+            )
     for name in sorted(set(source.images) - set(source.rows)):
-        findings.append(Finding(Path(name).stem, str(source.images[name]), "a row in dataset.csv", "none", "check the file", error=False))
+        findings.append(
+            Finding(
+                Path(name).stem, str(source.images[name]), "a row in dataset.csv", "none", "check the file", error=False
+            )
+        )
     for name in sorted(set(source.images) - set(source.coco.images)):
         if _in_fractured(source, name):
             path = str(source.images[name])
             action = "annotate it, or move it to Non_fractured"
-            findings.append(Finding(Path(name).stem, path, "boxes in the COCO file for an image in Fractured", "none", action))
+            findings.append(
+                Finding(Path(name).stem, path, "boxes in the COCO file for an image in Fractured", "none", action)
+            )
     for part, names in source.splits.items():
         for name in sorted(names - set(source.coco.images)):
             found = f"{name} in {part}.csv"
-            findings.append(Finding("", f"{_SPLITS}/{part}.csv", "images of the COCO file", found, "it was ignored", error=False))
+            findings.append(
+                Finding("", f"{_SPLITS}/{part}.csv", "images of the COCO file", found, "it was ignored", error=False)
+            )
     return findings
 
 
@@ -188,7 +231,9 @@ def _official(source: _Source, fractured: list[str], negatives: list[str]) -> Pu
     val = [Path(n).stem for n in fractured if n in source.splits["valid"]]
     sizes = " / ".join(str(len(source.splits[part])) for part in ("train", "valid", "test"))
     return PublishedSplit.single(
-        train, val, f"official train.csv, valid.csv and test.csv of FracAtlas ({sizes} images), negatives added to training"
+        train,
+        val,
+        f"official train.csv, valid.csv and test.csv of FracAtlas ({sizes} images), negatives added to training",
     )
 
 

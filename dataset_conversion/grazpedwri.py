@@ -55,7 +55,9 @@ CLASSES = (
     "softtissue",
     "text",
 )
-"""In the order of the YOLO numbers; published code drops ``foreignbody`` and counts differently, so numbers are never trusted."""
+"""In the order of the YOLO numbers; published code drops ``foreignbody`` and counts differently, so numbers are never
+trusted.
+"""
 
 STEM = re.compile(
     r"^(?P<patient>\d{4})_(?P<time>\d{10})_(?P<study>\d{2})_WRI-(?P<side>[LR])(?P<projection>\d)_(?P<sex>[MFO])(?P<age>\d{3})$"
@@ -78,15 +80,20 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Convert the unpacked parts of GRAZPEDWRI-DX.
 
     Raises:
-        DataError: the source is not laid out as :data:`GUIDE` says, a setting is unknown, or the output cannot be written.
+        DataError: the source is not laid out as :data:`GUIDE` says, a setting is unknown, or the output cannot be
+            written.
     """
     found, findings = _read(existing_folder(source, "grazpedwri"))
     rules = Rules.choose(found.names, options)
     parts = _parts(options)
-    writer = RawWriter(folder, "grazpedwri", found.root, "link" if options.mode == "link" else "copy", file_ending=".png")
+    writer = RawWriter(
+        folder, "grazpedwri", found.root, "link" if options.mode == "link" else "copy", file_ending=".png"
+    )
     absent = sorted(set(found.rows) - set(found.images))
     action = "download and unpack the part again, or go on without it"
-    findings += [Finding(s, f"{s}.png", "an image in images_part1 to images_part4", "no such file", action) for s in absent]
+    findings += [
+        Finding(s, f"{s}.png", "an image in images_part1 to images_part4", "no such file", action) for s in absent
+    ]
     writer.report_list("absent", absent)
     usable, more = _usable(found)
     writer.report_findings([*findings, *more])
@@ -116,15 +123,22 @@ def _read(source: Path) -> tuple[_Source, list[Finding]]:
         for path in sorted(p for p in part.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
             if path.stem in images:
                 action = f"the one in {images[path.stem].parent.name} was used"
-                findings.append(Finding(path.stem, str(path), "each image once", "the image again", action, error=False))
+                findings.append(
+                    Finding(path.stem, str(path), "each image once", "the image again", action, error=False)
+                )
             images.setdefault(path.stem, path)
     if not images:
-        raise DataError(f"{root}: expected PNG files in images_part1 to images_part4, found none; unpack the archives there.")
+        raise DataError(
+            f"{root}: expected PNG files in images_part1 to images_part4, found none; unpack the archives there."
+        )
     voc, yolo = root / "folder_structure/pascalvoc", root / "folder_structure/yolov5/labels"
     meta = next((p for p in (yolo.parent / "meta.yaml", yolo.parent / "data.yaml") if p.exists()), None)
     names = read_yaml_names(meta)[1] if meta else CLASSES
     if not voc.is_dir() and not yolo.is_dir():
-        raise DataError(f"{root}: expected folder_structure/pascalvoc or folder_structure/yolov5/labels, found neither; unpack them there.")
+        raise DataError(
+            f"{root}: expected folder_structure/pascalvoc or folder_structure/yolov5/labels, found neither; unpack "
+            "them there."
+        )
     return _Source(root, rows, images, voc if voc.is_dir() else None, yolo if yolo.is_dir() else None, names), findings
 
 
@@ -132,7 +146,9 @@ def _root(source: Path) -> Path:
     for folder in (source, *(p for p in sorted(source.iterdir()) if p.is_dir())):
         if (folder / "dataset.csv").exists():
             return folder
-    raise DataError(f"{source}: expected dataset.csv, images_part1 to images_part4 and folder_structure, found {contents(source)}.")
+    raise DataError(
+        f"{source}: expected dataset.csv, images_part1 to images_part4 and folder_structure, found {contents(source)}."
+    )
 
 
 def _usable(source: _Source) -> tuple[list[str], list[Finding]]:
@@ -150,10 +166,21 @@ def _usable(source: _Source) -> tuple[list[str], list[Finding]]:
         elif row["patient_id"] and _number(row["patient_id"]) != _number(parsed["patient"]):
             found = f"{parsed['patient']} in the file name"
             findings.append(
-                Finding(stem, path, f"patient {row['patient_id']}, as in dataset.csv", found, "both count as one patient", error=False)
+                Finding(
+                    stem,
+                    path,
+                    f"patient {row['patient_id']}, as in dataset.csv",
+                    found,
+                    "both count as one patient",
+                    error=False,
+                )
             )
         if _boxes_stated(source, stem) is None:
-            findings.append(Finding(stem, path, f"an annotation {stem}.xml or {stem}.txt", "none", "unpack folder_structure.zip again"))
+            findings.append(
+                Finding(
+                    stem, path, f"an annotation {stem}.xml or {stem}.txt", "none", "unpack folder_structure.zip again"
+                )
+            )
         elif row is not None or parsed is not None:
             usable.append(stem)
     return usable, findings
@@ -166,7 +193,9 @@ def _annotation_files(source: _Source, stem: str) -> tuple[Path | None, Path | N
 
 
 def _boxes_stated(source: _Source, stem: str) -> int | None:
-    """Number of boxes; None without annotation. Without pascalvoc a missing YOLO file means that there is nothing to see."""
+    """Number of boxes; None without annotation. Without pascalvoc a missing YOLO file means that there is nothing to
+    see.
+    """
     voc, yolo = _annotation_files(source, stem)
     if voc is not None:
         return voc.read_text(encoding="utf-8", errors="replace").count("<object>")
@@ -213,7 +242,9 @@ def _parts(options: ConversionOptions) -> dict[str, str]:
     for part, name in _SPLIT_FILES.items():
         for row in read_table(folder / name, ("filestem",)):
             if parts.setdefault(row["filestem"], part) != part:
-                raise DataError(f"{folder}: {row['filestem']} is both in {_SPLIT_FILES[parts[row['filestem']]]} and in {name}.")
+                raise DataError(
+                    f"{folder}: {row['filestem']} is both in {_SPLIT_FILES[parts[row['filestem']]]} and in {name}."
+                )
     return parts
 
 

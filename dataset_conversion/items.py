@@ -1,4 +1,6 @@
-"""What the converters of anybody's radiographs (COCO, YOLO, VOC) share: a list of images, each in a named part of the data set."""
+"""What the converters of anybody's radiographs (COCO, YOLO, VOC) share: a list of images, each in a named part of the
+data set.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from medkd.core.errors import DataError
 from medkd.io.checks import Finding
 
 SPLIT_NAMES = ("train", "val", "test")
-_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class Item:
 
 
 def split_name(path: Path, source: Path) -> str | None:
-    """``train``, ``val`` or ``test``, by the words in the name of a file or of the folders above it (below ``source``), if any."""
+    """``train``, ``val`` or ``test``, by the words in the name of a file or of the folders above it (below ``source``),
+    if any.
+    """
     for part in reversed(path.relative_to(source).parts):
         words = re.findall("[a-z]+", part.lower())
         found = {name for word in words if (name := _WORDS.get(word))}
@@ -74,7 +86,9 @@ def convert_items(
     """
     items, doubles = _once(items)
     if not items:
-        raise DataError(f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout.")
+        raise DataError(
+            f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout."
+        )
     names = unique_cases((item.image for item in items), source)
     patients = read_patients(options, names, source)
     negatives = choose_negatives([names[item.image] for item in items if item.negative], options)
@@ -86,7 +100,9 @@ def convert_items(
     if patients:
         unknown = [names[item.image] for item in items if item.image not in patients]
         notes += (
-            [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"] if unknown else []
+            [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"]
+            if unknown
+            else []
         )
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
 
@@ -99,7 +115,11 @@ def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
         if first.setdefault(item.image, item) is not item:
             found = f"it again{f' in {item.part}' if item.part else ''}"
             action = "the first one was used"
-            findings.append(Finding(item.image.stem, str(item.image), "each image in one annotation file", found, action, error=False))
+            findings.append(
+                Finding(
+                    item.image.stem, str(item.image), "each image in one annotation file", found, action, error=False
+                )
+            )
     return [first[path] for path in sorted(first)], findings
 
 
@@ -121,4 +141,6 @@ def _official(items: Sequence[Item], names: dict[Path, str], source: Path) -> Pu
     if not any(item.part == "val" for item in items):
         return None
     train = (names[item.image] for item in items if item.part in ("train", None))
-    return PublishedSplit.single(train, (names[i.image] for i in items if i.part == "val"), f"train and val as {source.name} has them")
+    return PublishedSplit.single(
+        train, (names[i.image] for i in items if i.part == "val"), f"train and val as {source.name} has them"
+    )

@@ -18,7 +18,10 @@ def existing_folder(source: Path, format: str) -> Path:
     if not source.exists():
         raise DataError(f"The source {source} does not exist.")
     if not source.is_dir():
-        raise DataError(f"{source} is a file; unpack the download and give its folder (medkd_convert {format} --help shows the layout).")
+        raise DataError(
+            f"{source} is a file; unpack the download and give its folder (medkd_convert {format} --help shows the "
+            "layout)."
+        )
     return source
 
 
@@ -32,7 +35,9 @@ def find_parent(source: Path, names: Sequence[str], depth: int = 4) -> Path | No
     for _ in range(depth + 1):
         found = [folder for folder in level if all((folder / name).is_dir() for name in names)]
         if len(found) > 1:
-            raise DataError(f"{source} holds several such data sets ({', '.join(map(str, found))}); give one of these folders.")
+            raise DataError(
+                f"{source} holds several such data sets ({', '.join(map(str, found))}); give one of these folders."
+            )
         if found:
             return found[0]
         level = [child for folder in level for child in _folders(folder)]

@@ -1,4 +1,6 @@
-"""What a fold must not train on: images that equal one of its validation images or a test image, or show a patient of one."""
+"""What a fold must not train on: images that equal one of its validation images or a test image, or show a patient of
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Kinship:
     test: Collection[str]
 
     def leaks(self, train: Iterable[str], val: Iterable[str]) -> tuple[set[str], set[str]]:
-        """Training cases whose image is held out, and the others whose patient is (patients are joined over equal images)."""
+        """Training cases whose image is held out, and the others whose patient is (patients are joined over equal
+        images).
+        """
         train, val = set(train), set(val)
         held_out = {*val, *self.test}
         equal = {case for twin in self.twins if held_out & set(twin) for case in twin} & train - val
@@ -48,7 +52,8 @@ def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, 
     """The split without the training cases that it must not have.
 
     Returns:
-        The split; what was taken out because an equal image is held out; what was because another image of its patient is.
+        The split; what was taken out because an equal image is held out; what was because another image of its patient
+        is.
     """
     folds, equal, same = [], set[str](), set[str]()
     for train, val in split.folds:
@@ -63,7 +68,8 @@ def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, 
 
 
 def leak_findings(path: Path, kin: Kinship) -> list[Finding]:
-    """An error for each fold of a ``splits_final.json`` that trains on what it must not; the file is its owner's and is not changed.
+    """An error for each fold of a ``splits_final.json`` that trains on what it must not; the file is its owner's and is
+    not changed.
 
     Raises:
         DataError: the file is damaged.
@@ -74,7 +80,9 @@ def leak_findings(path: Path, kin: Kinship) -> list[Finding]:
         found = [f"{len(equal)} that equal one ({_some(sorted(equal))})"] if equal else []
         found += [kin.named(same)] if same else []
         if found:
-            expected = f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient"
+            expected = (
+                f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient"
+            )
             action = "take them out of 'train', or delete the file and convert again"
             findings.append(Finding("", str(path), expected, " and ".join(found), action))
     return findings

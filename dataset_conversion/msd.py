@@ -12,7 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset_conversion.archive import is_tar, unpack_tar
-from dataset_conversion.folder import find_values, first_existing, list_volumes, name_values, pair_files, split_channel, volume_job
+from dataset_conversion.folder import (
+    find_values,
+    first_existing,
+    list_volumes,
+    name_values,
+    pair_files,
+    split_channel,
+    volume_job,
+)
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, RawWriter
@@ -65,10 +73,14 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     if source.is_dir():
         return _convert_folder(find_task(source), folder, options, "link" if options.mode == "link" else "copy", None)
     if not is_tar(source):
-        raise DataError(f"{source} is neither a folder nor a tar archive; give the downloaded .tar or the unpacked folder.")
+        raise DataError(
+            f"{source} is neither a folder nor a tar archive; give the downloaded .tar or the unpacked folder."
+        )
     if options.mode == "link":
         raise DataError(f"{source} is an archive, its files cannot be linked to; leave out --link or unpack it first.")
-    unpacked = folder.parent / f".{folder.name}-unpacked"  # the same disk, so that files can be moved; kept if killed, to continue
+    unpacked = (
+        folder.parent / f".{folder.name}-unpacked"
+    )  # the same disk, so that files can be moved; kept if killed, to continue
     unpack_tar(source, unpacked, _wanted)
     try:
         task = find_task(unpacked) if unpacked.exists() else None
@@ -95,17 +107,23 @@ def find_task(source: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{source} holds several tasks ({', '.join(p.name for p in found)}); give one of these folders.")
+        raise DataError(
+            f"{source} holds several tasks ({', '.join(p.name for p in found)}); give one of these folders."
+        )
     content = ", ".join(p.name for p in candidates[1:]) or "no folders"
     raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
 
 
-def _convert_folder(task: Path, folder: Path, options: ConversionOptions, mode: Any, archive: Path | None) -> ConversionReport:
+def _convert_folder(
+    task: Path, folder: Path, options: ConversionOptions, mode: Any, archive: Path | None
+) -> ConversionReport:
     content = _decathlon(task, options) if (task / "dataset.json").exists() else _plain(task, options)
     writer = RawWriter(folder, "msd", task, mode, label=archive)
     writer.report_findings(content.findings)
     writer.convert(list(_jobs(content)), options.workers)
-    return writer.finish(DatasetDescription(content.channels, content.labels, 0, extra=content.extra or {}), content.notes)
+    return writer.finish(
+        DatasetDescription(content.channels, content.labels, 0, extra=content.extra or {}), content.notes
+    )
 
 
 def _jobs(task: _Task) -> Iterable[CaseJob]:
@@ -121,7 +139,9 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
     where = task / "dataset.json"
     data = read_json(where)
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
-        raise DataError(f"{where}: expected an object with 'modality', 'labels' and 'training', as the Decathlon publishes it.")
+        raise DataError(
+            f"{where}: expected an object with 'modality', 'labels' and 'training', as the Decathlon publishes it."
+        )
     modality = data.get("modality") or data.get("channel_names") or {"0": "image"}
     channels = tuple(options.channels) or _modalities(modality, str(where))
     labels = _decathlon_labels(data["labels"], options, str(where))
@@ -137,7 +157,8 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
 def _modalities(table: object, where: str) -> tuple[str, ...]:
     if not isinstance(table, dict) or not all(str(key).isdecimal() for key in table):
         raise DataError(
-            f'{where}: expected \'modality\' as numbers with names, such as {{"0": "CT"}}, found {table!r}; give --channels instead.'
+            f'{where}: expected \'modality\' as numbers with names, such as {{"0": "CT"}}, found {table!r}; give '
+            "--channels instead."
         )
     return tuple(str(table[key]) for key in sorted(table, key=int))
 
@@ -161,19 +182,33 @@ def _listed_pairs(task: Path, entries: Any) -> tuple[dict[str, tuple[tuple[Path,
         try:
             image, label = (task / PurePosixPath(entry[key]) for key in ("image", "label"))
         except (KeyError, TypeError) as error:
-            raise DataError(f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}.") from error
+            raise DataError(
+                f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}."
+            ) from error
         case = stem(label)
         missing = [path for path in (image, label) if not path.exists()]
         findings += [
-            Finding(case, str(p), "the file that dataset.json lists", "no such file", "download the task again or leave the case out")
+            Finding(
+                case,
+                str(p),
+                "the file that dataset.json lists",
+                "no such file",
+                "download the task again or leave the case out",
+            )
             for p in missing
         ]
         if not missing:
             pairs[case] = ((image,), label)
     listed = {path.name for (images, _) in pairs.values() for path in images}
-    unlisted = [p for p in list_volumes(task / "imagesTr") if p.name not in listed and not any(p.name in f.file for f in findings)]
+    unlisted = [
+        p
+        for p in list_volumes(task / "imagesTr")
+        if p.name not in listed and not any(p.name in f.file for f in findings)
+    ]
     action = "it was ignored; add it to 'training' if it belongs there"
-    findings += [Finding("", str(p), "images listed in dataset.json", "an unlisted image", action, error=False) for p in unlisted]
+    findings += [
+        Finding("", str(p), "images listed in dataset.json", "an unlisted image", action, error=False) for p in unlisted
+    ]
     return pairs, findings
 
 
@@ -185,12 +220,20 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
     pairs = pair_files(images, labels)
     training = _in_order(pairs.images, pairs.labels)
     if not training:
-        raise DataError(f"{task}: expected images and label maps of the same names in {images.name} and {labels.name}, found no pair.")
+        raise DataError(
+            f"{task}: expected images and label maps of the same names in {images.name} and {labels.name}, found no "
+            "pair."
+        )
     notes = []
     width = max(len(files) for files, _ in training.values())
-    channels = options.channels or tuple(f"channel_{i}" for i in range(width)) if width > 1 else options.channels or ("image",)
+    channels = (
+        options.channels or tuple(f"channel_{i}" for i in range(width)) if width > 1 else options.channels or ("image",)
+    )
     if not options.channels:
-        notes.append(f"channels were named {', '.join(channels)}; give --channels (CT for computed tomography) to choose the normalisation")
+        notes.append(
+            f"channels were named {', '.join(channels)}; give --channels (CT for computed tomography) to choose the "
+            "normalisation"
+        )
     if options.labels:
         spec, recode = LabelSpec.from_names(options.labels), None
     else:
@@ -199,7 +242,9 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
     return _Task(channels, spec, training, _test_cases(task / "imagesTs"), pairs.findings, tuple(notes), recode)
 
 
-def _in_order(images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]) -> dict[str, tuple[tuple[Path, ...], Path]]:
+def _in_order(
+    images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]
+) -> dict[str, tuple[tuple[Path, ...], Path]]:
     return {case: (tuple(images[case][i] for i in sorted(images[case])), labels[case]) for case in sorted(labels)}
 
 
@@ -217,5 +262,7 @@ def _wanted(name: PurePosixPath) -> bool:
 
 
 CONVERTERS.register("msd")(
-    Converter("Medical Segmentation Decathlon task, or any folder of images and label maps", GUIDE, convert, name_from_path)
+    Converter(
+        "Medical Segmentation Decathlon task, or any folder of images and label maps", GUIDE, convert, name_from_path
+    )
 )

@@ -38,17 +38,24 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Check and link a raw data set.
 
     Raises:
-        DataError: ``dataset.json`` is missing or invalid, the source is the result itself, or the output cannot be written.
+        DataError: ``dataset.json`` is missing or invalid, the source is the result itself, or the output cannot be
+            written.
     """
     source = existing_folder(source, "nnunet")
     if source.resolve() == Path(folder).resolve():
-        raise DataError(f"{source} lies where the result would be written; it can be used as it is: run medkd_plan_and_preprocess.")
+        raise DataError(
+            f"{source} lies where the result would be written; it can be used as it is: run medkd_plan_and_preprocess."
+        )
     description = DatasetDescription.load(source / "dataset.json")
     if file_ending(Path(f"x{description.file_ending}")) != description.file_ending:
-        raise DataError(f"{source / 'dataset.json'}: medkd does not read files ending in '{description.file_ending}'; convert them first.")
+        raise DataError(
+            f"{source / 'dataset.json'}: medkd does not read files ending in '{description.file_ending}'; convert them "
+            "first."
+        )
     if description.file_ending in _TWO_FILES:
         raise DataError(
-            f"{source / 'dataset.json'}: scans ending in '{description.file_ending}' keep their voxels in a second file, which a link "
+            f"{source / 'dataset.json'}: scans ending in '{description.file_ending}' keep their voxels in a second "
+            "file, which a link "
             "would not find; convert them to .nii.gz first."
         )
     cases = training_cases(source, description)
@@ -58,10 +65,14 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer = RawWriter(folder, "nnunet", source, "link", file_ending=description.file_ending)
     writer.report_findings(findings)
     writer.convert(jobs, options.workers)
-    extra = {key: value for key, value in description.extra.items() if key != "dataset"}  # files now have their usual names
+    extra = {
+        key: value for key, value in description.extra.items() if key != "dataset"
+    }  # files now have their usual names
     known = {case: patient for case, patient in description.patients.items() if case in writer.training_cases}
     description = replace(description, extra=extra, patients=known)
-    return finish_converted(writer, "nnunet", description, _split(source), ["the files are linked to the source; keep it where it is"])
+    return finish_converted(
+        writer, "nnunet", description, _split(source), ["the files are linked to the source; keep it where it is"]
+    )
 
 
 def _job(case: CaseFiles, description: DatasetDescription, split: str) -> CaseJob:
@@ -92,7 +103,10 @@ def _without_label(source: Path, description: DatasetDescription, cases: list[Ca
     action = "add the label map or move the image to imagesTs"
     where, ending = source / "imagesTr", description.file_ending
     missing = [name for name in _names(where, ending) if name not in known]
-    return [Finding(n, str(where / f"{n}_0000{ending}"), f"a label map labelsTr/{n}{ending}", "none", action) for n in missing]
+    return [
+        Finding(n, str(where / f"{n}_0000{ending}"), f"a label map labelsTr/{n}{ending}", "none", action)
+        for n in missing
+    ]
 
 
 def _names(folder: Path, ending: str) -> list[str]:
@@ -105,7 +119,13 @@ def _split(source: Path) -> PublishedSplit | None:
     if os.environ.get(_VARIABLE):
         places.append(Path(os.environ[_VARIABLE]) / source.absolute().name)
     path = next((p / SPLITS_FILE for p in places if (p / SPLITS_FILE).exists()), None)
-    return None if path is None else PublishedSplit(tuple(read_split(path)), f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}")
+    return (
+        None
+        if path is None
+        else PublishedSplit(tuple(read_split(path)), f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}")
+    )
 
 
-CONVERTERS.register("nnunet")(Converter("an existing nnUNet_raw data set, checked and linked", GUIDE, convert, name_from_path))
+CONVERTERS.register("nnunet")(
+    Converter("an existing nnUNet_raw data set, checked and linked", GUIDE, convert, name_from_path)
+)

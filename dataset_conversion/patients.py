@@ -16,8 +16,8 @@ _FIX = "give its path below the source, one row per image"
 def read_patients(options: ConversionOptions, images: Iterable[Path], source: Path) -> dict[Path, str]:
     """Image → patient from the CSV file of ``--patients``, with the columns ``image`` and ``patient``.
 
-    ``image`` is the path below the source, or as many of its last parts as tell the images apart: ``P0/a.png``, ``a.png`` or ``a``. Rows
-    without patient, and rows of images that are not there, are passed over.
+    ``image`` is the path below the source, or as many of its last parts as tell the images apart: ``P0/a.png``,
+    ``a.png`` or ``a``. Rows without patient, and rows of images that are not there, are passed over.
 
     Args:
         options: of the conversion.
@@ -25,7 +25,8 @@ def read_patients(options: ConversionOptions, images: Iterable[Path], source: Pa
         source: the folder that they are in.
 
     Raises:
-        DataError: the file is missing or has other columns, a name fits several images, an image has two patients, or no row fits an image.
+        DataError: the file is missing or has other columns, a name fits several images, an image has two patients, or
+            no row fits an image.
     """
     if "patients" not in options.settings:
         return {}
@@ -41,7 +42,9 @@ def read_patients(options: ConversionOptions, images: Iterable[Path], source: Pa
         if (found := (sure if certain else likely).setdefault(image, row["patient"])) != row["patient"]:
             raise DataError(f"{path}: expected one patient of {image}, found '{found}' and '{row['patient']}'; {_FIX}.")
     if not sure and not likely:
-        raise DataError(f"{path}: expected the images of {source} in the column 'image', but no row names one of them; {_FIX}.")
+        raise DataError(
+            f"{path}: expected the images of {source} in the column 'image', but no row names one of them; {_FIX}."
+        )
     return {**likely, **sure}
 
 

@@ -1,8 +1,8 @@
 """A CT-like phantom data set: an abdomen in miniature, made from formulas, for the demo, tests and benchmarks.
 
-Organs are smoothly deformed ellipsoids and tubes, painted on a grid three times finer than the scan's in-plane grid and averaged,
-so that boundaries have true partial volume. Liver and spleen have overlapping intensities, the vena cava resembles the aorta, and
-bowel loops of every intensity are left unlabelled: intensity alone does not solve it.
+Organs are smoothly deformed ellipsoids and tubes, painted on a grid three times finer than the scan's in-plane grid and
+averaged, so that boundaries have true partial volume. Liver and spleen have overlapping intensities, the vena cava
+resembles the aorta, and bowel loops of every intensity are left unlabelled: intensity alone does not solve it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _Inside = Callable[[np.ndarray], np.ndarray]
 
 
 class PhantomCase(NamedTuple):
-    """One phantom scan: ``image`` ``(z, y, x)`` float32 in HU, ``label`` ``(z, y, x)`` uint8, and the grid they lie on."""
+    """One phantom scan: ``image`` ``(z, y, x)`` float32 in HU, ``label`` ``(z, y, x)`` uint8, and the grid they lie
+    on.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -48,7 +50,8 @@ class PhantomCase(NamedTuple):
 class _Shape:
     """A painted structure: ``inside`` maps points ``(3, n)`` (x, y, z in mm) to bool, ``value`` gives the HU there.
 
-    ``near`` is a box (lower and upper corner) outside of which no point is inside, so that only its points are looked at.
+    ``near`` is a box (lower and upper corner) outside of which no point is inside, so that only its points are looked
+    at.
     """
 
     near: _Box
@@ -62,7 +65,8 @@ def make_phantom(
 ) -> DatasetDescription:
     """Write a phantom as a raw data set (nnU-Net v2's layout, int16 NIfTI).
 
-    The test cases go to ``imagesTs``, their label maps to ``labelsTs``. A data set that is already there is left as it is.
+    The test cases go to ``imagesTs``, their label maps to ``labelsTs``. A data set that is already there is left as it
+    is.
 
     Args:
         folder: ``<root>/raw/DatasetNNN_Name``.
@@ -93,8 +97,8 @@ def make_phantom(
 def phantom_case(seed: int, shape: tuple[int, int, int] = _SHAPE) -> PhantomCase:
     """Make one scan; the same seed gives the same scan.
 
-    Spacing varies between cases (2.4-3.6 mm through plane, 1.35-1.65 mm in plane), every third seed has flipped axes, every fourth
-    is oblique by up to 10 degrees.
+    Spacing varies between cases (2.4-3.6 mm through plane, 1.35-1.65 mm in plane), every third seed has flipped axes,
+    every fourth is oblique by up to 10 degrees.
     """
     rng = np.random.default_rng(seed)
     geometry = _grid(rng, seed, shape)
@@ -130,7 +134,9 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _anatomy(rng: np.random.Generator) -> list[_Shape]:
-    """The structures in painting order, later ones over earlier ones; positions in mm, +x right, +y anterior, +z superior."""
+    """The structures in painting order, later ones over earlier ones; positions in mm, +x right, +y anterior, +z
+    superior.
+    """
 
     def organ(centre: tuple[float, ...], radii: tuple[float, ...], mean: float, spread: float, label: int) -> _Shape:
         hu = rng.normal(mean, spread)
@@ -169,14 +175,18 @@ def _ellipsoid(rng: np.random.Generator, centre: tuple[float, ...], radii: tuple
 
 
 def _deformation(rng: np.random.Generator, amplitude: float, modes: int = 3) -> Callable[[np.ndarray], np.ndarray]:
-    """A smooth displacement in mm: per axis the mean of ``modes`` plane waves of 25 to 70 mm length and this amplitude."""
+    """A smooth displacement in mm: per axis the mean of ``modes`` plane waves of 25 to 70 mm length and this
+    amplitude.
+    """
     waves = rng.normal(size=(3, modes, 3))
     waves *= (2 * np.pi / rng.uniform(25, 70, (3, modes, 1))) / np.linalg.norm(waves, axis=2, keepdims=True)
     phases = rng.uniform(0, 2 * np.pi, (3, modes, 1)).astype(np.float32)
     waves = waves.astype(np.float32)
 
     def displace(points: np.ndarray) -> np.ndarray:
-        return np.stack([np.sin(w @ points + q).sum(0) for w, q in zip(waves, phases, strict=True)]) * np.float32(amplitude / modes)
+        return np.stack([np.sin(w @ points + q).sum(0) for w, q in zip(waves, phases, strict=True)]) * np.float32(
+            amplitude / modes
+        )
 
     return displace
 
@@ -201,7 +211,9 @@ def _tube(rng: np.random.Generator, centre: tuple[float, float], radius: float, 
     def inside(points: np.ndarray) -> np.ndarray:
         return ((points[:2] + bend(points)[:2] - middle[:, None]) ** 2).sum(0) < size**2
 
-    return _Shape((np.append(middle - size - 3, -np.inf), np.append(middle + size + 3, np.inf)), inside, lambda p: hu, label)
+    return _Shape(
+        (np.append(middle - size - 3, -np.inf), np.append(middle + size + 3, np.inf)), inside, lambda p: hu, label
+    )
 
 
 def _spine(rng: np.random.Generator) -> _Shape:
@@ -220,7 +232,9 @@ def _paint(geometry: Geometry, shapes: list[_Shape], rng: np.random.Generator) -
     image = np.full(points.shape[1], _AIR, dtype=np.float32)
     label = np.zeros(points.shape[1], dtype=np.uint8)
     for shape in shapes:
-        near = np.flatnonzero(np.logical_and.reduce([(p > low) & (p < high) for p, low, high in zip(points, *shape.near, strict=True)]))
+        near = np.flatnonzero(
+            np.logical_and.reduce([(p > low) & (p < high) for p, low, high in zip(points, *shape.near, strict=True)])
+        )
         where = near[shape.inside(points[:, near])]
         image[where] = shape.value(points[:, where])
         label[where] = shape.label
@@ -230,7 +244,9 @@ def _paint(geometry: Geometry, shapes: list[_Shape], rng: np.random.Generator) -
 
 def _fine_points(geometry: Geometry) -> np.ndarray:
     """World positions ``(3, n)`` (x, y, z in mm) of the sub-samples in array order, float32."""
-    z, y, x = (((np.arange(n * f) + 0.5) / f - 0.5).astype(np.float32) for n, f in zip(geometry.shape, _FINE, strict=True))
+    z, y, x = (
+        ((np.arange(n * f) + 0.5) / f - 0.5).astype(np.float32) for n, f in zip(geometry.shape, _FINE, strict=True)
+    )
     matrix = geometry.matrix.astype(np.float32)
     return np.stack([m[0] * x + m[1] * y[:, None] + m[2] * z[:, None, None] + m[3] for m in matrix[:3]]).reshape(3, -1)
 

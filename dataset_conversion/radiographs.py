@@ -87,7 +87,8 @@ class ImageIndex:
         self.paths = sorted(
             p
             for p in self.folder.rglob("*")
-            if p.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in p.relative_to(self.folder).parts)
+            if p.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in p.relative_to(self.folder).parts)
         )
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         for path in self.paths:
@@ -95,7 +96,8 @@ class ImageIndex:
             self._by_name[path.stem].append(path)
 
     def find(self, name: str, *near: Path) -> Path | None:
-        """The image called ``name`` (a path or a bare name, with or without its ending), relative to one of ``near`` if there.
+        """The image called ``name`` (a path or a bare name, with or without its ending), relative to one of ``near`` if
+        there.
 
         Raises:
             DataError: several images have this name.
@@ -109,7 +111,8 @@ class ImageIndex:
             found = inside if len(inside) == 1 else found
         if len(found) > 1:
             raise DataError(
-                f"The image '{name}' is there {len(found)} times: {', '.join(map(str, found[:3]))}; rename or remove the others."
+                f"The image '{name}' is there {len(found)} times: {', '.join(map(str, found[:3]))}; rename or remove "
+                "the others."
             )
         return found[0] if found else None
 
@@ -127,8 +130,8 @@ def radiograph_job(
 ) -> CaseJob:
     """A job for one radiograph.
 
-    The image file is taken over as it is where every reader sees the same upright 8-bit pixels in it; otherwise the pixels are
-    written as PNG, without loss. So JPEGs stay JPEGs and cost no more disk than before.
+    The image file is taken over as it is where every reader sees the same upright 8-bit pixels in it; otherwise the
+    pixels are written as PNG, without loss. So JPEGs stay JPEGs and cost no more disk than before.
 
     Args:
         case: case id in the new data set.
@@ -150,7 +153,9 @@ def radiograph_job(
         marks, noticed = _marks(case, image, radiograph, not boxes)
         pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
         wide = radiograph.pixels.dtype != np.uint8
-        annotation = BoxAnnotation(*radiograph.size, tuple(b for _, b in boxes), tuple(n for n, _ in boxes), window if wide else None)
+        annotation = BoxAnnotation(
+            *radiograph.size, tuple(b for _, b in boxes), tuple(n for n, _ in boxes), window if wide else None
+        )
         values = tuple(sorted({rules.categories.index(name) + 1 for name, _ in boxes}))
         findings = (*remarks, *mismatch, *faults, *noticed)
         piece = image if radiograph.plain else pixels
@@ -161,7 +166,8 @@ def radiograph_job(
 
 
 def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[str]:
-    """The images without a box that are to be converted: ``--negatives all`` (default), ``none``, or a number, evenly spaced.
+    """The images without a box that are to be converted: ``--negatives all`` (default), ``none``, or a number, evenly
+    spaced.
 
     Raises:
         DataError: the setting is something else.
@@ -199,12 +205,16 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def unique_cases(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """A case id for each image, no two equal: its stem; its path below ``folder`` where several have the same stem; with ``_2``, ``_3``, …
-    appended where that does not tell them apart either (``a b.png`` and ``a_b.png``, ``c.jpg`` and ``c.png``), in the order of their paths.
+    """A case id for each image, no two equal: its stem; its path below ``folder`` where several have the same stem;
+    with ``_2``, ``_3``, … appended where that does not tell them apart either (``a b.png`` and ``a_b.png``, ``c.jpg``
+    and ``c.png``), in the order of their paths.
     """
     names = {p: case_name(p.name) for p in sorted(paths)}
     count = Counter(names.values())
-    names = {p: n if count[n] == 1 else case_name("_".join(below(p.with_suffix(""), folder)) + ".x") for p, n in names.items()}
+    names = {
+        p: n if count[n] == 1 else case_name("_".join(below(p.with_suffix(""), folder)) + ".x")
+        for p, n in names.items()
+    }
     taken = set(names.values())
     first: set[str] = set()
     for path, name in names.items():
@@ -221,18 +231,25 @@ def below(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def case_name(name: str) -> str:
-    """A case id from a file name: its stem, with anything but letters, digits, ``.``, ``_`` and ``-`` replaced by ``_``."""
+    """A case id from a file name: its stem, with anything but letters, digits, ``.``, ``_`` and ``-`` replaced by
+    ``_``.
+    """
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
 
 
 def finish_radiographs(
-    writer: RawWriter, format: str, rules: Rules, official: PublishedSplit | None, notes: Iterable[str] = (), **extra: object
+    writer: RawWriter,
+    format: str,
+    rules: Rules,
+    official: PublishedSplit | None,
+    notes: Iterable[str] = (),
+    **extra: object,
 ) -> ConversionReport:
     """Look for duplicates, write folds, ``dataset.json`` and the report.
 
-    Without a published split there are five folds, stratified by class, in which a patient's images and equal images stay
-    together. From a published one, training images that equal one of its validation images (or a test image), or show a patient of
-    one, are taken out. In a ``splits_final.json`` that is there already, such images are an error.
+    Without a published split there are five folds, stratified by class, in which a patient's images and equal images
+    stay together. From a published one, training images that equal one of its validation images (or a test image), or
+    show a patient of one, are taken out. In a ``splits_final.json`` that is there already, such images are an error.
 
     Args:
         writer: all cases are converted by now.
@@ -255,15 +272,26 @@ def finish_radiographs(
     split: PublishedSplit | None
     if official is not None:
         split, equal, same = without_leaks(official, kin)
-        notes += [f"taken out of training, since an equal image is validated or tested on: {', '.join(equal)}"] if equal else []
+        notes += (
+            [f"taken out of training, since an equal image is validated or tested on: {', '.join(equal)}"]
+            if equal
+            else []
+        )
     else:
         same = sorted(kin.leaks(training, ())[1])
         usable = set(training).difference(*kin.leaks(training, ()))
         split = make_folds({c: training[c] for c in usable}, joined_groups(training, writer.patients, twins))
-    notes += [f"taken out of training, since other images of their patients are validated or tested on: {kin.named(same)}"] if same else []
+    notes += (
+        [f"taken out of training, since other images of their patients are validated or tested on: {kin.named(same)}"]
+        if same
+        else []
+    )
     writer.report_list("taken out of training with their patients", same)
     if same and not (split and any(train for train, _ in split.folds)):
-        expected, action = "training images of patients who are not validated or tested on", "divide the images anew, by patients"
+        expected, action = (
+            "training images of patients who are not validated or tested on",
+            "divide the images anew, by patients",
+        )
         writer.report_findings([Finding("", "", expected, "none", action)])
     writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
     description = DatasetDescription.detection(CHANNELS, rules.categories)
@@ -272,7 +300,8 @@ def finish_radiographs(
 
 
 def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> PublishedSplit | None:
-    """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's ``StratifiedGroupKFold``).
+    """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's
+    ``StratifiedGroupKFold``).
 
     Args:
         classes: case → the classes of its boxes; none for a negative.
@@ -284,7 +313,9 @@ def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) 
     folds = stratified_folds(classes, groups)
     if not folds:
         return None
-    return PublishedSplit(tuple(folds), f"{len(folds)} folds, stratified by class, patients and equal images kept together, seed {SEED}")
+    return PublishedSplit(
+        tuple(folds), f"{len(folds)} folds, stratified by class, patients and equal images kept together, seed {SEED}"
+    )
 
 
 def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiograph, list[Finding]]:
@@ -295,7 +326,9 @@ def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiog
     found = f"{image.size[0]}×{image.size[1]} px"
     if drawn.size == image.stored_size:
         action = "it was drawn on the image as stored, so the image was not turned; look at it in the contact sheet"
-        note = Finding(case, str(path), expected, f"{found} after EXIF orientation {image.orientation}", action, error=False)
+        note = Finding(
+            case, str(path), expected, f"{found} after EXIF orientation {image.orientation}", action, error=False
+        )
         return read_radiograph(path, upright=False), [note]
     return image, [Finding(case, str(path), expected, found, "find the image that was annotated, or remove it")]
 

@@ -52,9 +52,14 @@ class ConversionReport:
 
     def summary(self) -> str:
         """One line."""
-        names = ": " + ", ".join(self.left_out[:_NAMED]) + (" …" if len(self.left_out) > _NAMED else "") if self.left_out else ""
+        names = (
+            ": " + ", ".join(self.left_out[:_NAMED]) + (" …" if len(self.left_out) > _NAMED else "")
+            if self.left_out
+            else ""
+        )
         return (
-            f"{self.dataset} from {self.source} ({self.format}): {len(self.converted)} cases converted, {len(self.unchanged)} were there "
+            f"{self.dataset} from {self.source} ({self.format}): {len(self.converted)} cases converted, "
+            f"{len(self.unchanged)} were there "
             f"already, {len(self.left_out)} left out{names}"
         )
 
@@ -62,7 +67,11 @@ class ConversionReport:
         """The report for people."""
         notes = [f"note: {note}" for note in self.notes]
         counts = [f"{name}: {len(members)}" for name, members in self.lists.items()]
-        lists = [part for name, members in self.lists.items() for part in ("", f"{name} ({len(members)}):", *_wrapped(members))]
+        lists = [
+            part
+            for name, members in self.lists.items()
+            for part in ("", f"{name} ({len(members)}):", *_wrapped(members))
+        ]
         head = [self.summary(), *([", ".join(counts)] if counts else []), *notes]
         return "\n".join([*head, *findings_text(self.problems, self.warnings), *lists]) + "\n"
 
@@ -74,5 +83,10 @@ class ConversionReport:
 
 def _wrapped(members: tuple[str, ...]) -> list[str]:
     return textwrap.wrap(
-        ", ".join(members), 120, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        ", ".join(members),
+        120,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )

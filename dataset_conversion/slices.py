@@ -1,6 +1,7 @@
 """Data sets cut into 2D slices (``.npz``, ``.h5``): the slices of a case are put back together to one volume.
 
-Such files carry no voxel size and no orientation. Volumes are written with 1 mm along every axis, so that distances count voxels.
+Such files carry no voxel size and no orientation. Volumes are written with 1 mm along every axis, so that distances
+count voxels.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from medkd.core.labels import LabelSpec
 from medkd.io.checks import Finding, finite_finding, label_finding, label_values
 from medkd.io.volumes import Volume, as_label
 
-UNIT_SPACING = (
-    "the source states no voxel size: 1 mm is written along every axis, so that HD95 and NSD count voxels; train the configuration 2d"
-)
+UNIT_SPACING = "the source states no voxel size: 1 mm is written along every axis, so that HD95 and NSD count voxels; train the configuration 2d"
 
 _ENDINGS = (".npy.h5", ".h5", ".hdf5", ".npz")
 _HDF5 = (".h5", ".hdf5")
@@ -58,8 +57,8 @@ def convert_slices(
 ) -> ConversionReport:
     """Convert a tree of slices and volumes.
 
-    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``val.list`` and ``test.list``
-    (one case per line) say the same.
+    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``val.list``
+    and ``test.list`` (one case per line) say the same.
 
     Args:
         format: name of the converter.
@@ -84,7 +83,11 @@ def convert_slices(
     writer.report_findings(findings)
     writer.convert(jobs, options.workers)
     parts = {part: [name for name, case in cases.items() if case.part == part] for part in ("train", "val")}
-    split = PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download") if parts["val"] else None
+    split = (
+        PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download")
+        if parts["val"]
+        else None
+    )
     description = DatasetDescription(options.channels or (channel,), labels, 0)
     return finish_converted(writer, format, description, split, [UNIT_SPACING])
 
@@ -142,7 +145,9 @@ def _h5py() -> ModuleType:
     try:
         import h5py
     except ImportError as error:
-        raise DataError("Reading .h5 files needs h5py, which is not installed; install it with: pip install 'medkd[h5]'.") from error
+        raise DataError(
+            "Reading .h5 files needs h5py, which is not installed; install it with: pip install 'medkd[h5]'."
+        ) from error
     return h5py
 
 
@@ -172,7 +177,9 @@ def _job(name: str, case: SlicedCase, labels: LabelSpec) -> CaseJob:
     split: Split = "Ts" if case.part == "test" else "Tr"
     match = _PATIENT.match(name)
     recipe = f"stacked, labels {labels.values}"
-    return CaseJob(name, case.files, lambda: _prepare(name, case, labels), recipe, split, match["patient"] if match else None)
+    return CaseJob(
+        name, case.files, lambda: _prepare(name, case, labels), recipe, split, match["patient"] if match else None
+    )
 
 
 def _prepare(name: str, case: SlicedCase, labels: LabelSpec) -> CaseContent:
@@ -192,7 +199,9 @@ def _prepare(name: str, case: SlicedCase, labels: LabelSpec) -> CaseContent:
 def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     image, label = read_pair(path)
     if image.ndim != 3 or image.shape != label.shape:
-        raise DataError(f"{path}: expected image and label of one shape (slices, y, x), found {image.shape} and {label.shape}.")
+        raise DataError(
+            f"{path}: expected image and label of one shape (slices, y, x), found {image.shape} and {label.shape}."
+        )
     return image.astype(np.float32), label
 
 
@@ -202,7 +211,9 @@ def _stack(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
         image, label = read_pair(path)
         expected = pairs[0][0].shape if pairs else image.shape
         if image.ndim != 2 or image.shape != expected or label.shape != expected:
-            raise DataError(f"{path}: expected image and label slices of shape {expected}, found {image.shape} and {label.shape}.")
+            raise DataError(
+                f"{path}: expected image and label slices of shape {expected}, found {image.shape} and {label.shape}."
+            )
         pairs.append((image.astype(np.float32), label))
     return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
 
@@ -215,4 +226,8 @@ def _gaps(name: str, slices: Mapping[int, Path]) -> list[Finding]:
         return []
     found = f"no slice {', '.join(map(str, missing[:10]))}" + (" …" if len(missing) > 10 else "")
     folder = str(next(iter(slices.values())).parent)
-    return [Finding(name, folder, f"all slices from {numbers[0]} to {numbers[-1]}", found, "download the missing files again")]
+    return [
+        Finding(
+            name, folder, f"all slices from {numbers[0]} to {numbers[-1]}", found, "download the missing files again"
+        )
+    ]

@@ -34,12 +34,17 @@ class PublishedSplit:
 
 
 def finish_converted(
-    writer: RawWriter, format: str, description: DatasetDescription, split: PublishedSplit | None, notes: Iterable[str] = ()
+    writer: RawWriter,
+    format: str,
+    description: DatasetDescription,
+    split: PublishedSplit | None,
+    notes: Iterable[str] = (),
 ) -> ConversionReport:
     """Write the split, ``dataset.json`` and the report.
 
-    ``dataset.json`` also records the format under ``"medkd"``, by which a protocol finds its settings. Without a published split,
-    training makes five folds, grouped by patient where patients are known. A ``splits_final.json`` that is there already wins.
+    ``dataset.json`` also records the format under ``"medkd"``, by which a protocol finds its settings. Without a
+    published split, training makes five folds, grouped by patient where patients are known. A ``splits_final.json``
+    that is there already wins.
 
     Args:
         writer: all cases are converted by now.
@@ -59,7 +64,9 @@ def finish_converted(
         if not folds:
             notes.append(f"{split.source}: no fold has training and validation cases here, so the split was not used")
         elif path.exists() and read_json(path) != folds:
-            notes.append(f"{SPLITS_FILE} was there already and was kept; delete it and convert again to get {split.source}")
+            notes.append(
+                f"{SPLITS_FILE} was there already and was kept; delete it and convert again to get {split.source}"
+            )
         else:
             write_json(path, folds)
             own["split_source"] = split.source
@@ -77,16 +84,22 @@ def read_split(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     try:
         return [(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in data]
     except (TypeError, KeyError) as error:
-        raise DataError(f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or remove it.') from error
+        raise DataError(
+            f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or remove it.'
+        ) from error
 
 
 def _present(split: PublishedSplit, cases: Collection[str]) -> list[dict[str, list[str]]]:
     known = set(cases)
-    folds = [{"train": [c for c in train if c in known], "val": [c for c in val if c in known]} for train, val in split.folds]
+    folds = [
+        {"train": [c for c in train if c in known], "val": [c for c in val if c in known]} for train, val in split.folds
+    ]
     return [fold for fold in folds if fold["train"] and fold["val"]]
 
 
 def _sizes(folds: list[dict[str, list[str]]], cases: Collection[str]) -> str:
     text = ", ".join(f"{len(fold['train'])} + {len(fold['val'])}" for fold in folds)
     unnamed = set(cases) - {case for fold in folds for part in fold.values() for case in part}
-    return f"training + validation cases per fold: {text}" + (f"; {len(unnamed)} cases are in no fold" if unnamed else "")
+    return f"training + validation cases per fold: {text}" + (
+        f"; {len(unnamed)} cases are in no fold" if unnamed else ""
+    )

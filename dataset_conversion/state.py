@@ -65,7 +65,8 @@ class State:
         head = lines[0]
         if (head.get("format"), head.get("source")) != (format, source):
             raise DataError(
-                f"{folder} was converted from {head.get('source')} ({head.get('format')}), not from {source} ({format}); "
+                f"{folder} was converted from {head.get('source')} ({head.get('format')}), not from {source} "
+                f"({format}); "
                 "choose another number or remove that folder first."
             )
         for line in lines[1:]:
@@ -101,7 +102,9 @@ class State:
             with (self.folder / STATE_FILE).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise DataError(f"Cannot write to {self.folder}: {error.strerror or error}; choose a root that can be written to.") from error
+            raise DataError(
+                f"Cannot write to {self.folder}: {error.strerror or error}; choose a root that can be written to."
+            ) from error
 
 
 def _lines(path: Path) -> list[dict]:

@@ -33,4 +33,6 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     return convert_slices("synapse_slices", source, folder, options, LabelSpec.from_names(ORGANS), "CT")
 
 
-CONVERTERS.register("synapse_slices")(Converter("Synapse multi-organ CT as 2D slices, 8 organs", GUIDE, convert, lambda _: "SynapseSlices"))
+CONVERTERS.register("synapse_slices")(
+    Converter("Synapse multi-organ CT as 2D slices, 8 organs", GUIDE, convert, lambda _: "SynapseSlices")
+)

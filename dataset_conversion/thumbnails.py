@@ -53,7 +53,9 @@ def radiograph_picture(image: Path, label: Path | None, categories: Sequence[str
     pixels, _ = to_eight_bit(read_radiograph(image).pixels)
     full = Image.fromarray(pixels).convert("RGB")
     scale = side / max(full.size)
-    picture = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.Resampling.LANCZOS)
+    picture = full.resize(
+        (max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.Resampling.LANCZOS
+    )
     annotation = BoxAnnotation.load(label) if label else BoxAnnotation(*full.size)
     colours = [colour(categories.index(name)) if name in categories else PALETTE[2] for name in annotation.names]
     draw = ImageDraw.Draw(picture)
@@ -83,7 +85,10 @@ def volume_picture(files: CaseFiles, side: int) -> Image.Image:
     if files.label is not None:
         label = _upright(read_label(files.label).array, volume.geometry)[0]
         if label.shape != image.shape:
-            raise DataError(f"{files.label}: expected the grid of {files.images[0]}, found {label.shape}; see the verification report.")
+            raise DataError(
+                f"{files.label}: expected the grid of {files.images[0]}, found {label.shape}; see the verification "
+                "report."
+            )
     marked = np.count_nonzero(label, axis=(0, 1))
     place = int(marked.argmax()) if marked.any() else image.shape[2] // 2
     grey = _window(image, place)
@@ -94,14 +99,18 @@ def volume_picture(files: CaseFiles, side: int) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels[::-1, ::-1].swapaxes(0, 1)))
     physical = (picture.width * spacing[0], picture.height * spacing[1])
     scale = side / max(physical)
-    picture = picture.resize((max(1, round(physical[0] * scale)), max(1, round(physical[1] * scale))), Image.Resampling.BICUBIC)
+    picture = picture.resize(
+        (max(1, round(physical[0] * scale)), max(1, round(physical[1] * scale))), Image.Resampling.BICUBIC
+    )
     canvas = Image.new("RGB", (side, side), _BLACK)
     canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return canvas
 
 
 def _upright(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, tuple[float, ...]]:
-    """An array ``(z, y, x)`` as ``(x, y, z)`` with the axes towards right, front and head (RAS+), and the spacing in that order."""
+    """An array ``(z, y, x)`` as ``(x, y, z)`` with the axes towards right, front and head (RAS+), and the spacing in
+    that order.
+    """
     from nibabel.orientations import apply_orientation, io_orientation
 
     orientation = io_orientation(geometry.matrix)
@@ -129,7 +138,9 @@ def _outline(draw: ImageDraw.ImageDraw, box: Sequence[float], shade: Colour, wid
     draw.rectangle((left - width, top - width, right + width, bottom + width), outline=shade, width=width)
 
 
-def _inset(canvas: Image.Image, full: Image.Image, box: Sequence[float], shade: Colour, centre: Sequence[float]) -> None:
+def _inset(
+    canvas: Image.Image, full: Image.Image, box: Sequence[float], shade: Colour, centre: Sequence[float]
+) -> None:
     """The box enlarged, in the corner farthest from it."""
     side = round(canvas.width * _INSET)
     half = max(box[2] - box[0], box[3] - box[1]) * _CONTEXT / 2

@@ -1,6 +1,7 @@
 """Radiographs with boxes as Pascal VOC files, from any annotation tool.
 
-Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010, doi:10.1007/s11263-009-0275-4 (the format).
+Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010, doi:10.1007/s11263-009-0275-4 (the
+format).
 """
 
 from __future__ import annotations
@@ -58,7 +59,11 @@ def _annotations(source: Path, one_based: bool) -> tuple[dict[Path, tuple[Drawn,
             drawn[path] = read_voc(path, one_based=one_based)
         except DataError as error:
             text = str(error).rstrip(".")
-            findings.append(Finding(path.stem, str(path), "a Pascal VOC annotation", text, "its image was left out; export it again"))
+            findings.append(
+                Finding(
+                    path.stem, str(path), "a Pascal VOC annotation", text, "its image was left out; export it again"
+                )
+            )
     return drawn, findings
 
 
@@ -67,16 +72,27 @@ def _items(source: Path, drawn: Mapping[Path, tuple[Drawn, str]], recipe: str) -
     items, findings, used = [], [], set()
     for path, (stated, name) in drawn.items():
         try:
-            image = (index.find(name, path.parent, source / "JPEGImages") if name else None) or index.find(path.stem, path.parent)
+            image = (index.find(name, path.parent, source / "JPEGImages") if name else None) or index.find(
+                path.stem, path.parent
+            )
         except DataError as error:
-            findings.append(Finding(path.stem, str(path), "one image of this name", str(error).rstrip("."), "rename or remove one"))
+            findings.append(
+                Finding(path.stem, str(path), "one image of this name", str(error).rstrip("."), "rename or remove one")
+            )
             continue
         if image is None:
             action = "add the image or remove the annotation"
             findings.append(Finding(path.stem, str(path), f"an image {name or path.stem}", "no such file", action))
         elif image in used:
             findings.append(
-                Finding(path.stem, str(path), "one annotation per image", f"another one of {image.name}", "the first one was used", False)
+                Finding(
+                    path.stem,
+                    str(path),
+                    "one annotation per image",
+                    f"another one of {image.name}",
+                    "the first one was used",
+                    False,
+                )
             )
         else:
             used.add(image)

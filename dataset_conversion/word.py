@@ -1,7 +1,7 @@
 """WORD: 16 organs on 150 abdominal CT scans.
 
-Luo et al., WORD: A large scale dataset, benchmark and clinical applicable study for abdominal organ segmentation from CT image,
-Medical Image Analysis 82, 2022, doi:10.1016/j.media.2022.102642, arXiv:2111.02403.
+Luo et al., WORD: A large scale dataset, benchmark and clinical applicable study for abdominal organ segmentation from
+CT image, Medical Image Analysis 82, 2022, doi:10.1016/j.media.2022.102642, arXiv:2111.02403.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     train, findings = _labelled(root, "Tr")
     val, more = _labelled(root, "Val")
     if not train:
-        raise DataError(f"{root}: expected images and label maps of the same names in imagesTr and labelsTr, found no pair.")
+        raise DataError(
+            f"{root}: expected images and label maps of the same names in imagesTr and labelsTr, found no pair."
+        )
     notes = [] if val else [f"{root} has no imagesVal and labelsVal, so the official split is not known"]
     writer = RawWriter(folder, "word", root, "link" if options.mode == "link" else "copy")
     writer.report_findings([*findings, *more])
@@ -77,7 +79,10 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
 
 def _labelled(root: Path, part: str) -> tuple[list[CaseJob], tuple[Finding, ...]]:
     pairs = pair_files(root / f"images{part}", root / f"labels{part}")
-    jobs = [volume_job(case, list(pairs.images[case].values()), label, 1, LABELS.values) for case, label in sorted(pairs.labels.items())]
+    jobs = [
+        volume_job(case, list(pairs.images[case].values()), label, 1, LABELS.values)
+        for case, label in sorted(pairs.labels.items())
+    ]
     return jobs, pairs.findings
 
 

@@ -39,7 +39,8 @@ class CaseContent:
         label: the label map: a file, voxels, or (detection) the boxes as a JSON object.
         values: label values present.
         findings: what was noticed; an error leaves the case out.
-        marks: what is remarkable about the case without being wrong (``rotated``); the report lists the cases of each mark.
+        marks: what is remarkable about the case without being wrong (``rotated``); the report lists the cases of each
+            mark.
         digest: fingerprint of the contents, where duplicates are looked for.
     """
 
@@ -79,7 +80,8 @@ class RawWriter:
         folder: ``DatasetNNN_Name`` to write; continued when it exists.
         format: name of the converter.
         source: what is converted; file paths in the log are relative to it.
-        mode: ``copy`` files that can be taken over as they are, ``link`` to them, or ``move`` them (only for files of our own).
+        mode: ``copy`` files that can be taken over as they are, ``link`` to them, or ``move`` them (only for files of
+            our own).
         label: how the source is called in reports, where it differs (an archive).
         file_ending: of the images.
 
@@ -88,7 +90,14 @@ class RawWriter:
     """
 
     def __init__(
-        self, folder: Path, format: str, source: Path, mode: Mode = "copy", *, label: Path | None = None, file_ending: str = ".nii.gz"
+        self,
+        folder: Path,
+        format: str,
+        source: Path,
+        mode: Mode = "copy",
+        *,
+        label: Path | None = None,
+        file_ending: str = ".nii.gz",
     ) -> None:
         self.folder = Path(folder)
         self.mode = mode
@@ -112,7 +121,9 @@ class RawWriter:
                 self._left_out.append(finding.case)
 
     def report_list(self, name: str, members: Iterable[str]) -> None:
-        """Add a named list to the report, for example of the files that a download should have had; an empty one is left out."""
+        """Add a named list to the report, for example of the files that a download should have had; an empty one is
+        left out.
+        """
         if listed := tuple(sorted(members)):
             self._lists[name] = listed
 
@@ -130,7 +141,8 @@ class RawWriter:
         """Convert the cases in parallel; bad ones are recorded and left out.
 
         Raises:
-            DataError: the output cannot be written (read-only, full disk); finished cases stay, the current one is removed.
+            DataError: the output cannot be written (read-only, full disk); finished cases stay, the current one is
+                removed.
         """
         jobs = self._without_duplicates(jobs)
         pool = ThreadPoolExecutor(workers or worker_count(s for j in jobs for s in j.sources if file_ending(s)))
@@ -152,7 +164,9 @@ class RawWriter:
         Where no training case could be converted there is no ``dataset.json``.
         """
         training = len(self.training_cases)
-        for key in set(self._state.entries) - set(self._entries):  # of an earlier run; the source or the options have changed
+        for key in set(self._state.entries) - set(
+            self._entries
+        ):  # of an earlier run; the source or the options have changed
             self._state.discard(key)
         for mark in sorted({mark for entry in self._entries.values() for mark in entry.marks}):
             self.report_list(mark, (key[3:] for key, entry in self._entries.items() if mark in entry.marks))
@@ -171,7 +185,9 @@ class RawWriter:
         report.save(self.folder)
         if training:
             patients = {**description.patients, **self._patients}
-            description = replace(description, num_training=training, file_ending=self._common_ending(), patients=patients)
+            description = replace(
+                description, num_training=training, file_ending=self._common_ending(), patients=patients
+            )
             description.save(self.folder / "dataset.json")
         else:
             (self.folder / "dataset.json").unlink(missing_ok=True)
@@ -187,7 +203,11 @@ class RawWriter:
                 errors = [f for f in content.findings if f.error]
         except DataError as error:
             action = "mend or replace the file, then convert again"
-            content, errors, entry = None, [Finding(job.case, "", "a case that can be read", str(error).rstrip("."), action)], None
+            content, errors, entry = (
+                None,
+                [Finding(job.case, "", "a case that can be read", str(error).rstrip("."), action)],
+                None,
+            )
         except MedkdError:
             raise
         except Exception as error:
@@ -202,7 +222,9 @@ class RawWriter:
             earlier, files = self._state.entries.get(key), self._place_all(job, content)
             for name in set(earlier.files if earlier else ()) - set(files):  # the same image under another ending
                 (self.folder / name).unlink(missing_ok=True)
-            entry = Entry(key, signature, files, content.values, content.findings, marks=content.marks, digest=content.digest)
+            entry = Entry(
+                key, signature, files, content.values, content.findings, marks=content.marks, digest=content.digest
+            )
             self._state.add(entry)
             self._accept(job, key, entry, self._converted)
 
@@ -216,7 +238,10 @@ class RawWriter:
     def _place_all(self, job: CaseJob, content: CaseContent) -> dict[str, int]:
         """Write all files of a case, or none."""
         placed: dict[str, int] = {}
-        images = {f"images{job.split}/{job.case}_{i:04d}{self._ending(piece)}": piece for i, piece in enumerate(content.images)}
+        images = {
+            f"images{job.split}/{job.case}_{i:04d}{self._ending(piece)}": piece
+            for i, piece in enumerate(content.images)
+        }
         if content.label is not None:
             ending = ".json" if isinstance(content.label, Mapping) else self.file_ending
             images[f"labels{job.split}/{job.case}{ending}"] = content.label
@@ -231,7 +256,9 @@ class RawWriter:
         return placed
 
     def _ending(self, piece: Piece) -> str:
-        """Of an image file: volumes all have the data set's, radiographs their own, so that JPEGs need not become PNGs."""
+        """Of an image file: volumes all have the data set's, radiographs their own, so that JPEGs need not become
+        PNGs.
+        """
         if isinstance(piece, np.ndarray):
             return ".png"
         own = piece.suffix.lower() if isinstance(piece, Path) else ""
@@ -273,7 +300,9 @@ class RawWriter:
         for job in jobs:
             if unique.setdefault((job.split, job.case), job) is not job:
                 expected, found = "each case once", "the case a second time"
-                self._warnings.append(Finding(job.case, str(job.sources[0]), expected, found, "the first one was used", error=False))
+                self._warnings.append(
+                    Finding(job.case, str(job.sources[0]), expected, found, "the first one was used", error=False)
+                )
         return list(unique.values())
 
 
@@ -290,4 +319,6 @@ def _link_or_move(source: Path, target: Path, mode: Mode) -> None:
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"Cannot write {target}: {error.strerror or error}; convert with --copy, or choose another root.") from error
+        raise DataError(
+            f"Cannot write {target}: {error.strerror or error}; convert with --copy, or choose another root."
+        ) from error

@@ -33,7 +33,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Convert a folder with YOLO labels and images.
 
     Raises:
-        DataError: the class names are not known, there is no image, a setting is unknown, or the output cannot be written.
+        DataError: the class names are not known, there is no image, a setting is unknown, or the output cannot be
+            written.
     """
     source = existing_folder(source, "yolo")
     settings, known = _names(source, options)
@@ -52,7 +53,10 @@ def _names(source: Path, options: ConversionOptions) -> tuple[Mapping[str, Any],
         return {}, tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     if options.labels:
         return {}, options.labels
-    raise DataError(f"{source}: the class names are not known; add data.yaml with 'names', or give --labels in the order of the numbers.")
+    raise DataError(
+        f"{source}: the class names are not known; add data.yaml with 'names', or give --labels in the order of the "
+        "numbers."
+    )
 
 
 def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> tuple[list[Item], list[Finding]]:
@@ -66,7 +70,11 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
         if parts and part is None:
             outside.append(image)
         elif label and sharing:
-            items.append(Item(image, _undecided(image, label, sharing), (label,), part, recipe="the label file of several images"))
+            items.append(
+                Item(
+                    image, _undecided(image, label, sharing), (label,), part, recipe="the label file of several images"
+                )
+            )
         else:
             items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
     used = {label for label, _ in owners.values()}
@@ -77,13 +85,22 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
         if "labels" in label.relative_to(source).parts or label.parent in folders
     ]
     if outside:
-        found, action = f"{len(outside)} images elsewhere, the first is {outside[0]}", "they were left out; name their folder in data.yaml"
-        findings.append(Finding("", "data.yaml", "images in the folders named by train, val and test", found, action, error=False))
+        found, action = (
+            f"{len(outside)} images elsewhere, the first is {outside[0]}",
+            "they were left out; name their folder in data.yaml",
+        )
+        findings.append(
+            Finding("", "data.yaml", "images in the folders named by train, val and test", found, action, error=False)
+        )
     return items, findings
 
 
-def _owners(images: Sequence[Path], source: Path, labels: Collection[Path]) -> dict[Path, tuple[Path | None, list[Path]]]:
-    """Image → its label file, and the other images that this may belong to: those that find it at an equally good or better place."""
+def _owners(
+    images: Sequence[Path], source: Path, labels: Collection[Path]
+) -> dict[Path, tuple[Path | None, list[Path]]]:
+    """Image → its label file, and the other images that this may belong to: those that find it at an equally good or
+    better place.
+    """
     found: dict[Path, tuple[int, Path]] = {}
     claims: dict[Path, list[Path]] = defaultdict(list)
     for image in images:
@@ -94,7 +111,10 @@ def _owners(images: Sequence[Path], source: Path, labels: Collection[Path]) -> d
     owners: dict[Path, tuple[Path | None, list[Path]]] = {}
     for image in images:
         rank, label = found.get(image, (0, None))
-        owners[image] = label, [other for other in claims.get(label, ()) if other != image and found[other][0] <= rank] if label else []
+        owners[image] = (
+            label,
+            [other for other in claims.get(label, ()) if other != image and found[other][0] <= rank] if label else [],
+        )
     return owners
 
 
@@ -105,7 +125,9 @@ def _part(image: Path, parts: Sequence[tuple[str, Path]]) -> str | None:
 
 
 def _label_paths(image: Path, source: Path) -> list[Path]:
-    """Where the labels of an image may lie: ``images`` replaced by ``labels`` in its path (the last one), or beside it."""
+    """Where the labels of an image may lie: ``images`` replaced by ``labels`` in its path (the last one), or beside
+    it.
+    """
     parts = list(image.relative_to(source).parts)
     found = []
     for place in reversed([i for i, part in enumerate(parts[:-1]) if part == "images"]):
@@ -124,16 +146,25 @@ def _parts(source: Path, settings: Mapping[str, Any]) -> list[tuple[str, Path]]:
             tries = [root / name for name in (text, text.removeprefix("../")) for root in roots]
             place = next((p.resolve() for p in tries if p.exists()), None)
             if place is None:
-                raise DataError(f"data.yaml: '{key}' names {text}, which does not exist below {source}; correct it or remove the entry.")
+                raise DataError(
+                    f"data.yaml: '{key}' names {text}, which does not exist below {source}; correct it or remove the "
+                    "entry."
+                )
             found += _listed(part, place, roots) if place.is_file() and place.suffix == ".txt" else [(part, place)]
-    return [(part, source / place.relative_to(source.resolve()) if source.resolve() in place.parents else place) for part, place in found]
+    return [
+        (part, source / place.relative_to(source.resolve()) if source.resolve() in place.parents else place)
+        for part, place in found
+    ]
 
 
 def _listed(part: str, path: Path, roots: Sequence[Path]) -> list[tuple[str, Path]]:
     """The images that a text file lists."""
     found = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
-        place = next((p.resolve() for root in (path.parent, *roots) if line.strip() and (p := root / line.strip()).is_file()), None)
+        place = next(
+            (p.resolve() for root in (path.parent, *roots) if line.strip() and (p := root / line.strip()).is_file()),
+            None,
+        )
         found += [(part, place)] if place and place.suffix.lower() in SUFFIXES else []
     return found
 
@@ -143,9 +174,13 @@ def _annotator(image: Path, label: Path | None, names: Sequence[str]) -> Annotat
 
 
 def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
-    """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left out."""
+    """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left
+    out.
+    """
     found = f"{label}, which is that of {', '.join(map(str, others[:3]))} as well"
-    finding = Finding("", str(image), "a label file of its own", found, "rename images and label files, or remove the other image")
+    finding = Finding(
+        "", str(image), "a label file of its own", found, "rename images and label files, or remove the other image"
+    )
     return lambda size: (Drawn(image), [finding])
 
 
@@ -153,4 +188,6 @@ def _empty(label: Path | None) -> bool:
     return label is None or not label.read_text(encoding="utf-8-sig", errors="replace").strip()
 
 
-CONVERTERS.register("yolo")(Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS))
+CONVERTERS.register("yolo")(
+    Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS)
+)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # package → the packages it may import; keep equal to the table in docs/architecture.md (the last test compares them)
 _FLOOR_2 = {"core", "io", "networks", "distillation", "evaluation"}
-_FLOOR_3 = _FLOOR_2 | {"preprocessing", "inference"}
+_FLOOR_3 = _FLOOR_2 | {"preprocessing", "models", "inference"}
 TABLE: dict[str, set[str]] = {
     "core": set(),
     "io": {"core"},
@@ -23,9 +23,10 @@ TABLE: dict[str, set[str]] = {
     "distillation": {"core"},
     "evaluation": {"core", "io"},
     "preprocessing": {"core", "io"},
-    "inference": _FLOOR_2 | {"preprocessing"},
+    "models": _FLOOR_2 | {"preprocessing"},
+    "inference": _FLOOR_2 | {"preprocessing", "models"},
     "training": _FLOOR_3,
-    "detection": _FLOOR_2 | {"training"},
+    "detection": _FLOOR_2 | {"models", "training"},
     "cli": _FLOOR_3 | {"training", "detection", "dataset_conversion"},
     "dataset_conversion": {"core", "io"},
 }
@@ -79,7 +80,10 @@ def _for_type_checkers(node: ast.AST) -> bool:
 def sources() -> dict[str, str]:
     """Module name → source of everything that is shipped."""
     files = [p for folder in ("medkd", "dataset_conversion") for p in sorted((ROOT / folder).rglob("*.py"))]
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p.read_text(encoding="utf-8") for p in files}
+    return {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p.read_text(encoding="utf-8")
+        for p in files
+    }
 
 
 def climbing(modules: dict[str, str]) -> list[str]:
@@ -157,7 +161,7 @@ def test_every_package_has_a_row() -> None:
         ("medkd.io.x", "def f():\n    import medkd.training.api"),
         ("medkd.preprocessing.x", "from ..networks.base import NETWORKS"),
         ("medkd.networks.x", "from medkd import distillation"),
-        ("dataset_conversion.x", "from medkd.preprocessing.api import plan_and_preprocess"),
+        ("dataset_conversion.x", "from medkd.preprocessing.prepare import plan_and_preprocess"),
     ],
 )
 def test_the_check_finds_an_import_that_climbs(module: str, source: str) -> None:
@@ -167,7 +171,12 @@ def test_the_check_finds_an_import_that_climbs(module: str, source: str) -> None
 def test_the_check_finds_a_heavy_import_at_module_level() -> None:
     lazy = "def f():\n    import SimpleITK\n"
     assert heavy_at_top({"medkd.io.x": lazy}) == []
-    assert len(heavy_at_top({"medkd.io.x": lazy + "from torch.utils.tensorboard import SummaryWriter\nimport timm.models"})) == 2
+    assert (
+        len(
+            heavy_at_top({"medkd.io.x": lazy + "from torch.utils.tensorboard import SummaryWriter\nimport timm.models"})
+        )
+        == 2
+    )
     assert heavy_at_top({"medkd.detection.x": "import timm"}) == []
 
 
@@ -183,11 +192,11 @@ def test_the_check_finds_segmentation_behind_a_module_of_training() -> None:
 
 
 def test_commands_do_not_load_what_they_may_not_need() -> None:
-    """Every command is imported in a fresh process; help and errors must come fast and without the AGPL and GPL packages."""
+    """Every command is imported in a fresh process; help and errors must come fast and without the AGPL and GPL
+    packages.
+    """
     names = sorted(m for m in sources() if m.startswith("medkd.cli."))
-    code = (
-        f"import sys, importlib\nfor m in {names!r}: importlib.import_module(m)\nprint(*sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
-    )
+    code = f"import sys, importlib\nfor m in {names!r}: importlib.import_module(m)\nprint(*sorted(set({sorted(HEAVY)!r}) & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []

@@ -78,12 +78,19 @@ def test_nine_functions_in_ten_fit_on_a_screen() -> None:
 
 def test_every_module_is_documented() -> None:
     shipped = {**package(), **trees("benchmarks")}
-    bare = [name for name, tree in shipped.items() if not name.endswith("__init__.py") and ast.get_docstring(tree) is None]
+    bare = [
+        name for name, tree in shipped.items() if not name.endswith("__init__.py") and ast.get_docstring(tree) is None
+    ]
     assert bare == []
 
 
 def test_everything_public_is_documented() -> None:
-    bare = [f"{name}: {label}" for name, tree in package().items() for label, node in public(tree) if ast.get_docstring(node) is None]
+    bare = [
+        f"{name}: {label}"
+        for name, tree in package().items()
+        for label, node in public(tree)
+        if ast.get_docstring(node) is None
+    ]
     assert bare == []
 
 
@@ -135,7 +142,8 @@ def test_nothing_is_left_for_later() -> None:
 
 def test_the_measures_measure() -> None:
     tree = ast.parse(
-        'def f(a, b: int):\n    """One\n    two."""\n    return a\n\n\nclass C:\n    def g(self) -> None: ...\n    def _h(self): ...'
+        'def f(a, b: int):\n    """One\n    two."""\n    return a\n\n\nclass C:\n    def g(self) -> None: ...\n    def '
+        "_h(self): ..."
     )
     assert length(next(functions(tree))) == 2
     assert [label for label, _ in public(tree)] == ["f", "C", "C.g"]

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 def _setup_value(name: str) -> object:
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    values = {t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    values = {
+        t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
     return ast.literal_eval(values[name])
 
 
@@ -45,7 +47,12 @@ def test_every_folder_with_code_is_a_package() -> None:
 def test_data_files_inside_the_packages_are_shipped() -> None:
     """A file that works in a clone but is missing from the wheel fails only at the user's."""
     shipped = tuple(pattern.removeprefix("*") for pattern in _setup_value("DATA_FILES"))  # type: ignore[attr-defined]
-    files = [p for top in ("medkd", "dataset_conversion") for p in (ROOT / top).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files = [
+        p
+        for top in ("medkd", "dataset_conversion")
+        for p in (ROOT / top).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    ]
     assert [str(p.relative_to(ROOT)) for p in files if p.suffix != ".py" and not p.name.endswith(shipped)] == []
 
 

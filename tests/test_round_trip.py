@@ -10,18 +10,18 @@ import pytest
 
 from dataset_conversion import ConversionOptions, convert_dataset
 from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.splits import load_splits
 from medkd.detection.api import train_detector
 from medkd.detection.options import DetectorOptions
 from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
-from medkd.evaluation.detection_evaluate import evaluate_detection_folder
-from medkd.evaluation.summary import evaluate_folder
-from medkd.inference.api import predict_folder
+from medkd.evaluation.detection.folder import evaluate_detection_folder
+from medkd.evaluation.segmentation.folder import evaluate_folder
+from medkd.inference.folder import predict_folder
 from medkd.io.volumes import read_geometry
-from medkd.preprocessing.api import plan_and_preprocess
+from medkd.preprocessing.prepare import plan_and_preprocess
 from medkd.training.api import train
 from medkd.training.options import TrainOptions
-from medkd.training.splits import load_splits
 from tests.dataset_conversion.radiograph_trees import make_fracatlas, make_graz
 from tests.dataset_conversion.test_msd import make_plain
 from tests.dataset_conversion.test_own_radiographs import make as make_own
@@ -50,7 +50,9 @@ RADIOGRAPHS: list[tuple[str, Callable[[Path], Path]]] = [
 
 
 @pytest.mark.parametrize(("format", "make", "configuration"), PATHS, ids=[f"{f}-{c}" for f, _, c in PATHS])
-def test_from_the_download_to_scores(tmp_path: Path, format: str, make: Callable[[Path], Path], configuration: str) -> None:
+def test_from_the_download_to_scores(
+    tmp_path: Path, format: str, make: Callable[[Path], Path], configuration: str
+) -> None:
     root = tmp_path / "root"
     raw = convert_dataset(format, make(tmp_path / "download"), 7, root=root, options=ConversionOptions(workers=1))
     assert raw.ok
@@ -64,11 +66,15 @@ def test_from_the_download_to_scores(tmp_path: Path, format: str, make: Callable
     assert not set(split.train) & set(split.val)
     patients = description.patients
     assert not {patients.get(c, c) for c in split.train} & {patients.get(c, c) for c in split.val}
-    images = [path for case in training_cases(raw.folder, description) if case.case == split.val[0] for path in case.images]
+    images = [
+        path for case in training_cases(raw.folder, description) if case.case == split.val[0] for path in case.images
+    ]
     report = predict_folder(images, tmp_path / "out", fold.parent, device="cpu", mirror=False)
     assert report.predicted == [split.val[0]] and not report.failed
     labels = raw.folder / "labelsTr"
-    summary = evaluate_folder(tmp_path / "out", labels, description.labels, file_ending=description.file_ending, cases=report.predicted)
+    summary = evaluate_folder(
+        tmp_path / "out", labels, description.labels, file_ending=description.file_ending, cases=report.predicted
+    )
     assert len(summary.structures) == len(description.labels.foreground) and np.isfinite(summary.mean_dice)
     name = f"{split.val[0]}{description.file_ending}"
     assert read_geometry(tmp_path / "out" / name).differences(read_geometry(labels / name)) == []
@@ -77,7 +83,9 @@ def test_from_the_download_to_scores(tmp_path: Path, format: str, make: Callable
 @pytest.mark.parametrize(("format", "make"), RADIOGRAPHS, ids=[f for f, _ in RADIOGRAPHS])
 def test_from_the_download_to_scores_of_boxes(tmp_path: Path, format: str, make: Callable[[Path], Path]) -> None:
     root = tmp_path / "root"
-    raw = convert_dataset(format, make(tmp_path / "download"), 7, name="Bones", root=root, options=ConversionOptions(workers=1)).folder
+    raw = convert_dataset(
+        format, make(tmp_path / "download"), 7, name="Bones", root=root, options=ConversionOptions(workers=1)
+    ).folder
     plan = plan_and_preprocess_detection(7, root=root, workers=1, image_size=32, batch_size=2)
     description = DatasetDescription.load(raw / "dataset.json")
     assert plan.categories == description.categories

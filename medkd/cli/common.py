@@ -17,20 +17,29 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
         description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        "--root", type=Path, help="medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)"
+        "--root",
+        type=Path,
+        help="medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)",
     )
     result.add_argument("-v", "--verbose", action="store_true", help="say more, and show tracebacks")
     return result
 
 
-def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse, set up logging, call ``main``; a :class:`MedkdError`, or what the system refuses, is printed as one line and gives status 1.
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    arguments: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, set up logging, call ``main``; a :class:`MedkdError`, or what the system refuses, is printed as one line
+    and gives status 1.
 
     Returns:
         The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
     """
     options = arguments.parse_args(argv)
-    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
     for noisy in ("matplotlib", "PIL", "nibabel.global"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -57,7 +66,9 @@ def sentence(error: Exception) -> str:
     """What an error says; of one that a loader process raised, without the traceback that torch puts before it."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = ": ".join([*(str(name) for name in (error.filename, error.filename2) if name is not None), error.strerror])
+        text = ": ".join(
+            [*(str(name) for name in (error.filename, error.filename2) if name is not None), error.strerror]
+        )
     if "DataLoader worker process" not in text.partition("\n")[0]:
         return text or type(error).__name__
     return text.strip().rpartition("\n")[2].partition(": ")[2] or text

@@ -16,16 +16,21 @@ _SETTING = "setting:"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 when a case was left out or the result has a problem."""
     arguments = parser(
-        "Convert a data set, as it is downloaded, to <root>/raw/DatasetNNN_Name (nnU-Net v2's layout), and verify the result.\n"
+        "Convert a data set, as it is downloaded, to <root>/raw/DatasetNNN_Name (nnU-Net v2's layout), and verify the "
+        "result.\n"
         "The source is never changed; running the command again continues.",
-        "medkd_convert msd Task04_Hippocampus.tar -d 4\n  medkd_convert msd my_folder -d 12 --labels liver,tumour --channels CT --link\n"
+        "medkd_convert msd Task04_Hippocampus.tar -d 4\n  medkd_convert msd my_folder -d 12 --labels liver,tumour "
+        "--channels CT --link\n"
         "  medkd_convert msd --help      what to download, and what it must look like",
     )
     formats = arguments.add_subparsers(dest="format", metavar="FORMAT", required=True, title="formats")
     for name in CONVERTERS:
         converter = CONVERTERS[name]
         command = formats.add_parser(
-            name, help=converter.summary, description=converter.guide, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=converter.summary,
+            description=converter.guide,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_options(command)
         for setting, text in converter.settings.items():
@@ -35,16 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path, metavar="SOURCE", help="the data set as downloaded")
-    command.add_argument("-d", "--dataset", type=int, required=True, metavar="NNN", help="number of the new data set, 1-999")
+    command.add_argument(
+        "-d", "--dataset", type=int, required=True, metavar="NNN", help="number of the new data set, 1-999"
+    )
     command.add_argument("--name", help="name of the new data set (default: from the source)")
     command.add_argument("--labels", type=_names, default=(), metavar="A,B", help="names of the label values 1, 2, ...")
-    command.add_argument("--channels", type=_names, default=(), metavar="X,Y", help="names of the image channels, for example CT")
+    command.add_argument(
+        "--channels", type=_names, default=(), metavar="X,Y", help="names of the image channels, for example CT"
+    )
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--copy", dest="mode", action="store_const", const="copy", default="copy", help="copy the files (default)")
-    how.add_argument("--link", dest="mode", action="store_const", const="link", help="make symbolic links to the source's files")
+    how.add_argument(
+        "--copy", dest="mode", action="store_const", const="copy", default="copy", help="copy the files (default)"
+    )
+    how.add_argument(
+        "--link", dest="mode", action="store_const", const="link", help="make symbolic links to the source's files"
+    )
     command.add_argument("-np", "--workers", type=positive, help="threads (default: by cores and memory)")
-    command.add_argument("--root", type=Path, default=argparse.SUPPRESS, help="medkd's folder (default: $MEDKD_ROOT, else ./medkd_data)")
-    command.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="list every finding, show tracebacks")
+    command.add_argument(
+        "--root", type=Path, default=argparse.SUPPRESS, help="medkd's folder (default: $MEDKD_ROOT, else ./medkd_data)"
+    )
+    command.add_argument(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="list every finding, show tracebacks"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -53,7 +70,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _main(arguments: argparse.Namespace) -> int:
     settings = {
-        key.removeprefix(_SETTING): value for key, value in vars(arguments).items() if key.startswith(_SETTING) and value is not None
+        key.removeprefix(_SETTING): value
+        for key, value in vars(arguments).items()
+        if key.startswith(_SETTING) and value is not None
     }
     options = ConversionOptions(arguments.labels, arguments.channels, arguments.mode, arguments.workers, settings)
     result = convert_dataset(

@@ -10,14 +10,15 @@ from medkd.cli.common import parser, run
 from medkd.core.files import read_json
 from medkd.core.paths import Root
 from medkd.core.run import is_detection
-from medkd.evaluation.cross_validation import FOLDS, cross_validate
-from medkd.evaluation.table import summary_text
+from medkd.evaluation.segmentation.cross_validation import FOLDS, cross_validate
+from medkd.evaluation.segmentation.table import summary_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge the folds' validation scores into ``<run>/crossval/summary.json`` and print them."""
     arguments = parser(
-        "Put the validation scores of a run's folds together, every case once, with confidence intervals over all cases.",
+        "Put the validation scores of a run's folds together, every case once, with confidence intervals over all "
+        "cases.",
         "medkd_cross_validate 4 unet_tiny__3d_fullres__kd__from_res_unet",
     )
     arguments.add_argument("dataset", metavar="DATASET", help="number or full name")
@@ -42,8 +43,8 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
 
 def _cross_validate_boxes(folder: Path, expected: int) -> None:
-    from medkd.evaluation.detection_cross_validation import cross_validate_detection
-    from medkd.evaluation.detection_results import summary_text as boxes_text
+    from medkd.evaluation.detection.cross_validation import cross_validate_detection
+    from medkd.evaluation.detection.results import summary_text as boxes_text
 
     summary = cross_validate_detection(folder, expected=expected)
     print(boxes_text(summary))

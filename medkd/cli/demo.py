@@ -59,7 +59,9 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One network of the final table: parameters, milliseconds per patch, and mean foreground Dice (None where not scored)."""
+    """One network of the final table: parameters, milliseconds per patch, and mean foreground Dice (None where not
+    scored).
+    """
 
     name: str
     parameters: int
@@ -81,20 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_demo``."""
     default = DemoSettings(Path())
     arguments = parser(
-        "Go the whole way once: data, plan, teacher, student alone, distilled student, prediction of unseen scans, scores, report.\n"
-        "Without --data on a CT phantom, in less than five minutes on two CPU cores. An interrupted demo goes on where it stopped.\n"
+        "Go the whole way once: data, plan, teacher, student alone, distilled student, prediction of unseen scans, "
+        "scores, report.\n"
+        "Without --data on a CT phantom, in less than five minutes on two CPU cores. An interrupted demo goes on where "
+        "it stopped.\n"
         "Everything goes to ./demo_output, or to --root.",
         "medkd_demo\n  medkd_demo --data Task04_Hippocampus --teacher-epochs 36 --student-epochs 36",
     )
     arguments.set_defaults(root=Path("demo_output"))
-    arguments.add_argument("--data", type=Path, help="a Decathlon-style folder (imagesTr, labelsTr) instead of the phantom")
+    arguments.add_argument(
+        "--data", type=Path, help="a Decathlon-style folder (imagesTr, labelsTr) instead of the phantom"
+    )
     arguments.add_argument("--teacher", default=default.teacher, help="the large network (default: %(default)s)")
     arguments.add_argument("--student", default=default.student, help="the small network (default: %(default)s)")
     arguments.add_argument("--method", default=default.method, help="distillation method (default: %(default)s)")
     arguments.add_argument("--teacher-epochs", type=int, default=default.teacher_epochs, help="default: %(default)s")
     arguments.add_argument("--student-epochs", type=int, default=default.student_epochs, help="default: %(default)s")
     arguments.add_argument("--iterations-per-epoch", type=int, default=default.iterations, help="default: %(default)s")
-    arguments.add_argument("--patch-size", type=int, nargs="+", help="voxels per axis (default: 16 32 48, with --data the plan's)")
+    arguments.add_argument(
+        "--patch-size", type=int, nargs="+", help="voxels per axis (default: 16 32 48, with --data the plan's)"
+    )
     arguments.add_argument("--device", help="cuda, cpu or mps (default: cuda where present)")
     arguments.add_argument("--overwrite", action="store_true", help="train again what an earlier demo trained")
     return run(_main, arguments, argv)
@@ -166,14 +174,17 @@ class _Steps:
             if not converted.ok:
                 raise DataError(f"{converted.conversion.text()}{converted.verification.text()}".rstrip())
             return converted.folder.name
-        self._say(f"Make a phantom of {self.settings.cases} training and {self.settings.test_cases} unseen test scans, and check it")
+        self._say(
+            f"Make a phantom of {self.settings.cases} training and {self.settings.test_cases} unseen test scans, and "
+            "check it"
+        )
         make_phantom(self.root.raw / PHANTOM, self.settings.cases, test_cases=self.settings.test_cases)
         report = verify_dataset(self.root.raw / PHANTOM)
         print(report.text().rstrip())
         return PHANTOM
 
     def plan(self, dataset: str) -> None:
-        from medkd.preprocessing.api import plan_and_preprocess
+        from medkd.preprocessing.prepare import plan_and_preprocess
 
         self._say("Measure, plan and preprocess", ["medkd_plan_and_preprocess", "-d", dataset, "-c", _CONFIGURATION])
         plan_and_preprocess(dataset, root=self.settings.root, configurations=[_CONFIGURATION])
@@ -188,15 +199,25 @@ class _Steps:
         self._say(title, ["medkd_train", dataset, s.teacher, _FOLD, "--epochs", s.teacher_epochs, *flags])
         runs = {f"teacher {s.teacher}": train(dataset, s.teacher, _FOLD, self._options(s.teacher_epochs))}
         for method, title in (("none", f"{s.student} alone"), (s.method, f"{s.student} + {s.method}")):
-            command = ["medkd_train_distill", dataset, s.teacher, s.student, method, _FOLD, "--epochs", s.student_epochs, *flags]
+            command = [
+                "medkd_train_distill",
+                dataset,
+                s.teacher,
+                s.student,
+                method,
+                _FOLD,
+                "--epochs",
+                s.student_epochs,
+                *flags,
+            ]
             self._say(f"Train the student: {title}, {s.student_epochs} epochs of {s.iterations} steps", command)
             runs[title] = train_distill(dataset, s.teacher, s.student, method, _FOLD, self._options(s.student_epochs))
         return runs
 
     def test_scores(self, dataset: str, runs: dict[str, Path]) -> dict[str, float]:
         """Predict the test scans with every run; mean Dice by name where there are reference labels."""
-        from medkd.evaluation.summary import evaluate_folder
-        from medkd.inference.api import predict_folder
+        from medkd.evaluation.segmentation.folder import evaluate_folder
+        from medkd.inference.folder import predict_folder
 
         raw = self.root.raw_dataset(dataset)
         description = DatasetDescription.load(raw / "dataset.json")
@@ -210,7 +231,9 @@ class _Steps:
             self._say(f"Predict unseen scans: {name}", command)
             # predictions of weights that were trained anew are made anew
             resume = not self.settings.overwrite
-            report = predict_folder(images, output, fold.parent, folds=[_FOLD], mirror=False, device=self.settings.device, resume=resume)
+            report = predict_folder(
+                images, output, fold.parent, folds=[_FOLD], mirror=False, device=self.settings.device, resume=resume
+            )
             if report.failed:
                 raise DataError(" ".join(report.failed.values()))
             if labels.is_dir():
@@ -221,7 +244,7 @@ class _Steps:
         return scores
 
     def report(self, dataset: str) -> Path:
-        from medkd.evaluation.report import make_report
+        from medkd.evaluation.report.write import make_report
 
         self._say("Write the report", ["medkd_report", dataset])
         return make_report(dataset, root=self.settings.root)
@@ -246,13 +269,17 @@ class _Steps:
             self._command(command)
 
     def _command(self, command: Sequence[object]) -> None:
-        rooted = list(command) if command[0] in ("medkd_predict", "medkd_evaluate") else [*command, "--root", self.settings.root]
+        rooted = (
+            list(command)
+            if command[0] in ("medkd_predict", "medkd_evaluate")
+            else [*command, "--root", self.settings.root]
+        )
         print(f"    $ {shlex.join(str(part) for part in rooted)}", flush=True)
 
 
 def _row(name: str, fold: Path, test_dice: float | None) -> DemoRow:
     from medkd.core.files import read_json
-    from medkd.evaluation.summary import Summary
+    from medkd.evaluation.segmentation.folder import Summary
 
     model = read_json(fold / "model.json")
     path = fold / "validation" / "summary.json"
@@ -274,6 +301,7 @@ def table(rows: Sequence[DemoRow]) -> str:
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in [head, *body]
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in [head, *body]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

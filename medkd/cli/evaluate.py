@@ -12,11 +12,11 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import to_data
-from medkd.evaluation import legacy
-from medkd.evaluation.detection_predictions import PREDICTIONS_FILE
-from medkd.evaluation.evaluate import DEFAULT_TOLERANCE_MM
-from medkd.evaluation.summary import evaluate_folder
-from medkd.evaluation.table import summary_text
+from medkd.evaluation.detection.predictions import PREDICTIONS_FILE
+from medkd.evaluation.segmentation import legacy
+from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
+from medkd.evaluation.segmentation.folder import evaluate_folder
+from medkd.evaluation.segmentation.table import summary_text
 
 _FOR_LABEL_MAPS = ("legacy", "hd95", "nsd_tolerance", "file_ending")
 _FOR_BOXES = ("hit", "exclude")
@@ -25,22 +25,35 @@ _FOR_BOXES = ("hit", "exclude")
 def main(argv: Sequence[str] | None = None) -> int:
     """Score predictions against references, print a table and write ``summary.json``."""
     arguments = parser(
-        "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres; or predicted boxes: COCO's average "
+        "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres; or predicted "
+        "boxes: COCO's average "
         "precision, FROC and AUC.",
         "medkd_evaluate predictions labelsTs -o summary.json --labels anterior,posterior",
     )
-    arguments.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.nii.gz, or with predictions.json")
     arguments.add_argument(
-        "references", type=Path, metavar="REFERENCES", help="folder with CASE.nii.gz; for boxes with CASE.json, or a raw data set"
+        "predictions", type=Path, metavar="PREDICTIONS", help="folder with CASE.nii.gz, or with predictions.json"
+    )
+    arguments.add_argument(
+        "references",
+        type=Path,
+        metavar="REFERENCES",
+        help="folder with CASE.nii.gz; for boxes with CASE.json, or a raw data set",
     )
     arguments.add_argument("-o", "--output", type=Path, help="where to write (default: PREDICTIONS/summary.json)")
     arguments.add_argument(
-        "--dataset-json", type=Path, help="names the labels (default: beside PREDICTIONS or REFERENCES, or their parents)"
+        "--dataset-json",
+        type=Path,
+        help="names the labels (default: beside PREDICTIONS or REFERENCES, or their parents)",
     )
-    arguments.add_argument("--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas; classes to score")
+    arguments.add_argument(
+        "--labels", help="instead of dataset.json: names of the labels 1, 2, … joined by commas; classes to score"
+    )
     arguments.add_argument("--file-ending", help="of both (default: dataset.json's, else .nii.gz)")
     arguments.add_argument(
-        "--nsd-tolerance", type=float, metavar="MM", help=f"of the surface distance (default: {DEFAULT_TOLERANCE_MM} mm)"
+        "--nsd-tolerance",
+        type=float,
+        metavar="MM",
+        help=f"of the surface distance (default: {DEFAULT_TOLERANCE_MM} mm)",
     )
     arguments.add_argument("--hd95", choices=("max", "pooled"), help="max as MONAI, pooled as MedPy (default: max)")
     arguments.add_argument(
@@ -50,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MM",
         help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, or of Z Y X mm)",
     )
-    arguments.add_argument("--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing")
+    arguments.add_argument(
+        "--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing"
+    )
     arguments.add_argument("-np", "--workers", type=int, help="threads (default: as many as cores and memory allow)")
     boxes = arguments.add_argument_group("for boxes")
     boxes.add_argument("--hit", metavar="IOU", help="what finds a box for FROC: an IoU, or centre (default: 0.5)")
@@ -67,12 +82,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     foreign = [name for name in (_FOR_LABEL_MAPS if boxes else _FOR_BOXES) if getattr(options, name) is not None]
     if foreign:
         held, other = ("boxes", "label maps") if boxes else ("label maps", "boxes")
-        raise DataError(f"--{foreign[0].replace('_', '-')} is for {other}, but {options.predictions} holds {held}; leave it out.")
+        raise DataError(
+            f"--{foreign[0].replace('_', '-')} is for {other}, but {options.predictions} holds {held}; leave it out."
+        )
     if boxes:
         _evaluate_boxes(options)
         return
     labels, ending = _labels(options)
-    if options.legacy is not None and (len(options.legacy) not in (0, 3) or min(options.legacy, default=1) <= 0 or options.allow_missing):
+    if options.legacy is not None and (
+        len(options.legacy) not in (0, 3) or min(options.legacy, default=1) <= 0 or options.allow_missing
+    ):
         raise DataError("--legacy takes no value or three voxel sizes in mm (Z Y X), and no --allow-missing.")
     summary = evaluate_folder(
         options.predictions,
@@ -105,9 +124,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _evaluate_boxes(options: argparse.Namespace) -> None:
-    from medkd.evaluation.detection_evaluate import evaluate_detection_folder
-    from medkd.evaluation.detection_results import rules_of
-    from medkd.evaluation.detection_results import summary_text as boxes_text
+    from medkd.evaluation.detection.folder import evaluate_detection_folder
+    from medkd.evaluation.detection.results import rules_of
+    from medkd.evaluation.detection.results import summary_text as boxes_text
 
     summary = evaluate_detection_folder(
         options.predictions,
@@ -132,11 +151,16 @@ def _labels(options: argparse.Namespace) -> tuple[LabelSpec, str]:
     if options.labels is not None:
         names = [name.strip() for name in options.labels.split(",") if name.strip()]
         if not names:
-            raise DataError(f"--labels: expected names joined by commas, for example liver,spleen; found '{options.labels}'.")
+            raise DataError(
+                f"--labels: expected names joined by commas, for example liver,spleen; found '{options.labels}'."
+            )
         return LabelSpec.from_names(names), ".nii.gz"
     folders = [f for folder in (options.predictions, options.references) for f in (folder, folder.absolute().parent)]
     found = options.dataset_json or next((f / "dataset.json" for f in folders if (f / "dataset.json").exists()), None)
     if found is None:
-        raise DataError("No dataset.json beside the predictions or references; give --dataset-json PATH, or --labels liver,spleen,….")
+        raise DataError(
+            "No dataset.json beside the predictions or references; give --dataset-json PATH, or --labels "
+            "liver,spleen,…."
+        )
     description = DatasetDescription.load(found)
     return description.labels, description.file_ending

@@ -24,7 +24,8 @@ ABSENT = "-"
 def network_rows(names: Sequence[str] | None = None) -> list[Row]:
     """One row per network and rank: name, rank, parameters, multiply-adds, taps that can be distilled, paper.
 
-    Counted at one channel, 14 classes and a patch of 96³ (3D) or 512² (2D) voxels, without computing anything. A planned network
+    Counted at one channel, 14 classes and a patch of 96³ (3D) or 512² (2D) voxels, without computing anything. A
+    planned network
     is marked ``*``: its shape is what nnU-Net plans for that patch.
 
     Args:
@@ -60,11 +61,14 @@ def detector_rows() -> list[Row]:
     from medkd.detection.trained import register_detectors
 
     register_detectors()
-    return [(name, "detector", *(ABSENT,) * 3, f"{DETECTORS[name].about} ({DETECTORS[name].family})") for name in DETECTORS]
+    return [
+        (name, "detector", *(ABSENT,) * 3, f"{DETECTORS[name].about} ({DETECTORS[name].family})") for name in DETECTORS
+    ]
 
 
 def method_rows() -> list[Row]:
-    """One row per distillation method: name, for which branch, what it needs of the networks, parameters with defaults, paper.
+    """One row per distillation method: name, for which branch, what it needs of the networks, parameters with defaults,
+    paper.
 
     A method that detectors define anew has a row of its own for them.
     """
@@ -89,14 +93,18 @@ def dataset_rows(root: Root) -> list[Row]:
         if description is None:
             rows.append((name, *(ABSENT,) * 3, "no readable dataset.json"))
             continue
-        labels = ", ".join(label for label, _ in description.labels.foreground) + (" (regions)" if description.labels.regions else "")
+        labels = ", ".join(label for label, _ in description.labels.foreground) + (
+            " (regions)" if description.labels.regions else ""
+        )
         planned = _planned(root.preprocessed / name / PLANS_FILE)
         rows.append((name, str(description.num_training), ", ".join(description.channel_names), labels, planned))
     return rows
 
 
 def run_rows(root: Root) -> list[Row]:
-    """One row per run below the root: data set, run, method, its folds and their mean foreground Dice on the validation cases, or AP."""
+    """One row per run below the root: data set, run, method, its folds and their mean foreground Dice on the validation
+    cases, or AP.
+    """
     rows: list[Row] = [("data set", "run", "method", "folds (validation Dice or AP)")]
     for dataset in _folders(root.results):
         for folder in _folders(dataset):
@@ -110,7 +118,8 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rule = tuple("-" * width for width in widths)
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (rows[0], rule, *rows[1:])
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (rows[0], rule, *rows[1:])
     )
 
 
@@ -130,7 +139,11 @@ def _first(*paths: Path) -> DatasetDescription | None:
 def _planned(path: Path) -> str:
     try:
         plan = read_json(path)
-        return f"{DETECTION}, {plan['image_size']} px" if plan.get("task") == DETECTION else ", ".join(plan["configurations"])
+        return (
+            f"{DETECTION}, {plan['image_size']} px"
+            if plan.get("task") == DETECTION
+            else ", ".join(plan["configurations"])
+        )
     except (MedkdError, KeyError, TypeError, AttributeError):
         return ABSENT
 
@@ -144,7 +157,9 @@ def _method(path: Path) -> str:
 
 
 def _folds(run: Path) -> str:
-    return ", ".join(f"{fold.name.removeprefix('fold_')}: {_state(fold)}" for fold in sorted(run.glob("fold_*"))) or ABSENT
+    return (
+        ", ".join(f"{fold.name.removeprefix('fold_')}: {_state(fold)}" for fold in sorted(run.glob("fold_*"))) or ABSENT
+    )
 
 
 def _state(fold: Path) -> str:
@@ -187,7 +202,10 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     print(table(rows))
     if options.what == "networks":
-        print("\nat 1 channel, 14 classes, patch 96³ (3D) or 512² (2D); * takes its shape from the plan, here nnU-Net's for that patch")
+        print(
+            "\nat 1 channel, 14 classes, patch 96³ (3D) or 512² (2D); * takes its shape from the plan, here nnU-Net's "
+            "for that patch"
+        )
     elif len(rows) == 1 and options.what != "methods":
         print(f"(none below {root.raw.parent})")
     return 0

@@ -13,7 +13,7 @@ from medkd.core.dataset import dataset_task
 from medkd.core.errors import PlanError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
-from medkd.preprocessing.api import plan_and_preprocess
+from medkd.preprocessing.prepare import plan_and_preprocess
 
 if TYPE_CHECKING:
     from medkd.detection.plan import DetectionPlan
@@ -29,16 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments() -> argparse.ArgumentParser:
     result = parser(
-        "Verify, fingerprint, plan and preprocess raw data sets. What did not change is not done again; an edited plans.json is kept.",
+        "Verify, fingerprint, plan and preprocess raw data sets. What did not change is not done again; an edited "
+        "plans.json is kept.",
         "medkd_plan_and_preprocess -d 4 -c 3d_fullres",
     )
     result.add_argument("-d", "--dataset", nargs="+", required=True, metavar="DATASET", help="numbers or full names")
     result.add_argument(
-        "-c", "--configuration", nargs="+", metavar="NAME", help="2d, 3d_lowres, 3d_fullres or one of your own (default: all planned)"
+        "-c",
+        "--configuration",
+        nargs="+",
+        metavar="NAME",
+        help="2d, 3d_lowres, 3d_fullres or one of your own (default: all planned)",
     )
-    result.add_argument("-np", "--workers", type=positive, metavar="N", help="cases at a time (default: from cores and free memory)")
     result.add_argument(
-        "--gpu-memory", type=_above_zero, metavar="GB", help="plan for this much GPU memory (default: 8, larger presets 24 and 40)"
+        "-np", "--workers", type=positive, metavar="N", help="cases at a time (default: from cores and free memory)"
+    )
+    result.add_argument(
+        "--gpu-memory",
+        type=_above_zero,
+        metavar="GB",
+        help="plan for this much GPU memory (default: 8, larger presets 24 and 40)",
     )
     result.add_argument(
         "--protocol",
@@ -46,13 +56,23 @@ def _arguments() -> argparse.ArgumentParser:
         help="plan and train as a publication: acf_bckd, mmseg_kd, sfd_kd, or your own file; NAME:VARIANT",
     )
     result.add_argument(
-        "--like", type=Path, metavar="FOLDER", help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json"
+        "--like",
+        type=Path,
+        metavar="FOLDER",
+        help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json",
     )
     result.add_argument(
-        "--image-size", type=positive, metavar="PIXELS", help="detection: side of the input, a multiple of 32 (default: planned)"
+        "--image-size",
+        type=positive,
+        metavar="PIXELS",
+        help="detection: side of the input, a multiple of 32 (default: planned)",
     )
-    result.add_argument("--batch-size", type=positive, metavar="N", help="detection: images per step (default: planned)")
-    result.add_argument("--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept")
+    result.add_argument(
+        "--batch-size", type=positive, metavar="N", help="detection: images per step (default: planned)"
+    )
+    result.add_argument(
+        "--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept"
+    )
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
     return result
 
@@ -119,7 +139,9 @@ def describe_detection(plan: DetectionPlan) -> str:
     }
     follows = f", protocol {plan.protocol}" if plan.protocol else ""
     head = f"{plan.dataset}: {', '.join(plan.categories)}{follows}"
-    return "\n".join([head, *(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip() for name, value in shown.items())])
+    return "\n".join(
+        [head, *(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip() for name, value in shown.items())]
+    )
 
 
 def _like(options: argparse.Namespace, dataset: str) -> Plan:
@@ -139,7 +161,10 @@ def _like(options: argparse.Namespace, dataset: str) -> Plan:
 def describe(plan: Plan) -> str:
     """A table of the plan: one line per configuration."""
     follows = f", protocol {plan.protocol.name}" if plan.protocol else ""
-    lines = [f"{plan.dataset}{follows}", f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages"]
+    lines = [
+        f"{plan.dataset}{follows}",
+        f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages",
+    ]
     for name, configuration in plan.configurations.items():
         shape = configuration.architecture("plain_unet")
         spacing = " × ".join(f"{value:.3g}" for value in configuration.spacing)

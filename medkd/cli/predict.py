@@ -20,7 +20,8 @@ _FOR_BOXES = ("pictures", "picture_score", "score", "overlap", "most")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_predict``; status 1 where a case failed."""
     arguments = parser(
-        "Predict raw scans with a trained run; the label maps have the scans' own size, spacing, origin and direction. A run of a detector "
+        "Predict raw scans with a trained run; the label maps have the scans' own size, spacing, origin and direction. "
+        "A run of a detector "
         "takes radiographs (PNG, JPEG, DICOM) and writes predictions.json with boxes in their own pixels.",
         "medkd_predict -i scans -o predictions -m 4/unet_tiny__3d_fullres -f 0",
     )
@@ -32,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         required=True,
         help="folder of scans (CASE_0000.nii.gz) or DICOM series, one scan, or one file per channel; detectors: radiographs or a folder",
     )
-    arguments.add_argument("-o", dest="outputs", type=Path, required=True, help="folder for the label maps or predictions.json")
-    arguments.add_argument("-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder")
+    arguments.add_argument(
+        "-o", dest="outputs", type=Path, required=True, help="folder for the label maps or predictions.json"
+    )
+    arguments.add_argument(
+        "-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder"
+    )
     arguments.add_argument(
         "-f",
         dest="folds",
@@ -41,9 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLD",
         help="folds to average, 0-4 or all (default: every trained fold; of nnU-Net models every numbered one)",
     )
-    arguments.add_argument("--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)")
     arguments.add_argument(
-        "--step-size", type=float, help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)"
+        "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
+    )
+    arguments.add_argument(
+        "--step-size",
+        type=float,
+        help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)",
     )
     arguments.add_argument(
         "--tta",
@@ -51,17 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=None,
         help="average over mirrored copies: 8 times the work in 3D (default: on, or as the plan's protocol says)",
     )
-    arguments.add_argument("--save-probabilities", action="store_true", help="write CASE.npz with the class probabilities too")
+    arguments.add_argument(
+        "--save-probabilities", action="store_true", help="write CASE.npz with the class probabilities too"
+    )
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")
-    arguments.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)")
-    arguments.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="predict only part I of N, for several machines")
-    arguments.add_argument("--continue", dest="resume", action="store_true", help="leave out cases that are predicted already")
+    arguments.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
+    )
+    arguments.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="I/N", help="predict only part I of N, for several machines"
+    )
+    arguments.add_argument(
+        "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
+    )
     boxes = arguments.add_argument_group("for runs of detectors")
     boxes.add_argument("--pictures", action="store_true", help="write pictures/CASE.jpg with the boxes too")
     boxes.add_argument("--picture-score", type=float, metavar="S", help="lowest score that is drawn (default: 0.25)")
-    boxes.add_argument("--score", type=float, help="lowest score that is kept (default: 0.001, low enough for medkd_evaluate)")
     boxes.add_argument(
-        "--overlap", type=float, help="IoU above which the weaker of two boxes of a class is dropped (default: the detector's own)"
+        "--score", type=float, help="lowest score that is kept (default: 0.001, low enough for medkd_evaluate)"
+    )
+    boxes.add_argument(
+        "--overlap",
+        type=float,
+        help="IoU above which the weaker of two boxes of a class is dropped (default: the detector's own)",
     )
     boxes.add_argument("--most", type=int, help="most boxes per image (default: 300)")
     return run(_predict, arguments, argv)
@@ -71,13 +92,17 @@ def _predict(options: argparse.Namespace) -> int:
     reuse_freed_memory()
     folder = find_run(options.model, options.root)
     boxes = is_detection(folder)
-    foreign = [name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False, (0, 1))]
+    foreign = [
+        name for name in (_FOR_SCANS if boxes else _FOR_BOXES) if getattr(options, name) not in (None, False, (0, 1))
+    ]
     if foreign:
         kind, other = ("a detector", "scans") if boxes else ("segmentation", "boxes")
-        raise RunError(f"--{foreign[0].replace('_', '-')} is for {other}, but {folder.name} is a run of {kind}; leave it out.")
+        raise RunError(
+            f"--{foreign[0].replace('_', '-')} is for {other}, but {folder.name} is a run of {kind}; leave it out."
+        )
     if boxes:
         return _detect(options, folder)
-    from medkd.inference.api import predict_folder
+    from medkd.inference.folder import predict_folder
 
     report = predict_folder(
         options.inputs[0] if len(options.inputs) == 1 else options.inputs,
@@ -132,7 +157,9 @@ def find_run(model: str, root: Path | None) -> Path:
     folder = results.results / results.dataset_name(path.parts[0])
     if not (folder / path.parts[1]).is_dir():
         runs = sorted(p.name for p in folder.glob("*") if p.is_dir())
-        raise RunError(f"{folder} has no run '{path.parts[1]}'.{nearest(path.parts[1], runs)} Runs: {', '.join(runs) or 'none'}.")
+        raise RunError(
+            f"{folder} has no run '{path.parts[1]}'.{nearest(path.parts[1], runs)} Runs: {', '.join(runs) or 'none'}."
+        )
     return folder / path.parts[1]
 
 

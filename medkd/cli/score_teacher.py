@@ -13,13 +13,17 @@ from medkd.core.allocator import reuse_freed_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_score_teacher``."""
     arguments = parser(
-        "Predict and score a fold's validation cases with a teacher that was trained elsewhere, so that medkd_report shows it beside "
+        "Predict and score a fold's validation cases with a teacher that was trained elsewhere, so that medkd_report "
+        "shows it beside "
         "its students.",
         "medkd_score_teacher 4 MODEL 0",
     )
     arguments.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
     arguments.add_argument(
-        "teacher", metavar="TEACHER", type=Path, help="a model folder of nnU-Net v2, a MONAI bundle, or one with a teacher.json"
+        "teacher",
+        metavar="TEACHER",
+        type=Path,
+        help="a model folder of nnU-Net v2, a MONAI bundle, or one with a teacher.json",
     )
     arguments.add_argument("fold", metavar="FOLD", help="0 to 4")
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")

@@ -13,7 +13,8 @@ from medkd.core.allocator import reuse_freed_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_train``."""
     parser = common.parser(
-        "Train a network alone on one fold and score it on the fold's validation cases.", "medkd_train 4 plain_unet 0 --epochs 250"
+        "Train a network alone on one fold and score it on the fold's validation cases.",
+        "medkd_train 4 plain_unet 0 --epochs 250",
     )
     parser.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
     parser.add_argument("network", metavar="NETWORK", help="a network name, see medkd_list networks")

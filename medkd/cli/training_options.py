@@ -15,22 +15,42 @@ if TYPE_CHECKING:
     from medkd.detection.options import DetectorOptions
 
 _DEFAULTS = TrainOptions()
-_SEGMENTATION_ONLY = ("configuration", "patch_size", "width_divisor", "save_every", "targets", "targets_tta", "targets_limit", "init")
+_SEGMENTATION_ONLY = (
+    "configuration",
+    "patch_size",
+    "width_divisor",
+    "save_every",
+    "targets",
+    "targets_tta",
+    "targets_limit",
+    "init",
+)
 _DETECTION_ONLY = ("image_size", "backbone_weights")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of both tasks (:class:`~medkd.training.options.TrainOptions`, :class:`~medkd.detection.options.DetectorOptions`)."""
+    """Add the options of both tasks (:class:`~medkd.training.options.TrainOptions`,
+    :class:`~medkd.detection.options.DetectorOptions`).
+    """
     add = parser.add_argument
     add("-c", "--configuration", help=f"2d, 3d_fullres or 3d_lowres (default: {_DEFAULTS.configuration})")
     add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's; detection: the plan's)")
-    add("--iterations-per-epoch", type=int, help="optimiser steps per epoch (default: 250, or the plan's protocol's; detection: one pass)")
+    add(
+        "--iterations-per-epoch",
+        type=int,
+        help="optimiser steps per epoch (default: 250, or the plan's protocol's; detection: one pass)",
+    )
     add("--batch-size", type=int, help="patches or images per step (default: the plan's)")
     add("--patch-size", type=int, nargs="+", help="voxels per axis, for example 64 96 96 (default: the plan's)")
     add("--image-size", type=int, help="detection: side of the input, a multiple of 32 (default: the plan's)")
     add("--learning-rate", type=float, help="initial learning rate (default: 0.01, or the plan's)")
     add("--width-divisor", type=int, help="divide the channels of a planned network by this (default: 1)")
-    add("--backbone-weights", type=Path, metavar="FILE", help="detection: start from these weights, for example of ImageNet")
+    add(
+        "--backbone-weights",
+        type=Path,
+        metavar="FILE",
+        help="detection: start from these weights, for example of ImageNet",
+    )
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",
@@ -42,10 +62,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--save-every", type=int, help="epochs between checkpoints (default: 10; at least every five minutes)")
     add("--tag", help="text added to the run's name, to keep runs with other settings apart")
     add("--no-validate", action="store_true", help="do not predict and score the validation cases at the end")
-    add("--dry-run", action="store_true", help="print networks, pairs of taps, memory and run folder; write and start nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print networks, pairs of taps, memory and run folder; write and start nothing",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--continue", dest="resume", action="store_true", help="continue an interrupted run")
-    group.add_argument("--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder")
+    group.add_argument(
+        "--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder"
+    )
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +90,12 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="teacher: a narrower plain_unet or resenc_unet_* gets first weights that are fitted to its teacher of the same kind "
         f"(default: {_DEFAULTS.init})",
     )
-    add("--targets-limit", type=float, metavar="GIB", help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})")
+    add(
+        "--targets-limit",
+        type=float,
+        metavar="GIB",
+        help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})",
+    )
 
 
 def is_detection(arguments: argparse.Namespace) -> bool:
@@ -77,7 +108,10 @@ def is_detection(arguments: argparse.Namespace) -> bool:
     for name in _SEGMENTATION_ONLY if detection else _DETECTION_ONLY:
         if getattr(arguments, name, None) is not None:
             kind = "detection" if detection else "segmentation"
-            raise PlanError(f"{arguments.dataset} is a data set for {kind}, which --{name.replace('_', '-')} is not for; leave it out.")
+            raise PlanError(
+                f"{arguments.dataset} is a data set for {kind}, which --{name.replace('_', '-')} is not for; leave it "
+                "out."
+            )
     return detection
 
 
@@ -101,14 +135,31 @@ def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
     """
     from medkd.detection.options import DetectorOptions
 
-    return DetectorOptions(**_common(arguments), image_size=arguments.image_size, backbone_weights=arguments.backbone_weights)
+    return DetectorOptions(
+        **_common(arguments), image_size=arguments.image_size, backbone_weights=arguments.backbone_weights
+    )
 
 
 def _common(arguments: argparse.Namespace) -> dict[str, Any]:
     """What both tasks know."""
-    names = ("root", "epochs", "iterations_per_epoch", "batch_size", "learning_rate", "device", "precision", "seed", "resume", "overwrite")
+    names = (
+        "root",
+        "epochs",
+        "iterations_per_epoch",
+        "batch_size",
+        "learning_rate",
+        "device",
+        "precision",
+        "seed",
+        "resume",
+        "overwrite",
+    )
     values = {name: getattr(arguments, name) for name in (*names, "tag", "workers")}
-    return {**values, "settings": parse_settings(getattr(arguments, "set", None) or []), "validate": not arguments.no_validate}
+    return {
+        **values,
+        "settings": parse_settings(getattr(arguments, "set", None) or []),
+        "validate": not arguments.no_validate,
+    }
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Keeping memory that is needed again at once, instead of giving it back to the system and asking for it anew in every layer."""
+"""Keeping memory that is needed again at once, instead of giving it back to the system and asking for it anew in every
+layer.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ _OWN_MAPPING = 2**30  # larger blocks (whole volumes) still go back when they ar
 
 
 def reuse_freed_memory() -> bool:
-    """Let the process keep the feature maps' memory between layers, for commands that run a network; a process-wide setting.
+    """Let the process keep the feature maps' memory between layers, for commands that run a network; a process-wide
+    setting.
 
-    With its defaults the C library of Linux returns every block above 32 MiB when it is freed, and the system clears its pages again when
+    With its defaults the C library of Linux returns every block above 32 MiB when it is freed, and the system clears
+    its pages again when
     the next layer asks for one: a tenth of a forward pass on a CPU.
 
     Returns:

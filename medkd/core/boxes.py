@@ -23,7 +23,8 @@ LABEL_ENDING = ".json"
 class BoxAnnotation:
     """All boxes of one image; an image without boxes is a negative.
 
-    Coordinates are continuous pixels: the top left corner of the image is (0, 0), its bottom right corner (width, height).
+    Coordinates are continuous pixels: the top left corner of the image is (0, 0), its bottom right corner (width,
+    height).
 
     Attributes:
         width: of the image as it lies in the data set, in pixels.
@@ -49,7 +50,10 @@ class BoxAnnotation:
         """
         annotation = load(cls, path)
         if len(annotation.boxes) != len(annotation.names):
-            raise DataError(f"{path}: expected one name per box, found {len(annotation.names)} names for {len(annotation.boxes)} boxes.")
+            raise DataError(
+                f"{path}: expected one name per box, found {len(annotation.names)} names for {len(annotation.boxes)} "
+                "boxes."
+            )
         for box in annotation.boxes:
             if len(box) != 4 or not all(math.isfinite(v) for v in box):
                 raise DataError(f"{path}: expected boxes as [x_min, y_min, x_max, y_max] in pixels, found {list(box)}.")
@@ -71,7 +75,9 @@ class BoxAnnotation:
         """
         unknown = sorted(set(self.names) - set(categories))
         if unknown:
-            raise DataError(f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'.")
+            raise DataError(
+                f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'."
+            )
         return np.array([list(categories).index(name) for name in self.names], dtype=np.int64)
 
 

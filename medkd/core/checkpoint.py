@@ -14,7 +14,11 @@ from torch import Tensor
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
 
-_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")  # one of them is in the text when torch cannot write on
+_WRITER = (
+    "inline_container",
+    "PytorchStreamWriter",
+    "iostream error",
+)  # one of them is in the text when torch cannot write on
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -31,7 +35,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             if not any(text in str(error) for text in _WRITER):
                 raise
             raise RunError(
-                f"Writing {path} failed ({_first_line(error)}); is the disk full? What was there before is kept: make space and continue."
+                f"Writing {path} failed ({_first_line(error)}); is the disk full? What was there before is kept: make "
+                "space and continue."
             ) from error
 
 
@@ -56,16 +61,22 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # no pickle at all
             raise RunError(f"{path} is damaged or not a checkpoint; train again or restore the file.") from error
-        raise RunError(f"{path} holds objects other than tensors and plain values and is not loaded, since it could run code.") from error
+        raise RunError(
+            f"{path} holds objects other than tensors and plain values and is not loaded, since it could run code."
+        ) from error
     except Exception as error:  # bytes that were changed make torch raise errors of almost any kind
-        raise RunError(f"{path} is damaged or not a checkpoint ({_first_line(error)}); train again or restore the file.") from error
+        raise RunError(
+            f"{path} is damaged or not a checkpoint ({_first_line(error)}); train again or restore the file."
+        ) from error
     if not isinstance(content, dict):
         raise RunError(f"{path} is not a medkd checkpoint: expected a dictionary, found {type(content).__name__}.")
     return content
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A short hash of a network's weights, equal on every device: what was made with them can be told from what others made."""
+    """A short hash of a network's weights, equal on every device: what was made with them can be told from what others
+    made.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -20,7 +20,8 @@ class DatasetDescription:
 
     Attributes:
         channel_names: name of each input channel in order; ``"CT"`` and ``"noNorm"`` select the normalisation.
-        labels: label values or regions; for detection ``background`` and the categories, so that nnU-Net can read the file.
+        labels: label values or regions; for detection ``background`` and the categories, so that nnU-Net can read the
+            file.
         num_training: number of training cases.
         file_ending: for example ``".nii.gz"``.
         patients: case id → patient id, where known; splits are grouped by it.
@@ -46,7 +47,13 @@ class DatasetDescription:
             DataError: no category, one twice, or one called ``background`` or ``ignore``.
         """
         _check_categories(categories, "categories")
-        return cls(channels, LabelSpec.from_names(categories), task="detection", categories=tuple(categories), **{"num_training": 0} | more)
+        return cls(
+            channels,
+            LabelSpec.from_names(categories),
+            task="detection",
+            categories=tuple(categories),
+            **{"num_training": 0} | more,
+        )
 
     @classmethod
     def load(cls, path: Path) -> DatasetDescription:
@@ -85,7 +92,9 @@ class DatasetDescription:
             raise DataError(f"{where}: 'numTraining' must be the number of training cases, found {count!r}.")
         if not isinstance(ending, str) or not ending:
             raise DataError(f"{where}: 'file_ending' must be a text such as \".nii.gz\", found {ending!r}.")
-        return cls(names, labels, count, ending, patients, extra, "detection" if detection else "segmentation", categories)
+        return cls(
+            names, labels, count, ending, patients, extra, "detection" if detection else "segmentation", categories
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``dataset.json``; region order is kept."""
@@ -110,7 +119,8 @@ def _channel_names(value: Any, where: str) -> tuple[str, ...]:
         names = [value[key] for key in sorted(value, key=int)]
     if not names or not all(isinstance(name, str) for name in names):
         raise DataError(
-            f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, found {value!r}.'
+            f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
+            f"found {value!r}."
         )
     return tuple(names)
 
@@ -130,11 +140,15 @@ def _patients(value: Any, where: str) -> dict[str, str]:
 
 
 def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Take ``task`` and ``categories`` out of the content of a ``dataset.json``, and see to it that it has ``labels``."""
+    """Take ``task`` and ``categories`` out of the content of a ``dataset.json``, and see to it that it has
+    ``labels``.
+    """
     del data["task"]
     listed = data.pop("categories", None)
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise DataError(f"{where}: a detection data set needs 'categories', a list of the names of its classes; found {listed!r}.")
+        raise DataError(
+            f"{where}: a detection data set needs 'categories', a list of the names of its classes; found {listed!r}."
+        )
     _check_categories(listed, where)
     data["labels"] = {"background": 0, **{name: i + 1 for i, name in enumerate(listed)}}
     return tuple(listed)
@@ -142,7 +156,10 @@ def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 
 def _check_categories(names: Sequence[str], where: str) -> None:
     if not names or len(set(names)) < len(names) or {"background", "ignore"} & set(names):
-        raise DataError(f"{where}: expected one or more different categories, none called background or ignore, found {list(names)}.")
+        raise DataError(
+            f"{where}: expected one or more different categories, none called background or ignore, found "
+            f"{list(names)}."
+        )
 
 
 def dataset_task(root: Root, dataset: str | int) -> str:
@@ -163,7 +180,9 @@ def dataset_task(root: Root, dataset: str | int) -> str:
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case: one image per channel, in channel order, and the label map (or boxes) where there is one."""
+    """The files of one case: one image per channel, in channel order, and the label map (or boxes) where there is
+    one.
+    """
 
     case: str
     images: tuple[Path, ...]
@@ -188,39 +207,58 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
         cases = [_listed_case(folder, case, files) for case, files in sorted(listed.items())]
     else:
         ending = description.file_ending
-        ids = sorted(p.name[: -len(ending)] for p in (folder / "labelsTr").glob(f"*{ending}") if not p.name.startswith("."))
-        cases = [CaseFiles(c, _channels(folder / "imagesTr", c, description), folder / "labelsTr" / f"{c}{ending}") for c in ids]
+        ids = sorted(
+            p.name[: -len(ending)] for p in (folder / "labelsTr").glob(f"*{ending}") if not p.name.startswith(".")
+        )
+        cases = [
+            CaseFiles(c, _channels(folder / "imagesTr", c, description), folder / "labelsTr" / f"{c}{ending}")
+            for c in ids
+        ]
     if not cases:
         raise DataError(
-            f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check 'file_ending' in dataset.json."
+            f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check "
+            "'file_ending' in dataset.json."
         )
     return cases
 
 
 def _listed_case(folder: Path, case: str, files: Any) -> CaseFiles:
     images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
-    if not isinstance(images, list) or not images or not all(isinstance(name, str) for name in images) or not isinstance(label, str):
+    if (
+        not isinstance(images, list)
+        or not images
+        or not all(isinstance(name, str) for name in images)
+        or not isinstance(label, str)
+    ):
         expected = "'images', a list of files, and 'label', a file"
-        raise DataError(f"{folder / 'dataset.json'}: 'dataset' must give {expected}, for each case, found {files!r} for {case}.")
+        raise DataError(
+            f"{folder / 'dataset.json'}: 'dataset' must give {expected}, for each case, found {files!r} for {case}."
+        )
     return CaseFiles(case, tuple(folder / name for name in images), folder / label)
 
 
-def detection_cases(folder: Path, description: DatasetDescription, split: Literal["Tr", "Ts"] = "Tr") -> list[CaseFiles]:
+def detection_cases(
+    folder: Path, description: DatasetDescription, split: Literal["Tr", "Ts"] = "Tr"
+) -> list[CaseFiles]:
     """List the cases of a detection data set that have boxes (or an empty list of them), sorted by case id.
 
-    The image of a case is the file ``CASE_0000`` with any ending of :data:`~medkd.core.boxes.IMAGE_ENDINGS`: JPEGs that can
-    stay as they are lie beside PNGs.
+    The image of a case is the file ``CASE_0000`` with any ending of :data:`~medkd.core.boxes.IMAGE_ENDINGS`: JPEGs that
+    can stay as they are lie beside PNGs.
 
     Raises:
         DataError: there are no training cases; a data set need not have test cases.
     """
     labels = sorted(p for p in (folder / f"labels{split}").glob(f"*{LABEL_ENDING}") if not p.name.startswith("."))
     if not labels and split == "Tr":
-        raise DataError(f"{folder / 'labelsTr'}: expected the boxes of the training cases as CASE{LABEL_ENDING}, found none.")
+        raise DataError(
+            f"{folder / 'labelsTr'}: expected the boxes of the training cases as CASE{LABEL_ENDING}, found none."
+        )
     images = _images_by_case(folder / f"images{split}")
     wanted = ((p.name.removesuffix(LABEL_ENDING), p) for p in labels)
     missing = folder / f"images{split}"
-    return [CaseFiles(c, (images.get(c, missing / f"{c}_0000{description.file_ending}"),), label) for c, label in wanted]
+    return [
+        CaseFiles(c, (images.get(c, missing / f"{c}_0000{description.file_ending}"),), label) for c, label in wanted
+    ]
 
 
 def _images_by_case(folder: Path) -> dict[str, Path]:
@@ -247,7 +285,10 @@ def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles
         raise DataError(f"{folder}: expected images named CASE{suffix} (one file per channel), found none.")
     cases = [CaseFiles(c, _channels(folder, c, description)) for c in ids]
     for missing in (p for c in cases for p in c.images if not p.exists()):
-        raise DataError(f"{missing}: this channel of the case is missing; expected {len(description.channel_names)} channels per case.")
+        raise DataError(
+            f"{missing}: this channel of the case is missing; expected {len(description.channel_names)} channels per "
+            "case."
+        )
     return cases
 
 

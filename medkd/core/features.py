@@ -17,7 +17,8 @@ class Tap:
     """A place in a network where a feature map can be read.
 
     Attributes:
-        name: unique within the network, stable over versions (``enc0``, ``bottleneck``, ``dec1``); ``dec0`` is the finest.
+        name: unique within the network, stable over versions (``enc0``, ``bottleneck``, ``dec1``); ``dec0`` is the
+            finest.
         channels: channels of the feature map.
         stride: input voxels per feature voxel, per axis, so that different networks can be paired.
         module: dotted path of the module whose output is the feature map.
@@ -51,9 +52,10 @@ class Outputs:
         features: tap name → ``(B, C, *spatial/stride)``, of the taps that the method asked for.
         corrections: tap name → output − input of the tap's block, for the taps whose correction was asked for.
         auxiliary: deep-supervision logits, finest first, without the full-resolution ones.
-        average: logits ``(B, K, *spatial)`` of the mean probabilities over mirrorings, and over folds where there are several, at steps
-            where the method asks for it, see ``Method.wants_average``.
-        forward_from: runs the rest of this network from a tap: ``(tap name, feature) → logits``; None where not offered.
+        average: logits ``(B, K, *spatial)`` of the mean probabilities over mirrorings, and over folds where there are
+            several, at steps where the method asks for it, see ``Method.wants_average``.
+        forward_from: runs the rest of this network from a tap: ``(tap name, feature) → logits``; None where not
+            offered.
     """
 
     logits: Tensor
@@ -102,8 +104,9 @@ class Target:
 def pair_by_stride(student: Iterable[Tap], teacher: Iterable[Tap], stages: Sequence[Stage]) -> list[tuple[Tap, Tap]]:
     """Pair taps of the same stage group and the nearest stride, finest first; every tap is used at most once.
 
-    For each student tap in one of ``stages`` the teacher tap of the same stage with the closest stride (sum over axes of
-    ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins. Raw taps are left out.
+    For each student tap in one of ``stages`` the teacher tap of the same stage with the closest stride (sum over axes
+    of ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins. Raw taps are
+    left out.
     """
     teachers = [t for t in teacher if t.stage in stages and not t.raw]
     wanted = sorted(

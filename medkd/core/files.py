@@ -29,7 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name, dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise DataError(f"Cannot write {path}: {error.strerror or error}; choose a folder that can be written to.") from error
+        raise DataError(
+            f"Cannot write {path}: {error.strerror or error}; choose a folder that can be written to."
+        ) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -69,4 +71,6 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); mend it or make it anew.") from error
+        raise DataError(
+            f"{path} is not valid JSON (line {error.lineno}: {error.msg}); mend it or make it anew."
+        ) from error

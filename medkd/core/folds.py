@@ -14,7 +14,8 @@ Fold = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def stratified_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> list[Fold]:
-    """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's ``StratifiedGroupKFold``).
+    """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's
+    ``StratifiedGroupKFold``).
 
     Args:
         classes: case → the classes of its boxes, from 1 on; none for a negative.

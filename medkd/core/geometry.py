@@ -27,7 +27,10 @@ class Geometry:
     @classmethod
     def from_affine(cls, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
         """Build from an array shape ``(z, y, x)`` and a 4 × 4 affine for the index ``(x, y, z)``."""
-        return cls(tuple(int(s) for s in shape), tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64)))
+        return cls(
+            tuple(int(s) for s in shape),
+            tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64)),
+        )
 
     @classmethod
     def from_spacing(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Geometry:

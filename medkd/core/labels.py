@@ -20,8 +20,8 @@ class LabelSpec:
     entries are *regions*: sigmoid outputs, one channel per foreground entry; overlapping is allowed.
 
     Attributes:
-        entries: name → label values, background first, without ``ignore``; plain labels in the order of their values, whatever the
-            order in ``dataset.json``; regions in its order, which ``order`` refers to.
+        entries: name → label values, background first, without ``ignore``; plain labels in the order of their values,
+            whatever the order in ``dataset.json``; regions in its order, which ``order`` refers to.
         regions: whether outputs are sigmoid regions.
         order: for regions, the label value painted for each region, in painting order (``regions_class_order``).
         ignore: the label value of voxels without annotation, or None.
@@ -39,11 +39,12 @@ class LabelSpec:
 
     @classmethod
     def from_json(cls, labels: Any, order: Any, where: str) -> LabelSpec:
-        """Read the ``labels`` and ``regions_class_order`` of a ``dataset.json``; ``where`` names the file in error texts.
+        """Read the ``labels`` and ``regions_class_order`` of a ``dataset.json``; ``where`` names the file in error
+        texts.
 
         Raises:
-            DataError: these keys are not of the form that nnU-Net v2 describes, background is not 0, values are not consecutive,
-                ``ignore`` is not the largest value, or a region order is missing or of the wrong length.
+            DataError: these keys are not of the form that nnU-Net v2 describes, background is not 0, values are not
+                consecutive, ``ignore`` is not the largest value, or a region order is missing or of the wrong length.
         """
         if not isinstance(labels, Mapping):
             raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
@@ -52,7 +53,8 @@ class LabelSpec:
         if len(ignore) > 1:
             raise DataError(f"{where}: label 'ignore' must be one integer, found {list(ignore)}.")
         regions = any(len(values) > 1 for values in read.values())
-        # as in nnU-Net: plain labels by value; regions, which have an order of their own, stay as in the file behind the background
+        # as in nnU-Net: plain labels by value; regions, which have an order of their own, stay as in the file behind
+        # the background
         entries = sorted(read.items(), key=lambda entry: (entry[1] != (0,), () if regions else entry[1]))
         if not entries or entries[0][1] != (0,):
             raise DataError(f'{where}: no label has the value 0; name the background, for example "background": 0.')
@@ -70,17 +72,24 @@ class LabelSpec:
         if present != list(range(len(present))):
             raise DataError(f"{where}: label values must be consecutive from 0, found {present}; renumber the labels.")
         if self.ignore is not None and self.ignore != present[-1] + 1:
-            raise DataError(f"{where}: 'ignore' must be the largest label plus one ({present[-1] + 1}), found {self.ignore}.")
+            raise DataError(
+                f"{where}: 'ignore' must be the largest label plus one ({present[-1] + 1}), found {self.ignore}."
+            )
         if self.regions and len(self.order) != len(self.entries) - 1:
             raise DataError(
-                f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found {list(self.order)}."
+                f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found "
+                f"{list(self.order)}."
             )
         if not self.regions and [values[0] for _, values in self.entries] != present:
-            raise DataError(f"{where}: plain labels must have a value each of their own, found {self.to_json()['labels']}.")
+            raise DataError(
+                f"{where}: plain labels must have a value each of their own, found {self.to_json()['labels']}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The keys ``labels`` and, for regions, ``regions_class_order`` of ``dataset.json``."""
-        labels: dict[str, Any] = {name: (values[0] if len(values) == 1 else list(values)) for name, values in self.entries}
+        labels: dict[str, Any] = {
+            name: (values[0] if len(values) == 1 else list(values)) for name, values in self.entries
+        }
         if self.ignore is not None:
             labels["ignore"] = self.ignore
         return {"labels": labels, **({"regions_class_order": list(self.order)} if self.regions else {})}
@@ -118,14 +127,17 @@ class LabelSpec:
             labels = labels.masked_fill(~valid, 0)
         if not self.regions:
             return labels.long(), valid
-        hot = [torch.isin(labels, torch.tensor(values, device=labels.device, dtype=labels.dtype)) for _, values in self.foreground]
+        hot = [
+            torch.isin(labels, torch.tensor(values, device=labels.device, dtype=labels.dtype))
+            for _, values in self.foreground
+        ]
         return torch.cat(hot, 1).float(), valid
 
     def decode(self, logits: Tensor) -> Tensor:
         """Turn logits ``(K, *spatial)`` into label values ``(*spatial)``, uint8 or int16.
 
-        Plain labels: the arg-max. Regions: every region with a logit above 0 (probability above 0.5) paints its label in
-        the stated order, later ones over earlier ones.
+        Plain labels: the arg-max. Regions: every region with a logit above 0 (probability above 0.5) paints its label
+        in the stated order, later ones over earlier ones.
         """
         dtype = torch.uint8 if self.values[-1] < 256 else torch.int16
         if not self.regions:

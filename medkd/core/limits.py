@@ -14,7 +14,8 @@ LARGEST_SEED = 2**32 - 1  # of numpy's global generator
 
 
 def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[str]) -> None:
-    """Refuse numbers of an options dataclass that are outside of their limits; None passes where it is a field's default.
+    """Refuse numbers of an options dataclass that are outside of their limits; None passes where it is a field's
+    default.
 
     Args:
         options: a dataclass instance; errors name a field as the commands do, ``save_every`` as ``--save-every``.

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class LivePeak(TorchDispatchMode):
     """Highest number of bytes of tensors that were made inside and alive at once.
 
-    It works on any device, also on ``meta``, where nothing is computed. What libraries take for themselves during an operation (the work
-    space of a convolution, a caching allocator's reserve) is not seen.
+    It works on any device, also on ``meta``, where nothing is computed. What libraries take for themselves during an
+    operation (the work space of a convolution, a caching allocator's reserve) is not seen.
 
     Attributes:
         alive: bytes alive now.

@@ -42,7 +42,13 @@ class Root:
         """
         text = str(dataset)
         folders = [self.raw, self.preprocessed, self.results, *_nnunet_folders("nnUNet_raw", "nnUNet_preprocessed")]
-        names = {p.name for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_dir() and _NAME.match(p.name)}
+        names = {
+            p.name
+            for folder in folders
+            if folder.is_dir()
+            for p in folder.iterdir()
+            if p.is_dir() and _NAME.match(p.name)
+        }
         if text in names:
             return text
         number = text.removeprefix("Dataset")
@@ -53,7 +59,8 @@ class Root:
             raise DataError(f"Data set {text} is ambiguous: {', '.join(found)}; give the full name.")
         known = ", ".join(sorted(names)) or "none"
         raise DataError(
-            f"Data set '{text}' was not found below {self.raw.parent} (known: {known}); run medkd_convert first, or give --root."
+            f"Data set '{text}' was not found below {self.raw.parent} (known: {known}); run medkd_convert first, or "
+            "give --root."
         )
 
     def raw_dataset(self, name: str) -> Path:
@@ -72,7 +79,8 @@ def new_dataset_name(number: int, name: str) -> str:
     """``DatasetNNN_Name`` for a new data set.
 
     Raises:
-        DataError: the number is not within 1..999 or the name has characters other than letters, digits, ``_`` and ``-``.
+        DataError: the number is not within 1..999 or the name has characters other than letters, digits, ``_`` and
+            ``-``.
     """
     if not 1 <= number <= 999:
         raise DataError(f"Data set numbers run from 1 to 999, found {number}.")

@@ -26,7 +26,8 @@ class IntensityStatistics:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Interpolation orders; the ``_z`` orders hold along a coarse axis that is resampled separately (section 8 of nnU-Net's rules).
+    """Interpolation orders; the ``_z`` orders hold along a coarse axis that is resampled separately (section 8 of
+    nnU-Net's rules).
 
     Attributes:
         force_separate_z: None decides per case by the anisotropy threshold; True and False override it.
@@ -71,13 +72,15 @@ class Configuration:
     Attributes:
         spacing: target voxel size in mm, one value per axis of the network (2D: in-plane).
         median_shape: median case shape at that spacing, in voxels.
-        normalization: one of ``ct``, ``zscore``, ``none``, ``rescale_0_1``, ``rgb_0_1``, ``window(low, high)`` per channel.
+        normalization: one of ``ct``, ``zscore``, ``none``, ``rescale_0_1``, ``rgb_0_1``, ``window(low, high)`` per
+            channel.
         use_mask_for_norm: per channel, whether z-scoring uses only voxels inside the non-zero mask.
         batch_dice: Dice over the whole batch instead of per sample.
-        architectures: planned networks by registry name; ``plain_unet`` is always there and gives the default patch and batch.
+        architectures: planned networks by registry name; ``plain_unet`` is always there and gives the default patch and
+            batch.
         resampling: interpolation orders.
-        crop: what a case is cropped to: ``nonzero`` (the box of the voxels other than 0), ``above(value)`` (the box of the voxels
-            above an intensity in any channel) or ``none``.
+        crop: what a case is cropped to: ``nonzero`` (the box of the voxels other than 0), ``above(value)`` (the box of
+            the voxels above an intensity in any channel) or ``none``.
     """
 
     name: str
@@ -96,7 +99,9 @@ class Configuration:
         return len(self.spacing)
 
     def architecture(self, network: str) -> Architecture:
-        """The planned architecture for ``network``, or ``plain_unet``'s patch and batch for networks that are not planned."""
+        """The planned architecture for ``network``, or ``plain_unet``'s patch and batch for networks that are not
+        planned.
+        """
         return self.architectures.get(network, self.architectures["plain_unet"])
 
 
@@ -110,7 +115,8 @@ class Plan:
         intensities: foreground statistics per channel.
         configurations: by name.
         origin: who made the plan (``"medkd"``, ``"nnunet:<plans name>"``).
-        protocol: the published protocol that the plan follows, if any; training and prediction take their settings from it.
+        protocol: the published protocol that the plan follows, if any; training and prediction take their settings from
+            it.
     """
 
     dataset: str
@@ -141,7 +147,9 @@ class Plan:
         """
         if name not in self.configurations:
             known = ", ".join(self.configurations)
-            raise PlanError(f"{self.dataset} has no configuration '{name}'.{nearest(name, self.configurations)} Planned: {known}.")
+            raise PlanError(
+                f"{self.dataset} has no configuration '{name}'.{nearest(name, self.configurations)} Planned: {known}."
+            )
         return self.configurations[name]
 
     @property

@@ -1,7 +1,7 @@
 """Protocols: the settings of published systems as small JSON files, for what they do otherwise than medkd's own plan.
 
-Every value here is read by some part of medkd; what a publication does and medkd cannot is told in ``docs/protocols.md`` and stands in
-no file. Defaults are medkd's own settings, which are nnU-Net's.
+Every value here is read by some part of medkd; what a publication does and medkd cannot is told in
+``docs/protocols.md`` and stands in no file. Defaults are medkd's own settings, which are nnU-Net's.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class PreprocessingRule:
     Attributes:
         configuration: the one configuration that is planned: ``2d`` or ``3d_fullres``.
         spacing: target voxel size in mm along ``(z, y, x)``; None keeps the planned one.
-        normalization: scheme per channel, see :func:`medkd.preprocessing.normalisation.normalise`; one value holds for all channels,
-            none keeps the planned ones.
+        normalization: scheme per channel, see :func:`medkd.preprocessing.normalisation.normalise`; one value holds for
+            all channels, none keeps the planned ones.
         use_mask_for_norm: z-score inside the non-zero mask; None keeps the planned rule.
         crop: see :class:`medkd.core.plan.Configuration`.
-        interpolation: ``spline`` is medkd's own rule, ``linear`` is linear for images and logits and nearest for labels, on all axes.
+        interpolation: ``spline`` is medkd's own rule, ``linear`` is linear for images and logits and nearest for
+            labels, on all axes.
     """
 
     configuration: str
@@ -137,7 +138,8 @@ class Protocol:
         preprocessing: what replaces the planned preprocessing.
         training: what replaces medkd's own training settings.
         inference: what replaces medkd's own prediction settings.
-        legacy_metric: validation also computes the original's metric (:mod:`medkd.evaluation.legacy`) beside the correct one.
+        legacy_metric: validation also computes the original's metric (:mod:`medkd.evaluation.segmentation.legacy`)
+            beside the correct one.
         name: ``acf_bckd:btcv``.
         reference: the publication.
     """
@@ -162,8 +164,10 @@ class DetectionProtocol:
         final_learning_rate: at the end of a linear decay.
         momentum: of SGD.
         weight_decay: L2 penalty.
-        augmentation: random changes by their names in :class:`medkd.detection.plan.DetectionAugmentation`; empty keeps medkd's own.
-        sampling: see :class:`medkd.detection.plan.DetectionPlan`; keys with categories that a data set has not are left out.
+        augmentation: random changes by their names in :class:`medkd.detection.plan.DetectionAugmentation`; empty keeps
+            medkd's own.
+        sampling: see :class:`medkd.detection.plan.DetectionPlan`; keys with categories that a data set has not are left
+            out.
     """
 
     image_size: int
@@ -203,7 +207,8 @@ def read_protocols(name: str) -> ProtocolFile:
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.exists():
         raise PlanError(
-            f"Unknown protocol '{name}'.{nearest(name, protocol_names())} Known: {', '.join(protocol_names())}, or a .json file."
+            f"Unknown protocol '{name}'.{nearest(name, protocol_names())} Known: {', '.join(protocol_names())}, or a "
+            ".json file."
         )
     return from_data(ProtocolFile, read_json(path), str(path))
 
@@ -242,7 +247,9 @@ def find_detection_protocol(text: str, extra: Mapping[str, Any]) -> tuple[str, D
     content, name, variant = _named(text, extra)
     if not content.detection:
         raise PlanError(f"The protocol {content.name} is for segmentation; it cannot plan a detection data set.")
-    fitting = [known for known in content.detection if known == variant or (variant and known.startswith(f"{variant}_"))]
+    fitting = [
+        known for known in content.detection if known == variant or (variant and known.startswith(f"{variant}_"))
+    ]
     variant = fitting[0] if len(fitting) == 1 else variant
     return f"{content.name}:{variant}", _variant(content.detection, content.name, name, variant)
 
@@ -258,8 +265,14 @@ def _variant(variants: Mapping[str, V], title: str, name: str, variant: str) -> 
     if variant not in variants:
         known = [v for v in variants if variant and v.startswith(f"{variant}_")] or list(variants)
         several = not variant or len(known) < len(variants)
-        said = "several variants, and the data set does not say which one it follows" if several else f"no variant '{variant}'"
-        raise PlanError(f"The protocol {title} has {said}; give --protocol {name}:VARIANT with one of {', '.join(known)}.")
+        said = (
+            "several variants, and the data set does not say which one it follows"
+            if several
+            else f"no variant '{variant}'"
+        )
+        raise PlanError(
+            f"The protocol {title} has {said}; give --protocol {name}:VARIANT with one of {', '.join(known)}."
+        )
     return variants[variant]
 
 

@@ -39,7 +39,10 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Return the entry; raises the registry's error with the nearest known name."""
         if name not in self._entries:
-            raise self._error(f"Unknown {self._kind} '{name}'.{nearest(name, self._entries)} Known: {', '.join(sorted(self._entries))}.")
+            raise self._error(
+                f"Unknown {self._kind} '{name}'.{nearest(name, self._entries)} Known: "
+                f"{', '.join(sorted(self._entries))}."
+            )
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

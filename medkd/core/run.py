@@ -114,8 +114,15 @@ class RunFolder:
         """
         path = Path(path)
         if not (path / RUN_FILE).exists():
-            raise RunError(f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN.")
-        return cls(path, load(RunDescription, path / RUN_FILE), Plan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
+            raise RunError(
+                f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
+            )
+        return cls(
+            path,
+            load(RunDescription, path / RUN_FILE),
+            Plan.load(path / PLANS_FILE),
+            DatasetDescription.load(path / DATASET_FILE),
+        )
 
     def fold(self, fold: int | str) -> Path:
         """Folder of one fold (0-4 or ``all``)."""

@@ -77,7 +77,10 @@ def load(cls: type[T], path: Path) -> T:
     data = read_json(path)
     known = next((f.default for f in dataclasses.fields(cls) if f.name == "schema"), None)  # type: ignore[arg-type]
     if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
-        raise DataError(f"{path}: has schema {data['schema']}, this medkd reads schema {known}; make the file anew with this version.")
+        raise DataError(
+            f"{path}: has schema {data['schema']}, this medkd reads schema {known}; make the file anew with this "
+            "version."
+        )
     return from_data(cls, data, str(path))
 
 

@@ -1,4 +1,6 @@
-"""Work on many cases at once, as many as memory and cores allow; a failing case is named and does not stop the others."""
+"""Work on many cases at once, as many as memory and cores allow; a failing case is named and does not stop the
+others.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def available_cores() -> int:
 
 
 def default_workers() -> int:
-    """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's cores."""
+    """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's
+    cores.
+    """
     cores = available_cores()
     return 0 if cores <= 2 else min(12, cores - 1)
 
@@ -55,7 +59,8 @@ def worker_count(bytes_per_task: float, tasks: int, wanted: int | None = None) -
 def run_cases(function: Callable[[str], T], cases: Sequence[str], workers: int, title: str) -> dict[str, T]:
     """Call ``function(case)`` for all cases, with a progress bar, and return the results in the order of ``cases``.
 
-    Threads, since reading, products and most of SciPy release the interpreter lock, and nothing has to be sent anywhere.
+    Threads, since reading, products and most of SciPy release the interpreter lock, and nothing has to be sent
+    anywhere.
 
     Raises:
         DataError: one or more cases failed, after all others were done; every one is named with its reason.
@@ -63,8 +68,8 @@ def run_cases(function: Callable[[str], T], cases: Sequence[str], workers: int, 
     results: dict[str, T] = {}
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(workers)
-    # the products of resampling are small and bound by memory: a second BLAS thread per worker costs 2.5 times the processor
-    # time and saves none
+    # the products of resampling are small and bound by memory: a second BLAS thread per worker costs 2.5 times the
+    # processor time and saves none
     with threadpool_limits(limits=1):
         try:
             futures = {pool.submit(function, case): case for case in cases}

@@ -13,6 +13,7 @@ from medkd.core.device import pick_device
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription
+from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
@@ -26,10 +27,9 @@ from medkd.detection.teachers import DetectorSource, check_same_classes, find_te
 from medkd.detection.trained import register_detectors
 from medkd.detection.weights import start_from
 from medkd.distillation import Context, build_method
+from medkd.models.guard import Teacher, choose_teacher
 from medkd.networks.complexity import count_parameters
-from medkd.training.guard import Teacher, choose_teacher
 from medkd.training.run_folder import open_fold, run_name, start_fold, validation_cases
-from medkd.training.splits import Split, find_split
 
 _TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
 _HELPER_SEED = 7919  # apart from the student's, which so starts equal under every method
@@ -120,7 +120,8 @@ def dry_run_detector(
     teacher: str | None = None,
     method: str | None = None,
 ) -> list[str]:
-    """What :func:`train_detector`, or with a teacher :func:`distill_detector`, would do, line by line; nothing is written or started.
+    """What :func:`train_detector`, or with a teacher :func:`distill_detector`, would do, line by line; nothing is
+    written or started.
 
     Raises:
         MedkdError: whatever the training itself would refuse, :class:`~medkd.core.errors.LeakError` included.
@@ -133,25 +134,36 @@ def dry_run_detector(
     size = ready.spec.image_size
     lines = [
         f"run        {ready.folder}",
-        f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, {run.precision}, "
+        f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
+        f"{run.precision}, "
         f"learning rate {budget.learning_rate:g}, seed {budget.seed}",
         f"images     {len(prepared.split.train)} for training, {len(prepared.split.val)} for validation",
         f"student    {network}: {count_parameters(detector):,} parameters",
     ]
     if distiller is not None and ready.teacher is not None:
         helpers = sum(p.numel() for p in distiller.parameters())
-        parameters = f": {count_parameters(distiller.teacher):,} parameters" if distiller.teacher is not None else " is not needed"
+        parameters = (
+            f": {count_parameters(distiller.teacher):,} parameters"
+            if distiller.teacher is not None
+            else " is not needed"
+        )
         lines += [
             f"teacher    {ready.teacher.candidate.name}{parameters}",
             f"method     {run.method}, {helpers:,} trainable parameters of its own",
-            f"leak guard fold {ready.teacher.fold} of {ready.teacher.candidate.name} teaches; it has seen {len(ready.teacher.seen)} images "
+            f"leak guard fold {ready.teacher.fold} of {ready.teacher.candidate.name} teaches; it has seen "
+            f"{len(ready.teacher.seen)} images "
             f"and none of the {len(prepared.split.val)} on which the student is judged",
         ]
     return lines
 
 
 def _ready(
-    dataset: str | int, network: str, fold: int | str, options: DetectorOptions, teacher: str | None = None, method: str | None = None
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: DetectorOptions,
+    teacher: str | None = None,
+    method: str | None = None,
 ) -> _Ready:
     """Everything that can be refused before a detector is built."""
     prepared = _prepare(dataset, fold, options)
@@ -181,7 +193,10 @@ def _prepare(dataset: str | int, fold: int | str, options: DetectorOptions) -> _
     description = DatasetDescription.load(folder / DATASET_FILE)
     store = DetectionStore(folder / DETECTION)
     if store.categories != plan.categories:
-        raise PlanError(f"{folder}: plan and preprocessed images have different categories; run medkd_plan_and_preprocess -d {name}.")
+        raise PlanError(
+            f"{folder}: plan and preprocessed images have different categories; run medkd_plan_and_preprocess -d "
+            f"{name}."
+        )
     plan = _sized(plan, store, options.image_size)
     split = find_split(folder, fold, store.cases(), description.patients, root.raw_dataset(name), write=False)
     prepared = _Prepared(name, root, plan, description, store, split, str(fold), options, pick_device(options.device))
@@ -197,7 +212,8 @@ def _sized(plan: DetectionPlan, store: DetectionStore, wanted: int | None) -> De
     small = [c for c in store.cases() if max(store.size(c)) < min(size, max(store.original_size(c)))]
     if small:
         raise PlanError(
-            f"{len(small)} images, for example {small[0]}, are stored with {max(store.size(small[0]))} px, fewer than {size}; run "
+            f"{len(small)} images, for example {small[0]}, are stored with {max(store.size(small[0]))} px, fewer than "
+            f"{size}; run "
             f"medkd_plan_and_preprocess -d {plan.dataset} --image-size {size}."
         )
     return replace(plan, image_size=size)
@@ -205,10 +221,14 @@ def _sized(plan: DetectionPlan, store: DetectionStore, wanted: int | None) -> De
 
 def _check_boxes(prepared: _Prepared) -> None:
     """There must be something to learn, and a class that is absent should not surprise anybody later."""
-    train, val = ({n for case in part for n in prepared.store.names(case)} for part in (prepared.split.train, prepared.split.val))
+    train, val = (
+        {n for case in part for n in prepared.store.names(case)} for part in (prepared.split.train, prepared.split.val)
+    )
     if not train:
         count = len(prepared.split.train)
-        raise DataError(f"Fold {prepared.fold} of {prepared.name} has no box in its {count} training images; choose another fold.")
+        raise DataError(
+            f"Fold {prepared.fold} of {prepared.name} has no box in its {count} training images; choose another fold."
+        )
     _drawn(prepared)
     for part, present in (("trained", train), ("judged", val)):
         absent = [name for name in prepared.plan.categories if name not in present]
@@ -221,7 +241,9 @@ def _drawn(prepared: _Prepared) -> list[str]:
     return draw_epoch(prepared.split.train, annotations, prepared.plan, prepared.options.seed, 0)
 
 
-def _describe(prepared: _Prepared, network: str, method: str | None, teacher: Teacher[DetectorSource] | None) -> RunDescription:
+def _describe(
+    prepared: _Prepared, network: str, method: str | None, teacher: Teacher[DetectorSource] | None
+) -> RunDescription:
     options, plan = prepared.options, prepared.plan
     size = plan.image_size
     budget = Budget(
@@ -235,7 +257,9 @@ def _describe(prepared: _Prepared, network: str, method: str | None, teacher: Te
     recorded = None if teacher is None else teacher.candidate.recorded
     spec = NetworkSpec(network, 3, len(plan.categories), (size, size))
     start = None if options.backbone_weights is None else str(Path(options.backbone_weights).absolute())
-    described = RunDescription(prepared.name, DETECTION, spec, budget, (), precision, method, dict(options.settings), recorded)
+    described = RunDescription(
+        prepared.name, DETECTION, spec, budget, (), precision, method, dict(options.settings), recorded
+    )
     return replace(described, backbone_weights=start)
 
 
@@ -246,13 +270,17 @@ def _train(ready: _Ready) -> Path:
     distiller = None if finished else _distiller(ready, detector)
     job = _job(ready, detector, distiller)
     if not finished:
-        start_fold(ready.folder, ready.run, prepared.plan, prepared.description, prepared.split, ready.seen, options.overwrite)
+        start_fold(
+            ready.folder, ready.run, prepared.plan, prepared.description, prepared.split, ready.seen, options.overwrite
+        )
         _fit(job)
     if options.validate:
         from medkd.detection.validation import finish_fold
 
         # a fold that was finished before is judged on what it held out then
-        finish_fold(replace(job, distiller=None, val=validation_cases(ready.folder)), prepared.root.raw_dataset(prepared.name))
+        finish_fold(
+            replace(job, distiller=None, val=validation_cases(ready.folder)), prepared.root.raw_dataset(prepared.name)
+        )
     return ready.folder
 
 

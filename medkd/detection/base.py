@@ -1,4 +1,6 @@
-"""The contract of a detector: what both families (ultralytics, torchvision) offer to training, distillation and prediction."""
+"""The contract of a detector: what both families (ultralytics, torchvision) offer to training, distillation and
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +57,13 @@ class Level:
 class DetectorOutputs(Outputs):
     """One forward pass of a detector.
 
-    ``features`` holds neck maps ``p2`` (stride 4) … ``p7`` (stride 128), ``(B, C, rows, columns)``, and of dense heads the places inside
+    ``features`` holds neck maps ``p2`` (stride 4) … ``p7`` (stride 128), ``(B, C, rows, columns)``, and of dense heads
+    the places inside
     the towers that can be continued: ``p3.class`` and ``p3.box``, the output of a block before its activation.
 
     Attributes:
-        logits: dense heads: class logits ``(B, K, A)``, to be read with a sigmoid, anchors level by level, row by row; two-stage
+        logits: dense heads: class logits ``(B, K, A)``, to be read with a sigmoid, anchors level by level, row by row;
+            two-stage
             detectors: ``(N, K + 1)`` of the ``N`` proposals of all images, softmax, background first.
         boxes: dense heads: decoded boxes ``(B, A, 4)``, left, top, right, bottom in input pixels.
         distribution: dense heads that learn a distribution over each side's distance: its logits ``(B, A, 4, bins)``.
@@ -82,10 +86,12 @@ class DetectionTarget(Target):
     """The ground truth of a batch, and what the student's own assignment made of it.
 
     Attributes:
-        labels: dense heads: ``(B, 1, A)``, the class of an anchor's box, −1 for background, −2 for an anchor that is left out;
+        labels: dense heads: ``(B, 1, A)``, the class of an anchor's box, −1 for background, −2 for an anchor that is
+            left out;
             two-stage: ``(N, 1)``, 0 for background, class + 1 else.
-        valid: float weights over the anchors ``(B, 1, A)``: the teacher's highest class probability, zero where ``labels`` is −2; set by
-            the distiller for dense heads, so that formulas with a mean over valid places become the mean that detectors need.
+        valid: float weights over the anchors ``(B, 1, A)``: the teacher's highest class probability, zero where
+            ``labels`` is −2; set by the distiller for dense heads, so that formulas with a mean over valid places
+            become the mean that detectors need.
         boxes: per image ``(n, 4)``, left, top, right, bottom in input pixels.
         classes: per image ``(n,)``.
     """
@@ -112,8 +118,8 @@ class Detections:
 class Detector(nn.Module):
     """A detector of either family.
 
-    Images are ``(B, 3, S, S)`` float in [0, 1], letterboxed to the square; a detector normalises them itself, so that teacher and student
-    of different families can see the same batch.
+    Images are ``(B, 3, S, S)`` float in [0, 1], letterboxed to the square; a detector normalises them itself, so that
+    teacher and student of different families can see the same batch.
 
     Attributes:
         spec: how it was built.
@@ -131,13 +137,17 @@ class Detector(nn.Module):
 
     @property
     def anchors(self) -> tuple[tuple[float, float], ...]:
-        """Side in strides and height over width of each anchor of a cell; empty where it has none (points, or cells themselves)."""
+        """Side in strides and height over width of each anchor of a cell; empty where it has none (points, or cells
+        themselves).
+        """
         return ()
 
     def losses(
         self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """The detector's own weighted loss terms (scalars, means over the batch), its outputs, and the targets as it assigned them."""
+        """The detector's own weighted loss terms (scalars, means over the batch), its outputs, and the targets as it
+        assigned them.
+        """
         raise NotImplementedError
 
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
@@ -159,14 +169,16 @@ class Detector(nn.Module):
         """The loss terms with other neck maps in place of its own (for methods that learn masks on a teacher)."""
         raise NotImplementedError
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         """Boxes per image in input pixels, after non-maximum suppression.
 
         Args:
             images: ``(B, 3, S, S)``.
             score: lowest score that is kept.
-            overlap: intersection over union above which the weaker of two boxes of a class is dropped; None is :attr:`overlap`. An
-                end-to-end head drops none.
+            overlap: intersection over union above which the weaker of two boxes of a class is dropped; None is
+                :attr:`overlap`. An end-to-end head drops none.
             most: most boxes per image.
         """
         raise NotImplementedError

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from medkd.detection.base import Detector
 from medkd.detection.ensemble import fuse
 from medkd.detection.journal import Journal
 from medkd.detection.letterbox import Letterbox, letterbox
-from medkd.evaluation.detection_predictions import Boxes, ImagePredictions
+from medkd.evaluation.detection.predictions import Boxes, ImagePredictions
 
 SCORE, MOST = 0.001, 300
 """Lowest score and most boxes per image; low enough for COCO's metric and FROC."""
@@ -111,7 +112,7 @@ def detect_images(
             for item, found in _detect(detectors, loaded, device, limits, report):
                 width, height = item.place.width, item.place.height
                 image = ImagePredictions(item.source.file, width, height, found)
-                if _attempt(item.source.case, report, lambda i=item, m=image: finished(i.source, i.pixels, m) if finished else None):  # type: ignore[misc]
+                if _attempt(item.source.case, report, partial(_hand_on, finished, item, image)):
                     journal.add(item.source.case, image)
                     report.predicted.append(item.source.case)
             bar.n = len(report.predicted) + len(report.failed)
@@ -119,12 +120,21 @@ def detect_images(
     return report
 
 
+def _hand_on(finished: Finished | None, item: _Loaded, image: ImagePredictions) -> None:
+    """Call ``finished``, where there is such a function, with what was found in one image."""
+    if finished is not None:
+        finished(item.source, item.pixels, image)
+
+
 def _prefetched(batches: Sequence[Sequence[Source]], size: int, report: DetectReport) -> Iterator[list[_Loaded]]:
     """Load the next batch in a thread while this one is looked at."""
     with ThreadPoolExecutor(1, "reader") as reader:
         following = reader.submit(_load, batches[0], size, report) if batches else None
         for i in range(len(batches)):
-            current, following = following, (reader.submit(_load, batches[i + 1], size, report) if i + 1 < len(batches) else None)
+            current, following = (
+                following,
+                (reader.submit(_load, batches[i + 1], size, report) if i + 1 < len(batches) else None),
+            )
             if current is not None:
                 yield current.result()
 
@@ -156,7 +166,9 @@ def _detect(
         return []
 
 
-def _forward(detectors: Sequence[Detector], loaded: Sequence[_Loaded], device: torch.device, limits: Limits) -> list[Boxes]:
+def _forward(
+    detectors: Sequence[Detector], loaded: Sequence[_Loaded], device: torch.device, limits: Limits
+) -> list[Boxes]:
     images = torch.stack([item.square for item in loaded]).to(device)
     with torch.no_grad():
         found = [d.detect(images, score=limits.score, overlap=limits.overlap, most=limits.most) for d in detectors]
@@ -165,7 +177,9 @@ def _forward(detectors: Sequence[Detector], loaded: Sequence[_Loaded], device: t
         fused = fuse([Boxes.of(p.boxes, p.classes, p.scores) for p in parts])
         moved = Boxes(item.place.back(fused.boxes), fused.classes, fused.scores)
         sides = moved.boxes[:, 2:] - moved.boxes[:, :2]
-        inside = moved.only((sides > 0).all(axis=1) & (moved.scores >= limits.score))  # a box in the border has no side left
+        inside = moved.only(
+            (sides > 0).all(axis=1) & (moved.scores >= limits.score)
+        )  # a box in the border has no side left
         result.append(inside.only(np.argsort(-inside.scores, kind="stable")[: limits.most]))
     return result
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medkd.core.errors import MethodError
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs, Level
 from medkd.distillation import Method
-from medkd.distillation.prompts import PromptMethod
+from medkd.distillation.prompts.first_stage import PromptMethod
 
 
 @runtime_checkable
@@ -32,13 +32,13 @@ class DetectorDistiller:
         losses, outputs, target = student.losses(images, boxes, classes)
         terms = distiller.terms(images, outputs, target)
 
-    The teacher is in eval mode and without gradient, and is not a submodule of anything, so that it never reaches an optimiser, an average
-    of weights, a checkpoint or an exported student. It sees the student's exact images, under whatever autocast the caller is in; the
-    method itself runs in float32 with autocast off.
+    The teacher is in eval mode and without gradient, and is not a submodule of anything, so that it never reaches an
+    optimiser, an average of weights, a checkpoint or an exported student. It sees the student's exact images, under
+    whatever autocast the caller is in; the method itself runs in float32 with autocast off.
 
-    Dense heads are compared on the levels that both have (equal stride and anchors): outputs and labels of the others are left out of what
-    the method sees. ``target.valid`` is the teacher's highest class probability per anchor, zero for anchors that the student's assignment
-    leaves out; for two-stage detectors it is 1 for every proposal.
+    Dense heads are compared on the levels that both have (equal stride and anchors): outputs and labels of the others
+    are left out of what the method sees. ``target.valid`` is the teacher's highest class probability per anchor, zero
+    for anchors that the student's assignment leaves out; for two-stage detectors it is 1 for every proposal.
 
     Args:
         teacher: the detector to learn from; None where the method needs no teacher.
@@ -46,9 +46,9 @@ class DetectorDistiller:
         anchors: the student's, see :attr:`medkd.detection.base.Detector.anchors`; empty for a student without.
 
     Raises:
-        MethodError: there is no teacher where one is needed, it knows another number of classes, it scores proposals and the student
-            anchors (or the reverse) or other anchors than the student's although the method compares scores, or it cannot be continued
-            although the method needs that.
+        MethodError: there is no teacher where one is needed, it knows another number of classes, it scores proposals
+            and the student anchors (or the reverse) or other anchors than the student's although the method compares
+            scores, or it cannot be continued although the method needs that.
     """
 
     def __init__(self, teacher: Detector | None, method: Method, anchors: Sequence[tuple[float, float]] = ()) -> None:
@@ -101,7 +101,9 @@ class DetectorDistiller:
             return self.teacher.observe(images.detach(), student)
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
-        """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the teacher."""
+        """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the
+        teacher.
+        """
         if self.teacher is None or not self.method.continues_teacher:
             return None
         rest = self.teacher.forward_from
@@ -125,7 +127,8 @@ class DetectorDistiller:
         if student.logits.shape != teacher.logits.shape:
             if self._scores and self.teacher is not None:
                 raise MethodError(
-                    f"Teacher and student must score the same places, found {_places(teacher)} and {_places(student)}; choose a method "
+                    f"Teacher and student must score the same places, found {_places(teacher)} and {_places(student)}; "
+                    "choose a method "
                     "that compares features, or detectors with the same kind of head."
                 )
             return student, teacher, target
@@ -135,11 +138,12 @@ class DetectorDistiller:
         return student, teacher, replace(target, valid=torch.ones_like(teacher.logits[:, :1]))
 
     def prepare(self, batches: Iterable[tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]]) -> None:
-        """Run the method's first stage, where it has one that has not run: see :meth:`medkd.distillation.Method.prepare`.
+        """Run the method's first stage, where it has one that has not run: see
+        :meth:`medkd.distillation.Method.prepare`.
 
         Args:
-            batches: training batches ``(images, boxes, classes)`` as :meth:`medkd.detection.base.Detector.losses` takes them; as many as
-                the method wants are drawn.
+            batches: training batches ``(images, boxes, classes)`` as :meth:`medkd.detection.base.Detector.losses` takes
+                them; as many as the method wants are drawn.
         """
         if self.teacher is not None and self.needs_preparation:
             self.method.prepare(DetectionTeacher(self.teacher), batches)
@@ -165,7 +169,8 @@ class DetectorDistiller:
 
 
 class DetectionTeacher:
-    """A detector whose loss can be asked for with other neck maps (:class:`medkd.distillation.prompts.PromptTeacher`).
+    """A detector whose loss can be asked for with other neck maps
+    (:class:`medkd.distillation.prompts.first_stage.PromptTeacher`).
 
     Args:
         detector: frozen; batches are ``(images, boxes, classes)``, on any device.
@@ -179,7 +184,9 @@ class DetectionTeacher:
         images, _, _ = self._moved(batch)
         self._detector.eval()
         with torch.no_grad():
-            seen = self._detector.observe(images, DetectorOutputs(images.new_zeros(len(images), 1), proposals=_whole(images)))
+            seen = self._detector.observe(
+                images, DetectorOutputs(images.new_zeros(len(images), 1), proposals=_whole(images))
+            )
         return {name: seen.features[name].float() for name in names}
 
     def task_loss(self, batch: Any, replaced: Mapping[str, Tensor]) -> Tensor:
@@ -214,22 +221,29 @@ def _check(teacher: Detector, method: Method, anchors: Sequence[tuple[float, flo
     about, kinds = method.context, ("scores anchors", "scores proposals")
     classes, known = about.num_outputs - (0 if about.regions else 1), len(teacher.spec.categories)
     if classes != known:
-        raise MethodError(f"The teacher knows {known} classes and the student {classes}; both must be trained for the same classes.")
+        raise MethodError(
+            f"The teacher knows {known} classes and the student {classes}; both must be trained for the same classes."
+        )
     for part in _parts(method):
         name = type(part).__name__
         if _compares_scores(part) and about.regions == teacher.two_stage:
             raise MethodError(
-                f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student {kinds[not about.regions]}; "
+                f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student "
+                f"{kinds[not about.regions]}; "
                 "choose a method that compares features."
             )
         if _compares_scores(part) and not teacher.two_stage and _differ(teacher.anchors, anchors):
             raise MethodError(
-                f"{name} compares class scores anchor by anchor, but the teacher's anchors ({_shapes(teacher.anchors)}) are not the "
-                f"student's ({_shapes(anchors)}); train both with one anchor_scale, or choose a method that compares features."
+                f"{name} compares class scores anchor by anchor, but the teacher's anchors "
+                f"({_shapes(teacher.anchors)}) are not the "
+                f"student's ({_shapes(anchors)}); train both with one anchor_scale, or choose a method that compares "
+                "features."
             )
         wanted = "losses_from_neck" if isinstance(part, PromptMethod) else "forward_from"
         if part.continues_teacher and getattr(type(teacher), wanted) is getattr(Detector, wanted):
-            raise MethodError(f"{name} sends features through the rest of the teacher, which {type(teacher).__name__} does not offer.")
+            raise MethodError(
+                f"{name} sends features through the rest of the teacher, which {type(teacher).__name__} does not offer."
+            )
 
 
 def _differ(theirs: Sequence[tuple[float, float]], ours: Sequence[tuple[float, float]]) -> bool:
@@ -245,7 +259,9 @@ def _shapes(anchors: Sequence[tuple[float, float]]) -> str:
 
 def _float32(outputs: DetectorOutputs) -> DetectorOutputs:
     """The same outputs, every floating tensor in float32."""
-    return replace(outputs, **{f.name: _cast(getattr(outputs, f.name)) for f in fields(outputs) if f.name != "forward_from"})
+    return replace(
+        outputs, **{f.name: _cast(getattr(outputs, f.name)) for f in fields(outputs) if f.name != "forward_from"}
+    )
 
 
 def _cast(value: Any) -> Any:
@@ -281,7 +297,9 @@ def _cut(outputs: DetectorOutputs, levels: list[Level]) -> DetectorOutputs:
         start = places[-1].stop
     axes = {"logits": 2, "boxes": 1, "distribution": 1, "centerness": 1}
     whole = {name: getattr(outputs, name) for name in axes}
-    cut: dict[str, Any] = {n: _pick(value, levels, outputs.levels, axes[n]) for n, value in whole.items() if value is not None}
+    cut: dict[str, Any] = {
+        n: _pick(value, levels, outputs.levels, axes[n]) for n, value in whole.items() if value is not None
+    }
     return replace(outputs, levels=tuple(places), **cut)
 
 

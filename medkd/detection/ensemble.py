@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medkd.evaluation.detection_matching import overlaps
-from medkd.evaluation.detection_predictions import Boxes
+from medkd.evaluation.detection.matching import overlaps
+from medkd.evaluation.detection.predictions import Boxes
 
 FUSION_OVERLAP = 0.55
 
@@ -15,8 +15,9 @@ FUSION_OVERLAP = 0.55
 def fuse(parts: Sequence[Boxes], overlap: float = FUSION_OVERLAP) -> Boxes:
     """Weighted boxes fusion: boxes of one class that lie on each other become their mean, weighted by score.
 
-    A fused box has the mean score of its boxes times the share of the models that found it: ``mean(s) · min(n, N) / N`` for ``n`` boxes
-    of ``N`` models. Solovyev, Wang and Gabruseva, Image and Vision Computing 107, 2021, arXiv:1910.13302.
+    A fused box has the mean score of its boxes times the share of the models that found it: ``mean(s) · min(n, N) / N``
+    for ``n`` boxes of ``N`` models. Solovyev, Wang and Gabruseva, Image and Vision Computing 107, 2021,
+    arXiv:1910.13302.
 
     Args:
         parts: detections of one image, one per model.
@@ -27,7 +28,9 @@ def fuse(parts: Sequence[Boxes], overlap: float = FUSION_OVERLAP) -> Boxes:
     """
     if len(parts) == 1:
         return parts[0]
-    boxes, classes, scores = (np.concatenate([getattr(p, name) for p in parts]) for name in ("boxes", "classes", "scores"))
+    boxes, classes, scores = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("boxes", "classes", "scores")
+    )
     fused: list[tuple[np.ndarray, int, float]] = []
     for kind in np.unique(classes):
         chosen = np.flatnonzero(classes == kind)

@@ -34,7 +34,9 @@ class Spread:
     def of(cls, values: Iterable[float]) -> Spread:
         """Percentiles of some values."""
         array = np.fromiter(values, np.float64)
-        return cls(*(round(float(v), 6) for v in np.percentile(array if array.size else [0.0], (0, 5, 10, 50, 75, 95, 100))))
+        return cls(
+            *(round(float(v), 6) for v in np.percentile(array if array.size else [0.0], (0, 5, 10, 50, 75, 95, 100)))
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class DetectionFingerprint:
         negatives: images without.
         boxes: of each category.
         images: with a box of each category.
-        category_sets: images whose boxes have exactly these categories, joined by ``+`` in the order of ``dataset.json``.
+        category_sets: images whose boxes have exactly these categories, joined by ``+`` in the order of
+            ``dataset.json``.
         boxes_per_image: number of boxes → images.
         width: of the images in pixels.
         height: likewise.
@@ -75,7 +78,9 @@ class DetectionFingerprint:
     schema: int = 1
 
 
-def make_fingerprint(annotations: Mapping[str, BoxAnnotation], categories: Sequence[str], source: str) -> DetectionFingerprint:
+def make_fingerprint(
+    annotations: Mapping[str, BoxAnnotation], categories: Sequence[str], source: str
+) -> DetectionFingerprint:
     """The fingerprint of some cases.
 
     Args:

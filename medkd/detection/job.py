@@ -27,7 +27,8 @@ class DetectionJob:
         store: folder of a :class:`~medkd.detection.store.DetectionStore`.
         train: case ids in the order of the split; sampling by the plan is the family's to apply.
         val: case ids.
-        budget: ``epochs`` and ``iterations_per_epoch`` (0: one pass over the drawn training images), batch size, learning rate, seed.
+        budget: ``epochs`` and ``iterations_per_epoch`` (0: one pass over the drawn training images), batch size,
+            learning rate, seed.
         folder: fold folder; the family writes its checkpoints and ``log.jsonl`` there.
         device: where to train.
         precision: ``fp32``, ``bf16`` or ``fp16``.

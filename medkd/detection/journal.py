@@ -9,13 +9,20 @@ from typing import Any
 
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
-from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, DetectionPredictions, ImagePredictions, image_from_json, image_json
+from medkd.evaluation.detection.predictions import (
+    PREDICTIONS_FILE,
+    DetectionPredictions,
+    ImagePredictions,
+    image_from_json,
+    image_json,
+)
 
 JOURNAL_FILE = "predictions.jsonl"
 
 
 class Journal:
-    """Collects the detections of a folder: ``predictions.jsonl`` while it is worked on, ``predictions.json`` at the end.
+    """Collects the detections of a folder: ``predictions.jsonl`` while it is worked on, ``predictions.json`` at the
+    end.
 
     Args:
         folder: where the files lie.
@@ -43,15 +50,21 @@ class Journal:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(self._line(case, image) + "\n")
         except OSError as error:
-            raise DataError(f"Writing {self.path} failed: {error.strerror or error}; make room and use --continue.") from error
+            raise DataError(
+                f"Writing {self.path} failed: {error.strerror or error}; make room and use --continue."
+            ) from error
 
     def adopt(self, predictions: DetectionPredictions) -> None:
         """Take finished predictions over; what the journal holds already is newer and stays."""
         self.images = {**predictions.images, **self.images}
 
     def finish(self, keep: Sequence[str]) -> DetectionPredictions:
-        """Write ``predictions.json`` and COCO's files of these cases, as far as they were predicted, and remove the journal."""
-        found = DetectionPredictions(self.categories, {case: self.images[case] for case in sorted(keep) if case in self.images})
+        """Write ``predictions.json`` and COCO's files of these cases, as far as they were predicted, and remove the
+        journal.
+        """
+        found = DetectionPredictions(
+            self.categories, {case: self.images[case] for case in sorted(keep) if case in self.images}
+        )
         found.save(self.folder)
         self.path.unlink(missing_ok=True)
         return found
@@ -60,7 +73,9 @@ class Journal:
         return json.dumps({"case": case, **image_json(image, self.categories)})
 
     def _read(self) -> dict[str, ImagePredictions]:
-        """The whole lines of a journal that was made with the same settings; the last one may have been cut by a kill."""
+        """The whole lines of a journal that was made with the same settings; the last one may have been cut by a
+        kill.
+        """
         found: dict[str, ImagePredictions] = {}
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         for line in lines[1:] if lines and lines[0] == self._head else []:

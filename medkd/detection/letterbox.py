@@ -45,7 +45,8 @@ class Letterbox:
 
 
 def shrink(pixels: np.ndarray, image_size: int) -> np.ndarray:
-    """An image as the store would hold it: its long side at most ``image_size``, by the mean over each new pixel's area.
+    """An image as the store would hold it: its long side at most ``image_size``, by the mean over each new pixel's
+    area.
 
     Args:
         pixels: ``(H, W)`` or ``(H, W, 3)`` uint8.
@@ -75,7 +76,9 @@ def letterbox(pixels: np.ndarray, size: int, original: tuple[int, int] | None = 
     channels = small[..., None] if small.ndim == 2 else small
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255
     if (rows, columns) != (height, width):
-        image = functional.interpolate(image[None], (rows, columns), mode="bilinear", align_corners=False)[0].clamp_(0, 1)
+        image = functional.interpolate(image[None], (rows, columns), mode="bilinear", align_corners=False)[0].clamp_(
+            0, 1
+        )
     left, top = (size - columns) // 2, (size - rows) // 2
     square = torch.full((3, size, size), PADDING)
     square[:, top : top + rows, left : left + columns] = image

@@ -19,7 +19,8 @@ class DetectorOptions:
     Attributes:
         root: medkd's root folder, see :class:`medkd.core.paths.Root`.
         epochs: epochs.
-        iterations_per_epoch: optimiser steps per epoch; None is one pass over the images that the plan draws for an epoch.
+        iterations_per_epoch: optimiser steps per epoch; None is one pass over the images that the plan draws for an
+            epoch.
         batch_size: images per step.
         image_size: side of the square input in pixels, a multiple of 32.
         learning_rate: initial learning rate.

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from medkd.core.files import atomic_path
-from medkd.evaluation.detection_drawing import DrawnBox, colour_of, draw_boxes
-from medkd.evaluation.detection_predictions import Boxes
+from medkd.evaluation.detection.drawing import DrawnBox, colour_of, draw_boxes
+from medkd.evaluation.detection.predictions import Boxes
 
 PICTURE_SCORE = 0.25
 """Lowest score that is drawn unless told otherwise."""
@@ -20,7 +20,9 @@ def picture_path(outputs: Path, case: str) -> Path:
     return outputs / "pictures" / f"{case}.jpg"
 
 
-def write_picture(path: Path, pixels: np.ndarray, found: Boxes, categories: Sequence[str], score: float = PICTURE_SCORE) -> None:
+def write_picture(
+    path: Path, pixels: np.ndarray, found: Boxes, categories: Sequence[str], score: float = PICTURE_SCORE
+) -> None:
     """Write a radiograph with the boxes that reach a score, each with its class and score.
 
     Args:

@@ -52,8 +52,9 @@ class DetectionPlan:
         learning_rate: initial learning rate of SGD.
         anchor_scale: side of the smallest anchor in strides, for detectors with anchors.
         augmentation: random changes of training images.
-        sampling: category → how often an image whose boxes are all of this category is drawn, relative to the others (1 where not named);
-            ``fracture+text`` names the images with boxes of both and of nothing else; empty draws all images alike.
+        sampling: category → how often an image whose boxes are all of this category is drawn, relative to the others (1
+            where not named); ``fracture+text`` names the images with boxes of both and of nothing else; empty draws all
+            images alike.
         negatives: images without boxes per image with boxes in an epoch, at most; None takes all.
         reasons: field → why it has its value, for people.
         final_learning_rate: at the end of a linear decay; None leaves the schedule to the detector's family.
@@ -104,11 +105,15 @@ class DetectionPlan:
         changes = self.augmentation
         shares = ("mosaic", "fliplr", "flipud", "scale", "translate", "brightness")
         allowed = {
-            "categories of different names": bool(self.categories) and len(set(self.categories)) == len(self.categories),
-            f"an image_size that is a multiple of {STRIDE} above 0": self.image_size > 0 and self.image_size % STRIDE == 0,
+            "categories of different names": bool(self.categories)
+            and len(set(self.categories)) == len(self.categories),
+            f"an image_size that is a multiple of {STRIDE} above 0": self.image_size > 0
+            and self.image_size % STRIDE == 0,
             "a batch_size and epochs from 1 on": min(self.batch_size, self.epochs) >= 1,
             "a learning_rate and an anchor_scale above 0": self.learning_rate > 0 and self.anchor_scale > 0,
-            f"{', '.join(shares)} of the augmentation from 0 to 1": all(0 <= getattr(changes, name) <= 1 for name in shares),
+            f"{', '.join(shares)} of the augmentation from 0 to 1": all(
+                0 <= getattr(changes, name) <= 1 for name in shares
+            ),
             "close_mosaic and degrees of the augmentation from 0 on": min(changes.close_mosaic, changes.degrees) >= 0,
         }
         for what, holds in allowed.items():

@@ -52,7 +52,9 @@ def make_plan(
         PlanError: there is no box to learn from, or a setting makes no sense.
     """
     if not fingerprint.positives:
-        raise PlanError(f"{dataset} has no box in any of its {fingerprint.negatives} training images, so there is nothing to learn.")
+        raise PlanError(
+            f"{dataset} has no box in any of its {fingerprint.negatives} training images, so there is nothing to learn."
+        )
     reasons: dict[str, str] = {}
     size, reasons["image_size"] = _image_size(fingerprint)
     batch, reasons["batch_size"] = _batch_size(fingerprint)
@@ -81,7 +83,11 @@ def apply_wishes(plan: DetectionPlan, wishes: Wishes) -> DetectionPlan:
     Raises:
         PlanError: a value cannot be used.
     """
-    given = {name: value for name, value in (("image_size", wishes.image_size), ("batch_size", wishes.batch_size)) if value is not None}
+    given = {
+        name: value
+        for name, value in (("image_size", wishes.image_size), ("batch_size", wishes.batch_size))
+        if value is not None
+    }
     changed = {name: value for name, value in given.items() if getattr(plan, name) != value}
     if not changed:
         return plan
@@ -117,15 +123,22 @@ def _batch_size(found: DetectionFingerprint) -> tuple[int, str]:
 
 
 def _sampling(categories: tuple[str, ...], found: DetectionFingerprint) -> tuple[dict[str, float], str]:
-    """Sets of categories that dominate are drawn less often; their share then is about :data:`_COMMON` of what there was."""
+    """Sets of categories that dominate are drawn less often; their share then is about :data:`_COMMON` of what there
+    was.
+    """
     if len(categories) < 2 or len(found.category_sets) < 3:
         return {}, "all images alike: there are not enough different sets of categories to balance"
     shares = {key: count / found.positives for key, count in found.category_sets.items()}
     # a name with + in it would be read as two
     common = {key: share for key, share in shares.items() if share > _COMMON and _unambiguous(key, categories)}
     weights = {key: max(_LEAST_WEIGHT, round(_COMMON / share, 2)) for key, share in common.items()}
-    listed = ", ".join(f"{share:.0%} of the images with boxes have {key} and nothing else" for key, share in common.items())
-    return weights, listed or f"all images alike: no set of categories is on more than {_COMMON:.0%} of the images with boxes"
+    listed = ", ".join(
+        f"{share:.0%} of the images with boxes have {key} and nothing else" for key, share in common.items()
+    )
+    return (
+        weights,
+        listed or f"all images alike: no set of categories is on more than {_COMMON:.0%} of the images with boxes",
+    )
 
 
 def _unambiguous(key: str, categories: tuple[str, ...]) -> bool:
@@ -140,9 +153,14 @@ def _negatives(found: DetectionFingerprint) -> tuple[float | None, str]:
 
 
 def _epochs(plan: DetectionPlan, found: DetectionFingerprint) -> tuple[int, str]:
-    shown = found.positives + (found.negatives if plan.negatives is None else min(found.negatives, plan.negatives * found.positives))
+    shown = found.positives + (
+        found.negatives if plan.negatives is None else min(found.negatives, plan.negatives * found.positives)
+    )
     epochs = min(max(ceil(_IMAGES_SHOWN / shown), _EPOCHS[0]), _EPOCHS[1])
-    return epochs, f"about {int(shown)} images per epoch; {_IMAGES_SHOWN} in all within {_EPOCHS[0]} to {_EPOCHS[1]} epochs"
+    return (
+        epochs,
+        f"about {int(shown)} images per epoch; {_IMAGES_SHOWN} in all within {_EPOCHS[0]} to {_EPOCHS[1]} epochs",
+    )
 
 
 def _augmentation(size: int, found: DetectionFingerprint) -> tuple[DetectionAugmentation, str]:
@@ -150,7 +168,9 @@ def _augmentation(size: int, found: DetectionFingerprint) -> tuple[DetectionAugm
     usual = DetectionAugmentation()
     if pixels * (1 - usual.scale) >= _SCALED_PIXELS:
         return usual, "the usual one; no upside-down pictures and no rotation"
-    return replace(usual, scale=0.25), f"less scaling than usual: small boxes have {pixels:.1f} px; no upside-down pictures and no rotation"
+    return replace(
+        usual, scale=0.25
+    ), f"less scaling than usual: small boxes have {pixels:.1f} px; no upside-down pictures and no rotation"
 
 
 def _anchor_scale(size: int, found: DetectionFingerprint) -> tuple[float, str]:
@@ -164,7 +184,15 @@ def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons
     """The plan with what a publication says; the rest stays."""
     said = {
         key: value
-        for key in ("image_size", "batch_size", "epochs", "learning_rate", "final_learning_rate", "momentum", "weight_decay")
+        for key in (
+            "image_size",
+            "batch_size",
+            "epochs",
+            "learning_rate",
+            "final_learning_rate",
+            "momentum",
+            "weight_decay",
+        )
         if (value := getattr(protocol, key)) is not None
     }
     reasons.update(dict.fromkeys(said, f"protocol {name}"))
@@ -182,7 +210,9 @@ def _augmentation_of(said: object, name: str) -> DetectionAugmentation:
     values = dict(said)  # type: ignore[call-overload]
     unknown = sorted(set(values) - known)
     if unknown:
-        raise PlanError(f"Protocol {name}: unknown change '{unknown[0]}' in its augmentation.{nearest(unknown[0], known)}")
+        raise PlanError(
+            f"Protocol {name}: unknown change '{unknown[0]}' in its augmentation.{nearest(unknown[0], known)}"
+        )
     return DetectionAugmentation(**values)
 
 

@@ -20,7 +20,7 @@ from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source,
 from medkd.detection.journal import Journal, finished
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
 from medkd.detection.trained import DetectionRun, load_detector
-from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, ImagePredictions
+from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, ImagePredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
 
@@ -74,8 +74,8 @@ def predict_detections(
 ) -> DetectReport:
     """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
 
-    An image that cannot be read is reported and the others go on. Boxes are in pixels of the upright original image. What was finished
-    before a kill is kept in ``predictions.jsonl`` and used with ``resume``.
+    An image that cannot be read is reported and the others go on. Boxes are in pixels of the upright original image.
+    What was finished before a kill is kept in ``predictions.jsonl`` and used with ``resume``.
 
     Args:
         inputs: a folder (with its subfolders) of radiographs, or image files: PNG, JPEG, … and DICOM.
@@ -108,7 +108,9 @@ def predict_detections(
     size, weights = described.spec.image_size, tuple(weights_digest(detector.state_dict()) for detector in detectors)
     settings = DetectionSettings(str(run), tuple(names), checkpoint, score, used, most, size, _version(), weights)
     if not resume:
-        (Path(outputs) / PREDICTIONS_FILE).unlink(missing_ok=True)  # a kill must not leave it beside other settings, to be continued
+        (Path(outputs) / PREDICTIONS_FILE).unlink(
+            missing_ok=True
+        )  # a kill must not leave it beside other settings, to be continued
     _write_settings(Path(outputs), settings, resume)
     journal = Journal(outputs, described.plan.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
     earlier = finished(Path(outputs)) if resume else None
@@ -142,7 +144,8 @@ def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | 
         found += _below(path, outputs) if path.is_dir() else [(case_id(Path(path.name)), path)]
     if not found:
         raise DataError(
-            f"{paths[0]}: expected radiographs ({', '.join(e[1:] for e in ENDINGS)}, or DICOM files without ending), found none."
+            f"{paths[0]}: expected radiographs ({', '.join(e[1:] for e in ENDINGS)}, or DICOM files without ending), "
+            "found none."
         )
     same: dict[str, list[Path]] = defaultdict(list)
     for case, path in found:
@@ -161,17 +164,31 @@ def case_id(path: Path) -> str:
 
 def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
     own = None if outputs is None else picture_path(Path(outputs), "x").parent.absolute()
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
     images = [p for p in files if p.parent.absolute() != own and p.name.upper() != "DICOMDIR"]
-    return [(case_id(p.relative_to(folder)), p) for p in images if p.suffix.lower() in ENDINGS or (not p.suffix and is_dicom(p))]
+    return [
+        (case_id(p.relative_to(folder)), p)
+        for p in images
+        if p.suffix.lower() in ENDINGS or (not p.suffix and is_dicom(p))
+    ]
 
 
 def _done(source: Source, journal: Journal, outputs: Path, pictures: bool) -> bool:
     known = journal.images.get(source.case)
-    return known is not None and known.file == source.file and (not pictures or picture_path(outputs, source.case).exists())
+    return (
+        known is not None
+        and known.file == source.file
+        and (not pictures or picture_path(outputs, source.case).exists())
+    )
 
 
-def _draw(outputs: Path, categories: Sequence[str], score: float, source: Source, pixels: np.ndarray, image: ImagePredictions) -> None:
+def _draw(
+    outputs: Path, categories: Sequence[str], score: float, source: Source, pixels: np.ndarray, image: ImagePredictions
+) -> None:
     write_picture(picture_path(outputs, source.case), pixels, image.found, categories, score)
 
 

@@ -1,4 +1,6 @@
-"""Make a raw detection data set ready for training: verify, fingerprint, plan, split, store; what did not change is not done again."""
+"""Make a raw detection data set ready for training: verify, fingerprint, plan, split, store; what did not change is not
+done again.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ from medkd.core.paths import Root
 from medkd.core.protocol import DetectionProtocol, find_detection_protocol
 from medkd.core.run import DATASET_FILE, DETECTION, PLANS_FILE
 from medkd.core.serial import load, save
+from medkd.core.splits import SPLITS_FILE, Split, ensure_splits, save_splits
 from medkd.core.workers import run_cases, worker_count
-from medkd.detection.fingerprint import FINGERPRINT_FILE, DetectionFingerprint, known_fingerprint, make_fingerprint, source_of_files
+from medkd.detection.fingerprint import (
+    FINGERPRINT_FILE,
+    DetectionFingerprint,
+    known_fingerprint,
+    make_fingerprint,
+    source_of_files,
+)
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.planner import Wishes, apply_wishes, make_plan
 from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
 from medkd.io.verify import REPORT_FILE, verify_dataset
-from medkd.training.splits import SPLITS_FILE, Split, ensure_splits, save_splits
 
 _BYTES_PER_PIXEL = 24  # of a raw radiograph while it is stored: as read, as float32, as uint8
 _log = logging.getLogger(__name__)
@@ -51,8 +59,8 @@ def plan_and_preprocess_detection(
 ) -> DetectionPlan:
     """Make a raw detection data set ready for training.
 
-    An existing plan is kept, since a person may have edited it, but for what the arguments say. A stored image is made anew only if
-    its raw files changed or the plan asks for another size. A killed run goes on where it stopped.
+    An existing plan is kept, since a person may have edited it, but for what the arguments say. A stored image is made
+    anew only if its raw files changed or the plan asks for another size. A killed run goes on where it stopped.
 
     Args:
         dataset: number or full name.
@@ -105,7 +113,9 @@ def ensure_detection_splits(
         twins = description.extra.get("medkd", {}).get("duplicates", [])
         groups = joined_groups(annotations, description.patients, twins)
         numbers = {name: i + 1 for i, name in enumerate(description.categories)}
-        folds = stratified_folds({case: sorted({numbers[n] for n in a.names}) for case, a in annotations.items()}, groups)
+        folds = stratified_folds(
+            {case: sorted({numbers[n] for n in a.names}) for case, a in annotations.items()}, groups
+        )
         if folds:
             save_splits(folder / SPLITS_FILE, [Split(train, val) for train, val in folds])
     return ensure_splits(folder, sorted(annotations), description.patients, raw)
@@ -118,13 +128,17 @@ def _read(folder: Path) -> _Raw:
     files = {case.case: case for case in training_cases(folder, description)}
     absent = [path for case in files.values() for path in _paths(case) if not path.exists()]
     if absent:
-        raise DataError(f"{absent[0]} does not exist ({len(absent)} files are missing); restore it, or remove the annotation.")
+        raise DataError(
+            f"{absent[0]} does not exist ({len(absent)} files are missing); restore it, or remove the annotation."
+        )
     return _Raw(folder, description, files, {name: source_of_case(*_paths(case)) for name, case in files.items()})
 
 
 def _paths(case: CaseFiles) -> tuple[Path, Path]:
     if case.label is None:
-        raise DataError(f"Case {case.case} has no boxes; expected labelsTr/{case.case}.json, with an empty list for a negative.")
+        raise DataError(
+            f"Case {case.case} has no boxes; expected labelsTr/{case.case}.json, with an empty list for a negative."
+        )
     return case.images[0], case.label
 
 
@@ -142,7 +156,9 @@ def _verify(raw: Path, folder: Path, workers: int | None) -> None:
     report = verify_dataset(raw, workers=workers)
     report.save(folder / REPORT_FILE)
     if not report.ok:
-        raise DataError(f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or go on without the check (--no-verify).")
+        raise DataError(
+            f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or go on without the check (--no-verify)."
+        )
     _log.info("%s", report.summary())
 
 
@@ -160,10 +176,16 @@ def _plan(
         old = DetectionPlan.load(path)
         sampling_groups(old)
         if protocol is not None and old.protocol != protocol[0]:
-            raise PlanError(f"{path} follows {old.protocol or 'no protocol'}, not {protocol[0]}; give --overwrite-plan to make it anew.")
+            raise PlanError(
+                f"{path} follows {old.protocol or 'no protocol'}, not {protocol[0]}; give --overwrite-plan to make it "
+                "anew."
+            )
         if old.categories != description.categories:
             found, wanted = ", ".join(old.categories), ", ".join(description.categories)
-            raise PlanError(f"{path} is for the categories {found}, the data set has {wanted}; give --overwrite-plan to make it anew.")
+            raise PlanError(
+                f"{path} is for the categories {found}, the data set has {wanted}; give --overwrite-plan to make it "
+                "anew."
+            )
         _log.info("%s is kept; --overwrite-plan makes a new one", path)
         plan = apply_wishes(old, wishes)
         if plan is old:
@@ -174,7 +196,9 @@ def _plan(
     return plan
 
 
-def _store(raw: _Raw, annotations: Mapping[str, BoxAnnotation], folder: Path, plan: DetectionPlan, workers: int | None) -> DetectionStore:
+def _store(
+    raw: _Raw, annotations: Mapping[str, BoxAnnotation], folder: Path, plan: DetectionPlan, workers: int | None
+) -> DetectionStore:
     writer = DetectionStoreWriter(folder, plan.categories, plan.image_size)
     sizes = {case: (a.width, a.height) for case, a in annotations.items()}
     todo = [case for case in raw.files if not writer.is_current(case, raw.sources[case], sizes[case])]

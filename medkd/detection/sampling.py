@@ -14,13 +14,16 @@ JOIN = "+"
 """Between the categories of a key of the plan's ``sampling`` that names several."""
 
 
-def draw_epoch(cases: Sequence[str], annotations: Mapping[str, Sequence[str]], plan: DetectionPlan, seed: int, epoch: int) -> list[str]:
+def draw_epoch(
+    cases: Sequence[str], annotations: Mapping[str, Sequence[str]], plan: DetectionPlan, seed: int, epoch: int
+) -> list[str]:
     """The training images of one epoch, in random order; an image may occur several times or not at all.
 
-    Images fall into groups: those whose boxes have exactly the categories of a key of ``plan.sampling`` (``fracture+text``: some of
-    both and of nothing else), those without boxes, and all others. Of a group of ``n`` images with weight ``w`` an epoch shows ``w n``
-    on average, of the negatives ``min(n, negatives × shown images with boxes)``. The group is walked through in a random, fixed
-    order, and every epoch goes on where the last one stopped, so that all images of a group are shown equally often.
+    Images fall into groups: those whose boxes have exactly the categories of a key of ``plan.sampling``
+    (``fracture+text``: some of both and of nothing else), those without boxes, and all others. Of a group of ``n``
+    images with weight ``w`` an epoch shows ``w n`` on average, of the negatives ``min(n, negatives × shown images with
+    boxes)``. The group is walked through in a random, fixed order, and every epoch goes on where the last one stopped,
+    so that all images of a group are shown equally often.
 
     The idea is the sampler of SFD-KD, which keeps a tenth of the images with nothing but a fracture and a text marker.
 
@@ -35,7 +38,8 @@ def draw_epoch(cases: Sequence[str], annotations: Mapping[str, Sequence[str]], p
         Case ids; the same for the same arguments.
 
     Raises:
-        PlanError: a key of ``sampling`` names an unknown category or two keys the same ones, a weight is negative, or nothing is drawn.
+        PlanError: a key of ``sampling`` names an unknown category or two keys the same ones, a weight is negative, or
+            nothing is drawn.
     """
     weights = sampling_groups(plan)
     groups: dict[frozenset[str], list[str]] = {}
@@ -48,7 +52,10 @@ def draw_epoch(cases: Sequence[str], annotations: Mapping[str, Sequence[str]], p
     for key, members in [*sorted(groups.items(), key=lambda item: sorted(item[0])), (_NEGATIVES, negatives)]:
         drawn += _window(members, rates.get(key, most), seed, epoch)
     if not drawn:
-        raise PlanError("The plan's sampling draws no training image; check 'sampling' and 'negatives' in plans.json against this fold.")
+        raise PlanError(
+            "The plan's sampling draws no training image; check 'sampling' and 'negatives' in plans.json against this "
+            "fold."
+        )
     order = np.random.default_rng([seed, epoch]).permutation(len(drawn))
     return [drawn[i] for i in order]
 
@@ -64,10 +71,16 @@ def sampling_groups(plan: DetectionPlan) -> dict[frozenset[str], float]:
         names = frozenset([key] if key in plan.categories else key.split(JOIN))
         unknown = sorted(names - set(plan.categories))
         if unknown:
-            raise PlanError(f"plans.json: 'sampling' names the unknown category '{unknown[0]}'.{nearest(unknown[0], plan.categories)}")
+            raise PlanError(
+                "plans.json: 'sampling' names the unknown category "
+                f"'{unknown[0]}'.{nearest(unknown[0], plan.categories)}"
+            )
         if names in groups or not weight >= 0:
             wrong = "is there twice" if names in groups else f"has the weight {weight}"
-            raise PlanError(f"plans.json: '{key}' in 'sampling' {wrong}; expected each set of categories once, with a number from 0 on.")
+            raise PlanError(
+                f"plans.json: '{key}' in 'sampling' {wrong}; expected each set of categories once, with a number from "
+                "0 on."
+            )
         groups[names] = weight
     if plan.negatives is not None and not plan.negatives >= 0:
         raise PlanError(f"plans.json: expected 'negatives' from 0 on, or null for all, found {plan.negatives}.")

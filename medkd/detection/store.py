@@ -1,7 +1,7 @@
 """Radiographs and boxes, ready for training: 8-bit PNGs, no larger than the plan needs, and their boxes in two forms.
 
-``<folder>/images/CASE.png`` and ``<folder>/labels/CASE.txt`` are what ultralytics reads; ``<folder>/cases.json`` says the same for
-everybody else, and what the raw images were.
+``<folder>/images/CASE.png`` and ``<folder>/labels/CASE.txt`` are what ultralytics reads; ``<folder>/cases.json`` says
+the same for everybody else, and what the raw images were.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class DetectionStore:
         """
         path = self.folder / INDEX_FILE
         if not path.exists():
-            raise DataError(f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); run medkd_plan_and_preprocess.")
+            raise DataError(
+                f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); run "
+                "medkd_plan_and_preprocess."
+            )
         return load(StoreIndex, path)
 
     @property
@@ -118,10 +121,14 @@ class DetectionStore:
             with Image.open(path) as image:
                 return np.array(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"Cannot read the stored image {path} ({error}); delete it and run medkd_plan_and_preprocess again.") from error
+            raise DataError(
+                f"Cannot read the stored image {path} ({error}); delete it and run medkd_plan_and_preprocess again."
+            ) from error
 
     def boxes(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes ``(n, 4)`` float32 as left, top, right, bottom in pixels of the stored image, and their classes ``(n,)`` int64."""
+        """Boxes ``(n, 4)`` float32 as left, top, right, bottom in pixels of the stored image, and their classes
+        ``(n,)`` int64.
+        """
         entry = self.entry(case)
         return np.array(entry.boxes, np.float32).reshape(-1, 4), np.array(entry.classes, np.int64)
 
@@ -164,7 +171,9 @@ class DetectionStoreWriter:
         self._known = self._read_known()
 
     def is_current(self, case: str, source: str, size: tuple[int, int]) -> bool:
-        """Whether a case is stored, made of these raw files, in the size (width, height) that a raw image of ``size`` should have."""
+        """Whether a case is stored, made of these raw files, in the size (width, height) that a raw image of ``size``
+        should have.
+        """
         entry = self._known.get(case)
         if entry is None or entry.source != source or (entry.width, entry.height) != stored_size(size, self.image_size):
             return False
@@ -189,11 +198,15 @@ class DetectionStoreWriter:
         radiograph = read_radiograph(image)
         if radiograph.size != (annotation.width, annotation.height):
             found = f"{radiograph.size[0]}×{radiograph.size[1]}"
-            raise DataError(f"{image}: expected {annotation.width}×{annotation.height} px as in its annotation, found {found}.")
+            raise DataError(
+                f"{image}: expected {annotation.width}×{annotation.height} px as in its annotation, found {found}."
+            )
         pixels = _grey_if_grey(to_eight_bit(radiograph.pixels)[0])
         size = stored_size(radiograph.size, self.image_size)
         if size != radiograph.size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))  # the mean over the area of each new pixel
+            pixels = np.asarray(
+                Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
+            )  # the mean over the area of each new pixel
         entry = _entry(annotation, size, self.categories, source)
         write_png(self.store.image_path(case), pixels)
         write_text(self.store.label_path(case), _yolo_lines(entry))
@@ -211,21 +224,31 @@ class DetectionStoreWriter:
         """
         missing = sorted(set(cases) - set(self._known))
         if missing:
-            raise DataError(f"{self.store.folder}: {len(missing)} cases were not stored, for example {missing[0]}; run the command again.")
+            raise DataError(
+                f"{self.store.folder}: {len(missing)} cases were not stored, for example {missing[0]}; run the command "
+                "again."
+            )
         for case in sorted(set(self._known) - set(cases)):
             self.store.image_path(case).unlink(missing_ok=True)
             self.store.label_path(case).unlink(missing_ok=True)
-        save(self.store.folder / INDEX_FILE, StoreIndex(self.categories, {case: self._known[case] for case in sorted(cases)}))
+        save(
+            self.store.folder / INDEX_FILE,
+            StoreIndex(self.categories, {case: self._known[case] for case in sorted(cases)}),
+        )
         self._journal.unlink(missing_ok=True)
         return DetectionStore(self.store.folder)
 
     def _read_known(self) -> dict[str, StoredCase]:
-        """What index and journal hold; nothing where they are of other categories or damaged: it costs only time to make them anew."""
+        """What index and journal hold; nothing where they are of other categories or damaged: it costs only time to
+        make them anew.
+        """
         known: dict[str, StoredCase] = {}
         try:
             data = read_json(self.store.folder / INDEX_FILE) if (self.store.folder / INDEX_FILE).exists() else {}
             index = from_data(StoreIndex, data, INDEX_FILE) if data else StoreIndex(self.categories)
-            known = dict(index.cases) if index.categories == self.categories and index.schema == StoreIndex.schema else {}
+            known = (
+                dict(index.cases) if index.categories == self.categories and index.schema == StoreIndex.schema else {}
+            )
         except DataError:
             known = {}
         self.store.folder.mkdir(parents=True, exist_ok=True)
@@ -233,9 +256,13 @@ class DetectionStoreWriter:
 
     def _read_journal(self) -> dict[str, StoredCase]:
         head = json.dumps({"categories": list(self.categories), "schema": StoreIndex.schema})
-        lines = self._journal.read_text(encoding="utf-8", errors="replace").split("\n") if self._journal.exists() else []
+        lines = (
+            self._journal.read_text(encoding="utf-8", errors="replace").split("\n") if self._journal.exists() else []
+        )
         found: dict[str, StoredCase] = {}
-        for line in lines[1:-1] if lines and lines[0] == head else []:  # the last one is empty, or was cut off by a kill
+        for line in (
+            lines[1:-1] if lines and lines[0] == head else []
+        ):  # the last one is empty, or was cut off by a kill
             try:
                 data = json.loads(line)
                 found[data["case"]] = from_data(StoredCase, data["entry"], JOURNAL_FILE)
@@ -247,7 +274,9 @@ class DetectionStoreWriter:
 
 
 def stored_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
-    """(width, height) of the stored image: the long side is ``image_size`` at most, the shape is kept to the nearest pixel."""
+    """(width, height) of the stored image: the long side is ``image_size`` at most, the shape is kept to the nearest
+    pixel.
+    """
     longest = max(size)
     if longest <= image_size:
         return size
@@ -264,7 +293,9 @@ def source_of_case(image: Path, label: Path) -> str:
     try:
         states = [path.stat() for path in (image, label)]
     except OSError as error:
-        raise DataError(f"Cannot read {error.filename}: {error.strerror}; restore the file or leave the case out.") from error
+        raise DataError(
+            f"Cannot read {error.filename}: {error.strerror}; restore the file or leave the case out."
+        ) from error
     return " ".join(f"{path.name}:{s.st_size}:{s.st_mtime_ns}" for path, s in zip((image, label), states, strict=True))
 
 

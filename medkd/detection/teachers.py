@@ -9,11 +9,11 @@ from pathlib import Path
 from medkd.core.errors import LeakError, RunError
 from medkd.core.run import DETECTION, FINAL, RUN_FILE, SPLIT_FILE
 from medkd.core.serial import load, nearest
+from medkd.core.splits import Split
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.trained import DetectionRun, load_detector, register_detectors
 from medkd.detection.weights import load_into, read_detector_weights
-from medkd.training.guard import TeacherSource, seen_by, short_name
-from medkd.training.splits import Split
+from medkd.models.guard import TeacherSource, seen_by, short_name
 
 FILE = "teacher.json"
 GIVEN = "given"
@@ -29,7 +29,8 @@ class DetectorFile:
     Attributes:
         network: registry name of the detector, ``yolov8l``.
         categories: the classes in order, named as in the data set.
-        train: the case ids that it was trained on; an empty list states that none of the data set's cases was among them.
+        train: the case ids that it was trained on; an empty list states that none of the data set's cases was among
+            them.
         weights: the file, beside the description.
         image_size: side of the input that it was trained with.
         anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
@@ -61,8 +62,8 @@ def find_teacher(text: str, results: Path) -> DetectorSource:
     """The detector that a TEACHER argument names.
 
     Args:
-        text: a run folder, a run's name, a detector with a finished run, or the weights of a detector that was trained elsewhere: the
-            file, or its folder, with a ``teacher.json`` (:class:`DetectorFile`).
+        text: a run folder, a run's name, a detector with a finished run, or the weights of a detector that was trained
+            elsewhere: the file, or its folder, with a ``teacher.json`` (:class:`DetectorFile`).
         results: results folder of the data set.
 
     Raises:
@@ -76,7 +77,8 @@ def find_teacher(text: str, results: Path) -> DetectorSource:
             return _of_run(DetectionRun.load(folder))
     known = sorted(p.parent.name for p in results.glob(f"*/{RUN_FILE}")) if results.is_dir() else []
     raise RunError(
-        f"Teacher '{text}' is neither a detector trained for {results.name}, nor weights (best.pt) with a teacher.json beside them."
+        f"Teacher '{text}' is neither a detector trained for {results.name}, nor weights (best.pt) with a teacher.json "
+        "beside them."
         f"{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train first."
     )
 
@@ -92,16 +94,19 @@ def check_same_classes(source: DetectorSource, categories: Sequence[str]) -> Non
         return
     what = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
     raise RunError(
-        f"The teacher {source.path.name} does not fit: it knows {what} ({', '.join(theirs)}) than the data set ({', '.join(ours)}); train "
+        f"The teacher {source.path.name} does not fit: it knows {what} ({', '.join(theirs)}) than the data set "
+        f"({', '.join(ours)}); train "
         "one for this data set."
     )
 
 
 def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
-    """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard of teachers.
+    """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
+    of teachers.
 
-    Weights in a fold folder of medkd's (also those in ``ultralytics/weights``) have seen what its ``split.json`` says; weights beside a
-    ``teacher.json`` what that says; nobody knows about others, for example a backbone from ImageNet, which has seen nothing here.
+    Weights in a fold folder of medkd's (also those in ``ultralytics/weights``) have seen what its ``split.json`` says;
+    weights beside a ``teacher.json`` what that says; nobody knows about others, for example a backbone from ImageNet,
+    which has seen nothing here.
 
     Args:
         path: the file.
@@ -115,8 +120,10 @@ def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
     overlap = sorted(seen & set(split.val))
     if overlap:
         raise LeakError(
-            f"--backbone-weights {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold {fold} is judged, for "
-            f"example {overlap[0]}; start from weights that were trained for fold {fold} with the same splits, or that have not seen them."
+            f"--backbone-weights {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold "
+            f"{fold} is judged, for "
+            f"example {overlap[0]}; start from weights that were trained for fold {fold} with the same splits, or that "
+            "have not seen them."
         )
     return seen
 
@@ -150,17 +157,25 @@ def _of_file(path: Path) -> DetectorSource:
     folder = (path if path.is_dir() else path.parent).absolute()
     if not (folder / FILE).is_file():
         raise RunError(
-            f"{path} does not say which images it was trained on, so nobody knows whether it may teach; put a {FILE} beside it, like "
-            '{"network": "yolov8l", "categories": ["fracture"], "train": ["case_1", …], "weights": "' + path.name + '"}.'
+            f"{path} does not say which images it was trained on, so nobody knows whether it may teach; put a {FILE} "
+            "beside it, like "
+            '{"network": "yolov8l", "categories": ["fracture"], "train": ["case_1", …], "weights": "'
+            + path.name
+            + '"}.'
         )
     found = load(DetectorFile, folder / FILE)
     file = folder / found.weights if path.is_dir() else path.absolute()
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{folder / FILE}: the weights '{found.weights}' lie outside of the folder; put them beside the description.")
+        raise RunError(
+            f"{folder / FILE}: the weights '{found.weights}' lie outside of the folder; put them beside the "
+            "description."
+        )
     if file.name != Path(found.weights).name:
         raise RunError(f"{folder / FILE} describes {found.weights}, not {file.name}; correct 'weights'.")
     register_detectors(found.network)
-    spec = DetectorSpec(found.network, found.categories, found.image_size, found.anchor_scale or DetectorSpec.anchor_scale)
+    spec = DetectorSpec(
+        found.network, found.categories, found.image_size, found.anchor_scale or DetectorSpec.anchor_scale
+    )
     train = frozenset(found.train)
     return DetectorSource(
         folder.name,
@@ -177,11 +192,14 @@ def _of_file(path: Path) -> DetectorSource:
 def _load(file: Path, spec: DetectorSpec, scaled: bool) -> Detector:
     state, names = read_detector_weights(file)
     if names is not None and names != spec.categories:
-        raise RunError(f"{file} was trained for the classes {', '.join(names)}, but {FILE} says {', '.join(spec.categories)}.")
+        raise RunError(
+            f"{file} was trained for the classes {', '.join(names)}, but {FILE} says {', '.join(spec.categories)}."
+        )
     detector = DETECTORS[spec.name].build(spec)
     if detector.anchors and not scaled:
         raise RunError(
-            f"{file.parent / FILE}: {spec.name} has anchors, but 'anchor_scale' is missing; add the side of the smallest anchor in strides "
+            f"{file.parent / FILE}: {spec.name} has anchors, but 'anchor_scale' is missing; add the side of the "
+            "smallest anchor in strides "
             "with which it was trained (of a medkd run it stands in plans.json; as published it is 4)."
         )
     load_into(detector, state, file)

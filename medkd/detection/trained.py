@@ -42,10 +42,15 @@ class DetectionRun:
         """
         path = Path(path)
         if not (path / RUN_FILE).exists():
-            raise RunError(f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN.")
+            raise RunError(
+                f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
+            )
         run = load(RunDescription, path / RUN_FILE)
         if run.configuration != DETECTION:
-            raise RunError(f"{path} holds the segmentation network {run.network.name}, expected a detector; use medkd_predict for scans.")
+            raise RunError(
+                f"{path} holds the segmentation network {run.network.name}, expected a detector; use medkd_predict for "
+                "scans."
+            )
         return cls(path, run, DetectionPlan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
 
     @property
@@ -73,7 +78,9 @@ class DetectionRun:
         return found
 
 
-def load_detector(run: Path | DetectionRun, fold: int | str, device: torch.device | str = "cpu", *, checkpoint: str = "final") -> Detector:
+def load_detector(
+    run: Path | DetectionRun, fold: int | str, device: torch.device | str = "cpu", *, checkpoint: str = "final"
+) -> Detector:
     """Build a run's detector and give it the weights of a fold; in evaluation mode.
 
     Args:
@@ -96,7 +103,9 @@ def load_detector(run: Path | DetectionRun, fold: int | str, device: torch.devic
         detector.load_state_dict(content["network"])
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise RunError(f"{path} does not fit {run.run.network.name} ({first[0].strip()}); was plans.json or run.json edited?") from error
+        raise RunError(
+            f"{path} does not fit {run.run.network.name} ({first[0].strip()}); was plans.json or run.json edited?"
+        ) from error
     return detector.to(device).eval()
 
 
@@ -118,4 +127,7 @@ def register_detectors(name: str = "") -> None:
             continue
         import_module(module)
     if name and name not in DETECTORS and absent:
-        raise RunError(f"The detector '{name}' is not known; {' and '.join(absent)} may be missing: pip install 'medkd[detection]'.")
+        raise RunError(
+            f"The detector '{name}' is not known; {' and '.join(absent)} may be missing: pip install "
+            "'medkd[detection]'."
+        )

@@ -22,9 +22,9 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.journal import Journal
 from medkd.detection.store import DetectionStore
 from medkd.detection.trained import load_detector
-from medkd.evaluation.detection_evaluate import References, evaluate_detections
-from medkd.evaluation.detection_predictions import PREDICTIONS_FILE, DetectionPredictions
-from medkd.evaluation.detection_results import DetectionSummary
+from medkd.evaluation.detection.folder import References, evaluate_detections
+from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
+from medkd.evaluation.detection.results import DetectionSummary
 from medkd.networks.complexity import count_macs, count_parameters, latency_ms
 
 VALIDATION = "validation"
@@ -37,10 +37,11 @@ _log = logging.getLogger(__name__)
 
 
 def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
-    """Write ``model.json``, ``validation/predictions.json`` (and COCO's files) and ``validation/summary.json`` of a trained fold.
+    """Write ``model.json``, ``validation/predictions.json`` (and COCO's files) and ``validation/summary.json`` of a
+    trained fold.
 
-    The final weights are judged, on the stored images, against the raw annotations in their own pixels. Detections that were made with
-    these weights before a kill are kept.
+    The final weights are judged, on the stored images, against the raw annotations in their own pixels. Detections that
+    were made with these weights before a kill are kept.
 
     Args:
         job: the fold; its folder lies in the run folder and holds ``checkpoint_final.pt``.
@@ -58,7 +59,9 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
     detector = load_detector(job.folder.parent, fold, job.device)
     describe_detector(detector, job.folder, job.device)
     if not job.val:
-        _log.info("fold %s holds out no images, so there is nothing to score; evaluate its predictions on a test set", fold)
+        _log.info(
+            "fold %s holds out no images, so there is nothing to score; evaluate its predictions on a test set", fold
+        )
         return None
     target, references = job.folder / VALIDATION, _references(job, raw, fold)
     found = _predictions(job, detector, target, references.annotations)
@@ -66,18 +69,23 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
     summary = replace(summary, extra={**summary.extra, LIMITS: _limits(detector)})
     summary.save(target / SUMMARY)
     ap, ap50 = summary.value("AP").mean, summary.value("AP50").mean
-    _log.info("fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(job.val), target / SUMMARY)
+    _log.info(
+        "fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(job.val), target / SUMMARY
+    )
     return summary
 
 
 def describe_detector(detector: Detector, folder: Path, device: torch.device) -> None:
     """``model.json``: size, cost and speed of a detector on one black image, on this machine.
 
-    The time holds all of prediction, non-maximum suppression too; the multiply-adds of a two-stage detector depend on how many regions
-    it proposes.
+    The time holds all of prediction, non-maximum suppression too; the multiply-adds of a two-stage detector depend on
+    how many regions it proposes.
     """
     side = detector.spec.image_size
-    whole, shape = _Detecting(detector).eval(), (1, 3, side, side)  # counting leaves its parts in the mode that the whole has
+    whole, shape = (
+        _Detecting(detector).eval(),
+        (1, 3, side, side),
+    )  # counting leaves its parts in the mode that the whole has
     content = {
         "parameters": count_parameters(detector),
         "macs": count_macs(whole, shape),
@@ -105,7 +113,8 @@ def _references(job: DetectionJob, raw: Path, fold: str) -> References:
     missing = [case for case in job.val if not (labels / f"{case}{LABEL_ENDING}").exists()]
     if missing:
         raise DataError(
-            f"{labels}: the boxes of {len(missing)} validation images are missing ({missing[0]}{LABEL_ENDING}, …), so fold {fold} cannot "
+            f"{labels}: the boxes of {len(missing)} validation images are missing ({missing[0]}{LABEL_ENDING}, …), so "
+            f"fold {fold} cannot "
             "be scored; restore the raw data set and use --continue."
         )
     annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in job.val}
@@ -113,7 +122,9 @@ def _references(job: DetectionJob, raw: Path, fold: str) -> References:
     return References(labels, annotations, job.plan.categories, description.patients)
 
 
-def _predictions(job: DetectionJob, detector: Detector, target: Path, annotations: Mapping[str, BoxAnnotation]) -> DetectionPredictions:
+def _predictions(
+    job: DetectionJob, detector: Detector, target: Path, annotations: Mapping[str, BoxAnnotation]
+) -> DetectionPredictions:
     store, state = DetectionStore(job.store), (job.folder / FINAL).stat()
     settings = {"weights": [state.st_size, state.st_mtime_ns], LIMITS: _limits(detector)}
     journal = Journal(target, job.plan.categories, settings, resume=True)
@@ -132,7 +143,9 @@ def _predictions(job: DetectionJob, detector: Detector, target: Path, annotation
     waiting = [source(case) for case in job.val if case not in journal.images]
     report: DetectReport = detect_images([detector], waiting, journal, job.device, limits=Limits())
     if report.failed:
-        raise DataError(f"{len(report.failed)} of {len(job.val)} validation images failed: " + " ".join(report.failed.values()))
+        raise DataError(
+            f"{len(report.failed)} of {len(job.val)} validation images failed: " + " ".join(report.failed.values())
+        )
     return journal.finish(job.val)
 
 

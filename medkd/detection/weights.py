@@ -1,4 +1,6 @@
-"""Weights that were trained elsewhere: ultralytics' ``best.pt``, and backbones of torchvision and timm. Nothing in a file is executed."""
+"""Weights that were trained elsewhere: ultralytics' ``best.pt``, and backbones of torchvision and timm. Nothing in a
+file is executed.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def read_detector_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
     """Weights of a whole detector, by name.
 
     Args:
-        path: a ``.pt`` of ultralytics (``best.pt``, with the classes it was trained for), or a state dict, bare or as medkd's checkpoints
-            hold it (``network``).
+        path: a ``.pt`` of ultralytics (``best.pt``, with the classes it was trained for), or a state dict, bare or as
+            medkd's checkpoints hold it (``network``).
 
     Returns:
         The state dict in float32, and the names of the classes where the file tells them.
@@ -39,11 +41,15 @@ def read_detector_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         if path.suffix != ".pt" or "objects other than tensors" not in str(error):
             raise
         return _of_ultralytics(path)
-    if isinstance(network := content.get("ema") or content.get("model"), nn.Module):  # its layers were let in by an earlier loading
+    if isinstance(
+        network := content.get("ema") or content.get("model"), nn.Module
+    ):  # its layers were let in by an earlier loading
         return _state_and_names(network)
     for key in ("network", "state_dict", "model"):
         content = content[key] if isinstance(content.get(key), Mapping) else content
-    return {str(k): v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)}, None
+    return {
+        str(k): v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)
+    }, None
 
 
 def _of_ultralytics(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -54,7 +60,9 @@ def _of_ultralytics(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             content, _ = tasks.torch_safe_load(str(path), safe_only=True)
     except (TypeError, RuntimeError, ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RunError(f"{path} holds more than ultralytics' own layers and is not loaded, since it could run code ({reason}).") from error
+        raise RunError(
+            f"{path} holds more than ultralytics' own layers and is not loaded, since it could run code ({reason})."
+        ) from error
     network = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(network, nn.Module):
         raise RunError(f"{path} is no detector of ultralytics: expected its best.pt or last.pt.")
@@ -77,15 +85,17 @@ def load_into(detector: Detector, state: Mapping[str, Tensor], path: Path) -> No
         detector.load_state_dict(dict(state))
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
-        raise RunError(f"{path} holds no {detector.spec.name} for {len(detector.spec.categories)} classes ({first[0].strip()}).") from error
+        raise RunError(
+            f"{path} holds no {detector.spec.name} for {len(detector.spec.categories)} classes ({first[0].strip()})."
+        ) from error
 
 
 def start_from(detector: Detector, path: Path) -> None:
     """Let a detector start from a file: a backbone that was trained on ImageNet, or a YOLO detector for any classes.
 
-    Backbones of torchvision's family are read by :func:`medkd.detection.tv.backbones.load_backbone_weights`. A YOLO detector takes from
-    another one (``yolov8n.pt``) all weights of equal name and shape; ``yolov8_r18`` and ``yolov8_efficientnet_es`` take the weights that
-    torchvision and timm have for their backbones.
+    Backbones of torchvision's family are read by :func:`medkd.detection.tv.backbones.load_backbone_weights`. A YOLO
+    detector takes from another one (``yolov8n.pt``) all weights of equal name and shape; ``yolov8_r18`` and
+    ``yolov8_efficientnet_es`` take the weights that torchvision and timm have for their backbones.
 
     Raises:
         RunError: the file is missing, unreadable, or of another architecture.
@@ -101,7 +111,8 @@ def start_from(detector: Detector, path: Path) -> None:
     backbone = _backbone_of(detector, given)
     if len(fitting) < _LEAST_SHARE * len(own) and not backbone:
         raise RunError(
-            f"{path} fits {len(fitting)} of the {len(own)} tensors of {detector.spec.name} and not its backbone either; give weights of "
+            f"{path} fits {len(fitting)} of the {len(own)} tensors of {detector.spec.name} and not its backbone "
+            "either; give weights of "
             "this architecture."
         )
     detector.load_state_dict(own | (backbone or fitting))
@@ -109,11 +120,14 @@ def start_from(detector: Detector, path: Path) -> None:
 
 
 def _backbone_of(detector: Detector, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a detector's first layer, where that is a whole network of torchvision or timm, and the file has it.
+    """The weights of a detector's first layer, where that is a whole network of torchvision or timm, and the file has
+    it.
 
     The wrapped network has other names, but the same tensors in the same order; the file's classifier is left out.
     """
-    own = {name: value for name, value in detector.state_dict().items() if name.startswith("model.0.") and _counts(name)}
+    own = {
+        name: value for name, value in detector.state_dict().items() if name.startswith("model.0.") and _counts(name)
+    }
     theirs = [value for name, value in given.items() if _counts(name) and not name.startswith(_CLASSIFIERS)]
     if len(own) < 30 or [v.shape for v in own.values()] != [v.shape for v in theirs[: len(own)]]:
         return {}

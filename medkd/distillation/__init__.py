@@ -1,34 +1,12 @@
 # Importing a module enters its method into METHODS.
-from medkd.distillation import (  # noqa: F401
-    acf,
-    acf_bckd,
-    at,
-    bckd,
-    cakd,
-    cirkd,
-    crosskd,
-    cwd,
-    dist,
-    dkd,
-    dml,
-    emkd,
-    ensemble,
-    fourier,
-    freekd,
-    ifvd,
-    kd,
-    maskd,
-    mimic,
-    nkd,
-    none,
-    pkd,
-    reviewkd,
-    rkd,
-    sfd,
-    skd,
-)
+from medkd.distillation import none  # noqa: F401
 from medkd.distillation.base import METHODS, Context, Method, Needs, build_method, parameters_of
+from medkd.distillation.boundaries import acf, acf_bckd, bckd  # noqa: F401
 from medkd.distillation.capture import Capture
 from medkd.distillation.distiller import Distiller
+from medkd.distillation.features import at, crosskd, fourier, mimic, pkd, reviewkd, sfd  # noqa: F401
+from medkd.distillation.outputs import cakd, cwd, dist, dkd, dml, ensemble, kd, nkd  # noqa: F401
+from medkd.distillation.prompts import freekd, maskd  # noqa: F401
+from medkd.distillation.relations import cirkd, emkd, ifvd, rkd, skd  # noqa: F401
 
 __all__ = ["METHODS", "Capture", "Context", "Distiller", "Method", "Needs", "build_method", "parameters_of"]

@@ -1,4 +1,6 @@
-"""The mean of several predictions: of probabilities, as nobody is sure who is right, and back to logits, which methods compare."""
+"""The mean of several predictions: of probabilities, as nobody is sure who is right, and back to logits, which methods
+compare.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Context:
         regions: sigmoid regions instead of softmax classes.
         spacing: voxel size in mm per axis of the patch.
         patch_size: training patch, in voxels.
-        task: what the networks do; a detector's ``num_outputs`` is ``K`` with ``regions`` (dense heads) or ``K + 1`` without (two-stage).
+        task: what the networks do; a detector's ``num_outputs`` is ``K`` with ``regions`` (dense heads) or ``K + 1``
+            without (two-stage).
         mirror_axes: axes of the patch that the teacher's training mirrored.
     """
 
@@ -76,15 +77,16 @@ def _fields(needs: Needs) -> tuple[tuple[str, ...], ...]:
 class Method(nn.Module):
     """A distillation method: turns student and teacher outputs into named, weighted loss terms.
 
-    A subclass builds every trainable helper (connectors, adapters) in ``__init__``: helpers are optimised with the student,
-    kept in training checkpoints and dropped at export. ``forward`` is called in float32 with autocast off.
+    A subclass builds every trainable helper (connectors, adapters) in ``__init__``: helpers are optimised with the
+    student, kept in training checkpoints and dropped at export. ``forward`` is called in float32 with autocast off.
 
     Class attributes:
         citation: authors, title or venue, year, arXiv id or DOI.
         outputs_only: True where the teacher's logits suffice.
         needs_teacher: False where the method never looks at a teacher.
         averages: True where the teacher's average over its mirrorings and folds is the target (``Outputs.average``).
-        continues_teacher: True where student features go through the teacher's remaining layers (``Outputs.forward_from``).
+        continues_teacher: True where student features go through the teacher's remaining layers
+            (``Outputs.forward_from``).
         detection: True where the same formula is defined for detectors, on their necks' features or their class logits.
         per_logit: most bytes that loss and gradient take for every byte of the logits, see :meth:`announced`.
         per_feature: the same for every byte of the features compared, of both networks.
@@ -114,11 +116,15 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def wants_average(self, progress: Progress) -> bool:
-        """Whether this step's target is the teacher's average, which costs a forward for every mirroring of every fold."""
+        """Whether this step's target is the teacher's average, which costs a forward for every mirroring of every
+        fold.
+        """
         return False
 
     def pairwise(self, batch: int) -> int:
-        """Most numbers in matrices whose size the patch does not decide (pairs of places, memories); 0 for methods without."""
+        """Most numbers in matrices whose size the patch does not decide (pairs of places, memories); 0 for methods
+        without.
+        """
         return 0
 
     def announced(self, logits: int, features: int, batch: int) -> int:
@@ -134,7 +140,12 @@ class Method(nn.Module):
         helpers = sum(p.numel() for p in self.parameters())
         maps = _MAPS * logits // self.context.num_outputs if self.per_logit else 0
         # four bytes for every number of the matrices and of the helpers' gradients
-        return int(self.per_logit * logits + self.per_feature * features) + maps + 4 * (self.pairwise(batch) + helpers) + _SMALL
+        return (
+            int(self.per_logit * logits + self.per_feature * features)
+            + maps
+            + 4 * (self.pairwise(batch) + helpers)
+            + _SMALL
+        )
 
     @property
     def needs_preparation(self) -> bool:
@@ -145,7 +156,7 @@ class Method(nn.Module):
         """Optional first stage, run once before training.
 
         Args:
-            teacher: the frozen teacher as a :class:`medkd.distillation.prompts.PromptTeacher`.
+            teacher: the frozen teacher as a :class:`medkd.distillation.prompts.first_stage.PromptTeacher`.
             batches: training batches, as that teacher takes them.
         """
 
@@ -178,7 +189,10 @@ def build_method(
     for key, value in (settings or {}).items():
         part, _, parameter = key.partition(".")
         if part not in classes or not parameter:
-            raise MethodError(f"Setting '{key}' does not belong to '{name}'; write METHOD.PARAMETER=VALUE with one of: {', '.join(names)}.")
+            raise MethodError(
+                f"Setting '{key}' does not belong to '{name}'; write METHOD.PARAMETER=VALUE with one of: "
+                f"{', '.join(names)}."
+            )
         chosen[part][parameter] = _parse(classes[part], part, parameter, value)
     built = {part: classes[part](context, **chosen[part]) for part in names}
     return built[names[0]] if len(names) == 1 else _Sum(context, built)
@@ -193,7 +207,8 @@ def _parse(method: type[Method], name: str, parameter: str, value: Any) -> Any:
     known = parameters_of(method)
     if parameter not in known:
         raise MethodError(
-            f"Method '{name}' has no parameter '{parameter}'.{nearest(parameter, known)} Known: {', '.join(known) or 'none'}."
+            f"Method '{name}' has no parameter '{parameter}'.{nearest(parameter, known)} Known: "
+            f"{', '.join(known) or 'none'}."
         )
     default = known[parameter].default
     if not isinstance(value, str) or isinstance(default, str):
@@ -228,7 +243,11 @@ class _Sum(Method):
         return total
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
-        return {f"{n}.{k}": v for n, m in zip(self.parts, self._methods(), strict=True) for k, v in m(student, teacher, target).items()}
+        return {
+            f"{n}.{k}": v
+            for n, m in zip(self.parts, self._methods(), strict=True)
+            for k, v in m(student, teacher, target).items()
+        }
 
     def wants_average(self, progress: Progress) -> bool:
         return any(method.wants_average(progress) for method in self._methods())

@@ -17,12 +17,13 @@ from medkd.core.serial import nearest
 class Capture:
     """Records the outputs of a network's taps while it is entered.
 
-    ``with Capture(network, ("dec1",)) as capture: network(x)`` leaves ``capture.features["dec1"]``. The hooks exist only
-    inside the ``with`` block, and entering it again forgets the previous forward pass. Every captured tensor is a copy, because
-    the next layer may work in place (``ReLU(inplace=True)``, ``x += skip``) and would change what was recorded.
+    ``with Capture(network, ("dec1",)) as capture: network(x)`` leaves ``capture.features["dec1"]``. The hooks exist
+    only inside the ``with`` block, and entering it again forgets the previous forward pass. Every captured tensor is a
+    copy, because the next layer may work in place (``ReLU(inplace=True)``, ``x += skip``) and would change what was
+    recorded.
 
-    The correction of a block is its output minus its input, the input copied before the block runs; for an additive block this
-    is the residual branch, however the block adds.
+    The correction of a block is its output minus its input, the input copied before the block runs; for an additive
+    block this is the residual branch, however the block adds.
 
     Args:
         network: any module with ``taps``.
@@ -34,7 +35,9 @@ class Capture:
         MethodError: the network has no such tap, its module does not exist, or the tap's block has no correction.
     """
 
-    def __init__(self, network: nn.Module, taps: Sequence[str] = (), corrections: Sequence[str] = (), *, detach: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, taps: Sequence[str] = (), corrections: Sequence[str] = (), *, detach: bool = False
+    ) -> None:
         self._features = {name: _module(network, _tap(network, name)) for name in taps}
         self._corrections = {name: _module(network, _tap(network, name, correction=True)) for name in corrections}
         self._detach = detach
@@ -53,7 +56,9 @@ class Capture:
             self._handles.append(module.register_forward_hook(self._correction_hook(name)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._remove()
         self._inputs.clear()
 
@@ -70,7 +75,9 @@ class Capture:
 
     def _take(self, tensor: Any, name: str) -> Tensor:
         if not isinstance(tensor, Tensor):
-            raise MethodError(f"Tap '{name}' must point at a module that returns one tensor, found {type(tensor).__name__}.")
+            raise MethodError(
+                f"Tap '{name}' must point at a module that returns one tensor, found {type(tensor).__name__}."
+            )
         return tensor.detach() if self._detach else tensor
 
     def _feature_hook(self, name: str) -> Callable[..., None]:
@@ -90,7 +97,8 @@ class Capture:
             before, after = self._inputs.pop(name), self._take(output, name)
             if before.shape != after.shape:
                 raise MethodError(
-                    f"The block of tap '{name}' turns {tuple(before.shape)} into {tuple(after.shape)}, so it has no correction; "
+                    f"The block of tap '{name}' turns {tuple(before.shape)} into {tuple(after.shape)}, so it has no "
+                    "correction; "
                     "choose a tap whose block keeps its shape."
                 )
             self.corrections[name] = after - before
@@ -105,7 +113,9 @@ def _tap(network: nn.Module, name: str, correction: bool = False) -> Tap:
         raise MethodError(f"{kind} has no tap '{name}'.{nearest(name, taps)} Its taps: {', '.join(taps) or 'none'}.")
     if correction and not taps[name].correction:
         offered = [tap.name for tap in taps.values() if tap.correction]
-        raise MethodError(f"Tap '{name}' of {kind} has no block correction; taps that have one: {', '.join(offered) or 'none'}.")
+        raise MethodError(
+            f"Tap '{name}' of {kind} has no block correction; taps that have one: {', '.join(offered) or 'none'}."
+        )
     return taps[name]
 
 
@@ -113,4 +123,6 @@ def _module(network: nn.Module, tap: Tap) -> nn.Module:
     try:
         return network.get_submodule(tap.module)
     except AttributeError as error:
-        raise MethodError(f"Tap '{tap.name}' of {type(network).__name__} points at '{tap.module}', which is not a module of it.") from error
+        raise MethodError(
+            f"Tap '{tap.name}' of {type(network).__name__} points at '{tap.module}', which is not a module of it."
+        ) from error

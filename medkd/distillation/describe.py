@@ -48,7 +48,9 @@ def describe_method(name: str, method: type[Method]) -> MethodCard:
     """The card of a method, from its class attributes, its constructor and its docstring."""
     title = inspect.cleandoc(method.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     parameters = tuple((n, _default(p)) for n, p in parameters_of(method).items())
-    return MethodCard(name, title, method.citation, formula_of(method), needs_of(method), method.detection, parameters, method.bound)
+    return MethodCard(
+        name, title, method.citation, formula_of(method), needs_of(method), method.detection, parameters, method.bound
+    )
 
 
 def needs_of(method: type[Method]) -> str:
@@ -64,7 +66,12 @@ def needs_of(method: type[Method]) -> str:
 
 def formula_of(method: type[Method]) -> str:
     """The formula in a method's docstring: its displayed block, else its inline formulas; in one line."""
-    text = inspect.cleandoc(method.__doc__ or "").partition("\nCitation:")[0].replace("``variant=", "\nvariant=").partition("\nvariant=")[0]
+    text = (
+        inspect.cleandoc(method.__doc__ or "")
+        .partition("\nCitation:")[0]
+        .replace("``variant=", "\nvariant=")
+        .partition("\nvariant=")[0]
+    )
     block = _BLOCK.search(text)
     if block:
         return " ; ".join(re.sub(r"\s+", " ", line).strip() for line in block[1].strip().splitlines())
@@ -96,7 +103,9 @@ def method_page(branches: dict[str, list[MethodCard]], costs: dict[str, CostRow]
 
 @dataclass(frozen=True)
 class CostRow:
-    """What the loss of a method costs beside the supervised loss, forward and backward, and the memory that it announces, in MiB."""
+    """What the loss of a method costs beside the supervised loss, forward and backward, and the memory that it
+    announces, in MiB.
+    """
 
     times_supervised: float
     extra_mib: float
@@ -118,7 +127,13 @@ its inputs, and the bound that it announces and never exceeds. {measured}"""
 
 
 def _section(heading: str, card: MethodCard) -> Iterator[str]:
-    yield from ("", f"### {card.name}" if heading == SEGMENTATION else f"### {card.name} ({heading.lower()})", "", card.title, "")
+    yield from (
+        "",
+        f"### {card.name}" if heading == SEGMENTATION else f"### {card.name} ({heading.lower()})",
+        "",
+        card.title,
+        "",
+    )
     if card.formula:
         yield from ("    " + card.formula, "")
     yield f"- paper: {card.paper}"

@@ -13,7 +13,7 @@ from medkd.core.features import Outputs, Progress, Target
 from medkd.distillation.averaging import logits_of, mean_of, mirrorings, probabilities_of
 from medkd.distillation.base import METHODS, Method
 from medkd.distillation.capture import Capture
-from medkd.distillation.prompts import SegmentationTeacher
+from medkd.distillation.prompts.first_stage import SegmentationTeacher
 
 
 class Distiller:
@@ -25,9 +25,9 @@ class Distiller:
             logits = student(image)
         terms = distiller.terms(image, logits, target)
 
-    The teacher is in eval mode and without gradient, and is not a submodule of anything, so that it never reaches an optimiser,
-    a checkpoint or an exported student. It sees the student's exact input, under whatever autocast the caller is in; the method
-    itself runs in float32 with autocast off.
+    The teacher is in eval mode and without gradient, and is not a submodule of anything, so that it never reaches an
+    optimiser, a checkpoint or an exported student. It sees the student's exact input, under whatever autocast the
+    caller is in; the method itself runs in float32 with autocast off.
 
     Args:
         teacher: any module with ``taps`` (needed only for feature methods); None where the method needs no teacher.
@@ -36,14 +36,18 @@ class Distiller:
         partners: further networks of the same outputs that only take part in averages: other folds of the teacher.
 
     Raises:
-        MethodError: the method needs a teacher and there is none, or more of it than the outputs that are cached, a wanted teacher tap
-            does not exist, or the method sends features through the teacher's remaining layers and the teacher cannot be continued.
+        MethodError: the method needs a teacher and there is none, or more of it than the outputs that are cached, a
+            wanted teacher tap does not exist, or the method sends features through the teacher's remaining layers and
+            the teacher cannot be continued.
     """
 
-    def __init__(self, teacher: nn.Module | None, method: Method, *, cached: bool = False, partners: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self, teacher: nn.Module | None, method: Method, *, cached: bool = False, partners: Sequence[nn.Module] = ()
+    ) -> None:
         if cached and not method.outputs_only:
             raise MethodError(
-                f"{_beyond_outputs(method)} needs more of the teacher than its outputs, and cached targets hold nothing else; "
+                f"{_beyond_outputs(method)} needs more of the teacher than its outputs, and cached targets hold "
+                "nothing else; "
                 "use --targets live."
             )
         if method.needs_teacher and teacher is None and not cached:
@@ -58,7 +62,8 @@ class Distiller:
         if self.teacher is not None and method.continues_teacher:
             if not hasattr(self.teacher, "forward_from"):
                 raise MethodError(
-                    f"{type(method).__name__} continues the teacher from a tap, which {type(teacher).__name__} does not offer."
+                    f"{type(method).__name__} continues the teacher from a tap, which {type(teacher).__name__} does "
+                    "not offer."
                 )
             self.teacher.remember = True  # type: ignore[assignment]  # a flag of every network that can be continued
         if self.teacher is not None:
@@ -70,13 +75,17 @@ class Distiller:
         return self.method.needs_teacher
 
     def student_capture(self, student: nn.Module) -> Capture:
-        """The context in which the student's forward pass must run; ``student`` is the bare network, not a parallel wrapper."""
+        """The context in which the student's forward pass must run; ``student`` is the bare network, not a parallel
+        wrapper.
+        """
         if self._student is None or self._captured is not student:
             self._student = Capture(student, self.method.needs().student)
             self._captured = student
         return self._student
 
-    def terms(self, image: Tensor, logits: Tensor | Sequence[Tensor], target: Target, cached: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self, image: Tensor, logits: Tensor | Sequence[Tensor], target: Target, cached: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The named, weighted distillation terms of one batch; empty for a method without any.
 
         Args:
@@ -86,16 +95,22 @@ class Distiller:
             cached: the teacher's logits ``(B, K, *spatial)``, where it does not run.
 
         Raises:
-            MethodError: the student did not run inside :meth:`student_capture`, or teacher and student logits differ in shape.
+            MethodError: the student did not run inside :meth:`student_capture`, or teacher and student logits differ in
+                shape.
         """
         student = _outputs(logits, self._captured_features(), {}, None)
         if cached is not None:
             teacher = Outputs(cached.float(), average=cached.float())
         else:
-            teacher = self._run_teacher(image, target.progress) if self.teacher is not None else Outputs(student.logits.detach())
+            teacher = (
+                self._run_teacher(image, target.progress)
+                if self.teacher is not None
+                else Outputs(student.logits.detach())
+            )
         if teacher.logits.shape != student.logits.shape:
             raise MethodError(
-                f"Teacher and student must have equal outputs, found {tuple(teacher.logits.shape)} and {tuple(student.logits.shape)}; "
+                f"Teacher and student must have equal outputs, found {tuple(teacher.logits.shape)} and "
+                f"{tuple(student.logits.shape)}; "
                 "both must be trained for the same labels and patch."
             )
         with torch.autocast(image.device.type, enabled=False):
@@ -109,7 +124,8 @@ class Distiller:
         missing = [name for name in wanted if name not in found]
         if missing:
             raise MethodError(
-                f"The student's tap '{missing[0]}' was not captured; run the student inside 'with distiller.student_capture(student):'."
+                f"The student's tap '{missing[0]}' was not captured; run the student inside 'with "
+                "distiller.student_capture(student):'."
             )
         return found
 
@@ -117,7 +133,9 @@ class Distiller:
         assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
         self.teacher.eval()
         wanted = self.method.wants_average(progress) and self._other_passes > 0
-        others = self._other_probabilities(image) if wanted else None  # first: a method may continue from what the last pass left behind
+        others = (
+            self._other_probabilities(image) if wanted else None
+        )  # first: a method may continue from what the last pass left behind
         with torch.no_grad(), self._teacher as capture:
             logits = self.teacher(image.detach())
         outputs = _outputs(logits, capture.features, capture.corrections, self._forward_from(image.device.type))
@@ -136,7 +154,9 @@ class Distiller:
     def _other_probabilities(self, image: Tensor) -> Tensor:
         """Mean probabilities over all mirrorings of teacher and partners, without the teacher's plain pass."""
         axes = mirrorings(self.method.context.mirror_axes)
-        passes = [(network, flip) for network in self.partners for flip in axes] + [(self.teacher, flip) for flip in axes if flip]
+        passes = [(network, flip) for network in self.partners for flip in axes] + [
+            (self.teacher, flip) for flip in axes if flip
+        ]
 
         def run(network: nn.Module, flip: tuple[int, ...]) -> Tensor:
             found = _outputs(network(image.flip(flip) if flip else image), {}, {}, None).logits
@@ -145,7 +165,9 @@ class Distiller:
         return mean_of(run(network, flip) for network, flip in passes if network is not None)
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
-        """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the teacher."""
+        """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the
+        teacher.
+        """
         if not self.method.continues_teacher:
             return None
         rest: Callable[[str, Tensor], Tensor] = self.teacher.forward_from  # type: ignore[union-attr, assignment]
@@ -172,7 +194,8 @@ class Distiller:
         """Run the method's first stage, where it has one that has not run: see :meth:`Method.prepare`.
 
         Args:
-            batches: training batches, images and targets, on the teacher's device; as many as the method wants are drawn.
+            batches: training batches, images and targets, on the teacher's device; as many as the method wants are
+                drawn.
         """
         if self.teacher is not None and self.needs_preparation:
             self.method.prepare(SegmentationTeacher(self.teacher, self.method.context), batches)

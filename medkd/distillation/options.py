@@ -16,7 +16,9 @@ def choice(method: str, name: str, value: str, known: tuple[str, ...]) -> str:
         MethodError: it is not; the nearest known one is named.
     """
     if value not in known:
-        raise MethodError(f"{method}.{name} must be one of {', '.join(known)}, found '{value}'.{nearest(str(value), known)}")
+        raise MethodError(
+            f"{method}.{name} must be one of {', '.join(known)}, found '{value}'.{nearest(str(value), known)}"
+        )
     return value
 
 
@@ -59,5 +61,7 @@ def tap_named(method: str, name: str, taps: Sequence[Tap], value: str) -> Tap:
     """
     known = {tap.name: tap for tap in taps}
     if value not in known:
-        raise MethodError(f"{method}.{name}: there is no tap '{value}'.{nearest(value, known)} Taps: {', '.join(known) or 'none'}.")
+        raise MethodError(
+            f"{method}.{name}: there is no tap '{value}'.{nearest(value, known)} Taps: {', '.join(known) or 'none'}."
+        )
     return known[value]

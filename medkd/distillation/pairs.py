@@ -31,8 +31,10 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
     Args:
         method: the method's name, for error texts.
         context: the taps of both networks.
-        taps: ``last`` (the finest decoder pair), ``encoder``, ``bottleneck``, ``decoder``, ``deep`` (encoder and bottleneck), ``all``,
-            or names: ``student:teacher[,student:teacher …]``. Between detectors, every word means the necks' maps of equal stride.
+        taps: ``last`` (the finest decoder pair), ``encoder``, ``bottleneck``, ``decoder``, ``deep`` (encoder and
+            bottleneck), ``all``,
+            or names: ``student:teacher[,student:teacher …]``. Between detectors, every word means the necks' maps of
+                equal stride.
 
     Raises:
         MethodError: a name is unknown, or the two networks have no such pair.
@@ -40,11 +42,16 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
     if ":" in taps:
         named = [entry.partition(":") for entry in taps.split(",")]
         return [
-            (tap_named(method, "taps", context.student_taps, s.strip()), tap_named(method, "taps", context.teacher_taps, t.strip()))
+            (
+                tap_named(method, "taps", context.student_taps, s.strip()),
+                tap_named(method, "taps", context.teacher_taps, t.strip()),
+            )
             for s, _, t in named
         ]
     if taps != "last" and taps not in STAGES:
-        raise MethodError(f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found '{taps}'.")
+        raise MethodError(
+            f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found '{taps}'."
+        )
     if context.task == "detection":
         return _neck_pairs(method, context)
     pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["decoder" if taps == "last" else taps])
@@ -52,19 +59,26 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
         pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["all"])[-1:]
     if not pairs:
         known = [", ".join(t.name for t in side) or "none" for side in (context.student_taps, context.teacher_taps)]
-        raise MethodError(f"{method} found no pair of taps for '{taps}': the student has {known[0]}, the teacher {known[1]}; name them.")
+        raise MethodError(
+            f"{method} found no pair of taps for '{taps}': the student has {known[0]}, the teacher {known[1]}; name "
+            "them."
+        )
     return pairs[:1] if taps == "last" else pairs
 
 
 def _neck_pairs(method: str, context: Context) -> list[Pair]:
     """Every pair of neck maps with the same stride, finest first."""
-    pairs = [(s, t) for s, t in pair_by_stride(context.student_taps, context.teacher_taps, ("neck",)) if s.stride == t.stride]
+    pairs = [
+        (s, t) for s, t in pair_by_stride(context.student_taps, context.teacher_taps, ("neck",)) if s.stride == t.stride
+    ]
     if not pairs:
         known = [
             ", ".join(f"{t.name} ({t.stride[0]})" for t in side if t.stage == "neck")
             for side in (context.student_taps, context.teacher_taps)
         ]
-        raise MethodError(f"{method} found no neck maps of equal stride: the student has {known[0]}, the teacher {known[1]}.")
+        raise MethodError(
+            f"{method} found no neck maps of equal stride: the student has {known[0]}, the teacher {known[1]}."
+        )
     return pairs
 
 
@@ -86,7 +100,9 @@ class PairMethod(Method):
 
     def needs(self) -> Needs:
         """Both features of every pair."""
-        return Needs(tuple(dict.fromkeys(s.name for s, _ in self.pairs)), tuple(dict.fromkeys(t.name for _, t in self.pairs)))
+        return Needs(
+            tuple(dict.fromkeys(s.name for s, _ in self.pairs)), tuple(dict.fromkeys(t.name for _, t in self.pairs))
+        )
 
     def features(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Student and teacher features ``(B, C, *spatial)`` of every pair; channels and sizes may differ."""
@@ -98,7 +114,9 @@ def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     """Resize ``(B, C, *spatial)`` linearly to ``size``; unchanged where the size fits."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
-    return F.interpolate(features, size=tuple(size), mode="trilinear" if features.ndim == 5 else "bilinear", align_corners=False)
+    return F.interpolate(
+        features, size=tuple(size), mode="trilinear" if features.ndim == 5 else "bilinear", align_corners=False
+    )
 
 
 def pointwise(rank: int, channels_in: int, channels_out: int, *, bias: bool = True) -> nn.Module:
@@ -113,9 +131,9 @@ def pointwise(rank: int, channels_in: int, channels_out: int, *, bias: bool = Tr
 def adapter(pair: Pair, *, always: bool = False, gain: float = 1.0) -> nn.Module:
     """A 1x1 convolution from the student's to the teacher's channels, or nothing where they are equal.
 
-    Its first weights are multiplied by ``gain``. A squared error behind a random convolution of full strength is at first reduced most
-    quickly by making the student's map small, which starves the layers after it; behind a weak one (:data:`WEAK`) the convolution first
-    learns what can be read out of the map, and then pulls at it.
+    Its first weights are multiplied by ``gain``. A squared error behind a random convolution of full strength is at
+    first reduced most quickly by making the student's map small, which starves the layers after it; behind a weak one
+    (:data:`WEAK`) the convolution first learns what can be read out of the map, and then pulls at it.
     """
     student, teacher = pair
     if student.channels == teacher.channels and not always:

@@ -41,18 +41,22 @@ class PairedDifference(Interval):
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out and the test agrees (p < 0.05); the test alone keeps the interval honest for few
-        cases, where a bootstrap is too narrow: below six cases nothing is clear."""
+        """Whether the interval leaves 0 out and the test agrees (p < 0.05); the test alone keeps the interval honest
+        for few cases, where a bootstrap is too narrow: below six cases nothing is clear."""
         return (self.low > 0 or self.high < 0) and self.p < 0.05
 
 
 def mean_interval(
-    values: ArrayLike, level: float = 0.95, seed: int = 0, method: Literal["percentile", "BCa"] = "percentile", resamples: int = RESAMPLES
+    values: ArrayLike,
+    level: float = 0.95,
+    seed: int = 0,
+    method: Literal["percentile", "BCa"] = "percentile",
+    resamples: int = RESAMPLES,
 ) -> Interval:
     """Mean and bootstrap confidence interval over cases.
 
-    Cases are drawn with replacement. For a matrix the statistic is the mean over classes of the classes' means over cases
-    (nnU-Net's foreground mean), and whole cases are drawn, so that classes of one case stay together.
+    Cases are drawn with replacement. For a matrix the statistic is the mean over classes of the classes' means over
+    cases (nnU-Net's foreground mean), and whole cases are drawn, so that classes of one case stay together.
     Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall 1993.
 
     Args:
@@ -96,8 +100,8 @@ def mean_interval(
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, seed: int = 0) -> PairedDifference:
     """Mean of ``a − b`` over paired cases, bootstrap interval, and Wilcoxon's signed-rank test.
 
-    Wilcoxon, Biometrics Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices the
-    test compares the cases' means over the classes that both have.
+    Wilcoxon, Biometrics Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices
+    the test compares the cases' means over the classes that both have.
 
     Args:
         a: ``(cases,)`` or ``(cases, classes)``, NaN where there is no value.

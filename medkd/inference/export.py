@@ -22,8 +22,9 @@ def logits_to_labels(
 ) -> np.ndarray:
     """Label map in the native grid.
 
-    The logits are resampled (linearly, or by the plan's orders) to the cropped native box and decoded at once, one slab of
-    slices after the other, so that no more than ``SLAB_BYTES`` of resampled logits exist. Voxels outside the crop are background.
+    The logits are resampled (linearly, or by the plan's orders) to the cropped native box and decoded at once, one slab
+    of slices after the other, so that no more than ``SLAB_BYTES`` of resampled logits exist. Voxels outside the crop
+    are background.
 
     Args:
         logits: ``(K, z, y, x)`` on the preprocessed grid, axes in the plan's order.
@@ -73,7 +74,9 @@ def logits_to_probabilities(
 
 
 def logits_orders(properties: CaseProperties, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
-    """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native one."""
+    """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native
+    one.
+    """
     native = tuple(properties.geometry.spacing[a] for a in plan.transpose)
     network = (*native[: 3 - configuration.rank], *configuration.spacing)
     return axis_orders(network, native, configuration.resampling, "logits")

@@ -22,17 +22,18 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
     """List the cases to predict, sorted by case id.
 
     Args:
-        inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any names will do, if none ends in
-            ``_0000``), one scan, or the files of one case in channel order. Any readable format is accepted. A folder (or tree) of
-            DICOM files gives a case per series, for single-channel models; otherwise give a folder with one series per channel.
+        inputs: a folder of ``CASE_0000.nii.gz`` (one file per channel; for a single channel any names will do, if none
+            ends in ``_0000``), one scan, or the files of one case in channel order. Any readable format is accepted. A
+            folder (or tree) of DICOM files gives a case per series, for single-channel models; otherwise give a folder
+            with one series per channel.
         channels: how many channels the model expects.
 
     Returns:
         The cases; a missing channel shows itself when the case is read.
 
     Raises:
-        DataError: an input does not exist, holds no scans or scans that belong to no case (they are named), or the number of files is
-            not the number of channels.
+        DataError: an input does not exist, holds no scans or scans that belong to no case (they are named), or the
+            number of files is not the number of channels.
     """
     paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
     for path in paths:
@@ -43,7 +44,10 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
     if len(paths) == 1 and channels > 1 and _CHANNEL.match(stem(paths[0])):
         return [_siblings(paths[0], channels)]
     if len(paths) != channels:
-        raise DataError(f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in order.")
+        raise DataError(
+            f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in "
+            "order."
+        )
     return [CaseFiles(case_name(paths[0]), tuple(paths))]
 
 
@@ -76,11 +80,17 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
         _check_strays(folder, scans, cases, channels)
     else:
         cases = _dicom_cases(folder, channels)
-    if scans and any(is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"):
-        raise DataError(f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the two.")
+    if scans and any(
+        is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"
+    ):
+        raise DataError(
+            f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the "
+            "two."
+        )
     if not cases:
         raise DataError(
-            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or DICOM series; "
+            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or "
+            "DICOM series; "
             f"found none{f', only {_listed(scans)}; rename them' if scans else ''}."
         )
     names = [case.case for case in cases]
@@ -91,8 +101,10 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
 
 
 def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles], channels: int) -> None:
-    """Refuse scans that belong to no case; the label maps of an earlier prediction into the same folder are passed over."""
-    from medkd.inference.api import SETTINGS_FILE  # which itself lists the cases
+    """Refuse scans that belong to no case; the label maps of an earlier prediction into the same folder are passed
+    over.
+    """
+    from medkd.inference.folder import SETTINGS_FILE  # which itself lists the cases
 
     known = {path for case in cases for path in case.images}
     if (folder / SETTINGS_FILE).exists():
@@ -100,8 +112,10 @@ def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles
     strays = [path for path in scans if path not in known]
     if strays:
         raise DataError(
-            f"{folder}: expected {channels} channel(s) per case, named {_expected(channels)}, found {len(strays)} of {len(scans)} scans "
-            f"that belong to no case: {_listed(strays)}; name a scan that stands alone OTHERCASE_0000, complete its channels, or move it "
+            f"{folder}: expected {channels} channel(s) per case, named {_expected(channels)}, found {len(strays)} of "
+            f"{len(scans)} scans "
+            f"that belong to no case: {_listed(strays)}; name a scan that stands alone OTHERCASE_0000, complete its "
+            "channels, or move it "
             "elsewhere."
         )
 
@@ -117,13 +131,16 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:
-    """One case per series below ``folder``, its slices as the files; localizers, screenshots and reports are passed over."""
+    """One case per series below ``folder``, its slices as the files; localizers, screenshots and reports are passed
+    over.
+    """
     study = find_series(folder)
     if not study.scans and (study.others or study.damaged):
         raise DataError(no_scan_text(folder, study))
     if study.scans and channels > 1:
         raise DataError(
-            f"{folder} holds DICOM series, but the model expects {channels} channels; give one folder with a series per channel."
+            f"{folder} holds DICOM series, but the model expects {channels} channels; give one folder with a series "
+            "per channel."
         )
     for series in study.others:
         logger.info("%s is left out: %s", series.text(), series.not_a_scan)

@@ -20,10 +20,10 @@ from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import InferenceRule
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
-from medkd.inference.model import mean_logits
 from medkd.inference.sliding_window import predict_logits
-from medkd.inference.trained import load_trained
 from medkd.inference.tuning import tune
+from medkd.models.load import load_trained
+from medkd.models.trained import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -17,12 +17,13 @@ from medkd.core.errors import RunError
 
 Forward = Callable[[Tensor], Tensor]
 
-# Voxels per forward. On a CPU two copies share the weights and divide among the cores better than one; more of them only leave the
-# cache, and two of a large patch cost memory for nothing. On a GPU batches fill the multiprocessors.
+# Voxels per forward. On a CPU two copies share the weights and divide among the cores better than one; more of them
+# only leave the cache, and two of a large patch cost memory for nothing. On a GPU batches fill the multiprocessors.
 CPU_VOXELS = 32**3
 CPU_PAIR_VOXELS = 96**3
 GPU_VOXELS = 4 * 128**3
-# A tile is constant when its values differ by less than this (in normalised units): rounding of the resampling, far below any content.
+# A tile is constant when its values differ by less than this (in normalised units): rounding of the resampling, far
+# below any content.
 CONSTANT = 1e-5
 
 
@@ -40,7 +41,9 @@ class Tile:
 
     @property
     def weight(self) -> Tensor | None:
-        """The product of the lines, broadcastable to the patch; made when needed, since all tiles' weights outgrow the volume."""
+        """The product of the lines, broadcastable to the patch; made when needed, since all tiles' weights outgrow the
+        volume.
+        """
         weight: Tensor | None = None
         for axis, line in enumerate(self.lines):
             if line is not None:
@@ -61,11 +64,12 @@ def tile_starts(size: int, patch: int, step_size: float) -> list[int]:
 
 
 def gaussian_weight(patch: int) -> np.ndarray:
-    """Importance of each voxel of a tile along one axis, ``(patch,)`` float64: a Gaussian with sigma = patch / 8 and maximum 1.
+    """Importance of each voxel of a tile along one axis, ``(patch,)`` float64: a Gaussian with sigma = patch / 8 and
+    maximum 1.
 
-    The importance map of a tile is the product over the axes; a Gaussian-filtered delta is separable, so this equals nnU-Net's
-    n-dimensional map (its scaling to a maximum of 10 cancels in the weighted mean). It is nowhere zero: the filter's radius of
-    4 sigma is half the patch.
+    The importance map of a tile is the product over the axes; a Gaussian-filtered delta is separable, so this equals
+    nnU-Net's n-dimensional map (its scaling to a maximum of 10 cancels in the weighted mean). It is nowhere zero: the
+    filter's radius of 4 sigma is half the patch.
     """
     delta = np.zeros(patch)
     delta[patch // 2] = 1.0
@@ -87,10 +91,11 @@ def predict_logits(
 ) -> Tensor:
     """Logits of a whole volume by a sliding window with Gaussian blending.
 
-    ``L(v) = Σ_t w_t(v) l_t(v) / Σ_t w_t(v)`` over the tiles t that cover voxel v, where ``l_t`` is the mean over the mirrored
-    forwards. The tiles lie on a product grid, so the denominator is a product of one sum per axis and is divided out of the
-    weights beforehand: one accumulator, one pass. A volume that is smaller than the patch is padded with zeros on both sides
-    and cropped back. A tile whose content is constant gives the same output everywhere, so it is computed once.
+    ``L(v) = Σ_t w_t(v) l_t(v) / Σ_t w_t(v)`` over the tiles t that cover voxel v, where ``l_t`` is the mean over the
+    mirrored forwards. The tiles lie on a product grid, so the denominator is a product of one sum per axis and is
+    divided out of the
+    weights beforehand: one accumulator, one pass. A volume that is smaller than the patch is padded with zeros on both
+    sides and cropped back. A tile whose content is constant gives the same output everywhere, so it is computed once.
 
     Args:
         forward: ``(B, C, *patch) → (B, K, *patch)``, in evaluation mode.
@@ -209,7 +214,9 @@ def _flips(mirror_axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def _pad(image: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad the last axes with zeros to at least the patch, the odd voxel behind; returns also the index that undoes it."""
+    """Pad the last axes with zeros to at least the patch, the odd voxel behind; returns also the index that undoes
+    it.
+    """
     shape = image.shape[1:]
     missing = [max(0, p - s) for p, s in zip((0,) * (len(shape) - len(patch)) + patch, shape, strict=True)]
     crop = (slice(None), *(slice(m // 2, m // 2 + s) for m, s in zip(missing, shape, strict=True)))
@@ -229,7 +236,9 @@ def _tiles(
         yield Tile(index if z is None else (z, *index), tuple(line for _, line in places))
 
 
-def _axis(size: int, patch: int, step_size: float, device: torch.device, blending: str) -> list[tuple[slice, Tensor | None]]:
+def _axis(
+    size: int, patch: int, step_size: float, device: torch.device, blending: str
+) -> list[tuple[slice, Tensor | None]]:
     """Range and normalised weight of each tile along one axis."""
     starts = tile_starts(size, patch, step_size)
     if len(starts) == 1:

@@ -12,7 +12,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class _GroupedInstanceNorm2d(nn.InstanceNorm2d):
-    """Instance normalisation as a group normalisation with one channel per group: the same formula, a fifth of the time."""
+    """Instance normalisation as a group normalisation with one channel per group: the same formula, a fifth of the
+    time.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, y, x)`` of the same shape."""
@@ -28,7 +30,9 @@ class _GroupedInstanceNorm3d(nn.InstanceNorm3d):
 
 
 class _OneDnnConv3d(nn.Conv3d):
-    """A convolution that always runs on oneDNN; torch keeps small single feature maps to a loop that is half as fast, on one core."""
+    """A convolution that always runs on oneDNN; torch keeps small single feature maps to a loop that is half as fast,
+    on one core.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, z, y, x) → (B, K, z', y', x')``."""
@@ -40,7 +44,8 @@ class _OneDnnConv3d(nn.Conv3d):
 
 
 def tune(network: Network, device: torch.device) -> Network:
-    """Let a frozen network take the faster routes where it runs on a CPU; results differ by rounding (1e-6 of a normalised value).
+    """Let a frozen network take the faster routes where it runs on a CPU; results differ by rounding (1e-6 of a
+    normalised value).
 
     Weights, names and hooks stay as they are. Nothing happens on other devices, or without oneDNN.
 

@@ -13,7 +13,9 @@ from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 
 _PIECE = 1 << 20
-_ONE_VOXEL = 1.001  # a shift of exactly one voxel (counted from 1 instead of 0) must not hang on the rounding of a header
+_ONE_VOXEL = (
+    1.001  # a shift of exactly one voxel (counted from 1 instead of 0) must not hang on the rounding of a header
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class GridDeviation:
 
 def unreadable_finding(case: str, path: Path, error: DataError) -> Finding:
     """A file that could not be read; the error's own text says why."""
-    return Finding(case, str(path), "a readable 3D volume", str(error).rstrip("."), "replace the file or leave the case out")
+    return Finding(
+        case, str(path), "a readable 3D volume", str(error).rstrip("."), "replace the file or leave the case out"
+    )
 
 
 def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
@@ -68,15 +72,23 @@ def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
         return []
     nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
     found = f"{nan} NaN and {infinite} infinite of {array.size} voxels"
-    return [Finding(case, str(path), "finite intensities", found, "replace them (by the background's value, say) or leave the case out")]
+    return [
+        Finding(
+            case,
+            str(path),
+            "finite intensities",
+            found,
+            "replace them (by the background's value, say) or leave the case out",
+        )
+    ]
 
 
 def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other: Geometry) -> list[Finding]:
     """How the grid of ``path`` differs from the one of ``reference``.
 
-    Another shape or spacing is an error. Another origin or direction is a warning (as in nnU-Net) while no corner of the
-    volume moves by more than one voxel, since headers are often rounded; beyond that the two files show different places,
-    or one is flipped, and it is an error.
+    Another shape or spacing is an error. Another origin or direction is a warning (as in nnU-Net) while no corner of
+    the volume moves by more than one voxel, since headers are often rounded; beyond that the two files show different
+    places, or one is flipped, and it is an error.
     """
     deviation = grid_deviation(grid, other)
     if deviation is None:
@@ -110,7 +122,11 @@ def label_finding(case: str, path: Path, values: Iterable[int], allowed: Collect
     if not wrong:
         return []
     expected = f"only the label values {_listed(sorted(allowed))} of dataset.json"
-    return [Finding(case, str(path), expected, f"also {_listed(wrong)}", "add them to dataset.json or correct the label map")]
+    return [
+        Finding(
+            case, str(path), expected, f"also {_listed(wrong)}", "add them to dataset.json or correct the label map"
+        )
+    ]
 
 
 def label_values(array: np.ndarray) -> tuple[int, ...]:

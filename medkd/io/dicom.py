@@ -26,7 +26,8 @@ class Series:
     """The files of one series.
 
     Attributes:
-        name: unique within the search, made from the folder's name (see :func:`find_series`); letters, digits, ``_`` and ``-`` only.
+        name: unique within the search, made from the folder's name (see :func:`find_series`); letters, digits, ``_``
+            and ``-`` only.
         folder: of its first file.
         headers: one per file, in the order of paths.
         damaged: unreadable DICOM files in its folders; they may belong to it, so it is not read.
@@ -60,7 +61,9 @@ class Series:
     def text(self) -> str:
         """What a person needs to recognise it; nothing about the patient."""
         first = self.headers[0]
-        title = " ".join(part for part in (first.modality, first.number and f"series {first.number}", first.description) if part)
+        title = " ".join(
+            part for part in (first.modality, first.number and f"series {first.number}", first.description) if part
+        )
         return f"{title or first.uid} ({len(self.frames)} images in {self.folder})"
 
 
@@ -80,10 +83,12 @@ class Study:
 
 
 def find_series(source: Path) -> Study:
-    """Find the series in a folder and everything below it, by SeriesInstanceUID; hidden files, DICOMDIR and other files are passed over.
+    """Find the series in a folder and everything below it, by SeriesInstanceUID; hidden files, DICOMDIR and other files
+    are passed over.
 
-    Names: a series in a folder of its own is called like the folder, as seen from ``source`` (``patient1/CT`` → ``patient1_CT``;
-    ``source`` itself where it lies there); several scans in one folder get number and description of the series appended.
+    Names: a series in a folder of its own is called like the folder, as seen from ``source`` (``patient1/CT`` →
+    ``patient1_CT``; ``source`` itself where it lies there); several scans in one folder get number and description of
+    the series appended.
 
     Raises:
         DataError: pydicom is not installed.
@@ -132,8 +137,8 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read the slices of one series, given in any order.
 
     Returns:
-        Voxels in index order ``(x, y, z)``, rescaled (int16 where they are whole and fit), and the affine to RAS+ mm. As in ITK, x
-        runs along the rows and z along row direction × column direction.
+        Voxels in index order ``(x, y, z)``, rescaled (int16 where they are whole and fit), and the affine to RAS+ mm.
+        As in ITK, x runs along the rows and z along row direction × column direction.
 
     Raises:
         DataError: as for :func:`read_voxels`; also for files of different series.
@@ -148,7 +153,9 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def safe_name(text: str) -> str:
-    """``text`` with everything but letters, digits and ``-`` as ``_``; accents and other scripts are kept out of file names."""
+    """``text`` with everything but letters, digits and ``-`` as ``_``; accents and other scripts are kept out of file
+    names.
+    """
     return re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_-")
 
 
@@ -162,12 +169,16 @@ def _stack(path: Path) -> Stack:
     if not path.is_dir():
         header = read_file_header(path)
         if header is None:
-            raise DataError(f"{path} holds no DICOM image (it may be the directory of a disc); give the folder with the slices.")
+            raise DataError(
+                f"{path} holds no DICOM image (it may be the directory of a disc); give the folder with the slices."
+            )
         return _checked(_series([header], {}), path)
     study = find_series(path)
     if len(study.scans) > 1:
         listed = "; ".join(series.text() for series in study.scans[:5])
-        raise DataError(f"{path}: expected one DICOM series, found {len(study.scans)}: {listed}; give the folder of one of them.")
+        raise DataError(
+            f"{path}: expected one DICOM series, found {len(study.scans)}: {listed}; give the folder of one of them."
+        )
     if not study.scans:
         raise DataError(no_scan_text(path, study))
     return _checked(study.scans[0], path)
@@ -180,18 +191,23 @@ def no_scan_text(path: Path, study: Study) -> str:
         return f"{path}: expected a DICOM series of slices, found {series.text()}: {series.not_a_scan}; give the folder of a scan."
     if study.damaged:
         return next(iter(study.damaged.values()))
-    return f"{path} is a folder without DICOM images; expected an image file, or a folder with the slices of one series."
+    return (
+        f"{path} is a folder without DICOM images; expected an image file, or a folder with the slices of one series."
+    )
 
 
 def _checked(series: Series, path: Path) -> Stack:
     if series.not_a_scan:
-        raise DataError(f"{path} cannot be used as a scan: {series.not_a_scan}; give the folder of a whole series of slices.")
+        raise DataError(
+            f"{path} cannot be used as a scan: {series.not_a_scan}; give the folder of a whole series of slices."
+        )
     if series.damaged:
         read_file_header(series.damaged[0])  # raises again what is wrong with it
     for header in series.headers:
         if header.not_a_scan:
             raise DataError(
-                f"{header.path} is among the slices of a series, but {header.not_a_scan}; restore the file or move it elsewhere."
+                f"{header.path} is among the slices of a series, but {header.not_a_scan}; restore the file or move it "
+                "elsewhere."
             )
     return stack_frames(series.frames, str(path))
 

@@ -1,6 +1,7 @@
 """What the header of one DICOM file says: which series it belongs to, and where its frames lie.
 
-DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups of enhanced multi-frame images), C.11.1 (rescaling).
+DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups of enhanced multi-frame images), C.11.1
+(rescaling).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from medkd.core.errors import DataError
 
 DIRECTORY = "1.2.840.10008.1.3.10"
-_BARE = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.{2}\0\0)", re.DOTALL)  # a first data element without preamble: tag, then VR or length
+_BARE = re.compile(
+    rb"[\x02\x08]\0.\0([A-Z]{2}|.{2}\0\0)", re.DOTALL
+)  # a first data element without preamble: tag, then VR or length
 _DERIVED = {"SEG": "a segmentation", "RTDOSE": "a dose distribution", "PR": "a presentation state"}
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "PatientID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
@@ -99,7 +102,9 @@ def read_dataset(path: Path, **options: Any) -> Any:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # pydicom lets errors of any kind through on damaged files
         raise _damaged(path, error) from error
-    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without meta information: pydicom has guessed the encoding
+    if (
+        "TransferSyntaxUID" not in dataset.file_meta
+    ):  # a file without meta information: pydicom has guessed the encoding
         implicit, little = dataset.original_encoding
         explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
@@ -115,7 +120,9 @@ def read_file_header(path: Path) -> Header | None:
     dataset = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS)
     if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return None
-    if "SeriesInstanceUID" not in dataset:  # every image has it, perhaps empty; pydicom says nothing when a file ends too early
+    if (
+        "SeriesInstanceUID" not in dataset
+    ):  # every image has it, perhaps empty; pydicom says nothing when a file ends too early
         if not dataset.preamble:
             return None
         raise _damaged(path, EOFError("the file ends within its header"))
@@ -157,7 +164,9 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
     if len(groups) != count:
         raise ValueError(f"{count} frames, but functional groups for {len(groups)}")
     shared = dataset.get("SharedFunctionalGroupsSequence") or ()
-    if count > 1 and groups[0] is dataset:  # an old multi-frame image (ultrasound, nuclear medicine) places no single frame
+    if (
+        count > 1 and groups[0] is dataset
+    ):  # an old multi-frame image (ultrasound, nuclear medicine) places no single frame
         return [Frame(path, i, size, (), (), ()) for i in range(count)]
     return [_frame(path, i, size, [group, *shared, dataset]) for i, group in enumerate(groups)]
 
@@ -202,5 +211,7 @@ def _pydicom() -> ModuleType:
         import pydicom
         import pydicom.uid
     except ImportError as error:
-        raise DataError("Reading DICOM needs pydicom, which is not installed; install it with: pip install 'medkd[dicom]'.") from error
+        raise DataError(
+            "Reading DICOM needs pydicom, which is not installed; install it with: pip install 'medkd[dicom]'."
+        ) from error
     return pydicom

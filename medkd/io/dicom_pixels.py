@@ -30,7 +30,9 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
         if frame.path != path:  # the frames of a multi-frame file follow each other
             path, (stored, rescaled) = frame.path, _decode(frame.path)
             if stored.ndim != 3 or stored.shape[1:] != frame.size or len(stored) <= frame.index:
-                raise DataError(f"{path}: expected images of {frame.size} pixels, found the shape {stored.shape}; export it again.")
+                raise DataError(
+                    f"{path}: expected images of {frame.size} pixels, found the shape {stored.shape}; export it again."
+                )
         plane = stored[frame.index] if rescaled else _rescale(stored[frame.index], frame.slope, frame.intercept)
         needed = _TYPES[max(_rank(plane), _TYPES.index(planes.dtype.type))]
         planes = planes.astype(needed, copy=False)  # scanners' values fit into int16, so this hardly ever copies
@@ -63,20 +65,25 @@ def _decode(path: Path) -> tuple[np.ndarray, bool]:
         raise DataError(f"{path} has a header, but no pixel data; export the series again, with its images.")
     if "ModalityLUTSequence" in dataset:
         raise DataError(
-            f"{path} maps its values by a table (ModalityLUTSequence), which medkd does not read; convert it with another tool."
+            f"{path} maps its values by a table (ModalityLUTSequence), which medkd does not read; convert it with "
+            "another tool."
         )
     try:
         stored = dataset.pixel_array
     except Exception as error:  # the decoders raise errors of any kind
         syntax = dataset.file_meta.TransferSyntaxUID
         if not syntax.is_compressed:
-            raise DataError(f"{path} is truncated or damaged ({_first_line(error)}); copy or export it again.") from error
+            raise DataError(
+                f"{path} is truncated or damaged ({_first_line(error)}); copy or export it again."
+            ) from error
         return _decode_by_itk(path, f"{syntax.name} ({syntax})", dataset), True
     return stored.reshape(-1, *stored.shape[-2:]), False
 
 
 def _decode_by_itk(path: Path, syntax: str, dataset: Any) -> np.ndarray:
-    """Decode what pydicom has no plug-in for (JPEG Lossless and JPEG-LS above all) by SimpleITK, which rescales as well."""
+    """Decode what pydicom has no plug-in for (JPEG Lossless and JPEG-LS above all) by SimpleITK, which rescales as
+    well.
+    """
     import SimpleITK as sitk
 
     try:
@@ -85,7 +92,8 @@ def _decode_by_itk(path: Path, syntax: str, dataset: Any) -> np.ndarray:
         return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError as error:
         raise DataError(
-            f"{path}: no decoder that is installed can read its compression, {syntax}; install pylibjpeg with pylibjpeg-libjpeg and "
+            f"{path}: no decoder that is installed can read its compression, {syntax}; install pylibjpeg with "
+            "pylibjpeg-libjpeg and "
             "pylibjpeg-openjpeg, or decompress the series (gdcmconv --raw)."
         ) from error
 

@@ -1,7 +1,7 @@
 """Radiographs as DICOM files (CR, DX and the like), brought to the 8 bits in which a workstation would show them.
 
-DICOM PS3.3, sections C.11.1 (modality LUT), C.11.2 (VOI LUT and window), C.7.6.3.1.2 (MONOCHROME1: the lowest value is white).
-Needs pydicom (``pip install 'medkd[dicom]'``), which is imported when the first file is read.
+DICOM PS3.3, sections C.11.1 (modality LUT), C.11.2 (VOI LUT and window), C.7.6.3.1.2 (MONOCHROME1: the lowest value is
+white). Needs pydicom (``pip install 'medkd[dicom]'``), which is imported when the first file is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _SECTIONS = {"CT", "MR", "PT", "NM"}
 
 
 def read_eight_bit(path: Path) -> np.ndarray:
-    """The upright image in a PNG, JPEG, other image or DICOM file, as a person sees it: ``(H, W)`` or ``(H, W, 3)`` uint8.
+    """The upright image in a PNG, JPEG, other image or DICOM file, as a person sees it: ``(H, W)`` or ``(H, W, 3)``
+    uint8.
 
     Raises:
         DataError: the file is missing, damaged or no radiograph.
@@ -35,12 +36,12 @@ def read_eight_bit(path: Path) -> np.ndarray:
 def read_dicom_radiograph(path: Path) -> np.ndarray:
     """One DICOM image ``(H, W)`` (or ``(H, W, 3)`` for colours) uint8.
 
-    The file's own VOI LUT or first window decides about contrast; where it has none, the 0.05th and 99.95th percentile of the pixels
-    that are not padding. Padding is black.
+    The file's own VOI LUT or first window decides about contrast; where it has none, the 0.05th and 99.95th percentile
+    of the pixels that are not padding. Padding is black.
 
     Raises:
-        DataError: pydicom is not installed, or the file is damaged, has no single image, is a CT or MR section, or its compression cannot
-            be read.
+        DataError: pydicom is not installed, or the file is damaged, has no single image, is a CT or MR section, or its
+            compression cannot be read.
     """
     dataset = read_dataset(path)
     _check(path, dataset)
@@ -51,7 +52,9 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
         values = _modality(stored, dataset)
         shown = _windowed(values, dataset)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-        raise DataError(f"{path}: its rescaling or window is damaged ({type(error).__name__}: {error}); export it again.") from error
+        raise DataError(
+            f"{path}: its rescaling or window is damaged ({type(error).__name__}: {error}); export it again."
+        ) from error
     padding = _padding(stored, dataset)
     shown = _by_percentiles(values, padding) if shown is None else shown
     seen = 255 - shown if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1" else shown
@@ -64,10 +67,13 @@ def _check(path: Path, dataset: Any) -> None:
         raise DataError(f"{path} holds no image; expected a radiograph (CR, DX).")
     if modality in _SECTIONS:
         raise DataError(
-            f"{path} is a section of modality {modality}, expected a radiograph (CR, DX); predict sections with their own model."
+            f"{path} is a section of modality {modality}, expected a radiograph (CR, DX); predict sections with their "
+            "own model."
         )
     if frames > 1:
-        raise DataError(f"{path} holds {frames} frames, expected one radiograph per file; export the frames one by one.")
+        raise DataError(
+            f"{path} holds {frames} frames, expected one radiograph per file; export the frames one by one."
+        )
     if str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR":
         raise DataError(f"{path} is a palette image, expected a radiograph in grey levels; convert it to PNG first.")
 
@@ -84,7 +90,9 @@ def _pixels(path: Path, dataset: Any) -> np.ndarray:
 
 
 def _pixels_by_itk(path: Path, dataset: Any) -> np.ndarray:
-    """Decode what pydicom has no plug-in for (JPEG Lossless above all); SimpleITK rescales, so that is not to be done again."""
+    """Decode what pydicom has no plug-in for (JPEG Lossless above all); SimpleITK rescales, so that is not to be done
+    again.
+    """
     import SimpleITK as sitk
 
     try:
@@ -92,7 +100,8 @@ def _pixels_by_itk(path: Path, dataset: Any) -> np.ndarray:
     except RuntimeError as error:
         syntax = dataset.file_meta.TransferSyntaxUID
         raise DataError(
-            f"{path}: no decoder that is installed can read its compression, {syntax.name}; install pylibjpeg with pylibjpeg-libjpeg and "
+            f"{path}: no decoder that is installed can read its compression, {syntax.name}; install pylibjpeg with "
+            "pylibjpeg-libjpeg and "
             "pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)."
         ) from error
     for key in ("RescaleSlope", "RescaleIntercept"):
@@ -135,7 +144,9 @@ def _first(value: Any) -> float | None:
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
-    """Mask of the pixels outside of the exposed field, where the file says so by a value or by the ends of a range (PS3.3, C.7.5.1.1.2)."""
+    """Mask of the pixels outside of the exposed field, where the file says so by a value or by the ends of a range
+    (PS3.3, C.7.5.1.1.2).
+    """
     value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return np.zeros(stored.shape, bool)

@@ -31,19 +31,20 @@ class Stack:
 
 
 def stack_frames(frames: Sequence[Frame], where: str) -> Stack:
-    """Sort planes along their normal, which is row direction × column direction, and check that they form a regular grid.
+    """Sort planes along their normal, which is row direction × column direction, and check that they form a regular
+    grid.
 
-    An oblique acquisition is kept as it is; the grid must only be perpendicular and evenly spaced. Positions may be rounded: a
-    plane may lie a tenth of the spacing (0.1 mm where that is more, at most a quarter) from its place along the normal, and across
-    it a tenth of a pixel or 0.03° over the whole stack.
+    An oblique acquisition is kept as it is; the grid must only be perpendicular and evenly spaced. Positions may be
+    rounded: a plane may lie a tenth of the spacing (0.1 mm where that is more, at most a quarter) from its place along
+    the normal, and across it a tenth of a pixel or 0.03° over the whole stack.
 
     Args:
         frames: two or more planes in any order.
         where: how error texts call the series.
 
     Raises:
-        DataError: a plane says no position; sizes, orientations or pixel spacings differ; the stack is sheared (gantry tilt); planes
-            are missing, there twice or unevenly spaced.
+        DataError: a plane says no position; sizes, orientations or pixel spacings differ; the stack is sheared (gantry
+            tilt); planes are missing, there twice or unevenly spaced.
     """
     _check_alike(frames, where)
     across, down, normal = _axes(frames[0], where)
@@ -67,17 +68,25 @@ def _check_alike(frames: Sequence[Frame], where: str) -> None:
         ):  # fmt: skip
             if not value:
                 kind = "multi-frame image" if any(other.index for other in frames) else "image"
-                raise DataError(f"{where}: the {kind} {frame.path.name} does not say where it lies ({tag} is missing); {_EXPORT}.")
+                raise DataError(
+                    f"{where}: the {kind} {frame.path.name} does not say where it lies ({tag} is missing); {_EXPORT}."
+                )
     if min(v for f in frames for v in f.spacing) <= 0:
-        raise DataError(f"{where}: the pixel spacing must be positive, found {min(f.spacing for f in frames)} mm; {_EXPORT}.")
+        raise DataError(
+            f"{where}: the pixel spacing must be positive, found {min(f.spacing for f in frames)} mm; {_EXPORT}."
+        )
     _check_same(frames, lambda f: f.size, 0, "sizes (rows × columns)", where)
     _check_same(frames, lambda f: f.orientation, _COSINE, "orientations", where)
     _check_same(frames, lambda f: f.spacing, 1e-3 * min(frames[0].spacing), "pixel spacings", where)
     if len(frames) < 2:
-        raise DataError(f"{where}: expected a stack of slices, found the single slice {frames[0].path.name}; give the whole series.")
+        raise DataError(
+            f"{where}: expected a stack of slices, found the single slice {frames[0].path.name}; give the whole series."
+        )
 
 
-def _check_same(frames: Sequence[Frame], value: Callable[[Frame], tuple[float, ...]], tolerance: float, what: str, where: str) -> None:
+def _check_same(
+    frames: Sequence[Frame], value: Callable[[Frame], tuple[float, ...]], tolerance: float, what: str, where: str
+) -> None:
     first = value(frames[0])
     for frame in frames:
         if not np.allclose(value(frame), first, rtol=0, atol=tolerance):
@@ -109,7 +118,8 @@ def _check_depths(frames: Sequence[Frame], depths: np.ndarray, where: str) -> No
     if twice.size:
         a, b = (_name(frames[i]) for i in (twice[0], twice[0] + 1))
         raise DataError(
-            f"{where}: {twice.size} of {len(frames)} slices lie where another one lies (first {a} and {b}); remove copies, or split "
+            f"{where}: {twice.size} of {len(frames)} slices lie where another one lies (first {a} and {b}); remove "
+            "copies, or split "
             "time points and echoes into one series each."
         )
     step = (depths[-1] - depths[0]) / len(gaps)
@@ -122,11 +132,13 @@ def _check_depths(frames: Sequence[Frame], depths: np.ndarray, where: str) -> No
     if gaps[widest] > 1.5 * usual:
         missing = int(np.sum(np.rint(gaps / usual) - 1))
         raise DataError(
-            f"{where}: about {max(missing, 1)} slices are missing: they lie {usual:.4g} mm apart, but {a} and {b} {gaps[widest]:.4g} mm; "
+            f"{where}: about {max(missing, 1)} slices are missing: they lie {usual:.4g} mm apart, but {a} and {b} "
+            f"{gaps[widest]:.4g} mm; "
             "copy or export the complete series."
         )
     raise DataError(
-        f"{where}: the slices must be evenly spaced, found distances from {gaps.min():.4g} to {gaps.max():.4g} mm; resample the "
+        f"{where}: the slices must be evenly spaced, found distances from {gaps.min():.4g} to {gaps.max():.4g} mm; "
+        "resample the "
         "series onto a regular grid, or export a reconstruction with even spacing."
     )
 
@@ -141,7 +153,8 @@ def _check_shear(frames: Sequence[Frame], positions: np.ndarray, normal: np.ndar
     angle = float(np.degrees(np.arctan2(drift[-1], depths[-1])))
     raise DataError(
         f"{where} is sheared (gantry tilt): its slices are not stacked along their normal but {angle:.3g}° beside it ("
-        f"{_name(frames[worst])} is {drift[worst]:.3g} mm off); correct the tilt by resampling (dcm2niix does) and give the result."
+        f"{_name(frames[worst])} is {drift[worst]:.3g} mm off); correct the tilt by resampling (dcm2niix does) and "
+        "give the result."
     )
 
 

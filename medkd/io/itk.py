@@ -35,7 +35,8 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     image = _call(path, reader.Execute)
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise DataError(
-            f"{path}: expected one number per voxel, found {image.GetNumberOfComponentsPerPixel()}; save each channel to a file of its own."
+            f"{path}: expected one number per voxel, found {image.GetNumberOfComponentsPerPixel()}; save each channel "
+            "to a file of its own."
         )
     return sitk.GetArrayFromImage(image).T, _affine(image)
 
@@ -57,7 +58,9 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
         image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
-        raise DataError(f"Cannot write {path}: {_last_line(error)}; write .nii.gz instead, or free some space.") from error
+        raise DataError(
+            f"Cannot write {path}: {_last_line(error)}; write .nii.gz instead, or free some space."
+        ) from error
 
 
 def _reader(path: Path) -> Any:

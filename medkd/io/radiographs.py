@@ -1,8 +1,8 @@
 """Radiographs as PNG or JPEG files: 8 bit, upright and whole, or brought to that without loss.
 
-What viewers do silently and libraries do not agree on is done here once: the EXIF orientation is applied, more than 8 bits
-are scaled by the intensities that occur (the high byte alone would blacken a 12-bit image, clipping would whiten it), and a
-JPEG whose last bytes are missing is read as far as it goes.
+What viewers do silently and libraries do not agree on is done here once: the EXIF orientation is applied, more than 8
+bits are scaled by the intensities that occur (the high byte alone would blacken a 12-bit image, clipping would whiten
+it), and a JPEG whose last bytes are missing is read as far as it goes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Radiograph:
         truncated: the end of the JPEG is missing.
         lost: share of the pixels that are missing with it; they are black.
         ending: what the file's contents are, ``.png`` or ``.jpg``; empty for another format.
-        plain: 8 bit, one or three channels, upright, whole, PNG or JPEG: every reader sees these very pixels in the file.
+        plain: 8 bit, one or three channels, upright, whole, PNG or JPEG: every reader sees these very pixels in the
+            file.
     """
 
     pixels: np.ndarray
@@ -90,7 +91,9 @@ def radiograph_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if isinstance(image, TiffImageFile):  # some versions of Pillow have swapped its size by now, others have not
+            if isinstance(
+                image, TiffImageFile
+            ):  # some versions of Pillow have swapped its size by now, others have not
                 width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
             return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
@@ -100,12 +103,13 @@ def radiograph_size(path: Path) -> tuple[int, int]:
 def to_eight_bit(pixels: np.ndarray, scaling: Scaling = "percentile") -> tuple[np.ndarray, tuple[float, float]]:
     """Scale pixels of more than 8 bits to uint8.
 
-    ``v -> round(255 (v - low) / (high - low))``, clipped to 0..255. An image whose values fit into 0..255 is not stretched.
+    ``v -> round(255 (v - low) / (high - low))``, clipped to 0..255. An image whose values fit into 0..255 is not
+    stretched.
 
     Args:
         pixels: ``(H, W)`` or ``(H, W, 3)``; colours share one window.
-        scaling: ``percentile``: low and high are the 0.05th and 99.95th percentile; ``range``: 0 (or the lowest value, if
-            negative) and the highest value.
+        scaling: ``percentile``: low and high are the 0.05th and 99.95th percentile; ``range``: 0 (or the lowest value,
+            if negative) and the highest value.
 
     Returns:
         The uint8 pixels, and (low, high).
@@ -152,7 +156,9 @@ def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
     except OSError:
         if kind not in ("JPEG", "MPO"):
             raise
-        image = Image.open(BytesIO(content + _END_OF_JPEG))  # what Pillow's global switch does too, but safe among threads
+        image = Image.open(
+            BytesIO(content + _END_OF_JPEG)
+        )  # what Pillow's global switch does too, but safe among threads
         image.load()
         truncated = True
     pixels, lost = _wide_colour(path) if wide_colour else _pixels(image), 0.0
@@ -180,7 +186,11 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode in _WIDE_MODES:
         array = np.asarray(image)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return _black_is_zero(array) if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else array
+        return (
+            _black_is_zero(array)
+            if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+            else array
+        )
     if image.mode in ("L", "RGB"):
         return np.asarray(image)
     if image.mode in ("1", "LA", "La"):
@@ -189,15 +199,17 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _black_is_zero(array: np.ndarray) -> np.ndarray:
-    """Invert pixels whose lowest value is white, which Pillow does for 8 bits and fewer only (TIFF 6.0, PhotometricInterpretation)."""
+    """Invert pixels whose lowest value is white, which Pillow does for 8 bits and fewer only (TIFF 6.0,
+    PhotometricInterpretation).
+    """
     return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
 
 
 def _blacken_lost(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     """Set what is missing at the end of a JPEG to 0; also returns its share.
 
-    The decoder gives mid-grey blocks there (all coefficients 0), row by row to the lower right corner. A grey field is found in
-    damaged images only, so that a network could take it for a sign; black is the common border of radiographs.
+    The decoder gives mid-grey blocks there (all coefficients 0), row by row to the lower right corner. A grey field is
+    found in damaged images only, so that a network could take it for a sign; black is the common border of radiographs.
     """
     grey = pixels == 128 if pixels.ndim == 2 else (pixels == 128).all(-1)
     lost = np.flip(np.logical_and.accumulate(np.flip(grey, 1), axis=1), 1)  # grey from here to the right edge
@@ -229,5 +241,7 @@ def _wide_colour(path: Path) -> np.ndarray:
     try:
         pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError as error:
-        raise DataError(f"Cannot read the radiograph {path}: {str(error).strip().splitlines()[-1]}; save it with 8 bits.") from error
+        raise DataError(
+            f"Cannot read the radiograph {path}: {str(error).strip().splitlines()[-1]}; save it with 8 bits."
+        ) from error
     return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]  # the last of 2 or 4 channels is opacity

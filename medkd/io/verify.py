@@ -93,8 +93,9 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
     """Check ``dataset.json`` and the training cases of a raw data set; nothing is changed.
 
     Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
-    without image, label maps that are not named after their case, unreadable files, NaN and infinity, label values outside
-    ``dataset.json``, one grid for all files of a case, labels that never occur, cases with equal voxels. Data sets for
+    without image, label maps that are not named after their case, unreadable files, NaN and infinity, label values
+    outside ``dataset.json``, one grid for all files of a case, labels that never occur, cases with equal voxels. Data
+    sets for
     detection: see :func:`~medkd.io.verify_detection.check_detection`.
 
     Args:
@@ -111,7 +112,13 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
             return _report(folder, *check_detection(folder, description, workers=workers))
         cases = training_cases(folder, description)
     except DataError as error:
-        finding = Finding("", str(folder), "a valid dataset.json and training cases", str(error).rstrip("."), "mend it, then verify again")
+        finding = Finding(
+            "",
+            str(folder),
+            "a valid dataset.json and training cases",
+            str(error).rstrip("."),
+            "mend it, then verify again",
+        )
         return Report(folder.name, (), (), (finding,), ())
     with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
         checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
@@ -128,7 +135,9 @@ def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck]
     findings = [*(f for check in checks for f in check.findings), *others]
     good = tuple(check.case for check in checks if check.good)
     bad = tuple(sorted(check.case for check in checks if not check.good))
-    return Report(folder.name, good, bad, tuple(f for f in findings if f.error), tuple(f for f in findings if not f.error))
+    return Report(
+        folder.name, good, bad, tuple(f for f in findings if f.error), tuple(f for f in findings if not f.error)
+    )
 
 
 def check_case(files: CaseFiles, labels: LabelSpec | None) -> CaseCheck:
@@ -197,14 +206,20 @@ def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
         return []
     expected = "label maps named after their cases (in any folder), since scores are told apart by these names"
     found = f"{len(others)} others, for example {others[0].label} of case {others[0].case}"
-    action = f"link the files under their usual names with 'medkd_convert nnunet {folder} -d NNN' and use the new data set"
+    action = (
+        f"link the files under their usual names with 'medkd_convert nnunet {folder} -d NNN' and use the new data set"
+    )
     return [Finding("", str(folder / "dataset.json"), expected, found, action)]
 
 
 def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
     """Files of ``imagesTr`` that belong to no case: further channels, images without label, other endings."""
     known = {path.name for case in cases for path in case.images}
-    headers = {name.removesuffix(description.file_ending) for name in known} if description.file_ending in _DETACHED else set()
+    headers = (
+        {name.removesuffix(description.file_ending) for name in known}
+        if description.file_ending in _DETACHED
+        else set()
+    )
     ids = {case.case for case in cases}
     channels = len(description.channel_names)
     findings = []
@@ -220,10 +235,14 @@ def _stray_files(folder: Path, description: DatasetDescription, cases: list[Case
             findings.append(Finding("", str(path), expected, path.name, "rename, convert or remove it", severe))
         elif case in ids:
             expected = f"{channels} channels per case ({', '.join(description.channel_names)})"
-            findings.append(Finding(case, str(path), expected, f"a channel {channel}", "name it in channel_names or remove it"))
+            findings.append(
+                Finding(case, str(path), expected, f"a channel {channel}", "name it in channel_names or remove it")
+            )
         else:
             action = "add the label map or move the image to imagesTs"
-            findings.append(Finding(case, str(path), f"a label map labelsTr/{case}{description.file_ending}", "none", action))
+            findings.append(
+                Finding(case, str(path), f"a label map labelsTr/{case}{description.file_ending}", "none", action)
+            )
     return findings
 
 
@@ -234,7 +253,14 @@ def _duplicates(checks: list[CaseCheck]) -> list[Finding]:
             same[check.digest].append(check.case)
     action = "keep one of them, or a copy may be in training and validation at once"
     return [
-        Finding(cases[0], "", "different images in different cases", f"the same voxels in {', '.join(cases)}", action, error=False)
+        Finding(
+            cases[0],
+            "",
+            "different images in different cases",
+            f"the same voxels in {', '.join(cases)}",
+            action,
+            error=False,
+        )
         for cases in same.values()
         if len(cases) > 1
     ]
@@ -246,4 +272,13 @@ def _unused_labels(labels: LabelSpec, checks: list[CaseCheck]) -> list[Finding]:
     if not unused or not present:
         return []
     found = f"no voxel with {', '.join(map(str, unused))} in any case"
-    return [Finding("", "dataset.json", "every label to occur", found, "remove these labels or check the label maps", error=False)]
+    return [
+        Finding(
+            "",
+            "dataset.json",
+            "every label to occur",
+            found,
+            "remove these labels or check the label maps",
+            error=False,
+        )
+    ]

@@ -47,9 +47,9 @@ def check_detection(
 ) -> tuple[list[DetectionCheck], list[Finding]]:
     """Check the training and test cases of a detection data set.
 
-    Checked: unreadable images, images that are not 8 bit, upright and whole, annotations of another form or image size, unknown
-    classes, boxes outside of the image or without area, equal boxes, images without annotation, ``numTraining``, categories
-    without a box, equal images.
+    Checked: unreadable images, images that are not 8 bit, upright and whole, annotations of another form or image size,
+    unknown classes, boxes outside of the image or without area, equal boxes, images without annotation,
+    ``numTraining``, categories without a box, equal images.
 
     Args:
         folder: the raw data set.
@@ -65,7 +65,9 @@ def check_detection(
     training, test = detection_cases(folder, description), detection_cases(folder, description, "Ts")
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         checks = list(pool.map(lambda case: check_detection_case(case, description.categories), [*training, *test]))
-    findings = [f for check in checks[len(training) :] for f in check.findings] + duplicate_findings({c.case: c.digest for c in checks})
+    findings = [f for check in checks[len(training) :] for f in check.findings] + duplicate_findings(
+        {c.case: c.digest for c in checks}
+    )
     if description.num_training != len(training):
         expected = f"{description.num_training} training cases (numTraining)"
         action = "correct numTraining or restore the missing cases"
@@ -83,7 +85,9 @@ def check_detection_case(files: CaseFiles, categories: tuple[str, ...]) -> Detec
         radiograph = read_radiograph(image)
         findings += _image_findings(files.case, image, radiograph)
     except DataError as error:
-        findings.append(Finding(files.case, str(image), "a readable PNG or JPEG", str(error).rstrip("."), "replace the file"))
+        findings.append(
+            Finding(files.case, str(image), "a readable PNG or JPEG", str(error).rstrip("."), "replace the file")
+        )
     names: tuple[str, ...] = ()
     if label is not None:
         try:
@@ -116,7 +120,14 @@ def duplicate_findings(digests: Mapping[str, str]) -> list[Finding]:
     """A warning for each group of cases with equal images."""
     action = "they must be in one fold; keep one of them if their boxes contradict each other"
     return [
-        Finding(cases[0], "", "different images in different cases", f"the same pixels in {', '.join(cases)}", action, error=False)
+        Finding(
+            cases[0],
+            "",
+            "different images in different cases",
+            f"the same pixels in {', '.join(cases)}",
+            action,
+            error=False,
+        )
         for cases in duplicate_groups(digests)
     ]
 
@@ -133,7 +144,11 @@ def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
         return []
     return [
         Finding(
-            case, str(path), "an upright, whole 8-bit image with one or three channels", found, "convert the data set with medkd_convert"
+            case,
+            str(path),
+            "an upright, whole 8-bit image with one or three channels",
+            found,
+            "convert the data set with medkd_convert",
         )
     ]
 
@@ -148,10 +163,14 @@ def _annotation_findings(
         findings.append(Finding(case, str(path), f"an image of {size[0]}×{size[1]} px, as annotated", found, _MEND))
     for name, count in Counter(n for n in annotation.names if n not in categories).items():
         expected = f"only the categories {', '.join(categories)} of dataset.json"
-        findings.append(Finding(case, str(path), expected, f"{count} boxes of '{name}'", f"add it to 'categories' or {_MEND}"))
+        findings.append(
+            Finding(case, str(path), expected, f"{count} boxes of '{name}'", f"add it to 'categories' or {_MEND}")
+        )
     for box, name in zip(annotation.boxes, annotation.names, strict=True):
         if fault := box_faults(box, *size):
-            findings.append(Finding(case, str(path), "boxes with area inside the image", f"{name} {list(box)} with {fault}", _MEND))
+            findings.append(
+                Finding(case, str(path), "boxes with area inside the image", f"{name} {list(box)} with {fault}", _MEND)
+            )
     pairs = Counter(zip(annotation.boxes, annotation.names, strict=True))
     for (box, name), count in pairs.items():
         if count > 1:
@@ -168,7 +187,9 @@ def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
             continue
         severe = path.suffix.lower() in IMAGE_ENDINGS
         action = "add its annotation (an empty list of boxes for a negative) or remove it" if severe else "remove it"
-        findings.append(Finding("", str(path), "one image CASE_0000.png or .jpg per annotation", path.name, action, severe))
+        findings.append(
+            Finding("", str(path), "one image CASE_0000.png or .jpg per annotation", path.name, action, severe)
+        )
     return findings
 
 
@@ -178,4 +199,13 @@ def _unused(categories: tuple[str, ...], checks: list[DetectionCheck]) -> list[F
     if not unused:
         return []
     found = f"no box of {', '.join(unused)}"
-    return [Finding("", "dataset.json", "every category to occur", found, "its average precision cannot be measured", error=False)]
+    return [
+        Finding(
+            "",
+            "dataset.json",
+            "every category to occur",
+            found,
+            "its average precision cannot be measured",
+            error=False,
+        )
+    ]

@@ -1,7 +1,7 @@
 """Scans and label maps: one way to read and write them, whatever the format.
 
-Arrays are ``(z, y, x)``, the reverse of a file's index order; the :class:`~medkd.core.geometry.Geometry` keeps the file's
-own affine, so oblique and left-handed grids survive a round trip unchanged.
+Arrays are ``(z, y, x)``, the reverse of a file's index order; the :class:`~medkd.core.geometry.Geometry` keeps the
+file's own affine, so oblique and left-handed grids survive a round trip unchanged.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
     """Read a 3D scan; a trailing axis of length 1 is dropped.
 
     Args:
-        path: NIfTI, NRRD, MetaImage or MGH file, a folder with the slices of one DICOM series, or a multi-frame DICOM file.
+        path: NIfTI, NRRD, MetaImage or MGH file, a folder with the slices of one DICOM series, or a multi-frame DICOM
+            file.
         dtype: type of the voxels; None keeps the file's type (float where the file scales its values).
 
     Raises:
@@ -108,7 +109,8 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     """Read the channels of a case.
 
     Args:
-        paths: one file (or folder of a DICOM series) per channel; or all slices of one DICOM series, as the only channel.
+        paths: one file (or folder of a DICOM series) per channel; or all slices of one DICOM series, as the only
+            channel.
         case: case id, for error texts.
 
     Returns:
@@ -162,17 +164,22 @@ def as_label(volume: Volume, path: Path) -> Volume:
         wrong = ~(np.abs(array - whole) <= 1e-3)  # negated, so that NaN counts as wrong
         if wrong.any():
             raise DataError(
-                f"{path}: a label map must hold whole numbers, found {float(array[wrong][0]):.6g} ({int(wrong.sum())} such voxels); "
+                f"{path}: a label map must hold whole numbers, found {float(array[wrong][0]):.6g} ({int(wrong.sum())} "
+                "such voxels); "
                 "export it again with nearest-neighbour interpolation, and check that it is not the image."
             )
         array = whole
     if array.size and (array.min() < -32768 or array.max() > 32767):
-        raise DataError(f"{path}: label values must lie within -32768..32767, found {array.min()}..{array.max()}; is this the image?")
+        raise DataError(
+            f"{path}: label values must lie within -32768..32767, found {array.min()}..{array.max()}; is this the "
+            "image?"
+        )
     return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.geometry)
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write voxels ``(z, y, x)`` atomically; the ending decides the format (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``).
+    """Write voxels ``(z, y, x)`` atomically; the ending decides the format (``.nii.gz``, ``.nii``, ``.nrrd``,
+    ``.mha``).
 
     Booleans become uint8, 64-bit integers the smallest signed type that holds them, half precision float32.
 
@@ -195,7 +202,9 @@ def _reader(path: Path) -> ModuleType:
         return dicom
     ending = file_ending(path)
     if ending is None:
-        raise DataError(f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz.")
+        raise DataError(
+            f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz."
+        )
     return READERS[ending]
 
 
@@ -211,17 +220,23 @@ def _spatial(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
         spatial = spatial[:-1]
     if len(spatial) == 4:
         raise DataError(
-            f"{path}: expected a 3D image, found 4D with {spatial[3]} volumes {shape}; write each channel or time point to its own file "
+            f"{path}: expected a 3D image, found 4D with {spatial[3]} volumes {shape}; write each channel or time "
+            "point to its own file "
             "(medkd.io.volumes.split_channels does it)."
         )
     if len(spatial) != 3 or 0 in spatial:
-        raise DataError(f"{path}: expected a 3D image, found the shape {shape}; medkd needs one volume with an x, a y and a z axis.")
+        raise DataError(
+            f"{path}: expected a 3D image, found the shape {shape}; medkd needs one volume with an x, a y and a z axis."
+        )
     return spatial
 
 
 def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise DataError(f"{path}: the header gives no valid voxel size and orientation (affine {affine[:3].tolist()}); export it again.")
+        raise DataError(
+            f"{path}: the header gives no valid voxel size and orientation (affine {affine[:3].tolist()}); export it "
+            "again."
+        )
     return Geometry.from_affine(shape[::-1], affine)
 
 

@@ -18,8 +18,8 @@ WIDTHS = {2: (64, 128, 256, 512, 1024), 3: (16, 32, 64, 128, 256)}
 class AttentionUNet(EncoderDecoder):
     """MONAI's ``AttentionUnet``, total stride 16; ``net`` nests a gated layer around everything below it.
 
-    Oktay, Schlemper, Le Folgoc, Lee, Heinrich, Misawa, Mori, McDonagh, Hammerla, Kainz, Glocker, Rueckert: Attention U-Net: learning
-    where to look for the pancreas. MIDL 2018, arXiv 1804.03999.
+    Oktay, Schlemper, Le Folgoc, Lee, Heinrich, Misawa, Mori, McDonagh, Hammerla, Kainz, Glocker, Rueckert: Attention
+    U-Net: learning where to look for the pancreas. MIDL 2018, arXiv 1804.03999.
     """
 
     citation = "Oktay et al., MIDL 2018, arXiv 1804.03999"

@@ -17,15 +17,15 @@ from medkd.core.run import NetworkSpec
 class SegmentationNetwork(nn.Module):
     """A network with taps.
 
-    ``forward`` maps ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``; in training mode with :attr:`deep_supervision` set it
-    returns a list of logits, full resolution first, each further one coarser.
+    ``forward`` maps ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``; in training mode with :attr:`deep_supervision`
+    set it returns a list of logits, full resolution first, each further one coarser.
 
     Attributes:
         taps: places where features can be read, encoder → bottleneck → decoder, the decoder from coarse to fine.
         deep_supervision: whether training mode returns several resolutions (False where the network offers none).
         deep_supervision_strides: stride of each returned resolution, per axis; empty where it offers none.
-        remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward pass);
-            off by default, since they take memory and stand in the way of exporters.
+        remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward
+            pass); off by default, since they take memory and stand in the way of exporters.
     """
 
     citation: ClassVar[str] = ""
@@ -62,7 +62,9 @@ class SegmentationNetwork(nn.Module):
         Raises:
             RunError: the network does not offer this for this tap, or no forward pass was remembered.
         """
-        raise RunError(f"Network '{self.spec.name}' cannot continue from its tap '{tap}'; choose a method that does not need it.")
+        raise RunError(
+            f"Network '{self.spec.name}' cannot continue from its tap '{tap}'; choose a method that does not need it."
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class NetworkEntry:
         planned: whether it takes its shape from the plan (and understands ``width_divisor``).
         ranks: spatial dimensions it exists in.
         divisor: every axis of the patch must be a multiple of this (planned networks: the plan sees to it).
-        deep_supervision: whether it can be trained at several resolutions at once, as its paper does; training then asks for it.
+        deep_supervision: whether it can be trained at several resolutions at once, as its paper does; training then
+            asks for it.
     """
 
     build: Callable[[NetworkSpec], SegmentationNetwork]
@@ -94,21 +97,31 @@ def build_network(spec: NetworkSpec) -> SegmentationNetwork:
 
     Raises:
         RunError: the name is unknown, the network does not exist in this rank, needs a planned architecture that is
-            missing, does not understand ``width_divisor`` or deep supervision, or the patch is not a multiple of its divisor.
+            missing, does not understand ``width_divisor`` or deep supervision, or the patch is not a multiple of its
+            divisor.
     """
     entry = NETWORKS[spec.name]
     rank = len(spec.patch_size)
     if rank not in entry.ranks:
-        raise RunError(f"Network '{spec.name}' exists in {'/'.join(f'{r}D' for r in entry.ranks)} only, the configuration is {rank}D.")
+        raise RunError(
+            f"Network '{spec.name}' exists in {'/'.join(f'{r}D' for r in entry.ranks)} only, the configuration is "
+            f"{rank}D."
+        )
     if entry.planned and spec.architecture is None:
-        raise RunError(f"Network '{spec.name}' takes its shape from the plan, but the plan has no architecture for it; plan again.")
+        raise RunError(
+            f"Network '{spec.name}' takes its shape from the plan, but the plan has no architecture for it; plan again."
+        )
     if spec.width_divisor != 1 and not entry.planned:
         raise RunError(f"--width-divisor works for planned networks only, not for '{spec.name}'.")
     if spec.deep_supervision and not entry.deep_supervision:
-        raise RunError(f"Network '{spec.name}' has no deep supervision, but its specification asks for it; set deep_supervision to false.")
+        raise RunError(
+            f"Network '{spec.name}' has no deep supervision, but its specification asks for it; set deep_supervision "
+            "to false."
+        )
     if any(p % entry.divisor for p in spec.patch_size):
         raise RunError(
-            f"'{spec.name}' needs patch axes that are multiples of {entry.divisor}, found {spec.patch_size}; change --patch-size."
+            f"'{spec.name}' needs patch axes that are multiples of {entry.divisor}, found {spec.patch_size}; change "
+            "--patch-size."
         )
     return entry.build(spec)
 

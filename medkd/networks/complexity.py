@@ -35,7 +35,9 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def latency_ms(network: nn.Module, shape: Sequence[int], device: torch.device | str = "cpu", repeats: int = 10) -> float:
+def latency_ms(
+    network: nn.Module, shape: Sequence[int], device: torch.device | str = "cpu", repeats: int = 10
+) -> float:
     """Median time of a forward pass in eval mode, in milliseconds, after two passes to warm up.
 
     Args:

@@ -1,4 +1,6 @@
-"""The shape that all our networks share: an encoder, decoder steps from coarse to fine, a head; it can be continued at any step."""
+"""The shape that all our networks share: an encoder, decoder steps from coarse to fine, a head; it can be continued at
+any step.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ class EncoderDecoder(SegmentationNetwork):
 
     Attributes:
         steps: number of decoder steps.
-        resume: tap name → the decoder step that takes the tap's feature map as its input (:attr:`steps` for the head), for the
-            taps from which :meth:`forward_from` can go on.
+        resume: tap name → the decoder step that takes the tap's feature map as its input (:attr:`steps` for the head),
+            for the taps from which :meth:`forward_from` can go on.
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
@@ -28,11 +30,15 @@ class EncoderDecoder(SegmentationNetwork):
         self._features: list[Tensor] | None = None
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of ``x`` ``(B, C, *spatial)`` that the decoder needs; the last one is where the decoder starts."""
+        """Feature maps of ``x`` ``(B, C, *spatial)`` that the decoder needs; the last one is where the decoder
+        starts.
+        """
         raise NotImplementedError
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
-        """Decoder step ``index``, 0 the coarsest: from the result ``x`` of the step before and the encoder's ``features``."""
+        """Decoder step ``index``, 0 the coarsest: from the result ``x`` of the step before and the encoder's
+        ``features``.
+        """
         raise NotImplementedError
 
     def head(self, index: int, x: Tensor) -> Tensor:
@@ -62,10 +68,14 @@ class EncoderDecoder(SegmentationNetwork):
         if tap not in self.resume:
             raise RunError(f"Network '{self.spec.name}' continues from {', '.join(self.resume)}, not from '{tap}'.")
         if self._features is None:
-            raise RunError(f"Network '{self.spec.name}' remembers no forward pass; set its attribute 'remember' and run it first.")
+            raise RunError(
+                f"Network '{self.spec.name}' remembers no forward pass; set its attribute 'remember' and run it first."
+            )
         return self._finish(self.resume[tap], feature, self._features)
 
-    def tap(self, name: str, channels: int, stride: int, module: str, *, correction: bool = False, raw: bool = False) -> Tap:
+    def tap(
+        self, name: str, channels: int, stride: int, module: str, *, correction: bool = False, raw: bool = False
+    ) -> Tap:
         """A tap of the same stride along every axis; ``enc…``, ``bottleneck`` and ``dec…`` say where it lies."""
         stage: Stage = "encoder" if name.startswith("enc") else "decoder" if name.startswith("dec") else "bottleneck"
         return Tap(name, channels, (stride,) * self.rank, module, stage, correction, raw)

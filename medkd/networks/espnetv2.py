@@ -29,13 +29,16 @@ def _norm_act(rank: int, width: int) -> list[nn.Module]:
     return [batch_norm(rank)(width), nn.PReLU(width)]
 
 
-def _conv(rank: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Module:
+def _conv(
+    rank: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Module:
     padding = dilation * (kernel // 2)
     return convolution(rank)(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
 
 
 class Pyramid(nn.Module):
-    """EESP unit: grouped 1 × 1 reduction, four depthwise dilated convolutions summed hierarchically, grouped 1 × 1 expansion.
+    """EESP unit: grouped 1 × 1 reduction, four depthwise dilated convolutions summed hierarchically, grouped 1 × 1
+    expansion.
 
     With stride 1 it is a residual block with PReLU at the end; with stride 2 it ends with the expansion.
 
@@ -68,7 +71,9 @@ class Pyramid(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves the resolution: average pooling joined with a strided :class:`Pyramid`, plus the pooled image as reinforcement."""
+    """Halves the resolution: average pooling joined with a strided :class:`Pyramid`, plus the pooled image as
+    reinforcement.
+    """
 
     def __init__(self, rank: int, image_channels: int, inputs: int, outputs: int, limit: int) -> None:
         super().__init__()
@@ -113,7 +118,9 @@ class PyramidPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, *spatial)``."""
         x = self.project(x)
-        maps = self.norm(torch.cat([self._at_scale(x, conv, scale) for conv, scale in zip(self.scales, SCALES, strict=True)], 1))
+        maps = self.norm(
+            torch.cat([self._at_scale(x, conv, scale) for conv, scale in zip(self.scales, SCALES, strict=True)], 1)
+        )
         # shuffle: the five scales of one channel side by side, as the grouped convolution wants them
         shuffled = maps.unflatten(1, (len(SCALES), -1)).transpose(1, 2).flatten(1, 2)
         return self.act(self.out(self.fuse(shuffled)))
@@ -137,7 +144,9 @@ class GatedProjection(nn.Module):
     def __init__(self, rank: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.gate = nn.Sequential(global_average_pool(rank), _conv(rank, inputs, outputs, 1), nn.Sigmoid())
-        self.project = nn.Sequential(_conv(rank, inputs, outputs, 3, groups=gcd(inputs, outputs)), *_norm_act(rank, outputs))
+        self.project = nn.Sequential(
+            _conv(rank, inputs, outputs, 3, groups=gcd(inputs, outputs)), *_norm_act(rank, outputs)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, *spatial)``."""
@@ -147,9 +156,9 @@ class GatedProjection(nn.Module):
 class EspNetV2(EncoderDecoder):
     """ESPNetV2 (width factor 1) with a pyramid-pooling decoder, total stride 16.
 
-    Mehta, Rastegari, Shapiro, Hajishirzi: ESPNetv2: a light-weight, power efficient, and general purpose convolutional neural
-    network. CVPR 2019, arXiv 1811.11431; the 3D form is the student of the ACF-BCKD paper. Unlike there, the decoder's pyramids
-    keep at least eight channels however few the classes are.
+    Mehta, Rastegari, Shapiro, Hajishirzi: ESPNetv2: a light-weight, power efficient, and general purpose convolutional
+    neural network. CVPR 2019, arXiv 1811.11431; the 3D form is the student of the ACF-BCKD paper. Unlike there, the
+    decoder's pyramids keep at least eight channels however few the classes are.
     """
 
     citation = "Mehta et al., CVPR 2019, arXiv 1811.11431"
@@ -168,8 +177,12 @@ class EspNetV2(EncoderDecoder):
         self.level4 = nn.Sequential(*(Pyramid(rank, WIDTHS[3], WIDTHS[3], limit=7) for _ in range(7)))
         self.steps = len(DECODER_WIDTHS)
         inputs = (WIDTHS[-1], *DECODER_WIDTHS)
-        self.pools = nn.ModuleList(PyramidPool(rank, i, width, o) for i, o in zip(inputs[:-1], DECODER_WIDTHS, strict=True))
-        self.skips = nn.ModuleList(GatedProjection(rank, i, o) for i, o in zip(WIDTHS[-2::-1], DECODER_WIDTHS, strict=True))
+        self.pools = nn.ModuleList(
+            PyramidPool(rank, i, width, o) for i, o in zip(inputs[:-1], DECODER_WIDTHS, strict=True)
+        )
+        self.skips = nn.ModuleList(
+            GatedProjection(rank, i, o) for i, o in zip(WIDTHS[-2::-1], DECODER_WIDTHS, strict=True)
+        )
         self.merges = nn.ModuleList(nn.Sequential(*_norm_act(rank, width)) for width in DECODER_WIDTHS)
         self.classify = PyramidPool(rank, DECODER_WIDTHS[-1], width, spec.num_outputs, logits=True)
         self.apply(kaiming_fan_out)
@@ -178,7 +191,9 @@ class EspNetV2(EncoderDecoder):
             self.tap("enc1", 64, 4, "down2"),
             self.tap("enc2", 128, 8, "level3.2", correction=True),
         )
-        decoder = [self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"merges.{i}") for i, width in enumerate(DECODER_WIDTHS)]
+        decoder = [
+            self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"merges.{i}") for i, width in enumerate(DECODER_WIDTHS)
+        ]
         self.taps = (*encoder, self.tap("bottleneck", 256, 16, "level4.6", correction=True), *decoder)
         self.resume = {"bottleneck": 0, "dec3": 1, "dec2": 2, "dec1": 3}
 

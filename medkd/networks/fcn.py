@@ -27,16 +27,19 @@ def timm_model(network: str, name: str, **options: Any) -> Any:
         import timm
     except (ImportError, RuntimeError) as error:
         raise RunError(
-            f"Network '{network}' needs timm and a torchvision that fits torch ({error}); install medkd[detection], or choose another one."
+            f"Network '{network}' needs timm and a torchvision that fits torch ({error}); install medkd[detection], or "
+            "choose another one."
         ) from error
     return timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
 
 
 class Fcn(EncoderDecoder):
-    """ResNet with output stride 8 (timm), a convolution to a quarter of its channels, a classifier, bilinear up-sampling.
+    """ResNet with output stride 8 (timm), a convolution to a quarter of its channels, a classifier, bilinear
+    up-sampling.
 
-    Long, Shelhamer, Darrell: Fully convolutional networks for semantic segmentation. CVPR 2015, arXiv 1411.4038; He, Zhang, Ren, Sun:
-    Deep residual learning for image recognition. CVPR 2016, arXiv 1512.03385. ``net`` has the parameter names of torchvision's ResNet.
+    Long, Shelhamer, Darrell: Fully convolutional networks for semantic segmentation. CVPR 2015, arXiv 1411.4038; He,
+    Zhang, Ren, Sun: Deep residual learning for image recognition. CVPR 2016, arXiv 1512.03385. ``net`` has the
+    parameter names of torchvision's ResNet.
     """
 
     citation = "Long et al., CVPR 2015, arXiv 1411.4038; He et al., CVPR 2016, arXiv 1512.03385"
@@ -48,7 +51,10 @@ class Fcn(EncoderDecoder):
         self.net = timm_model(spec.name, f"resnet{depth}", in_chans=spec.in_channels, output_stride=8)
         inner = widths[-1] // 4
         self.reduce = nn.Sequential(
-            nn.Conv2d(widths[-1], inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(inplace=True), nn.Dropout(0.1)
+            nn.Conv2d(widths[-1], inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.1),
         )
         self.classify = nn.Conv2d(inner, spec.num_outputs, 1)
         self.reduce.apply(kaiming_fan_out)

@@ -1,4 +1,6 @@
-"""Starting a narrow planned U-Net from a wide one of its plan: channels are chosen, kernels fitted layer by layer, in closed form."""
+"""Starting a narrow planned U-Net from a wide one of its plan: channels are chosen, kernels fitted layer by layer, in
+closed form.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _RIDGE = 1e-3  # pull towards the teacher's own kernels, relative to the mean sq
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual / variance``."""
+    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual /
+    variance``.
+    """
 
     layer: str
     explained: float
@@ -48,17 +52,19 @@ class _Seen:
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], seed: int = 0) -> list[Fit]:
-    """Give a narrow plain or residual-encoder U-Net weights with which it does, as well as it can, what a wide one of the same plan does.
+    """Give a narrow plain or residual-encoder U-Net weights with which it does, as well as it can, what a wide one of
+    the same plan does.
 
-    From the first layer to the last: of the teacher's channels those are kept that span the others best, weighted by how much the
-    next layers use them (QR with column pivoting), and where residual blocks add outputs up, the same ones in all of them, chosen for
-    the sums; the kernels become the ridge regression, on the given images, of the teacher's kept channels onto what the student itself
-    computes up to there, so that later layers make good what earlier ones miss. Norms are the teacher's. A student of the teacher's
-    width becomes the teacher. Nothing is trained, and the places are drawn from ``seed`` alone.
+    From the first layer to the last: of the teacher's channels those are kept that span the others best, weighted by
+    how much the next layers use them (QR with column pivoting), and where residual blocks add outputs up, the same ones
+    in all of them, chosen for the sums; the kernels become the ridge regression, on the given images, of the teacher's
+    kept channels onto what the student itself computes up to there, so that later layers make good what earlier ones
+    miss. Norms are the teacher's. A student of the teacher's width becomes the teacher. Nothing is trained, and the
+    places are drawn from ``seed`` alone.
 
-    Citation: least-squares reconstruction after the choice of channels: Y. He, X. Zhang, J. Sun, Channel Pruning for Accelerating Very
-    Deep Neural Networks, ICCV 2017, arXiv 1707.06168; a larger network's weights as the start of a smaller one: Z. Xu et al.,
-    Initializing Models with Larger Ones, ICLR 2024, arXiv 2311.18823.
+    Citation: least-squares reconstruction after the choice of channels: Y. He, X. Zhang, J. Sun, Channel Pruning for
+    Accelerating Very Deep Neural Networks, ICCV 2017, arXiv 1707.06168; a larger network's weights as the start of a
+    smaller one: Z. Xu et al., Initializing Models with Larger Ones, ICLR 2024, arXiv 2311.18823.
 
     Args:
         student: is changed in place.
@@ -112,8 +118,8 @@ def _watch(
     """What every layer of the teacher gives for every image, and the spread of what the next layers get from it.
 
     Returns:
-        Per layer the places that are needed, and per layer that has an output a root ``(C, C)`` of that output's scatter: the products
-        of its columns are those of the features, centred, in all images.
+        Per layer the places that are needed, and per layer that has an output a root ``(C, C)`` of that output's
+        scatter: the products of its columns are those of the features, centred, in all images.
     """
     generator = torch.Generator().manual_seed(seed)
     seen: dict[str, list[_Seen]] = {layer.conv: [] for layer in order}
@@ -133,15 +139,23 @@ def _watch(
         roots[layer.conv] = torch.linalg.qr(torch.cat([above, rows]), mode="r").R
 
     convs = {layer.conv: lambda y, layer=layer: after_conv(layer, y) for layer in order}
-    outputs = {layer.output: lambda y, layer=layer: after_output(layer, y) for layer in order if layer.output and not layer.is_head}
+    outputs = {
+        layer.output: lambda y, layer=layer: after_output(layer, y)
+        for layer in order
+        if layer.output and not layer.is_head
+    }
     with _hooked(teacher, convs), _hooked(teacher, outputs):
         for image in images:
             _run(teacher, image)
     return seen, {name: root[1:, 1:] for name, root in roots.items()}
 
 
-def _choose(student: PlannedUNet, teacher: PlannedUNet, order: Sequence[Layer], roots: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Which of the teacher's channels each layer of the student stands for, in rising order; the same ones throughout a group."""
+def _choose(
+    student: PlannedUNet, teacher: PlannedUNet, order: Sequence[Layer], roots: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Which of the teacher's channels each layer of the student stands for, in rising order; the same ones throughout a
+    group.
+    """
     groups = {layer.conv: layer.group for layer in order}
     used: dict[str, Tensor] = {}
     for layer in order:
@@ -190,7 +204,9 @@ class _Regression:
         self.square += float(y.square().sum())
 
     def solve(self) -> tuple[Tensor, Tensor, float, float]:
-        """Weights ``(P, C)`` and bias ``(C,)``, and the sums of squares of the residual and of the targets around their mean."""
+        """Weights ``(P, C)`` and bias ``(C,)``, and the sums of squares of the residual and of the targets around their
+        mean.
+        """
         count = max(self.count, 1)
         mean_x, mean_y = self.sum_x / count, self.sum_y / count
         gram = self.gram - torch.outer(self.sum_x, mean_x)
@@ -204,12 +220,21 @@ class _Regression:
 
 
 def _fit(
-    student: PlannedUNet, teacher: PlannedUNet, layer: Layer, kept: Mapping[str, Tensor], seen: Sequence[_Seen], images: Sequence[Tensor]
+    student: PlannedUNet,
+    teacher: PlannedUNet,
+    layer: Layer,
+    kept: Mapping[str, Tensor],
+    seen: Sequence[_Seen],
+    images: Sequence[Tensor],
 ) -> Fit:
     """Set kernel, bias and norm of one layer of the student."""
     conv, theirs = (network.net.get_submodule(layer.conv) for network in (student, teacher))
     turned = _input_axis(teacher, layer) == 0
-    kernel, outputs, inputs = theirs.weight.double(), kept[layer.conv].to(theirs.weight.device), _kept_inputs(teacher, layer, kept)
+    kernel, outputs, inputs = (
+        theirs.weight.double(),
+        kept[layer.conv].to(theirs.weight.device),
+        _kept_inputs(teacher, layer, kept),
+    )
     kernel = (kernel.transpose(0, 1) if turned else kernel)[outputs][:, inputs.to(kernel.device)]
     pairs = _of_transposed if turned else _of_kernel
     problems: dict[tuple[int, ...], _Regression] = {}
@@ -240,7 +265,9 @@ def _centred(x: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     return (x - x.mean(0)) * weight, (y - y.mean(0)) * weight
 
 
-_Pairs = Iterator[tuple[tuple[int, ...], Tensor, Tensor]]  # place in the kernel (() for all of it), inputs (N, P), targets (N, C)
+_Pairs = Iterator[
+    tuple[tuple[int, ...], Tensor, Tensor]
+]  # place in the kernel (() for all of it), inputs (N, P), targets (N, C)
 
 
 def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
@@ -253,7 +280,9 @@ def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
 
 
 def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
-    """One problem per place in the kernel, which has the stride's size: each output voxel comes from one input voxel."""
+    """One problem per place in the kernel, which has the stride's size: each output voxel comes from one input
+    voxel.
+    """
     stride = torch.tensor(conv.stride, device=given.device)
     values = _at(given, seen.places // stride).double()
     for place in product(*map(range, conv.stride)):

@@ -1,4 +1,6 @@
-"""The convolutions of the planned U-Nets as a student needs them that starts from its teacher: what feeds them, what shares channels."""
+"""The convolutions of the planned U-Nets as a student needs them that starts from its teacher: what feeds them, what
+shares channels.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class Layer:
         conv: path of its module.
         norm: path of the norm behind it; None where its output goes on as it is.
         sources: paths of the convolutions that its inputs end with, concatenated; none for the image.
-        output: path of the module that gives what the next layers take: behind norm and activation, and of a residual block behind the
-            addition; None for the projection of a shortcut, which ends in the addition of its block.
+        output: path of the module that gives what the next layers take: behind norm and activation, and of a residual
+            block behind the addition; None for the projection of a shortcut, which ends in the addition of its block.
         group: layers of one group stand for the same channels, since their outputs are added up.
     """
 
@@ -65,7 +67,8 @@ def _plain_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
 def _residual_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
     """Its layers, and per stage the last one's path.
 
-    A shortcut without a projection hands on its channels, so that stages of one width, between which it only pools, share theirs.
+    A shortcut without a projection hands on its channels, so that stages of one width, between which it only pools,
+    share theirs.
     """
     found = _stack("encoder.stem", len(encoder.stem.convs), ())
     skips: list[str] = []
@@ -108,8 +111,8 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUN
         Student and teacher.
 
     Raises:
-        RunError: they are not two plain or two residual-encoder U-Nets with instance norms, their plans differ, the student is wider
-            somewhere, or one has a projection in a shortcut where the other has none.
+        RunError: they are not two plain or two residual-encoder U-Nets with instance norms, their plans differ, the
+            student is wider somewhere, or one has a projection in a shortcut where the other has none.
     """
     pair = _of_one_kind(student, teacher)
     for network, role in zip(pair, ("student", "teacher"), strict=True):
@@ -118,17 +121,23 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUN
             raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
     ours, theirs = (_shapes(network) for network in pair)
     single = [name for name in (*ours, *theirs) if (name in ours) != (name in theirs)]
-    if any(".skip." not in name for name in single) or any(a[1:] != theirs[name][1:] for name, a in ours.items() if name in theirs):
-        raise RunError(f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}.")
+    if any(".skip." not in name for name in single) or any(
+        a[1:] != theirs[name][1:] for name, a in ours.items() if name in theirs
+    ):
+        raise RunError(
+            f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}."
+        )
     wider = [name for name, a in ours.items() if name in theirs and a[0] > theirs[name][0]]
     if wider:
         raise RunError(
-            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has {ours[wider[0]][0]} channels "
+            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has "
+            f"{ours[wider[0]][0]} channels "
             f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {_HINT}."
         )
     if single:
         raise RunError(
-            f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of the two only; "
+            f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of "
+            "the two only; "
             f"lower --width-divisor, or {_HINT}."
         )
     return pair
@@ -139,7 +148,8 @@ def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, P
         if isinstance(student, kind) and isinstance(teacher, kind):
             return student, teacher
     raise RunError(
-        f"--init teacher needs two networks 'plain_unet' or two 'resenc_unet_*', but the student is a {type(student).__name__} and the "
+        "--init teacher needs two networks 'plain_unet' or two 'resenc_unet_*', but the student is a "
+        f"{type(student).__name__} and the "
         f"teacher is a {type(teacher).__name__}; choose another teacher, or {_HINT}."
     )
 

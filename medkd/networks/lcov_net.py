@@ -36,7 +36,8 @@ def _upsample(rank: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """``a`` = convolution across slices; ``b`` = convolution within slices of ``a``; result ``b + g a`` with a spatial gate ``g``.
+    """``a`` = convolution across slices; ``b`` = convolution within slices of ``a``; result ``b + g a`` with a spatial
+    gate ``g``.
 
     The gate is the sigmoid of a 1 × 1 convolution of ``a`` at half resolution, brought back by linear interpolation.
     """
@@ -77,9 +78,10 @@ class Bottleneck(nn.Module):
 class LcovNet(EncoderDecoder):
     """LCOV-Net in the thin form (16 to 256 channels), total stride 16.
 
-    Zhao, Zhong, Xiong, Liu, Wang, Wang, Zhang: Efficient multi-organ segmentation from 3D abdominal CT images with lightweight network
-    and knowledge distillation. IEEE TMI 42(9), 2023, DOI 10.1109/TMI.2023.3262680. Widths of the student of the ACF-BCKD paper,
-    without dropout and the auxiliary heads that it never uses. Across slices means along the first axis of the patch.
+    Zhao, Zhong, Xiong, Liu, Wang, Wang, Zhang: Efficient multi-organ segmentation from 3D abdominal CT images with
+    lightweight network and knowledge distillation. IEEE TMI 42(9), 2023, DOI 10.1109/TMI.2023.3262680. Widths of the
+    student of the ACF-BCKD paper, without dropout and the auxiliary heads that it never uses. Across slices means along
+    the first axis of the patch.
     """
 
     citation = "Zhao et al., IEEE TMI 2023, 10.1109/TMI.2023.3262680"
@@ -92,14 +94,18 @@ class LcovNet(EncoderDecoder):
         self.pool = max_pool(rank)(2)
         self.bottleneck = Bottleneck(rank, WIDTHS[-2], WIDTHS[-1])
         wide, narrow = WIDTHS[:0:-1], WIDTHS[-2::-1]
-        self.ups = nn.ModuleList(nn.Sequential(_layer(rank, i, o, (1,) * rank), _upsample(rank)) for i, o in zip(wide, narrow, strict=True))
+        self.ups = nn.ModuleList(
+            nn.Sequential(_layer(rank, i, o, (1,) * rank), _upsample(rank)) for i, o in zip(wide, narrow, strict=True)
+        )
         self.decoder = nn.ModuleList(Block(rank, i, o) for i, o in zip(wide, narrow, strict=True))
         self.classify = convolution(rank)(WIDTHS[0], spec.num_outputs, 1, bias=False)
         self.apply(kaiming_fan_out)
         self.steps = len(self.decoder)
         encoder = [self.tap(f"enc{i}", WIDTHS[i], 2**i, f"encoder.{i}") for i in range(self.steps)]
         bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, "bottleneck")
-        decoder = [self.tap(f"dec{i}", WIDTHS[i], 2**i, f"decoder.{self.steps - 1 - i}") for i in range(self.steps - 1, -1, -1)]
+        decoder = [
+            self.tap(f"dec{i}", WIDTHS[i], 2**i, f"decoder.{self.steps - 1 - i}") for i in range(self.steps - 1, -1, -1)
+        ]
         self.taps = (*encoder, bottleneck, *decoder)
         self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
 

@@ -15,8 +15,8 @@ WIDTH = 32
 class MedNext(EncoderDecoder):
     """MONAI's ``MedNeXt`` with kernel 3, total stride 16; the last letter of the name is the size.
 
-    Roy, Köhler, Ulrich, Baumgartner, Petersen, Isensee, Jäger, Maier-Hein: MedNeXt: transformer-driven scaling of ConvNets for medical
-    image segmentation. MICCAI 2023, arXiv 2303.09975.
+    Roy, Köhler, Ulrich, Baumgartner, Petersen, Isensee, Jäger, Maier-Hein: MedNeXt: transformer-driven scaling of
+    ConvNets for medical image segmentation. MICCAI 2023, arXiv 2303.09975.
     """
 
     citation = "Roy et al., MICCAI 2023, arXiv 2303.09975"
@@ -26,18 +26,23 @@ class MedNext(EncoderDecoder):
 
         super().__init__(spec)
         size = spec.name.rsplit("_", 1)[1]
-        self.net = create_mednext(size, self.rank, spec.in_channels, spec.num_outputs, deep_supervision=spec.deep_supervision)
+        self.net = create_mednext(
+            size, self.rank, spec.in_channels, spec.num_outputs, deep_supervision=spec.deep_supervision
+        )
         self.steps = len(self.net.dec_stages)
-        encoder = [self._level(f"enc{i}", i, f"enc_stages.{i}", len(stage)) for i, stage in enumerate(self.net.enc_stages)]  # type: ignore[arg-type]
+        encoder, decoder = [], []
+        for level, blocks in enumerate(self.net.enc_stages):
+            encoder.append(self._level(f"enc{level}", level, f"enc_stages.{level}", len(blocks)))  # type: ignore[arg-type]
         bottleneck = self._level("bottleneck", self.steps, "bottleneck", len(self.net.bottleneck))
-        decoder = [
-            self._level(f"dec{self.steps - 1 - i}", self.steps - 1 - i, f"dec_stages.{i}", len(stage))  # type: ignore[arg-type]
-            for i, stage in enumerate(self.net.dec_stages)
-        ]
+        for index, blocks in enumerate(self.net.dec_stages):
+            level = self.steps - 1 - index
+            decoder.append(self._level(f"dec{level}", level, f"dec_stages.{index}", len(blocks)))  # type: ignore[arg-type]
         self.taps = (*encoder, bottleneck, *decoder)
         self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
         self.deep_supervision = spec.deep_supervision
-        self.deep_supervision_strides = tuple((2**level,) * self.rank for level in range(self.steps)) if spec.deep_supervision else ()
+        self.deep_supervision_strides = (
+            tuple((2**level,) * self.rank for level in range(self.steps)) if spec.deep_supervision else ()
+        )
         if spec.deep_supervision:
             del self.net.out_blocks[0]  # logits of the bottleneck, before any decoder step
 

@@ -120,7 +120,11 @@ class BridgeLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm_keys = nn.LayerNorm(UNIT), nn.LayerNorm(UNIT), nn.LayerNorm(UNIT)
-        self.query, self.key_value, self.project = nn.Linear(UNIT, UNIT), nn.Linear(UNIT, 2 * UNIT), nn.Linear(UNIT, UNIT)
+        self.query, self.key_value, self.project = (
+            nn.Linear(UNIT, UNIT),
+            nn.Linear(UNIT, 2 * UNIT),
+            nn.Linear(UNIT, UNIT),
+        )
         self.reduce = nn.ModuleList(nn.Conv2d(w, w, r, r) for w, r in zip(WIDTHS, REDUCTIONS, strict=True) if r > 1)
         self.feed_forward = nn.ModuleList(MixFeedForward(width) for width in WIDTHS)
 
@@ -150,7 +154,9 @@ def split_scales(x: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 class Expand(nn.Module):
-    """Patch expanding: a linear layer whose channels are laid out as ``factor`` × ``factor`` finer pixels, then layer norm."""
+    """Patch expanding: a linear layer whose channels are laid out as ``factor`` × ``factor`` finer pixels, then layer
+    norm.
+    """
 
     def __init__(self, width: int, outputs: int, factor: int) -> None:
         super().__init__()
@@ -183,10 +189,11 @@ class DecoderStage(nn.Module):
 
 
 class MissFormer(EncoderDecoder):
-    """Four encoder stages, a context bridge of four layers, three decoder stages and a fourfold expansion; total stride 32.
+    """Four encoder stages, a context bridge of four layers, three decoder stages and a fourfold expansion; total stride
+    32.
 
-    Huang, Deng, Li, Yuan, Fu: MISSFormer: an effective transformer for 2D medical image segmentation. IEEE TMI 42(5), 2023, DOI
-    10.1109/TMI.2022.3230943, arXiv 2109.07162.
+    Huang, Deng, Li, Yuan, Fu: MISSFormer: an effective transformer for 2D medical image segmentation. IEEE TMI 42(5),
+    2023, DOI 10.1109/TMI.2022.3230943, arXiv 2109.07162.
     """
 
     citation = "Huang et al., IEEE TMI 2023, arXiv 2109.07162"
@@ -202,7 +209,9 @@ class MissFormer(EncoderDecoder):
         self.apply(_initialise)
         self.steps = len(levels) + 1
         encoder = [self.tap(f"enc{i}", WIDTHS[i], 4 * 2**i, f"encoder.{i}") for i in range(3)]
-        decoder = [self.tap(f"dec{level + 2}", WIDTHS[level], 4 * 2**level, f"decoder.{i}") for i, level in enumerate(levels)]
+        decoder = [
+            self.tap(f"dec{level + 2}", WIDTHS[level], 4 * 2**level, f"decoder.{i}") for i, level in enumerate(levels)
+        ]
         decoder.append(self.tap("dec0", WIDTHS[0], 1, "expand"))
         self.taps = (*encoder, self.tap("bottleneck", WIDTHS[-1], 32, "encoder.3"), *decoder)
         # the bridge lies between the bottleneck's tap and the decoder, so the continuation begins behind the first step

@@ -24,13 +24,19 @@ DECODER_WIDTHS = (96, 32, 24, 16)
 EXPANSION = 6
 
 
-def _conv_norm(rank: int, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, up: bool = False) -> list[nn.Module]:
+def _conv_norm(
+    rank: int, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, up: bool = False
+) -> list[nn.Module]:
     kind = transposed_convolution(rank) if up else convolution(rank)
-    return [kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False), batch_norm(rank)(outputs)]
+    return [
+        kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
+        batch_norm(rank)(outputs),
+    ]
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: 1 × 1 expansion, depthwise convolution, linear 1 × 1 projection; a shortcut where the stride is 1.
+    """MobileNetV2's block: 1 × 1 expansion, depthwise convolution, linear 1 × 1 projection; a shortcut where the stride
+    is 1.
 
     Args:
         rank: spatial dimensions.
@@ -41,7 +47,9 @@ class InvertedResidual(nn.Module):
         up: use a transposed depthwise convolution of kernel 4, which doubles the resolution.
     """
 
-    def __init__(self, rank: int, inputs: int, outputs: int, expansion: int, stride: int = 1, *, up: bool = False) -> None:
+    def __init__(
+        self, rank: int, inputs: int, outputs: int, expansion: int, stride: int = 1, *, up: bool = False
+    ) -> None:
         super().__init__()
         inner = inputs * expansion
         self.body = nn.Sequential(
@@ -84,9 +92,10 @@ def _stage(rank: int, inputs: int, groups: tuple[tuple[int, int, int, int], ...]
 class MobileUNet(EncoderDecoder):
     """MobileNetV2's encoder and a mirrored decoder of transposed inverted residual blocks, total stride 32.
 
-    Jing, Wang, Rätsch, Zhang: Mobile-Unet: an efficient convolutional neural network for fabric defect detection. Textile Research
-    Journal 92, 2022, DOI 10.1177/0040517520928604; blocks of Sandler et al., CVPR 2018, arXiv 1801.04381; the 3D form is a student of
-    the ACF-BCKD paper, here without the shortcut convolutions that its code creates and never uses.
+    Jing, Wang, Rätsch, Zhang: Mobile-Unet: an efficient convolutional neural network for fabric defect detection.
+    Textile Research Journal 92, 2022, DOI 10.1177/0040517520928604; blocks of Sandler et al., CVPR 2018, arXiv
+    1801.04381; the 3D form is a student of the ACF-BCKD paper, here without the shortcut convolutions that its code
+    creates and never uses.
     """
 
     citation = "Jing et al., Textile Research Journal 2022, 10.1177/0040517520928604"
@@ -112,8 +121,15 @@ class MobileUNet(EncoderDecoder):
         # the last block of every stage but the first has an identity shortcut
         ends = [f"encoder.{i}.{sum(group[2] for group in groups) - 1}" for i, groups in enumerate(STAGES)]
         encoder = [self.tap(f"enc{i}", STAGES[i][-1][0], 2 ** (i + 1), ends[i], correction=i > 0) for i in range(4)]
-        decoder = [self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)]
-        self.taps = (*encoder, self.tap("bottleneck", BOTTLENECK, 32, "widen"), *decoder, self.tap("dec0", last, 1, "finest"))
+        decoder = [
+            self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)
+        ]
+        self.taps = (
+            *encoder,
+            self.tap("bottleneck", BOTTLENECK, 32, "widen"),
+            *decoder,
+            self.tap("dec0", last, 1, "finest"),
+        )
         self.resume = {"bottleneck": 0, "dec4": 1, "dec3": 2, "dec2": 3, "dec1": 4, "dec0": 5}
 
     def encode(self, x: Tensor) -> list[Tensor]:

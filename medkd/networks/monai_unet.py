@@ -15,8 +15,8 @@ from medkd.networks.initialization import kaiming_fan_out
 class MonaiUNet(EncoderDecoder):
     """MONAI's ``UNet`` with stride 2 on entering each of three stages and a bottleneck of stride 1.
 
-    The first operation already halves the resolution, and the last decoder step yields the logits: there is no ``dec0``.
-    ``net`` nests stages as ``Sequential(down, SkipConnection(inner stage or bottleneck), up)``.
+    The first operation already halves the resolution, and the last decoder step yields the logits: there is no
+    ``dec0``. ``net`` nests stages as ``Sequential(down, SkipConnection(inner stage or bottleneck), up)``.
     """
 
     def __init__(self, spec: NetworkSpec, widths: Sequence[int], residual_units: int) -> None:
@@ -24,7 +24,9 @@ class MonaiUNet(EncoderDecoder):
 
         super().__init__(spec)
         self.steps = len(widths) - 1
-        self.net = UNet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps, num_res_units=residual_units)
+        self.net = UNet(
+            self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps, num_res_units=residual_units
+        )
         self.net.apply(kaiming_fan_out)
         self.resume = {"bottleneck": 0, **{f"dec{level}": self.steps - level for level in range(self.steps - 1, 0, -1)}}
 

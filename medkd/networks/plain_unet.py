@@ -17,8 +17,8 @@ from medkd.networks.planned import PlannedUNet
 class PlainUNet(PlannedUNet):
     """U-Net of plain convolution blocks (convolution, instance norm, LeakyReLU), shaped by the plan.
 
-    Isensee, Jaeger, Kohl, Petersen, Maier-Hein: nnU-Net: a self-configuring method for deep learning-based biomedical image
-    segmentation. Nature Methods 18, 2021, DOI 10.1038/s41592-020-01008-z.
+    Isensee, Jaeger, Kohl, Petersen, Maier-Hein: nnU-Net: a self-configuring method for deep learning-based biomedical
+    image segmentation. Nature Methods 18, 2021, DOI 10.1038/s41592-020-01008-z.
     """
 
     citation = "Isensee et al., Nature Methods 2021, 10.1038/s41592-020-01008-z"

@@ -34,7 +34,8 @@ class PlannedUNet(EncoderDecoder):
         self.strides = total_strides(architecture.strides)
         if any(p % s for p, s in zip(spec.patch_size, self.strides[-1], strict=True)):
             raise RunError(
-                f"'{spec.name}' needs patch axes that are multiples of {self.strides[-1]}, found {spec.patch_size}; change --patch-size."
+                f"'{spec.name}' needs patch axes that are multiples of {self.strides[-1]}, found {spec.patch_size}; "
+                "change --patch-size."
             )
         self.widths = tuple(max(f // spec.width_divisor, MIN_WIDTH) for f in architecture.features_per_stage)
         self.net: Any = self.build(keywords(spec, architecture, self.widths))
@@ -84,7 +85,9 @@ class PlannedUNet(EncoderDecoder):
 
     @property
     def has_stem(self) -> bool:
-        """Whether a convolution runs before the first stage, so that its first block has input and output of one shape."""
+        """Whether a convolution runs before the first stage, so that its first block has input and output of one
+        shape.
+        """
         return hasattr(self.net.encoder, "stem")
 
 

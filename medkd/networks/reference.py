@@ -16,7 +16,8 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
 
 
 def reference_spec(name: str, rank: int) -> NetworkSpec:
-    """The specification of a network at the reference size; planned networks get the shape that nnU-Net plans for this patch.
+    """The specification of a network at the reference size; planned networks get the shape that nnU-Net plans for this
+    patch.
 
     Args:
         name: registry name.
@@ -31,7 +32,8 @@ def reference_spec(name: str, rank: int) -> NetworkSpec:
 
 
 def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
-    """Build a network on torch's ``meta`` device: shapes without memory, to count what even the largest one costs at once.
+    """Build a network on torch's ``meta`` device: shapes without memory, to count what even the largest one costs at
+    once.
 
     Raises:
         RunError: see :func:`medkd.networks.base.build_network`.

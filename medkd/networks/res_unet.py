@@ -13,7 +13,8 @@ class ResUNet(MonaiUNet):
     """U-Net of residual units, total stride 8: two convolutions per unit on the way down, one on the way up.
 
     Kerfoot, Clough, Oksuz, Lee, King, Schnabel: Left-ventricle quantification using residual U-Net. STACOM 2018, DOI
-    10.1007/978-3-030-12029-0_40. Widths as in Yu, Teng, Zhang, Zheng, Chen: ACF-BCKD, Expert Systems with Applications 262, 2025.
+    10.1007/978-3-030-12029-0_40. Widths as in Yu, Teng, Zhang, Zheng, Chen: ACF-BCKD, Expert Systems with Applications
+    262, 2025.
     """
 
     citation = "Kerfoot et al., STACOM 2018, 10.1007/978-3-030-12029-0_40"
@@ -24,7 +25,9 @@ class ResUNet(MonaiUNet):
         bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, self.stage_path(self.steps))
         # the unit after the transposed convolution has an identity shortcut
         levels = range(self.steps - 1, 0, -1)
-        decoder = [self.tap(f"dec{i}", WIDTHS[i - 1], 2**i, f"{self.stage_path(i)}.2.1", correction=True) for i in levels]
+        decoder = [
+            self.tap(f"dec{i}", WIDTHS[i - 1], 2**i, f"{self.stage_path(i)}.2.1", correction=True) for i in levels
+        ]
         self.taps = (*encoder, bottleneck, *decoder)
 
 

@@ -18,8 +18,9 @@ from medkd.networks.planned import PlannedUNet
 class ResEncUNet(PlannedUNet):
     """U-Net with residual blocks in the encoder and one convolution per decoder stage, shaped by the plan.
 
-    Isensee, Wald, Ulrich, Baumgartner, Roy, Maier-Hein, Jaeger: nnU-Net revisited: a call for rigorous validation in 3D medical
-    image segmentation. MICCAI 2024, arXiv 2404.09556. M, L and XL differ in the memory target of their plan only.
+    Isensee, Wald, Ulrich, Baumgartner, Roy, Maier-Hein, Jaeger: nnU-Net revisited: a call for rigorous validation in 3D
+    medical image segmentation. MICCAI 2024, arXiv 2404.09556. M, L and XL differ in the memory target of their plan
+    only.
     """
 
     citation = "Isensee et al., MICCAI 2024, arXiv 2404.09556"
@@ -37,4 +38,6 @@ class ResEncUNet(PlannedUNet):
 
 
 for _size in ("m", "l", "xl"):
-    NETWORKS.register(f"resenc_unet_{_size}")(NetworkEntry(ResEncUNet, ResEncUNet.citation, planned=True, deep_supervision=True))
+    NETWORKS.register(f"resenc_unet_{_size}")(
+        NetworkEntry(ResEncUNet, ResEncUNet.citation, planned=True, deep_supervision=True)
+    )

@@ -15,7 +15,8 @@ DECODER_WIDTHS = (256, 128, 64, 32, 16)
 class ResNetUNet(EncoderDecoder):
     """MONAI's ``FlexibleUNet`` on ResNet-18 or ResNet-50 without pretrained weights, total stride 32.
 
-    Ronneberger, Fischer, Brox: U-Net: convolutional networks for biomedical image segmentation. MICCAI 2015, arXiv 1505.04597; He,
+    Ronneberger, Fischer, Brox: U-Net: convolutional networks for biomedical image segmentation. MICCAI 2015, arXiv
+    1505.04597; He,
     Zhang, Ren, Sun: Deep residual learning for image recognition. CVPR 2016, arXiv 1512.03385.
     """
 
@@ -29,12 +30,17 @@ class ResNetUNet(EncoderDecoder):
         widths = ENCODER_WIDTHS[depth]
         self.steps = len(DECODER_WIDTHS)
         backbone = f"resnet{depth}"
-        self.net = FlexibleUNet(spec.in_channels, spec.num_outputs, backbone, decoder_channels=DECODER_WIDTHS, spatial_dims=self.rank)
+        self.net = FlexibleUNet(
+            spec.in_channels, spec.num_outputs, backbone, decoder_channels=DECODER_WIDTHS, spatial_dims=self.rank
+        )
         layers = (self.net.encoder.layer1, self.net.encoder.layer2, self.net.encoder.layer3, self.net.encoder.layer4)
         paths = [f"net.encoder.layer{i + 1}.{len(layer) - 1}" for i, layer in enumerate(layers)]
         encoder = [self.tap(f"enc{i}", widths[i], 2 ** (i + 1), paths[i - 1], correction=True) for i in range(1, 4)]
         bottleneck = self.tap("bottleneck", widths[-1], 32, paths[-1], correction=True)
-        decoder = [self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"net.decoder.blocks.{i}") for i, width in enumerate(DECODER_WIDTHS)]
+        decoder = [
+            self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"net.decoder.blocks.{i}")
+            for i, width in enumerate(DECODER_WIDTHS)
+        ]
         self.taps = (self.tap("enc0", widths[0], 2, "net.encoder.act"), *encoder, bottleneck, *decoder)
         self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
 

@@ -17,8 +17,9 @@ BLOCKS = (1, 2, 2, 4)
 class SegResNetwork(EncoderDecoder):
     """MONAI's ``SegResNet`` without the autoencoder branch, 16 channels at full resolution, blocks 1, 2, 2, 4.
 
-    Myronenko: 3D MRI brain tumor segmentation using autoencoder regularization. BrainLes 2018, arXiv 1810.11654. Its block adds
-    the identity in place to the output of its second convolution, so the residual branch must be taken as output − input.
+    Myronenko: 3D MRI brain tumor segmentation using autoencoder regularization. BrainLes 2018, arXiv 1810.11654. Its
+    block adds the identity in place to the output of its second convolution, so the residual branch must be taken as
+    output − input.
     """
 
     citation = "Myronenko, BrainLes 2018, arXiv 1810.11654"
@@ -28,11 +29,15 @@ class SegResNetwork(EncoderDecoder):
 
         super().__init__(spec)
         self.steps = len(BLOCKS) - 1
-        self.net = SegResNet(self.rank, WIDTH, spec.in_channels, spec.num_outputs, blocks_down=BLOCKS, blocks_up=(1,) * self.steps)
+        self.net = SegResNet(
+            self.rank, WIDTH, spec.in_channels, spec.num_outputs, blocks_down=BLOCKS, blocks_up=(1,) * self.steps
+        )
         self.net.apply(kaiming_fan_out)
         encoder = [self._level(f"enc{i}", i, f"net.down_layers.{i}.{BLOCKS[i]}") for i in range(self.steps)]
         bottleneck = self._level("bottleneck", self.steps, f"net.down_layers.{self.steps}.{BLOCKS[-1]}")
-        decoder = [self._level(f"dec{i}", i, f"net.up_layers.{self.steps - 1 - i}.0") for i in range(self.steps - 1, -1, -1)]
+        decoder = [
+            self._level(f"dec{i}", i, f"net.up_layers.{self.steps - 1 - i}.0") for i in range(self.steps - 1, -1, -1)
+        ]
         self.taps = (*encoder, bottleneck, *decoder)
         self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
 

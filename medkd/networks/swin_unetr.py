@@ -16,8 +16,8 @@ DECODERS = ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1")
 class SwinUNETRNetwork(EncoderDecoder):
     """MONAI's ``SwinUNETR`` with feature size 48, total stride 32.
 
-    Hatamizadeh, Nath, Tang, Yang, Roth, Xu: Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI images.
-    BrainLes 2021, arXiv 2201.01266.
+    Hatamizadeh, Nath, Tang, Yang, Roth, Xu: Swin UNETR: Swin transformers for semantic segmentation of brain tumors in
+    MRI images. BrainLes 2021, arXiv 2201.01266.
     """
 
     citation = "Hatamizadeh et al., BrainLes 2021, arXiv 2201.01266"
@@ -40,7 +40,12 @@ class SwinUNETRNetwork(EncoderDecoder):
     def encode(self, x: Tensor) -> list[Tensor]:
         """Skip features of strides 1, 2, 4, 8 and 16, and the bottleneck of stride 32."""
         hidden = self.net.swinViT(x, self.net.normalize)
-        skips = [self.net.encoder1(x), self.net.encoder2(hidden[0]), self.net.encoder3(hidden[1]), self.net.encoder4(hidden[2])]
+        skips = [
+            self.net.encoder1(x),
+            self.net.encoder2(hidden[0]),
+            self.net.encoder3(hidden[1]),
+            self.net.encoder4(hidden[2]),
+        ]
         return [*skips, hidden[3], self.net.encoder10(hidden[4])]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:

@@ -38,8 +38,9 @@ class Up(nn.Module):
 class TransUNet(EncoderDecoder):
     """R50-ViT-B/16 (timm's hybrid without class token) and four up-sampling steps with three skips, total stride 16.
 
-    Chen, Lu, Yu, Luo, Adeli, Wang, Lu, Yuille, Zhou: TransUNet: transformers make strong encoders for medical image segmentation. 2021,
-    arXiv 2102.04306. The positional embedding is made for the training patch, so inputs of another size are refused.
+    Chen, Lu, Yu, Luo, Adeli, Wang, Lu, Yuille, Zhou: TransUNet: transformers make strong encoders for medical image
+    segmentation. 2021, arXiv 2102.04306. The positional embedding is made for the training patch, so inputs of another
+    size are refused.
 
     Raises:
         RunError: timm is missing, or (in ``forward``) the input has another size than the training patch.
@@ -64,14 +65,18 @@ class TransUNet(EncoderDecoder):
             self.tap("enc3", 1024, 16, f"{stem}.stages.2.blocks.8", correction=True),
         )
         bottleneck = self.tap("bottleneck", HIDDEN, 16, "reduce")
-        decoder = [self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)]
+        decoder = [
+            self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)
+        ]
         self.taps = (*encoder, bottleneck, *decoder)
         self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Convolutional features of strides 2, 4 and 8, and the transformer's at stride 16 as a map of 512 channels."""
         if tuple(x.shape[2:]) != self.spec.patch_size:
-            raise RunError(f"'{self.spec.name}' was built for patches of {self.spec.patch_size}, found {tuple(x.shape[2:])}.")
+            raise RunError(
+                f"'{self.spec.name}' was built for patches of {self.spec.patch_size}, found {tuple(x.shape[2:])}."
+            )
         backbone, embed = self.net.patch_embed.backbone, self.net.patch_embed
         features = [backbone.stem.norm(backbone.stem.conv(x))]
         x = backbone.stem.pool(features[0])

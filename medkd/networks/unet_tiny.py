@@ -13,11 +13,11 @@ WIDTHS = (32, 64, 128, 256)
 class UNetTiny(MonaiUNet):
     """U-Net of seven convolutions (instance norm, PReLU) without residual units, total stride 8.
 
-    Its decoder stages are single transposed convolutions; ``dec1.conv`` is that convolution's raw output, which the ACF-BCKD
-    paper distils, ``dec1`` the stage's output after normalisation and activation.
+    Its decoder stages are single transposed convolutions; ``dec1.conv`` is that convolution's raw output, which the
+    ACF-BCKD paper distils, ``dec1`` the stage's output after normalisation and activation.
 
-    Yu, Teng, Zhang, Zheng, Chen: Attention correction feature and boundary constraint knowledge distillation for efficient 3D
-    medical image segmentation. Expert Systems with Applications 262, 2025.
+    Yu, Teng, Zhang, Zheng, Chen: Attention correction feature and boundary constraint knowledge distillation for
+    efficient 3D medical image segmentation. Expert Systems with Applications 262, 2025.
     """
 
     citation = "Yu et al., Expert Systems with Applications 262, 2025"
@@ -26,11 +26,17 @@ class UNetTiny(MonaiUNet):
         super().__init__(spec, WIDTHS, residual_units=0)
         encoder = [self.tap(f"enc{i}", WIDTHS[i], 2 ** (i + 1), f"{self.stage_path(i)}.0") for i in range(self.steps)]
         bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, self.stage_path(self.steps))
-        self.taps = (*encoder, bottleneck, *(tap for level in range(self.steps - 1, 0, -1) for tap in self._decoder_taps(level)))
+        self.taps = (
+            *encoder,
+            bottleneck,
+            *(tap for level in range(self.steps - 1, 0, -1) for tap in self._decoder_taps(level)),
+        )
 
     def _decoder_taps(self, level: int) -> tuple[Tap, Tap]:
         width, module = WIDTHS[level - 1], f"{self.stage_path(level)}.2"
-        return self.tap(f"dec{level}.conv", width, 2**level, f"{module}.conv", raw=True), self.tap(f"dec{level}", width, 2**level, module)
+        return self.tap(f"dec{level}.conv", width, 2**level, f"{module}.conv", raw=True), self.tap(
+            f"dec{level}", width, 2**level, module
+        )
 
 
 NETWORKS.register("unet_tiny")(NetworkEntry(UNetTiny, UNetTiny.citation, divisor=8))

@@ -41,12 +41,16 @@ def crop_box(image: np.ndarray, mask: np.ndarray, rule: str) -> Box:
     if rule == "none":
         return tuple((0, size) for size in mask.shape)
     if rule != "nonzero":
-        raise PlanError(f"Unknown crop '{rule}' in the plan; known are nonzero, none and above(value), for example above(-175).")
+        raise PlanError(
+            f"Unknown crop '{rule}' in the plan; known are nonzero, none and above(value), for example above(-175)."
+        )
     return bounding_box(mask)
 
 
 def bounding_box(mask: np.ndarray) -> Box:
-    """``(start, stop)`` per axis of the smallest box that holds all true voxels; the whole grid where there are none."""
+    """``(start, stop)`` per axis of the smallest box that holds all true voxels; the whole grid where there are
+    none.
+    """
     spans = []
     for axis in range(mask.ndim):
         used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
@@ -60,5 +64,7 @@ def box_slices(box: Box) -> tuple[slice, ...]:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Fill the cavities that no face-connected path joins to the border; a full mask, the usual case in CT, costs nothing."""
+    """Fill the cavities that no face-connected path joins to the border; a full mask, the usual case in CT, costs
+    nothing.
+    """
     return mask if mask.all() else ndimage.binary_fill_holes(mask)

@@ -56,10 +56,10 @@ class _Case:
 def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | None = None) -> Fingerprint:
     """Read all training cases once and describe them.
 
-    nnU-Net draws an equal number of foreground voxels of every case with replacement (10⁸ together). The same distribution is
-    computed here without the noise of drawing: each case's voxels share an equal weight, and only cases larger than their
-    part of a budget of 10⁷ voxels are thinned out (without replacement, fixed seed). Voxels of an ``ignore`` label do not
-    count as foreground.
+    nnU-Net draws an equal number of foreground voxels of every case with replacement (10⁸ together). The same
+    distribution is computed here without the noise of drawing: each case's voxels share an equal weight, and only cases
+    larger than their part of a budget of 10⁷ voxels are thinned out (without replacement, fixed seed). Voxels of an
+    ``ignore`` label do not count as foreground.
 
     Args:
         raw: the raw data set's folder.
@@ -113,7 +113,10 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
         raise DataError(f"Case {files.case} has no label map; expected one in labelsTr.")
     label = read_label(files.label).array
     if label.shape != image.shape[1:]:
-        raise DataError(f"Case {files.case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data set.")
+        raise DataError(
+            f"Case {files.case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data "
+            "set."
+        )
     box = bounding_box(nonzero_mask(image))
     shape = tuple(stop - start for start, stop in box)
     inside = label[box_slices(box)]
@@ -128,7 +131,10 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
 def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
     filled = [part for part in parts if part.size]
     if not filled:
-        raise DataError(f"{raw / 'labelsTr'}: no label map has any foreground voxel inside the image's non-zero box; check the labels.")
+        raise DataError(
+            f"{raw / 'labelsTr'}: no label map has any foreground voxel inside the image's non-zero box; check the "
+            "labels."
+        )
     values = np.concatenate(filled).astype(np.float64)
     weights = np.concatenate([np.full(part.size, 1 / (part.size * len(filled))) for part in filled])
     mean = float(np.dot(weights, values))
@@ -139,6 +145,8 @@ def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[float]:
-    """Weighted quantiles of sorted values, linear between the middles of their weights (Hazen's definition for equal weights)."""
+    """Weighted quantiles of sorted values, linear between the middles of their weights (Hazen's definition for equal
+    weights).
+    """
     middles = np.cumsum(weights) - weights / 2
     return [float(value) for value in np.interp(np.array(levels) * weights.sum(), middles, values)]

@@ -14,11 +14,19 @@ from medkd.core.serial import nearest
 _SMALLEST = 1e-8  # nnU-Net's floor for a standard deviation or range
 _WINDOW = re.compile(r"window\(\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*\)")
 
-_BY_CHANNEL_NAME = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
+_BY_CHANNEL_NAME = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_0_1",
+    "rgb_to_0_1": "rgb_0_1",
+}
 
 
 def scheme_of(channel_name: str) -> str:
-    """The scheme for a channel of this name: ``CT``, ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1``; all others z-score."""
+    """The scheme for a channel of this name: ``CT``, ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1``; all others
+    z-score.
+    """
     return _BY_CHANNEL_NAME.get(channel_name.casefold(), "zscore")
 
 
@@ -61,7 +69,9 @@ def normalise(
 
 def _ct(channel: np.ndarray, statistics: IntensityStatistics | None, mask: np.ndarray | None) -> None:
     if statistics is None:
-        raise PlanError("The normalisation 'ct' needs the foreground intensities of the data set, which the plan does not hold.")
+        raise PlanError(
+            "The normalisation 'ct' needs the foreground intensities of the data set, which the plan does not hold."
+        )
     np.clip(channel, statistics.percentile_00_5, statistics.percentile_99_5, out=channel)
     channel -= np.float32(statistics.mean)
     channel /= np.float32(max(statistics.std, _SMALLEST))
@@ -87,7 +97,8 @@ def _rgb(channel: np.ndarray, statistics: IntensityStatistics | None, mask: np.n
     low, high = channel.min(), channel.max()
     if low < 0 or high > 255:
         raise DataError(
-            f"A channel named 'rgb_to_0_1' must hold values from 0 to 255, found {low:g} to {high:g}; rename it in dataset.json."
+            f"A channel named 'rgb_to_0_1' must hold values from 0 to 255, found {low:g} to {high:g}; rename it in "
+            "dataset.json."
         )
     channel /= np.float32(255)
 

@@ -47,7 +47,8 @@ def preprocess_case(
         image: ``(C, z, y, x)`` on the native grid.
         geometry: the native grid.
         plan: gives the transposition and the data set's intensities.
-        configuration: gives spacing, normalisation and interpolation. A 2D configuration keeps the spacing across slices.
+        configuration: gives spacing, normalisation and interpolation. A 2D configuration keeps the spacing across
+            slices.
         label: ``(z, y, x)`` integers on the same grid, where there is one.
         overwrite: whether ``image`` may be used as scratch space, which saves a copy of it.
 
@@ -76,20 +77,31 @@ def preprocess_case(
     return Preprocessed(image, label, CaseProperties(case, geometry, box, shape))
 
 
-def _check(case: str, image: np.ndarray, geometry: Geometry, configuration: Configuration, label: np.ndarray | None) -> None:
+def _check(
+    case: str, image: np.ndarray, geometry: Geometry, configuration: Configuration, label: np.ndarray | None
+) -> None:
     if image.ndim != 4 or image.shape[1:] != tuple(geometry.shape):
         raise DataError(f"Case {case}: expected an image of shape (channels, {geometry.shape}), found {image.shape}.")
     if label is not None and label.shape != image.shape[1:]:
-        raise DataError(f"Case {case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data set.")
+        raise DataError(
+            f"Case {case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data set."
+        )
     if image.shape[0] != len(configuration.normalization):
-        raise DataError(f"Case {case}: the plan expects {len(configuration.normalization)} channels, found {image.shape[0]}.")
+        raise DataError(
+            f"Case {case}: the plan expects {len(configuration.normalization)} channels, found {image.shape[0]}."
+        )
 
 
 def _normalise(case: str, image: np.ndarray, mask: np.ndarray, plan: Plan, configuration: Configuration) -> None:
     for index, channel in enumerate(image):
         statistics = plan.intensities[index] if index < len(plan.intensities) else None
         try:
-            normalise(channel, configuration.normalization[index], statistics, mask if configuration.use_mask_for_norm[index] else None)
+            normalise(
+                channel,
+                configuration.normalization[index],
+                statistics,
+                mask if configuration.use_mask_for_norm[index] else None,
+            )
         except DataError as error:
             raise DataError(f"Case {case}, channel {index}: {error}") from error
 

@@ -1,7 +1,7 @@
 """From a data set's fingerprint to its plan, by nnU-Net 2's rules; the result is data, no network is built.
 
-Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", Nature Methods 18
-(2021), doi:10.1038/s41592-020-01008-z.
+Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", Nature
+Methods 18 (2021), doi:10.1038/s41592-020-01008-z.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from medkd.core.serial import nearest
 from medkd.preprocessing.fingerprint import Fingerprint
 from medkd.preprocessing.normalisation import scheme_of
 from medkd.preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape
-from medkd.preprocessing.topology import PRESETS, Preset, Topology, blocks, feature_map_elements, features_per_stage, topology
+from medkd.preprocessing.topology import (
+    PRESETS,
+    Preset,
+    Topology,
+    blocks,
+    feature_map_elements,
+    features_per_stage,
+    topology,
+)
 
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres")
 
@@ -35,7 +43,9 @@ _MASK_BELOW = 0.75  # z-score inside the non-zero mask when cropping leaves less
 
 @dataclass(frozen=True)
 class _Need:
-    """What the patch search has to respect: median voxels of a case, voxels of the data set, outputs, memory in GB or None."""
+    """What the patch search has to respect: median voxels of a case, voxels of the data set, outputs, memory in GB or
+    None.
+    """
 
     spacing: tuple[float, ...]
     median: tuple[float, ...]
@@ -59,8 +69,10 @@ def make_plan(
         dataset_name: full data set name.
         fingerprint: what the data are like.
         description: channels and labels.
-        configurations: which to plan; None plans all that make sense (``3d_lowres`` only where it helps, no 3D for single slices).
-        gpu_memory_gb: memory that training may use; None takes each preset's own target (8 GB; 24 and 40 GB for the larger ones).
+        configurations: which to plan; None plans all that make sense (``3d_lowres`` only where it helps, no 3D for
+            single slices).
+        gpu_memory_gb: memory that training may use; None takes each preset's own target (8 GB; 24 and 40 GB for the
+            larger ones).
         protocol: plans its one configuration, as it says.
 
     Raises:
@@ -68,19 +80,28 @@ def make_plan(
     """
     for name in configurations or ():
         if name not in CONFIGURATIONS:
-            raise PlanError(f"Unknown configuration '{name}'.{nearest(name, CONFIGURATIONS)} Known: {', '.join(CONFIGURATIONS)}.")
+            raise PlanError(
+                f"Unknown configuration '{name}'.{nearest(name, CONFIGURATIONS)} Known: {', '.join(CONFIGURATIONS)}."
+            )
     spacing = (protocol and protocol.preprocessing.spacing) or target_spacing(fingerprint)
     transpose = _transpose(spacing)
-    shapes = [resampled_shape(shape, old, spacing) for shape, old in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)]
+    shapes = [
+        resampled_shape(shape, old, spacing)
+        for shape, old in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
+    ]
     median = tuple(float(np.median([shape[axis] for shape in shapes])) for axis in transpose)
     cases = description.num_training or len(shapes)
-    outputs = len(description.labels.entries) + (description.labels.ignore is not None)  # nnU-Net counts every named label
+    outputs = len(description.labels.entries) + (
+        description.labels.ignore is not None
+    )  # nnU-Net counts every named label
     need = _Need(tuple(spacing[axis] for axis in transpose), median, prod(median) * cases, outputs, gpu_memory_gb)
     planned = _plan_all(need, cases, description, fingerprint)
     wanted = tuple(configurations or ([protocol.preprocessing.configuration] if protocol else planned))
     for name in wanted:
         if name not in planned:
-            raise PlanError(f"{dataset_name} has no use for the configuration '{name}'; planned for it: {', '.join(planned)}.")
+            raise PlanError(
+                f"{dataset_name} has no use for the configuration '{name}'; planned for it: {', '.join(planned)}."
+            )
     chosen = {name: planned[name] for name in planned if name in wanted}
     if protocol is not None:
         chosen = {name: _follow(chosen[name], protocol, dataset_name) for name in chosen}
@@ -90,8 +111,8 @@ def make_plan(
 def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
     """Target voxel size in mm along ``(z, y, x)``: the median of each axis.
 
-    Where one axis is more than 3 times coarser than the others and has less than a third of their voxels, it takes the 10th
-    percentile of its spacings instead, but not less than the others: the median would blur the thin-sliced cases.
+    Where one axis is more than 3 times coarser than the others and has less than a third of their voxels, it takes the
+    10th percentile of its spacings instead, but not less than the others: the median would blur the thin-sliced cases.
     """
     spacings = np.array(fingerprint.spacings, dtype=np.float64)
     target = np.percentile(spacings, 50, axis=0)
@@ -108,14 +129,15 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
 def plan_architecture(preset: Preset, need: _Need) -> Architecture:
     """The largest patch that fits the memory, its U-Net, and the batch that fills the rest.
 
-    The first patch has the aspect of the spacing and 256³ (2048²) voxels, cut to the median case. While it is too large, the
-    axis that is largest relative to the median case loses one multiple of its divisor.
+    The first patch has the aspect of the spacing and 256³ (2048²) voxels, cut to the median case. While it is too
+    large, the axis that is largest relative to the median case loses one multiple of its divisor.
     """
     rank = len(need.spacing)
     batch = _REFERENCE_BATCH[rank]
     memory = preset.memory_gb if need.memory_gb is None else need.memory_gb
     reference = (preset.reference_2d if rank == 2 else preset.reference_3d) * memory / preset.memory_gb
-    # nnU-Net's plain planner lets the batch shrink to 2 before the patch shrinks; its residual planner keeps the reference batch
+    # nnU-Net's plain planner lets the batch shrink to 2 before the patch shrinks; its residual planner keeps the
+    # reference batch
     allowed = reference if preset.residual else reference * batch / _MIN_BATCH
     shape = topology(need.spacing, _first_patch(need))
     elements = feature_map_elements(preset, shape, shape.patch_size, need.num_outputs)
@@ -127,7 +149,9 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
     stages = len(shape.strides)
     encoder, decoder = blocks(preset, stages)
     features = features_per_stage(stages, rank)
-    return Architecture(shape.patch_size, max(min(size, covered), _MIN_BATCH), features, shape.kernels, shape.strides, encoder, decoder)
+    return Architecture(
+        shape.patch_size, max(min(size, covered), _MIN_BATCH), features, shape.kernels, shape.strides, encoder, decoder
+    )
 
 
 def _follow(planned: Configuration, protocol: Protocol, dataset_name: str) -> Configuration:
@@ -135,9 +159,14 @@ def _follow(planned: Configuration, protocol: Protocol, dataset_name: str) -> Co
     rule, training = protocol.preprocessing, protocol.training
     channels, schemes = len(planned.normalization), rule.normalization or planned.normalization
     schemes = schemes * channels if len(schemes) == 1 else schemes
-    if planned.name != rule.configuration or len(schemes) != channels or (training.patch_size and len(training.patch_size) != planned.rank):
+    if (
+        planned.name != rule.configuration
+        or len(schemes) != channels
+        or (training.patch_size and len(training.patch_size) != planned.rank)
+    ):
         raise PlanError(
-            f"The protocol {protocol.name} is for {rule.configuration} and {len(schemes)} channels; {dataset_name} has {channels} channels "
+            f"The protocol {protocol.name} is for {rule.configuration} and {len(schemes)} channels; {dataset_name} has "
+            f"{channels} channels "
             f"and {planned.name} was asked for."
         )
     linear = Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False)
@@ -160,11 +189,14 @@ def _fixed(planned: Architecture, preset: Preset, spacing: Sequence[float], prot
     shape = topology(spacing, patch)
     if shape.patch_size != tuple(patch):
         raise PlanError(
-            f"The protocol {protocol.name} has a patch of {patch}, which must be a multiple of {shape.divisor}; choose another."
+            f"The protocol {protocol.name} has a patch of {patch}, which must be a multiple of {shape.divisor}; choose "
+            "another."
         )
     stages = len(shape.strides)
     encoder, decoder = blocks(preset, stages)
-    return Architecture(shape.patch_size, batch, features_per_stage(stages, len(patch)), shape.kernels, shape.strides, encoder, decoder)
+    return Architecture(
+        shape.patch_size, batch, features_per_stage(stages, len(patch)), shape.kernels, shape.strides, encoder, decoder
+    )
 
 
 def _first_patch(need: _Need) -> tuple[float, ...]:
@@ -177,7 +209,8 @@ def _first_patch(need: _Need) -> tuple[float, ...]:
 def _shrunk(shape: Topology, need: _Need) -> Topology:
     relative = [size / median for size, median in zip(shape.patch_size, need.median, strict=True)]
     axis = max(range(len(relative)), key=lambda i: (relative[i], i))
-    # a step of the current divisor may jump over a valid size (256 -> 192 over 224), so the divisor of the smaller patch is used
+    # a step of the current divisor may jump over a valid size (256 -> 192 over 224), so the divisor of the smaller
+    # patch is used
     smaller = topology(need.spacing, _less(shape.patch_size, axis, shape.divisor[axis]))
     return topology(need.spacing, _less(shape.patch_size, axis, smaller.divisor[axis]))
 
@@ -186,9 +219,13 @@ def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
     return tuple(size - step if i == axis else size for i, size in enumerate(patch))
 
 
-def _plan_all(need: _Need, cases: int, description: DatasetDescription, fingerprint: Fingerprint) -> dict[str, Configuration]:
+def _plan_all(
+    need: _Need, cases: int, description: DatasetDescription, fingerprint: Fingerprint
+) -> dict[str, Configuration]:
     normalization = tuple(scheme_of(name) for name in description.channel_names)
-    masked = fingerprint.median_relative_size_after_crop < _MASK_BELOW or bool(description.extra.get("use_mask_for_norm"))
+    masked = fingerprint.median_relative_size_after_crop < _MASK_BELOW or bool(
+        description.extra.get("use_mask_for_norm")
+    )
     use_mask = tuple(masked and scheme == "zscore" for scheme in normalization)
 
     def configuration(name: str, what: _Need, batch_dice: bool) -> Configuration:
@@ -217,7 +254,13 @@ def _lowres(need: _Need, cases: int) -> _Need | None:
         spacing[finer if finer.any() else slice(None)] *= _LOWRES_STEP
         median = full / spacing * np.array(need.median)
         voxels = float(np.prod(median))
-        low = _Need(tuple(spacing.tolist()), tuple(float(round(m)) for m in median), voxels * cases, need.num_outputs, need.memory_gb)
+        low = _Need(
+            tuple(spacing.tolist()),
+            tuple(float(round(m)) for m in median),
+            voxels * cases,
+            need.num_outputs,
+            need.memory_gb,
+        )
         patch = prod(plan_architecture(preset, low).patch_size)
     return low if low is not None and prod(need.median) / voxels >= _LOWRES_MIN_RATIO else None
 

@@ -2,8 +2,8 @@
 
 On grids that share their outer edges, spline interpolation is linear in the voxels and separable, so that resampling a
 volume equals three products with matrices ``(size_out, size_in)``. The results equal
-``skimage.transform.resize(order=3, mode="edge", anti_aliasing=False, clip=True)``, the interpolation of nnU-Net (Isensee et
-al., Nature Methods 18, 2021, doi:10.1038/s41592-020-01008-z), to float32 rounding.
+``skimage.transform.resize(order=3, mode="edge", anti_aliasing=False, clip=True)``, the interpolation of nnU-Net
+(Isensee et al., Nature Methods 18, 2021, doi:10.1038/s41592-020-01008-z), to float32 rounding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Kind = Literal["image", "label", "logits"]
 def axis_matrix(size_in: int, size_out: int, order: int) -> np.ndarray:
     """The matrix that resamples one axis.
 
-    Order 0 takes the voxel whose cell holds the new centre ``(i + 0.5)·size_in/size_out``; orders 1 to 5 are splines with the
-    edge voxel repeated outside.
+    Order 0 takes the voxel whose cell holds the new centre ``(i + 0.5)·size_in/size_out``; orders 1 to 5 are splines
+    with the edge voxel repeated outside.
 
     Returns:
         ``(size_out, size_in)`` float64, read-only (it is cached); the rows sum to 1.
@@ -53,15 +53,17 @@ def nearest_index(size_in: int, size_out: int) -> np.ndarray:
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
-    """Shape of a grid of ``shape`` voxels of ``spacing`` mm after a change to ``new_spacing`` mm, at least 1 per axis."""
+    """Shape of a grid of ``shape`` voxels of ``spacing`` mm after a change to ``new_spacing`` mm, at least 1 per
+    axis.
+    """
     return tuple(max(1, round(old / new * size)) for old, new, size in zip(spacing, new_spacing, shape, strict=True))
 
 
 def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], force: bool | None = None) -> int | None:
     """The axis to be resampled on its own, or None.
 
-    It is the coarsest axis of the current spacing if that is anisotropic (largest over smallest above 3), else that of the
-    new spacing under the same condition; where two axes are equally coarse there is none.
+    It is the coarsest axis of the current spacing if that is anisotropic (largest over smallest above 3), else that of
+    the new spacing under the same condition; where two axes are equally coarse there is none.
 
     Args:
         spacing: current voxel size in mm per axis.
@@ -77,7 +79,9 @@ def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], force: b
     return None
 
 
-def axis_orders(spacing: Sequence[float], new_spacing: Sequence[float], resampling: Resampling, kind: Kind) -> tuple[int, ...]:
+def axis_orders(
+    spacing: Sequence[float], new_spacing: Sequence[float], resampling: Resampling, kind: Kind
+) -> tuple[int, ...]:
     """Interpolation order along each axis.
 
     Args:
@@ -96,12 +100,16 @@ def axis_orders(spacing: Sequence[float], new_spacing: Sequence[float], resampli
 
 
 def resample_image(
-    array: np.ndarray, shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float], resampling: Resampling
+    array: np.ndarray,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    resampling: Resampling,
 ) -> np.ndarray:
     """Resample an image.
 
-    Splines overshoot at edges; as in nnU-Net the result is clipped to the range of each input channel, or, where a coarse
-    axis is resampled on its own, of each input slice across that axis.
+    Splines overshoot at edges; as in nnU-Net the result is clipped to the range of each input channel, or, where a
+    coarse axis is resampled on its own, of each input slice across that axis.
 
     Args:
         array: ``(C, z, y, x)``.
@@ -125,13 +133,17 @@ def resample_image(
 
 
 def resample_label(
-    label: np.ndarray, shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float], resampling: Resampling
+    label: np.ndarray,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    new_spacing: Sequence[float],
+    resampling: Resampling,
 ) -> np.ndarray:
     """Resample a label map: every label's indicator is interpolated, and the largest score wins.
 
-    nnU-Net gives a voxel to a label with a score of at least 0.5 and leaves it background where no label reaches that; taking
-    the largest score agrees wherever one label has a majority and leaves no gaps where three labels meet. A tie goes to the
-    larger label value, as there. Labels may be negative (-1 marks voxels outside the body mask).
+    nnU-Net gives a voxel to a label with a score of at least 0.5 and leaves it background where no label reaches that;
+    taking the largest score agrees wherever one label has a majority and leaves no gaps where three labels meet. A tie
+    goes to the larger label value, as there. Labels may be negative (-1 marks voxels outside the body mask).
 
     Args:
         label: ``(z, y, x)`` integers.
@@ -152,7 +164,9 @@ def resample_label(
 
 
 def multiply(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
-    """Apply ``matrix`` ``(m, n)`` along ``axis`` (of size n) of a float32 array, skipping the zeros away from its band."""
+    """Apply ``matrix`` ``(m, n)`` along ``axis`` (of size n) of a float32 array, skipping the zeros away from its
+    band.
+    """
     outer, inner = int(np.prod(array.shape[:axis])), int(np.prod(array.shape[axis + 1 :]))
     rows, columns = matrix.shape
     weights = matrix.astype(np.float32)
@@ -169,7 +183,9 @@ def multiply(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
     return result.reshape(*array.shape[:axis], rows, *array.shape[axis + 1 :])
 
 
-def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], orders: tuple[int, ...], coarse: int | None) -> np.ndarray:
+def _resample_channel(
+    channel: np.ndarray, shape: tuple[int, ...], orders: tuple[int, ...], coarse: int | None
+) -> np.ndarray:
     if coarse is None:
         return _spline(channel, shape, orders, range(channel.ndim))
     shrinks = shape[coarse] < channel.shape[coarse]
@@ -185,7 +201,9 @@ def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], orders: tuple
 
 def _spline(channel: np.ndarray, shape: tuple[int, ...], orders: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
     """Interpolate along ``axes``; overshoot is clipped to the range over these axes (per slice along the others)."""
-    changing = [axis for axis in _cheapest_order(channel.shape, shape) if axis in axes and shape[axis] != channel.shape[axis]]
+    changing = [
+        axis for axis in _cheapest_order(channel.shape, shape) if axis in axes and shape[axis] != channel.shape[axis]
+    ]
     result = channel
     for axis in changing:
         result = multiply(axis_matrix(channel.shape[axis], shape[axis], orders[axis]), result, axis)
@@ -200,7 +218,9 @@ def _largest_score(label: np.ndarray, shape: tuple[int, ...], matrices: Sequence
     lowest = int(label.min())
     boxes = ndimage.find_objects(label.astype(np.int32) - (lowest - 1))
     present = [(lowest + i, box) for i, box in enumerate(boxes) if box is not None]
-    filler = 0 if any(value == 0 for value, _ in present) else present[-1][0]  # the label that is not interpolated: 1 - the others
+    filler = (
+        0 if any(value == 0 for value, _ in present) else present[-1][0]
+    )  # the label that is not interpolated: 1 - the others
     result = np.full(shape, filler, dtype=label.dtype)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)
@@ -218,8 +238,12 @@ def _largest_score(label: np.ndarray, shape: tuple[int, ...], matrices: Sequence
     return result
 
 
-def _score(mask: np.ndarray, box: Sequence[slice], matrices: Sequence[np.ndarray]) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Interpolate a mask that is empty outside ``box``: the region of the output that it reaches, and its values there."""
+def _score(
+    mask: np.ndarray, box: Sequence[slice], matrices: Sequence[np.ndarray]
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Interpolate a mask that is empty outside ``box``: the region of the output that it reaches, and its values
+    there.
+    """
     region, score = [], mask.astype(np.float32)
     parts = []
     for matrix, part in zip(matrices, box, strict=True):

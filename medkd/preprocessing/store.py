@@ -59,8 +59,8 @@ class StoredCase:
     Attributes:
         image: memory-mapped ``(C, z, y, x)`` float32.
         label: memory-mapped ``(z, y, x)`` int16, -1 outside the non-zero mask.
-        locations: voxels ``(n, 3)`` int32 of each structure, by its 1-based position in ``LabelSpec.foreground``; with an
-            ``ignore`` label also, under 0, of all annotated voxels.
+        locations: voxels ``(n, 3)`` int32 of each structure, by its 1-based position in ``LabelSpec.foreground``; with
+            an ``ignore`` label also, under 0, of all annotated voxels.
         properties: the way back to the native grid.
     """
 
@@ -71,7 +71,8 @@ class StoredCase:
 
 
 class CaseStore:
-    """The preprocessed cases of one configuration: ``CASE.image.npy``, ``.label.npy``, ``.locations.npz`` and ``.json``.
+    """The preprocessed cases of one configuration: ``CASE.image.npy``, ``.label.npy``, ``.locations.npz`` and
+    ``.json``.
 
     Args:
         folder: ``<root>/preprocessed/DATASET/CONFIGURATION``.
@@ -96,7 +97,9 @@ class CaseStore:
             with np.load(self._path(case, "locations.npz")) as stored:
                 locations = {int(key): stored[key] for key in stored.files}
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again.") from error
+            raise DataError(
+                f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again."
+            ) from error
         return StoredCase(image, label, locations, record.properties)
 
     def record(self, case: str) -> CaseRecord:
@@ -107,10 +110,15 @@ class CaseStore:
         """
         path = self._path(case, "json")
         if not path.exists():
-            raise DataError(f"Case {case} was not preprocessed in {self.folder}; run medkd_plan_and_preprocess for this configuration.")
+            raise DataError(
+                f"Case {case} was not preprocessed in {self.folder}; run medkd_plan_and_preprocess for this "
+                "configuration."
+            )
         return load(CaseRecord, path)
 
-    def write(self, case: str, content: Preprocessed, labels: LabelSpec, files: Sequence[SourceFile], recipe: str) -> None:
+    def write(
+        self, case: str, content: Preprocessed, labels: LabelSpec, files: Sequence[SourceFile], recipe: str
+    ) -> None:
         """Store a labelled case; a reader sees the old case, no case, or the new one, never a mixture.
 
         Raises:
@@ -123,7 +131,9 @@ class CaseStore:
             with atomic_path(self._path(case, part)) as temporary:
                 np.save(temporary, array)
         with atomic_path(self._path(case, "locations.npz")) as temporary:
-            locations: dict[str, Any] = {str(entry): voxels for entry, voxels in sample_locations(content.label, labels).items()}
+            locations: dict[str, Any] = {
+                str(entry): voxels for entry, voxels in sample_locations(content.label, labels).items()
+            }
             np.savez(temporary, **locations)
         save(self._path(case, "json"), CaseRecord(content.properties, tuple(files), recipe))
 
@@ -189,8 +199,8 @@ def sample_locations(label: np.ndarray, labels: LabelSpec) -> dict[int, np.ndarr
         labels: what its values mean.
 
     Returns:
-        1-based position in ``labels.foreground`` → ``(n, 3)`` int32, n = 0 where the structure is absent. With an ``ignore``
-        label also :data:`ANNOTATED` → voxels that are not ignored (nor outside the non-zero mask).
+        1-based position in ``labels.foreground`` → ``(n, 3)`` int32, n = 0 where the structure is absent. With an
+        ``ignore`` label also :data:`ANNOTATED` → voxels that are not ignored (nor outside the non-zero mask).
     """
     rng = np.random.default_rng(_SEED)
     flat = np.ascontiguousarray(label).reshape(-1)

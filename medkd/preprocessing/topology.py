@@ -1,7 +1,7 @@
 """Shape of a U-Net from spacing and patch, and what it costs in memory: nnU-Net's rules as formulas.
 
-Isensee et al., Nature Methods 18 (2021), doi:10.1038/s41592-020-01008-z; residual encoders: Isensee et al., MICCAI 2024,
-arXiv:2404.09556.
+Isensee et al., Nature Methods 18 (2021), doi:10.1038/s41592-020-01008-z; residual encoders: Isensee et al., MICCAI
+2024, arXiv:2404.09556.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Topology:
 def topology(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
     """Choose strides and kernels.
 
-    Stage by stage, the axes with at least 8 voxels whose spacing is below twice the finest of theirs are halved (a single
-    remaining axis only from 12 voxels on). A kernel is 1 along an axis until its spacing comes below twice the finest of all
-    axes, then 3 for good; the bottleneck's is 3.
+    Stage by stage, the axes with at least 8 voxels whose spacing is below twice the finest of theirs are halved (a
+    single remaining axis only from 12 voxels on). A kernel is 1 along an axis until its spacing comes below twice the
+    finest of all axes, then 3 for good; the bottleneck's is 3.
 
     Args:
         spacing: voxel size in mm per axis.
@@ -113,9 +113,11 @@ def blocks(preset: Preset, stages: int) -> tuple[tuple[int, ...], tuple[int, ...
 def feature_map_elements(preset: Preset, shape: Topology, patch_size: Sequence[int], num_outputs: int) -> int:
     """Elements of all convolution outputs for one sample, nnU-Net's stand-in for memory.
 
-    The same number as ``compute_conv_feature_map_size`` of dynamic-network-architectures without deep supervision. Encoder
-    stage of f channels and v voxels: ``n·f·v`` (plain) or ``2n·f·v``, plus ``f·v`` where the skip is projected (residual), plus
-    a stem of one convolution; decoder stage: ``(n + 1)·f·v`` with the transposed convolution; head: classes times voxels.
+    The same number as ``compute_conv_feature_map_size`` of dynamic-network-architectures without deep supervision.
+    Encoder
+    stage of f channels and v voxels: ``n·f·v`` (plain) or ``2n·f·v``, plus ``f·v`` where the skip is projected
+    (residual), plus a stem of one convolution; decoder stage: ``(n + 1)·f·v`` with the transposed convolution; head:
+    classes times voxels.
 
     Args:
         preset: the family.

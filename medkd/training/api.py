@@ -14,10 +14,12 @@ from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
-from medkd.inference.external import is_external_folder
+from medkd.models.described import is_external_folder
+from medkd.models.guard import Teacher, choose_teacher
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
 from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import build_weightless
@@ -25,13 +27,11 @@ from medkd.preprocessing.store import CaseStore
 from medkd.training.cached import CACHED, allowed_folds, cache_targets
 from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
-from medkd.training.guard import Teacher, choose_teacher
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import Prepared, check_cases, open_fold, run_name, start_fold, validation_cases
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
-from medkd.training.splits import Split, find_split
 from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
@@ -91,8 +91,9 @@ def train_distill(
 
     Args:
         dataset: number or full name.
-        teacher: a network with a finished run for this data set and configuration, a run's name, a run folder, a model folder of
-            nnU-Net v2, or a folder with a ``teacher.json``. A data set without a plan is then prepared like the imported teacher.
+        teacher: a network with a finished run for this data set and configuration, a run's name, a run folder, a model
+            folder of nnU-Net v2, or a folder with a ``teacher.json``. A data set without a plan is then prepared like
+            the imported teacher.
         student: registry name.
         method: registry name, or several joined by ``+``.
         fold: 0-4 or ``all``.
@@ -125,9 +126,15 @@ def train_distill(
 
 
 def dry_run(
-    dataset: str | int, network: str, fold: int | str, options: TrainOptions | None = None, teacher: str | None = None, method: str = "none"
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: TrainOptions | None = None,
+    teacher: str | None = None,
+    method: str = "none",
 ) -> DryRun:
-    """What :func:`train`, or with a teacher :func:`train_distill`, would do and need; nothing is computed, written or started.
+    """What :func:`train`, or with a teacher :func:`train_distill`, would do and need; nothing is computed, written or
+    started.
 
     Args:
         dataset: number or full name, of a data set that is planned and preprocessed.
@@ -145,8 +152,17 @@ def dry_run(
     lesson = None if chosen is None else _lesson(job, run, student, chosen)
     _check_cases(job, folder, frozenset() if lesson is None else lesson.seen)
     distiller = None if lesson is None else lesson.distiller
-    guard = None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
-    return describe_run(run, folder, student, SegmentationLoss(regions=job.description.labels.regions, batch_dice=False), distiller, guard)
+    guard = (
+        None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
+    )
+    return describe_run(
+        run,
+        folder,
+        student,
+        SegmentationLoss(regions=job.description.labels.regions, batch_dice=False),
+        distiller,
+        guard,
+    )
 
 
 def _ready(
@@ -159,7 +175,9 @@ def _ready(
     *,
     write: bool = True,
 ) -> tuple[_Job, RunDescription, Path, Teacher | None]:
-    """Everything that can be refused before a network is built: job, run, fold folder and the teacher that may teach it."""
+    """Everything that can be refused before a network is built: job, run, fold folder and the teacher that may teach
+    it.
+    """
     job = _prepare(dataset, fold, options, write)
     if teacher is None:
         run = _describe(job, network, options.patch_size, None, None)
@@ -183,10 +201,13 @@ def _prepare(dataset: str | int, fold: int | str, options: TrainOptions, write: 
     cases = store.cases()
     if not cases:
         raise DataError(
-            f"{name} has no preprocessed cases for {configuration.name}; run medkd_plan_and_preprocess -d {name} -c {configuration.name}."
+            f"{name} has no preprocessed cases for {configuration.name}; run medkd_plan_and_preprocess -d {name} -c "
+            f"{configuration.name}."
         )
     split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
-    return _Job(name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device))
+    return _Job(
+        name, root, plan, description, configuration, store, split, str(fold), options, pick_device(options.device)
+    )
 
 
 def _find_teacher(job: _Job, text: str) -> Candidate:
@@ -195,12 +216,16 @@ def _find_teacher(job: _Job, text: str) -> Candidate:
     return find_run(text, job.root.results / job.name, job.options.configuration)
 
 
-def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher | None) -> RunDescription:
+def _describe(
+    job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher | None
+) -> RunDescription:
     options = job.options
     planned = job.configuration.architecture(network)
     size = fit_patch(network, patch or planned.patch_size)
     if len(size) != job.configuration.rank:
-        raise RunError(f"--patch-size needs {job.configuration.rank} values for {job.configuration.name}, found {len(size)}.")
+        raise RunError(
+            f"--patch-size needs {job.configuration.rank} values for {job.configuration.name}, found {len(size)}."
+        )
     in_plan = network in job.configuration.architectures
     spec = NetworkSpec(
         network,
@@ -222,7 +247,9 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
     precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
     axes = _mirrored_axes(job, teacher)
     name = None if teacher is None else teacher.candidate.recorded
-    described = RunDescription(job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name)
+    described = RunDescription(
+        job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name
+    )
     if options.init not in ("random", TEACHER) or (method is None and options.init == TEACHER):
         raise RunError(f"--init must be random, or {TEACHER} for a student that has a teacher, found '{options.init}'.")
     if method is None:
@@ -231,7 +258,9 @@ def _describe(job: _Job, network: str, patch: tuple[int, ...] | None, method: st
 
 
 def _mirrored_axes(job: _Job, teacher: Teacher | None) -> tuple[int, ...]:
-    """Axes that augmentation and prediction mirror: all but those that the teacher was kept from, since left may not be right there."""
+    """Axes that augmentation and prediction mirror: all but those that the teacher was kept from, since left may not be
+    right there.
+    """
     rule = job.rule.augmentation
     axes = tuple(range(job.configuration.rank)) if rule is None or rule.flip > 0 else ()
     if teacher is None:
@@ -251,7 +280,10 @@ def _averaged(options: TrainOptions, method: str) -> bool:
     if options.targets not in ("live", CACHED):
         raise RunError(f"--targets must be live or {CACHED}, found '{options.targets}'.")
     if options.targets_tta and options.targets != CACHED:
-        raise RunError("--targets-tta is for cached targets; add --targets cached, or use the method ensemble, which averages live ones.")
+        raise RunError(
+            "--targets-tta is for cached targets; add --targets cached, or use the method ensemble, which averages "
+            "live ones."
+        )
     joined = [part.strip() for part in method.split("+")]
     return options.targets == CACHED and (options.targets_tta or any(METHODS[part].averages for part in joined))
 
@@ -284,7 +316,9 @@ def _is_finished(folder: Path, options: TrainOptions) -> bool:
 def _data(job: _Job, run: RunDescription) -> SegmentationData:
     workers = default_workers() if job.options.workers is None else job.options.workers
     labels, patch = job.description.labels, run.network.patch_size
-    return SegmentationData(job.store.folder, job.split, labels, job.configuration, patch, run.mirror_axes, workers, job.rule)
+    return SegmentationData(
+        job.store.folder, job.split, labels, job.configuration, patch, run.mirror_axes, workers, job.rule
+    )
 
 
 def _settings(job: _Job, run: RunDescription) -> LoopSettings:
@@ -307,7 +341,9 @@ def _settings(job: _Job, run: RunDescription) -> LoopSettings:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What teaches: the distiller, and the teacher's folds with their networks, the first of which teaches alone where one suffices."""
+    """What teaches: the distiller, and the teacher's folds with their networks, the first of which teaches alone where
+    one suffices.
+    """
 
     distiller: Distiller
     teachers: list[Teacher]
@@ -320,7 +356,9 @@ class _Lesson:
         return frozenset().union(*(teacher.seen for teacher in self.teachers))
 
     def predict(self, job: _Job) -> Path | None:
-        """The folder of the cached targets, which are predicted where there are none yet; None for a method without a teacher."""
+        """The folder of the cached targets, which are predicted where there are none yet; None for a method without a
+        teacher.
+        """
         if not self.distiller.needs_teacher:
             return None
         cases, limit = job.split.train, job.options.targets_limit
@@ -334,7 +372,13 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
         check_inheritance(student, network)
     labels, patch = job.description.labels, run.network.patch_size
     context = Context(
-        student.taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, patch, mirror_axes=model.mirror_axes
+        student.taps,
+        network.taps,
+        labels.num_outputs,
+        labels.regions,
+        job.configuration.spacing,
+        patch,
+        mirror_axes=model.mirror_axes,
     )
     helper_seed(job.options.seed)
     method = build_method(run.method or "none", context, run.method_parameters)
@@ -342,7 +386,8 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
     networks = [network, *(other.network() for other in teachers[1:])]
     if (method.averages or run.targets_tta) and len(networks) == 1 and not model.mirror_axes:
         raise RunError(
-            f"There is nothing to average: the teacher {teacher.candidate.name} was trained without mirroring, and only its fold "
+            f"There is nothing to average: the teacher {teacher.candidate.name} was trained without mirroring, and "
+            "only its fold "
             f"{teacher.fold} may teach; use kd without --targets-tta."
         )
     cached = run.targets == CACHED

@@ -28,7 +28,8 @@ _READ_SCALE = 0.85  # nnU-Net reads patches 1 / 0.85 times larger than the rotat
 
 
 class Augment(Protocol):
-    """Turns what was read into the training patch: image ``(C, *size)``, label ``(1, *size)``, and the teacher's output if given.
+    """Turns what was read into the training patch: image ``(C, *size)``, label ``(1, *size)``, and the teacher's output
+    if given.
 
     Images and labels do not depend on whether there is a teacher's output, which comes back as logits ``(K, *patch)``.
     """
@@ -52,7 +53,9 @@ class SpatialRange:
 
     @classmethod
     def of(cls, patch_size: tuple[int, ...]) -> SpatialRange:
-        """nnU-Net's rule: 30° for 3D, 180° for 2D and for slices of anisotropic 3D patches, 15° for elongated 2D patches."""
+        """nnU-Net's rule: 30° for 3D, 180° for 2D and for slices of anisotropic 3D patches, 15° for elongated 2D
+        patches.
+        """
         if len(patch_size) == 2:
             return cls(pi / 12 if max(patch_size) / min(patch_size) > _ELONGATED else pi, False)
         in_plane = max(patch_size) / patch_size[0] > _ANISOTROPIC
@@ -62,8 +65,8 @@ class SpatialRange:
 def read_size(patch_size: tuple[int, ...]) -> tuple[int, ...]:
     """Voxels to read so that a rotated patch seldom sees the border of what was read.
 
-    Every axis is the longest reach of the patch when any two rotating axes turn by up to the largest angle (at most 90°),
-    over 0.85.
+    Every axis is the longest reach of the patch when any two rotating axes turn by up to the largest angle (at most
+    90°), over 0.85.
     """
     spatial = SpatialRange.of(patch_size)
     first = 1 if spatial.in_plane else 0
@@ -85,7 +88,9 @@ class Augmentation:
         masked_channels: channels that are set to 0 outside the non-zero mask (those normalised within it).
     """
 
-    def __init__(self, patch_size: tuple[int, ...], mirror_axes: tuple[int, ...], masked_channels: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, patch_size: tuple[int, ...], mirror_axes: tuple[int, ...], masked_channels: tuple[int, ...] = ()
+    ) -> None:
         spatial = SpatialRange.of(patch_size)
         self._patch_size = patch_size
         self._in_plane = spatial.in_plane
@@ -110,8 +115,9 @@ class Augmentation:
             soft: the teacher's output for the same voxels.
 
         Returns:
-            Image ``(C, *patch_size)``, label ``(1, *patch_size)``, and with ``soft`` its logits ``(K, *patch_size)``, moved like the
-            label but interpolated linearly. Randomness comes from NumPy's and torch's global state, and ``soft`` takes none of it.
+            Image ``(C, *patch_size)``, label ``(1, *patch_size)``, and with ``soft`` its logits ``(K, *patch_size)``,
+            moved like the label but interpolated linearly. Randomness comes from NumPy's and torch's global state, and
+            ``soft`` takes none of it.
         """
         parts = {"image": image, "segmentation": label}
         depth = image.shape[1]
@@ -124,28 +130,45 @@ class Augmentation:
         if soft is not None:
             sample["regression_target"] = self._follow(soft, parameters["grid"])
         sample = self._rest(**sample)
-        return tuple(sample[key].contiguous() for key in ("image", "segmentation", "regression_target") if key in sample)
+        return tuple(
+            sample[key].contiguous() for key in ("image", "segmentation", "regression_target") if key in sample
+        )
 
     def _follow(self, soft: SoftPatch, grid: Tensor | None) -> Tensor:
         """Logits ``(K, *patch_size)`` after the spatial change that image and label went through."""
         if grid is not None:
             return soft.sample(grid)
-        first = [size // 2 - patch // 2 for size, patch in zip(soft.size, self._patch_size, strict=True)]  # the library's rounding
+        first = [
+            size // 2 - patch // 2 for size, patch in zip(soft.size, self._patch_size, strict=True)
+        ]  # the library's rounding
         return soft.crop(first, self._patch_size)
 
 
 def _intensity(in_plane: bool) -> list[RandomTransform]:
     return [
-        RandomTransform(GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
+        RandomTransform(
+            GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1
+        ),
         # the library can choose its convolution by timing; that would make results depend on the machine's load
         RandomTransform(
-            GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5), 0.2
+            GaussianBlurTransform(
+                blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5
+            ),
+            0.2,
         ),
         RandomTransform(
-            MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1), 0.15
+            MultiplicativeBrightnessTransform(
+                multiplier_range=BGContrast((0.75, 1.25)), synchronize_channels=False, p_per_channel=1
+            ),
+            0.15,
         ),
         RandomTransform(
-            ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False, p_per_channel=1),
+            ContrastTransform(
+                contrast_range=BGContrast((0.75, 1.25)),
+                preserve_range=True,
+                synchronize_channels=False,
+                p_per_channel=1,
+            ),
             0.15,
         ),
         RandomTransform(
@@ -166,7 +189,11 @@ def _intensity(in_plane: bool) -> list[RandomTransform]:
 
 def _gamma(*, invert: bool, probability: float) -> RandomTransform:
     transform = GammaTransform(
-        gamma=BGContrast((0.7, 1.5)), p_invert_image=float(invert), synchronize_channels=False, p_per_channel=1, p_retain_stats=1
+        gamma=BGContrast((0.7, 1.5)),
+        p_invert_image=float(invert),
+        synchronize_channels=False,
+        p_per_channel=1,
+        p_retain_stats=1,
     )
     return RandomTransform(transform, probability)
 

@@ -20,13 +20,13 @@ from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
+from medkd.core.splits import Split
 from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
-from medkd.inference.model import TrainedModel
 from medkd.inference.predictor import Precision, Predictor, Settings
 from medkd.inference.sliding_window import tile_starts
+from medkd.models.guard import Teacher
+from medkd.models.trained import TrainedModel
 from medkd.preprocessing.store import CaseStore
-from medkd.training.guard import Teacher
-from medkd.training.splits import Split
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
 from medkd.training.teachers import Candidate
 
@@ -48,7 +48,8 @@ class TargetDescription:
         step_size: distance of neighbouring tiles as a share of the patch.
         blending: of the tiles.
         precision: of the forwards.
-        average: what was averaged over tiles, mirrorings and folds: ``logits`` of a single pass, else ``probabilities``.
+        average: what was averaged over tiles, mirrorings and folds: ``logits`` of a single pass, else
+            ``probabilities``.
         outputs: output channels.
         regions: sigmoid regions instead of softmax classes.
     """
@@ -97,9 +98,11 @@ class MeanProbabilities(nn.Module):
 
 
 def allowed_folds(first: Teacher[Candidate], split: Split) -> list[Teacher[Candidate]]:
-    """``first``, and every other fold of the same teacher that has seen none of the cases on which the student is judged.
+    """``first``, and every other fold of the same teacher that has seen none of the cases on which the student is
+    judged.
 
-    For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may learn from all.
+    For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may
+    learn from all.
     """
     source = first.candidate
     others = [Teacher(source, fold, source.seen(fold)) for fold in source.folds if fold != first.fold]
@@ -116,7 +119,8 @@ def cache_targets(
     tta: bool,
     limit: float,
 ) -> Path:
-    """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work is reused.
+    """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work
+    is reused.
 
     Args:
         teachers: folds of one teacher, each allowed to teach this student.
@@ -175,25 +179,33 @@ def describe_targets(
 
 
 def _check_size(
-    described: TargetDescription, shapes: Mapping[str, tuple[int, ...]], missing: Sequence[str], folder: Path, limit: float
+    described: TargetDescription,
+    shapes: Mapping[str, tuple[int, ...]],
+    missing: Sequence[str],
+    folder: Path,
+    limit: float,
 ) -> None:
     each = channels(described.outputs, described.regions)
     total, wanted = (sum(each * prod(shapes[case]) for case in some) for some in (shapes, missing))
     if total > limit * _GIB:
         raise RunError(
-            f"The cached targets of {len(shapes)} cases would take {total / _GIB:.3g} GiB in {folder}, the limit is {limit:g} GiB; "
+            f"The cached targets of {len(shapes)} cases would take {total / _GIB:.3g} GiB in {folder}, the limit is "
+            f"{limit:g} GiB; "
             "raise it with --targets-limit, or use --targets live."
         )
     place = next(parent for parent in folder.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise RunError(
-            f"The cached targets of {len(missing)} cases take {wanted / _GIB:.3g} GiB, but the disk of {place} has {free / _GIB:.3g} GiB "
+            f"The cached targets of {len(missing)} cases take {wanted / _GIB:.3g} GiB, but the disk of {place} has "
+            f"{free / _GIB:.3g} GiB "
             "free; make room, or use --targets live."
         )
 
 
-def _predictor(described: TargetDescription, model: TrainedModel, networks: Sequence[nn.Module], device: torch.device) -> Predictor:
+def _predictor(
+    described: TargetDescription, model: TrainedModel, networks: Sequence[nn.Module], device: torch.device
+) -> Predictor:
     averaged = described.average == "probabilities"
     return Predictor(
         [MeanProbabilities(networks, described.regions).eval()] if averaged else networks,
@@ -224,14 +236,20 @@ def _predict(
         for case in shapes:
             if not target.has(case, sources[case]):  # a run beside this one may have made it in the meantime
                 predicted = predictor.predict_preprocessed(store.open(case).image)
-                logits = logits_of(predicted[None], described.regions)[0] if described.average == "probabilities" else predicted
+                logits = (
+                    logits_of(predicted[None], described.regions)[0]
+                    if described.average == "probabilities"
+                    else predicted
+                )
                 target.write(case, sources[case], logits, described.regions)
             bar.update(tiles[case])
 
 
 def _tiles(shape: Sequence[int], described: TargetDescription) -> int:
     patch = described.patch_size
-    per_slice = prod(len(tile_starts(max(s, p), p, described.step_size)) for s, p in zip(shape[-len(patch) :], patch, strict=True))
+    per_slice = prod(
+        len(tile_starts(max(s, p), p, described.step_size)) for s, p in zip(shape[-len(patch) :], patch, strict=True)
+    )
     return per_slice * (shape[0] if len(patch) < len(shape) else 1)
 
 
@@ -246,4 +264,10 @@ def _seconds_per_tile(predictor: Predictor, in_channels: int) -> float:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -33,7 +33,12 @@ class DistillationTrainer(SegmentationTrainer):
     """
 
     def __init__(
-        self, network: SegmentationNetwork, distiller: Distiller, data: SegmentationData, settings: LoopSettings, folder: Path
+        self,
+        network: SegmentationNetwork,
+        distiller: Distiller,
+        data: SegmentationData,
+        settings: LoopSettings,
+        folder: Path,
     ) -> None:
         super().__init__(network, data, settings, folder)
         self.distiller = distiller.to(settings.device)
@@ -43,7 +48,9 @@ class DistillationTrainer(SegmentationTrainer):
         return self.distiller.method
 
     def inherit(self, teacher: nn.Module) -> None:
-        """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first batches."""
+        """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first
+        batches.
+        """
         own = self.settings.device
         device = torch.device("cpu") if own.type == "mps" else own  # the fit needs float64
         patches = (image[None] for batch in self.batches(0) for image in batch[0])
@@ -51,10 +58,15 @@ class DistillationTrainer(SegmentationTrainer):
         fits = inherit(self.network.to(device), teacher.to(device), images, self.settings.budget.seed)
         self.network.to(own)
         teacher.to(own)
-        _log.info("the student starts from its teacher: %.0f %% explained in the median layer", 100 * median(f.explained for f in fits))
+        _log.info(
+            "the student starts from its teacher: %.0f %% explained in the median layer",
+            100 * median(f.explained for f in fits),
+        )
 
     def prepare(self) -> None:
-        """The method's first stage, on the first batches of the training; a continued run finds its result in the checkpoint."""
+        """The method's first stage, on the first batches of the training; a continued run finds its result in the
+        checkpoint.
+        """
         if self.distiller.needs_preparation:
             self.distiller.prepare(self.move(batch, Progress()) for batch in self.batches(0))
             self._save_latest()
@@ -71,5 +83,7 @@ class DistillationTrainer(SegmentationTrainer):
 
 
 def helper_seed(seed: int) -> None:
-    """Seed the initial weights of a method's helpers apart from the student's, which so starts equal under every method."""
+    """Seed the initial weights of a method's helpers apart from the student's, which so starts equal under every
+    method.
+    """
     torch.manual_seed(seed + 7919)

@@ -1,4 +1,6 @@
-"""What a training would do and need, known before it starts: networks, pairs of taps, memory, the guard against leaks."""
+"""What a training would do and need, known before it starts: networks, pairs of taps, memory, the guard against
+leaks.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from medkd.core.run import FINAL, LATEST, RunDescription
 from medkd.distillation import Distiller, Method
 from medkd.distillation.capture import Capture
 from medkd.distillation.pairs import PairMethod
-from medkd.distillation.prompts import PromptMethod
+from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork
 from medkd.networks.complexity import count_macs, count_parameters
 
@@ -28,7 +30,9 @@ _UNKNOWN = (NotImplementedError, RuntimeError)  # what code raises that wants to
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """A network at the training patch: its parameters, and multiply-adds of one patch (None where they cannot be counted)."""
+    """A network at the training patch: its parameters, and multiply-adds of one patch (None where they cannot be
+    counted).
+    """
 
     name: str
     parameters: int
@@ -80,7 +84,9 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class LeakGuard:
-    """What the guard found: the fold of the teacher that may teach, how many cases it has seen, and how many judge the student."""
+    """What the guard found: the fold of the teacher that may teach, how many cases it has seen, and how many judge the
+    student.
+    """
 
     teacher: str
     fold: str
@@ -89,7 +95,11 @@ class LeakGuard:
 
     def __str__(self) -> str:
         """The verdict in one sentence."""
-        judged = f"none of the {self.judged} on which the student is judged" if self.judged else "and a student of all cases is not judged"
+        judged = (
+            f"none of the {self.judged} on which the student is judged"
+            if self.judged
+            else "and a student of all cases is not judged"
+        )
         return f"fold {self.fold} of {self.teacher} teaches; it has seen {self.seen} cases, {judged}"
 
 
@@ -125,7 +135,8 @@ class DryRun:
         patch = " × ".join(map(str, spec.patch_size))
         text = [
             f"run        {self.folder} ({self.state})",
-            f"budget     {budget.epochs} epochs of {budget.iterations_per_epoch} steps, {budget.batch_size} patches of {patch}, "
+            f"budget     {budget.epochs} epochs of {budget.iterations_per_epoch} steps, {budget.batch_size} patches of "
+            f"{patch}, "
             f"{self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
             f"student    {_cost(self.student)}"
             + (", deep supervision" if spec.deep_supervision else "")
@@ -135,7 +146,9 @@ class DryRun:
             text.append(f"teacher    {_cost(self.teacher)}")
         elif self.run.method and self.run.targets == "cached" and self.guard is not None:
             kind = "means over mirrored copies" if self.run.targets_tta else "plain predictions"
-            text.append(f"teacher    {self.guard.teacher}, which is not run in training; its targets ({kind}) are cached before")
+            text.append(
+                f"teacher    {self.guard.teacher}, which is not run in training; its targets ({kind}) are cached before"
+            )
         if self.run.method:
             text.append(f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own")
         text += [f"taps       {line}" for line in _table(self.pairs)]
@@ -147,8 +160,12 @@ class DryRun:
             yield "unknown: the teacher does not run on shapes alone"
             return
         m = self.memory
-        parts = ", ".join(f"{name} {_mib(getattr(m, name))}" for name in ("weights", "gradients", "optimizer", "activations"))
-        yield f"about {_mib(m.total)} per step: {parts}" + (f" (the method at most {_mib(m.method)})" if m.method else "")
+        parts = ", ".join(
+            f"{name} {_mib(getattr(m, name))}" for name in ("weights", "gradients", "optimizer", "activations")
+        )
+        yield f"about {_mib(m.total)} per step: {parts}" + (
+            f" (the method at most {_mib(m.method)})" if m.method else ""
+        )
         yield "an estimate from the shapes; work space of the libraries and the loader's patches come on top"
 
 
@@ -204,18 +221,23 @@ def tap_pairs(method: Method, name: str, patch: tuple[int, ...]) -> tuple[TapPai
         return tuple(TapPair(name, _shape(s, patch), _shape(t, patch)) for s, t in method.pairs)
     needs, context = method.needs(), method.context
     students = [_shape(t, patch) for t in context.student_taps if t.name in needs.student]
-    teachers = [_shape(t, patch) for t in context.teacher_taps if t.name in (*needs.teacher, *needs.teacher_corrections)]
+    teachers = [
+        _shape(t, patch) for t in context.teacher_taps if t.name in (*needs.teacher, *needs.teacher_corrections)
+    ]
     if len(students) == len(teachers) == 1:
         return (TapPair(name, students[0], teachers[0]),)
     return (*(TapPair(name, s, None) for s in students), *(TapPair(name, None, t) for t in teachers))
 
 
-def step_memory(run: RunDescription, student: SegmentationNetwork, loss: nn.Module, distiller: Distiller | None = None) -> StepMemory:
-    """Estimate the memory of a training step by running it on torch's ``meta`` device, where tensors have a size but no content.
+def step_memory(
+    run: RunDescription, student: SegmentationNetwork, loss: nn.Module, distiller: Distiller | None = None
+) -> StepMemory:
+    """Estimate the memory of a training step by running it on torch's ``meta`` device, where tensors have a size but no
+    content.
 
-    Forward, supervised loss and backward of the student and the forward of the teacher are run as they are, so their activations are
-    counted tensor by tensor. A method looks at values, so it takes no part; what it announces is added where its loss would be computed.
-    Under half precision the networks' activations count half.
+    Forward, supervised loss and backward of the student and the forward of the teacher are run as they are, so their
+    activations are counted tensor by tensor. A method looks at values, so it takes no part; what it announces is added
+    where its loss would be computed. Under half precision the networks' activations count half.
 
     Args:
         run: batch, patch and precision.
@@ -237,12 +259,20 @@ def step_memory(run: RunDescription, student: SegmentationNetwork, loss: nn.Modu
     return StepMemory(held + _bytes(student.buffers()) + frozen, held, held, activations, method)
 
 
-def _activations(run: RunDescription, student: SegmentationNetwork, loss: nn.Module, distiller: Distiller | None) -> tuple[int, int]:
+def _activations(
+    run: RunDescription, student: SegmentationNetwork, loss: nn.Module, distiller: Distiller | None
+) -> tuple[int, int]:
     """Most bytes alive at once, and the method's announced share of them."""
     batch, spec = run.budget.batch_size, run.network
     image = torch.empty(batch, spec.in_channels, *spec.patch_size, device="meta")
     regions = bool(getattr(loss, "regions", False))
-    labels = torch.empty(batch, spec.num_outputs if regions else 1, *spec.patch_size, device="meta", dtype=None if regions else torch.long)
+    labels = torch.empty(
+        batch,
+        spec.num_outputs if regions else 1,
+        *spec.patch_size,
+        device="meta",
+        dtype=None if regions else torch.long,
+    )
     half = 1.0 if run.precision == "fp32" else 0.5
     needs = None if distiller is None else distiller.method.needs()
     with LivePeak() as live:
@@ -267,7 +297,9 @@ def _activations(run: RunDescription, student: SegmentationNetwork, loss: nn.Mod
 
 
 def _teacher(distiller: Distiller, image: Tensor) -> tuple[object, int]:
-    """Run the teacher on shapes; returns what is alive of it while the method computes, and the bytes of the features among it."""
+    """Run the teacher on shapes; returns what is alive of it while the method computes, and the bytes of the features
+    among it.
+    """
     teacher, needs = distiller.teacher, distiller.method.needs()
     if teacher is None:
         return None, 0
@@ -275,7 +307,9 @@ def _teacher(distiller: Distiller, image: Tensor) -> tuple[object, int]:
         logits = teacher(image)
     features = [*capture.features.values(), *capture.corrections.values()]
     rest = []
-    if _continues(distiller.method):  # what its remaining layers keep for the gradient of a feature that is sent through them
+    if _continues(
+        distiller.method
+    ):  # what its remaining layers keep for the gradient of a feature that is sent through them
         continued: Callable[[str, Tensor], Tensor] = teacher.forward_from  # type: ignore[assignment]
         rest = [continued(name, feature.requires_grad_()) for name, feature in capture.features.items()]
     return (rest, logits, features), _bytes(features)
@@ -288,11 +322,15 @@ def _patch_fits(run: RunDescription) -> Iterator[None]:
         yield
     except ValueError as error:
         patch = " × ".join(map(str, run.network.patch_size))
-        raise RunError(f"'{run.network.name}' cannot be trained on a patch of {patch} ({error}); give a larger --patch-size.") from error
+        raise RunError(
+            f"'{run.network.name}' cannot be trained on a patch of {patch} ({error}); give a larger --patch-size."
+        ) from error
 
 
 def _continues(method: nn.Module) -> bool:
-    """Whether a step sends features through the teacher's layers; methods that learn prompts do so before the first step only."""
+    """Whether a step sends features through the teacher's layers; methods that learn prompts do so before the first
+    step only.
+    """
     joined = getattr(method, "parts", None)
     if isinstance(joined, nn.ModuleDict):
         return any(_continues(m) for m in joined.values())
@@ -315,7 +353,9 @@ def _weights(network: nn.Module) -> int:
 
 
 def _shape(tap: Tap, patch: tuple[int, ...]) -> TapShape:
-    return TapShape(tap.name, tap.stage, tap.stride, (tap.channels, *(-(-p // s) for p, s in zip(patch, tap.stride, strict=True))))
+    return TapShape(
+        tap.name, tap.stage, tap.stride, (tap.channels, *(-(-p // s) for p, s in zip(patch, tap.stride, strict=True)))
+    )
 
 
 def _cost(network: NetworkCost) -> str:

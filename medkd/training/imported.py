@@ -15,12 +15,12 @@ from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import save
-from medkd.inference.external import FILE, describe_external, is_external_folder, load_external, seen_by_external
-from medkd.inference.nnunet.model import check_fold, describe_nnunet, is_nnunet_folder, load_nnunet, nnunet_folds
-from medkd.inference.nnunet.plans import load_plans
+from medkd.core.splits import ALL, SPLITS_FILE, Split, load_splits, make_splits, save_splits
 from medkd.io.volumes import file_ending
-from medkd.preprocessing.api import plan_and_preprocess
-from medkd.training.splits import ALL, SPLITS_FILE, Split, load_splits, make_splits, save_splits
+from medkd.models.described import FILE, describe_external, is_external_folder, load_external, seen_by_external
+from medkd.models.nnunet.model import check_fold, describe_nnunet, is_nnunet_folder, load_nnunet, nnunet_folds
+from medkd.models.nnunet.plans import load_plans
+from medkd.preprocessing.prepare import plan_and_preprocess
 from medkd.training.teachers import Candidate, check_same_data
 
 _PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
@@ -45,9 +45,7 @@ def import_teacher(path: Path, dataset: str, cases: Sequence[str], raw: Path) ->
         MedkdError: the model cannot be rebuilt.
     """
     folder = path.absolute()
-    remedy = (
-        f"run medkd_plan_and_preprocess -d {dataset} --like {path} --overwrite-plan, which takes over the teacher's and preprocesses again"
-    )
+    remedy = f"run medkd_plan_and_preprocess -d {dataset} --like {path} --overwrite-plan, which takes over the teacher's and preprocesses again"
     if is_external_folder(path):
         model = describe_external(path)
         return Candidate(
@@ -83,10 +81,11 @@ def plan_like(
     overwrite_plan: bool = False,
     verify: bool = True,
 ) -> Plan:
-    """Make a raw data set ready for the students of an imported teacher: its preprocessing, its splits, its architecture and batch.
+    """Make a raw data set ready for the students of an imported teacher: its preprocessing, its splits, its
+    architecture and batch.
 
     nnU-Net's own preprocessed folder is not needed. Afterwards everything is as after
-    :func:`medkd.preprocessing.api.plan_and_preprocess`.
+    :func:`medkd.preprocessing.prepare.plan_and_preprocess`.
 
     Args:
         dataset: number or full name.
@@ -106,7 +105,9 @@ def plan_like(
     """
     model = Path(model)
     if not is_imported(model):
-        raise RunError(f"{model} is neither a model folder of nnU-Net v2, nor a MONAI bundle, nor a folder with a teacher.json.")
+        raise RunError(
+            f"{model} is neither a model folder of nnU-Net v2, nor a MONAI bundle, nor a folder with a teacher.json."
+        )
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
@@ -120,11 +121,17 @@ def plan_like(
     own = folder / SPLITS_FILE
     differs += [SPLITS_FILE] if splits is not None and own.exists() and load_splits(own) != splits else []
     if differs and not overwrite_plan:
-        raise PlanError(f"{folder} has another {' and '.join(differs)} than {model}; give --overwrite-plan to replace it.")
+        raise PlanError(
+            f"{folder} has another {' and '.join(differs)} than {model}; give --overwrite-plan to replace it."
+        )
     save(folder / PLANS_FILE, plan)
     if splits is not None:
         save_splits(own, splits)
-    _log.info("%s is prepared like %s: spacing, normalisation, resampling, architecture and folds are the teacher's", name, model)
+    _log.info(
+        "%s is prepared like %s: spacing, normalisation, resampling, architecture and folds are the teacher's",
+        name,
+        model,
+    )
     return plan_and_preprocess(name, root=root, configurations=configurations, workers=workers, verify=verify)
 
 
@@ -138,9 +145,10 @@ def prepare_if_new(dataset: str | int, teacher: str, root: str | Path | None, wo
 def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
     """The folds of an nnU-Net model.
 
-    They stand in a ``splits_final.json`` in the model folder, beside it or in nnU-Net's preprocessed folder; else nnU-Net made them by its
-    rule from the sorted cases. A file in the raw data set, where a user's own folds may lie, counts only if the validation cases that
-    nnU-Net scored bear it out. Whatever the source, those must agree where they are recorded.
+    They stand in a ``splits_final.json`` in the model folder, beside it or in nnU-Net's preprocessed folder; else
+    nnU-Net made them by its rule from the sorted cases. A file in the raw data set, where a user's own folds may lie,
+    counts only if the validation cases that nnU-Net scored bear it out. Whatever the source, those must agree where
+    they are recorded.
 
     Raises:
         RunError: the model was trained on other cases, or the folds cannot be known.
@@ -154,41 +162,49 @@ def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
         file = _borne_out(raw / SPLITS_FILE, path, cases, data.file_ending)
     if file is None and data.num_training != len(cases):
         raise RunError(
-            f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which cases its folds have "
+            f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which "
+            "cases its folds have "
             f"seen; put nnU-Net's {SPLITS_FILE} into the model folder."
         )
     splits = load_splits(file) if file else make_splits(cases)
     source = str(file or "nnU-Net's rule")
     if not set(cases) & {case for split in splits for case in (*split.train, *split.val)}:
         raise RunError(
-            f"{path} and the data set have no case in common by {source}, so nobody can say which cases the teacher has seen; name "
+            f"{path} and the data set have no case in common by {source}, so nobody can say which cases the teacher "
+            "has seen; name "
             "the cases as they were named in its training."
         )
     for fold, split in enumerate(splits):
         scored = _scored(path / f"fold_{fold}" / "validation" / "summary.json", data.file_ending)
         if scored and scored != set(split.val):
             raise RunError(
-                f"{path}: nnU-Net scored fold {fold} on other cases than {source} holds out, so nobody can say which cases it has seen; "
+                f"{path}: nnU-Net scored fold {fold} on other cases than {source} holds out, so nobody can say which "
+                "cases it has seen; "
                 f"put the {SPLITS_FILE} of its training into the model folder."
             )
     return splits
 
 
 def _borne_out(users: Path, path: Path, cases: Sequence[str], ending: str) -> Path | None:
-    """A user's file if nnU-Net scored the model's folds on just what it holds out; None if it only repeats nnU-Net's rule.
+    """A user's file if nnU-Net scored the model's folds on just what it holds out; None if it only repeats nnU-Net's
+    rule.
 
     Raises:
         RunError: it says something else.
     """
     splits = load_splits(users)
-    scored = [(_scored(path / f"fold_{fold}" / "validation" / "summary.json", ending), set(split.val)) for fold, split in enumerate(splits)]
+    scored = [
+        (_scored(path / f"fold_{fold}" / "validation" / "summary.json", ending), set(split.val))
+        for fold, split in enumerate(splits)
+    ]
     known = [pair for pair in scored if pair[0]]
     if known and all(found == held_out for found, held_out in known):
         return users
     if [set(split.val) for split in splits] == [set(split.val) for split in make_splits(cases)]:
         return None
     raise RunError(
-        f"{users} need not hold the folds that {path} was trained with, so nobody can say which cases they have seen; put the "
+        f"{users} need not hold the folds that {path} was trained with, so nobody can say which cases they have seen; "
+        "put the "
         f"{SPLITS_FILE} of its training into the model folder."
     )
 
@@ -197,7 +213,10 @@ def _scored(summary: Path, ending: str) -> set[str]:
     """The cases in nnU-Net's ``summary.json``; none where there is no such file."""
     if not summary.exists():
         return set()
-    files = [str(case.get("prediction_file", "")).replace("\\", "/") for case in read_json(summary).get("metric_per_case", ())]
+    files = [
+        str(case.get("prediction_file", "")).replace("\\", "/")
+        for case in read_json(summary).get("metric_per_case", ())
+    ]
     return {file.rpartition("/")[2].removesuffix(ending) for file in files}
 
 
@@ -205,11 +224,15 @@ def _seen_by_external(path: Path, cases: Sequence[str]) -> frozenset[str]:
     """The cases that the weights have seen, which must be named as the data set names its own."""
     seen = seen_by_external(path)
     strange = sorted(seen - set(cases))
-    files = [name for name in strange if "/" in name or "\\" in name or file_ending(Path(name)) or name.endswith("_0000")]
+    files = [
+        name for name in strange if "/" in name or "\\" in name or file_ending(Path(name)) or name.endswith("_0000")
+    ]
     if files or (strange and len(strange) == len(seen)):
         raise RunError(
-            f"{path / FILE}: 'train' names {(files or strange)[0]}, which is no case of the data set; list its cases without folder, "
-            f'channel and ending, as in "{min(cases, default="case_01")}", or write [] if the weights have seen none of them.'
+            f"{path / FILE}: 'train' names {(files or strange)[0]}, which is no case of the data set; list its cases "
+            "without folder, "
+            f'channel and ending, as in "{min(cases, default="case_01")}", or write [] if the weights have seen none '
+            "of them."
         )
     return seen
 
@@ -221,6 +244,7 @@ def _seen_by_nnunet(path: Path, fold: str, cases: Sequence[str], raw: Path) -> f
         return frozenset(cases) | {case for split in splits for case in (*split.train, *split.val)}
     if not fold.isdigit() or int(fold) >= len(splits):
         raise RunError(
-            f"{path}: nobody can say which cases fold_{fold} has seen, since there are splits for folds 0 to {len(splits) - 1} only."
+            f"{path}: nobody can say which cases fold_{fold} has seen, since there are splits for folds 0 to "
+            f"{len(splits) - 1} only."
         )
     return frozenset(splits[int(fold)].train)

@@ -24,8 +24,8 @@ _OPEN_CASES = 128  # memory-mapped cases kept open per process, well below the u
 class PatchBatches(Dataset[Batch]):
     """The batch of every step of a run.
 
-    Batch ``t`` depends on the seed, the stream and ``t`` only. The last ``33 %`` of each batch (rounded as in nnU-Net: one
-    of two), or another share, is centred on a structure.
+    Batch ``t`` depends on the seed, the stream and ``t`` only. The last ``33 %`` of each batch (rounded as in nnU-Net:
+    one of two), or another share, is centred on a structure.
 
     Args:
         store: folder of a :class:`~medkd.preprocessing.store.CaseStore`.
@@ -37,8 +37,8 @@ class PatchBatches(Dataset[Batch]):
         augmentation: None takes the middle of what was read.
         stream: separates training (0) from validation (1) randomness.
         foreground: share of a batch's patches that are centred on a structure.
-        targets: folder of a :class:`~medkd.training.targets.TargetStore` that holds the teacher's output for the cases, if any; images
-            and labels do not depend on it.
+        targets: folder of a :class:`~medkd.training.targets.TargetStore` that holds the teacher's output for the cases,
+            if any; images and labels do not depend on it.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class PatchBatches(Dataset[Batch]):
         return self._steps
 
     def __getitem__(self, step: int) -> Batch:
-        """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step, and with targets the teacher's
-        logits ``(B, K, *patch)`` float32."""
+        """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step, and with targets the
+        teacher's logits ``(B, K, *patch)`` float32."""
         samples = [self._sample(step, index) for index in range(self._batch_size)]
         return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
 
@@ -113,8 +113,9 @@ class _seeded:
 def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
     """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
 
-    The loader has a generator of its own: with the global one, of which it draws when it starts, everything random in the network or the
-    method would differ between an unbroken run and a continued one, which starts its loader in a later epoch.
+    The loader has a generator of its own: with the global one, of which it draws when it starts, everything random in
+    the network or the method would differ between an unbroken run and a continued one, which starts its loader in a
+    later epoch.
     """
     loader = DataLoader(
         batches,

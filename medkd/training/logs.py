@@ -26,12 +26,15 @@ class EpochRecord:
         epoch: 0-based.
         train_loss: mean total loss over the epoch's steps.
         validation_loss: supervised loss on the fixed validation patches.
-        validation_dice: mean foreground Dice over all fixed validation patches taken together; None without validation cases.
+        validation_dice: mean foreground Dice over all fixed validation patches taken together; None without validation
+            cases.
         learning_rate: of this epoch.
         seconds: wall time of the epoch.
         terms: mean of each loss term.
-        gradient_norms: L2 norm of each term's gradient for the network's weights at the epoch's first step, where measured.
-        validation_score: detectors: average precision (0.5:0.95) on the validation images as their own trainer measures it.
+        gradient_norms: L2 norm of each term's gradient for the network's weights at the epoch's first step, where
+            measured.
+        validation_score: detectors: average precision (0.5:0.95) on the validation images as their own trainer measures
+            it.
     """
 
     epoch: int
@@ -106,9 +109,7 @@ def _line(record: EpochRecord) -> str:
     dice += "" if record.validation_score is None else f"  validation AP {record.validation_score:.4f}"
     norms = "  ".join(f"{n} {v:.3g}" for n, v in record.gradient_norms.items())
     norms = f"  |gradient|: {norms}" if norms else ""
-    return (
-        f"epoch {record.epoch}: loss {record.train_loss:.4f} ({terms}){dice}  lr {record.learning_rate:.2e}  {record.seconds:.1f} s{norms}"
-    )
+    return f"epoch {record.epoch}: loss {record.train_loss:.4f} ({terms}){dice}  lr {record.learning_rate:.2e}  {record.seconds:.1f} s{norms}"
 
 
 def _scalars(record: EpochRecord) -> dict[str, float]:
@@ -137,7 +138,9 @@ def _draw(records: list[EpochRecord], path: Path) -> None:
     if any(r.validation_loss is not None for r in records):
         axes[0].plot(epochs, [r.validation_loss for r in records], label="validation loss (supervised)")
     if any(r.validation_dice is not None for r in records):
-        axes[1].plot(epochs, [r.validation_dice for r in records], color="tab:green", label="validation Dice (fixed patches)")
+        axes[1].plot(
+            epochs, [r.validation_dice for r in records], color="tab:green", label="validation Dice (fixed patches)"
+        )
         axes[1].legend(loc="lower right")
     if any(r.validation_score is not None for r in records):
         axes[1].plot(epochs, [r.validation_score for r in records], color="tab:purple", label="validation AP")
@@ -146,7 +149,9 @@ def _draw(records: list[EpochRecord], path: Path) -> None:
     for name in records[-1].terms:
         axes[2].plot(epochs, [r.terms.get(name) for r in records], label=name)
     axes[2].set_xlabel("epoch")
-    for axis, title in zip(axes, ("loss", "Dice" if records[-1].validation_score is None else "AP", "loss terms"), strict=True):
+    for axis, title in zip(
+        axes, ("loss", "Dice" if records[-1].validation_score is None else "AP", "loss terms"), strict=True
+    ):
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)
     axes[0].legend()

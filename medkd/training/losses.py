@@ -11,7 +11,9 @@ from torch import Tensor, nn
 _SMOOTH = 1e-5  # nnU-Net's
 
 
-def soft_dice_loss(probabilities: Tensor, target: Tensor, valid: Tensor | None = None, *, batch: bool = False) -> Tensor:
+def soft_dice_loss(
+    probabilities: Tensor, target: Tensor, valid: Tensor | None = None, *, batch: bool = False
+) -> Tensor:
     """One minus the mean soft Dice.
 
     ``dice = (2 Σ p·t + s) / (Σ p + Σ t + s)`` per sample and channel, or per channel over the whole batch.
@@ -36,8 +38,9 @@ def soft_dice_loss(probabilities: Tensor, target: Tensor, valid: Tensor | None =
 class SegmentationLoss(nn.Module):
     """Dice + cross-entropy for classes, Dice + binary cross-entropy for regions; all terms in float32.
 
-    Dice leaves out the background of plain labels unless asked for it. With deep supervision, resolution ``i`` weighs ``1 / 2^i``,
-    the coarsest nothing, and the weights sum to one; targets are brought to each resolution by nearest neighbour.
+    Dice leaves out the background of plain labels unless asked for it. With deep supervision, resolution ``i`` weighs
+    ``1 / 2^i``, the coarsest nothing, and the weights sum to one; targets are brought to each resolution by nearest
+    neighbour.
 
     Args:
         regions: sigmoid regions instead of softmax classes.
@@ -49,14 +52,18 @@ class SegmentationLoss(nn.Module):
         Isensee et al., nnU-Net, Nature Methods 18, 2021, doi 10.1038/s41592-020-01008-z.
     """
 
-    def __init__(self, *, regions: bool, batch_dice: bool, background: bool = False, cross_entropy: bool = True) -> None:
+    def __init__(
+        self, *, regions: bool, batch_dice: bool, background: bool = False, cross_entropy: bool = True
+    ) -> None:
         super().__init__()
         self.regions = regions
         self.batch_dice = batch_dice
         self.background = background
         self.cross_entropy = cross_entropy
 
-    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms ``dice`` and, where asked for, ``ce``.
 
         Args:
@@ -89,7 +96,9 @@ class SegmentationLoss(nn.Module):
         dice = {"dice": soft_dice_loss(probabilities, target, valid, batch=self.batch_dice)}
         if not self.cross_entropy:
             return dice
-        return dice | {"ce": voxelwise.mean() if valid is None else (voxelwise * valid).sum() / valid.sum().clamp(min=1)}
+        return dice | {
+            "ce": voxelwise.mean() if valid is None else (voxelwise * valid).sum() / valid.sum().clamp(min=1)
+        }
 
 
 def scale_weights(scales: int) -> list[float]:

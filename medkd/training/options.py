@@ -44,10 +44,12 @@ class TrainOptions:
         settings: ``method.parameter`` → value.
         save_every: epochs between latest checkpoints.
         validate: predict and score the fold's validation cases at the end.
-        targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once, before training.
+        targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once,
+            before training.
         targets_tta: cached targets are means over mirrored copies.
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
-        init: what a student's weights are before the first step: ``random``, or ``teacher``, see :mod:`medkd.networks.inheritance`.
+        init: what a student's weights are before the first step: ``random``, or ``teacher``, see
+            :mod:`medkd.networks.inheritance`.
 
     Raises:
         RunError: a number is outside of its limits.
@@ -79,7 +81,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_numbers(self, _LEAST, ("learning_rate", "targets_limit"))
         patch = self.patch_size
-        if patch is not None and not (isinstance(patch, (tuple, list)) and patch and all(is_whole(side, 1) for side in patch)):
+        if patch is not None and not (
+            isinstance(patch, (tuple, list)) and patch and all(is_whole(side, 1) for side in patch)
+        ):
             raise RunError(
-                f"--patch-size expects whole numbers of at least 1, one per axis, found {patch!r}; leave it out for the default."
+                f"--patch-size expects whole numbers of at least 1, one per axis, found {patch!r}; leave it out for "
+                "the default."
             )

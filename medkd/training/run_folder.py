@@ -1,4 +1,6 @@
-"""The folder of a run: its name, when a fold in it may be started or continued, and what is written before training starts."""
+"""The folder of a run: its name, when a fold in it may be started or continued, and what is written before training
+starts.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from medkd.core.files import read_json
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
-from medkd.training.guard import write_split
-from medkd.training.splits import SPLITS_FILE, Split
+from medkd.core.splits import SPLITS_FILE, Split
+from medkd.models.guard import write_split
 
 _CONFIGURED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
 
@@ -58,7 +60,8 @@ def open_fold(
 ) -> Path:
     """The fold folder of a run that may be started or continued; nothing is written yet.
 
-    A run folder holds folds of one and the same run; another network, budget, method or preprocessing needs another name.
+    A run folder holds folds of one and the same run; another network, budget, method or preprocessing needs another
+    name.
 
     Args:
         path: run folder, which need not exist.
@@ -79,17 +82,25 @@ def open_fold(
     others = [p.name for p in trained if p != folder]
     if differs and others:
         raise RunError(
-            f"{path} holds {', '.join(others)} of a run with other settings ({differs}); give --tag TEXT to keep both, or delete {path}."
+            f"{path} holds {', '.join(others)} of a run with other settings ({differs}); give --tag TEXT to keep both, "
+            f"or delete {path}."
         )
     if differs:
-        raise RunError(f"{path} holds a run with other settings ({differs}); give --tag TEXT to keep both, or --overwrite to replace it.")
+        raise RunError(
+            f"{path} holds a run with other settings ({differs}); give --tag TEXT to keep both, or --overwrite to "
+            "replace it."
+        )
     if folder in kept and not resume:
-        raise RunError(f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep both.")
+        raise RunError(
+            f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep "
+            "both."
+        )
     return folder
 
 
 def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
-    """See to it that a fold goes on with the cases with which it began, so that none on which it is judged was ever learnt from.
+    """See to it that a fold goes on with the cases with which it began, so that none on which it is judged was ever
+    learnt from.
 
     Args:
         folder: fold folder; one without weights may begin with any cases.
@@ -112,7 +123,8 @@ def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
         other = sorted(set(known.get(key, [])) ^ set(now))
         if other:
             raise RunError(
-                f"{folder} was trained with other splits: {len(other)} of its {what} cases differ, for example {other[0]}; {remedy}, or "
+                f"{folder} was trained with other splits: {len(other)} of its {what} cases differ, for example "
+                f"{other[0]}; {remedy}, or "
                 "give --overwrite to start anew, or --tag TEXT to keep both."
             )
 
@@ -125,12 +137,20 @@ def validation_cases(folder: Path) -> tuple[str, ...]:
     """
     path = folder / SPLIT_FILE
     if not path.exists():
-        raise RunError(f"{path} is missing, so nobody can say which cases this fold held out; train it again with --overwrite.")
+        raise RunError(
+            f"{path} is missing, so nobody can say which cases this fold held out; train it again with --overwrite."
+        )
     return tuple(read_json(path)["val"])
 
 
 def start_fold(
-    folder: Path, run: RunDescription, plan: Any, description: DatasetDescription, split: Split, taught_by: frozenset[str], overwrite: bool
+    folder: Path,
+    run: RunDescription,
+    plan: Any,
+    description: DatasetDescription,
+    split: Split,
+    taught_by: frozenset[str],
+    overwrite: bool,
 ) -> None:
     """Write what the run is, once everything about it is known to fit.
 

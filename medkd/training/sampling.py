@@ -31,7 +31,9 @@ class PatchSampler:
         """First voxel of the middle of what is read, which is an unaugmented patch."""
         return tuple((read - patch) // 2 for read, patch in zip(self.read_size, self.patch_size, strict=True))
 
-    def sample(self, case: StoredCase, rng: np.random.Generator, soft: StoredTarget | None = None, *, foreground: bool) -> tuple[Any, ...]:
+    def sample(
+        self, case: StoredCase, rng: np.random.Generator, soft: StoredTarget | None = None, *, foreground: bool
+    ) -> tuple[Any, ...]:
         """Read one patch.
 
         Args:
@@ -41,10 +43,16 @@ class PatchSampler:
             foreground: centre the patch on a random voxel of a random structure of the case, where it has any.
 
         Returns:
-            Image ``(C, *read_size)`` float32 and label ``(1, *read_size)`` int16; voxels outside the case are 0 and −1. In
-            2D the patch is one slice along the first axis. With ``soft`` also the target's :class:`SoftPatch`, of which nothing is read.
+            Image ``(C, *read_size)`` float32 and label ``(1, *read_size)`` int16; voxels outside the case are 0 and −1.
+            In 2D the patch is one slice along the first axis. With ``soft`` also the target's :class:`SoftPatch`, of
+            which nothing is read.
         """
-        shape, image, label, codes = case.label.shape, case.image, case.label[None], None if soft is None else soft.codes
+        shape, image, label, codes = (
+            case.label.shape,
+            case.image,
+            case.label[None],
+            None if soft is None else soft.codes,
+        )
         voxel = _foreground_voxel(case.locations, rng) if foreground else _annotated_voxel(case.locations, rng)
         if len(self.read_size) == 2:
             slice_index = int(voxel[0]) if voxel is not None else int(rng.integers(shape[0]))

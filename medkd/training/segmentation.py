@@ -13,13 +13,13 @@ from medkd.core.features import Progress, Target
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration
 from medkd.core.protocol import TrainingRule
+from medkd.core.splits import Split
 from medkd.networks import SegmentationNetwork
 from medkd.training.augmentation import Augment, Augmentation, read_size
 from medkd.training.loader import Batch, PatchBatches, iterate
 from medkd.training.losses import SegmentationLoss
 from medkd.training.sampling import PatchSampler
 from medkd.training.simple_augmentation import SimpleAugmentation
-from medkd.training.splits import Split
 from medkd.training.trainer import LoopSettings, Trainer
 
 _VALIDATION_SHARE = 5  # one validation batch per five training steps of an epoch (nnU-Net: 50 for 250)
@@ -64,7 +64,9 @@ class SegmentationTrainer(Trainer):
 
     network: SegmentationNetwork
 
-    def __init__(self, network: SegmentationNetwork, data: SegmentationData, settings: LoopSettings, folder: Path) -> None:
+    def __init__(
+        self, network: SegmentationNetwork, data: SegmentationData, settings: LoopSettings, folder: Path
+    ) -> None:
         super().__init__(network, settings, folder)
         self.data = data
         self.loss = SegmentationLoss(
@@ -108,8 +110,8 @@ class SegmentationTrainer(Trainer):
     def validate(self) -> tuple[float | None, float | None]:
         """Loss and mean foreground Dice over the same unaugmented validation patches in every epoch.
 
-        True positives and errors are summed over all patches before the Dice of a structure is taken; structures that occur in
-        no patch and no prediction are left out of the mean.
+        True positives and errors are summed over all patches before the Dice of a structure is taken; structures that
+        occur in no patch and no prediction are left out of the mean.
         """
         losses: list[float] = []
         counts: list[Tensor] = []
@@ -123,7 +125,9 @@ class SegmentationTrainer(Trainer):
             return None, None
         overlap, total = torch.stack(counts).sum(0)
         present = total > 0
-        return sum(losses) / len(losses), float((2 * overlap[present] / total[present]).mean()) if present.any() else 0.0
+        return sum(losses) / len(losses), float(
+            (2 * overlap[present] / total[present]).mean()
+        ) if present.any() else 0.0
 
     def _counts(self, logits: Tensor, target: Target) -> Tensor:
         """``|P ∩ G|`` and ``|P| + |G|`` per structure, shape (2, structures)."""
@@ -150,4 +154,6 @@ class SegmentationTrainer(Trainer):
         sampler = PatchSampler(read, self.data.patch_size)
         budget, share = self.settings.budget, self.data.rule.foreground
         targets = self.data.targets if stream == 0 else None
-        return PatchBatches(self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share, targets)
+        return PatchBatches(
+            self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share, targets
+        )

@@ -14,7 +14,8 @@ from medkd.training.targets import Coding, SoftPatch
 
 
 class SimpleAugmentation:
-    """Flips, turns and rotations in the plane of the last two axes, scaling and shifting of intensities; each drawn on its own.
+    """Flips, turns and rotations in the plane of the last two axes, scaling and shifting of intensities; each drawn on
+    its own.
 
     Args:
         rule: probabilities and ranges.
@@ -27,7 +28,8 @@ class SimpleAugmentation:
     def __init__(self, rule: AugmentationRule, patch_size: tuple[int, ...]) -> None:
         if rule.rotate90 and patch_size[-1] != patch_size[-2]:
             raise PlanError(
-                f"The protocol turns patches by 90 degrees, which needs a square in the last two axes, found {patch_size}; "
+                "The protocol turns patches by 90 degrees, which needs a square in the last two axes, found "
+                f"{patch_size}; "
                 "choose another --patch-size."
             )
         self._rule = rule
@@ -41,7 +43,8 @@ class SimpleAugmentation:
             soft: the teacher's output for the same voxels.
 
         Returns:
-            Both, of the same shape, and with ``soft`` its logits ``(K, *patch)``. Randomness comes from torch's global state.
+            Both, of the same shape, and with ``soft`` its logits ``(K, *patch)``. Randomness comes from torch's global
+            state.
         """
         rule = self._rule
         axes = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
@@ -61,7 +64,11 @@ class SimpleAugmentation:
 
 def _turned(coding: Coding, codes: Tensor, angle: float | None) -> Tensor:
     """Logits, rotated in the plane of the last two axes where there is an angle."""
-    return coding.decode(codes) if angle is None else coding.interpolate(codes, lambda values: rotated(values, angle, "bilinear"))
+    return (
+        coding.decode(codes)
+        if angle is None
+        else coding.interpolate(codes, lambda values: rotated(values, angle, "bilinear"))
+    )
 
 
 def rotated(array: Tensor, angle: float, mode: str) -> Tensor:

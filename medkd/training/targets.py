@@ -1,4 +1,6 @@
-"""Cached soft targets on disk: one byte per output and voxel, memory-mapped, so that a patch costs the reading of a patch."""
+"""Cached soft targets on disk: one byte per output and voxel, memory-mapped, so that a patch costs the reading of a
+patch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from medkd.preprocessing.store import CaseRecord
 
 REACH = 16.0  # logits further than this below the largest one (regions: from 0) are clipped: probabilities below 1e-7
 DESCRIPTION = "targets.json"
-_TOP, _HALF = 255.0, 127.0  # largest code of a distance to the largest logit, and of a region's logit to either side of 128
+_TOP, _HALF = (
+    255.0,
+    127.0,
+)  # largest code of a distance to the largest logit, and of a region's logit to either side of 128
 _SLAB = 2**22  # values that are encoded at a time
 _OPEN_TARGETS = 128  # memory-mapped cases kept open per process
 
@@ -30,10 +35,11 @@ _OPEN_TARGETS = 128  # memory-mapped cases kept open per process
 class Coding:
     """How the logits of one case are written as bytes.
 
-    Softmax classes: ``z_k = m − 16 (q_k / 255)²``, where ``m`` is the voxel's largest logit, in a channel of its own with equal steps from
-    ``low`` to ``high``. Regions: ``z_k = ±16 (|q_k − 128| / 127)²``. The squares put the steps where probabilities change most:
-    these are off by less than 0.008. Logits are stored, not probabilities, since some methods compare logits over space or soften them;
-    they are also what prediction resamples.
+    Softmax classes: ``z_k = m − 16 (q_k / 255)²``, where ``m`` is the voxel's largest logit, in a channel of its own
+    with equal steps from
+    ``low`` to ``high``. Regions: ``z_k = ±16 (|q_k − 128| / 127)²``. The squares put the steps where probabilities
+    change most: these are off by less than 0.008. Logits are stored, not probabilities, since some methods compare
+    logits over space or soften them; they are also what prediction resamples.
 
     Attributes:
         outputs: K.
@@ -152,8 +158,8 @@ class SoftPatch:
         """Logits ``(K, *size)`` at the places of a grid, linearly interpolated; outside of the patch is background.
 
         Args:
-            grid: ``(*size, n)`` as :func:`torch.nn.functional.grid_sample` takes it without ``align_corners``, for the last ``n`` axes
-                of the patch; an axis before them stays as it is.
+            grid: ``(*size, n)`` as :func:`torch.nn.functional.grid_sample` takes it without ``align_corners``, for the
+                last ``n`` axes of the patch; an axis before them stays as it is.
         """
         count = grid.shape[-1]
         kept, extent = self.size[:-count], torch.tensor(self.size[-count:])
@@ -216,7 +222,9 @@ class TargetStore:
             record = load(TargetRecord, self.folder / f"{case}.json")
             return StoredTarget(np.load(self.folder / f"{case}.npy", mmap_mode="r"), record.coding)
         except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"The cached target of {case} in {self.folder} is damaged ({error}); delete {case}.json there.") from error
+            raise RunError(
+                f"The cached target of {case} in {self.folder} is damaged ({error}); delete {case}.json there."
+            ) from error
 
 
 @lru_cache(maxsize=_OPEN_TARGETS)
@@ -232,7 +240,8 @@ def source_of(record: CaseRecord) -> str:
 
 
 def read_padded(array: np.ndarray, start: list[int], size: tuple[int, ...], fill: float | np.ndarray) -> np.ndarray:
-    """Read ``array[:, start : start + size]``; what lies outside is ``fill``, one value or one per channel ``(C, 1, …)``.
+    """Read ``array[:, start : start + size]``; what lies outside is ``fill``, one value or one per channel ``(C, 1,
+    …)``.
 
     Only the needed part is read from disk.
     """

@@ -18,15 +18,15 @@ from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.serial import save
-from medkd.evaluation.report_data import SCORED_TEACHER, ScoredTeacher, scored_teachers
-from medkd.inference.external import is_external_folder, read_external
-from medkd.inference.model import CHECKPOINTS
-from medkd.inference.nnunet.model import CHECKPOINTS as NNUNET_CHECKPOINTS
-from medkd.inference.nnunet.model import nnunet_folds
+from medkd.core.splits import ensure_splits, split_of_fold
+from medkd.evaluation.report.segmentation_data import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.inference.predictor import Predictor
+from medkd.models.described import is_external_folder, read_external
+from medkd.models.nnunet.model import CHECKPOINTS as NNUNET_CHECKPOINTS
+from medkd.models.nnunet.model import nnunet_folds
+from medkd.models.trained import CHECKPOINTS
 from medkd.preprocessing.store import CaseStore
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
-from medkd.training.splits import ensure_splits, split_of_fold
 from medkd.training.teachers import Candidate, check_same_data, choose_teacher, write_split
 from medkd.training.validation import VALIDATION, finish_fold
 
@@ -34,14 +34,21 @@ _log = logging.getLogger(__name__)
 
 
 def score_teacher(
-    dataset: str | int, teacher: Path, fold: int | str, *, root: str | Path | None = None, device: torch.device | str | None = None
+    dataset: str | int,
+    teacher: Path,
+    fold: int | str,
+    *,
+    root: str | Path | None = None,
+    device: torch.device | str | None = None,
 ) -> Path:
-    """Predict a fold's validation cases with an imported teacher, and score them as every student of that fold is scored.
+    """Predict a fold's validation cases with an imported teacher, and score them as every student of that fold is
+    scored.
 
-    The result looks like a run without weights, ``results/DATASET/NAME-OF-THE-FOLDER/fold_K``, where ``scored_teacher.json`` records the
-    model: a report then shows the teacher beside its students. Where the scores of another model of this name are there,
-    ``__NAME-OF-THE-FOLDER-ABOVE`` is added. Mirroring is on. Predictions that were made with the same weights are kept, so that an
-    interrupted call continues; others are removed.
+    The result looks like a run without weights, ``results/DATASET/NAME-OF-THE-FOLDER/fold_K``, where
+    ``scored_teacher.json`` records the
+    model: a report then shows the teacher beside its students. Where the scores of another model of this name are
+    there, ``__NAME-OF-THE-FOLDER-ABOVE`` is added. Mirroring is on. Predictions that were made with the same weights
+    are kept, so that an interrupted call continues; others are removed.
 
     Args:
         dataset: number or full name.
@@ -60,7 +67,9 @@ def score_teacher(
     """
     teacher = Path(os.path.abspath(teacher))
     if not is_imported(teacher):
-        raise RunError(f"{teacher} is no model that was trained elsewhere; medkd's own runs are scored by their training.")
+        raise RunError(
+            f"{teacher} is no model that was trained elsewhere; medkd's own runs are scored by their training."
+        )
     prepare_if_new(dataset, str(teacher), root)
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
@@ -80,13 +89,19 @@ def score_teacher(
     _check_free(folder.parent)
     network = chosen.network()
     digest = weights_digest(network.state_dict())
-    _record(folder, ScoredTeacher(str(teacher), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes), candidate)
+    _record(
+        folder, ScoredTeacher(str(teacher), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes), candidate
+    )
     budget = Budget(0, 0, configuration.architecture("plain_unet").batch_size, 0.0, 0)
-    save(folder.parent / RUN_FILE, RunDescription(name, configuration.name, network.spec, budget, predictor.mirror_axes))
+    save(
+        folder.parent / RUN_FILE, RunDescription(name, configuration.name, network.spec, budget, predictor.mirror_axes)
+    )
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
-    finish_fold(RunFolder.load(folder.parent), folder, store, raw, split.val, where, predictor=predictor, weights=weights)
+    finish_fold(
+        RunFolder.load(folder.parent), folder, store, raw, split.val, where, predictor=predictor, weights=weights
+    )
     return folder
 
 
@@ -111,12 +126,15 @@ def _home(results: Path, teacher: Path, candidate: Candidate) -> Path:
     if not owned and not free:
         other = next(iter(records[1])).path
         raise RunError(
-            f"{runs[1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these scores, or rename "
+            f"{runs[1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these "
+            "scores, or rename "
             "one of the two folders."
         )
     chosen = (owned or free)[0]
     if chosen != runs[0]:
-        _log.info("%s holds the scores of %s, so those of %s go to %s", runs[0], next(iter(records[0])).path, teacher, chosen)
+        _log.info(
+            "%s holds the scores of %s, so those of %s go to %s", runs[0], next(iter(records[0])).path, teacher, chosen
+        )
     return chosen
 
 
@@ -125,13 +143,22 @@ def _same_weights(record: ScoredTeacher, candidate: Candidate) -> bool:
 
 
 def _record(folder: Path, made: ScoredTeacher, candidate: Candidate) -> None:
-    """Write which model predicts, after the predictions of others were removed, those of the run's other folds included."""
+    """Write which model predicts, after the predictions of others were removed, those of the run's other folds
+    included.
+    """
     known = scored_teachers(folder.parent)
     found = known.get(folder)
     if found is None or replace(found, path=made.path, former=()) != made:
-        stale = {folder, *(other for other, record in known.items() if other != folder and not _same_weights(record, candidate))}
+        stale = {
+            folder,
+            *(other for other, record in known.items() if other != folder and not _same_weights(record, candidate)),
+        }
         for other in sorted(path for path in stale if (path / VALIDATION).exists()):
-            _log.warning("%s was not predicted by %s as it is now, so it is removed and must be made anew", other / VALIDATION, made.path)
+            _log.warning(
+                "%s was not predicted by %s as it is now, so it is removed and must be made anew",
+                other / VALIDATION,
+                made.path,
+            )
             shutil.rmtree(other / VALIDATION)
         for other in stale:
             (other / SCORED_TEACHER).unlink(missing_ok=True)
@@ -142,4 +169,6 @@ def _record(folder: Path, made: ScoredTeacher, candidate: Candidate) -> None:
 
 def _check_free(run: Path) -> None:
     if any(run.glob(f"fold_*/{FINAL}")):
-        raise RunError(f"{run} is a run that medkd trained; rename the teacher's folder, whose name its scores would take.")
+        raise RunError(
+            f"{run} is a run that medkd trained; rename the teacher's folder, whose name its scores would take."
+        )

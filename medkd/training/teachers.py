@@ -12,9 +12,9 @@ from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.run import RUN_FILE, RunFolder
 from medkd.core.serial import nearest
-from medkd.inference.model import TrainedModel, load_networks
+from medkd.models.guard import Teacher, TeacherSource, choose_teacher, seen_by, short_name, write_split
+from medkd.models.trained import TrainedModel, load_networks
 from medkd.networks import SegmentationNetwork
-from medkd.training.guard import Teacher, TeacherSource, choose_teacher, seen_by, short_name, write_split
 
 __all__ = ["Candidate", "Teacher", "check_same_data", "choose_teacher", "find_run", "write_split"]
 
@@ -48,8 +48,10 @@ def find_run(text: str, results: Path, configuration: str) -> Candidate:
             return _of_run(RunFolder.load(folder))
     known = sorted(p.parent.name for p in results.glob(f"*/{RUN_FILE}")) if results.is_dir() else []
     raise RunError(
-        f"Teacher '{text}' is neither a model folder (of medkd, of nnU-Net v2, or with a teacher.json) nor a network trained for "
-        f"{results.name} with {configuration}.{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train "
+        f"Teacher '{text}' is neither a model folder (of medkd, of nnU-Net v2, or with a teacher.json) nor a network "
+        "trained for "
+        f"{results.name} with {configuration}.{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train "
+        "it with medkd_train "
         "first."
     )
 
@@ -74,7 +76,9 @@ def _of_run(run: RunFolder) -> Candidate:
     )
 
 
-def check_same_data(candidate: Candidate, plan: Plan, configuration: Configuration, labels: LabelSpec, channels: int) -> None:
+def check_same_data(
+    candidate: Candidate, plan: Plan, configuration: Configuration, labels: LabelSpec, channels: int
+) -> None:
     """Teacher and student must see the same input and mean the same by their outputs.
 
     Raises:
@@ -87,7 +91,10 @@ def check_same_data(candidate: Candidate, plan: Plan, configuration: Configurati
     ]
     for what, found, expected in meaning:
         if found != expected:
-            raise RunError(f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the data set's {expected}.")
+            raise RunError(
+                f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the data set's "
+                f"{expected}."
+            )
     preprocessing: list[tuple[str, Any, Any]] = [("axis order", model.plan.transpose, plan.transpose)]
     for key in ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop"):
         preprocessing.append((f"preprocessing ({key})", getattr(theirs, key), getattr(configuration, key)))
@@ -96,7 +103,8 @@ def check_same_data(candidate: Candidate, plan: Plan, configuration: Configurati
     for what, found, expected in preprocessing:
         if found != expected:
             raise RunError(
-                f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the student's {expected}; "
+                f"The teacher {candidate.path.name} does not fit: its {what} {found} differs from the student's "
+                f"{expected}; "
                 f"{candidate.remedy}."
             )
 

@@ -1,4 +1,6 @@
-"""The training loop. It knows data, optimiser, schedule, precision, checkpoint, log and validation, and nothing of KD."""
+"""The training loop. It knows data, optimiser, schedule, precision, checkpoint, log and validation, and nothing of
+KD.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class LoopSettings:
         momentum: of SGD.
         weight_decay: L2 penalty.
         clip: largest gradient norm; None does not clip.
-        power: of the polynomial decay ``floor + (lr − floor) · (1 − t)^power``, t the share of the training that is done.
+        power: of the polynomial decay ``floor + (lr − floor) · (1 − t)^power``, t the share of the training that is
+            done.
         nesterov: Nesterov's form of the momentum.
         floor: learning rate at the end.
         per_step: change the learning rate with every step instead of every epoch.
@@ -66,8 +69,8 @@ class LoopSettings:
 class Trainer:
     """Trains a network in one fold folder.
 
-    A subclass gives the batches, the loss terms and the validation; everything random in an epoch follows from the seed and
-    the epoch, so that a continued run equals an unbroken one.
+    A subclass gives the batches, the loss terms and the validation; everything random in an epoch follows from the seed
+    and the epoch, so that a continued run equals an unbroken one.
 
     Args:
         network: what is trained.
@@ -129,7 +132,11 @@ class Trainer:
                 self.epoch += 1
                 log.add(record)
                 self._keep_best(record, log)
-                if self.epoch % self.settings.save_every == 0 or self.epoch == budget.epochs or time.monotonic() - saved > _SAVE_SECONDS:
+                if (
+                    self.epoch % self.settings.save_every == 0
+                    or self.epoch == budget.epochs
+                    or time.monotonic() - saved > _SAVE_SECONDS
+                ):
                     self._save_latest()
                     log.draw()
                     saved = time.monotonic()
@@ -157,7 +164,9 @@ class Trainer:
         self.network.eval()
         loss, score = self.validate()
         dice, precision = (score, None) if self.score_name == "Dice" else (None, score)
-        return EpochRecord(self.epoch, sum(means.values()), loss, dice, rate, time.monotonic() - begun, means, norms, precision)
+        return EpochRecord(
+            self.epoch, sum(means.values()), loss, dice, rate, time.monotonic() - begun, means, norms, precision
+        )
 
     def _step(self, batch: Any, progress: Progress, measure: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step; returns the detached terms and, when asked, each term's gradient norm."""
@@ -181,7 +190,11 @@ class Trainer:
         norms = {}
         for name, term in terms.items():
             grads = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            norms[name] = float(torch.stack([g.float().square().sum() for g in grads if g is not None] or [torch.zeros(())]).sum().sqrt())
+            norms[name] = float(
+                torch.stack([g.float().square().sum() for g in grads if g is not None] or [torch.zeros(())])
+                .sum()
+                .sqrt()
+            )
         return norms
 
     def autocast(self) -> torch.autocast:
@@ -199,23 +212,29 @@ class Trainer:
 
     def _make_optimizer(self) -> torch.optim.SGD:
         s = self.settings
-        return torch.optim.SGD(self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov)
+        return torch.optim.SGD(
+            self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
+        )
 
     def _check_gradient(self, norm: Tensor) -> None:
-        """Stop at an absurd gradient on the CPU, where looking at it costs nothing (fp16's scaler skips such steps by itself).
+        """Stop at an absurd gradient on the CPU, where looking at it costs nothing (fp16's scaler skips such steps by
+        itself).
 
-        Some CPU builds of torch return uninitialised memory as the bf16 weight gradient of convolutions on very small feature
-        maps; clipping would turn it into a harmless looking step in a random direction.
+        Some CPU builds of torch return uninitialised memory as the bf16 weight gradient of convolutions on very small
+        feature maps; clipping would turn it into a harmless looking step in a random direction.
         """
         if self.settings.device.type == "cpu" and not float(norm) < _ABSURD_NORM:
             hint = "use --precision fp32" if self.settings.precision == "bf16" else "lower --learning-rate"
-            raise RunError(f"The gradient's norm is {float(norm):.3g} in epoch {self.epoch}, which no loss here explains; {hint}.")
+            raise RunError(
+                f"The gradient's norm is {float(norm):.3g} in epoch {self.epoch}, which no loss here explains; {hint}."
+            )
 
     def _check_finite(self, means: dict[str, float]) -> None:
         bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]
         if bad:
             raise RunError(
-                f"The loss term '{bad[0]}' became infinite or NaN in epoch {self.epoch}; continue from the last checkpoint with a lower "
+                f"The loss term '{bad[0]}' became infinite or NaN in epoch {self.epoch}; continue from the last "
+                "checkpoint with a lower "
                 "--learning-rate, or with --precision bf16 or fp32."
             )
 

@@ -15,8 +15,8 @@ from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import write_json
 from medkd.core.run import DATASET_FILE, FINAL, RunFolder
 from medkd.core.serial import to_data
-from medkd.evaluation import legacy
-from medkd.evaluation.summary import Summary, evaluate_folder
+from medkd.evaluation.segmentation import legacy
+from medkd.evaluation.segmentation.folder import Summary, evaluate_folder
 from medkd.inference.export import logits_to_labels
 from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
@@ -44,8 +44,8 @@ def finish_fold(
     """Write ``model.json``, ``validation/CASE.nii.gz`` (or the data set's ending, where medkd can write it) and
     ``validation/summary.json`` of a trained fold.
 
-    Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that exist are
-    kept, so that an interrupted validation continues.
+    Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that
+    exist are kept, so that an interrupted validation continues.
 
     Args:
         run: the run.
@@ -55,7 +55,8 @@ def finish_fold(
         cases: the fold's validation cases; none for fold ``all``.
         device: where to predict.
         predictor: what predicts; None is the run's own fold.
-        weights: the file of its weights, since predictions that are older are made anew; None is the fold's final checkpoint.
+        weights: the file of its weights, since predictions that are older are made anew; None is the fold's final
+            checkpoint.
 
     Returns:
         The summary, or None where there is nothing to score.
@@ -68,7 +69,9 @@ def finish_fold(
     changed = (weights or folder / FINAL).stat().st_mtime
     _describe(predictor, run.run.network.in_channels, folder)
     if not cases:
-        _log.info("fold %s holds out no cases, so there is nothing to score; evaluate its predictions on a test set", fold)
+        _log.info(
+            "fold %s holds out no cases, so there is nothing to score; evaluate its predictions on a test set", fold
+        )
         return None
     target = folder / VALIDATION
     references, ending = _references(run.dataset, raw, fold, cases), writable_ending(run.dataset.file_ending)
@@ -77,12 +80,20 @@ def finish_fold(
         if not path.exists() or path.stat().st_mtime < changed:
             stored = store.open(case)
             logits = predictor.predict_preprocessed(stored.image)
-            labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
+            labels = logits_to_labels(
+                logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels
+            )
             write_volume(path, labels, stored.properties.geometry)
     summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending)
     summary = _with_legacy(summary, run, target, references, ending)
     summary.save(target / SUMMARY)
-    _log.info("fold %s: mean foreground Dice %.4f on %d validation cases, see %s", fold, summary.mean_dice, len(cases), target / SUMMARY)
+    _log.info(
+        "fold %s: mean foreground Dice %.4f on %d validation cases, see %s",
+        fold,
+        summary.mean_dice,
+        len(cases),
+        target / SUMMARY,
+    )
     return summary
 
 
@@ -92,18 +103,23 @@ def _references(dataset: DatasetDescription, raw: Path, fold: str, cases: Sequen
         described = DatasetDescription.load(raw / DATASET_FILE) if (raw / DATASET_FILE).exists() else dataset
         labels = {files.case: files.label for files in training_cases(raw, described)}
     except DataError as error:
-        raise MedkdError(f"Fold {fold} cannot be scored; restore the raw data set and use --continue: {error}") from error
+        raise MedkdError(
+            f"Fold {fold} cannot be scored; restore the raw data set and use --continue: {error}"
+        ) from error
     found = {case: path for case in cases if (path := labels.get(case)) is not None and path.exists()}
     missing = [case for case in cases if case not in found]
     if missing:
         raise MedkdError(
-            f"{raw}: fold {fold} cannot be scored, since the label maps of {len(missing)} of its {len(cases)} validation cases are not "
+            f"{raw}: fold {fold} cannot be scored, since the label maps of {len(missing)} of its {len(cases)} "
+            "validation cases are not "
             f"there ({', '.join(missing)}); restore the raw data set and use --continue."
         )
     return found
 
 
-def _with_legacy(summary: Summary, run: RunFolder, predictions: Path, references: Mapping[str, Path], ending: str) -> Summary:
+def _with_legacy(
+    summary: Summary, run: RunFolder, predictions: Path, references: Mapping[str, Path], ending: str
+) -> Summary:
     """The summary, with the original's metric beside the correct one where the plan follows a protocol that has it."""
     protocol, labels = run.plan.protocol, run.dataset.labels
     if protocol is None or not protocol.legacy_metric:

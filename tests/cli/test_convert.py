@@ -10,12 +10,33 @@ from medkd.cli.convert import main
 from tests.dataset_conversion.test_msd import make_plain, spoil
 
 
-def test_the_command_converts_verifies_and_says_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_converts_verifies_and_says_what_is_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_plain(tmp_path / "Task05_Liver")
-    assert main(["msd", str(source), "-d", "5", "--root", str(tmp_path / "root"), "--labels", "liver, tumour", "--channels", "CT"]) == 0
+    assert (
+        main(
+            [
+                "msd",
+                str(source),
+                "-d",
+                "5",
+                "--root",
+                str(tmp_path / "root"),
+                "--labels",
+                "liver, tumour",
+                "--channels",
+                "CT",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert (
-        "Dataset005_Liver" in out and "3 cases converted" in out and "3 good cases" in out and "next: medkd_plan_and_preprocess -d 5" in out
+        "Dataset005_Liver" in out
+        and "3 cases converted" in out
+        and "3 good cases" in out
+        and "next: medkd_plan_and_preprocess -d 5" in out
     )
     assert (tmp_path / "root/raw/Dataset005_Liver/verification_report.json").exists()
 

@@ -51,23 +51,33 @@ def test_the_report_is_there(demo: tuple[DemoSettings, DemoResult, str]) -> None
 
 
 @pytest.mark.slow
-def test_the_commands_it_prints_are_understood(demo: tuple[DemoSettings, DemoResult, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every printed command is parsed by the command's own parser (nothing is run), so the demo cannot teach what does not exist."""
+def test_the_commands_it_prints_are_understood(
+    demo: tuple[DemoSettings, DemoResult, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every printed command is parsed by the command's own parser (nothing is run), so the demo cannot teach what does
+    not exist.
+    """
     commands = [shlex.split(line.strip()[2:]) for line in demo[2].splitlines() if line.strip().startswith("$ ")]
     parsed = []
     monkeypatch.setattr("argparse.ArgumentParser.exit", lambda *a: pytest.fail(str(a)))
     for name, *arguments in commands:
         module = import_module(f"medkd.cli.{name.removeprefix('medkd_')}")
         for holder in (module, import_module("medkd.cli.common")):
-            monkeypatch.setattr(holder, "run", lambda work, parser, argv: parsed.append(parser.parse_args(argv)) or 0, raising=False)
+            monkeypatch.setattr(
+                holder, "run", lambda work, parser, argv: parsed.append(parser.parse_args(argv)) or 0, raising=False
+            )
         assert module.main(arguments) == 0
     assert len(parsed) == len(commands)
     names = {command[0] for command in commands}
-    assert names == {f"medkd_{n}" for n in ("plan_and_preprocess", "train", "train_distill", "predict", "evaluate", "report")}
+    assert names == {
+        f"medkd_{n}" for n in ("plan_and_preprocess", "train", "train_distill", "predict", "evaluate", "report")
+    }
 
 
 @pytest.mark.slow
-def test_a_second_demo_trains_nothing_again(demo: tuple[DemoSettings, DemoResult, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_demo_trains_nothing_again(
+    demo: tuple[DemoSettings, DemoResult, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, result, _ = demo
     monkeypatch.setattr("medkd.training.trainer.Trainer.fit", lambda *a, **k: pytest.fail("trained again"))
     again = run_demo(settings)
@@ -75,7 +85,8 @@ def test_a_second_demo_trains_nothing_again(demo: tuple[DemoSettings, DemoResult
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--student-epochs", "0"], ["--teacher-epochs", "-1"], ["--iterations-per-epoch", "0"], ["--device", "tpu"]]
+    "wrong",
+    [["--student-epochs", "0"], ["--teacher-epochs", "-1"], ["--iterations-per-epoch", "0"], ["--device", "tpu"]],
 )
 def test_what_no_training_can_do_is_refused_before_anything_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]

@@ -9,7 +9,7 @@ import pytest
 
 from medkd.cli.evaluate import main
 from medkd.core.dataset import DatasetDescription
-from medkd.evaluation.results import Summary
+from medkd.evaluation.segmentation.results import Summary
 from tests.evaluation.folders import LABELS, reference, spoiled, write_map
 
 
@@ -21,8 +21,25 @@ def folders(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "pred"), str(tmp_path / "ref")
 
 
-def test_prints_a_table_and_writes_the_summary(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*folders, "--labels", "liver, spleen", "-o", str(tmp_path / "out.json"), "--nsd-tolerance", "1", "--hd95", "pooled"]) == 0
+def test_prints_a_table_and_writes_the_summary(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                *folders,
+                "--labels",
+                "liver, spleen",
+                "-o",
+                str(tmp_path / "out.json"),
+                "--nsd-tolerance",
+                "1",
+                "--hd95",
+                "pooled",
+            ]
+        )
+        == 0
+    )
     summary = Summary.load(tmp_path / "out.json")
     assert (summary.nsd_tolerance_mm, summary.hd95_definition) == (1.0, "pooled")
     text = capsys.readouterr().out
@@ -41,7 +58,11 @@ def test_labels_in_any_order_in_dataset_json_give_the_same_table(
 ) -> None:
     assert main([*folders, "--labels", "liver,spleen", "-o", str(tmp_path / "s.json")]) == 0
     expected = capsys.readouterr().out
-    content = {"channel_names": {"0": "CT"}, "labels": {"spleen": 2, "background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"spleen": 2, "background": 0, "liver": 1},
+        "file_ending": ".nii.gz",
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert main([*folders, "-o", str(tmp_path / "s.json")]) == 0
     assert capsys.readouterr().out == expected
@@ -68,7 +89,9 @@ def test_options_of_the_other_task_are_refused(
     assert f"{option[0]} is for {other}, but {folders[0]} holds {kind}; leave it out." in capsys.readouterr().err
 
 
-def test_errors_are_one_line_with_status_1(folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_with_status_1(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*folders]) == 1
     assert "--dataset-json" in capsys.readouterr().err
     assert main([*folders, "--labels", ","]) == 1

@@ -22,7 +22,9 @@ from medkd.networks import NETWORKS
 
 def write_run(folder: Path, method: str | None = None, teacher: str | None = None) -> None:
     network = NetworkSpec("unet_tiny", 1, 3, (16, 16, 16))
-    run = RunDescription("Dataset004_Toy", "3d_fullres", network, Budget(1, 1, 1, 0.1, 0), (0,), method=method, teacher=teacher)
+    run = RunDescription(
+        "Dataset004_Toy", "3d_fullres", network, Budget(1, 1, 1, 0.1, 0), (0,), method=method, teacher=teacher
+    )
     save(folder / "run.json", run)
 
 
@@ -39,7 +41,12 @@ def root(tmp_path: Path) -> Root:
 def test_networks_show_cost_and_paper() -> None:
     head, *rows = network_rows(["unet_tiny", "plain_unet"])
     assert head == ("network", "rank", "parameters", "multiply-adds", "taps", "paper")
-    assert [row[:2] for row in rows] == [("unet_tiny", "2D"), ("unet_tiny", "3D"), ("plain_unet*", "2D"), ("plain_unet*", "3D")]
+    assert [row[:2] for row in rows] == [
+        ("unet_tiny", "2D"),
+        ("unet_tiny", "3D"),
+        ("plain_unet*", "2D"),
+        ("plain_unet*", "3D"),
+    ]
     assert rows[1][2:5] == ("1.961 M", "8.12 G", "6")
     assert "10.1038/s41592-020-01008-z" in rows[3][5]
 
@@ -56,7 +63,9 @@ def test_every_method_is_listed_with_its_defaults() -> None:
 
 def test_every_network_is_listed_with_its_cost_and_paper() -> None:
     """Of the large ones only the entry is read here; what they cost is counted in tests/networks."""
-    _, *rows = network_rows([name for name in NETWORKS if name in ("unet_tiny", "mednext_s", "fcn_r18", "resenc_unet_m")])
+    _, *rows = network_rows(
+        [name for name in NETWORKS if name in ("unet_tiny", "mednext_s", "fcn_r18", "resenc_unet_m")]
+    )
     assert all(row[2].endswith(" M") and row[3].endswith(" G") and int(row[4]) > 0 and row[5] for row in rows)
     assert all(NETWORKS[name].citation for name in NETWORKS)
 
@@ -86,7 +95,9 @@ def test_detectors_are_listed_with_their_family() -> None:
 
 
 def test_runs_show_the_state_and_dice_of_their_folds(root: Root) -> None:
-    alone, distilled = (root.results / "Dataset004_Toy" / name for name in ("a__3d_fullres", "b__3d_fullres__kd__from_a"))
+    alone, distilled = (
+        root.results / "Dataset004_Toy" / name for name in ("a__3d_fullres", "b__3d_fullres__kd__from_a")
+    )
     write_run(alone)
     write_run(distilled, "kd", str(alone))
     write_json(alone / "fold_0" / "validation" / "summary.json", {"foreground_mean": {"Dice": 0.87654}})
@@ -97,7 +108,12 @@ def test_runs_show_the_state_and_dice_of_their_folds(root: Root) -> None:
     (root.results / "Dataset004_Toy" / "not_a_run").mkdir()
     first, second = run_rows(root)[1:]
     assert first == ("Dataset004_Toy", "a__3d_fullres", "-", "0: 0.8765, 1: summary.json is not readable")
-    assert second == ("Dataset004_Toy", "b__3d_fullres__kd__from_a", "kd from a__3d_fullres", "0: trained, 1: unfinished")
+    assert second == (
+        "Dataset004_Toy",
+        "b__3d_fullres__kd__from_a",
+        "kd from a__3d_fullres",
+        "0: trained, 1: unfinished",
+    )
 
 
 def test_a_table_is_aligned() -> None:

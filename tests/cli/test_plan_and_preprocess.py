@@ -37,7 +37,9 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path: Path, capsys: pytest
         ("--gpu-memory", "much", "found 'much'"),
     ],
 )
-def test_nonsense_numbers_are_refused(option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonsense_numbers_are_refused(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main(["-d", "1", option, value])
     assert message in capsys.readouterr().err

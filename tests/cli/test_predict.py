@@ -18,7 +18,19 @@ def test_a_run_is_found_below_the_root(
     make_run: Callable[..., Path], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(folds=1)
-    arguments = ["-i", str(scans), "-o", str(tmp_path / "out"), "-m", f"1/{run.name}", "--root", str(tmp_path), "--no-tta", "--part", "2/3"]
+    arguments = [
+        "-i",
+        str(scans),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        f"1/{run.name}",
+        "--root",
+        str(tmp_path),
+        "--no-tta",
+        "--part",
+        "2/3",
+    ]
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("1 cases predicted")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case_1.nii.gz", "predict_settings.json"]
@@ -28,7 +40,12 @@ def test_a_failed_case_gives_status_1(
     make_run: Callable[..., Path], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scans / "case_1_0000.nii.gz").write_bytes(b"not an image")
-    assert main(["-i", str(scans), "-o", str(tmp_path / "out"), "-m", str(make_run(folds=1)), "--no-tta", "--device", "cpu"]) == 1
+    assert (
+        main(
+            ["-i", str(scans), "-o", str(tmp_path / "out"), "-m", str(make_run(folds=1)), "--no-tta", "--device", "cpu"]
+        )
+        == 1
+    )
     captured = capsys.readouterr()
     assert "2 cases predicted" in captured.out and "1 failed: case_1" in captured.out
     assert "case_1_0000.nii.gz" in captured.err and "Traceback" not in captured.err

@@ -46,7 +46,19 @@ def test_numbers_outside_of_their_limits_are_refused(
 
 
 def test_a_limit_of_no_space_for_targets_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["900", "plain_unet", "unet_tiny", "kd", "0", "--root", str(root), "--targets", "cached", "--targets-limit", "0"]
+    command = [
+        "900",
+        "plain_unet",
+        "unet_tiny",
+        "kd",
+        "0",
+        "--root",
+        str(root),
+        "--targets",
+        "cached",
+        "--targets-limit",
+        "0",
+    ]
     assert distill_command(command) == 1
     assert "--targets-limit expects a number above 0" in capsys.readouterr().err
 
@@ -54,8 +66,23 @@ def test_a_limit_of_no_space_for_targets_is_refused(root: Path, capsys: pytest.C
 def test_what_is_given_arrives_and_the_rest_keeps_its_default(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainOptions] = []
     monkeypatch.setattr(api, "train", lambda dataset, network, fold, options: seen.append(options))
-    monkeypatch.setattr(api, "train_distill", lambda dataset, teacher, student, method, fold, options: seen.append(options))
-    given = ["--root", str(root), "--patch-size", "8", "16", "24", "--width-divisor", "2", "--save-every", "3", "--workers", "0"]
+    monkeypatch.setattr(
+        api, "train_distill", lambda dataset, teacher, student, method, fold, options: seen.append(options)
+    )
+    given = [
+        "--root",
+        str(root),
+        "--patch-size",
+        "8",
+        "16",
+        "24",
+        "--width-divisor",
+        "2",
+        "--save-every",
+        "3",
+        "--workers",
+        "0",
+    ]
     assert train_command(["900", "plain_unet", "0", *given]) == 0
     assert seen[0] == TrainOptions(root=root, patch_size=(8, 16, 24), width_divisor=2, save_every=3, workers=0)
     targets = ["--targets", "cached", "--targets-tta", "--targets-limit", "0.5", "--init", "teacher", "-c", "2d"]

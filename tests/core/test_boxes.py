@@ -66,7 +66,9 @@ def test_box_faults_are_found(box: tuple[float, ...], fault: str | None) -> None
 
 
 def test_a_detection_description_can_be_read_by_nnunet_and_by_medkd(tmp_path: Path) -> None:
-    made = DatasetDescription.detection(("X-ray",), ("fracture", "text"), num_training=3, file_ending=".png", patients={"a": "1"})
+    made = DatasetDescription.detection(
+        ("X-ray",), ("fracture", "text"), num_training=3, file_ending=".png", patients={"a": "1"}
+    )
     made.save(tmp_path / "dataset.json")
     data = json.loads((tmp_path / "dataset.json").read_text())
     assert data["task"] == "detection" and data["categories"] == ["fracture", "text"]
@@ -79,7 +81,9 @@ def test_categories_alone_are_enough_and_segmentation_is_the_default() -> None:
     data = {"channel_names": {"0": "X-ray"}, "task": "detection", "categories": ["a"], "file_ending": ".png"}
     found = DatasetDescription.from_json(data, "x")
     assert found.categories == ("a",) and found.labels.values == (0, 1)
-    plain = DatasetDescription.from_json({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}, "x")
+    plain = DatasetDescription.from_json(
+        {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}, "x"
+    )
     assert plain.task == "segmentation" and plain.categories == () and "task" not in plain.to_json()
 
 

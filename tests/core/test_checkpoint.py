@@ -13,7 +13,11 @@ import torch
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 
-CONTENT = {"network": {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)}, "epoch": 3, "name": "unet"}
+CONTENT = {
+    "network": {"weight": torch.arange(12.0).reshape(3, 4), "steps": torch.tensor(7)},
+    "epoch": 3,
+    "name": "unet",
+}
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
@@ -44,14 +48,24 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_older_file(tmp_path: Path) ->
     before = path.read_bytes()
     result = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"Writing {path} failed (") and "is the disk full?" in result.stdout and result.stdout.count("\n") == 1
+    assert (
+        result.stdout.startswith(f"Writing {path} failed (")
+        and "is the disk full?" in result.stdout
+        and result.stdout.count("\n") == 1
+    )
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
-    "text", ["[enforce fail at inline_container.cc:671] . unexpected pos\nframe #0", "PytorchStreamWriter failed writing file data/0"]
+    "text",
+    [
+        "[enforce fail at inline_container.cc:671] . unexpected pos\nframe #0",
+        "PytorchStreamWriter failed writing file data/0",
+    ],
 )
-def test_all_that_torch_says_of_a_full_disk_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_all_that_torch_says_of_a_full_disk_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     def save(content: object, path: Path) -> None:
         raise RuntimeError(text)
 

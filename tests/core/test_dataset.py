@@ -37,7 +37,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("patients", ["a"], "an object, found ['a']"),
     ("patients", {"c0": ["p"]}, "found ['p'] for c0"),
 ]
-WRONG_FILES: list[Any] = [["c0"], {"c0": "a.nii.gz"}, {"c0": {"images": "a.nii.gz", "label": "b"}}, {"c0": {"images": ["a"]}}]
+WRONG_FILES: list[Any] = [
+    ["c0"],
+    {"c0": "a.nii.gz"},
+    {"c0": {"images": "a.nii.gz", "label": "b"}},
+    {"c0": {"images": ["a"]}},
+]
 
 
 def _write(folder: Path, **keys: object) -> Path:
@@ -46,7 +51,9 @@ def _write(folder: Path, **keys: object) -> Path:
 
 
 @pytest.mark.parametrize(("key", "value", "found"), WRONG)
-def test_a_key_of_the_wrong_form_is_named_and_verification_reports_it(tmp_path: Path, key: str, value: object, found: str) -> None:
+def test_a_key_of_the_wrong_form_is_named_and_verification_reports_it(
+    tmp_path: Path, key: str, value: object, found: str
+) -> None:
     path = _write(tmp_path, **{key: value})
     with pytest.raises(DataError) as caught:
         DatasetDescription.load(path)
@@ -74,15 +81,25 @@ def test_a_list_of_files_of_the_wrong_form_is_named(tmp_path: Path, files: objec
 
 def test_what_is_right_is_read(tmp_path: Path) -> None:
     listed = {"c0": {"images": ["a.nii.gz", "b.nii.gz"], "label": "c.nii.gz"}}
-    read = DatasetDescription.load(_write(tmp_path, dataset=listed, medkd={"patients": {"c0": "p", "c1": 7}, "source": "s"}))
+    read = DatasetDescription.load(
+        _write(tmp_path, dataset=listed, medkd={"patients": {"c0": "p", "c1": 7}, "source": "s"})
+    )
     assert (read.channel_names, read.num_training, read.file_ending) == (("T1", "T2"), 1, ".nii.gz")
     assert read.patients == {"c0": "p", "c1": "7"} and read.extra["medkd"] == {"source": "s"}
     assert training_cases(tmp_path, read)[0].images == (tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    bare = {"modality": ["MR"], "labels": GOOD["labels"], "file_ending": ".nrrd", "patients": {"c0": "p"}, "numTraining": None}
+    bare = {
+        "modality": ["MR"],
+        "labels": GOOD["labels"],
+        "file_ending": ".nrrd",
+        "patients": {"c0": "p"},
+        "numTraining": None,
+    }
     named = DatasetDescription.from_json(bare, "here")
     assert (named.channel_names, named.num_training, named.patients) == (("MR",), 0, {"c0": "p"})
 
 
 def test_channels_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     names = {str(i): f"c{i}" for i in reversed(range(11))}
-    assert DatasetDescription.load(_write(tmp_path, channel_names=names)).channel_names == tuple(f"c{i}" for i in range(11))
+    assert DatasetDescription.load(_write(tmp_path, channel_names=names)).channel_names == tuple(
+        f"c{i}" for i in range(11)
+    )

@@ -18,7 +18,9 @@ def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path: Path, encodin
     assert read_json(path) == {"name": "Küche"}
 
 
-@pytest.mark.parametrize(("content", "text"), [(None, "does not exist"), (b"\xff\xfe{", "Cannot read"), (b'{"a":\n1,}', "line 2")])
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, "does not exist"), (b"\xff\xfe{", "Cannot read"), (b'{"a":\n1,}', "line 2")]
+)
 def test_what_is_no_json_is_named_with_its_file(tmp_path: Path, content: bytes | None, text: str) -> None:
     path = tmp_path / "x.json"
     if content is not None:

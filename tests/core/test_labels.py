@@ -40,7 +40,10 @@ def test_regions_keep_their_order_which_the_painting_order_refers_to() -> None:
         ({"a": 1, "b": 2}, "no label has the value 0"),
         ({"background": 0}, "only the background"),
         ({"background": 0, "a": 1, "ignore": 3}, r"largest label plus one \(2\), found 3"),
-        ({"background": 0, "whole": [1, 2], "core": [2]}, r"regions need 'regions_class_order', one label per region \(2\), found \[\]"),
+        (
+            {"background": 0, "whole": [1, 2], "core": [2]},
+            r"regions need 'regions_class_order', one label per region \(2\), found \[\]",
+        ),
     ],
 )
 def test_what_nnunet_refuses_is_refused(labels: dict[str, object], message: str) -> None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataset_conversion import ConversionOptions, convert_dataset
-from dataset_conversion.api import Converted
-from tests.dataset_conversion.radiograph_trees import HEIGHT, WIDTH, Box, picture, save_jpeg, write_coco, write_voc, write_yolo
+from dataset_conversion.convert import Converted
+from tests.dataset_conversion.radiograph_trees import (
+    HEIGHT,
+    WIDTH,
+    Box,
+    picture,
+    save_jpeg,
+    write_coco,
+    write_voc,
+    write_yolo,
+)
 
 NAMES = ("fracture", "implant")
 PARTS = {"train": range(6), "val": range(6, 8), "test": range(8, 9)}
@@ -49,7 +58,9 @@ def make(kind: str, source: Path, parts: dict[str, range] | None = None) -> Path
 
 
 def convert(kind: str, source: Path, root: Path, labels: tuple[str, ...] = (), **settings: str) -> Converted:
-    return convert_dataset(kind, source, 9, name="Own", root=root, options=ConversionOptions(labels=labels, settings=settings))
+    return convert_dataset(
+        kind, source, 9, name="Own", root=root, options=ConversionOptions(labels=labels, settings=settings)
+    )
 
 
 KINDS = ("coco", "yolo", "voc")

@@ -25,7 +25,9 @@ def picture(seed: int, width: int = WIDTH, height: int = HEIGHT, box: Box | None
 
 
 def save_jpeg(path: Path, upright: np.ndarray, orientation: int = 1, cut: int = 0) -> None:
-    """Write a JPEG that shows ``upright`` once its EXIF orientation (1, 3, 6 or 8) is applied; ``cut`` bytes are missing at its end."""
+    """Write a JPEG that shows ``upright`` once its EXIF orientation (1, 3, 6 or 8) is applied; ``cut`` bytes are
+    missing at its end.
+    """
     stored = np.rot90(upright, {1: 0, 3: 2, 6: 1, 8: 3}[orientation])
     exif = Image.Exif()
     exif[274] = orientation
@@ -35,9 +37,15 @@ def save_jpeg(path: Path, upright: np.ndarray, orientation: int = 1, cut: int = 
         path.write_bytes(path.read_bytes()[:-cut])
 
 
-def coco(images: Mapping[str, tuple[int, int, Sequence[tuple[int, Box]]]], categories: Mapping[int, str]) -> dict[str, Any]:
+def coco(
+    images: Mapping[str, tuple[int, int, Sequence[tuple[int, Box]]]], categories: Mapping[int, str]
+) -> dict[str, Any]:
     """COCO content: file name → width, height, (category id, box)."""
-    data: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": i, "name": n} for i, n in categories.items()]}
+    data: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": n} for i, n in categories.items()],
+    }
     for number, (name, (width, height, boxes)) in enumerate(images.items(), 1):
         data["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for category, (left, top, right, bottom) in boxes:
@@ -62,7 +70,9 @@ def write_yolo(path: Path, boxes: Sequence[tuple[int, Box]], width: int = WIDTH,
     path.write_text("\n".join(lines) + ("\n" if lines else ""))
 
 
-def write_voc(path: Path, name: str, boxes: Sequence[tuple[str, Box]], width: int = WIDTH, height: int = HEIGHT) -> None:
+def write_voc(
+    path: Path, name: str, boxes: Sequence[tuple[str, Box]], width: int = WIDTH, height: int = HEIGHT
+) -> None:
     objects = "".join(
         f"<object><name>{label}</name><bndbox><xmin>{int(a)}</xmin><ymin>{int(b)}</ymin><xmax>{int(c)}</xmax><ymax>{int(d)}</ymax></bndbox></object>"
         for label, (a, b, c, d) in boxes
@@ -74,7 +84,11 @@ def write_voc(path: Path, name: str, boxes: Sequence[tuple[str, Box]], width: in
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file with its time and contents."""
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 FRACTURES: dict[str, tuple[int, int, list[tuple[int, Box]]]] = {
@@ -85,9 +99,9 @@ FRACTURES: dict[str, tuple[int, int, list[tuple[int, Box]]]] = {
 def make_fracatlas(root: Path) -> Path:
     """FracAtlas: 8 fractured images (5 train, 2 valid, 1 test), 6 without, and one defect of each kind.
 
-    IMG0000001 is stored sideways (EXIF 8), its box is in the upright frame; IMG0000002 equals IMG0000003; IMG0000004 is not there;
-    IMG0000006 is one of the valid ones; IMG0000007 is the test image and dataset.csv denies its fracture; of the others 11 is
-    turned upside down, 12 is truncated and 13 is not there.
+    IMG0000001 is stored sideways (EXIF 8), its box is in the upright frame; IMG0000002 equals IMG0000003; IMG0000004 is
+    not there; IMG0000006 is one of the valid ones; IMG0000007 is the test image and dataset.csv denies its fracture; of
+    the others 11 is turned upside down, 12 is truncated and 13 is not there.
     """
     source = root / "FracAtlas"
     annotations = source / "Annotations"
@@ -99,7 +113,9 @@ def make_fracatlas(root: Path) -> Path:
         if i != 4:
             save_jpeg(source / "images/Fractured" / name, image, 8 if i == 1 else 1)
         write_yolo(annotations / "YOLO" / name.replace("jpg", "txt"), boxes, *size)
-        write_voc(annotations / "PASCAL VOC" / name.replace("jpg", "xml"), name, [("fractured", b) for _, b in boxes], *size)
+        write_voc(
+            annotations / "PASCAL VOC" / name.replace("jpg", "xml"), name, [("fractured", b) for _, b in boxes], *size
+        )
     for i in range(8, 14):
         name = f"IMG{i:07d}.jpg"
         if i != 13:
@@ -119,9 +135,7 @@ def make_fracatlas(root: Path) -> Path:
 
 GRAZ_BOXES = {"fracture": (10.0, 8.0, 24.0, 21.0), "text": (40.0, 2.0, 56.0, 9.0), "metal": (30.0, 20.0, 38.0, 33.0)}
 GRAZ_NUMBERS = {"fracture": 3, "metal": 4, "text": 8}
-GRAZ_COLUMNS = (
-    "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,fracture_visible"
-)
+GRAZ_COLUMNS = "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,fracture_visible"
 
 
 def graz_stem(patient: int, study: int, projection: int) -> str:
@@ -129,19 +143,28 @@ def graz_stem(patient: int, study: int, projection: int) -> str:
 
 
 def make_graz(source: Path, patients: int = 8) -> Path:
-    """GRAZPEDWRI-DX: per patient two projections; 12 bits in 16; boxes of three of the nine classes; flags 1.0 or empty."""
+    """GRAZPEDWRI-DX: per patient two projections; 12 bits in 16; boxes of three of the nine classes; flags 1.0 or
+    empty.
+    """
     rows = []
     for patient in range(1, patients + 1):
         for projection in (1, 2):
             stem = graz_stem(patient, 1, projection)
             names = ["text", *(["fracture"] if patient % 2 else []), *(["metal"] if patient == 1 else [])]
-            array = picture(patient * 2 + projection, box=GRAZ_BOXES["fracture"] if patient % 2 else None).astype(np.uint16) * 16
+            array = (
+                picture(patient * 2 + projection, box=GRAZ_BOXES["fracture"] if patient % 2 else None).astype(np.uint16)
+                * 16
+            )
             array[0, 0] = 65535
             path = source / f"images_part{1 + patient % 4}/{stem}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)
-            write_yolo(source / f"folder_structure/yolov5/labels/{stem}.txt", [(GRAZ_NUMBERS[n], GRAZ_BOXES[n]) for n in names])
-            write_voc(source / f"folder_structure/pascalvoc/{stem}.xml", f"{stem}.png", [(n, GRAZ_BOXES[n]) for n in names])
+            write_yolo(
+                source / f"folder_structure/yolov5/labels/{stem}.txt", [(GRAZ_NUMBERS[n], GRAZ_BOXES[n]) for n in names]
+            )
+            write_voc(
+                source / f"folder_structure/pascalvoc/{stem}.xml", f"{stem}.png", [(n, GRAZ_BOXES[n]) for n in names]
+            )
             flag = "1.0" if patient % 2 else ""
             rows.append(f"{stem},{patient},1,{1000000000 + patient * 10 + 1},M,14.2,L,{projection},,,,{flag}")
     (source / "dataset.csv").write_text("\n".join([GRAZ_COLUMNS, *rows]))

@@ -22,7 +22,10 @@ def test_frames_know_their_patient_and_the_lists_give_validation_and_test(tmp_pa
     assert description.num_training == 8 and description.patients["patient003_frame12"] == "patient003"
     assert [name for name, _ in description.labels.foreground] == ["right_ventricle", "myocardium", "left_ventricle"]
     assert folds(result.folder)[0]["val"] == ["patient002_frame01", "patient002_frame12"]
-    assert sorted(p.name for p in (result.folder / "labelsTs").iterdir()) == ["patient005_frame01.nii.gz", "patient005_frame12.nii.gz"]
+    assert sorted(p.name for p in (result.folder / "labelsTs").iterdir()) == [
+        "patient005_frame01.nii.gz",
+        "patient005_frame12.nii.gz",
+    ]
 
 
 def test_slices_alone_give_what_the_volumes_give(tmp_path: Path) -> None:
@@ -38,7 +41,9 @@ def test_slices_alone_give_what_the_volumes_give(tmp_path: Path) -> None:
 
 
 def test_the_layout_with_phases_in_the_file_names(tmp_path: Path) -> None:
-    """Folders train, valid, test; slices ``case_001_sliceED_0.npz`` with the array ``img``, volumes ``case_002_volume_ED.npz``."""
+    """Folders train, valid, test; slices ``case_001_sliceED_0.npz`` with the array ``img``, volumes
+    ``case_002_volume_ED.npz``.
+    """
     for part in ("train", "valid", "test"):
         (tmp_path / "ACDC" / part).mkdir(parents=True)
     for case, part in ((1, "train"), (2, "valid")):
@@ -46,7 +51,9 @@ def test_the_layout_with_phases_in_the_file_names(tmp_path: Path) -> None:
             for phase in ("ED", "ES"):
                 path = tmp_path / f"ACDC/{part}/case_{case:03d}_slice{phase}_{z}.npz"
                 np.savez(path, img=np.full((8, 8), z, np.float32), label=np.full((8, 8), z))
-    np.savez(tmp_path / "ACDC/test/case_003_volume_ES.npz", img=np.ones((3, 8, 8), np.float32), label=np.ones((3, 8, 8)))
+    np.savez(
+        tmp_path / "ACDC/test/case_003_volume_ES.npz", img=np.ones((3, 8, 8), np.float32), label=np.ones((3, 8, 8))
+    )
     result = convert("acdc_h5", tmp_path / "ACDC", tmp_path / "root")
     assert folds(result.folder) == [{"train": ["case_001_ED", "case_001_ES"], "val": ["case_002_ED", "case_002_ES"]}]
     assert [p.name for p in (result.folder / "imagesTs").iterdir()] == ["case_003_ES_0000.nii.gz"]
@@ -73,7 +80,10 @@ def test_damaged_files_and_slices_of_another_size_are_named(tmp_path: Path) -> N
     before = tree(source)
     result = convert("acdc_h5", source, tmp_path / "root")
     assert result.conversion.left_out == ("patient001_frame01", "patient003_frame01")
-    assert "truncated or damaged" in result.conversion.problems[0].text() and "slices of shape" in result.conversion.problems[1].text()
+    assert (
+        "truncated or damaged" in result.conversion.problems[0].text()
+        and "slices of shape" in result.conversion.problems[1].text()
+    )
     assert tree(source) == before
 
 

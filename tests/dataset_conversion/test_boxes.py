@@ -16,7 +16,9 @@ SIZE = (60, 40)
 BOX = (10.0, 8.0, 24.0, 21.0)
 
 
-def cleaned(*boxes: tuple[str, tuple[float, ...]], unknown: tuple[str, ...] = ()) -> tuple[list, list[tuple[bool, str]]]:
+def cleaned(
+    *boxes: tuple[str, tuple[float, ...]], unknown: tuple[str, ...] = ()
+) -> tuple[list, list[tuple[bool, str]]]:
     kept, findings = clean_boxes("c", Drawn(Path("f"), boxes, None, unknown), SIZE, ("a", "b"))
     return kept, [(f.error, f.text()) for f in findings]
 
@@ -47,7 +49,9 @@ def test_yolo_polygons_become_boxes_and_high_numbers_are_unknown(tmp_path: Path)
     assert drawn.unknown == ("class 5",)
 
 
-@pytest.mark.parametrize("line", ["0 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "-1 .5 .5 .1 .1", "0 .5 .5 .1 .1 .9", "0 a b c d"])
+@pytest.mark.parametrize(
+    "line", ["0 0.5 0.5 0.1", "x 0.5 0.5 0.1 0.1", "-1 .5 .5 .1 .1", "0 .5 .5 .1 .1 .9", "0 a b c d"]
+)
 def test_other_yolo_lines_are_refused_with_their_number(tmp_path: Path, line: str) -> None:
     (tmp_path / "i.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(DataError, match="line 2"):
@@ -110,14 +114,18 @@ def test_a_byte_order_mark_before_a_yolo_file_is_ignored(tmp_path: Path) -> None
     assert read_yolo(tmp_path / "i.txt", ("a",), SIZE) == plain
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", "{}"), ("a.json", '{"images": [{}], "categories": []}'), ("a.json", "[1]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", "{}"), ("a.json", '{"images": [{}], "categories": []}'), ("a.json", "[1]")]
+)
 def test_other_json_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match="COCO"):
         read_coco(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", ["<annotation><object><name>a</name></object></annotation>", "<a", "<other></other>", ""])
+@pytest.mark.parametrize(
+    "content", ["<annotation><object><name>a</name></object></annotation>", "<a", "<other></other>", ""]
+)
 def test_other_xml_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "i.xml").write_text(content)
     with pytest.raises(DataError, match="Pascal VOC"):
@@ -148,7 +156,8 @@ def test_a_box_that_sticks_out_is_cut_with_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (70, 5, 80, 9), (5, -9, 8, -2), (float("nan"), 1, 2, 3), (1, 1, float("inf"), 3)]
+    "box",
+    [(5, 5, 5, 9), (9, 5, 5, 9), (70, 5, 80, 9), (5, -9, 8, -2), (float("nan"), 1, 2, 3), (1, 1, float("inf"), 3)],
 )
 def test_no_area_nothing_inside_and_no_number_are_errors(box: tuple[float, ...]) -> None:
     kept, findings = cleaned(("a", box))

@@ -21,7 +21,12 @@ def test_both_namings_give_the_same_channels_and_labels(tmp_path: Path, year: in
     source = make_brats(tmp_path / "download/Training", cases=2, year=year)
     before = tree(source)
     result = convert("brats", tmp_path / "download", tmp_path / "root")
-    assert result.ok and DatasetDescription.load(result.folder / "dataset.json").channel_names == ("t1c", "t1n", "t2f", "t2w")
+    assert result.ok and DatasetDescription.load(result.folder / "dataset.json").channel_names == (
+        "t1c",
+        "t1n",
+        "t2f",
+        "t2w",
+    )
     case = "BraTS2021_00001" if year == 2021 else "BraTS-GLI-00000-001"
     for channel in range(4):  # the tree writes about 100, 200, 300, 400 into t1c, t1n, t2f, t2w
         image = read_volume(result.folder / f"imagesTr/{case}_{channel:04d}.nii.gz").array
@@ -34,7 +39,11 @@ def test_both_namings_give_the_same_channels_and_labels(tmp_path: Path, year: in
 def test_regions_overlap_as_defined_and_decode_to_the_labels_they_came_from(tmp_path: Path) -> None:
     result = convert("brats", make_brats(tmp_path / "download", cases=2), tmp_path / "root")
     labels = DatasetDescription.load(result.folder / "dataset.json").labels
-    assert labels.regions and dict(labels.foreground) == {"whole_tumor": (1, 2, 3), "tumor_core": (1, 3), "enhancing_tumor": (3,)}
+    assert labels.regions and dict(labels.foreground) == {
+        "whole_tumor": (1, 2, 3),
+        "tumor_core": (1, 3),
+        "enhancing_tumor": (3,),
+    }
     original = torch.tensor(np.arange(4))[None, None]
     hot, _ = labels.encode(original)
     assert hot[0].tolist() == [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
@@ -50,7 +59,10 @@ def test_time_points_of_a_patient_are_known_as_such(tmp_path: Path) -> None:
 def test_the_strided_split_holds_out_every_fifth_case(tmp_path: Path) -> None:
     source = make_brats(tmp_path / "download", cases=11, year=2021)
     result = convert("brats", source, tmp_path / "root", settings={"split": "strided"})
-    assert folds(result.folder)[0]["val"] == ["BraTS2021_00004", "BraTS2021_00009"] and len(folds(result.folder)[0]["train"]) == 9
+    assert (
+        folds(result.folder)[0]["val"] == ["BraTS2021_00004", "BraTS2021_00009"]
+        and len(folds(result.folder)[0]["train"]) == 9
+    )
     assert "ACF-BCKD" in own(result.folder)["split_source"]
     with pytest.raises(DataError, match="'strided'"):
         convert("brats", source, tmp_path / "other", settings={"split": "random"})

@@ -22,7 +22,11 @@ def monai_json(path: Path) -> Path:
     def entry(number: int) -> dict[str, str]:
         return {"image": f"imagesTr/img{number:04d}.nii.gz", "label": f"labelsTr/label{number:04d}.nii.gz"}
 
-    content = {"training": [entry(n) for n in (1, 2, 10, 21, 23)], "validation": [entry(35)], "test": ["imagesTs/img0061.nii.gz"]}
+    content = {
+        "training": [entry(n) for n in (1, 2, 10, 21, 23)],
+        "validation": [entry(35)],
+        "test": ["imagesTs/img0061.nii.gz"],
+    }
     path.write_text(json.dumps(content))
     return path
 
@@ -34,13 +38,21 @@ def test_every_scan_finds_its_label_and_the_files_are_taken_over_unchanged(tmp_p
     assert result.ok and result.folder.name == "Dataset007_BTCV"
     description = DatasetDescription.load(result.folder / "dataset.json")
     assert description.num_training == 6 and description.channel_names == ("CT",)
-    assert [name for name, _ in description.labels.foreground][:5] == ["spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus"]
+    assert [name for name, _ in description.labels.foreground][:5] == [
+        "spleen",
+        "right_kidney",
+        "left_kidney",
+        "gallbladder",
+        "esophagus",
+    ]
     for number in (1, 2, 10, 21, 22, 35):
         for ours, theirs in (
             (f"imagesTr/img{number:04d}_0000", f"img/img{number:04d}"),
             (f"labelsTr/img{number:04d}", f"label/label{number:04d}"),
         ):
-            assert (result.folder / f"{ours}.nii.gz").read_bytes() == (source / TRAINING / f"{theirs}.nii.gz").read_bytes()
+            assert (result.folder / f"{ours}.nii.gz").read_bytes() == (
+                source / TRAINING / f"{theirs}.nii.gz"
+            ).read_bytes()
     assert [p.name for p in (result.folder / "imagesTs").iterdir()] == ["img0061_0000.nii.gz"]
     assert tree(source) == before
     assert not (result.folder / "splits_final.json").exists() and own(result.folder) == {"format": "btcv"}
@@ -63,7 +75,9 @@ def test_monais_split_becomes_fold_0_without_the_cases_that_are_not_there(tmp_pa
     assert folds(given.folder) == folds(result.folder)
 
 
-def test_the_command_takes_the_split_and_refuses_it_where_it_means_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_the_split_and_refuses_it_where_it_means_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, split = make_btcv(tmp_path / "download"), monai_json(tmp_path / "mine.json")
     root = ["--root", str(tmp_path / "root")]
     assert main(["btcv", str(source), "-d", "10", *root, "--split", str(split)]) == 0
@@ -74,7 +88,9 @@ def test_the_command_takes_the_split_and_refuses_it_where_it_means_nothing(tmp_p
 
 
 @pytest.mark.parametrize("format", ["btcv", "word", "brats", "synapse_slices", "acdc_h5"])
-def test_help_says_where_to_download_how_large_it_is_and_under_which_terms(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_where_to_download_how_large_it_is_and_under_which_terms(
+    format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main([format, "--help"])
     text = capsys.readouterr().out
@@ -86,7 +102,9 @@ def test_a_users_own_split_is_kept(tmp_path: Path) -> None:
     folder = convert("btcv", source, tmp_path / "root").folder
     mine = '[{"train": ["img0001"], "val": ["img0002"]}]'
     (folder / "splits_final.json").write_text(mine)
-    result = convert("btcv", source, tmp_path / "root", settings={"split": str(monai_json(tmp_path / "dataset_0.json"))})
+    result = convert(
+        "btcv", source, tmp_path / "root", settings={"split": str(monai_json(tmp_path / "dataset_0.json"))}
+    )
     assert (folder / "splits_final.json").read_text() == mine and "split_source" not in own(folder)
     assert any("was kept" in note for note in result.conversion.notes)
 

@@ -59,7 +59,10 @@ def test_a_box_is_drawn_around_what_it_names(tmp_path: Path) -> None:
     picture = radiograph_picture(tmp_path / "a.png", tmp_path / "a.json", ("a",), 200)
     assert picture.size == (200, 200)
     found = near(picture, colour(0))
-    assert found.min(0).tolist() == [88, 58] and found.max(0).tolist() == [132, 142]  # 50 px of black above, the frame is 2 px wide
+    assert found.min(0).tolist() == [88, 58] and found.max(0).tolist() == [
+        132,
+        142,
+    ]  # 50 px of black above, the frame is 2 px wide
     inside = np.asarray(picture)[92:128, 64:136]
     assert inside.min() > 230, "the frame must not cover the finding"
 
@@ -93,7 +96,9 @@ def test_a_volume_is_shown_as_radiologists_look_at_it(tmp_path: Path, flip: tupl
     grid = Geometry.from_affine(array.shape, affine)
     write_volume(tmp_path / "i.nii.gz", turned[0], grid)
     write_volume(tmp_path / "l.nii.gz", turned[1], grid)
-    picture = np.asarray(volume_picture(CaseFiles("c", (tmp_path / "i.nii.gz",), tmp_path / "l.nii.gz"), 80)).astype(int)
+    picture = np.asarray(volume_picture(CaseFiles("c", (tmp_path / "i.nii.gz",), tmp_path / "l.nii.gz"), 80)).astype(
+        int
+    )
     rows, columns = np.nonzero(picture[..., 0] - picture[..., 2] > 60)
     assert rows.size and rows.max() < 24 and columns.max() < 24
 
@@ -107,7 +112,9 @@ def test_a_sheet_is_made_for_both_kinds_of_data_sets(tmp_path: Path) -> None:
         write_volume(volumes / f"imagesTr/c{i}_0000.nii.gz", np.zeros((3, 9, 9), np.float32), grid)
         write_volume(volumes / f"labelsTr/c{i}.nii.gz", np.ones((3, 9, 9), np.uint8), grid)
     (boxes / "imagesTr/c1_0000.png").write_bytes(b"damaged since")
-    DatasetDescription.detection(("X-ray",), ("fracture",), num_training=3, file_ending=".png").save(boxes / "dataset.json")
+    DatasetDescription.detection(("X-ray",), ("fracture",), num_training=3, file_ending=".png").save(
+        boxes / "dataset.json"
+    )
     DatasetDescription(("CT",), LabelSpec.from_names(["liver"]), 3).save(volumes / "dataset.json")
     for folder in (boxes, volumes):
         assert make_contact_sheet(folder, report(("c1",))) == folder / SHEET_FILE

@@ -18,7 +18,13 @@ from tests.dataset_conversion.trees import convert, own, tree
 from tests.io.dicom_series import SHAPE, stored_values, write_series
 from tests.io.test_dicom import ORIENTATIONS, on_slice
 
-FLIPS = [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, 1, 1)), ((0, 1, 2), (-1, -1, -1)), ((2, 0, 1), (1, -1, 1)), ((1, 0, 2), (-1, 1, -1))]
+FLIPS = [
+    ((0, 1, 2), (1, 1, 1)),
+    ((0, 1, 2), (-1, 1, 1)),
+    ((0, 1, 2), (-1, -1, -1)),
+    ((2, 0, 1), (1, -1, 1)),
+    ((1, 0, 2), (-1, 1, -1)),
+]
 
 
 def turned(label: Volume, order: tuple[int, ...], signs: tuple[int, ...]) -> Volume:
@@ -33,7 +39,9 @@ def turned(label: Volume, order: tuple[int, ...], signs: tuple[int, ...]) -> Vol
     return Volume(np.ascontiguousarray(array.T), Geometry.from_affine(array.T.shape, affine))
 
 
-def make(folder: Path, name: str, *, seed: int = 0, patient: str = "", label: Path | None = None, **series: Any) -> Volume:
+def make(
+    folder: Path, name: str, *, seed: int = 0, patient: str = "", label: Path | None = None, **series: Any
+) -> Volume:
     """A series and, below ``label``, its label map with the values 0-2 on the same grid; returns the label map."""
     change = on_slice(-1, PatientID=patient)
     write_series(folder / name, stored_values(seed=seed), change=series.pop("change", change), **series)
@@ -94,8 +102,14 @@ def test_series_become_training_and_test_cases(tmp_path: Path) -> None:
 
 def test_values_without_names_are_named(tmp_path: Path) -> None:
     make(tmp_path / "scans", "a", label=tmp_path / "labels")
-    result = convert("dicom", tmp_path / "scans", tmp_path / "root", settings={"label-folder": str(tmp_path / "labels")})
-    assert json.loads((result.folder / "dataset.json").read_text())["labels"] == {"background": 0, "label_1": 1, "label_2": 2}
+    result = convert(
+        "dicom", tmp_path / "scans", tmp_path / "root", settings={"label-folder": str(tmp_path / "labels")}
+    )
+    assert json.loads((result.folder / "dataset.json").read_text())["labels"] == {
+        "background": 0,
+        "label_1": 1,
+        "label_2": 2,
+    }
 
 
 def test_what_does_not_fit_is_left_out_with_a_reason_and_the_rest_is_converted(tmp_path: Path) -> None:
@@ -104,7 +118,9 @@ def test_what_does_not_fit_is_left_out_with_a_reason_and_the_rest_is_converted(t
     for name in ("gap", "smaller", "shifted"):
         make(tmp_path / "scans", name, seed=3, label=labels)
     (tmp_path / "scans" / "gap" / "slice28").unlink()
-    write_volume(labels / "smaller.nii.gz", good.array[1:], Geometry.from_affine(good.array[1:].shape, good.geometry.matrix))
+    write_volume(
+        labels / "smaller.nii.gz", good.array[1:], Geometry.from_affine(good.array[1:].shape, good.geometry.matrix)
+    )
     moved = good.geometry.matrix
     moved[0, 3] += 5
     write_volume(labels / "shifted.nii.gz", good.array, Geometry.from_affine(SHAPE, moved))

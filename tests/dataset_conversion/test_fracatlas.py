@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset_conversion import ConversionOptions, convert_dataset
-from dataset_conversion.api import Converted
+from dataset_conversion.convert import Converted
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError
@@ -44,7 +44,14 @@ def test_every_planted_defect_is_reported_and_nothing_else(tmp_path: Path) -> No
     assert report.lists["absent, with boxes"] == ("IMG0000004.jpg",)
     assert report.lists["absent, without boxes"] == ("IMG0000013.jpg",)
     assert report.lists["negative"] == tuple(case(i) for i in range(8, 13))
-    assert set(report.lists) == {"rotated", "truncated", "duplicates", "absent, with boxes", "absent, without boxes", "negative"}
+    assert set(report.lists) == {
+        "rotated",
+        "truncated",
+        "duplicates",
+        "absent, with boxes",
+        "absent, without boxes",
+        "negative",
+    }
     assert report.left_out == (case(4),)
     assert [f.case for f in report.problems] == ["", case(4)]
     assert sorted(f.case for f in report.warnings) == [case(2), case(7), case(12)]
@@ -100,7 +107,9 @@ def test_a_training_image_that_equals_a_validation_image_is_taken_out_of_trainin
     assert any(case(9) in note for note in result.conversion.notes)
 
 
-@pytest.mark.parametrize(("negatives", "expected"), [("none", []), ("2", [8, 10]), ("all", [8, 9, 10, 11, 12]), ("99", [8, 9, 10, 11, 12])])
+@pytest.mark.parametrize(
+    ("negatives", "expected"), [("none", []), ("2", [8, 10]), ("all", [8, 9, 10, 11, 12]), ("99", [8, 9, 10, 11, 12])]
+)
 def test_the_user_says_how_many_negatives(tmp_path: Path, negatives: str, expected: list[int]) -> None:
     result = convert(make_fracatlas(tmp_path), tmp_path / "root", negatives=negatives)
     assert result.conversion.lists.get("negative", ()) == tuple(case(i) for i in expected)
@@ -121,7 +130,9 @@ def test_five_folds_keep_equal_images_together(tmp_path: Path) -> None:
     folder = convert(make_fracatlas(tmp_path), tmp_path / "root", folds="five").folder
     folds = json.loads((folder / "splits_final.json").read_text())
     assert len(folds) == 5
-    assert sorted(c for fold in folds for c in fold["val"]) == sorted(p.stem for p in (folder / "labelsTr").glob("*.json"))
+    assert sorted(c for fold in folds for c in fold["val"]) == sorted(
+        p.stem for p in (folder / "labelsTr").glob("*.json")
+    )
     assert all((case(2) in fold["val"]) == (case(3) in fold["val"]) for fold in folds)
     assert case(7) not in folds[0]["train"] + folds[0]["val"]
 
@@ -132,9 +143,15 @@ def test_annotations_that_contradict_each_other_are_named(tmp_path: Path) -> Non
     write_voc(source / f"Annotations/PASCAL VOC/{case(5)}.xml", "x", [])
     write_voc(source / f"Annotations/PASCAL VOC/{case(8)}.xml", "x", [("fractured", (1, 1, 9, 9))])
     result = convert(source, tmp_path / "root")
-    found = {f.case: f.found for f in result.conversion.warnings if "COCO" in f.action and f.file.endswith(("txt", "xml"))}
+    found = {
+        f.case: f.found for f in result.conversion.warnings if "COCO" in f.action and f.file.endswith(("txt", "xml"))
+    }
     assert found.keys() == {case(0), case(5), case(8)}
-    assert "px away" in found[case(0)] and "0 boxes instead of 1" in found[case(5)] and "1 boxes instead of 0" in found[case(8)]
+    assert (
+        "px away" in found[case(0)]
+        and "0 boxes instead of 1" in found[case(5)]
+        and "1 boxes instead of 0" in found[case(8)]
+    )
     assert boxes(result.folder, 0).boxes[0] == tuple(round(v, 3) for v in FRACTURES[f"{case(0)}.jpg"][2][0][1])
 
 
@@ -162,7 +179,11 @@ def test_another_layout_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images and Annotations"):
         convert(tmp_path / "x", tmp_path / "root")
     source = make_fracatlas(tmp_path)
-    for setting, text in ({"negatives": "some"}, "--negatives"), ({"folds": "six"}, "--folds"), ({"scaling": "log"}, "--scaling"):
+    for setting, text in (
+        ({"negatives": "some"}, "--negatives"),
+        ({"folds": "six"}, "--folds"),
+        ({"scaling": "log"}, "--scaling"),
+    ):
         with pytest.raises(DataError, match=text):
             convert(source, tmp_path / "root", **setting)  # type: ignore[arg-type]
 
@@ -170,7 +191,9 @@ def test_another_layout_is_refused_with_a_reason(tmp_path: Path) -> None:
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_the_real_fracatlas_has_exactly_the_known_defects(real_data: Path, tmp_path: Path) -> None:
-    """The list of truncated files and the counts are those of whoever looked through the whole release by other means."""
+    """The list of truncated files and the counts are those of whoever looked through the whole release by other
+    means.
+    """
     source = real_data / "fracatlas"
     result = convert(source, tmp_path / "root", mode="link")
     lists, folder = result.conversion.lists, result.folder
@@ -193,7 +216,9 @@ def test_the_real_fracatlas_has_exactly_the_known_defects(real_data: Path, tmp_p
     description = DatasetDescription.load(folder / "dataset.json")
     assert description.num_training == 1170 and description.patients == {}
     (fold,) = json.loads((folder / "splits_final.json").read_text())
-    assert len(fold["val"]) == 82 and len(fold["train"]) == 502 + 586 - 8, "eight training images equal a validation image"
+    assert len(fold["val"]) == 82 and len(fold["train"]) == 502 + 586 - 8, (
+        "eight training images equal a validation image"
+    )
     assert not list(folder.glob("imagesTs/*")), "the test images are not here"
     annotation = boxes(folder, 2628)
     assert (annotation.width, annotation.height) == (454, 373)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset_conversion import ConversionOptions, convert_dataset
-from dataset_conversion.api import Converted
+from dataset_conversion.convert import Converted
 from dataset_conversion.grazpedwri import CLASSES, parse_stem
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
@@ -21,7 +21,9 @@ from tests.dataset_conversion.radiograph_trees import GRAZ_BOXES, graz_stem, mak
 
 
 def convert(source: Path, root: Path, labels: tuple[str, ...] = (), **settings: str) -> Converted:
-    return convert_dataset("grazpedwri", source, 501, root=root, options=ConversionOptions(labels=labels, settings=settings))
+    return convert_dataset(
+        "grazpedwri", source, 501, root=root, options=ConversionOptions(labels=labels, settings=settings)
+    )
 
 
 def annotation(folder: Path, stem: str) -> BoxAnnotation:
@@ -138,7 +140,11 @@ def test_published_split_files_are_fold_0_and_test(tmp_path: Path) -> None:
 def test_a_split_by_images_loses_the_training_images_of_held_out_patients(tmp_path: Path) -> None:
     source, splits = make_graz(tmp_path / "graz"), tmp_path / "splits"
     splits.mkdir()
-    parts = {"train": [graz_stem(p, 1, 1) for p in range(1, 7)], "valid": [graz_stem(1, 1, 2)], "test": [graz_stem(2, 1, 2)]}
+    parts = {
+        "train": [graz_stem(p, 1, 1) for p in range(1, 7)],
+        "valid": [graz_stem(1, 1, 2)],
+        "test": [graz_stem(2, 1, 2)],
+    }
     for name, stems in parts.items():
         (splits / f"{name}_data.csv").write_text("\n".join(["filestem", *stems]))
     result = convert(source, tmp_path / "root", split=str(splits))
@@ -149,11 +155,21 @@ def test_a_split_by_images_loses_the_training_images_of_held_out_patients(tmp_pa
 
 def test_stems_are_parsed() -> None:
     found = parse_stem("0038_0775938745_03_WRI-L2_M014")
-    assert found == {"patient": "0038", "time": "0775938745", "study": "03", "side": "L", "projection": "2", "sex": "M", "age": "014"}
+    assert found == {
+        "patient": "0038",
+        "time": "0775938745",
+        "study": "03",
+        "side": "L",
+        "projection": "2",
+        "sex": "M",
+        "age": "014",
+    }
     assert parse_stem("0038_0775938745_03_WRI-X2_M014") is None
 
 
-@pytest.mark.parametrize(("missing", "text"), [("dataset.csv", "expected dataset.csv"), ("folder_structure", "neither"), ("images", "PNG")])
+@pytest.mark.parametrize(
+    ("missing", "text"), [("dataset.csv", "expected dataset.csv"), ("folder_structure", "neither"), ("images", "PNG")]
+)
 def test_an_incomplete_download_is_refused_with_a_reason(tmp_path: Path, missing: str, text: str) -> None:
     source = make_graz(tmp_path / "graz")
     for path in list(source.iterdir()):

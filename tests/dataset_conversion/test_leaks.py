@@ -14,7 +14,9 @@ from tests.dataset_conversion.own_trees import KINDS, PARTS, convert, make, pati
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_images_of_held_out_patients_are_taken_out_of_an_official_split(tmp_path: Path, kind: str) -> None:
-    """x1 is of a validation patient, x2 of a test patient, x3 equals x0, whose patient has x7, which is a validation image."""
+    """x1 is of a validation patient, x2 of a test patient, x3 equals x0, whose patient has x7, which is a validation
+    image.
+    """
     source = make(kind, tmp_path / "own", PARTS)
     images = {p.stem: p for p in source.rglob("*.jpg")}
     shutil.copy(images["x0"], images["x3"])

@@ -15,7 +15,7 @@ import pytest
 
 from dataset_conversion import ConversionOptions, convert_dataset
 from dataset_conversion import writer as writer_module
-from dataset_conversion.api import Converted
+from dataset_conversion.convert import Converted
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -34,7 +34,11 @@ def make_task(folder: Path, cases: int = 3, channels: int = 2) -> Path:
         (folder / name).mkdir(parents=True)
     for i in range(cases + 1):
         array = rng.integers(0, 1000, (7, 6, 5, channels)).astype(np.int16)
-        write_nifti(folder / f"images{'Tr' if i < cases else 'Ts'}/BRATS_{i:03d}.nii.gz", np.squeeze(array), np.diag([1.0, 1, 2, 1]))
+        write_nifti(
+            folder / f"images{'Tr' if i < cases else 'Ts'}/BRATS_{i:03d}.nii.gz",
+            np.squeeze(array),
+            np.diag([1.0, 1, 2, 1]),
+        )
         if i < cases:
             label = rng.integers(0, 3, SHAPE).astype(np.float32 if i == 1 else np.uint8)
             write_volume(folder / f"labelsTr/BRATS_{i:03d}.nii.gz", label, GRID)
@@ -68,7 +72,11 @@ def convert(source: Path, root: Path, **options: object) -> Converted:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_a_task_is_split_into_channels_and_its_description_translated(tmp_path: Path) -> None:
@@ -102,7 +110,10 @@ def test_float_labels_become_uint8_and_correct_files_are_taken_over_byte_for_byt
     label = read_volume(folder / "labelsTr/BRATS_001.nii.gz", None).array
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, read_volume(task / "labelsTr/BRATS_001.nii.gz").array)
-    for name, original in [("imagesTr/BRATS_000_0000", "imagesTr/BRATS_000"), ("labelsTr/BRATS_000", "labelsTr/BRATS_000")]:
+    for name, original in [
+        ("imagesTr/BRATS_000_0000", "imagesTr/BRATS_000"),
+        ("labelsTr/BRATS_000", "labelsTr/BRATS_000"),
+    ]:
         assert (folder / f"{name}.nii.gz").read_bytes() == (task / f"{original}.nii.gz").read_bytes()
 
 
@@ -137,12 +148,20 @@ def test_label_names_are_given_or_made_up_and_gaps_are_closed(tmp_path: Path) ->
     task = make_plain(tmp_path / "P", values=(0, 2, 5))
     result = convert(task, tmp_path / "root")
     assert result.ok
-    assert json.loads((result.folder / "dataset.json").read_text())["labels"] == {"background": 0, "label_2": 1, "label_5": 2}
+    assert json.loads((result.folder / "dataset.json").read_text())["labels"] == {
+        "background": 0,
+        "label_2": 1,
+        "label_5": 2,
+    }
     old, new = (read_label(f / "labelsTr/p0.nii.gz").array for f in (task, result.folder))
     np.testing.assert_array_equal(new, np.select([old == 2, old == 5], [1, 2], 0))
     assert any("2→1, 5→2" in note for note in result.conversion.notes)
     named = convert_dataset(
-        "msd", make_plain(tmp_path / "Q"), 8, root=tmp_path / "root", options=ConversionOptions(labels=("a", "b"), channels=("CT",))
+        "msd",
+        make_plain(tmp_path / "Q"),
+        8,
+        root=tmp_path / "root",
+        options=ConversionOptions(labels=("a", "b"), channels=("CT",)),
     )
     data = json.loads((named.folder / "dataset.json").read_text())
     assert data["labels"] == {"background": 0, "a": 1, "b": 2} and data["channel_names"] == {"0": "CT"}
@@ -263,7 +282,12 @@ def test_unusable_sources_are_refused_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("x")
     (tmp_path / "none/imagesTr").mkdir(parents=True)
     (tmp_path / "none/labelsTr").mkdir(parents=True)
-    for name, text in {"missing": "does not exist", "empty": "expected the folders", "text": "neither a folder", "none": "no pair"}.items():
+    for name, text in {
+        "missing": "does not exist",
+        "empty": "expected the folders",
+        "text": "neither a folder",
+        "none": "no pair",
+    }.items():
         with pytest.raises(DataError, match=text):
             convert(tmp_path / name, tmp_path / "root")
     assert not (tmp_path / "root").exists()
@@ -351,7 +375,9 @@ def test_an_unexpected_error_names_its_case(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_hippocampus_cases_are_converted_unchanged_and_float_labels_become_uint8(real_data: Path, tmp_path: Path) -> None:
+def test_hippocampus_cases_are_converted_unchanged_and_float_labels_become_uint8(
+    real_data: Path, tmp_path: Path
+) -> None:
     """001 and 004 are as they should be; the label map of 003 is stored as float32."""
     source = tmp_path / "hippocampus"
     for part in ("imagesTr", "labelsTr"):
@@ -373,7 +399,9 @@ def test_hippocampus_cases_are_converted_unchanged_and_float_labels_become_uint8
 def test_real_images_with_different_grids_are_left_out(real_data: Path, tmp_path: Path) -> None:
     source = make_plain(tmp_path / "P")
     for case, channel in [("t2_tse_tra_4", 0), ("ep2d_diff_tra_7", 1)]:
-        shutil.copy(real_data / f"odd_files/monai/test_0000_{case}.nii.gz", source / f"imagesTr/prostate_{channel:04d}.nii.gz")
+        shutil.copy(
+            real_data / f"odd_files/monai/test_0000_{case}.nii.gz", source / f"imagesTr/prostate_{channel:04d}.nii.gz"
+        )
     t2 = read_volume(source / "imagesTr/prostate_0000.nii.gz")
     write_volume(source / "labelsTr/prostate.nii.gz", np.ones(t2.array.shape, np.uint8), t2.geometry)
     for i in range(3):

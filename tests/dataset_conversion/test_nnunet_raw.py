@@ -21,9 +21,15 @@ def test_every_file_is_a_link_to_the_source(tmp_path: Path, ending: str) -> None
     result = convert("nnunet", source, tmp_path / "root")
     assert result.ok and result.folder.name == "Dataset007_Thing"
     files = list(result.folder.glob("*/*"))
-    assert len(files) == 5 * 3 + 3 and all(p.is_symlink() and p.resolve().parent.parent == source.resolve() for p in files)
+    assert len(files) == 5 * 3 + 3 and all(
+        p.is_symlink() and p.resolve().parent.parent == source.resolve() for p in files
+    )
     description = DatasetDescription.load(result.folder / "dataset.json")
-    assert description.file_ending == ending and description.num_training == 5 and own(result.folder) == {"format": "nnunet"}
+    assert (
+        description.file_ending == ending
+        and description.num_training == 5
+        and own(result.folder) == {"format": "nnunet"}
+    )
     assert len(training_cases(result.folder, description)) == 5
 
 
@@ -67,7 +73,10 @@ def test_files_listed_in_dataset_json_get_their_usual_names(tmp_path: Path) -> N
         }
     (source / "dataset.json").write_text(json.dumps(data))
     result = convert("nnunet", source, tmp_path / "root")
-    assert result.ok and (result.folder / "imagesTr/thing_03_0001.nii.gz").resolve() == (source / "scans/3_1.nii.gz").resolve()
+    assert (
+        result.ok
+        and (result.folder / "imagesTr/thing_03_0001.nii.gz").resolve() == (source / "scans/3_1.nii.gz").resolve()
+    )
     assert "dataset" not in json.loads((result.folder / "dataset.json").read_text())
 
 

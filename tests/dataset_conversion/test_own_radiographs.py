@@ -18,7 +18,16 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.io.radiographs import read_radiograph
 from tests.dataset_conversion.own_trees import KINDS, NAMES, PARTS, box, boxes_of, convert, make
-from tests.dataset_conversion.radiograph_trees import HEIGHT, WIDTH, Box, picture, save_jpeg, write_coco, write_voc, write_yolo
+from tests.dataset_conversion.radiograph_trees import (
+    HEIGHT,
+    WIDTH,
+    Box,
+    picture,
+    save_jpeg,
+    write_coco,
+    write_voc,
+    write_yolo,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +39,9 @@ def test_boxes_names_and_negatives_arrive(tmp_path: Path, kind: str) -> None:
     for n in range(9):
         found = BoxAnnotation.load(result.folder / f"labelsTr/x{n}.json")
         assert found.names == tuple(NAMES[i] for i, _ in boxes_of(n))
-        np.testing.assert_allclose(found.array(), np.array([b for _, b in boxes_of(n)], np.float32).reshape(-1, 4), atol=0.02)
+        np.testing.assert_allclose(
+            found.array(), np.array([b for _, b in boxes_of(n)], np.float32).reshape(-1, 4), atol=0.02
+        )
     assert len(json.loads((result.folder / "splits_final.json").read_text())) == 5
 
 
@@ -52,13 +63,19 @@ def test_negatives_and_classes_are_chosen(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_faults_are_named_and_the_rest_is_converted(tmp_path: Path, kind: str) -> None:
-    """x0: unreadable; x1: a box without area; x3: its image is gone; x4: half outside; x6: the same image as x7, its boxes twice."""
+    """x0: unreadable; x1: a box without area; x3: its image is gone; x4: half outside; x6: the same image as x7, its
+    boxes twice.
+    """
     source = make(kind, tmp_path / "own")
     images = {p.stem: p for p in source.rglob("*.jpg")}
     images["x0"].write_bytes(b"no image")
     images["x3"].unlink()
     shutil.copy(images["x7"], images["x6"])
-    new: dict[int, list[tuple[int, Box]]] = {1: [(1, (9, 9, 9, 20))], 4: [(0, (50, 20, 70, 30))], 6: [(0, box(6)), (0, box(6))]}
+    new: dict[int, list[tuple[int, Box]]] = {
+        1: [(1, (9, 9, 9, 20))],
+        4: [(0, (50, 20, 70, 30))],
+        6: [(0, box(6)), (0, box(6))],
+    }
     for n, boxes in new.items():
         if kind == "yolo":
             write_yolo(source / f"labels/x{n}.txt", boxes)
@@ -118,7 +135,13 @@ def test_roboflow_folders_and_yolo_lists_are_understood(tmp_path: Path) -> None:
 
 def test_a_split_is_a_whole_word_of_a_folder_or_annotation_file() -> None:
     source = Path("/data")
-    names = {"train/a.json": "train", "a/instances_val2017.json": "val", "Validation/x": "val", "latest/a.json": None, "test-set/b": "test"}
+    names = {
+        "train/a.json": "train",
+        "a/instances_val2017.json": "val",
+        "Validation/x": "val",
+        "latest/a.json": None,
+        "test-set/b": "test",
+    }
     assert {name: split_name(source / name, source) for name in names} == names
 
 
@@ -211,7 +234,10 @@ def test_different_images_of_one_name_are_different_cases_and_a_shared_label_fil
     report = convert("yolo", source, tmp_path / "root")
     assert report.conversion.converted == ("images_a_b", "images_a_b_2")
     assert report.conversion.left_out == ("images_c", "images_c_2")
-    assert "c.png as well" in report.conversion.problems[0].text() and "c.bmp as well" in report.conversion.problems[1].text()
+    assert (
+        "c.png as well" in report.conversion.problems[0].text()
+        and "c.bmp as well" in report.conversion.problems[1].text()
+    )
     for case, name in {"images_a_b": "a b", "images_a_b_2": "a_b"}.items():
         (found,) = BoxAnnotation.load(report.folder / f"labelsTr/{case}.json").boxes
         np.testing.assert_allclose(found, boxes[name], atol=0.02)
@@ -229,7 +255,10 @@ def test_an_image_elsewhere_does_not_take_the_label_file_of_its_namesake(tmp_pat
 
 
 def test_case_ids_are_unique_whatever_the_names() -> None:
-    paths = [Path("/s") / name for name in ("a b.png", "a_b.png", "s_a_b_2.png", "s/a b.png", "p/q.png", "p_q.jpg", "q.png", "d.png")]
+    paths = [
+        Path("/s") / name
+        for name in ("a b.png", "a_b.png", "s_a_b_2.png", "s/a b.png", "p/q.png", "p_q.jpg", "q.png", "d.png")
+    ]
     names = unique_cases(paths, Path("/s"))
     assert len(set(names.values())) == len(paths) and names[Path("/s/d.png")] == "d"
     assert names == unique_cases(reversed(paths), Path("/s"))
@@ -253,7 +282,9 @@ def test_folds_are_a_partition_balanced_by_class_whatever_the_classes(make_class
     assert split is not None and len(split.folds) == 5
     assert sorted(c for _, val in split.folds for c in val) == sorted(classes)
     for train, val in split.folds:
-        assert set(train) | set(val) == set(classes) and not {int(c[1:]) // 2 for c in train} & {int(c[1:]) // 2 for c in val}
+        assert set(train) | set(val) == set(classes) and not {int(c[1:]) // 2 for c in train} & {
+            int(c[1:]) // 2 for c in val
+        }
         assert abs(len(val) - 12) <= 2
     negatives = [sum(not classes[c] for c in val) for _, val in split.folds]
     assert max(negatives) - min(negatives) <= 2
@@ -263,4 +294,8 @@ def test_folds_are_a_partition_balanced_by_class_whatever_the_classes(make_class
 @pytest.mark.parametrize("groups", [1, 2, 3, 4])
 def test_few_groups_give_few_folds(groups: int) -> None:
     split = make_folds({f"c{i}": [1] for i in range(8)}, {f"c{i}": f"g{i % groups}" for i in range(8)})
-    assert split is None if groups == 1 else split is not None and len(split.folds) == groups and all(v for _, v in split.folds)
+    assert (
+        split is None
+        if groups == 1
+        else split is not None and len(split.folds) == groups and all(v for _, v in split.folds)
+    )

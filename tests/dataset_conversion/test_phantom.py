@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as components
 
-from dataset_conversion.phantom import AORTA, KIDNEYS, LABELS, LIVER, SPINE, SPLEEN, PhantomCase, make_phantom, phantom_case
+from dataset_conversion.phantom import (
+    AORTA,
+    KIDNEYS,
+    LABELS,
+    LIVER,
+    SPINE,
+    SPLEEN,
+    PhantomCase,
+    make_phantom,
+    phantom_case,
+)
 from medkd.core.dataset import DatasetDescription, image_cases, training_cases
 from medkd.core.errors import DataError
 from medkd.io.volumes import read_image, read_label
@@ -59,7 +69,9 @@ def test_air_surrounds_the_body(cases: list[PhantomCase]) -> None:
 
 
 def test_boundaries_have_partial_volume(cases: list[PhantomCase]) -> None:
-    """Between air and fat there is nothing but mixtures; without sub-sampling the blur alone gives about 0.013 of them."""
+    """Between air and fat there is nothing but mixtures; without sub-sampling the blur alone gives about 0.013 of
+    them.
+    """
     for image, _, _ in cases:
         assert ((image > -850) & (image < -350)).mean() > 0.02
 

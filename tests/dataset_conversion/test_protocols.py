@@ -1,4 +1,6 @@
-"""Protocols: the files are valid, and every setting in them is obeyed by preprocessing, training, prediction and validation."""
+"""Protocols: the files are valid, and every setting in them is obeyed by preprocessing, training, prediction and
+validation.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,25 @@ from medkd.core.features import Progress
 from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Plan, Resampling
-from medkd.core.protocol import FOLDER, AugmentationRule, Protocol, TrainingRule, find_protocol, protocol_names, read_protocols
+from medkd.core.protocol import (
+    FOLDER,
+    AugmentationRule,
+    Protocol,
+    TrainingRule,
+    find_protocol,
+    protocol_names,
+    read_protocols,
+)
 from medkd.core.run import Budget
 from medkd.core.serial import load, save
 from medkd.inference.predictor import Predictor
 from medkd.inference.sliding_window import predict_logits, tile_starts
 from medkd.io.volumes import read_volume
-from medkd.preprocessing.api import plan_and_preprocess
 from medkd.preprocessing.cropping import crop_box, nonzero_mask
 from medkd.preprocessing.fingerprint import Fingerprint
 from medkd.preprocessing.normalisation import normalise
 from medkd.preprocessing.planner import make_plan
+from medkd.preprocessing.prepare import plan_and_preprocess
 from medkd.preprocessing.store import CaseStore, recipe_of
 from medkd.training.loader import PatchBatches
 from medkd.training.losses import SegmentationLoss
@@ -51,7 +61,11 @@ def test_every_shipped_protocol_is_valid_and_says_what_it_is_for() -> None:
     assert set(read_protocols("acf_bckd").variants) == set(ACF)
     assert set(read_protocols("mmseg_kd").variants) == {"synapse_slices"}
     sfd = read_protocols("sfd_kd")
-    assert not sfd.variants and sfd.detection["grazpedwri_faster_rcnn"].image_size == 640 and sfd.detection["fracatlas_yolo"].epochs is None
+    assert (
+        not sfd.variants
+        and sfd.detection["grazpedwri_faster_rcnn"].image_size == 640
+        and sfd.detection["fracatlas_yolo"].epochs is None
+    )
     for format in ACF:
         protocol = find_protocol("acf_bckd", fmt(format))
         assert protocol.name == f"acf_bckd:{format}" and "2025" in protocol.reference
@@ -64,7 +78,11 @@ def test_the_numbers_of_the_publication() -> None:
     assert (brats.training.epochs, brats.training.distilled_epochs, brats.training.distilled_floor) == (100, 50, 1e-4)
     assert not brats.training.cross_entropy and brats.training.foreground == 0
     for protocol in (word, brats):
-        assert protocol.training.patch_size == (96, 96, 96) and protocol.inference.blending == "constant" and not protocol.inference.mirror
+        assert (
+            protocol.training.patch_size == (96, 96, 96)
+            and protocol.inference.blending == "constant"
+            and not protocol.inference.mirror
+        )
     mmseg = find_protocol("mmseg_kd:synapse_slices", {})
     assert mmseg.training.epochs * mmseg.training.iterations_per_epoch == 40_000 and mmseg.training.decay == "step"
 
@@ -125,7 +143,9 @@ def test_the_plan_follows_the_protocol_and_records_it(btcv: tuple[Path, Plan]) -
     for network in ("plain_unet", "resenc_unet_l", "unet_tiny"):
         architecture = configuration.architecture(network)
         assert architecture.patch_size == (96, 96, 96) and architecture.batch_size == 4
-        assert 96 % np.prod(architecture.strides, axis=0).max() == 0 and len(architecture.features_per_stage) == len(architecture.strides)
+        assert 96 % np.prod(architecture.strides, axis=0).max() == 0 and len(architecture.features_per_stage) == len(
+            architecture.strides
+        )
     stored = Plan.load(root / "preprocessed/Dataset007_BTCV/plans.json")
     assert stored == plan and stored.protocol == find_protocol("acf_bckd", fmt("btcv"))
 
@@ -150,7 +170,10 @@ def test_another_protocol_needs_a_new_plan_and_a_plain_one_can_come_back(btcv: t
     with pytest.raises(PlanError, match=r"follows acf_bckd:btcv, not acf_bckd:word; give --overwrite-plan"):
         plan_and_preprocess(7, root=root, workers=1, protocol="acf_bckd:word")
     folder = root / "preprocessed/Dataset007_BTCV"
-    fingerprint, description = load(Fingerprint, folder / "fingerprint.json"), DatasetDescription.load(folder / "dataset.json")
+    fingerprint, description = (
+        load(Fingerprint, folder / "fingerprint.json"),
+        DatasetDescription.load(folder / "dataset.json"),
+    )
     with pytest.raises(PlanError, match="is for 3d_fullres"):
         make_plan(plan.dataset, fingerprint, description, configurations=["2d"], protocol=plan.protocol)
 
@@ -166,7 +189,10 @@ def test_brats_is_normalised_inside_the_brain_and_synapse_is_not_touched(tmp_pat
     source = make_synapse(tmp_path / "synapse", train=(5, 6))
     raw = convert("synapse_slices", source, tmp_path / "root", number=8).folder
     plan = plan_and_preprocess(8, root=tmp_path / "root", workers=1, protocol="mmseg_kd")
-    assert list(plan.configurations) == ["2d"] and plan.configuration("2d").architecture("unet_tiny").patch_size == (512, 512)
+    assert list(plan.configurations) == ["2d"] and plan.configuration("2d").architecture("unet_tiny").patch_size == (
+        512,
+        512,
+    )
     image = CaseStore(tmp_path / "root/preprocessed/Dataset008_SynapseSlices/2d").open("case0005").image
     np.testing.assert_array_equal(image[0], read_volume(raw / "imagesTr/case0005_0000.nii.gz").array)
 
@@ -226,7 +252,9 @@ def test_every_step_is_made_with_its_own_learning_rate(tmp_path: Path, per_step:
 def test_a_case_stored_with_another_crop_is_made_anew(btcv: tuple[Path, Plan]) -> None:
     _, plan = btcv
     configuration, labels = plan.configuration("3d_fullres"), LabelSpec.from_names(["a"])
-    recipes = {recipe_of(plan, replace(configuration, crop=crop), labels) for crop in ("nonzero", "none", "above(-175)")}
+    recipes = {
+        recipe_of(plan, replace(configuration, crop=crop), labels) for crop in ("nonzero", "none", "above(-175)")
+    }
     assert len(recipes) == 3
 
 
@@ -237,7 +265,9 @@ def boxes_with(root: Path, protocol: Protocol) -> Path:
     return folder
 
 
-def test_training_uses_the_protocols_settings_and_the_users_options_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_the_protocols_settings_and_the_users_options_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rule = replace(find_protocol("acf_bckd", fmt("brats")).training, patch_size=None, batch_size=None)
     rule = replace(rule, epochs=4, distilled_epochs=2, iterations_per_epoch=3)
     boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule))
@@ -260,7 +290,9 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(tmp_path
     assert run.budget.epochs == 2 and training._settings(job, run).floor == 1e-4
     spied: list[bool] = []
     monkeypatch.setattr(
-        PatchSampler, "sample", lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 16, 16, 16), np.float32),) * 2
+        PatchSampler,
+        "sample",
+        lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 16, 16, 16), np.float32),) * 2,
     )
     next(trainer.batches(0))
     assert spied == [False, False]
@@ -270,7 +302,9 @@ def test_the_share_of_foreground_patches(tmp_path: Path, monkeypatch: pytest.Mon
     folder = make_dataset(tmp_path, cases=1) / "3d_fullres"
     spied: list[bool] = []
     monkeypatch.setattr(
-        PatchSampler, "sample", lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 4, 4, 4), np.float32),) * 2
+        PatchSampler,
+        "sample",
+        lambda *a, foreground: spied.append(foreground) or (np.zeros((1, 4, 4, 4), np.float32),) * 2,
     )
     sampler = PatchSampler((4, 4, 4), (4, 4, 4))
     for share, expected in ((0.0, 0), (0.5, 2), (1.0, 4)):
@@ -317,7 +351,9 @@ def test_intensities_are_scaled_and_shifted_within_their_ranges_and_never_means_
 def test_a_rotation_is_scipys(shape: tuple[int, ...]) -> None:
     from scipy.ndimage import gaussian_filter, rotate
 
-    array = gaussian_filter(np.random.default_rng(0).normal(size=shape), (0,) * (len(shape) - 2) + (3, 3)).astype(np.float32)
+    array = gaussian_filter(np.random.default_rng(0).normal(size=shape), (0,) * (len(shape) - 2) + (3, 3)).astype(
+        np.float32
+    )
     ours = rotated(torch.from_numpy(array), np.deg2rad(17.0), "bilinear").numpy()
     theirs = [rotate(array, sign * 17.0, axes=(-2, -1), reshape=False, order=1) for sign in (1, -1)]
     inner = (..., slice(8, -8), slice(8, -8))

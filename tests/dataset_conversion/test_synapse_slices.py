@@ -41,7 +41,9 @@ def test_a_gap_a_damaged_file_a_foreign_label_and_a_missing_array_leave_the_case
     (source / "train_npz/case0005_slice003.npz").unlink()
     path = source / "train_npz/case0006_slice002.npz"
     path.write_bytes(path.read_bytes()[:200])
-    np.savez(source / "train_npz/case0007_slice000.npz", image=np.zeros((32, 32), np.float32), label=np.full((32, 32), 12.0))
+    np.savez(
+        source / "train_npz/case0007_slice000.npz", image=np.zeros((32, 32), np.float32), label=np.full((32, 32), 12.0)
+    )
     np.savez(source / "train_npz/case0008_slice000.npz", data=np.zeros((32, 32), np.float32))
     result = convert("synapse_slices", source, tmp_path / "root")
     assert result.conversion.left_out == ("case0005", "case0006", "case0007", "case0008")

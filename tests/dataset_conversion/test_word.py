@@ -46,7 +46,9 @@ def test_without_the_validation_part_there_is_no_official_split_and_test_labels_
     for part in ("imagesVal", "labelsVal", "labelsTs"):
         shutil.rmtree(source / "WORD-V0.1.0" / part)
     result = convert("word", source, tmp_path / "root")
-    assert result.ok and not (result.folder / "splits_final.json").exists() and not (result.folder / "labelsTs").exists()
+    assert (
+        result.ok and not (result.folder / "splits_final.json").exists() and not (result.folder / "labelsTs").exists()
+    )
     assert any("official split is not known" in note for note in result.conversion.notes)
     shutil.rmtree(source / "WORD-V0.1.0/labelsTr")
     with pytest.raises(DataError, match="labelsTr of WORD"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion import ConversionOptions, convert_dataset
-from dataset_conversion.api import Converted
+from dataset_conversion.convert import Converted
 from medkd.core.geometry import Geometry
 from medkd.io.volumes import write_volume
 
@@ -17,7 +17,9 @@ SPACING = (3.0, 0.8, 0.8)
 
 
 def blocks(seed: int, values: list[int], shape: tuple[int, ...] = SHAPE) -> tuple[np.ndarray, np.ndarray]:
-    """CT-like image float32 (air around a body) and label uint8 with a block of every value; ``values`` cycle along y."""
+    """CT-like image float32 (air around a body) and label uint8 with a block of every value; ``values`` cycle along
+    y.
+    """
     rng = np.random.default_rng(seed)
     label = np.zeros(shape, np.uint8)
     rows = np.array_split(np.arange(2, shape[-2] - 2), len(values))
@@ -29,7 +31,9 @@ def blocks(seed: int, values: list[int], shape: tuple[int, ...] = SHAPE) -> tupl
     return image.astype(np.float32), label
 
 
-def write_pair(image: Path, label: Path | None, seed: int, values: list[int], spacing: tuple[float, ...] = SPACING) -> None:
+def write_pair(
+    image: Path, label: Path | None, seed: int, values: list[int], spacing: tuple[float, ...] = SPACING
+) -> None:
     """An image and, where asked for, its label map."""
     array, mask = blocks(seed, values)
     grid = Geometry.from_spacing(SHAPE, spacing)
@@ -63,13 +67,20 @@ def make_word(folder: Path, train: int = 4, val: int = 2, test: int = 1) -> Path
 
 
 def make_brats(folder: Path, cases: int = 6, *, year: int = 2023) -> Path:
-    """Case folders of one year, four sequences and a label map; 2021 calls the enhancing tumour 4. Zero outside the brain."""
+    """Case folders of one year, four sequences and a label map; 2021 calls the enhancing tumour 4. Zero outside the
+    brain.
+    """
     grid = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
     for i in range(cases):
         if year == 2021:
             case, joint, names, values = f"BraTS2021_{i:05d}", "_", ("t1ce", "t1", "flair", "t2"), (1, 2, 4)
         else:
-            case, joint, names, values = f"BraTS-GLI-{i // 2:05d}-{i % 2:03d}", "-", ("t1c", "t1n", "t2f", "t2w"), (1, 2, 3)
+            case, joint, names, values = (
+                f"BraTS-GLI-{i // 2:05d}-{i % 2:03d}",
+                "-",
+                ("t1c", "t1n", "t2f", "t2w"),
+                (1, 2, 3),
+            )
         rng = np.random.default_rng(i)
         label = np.zeros(grid.shape, np.uint8)
         label[3:9, 3:10, 3:12] = values[1]
@@ -77,13 +88,17 @@ def make_brats(folder: Path, cases: int = 6, *, year: int = 2023) -> Path:
         label[5:7, 5:8, 5:8] = values[2]
         for c, name in enumerate(names):
             image = np.zeros(grid.shape, np.int16)
-            image[1:-1, 1:-1, 1:-1] = 100 * (c + 1) + 30 * label[1:-1, 1:-1, 1:-1].astype(np.int16) + rng.integers(0, 9, (10, 12, 14))
+            image[1:-1, 1:-1, 1:-1] = (
+                100 * (c + 1) + 30 * label[1:-1, 1:-1, 1:-1].astype(np.int16) + rng.integers(0, 9, (10, 12, 14))
+            )
             write_volume(folder / case / f"{case}{joint}{name}.nii.gz", image, grid)
         write_volume(folder / case / f"{case}{joint}seg.nii.gz", label, grid)
     return folder
 
 
-def make_synapse(folder: Path, train: tuple[int, ...] = (5, 6, 7, 9), test: tuple[int, ...] = (1,), edge: int = 32) -> Path:
+def make_synapse(
+    folder: Path, train: tuple[int, ...] = (5, 6, 7, 9), test: tuple[int, ...] = (1,), edge: int = 32
+) -> Path:
     """TransUNet's layout: slices with float labels for training, volumes for testing; values from 0 to 1."""
     import h5py
 
@@ -97,12 +112,18 @@ def make_synapse(folder: Path, train: tuple[int, ...] = (5, 6, 7, 9), test: tupl
                 file["image"], file["label"] = image, label.astype(np.float32)
             continue
         for z in range(len(image)):
-            np.savez(folder / f"train_npz/case{number:04d}_slice{z:03d}.npz", image=image[z], label=label[z].astype(np.float32))
+            np.savez(
+                folder / f"train_npz/case{number:04d}_slice{z:03d}.npz",
+                image=image[z],
+                label=label[z].astype(np.float32),
+            )
     return folder
 
 
 def make_acdc(folder: Path, patients: int = 5) -> Path:
-    """SSL4MIS's layout: a volume and slices (numbered from 0, no leading zeros) for two frames of each patient, and lists."""
+    """SSL4MIS's layout: a volume and slices (numbered from 0, no leading zeros) for two frames of each patient, and
+    lists.
+    """
     import h5py
 
     (folder / "data/slices").mkdir(parents=True)
@@ -148,7 +169,11 @@ def convert(format: str, source: Path, root: Path, number: int = 7, **options: o
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file with its time of change and content."""
-    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def folds(folder: Path) -> list[dict[str, list[str]]]:

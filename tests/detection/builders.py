@@ -40,7 +40,8 @@ def make_dataset(
     negatives: int = 2,
     patients: bool = False,
 ) -> Path:
-    """Write ``<root>/raw/DatasetNNN_Tiny``: images of ``size`` × ``3/4 size`` pixels, the last ``negatives`` of them without boxes.
+    """Write ``<root>/raw/DatasetNNN_Tiny``: images of ``size`` × ``3/4 size`` pixels, the last ``negatives`` of them
+    without boxes.
 
     Args:
         root: medkd's root.
@@ -58,11 +59,17 @@ def make_dataset(
     height = size * 3 // 4
     for index in range(images):
         case = f"image_{index:02d}"
-        pixels, boxes, classes = radiograph(index, size, height, len(categories), 0 if index >= images - negatives else 1)
+        pixels, boxes, classes = radiograph(
+            index, size, height, len(categories), 0 if index >= images - negatives else 1
+        )
         write_png(folder / "imagesTr" / f"{case}_0000.png", pixels)
-        BoxAnnotation(size, height, tuple(boxes), tuple(categories[c] for c in classes)).save(folder / "labelsTr" / f"{case}.json")
+        BoxAnnotation(size, height, tuple(boxes), tuple(categories[c] for c in classes)).save(
+            folder / "labelsTr" / f"{case}.json"
+        )
     known = {f"image_{i:02d}": f"patient_{i // 2}" for i in range(images)} if patients else {}
-    description = DatasetDescription.detection(("X-ray",), categories, num_training=images, file_ending=".png", patients=known)
+    description = DatasetDescription.detection(
+        ("X-ray",), categories, num_training=images, file_ending=".png", patients=known
+    )
     description.save(folder / "dataset.json")
     return folder
 

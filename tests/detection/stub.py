@@ -1,4 +1,6 @@
-"""A detector that needs no training: it finds what is brighter than a threshold, its only weight; and run folders that hold it."""
+"""A detector that needs no training: it finds what is brighter than a threshold, its only weight; and run folders that
+hold it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class BrightSpots(Detector):
         self.spec = spec
         self.threshold = nn.Parameter(torch.tensor(0.5))
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         """As promised; the overlap plays no part."""
         CALLS.append(len(images))
         OVERLAPS.append(overlap)
@@ -72,13 +76,18 @@ def make_run(
     register()
     description = DatasetDescription.load(raw / "dataset.json")
     folder = root / "results" / raw.name / run
-    spec = NetworkSpec(run.split("__")[0] if run.startswith(NAME) else NAME, 3, len(description.categories), (size, size))
+    spec = NetworkSpec(
+        run.split("__")[0] if run.startswith(NAME) else NAME, 3, len(description.categories), (size, size)
+    )
     budget = Budget(3, 4, 2, 0.01, 0)
     save(folder / "run.json", RunDescription(raw.name, "detection", spec, budget, (), method=method, teacher=teacher))
     DetectionPlan(raw.name, description.categories, size, 2).save(folder / "plans.json")
     description.save(folder / "dataset.json")
     for fold, threshold in enumerate(folds):
-        save_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pt", {"schema": 1, "network": {"threshold": torch.tensor(threshold)}})
+        save_checkpoint(
+            folder / f"fold_{fold}" / "checkpoint_final.pt",
+            {"schema": 1, "network": {"threshold": torch.tensor(threshold)}},
+        )
     return folder
 
 

@@ -1,4 +1,6 @@
-"""Training and distilling detectors by the commands: names, continuation, teachers, the guard against leaks, refusals."""
+"""Training and distilling detectors by the commands: names, continuation, teachers, the guard against leaks,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ from medkd.detection.plan import DetectionPlan
 from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
 from medkd.detection.trained import DetectionRun
-from medkd.evaluation.detection_evaluate import evaluate_detection_folder
-from medkd.evaluation.detection_predictions import DetectionPredictions
+from medkd.evaluation.detection.folder import evaluate_detection_folder
+from medkd.evaluation.detection.predictions import DetectionPredictions
 from medkd.training.logs import read_log
 from tests.detection.builders import make_dataset
 
@@ -51,7 +53,9 @@ class Stub(Detector):
         self.neck = nn.Conv2d(3, 4, 1)
         self.head = nn.Conv2d(4, len(spec.categories), 1)
 
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         none = torch.zeros(0)
         return [Detections(none.reshape(0, 4), none, none.long()) for _ in images]
 
@@ -77,7 +81,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def options(root: Path, **changes: object) -> DetectorOptions:
-    values: dict = {"root": root, "epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "workers": 0, "device": "cpu", "validate": False}
+    values: dict = {
+        "root": root,
+        "epochs": 2,
+        "iterations_per_epoch": 3,
+        "batch_size": 2,
+        "workers": 0,
+        "device": "cpu",
+        "validate": False,
+    }
     return DetectorOptions(**{**values, **changes})
 
 
@@ -89,10 +101,22 @@ def test_a_run_folder_says_what_was_trained(root: Path) -> None:
     folder = train_detector(502, STUB, 0, options(root, seed=4, learning_rate=0.5))
     assert folder == results(root) / f"{STUB}__detection" / "fold_0"
     run = DetectionRun.load(folder.parent)
-    assert run.run.budget.__dict__ == {"epochs": 2, "iterations_per_epoch": 3, "batch_size": 2, "learning_rate": 0.5, "seed": 4}
-    assert run.run.network.patch_size == (96, 96) and run.run.network.num_outputs == 1 and run.spec == JOBS[0].detector.spec
+    assert run.run.budget.__dict__ == {
+        "epochs": 2,
+        "iterations_per_epoch": 3,
+        "batch_size": 2,
+        "learning_rate": 0.5,
+        "seed": 4,
+    }
+    assert (
+        run.run.network.patch_size == (96, 96)
+        and run.run.network.num_outputs == 1
+        and run.spec == JOBS[0].detector.spec
+    )
     split = json.loads((folder / "split.json").read_text())
-    assert (tuple(split["train"]), tuple(split["val"])) == (JOBS[0].train, JOBS[0].val) and not set(split["train"]) & set(split["val"])
+    assert (tuple(split["train"]), tuple(split["val"])) == (JOBS[0].train, JOBS[0].val) and not set(
+        split["train"]
+    ) & set(split["val"])
     assert JOBS[0].distiller is None and JOBS[0].store == root / "preprocessed" / NAME / "detection"
 
 
@@ -100,7 +124,11 @@ def test_what_is_not_said_is_the_plans(root: Path) -> None:
     plan = DetectionPlan.load(root / "preprocessed" / NAME / "plans.json")
     train_detector(502, STUB, 0, DetectorOptions(root, device="cpu", validate=False))
     budget = JOBS[0].budget
-    assert (budget.epochs, budget.batch_size, budget.learning_rate) == (plan.epochs, plan.batch_size, plan.learning_rate)
+    assert (budget.epochs, budget.batch_size, budget.learning_rate) == (
+        plan.epochs,
+        plan.batch_size,
+        plan.learning_rate,
+    )
     assert budget.iterations_per_epoch == 0 and JOBS[0].plan == plan
 
 
@@ -133,9 +161,11 @@ def test_a_student_starts_equal_alone_and_under_every_method(root: Path) -> None
     assert JOBS[2].distiller is not None and JOBS[2].distiller.teacher is not None
     assert not torch.equal(train_weights(root, seed=1), alone["neck.weight"])
     names = sorted(p.name for p in results(root).iterdir())
-    assert names == [f"{STUB}__detection", f"{STUB}__detection__cwd__from_{STUB}", f"{STUB}__detection__none__from_{STUB}"] + [
-        f"{STUB}__detection__s"
-    ]
+    assert names == [
+        f"{STUB}__detection",
+        f"{STUB}__detection__cwd__from_{STUB}",
+        f"{STUB}__detection__none__from_{STUB}",
+    ] + [f"{STUB}__detection__s"]
     assert DetectionRun.load(results(root) / names[1]).run.teacher == STUB
 
 
@@ -155,8 +185,12 @@ def test_a_teacher_must_not_have_seen_the_validation_images(root: Path) -> None:
         distill_detector(502, f"{STUB}__detection__cwd__from_{STUB}", STUB, "cwd", 0, options(root, tag="second"))
 
 
-@pytest.mark.parametrize(("categories", "text"), [(("metal",), "other classes"), (("text", "fracture"), "other classes")])
-def test_a_teacher_with_other_classes_is_refused(root: Path, tmp_path: Path, categories: tuple[str, ...], text: str) -> None:
+@pytest.mark.parametrize(
+    ("categories", "text"), [(("metal",), "other classes"), (("text", "fracture"), "other classes")]
+)
+def test_a_teacher_with_other_classes_is_refused(
+    root: Path, tmp_path: Path, categories: tuple[str, ...], text: str
+) -> None:
     folder = train_detector(502, STUB, 0, options(root)).parent
     replace(DetectionPlan.load(folder / "plans.json"), categories=categories).save(folder / "plans.json")
     with pytest.raises(RunError, match=text):
@@ -196,7 +230,9 @@ def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(root: Path
         distill_detector(502, str(folder / "best.pt"), STUB, "kd", 0, options(root))
 
 
-def test_teachers_and_students_with_other_anchors_are_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teachers_and_students_with_other_anchors_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Found before anything is written; weights from elsewhere must say their anchors."""
     monkeypatch.setattr(Stub, "anchors", property(lambda self: ((self.spec.anchor_scale, 1.0),)))
     folder = given_weights(tmp_path / "theirs", anchor_scale=77.0)
@@ -212,7 +248,9 @@ def test_the_weights_it_started_from_belong_to_a_run(root: Path, monkeypatch: py
     started: list[Path] = []
     monkeypatch.setattr(api, "start_from", lambda detector, path: started.append(path))
     folder = train_detector(502, STUB, 0, options(root, backbone_weights=Path("r18.pth")))
-    assert started == [Path("r18.pth")] and str(DetectionRun.load(folder.parent).run.backbone_weights).endswith("r18.pth")
+    assert started == [Path("r18.pth")] and str(DetectionRun.load(folder.parent).run.backbone_weights).endswith(
+        "r18.pth"
+    )
     with pytest.raises(RunError, match="backbone_weights"):
         train_detector(502, STUB, 1, options(root))
 
@@ -234,7 +272,9 @@ def test_weights_to_start_from_must_not_have_seen_the_validation_images(
     parts = (everything, []) if by == "itself" else ([], everything)
     folder = trained_elsewhere(tmp_path / "fold_all", *parts)
     (folder / file).touch()
-    with pytest.raises(LeakError, match=r"was trained on 2 of the 2 cases on which fold 0 is judged, for example image_0"):
+    with pytest.raises(
+        LeakError, match=r"was trained on 2 of the 2 cases on which fold 0 is judged, for example image_0"
+    ):
         train_detector(502, STUB, 0, options(root, backbone_weights=folder / file))
     (tmp_path / "link.pt").symlink_to(folder / file)
     with pytest.raises(LeakError):
@@ -242,7 +282,9 @@ def test_weights_to_start_from_must_not_have_seen_the_validation_images(
     assert not JOBS
 
 
-def test_what_the_first_weights_have_seen_counts_as_seen_by_the_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_first_weights_have_seen_counts_as_seen_by_the_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "start_from", lambda detector, path: None)
     train_detector(502, STUB, 0, options(root))
     split = json.loads((results(root) / f"{STUB}__detection/fold_0/split.json").read_text())
@@ -253,7 +295,9 @@ def test_what_the_first_weights_have_seen_counts_as_seen_by_the_run(root: Path, 
     assert json.loads((taught / "split.json").read_text())["teacher_train"] == sorted([*split["train"], "other"])
 
 
-def test_weights_to_start_from_may_say_beside_them_what_they_have_seen(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_to_start_from_may_say_beside_them_what_they_have_seen(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "start_from", lambda detector, path: None)
     theirs = given_weights(tmp_path / "theirs", train=[f"image_{i:02d}" for i in range(10)]) / "best.pt"
     with pytest.raises(LeakError, match="backbone-weights"):
@@ -268,9 +312,13 @@ def test_unknown_names_are_answered_with_the_nearest(root: Path) -> None:
         distill_detector(502, "other", STUB, "cwd", 0, options(root))
     with pytest.raises(MedkdError, match="not defined for detectors"):
         distill_detector(502, STUB, STUB, "bckd", 0, options(root))
-    with pytest.raises(MethodError, match=r"Unknown method 'pdk'\. Did you mean 'pkd'\? Known for detectors: .*rkd.*ultralytics") as caught:
+    with pytest.raises(
+        MethodError, match=r"Unknown method 'pdk'\. Did you mean 'pkd'\? Known for detectors: .*rkd.*ultralytics"
+    ) as caught:
         distill_detector(502, STUB, STUB, "cwd+pdk", 0, options(root))
-    assert not {"bckd", "cirkd", "reviewkd"} & set(str(caught.value).replace(",", "").replace(".", "").split())  # not for detectors
+    assert not {"bckd", "cirkd", "reviewkd"} & set(
+        str(caught.value).replace(",", "").replace(".", "").split()
+    )  # not for detectors
     with pytest.raises(DataError, match="Fold '9' does not exist"):
         train_detector(502, STUB, 9, options(root))
 
@@ -300,7 +348,10 @@ def test_folds_without_boxes_or_without_a_class(tmp_path: Path, caplog: pytest.L
         train_detector(502, STUB, 0, options(tmp_path))
     with caplog.at_level("WARNING"):
         train_detector(502, STUB, 1, options(tmp_path, validate=True))
-    assert "fold 1 is trained without any box of metal" in caplog.text and "judged without any box of fracture" in caplog.text
+    assert (
+        "fold 1 is trained without any box of metal" in caplog.text
+        and "judged without any box of fracture" in caplog.text
+    )
     train_detector(502, STUB, 2, options(tmp_path, validate=True))  # nothing to find among its validation images
     assert (results(tmp_path) / f"{STUB}__detection/fold_2/validation/summary.json").exists()
 
@@ -336,7 +387,11 @@ def test_a_dry_run_tells_and_writes_nothing(root: Path) -> None:
     before = sorted(root.rglob("*"))
     lines = dry_run_detector(502, STUB, 0, options(root), STUB, "cwd")
     assert sorted(root.rglob("*")) == before and len(JOBS) == 1
-    assert "fold_0" in lines[0] and "2 epochs of 3 steps" in lines[1] and any("has seen 8 images and none of the 2" in x for x in lines)
+    assert (
+        "fold_0" in lines[0]
+        and "2 epochs of 3 steps" in lines[1]
+        and any("has seen 8 images and none of the 2" in x for x in lines)
+    )
 
 
 def test_the_commands_dispatch_on_the_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +422,9 @@ def test_raw_annotations_of_another_task_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("teacher", "student", "method"), [("yolov8n", "yolov8_r18", "cwd"), ("retinanet_r18", "fcos_r18", "pkd")])
+@pytest.mark.parametrize(
+    ("teacher", "student", "method"), [("yolov8n", "yolov8_r18", "cwd"), ("retinanet_r18", "fcos_r18", "pkd")]
+)
 def test_the_whole_way_with_real_detectors(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, student: str, method: str
 ) -> None:
@@ -381,9 +438,13 @@ def test_the_whole_way_with_real_detectors(
     report = predict_detections(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")
     assert len(report.predicted) == 10 and not report.failed
     assert evaluate_detection_folder(tmp_path / "out", raw).value("AP").n == 10
-    again, judged = (DetectionPredictions.load(path / "predictions.json").images for path in (tmp_path / "out", fold / "validation"))
+    again, judged = (
+        DetectionPredictions.load(path / "predictions.json").images for path in (tmp_path / "out", fold / "validation")
+    )
     assert sorted(judged) == sorted(val)
     for case in val:  # the stored images are the raw ones here, so that both are the same detections
         np.testing.assert_allclose(again[case].found.scores, judged[case].found.scores, atol=1e-4)
     alone, taught = (read_log(path)[-1].terms for path in (fold.parents[1] / f"{teacher}__detection/fold_0", fold))
-    assert set(taught) - set(alone) and json.loads((fold / "validation/summary.json").read_text())["task"] == "detection"
+    assert (
+        set(taught) - set(alone) and json.loads((fold / "validation/summary.json").read_text())["task"] == "detection"
+    )

@@ -1,4 +1,6 @@
-"""The detectors' distiller: a frozen teacher on the student's images, comparable anchors, float32 terms, clear refusals."""
+"""The detectors' distiller: a frozen teacher on the student's images, comparable anchors, float32 terms, clear
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ class Probe(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """The sum of the student's logits."""
-        assert isinstance(student, DetectorOutputs) and isinstance(teacher, DetectorOutputs) and isinstance(target, DetectionTarget)
+        assert (
+            isinstance(student, DetectorOutputs)
+            and isinstance(teacher, DetectorOutputs)
+            and isinstance(target, DetectionTarget)
+        )
         self.seen.append((student, teacher, target))
         self.autocast.append(torch.is_autocast_enabled("cpu"))
         return {"probe": student.logits.sum() + self.helper.weight.sum()}
@@ -46,7 +52,11 @@ class Spy(ToyDense):
 
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         """Observe, and note it."""
-        state = {"grad": torch.is_grad_enabled(), "training": self.training, "autocast": torch.is_autocast_enabled("cpu")}
+        state = {
+            "grad": torch.is_grad_enabled(),
+            "training": self.training,
+            "autocast": torch.is_autocast_enabled("cpu"),
+        }
         self.calls.append({"images": images, **state})
         return super().observe(images, student)
 
@@ -54,7 +64,11 @@ class Spy(ToyDense):
 def floating(outputs: DetectorOutputs) -> list[Tensor]:
     """Every floating tensor."""
     values = [getattr(outputs, f.name) for f in fields(outputs)]
-    flat = [v for value in values for v in (value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value])]
+    flat = [
+        v
+        for value in values
+        for v in (value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value])
+    ]
     return [v for v in flat if isinstance(v, Tensor) and v.is_floating_point()]
 
 
@@ -71,7 +85,9 @@ def test_the_teacher_is_frozen_in_eval_mode_and_sees_the_students_images() -> No
     terms["probe"].backward()
     call = spy.calls[0]
     assert not call["grad"] and not call["training"] and call["autocast"] and torch.equal(call["images"], data[0])
-    assert method.autocast == [False] and all(v.dtype == torch.float32 for seen in method.seen[0][:2] for v in floating(seen))
+    assert method.autocast == [False] and all(
+        v.dtype == torch.float32 for seen in method.seen[0][:2] for v in floating(seen)
+    )
     assert all(not p.requires_grad and p.grad is None for p in spy.parameters())
     assert not any(p is q for p in method.parameters() for q in spy.parameters())
     assert {id(p) for p in distiller.parameters()} == {id(p) for p in method.parameters()}
@@ -117,9 +133,14 @@ def test_only_levels_of_equal_stride_are_compared() -> None:
     DetectorDistiller(teacher, method).terms(data[0], outputs, target)
     ours, theirs, seen = method.seen[0]
     fine = outputs.levels[0].stop
-    assert [level.stride for level in outputs.levels] == [4, 8, 16] and [level.stride for level in ours.levels] == [8, 16]
+    assert [level.stride for level in outputs.levels] == [4, 8, 16] and [level.stride for level in ours.levels] == [
+        8,
+        16,
+    ]
     assert ours.levels == theirs.levels and ours.logits.shape == theirs.logits.shape
-    assert torch.equal(ours.logits, outputs.logits[:, :, fine:]) and torch.equal(seen.labels, target.labels[:, :, fine:])
+    assert torch.equal(ours.logits, outputs.logits[:, :, fine:]) and torch.equal(
+        seen.labels, target.labels[:, :, fine:]
+    )
     assert ours.boxes is not None and outputs.boxes is not None and torch.equal(ours.boxes, outputs.boxes[:, fine:])
     assert ours.distribution is not None and ours.distribution.shape[1] == ours.logits.shape[2]
     reverse, other = make("dense"), trained("dense4")
@@ -192,7 +213,10 @@ def test_a_teacher_with_anchors_of_another_size_is_refused_where_scores_are_comp
 
     student = make("dense")
     own, other = Anchored(student.spec), Smaller(student.spec)
-    with pytest.raises(MethodError, match=r"the teacher's anchors \(sides of 2 strides, .*\) are not the student's \(sides of 4 strides"):
+    with pytest.raises(
+        MethodError,
+        match=r"the teacher's anchors \(sides of 2 strides, .*\) are not the student's \(sides of 4 strides",
+    ):
         DetectorDistiller(other, build(name, own, other), own.anchors)
     for expert, learner in ((Anchored(student.spec), own), (other, student), (student, own)):  # equal, or one has none
         DetectorDistiller(expert, build(name, learner, expert), learner.anchors)

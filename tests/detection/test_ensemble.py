@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medkd.detection.ensemble import fuse
-from medkd.evaluation.detection_predictions import Boxes
+from medkd.evaluation.detection.predictions import Boxes
 
 
 def test_one_model_keeps_its_boxes() -> None:
@@ -18,7 +18,9 @@ def test_boxes_on_each_other_become_their_weighted_mean() -> None:
     first = Boxes.of([[0, 0, 10, 10], [50, 50, 60, 60]], [0, 0], [0.9, 0.4])
     second = Boxes.of([[1, 1, 11, 11]], [0], [0.3])
     fused = fuse([first, second])
-    np.testing.assert_allclose(fused.boxes, [(0.9 * np.array([0, 0, 10, 10]) + 0.3 * np.array([1, 1, 11, 11])) / 1.2, [50, 50, 60, 60]])
+    np.testing.assert_allclose(
+        fused.boxes, [(0.9 * np.array([0, 0, 10, 10]) + 0.3 * np.array([1, 1, 11, 11])) / 1.2, [50, 50, 60, 60]]
+    )
     np.testing.assert_allclose(fused.scores, [(0.9 + 0.3) / 2, 0.4 / 2])  # what one of two models found counts half
 
 

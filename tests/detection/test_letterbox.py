@@ -22,7 +22,11 @@ def test_boxes_come_back_where_they_were(shape: tuple[int, int]) -> None:
     boxes = np.concatenate([corner, corner + RNG.uniform(0.1, 0.5, (7, 2)) * [shape[1], shape[0]]], axis=1)
     np.testing.assert_allclose(place.back(place.forth(boxes)), boxes, atol=1e-9)
     whole = place.forth([[0, 0, shape[1], shape[0]]])[0]
-    assert (whole >= 0).all() and (whole <= 64).all() and max(whole[2] - whole[0], whole[3] - whole[1]) == pytest.approx(64, abs=1)
+    assert (
+        (whole >= 0).all()
+        and (whole <= 64).all()
+        and max(whole[2] - whole[0], whole[3] - whole[1]) == pytest.approx(64, abs=1)
+    )
     outside = place.back([[-50, -50, 200, 200]])[0]
     np.testing.assert_allclose(outside, [0, 0, shape[1], shape[0]])
 
@@ -41,7 +45,9 @@ def test_a_mark_lies_where_the_box_says() -> None:
 def test_the_border_is_grey_and_the_image_is_exact_where_it_fits() -> None:
     pixels = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     square, place = letterbox(pixels, 64)
-    np.testing.assert_array_equal(square[:, place.top : place.top + 48].numpy(), pixels.transpose(2, 0, 1).astype(np.float32) / 255)
+    np.testing.assert_array_equal(
+        square[:, place.top : place.top + 48].numpy(), pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    )
     assert torch.all(square[:, : place.top] == PADDING) and place.top == 8 and PADDING == 114 / 255
 
 

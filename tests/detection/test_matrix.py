@@ -1,4 +1,6 @@
-"""Two training steps of every detector with every method that is defined for it; those that are not refuse with one sentence."""
+"""Two training steps of every detector with every method that is defined for it; those that are not refuse with one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def built(name: str) -> Detector:
 
 @cache
 def teacher(name: str) -> Detector:
-    """Another detector of the name, with statistics of its normalisation that fit its weights, so that its maps vary."""
+    """Another detector of the name, with statistics of its normalisation that fit its weights, so that its maps
+    vary.
+    """
     net = copy.deepcopy(built(name))
     torch.manual_seed(1)
     for parameter in net.parameters():
@@ -70,7 +74,9 @@ def data_of() -> Batch:
 
 def defined(name: str, student: Detector, expert: Detector) -> bool:
     """The rules: scores are compared between detectors of a kind, towers exist in dense heads only."""
-    return not (name in ON_SCORES and student.two_stage != expert.two_stage) and not (name == "crosskd" and student.two_stage)
+    return not (name in ON_SCORES and student.two_stage != expert.two_stage) and not (
+        name == "crosskd" and student.two_stage
+    )
 
 
 def distillers(student: Detector, expert: Detector) -> dict[str, DetectorDistiller]:
@@ -120,7 +126,9 @@ def two_steps(student: Detector, expert: Detector) -> None:
         optimizer.step()
     assert all(torch.isfinite(p).all() for p in student.parameters())
     assert all(p.grad is None for p in expert.parameters())
-    assert all(p.grad is not None for p in helpers) and any(not torch.equal(a, b) for a, b in zip(before, helpers, strict=True))
+    assert all(p.grad is not None for p in helpers) and any(
+        not torch.equal(a, b) for a, b in zip(before, helpers, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", FAST)

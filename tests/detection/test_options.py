@@ -26,4 +26,9 @@ def test_a_number_outside_of_its_limits_is_one_sentence(name: str, value: float)
 
 
 def test_the_smallest_numbers_are_taken() -> None:
-    assert DetectorOptions(epochs=1, iterations_per_epoch=1, batch_size=1, image_size=32, learning_rate=1e-9, seed=0, workers=0).epochs == 1
+    assert (
+        DetectorOptions(
+            epochs=1, iterations_per_epoch=1, batch_size=1, image_size=32, learning_rate=1e-9, seed=0, workers=0
+        ).epochs
+        == 1
+    )

@@ -34,9 +34,15 @@ def plan_of(annotations: Sequence[BoxAnnotation], wishes: Wishes | None = None, 
 
 
 def test_the_fingerprint_counts_and_measures() -> None:
-    found = fingerprint([annotation(20, ["text", "fracture", "text"]), annotation(40, ["metal"]), annotation(1, [], 400, 300)])
+    found = fingerprint(
+        [annotation(20, ["text", "fracture", "text"]), annotation(40, ["metal"]), annotation(1, [], 400, 300)]
+    )
     assert (found.positives, found.negatives) == (2, 1)
-    assert found.boxes == {"fracture": 1, "metal": 1, "text": 2} and found.images == {"fracture": 1, "metal": 1, "text": 1}
+    assert found.boxes == {"fracture": 1, "metal": 1, "text": 2} and found.images == {
+        "fracture": 1,
+        "metal": 1,
+        "text": 1,
+    }
     assert found.category_sets == {"fracture+text": 1, "metal": 1} and found.boxes_per_image == {"0": 1, "1": 1, "3": 1}
     assert (found.long_side.lowest, found.long_side.highest) == (400, 1000)
     assert found.box_short_share.highest == pytest.approx(0.04) and found.box_shape.median == pytest.approx(2)
@@ -98,9 +104,13 @@ def test_a_protocol_sets_what_it_says() -> None:
     assert (plan.image_size, plan.batch_size, plan.epochs, plan.learning_rate) == (640, 4, 100, 0.002)
     assert (plan.final_learning_rate, plan.momentum, plan.weight_decay) == (2e-6, 0.9, 1e-4)
     assert plan.sampling == {"fracture+text": 0.1} and plan.augmentation.brightness == 0
-    without_text = make_plan("D", ("fracture",), fingerprint([annotation(30, ["fracture"])] * 9, ("fracture",)), protocol=(name, protocol))
+    without_text = make_plan(
+        "D", ("fracture",), fingerprint([annotation(30, ["fracture"])] * 9, ("fracture",)), protocol=(name, protocol)
+    )
     assert without_text.sampling == {}
-    silent = plan_of([annotation(30, ["fracture"])] * 200, protocol=find_detection_protocol("sfd_kd:fracatlas_yolo", {}))
+    silent = plan_of(
+        [annotation(30, ["fracture"])] * 200, protocol=find_detection_protocol("sfd_kd:fracatlas_yolo", {})
+    )
     assert (silent.image_size, silent.batch_size, silent.epochs) == (480, 2, 300) and silent.final_learning_rate is None
     unknown = DetectionProtocol(64, 2, augmentation={"mosiac": 1.0})
     with pytest.raises(PlanError, match="Did you mean 'mosaic'"):
@@ -109,7 +119,9 @@ def test_a_protocol_sets_what_it_says() -> None:
 
 def test_every_shipped_detection_protocol_makes_a_plan() -> None:
     for variant in read_protocols("sfd_kd").detection:
-        plan_of([annotation(30, ["fracture", "text"])] * 50, protocol=find_detection_protocol(f"sfd_kd:{variant}", {})).check()
+        plan_of(
+            [annotation(30, ["fracture", "text"])] * 50, protocol=find_detection_protocol(f"sfd_kd:{variant}", {})
+        ).check()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +150,10 @@ def test_an_edited_plan_is_checked(tmp_path: Path) -> None:
         write_json(tmp_path / "plans.json", {**good, **change})
         with pytest.raises(PlanError, match=text):
             DetectionPlan.load(tmp_path / "plans.json")
-    for change, text in (({"imagesize": 1}, "Did you mean 'image_size'"), ({"task": "segmentation"}, "no plan for detection")):
+    for change, text in (
+        ({"imagesize": 1}, "Did you mean 'image_size'"),
+        ({"task": "segmentation"}, "no plan for detection"),
+    ):
         write_json(tmp_path / "plans.json", {**good, **change})
         with pytest.raises(DataError, match=text):
             DetectionPlan.load(tmp_path / "plans.json")

@@ -13,8 +13,8 @@ from medkd.cli.predict import main
 from medkd.core.errors import DataError, RunError
 from medkd.detection.predict import case_id, find_radiographs, predict_detections
 from medkd.detection.trained import load_detector
-from medkd.evaluation.detection_matching import overlaps
-from medkd.evaluation.detection_predictions import DetectionPredictions
+from medkd.evaluation.detection.matching import overlaps
+from medkd.evaluation.detection.predictions import DetectionPredictions
 from tests.detection import stub
 from tests.detection.builders import make_dataset
 
@@ -102,10 +102,23 @@ def test_cocos_own_tool_reads_the_results(run: Path, tmp_path: Path) -> None:
     assert image["file_name"] == "a_png_0000.png" and head["categories"] == [{"id": 1, "name": "fracture"}]
 
 
-def test_a_bad_file_is_named_and_the_others_go_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_file_is_named_and_the_others_go_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_all(tmp_path / "in")
     (tmp_path / "in" / "a_png_0000.png").write_bytes(b"nothing")
-    arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", f"502/{run.name}", "-f", "0", "--root", str(tmp_path)]
+    arguments = [
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        f"502/{run.name}",
+        "-f",
+        "0",
+        "--root",
+        str(tmp_path),
+    ]
     assert main([*arguments, "--device", "cpu", "--score", "0.05"]) == 1
     printed = capsys.readouterr()
     assert "6 radiographs predicted" in printed.out and "1 failed: a_png" in printed.out
@@ -119,7 +132,9 @@ def test_a_bad_file_is_named_and_the_others_go_on(run: Path, tmp_path: Path, cap
     assert "--step-size is for scans" in capsys.readouterr().err
 
 
-def test_work_that_was_killed_is_continued_with_the_same_result(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_was_killed_is_continued_with_the_same_result(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_all(tmp_path / "in")
     settings = {"folds": [0], "device": "cpu", "batch_size": 2}
     predict_detections(tmp_path / "in", tmp_path / "whole", run, **settings)  # type: ignore[arg-type]
@@ -153,7 +168,9 @@ def test_what_other_settings_gave_is_not_continued(run: Path, tmp_path: Path, mo
     write_all(tmp_path / "in")
     out = tmp_path / "out"
     predict_detections(tmp_path / "in", out, run, folds=[0], device="cpu")
-    monkeypatch.setattr("medkd.detection.predict.detect_images", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "medkd.detection.predict.detect_images", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         predict_detections(tmp_path / "in", out, run, folds=[1], device="cpu", score=0.3)
     monkeypatch.undo()
@@ -181,7 +198,9 @@ def test_boxes_are_suppressed_at_the_detectors_own_overlap_unless_another_is_giv
         assert json.loads((tmp_path / "out" / "predict_settings.json").read_text())["overlap"] == used
 
 
-def test_an_image_that_a_detector_cannot_take_does_not_cost_its_batch(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_a_detector_cannot_take_does_not_cost_its_batch(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_all(tmp_path / "in")
     monkeypatch.setattr(stub.BrightSpots, "_one", _fails_on_the_dark(stub.BrightSpots._one))
     Image.fromarray(np.zeros((50, 50), np.uint8)).save(tmp_path / "in" / "dark.png")

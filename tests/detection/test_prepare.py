@@ -15,10 +15,10 @@ from medkd.core.dataset import DatasetDescription, dataset_task
 from medkd.core.errors import DataError, PlanError
 from medkd.core.files import write_json
 from medkd.core.paths import Root
+from medkd.core.splits import load_splits
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.prepare import plan_and_preprocess_detection
 from medkd.detection.store import DetectionStore, stored_size
-from medkd.training.splits import load_splits
 from tests.detection.builders import make_dataset
 
 NAME = "Dataset502_Tiny"
@@ -32,8 +32,18 @@ def test_everything_is_there_afterwards_and_nothing_is_done_twice(tmp_path: Path
     make_dataset(tmp_path)
     plan = prepared(tmp_path)
     folder = tmp_path / "preprocessed" / NAME
-    assert {p.name for p in folder.iterdir()} >= {"plans.json", "fingerprint.json", "splits_final.json", "dataset.json", "detection"}
-    assert DetectionPlan.load(folder / "plans.json") == plan and plan.image_size == 96 and set(plan.reasons) >= {"image_size", "epochs"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "plans.json",
+        "fingerprint.json",
+        "splits_final.json",
+        "dataset.json",
+        "detection",
+    }
+    assert (
+        DetectionPlan.load(folder / "plans.json") == plan
+        and plan.image_size == 96
+        and set(plan.reasons) >= {"image_size", "epochs"}
+    )
     store = DetectionStore(folder / "detection")
     assert store.cases() == [f"image_{i:02d}" for i in range(8)] and store.boxes("image_07")[0].shape == (0, 4)
     assert dataset_task(Root.resolve(tmp_path), 502) == "detection"
@@ -62,7 +72,10 @@ def test_the_user_sets_sizes_and_an_edited_plan_is_kept(tmp_path: Path) -> None:
     assert (plan.image_size, plan.batch_size) == (64, 3)
     folder = tmp_path / "preprocessed" / NAME
     store = DetectionStore(folder / "detection")
-    assert store.size("image_00") == stored_size((96, 72), 64) == (64, 48) and store.original_size("image_00") == (96, 72)
+    assert store.size("image_00") == stored_size((96, 72), 64) == (64, 48) and store.original_size("image_00") == (
+        96,
+        72,
+    )
     edited = replace(plan, learning_rate=0.5)
     edited.save(folder / "plans.json")
     assert prepared(tmp_path) == edited

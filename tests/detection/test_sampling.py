@@ -41,7 +41,9 @@ def test_the_index_multiset_follows_the_weights_and_all_images_of_a_group_are_sh
         assert kinds(drawn) == {"ft": 4, "t": 10, "m": 6, "n": 8}  # no image has nothing but metal
         assert max(Counter(drawn).values()) == 1
     total = Counter(case for drawn in epochs for case in drawn)
-    assert {total[f"ft{i}"] for i in range(40)} == {1}  # 40 × 0.1 × 10 epochs: each of them once, which the published sampler misses
+    assert {total[f"ft{i}"] for i in range(40)} == {
+        1
+    }  # 40 × 0.1 × 10 epochs: each of them once, which the published sampler misses
     assert {total[f"t{i}"] for i in range(10)} == {10}
 
 

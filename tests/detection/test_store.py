@@ -9,7 +9,14 @@ from PIL import Image
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
-from medkd.detection.store import INDEX_FILE, JOURNAL_FILE, DetectionStore, DetectionStoreWriter, source_of_case, stored_size
+from medkd.detection.store import (
+    INDEX_FILE,
+    JOURNAL_FILE,
+    DetectionStore,
+    DetectionStoreWriter,
+    source_of_case,
+    stored_size,
+)
 from medkd.io.radiographs import write_png
 from tests.detection.builders import make_dataset, make_store
 
@@ -65,7 +72,10 @@ def test_negatives_have_an_empty_file(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     raw = make_dataset(tmp_path, images=4)
-    files = {f"image_{i:02d}": (raw / f"imagesTr/image_{i:02d}_0000.png", raw / f"labelsTr/image_{i:02d}.json") for i in range(4)}
+    files = {
+        f"image_{i:02d}": (raw / f"imagesTr/image_{i:02d}_0000.png", raw / f"labelsTr/image_{i:02d}.json")
+        for i in range(4)
+    }
     first = DetectionStoreWriter(tmp_path / "store", ("fracture",), 64)
     for case in list(files)[:3]:
         write(first, case, *files[case])

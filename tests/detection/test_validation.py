@@ -12,8 +12,8 @@ import pytest
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
 from medkd.detection.validation import finish_fold
-from medkd.evaluation.detection_predictions import DetectionPredictions
-from medkd.evaluation.detection_results import DetectionSummary
+from medkd.evaluation.detection.predictions import DetectionPredictions
+from medkd.evaluation.detection.results import DetectionSummary
 from tests.detection import stub
 from tests.detection.builders import make_dataset, make_store
 
@@ -34,12 +34,20 @@ def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(t
     assert summary.value("S@0.125").mean == 1.0 and summary.value("AUC").mean == 1.0
     folder = run / "fold_0" / "validation"
     found = DetectionPredictions.load(folder)
-    assert sorted(found.images) == sorted(VAL) and (found.images["image_00"].width, found.images["image_00"].height) == (192, 144)
+    assert sorted(found.images) == sorted(VAL) and (
+        found.images["image_00"].width,
+        found.images["image_00"].height,
+    ) == (192, 144)
     truth = BoxAnnotation.load(raw / "labelsTr" / "image_00.json").array()
     assert np.abs(found.images["image_00"].found.boxes - truth).max() <= 2.5
     assert len(found.images["image_07"].found) == 0
     assert DetectionSummary.load(folder / "summary.json").to_json() == summary.to_json()
-    assert sorted(p.name for p in folder.iterdir()) == ["coco_images.json", "coco_results.json", "predictions.json", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "coco_images.json",
+        "coco_results.json",
+        "predictions.json",
+        "summary.json",
+    ]
     limits = json.loads((folder / "summary.json").read_text())["limits"]
     assert limits == {"score": 0.001, "overlap": 0.5, "most": 300}  # the detector's own overlap
     model = json.loads((run / "fold_0" / "model.json").read_text())
@@ -53,7 +61,9 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
     run = stub.make_run(tmp_path, raw)
     job = stub.make_job(run, store.folder, VAL)
     original = type(store).image
-    monkeypatch.setattr(type(store), "image", lambda self, case: original(self, case) if case != "image_07" else _killed())
+    monkeypatch.setattr(
+        type(store), "image", lambda self, case: original(self, case) if case != "image_07" else _killed()
+    )
     with pytest.raises(KeyboardInterrupt):
         finish_fold(job, raw)
     journal = run / "fold_0" / "validation" / "predictions.jsonl"

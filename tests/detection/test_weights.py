@@ -52,7 +52,10 @@ def test_an_ultralytics_file_teaches_with_a_description(best: Path) -> None:
     (best.parent / "teacher.json").unlink(missing_ok=True)
     with pytest.raises(RunError, match=r'put a teacher\.json beside it, like \{"network"'):
         find_teacher(str(best), best.parent)
-    write_json(best.parent / "teacher.json", {"network": "yolov8n", "categories": ["fracture", "text"], "train": ["a"], "image_size": 64})
+    write_json(
+        best.parent / "teacher.json",
+        {"network": "yolov8n", "categories": ["fracture", "text"], "train": ["a"], "image_size": 64},
+    )
     source = find_teacher(str(best), best.parent)
     assert source.seen("given") == {"a"} and source.folds == ("given",) and source.image_size == 64
     assert source.load("given").spec.categories == ("fracture", "text")
@@ -60,7 +63,9 @@ def test_an_ultralytics_file_teaches_with_a_description(best: Path) -> None:
     with pytest.raises(RunError, match="the same classes in another order"):
         check_same_classes(source, ("text", "fracture"))
     write_json(best.parent / "teacher.json", {"network": "yolov8n", "categories": ["text", "fracture"], "train": []})
-    with pytest.raises(RunError, match=r"was trained for the classes fracture, text, but teacher\.json says text, fracture"):
+    with pytest.raises(
+        RunError, match=r"was trained for the classes fracture, text, but teacher\.json says text, fracture"
+    ):
         find_teacher(str(best), best.parent).load("given")
 
 

@@ -54,7 +54,9 @@ def neck_taps(width: int, strides: Sequence[int]) -> list[Tap]:
 
 
 class ToyDense(Detector):
-    """One anchor per cell, two towers of two blocks, with or without a distribution over distances; can be continued."""
+    """One anchor per cell, two towers of two blocks, with or without a distribution over distances; can be
+    continued.
+    """
 
     family = "torchvision"
 
@@ -69,7 +71,9 @@ class ToyDense(Detector):
         self.scores = nn.Conv2d(width, k, 1)
         self.sides = nn.Conv2d(width, 4 * max(bins, 1), 1)
         nn.init.constant_(self.scores.bias, -2.0)
-        towers = [Tap(f"{name_of(s)}.{part}", width, (s, s), "towers", "head") for s in strides for part in ("class", "box")]
+        towers = [
+            Tap(f"{name_of(s)}.{part}", width, (s, s), "towers", "head") for s in strides for part in ("class", "box")
+        ]
         self.taps = (*neck_taps(width, strides), *towers)
 
     def head(self, neck: dict[str, Tensor]) -> DetectorOutputs:
@@ -87,7 +91,9 @@ class ToyDense(Detector):
             levels.append(Level(name, stride, tuple(x.shape[2:]), start, start + logits[-1].shape[2]))
             start = levels[-1].stop
         distribution = torch.cat(raw, 1) if self.bins else None
-        return DetectorOutputs(torch.cat(logits, 2), features, boxes=torch.cat(boxes, 1), distribution=distribution, levels=tuple(levels))
+        return DetectorOutputs(
+            torch.cat(logits, 2), features, boxes=torch.cat(boxes, 1), distribution=distribution, levels=tuple(levels)
+        )
 
     def forward_from(self, tap: str, feature: Tensor) -> Tensor:
         """From a tower's tap."""
@@ -110,7 +116,9 @@ class ToyDense(Detector):
             distance = F.softplus(sides)
         return torch.cat((centres - distance[..., :2], centres + distance[..., 2:]), 2) * stride
 
-    def assign(self, outputs: DetectorOutputs, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[DetectionTarget, Tensor]:
+    def assign(
+        self, outputs: DetectorOutputs, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> tuple[DetectionTarget, Tensor]:
         """Anchors in the middle half of a box are its own, others inside it are left out; the boxes per anchor."""
         labels, wanted = [], []
         for image, kind in zip(boxes, classes, strict=True):
@@ -124,7 +132,9 @@ class ToyDense(Detector):
                     label[inside], place[inside] = value, box
             labels.append(label)
             wanted.append(place)
-        return DetectionTarget(torch.stack(labels)[:, None], boxes=tuple(boxes), classes=tuple(classes)), torch.stack(wanted)
+        return DetectionTarget(torch.stack(labels)[:, None], boxes=tuple(boxes), classes=tuple(classes)), torch.stack(
+            wanted
+        )
 
     def _centres(self, level: Level) -> Tensor:
         rows, columns = torch.meshgrid(*(torch.arange(n) + 0.5 for n in level.shape), indexing="ij")
@@ -136,7 +146,10 @@ class ToyDense(Detector):
         target, wanted = self.assign(outputs, boxes, classes)
         labels = target.labels[:, 0]
         truth = F.one_hot(labels.clamp(min=0), outputs.logits.shape[1]).transpose(1, 2) * (labels >= 0)[:, None]
-        score = F.binary_cross_entropy_with_logits(outputs.logits.float(), truth.float(), reduction="none") * (labels != -2)[:, None]
+        score = (
+            F.binary_cross_entropy_with_logits(outputs.logits.float(), truth.float(), reduction="none")
+            * (labels != -2)[:, None]
+        )
         number = (labels >= 0).sum().clamp(min=1)
         error = (outputs.boxes.float() - wanted).abs().mean(2) * (labels >= 0)
         return {"class": score.sum() / number, "box": error.sum() / number / 8}, target
@@ -258,7 +271,9 @@ def context(student: Detector, teacher: Detector) -> Context:
 
 def build(name: str, student: Detector, teacher: Detector, **settings: object) -> Method:
     """A method for a pair of detectors."""
-    return build_method(name, context(student, teacher), {f"{name}.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
+    return build_method(
+        name, context(student, teacher), {f"{name}.{k}": v for k, v in settings.items()}, DETECTION_METHODS
+    )
 
 
 def step(method: Method, student: Detector, teacher: Detector | None, data: Batch) -> dict[str, Tensor]:

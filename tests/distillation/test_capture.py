@@ -122,7 +122,10 @@ def test_tap_without_correction_is_refused() -> None:
 
 def test_wrong_promises_of_a_network_are_named() -> None:
     net = ToyNetwork(3)
-    net.taps = (Tap("a", 1, (1, 1, 1), "nowhere", "encoder"), Tap("b", 8, (2, 2, 2), "down", "encoder", correction=True))
+    net.taps = (
+        Tap("a", 1, (1, 1, 1), "nowhere", "encoder"),
+        Tap("b", 8, (2, 2, 2), "down", "encoder", correction=True),
+    )
     with pytest.raises(MethodError, match="points at 'nowhere'"):
         Capture(net, ("a",))
     with pytest.raises(MethodError, match="so it has no correction"), Capture(net, corrections=("b",)):

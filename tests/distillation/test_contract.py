@@ -61,7 +61,9 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(("name", "rank", "regions"), CASES)
 @pytest.mark.parametrize("valid", [False, True])
-def test_gradient_reaches_student_and_helpers_and_never_the_teacher(name: str, rank: int, regions: bool, valid: bool) -> None:
+def test_gradient_reaches_student_and_helpers_and_never_the_teacher(
+    name: str, rank: int, regions: bool, valid: bool
+) -> None:
     method, student, teacher = pair(name, rank, regions)
     terms = step(method, student, teacher, *batch(rank, regions, valid))
     assert terms and all(t.ndim == 0 and t.dtype == torch.float32 and torch.isfinite(t) for t in terms.values())

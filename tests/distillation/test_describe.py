@@ -16,7 +16,7 @@ from medkd.distillation import METHODS, Context, Distiller, build_method
 from medkd.distillation.base import Method
 from medkd.distillation.capture import Capture
 from medkd.distillation.describe import describe_method, describe_methods, formula_of
-from medkd.distillation.prompts import PromptMethod
+from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork, build_network
 
 
@@ -81,7 +81,9 @@ def _step(method: Method, student: SegmentationNetwork, teacher: SegmentationNet
         expected = teacher(image)
     features = {name: f.requires_grad_() for name, f in own.features.items()}
     target = Target(labels, torch.rand(2, 1, *size) > 0.1, Progress(50, 100))
-    seen = Outputs(expected, taught.features, taught.corrections, (), teacher.forward_from if method.continues_teacher else None)
+    seen = Outputs(
+        expected, taught.features, taught.corrections, (), teacher.forward_from if method.continues_teacher else None
+    )
     with LivePeak() as live:
         terms = method(Outputs(logits.requires_grad_(), features), seen, target)
         torch.stack(list(terms.values())).sum().backward()
@@ -120,7 +122,8 @@ def test_no_method_takes_more_memory_than_it_announces(
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "values"), [("rkd", "max_nodes", (8, 96)), ("skd", "max_nodes", (8, 600)), ("cirkd", "max_nodes", (16, 700))]
+    ("name", "setting", "values"),
+    [("rkd", "max_nodes", (8, 96)), ("skd", "max_nodes", (8, 600)), ("cirkd", "max_nodes", (16, 700))],
 )
 def test_the_bound_follows_the_number_of_nodes(
     name: str, setting: str, values: tuple[int, int], networks: dict[tuple[str, int], SegmentationNetwork]

@@ -46,7 +46,12 @@ class Spy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Three copies of the input."""
         self.calls.append(
-            {"x": x, "grad": torch.is_grad_enabled(), "training": self.training, "autocast": torch.is_autocast_enabled("cpu")}
+            {
+                "x": x,
+                "grad": torch.is_grad_enabled(),
+                "training": self.training,
+                "autocast": torch.is_autocast_enabled("cpu"),
+            }
         )
         return x.repeat(1, 3, *(1,) * (x.ndim - 2)) * self.scale
 
@@ -129,7 +134,9 @@ def test_forgotten_capture_and_unequal_outputs_are_refused() -> None:
 def test_features_of_a_step_are_not_used_again_in_the_next() -> None:
     image, target = batch(3)
     student = ToyNetwork(3)
-    distiller = Distiller(trained(3, False), Probe(context(student, trained(3, False), 3), student=("dec0",), teacher=("dec0",)))
+    distiller = Distiller(
+        trained(3, False), Probe(context(student, trained(3, False), 3), student=("dec0",), teacher=("dec0",))
+    )
     with distiller.student_capture(student):
         logits = student(image)
     distiller.terms(image, logits, target)
@@ -213,7 +220,9 @@ def test_unknown_names_and_values_name_the_nearest() -> None:
         build_method("cwdd", plain_context())
     with pytest.raises(MethodError, match=r"no parameter 'temperatur'.*Did you mean 'temperature'"):
         build_method("kd", plain_context(), {"kd.temperatur": 2})
-    with pytest.raises(MethodError, match=r"kd.variant must be one of default, paper, found 'papers'.*Did you mean 'paper'"):
+    with pytest.raises(
+        MethodError, match=r"kd.variant must be one of default, paper, found 'papers'.*Did you mean 'paper'"
+    ):
         build_method("kd", plain_context(), {"kd.variant": "papers"})
     with pytest.raises(MethodError, match=r"kd.temperature must be a number above 0, found -1"):
         build_method("kd", plain_context(), {"kd.temperature": "-1"})

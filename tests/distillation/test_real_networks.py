@@ -29,7 +29,9 @@ def network(name: str, rank: int) -> SegmentationNetwork:
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize(("student", "teacher"), [("unet_tiny", "res_unet"), ("mednext_s", "segresnet")])
 @pytest.mark.parametrize("name", list(METHODS))
-def test_two_steps_train_the_student_and_the_helpers(name: str, student: str, teacher: str, rank: int, regions: bool) -> None:
+def test_two_steps_train_the_student_and_the_helpers(
+    name: str, student: str, teacher: str, rank: int, regions: bool
+) -> None:
     learner, expert = network(student, rank), network(teacher, rank)
     size = (16,) * rank
     about = Context(learner.taps, expert.taps, OUTPUTS, regions, (1.0,) * rank, size)
@@ -49,7 +51,9 @@ def test_two_steps_train_the_student_and_the_helpers(name: str, student: str, te
         labels = (image > 0).float().expand(-1, OUTPUTS, *size) if regions else (image > 0).long() + (image > 1).long()
         with distiller.student_capture(learner):
             logits = learner(image)
-        supervised = F.binary_cross_entropy_with_logits(logits, labels) if regions else F.cross_entropy(logits, labels[:, 0])
+        supervised = (
+            F.binary_cross_entropy_with_logits(logits, labels) if regions else F.cross_entropy(logits, labels[:, 0])
+        )
         terms = distiller.terms(image, logits, Target(labels, None, Progress(step, 2, step)))
         loss = supervised + sum(terms.values())
         optimizer.zero_grad()

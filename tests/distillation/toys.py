@@ -20,7 +20,9 @@ def conv(rank: int, *args: int, **settings: int) -> nn.Module:
 
 
 class InPlaceBlock(nn.Module):
-    """``x + conv(relu(conv(x)))``, adding the identity in place to the second convolution's output, as SegResNet does."""
+    """``x + conv(relu(conv(x)))``, adding the identity in place to the second convolution's output, as SegResNet
+    does.
+    """
 
     def __init__(self, rank: int, channels: int) -> None:
         super().__init__()
@@ -47,7 +49,9 @@ class PlainBlock(nn.Module):
 
 
 class ToyNetwork(nn.Module):
-    """An encoder-decoder with two strides and in-place activations between its blocks; it can be continued from its decoder."""
+    """An encoder-decoder with two strides and in-place activations between its blocks; it can be continued from its
+    decoder.
+    """
 
     def __init__(self, rank: int, width: int = 4, outputs: int = OUTPUTS, additive: bool = True) -> None:
         super().__init__()
@@ -93,13 +97,17 @@ def patch(rank: int, size: int = 12) -> tuple[int, ...]:
     return (size - 4, *(size,) * (rank - 1))
 
 
-def context(student: nn.Module | None, teacher: nn.Module | None, rank: int, regions: bool = False, outputs: int = OUTPUTS) -> Context:
+def context(
+    student: nn.Module | None, teacher: nn.Module | None, rank: int, regions: bool = False, outputs: int = OUTPUTS
+) -> Context:
     """The context of a pair of networks."""
     taps = [tuple(getattr(net, "taps", ())) for net in (student, teacher)]
     return Context(taps[0], taps[1], outputs, regions, (2.0, *(1.0,) * (rank - 1)), patch(rank))
 
 
-def plain_context(rank: int = 3, regions: bool = False, outputs: int = OUTPUTS, spacing: tuple[float, ...] | None = None) -> Context:
+def plain_context(
+    rank: int = 3, regions: bool = False, outputs: int = OUTPUTS, spacing: tuple[float, ...] | None = None
+) -> Context:
     """A context without taps, for methods that need logits only."""
     return Context((), (), outputs, regions, spacing or (1.0,) * rank, patch(rank))
 
@@ -110,7 +118,9 @@ def smooth(batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(low, size=size, mode="trilinear" if len(size) == 3 else "bilinear")
 
 
-def batch(rank: int, regions: bool = False, valid: bool = False, progress: Progress | None = None) -> tuple[Tensor, Target]:
+def batch(
+    rank: int, regions: bool = False, valid: bool = False, progress: Progress | None = None
+) -> tuple[Tensor, Target]:
     """An image ``(2, 1, *patch)`` of blobs and its labels; with ``valid`` a corner is not annotated."""
     size = patch(rank)
     maps = smooth(2, OUTPUTS, size)
@@ -132,7 +142,11 @@ def trained(rank: int, regions: bool, additive: bool = True) -> ToyNetwork:
     for _ in range(15):
         image, target = batch(rank, regions)
         logits = net(image)
-        loss = F.binary_cross_entropy_with_logits(logits, target.labels) if regions else F.cross_entropy(logits, target.labels[:, 0])
+        loss = (
+            F.binary_cross_entropy_with_logits(logits, target.labels)
+            if regions
+            else F.cross_entropy(logits, target.labels[:, 0])
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,7 +154,9 @@ def trained(rank: int, regions: bool, additive: bool = True) -> ToyNetwork:
     return net.eval().requires_grad_(False)
 
 
-def step(method: Method, student: nn.Module, teacher: nn.Module | None, image: Tensor, target: Target) -> dict[str, Tensor]:
+def step(
+    method: Method, student: nn.Module, teacher: nn.Module | None, image: Tensor, target: Target
+) -> dict[str, Tensor]:
     """One training step's terms, after the first stage where there is one."""
     distiller = Distiller(teacher, method)
     if distiller.needs_preparation:
@@ -155,15 +171,24 @@ def logits_terms(
 ) -> dict[str, Tensor]:
     """Terms of a method that needs logits only."""
     rank = student.ndim - 2
-    method = build_method(name, plain_context(rank, regions, student.shape[1]), {f"{name}.{k}": v for k, v in settings.items()})
+    method = build_method(
+        name, plain_context(rank, regions, student.shape[1]), {f"{name}.{k}": v for k, v in settings.items()}
+    )
     return method(Outputs(student), Outputs(teacher), target)
 
 
-def pair_method(name: str, student: int, teacher: int, rank: int = 3, regions: bool = False, **settings: object) -> Method:
+def pair_method(
+    name: str, student: int, teacher: int, rank: int = 3, regions: bool = False, **settings: object
+) -> Method:
     """A method between single decoder taps named ``s`` and ``t`` with these channels."""
     one = (1,) * rank
     about = Context(
-        (Tap("s", student, one, "s", "decoder"),), (Tap("t", teacher, one, "t", "decoder"),), OUTPUTS, regions, (1.0,) * rank, patch(rank)
+        (Tap("s", student, one, "s", "decoder"),),
+        (Tap("t", teacher, one, "t", "decoder"),),
+        OUTPUTS,
+        regions,
+        (1.0,) * rank,
+        patch(rank),
     )
     return build_method(name, about, {f"{name}.taps": "s:t", **{f"{name}.{k}": v for k, v in settings.items()}})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medkd.core.boxes import BoxAnnotation
-from medkd.evaluation.detection_predictions import Boxes, DetectionPredictions, ImagePredictions
+from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
 
 SIDE = 300
 Pair = tuple[list[Boxes], list[Boxes]]
@@ -24,8 +24,12 @@ def random_boxes(rng: np.random.Generator, count: int, *, coarse: bool = False) 
     return boxes
 
 
-def random_pair(seed: int, images: int = 8, classes: int = 2, *, coarse: bool = False, noise: float = 4.0, others: int = 6) -> Pair:
-    """Detections and truths: most boxes are found somewhere near, some with the wrong class, among others that are not there."""
+def random_pair(
+    seed: int, images: int = 8, classes: int = 2, *, coarse: bool = False, noise: float = 4.0, others: int = 6
+) -> Pair:
+    """Detections and truths: most boxes are found somewhere near, some with the wrong class, among others that are not
+    there.
+    """
     rng = np.random.default_rng(seed)
     found, truths = [], []
     for _ in range(images):
@@ -72,7 +76,9 @@ def slow_average_precision(found: Sequence[Boxes], truths: Sequence[Boxes], cate
     return float(np.mean(reached))
 
 
-def slow_sensitivity(found: Sequence[Boxes], truths: Sequence[Boxes], rate: float, threshold: float, *, centre: bool = False) -> float:
+def slow_sensitivity(
+    found: Sequence[Boxes], truths: Sequence[Boxes], rate: float, threshold: float, *, centre: bool = False
+) -> float:
     """Try every score as the threshold above which detections count."""
     total, best = sum(map(len, truths)), 0.0
     for cut in sorted({float(s) for f in found for s in f.scores}):
@@ -82,7 +88,11 @@ def slow_sensitivity(found: Sequence[Boxes], truths: Sequence[Boxes], rate: floa
             for i in np.argsort(-f.scores, kind="stable"):
                 if f.scores[i] < cut:
                     continue
-                same = [j for j in range(len(t)) if t.classes[j] == f.classes[i] and _touches(f.boxes[i], t.boxes[j], threshold, centre)]
+                same = [
+                    j
+                    for j in range(len(t))
+                    if t.classes[j] == f.classes[i] and _touches(f.boxes[i], t.boxes[j], threshold, centre)
+                ]
                 free = [j for j in same if j not in hit]
                 if free:
                     hit.add(max(free, key=lambda j: slow_overlap(f.boxes[i], t.boxes[j])))

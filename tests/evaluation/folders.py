@@ -14,7 +14,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
-from medkd.evaluation.summary import evaluate_folder
+from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.io.volumes import write_volume
 
 SPACING = (2.5, 1.0, 1.0)
@@ -37,7 +37,9 @@ def spoiled(labels: np.ndarray, strength: float, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     grid = np.meshgrid(*(np.arange(n) for n in labels.shape), indexing="ij")
     shift = [ndimage.gaussian_filter(rng.standard_normal(labels.shape), 4) * 25 * strength for _ in range(3)]
-    return ndimage.map_coordinates(labels, [g + s for g, s in zip(grid, shift, strict=True)], order=0, mode="nearest").astype(np.int16)
+    return ndimage.map_coordinates(
+        labels, [g + s for g, s in zip(grid, shift, strict=True)], order=0, mode="nearest"
+    ).astype(np.int16)
 
 
 def write_map(path: Path, labels: np.ndarray, spacing: tuple[float, ...] = SPACING) -> None:
@@ -72,13 +74,17 @@ def make_run(
     missing_spleen: Sequence[int] = (),
     name: str = "Dataset004_Test",
 ) -> Path:
-    """A run as training leaves it, with predictions that are ``strength`` voxels off; ``folds`` maps fold → case numbers."""
+    """A run as training leaves it, with predictions that are ``strength`` voxels off; ``folds`` maps fold → case
+    numbers.
+    """
     raw, folder = root / "raw" / name, root / "results" / name / run
     spec = NetworkSpec(network, 1, 3, (16, 32, 32))
     parameter = {"kd.weight": 1.0} if method not in (None, "none") else {}
     save(
         folder / "run.json",
-        RunDescription(name, "3d_fullres", spec, Budget(20, 10, 2, 0.01, 0), (0, 1, 2), "fp32", method, parameter, teacher),
+        RunDescription(
+            name, "3d_fullres", spec, Budget(20, 10, 2, 0.01, 0), (0, 1, 2), "fp32", method, parameter, teacher
+        ),
     )
     DatasetDescription.load(raw / "dataset.json").save(folder / "dataset.json")
     for fold, numbers in folds.items():
@@ -88,10 +94,14 @@ def make_run(
             labels = spoiled(reference(i), strength, 7 * i + len(run))
             labels[(labels == 2) & (i in missing_spleen)] = 0
             write_map(here / "validation" / f"{case}.nii.gz", labels)
-        evaluate_folder(here / "validation", raw / "labelsTr", LABELS, cases=cases, workers=1).save(here / "validation" / "summary.json")
+        evaluate_folder(here / "validation", raw / "labelsTr", LABELS, cases=cases, workers=1).save(
+            here / "validation" / "summary.json"
+        )
         (here / "split.json").write_text(json.dumps({"train": [], "val": cases}))
         cost = {"parameters": parameters, "macs": parameters * 900, "latency_ms": latency}
-        (here / "model.json").write_text(json.dumps({**cost, "patch_size": [16, 32, 32], "device": "cpu", "threads": 2}))
+        (here / "model.json").write_text(
+            json.dumps({**cost, "patch_size": [16, 32, 32], "device": "cpu", "threads": 2})
+        )
         (here / "log.jsonl").write_text("".join(json.dumps(_epoch(e, strength, method)) + "\n" for e in range(20)))
     return folder
 

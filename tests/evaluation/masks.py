@@ -14,7 +14,9 @@ def blob_pair(seed: int, shape: tuple[int, ...] = (9, 14, 13)) -> tuple[np.ndarr
     return field > np.quantile(field, 0.7), other > np.quantile(other, 0.72)
 
 
-def slow_distances(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> tuple[list[float], list[float]]:
+def slow_distances(
+    prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]
+) -> tuple[list[float], list[float]]:
     """Surface distances by the definition, with loops."""
 
     def surface(mask: np.ndarray) -> list[tuple[int, ...]]:
@@ -30,7 +32,10 @@ def slow_distances(prediction: np.ndarray, reference: np.ndarray, spacing: tuple
         return sorted(set(found))
 
     def nearest(points: list[tuple[int, ...]], others: list[tuple[int, ...]]) -> list[float]:
-        return [min(sum((s * (a - b)) ** 2 for s, a, b in zip(spacing, p, q, strict=True)) ** 0.5 for q in others) for p in points]
+        return [
+            min(sum((s * (a - b)) ** 2 for s, a, b in zip(spacing, p, q, strict=True)) ** 0.5 for q in others)
+            for p in points
+        ]
 
     ours, theirs = surface(prediction), surface(reference)
     return nearest(ours, theirs), nearest(theirs, ours)

@@ -26,7 +26,9 @@ def tiny_plan(rank: int = 3, spacing: float = 1.0) -> Plan:
     """A plan with one small planned U-Net of the given rank."""
     shape = Architecture((16,) * rank, 1, (4, 8), ((3,) * rank,) * 2, ((1,) * rank, (2,) * rank), (1, 1), (1,))
     name = "2d" if rank == 2 else "3d_fullres"
-    configuration = Configuration(name, (spacing,) * rank, (16,) * rank, ("zscore",), (False,), False, {"plain_unet": shape})
+    configuration = Configuration(
+        name, (spacing,) * rank, (16,) * rank, ("zscore",), (False,), False, {"plain_unet": shape}
+    )
     return Plan("Dataset001_Tiny", (0, 1, 2), (IntensityStatistics(0, 0, 1, -3, 3, -3, 3),), {name: configuration})
 
 
@@ -57,5 +59,7 @@ def scans(tmp_path: Path) -> Path:
     turn = np.array([[0.96, -0.28, 0, 5], [0.28, 0.96, 0, -7], [0, 0, -2.0, 3], [0, 0, 0, 1.0]])
     for i, shape in enumerate([(12, 20, 18), (17, 9, 21), (5, 16, 16)]):
         geometry = Geometry.from_affine(shape, turn * ([1 + i, 1, 1, 1]))
-        write_volume(tmp_path / "scans" / f"case_{i}_0000.nii.gz", generator.normal(100, 20, shape).astype(np.float32), geometry)
+        write_volume(
+            tmp_path / "scans" / f"case_{i}_0000.nii.gz", generator.normal(100, 20, shape).astype(np.float32), geometry
+        )
     return tmp_path / "scans"

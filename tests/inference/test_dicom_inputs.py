@@ -11,7 +11,7 @@ import pytest
 
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
-from medkd.inference.api import SETTINGS_FILE, predict_folder
+from medkd.inference.folder import SETTINGS_FILE, predict_folder
 from medkd.inference.inputs import case_name, find_cases
 from medkd.io.volumes import read_geometry, read_image, read_label, write_volume
 from tests.io.dicom_series import SHAPE, stored_values, write_series
@@ -34,7 +34,9 @@ def test_every_series_of_a_tree_is_predicted_on_its_own_grid(make_run: Callable[
 
 
 @pytest.mark.real_data
-def test_a_real_series_gets_a_label_map_of_its_own_geometry(make_run: Callable[..., Path], real_data: Path, tmp_path: Path) -> None:
+def test_a_real_series_gets_a_label_map_of_its_own_geometry(
+    make_run: Callable[..., Path], real_data: Path, tmp_path: Path
+) -> None:
     series = real_data / "odd_files" / "torchio_dicom"
     report = predict_folder(series, tmp_path, make_run(folds=1, spacing=4.0), mirror=False, step_size=1.0)
     assert report.predicted == ["torchio_dicom"]

@@ -31,12 +31,16 @@ def setting(
 
 
 def slow(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.stack([resize(c.astype(float), shape, order=1, mode="edge", anti_aliasing=False, clip=True) for c in logits])
+    return np.stack(
+        [resize(c.astype(float), shape, order=1, mode="edge", anti_aliasing=False, clip=True) for c in logits]
+    )
 
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("slab", [1, 2**12, 2**30])
-def test_labels_equal_a_full_resize_and_argmax(monkeypatch: pytest.MonkeyPatch, transpose: tuple[int, ...], slab: int) -> None:
+def test_labels_equal_a_full_resize_and_argmax(
+    monkeypatch: pytest.MonkeyPatch, transpose: tuple[int, ...], slab: int
+) -> None:
     monkeypatch.setattr(export, "SLAB_BYTES", slab)
     native = (25, 33, 41)
     plan, configuration, properties = setting(native, (1.0, 1.2, 0.8), transpose)

@@ -13,10 +13,10 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.run import FINAL, RunFolder
-from medkd.inference.api import predict_folder
 from medkd.inference.export import logits_to_labels
-from medkd.inference.model import load_networks
+from medkd.inference.folder import predict_folder
 from medkd.inference.predictor import Predictor, pick_device
+from medkd.models.trained import load_networks
 from medkd.preprocessing.pipeline import preprocess_case
 from tests.inference.conftest import LABELS
 
@@ -41,7 +41,9 @@ def test_a_case_comes_back_in_its_native_grid(make_run: Callable[..., Path], ran
     prepared = preprocess_case("a", image, geometry, predictor.plan, predictor.configuration)
     logits = predictor.predict_preprocessed(prepared.image)
     assert logits.shape == (3, *prepared.image.shape[1:])
-    assert (logits_to_labels(logits, prepared.properties, predictor.plan, predictor.configuration, LABELS) == labels).all()
+    assert (
+        logits_to_labels(logits, prepared.properties, predictor.plan, predictor.configuration, LABELS) == labels
+    ).all()
 
 
 def test_prediction_leaves_global_state_alone(make_run: Callable[..., Path]) -> None:

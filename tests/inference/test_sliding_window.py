@@ -64,14 +64,19 @@ def test_equals_a_slow_loop(shape: tuple[int, ...], batch: int) -> None:
 @pytest.mark.parametrize(("patch", "step"), [((15, 9, 13), 0.5), ((16, 8, 10), 0.3), ((10, 10, 10), 1.0)])
 def test_equals_a_slow_loop_for_odd_patches_and_other_steps(patch: tuple[int, ...], step: float) -> None:
     net, image = Counting(), torch.randn(2, 21, 19, 24)
-    np.testing.assert_allclose(predict_logits(net, image, patch, 3, step_size=step).numpy(), slow(net, image, patch, step), atol=2e-6)
+    np.testing.assert_allclose(
+        predict_logits(net, image, patch, 3, step_size=step).numpy(), slow(net, image, patch, step), atol=2e-6
+    )
 
 
 def test_equals_monai_where_tiles_and_weights_coincide() -> None:
-    # odd patch: both Gaussians have their centre on a voxel; patch 13 along one axis: MONAI's lower bound of 1e-3 is not reached
+    # odd patch: both Gaussians have their centre on a voxel; patch 13 along one axis: MONAI's lower bound of 1e-3 is
+    # not reached
     net, image = Counting(), torch.randn(2, 25, 3, 2)
     with torch.no_grad():
-        theirs = sliding_window_inference(image[None], (13, 1, 1), 4, net, overlap=0.5, mode="gaussian", sigma_scale=0.125)[0]
+        theirs = sliding_window_inference(
+            image[None], (13, 1, 1), 4, net, overlap=0.5, mode="gaussian", sigma_scale=0.125
+        )[0]
     torch.testing.assert_close(predict_logits(net, image, (13, 1, 1), 3), theirs)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from medkd.inference.predictor import Predictor
-from medkd.inference.trained import load_trained
 from medkd.inference.tuning import tune
+from medkd.models.load import load_trained
 from medkd.networks.complexity import count_macs
 
 CPU = torch.device("cpu")
@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 def block(rank: int) -> nn.Sequential:
     """A convolution, a norm with weights that are not those of the start, and a strided convolution."""
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if rank == 3 else (nn.Conv2d, nn.InstanceNorm2d)
-    network = nn.Sequential(conv(3, 8, 3, padding=1), norm(8, affine=True), nn.LeakyReLU(), conv(8, 4, 3, 2, 1, bias=False), norm(4))
+    network = nn.Sequential(
+        conv(3, 8, 3, padding=1), norm(8, affine=True), nn.LeakyReLU(), conv(8, 4, 3, 2, 1, bias=False), norm(4)
+    )
     nn.init.normal_(network[1].weight)
     nn.init.normal_(network[1].bias)
     return network.eval().requires_grad_(False)
@@ -52,7 +54,9 @@ def test_bf16_goes_the_ordinary_way() -> None:
 
 
 def test_other_modules_and_devices_are_left_alone() -> None:
-    running = nn.Sequential(nn.InstanceNorm3d(2, track_running_stats=True), nn.Conv3d(2, 2, 3, padding="same"), nn.BatchNorm3d(2))
+    running = nn.Sequential(
+        nn.InstanceNorm3d(2, track_running_stats=True), nn.Conv3d(2, 2, 3, padding="same"), nn.BatchNorm3d(2)
+    )
     types = [type(m) for m in running]
     assert [type(m) for m in tune(running, CPU)] == types
     assert type(tune(block(3), torch.device("cuda"))[1]) is nn.InstanceNorm3d

@@ -28,7 +28,9 @@ def changed(spacing: float = 0.7, moved: float = 0.0) -> Geometry:
         (Geometry.from_spacing((6, 7, 9), GRID.spacing), ("shape",), None, True),
     ],
 )
-def test_a_shift_by_one_voxel_at_most_is_no_error(other: Geometry, names: tuple[str, ...], moved: float | None, error: bool) -> None:
+def test_a_shift_by_one_voxel_at_most_is_no_error(
+    other: Geometry, names: tuple[str, ...], moved: float | None, error: bool
+) -> None:
     deviation = grid_deviation(GRID, other)
     assert deviation is not None and (deviation.names, deviation.error) == (names, error)
     assert deviation.moved_mm == (None if moved is None else pytest.approx(moved, abs=1e-5))
@@ -37,4 +39,7 @@ def test_a_shift_by_one_voxel_at_most_is_no_error(other: Geometry, names: tuple[
 
 
 def test_equal_grids_have_no_deviation() -> None:
-    assert grid_deviation(GRID, changed(moved=0.005)) is None and grid_findings("c", Path("i"), GRID, Path("l"), GRID) == []
+    assert (
+        grid_deviation(GRID, changed(moved=0.005)) is None
+        and grid_findings("c", Path("i"), GRID, Path("l"), GRID) == []
+    )

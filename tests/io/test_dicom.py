@@ -58,7 +58,9 @@ def test_voxels_and_grid_are_those_of_simpleitk(tmp_path: Path, orientation: tup
     assert read_geometry(tmp_path) == volume.geometry
 
 
-@pytest.mark.parametrize("syntax", [uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "syntax", [uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian]
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_every_encoding_gives_the_same_values(tmp_path: Path, syntax: str, signed: bool) -> None:
     stored = stored_values(low=-2000 if signed else 0, high=30000)
@@ -72,7 +74,9 @@ def test_every_encoding_gives_the_same_values(tmp_path: Path, syntax: str, signe
     ("slope", "intercept", "high", "dtype"),
     [(1, -1024, 4000, np.int16), (2, 0, 30000, np.int32), (1, -1024, 65000, np.int32), (0.5, -10.25, 4000, np.float32)],
 )
-def test_values_are_rescaled_and_whole_ones_stay_integers(tmp_path: Path, slope: float, intercept: float, high: int, dtype: type) -> None:
+def test_values_are_rescaled_and_whole_ones_stay_integers(
+    tmp_path: Path, slope: float, intercept: float, high: int, dtype: type
+) -> None:
     stored = stored_values(low=high - 3000, high=high)
     write_series(tmp_path, stored, slope=slope, intercept=intercept)
     volume = read_volume(tmp_path, None)
@@ -144,7 +148,9 @@ def test_files_without_preamble_are_read(tmp_path: Path) -> None:
     for path in write_series(tmp_path, syntax=uids.ImplicitVRLittleEndian):
         dataset = pydicom.dcmread(path)
         bare = path.with_name(f"bare_{path.name}")
-        pydicom.dcmwrite(bare, pydicom.Dataset(dataset), implicit_vr=True, little_endian=True, enforce_file_format=False)
+        pydicom.dcmwrite(
+            bare, pydicom.Dataset(dataset), implicit_vr=True, little_endian=True, enforce_file_format=False
+        )
         path.unlink()
         assert bare.read_bytes()[:2] == b"\x08\x00" and is_dicom(bare)
     assert np.array_equal(read_volume(tmp_path, None).array, stored_values() - 1024)
@@ -206,8 +212,14 @@ def on_slice(number: int, **tags: Any) -> Callable[[int, Any], None]:
 REFUSED = {
     "gantry tilt": (tilted, r"sheared \(gantry tilt\).*17\.7°.*slice\d+ is 4 mm off"),
     "uneven": (unevenly, r"evenly spaced, found distances from 2\.6 to 3\.4 mm"),
-    "mixed orientation": (on_slice(2, ImageOrientationPatient=list(ORIENTATIONS["coronal"])), r"different orientations: 1 × 0"),
-    "mixed spacing": (on_slice(4, PixelSpacing=[0.8, 0.5]), r"different pixel spacings: 0\.75 × 0\.5 in slice\d+, 0\.8 × 0\.5 in slice53"),
+    "mixed orientation": (
+        on_slice(2, ImageOrientationPatient=list(ORIENTATIONS["coronal"])),
+        r"different orientations: 1 × 0",
+    ),
+    "mixed spacing": (
+        on_slice(4, PixelSpacing=[0.8, 0.5]),
+        r"different pixel spacings: 0\.75 × 0\.5 in slice\d+, 0\.8 × 0\.5 in slice53",
+    ),
     "mixed size": (on_slice(1, Rows=4, Columns=20), r"different sizes \(rows × columns\): 8 × 10 .* 4 × 20 in slice64"),
     "no position": (on_slice(3, ImagePositionPatient=None), r"ImagePositionPatient is missing"),
     "no spacing": (on_slice(-1, PixelSpacing=None), r"PixelSpacing is missing"),
@@ -235,7 +247,9 @@ def test_what_is_no_regular_stack_is_refused_in_one_sentence(tmp_path: Path, cha
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_missing_slice_is_noticed_wherever_it_was(tmp_path: Path, number: int) -> None:
     write_series(tmp_path)[number].unlink()
-    with pytest.raises(DataError, match=r"about 1 slices are missing: they lie 2\.5 mm apart, but slice\d+ and slice\d+ 5 mm"):
+    with pytest.raises(
+        DataError, match=r"about 1 slices are missing: they lie 2\.5 mm apart, but slice\d+ and slice\d+ 5 mm"
+    ):
         read_volume(tmp_path)
 
 
@@ -262,7 +276,9 @@ def test_a_damaged_file_stops_its_own_series_only(tmp_path: Path, damage: str) -
     bad = write_series(tmp_path / "a")[5]
     content = bad.read_bytes()
     early = content[: content.index(b"1.2.3")]
-    bad.write_bytes({"in the meta information": content[:200], "early": early, "noise": early + b"\xff\x00\x10" * 50}[damage])
+    bad.write_bytes(
+        {"in the meta information": content[:200], "early": early, "noise": early + b"\xff\x00\x10" * 50}[damage]
+    )
     write_series(tmp_path / "b")
     study = find_series(tmp_path)
     assert [series.name for series in study.scans] == ["a", "b"] and list(study.damaged) == [bad]
@@ -277,7 +293,9 @@ def test_a_damaged_file_stops_its_own_series_only(tmp_path: Path, damage: str) -
 def test_a_slice_that_ends_within_its_header_is_not_silently_left_out(tmp_path: Path, tag: bytes) -> None:
     bad = write_series(tmp_path)[5]
     bad.write_bytes(bad.read_bytes().split(tag)[0])
-    assert len(find_series(tmp_path).scans) == 1  # a prediction of the tree must report it, not pass it over as no image
+    assert (
+        len(find_series(tmp_path).scans) == 1
+    )  # a prediction of the tree must report it, not pass it over as no image
     with pytest.raises(DataError, match=bad.name):
         read_volume(tmp_path)
 
@@ -301,13 +319,31 @@ def test_a_tree_is_split_into_series_and_everything_else_is_passed_over(tmp_path
     first, second, third = (stored_values(seed=i) for i in range(3))
     write_series(tmp_path / "disc" / "Müller 1" / "CT", first)
     together = tmp_path / "disc" / "p2"
-    write_series(together, second, name=lambda z: f"b{z}", change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"))
-    write_series(together, third, name=lambda z: f"a{z}", change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"))
-    write_series(together, third[:1], name=lambda z: "scout", change=on_slice(-1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
-    write_series(together, third[:1], name=lambda z: "report", change=on_slice(-1, Modality="SR", Rows=None, PixelData=None))
+    write_series(
+        together,
+        second,
+        name=lambda z: f"b{z}",
+        change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"),
+    )
+    write_series(
+        together,
+        third,
+        name=lambda z: f"a{z}",
+        change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"),
+    )
+    write_series(
+        together, third[:1], name=lambda z: "scout", change=on_slice(-1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    )
+    write_series(
+        together, third[:1], name=lambda z: "report", change=on_slice(-1, Modality="SR", Rows=None, PixelData=None)
+    )
     study = find_series(tmp_path / "disc")
     assert not study.damaged
-    assert [series.name for series in study.scans] == ["M_ller_1_CT", "p2_4_K_rper_3_0_axial", "p2_4_K_rper_3_0_axial_2"]
+    assert [series.name for series in study.scans] == [
+        "M_ller_1_CT",
+        "p2_4_K_rper_3_0_axial",
+        "p2_4_K_rper_3_0_axial_2",
+    ]
     found = [read_image(series.files, series.name)[0][0] for series in study.scans]
     assert np.array_equal(found[0], first - 1024)
     assert {tuple(a[0, 0]) for a in found[1:]} == {tuple(a[0, 0] - 1024) for a in (second, third)}

@@ -38,7 +38,9 @@ def test_the_window_is_that_of_pydicom(tmp_path: Path, function: str) -> None:
 
 def test_slope_and_intercept_come_before_the_window(tmp_path: Path) -> None:
     plain = read_dicom_radiograph(write(tmp_path / "a.dcm", WindowCenter=1500, WindowWidth=1000))
-    moved = write(tmp_path / "b.dcm", WindowCenter=1500 * 2 - 10, WindowWidth=1999, RescaleSlope=2, RescaleIntercept=-10)
+    moved = write(
+        tmp_path / "b.dcm", WindowCenter=1500 * 2 - 10, WindowWidth=1999, RescaleSlope=2, RescaleIntercept=-10
+    )
     assert np.abs(plain.astype(int) - read_dicom_radiograph(moved)).max() <= 1
 
 
@@ -54,11 +56,15 @@ def test_a_voi_table_is_applied(tmp_path: Path) -> None:
 def test_monochrome1_is_turned_round_and_padding_stays_black(tmp_path: Path) -> None:
     window = {"WindowCenter": 2048, "WindowWidth": 4096}
     plain = read_dicom_radiograph(write(tmp_path / "a.dcm", **window))
-    inverse = read_dicom_radiograph(write(tmp_path / "b.dcm", 4095 - STORED, PhotometricInterpretation="MONOCHROME1", **window))
+    inverse = read_dicom_radiograph(
+        write(tmp_path / "b.dcm", 4095 - STORED, PhotometricInterpretation="MONOCHROME1", **window)
+    )
     assert np.abs(plain.astype(int) - inverse).max() <= 1
     padded = STORED.copy() // 2
     padded[:5] = 4095
-    found = read_dicom_radiograph(write(tmp_path / "c.dcm", padded, PixelPaddingValue=4095, PhotometricInterpretation="MONOCHROME1"))
+    found = read_dicom_radiograph(
+        write(tmp_path / "c.dcm", padded, PixelPaddingValue=4095, PhotometricInterpretation="MONOCHROME1")
+    )
     assert found[:5].max() == 0 and found[5:].min() == 0 and found[5:].max() == 255
 
 

@@ -32,7 +32,9 @@ def truncate(path: Path, share: float = 0.02) -> Path:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_as_pillow_would_and_the_size_is_known_from_the_header(tmp_path: Path, orientation: int) -> None:
+def test_orientation_is_applied_as_pillow_would_and_the_size_is_known_from_the_header(
+    tmp_path: Path, orientation: int
+) -> None:
     path = save_jpeg(tmp_path / "a.jpg", GREY, orientation)
     found = read_radiograph(path)
     with Image.open(path) as image:
@@ -42,7 +44,14 @@ def test_orientation_is_applied_as_pillow_would_and_the_size_is_known_from_the_h
     assert read_radiograph(path, upright=False).size == (36, 24)
 
 
-TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.T, 6: lambda a: np.rot90(a, -1)}
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.T,
+    6: lambda a: np.rot90(a, -1),
+}
 TURNS |= {7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
 
 
@@ -55,7 +64,9 @@ def test_every_format_is_turned_once(tmp_path: Path, form: str, orientation: int
     path, exif = tmp_path / f"a.{ending}", Image.Exif()
     exif[274] = orientation
     options = {"webp": {"lossless": True}, "tif": {"compression": "tiff_lzw"} if "lzw" in rest else {}}.get(ending, {})
-    Image.fromarray(stored).save(path, **({"tiffinfo": {274: orientation}} if ending == "tif" else {"exif": exif}), **options)
+    Image.fromarray(stored).save(
+        path, **({"tiffinfo": {274: orientation}} if ending == "tif" else {"exif": exif}), **options
+    )
     found, unturned = read_radiograph(path), read_radiograph(path, upright=False)
     for image, expected in ((found, TURNS[orientation](stored)), (unturned, stored)):
         np.testing.assert_array_equal(image.pixels[..., 0] if ending == "webp" else image.pixels, expected)
@@ -107,7 +118,9 @@ def test_a_jpeg_without_its_end_is_read_as_far_as_it_goes(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_what_is_lost_of_a_jpeg_is_black_and_measured(tmp_path: Path, colour: bool) -> None:
-    """Half of the file is gone: the decoder's mid-grey must not become a sign of damaged images, and true grey stays."""
+    """Half of the file is gone: the decoder's mid-grey must not become a sign of damaged images, and true grey
+    stays.
+    """
     array = np.clip(RNG.normal(60, 20, (160, 160)), 0, 255).astype(np.uint8)
     array[:24] = 128
     array = np.repeat(array[..., None], 3, 2) if colour else array

@@ -50,7 +50,11 @@ def test_a_correct_dataset_has_no_findings(tmp_path: Path) -> None:
 
 def spoil(folder: Path, kind: str) -> None:
     """Damage case c1 in one way."""
-    first, second, label = folder / "imagesTr/c1_0000.nii.gz", folder / "imagesTr/c1_0001.nii.gz", folder / "labelsTr/c1.nii.gz"
+    first, second, label = (
+        folder / "imagesTr/c1_0000.nii.gz",
+        folder / "imagesTr/c1_0001.nii.gz",
+        folder / "labelsTr/c1.nii.gz",
+    )
     moved = GRID.matrix
     if kind == "truncated":
         second.write_bytes(second.read_bytes()[:300])
@@ -110,7 +114,11 @@ def test_a_slightly_different_origin_is_a_warning(tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "D")
     moved = GRID.matrix
     moved[0, 3] += 0.2
-    write_volume(folder / "labelsTr/c1.nii.gz", read_volume(folder / "labelsTr/c1.nii.gz", None).array, Geometry.from_affine(SHAPE, moved))
+    write_volume(
+        folder / "labelsTr/c1.nii.gz",
+        read_volume(folder / "labelsTr/c1.nii.gz", None).array,
+        Geometry.from_affine(SHAPE, moved),
+    )
     assert read_geometry(folder / "labelsTr/c1.nii.gz") != GRID
     report = verify_dataset(folder)
     assert report.ok and report.warnings[0].case == "c1" and "origin" in report.warnings[0].text()
@@ -139,7 +147,9 @@ def test_voxels_beside_their_header_are_no_strays(tmp_path: Path, ending: str) -
 
     folder = make_dataset(tmp_path / "D", file_ending=ending)
     for path in list(folder.glob("*/*.nii.gz")):
-        sitk.WriteImage(sitk.ReadImage(path), folder / path.parent.name / path.name.replace(".nii.gz", ending), useCompression=True)
+        sitk.WriteImage(
+            sitk.ReadImage(path), folder / path.parent.name / path.name.replace(".nii.gz", ending), useCompression=True
+        )
         path.unlink()
     assert verify_dataset(folder).text().splitlines() == ["D: 3 good cases, 0 bad cases, 0 problems, 0 warnings"]
     (folder / "imagesTr/notes.raw").write_bytes(b"x")
@@ -148,7 +158,10 @@ def test_voxels_beside_their_header_are_no_strays(tmp_path: Path, ending: str) -
 
 
 def test_listed_label_maps_may_lie_anywhere_but_bear_the_names_of_their_cases(tmp_path: Path) -> None:
-    listed = {f"c{i}": {"images": [f"scans/c{i}_{c:04d}.nii.gz" for c in (0, 1)], "label": f"c{i}/c{i}.nii.gz"} for i in range(3)}
+    listed = {
+        f"c{i}": {"images": [f"scans/c{i}_{c:04d}.nii.gz" for c in (0, 1)], "label": f"c{i}/c{i}.nii.gz"}
+        for i in range(3)
+    }
     folder = make_dataset(tmp_path / "D", dataset=listed)
     (folder / "imagesTr").rename(folder / "scans")
     for i in range(3):
@@ -157,14 +170,17 @@ def test_listed_label_maps_may_lie_anywhere_but_bear_the_names_of_their_cases(tm
     assert verify_dataset(folder).text().splitlines() == ["D: 3 good cases, 0 bad cases, 0 problems, 0 warnings"]
     (folder / "c1/c1.nii.gz").rename(folder / "c1/drawn.nii.gz")
     listed["c1"]["label"] = "c1/drawn.nii.gz"
-    (folder / "dataset.json").write_text(json.dumps({**json.loads((folder / "dataset.json").read_text()), "dataset": listed}))
+    (folder / "dataset.json").write_text(
+        json.dumps({**json.loads((folder / "dataset.json").read_text()), "dataset": listed})
+    )
     (problem,) = verify_dataset(folder).problems
     assert "1 others, for example" in problem.text() and "c1/drawn.nii.gz of case c1" in problem.text()
     assert f"medkd_convert nnunet {folder}" in problem.text()
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", "[]", '{"labels": {}}', '{"channel_names": {"0": "CT"}, "labels": {"a": 1}, "file_ending": "x"}']
+    "content",
+    [None, "{", "[]", '{"labels": {}}', '{"channel_names": {"0": "CT"}, "labels": {"a": 1}, "file_ending": "x"}'],
 )
 def test_a_bad_description_or_an_empty_folder_is_one_problem(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -189,7 +205,9 @@ def test_label_values_equal_numpy_unique_also_with_negative_values() -> None:
         assert label_values(array) == tuple(np.unique(array))
 
 
-def test_the_number_of_workers_follows_from_memory_also_for_4d_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_workers_follows_from_memory_also_for_4d_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_nifti(tmp_path / "a.nii.gz", np.zeros((10, 10, 10, 4), np.uint8), np.eye(4))
     monkeypatch.setattr(verify.os, "cpu_count", lambda: 12)
     for free, expected in [(10**12, 12), (2 * 4000 * 16 * 3, 3), (10, 1)]:

@@ -20,7 +20,9 @@ def make(folder: Path, cases: int = 3) -> Path:
     for i in range(cases):
         write_png(folder / f"imagesTr/c{i}_0000.png", rng.integers(0, 256, (20, 30), dtype=np.uint8))
         BoxAnnotation(30, 20, ((1, 2, 10, 12),), ("fracture",)).save(folder / f"labelsTr/c{i}.json")
-    DatasetDescription.detection(("X-ray",), ("fracture",), num_training=cases, file_ending=".png").save(folder / "dataset.json")
+    DatasetDescription.detection(("X-ray",), ("fracture",), num_training=cases, file_ending=".png").save(
+        folder / "dataset.json"
+    )
     return folder
 
 
@@ -89,7 +91,9 @@ def test_duplicates_equal_boxes_and_unused_categories_are_warnings(tmp_path: Pat
     image = (tmp_path / "imagesTr/c0_0000.png").read_bytes()
     (tmp_path / "imagesTr/c2_0000.png").write_bytes(image)
     BoxAnnotation(30, 20, ((1, 2, 10, 12),) * 2, ("fracture",) * 2).save(tmp_path / "labelsTr/c1.json")
-    DatasetDescription.detection(("X-ray",), ("fracture", "metal"), num_training=3, file_ending=".png").save(tmp_path / "dataset.json")
+    DatasetDescription.detection(("X-ray",), ("fracture", "metal"), num_training=3, file_ending=".png").save(
+        tmp_path / "dataset.json"
+    )
     text = warn(verify_dataset(tmp_path))
     assert "the same pixels in c0, c2" in text and "2 times" in text and "no box of metal" in text
 

@@ -15,7 +15,17 @@ import SimpleITK as sitk
 from medkd.core import files
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
-from medkd.io.volumes import Volume, read_channels, read_geometry, read_image, read_label, read_volume, split_channels, stem, write_volume
+from medkd.io.volumes import (
+    Volume,
+    read_channels,
+    read_geometry,
+    read_image,
+    read_label,
+    read_volume,
+    split_channels,
+    stem,
+    write_volume,
+)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -56,7 +66,9 @@ def by_itk(path: Path) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 @pytest.mark.parametrize("handedness", [1.0, -1.0])
-def test_an_oblique_grid_survives_a_round_trip_and_simpleitk_agrees(tmp_path: Path, ending: str, handedness: float) -> None:
+def test_an_oblique_grid_survives_a_round_trip_and_simpleitk_agrees(
+    tmp_path: Path, ending: str, handedness: float
+) -> None:
     geometry = Geometry.from_affine((4, 5, 6), oblique(handedness))
     path = tmp_path / f"scan{ending}"
     write_volume(path, scan(), geometry)
@@ -169,7 +181,16 @@ def damaged(folder: Path, kind: str) -> Path:
     return path
 
 
-KINDS = ["truncated gzip", "flipped bit", "voxels missing", "short header", "empty", "text", "header of a pair", "absurd size"]
+KINDS = [
+    "truncated gzip",
+    "flipped bit",
+    "voxels missing",
+    "short header",
+    "empty",
+    "text",
+    "header of a pair",
+    "absurd size",
+]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unknown data type", "missing"])
@@ -321,7 +342,9 @@ REFUSED = {
 
 @pytest.mark.real_data
 def test_every_odd_file_is_read_as_simpleitk_reads_it_or_gives_one_clear_error(real_data: Path) -> None:
-    """Big-endian, oblique, left-handed, scaled and tiny files are read; 4D, headers, CIFTI, text and foreign formats refused."""
+    """Big-endian, oblique, left-handed, scaled and tiny files are read; 4D, headers, CIFTI, text and foreign formats
+    refused.
+    """
     folder = real_data / "odd_files"
     found = {str(p.relative_to(folder)) for p in folder.glob("*/*")}
     assert found == READABLE | set(REFUSED)

@@ -13,7 +13,9 @@ from medkd.networks import NETWORKS, SegmentationNetwork
 from medkd.networks.reference import build_weightless
 
 
-def architecture(rank: int, blocks_encoder: tuple[int, ...] = (2, 2, 2), blocks_decoder: tuple[int, ...] = (2, 2)) -> Architecture:
+def architecture(
+    rank: int, blocks_encoder: tuple[int, ...] = (2, 2, 2), blocks_decoder: tuple[int, ...] = (2, 2)
+) -> Architecture:
     """A small anisotropic plan of three stages."""
     kernels = ((3,) * rank, (3,) * rank, (3,) * rank)
     kernels = ((1, *kernels[0][1:]), *kernels[1:])
@@ -27,7 +29,9 @@ def small(name: str, rank: int, *, channels: int = 1, outputs: int = 3, patch: i
 
 
 def oblong(name: str, rank: int, *, channels: int = 1, outputs: int = 3) -> NetworkSpec:
-    """A specification with the smallest patch that leaves two voxels at the lowest resolution, which instance norm needs."""
+    """A specification with the smallest patch that leaves two voxels at the lowest resolution, which instance norm
+    needs.
+    """
     divisor = NETWORKS[name].divisor
     return NetworkSpec(name, channels, outputs, (2 * divisor, *(divisor,) * (rank - 1)))
 
@@ -98,7 +102,9 @@ def check_forward_from(net: SegmentationNetwork, x: Tensor) -> None:
     paths = {tap.name: tap.module for tap in net.taps}
     features: dict[str, Tensor] = {}
     handles = [
-        net.get_submodule(paths[n]).register_forward_hook(lambda _m, _i, output, name=n: features.update({name: output.clone()}))
+        net.get_submodule(paths[n]).register_forward_hook(
+            lambda _m, _i, output, name=n: features.update({name: output.clone()})
+        )
         for n in names
     ]
     net.eval()

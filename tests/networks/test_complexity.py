@@ -36,7 +36,11 @@ def test_library_networks_that_register_everything_twice_count_once(name: str) -
 
 def test_multiply_adds_follow_the_formula() -> None:
     net = nn.Sequential(
-        nn.Conv3d(2, 6, 3, padding=1, groups=2), nn.ConvTranspose3d(6, 4, 2, 2), nn.InstanceNorm3d(4), nn.Flatten(), nn.Linear(4 * 512, 7)
+        nn.Conv3d(2, 6, 3, padding=1, groups=2),
+        nn.ConvTranspose3d(6, 4, 2, 2),
+        nn.InstanceNorm3d(4),
+        nn.Flatten(),
+        nn.Linear(4 * 512, 7),
     )
     convolution = 4**3 * 6 * (2 // 2) * 27
     transposed = 4**3 * 6 * 4 * 8

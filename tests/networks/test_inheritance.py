@@ -1,4 +1,6 @@
-"""Starting a narrow U-Net from a wide one: against numpy's least squares, torch's own convolutions, and what it is for."""
+"""Starting a narrow U-Net from a wide one: against numpy's least squares, torch's own convolutions, and what it is
+for.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ PLANS: dict[str, dict[str, Any]] = {
 
 def _network(rank: int, divisor: int = 1, seed: int = 0, name: str = "plain_unet") -> SegmentationNetwork:
     torch.manual_seed(seed)
-    return build_network(small(name, rank, architecture=replace(architecture(rank), **PLANS[name]), width_divisor=divisor))
+    return build_network(
+        small(name, rank, architecture=replace(architecture(rank), **PLANS[name]), width_divisor=divisor)
+    )
 
 
 def _scene(rank: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +87,9 @@ def test_a_narrow_student_does_what_its_own_teacher_does(rank: int, name: str) -
         error = [float((student(new) - answer).square().mean() / answer.var()) for student in students]
     assert error[0] < 0.4 and error[0] < 0.4 * min(error[1:])  # its own teacher, another one, none
     assert all(torch.equal(value, kept[name]) for name, value in teachers[0].state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for net in (*students, *teachers) for module in net.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for net in (*students, *teachers) for module in net.modules()
+    )
 
 
 def test_the_images_and_the_seed_alone_decide() -> None:
@@ -131,11 +137,15 @@ def test_the_regression_equals_numpys_on_a_stacked_system() -> None:
         problem.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
     weights, bias, residual, variance = problem.solve()
     centred, wanted = x - x.mean(0), y - y.mean(0)
-    pull = np.sqrt(inh._RIDGE * np.square(centred).sum() / 4 + 1e-9)  # the ridge as further equations pull · w = pull · prior
+    pull = np.sqrt(
+        inh._RIDGE * np.square(centred).sum() / 4 + 1e-9
+    )  # the ridge as further equations pull · w = pull · prior
     expected = np.linalg.lstsq(np.vstack([centred, pull * np.eye(4)]), np.vstack([wanted, pull * prior]), rcond=None)[0]
     np.testing.assert_allclose(weights.numpy(), expected, atol=1e-10)
     np.testing.assert_allclose(bias.numpy(), y.mean(0) - x.mean(0) @ expected, atol=1e-10)
-    np.testing.assert_allclose([residual, variance], [np.square(wanted - centred @ expected).sum(), np.square(wanted).sum()])
+    np.testing.assert_allclose(
+        [residual, variance], [np.square(wanted - centred @ expected).sum(), np.square(wanted).sum()]
+    )
 
 
 def test_a_channel_that_others_span_is_not_kept() -> None:
@@ -176,7 +186,11 @@ def test_blocks_that_are_added_up_keep_the_same_channels() -> None:
 
 def _first_group(student: SegmentationNetwork, teacher: SegmentationNetwork, **spread: Tensor) -> list[int]:
     """The channels that the stem and the first stage keep, of eight, where their outputs spread like this."""
-    paths = {"stem": "encoder.stem.convs.0", "one": "encoder.stages.0.blocks.0.conv2", "two": "encoder.stages.0.blocks.1.conv2"}
+    paths = {
+        "stem": "encoder.stem.convs.0",
+        "one": "encoder.stages.0.blocks.0.conv2",
+        "two": "encoder.stages.0.blocks.1.conv2",
+    }
     order = layers(teacher)
     widths = {layer.conv: teacher.net.get_submodule(layer.conv).out_channels for layer in order}
     roots = {name: torch.eye(width, dtype=torch.float64) for name, width in widths.items()}
@@ -189,7 +203,10 @@ def _first_group(student: SegmentationNetwork, teacher: SegmentationNetwork, **s
 
 def test_a_channel_that_one_block_alone_uses_is_kept() -> None:
     teacher, student = _network(2, name="resenc_unet_m"), _network(2, 2, name="resenc_unet_m")
-    stem, one, two = (torch.tensor(values) for values in ([1, 0, 0, 0, 0, 2, 0, 0], [0, 0, 3, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]))
+    stem, one, two = (
+        torch.tensor(values)
+        for values in ([1, 0, 0, 0, 0, 2, 0, 0], [0, 0, 3, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1])
+    )
     assert _first_group(student, teacher, stem=stem, one=one, two=two) == [0, 2, 5, 7]
 
 
@@ -220,6 +237,8 @@ def test_the_roots_have_numpys_scatter(name: str) -> None:
     with torch.no_grad():
         seen, roots = inh._watch(teacher, order, _images(2, 3), 0)
     handle.remove()
-    rows = np.concatenate([inh._at(y, one.places).numpy() for y, one in zip(got, seen[last.conv], strict=True)]).astype(float)
+    rows = np.concatenate([inh._at(y, one.places).numpy() for y, one in zip(got, seen[last.conv], strict=True)]).astype(
+        float
+    )
     root = roots[last.conv].numpy()
     np.testing.assert_allclose(root.T @ root, np.cov(rows.T, bias=True) * len(rows), rtol=1e-6, atol=1e-6)

@@ -72,14 +72,20 @@ def test_every_convolution_is_there_and_takes_what_its_sources_give(name: str, f
     net = _network(name, 3, features)
     found = layers(net)  # type: ignore[arg-type]
     kinds = (nn.Conv3d, nn.ConvTranspose3d)
-    aliases = {module: path for path, module in net.net.named_modules(remove_duplicate=False) if isinstance(module, kinds)}
+    aliases = {
+        module: path for path, module in net.net.named_modules(remove_duplicate=False) if isinstance(module, kinds)
+    }
     assert Counter(net.net.get_submodule(layer.conv) for layer in found) == Counter(dict.fromkeys(aliases, 1))
     given: dict[str, Tensor] = {}
     left: dict[str, Tensor] = {}
     for layer in found:
-        net.net.get_submodule(layer.conv).register_forward_pre_hook(lambda _, args, name=layer.conv: given.update({name: args[0].clone()}))
+        net.net.get_submodule(layer.conv).register_forward_pre_hook(
+            lambda _, args, name=layer.conv: given.update({name: args[0].clone()})
+        )
         if layer.output:
-            net.net.get_submodule(layer.output).register_forward_hook(lambda _, __, out, name=layer.conv: left.update({name: out.clone()}))
+            net.net.get_submodule(layer.output).register_forward_hook(
+                lambda _, __, out, name=layer.conv: left.update({name: out.clone()})
+            )
     x = image(net, 1)
     _outputs(net, x)
     for layer in found:
@@ -114,7 +120,9 @@ def test_pairs_that_cannot_inherit_are_refused() -> None:
     plain, residual = _network("plain_unet"), _network("resenc_unet_m")
     for a, b in ((plain, residual), (residual, plain)):
         kinds = f"the student is a {type(a).__name__} and the teacher is a {type(b).__name__}"
-        with pytest.raises(RunError, match=rf"two networks 'plain_unet' or two 'resenc_unet_\*', but {kinds}; .* --init random"):
+        with pytest.raises(
+            RunError, match=rf"two networks 'plain_unet' or two 'resenc_unet_\*', but {kinds}; .* --init random"
+        ):
             check_inheritance(a, b)
     for net in (plain, residual):
         name = net.spec.name
@@ -124,7 +132,9 @@ def test_pairs_that_cannot_inherit_are_refused() -> None:
             check_inheritance(net, _network(name, rank=3))
         with pytest.raises(RunError, match="stages, strides or kernels differ"):
             check_inheritance(build_network(small(name, 2, architecture=architecture(2, (2, 2, 3), (1, 2)))), net)
-    with pytest.raises(RunError, match=r"stages\.1\.blocks\.0\.skip\.1\.conv is in one of the two only; lower --width-divisor"):
+    with pytest.raises(
+        RunError, match=r"stages\.1\.blocks\.0\.skip\.1\.conv is in one of the two only; lower --width-divisor"
+    ):
         check_inheritance(_network("resenc_unet_m", divisor=4), residual)  # the first two stages have four channels
     plain.net.encoder.stages[0][0].convs[0].norm = nn.BatchNorm2d(8)
     with pytest.raises(RunError, match="instance norms, but the teacher"):

@@ -17,7 +17,11 @@ NAMES = ("espnetv2", "mobile_unet", "lcov_net")
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("mobile_unet", (13.653, 13.653, 13.653)), ("lcov_net", (0.813, 0.813, 0.813)), ("espnetv2", (0.286, 0.286, 0.291))],
+    [
+        ("mobile_unet", (13.653, 13.653, 13.653)),
+        ("lcov_net", (0.813, 0.813, 0.813)),
+        ("espnetv2", (0.286, 0.286, 0.291)),
+    ],
 )
 def test_parameter_counts_are_the_cards_without_unused_ones(name: str, expected: tuple[float, ...]) -> None:
     """ESPNetV2's count at 14 and 3 classes is a little above the card's, since its pyramids keep eight channels."""
@@ -27,7 +31,11 @@ def test_parameter_counts_are_the_cards_without_unused_ones(name: str, expected:
 
 def test_espnet_with_the_originals_pyramid_width_has_the_cards_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(espnetv2, "NARROWEST_PYRAMID", 1)
-    assert [parameters_in_millions("espnetv2", *data, patch=32) for data in ((1, 14), (1, 17), (4, 3))] == [0.284, 0.286, 0.279]
+    assert [parameters_in_millions("espnetv2", *data, patch=32) for data in ((1, 14), (1, 17), (4, 3))] == [
+        0.284,
+        0.286,
+        0.279,
+    ]
     assert multiply_adds("espnetv2") == pytest.approx(0.85, rel=0.01)
 
 
@@ -50,7 +58,9 @@ def test_taps_gradients_and_continuation(name: str, rank: int) -> None:
 
 
 def test_students_publish_the_features_that_the_paper_distils() -> None:
-    """ESPNetV2 at half resolution after norm and activation, the other two at full resolution, 32, 16 and 16 channels."""
+    """ESPNetV2 at half resolution after norm and activation, the other two at full resolution, 32, 16 and 16
+    channels.
+    """
     found = {name: build_network(small(name, 3, patch=32)).taps[-1] for name in NAMES}
     assert [(found[n].channels, found[n].stride[0]) for n in NAMES] == [(32, 2), (16, 1), (16, 1)]
 
@@ -82,7 +92,9 @@ def test_lcov_net_in_3d_works_across_the_first_axis() -> None:
 
 def test_mobile_unet_has_shortcuts_exactly_where_the_stride_is_one() -> None:
     blocks = [b for stage in build_network(small("mobile_unet", 2, patch=32)).encoder for b in stage]
-    assert [b.residual for b in blocks] == [True] + [False, True] + [False, True, True] + [False, True, True, True] + [True] * 3 + [
+    assert [b.residual for b in blocks] == [True] + [False, True] + [False, True, True] + [False, True, True, True] + [
+        True
+    ] * 3 + [
         False,
         True,
         True,

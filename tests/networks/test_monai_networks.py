@@ -14,7 +14,9 @@ NAMES = ("mednext_s", "swin_unetr", "attention_unet", "unet_r18")
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_taps_gradients_continuation_and_equality_with_the_library(name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_gradients_continuation_and_equality_with_the_library(
+    name: str, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(swin_unetr, "WIDTH", 12)  # a quarter of its width, to be quick
     net = build_network(oblong(name, rank, channels=2))
     check_network(net)
@@ -29,7 +31,9 @@ def test_larger_sizes_publish_right_taps(name: str) -> None:
     check_taps(net, image(net))
 
 
-@pytest.mark.parametrize(("name", "expected"), [("mednext_s", 5.6), ("mednext_b", 10.5), ("mednext_m", 17.6), ("mednext_l", 61.8)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mednext_s", 5.6), ("mednext_b", 10.5), ("mednext_m", 17.6), ("mednext_l", 61.8)]
+)
 def test_mednext_sizes_are_the_papers(name: str, expected: float) -> None:
     assert parameters_in_millions(name, 1, 14, patch=32) == pytest.approx(expected, rel=0.01)
 

@@ -28,7 +28,9 @@ def test_fcn_r50_taps_and_size_equal_torchvisions() -> None:
     torchvision = pytest.importorskip("torchvision")
     net = build_network(small("fcn_r50", 2, channels=3, outputs=21, patch=32))
     check_taps(net, image(net))
-    reference = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=None)
+    reference = torchvision.models.segmentation.fcn_resnet50(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=None
+    )
     assert count_parameters(net) == count_parameters(reference)
     names = {n for n, _ in reference.backbone.named_parameters()}
     assert {n.removeprefix("net.") for n, _ in net.named_parameters() if n.startswith("net.")} == names
@@ -37,10 +39,15 @@ def test_fcn_r50_taps_and_size_equal_torchvisions() -> None:
 def test_fcn_r50_computes_what_torchvisions_does() -> None:
     torchvision = pytest.importorskip("torchvision")
     net = build_network(small("fcn_r50", 2, channels=3, outputs=4, patch=32)).eval()
-    reference = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=4, aux_loss=None).eval()
+    reference = torchvision.models.segmentation.fcn_resnet50(
+        weights=None, weights_backbone=None, num_classes=4, aux_loss=None
+    ).eval()
     own = dict(net.net.state_dict())
     reference.backbone.load_state_dict({k: own[k] for k in reference.backbone.state_dict()})
-    head = {**{f"{i}.{k}": v for i in (0, 1) for k, v in net.reduce[i].state_dict().items()}, **prefixed("4", net.classify)}
+    head = {
+        **{f"{i}.{k}": v for i in (0, 1) for k, v in net.reduce[i].state_dict().items()},
+        **prefixed("4", net.classify),
+    }
     reference.classifier.load_state_dict(head)
     x = image(net)
     with torch.no_grad():
@@ -64,12 +71,19 @@ def test_transunet_refuses_another_size() -> None:
 
 
 def test_missformer_has_its_published_size_without_unused_parameters() -> None:
-    """42.46 M in the papers, of which the authors' code never uses two 512-channel blocks, a linear layer and spare norms."""
+    """42.46 M in the papers, of which the authors' code never uses two 512-channel blocks, a linear layer and spare
+    norms.
+    """
     block = count_parameters(missformer.Block(512, 8, 1))
     linear = 1024 * 512 + 512
     widths = {"encoder": (64, 128, 320, 512), "bridge": (64, 128, 320, 512) * 2, "decoder": (64, 128, 320, 512)}
     spare_norms = sum(2 * 2 * (2 * 4 * width) for group in widths.values() for width in group)
-    published = count_parameters(build_network(small("missformer", 2, channels=3, outputs=9, patch=32))) + 2 * block + linear + spare_norms
+    published = (
+        count_parameters(build_network(small("missformer", 2, channels=3, outputs=9, patch=32)))
+        + 2 * block
+        + linear
+        + spare_norms
+    )
     assert round(published / 1e6, 2) == 42.46
 
 

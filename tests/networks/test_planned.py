@@ -19,7 +19,10 @@ NAMES = ("plain_unet", "resenc_unet_m", "resenc_unet_l", "resenc_unet_xl")
 def test_taps_gradients_and_continuation(name: str, rank: int) -> None:
     net = build_network(small(name, rank, channels=2, architecture=architecture(rank)))
     x = image(net)
-    assert unused_parameters(net, x) == ["net.decoder.seg_layers.0.weight", "net.decoder.seg_layers.0.bias"]  # the coarser head
+    assert unused_parameters(net, x) == [
+        "net.decoder.seg_layers.0.weight",
+        "net.decoder.seg_layers.0.bias",
+    ]  # the coarser head
     check_taps(net, x)
     check_forward_from(net, x)
 
@@ -28,7 +31,13 @@ def test_taps_gradients_and_continuation(name: str, rank: int) -> None:
 def test_resenc_with_nnunets_block_counts_publishes_right_corrections(rank: int) -> None:
     net = build_network(small("resenc_unet_l", rank, architecture=architecture(rank, (1, 3, 1), (1, 1))))
     check_taps(net, image(net))
-    assert {t.name: t.correction for t in net.taps} == {"enc0": True, "enc1": True, "bottleneck": False, "dec1": False, "dec0": False}
+    assert {t.name: t.correction for t in net.taps} == {
+        "enc0": True,
+        "enc1": True,
+        "bottleneck": False,
+        "dec1": False,
+        "dec0": False,
+    }
 
 
 @pytest.mark.parametrize("name", ["plain_unet", "resenc_unet_m"])
@@ -89,7 +98,9 @@ def test_missing_plan_and_unfit_patch_are_refused() -> None:
 
 def test_initialisation_is_nnunets() -> None:
     """He-normal for LeakyReLU 0.01: standard deviation sqrt(2 / (1.0001 fan_in)); residual branches start at zero."""
-    net = build_network(small("resenc_unet_m", 3, architecture=replace(architecture(3), features_per_stage=(32, 64, 96))))
+    net = build_network(
+        small("resenc_unet_m", 3, architecture=replace(architecture(3), features_per_stage=(32, 64, 96)))
+    )
     block = net.net.encoder.stages[1].blocks[1]
     weight = block.conv1.conv.weight
     assert weight.std().item() == pytest.approx((2 / 1.0001 / (64 * 27)) ** 0.5, rel=0.02)

@@ -15,11 +15,31 @@ from medkd.networks.reference import build_weightless, reference_spec
 from tests.networks.checks import architecture, small
 
 THREE_D = {
-    *("res_unet", "unet_tiny", "segresnet", "espnetv2", "mobile_unet", "lcov_net", "swin_unetr", "attention_unet", "plain_unet"),
+    *(
+        "res_unet",
+        "unet_tiny",
+        "segresnet",
+        "espnetv2",
+        "mobile_unet",
+        "lcov_net",
+        "swin_unetr",
+        "attention_unet",
+        "plain_unet",
+    ),
     *(f"mednext_{size}" for size in "sbml"),
     *(f"resenc_unet_{size}" for size in ("m", "l", "xl")),
 }
-TWO_D = {"fcn_r18", "fcn_r50", "unet_r18", "unet_r50", "attention_unet", "mednext_s", "missformer", "transunet", "swin_unetr"}
+TWO_D = {
+    "fcn_r18",
+    "fcn_r50",
+    "unet_r18",
+    "unet_r50",
+    "attention_unet",
+    "mednext_s",
+    "missformer",
+    "transunet",
+    "swin_unetr",
+}
 
 
 def test_all_promised_networks_exist_in_their_ranks() -> None:
@@ -55,16 +75,22 @@ def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
 @pytest.mark.slow
 def test_importing_all_networks_loads_no_heavy_library() -> None:
     code = "import sys, medkd.networks; print([m for m in ('monai', 'timm', 'torchvision') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith(("mednext_b", "mednext_m", "mednext_l"))])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if not name.startswith(("mednext_b", "mednext_m", "mednext_l"))]
+)
 def test_deep_supervision_is_published_by_those_that_offer_it(name: str, rank: int) -> None:
     entry = NETWORKS[name]
     if rank not in entry.ranks:
         pytest.skip(f"not in {rank}D")
-    spec = replace(small(name, rank, patch=32), deep_supervision=True, architecture=architecture(rank) if entry.planned else None)
+    spec = replace(
+        small(name, rank, patch=32), deep_supervision=True, architecture=architecture(rank) if entry.planned else None
+    )
     if not entry.deep_supervision:
         with pytest.raises(RunError, match="deep supervision"):
             build_weightless(spec)

@@ -11,7 +11,9 @@ from medkd.core.geometry import Geometry
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan
 from medkd.io.volumes import write_volume
 
-STATISTICS = IntensityStatistics(mean=1.0, median=1.0, std=2.0, min=-5.0, max=9.0, percentile_00_5=-3.0, percentile_99_5=5.0)
+STATISTICS = IntensityStatistics(
+    mean=1.0, median=1.0, std=2.0, min=-5.0, max=9.0, percentile_00_5=-3.0, percentile_99_5=5.0
+)
 
 
 def make_configuration(
@@ -20,11 +22,18 @@ def make_configuration(
     rank = len(spacing)
     unet = Architecture((16,) * rank, 2, (8, 16), ((3,) * rank,) * 2, ((1,) * rank, (2,) * rank), (2, 2), (2,))
     name = "2d" if rank == 2 else "3d_fullres"
-    return Configuration(name, spacing, (16,) * rank, (scheme,) * channels, (mask,) * channels, False, {"plain_unet": unet})
+    return Configuration(
+        name, spacing, (16,) * rank, (scheme,) * channels, (mask,) * channels, False, {"plain_unet": unet}
+    )
 
 
 def plan_of(configuration: Configuration, transpose: tuple[int, ...] = (0, 1, 2)) -> Plan:
-    return Plan("Dataset001_Test", transpose, (STATISTICS,) * len(configuration.normalization), {configuration.name: configuration})
+    return Plan(
+        "Dataset001_Test",
+        transpose,
+        (STATISTICS,) * len(configuration.normalization),
+        {configuration.name: configuration},
+    )
 
 
 def make_raw(root: Path, cases: int = 4, shape: tuple[int, int, int] = (10, 14, 12)) -> Path:

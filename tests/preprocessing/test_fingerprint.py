@@ -26,13 +26,21 @@ def test_statistics_are_those_of_all_foreground_voxels(tmp_path: Path) -> None:
     """Cases with equally many foreground voxels: weighting by case is then plain pooling."""
     raw, description = described(make_raw(tmp_path))
     found = make_fingerprint(raw, description)
-    parts = [read_volume(f.images[0]).array[read_label(f.label).array > 0] for f in training_cases(raw, description) if f.label]
+    parts = [
+        read_volume(f.images[0]).array[read_label(f.label).array > 0]
+        for f in training_cases(raw, description)
+        if f.label
+    ]
     voxels = np.concatenate(parts).astype(np.float64)
     statistics = found.intensities[0]
     assert statistics.mean == pytest.approx(voxels.mean(), rel=1e-9)
     assert statistics.std == pytest.approx(voxels.std(), rel=1e-9)
     assert (statistics.min, statistics.max) == (voxels.min(), voxels.max())
-    for level, value in ((0.5, statistics.percentile_00_5), (50, statistics.median), (99.5, statistics.percentile_99_5)):
+    for level, value in (
+        (0.5, statistics.percentile_00_5),
+        (50, statistics.median),
+        (99.5, statistics.percentile_99_5),
+    ):
         assert value == pytest.approx(np.percentile(voxels, level, method="hazen"), rel=1e-9)
     assert found.cases == ("c0", "c1", "c2", "c3")
     assert found.spacings == ((2.0, 1.0, 1.0),) * 4 and found.shapes_after_crop == ((10, 14, 12),) * 4

@@ -52,7 +52,9 @@ def test_the_label_does_not_change_the_image() -> None:
     configuration = make_configuration((1.5, 0.8, 2.0), mask=True)
     label = np.ones(SHAPE, np.int16)
     with_label = preprocess_case("c", scan(), GEOMETRY, plan_of(configuration), configuration, label)
-    np.testing.assert_array_equal(with_label.image, preprocess_case("c", scan(), GEOMETRY, plan_of(configuration), configuration).image)
+    np.testing.assert_array_equal(
+        with_label.image, preprocess_case("c", scan(), GEOMETRY, plan_of(configuration), configuration).image
+    )
 
 
 def test_normalising_comes_before_resampling() -> None:
@@ -70,7 +72,9 @@ def test_the_input_is_left_alone_unless_it_may_be_overwritten() -> None:
     kept = preprocess_case("c", image, geometry, plan_of(configuration), configuration, label).image
     np.testing.assert_array_equal(image, scan())
     assert not label.any()
-    np.testing.assert_array_equal(preprocess_case("c", image, geometry, plan_of(configuration), configuration, overwrite=True).image, kept)
+    np.testing.assert_array_equal(
+        preprocess_case("c", image, geometry, plan_of(configuration), configuration, overwrite=True).image, kept
+    )
 
 
 def test_mismatches_name_the_case() -> None:

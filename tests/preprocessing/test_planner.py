@@ -21,7 +21,13 @@ from .builders import STATISTICS
 DATASETS: dict[str, tuple[list, list, int, int, float]] = {
     "cardiac": ([(10, 1.5625, 1.5625)] * 6 + [(5, 1.4, 1.4)] * 2, [(9, 256, 216)] * 8, 200, 3, 0.99),
     "brain": ([(1, 1, 1)] * 3, [(140, 171, 137)] * 3, 484, 3, 0.4),
-    "abdomen": ([(1, 0.77, 0.77), (0.8, 0.7, 0.7), (2.5, 0.8, 0.8)], [(432, 512, 512), (500, 512, 512), (120, 512, 512)], 131, 2, 1.0),
+    "abdomen": (
+        [(1, 0.77, 0.77), (0.8, 0.7, 0.7), (2.5, 0.8, 0.8)],
+        [(432, 512, 512), (500, 512, 512), (120, 512, 512)],
+        131,
+        2,
+        1.0,
+    ),
     "sagittal": ([(0.5, 0.5, 3.0), (0.6, 0.6, 3.0), (0.5, 0.5, 4.0)], [(300, 320, 40)] * 3, 30, 1, 1.0),
 }
 
@@ -53,7 +59,9 @@ NNUNET = [
 
 def fingerprint_of(spacings: list, shapes: list, relative: float = 1.0) -> Fingerprint:
     cases = tuple(str(i) for i in range(len(shapes)))
-    return Fingerprint(cases, tuple(tuple(map(float, s)) for s in spacings), tuple(map(tuple, shapes)), (STATISTICS,), relative)
+    return Fingerprint(
+        cases, tuple(tuple(map(float, s)) for s in spacings), tuple(map(tuple, shapes)), (STATISTICS,), relative
+    )
 
 
 def description_of(cases: int, labels: int, channel: str = "MR", **extra: Any) -> DatasetDescription:
@@ -62,7 +70,9 @@ def description_of(cases: int, labels: int, channel: str = "MR", **extra: Any) -
 
 def plan_for(name: str, **options: Any) -> Plan:
     spacings, shapes, cases, labels, relative = DATASETS[name]
-    return make_plan("Dataset001_X", fingerprint_of(spacings, shapes, relative), description_of(cases, labels), **options)
+    return make_plan(
+        "Dataset001_X", fingerprint_of(spacings, shapes, relative), description_of(cases, labels), **options
+    )
 
 
 @pytest.mark.parametrize(("name", "network", "configuration", "spacing", "patch", "batch", "stride"), NNUNET)
@@ -77,9 +87,13 @@ def test_plans_equal_those_of_nnunet(
 
 
 def test_in_2d_the_plain_batch_shrinks_before_the_patch_and_the_residual_patch_before_the_batch() -> None:
-    """Just above the references; nnU-Net 2.8.1 plans a plain (512, 512) with batch 12 here, its version 2.2 (448, 512) with 14."""
+    """Just above the references; nnU-Net 2.8.1 plans a plain (512, 512) with batch 12 here, its version 2.2 (448, 512)
+    with 14.
+    """
     shapes, labels = [(160, 496, 497)], 14
-    planned = make_plan("Dataset001_X", fingerprint_of([(2.5, 0.82, 0.82)], shapes), description_of(3918, labels)).configurations["2d"]
+    planned = make_plan(
+        "Dataset001_X", fingerprint_of([(2.5, 0.82, 0.82)], shapes), description_of(3918, labels)
+    ).configurations["2d"]
     plain, residual = planned.architectures["plain_unet"], planned.architectures["resenc_unet_m"]
     assert (plain.patch_size, plain.batch_size) == ((512, 512), 12)
     assert prod(residual.patch_size) <= prod(plain.patch_size) and residual.batch_size >= 12
@@ -102,24 +116,39 @@ def test_the_coarsest_axis_comes_first() -> None:
 
 def test_a_coarse_axis_with_few_slices_takes_the_tenth_percentile() -> None:
     assert target_spacing(fingerprint_of([(10, 1, 1)] * 9 + [(4, 1, 1)] * 2, [(9, 200, 200)] * 11)) == (4.0, 1.0, 1.0)
-    assert target_spacing(fingerprint_of([(10, 1, 1)] * 9 + [(4, 1, 1)] * 2, [(100, 200, 200)] * 11)) == (10.0, 1.0, 1.0)
-    assert target_spacing(fingerprint_of([(10, 1, 1)] * 4 + [(0.5, 1, 1)] * 2, [(9, 200, 200)] * 6)) == pytest.approx((1.00001, 1, 1))
+    assert target_spacing(fingerprint_of([(10, 1, 1)] * 9 + [(4, 1, 1)] * 2, [(100, 200, 200)] * 11)) == (
+        10.0,
+        1.0,
+        1.0,
+    )
+    assert target_spacing(fingerprint_of([(10, 1, 1)] * 4 + [(0.5, 1, 1)] * 2, [(9, 200, 200)] * 6)) == pytest.approx(
+        (1.00001, 1, 1)
+    )
 
 
 def test_single_slices_get_2d_only() -> None:
     plan = make_plan("Dataset001_X", fingerprint_of([(1, 1, 1)] * 4, [(1, 300, 200)] * 4), description_of(4, 1))
     assert list(plan.configurations) == ["2d"]
     with pytest.raises(PlanError, match="no use for the configuration '3d_fullres'"):
-        make_plan("Dataset001_X", fingerprint_of([(1, 1, 1)], [(1, 300, 200)]), description_of(1, 1), configurations=["3d_fullres"])
+        make_plan(
+            "Dataset001_X",
+            fingerprint_of([(1, 1, 1)], [(1, 300, 200)]),
+            description_of(1, 1),
+            configurations=["3d_fullres"],
+        )
 
 
 def test_masked_zscore_when_the_crop_removes_much() -> None:
     assert plan_for("brain").configurations["3d_fullres"].use_mask_for_norm == (True,)
     assert plan_for("abdomen").configurations["3d_fullres"].use_mask_for_norm == (False,)
     spacings, shapes, *_ = DATASETS["brain"]
-    ct = make_plan("Dataset001_X", fingerprint_of(spacings, shapes, 0.4), description_of(3, 1, "CT")).configurations["2d"]
+    ct = make_plan("Dataset001_X", fingerprint_of(spacings, shapes, 0.4), description_of(3, 1, "CT")).configurations[
+        "2d"
+    ]
     assert (ct.normalization, ct.use_mask_for_norm) == (("ct",), (False,))
-    wanted = make_plan("Dataset001_X", fingerprint_of(spacings, shapes), description_of(3, 1, use_mask_for_norm=True)).configurations["2d"]
+    wanted = make_plan(
+        "Dataset001_X", fingerprint_of(spacings, shapes), description_of(3, 1, use_mask_for_norm=True)
+    ).configurations["2d"]
     assert wanted.use_mask_for_norm == (True,)
 
 
@@ -171,16 +200,19 @@ def test_the_hippocampus_plan_equals_nnunets(real_data: Path, name: str) -> None
     assert shape.batch_size == (expected["batch_size"] if name == "2d" else 7)
     assert np.array_equal(shape.strides, unet["strides"]) and np.array_equal(shape.kernel_sizes, unet["kernel_sizes"])
     assert list(shape.features_per_stage) == unet["features_per_stage"]
-    assert list(shape.blocks_encoder) == unet["n_conv_per_stage"] and list(shape.blocks_decoder) == unet["n_conv_per_stage_decoder"]
+    assert (
+        list(shape.blocks_encoder) == unet["n_conv_per_stage"]
+        and list(shape.blocks_decoder) == unet["n_conv_per_stage_decoder"]
+    )
 
 
 @pytest.mark.real_data
 def test_the_flare_plan_equals_nnunets_where_it_was_not_edited(real_data: Path) -> None:
     """3918 CT scans, planned by nnU-Net 2.2.
 
-    The low resolution agrees in everything. The full resolution was edited by hand (its spacing is not the median that its
-    own file states, with the median shape of the unedited one), but strides and kernels agree. In 2D that version shrank the
-    patch to keep a batch of 12; later ones let the batch shrink first.
+    The low resolution agrees in everything. The full resolution was edited by hand (its spacing is not the median that
+    its own file states, with the median shape of the unedited one), but strides and kernels agree. In 2D that version
+    shrank the patch to keep a batch of 12; later ones let the batch shrink first.
     """
     plan, reference = plan_both(real_data / "nnunet_model_description")
     low, expected = plan.configuration("3d_lowres"), reference["3d_lowres"]

@@ -39,9 +39,14 @@ def skimage_image(image: np.ndarray, shape: tuple[int, ...], order: int = 3) -> 
 def nnunet_separate(channel: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
     """The two steps of nnU-Net: every slice on its own, then the slices picked by map_coordinates of order 0."""
     plane = [n for i, n in enumerate(shape) if i != axis]
-    slices = [resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False) for s in np.moveaxis(channel, axis, 0)]
+    slices = [
+        resize(s.astype(np.float64), plane, order=3, mode="edge", anti_aliasing=False)
+        for s in np.moveaxis(channel, axis, 0)
+    ]
     stacked = np.stack(slices, axis)
-    grid = np.meshgrid(*[(np.arange(n) + 0.5) * o / n - 0.5 for n, o in zip(shape, stacked.shape, strict=True)], indexing="ij")
+    grid = np.meshgrid(
+        *[(np.arange(n) + 0.5) * o / n - 0.5 for n, o in zip(shape, stacked.shape, strict=True)], indexing="ij"
+    )
     return ndimage.map_coordinates(stacked, grid, order=0, mode="nearest")
 
 
@@ -119,7 +124,9 @@ def test_multiply_equals_tensordot_along_every_axis() -> None:
 def slow_label(label: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores, all indicators at once, ties to the larger label."""
     values = np.unique(label)
-    scores = np.stack([resize((label == v).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False) for v in values])
+    scores = np.stack(
+        [resize((label == v).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False) for v in values]
+    )
     scores = scores.round(9)
     return values[len(values) - 1 - scores[::-1].argmax(0)], scores.max(0)
 
@@ -138,7 +145,9 @@ def test_label_agrees_with_the_threshold_wherever_there_is_a_majority() -> None:
     shape = (17, 40, 29)
     threshold = np.zeros(shape, dtype=label.dtype)
     for value in np.unique(label):
-        threshold[resize((label == value).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False) >= 0.5] = value
+        threshold[
+            resize((label == value).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False) >= 0.5
+        ] = value
     found, majority = resample_label(label, shape, ISO, ISO, DEFAULT), slow_label(label, shape)[1] > 0.5
     np.testing.assert_array_equal(found[majority], threshold[majority])
     assert majority.mean() > 0.9

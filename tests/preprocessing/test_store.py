@@ -24,7 +24,9 @@ def content() -> Preprocessed:
     label = np.zeros(shape, np.int16)
     label[1:3, 2:5, 2:6], label[4, 4, 4] = 1, 2
     image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    return Preprocessed(image, label, CaseProperties("c", Geometry.from_spacing(shape, (3, 1, 1)), ((0, 6), (0, 7), (0, 8)), shape))
+    return Preprocessed(
+        image, label, CaseProperties("c", Geometry.from_spacing(shape, (3, 1, 1)), ((0, 6), (0, 7), (0, 8)), shape)
+    )
 
 
 def test_a_case_comes_back_memory_mapped_and_equal(tmp_path: Path) -> None:

@@ -16,20 +16,41 @@ def reference_elements(name: str, shape: Topology, patch: tuple[int, ...], outpu
     encoder, decoder = blocks(PRESETS[name], stages)
     conv = nn.Conv2d if rank == 2 else nn.Conv3d
     norm = nn.InstanceNorm2d if rank == 2 else nn.InstanceNorm3d
-    common = (1, stages, features_per_stage(stages, rank), conv, shape.kernels, shape.strides, encoder, outputs, decoder)
+    common = (
+        1,
+        stages,
+        features_per_stage(stages, rank),
+        conv,
+        shape.kernels,
+        shape.strides,
+        encoder,
+        outputs,
+        decoder,
+    )
     build = ResidualEncoderUNet if PRESETS[name].residual else PlainConvUNet
     with torch.device("meta"):
-        return int(build(*common, conv_bias=True, norm_op=norm, nonlin=nn.LeakyReLU).compute_conv_feature_map_size(patch))
+        return int(
+            build(*common, conv_bias=True, norm_op=norm, nonlin=nn.LeakyReLU).compute_conv_feature_map_size(patch)
+        )
 
 
 @pytest.mark.parametrize("name", ["plain_unet", "resenc_unet_m"])
 @pytest.mark.parametrize(
     ("spacing", "patch"),
-    [((1.0, 1.0, 1.0), (40, 56, 40)), ((5.0, 1.5, 1.5), (20, 256, 224)), ((1.0, 1.0), (512, 448)), ((2.5, 0.8, 0.8), (56, 160, 192))],
+    [
+        ((1.0, 1.0, 1.0), (40, 56, 40)),
+        ((5.0, 1.5, 1.5), (20, 256, 224)),
+        ((1.0, 1.0), (512, 448)),
+        ((2.5, 0.8, 0.8), (56, 160, 192)),
+    ],
 )
-def test_the_memory_formula_counts_what_the_networks_count(name: str, spacing: tuple[float, ...], patch: tuple[int, ...]) -> None:
+def test_the_memory_formula_counts_what_the_networks_count(
+    name: str, spacing: tuple[float, ...], patch: tuple[int, ...]
+) -> None:
     shape = topology(spacing, patch)
-    assert feature_map_elements(PRESETS[name], shape, shape.patch_size, 5) == reference_elements(name, shape, shape.patch_size, 5)
+    assert feature_map_elements(PRESETS[name], shape, shape.patch_size, 5) == reference_elements(
+        name, shape, shape.patch_size, 5
+    )
 
 
 def test_isotropic_patches_are_halved_down_to_four_voxels() -> None:

@@ -37,7 +37,9 @@ def make_dataset(root: Path, cases: int = 6, *, regions: bool = False, labels: L
         if regions:
             labels = LabelSpec((("background", (0,)), ("whole", (1, 2)), ("core", (2,))), True, (1, 2))
     architecture = Architecture(PATCH, 2, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (2, 2), (2,))
-    configuration = Configuration("3d_fullres", (1.0, 1.0, 1.0), (20, 18, 22), ("zscore",), (False,), False, {"plain_unet": architecture})
+    configuration = Configuration(
+        "3d_fullres", (1.0, 1.0, 1.0), (20, 18, 22), ("zscore",), (False,), False, {"plain_unet": architecture}
+    )
     flat = Architecture((16, 16), 2, (4, 8), ((3, 3),) * 2, ((1, 1), (2, 2)), (2, 2), (2,))
     slices = Configuration("2d", (1.0, 1.0), (18, 22), ("zscore",), (False,), True, {"plain_unet": flat})
     statistics = IntensityStatistics(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)

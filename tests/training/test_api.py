@@ -18,7 +18,15 @@ from tests.training.builders import NAME, make_dataset
 
 
 def _options(root: Path, **changes: object) -> TrainOptions:
-    values: dict = {"root": root, "epochs": 2, "iterations_per_epoch": 3, "workers": 0, "save_every": 1, "device": "cpu", **changes}
+    values: dict = {
+        "root": root,
+        "epochs": 2,
+        "iterations_per_epoch": 3,
+        "workers": 0,
+        "save_every": 1,
+        "device": "cpu",
+        **changes,
+    }
     return TrainOptions(**values)
 
 

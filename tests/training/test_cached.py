@@ -1,4 +1,6 @@
-"""Predicting the training cases once: what is stored, when it is made anew, continued or refused, and training from it."""
+"""Predicting the training cases once: what is stored, when it is made anew, continued or refused, and training from
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,15 @@ from medkd.core.errors import LeakError, MedkdError, MethodError, RunError
 from medkd.core.features import Target
 from medkd.core.files import read_json
 from medkd.core.run import FINAL, RUN_FILE, RunFolder
+from medkd.core.splits import Split
 from medkd.distillation import Context, Distiller, build_method
 from medkd.inference.predictor import Predictor
+from medkd.models.guard import Teacher
 from medkd.preprocessing.store import CaseStore
 from medkd.training.api import train, train_distill
 from medkd.training.cached import allowed_folds, cache_targets
 from medkd.training.distillation import DistillationTrainer
-from medkd.training.guard import Teacher
 from medkd.training.options import TrainOptions
-from medkd.training.splits import Split
 from medkd.training.targets import DESCRIPTION, TargetStore
 from medkd.training.teachers import Candidate, find_run
 from tests.training.builders import NAME, make_dataset
@@ -37,11 +39,26 @@ CPU = torch.device("cpu")
 
 
 def _options(root: Path, **changes: object) -> TrainOptions:
-    values: dict = {"root": root, "epochs": 1, "iterations_per_epoch": 3, "workers": 0, "save_every": 1, "device": "cpu", "validate": False}
+    values: dict = {
+        "root": root,
+        "epochs": 1,
+        "iterations_per_epoch": 3,
+        "workers": 0,
+        "save_every": 1,
+        "device": "cpu",
+        "validate": False,
+    }
     return TrainOptions(**{**values, **changes})
 
 
-def _root(root: Path, *, regions: bool = False, configuration: str = "3d_fullres", folds: tuple[int, ...] = (0,), steps: int = 12) -> Path:
+def _root(
+    root: Path,
+    *,
+    regions: bool = False,
+    configuration: str = "3d_fullres",
+    folds: tuple[int, ...] = (0,),
+    steps: int = 12,
+) -> Path:
     make_dataset(root, regions=regions)
     for fold in folds:
         train(900, "plain_unet", fold, _options(root, iterations_per_epoch=steps, configuration=configuration))
@@ -59,7 +76,12 @@ def _candidate(root: Path, configuration: str = "3d_fullres") -> Candidate:
 
 
 def _cache(
-    root: Path, cases: list[str] | None = None, folds: tuple[str, ...] = ("0",), *, tta: bool = False, limit: float = 1.0
+    root: Path,
+    cases: list[str] | None = None,
+    folds: tuple[str, ...] = ("0",),
+    *,
+    tta: bool = False,
+    limit: float = 1.0,
 ) -> tuple[Path, CaseStore]:
     source = _candidate(root)
     store = CaseStore(root / "preprocessed" / NAME / "3d_fullres")
@@ -113,7 +135,9 @@ def test_a_cached_mean_is_that_of_probabilities_over_mirrorings_and_folds(root: 
     sliding = Predictor([Slow()], model.plan, model.configuration, model.labels, model.patch_size, device=CPU)
     expected = sliding.predict_preprocessed(whole)
     assert torch.allclose(_stored(folder, "case_00").softmax(0), expected, atol=0.006)
-    assert not torch.allclose(networks[0](whole[None, :, :16, :16, :16]).softmax(1)[0], expected[:, :16, :16, :16], atol=0.05)
+    assert not torch.allclose(
+        networks[0](whole[None, :, :16, :16, :16]).softmax(1)[0], expected[:, :16, :16, :16], atol=0.05
+    )
 
 
 def _count_predictions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -163,14 +187,23 @@ def test_finished_targets_are_reused_killed_ones_continued_and_stale_cases_made_
 
 def test_other_weights_other_mirroring_and_other_folds_have_their_own_targets(root: Path, tmp_path: Path) -> None:
     root = _copy(root, tmp_path)
-    first = {_cache(root)[0], _cache(root, tta=True)[0], _cache(root, folds=("1",))[0], _cache(root, folds=("0", "1"))[0]}
+    first = {
+        _cache(root)[0],
+        _cache(root, tta=True)[0],
+        _cache(root, folds=("1",))[0],
+        _cache(root, folds=("0", "1"))[0],
+    }
     assert len(first) == 4
     path = root / "results" / NAME / "plain_unet__3d_fullres" / "fold_0" / FINAL
     content = load_checkpoint(path)
     save_checkpoint(path, {**content, "network": {name: value * 1.5 for name, value in content["network"].items()}})
     folder, _ = _cache(root)
     assert folder not in first
-    plain = next(f for f in first if read_json(f / DESCRIPTION)["folds"] == ["0"] and not read_json(f / DESCRIPTION)["mirror_axes"])
+    plain = next(
+        f
+        for f in first
+        if read_json(f / DESCRIPTION)["folds"] == ["0"] and not read_json(f / DESCRIPTION)["mirror_axes"]
+    )
     assert not torch.allclose(_stored(folder, "case_00"), _stored(plain, "case_00"), atol=0.05)
 
 
@@ -198,8 +231,12 @@ def test_folds_average_only_where_none_has_seen_the_students_validation_cases(ro
 
 
 @pytest.mark.parametrize(("fold", "folds"), [(0, ["0"]), ("all", ["0", "1"])])
-def test_ensemble_is_cached_with_mirrorings_and_the_folds_that_may_teach(root: Path, fold: int | str, folds: list[str]) -> None:
-    folder = train_distill(900, "plain_unet", "plain_unet", "ensemble", fold, _options(root, targets="cached", tag=f"e{fold}"))
+def test_ensemble_is_cached_with_mirrorings_and_the_folds_that_may_teach(
+    root: Path, fold: int | str, folds: list[str]
+) -> None:
+    folder = train_distill(
+        900, "plain_unet", "plain_unet", "ensemble", fold, _options(root, targets="cached", tag=f"e{fold}")
+    )
     run = read_json(folder.parent / RUN_FILE)
     assert run["targets"] == "cached" and run["targets_tta"] is True
     made = [read_json(p) for p in (root / "preprocessed" / NAME).glob(f"*_targets/*/{DESCRIPTION}")]
@@ -226,7 +263,9 @@ def test_cached_training_holds_no_teacher_and_sees_the_same_patches_with_nearly_
 ) -> None:
     made, terms = _trainers(monkeypatch), []
     for targets in ("live", "cached"):
-        folder = train_distill(900, "plain_unet", "plain_unet", "kd+dist", 0, _options(root, targets=targets, tag=targets))
+        folder = train_distill(
+            900, "plain_unet", "plain_unet", "kd+dist", 0, _options(root, targets=targets, tag=targets)
+        )
         terms.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["terms"])
         assert RunFolder.load(folder.parent).run.targets == targets
     live, cached = made
@@ -236,7 +275,9 @@ def test_cached_training_holds_no_teacher_and_sees_the_same_patches_with_nearly_
     assert len(a) == 2 and len(b) == 3 and all(torch.equal(x, y) for x, y in zip(a, b, strict=False))
     assert terms[0].keys() == terms[1].keys() and terms[0]["kd.kd"] != terms[1]["kd.kd"]
     with torch.no_grad():
-        seen = live.distiller.teacher(b[0]).softmax(1)  # intensities and borders differ, so this is a likeness, not an equality
+        seen = live.distiller.teacher(b[0]).softmax(
+            1
+        )  # intensities and borders differ, so this is a likeness, not an equality
     inside = (b[1] >= 0).expand_as(seen)
     likeness = torch.corrcoef(torch.stack([seen[inside], b[2].softmax(1)[inside]]))[0, 1]
     assert float(likeness) > 0.8
@@ -261,7 +302,9 @@ def test_loss_from_the_cache_is_nearly_the_live_one_and_far_from_another_teacher
     assert abs(found - live) < 0.5 * abs(found - other)
 
 
-def test_a_killed_and_continued_cached_run_has_the_unbroken_runs_weights(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_and_continued_cached_run_has_the_unbroken_runs_weights(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = _options(root, epochs=2, targets="cached", tag="whole")
     whole = train_distill(900, "plain_unet", "plain_unet", "kd", 0, options)
     original: Callable = segmentation.iterate
@@ -297,7 +340,13 @@ def test_a_killed_and_continued_cached_run_has_the_unbroken_runs_weights(root: P
     ],
 )
 def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(
-    root: Path, method: str, fold: int, changes: dict, error: type[MedkdError], message: str, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    method: str,
+    fold: int,
+    changes: dict,
+    error: type[MedkdError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written = _count_predictions(monkeypatch)
     with pytest.raises(error, match=message) as caught:

@@ -25,7 +25,15 @@ from tests.training.builders import NAME, make_dataset
 
 
 def _options(root: Path, **changes: object) -> TrainOptions:
-    values: dict = {"root": root, "epochs": 2, "iterations_per_epoch": 2, "workers": 0, "device": "cpu", "validate": False, **changes}
+    values: dict = {
+        "root": root,
+        "epochs": 2,
+        "iterations_per_epoch": 2,
+        "workers": 0,
+        "device": "cpu",
+        "validate": False,
+        **changes,
+    }
     return TrainOptions(**values)
 
 
@@ -47,7 +55,13 @@ def test_nothing_is_written_not_even_the_splits(tmp_path: Path) -> None:
     before = _files(tmp_path)
     found = dry_run(900, "plain_unet", 0, _options(tmp_path))
     assert _files(tmp_path) == before
-    assert found.state == "new" and found.teacher is None and found.guard is None and found.pairs == () and found.helpers == 0
+    assert (
+        found.state == "new"
+        and found.teacher is None
+        and found.guard is None
+        and found.pairs == ()
+        and found.helpers == 0
+    )
 
 
 def test_it_says_what_the_training_then_does(trained: Path) -> None:
@@ -61,7 +75,9 @@ def test_it_says_what_the_training_then_does(trained: Path) -> None:
     assert found.student.parameters == sum(p.numel() for p in student.parameters())
     assert found.teacher is not None and 0 < found.teacher.parameters < found.student.parameters
     channels = [(p.student.shape[0], p.teacher.shape[0]) for p in found.pairs if p.student and p.teacher]
-    assert found.helpers == sum(a * b + b for a, b in channels)  # convolutions from the student's channels to the teacher's, with bias
+    assert found.helpers == sum(
+        a * b + b for a, b in channels
+    )  # convolutions from the student's channels to the teacher's, with bias
     assert found.guard == LeakGuard("plain_unet", "0", 4, 2)
     assert [p.teacher.shape for p in found.pairs if p.teacher] == [(4, 16, 16, 16)]
     again = dry_run(900, "unet_tiny", 0, replace(options, resume=True), teacher="plain_unet", method="mimic")
@@ -76,7 +92,9 @@ def test_what_the_training_refuses_the_dry_run_refuses(trained: Path) -> None:
     with pytest.raises(MedkdError, match="larger --patch-size"):
         dry_run(900, "mednext_s", 0, _options(trained))  # one voxel is left at its lowest resolution
     with pytest.raises(MedkdError, match="temperature"):
-        dry_run(900, "plain_unet", 0, _options(trained, settings={"kd.temprature": 1}), teacher="plain_unet", method="kd")
+        dry_run(
+            900, "plain_unet", 0, _options(trained, settings={"kd.temprature": 1}), teacher="plain_unet", method="kd"
+        )
 
 
 def test_commands_print_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +102,11 @@ def test_commands_print_it(trained: Path, capsys: pytest.CaptureFixture[str]) ->
     common = ["--root", str(trained), "--device", "cpu", "--dry-run", "--tag", "new"]
     assert train_command(["900", "unet_tiny", "0", *common]) == 0
     alone = capsys.readouterr().out
-    assert f"{NAME}/unet_tiny__3d_fullres__new/fold_0 (new)" in alone and "leak guard" not in alone and "M parameters" in alone
+    assert (
+        f"{NAME}/unet_tiny__3d_fullres__new/fold_0 (new)" in alone
+        and "leak guard" not in alone
+        and "M parameters" in alone
+    )
     assert distill_command(["900", "plain_unet", "unet_tiny", "kd+mimic", "0", *common]) == 0
     told = capsys.readouterr().out
     assert "↔ dec0 (decoder, stride 1×1×1, 4 × 16 × 16 × 16)" in told
@@ -94,9 +116,14 @@ def test_commands_print_it(trained: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_cached_targets_are_named_in_place_of_a_teacher_that_is_not_run(trained: Path) -> None:
-    found = dry_run(900, "unet_tiny", 0, _options(trained, tag="c", targets="cached"), teacher="plain_unet", method="kd")
+    found = dry_run(
+        900, "unet_tiny", 0, _options(trained, tag="c", targets="cached"), teacher="plain_unet", method="kd"
+    )
     text = "\n".join(found.lines())
-    assert found.teacher is None and "teacher    plain_unet, which is not run in training; its targets (plain predictions)" in text
+    assert (
+        found.teacher is None
+        and "teacher    plain_unet, which is not run in training; its targets (plain predictions)" in text
+    )
     assert "method     kd, 0 trainable parameters of its own" in text
     live = dry_run(900, "unet_tiny", 0, _options(trained, tag="c"), teacher="plain_unet", method="kd")
     assert live.teacher is not None and "which is not run" not in "\n".join(live.lines())
@@ -150,9 +177,14 @@ def test_joined_methods_are_told_apart() -> None:
     assert {p.method for p in tap_pairs(method, "pkd+cwd+acf", (16,) * 3)} == {"pkd", "acf"}
 
 
-def test_networks_that_offer_deep_supervision_are_trained_with_it_and_narrow_ones_say_so_in_their_name(trained: Path) -> None:
+def test_networks_that_offer_deep_supervision_are_trained_with_it_and_narrow_ones_say_so_in_their_name(
+    trained: Path,
+) -> None:
     options = _options(trained, tag="x", patch_size=(32, 32, 32))
-    offered = {name: dry_run(900, name, 0, options).run.network.deep_supervision for name in ("mednext_s", "unet_tiny", "plain_unet")}
+    offered = {
+        name: dry_run(900, name, 0, options).run.network.deep_supervision
+        for name in ("mednext_s", "unet_tiny", "plain_unet")
+    }
     assert offered == {"mednext_s": True, "unet_tiny": False, "plain_unet": True}
     narrow = dry_run(900, "plain_unet", 0, replace(options, width_divisor=2))
     assert narrow.folder.parent.name == "plain_unet_w2__3d_fullres__x"
@@ -165,6 +197,7 @@ def test_deep_supervision_and_half_precision_are_part_of_the_estimate() -> None:
     one = _described("mednext_s", (32, 32), deep_supervision=False)
     deep = _described("mednext_s", (32, 32), deep_supervision=True)
     plain, several, half = (
-        step_memory(run, build_weightless(run.network), loss).activations for run in (one, deep, replace(one, precision="bf16"))
+        step_memory(run, build_weightless(run.network), loss).activations
+        for run in (one, deep, replace(one, precision="bf16"))
     )
     assert several > plain > half > 0.4 * plain

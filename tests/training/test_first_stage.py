@@ -1,4 +1,6 @@
-"""A method with a first stage: it runs once, before the first step, and a continued run takes its result from the checkpoint."""
+"""A method with a first stage: it runs once, before the first step, and a continued run takes its result from the
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 import medkd.training.segmentation as segmentation
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.run import FINAL, LATEST
-from medkd.distillation.prompts import PromptMethod
+from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.training.api import train, train_distill
 from medkd.training.options import TrainOptions
 from tests.training.builders import make_dataset
@@ -24,7 +26,12 @@ ITERATIONS = 2
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("root")
     make_dataset(folder)
-    train(900, "unet_tiny", 0, TrainOptions(root=folder, epochs=2, iterations_per_epoch=3, workers=0, device="cpu", validate=False))
+    train(
+        900,
+        "unet_tiny",
+        0,
+        TrainOptions(root=folder, epochs=2, iterations_per_epoch=3, workers=0, device="cpu", validate=False),
+    )
     return folder
 
 

@@ -1,4 +1,6 @@
-"""nnU-Net's models and described networks as teachers: takeover of the preprocessing, leak guard, two training steps."""
+"""nnU-Net's models and described networks as teachers: takeover of the preprocessing, leak guard, two training
+steps.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ import torch
 from medkd.core.errors import LeakError, PlanError, RunError
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL, RunFolder
-from medkd.inference.nnunet.model import ALLOWED
+from medkd.core.splits import Split, load_splits, make_splits, save_splits
+from medkd.models.nnunet.model import ALLOWED
 from medkd.training.api import dry_run, train_distill
 from medkd.training.imported import import_teacher, nnunet_splits, plan_like, prepare_if_new
 from medkd.training.options import TrainOptions
-from medkd.training.splits import Split, load_splits, make_splits, save_splits
 from tests.training.builders import make_dataset
 
 NAMES = tuple(f"hippocampus_{number}" for number in ("001", "003", "004", "007", "008", "011"))
@@ -106,7 +108,9 @@ def test_a_model_of_all_cases_has_seen_everything(prepared: tuple[Path, Path], t
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(("trained", "lies"), [(0, "1"), ("all", "0")])
-def test_the_guard_believes_the_checkpoint_not_the_folder(place: tuple[Path, Path], tmp_path: Path, trained: int | str, lies: str) -> None:
+def test_the_guard_believes_the_checkpoint_not_the_folder(
+    place: tuple[Path, Path], tmp_path: Path, trained: int | str, lies: str
+) -> None:
     root, model = place
     shutil.copytree(model, tmp_path / "model")
     teacher = import_teacher(tmp_path / "model", NAME, NAMES, root / "raw" / NAME)
@@ -137,7 +141,9 @@ def test_a_student_is_mirrored_where_its_teacher_was(
     content["inference_allowed_mirroring_axes"] = known
     torch.save(content, file)
     for method in ("none", "kd"):
-        told = dry_run(4, "unet_tiny", 0, TrainOptions(root=root, **SETTINGS), teacher=str(tmp_path / "model"), method=method)
+        told = dry_run(
+            4, "unet_tiny", 0, TrainOptions(root=root, **SETTINGS), teacher=str(tmp_path / "model"), method=method
+        )
         assert told.run.mirror_axes == expected
 
 
@@ -162,7 +168,9 @@ def test_folds_that_nobody_can_know_are_refused(place: tuple[Path, Path], real_d
     raw = root / "raw" / NAME
     shipped = real_data / "nnunet_model_strong" / "model"
     everything = sorted({case for split in load_splits(shipped / "splits_final.json") for case in split.train})
-    assert nnunet_splits(real_data / "nnunet_model" / "model", everything, raw) == load_splits(shipped / "splits_final.json")
+    assert nnunet_splits(real_data / "nnunet_model" / "model", everything, raw) == load_splits(
+        shipped / "splits_final.json"
+    )
     with pytest.raises(RunError, match="200 cases, the data set has 3"):
         nnunet_splits(real_data / "nnunet_model" / "model", ["a", "b", "c"], raw)
     with pytest.raises(RunError, match="no case in common"):
@@ -194,7 +202,9 @@ def test_folds_in_the_raw_data_set_must_be_borne_out(place: tuple[Path, Path], t
         nnunet_splits(model, NAMES, raw)
 
 
-@pytest.mark.parametrize("name", ["case_1.nii.gz", "imagesTr/case_1_0000.nii.gz", "imagesTr\\case_1", "case_1_0000", "case_9"])
+@pytest.mark.parametrize(
+    "name", ["case_1.nii.gz", "imagesTr/case_1_0000.nii.gz", "imagesTr\\case_1", "case_1_0000", "case_9"]
+)
 def test_described_cases_must_be_named_as_in_the_data_set(tmp_path: Path, name: str) -> None:
     cases = ["case_1", "case_2", "odd_0000"]
     seen = import_teacher(describe(tmp_path, train=["case_1", "other_7", "odd_0000"]), "x", cases, tmp_path).seen
@@ -203,7 +213,9 @@ def test_described_cases_must_be_named_as_in_the_data_set(tmp_path: Path, name: 
     assert seen("given") == frozenset()
     for more in ([], ["case_2"]) if name != "case_9" else ([],):
         describe(tmp_path, train=[*more, name])
-        with pytest.raises(RunError, match=rf"'train' names {re.escape(name)}, which is no case of the data set; .* without folder"):
+        with pytest.raises(
+            RunError, match=rf"'train' names {re.escape(name)}, which is no case of the data set; .* without folder"
+        ):
             seen("given")
 
 
@@ -230,7 +242,9 @@ def test_a_described_network_teaches_and_is_guarded(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     folder = tmp_path / "bundle"
     folder.mkdir()
-    torch.save(SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).state_dict(), folder / "weights.pt")
+    torch.save(
+        SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).state_dict(), folder / "weights.pt"
+    )
     describe(folder)
     options = TrainOptions(root=tmp_path, **SETTINGS)
     trained = train_distill(900, str(folder), "plain_unet", "kd", 0, options)

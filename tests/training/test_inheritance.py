@@ -16,8 +16,8 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.run import FINAL, RUN_FILE, RunFolder
-from medkd.evaluation.report_data import baseline_of, gather
-from medkd.inference.model import load_run
+from medkd.evaluation.report.segmentation_data import baseline_of, gather
+from medkd.models.trained import load_run
 from medkd.training.api import dry_run, train, train_distill
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
@@ -25,7 +25,15 @@ from tests.training.builders import NAME, make_dataset
 
 
 def _options(root: Path, **changes: object) -> TrainOptions:
-    values: dict = {"root": root, "epochs": 1, "iterations_per_epoch": 2, "workers": 0, "save_every": 1, "device": "cpu", "validate": False}
+    values: dict = {
+        "root": root,
+        "epochs": 1,
+        "iterations_per_epoch": 2,
+        "workers": 0,
+        "save_every": 1,
+        "device": "cpu",
+        "validate": False,
+    }
     return TrainOptions(**{**values, **changes})
 
 
@@ -74,7 +82,9 @@ def test_the_first_step_starts_near_the_teacher(root: Path, monkeypatch: pytest.
     assert torch.equal(outputs["b"], outputs["c"])
 
 
-def test_a_killed_and_continued_run_does_not_start_from_the_teacher_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_and_continued_run_does_not_start_from_the_teacher_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = _student(root, tag="whole", init="teacher", epochs=3)
     original: Callable = segmentation.iterate
     calls = 0
@@ -103,12 +113,16 @@ def test_a_killed_and_continued_run_does_not_start_from_the_teacher_again(root: 
 def test_with_cached_targets_and_in_2d(root: Path, configuration: str) -> None:
     if configuration == "2d":
         train(900, "plain_unet", 0, _options(root, configuration="2d"))
-    options = _options(root, width_divisor=2, init="teacher", targets="cached", configuration=configuration, tag="cached")
+    options = _options(
+        root, width_divisor=2, init="teacher", targets="cached", configuration=configuration, tag="cached"
+    )
     folder = train_distill(900, "plain_unet", "plain_unet", "kd", 0, options)
     assert (folder / FINAL).exists()
 
 
-def test_a_residual_student_starts_near_a_residual_teacher_of_another_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_residual_student_starts_near_a_residual_teacher_of_another_size(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outputs: list[torch.Tensor] = []
     image = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -127,7 +141,9 @@ def test_a_residual_student_starts_near_a_residual_teacher_of_another_size(root:
     assert error[1] < 0.5 * error[0]
 
 
-def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted((root / "results" / NAME).iterdir())
     with pytest.raises(RunError, match="student is a UNetTiny"):
         train_distill(900, "plain_unet", "unet_tiny", "none", 0, _options(root, init="teacher"))
@@ -137,7 +153,19 @@ def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(root: Path, 
         train(900, "plain_unet", 0, _options(root, init="teacher", tag="x"))
     with pytest.raises(RunError, match="found 'zero'"):
         _student(root, init="zero", tag="x")
-    command = ["900", "plain_unet", "unet_tiny", "none", "0", "--init", "teacher", "--root", str(root), "--device", "cpu"]
+    command = [
+        "900",
+        "plain_unet",
+        "unet_tiny",
+        "none",
+        "0",
+        "--init",
+        "teacher",
+        "--root",
+        str(root),
+        "--device",
+        "cpu",
+    ]
     assert main(command) == 1
     assert "use --init random" in capsys.readouterr().err
     assert sorted((root / "results" / NAME).iterdir()) == before

@@ -24,7 +24,21 @@ _EPOCHS = 40
 
 def _arguments(root: Path, tag: str) -> list[str]:
     budget = ["--epochs", str(_EPOCHS), "--iterations-per-epoch", "4", "--save-every", "1"]
-    return ["900", "unet_tiny", "0", "--root", str(root), "--tag", tag, "--workers", "0", "--device", "cpu", "--no-validate", *budget]
+    return [
+        "900",
+        "unet_tiny",
+        "0",
+        "--root",
+        str(root),
+        "--tag",
+        tag,
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--no-validate",
+        *budget,
+    ]
 
 
 @pytest.mark.slow
@@ -34,7 +48,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_unbroken_runs_weights(tmp
     folder = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0"
     command = [sys.executable, "-c", f"from medkd.cli.train import main; main({_arguments(tmp_path, 'killed')!r})"]
     # the same number of threads as here: sums over other chunks would round differently
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (folder / LATEST).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -42,7 +58,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_unbroken_runs_weights(tmp
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(read_log(folder))
-    assert (folder / LATEST).exists() and not (folder / FINAL).exists(), f"killed too early or too late, after {done} epochs"
+    assert (folder / LATEST).exists() and not (folder / FINAL).exists(), (
+        f"killed too early or too late, after {done} epochs"
+    )
     assert main([*_arguments(tmp_path, "killed"), "--continue"]) == 0
     whole = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__whole" / "fold_0"
     a, b = (load_checkpoint(f / FINAL)["network"] for f in (whole, folder))

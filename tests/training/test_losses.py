@@ -14,7 +14,9 @@ def test_dice_and_ce_equal_monai_and_torch(batch: bool, shape: tuple[int, ...]) 
     logits = torch.randn(shape, dtype=torch.float64)
     target = torch.randint(0, shape[1], (shape[0], 1, *shape[2:]))
     found = SegmentationLoss(regions=False, batch_dice=batch)(logits.float(), target)
-    reference = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=batch, smooth_nr=1e-5, smooth_dr=1e-5)
+    reference = DiceLoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=batch, smooth_nr=1e-5, smooth_dr=1e-5
+    )
     assert torch.allclose(found["dice"].double(), reference(logits, target), atol=1e-5)
     assert torch.allclose(found["ce"].double(), F.cross_entropy(logits, target[:, 0]), atol=1e-5)
 
@@ -22,7 +24,9 @@ def test_dice_and_ce_equal_monai_and_torch(batch: bool, shape: tuple[int, ...]) 
 def test_regions_equal_monai_and_torch() -> None:
     logits, target = torch.randn(2, 3, 6, 7), (torch.rand(2, 3, 6, 7) > 0.5).float()
     found = SegmentationLoss(regions=True, batch_dice=False)(logits, target)
-    assert torch.allclose(found["dice"], DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, target), atol=1e-5)
+    assert torch.allclose(
+        found["dice"], DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)(logits, target), atol=1e-5
+    )
     assert torch.allclose(found["ce"], F.binary_cross_entropy_with_logits(logits, target), atol=1e-6)
 
 

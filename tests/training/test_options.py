@@ -45,7 +45,14 @@ def test_a_number_outside_of_its_limits_is_one_sentence(name: str, value: object
 
 def test_the_smallest_numbers_and_none_where_it_is_the_default_are_taken() -> None:
     small = TrainOptions(
-        epochs=1, iterations_per_epoch=1, batch_size=1, learning_rate=1e-9, seed=0, workers=0, save_every=1, patch_size=(1,)
+        epochs=1,
+        iterations_per_epoch=1,
+        batch_size=1,
+        learning_rate=1e-9,
+        seed=0,
+        workers=0,
+        save_every=1,
+        patch_size=(1,),
     )
     assert small.epochs == 1
     assert TrainOptions(epochs=None, learning_rate=None, workers=None, patch_size=None) == TrainOptions()

@@ -14,10 +14,10 @@ from medkd.core.errors import RunError
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL
 from medkd.core.serial import save
+from medkd.core.splits import Split
 from medkd.training.api import dry_run, train, train_distill
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import check_cases
-from medkd.training.splits import Split
 from tests.training.builders import NAME, make_dataset
 
 RUN = Path("results") / NAME / "plain_unet__3d_fullres"
@@ -25,7 +25,15 @@ DATA = Path("preprocessed") / NAME
 
 
 def _options(root: Path, **changes: object) -> TrainOptions:
-    values: dict = {"root": root, "epochs": 1, "iterations_per_epoch": 1, "workers": 0, "save_every": 1, "device": "cpu", "validate": False}
+    values: dict = {
+        "root": root,
+        "epochs": 1,
+        "iterations_per_epoch": 1,
+        "workers": 0,
+        "save_every": 1,
+        "device": "cpu",
+        "validate": False,
+    }
     return TrainOptions(**{**values, **changes})
 
 
@@ -74,7 +82,10 @@ def _replanned(plan: Plan) -> Plan:
 def test_an_interrupted_fold_goes_on_with_its_own_cases_only(trained: Path, start: Callable[..., object]) -> None:
     own, folder = _swap(trained), trained / RUN / "fold_0"
     (folder / FINAL).unlink()
-    with pytest.raises(RunError, match=r"trained with other splits: 2 of its training cases differ, for example case_0\d; restore splits_"):
+    with pytest.raises(
+        RunError,
+        match=r"trained with other splits: 2 of its training cases differ, for example case_0\d; restore splits_",
+    ):
         start(900, "plain_unet", 0, _options(trained, resume=True))
     assert json.loads((folder / "split.json").read_text()) == own
 
@@ -110,7 +121,9 @@ def test_a_run_holds_folds_of_one_preprocessing(trained: Path, changes: dict) ->
     before = (trained / RUN / "plans.json").read_text()
     fold, options = changes["fold"], _options(trained, **{k: v for k, v in changes.items() if k != "fold"})
     _edit_plan(trained, _respaced)
-    with pytest.raises(RunError, match=r"other settings \(spacing: \(1\.0, 1\.0, 1\.0\) there, \(2\.0, 2\.0, 2\.0\) now\)"):
+    with pytest.raises(
+        RunError, match=r"other settings \(spacing: \(1\.0, 1\.0, 1\.0\) there, \(2\.0, 2\.0, 2\.0\) now\)"
+    ):
         train(900, "plain_unet", fold, options)
     assert (trained / RUN / "plans.json").read_text() == before
     dry_run(900, "plain_unet", 0, _options(trained, overwrite=True))  # nothing of the former is left then
@@ -131,11 +144,13 @@ def test_what_does_not_reach_the_network_may_change_between_folds(trained: Path)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_settings_of_other_folds_are_not_to_be_overwritten(trained: Path, overwrite: bool) -> None:
     shutil.copytree(trained / RUN / "fold_0", trained / RUN / "fold_1")
-    with pytest.raises(RunError, match=r"holds fold_1 of a run with other settings \(budget\.epochs: 1 there, 9 now\)") as caught:
+    with pytest.raises(
+        RunError, match=r"holds fold_1 of a run with other settings \(budget\.epochs: 1 there, 9 now\)"
+    ) as caught:
         train(900, "plain_unet", 0, _options(trained, epochs=9, overwrite=overwrite))
-    assert str(caught.value).endswith(f"give --tag TEXT to keep both, or delete {trained / RUN}.") and "--overwrite" not in str(
-        caught.value
-    )
+    assert str(caught.value).endswith(
+        f"give --tag TEXT to keep both, or delete {trained / RUN}."
+    ) and "--overwrite" not in str(caught.value)
 
 
 def test_a_single_case_trains_fold_all(tmp_path: Path) -> None:

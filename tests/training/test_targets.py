@@ -76,9 +76,13 @@ def test_outside_of_the_case_is_background(regions: bool) -> None:
 
 
 def _augmentations() -> list[tuple[Augment, tuple[int, ...]]]:
-    rule = AugmentationRule(flip=0.5, rotate90=0.5, rotate=0.5, rotate_degrees=20.0, scale=0.5, scale_range=0.1, shift=0.5, shift_range=0.1)
+    rule = AugmentationRule(
+        flip=0.5, rotate90=0.5, rotate=0.5, rotate_degrees=20.0, scale=0.5, scale_range=0.1, shift=0.5, shift_range=0.1
+    )
     patches = [(12, 14, 12), (13, 14, 12), (4, 16, 16), (16, 17)]
-    nnunet: list[tuple[Augment, tuple[int, ...]]] = [(Augmentation(p, tuple(range(len(p)))), read_size(p)) for p in patches]
+    nnunet: list[tuple[Augment, tuple[int, ...]]] = [
+        (Augmentation(p, tuple(range(len(p)))), read_size(p)) for p in patches
+    ]
     return [*nnunet, *((SimpleAugmentation(rule, p), p) for p in [(6, 16, 16), (16, 16)])]
 
 
@@ -107,7 +111,9 @@ def test_a_mirrored_patch_is_the_mirrored_target() -> None:
     patch, size = (8, 10, 12), read_size((8, 10, 12))
     augment, logits = Augmentation(patch, (0, 1, 2)), torch.randn(3, *size) * 4
     soft, seen = _soft(logits), set()
-    middle = _logits(soft)[(slice(None), *(slice((s - p) // 2, (s - p) // 2 + p) for s, p in zip(size, patch, strict=True)))]
+    middle = _logits(soft)[
+        (slice(None), *(slice((s - p) // 2, (s - p) // 2 + p) for s, p in zip(size, patch, strict=True)))
+    ]
     for seed in range(30):
         _seed(seed)
         found = augment(torch.randn(1, *size), torch.zeros(1, *size, dtype=torch.int16), soft)[2]
@@ -118,7 +124,9 @@ def test_a_mirrored_patch_is_the_mirrored_target() -> None:
 
 def _smooth(size: tuple[int, ...], channels: int = 3) -> Tensor:
     grids = torch.meshgrid(*(torch.linspace(-1, 1, s) for s in size), indexing="ij")
-    return torch.stack([3 * torch.cos(2.0 * grids[k % len(size)] + k) + grids[(k + 1) % len(size)] for k in range(channels)])
+    return torch.stack(
+        [3 * torch.cos(2.0 * grids[k % len(size)] + k) + grids[(k + 1) % len(size)] for k in range(channels)]
+    )
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -154,7 +162,9 @@ def test_simple_rotation_is_scipys_and_brings_background_from_outside() -> None:
     rule = AugmentationRule(rotate=1.0, rotate_degrees=30.0)
     logits = _smooth((3, 24, 24))
     _seed(1)
-    found = SimpleAugmentation(rule, (3, 24, 24))(torch.zeros(1, 3, 24, 24), torch.zeros(1, 3, 24, 24, dtype=torch.int16), _soft(logits))[2]
+    found = SimpleAugmentation(rule, (3, 24, 24))(
+        torch.zeros(1, 3, 24, 24), torch.zeros(1, 3, 24, 24, dtype=torch.int16), _soft(logits)
+    )[2]
     _seed(1)
     torch.rand(())  # the flips are drawn first, three of them, then the quarter turns, then whether to rotate
     for _ in range(4):

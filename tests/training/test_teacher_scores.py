@@ -1,4 +1,6 @@
-"""An imported teacher gets its row in the report: predicted on the cases that it never saw, scored like its students."""
+"""An imported teacher gets its row in the report: predicted on the cases that it never saw, scored like its
+students.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import torch
 from medkd.core.errors import LeakError, RunError
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
-from medkd.evaluation.report_data import compare, gather, teacher_of
+from medkd.evaluation.report.segmentation_data import compare, gather, teacher_of
 from medkd.training.api import train_distill
 from medkd.training.imported import prepare_if_new
 from medkd.training.options import TrainOptions
@@ -54,7 +56,14 @@ def test_the_report_knows_the_teacher(place: tuple[Path, Path]) -> None:
     assert folder == root / "results" / NAME / model.name / "fold_0"
     prediction = folder / "validation" / "hippocampus_001.nii.gz"
     made = prediction.stat().st_mtime_ns
-    settings = {"epochs": 1, "iterations_per_epoch": 1, "workers": 0, "device": "cpu", "patch_size": (16, 24, 16), "width_divisor": 8}
+    settings = {
+        "epochs": 1,
+        "iterations_per_epoch": 1,
+        "workers": 0,
+        "device": "cpu",
+        "patch_size": (16, 24, 16),
+        "width_divisor": 8,
+    }
     train_distill(4, str(model), "plain_unet", "kd", 0, TrainOptions(root=root, **settings))
     entries = gather(root / "results" / NAME)
     teacher, student = entries
@@ -109,7 +118,10 @@ def add_student(results: Path, teacher: Path) -> str:
     """A run that a model taught; returns its name."""
     name = f"unet_tiny__3d_fullres__kd__from_{teacher.parent.name}"
     spec, budget = NetworkSpec("unet_tiny", 1, 3, (16, 16, 16)), Budget(1, 1, 1, 0.1, 0)
-    save(results / name / "run.json", RunDescription(BOXES, "3d_fullres", spec, budget, (), method="kd", teacher=str(teacher)))
+    save(
+        results / name / "run.json",
+        RunDescription(BOXES, "3d_fullres", spec, budget, (), method="kd", teacher=str(teacher)),
+    )
     return name
 
 
@@ -130,7 +142,9 @@ def test_models_with_one_name_keep_their_own_scores(tmp_path: Path) -> None:
     entries = gather(results)
     assert {e.name: taught.name for e in entries if (taught := teacher_of(e, entries)) is not None} == students
     twin = make_model(tmp_path / "elsewhere" / "strong" / "net", 3)
-    with pytest.raises(RunError, match=f"net__strong holds the scores of the model {strong}, which has other weights than {twin};"):
+    with pytest.raises(
+        RunError, match=f"net__strong holds the scores of the model {strong}, which has other weights than {twin};"
+    ):
         score_teacher(900, twin, 0, root=tmp_path, device="cpu")
 
 

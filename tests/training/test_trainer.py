@@ -20,14 +20,21 @@ class _Line(Trainer):
     """Fits a line; dropout makes it depend on torch's generator, the helper is trained but not part of the network."""
 
     def __init__(
-        self, folder: Path, epochs: int = 6, stop_after: int | None = None, poison: int | None = None, poison_with: float = float("nan")
+        self,
+        folder: Path,
+        epochs: int = 6,
+        stop_after: int | None = None,
+        poison: int | None = None,
+        poison_with: float = float("nan"),
     ) -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Dropout(0.3), nn.Linear(3, 1))
         self.helper = nn.Linear(1, 1)
         self.seen: list[Progress] = []
         self._stop_after, self._poison, self._poison_with = stop_after, poison, poison_with
-        super().__init__(network, LoopSettings(Budget(epochs, 4, 2, 1e-2, 7), torch.device("cpu"), save_every=1), folder)
+        super().__init__(
+            network, LoopSettings(Budget(epochs, 4, 2, 1e-2, 7), torch.device("cpu"), save_every=1), folder
+        )
 
     def helpers(self) -> nn.Module:
         return self.helper
@@ -59,7 +66,9 @@ def test_a_killed_and_continued_run_equals_an_unbroken_one_bit_for_bit(tmp_path:
     for module in ("network", "helper"):
         a, b = getattr(unbroken, module).state_dict(), getattr(continued, module).state_dict()
         assert all(torch.equal(a[k], b[k]) for k in a)
-    timeless = [[(r.epoch, r.train_loss, r.learning_rate, r.gradient_norms) for r in read_log(tmp_path / f)] for f in "ab"]
+    timeless = [
+        [(r.epoch, r.train_loss, r.learning_rate, r.gradient_norms) for r in read_log(tmp_path / f)] for f in "ab"
+    ]
     assert timeless[0] == timeless[1]
     assert continued.seen[0].step == killed_at // 4 * 4
 

@@ -1,4 +1,6 @@
-"""The end of a fold: its validation cases are scored wherever the raw data set keeps the references, and whatever their format."""
+"""The end of a fold: its validation cases are scored wherever the raw data set keeps the references, and whatever their
+format.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ from medkd.core.plan import Plan
 from medkd.core.protocol import PreprocessingRule, Protocol
 from medkd.core.run import RunFolder
 from medkd.core.serial import save
-from medkd.evaluation import legacy
-from medkd.evaluation.cross_validation import cross_validate
-from medkd.evaluation.report_data import gather
-from medkd.evaluation.report_pictures import pictures
-from medkd.evaluation.results import Summary
+from medkd.evaluation.report.segmentation_data import gather
+from medkd.evaluation.report.segmentation_pictures import pictures
+from medkd.evaluation.segmentation import legacy
+from medkd.evaluation.segmentation.cross_validation import cross_validate
+from medkd.evaluation.segmentation.results import Summary
 from medkd.io.volumes import read_volume, write_volume
 from medkd.preprocessing.store import CaseStore
 from medkd.training.api import train
@@ -40,7 +42,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a fold that was trained and not validated."""
     root = tmp_path_factory.mktemp("trained")
     make_dataset(root)
-    train(900, "plain_unet", 0, TrainOptions(root=root, epochs=1, iterations_per_epoch=1, workers=0, device="cpu", validate=False))
+    train(
+        900,
+        "plain_unet",
+        0,
+        TrainOptions(root=root, epochs=1, iterations_per_epoch=1, workers=0, device="cpu", validate=False),
+    )
     return root
 
 
@@ -90,7 +97,10 @@ def test_references_in_a_format_that_cannot_be_written(root: Path, capsys: pytes
     labels = root / "raw" / NAME / "labelsTr"
     for path in list(labels.iterdir()):
         image = nibabel.load(path)
-        nibabel.save(nibabel.MGHImage(np.asarray(image.dataobj, np.float32), image.affine), labels / path.name.replace(".nii.gz", ".mgz"))
+        nibabel.save(
+            nibabel.MGHImage(np.asarray(image.dataobj, np.float32), image.affine),
+            labels / path.name.replace(".nii.gz", ".mgz"),
+        )
         path.unlink()
     describe(root, lambda described: replace(described, file_ending=".mgz"))
     folder, summary = finish(root)
@@ -118,7 +128,9 @@ def test_references_that_dataset_json_lists(root: Path) -> None:
     described = DatasetDescription.load(raw / "dataset.json")
     replace(described, extra={**described.extra, "dataset": listed}).save(raw / "dataset.json")
     folder, summary = finish(root)
-    assert scores(summary) == expected and {Path(case.reference_file).parent for case in summary.cases} == {raw / "drawn"}
+    assert scores(summary) == expected and {Path(case.reference_file).parent for case in summary.cases} == {
+        raw / "drawn"
+    }
     assert scores(cross_validate(folder.parent, expected=1)) == expected
     shown, _ = pictures(gather(root / "results" / NAME), raw)
     assert {picture.case for picture in shown} == {case.name.removesuffix(".nii.gz") for case in summary.cases}

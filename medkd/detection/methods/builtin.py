@@ -15,10 +15,11 @@ from medkd.distillation.options import positive
 
 @DETECTION_METHODS.register("ultralytics")
 class Ultralytics(Method):
-    """Names ultralytics' own distillation, which its trainer does; both networks must be ultralytics' and have equally many levels.
+    """Names ultralytics' own distillation, which its trainer does; both networks must be ultralytics' and have equally
+    many levels.
 
-    Per level a trainable projector ``A`` (1x1 convolution, ReLU, 1x1 convolution) and, with ``s`` the teacher's highest class probability
-    in a cell::
+    Per level a trainable projector ``A`` (1x1 convolution, ReLU, 1x1 convolution) and, with ``s`` the teacher's highest
+    class probability in a cell::
 
         L = w · Σ_l Σ s (A_l S_l − T_l)² / (C Σ s)
 
@@ -46,4 +47,6 @@ class Ultralytics(Method):
         Raises:
             MethodError: always.
         """
-        raise MethodError("'ultralytics' is done by ultralytics' own trainer; use it alone and between two ultralytics detectors.")
+        raise MethodError(
+            "'ultralytics' is done by ultralytics' own trainer; use it alone and between two ultralytics detectors."
+        )

@@ -11,9 +11,9 @@ from medkd.core.features import Outputs, Tap, Target
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs
 from medkd.detection.methods.registry import DETECTION_METHODS
 from medkd.distillation.base import Context, Method, Needs
-from medkd.distillation.crosskd import align
-from medkd.distillation.divergence import softmax_kl
+from medkd.distillation.features.crosskd import align
 from medkd.distillation.options import at_least, positive
+from medkd.distillation.outputs.divergence import softmax_kl
 from medkd.distillation.pairs import adapter, resize
 
 _TOWERS = ("class", "box")
@@ -26,19 +26,20 @@ _OTHERS = (1.0, 1.0)
 class DetectorCrossKD(Method):
     """Cross-head distillation between dense detectors (RetinaNet, FCOS, GFL, ATSS, YOLO).
 
-    Of every level that both have, the student's feature inside a tower (before the activation; brought to the teacher's channels by a
-    trainable 1x1 convolution where they differ) is given the teacher feature's mean and spread per channel over batch and space; the rest
-    of the teacher's frozen tower makes cross predictions of it. With class logits ``z_X`` and ``z_T``, ``r`` the teacher's highest class
-    probability of an anchor, zero where the student's assignment leaves the anchor out (``m = 0``), and ``P`` the student's positive
-    anchors::
+    Of every level that both have, the student's feature inside a tower (before the activation; brought to the teacher's
+    channels by a trainable 1x1 convolution where they differ) is given the teacher feature's mean and spread per
+    channel over batch and space; the rest of the teacher's frozen tower makes cross predictions of it. With class
+    logits ``z_X`` and ``z_T``, ``r`` the teacher's highest class probability of an anchor, zero where the student's
+    assignment leaves the anchor out (``m = 0``), and ``P`` the student's positive anchors::
 
         L_class = w_c Σ m |σ(z_X) − σ(z_T)|^γ BCE(z_X, σ(z_T)) / max(P, 1)
         L_box   = w_b Σ r d(b_X, b_T) / max(Σ r, 1)
 
-    ``d`` is the divergence ``KL(p_T ‖ p_X)`` of the distributions over each side's distance, summed over the sides, where the teacher
-    has them, and the generalised IoU loss of the decoded boxes elsewhere. Gradient reaches the student's layers before the taps only, so
-    its own predictors learn from the labels alone. Apart from the original: a batch without boxes divides by 1 instead of (almost) 0, the
-    box term always divides by ``Σ r``, FCOS has the generalised IoU loss too, and ATSS has no term on its centerness.
+    ``d`` is the divergence ``KL(p_T ‖ p_X)`` of the distributions over each side's distance, summed over the sides,
+    where the teacher has them, and the generalised IoU loss of the decoded boxes elsewhere. Gradient reaches the
+    student's layers before the taps only, so its own predictors learn from the labels alone. Apart from the original: a
+    batch without boxes divides by 1 instead of (almost) 0, the box term always divides by ``Σ r``, FCOS has the
+    generalised IoU loss too, and ATSS has no term on its centerness.
 
     Citation: J. Wang, Y. Chen, Z. Zheng, X. Li, M.-M. Cheng, Q. Hou, CVPR 2024, arXiv 2306.11369.
 
@@ -57,14 +58,19 @@ class DetectorCrossKD(Method):
     continues_teacher = True
     dense_heads = True
 
-    def __init__(self, context: Context, class_weight: float | None = None, box_weight: float | None = None, gamma: float = 1.0) -> None:
+    def __init__(
+        self, context: Context, class_weight: float | None = None, box_weight: float | None = None, gamma: float = 1.0
+    ) -> None:
         super().__init__(context)
         if not context.regions:
             raise MethodError(
-                "crosskd finishes the towers of dense heads, which two-stage detectors lack; use kd, or a method on features."
+                "crosskd finishes the towers of dense heads, which two-stage detectors lack; use kd, or a method on "
+                "features."
             )
         self.pairs = tower_pairs(context)
-        self.class_weight = _OTHERS[0] if class_weight is None else at_least("crosskd", "class_weight", class_weight, 0.0)
+        self.class_weight = (
+            _OTHERS[0] if class_weight is None else at_least("crosskd", "class_weight", class_weight, 0.0)
+        )
         self.box_weight = _OTHERS[1] if box_weight is None else at_least("crosskd", "box_weight", box_weight, 0.0)
         self._own = class_weight is None, box_weight is None
         self.gamma = positive("crosskd", "gamma", gamma)
@@ -82,7 +88,11 @@ class DetectorCrossKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``crosskd_class`` and ``crosskd_box``."""
-        if not isinstance(teacher, DetectorOutputs) or not isinstance(target, DetectionTarget) or teacher.forward_from is None:
+        if (
+            not isinstance(teacher, DetectorOutputs)
+            or not isinstance(target, DetectionTarget)
+            or teacher.forward_from is None
+        ):
             raise MethodError("crosskd needs a teacher that can be continued from its towers.")
         if target.valid is None:
             raise MethodError("crosskd needs the teacher's certainty per anchor, which DetectorDistiller gives.")
@@ -91,7 +101,9 @@ class DetectorCrossKD(Method):
         for adapt, (s, t) in zip(self.adapters, self.pairs, strict=True):
             level, _, part = t.name.partition(".")
             taught = teacher.features[t.name]
-            crossed = teacher.forward_from(t.name, align(resize(adapt(student.features[s.name]), taught.shape[2:]), taught))
+            crossed = teacher.forward_from(
+                t.name, align(resize(adapt(student.features[s.name]), taught.shape[2:]), taught)
+            )
             here = places[level]
             if part == "class":
                 sums[part].append(self._class_sum(crossed, teacher.logits[:, :, here], target.labels[:, :, here] != -2))
@@ -119,10 +131,16 @@ def tower_pairs(context: Context) -> list[tuple[Tap, Tap]]:
         {(t.stride[0], t.name.partition(".")[2]): t for t in taps if t.stage == "head"}
         for taps in (context.student_taps, context.teacher_taps)
     )
-    pairs = [(ours[stride, part], theirs[stride, part]) for stride, part in sorted(ours, key=_finest_first) if (stride, part) in theirs]
+    pairs = [
+        (ours[stride, part], theirs[stride, part])
+        for stride, part in sorted(ours, key=_finest_first)
+        if (stride, part) in theirs
+    ]
     if {part for s, _ in pairs for part in (s.name.partition(".")[2],)} != set(_TOWERS):
         known = [", ".join(t.name for t in taps.values()) or "none" for taps in (ours, theirs)]
-        raise MethodError(f"crosskd found no towers of equal stride to cross: the student has {known[0]}, the teacher {known[1]}.")
+        raise MethodError(
+            f"crosskd found no towers of equal stride to cross: the student has {known[0]}, the teacher {known[1]}."
+        )
     return pairs
 
 

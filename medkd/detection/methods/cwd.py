@@ -15,14 +15,15 @@ from medkd.distillation.pairs import PairMethod, adapter, resize
 
 @DETECTION_METHODS.register("cwd")
 class DetectorCWD(PairMethod):
-    """Channel-wise distillation between detectors: every channel of a neck map, softened over space, imitates the teacher's.
+    """Channel-wise distillation between detectors: every channel of a neck map, softened over space, imitates the
+    teacher's.
 
     ``φ_c(v) = exp(F_c(v) / τ) / Σ_u exp(F_c(u) / τ)`` and::
 
         L = w τ² · mean_l mean over (n, c) of Σ_v φ_T log(φ_T / φ_S)
 
-    A trainable 1x1 convolution brings student channels to the teacher's where they differ, a map of another size is resized linearly.
-    ``variant="paper"`` sums over levels with the weight of the authors' detectors, 10.
+    A trainable 1x1 convolution brings student channels to the teacher's where they differ, a map of another size is
+    resized linearly. ``variant="paper"`` sums over levels with the weight of the authors' detectors, 10.
 
     Citation: C. Shu, Y. Liu, J. Gao, Z. Yan, C. Shen, ICCV 2021, arXiv 2011.13256.
 
@@ -41,7 +42,12 @@ class DetectorCWD(PairMethod):
     detection = True
 
     def __init__(
-        self, context: Context, weight: float | None = None, temperature: float = 1.0, taps: str = "all", variant: str = "default"
+        self,
+        context: Context,
+        weight: float | None = None,
+        temperature: float = 1.0,
+        taps: str = "all",
+        variant: str = "default",
     ) -> None:
         super().__init__(context, "cwd", taps)
         self.paper = check_variant("cwd", variant)
@@ -53,7 +59,9 @@ class DetectorCWD(PairMethod):
         """One term, ``cwd``."""
         levels = []
         for adapt, (s, t) in zip(self.adapters, self.features(student, teacher), strict=True):
-            log_s, log_t = (F.log_softmax(x.flatten(2) / self.temperature, 2) for x in (resize(adapt(s), t.shape[2:]), t))
+            log_s, log_t = (
+                F.log_softmax(x.flatten(2) / self.temperature, 2) for x in (resize(adapt(s), t.shape[2:]), t)
+            )
             levels.append((log_t.exp() * (log_t - log_s)).sum(2).mean())
         total = torch.stack(levels)
         return {"cwd": self.weight * self.temperature**2 * (total.sum() if self.paper else total.mean())}

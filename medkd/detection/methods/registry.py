@@ -19,4 +19,6 @@ def check_known(name: str) -> None:
     known = sorted({*DETECTION_METHODS, *(method for method in METHODS if METHODS[method].detection)})
     for part in (part.strip() for part in name.split("+")):
         if part not in known and part not in METHODS:
-            raise MethodError(f"Unknown method '{part}'.{nearest(part, known)} Known for detectors: {', '.join(known)}.")
+            raise MethodError(
+                f"Unknown method '{part}'.{nearest(part, known)} Known for detectors: {', '.join(known)}."
+            )

@@ -13,7 +13,7 @@ from medkd.detection.methods.registry import DETECTION_METHODS
 from medkd.distillation.base import Context, zero_like
 from medkd.distillation.options import at_least, check_variant
 from medkd.distillation.pairs import PairMethod
-from medkd.distillation.rkd import angle_cosines, relative_distances
+from medkd.distillation.relations.rkd import angle_cosines, relative_distances
 
 _STRIDES = (8, 32)  # of the maps whose embeddings are compared, where there are such maps
 _CELLS, _SAMPLES = 7, 2  # RoIAlign's usual grid
@@ -23,15 +23,16 @@ _CELLS, _SAMPLES = 7, 2  # RoIAlign's usual grid
 class DetectorRKD(PairMethod):
     """Relational knowledge distillation between detectors.
 
-    The paper relates whole images; a detector's batch holds few, so the embeddings ``e`` are the true boxes of all images (the neck map
-    under the box by RoIAlign, averaged; of more than ``max_nodes`` boxes an even selection), and apart from them the images (the map's
-    average). With ``ψ_D = ‖e_i − e_j‖`` over its mean, and ``ψ_A`` the cosine of the angle at ``j`` in every triple::
+    The paper relates whole images; a detector's batch holds few, so the embeddings ``e`` are the true boxes of all
+    images (the neck map under the box by RoIAlign, averaged; of more than ``max_nodes`` boxes an even selection), and
+    apart from them the images (the map's average). With ``ψ_D = ‖e_i − e_j‖`` over its mean, and ``ψ_A`` the cosine of
+    the angle at ``j`` in every triple::
 
         L = mean over levels and the two kinds of ( w_D · mean huber(ψ_D^S, ψ_D^T) + w_A · mean huber(ψ_A^S, ψ_A^T) )
 
-    with the Huber loss of threshold 1; fewer than two embeddings have no distances and fewer than three no angles, and count as 0. Levels
-    are those of strides 8 to 32, or all where there is none of them. Channels need not match. ``variant="paper"`` takes the paper's
-    weights, 25 and 50.
+    with the Huber loss of threshold 1; fewer than two embeddings have no distances and fewer than three no angles, and
+    count as 0. Levels are those of strides 8 to 32, or all where there is none of them. Channels need not match.
+    ``variant="paper"`` takes the paper's weights, 25 and 50.
 
     Citation: W. Park, D. Kim, Y. Lu, M. Cho, CVPR 2019, arXiv 1904.05068.
 
@@ -64,7 +65,9 @@ class DetectorRKD(PairMethod):
             middle = [pair for pair in self.pairs if _STRIDES[0] <= pair[0].stride[0] <= _STRIDES[1]]
             self.pairs = middle or self.pairs
         own = (25.0, 50.0) if check_variant("rkd", variant) else (1.0, 2.0)
-        self.distance_weight = at_least("rkd", "distance_weight", own[0] if distance_weight is None else distance_weight, 0.0)
+        self.distance_weight = at_least(
+            "rkd", "distance_weight", own[0] if distance_weight is None else distance_weight, 0.0
+        )
         self.angle_weight = at_least("rkd", "angle_weight", own[1] if angle_weight is None else angle_weight, 0.0)
         self.max_nodes = int(at_least("rkd", "max_nodes", max_nodes, 1))
 
@@ -75,7 +78,9 @@ class DetectorRKD(PairMethod):
         for (s_tap, t_tap), (s, t) in zip(self.pairs, self.features(student, teacher), strict=True):
             of_boxes = box_embeddings(s, boxes, s_tap.stride[0]), box_embeddings(t, boxes, t_tap.stride[0])
             for e_s, e_t in (of_boxes, (s.mean((2, 3)), t.mean((2, 3)))):
-                distances.append(_huber(relative_distances(e_s), relative_distances(e_t)) if len(e_s) > 1 else zero_like(s))
+                distances.append(
+                    _huber(relative_distances(e_s), relative_distances(e_t)) if len(e_s) > 1 else zero_like(s)
+                )
                 angles.append(_huber(angle_cosines(e_s), angle_cosines(e_t)) if len(e_s) > 2 else zero_like(s))
         return {
             "rkd_distance": self.distance_weight * torch.stack(distances).mean(),

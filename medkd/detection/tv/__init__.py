@@ -1,4 +1,6 @@
-"""Detectors on torchvision's parts. Importing this registers them; torchvision and timm are imported when one is built."""
+"""Detectors on torchvision's parts. Importing this registers them; torchvision and timm are imported when one is
+built.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ class Assignment:
         return self.labels >= 0
 
 
-def assign(matching: Matching, anchors: Tensor, levels: Sequence[Level], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> Assignment:
+def assign(
+    matching: Matching, anchors: Tensor, levels: Sequence[Level], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+) -> Assignment:
     """Match the anchors of every image of a batch; in an image without boxes all are background."""
     labels, matched = [], []
     for own, kinds in zip(boxes, classes, strict=True):
@@ -54,7 +56,8 @@ def assign(matching: Matching, anchors: Tensor, levels: Sequence[Level], boxes: 
 
 
 def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
-    """RetinaNet's rule: the box of highest overlap from 0.5 on, background below 0.4, nothing between; a box's best anchors always get it.
+    """RetinaNet's rule: the box of highest overlap from 0.5 on, background below 0.4, nothing between; a box's best
+    anchors always get it.
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
@@ -62,9 +65,11 @@ def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Te
 
 
 def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius: float = 1.5) -> Tensor:
-    """FCOS' rule: points in a box and within ``radius`` strides of its centre, each level for its range of sizes; the smallest box wins.
+    """FCOS' rule: points in a box and within ``radius`` strides of its centre, each level for its range of sizes; the
+    smallest box wins.
 
-    A level of stride ``s`` takes boxes whose farthest side is ``4 s`` to ``8 s`` away; the finest also nearer, the coarsest farther.
+    A level of stride ``s`` takes boxes whose farthest side is ``4 s`` to ``8 s`` away; the finest also nearer, the
+    coarsest farther.
 
     Tian et al., "FCOS: fully convolutional one-stage object detection", ICCV 2019, arXiv 1904.01355.
     """
@@ -85,17 +90,19 @@ def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius
 def match_adaptively(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
     """ATSS: per box, an overlap threshold from the statistics of its candidates.
 
-    Candidates of a box are the 9 anchors per level with the nearest centres; positive are those with an overlap of at least mean + standard
-    deviation of the candidates' overlaps, whose centre is in the box. An anchor of several boxes takes that of highest overlap.
+    Candidates of a box are the 9 anchors per level with the nearest centres; positive are those with an overlap of at
+    least mean + standard deviation of the candidates' overlaps, whose centre is in the box. An anchor of several boxes
+    takes that of highest overlap.
 
-    Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample selection", CVPR 2020,
-    arXiv 1912.02424.
+    Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample
+    selection", CVPR 2020, arXiv 1912.02424.
     """
     overlaps = box_iou(anchors, boxes)
     points = centres(anchors)
     away = torch.cdist(points, centres(boxes), compute_mode="donot_use_mm_for_euclid_dist")
     nearest = [
-        away[level.start : level.stop].topk(min(_CANDIDATES, level.stop - level.start), dim=0, largest=False).indices + level.start
+        away[level.start : level.stop].topk(min(_CANDIDATES, level.stop - level.start), dim=0, largest=False).indices
+        + level.start
         for level in levels
     ]
     candidates = torch.cat(nearest)

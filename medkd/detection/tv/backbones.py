@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 class _Body(nn.Module):
-    """A backbone: maps of strides 4, 8, 16 and 32; ``body`` has the library's own names, by which weight files are read.
+    """A backbone: maps of strides 4, 8, 16 and 32; ``body`` has the library's own names, by which weight files are
+    read.
 
     Attributes:
         channels: of each map.
@@ -41,7 +42,9 @@ class _Body(nn.Module):
 
 
 class _ResNet(_Body):
-    """torchvision's ResNet without its classifier; batch statistics are trained, since frozen ones of random weights mean nothing."""
+    """torchvision's ResNet without its classifier; batch statistics are trained, since frozen ones of random weights
+    mean nothing.
+    """
 
     def __init__(self, make: Callable[..., nn.Module], channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -101,11 +104,11 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
 class Pyramid(nn.Module):
     """Normalisation, backbone and feature pyramid.
 
-    Dense heads get ``p3`` … ``p7`` (strides 8 to 128; ``p6`` and ``p7`` by strided convolutions on ``p5``), two-stage detectors ``p2`` …
-    ``p6`` (strides 4 to 64; ``p6`` is every second cell of ``p5``).
+    Dense heads get ``p3`` … ``p7`` (strides 8 to 128; ``p6`` and ``p7`` by strided convolutions on ``p5``), two-stage
+    detectors ``p2`` … ``p6`` (strides 4 to 64; ``p6`` is every second cell of ``p5``).
 
-    Lin et al., "Feature pyramid networks for object detection", CVPR 2017, arXiv 1612.03144; ``p6`` and ``p7``: Tian et al., "FCOS",
-    ICCV 2019, arXiv 1904.01355.
+    Lin et al., "Feature pyramid networks for object detection", CVPR 2017, arXiv 1612.03144; ``p6`` and ``p7``: Tian et
+    al., "FCOS", ICCV 2019, arXiv 1904.01355.
 
     Args:
         backbone: ``r18``, ``r50``, ``r101``, ``swin_t``, ``efficientnet_es``, ``resnest50`` or ``pvt_v2_b5``.
@@ -151,12 +154,13 @@ class Pyramid(nn.Module):
 def load_backbone_weights(detector: nn.Module, file: Path) -> int:
     """Start a detector's backbone from a local file, for example one trained on ImageNet.
 
-    Names are those of the library the backbone is from (torchvision: r18, r50, r101, swin_t; timm: the others); the file's classifier is
-    left out, and so are normalisations that the classifier had.
+    Names are those of the library the backbone is from (torchvision: r18, r50, r101, swin_t; timm: the others); the
+    file's classifier is left out, and so are normalisations that the classifier had.
 
     Args:
         detector: with a :class:`Pyramid` as ``pyramid``.
-        file: ``.pt``, ``.pth`` or ``.safetensors``; a dictionary around the weights (``state_dict``, ``model``, ``network``) is opened.
+        file: ``.pt``, ``.pth`` or ``.safetensors``; a dictionary around the weights (``state_dict``, ``model``,
+            ``network``) is opened.
 
     Returns:
         How many tensors were loaded.
@@ -166,7 +170,9 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
     """
     pyramid: Any = getattr(detector, "pyramid", None)
     if not isinstance(pyramid, Pyramid):
-        raise RunError(f"{type(detector).__name__} has no torchvision backbone to load {file} into; leave the weights out.")
+        raise RunError(
+            f"{type(detector).__name__} has no torchvision backbone to load {file} into; leave the weights out."
+        )
     given = {_canonical(name): tensor for name, tensor in _read_weights(Path(file)).items()}
     body = pyramid.bottom.body
     state = body.state_dict()
@@ -174,11 +180,18 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
     wrong = [n for n in wanted if _canonical(n) not in given or given[_canonical(n)].shape != state[n].shape]
     if wrong:
         raise RunError(
-            f"{file} does not fit the backbone {pyramid.backbone}: {len(wrong)} of {len(wanted)} tensors are missing or of another shape, "
+            f"{file} does not fit the backbone {pyramid.backbone}: {len(wrong)} of {len(wanted)} tensors are missing "
+            "or of another shape, "
             f"the first is {wrong[0]}; give a file of this architecture from the library that medkd takes it from."
         )
     body.load_state_dict({name: given.get(_canonical(name), value) for name, value in state.items()})
-    _log.info("backbone %s: %d tensors from %s, %d of the file's not used", pyramid.backbone, len(wanted), file, len(given) - len(wanted))
+    _log.info(
+        "backbone %s: %d tensors from %s, %d of the file's not used",
+        pyramid.backbone,
+        len(wanted),
+        file,
+        len(given) - len(wanted),
+    )
     return len(wanted)
 
 
@@ -207,7 +220,8 @@ def _read_weights(file: Path) -> Mapping[str, Tensor]:
 
 
 def download_backbone_weights(backbone: str, folder: Path) -> Path:
-    """Fetch the library's ImageNet weights of a backbone; the only function here that uses the network, and nothing calls it unasked.
+    """Fetch the library's ImageNet weights of a backbone; the only function here that uses the network, and nothing
+    calls it unasked.
 
     Args:
         backbone: see :class:`Pyramid`.
@@ -225,17 +239,28 @@ def download_backbone_weights(backbone: str, folder: Path) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(file), progress=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"Cannot fetch {url} ({error}); fetch it elsewhere and give the file, or train from random weights.") from error
+        raise RunError(
+            f"Cannot fetch {url} ({error}); fetch it elsewhere and give the file, or train from random weights."
+        ) from error
     return file
 
 
 def _url(backbone: str) -> str:
     from torchvision import models
 
-    enums = {"r18": "ResNet18_Weights", "r50": "ResNet50_Weights", "r101": "ResNet101_Weights", "swin_t": "Swin_T_Weights"}
+    enums = {
+        "r18": "ResNet18_Weights",
+        "r50": "ResNet50_Weights",
+        "r101": "ResNet101_Weights",
+        "swin_t": "Swin_T_Weights",
+    }
     if backbone in enums:
         return str(getattr(models, enums[backbone]).IMAGENET1K_V1.url)
-    names = {"efficientnet_es": "efficientnet_es.ra_in1k", "resnest50": "resnest50d.in1k", "pvt_v2_b5": "pvt_v2_b5.in1k"}
+    names = {
+        "efficientnet_es": "efficientnet_es.ra_in1k",
+        "resnest50": "resnest50d.in1k",
+        "pvt_v2_b5": "pvt_v2_b5.in1k",
+    }
     if backbone not in names:
         raise RunError(f"Unknown backbone '{backbone}'. Known: {', '.join(sorted(_BACKBONES))}.")
     return f"https://huggingface.co/timm/{names[backbone]}/resolve/main/model.safetensors"

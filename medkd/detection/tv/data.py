@@ -38,8 +38,8 @@ def load_sample(store: DetectionStore, case: str, size: int) -> Sample:
 def augment(sample: Sample, rule: DetectionAugmentation, rng: np.random.Generator) -> Sample:
     """Scale, move, turn, mirror and brighten a sample at random.
 
-    Boxes are clamped to the image; those of which less than a tenth is left, or that are narrower than 2 pixels, are dropped. Mosaic is
-    not done here.
+    Boxes are clamped to the image; those of which less than a tenth is left, or that are narrower than 2 pixels, are
+    dropped. Mosaic is not done here.
     """
     pixels, raw, classes = sample
     size = pixels.shape[-1]
@@ -58,7 +58,11 @@ def augment(sample: Sample, rule: DetectionAugmentation, rng: np.random.Generato
     moved = boxes.as_subclass(Tensor).clamp(0, size)
     sides = moved[:, 2:] - moved[:, :2]
     whole = (raw[:, 2:] - raw[:, :2]).prod(-1) * factor**2
-    kept = (sides.amin(-1) >= _SMALLEST) & (sides.prod(-1) >= _VISIBLE * whole) if len(moved) else torch.zeros(0, dtype=torch.bool)
+    kept = (
+        (sides.amin(-1) >= _SMALLEST) & (sides.prod(-1) >= _VISIBLE * whole)
+        if len(moved)
+        else torch.zeros(0, dtype=torch.bool)
+    )
     return image.as_subclass(Tensor), moved[kept], classes[kept]
 
 
@@ -71,8 +75,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class TrainingBatches(Dataset[Batch]):
     """The batch of every step of a run.
 
-    The images of an epoch are those that :func:`~medkd.detection.sampling.draw_epoch` draws, in its order; where an epoch has more steps
-    than they fill, they are shown again, changed in another way.
+    The images of an epoch are those that :func:`~medkd.detection.sampling.draw_epoch` draws, in its order; where an
+    epoch has more steps than they fill, they are shown again, changed in another way.
 
     Args:
         job: what is trained.
@@ -115,8 +119,8 @@ def steps_per_epoch(job: DetectionJob) -> int:
 def iterate(batches: TrainingBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
     """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
 
-    The loader has a generator of its own: it would draw from the global one when it starts, so that a continued run, which starts its
-    loader in a later epoch, would draw other anchors than an unbroken one.
+    The loader has a generator of its own: it would draw from the global one when it starts, so that a continued run,
+    which starts its loader in a later epoch, would draw other anchors than an unbroken one.
     """
     yield from DataLoader(
         batches,

@@ -38,13 +38,17 @@ class DenseDetector(Detector):
     matching: ClassVar[Matching]
     anchored: ClassVar[bool] = True
 
-    def __init__(self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape) -> None:
+    def __init__(
+        self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.pyramid = Pyramid(backbone, first=3)
         names, strides = self.pyramid.names, self.pyramid.strides
         self.grid = AnchorGrid(names, strides, [[size * stride for size in sizes] for stride in strides], ratios)
-        self._anchors = tuple((float(size), float(ratio)) for size in sizes for ratio in ratios) if self.anchored else ()
+        self._anchors = (
+            tuple((float(size), float(ratio)) for size in sizes for ratio in ratios) if self.anchored else ()
+        )
         self.head = DenseHead(shape, names)
         tower = f"blocks.{shape.hold - 1}"
         towers = [
@@ -60,10 +64,14 @@ class DenseDetector(Detector):
         return self._anchors
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
-        """Boxes ``(B, a, 4)`` in pixels from the head's raw values on one level, its anchors ``(a, 4)`` and its stride."""
+        """Boxes ``(B, a, 4)`` in pixels from the head's raw values on one level, its anchors ``(a, 4)`` and its
+        stride.
+        """
         raise NotImplementedError
 
-    def terms(self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment) -> dict[str, Tensor]:
+    def terms(
+        self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
+    ) -> dict[str, Tensor]:
         """The weighted loss terms of outputs with their decoded boxes ``(B, A, 4)``."""
         raise NotImplementedError
 
@@ -105,7 +113,9 @@ class DenseDetector(Detector):
     def losses_from_neck(
         self, images: Tensor, neck: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """See :meth:`medkd.detection.base.Detector.losses_from_neck`; levels that are missing in ``neck`` are its own."""
+        """See :meth:`medkd.detection.base.Detector.losses_from_neck`; levels that are missing in ``neck`` are its
+        own.
+        """
         own = {} if set(self.grid.names) <= set(neck) else self.pyramid(images)
         return self._supervise(self.predict({**own, **neck}), boxes, classes)[0]
 
@@ -130,7 +140,9 @@ class DenseDetector(Detector):
         return raw if self.head.shape.bins else self._decode(level, feature, raw)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`; of each level at most 1000 candidates are compared."""
         outputs = self(images)
         assert outputs.boxes is not None
@@ -139,7 +151,9 @@ class DenseDetector(Detector):
         boxes = clip_boxes_to_image(outputs.boxes, (images.shape[-2], images.shape[-1]))
         return [self._select(s, b, outputs, score, overlap, most) for s, b in zip(scores, boxes, strict=True)]
 
-    def _select(self, scores: Tensor, boxes: Tensor, outputs: DetectorOutputs, score: float, overlap: float, most: int) -> Detections:
+    def _select(
+        self, scores: Tensor, boxes: Tensor, outputs: DetectorOutputs, score: float, overlap: float, most: int
+    ) -> Detections:
         chosen = []
         for level in outputs.levels:
             part = scores[:, level.start : level.stop].flatten()

@@ -29,7 +29,8 @@ _RATIOS = (0.5, 1.0, 2.0)
 class RetinaNet(DenseDetector):
     """RetinaNet with nine anchors per cell, focal loss and generalised-IoU loss; equals torchvision's second version.
 
-    Both terms are means over images of the sum over an image's anchors, divided by its number of positive anchors (at least 1).
+    Both terms are means over images of the sum over an image's anchors, divided by its number of positive anchors (at
+    least 1).
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
@@ -39,20 +40,26 @@ class RetinaNet(DenseDetector):
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
         sizes = [spec.anchor_scale * octave for octave in _OCTAVES]
-        super().__init__(spec, backbone, sizes, _RATIOS, HeadShape(len(spec.categories), len(sizes) * len(_RATIOS), hold=3))
+        super().__init__(
+            spec, backbone, sizes, _RATIOS, HeadShape(len(spec.categories), len(sizes) * len(_RATIOS), hold=3)
+        )
         self._coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: shifts and logarithmic sizes relative to the anchor."""
         return _from_deltas(self._coder, raw, anchors)
 
-    def terms(self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment) -> dict[str, Tensor]:
+    def terms(
+        self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
+    ) -> dict[str, Tensor]:
         """See :meth:`DenseDetector.terms`."""
         number = assigned.positive.sum(1).clamp(min=1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
         focal = sigmoid_focal_loss(outputs.logits, hot) * (assigned.labels != IGNORED)[:, None]
         overlap = torch.zeros_like(boxes[..., 0])
-        overlap[assigned.positive] = generalized_box_iou_loss(boxes[assigned.positive], assigned.boxes[assigned.positive])
+        overlap[assigned.positive] = generalized_box_iou_loss(
+            boxes[assigned.positive], assigned.boxes[assigned.positive]
+        )
         return {"class": (focal.sum((1, 2)) / number).mean(), "box": (overlap.sum(1) / number).mean()}
 
 
@@ -72,8 +79,12 @@ class FCOS(DenseDetector):
         """See :meth:`DenseDetector.decode`: distances in strides, not below zero."""
         return _around(centres(anchors), raw.relu() * stride)
 
-    def terms(self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment) -> dict[str, Tensor]:
-        """See :meth:`DenseDetector.terms`; sums over the batch divided by its number of positive points (at least 1)."""
+    def terms(
+        self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
+    ) -> dict[str, Tensor]:
+        """See :meth:`DenseDetector.terms`; sums over the batch divided by its number of positive points (at least
+        1).
+        """
         positive = assigned.positive
         number = positive.sum().clamp(min=1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
@@ -86,10 +97,11 @@ class FCOS(DenseDetector):
 class ATSS(DenseDetector):
     """ATSS: one square anchor per cell, positives by statistics of overlap, box loss weighted by centre-ness.
 
-    The box term is divided by the sum of its weights, the others by the number of positive anchors of the batch (both at least 1).
+    The box term is divided by the sum of its weights, the others by the number of positive anchors of the batch (both
+    at least 1).
 
-    Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample selection", CVPR 2020,
-    arXiv 1912.02424.
+    Zhang et al., "Bridging the gap between anchor-based and anchor-free detection via adaptive training sample
+    selection", CVPR 2020, arXiv 1912.02424.
     """
 
     matching: ClassVar[Matching] = staticmethod(match_adaptively)
@@ -100,28 +112,35 @@ class ATSS(DenseDetector):
         self._coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
-        """See :meth:`DenseDetector.decode`: shifts and logarithmic sizes relative to the anchor, of deviation 0.1 and 0.2."""
+        """See :meth:`DenseDetector.decode`: shifts and logarithmic sizes relative to the anchor, of deviation 0.1 and
+        0.2.
+        """
         return _from_deltas(self._coder, raw, anchors)
 
-    def terms(self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment) -> dict[str, Tensor]:
+    def terms(
+        self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
+    ) -> dict[str, Tensor]:
         """See :meth:`DenseDetector.terms`."""
         positive = assigned.positive
         number = positive.sum().clamp(min=1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
         centre, weights = _centreness_loss(outputs, anchors, assigned)
-        box = (weights * generalized_box_iou_loss(boxes[positive], assigned.boxes[positive])).sum() / weights.sum().clamp(min=1)
+        box = (
+            weights * generalized_box_iou_loss(boxes[positive], assigned.boxes[positive])
+        ).sum() / weights.sum().clamp(min=1)
         focal = sigmoid_focal_loss(outputs.logits, hot, reduction="sum")
         return {"class": focal / number, "box": _BOX_WEIGHT * box, "centerness": centre / number}
 
 
 class GFL(DenseDetector):
-    """Generalized focal loss: class scores that tell the box's overlap, and a distribution over each side's distance; ATSS' assignment.
+    """Generalized focal loss: class scores that tell the box's overlap, and a distribution over each side's distance;
+    ATSS' assignment.
 
-    Box and distribution terms are weighted by the anchor's highest class probability and divided by the sum of these weights, the class
-    term by the number of positive anchors of the batch (both at least 1).
+    Box and distribution terms are weighted by the anchor's highest class probability and divided by the sum of these
+    weights, the class term by the number of positive anchors of the batch (both at least 1).
 
-    Li et al., "Generalized focal loss: learning qualified and distributed bounding boxes for dense object detection", NeurIPS 2020,
-    arXiv 2006.04388.
+    Li et al., "Generalized focal loss: learning qualified and distributed bounding boxes for dense object detection",
+    NeurIPS 2020, arXiv 2006.04388.
     """
 
     matching: ClassVar[Matching] = staticmethod(match_adaptively)
@@ -134,7 +153,9 @@ class GFL(DenseDetector):
         """See :meth:`DenseDetector.decode`: expected distances in strides."""
         return _around(centres(anchors), expectation(raw) * stride)
 
-    def terms(self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment) -> dict[str, Tensor]:
+    def terms(
+        self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
+    ) -> dict[str, Tensor]:
         """See :meth:`DenseDetector.terms`."""
         assert outputs.distribution is not None
         positive = assigned.positive
@@ -178,4 +199,6 @@ def _paired_overlap(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of box ``i`` of ``first`` and box ``i`` of ``second``, ``(n, 4)`` each → ``(n,)``."""
     corners = torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])
     shared = corners.clamp(min=0).prod(-1)
-    return shared / ((first[:, 2:] - first[:, :2]).prod(-1) + (second[:, 2:] - second[:, :2]).prod(-1) - shared).clamp(min=1e-9)
+    return shared / ((first[:, 2:] - first[:, :2]).prod(-1) + (second[:, 2:] - second[:, :2]).prod(-1) - shared).clamp(
+        min=1e-9
+    )

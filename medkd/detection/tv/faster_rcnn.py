@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.models.detection.rpn import (
+    AnchorGenerator,
+    RegionProposalNetwork,
+    RPNHead,
+    concat_box_prediction_layers,
+)
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
@@ -25,10 +30,11 @@ _POOLED, _WIDTH = 7, 1024
 class FasterRCNN(Detector):
     """Region proposals on ``p2`` … ``p6``, and a box head on ``p2`` … ``p5``; losses equal torchvision's.
 
-    Ren et al., "Faster R-CNN: towards real-time object detection with region proposal networks", NeurIPS 2015, arXiv 1506.01497.
+    Ren et al., "Faster R-CNN: towards real-time object detection with region proposal networks", NeurIPS 2015, arXiv
+    1506.01497.
 
-    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels. It has no ``forward_from``: its head
-    scores proposals, not the cells of one map.
+    The finest level's anchors have the side of RetinaNet's smallest, ``8 · anchor_scale`` pixels. It has no
+    ``forward_from``: its head scores proposals, not the cells of one map.
 
     Args:
         spec: what to build.
@@ -80,7 +86,9 @@ class FasterRCNN(Detector):
     def losses(
         self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """See :meth:`medkd.detection.base.Detector.losses`; anchors and proposals are drawn at random, in eval mode always alike."""
+        """See :meth:`medkd.detection.base.Detector.losses`; anchors and proposals are drawn at random, in eval mode
+        always alike.
+        """
         neck = self.pyramid(images)
         with _fixed_draw(not self.training):
             return self._supervise(images, neck, boxes, classes)
@@ -88,7 +96,9 @@ class FasterRCNN(Detector):
     def losses_from_neck(
         self, images: Tensor, neck: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """See :meth:`medkd.detection.base.Detector.losses_from_neck`; levels that are missing in ``neck`` are its own."""
+        """See :meth:`medkd.detection.base.Detector.losses_from_neck`; levels that are missing in ``neck`` are its
+        own.
+        """
         own = {} if set(self.grid.names) <= set(neck) else self.pyramid(images)
         whole = {**own, **neck}
         with _fixed_draw(not self.training):
@@ -100,7 +110,9 @@ class FasterRCNN(Detector):
         return self._score(neck, student.proposals or self._propose(images, neck)[0], images)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`."""
         overlap = self.overlap if overlap is None else overlap
         outputs = self.observe(images, DetectorOutputs(images.new_zeros(0)))
@@ -113,7 +125,9 @@ class FasterRCNN(Detector):
         return [_select(b, s, score, overlap, most) for b, s in parts]
 
     def _propose(self, images: Tensor, neck: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-        """Proposals per image; objectness ``(B · A, 1)``, deltas ``(B · A, 4)`` and anchors per image ``(A, 4)``, for the loss."""
+        """Proposals per image; objectness ``(B · A, 1)``, deltas ``(B · A, 4)`` and anchors per image ``(A, 4)``, for
+        the loss.
+        """
         maps = [neck[name] for name in self.grid.names]
         objectness, deltas = self.proposer.head(maps)
         counts = [o[0].numel() for o in objectness]
@@ -165,7 +179,9 @@ def _select(boxes: Tensor, scores: Tensor, score: float, overlap: float, most: i
 
 @contextmanager
 def _fixed_draw(fixed: bool) -> Iterator[None]:
-    """Draw the same anchors and proposals every time, so that validation losses can be compared, and leave the generators as they were."""
+    """Draw the same anchors and proposals every time, so that validation losses can be compared, and leave the
+    generators as they were.
+    """
     if not fixed:
         yield
         return

@@ -12,9 +12,11 @@ from medkd.detection.base import Level
 
 
 class AnchorGrid:
-    """Anchors on the cells of a pyramid; cell ``(r, c)`` of stride ``s`` has its centre at ``(c s, r s)``, as in torchvision.
+    """Anchors on the cells of a pyramid; cell ``(r, c)`` of stride ``s`` has its centre at ``(c s, r s)``, as in
+    torchvision.
 
-    Unlike torchvision's generator, strides are powers of two also where an image's side is no multiple of the coarsest one.
+    Unlike torchvision's generator, strides are powers of two also where an image's side is no multiple of the coarsest
+    one.
 
     Args:
         names: of the levels, finest first.
@@ -23,7 +25,9 @@ class AnchorGrid:
         ratios: height over width of the anchors of each size.
     """
 
-    def __init__(self, names: Sequence[str], strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
+    def __init__(
+        self, names: Sequence[str], strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]
+    ) -> None:
         self.names = tuple(names)
         self.strides = dict(zip(names, strides, strict=True))
         shapes = AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes)).cell_anchors
@@ -47,7 +51,9 @@ class AnchorGrid:
     def on_level(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
         """Anchors ``(rows · columns · per cell, 4)`` of one level, row by row: left, top, right, bottom in pixels."""
         stride = self.strides[name]
-        y, x = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) * stride for n in shape), indexing="ij")
+        y, x = torch.meshgrid(
+            *(torch.arange(n, device=device, dtype=torch.float32) * stride for n in shape), indexing="ij"
+        )
         shifts = torch.stack((x, y, x, y), -1).reshape(-1, 1, 4)
         return (shifts + self._cells[name].to(device)).reshape(-1, 4)
 
@@ -62,7 +68,9 @@ def strides_of(levels: Sequence[Level], device: torch.device) -> Tensor:
 
 
 def distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances ``(..., 4)`` from points ``(..., 2)`` to the left, top, right and bottom of boxes ``(..., 4)``; negative outside."""
+    """Distances ``(..., 4)`` from points ``(..., 2)`` to the left, top, right and bottom of boxes ``(..., 4)``;
+    negative outside.
+    """
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)
 
 

@@ -110,7 +110,9 @@ class DenseHead(nn.Module):
         held_class, end_class = self.class_tower(feature)
         held_box, end_box = self.box_tower(feature)
         centre = None if self.to_centerness is None else _flatten(self.to_centerness(end_box), 1).squeeze(-1)
-        return LevelPrediction({"class": held_class, "box": held_box}, self._logits(end_class), self._box(level, end_box), centre)
+        return LevelPrediction(
+            {"class": held_class, "box": held_box}, self._logits(end_class), self._box(level, end_box), centre
+        )
 
     def logits_from(self, held: Tensor) -> Tensor:
         """Class logits ``(B, K, a)`` from the class tower's held map on."""

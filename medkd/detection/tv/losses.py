@@ -14,7 +14,8 @@ def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Te
 
     Args:
         logits: any shape.
-        quality: ``y``, of the same shape: at a positive anchor's class the overlap of its box with the truth, zero elsewhere.
+        quality: ``y``, of the same shape: at a positive anchor's class the overlap of its box with the truth, zero
+            elsewhere.
         beta: how much easy examples count less.
     """
     away = (logits.sigmoid() - quality).abs() ** beta

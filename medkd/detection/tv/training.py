@@ -15,9 +15,9 @@ from medkd.detection.base import Detector
 from medkd.detection.job import DetectionJob
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_sample, steps_per_epoch
-from medkd.evaluation.detection_matching import match_coco
-from medkd.evaluation.detection_metrics import average_precisions
-from medkd.evaluation.detection_predictions import Boxes
+from medkd.evaluation.detection.matching import match_coco
+from medkd.evaluation.detection.metrics import average_precisions
+from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.trainer import LoopSettings, Trainer
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
@@ -84,7 +84,9 @@ class DetectionTrainer(Trainer):
         return None if self.distiller is None else self.distiller.method
 
     def prepare(self) -> None:
-        """The method's first stage, on the first batches of the training; a continued run finds its result in the checkpoint."""
+        """The method's first stage, on the first batches of the training; a continued run finds its result in the
+        checkpoint.
+        """
         if self.distiller is not None and self.distiller.needs_preparation:
             self.distiller.prepare(self.batches(0))
             self._save_latest()
@@ -100,7 +102,9 @@ class DetectionTrainer(Trainer):
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
-        """The detector's own loss, and average precision (0.5:0.95, mean over the classes that occur) on the whole validation images."""
+        """The detector's own loss, and average precision (0.5:0.95, mean over the classes that occur) on the whole
+        validation images.
+        """
         losses: list[float] = []
         found: list[Boxes] = []
         drawn: list[Boxes] = []

@@ -1,4 +1,6 @@
-"""The ultralytics family. Importing it registers the detectors; ultralytics itself is imported when one is built or trained."""
+"""The ultralytics family. Importing it registers the detectors; ultralytics itself is imported when one is built or
+trained.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ FAMILIES = {
     "yolo11": "YOLO11{size}, anchor-free, DFL boxes, attention",
     "yolo26": "YOLO26{size}, end-to-end head without NMS, no DFL",
 }
-STANDARD: dict[str, str] = {f"{family}{size}": text.format(size=size) for family, text in FAMILIES.items() for size in SIZES}
+STANDARD: dict[str, str] = {
+    f"{family}{size}": text.format(size=size) for family, text in FAMILIES.items() for size in SIZES
+}
 """Name → one line, of the detectors whose description ultralytics ships (``NAME.yaml``)."""
 
 Row = list[Any]
@@ -20,7 +22,11 @@ Row = list[Any]
 OTHER: dict[str, tuple[str, list[Row], tuple[int, int]]] = {
     "yolov8_r18": (
         "YOLOv8s neck and head on torchvision's ResNet-18",
-        [[-1, 1, "TorchVision", [512, "resnet18", None, True, 2, True]], [0, 1, "Index", [128, 6]], [0, 1, "Index", [256, 7]]],
+        [
+            [-1, 1, "TorchVision", [512, "resnet18", None, True, 2, True]],
+            [0, 1, "Index", [128, 6]],
+            [0, 1, "Index", [256, 7]],
+        ],
         (512, 8),
     ),
     "yolov8_efficientnet_es": (
@@ -29,7 +35,9 @@ OTHER: dict[str, tuple[str, list[Row], tuple[int, int]]] = {
         (192, 2),
     ),
 }
-"""Name → one line, rows up to the maps of stride 8 and 16, and (channels, place in the backbone's list) of stride 32."""
+"""Name → one line, rows up to the maps of stride 8 and 16, and (channels, place in the backbone's list) of stride
+32.
+"""
 
 
 class TimmFeatures(nn.Module):
@@ -49,8 +57,8 @@ class TimmFeatures(nn.Module):
 def description(name: str) -> str | dict[str, Any]:
     """What ``ultralytics.nn.tasks.DetectionModel`` takes: the name of a file that it ships, or rows of our own.
 
-    The own ones are the students of Li et al., "SFD-KD", in the shape that ultralytics' parser can build: a backbone, SPPF, and
-    neck and head of YOLOv8s (depth 0.33, width 0.5) on strides 8, 16 and 32.
+    The own ones are the students of Li et al., "SFD-KD", in the shape that ultralytics' parser can build: a backbone,
+    SPPF, and neck and head of YOLOv8s (depth 0.33, width 0.5) on strides 8, 16 and 32.
     """
     if name in STANDARD:
         return f"{name}.yaml"

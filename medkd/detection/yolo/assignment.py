@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def to_batch(images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Per-image boxes ``(n, 4)`` in pixels and classes ``(n,)`` as ultralytics batches them: centres and sizes as shares of the image."""
+    """Per-image boxes ``(n, 4)`` in pixels and classes ``(n,)`` as ultralytics batches them: centres and sizes as
+    shares of the image.
+    """
     height, width = images.shape[-2:]
     every = torch.cat([b.reshape(-1, 4) for b in boxes]).to(images.device, torch.float32)
     scale = every.new_tensor([width, height, width, height])
@@ -29,7 +31,9 @@ def from_batch(batch: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     height, width = batch["img"].shape[-2:]
     centres = batch["bboxes"]
     half = centres[:, 2:] / 2
-    boxes = torch.cat([centres[:, :2] - half, centres[:, :2] + half], 1) * centres.new_tensor([width, height, width, height])
+    boxes = torch.cat([centres[:, :2] - half, centres[:, :2] + half], 1) * centres.new_tensor(
+        [width, height, width, height]
+    )
     places = [batch["batch_idx"] == index for index in range(len(batch["img"]))]
     classes = batch["cls"].view(-1).long()
     return tuple(boxes[p] for p in places), tuple(classes[p] for p in places)
@@ -44,8 +48,8 @@ def loss_terms(criterion: Any, raw: dict[str, Any], batch: dict[str, Tensor]) ->
         batch: in ultralytics' form.
 
     Returns:
-        Name → weighted scalar (an end-to-end head's two losses are summed with its weights); labels ``(B, 1, A)`` of the (one-to-many)
-        task-aligned assignment, −1 for background.
+        Name → weighted scalar (an end-to-end head's two losses are summed with its weights); labels ``(B, 1, A)`` of
+        the (one-to-many) task-aligned assignment, −1 for background.
     """
     many = getattr(criterion, "one2many", criterion)
     (foreground, chosen, *_), loss, _ = many.get_assigned_targets_and_loss(raw.get("one2many", raw), batch)

@@ -1,4 +1,6 @@
-"""medkd's store as ultralytics' data: its own augmentation and collation, but labels, sampling and errors are medkd's."""
+"""medkd's store as ultralytics' data: its own augmentation and collation, but labels, sampling and errors are
+medkd's.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,8 @@ class StoreDataset(YOLODataset):
 class EpochSampler(Sampler[int]):
     """Passes of equal length through the drawn epochs, one after the other.
 
-    ultralytics wants all passes equally long, which drawn epochs need not be; so a pass ends after ``length`` images and the next
-    one goes on from there.
+    ultralytics wants all passes equally long, which drawn epochs need not be; so a pass ends after ``length`` images
+    and the next one goes on from there.
 
     Args:
         draw: epoch → places of its images.
@@ -92,7 +94,9 @@ class EpochSampler(Sampler[int]):
         return iter(now)
 
     def go_to(self, number: int) -> None:
-        """Let the next pass be this one, whatever was drawn so far: a continued training does so, and a loader that starts anew."""
+        """Let the next pass be this one, whatever was drawn so far: a continued training does so, and a loader that
+        starts anew.
+        """
         self._drawn, self._rest = 0, []
         for _ in range(number):
             iter(self)

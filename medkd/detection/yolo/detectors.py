@@ -1,4 +1,6 @@
-"""The YOLO detectors: ultralytics' networks behind medkd's contract. Importing this does not import ultralytics; building one does."""
+"""The YOLO detectors: ultralytics' networks behind medkd's contract. Importing this does not import ultralytics;
+building one does.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,9 @@ MOST_CANDIDATES = 30000
 class YoloDetector(Detector):
     """An ultralytics ``DetectionModel`` behind medkd's contract.
 
-    Its state dict is that of the network. Of an end-to-end head, losses are those of both heads, outputs and taps those of the one-to-many
-    head (the other one is cut off from the neck in training), and :meth:`detect` uses the one-to-one head without suppression.
+    Its state dict is that of the network. Of an end-to-end head, losses are those of both heads, outputs and taps those
+    of the one-to-many head (the other one is cut off from the neck in training), and :meth:`detect` uses the one-to-one
+    head without suppression.
 
     Args:
         spec: how it was built.
@@ -72,7 +75,9 @@ class YoloDetector(Detector):
         head: Any = self.head
         neck, towers = [], []
         for level, (name, stride) in enumerate(zip(self._names, self._strides, strict=True)):
-            neck.append(Tap(name, head.cv2[level][0].conv.in_channels, (stride, stride), f"model.{head.f[level]}", "neck"))
+            neck.append(
+                Tap(name, head.cv2[level][0].conv.in_channels, (stride, stride), f"model.{head.f[level]}", "neck")
+            )
             for kind, path, branch in (("class", "cv3", head.cv3[level]), ("box", "cv2", head.cv2[level])):
                 module = f"model.{head.i}.{path}.{level}.{held_module(branch)}"
                 norm: Any = self.get_submodule(module)
@@ -108,7 +113,9 @@ class YoloDetector(Detector):
     def _two_heads(self) -> bool:
         return getattr(self.head, "one2one_cv2", None) is not None
 
-    def losses_of(self, batch: dict[str, Any], criterion: Any) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+    def losses_of(
+        self, batch: dict[str, Any], criterion: Any
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
         """:meth:`losses` for a batch of ultralytics' loader and the criterion of its trainer."""
         raw, outputs = self._run(self.neck(batch["img"]), losses=True)
         terms, labels = loss_terms(criterion, raw, batch)
@@ -135,10 +142,15 @@ class YoloDetector(Detector):
         return self._run(self.neck(images), losses=False)[1]
 
     def forward_from(self, tap: str, feature: Tensor) -> Tensor:
-        """See :meth:`medkd.detection.base.Detector.forward_from`; from a neck's tap the class logits of its level ``(B, K, anchors)``."""
+        """See :meth:`medkd.detection.base.Detector.forward_from`; from a neck's tap the class logits of its level ``(B,
+        K, anchors)``.
+        """
         name, _, kind = tap.partition(".")
         if name not in self._names or kind not in ("", "class", "box"):
-            raise RunError(f"{self.spec.name} cannot be continued from '{tap}'; it has the taps {', '.join(t.name for t in self.taps)}.")
+            raise RunError(
+                f"{self.spec.name} cannot be continued from '{tap}'; it has the taps "
+                f"{', '.join(t.name for t in self.taps)}."
+            )
         level = self._names.index(name)
         if kind == "box":
             sides = split_sides(finish(self.head.cv2[level], feature).flatten(2), self.bins)
@@ -147,7 +159,9 @@ class YoloDetector(Detector):
         return finish(branch, feature if kind else hold(branch, feature)).flatten(2)
 
     @torch.no_grad()
-    def detect(self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300) -> list[Detections]:
+    def detect(
+        self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
+    ) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`; every class of an anchor is a candidate of its own."""
         training = self.training
         self.eval()
@@ -160,7 +174,9 @@ class YoloDetector(Detector):
         boxes = decode(split_sides(raw["boxes"], self.bins), levels)
         limit = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
         suppression = None if self._two_heads else self.overlap if overlap is None else overlap
-        chosen = [_select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)]
+        chosen = [
+            _select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)
+        ]
         return [replace(found, boxes=found.boxes.clamp(min=0).minimum(limit)) for found in chosen]
 
     def _own_criterion(self) -> Any:
@@ -181,7 +197,9 @@ class YoloDetector(Detector):
 
 
 def _select(boxes: Tensor, probabilities: Tensor, score: float, overlap: float | None, most: int) -> Detections:
-    """The best boxes of one image: ``boxes`` ``(A, 4)``, ``probabilities`` ``(K, A)``; ``overlap`` None: no suppression."""
+    """The best boxes of one image: ``boxes`` ``(A, 4)``, ``probabilities`` ``(K, A)``; ``overlap`` None: no
+    suppression.
+    """
     classes, anchors = (probabilities > score).nonzero(as_tuple=True)
     scores, order = probabilities[classes, anchors].sort(descending=True, stable=True)
     scores, order = scores[:MOST_CANDIDATES], order[:MOST_CANDIDATES]

@@ -15,8 +15,8 @@ from medkd.detection.base import Level
 def hold(branch: nn.Module, feature: Tensor) -> Tensor:
     """The output of a branch's first block before its activation: ``norm(conv(x))``.
 
-    A block is one convolution, or (YOLO11's classes) a depthwise and a pointwise one. Hooks would not do: ultralytics' activations
-    may work in place and so overwrite what a hook has kept.
+    A block is one convolution, or (YOLO11's classes) a depthwise and a pointwise one. Hooks would not do: ultralytics'
+    activations may work in place and so overwrite what a hook has kept.
     """
     block = branch[0]  # type: ignore[index]  # a Sequential
     if isinstance(block, nn.Sequential):
@@ -59,12 +59,14 @@ def split_sides(boxes: Tensor, bins: int) -> Tensor:
 def decode(sides: Tensor, levels: Sequence[Level]) -> Tensor:
     """Boxes ``(B, A, 4)`` in input pixels from ``(B, A, 4, bins)``.
 
-    A side's distance from the cell's centre is, in strides, the mean of the distribution over 0, 1, … bins − 1 (Li et al., "Generalized
-    Focal Loss", NeurIPS 2020, arXiv 2006.04388), or the number itself where there is one bin.
+    A side's distance from the cell's centre is, in strides, the mean of the distribution over 0, 1, … bins − 1 (Li et
+    al., "Generalized Focal Loss", NeurIPS 2020, arXiv 2006.04388), or the number itself where there is one bin.
     """
     sides = sides.float()
     bins = sides.shape[-1]
-    distance = sides.softmax(-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device) if bins > 1 else sides[..., 0]
+    distance = (
+        sides.softmax(-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device) if bins > 1 else sides[..., 0]
+    )
     centres, strides = centres_of(levels, sides.device)
     return torch.cat([centres - distance[..., :2], centres + distance[..., 2:]], -1) * strides
 
@@ -80,7 +82,9 @@ def centres_of(levels: Sequence[Level], device: torch.device) -> tuple[Tensor, T
     return torch.cat(centres), torch.cat(strides)
 
 
-def run_head(head: Any, feats: list[Tensor], names: Sequence[str], second: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def run_head(
+    head: Any, feats: list[Tensor], names: Sequence[str], second: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All of ``Detect`` in its training form, and what the towers held.
 
     Args:
@@ -90,7 +94,8 @@ def run_head(head: Any, feats: list[Tensor], names: Sequence[str], second: bool)
         second: also run the one-to-one head of an end-to-end detector, cut off from the neck as ultralytics trains it.
 
     Returns:
-        What ``Detect`` returns in training, and ``NAME.class`` / ``NAME.box`` → the first block's output before its activation.
+        What ``Detect`` returns in training, and ``NAME.class`` / ``NAME.box`` → the first block's output before its
+        activation.
     """
     held: dict[str, Tensor] = {}
     boxes, scores = [], []

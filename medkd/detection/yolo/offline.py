@@ -1,4 +1,6 @@
-"""The single place that imports ultralytics: without network, and without changing the process that it is imported into."""
+"""The single place that imports ultralytics: without network, and without changing the process that it is imported
+into.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,9 @@ _PRINTING = ("precision", "threshold", "edgeitems", "linewidth", "sci_mode")
 def require() -> ModuleType:
     """Import ultralytics; once it is there, this costs nothing.
 
-    Left to itself, ultralytics looks up two hosts when it is imported, downloads a font when a data set is checked, may install packages
-    that a checkpoint names, and reports runs to services. Here it works offline, on a configuration folder of medkd's own in the
-    user's cache. The number of threads and the way tensors are printed are what they were.
+    Left to itself, ultralytics looks up two hosts when it is imported, downloads a font when a data set is checked, may
+    install packages that a checkpoint names, and reports runs to services. Here it works offline, on a configuration
+    folder of medkd's own in the user's cache. The number of threads and the way tensors are printed are what they were.
 
     Raises:
         RunError: ultralytics is not installed.
@@ -52,13 +54,16 @@ def require() -> ModuleType:
             ultralytics = importlib.import_module("ultralytics")
             importlib.import_module("ultralytics.nn.tasks")  # the package itself is lazy; its effects are in here
         except ModuleNotFoundError as error:
-            raise RunError(f"YOLO detectors need ultralytics ({error.name} is missing); run pip install medkd[detection].") from error
+            raise RunError(
+                f"YOLO detectors need ultralytics ({error.name} is missing); run pip install medkd[detection]."
+            ) from error
         return _quiet(ultralytics, keep=True)
 
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Put back the number of threads, in torch and for child processes, the print options of torch and NumPy, and Pillow's reader.
+    """Put back the number of threads, in torch and for child processes, the print options of torch and NumPy, and
+    Pillow's reader.
 
     ultralytics puts a reader of its own before Pillow's, which answers an unreadable file with a missing module.
     """
@@ -81,7 +86,9 @@ def unchanged_process() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let ultralytics log warnings only, unless medkd logs details: its progress would stand beside medkd's, and differ from it."""
+    """Let ultralytics log warnings only, unless medkd logs details: its progress would stand beside medkd's, and differ
+    from it.
+    """
     theirs = logging.getLogger("ultralytics")
     level = theirs.level
     if not logging.getLogger("medkd").isEnabledFor(logging.DEBUG):
@@ -93,7 +100,9 @@ def quiet() -> Iterator[None]:
 
 
 def _configuration() -> Path:
-    """A folder of medkd's own for ultralytics' settings, in the user's cache, or among the temporary files where that is read-only."""
+    """A folder of medkd's own for ultralytics' settings, in the user's cache, or among the temporary files where that
+    is read-only.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medkd"
     try:
         (cache / "Ultralytics").mkdir(parents=True, exist_ok=True)

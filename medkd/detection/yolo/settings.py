@@ -17,10 +17,10 @@ from medkd.detection.yolo.detectors import YoloDetector
 def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
     """ultralytics' arguments for a job.
 
-    The optimiser is named, because ``auto`` ignores the learning rate; hue and saturation stay, since radiographs are grey; there is no
-    early stopping, so that runs have equal budgets. Every batch is one optimiser step, as it is for all other networks of medkd.
-    ultralytics gathers 64 images for a step; since its loss is a sum over images, the same learning rate moves the weights equally far
-    per image either way. The warm-up is at most a tenth of the run.
+    The optimiser is named, because ``auto`` ignores the learning rate; hue and saturation stay, since radiographs are
+    grey; there is no early stopping, so that runs have equal budgets. Every batch is one optimiser step, as it is for
+    all other networks of medkd. ultralytics gathers 64 images for a step; since its loss is a sum over images, the same
+    learning rate moves the weights equally far per image either way. The warm-up is at most a tenth of the run.
     """
     augmentation, budget, device = job.plan.augmentation, job.budget, job.device
     return {
@@ -81,17 +81,23 @@ def builtin_teacher(job: DetectionJob, folder: Path) -> dict[str, Any]:
     teacher, student = distiller.teacher, job.detector
     if not isinstance(teacher, YoloDetector):
         name = "none" if teacher is None else teacher.spec.name
-        raise MethodError(f"'ultralytics' distils between ultralytics' detectors only; expected a YOLO teacher, found {name}.")
+        raise MethodError(
+            f"'ultralytics' distils between ultralytics' detectors only; expected a YOLO teacher, found {name}."
+        )
     strides = [[t.stride[0] for t in detector.taps if t.stage == "neck"] for detector in (teacher, student)]
     if strides[0] != strides[1]:
-        raise MethodError(f"'ultralytics' needs equal levels; the teacher has the strides {strides[0]}, the student {strides[1]}.")
+        raise MethodError(
+            f"'ultralytics' needs equal levels; the teacher has the strides {strides[0]}, the student {strides[1]}."
+        )
     with atomic_path(folder / "teacher.pt") as temporary:
         torch.save({"model": teacher.network}, temporary)
     return {"distill_model": str(folder / "teacher.pt"), "dis": float(getattr(distiller.method, "weight", 6.0))}
 
 
 def trust(job: DetectionJob) -> None:
-    """Let ultralytics' guarded loader take the backbone classes of torchvision and timm that these detectors are built of."""
+    """Let ultralytics' guarded loader take the backbone classes of torchvision and timm that these detectors are built
+    of.
+    """
     teacher = job.distiller.teacher if job.distiller is not None else None
     for detector in (job.detector, teacher):
         if isinstance(detector, YoloDetector):
@@ -103,4 +109,6 @@ def backbone_classes(detector: YoloDetector) -> list[Callable[..., Any]]:
     modules = list(detector.modules())
     kept = [m.feature_info for m in modules if hasattr(m, "feature_info")]
     classes = {type(m) for m in [*modules, *kept]}
-    return sorted((c for c in classes if c.__module__.split(".")[0] in ("torchvision", "timm")), key=lambda c: c.__qualname__)
+    return sorted(
+        (c for c in classes if c.__module__.split(".")[0] in ("torchvision", "timm")), key=lambda c: c.__qualname__
+    )

@@ -21,10 +21,11 @@ HELPERS = "helpers"
 
 
 class Student(DetectionModel):
-    """Shares its layers with a detector's network and adds the method's trainable helpers, so that the optimiser finds both.
+    """Shares its layers with a detector's network and adds the method's trainable helpers, so that the optimiser finds
+    both.
 
-    The teacher is no part of it. A copy, and so ultralytics' moving average and everything that it saves, is the plain network without
-    helpers.
+    The teacher is no part of it. A copy, and so ultralytics' moving average and everything that it saves, is the plain
+    network without helpers.
 
     Args:
         detector: whose network is trained.

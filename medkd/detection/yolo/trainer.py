@@ -24,7 +24,14 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.assignment import from_batch
 from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
 from medkd.detection.yolo.detectors import YoloDetector
-from medkd.detection.yolo.library import DetectionTrainer, engine, quiet, strip_optimizer, unchanged_process, unwrap_model
+from medkd.detection.yolo.library import (
+    DetectionTrainer,
+    engine,
+    quiet,
+    strip_optimizer,
+    unchanged_process,
+    unwrap_model,
+)
 from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of, trust
 from medkd.detection.yolo.student import Student
 from medkd.training.logs import EpochRecord, RunLog
@@ -39,8 +46,9 @@ _log = logging.getLogger(__name__)
 class YoloTrainer(DetectionTrainer):
     """ultralytics' trainer on medkd's data, with the distiller's terms.
 
-    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at every time, but
-    its moving average only; the trained weights themselves and the method's helpers lie beside them in ``state_EPOCH.pt``.
+    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at
+    every time, but its moving average only; the trained weights themselves and the method's helpers lie beside them in
+    ``state_EPOCH.pt``.
 
     Args:
         job: what to train.
@@ -93,12 +101,16 @@ class YoloTrainer(DetectionTrainer):
         """Training images as the plan draws them; validation as ultralytics does it."""
         if mode != "train":
             return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        return training_loader(self.job, self.build_dataset(dataset_path, mode, batch_size), batch_size, self.args.workers)
+        return training_loader(
+            self.job, self.build_dataset(dataset_path, mode, batch_size), batch_size, self.args.workers
+        )
 
     # network
 
     def setup_model(self) -> dict[str, Any] | None:
-        """Take the job's network, with the weights of the last checkpoint when resuming, and join it with the method."""
+        """Take the job's network, with the weights of the last checkpoint when resuming, and join it with the
+        method.
+        """
         checkpoint = super().setup_model() if self.resume else None
         if not self.resume:
             self.model = self.get_model()
@@ -113,7 +125,8 @@ class YoloTrainer(DetectionTrainer):
         if getattr(distiller, "needs_preparation", False):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
-        self._frozen = [p for p in self.method.parameters() if not p.requires_grad]  # type: ignore[union-attr]  # distilled
+        # distilled
+        self._frozen = [p for p in self.method.parameters() if not p.requires_grad]  # type: ignore[union-attr]
         self.model = Student(self.detector, distiller, self._progress)
         return checkpoint
 
@@ -141,14 +154,16 @@ class YoloTrainer(DetectionTrainer):
             engine.check_amp = check
 
     def _build_train_pipeline(self) -> None:
-        """ultralytics would halve the batch and build all anew when memory runs out, and so train another experiment than was asked for.
+        """ultralytics would halve the batch and build all anew when memory runs out, and so train another experiment
+        than was asked for.
 
         Raises:
             RunError: it has run out.
         """
         if getattr(self, "_oom_retries", 0):
             raise RunError(
-                f"The device's memory does not suffice for {self.job.budget.batch_size} images of {self.args.imgsz} px; use a smaller "
+                f"The device's memory does not suffice for {self.job.budget.batch_size} images of {self.args.imgsz} "
+                "px; use a smaller "
                 "--batch-size or --image-size."
             )
         super()._build_train_pipeline()
@@ -191,7 +206,8 @@ class YoloTrainer(DetectionTrainer):
         bad = [name for name, value in self.tloss.items() if not np.isfinite(float(value))]
         if bad:
             raise RunError(
-                f"The loss term '{bad[0]}' became infinite or NaN in epoch {epoch}; continue from the last checkpoint with a lower "
+                f"The loss term '{bad[0]}' became infinite or NaN in epoch {epoch}; continue from the last checkpoint "
+                "with a lower "
                 "--learning-rate, or with --precision bf16 or fp32."
             )
         return False
@@ -256,14 +272,21 @@ class YoloTrainer(DetectionTrainer):
 
     def _content(self) -> dict[str, Any]:
         state = {name: value.detach().cpu().clone() for name, value in self._averaged().state_dict().items()}
-        return {"schema": 1, "network": state, "epoch": self.epoch, "score": None if self.fitness is None else float(self.fitness)}
+        return {
+            "schema": 1,
+            "network": state,
+            "epoch": self.epoch,
+            "score": None if self.fitness is None else float(self.fitness),
+        }
 
     def validate(self) -> tuple[dict[str, Any], float | None]:
         """ultralytics' own validation; nothing where the fold has no validation cases."""
         return super().validate() if self.job.val else ({}, None)
 
     def final_eval(self) -> None:
-        """Keep the final average in the detector, too; medkd judges all detectors alike, so nothing is measured here."""
+        """Keep the final average in the detector, too; medkd judges all detectors alike, so nothing is measured
+        here.
+        """
         self.detector.load_state_dict(self._averaged().state_dict())
         self.detector.eval()
         _finish(self.wdir)
@@ -300,14 +323,16 @@ class YoloTrainer(DetectionTrainer):
 def fit(job: DetectionJob) -> None:
     """Train one fold.
 
-    Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving average of the
-    weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and ``last.pt`` can be opened with
-    ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm there). A training that was killed goes on from its
-    last epoch with ``job.resume``, with the same images, weights and helpers (the optimiser's momentum and the average were rounded to half
-    precision by ultralytics); a finished one is left alone. ultralytics is silent but for warnings unless medkd is to say more.
+    Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving
+    average of the weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and
+    ``last.pt`` can be opened with ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm
+    there). A training that was killed goes on from its last epoch with ``job.resume``, with the same images, weights
+    and helpers (the optimiser's momentum and the average were rounded to half precision by ultralytics); a finished one
+    is left alone. ultralytics is silent but for warnings unless medkd is to say more.
 
     Raises:
-        RunError: the detector is not of this family, ultralytics is not installed, memory does not suffice, or the loss becomes infinite.
+        RunError: the detector is not of this family, ultralytics is not installed, memory does not suffice, or the loss
+            becomes infinite.
         MethodError: ultralytics' own distillation is asked of a teacher that it cannot use.
         DataError: an image of the store cannot be read.
     """

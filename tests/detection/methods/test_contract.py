@@ -1,4 +1,6 @@
-"""What every method for detectors promises, for dense heads with and without distributions and for two-stage detectors."""
+"""What every method for detectors promises, for dense heads with and without distributions and for two-stage
+detectors.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ZERO_AT_TEACHER = {"kd", "dkd", "cwd", "rkd", "pkd", "mimic", "crosskd", "maskd"
 CASES = [(name, kind) for name in NAMES for kind in KINDS]
 
 
-def pair(name: str, kind: str, student: Detector | None = None, **settings: object) -> tuple[Method, Detector, Detector]:
+def pair(
+    name: str, kind: str, student: Detector | None = None, **settings: object
+) -> tuple[Method, Detector, Detector]:
     """Method, student and trained teacher; skips what the method refuses, after checking that it says so."""
     learner, teacher = student or make(kind), trained(kind)
     if name == "crosskd" and kind == "two-stage":
@@ -111,7 +115,12 @@ def test_the_papers_variant_runs(name: str, kind: str) -> None:
 
 def test_methods_join_and_name_their_terms() -> None:
     method, student, teacher = pair("pkd+crosskd+kd", "dense")
-    assert set(step(method, student, teacher, batch())) == {"pkd.pkd", "crosskd.crosskd_class", "crosskd.crosskd_box", "kd.kd"}
+    assert set(step(method, student, teacher, batch())) == {
+        "pkd.pkd",
+        "crosskd.crosskd_class",
+        "crosskd.crosskd_box",
+        "kd.kd",
+    }
 
 
 def test_methods_for_segmentation_only_are_refused() -> None:
@@ -143,5 +152,7 @@ def test_helpers_are_trained_by_a_step() -> None:
     optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], 1e-2)
     total(step(method, student, teacher, batch())).backward()
     optimizer.step()
-    assert len(before) > 0 and all(not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True) if b.ndim > 1)
+    assert len(before) > 0 and all(
+        not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True) if b.ndim > 1
+    )
     assert isinstance(method, nn.Module)

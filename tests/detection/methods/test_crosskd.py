@@ -41,7 +41,9 @@ def giou(a: list[float], b: list[float]) -> float:
     return inter / union - (hull - union) / hull
 
 
-def box_distance(teacher: ToyDense, raw: Tensor, taught: DetectorOutputs, here: tuple[int, int], stride: int) -> list[list[float]]:
+def box_distance(
+    teacher: ToyDense, raw: Tensor, taught: DetectorOutputs, here: tuple[int, int], stride: int
+) -> list[list[float]]:
     """Per image and anchor of a level, how far the cross boxes are from the teacher's."""
     start, stop = here
     flat, found = raw.flatten(2).transpose(1, 2), []
@@ -75,7 +77,11 @@ def test_equals_loops_over_anchors(kind: str) -> None:
         class_sum = box_sum = certainty = 0.0
         for level in taught.levels:
             cross = {
-                part: rest(teacher, part, aligned(outputs.features[f"{level.tap}.{part}"], taught.features[f"{level.tap}.{part}"]))
+                part: rest(
+                    teacher,
+                    part,
+                    aligned(outputs.features[f"{level.tap}.{part}"], taught.features[f"{level.tap}.{part}"]),
+                )
                 for part in ("class", "box")
             }
             far = box_distance(teacher, cross["box"], taught, (level.start, level.stop), level.stride)
@@ -90,7 +96,9 @@ def test_equals_loops_over_anchors(kind: str) -> None:
                     certainty += max(wanted)
                     box_sum += max(wanted) * far[image][anchor - level.start]
         positives = int((target.labels >= 0).sum())
-    assert positives > 1 and float(terms["crosskd_class"].detach()) == pytest.approx(2 * class_sum / positives, rel=1e-3)
+    assert positives > 1 and float(terms["crosskd_class"].detach()) == pytest.approx(
+        2 * class_sum / positives, rel=1e-3
+    )
     assert float(terms["crosskd_box"].detach()) == pytest.approx(0.5 * box_sum / max(certainty, 1.0), rel=1e-3)
 
 
@@ -112,7 +120,9 @@ def test_a_batch_without_boxes_is_not_blown_up() -> None:
     assert all(torch.isfinite(t) and t < 1e3 for t in terms.values())
 
 
-@pytest.mark.parametrize(("name", "weights"), [("fcos_r18", (0.4, 0.75)), ("atss_r18", (1.0, 1.0)), ("gfl_r50", (1.0, 1.0))])
+@pytest.mark.parametrize(
+    ("name", "weights"), [("fcos_r18", (0.4, 0.75)), ("atss_r18", (1.0, 1.0)), ("gfl_r50", (1.0, 1.0))]
+)
 def test_weights_are_the_papers_for_the_teachers_head_unless_given(name: str, weights: tuple[float, float]) -> None:
     student, teacher = make("dense"), make("dense")
     teacher.spec = type(teacher.spec)(name, teacher.spec.categories, teacher.spec.image_size)
@@ -120,7 +130,10 @@ def test_weights_are_the_papers_for_the_teachers_head_unless_given(name: str, we
     for method in (plain, given):
         DetectorDistiller(teacher, method)
     assert isinstance(plain, DetectorCrossKD) and isinstance(given, DetectorCrossKD)
-    assert (plain.class_weight, plain.box_weight) == weights and (given.class_weight, given.box_weight) == (3.0, weights[1])
+    assert (plain.class_weight, plain.box_weight) == weights and (given.class_weight, given.box_weight) == (
+        3.0,
+        weights[1],
+    )
 
 
 def test_heads_without_common_towers_are_refused() -> None:
@@ -128,4 +141,6 @@ def test_heads_without_common_towers_are_refused() -> None:
     with pytest.raises(MethodError, match=r"the student has p8\.class, p8\.box, the teacher p16\.class"):
         build_method("crosskd", Context(*towers, 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS)
     with pytest.raises(MethodError, match="the teacher none"):
-        build_method("crosskd", Context(towers[0], (), 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS)
+        build_method(
+            "crosskd", Context(towers[0], (), 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS
+        )

@@ -17,7 +17,10 @@ STRIDES = (8, 16)
 
 def method(student: int = 2, teacher: int = 2, **settings: object) -> Method:
     """Between necks of so many channels."""
-    ours, theirs = ([Tap(f"p{i + 3}", channels, (s, s), "neck", "neck") for i, s in enumerate(STRIDES)] for channels in (student, teacher))
+    ours, theirs = (
+        [Tap(f"p{i + 3}", channels, (s, s), "neck", "neck") for i, s in enumerate(STRIDES)]
+        for channels in (student, teacher)
+    )
     about = Context(tuple(ours), tuple(theirs), 3, True, (1.0, 1.0), (32, 32), "detection")
     return build_method("cwd", about, {f"cwd.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
 
@@ -32,10 +35,14 @@ def slow(s: torch.Tensor, t: torch.Tensor, tau: float) -> float:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize(("variant", "tau", "factor"), [("default", 1.0, 0.5), ("default", 2.0, 2.0), ("paper", 1.0, 10.0)])
+@pytest.mark.parametrize(
+    ("variant", "tau", "factor"), [("default", 1.0, 0.5), ("default", 2.0, 2.0), ("paper", 1.0, 10.0)]
+)
 def test_equals_the_formula_written_out(variant: str, tau: float, factor: float) -> None:
     maps = [{f"p{i + 3}": torch.randn(2, 2, 32 // s, 32 // s) for i, s in enumerate(STRIDES)} for _ in range(2)]
-    terms = method(variant=variant, temperature=tau)(*(Outputs(torch.zeros(1), m) for m in maps), Target(torch.zeros(1)))
+    terms = method(variant=variant, temperature=tau)(
+        *(Outputs(torch.zeros(1), m) for m in maps), Target(torch.zeros(1))
+    )
     wanted = factor * sum(slow(maps[0][name], maps[1][name], tau) for name in maps[0])
     assert float(terms["cwd"]) == pytest.approx(wanted, rel=1e-4)
 
@@ -47,4 +54,6 @@ def test_channels_are_brought_together_by_a_trained_convolution() -> None:
 def test_necks_without_a_common_stride_are_refused() -> None:
     one, other = (Tap("p", 2, (s, s), "neck", "neck") for s in (8, 16))
     with pytest.raises(MethodError, match="no neck maps of equal stride"):
-        build_method("cwd", Context((one,), (other,), 3, True, (1.0, 1.0), (32, 32), "detection"), None, DETECTION_METHODS)
+        build_method(
+            "cwd", Context((one,), (other,), 3, True, (1.0, 1.0), (32, 32), "detection"), None, DETECTION_METHODS
+        )

@@ -80,5 +80,7 @@ def _weighted(s: Tensor, t: Tensor, valid: Tensor) -> float:
 
 
 def test_one_class_of_objects_in_a_two_stage_detector_has_no_others() -> None:
-    terms = method(2, False)(Outputs(torch.randn(5, 2)), Outputs(torch.randn(5, 2)), Target(torch.tensor([[0], [1], [1], [0], [0]])))
+    terms = method(2, False)(
+        Outputs(torch.randn(5, 2)), Outputs(torch.randn(5, 2)), Target(torch.tensor([[0], [1], [1], [0], [0]]))
+    )
     assert terms["dkd_others"] == 0 and terms["dkd_target"] > 0

@@ -40,7 +40,9 @@ def cosines(rows: list[list[float]]) -> list[float]:
             for k in rows:
                 a, b = ([x - y for x, y in zip(p, j, strict=True)] for p in (i, k))
                 long = [sqrt(sum(x * x for x in v)) for v in (a, b)]
-                found.append(sum(x * y for x, y in zip(a, b, strict=True)) / (long[0] * long[1]) if min(long) > 0 else 0.0)
+                found.append(
+                    sum(x * y for x, y in zip(a, b, strict=True)) / (long[0] * long[1]) if min(long) > 0 else 0.0
+                )
     return found
 
 
@@ -78,14 +80,20 @@ def test_a_boxs_embedding_is_the_mean_of_the_map_under_it() -> None:
     found = box_embeddings(features, inside, 8)
     assert torch.allclose(found[0], torch.tensor([1.0, -2.0, 3.0]), atol=1e-5)
     elsewhere = box_embeddings(features, torch.tensor([[0.0, 12, 20, 32, 40]]), 8)
-    assert not elsewhere.any() and torch.equal(whole_cells(features, 1, slice(2, 6), slice(1, 5)), torch.tensor([1.0, -2.0, 3.0]))
+    assert not elsewhere.any() and torch.equal(
+        whole_cells(features, 1, slice(2, 6), slice(1, 5)), torch.tensor([1.0, -2.0, 3.0])
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_too_few_boxes_and_images_give_zero_with_a_gradient(number: int) -> None:
     features = torch.randn(1, 3, 4, 4, requires_grad=True)
     boxes = torch.tensor([[0.0, 0, 16, 16], [8, 8, 32, 24]])[:number]
-    terms = method()(Outputs(torch.zeros(1), {"p8": features}), Outputs(torch.zeros(1), {"p8": torch.randn(1, 3, 4, 4)}), target(boxes))
+    terms = method()(
+        Outputs(torch.zeros(1), {"p8": features}),
+        Outputs(torch.zeros(1), {"p8": torch.randn(1, 3, 4, 4)}),
+        target(boxes),
+    )
     assert terms["rkd_angle"] == 0 and torch.stack(list(terms.values())).sum().requires_grad
     torch.stack(list(terms.values())).sum().backward()
     assert features.grad is not None and torch.isfinite(features.grad).all()

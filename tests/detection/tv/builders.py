@@ -57,14 +57,18 @@ def small_store(folder: Path, images: int = 4) -> DetectionStore:
 def job(folder: Path, store: DetectionStore, detector: Detector, epochs: int = 2, **changes: object) -> DetectionJob:
     """Two steps of two images per epoch, and one validation image."""
     cases = tuple(store.cases())
-    plan = DetectionPlan("Dataset502_Tiny", store.categories, SIZE, 2, augmentation=DetectionAugmentation(degrees=5.0, flipud=0.5))
+    plan = DetectionPlan(
+        "Dataset502_Tiny", store.categories, SIZE, 2, augmentation=DetectionAugmentation(degrees=5.0, flipud=0.5)
+    )
     settings: dict = {
         "distiller": None,
         "budget": Budget(epochs, 0, 2, 1e-3, 3),
         "folder": folder,
         "device": torch.device("cpu"),
     }
-    return DetectionJob(detector=detector, plan=plan, store=store.folder, train=cases[1:], val=cases[:1], **{**settings, **changes})
+    return DetectionJob(
+        detector=detector, plan=plan, store=store.folder, train=cases[1:], val=cases[:1], **{**settings, **changes}
+    )
 
 
 class _Stem(nn.Module):

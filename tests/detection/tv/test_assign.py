@@ -58,7 +58,10 @@ def _slow_fcos(anchors: Tensor, levels: tuple[Level, ...], boxes: Tensor) -> lis
     for i, anchor in enumerate(anchors):
         level = next(lv for lv in levels if lv.start <= i < lv.stop)
         x, y = ((anchor[:2] + anchor[2:]) / 2).tolist()
-        low, high = (0 if level.stride == 8 else 4 * level.stride), (float("inf") if level.stride == 128 else 8 * level.stride)
+        low, high = (
+            (0 if level.stride == 8 else 4 * level.stride),
+            (float("inf") if level.stride == 128 else 8 * level.stride),
+        )
         fitting = []
         for g, (a, b, c, d) in enumerate(boxes.tolist()):
             sides = (x - a, y - b, c - x, d - y)
@@ -84,7 +87,9 @@ def test_retinanet_leaves_out_what_lies_between_its_thresholds_and_gives_every_b
     found = match_overlap(anchors, levels, boxes)
     overlap, place = box_iou(anchors, boxes).max(1)
     forced = {
-        int(i) for g in range(len(boxes)) for i in torch.nonzero(box_iou(anchors, boxes)[:, g] == box_iou(anchors, boxes)[:, g].max())
+        int(i)
+        for g in range(len(boxes))
+        for i in torch.nonzero(box_iou(anchors, boxes)[:, g] == box_iou(anchors, boxes)[:, g].max())
     }
     for i in range(len(anchors)):
         if overlap[i] >= 0.5 or i in forced:
@@ -97,7 +102,10 @@ def test_retinanet_leaves_out_what_lies_between_its_thresholds_and_gives_every_b
 @pytest.mark.parametrize("matching", [match_overlap, match_points, match_adaptively])
 def test_a_batch_keeps_classes_boxes_and_images_apart(matching: object) -> None:
     anchors, levels = _grid(scale=1.0 if matching is match_points else 4.0)
-    boxes, classes = [_boxes(0), torch.zeros(0, 4), _boxes(2, 1)], [torch.arange(6), torch.zeros(0, dtype=torch.long), torch.tensor([4])]
+    boxes, classes = (
+        [_boxes(0), torch.zeros(0, 4), _boxes(2, 1)],
+        [torch.arange(6), torch.zeros(0, dtype=torch.long), torch.tensor([4])],
+    )
     result = assign(matching, anchors, levels, boxes, classes)  # type: ignore[arg-type]
     assert result.labels.shape == (3, len(anchors)) and result.boxes.shape == (3, len(anchors), 4)
     assert (result.labels[1] == -1).all() and set(result.labels[2].unique().tolist()) <= {-2, -1, 4}

@@ -20,7 +20,9 @@ class _Holder(nn.Module):
         self.pyramid = Pyramid(backbone, 3)
 
 
-def test_weights_of_torchvision_are_loaded_by_name_and_the_classifier_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_of_torchvision_are_loaded_by_name_and_the_classifier_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from torchvision.models import resnet18
 
     original = resnet18(weights=None)
@@ -38,7 +40,8 @@ def test_weights_of_torchvision_are_loaded_by_name_and_the_classifier_is_left(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backbone", "name"), [("pvt_v2_b5", "pvt_v2_b5"), ("efficientnet_es", "efficientnet_es"), ("resnest50", "resnest50d")]
+    ("backbone", "name"),
+    [("pvt_v2_b5", "pvt_v2_b5"), ("efficientnet_es", "efficientnet_es"), ("resnest50", "resnest50d")],
 )
 def test_weights_of_timm_are_loaded_although_it_renames_its_stages(tmp_path: Path, backbone: str, name: str) -> None:
     import timm
@@ -105,5 +108,9 @@ def test_batch_normalisation_is_trained() -> None:
 
 def test_two_stage_detectors_see_strides_4_to_64_and_dense_ones_8_to_128() -> None:
     images = torch.rand(1, 3, 96, 96)
-    assert [tuple(m.shape[2:]) for m in Pyramid("r18", 2)(images.expand(2, -1, -1, -1)).values()] == [(n, n) for n in (24, 12, 6, 3, 2)]
-    assert [tuple(m.shape[2:]) for m in Pyramid("r18", 3)(images.expand(2, -1, -1, -1)).values()] == [(n, n) for n in (12, 6, 3, 2, 1)]
+    assert [tuple(m.shape[2:]) for m in Pyramid("r18", 2)(images.expand(2, -1, -1, -1)).values()] == [
+        (n, n) for n in (24, 12, 6, 3, 2)
+    ]
+    assert [tuple(m.shape[2:]) for m in Pyramid("r18", 3)(images.expand(2, -1, -1, -1)).values()] == [
+        (n, n) for n in (12, 6, 3, 2, 1)
+    ]

@@ -31,7 +31,12 @@ def _box_of(image: torch.Tensor) -> list[float]:
 def test_boxes_go_where_the_pixels_go(seed: int) -> None:
     rule = DetectionAugmentation(fliplr=0.5, flipud=0.5, scale=0.4, translate=0.2, brightness=0.2)
     image, boxes, classes = augment(_sample(), rule, np.random.default_rng(seed))
-    assert image.shape == (3, 96, 96) and image.min() >= 0 and image.max() <= 1 and type(image) is torch.Tensor is type(boxes)
+    assert (
+        image.shape == (3, 96, 96)
+        and image.min() >= 0
+        and image.max() <= 1
+        and type(image) is torch.Tensor is type(boxes)
+    )
     assert classes.tolist() == [3]
     assert boxes[0].tolist() == pytest.approx(_box_of(image), abs=1.5)
 
@@ -47,8 +52,16 @@ def test_without_changes_nothing_changes_and_a_turned_box_holds_the_turned_recta
 def test_boxes_that_leave_the_image_or_get_tiny_are_dropped() -> None:
     image = torch.zeros(3, 96, 96)
     boxes = torch.tensor([[0.0, 0, 9, 9], [40, 40, 60, 60], [50, 50, 51, 58]])
-    kept = [augment((image, boxes, torch.arange(3)), DetectionAugmentation(translate=0.3), np.random.default_rng(s))[2] for s in range(40)]
-    assert any(0 not in k for k in kept) and any(0 in k for k in kept) and all(1 in k for k in kept) and all(2 not in k for k in kept)
+    kept = [
+        augment((image, boxes, torch.arange(3)), DetectionAugmentation(translate=0.3), np.random.default_rng(s))[2]
+        for s in range(40)
+    ]
+    assert (
+        any(0 not in k for k in kept)
+        and any(0 in k for k in kept)
+        and all(1 in k for k in kept)
+        and all(2 not in k for k in kept)
+    )
     _, none, classes = augment(
         (image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)), DetectionAugmentation(), np.random.default_rng(0)
     )
@@ -86,7 +99,10 @@ def test_an_epoch_without_a_number_of_steps_is_one_pass(tmp_path: Path) -> None:
     assert steps_per_epoch(given) == 3  # five images, two at a time
     batches = TrainingBatches(given, 3)
     assert sorted(batches.drawn(0)) == sorted(given.train)
-    assert steps_per_epoch(job(tmp_path, small_store(tmp_path / "b"), given.detector, budget=Budget(1, 7, 2, 1e-3, 0))) == 7
+    assert (
+        steps_per_epoch(job(tmp_path, small_store(tmp_path / "b"), given.detector, budget=Budget(1, 7, 2, 1e-3, 0)))
+        == 7
+    )
 
 
 def test_samples_are_letterboxed_with_their_boxes(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def values(terms: dict[str, torch.Tensor]) -> dict[str, float]:
 def test_all_detectors_are_registered_without_importing_torchvision() -> None:
     code = (
         "import sys, medkd.detection.tv\nfrom medkd.detection.base import DETECTORS\n"
-        "print(len([n for n in DETECTORS if DETECTORS[n].family == 'torchvision']), 'torchvision' in sys.modules, 'timm' in sys.modules)"
+        "print(len([n for n in DETECTORS if DETECTORS[n].family == 'torchvision']), 'torchvision' in sys.modules, "
+        "'timm' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["19", "False", "False"]
@@ -51,12 +52,23 @@ def test_a_step_reaches_every_weight_and_the_published_shapes_are_true(name: str
         assert tap.module in modules
     if detector.two_stage:
         count = sum(len(p) for p in outputs.proposals)
-        assert outputs.logits.shape == (count, 3) and outputs.deltas is not None and outputs.deltas.shape == (count, 3, 4)
+        assert (
+            outputs.logits.shape == (count, 3) and outputs.deltas is not None and outputs.deltas.shape == (count, 3, 4)
+        )
         assert target.labels.shape == (count, 1) and set(target.labels.unique().tolist()) == {0, 1, 2}
     else:
         anchors = outputs.levels[-1].stop
-        assert outputs.logits.shape == (2, 2, anchors) and outputs.boxes is not None and outputs.boxes.shape == (2, anchors, 4)
-        assert target.labels.shape == (2, 1, anchors) and {-1, 0, 1} <= set(target.labels.unique().tolist()) <= {-2, -1, 0, 1}
+        assert (
+            outputs.logits.shape == (2, 2, anchors)
+            and outputs.boxes is not None
+            and outputs.boxes.shape == (2, anchors, 4)
+        )
+        assert target.labels.shape == (2, 1, anchors) and {-1, 0, 1} <= set(target.labels.unique().tolist()) <= {
+            -2,
+            -1,
+            0,
+            1,
+        }
         assert (target.labels[1] == -1).all()
 
 
@@ -90,9 +102,12 @@ def test_detections_lie_in_the_image_sorted_and_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overlap"), [("retinanet_r18", 0.5), ("fcos_r18", 0.6), ("gfl_r18", 0.6), ("atss_r18", 0.6), ("faster_rcnn_r18", 0.5)]
+    ("name", "overlap"),
+    [("retinanet_r18", 0.5), ("fcos_r18", 0.6), ("gfl_r18", 0.6), ("atss_r18", 0.6), ("faster_rcnn_r18", 0.5)],
 )
-def test_without_a_word_overlapping_boxes_are_dropped_as_published(name: str, overlap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_word_overlapping_boxes_are_dropped_as_published(
+    name: str, overlap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from medkd.detection.tv import dense, faster_rcnn
 
     used: list[float] = []
@@ -112,7 +127,9 @@ def test_without_a_word_overlapping_boxes_are_dropped_as_published(name: str, ov
 def test_anchors_are_told_where_there_are_any() -> None:
     told = {name: make(name).anchors for name in SMALL}  # with an anchor scale of 2
     assert told["fcos_r18"] == () and told["gfl_r18"] == told["atss_r18"] == ((4.0, 1.0),)
-    assert [ratio for side, ratio in told["retinanet_r18"] if side == 2.0] == [0.5, 1.0, 2.0] and len(told["retinanet_r18"]) == 9
+    assert [ratio for side, ratio in told["retinanet_r18"] if side == 2.0] == [0.5, 1.0, 2.0] and len(
+        told["retinanet_r18"]
+    ) == 9
     assert told["faster_rcnn_r18"] == ((4.0, 0.5), (4.0, 1.0), (4.0, 2.0))
 
 
@@ -140,7 +157,9 @@ def test_the_head_continued_from_its_own_holds_gives_its_own_output(name: str) -
     assert box is not None
     for level in outputs.levels:
         own = outputs.logits[..., level.start : level.stop]
-        assert torch.allclose(detector.forward_from(f"{level.tap}.class", outputs.features[f"{level.tap}.class"]), own, atol=1e-6)
+        assert torch.allclose(
+            detector.forward_from(f"{level.tap}.class", outputs.features[f"{level.tap}.class"]), own, atol=1e-6
+        )
         assert torch.allclose(detector.forward_from(level.tap, outputs.features[level.tap]), own, atol=1e-6)
         continued = detector.forward_from(f"{level.tap}.box", outputs.features[f"{level.tap}.box"])
         assert torch.allclose(continued, box[:, level.start : level.stop], atol=1e-5)
@@ -180,7 +199,9 @@ def test_a_two_stage_teacher_scores_the_students_proposals() -> None:
     assert torch.equal(same.logits, student.observe(images, outputs).logits)
     alone = teacher.observe(images, DetectorOutputs(torch.zeros(0)))
     assert len(alone.proposals) == 2 and len(alone.logits) == sum(len(p) for p in alone.proposals)
-    assert type(teacher).forward_from is Detector.forward_from  # by which methods that continue a teacher know that they cannot
+    assert (
+        type(teacher).forward_from is Detector.forward_from
+    )  # by which methods that continue a teacher know that they cannot
 
 
 def test_losses_in_eval_mode_are_repeatable_and_leave_the_generator_alone() -> None:

@@ -72,7 +72,9 @@ def _slow(
         found = outputs.boxes[image, anchor]
         x, y = ((anchors[anchor, :2] + anchors[anchor, 2:]) / 2).tolist()
         sides = [x - float(truth[0]), y - float(truth[1]), float(truth[2]) - x, float(truth[3]) - y]
-        centre = math.sqrt(min(sides[0], sides[2]) / max(sides[0], sides[2]) * min(sides[1], sides[3]) / max(sides[1], sides[3]))
+        centre = math.sqrt(
+            min(sides[0], sides[2]) / max(sides[0], sides[2]) * min(sides[1], sides[3]) / max(sides[1], sides[3])
+        )
         overlaps.append(1 - float(generalized_box_iou(found[None], truth[None])))
         quality[image, kind, anchor] = float(box_iou(found[None], truth[None])) if generalized else 1.0
         if generalized:
@@ -90,7 +92,11 @@ def _slow(
     box = 2 * sum(w * o for w, o in zip(weights, overlaps, strict=True)) / total
     if generalized:
         spread = 0.25 * sum(w * s for w, s in zip(weights, spreads, strict=True)) / total
-        return {"class": float(quality_focal_loss(outputs.logits, quality)) / number, "box": box, "distribution": spread}
+        return {
+            "class": float(quality_focal_loss(outputs.logits, quality)) / number,
+            "box": box,
+            "distribution": spread,
+        }
     p = outputs.logits.sigmoid()
     focal = -(0.25 * quality * (1 - p) ** 2 * p.log() + 0.75 * (1 - quality) * p**2 * (1 - p).log())
     return {"class": float(focal.sum()) / number, "box": box, "centerness": sum(centre_terms) / number}

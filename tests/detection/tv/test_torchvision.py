@@ -36,7 +36,11 @@ def _tower(theirs: nn.Module, ours: nn.Module, flat: bool) -> None:
     """Copy a tower of ours into torchvision's, whose blocks are nested or flat."""
     for i, block in enumerate(ours.blocks):
         convolution, norm = (theirs[3 * i], theirs[3 * i + 1]) if flat else (theirs[i][0], theirs[i][1])
-        convolution.weight.data, norm.weight.data, norm.bias.data = block[0].weight.data, block[1].weight.data, block[1].bias.data
+        convolution.weight.data, norm.weight.data, norm.bias.data = (
+            block[0].weight.data,
+            block[1].weight.data,
+            block[1].bias.data,
+        )
 
 
 def _copy(theirs: nn.Module, ours: nn.Module) -> None:
@@ -68,7 +72,9 @@ def _reference(name: str, ours: Detector) -> nn.Module:
 
 
 def _ready(name: str) -> tuple[Detector, Tensor, list[dict[str, Tensor]]]:
-    """A detector whose predictions differ from place to place, a batch with boxes in all images, and it in torchvision's form."""
+    """A detector whose predictions differ from place to place, a batch with boxes in all images, and it in
+    torchvision's form.
+    """
     ours = make(name, size=SIZE).eval()
     images, boxes, classes = batch(SIZE)
     boxes[1], classes[1] = torch.tensor([[5.0, 60, 90, 120], [20, 20, 44, 52]]), torch.tensor([1, 0])
@@ -90,7 +96,9 @@ def test_losses_and_detections_of_dense_heads_are_torchvisions(name: str) -> Non
     expected = theirs(list(images), targets)
     terms, _, _ = ours.losses(images, [t["boxes"] for t in targets], [t["labels"] for t in targets])
     names = {"class": "classification", "box": "bbox_regression", "centerness": "bbox_ctrness"}
-    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: expected[names[k]].item() for k in terms}, rel=1e-4)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+        {k: expected[names[k]].item() for k in terms}, rel=1e-4
+    )
     theirs.eval()
     for own, found in zip(ours.detect(images, 0.001, 0.5, 9999), theirs(list(images)), strict=True):
         wide = (found["boxes"][:, 2:] - found["boxes"][:, :2]).amin(1) >= 0.01  # theirs keep boxes that lie outside
@@ -104,7 +112,9 @@ def test_losses_and_detections_of_faster_rcnn_are_torchvisions() -> None:
     scale = ours.spec.anchor_scale
     anchors = AnchorGenerator(tuple((2 * scale * s,) for s in ours.pyramid.strides), ((0.5, 1.0, 2.0),) * 5)
     pool = MultiScaleRoIAlign(list(ours.pyramid.names[:4]), 7, 2)
-    theirs = FasterRCNN(_Backbone(ours), 3, min_size=SIZE, max_size=SIZE, rpn_anchor_generator=anchors, box_roi_pool=pool)
+    theirs = FasterRCNN(
+        _Backbone(ours), 3, min_size=SIZE, max_size=SIZE, rpn_anchor_generator=anchors, box_roi_pool=pool
+    )
     theirs.rpn.head, theirs.roi_heads.box_head, theirs.roi_heads.box_predictor = (
         ours.proposer.head,
         ours.scorer.box_head,
@@ -122,8 +132,15 @@ def test_losses_and_detections_of_faster_rcnn_are_torchvisions() -> None:
     expected = theirs(list(images), shifted)
     torch.manual_seed(3)
     terms, _, _ = ours.losses(images, [t["boxes"] for t in targets], [t["labels"] for t in targets])
-    names = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg", "class": "loss_classifier", "box": "loss_box_reg"}
-    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: expected[names[k]].item() for k in terms}, rel=1e-4)
+    names = {
+        "objectness": "loss_objectness",
+        "proposal": "loss_rpn_box_reg",
+        "class": "loss_classifier",
+        "box": "loss_box_reg",
+    }
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+        {k: expected[names[k]].item() for k in terms}, rel=1e-4
+    )
     theirs.eval()
     ours.eval()
     theirs.roi_heads.score_thresh, theirs.roi_heads.nms_thresh = 0.05, 0.5
@@ -135,7 +152,10 @@ def test_losses_and_detections_of_faster_rcnn_are_torchvisions() -> None:
 
 def test_anchors_are_torchvisions_where_the_size_is_a_multiple_of_all_strides() -> None:
     detector = make("retinanet_r18", size=SIZE)
-    neck = {n: torch.zeros(1, 1, SIZE // s, SIZE // s) for n, s in zip(detector.pyramid.names, detector.pyramid.strides, strict=True)}
+    neck = {
+        n: torch.zeros(1, 1, SIZE // s, SIZE // s)
+        for n, s in zip(detector.pyramid.names, detector.pyramid.strides, strict=True)
+    }
     levels = detector.grid.levels(neck)
     sizes = tuple(tuple(s * 2.0 * 2 ** (o / 3) for o in range(3)) for s in detector.pyramid.strides)
     generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)

@@ -17,7 +17,7 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.methods import DETECTION_METHODS
 from medkd.detection.tv.training import DetectionTrainer, loop_settings, mean_average_precision
 from medkd.distillation import Context, build_method
-from medkd.evaluation.detection_predictions import Boxes
+from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.logs import read_log
 from tests.detection.tv.builders import SIZE, job, make, narrow, small_store  # noqa: F401 - a fixture
 
@@ -48,8 +48,12 @@ def test_two_epochs_leave_what_prediction_and_the_report_need(tmp_path: Path) ->
     before = given.detector.scorer.box_predictor.cls_score.weight.detach().clone()
     medkd.detection.tv.fit(given)
     records = read_log(given.folder)
-    assert [r.epoch for r in records] == [0, 1] and all(r.validation_score is not None and r.validation_dice is None for r in records)
-    assert set(records[0].terms) == {"objectness", "proposal", "class", "box"} and records[0].validation_loss is not None
+    assert [r.epoch for r in records] == [0, 1] and all(
+        r.validation_score is not None and r.validation_dice is None for r in records
+    )
+    assert (
+        set(records[0].terms) == {"objectness", "proposal", "class", "box"} and records[0].validation_loss is not None
+    )
     for name in (FINAL, BEST):
         make("faster_rcnn_r18", classes=1, seed=9).load_state_dict(load_checkpoint(given.folder / name)["network"])
     assert not torch.equal(before, given.detector.scorer.box_predictor.cls_score.weight)
@@ -63,7 +67,13 @@ def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path: Path, name:
 
     def fresh(folder: str, **changes: object) -> DetectionJob:
         student = make(name, classes=1)
-        return job(tmp_path / folder, store, student, distiller=_distiller(method, student, make(name, classes=1, seed=5)), **changes)
+        return job(
+            tmp_path / folder,
+            store,
+            student,
+            distiller=_distiller(method, student, make(name, classes=1, seed=5)),
+            **changes,
+        )
 
     whole = fresh("a")
     medkd.detection.tv.fit(whole)
@@ -90,7 +100,9 @@ def test_the_plan_sets_the_loop_and_the_rest_has_its_usual_values(tmp_path: Path
     rates = [usual.learning_rate(step // 20, step) for step in range(200)]
     assert rates[0] == pytest.approx(0.01 / 20) and max(rates) == rates[19] < 0.01
     assert rates[:20] == sorted(rates[:20]) and rates[19:] == sorted(rates[19:], reverse=True)
-    said = loop_settings(replace(given, plan=replace(given.plan, momentum=0.8, weight_decay=0.0, final_learning_rate=0.002)))
+    said = loop_settings(
+        replace(given, plan=replace(given.plan, momentum=0.8, weight_decay=0.0, final_learning_rate=0.002))
+    )
     assert (said.momentum, said.weight_decay) == (0.8, 0.0)
     assert said.learning_rate(5, 100) == pytest.approx(0.006) and said.learning_rate(10, 200) == pytest.approx(0.002)
 
@@ -112,7 +124,10 @@ def test_one_image_is_learned_by_heart(name: str) -> None:
 
     detector = make(name, classes=2, size=96).train()
     images = torch.full((2, 3, 96, 96), 0.2)
-    boxes, classes = [torch.tensor([[20.0, 24, 60, 70]]), torch.tensor([[40.0, 40, 88, 80]])], [torch.tensor([1]), torch.tensor([0])]
+    boxes, classes = (
+        [torch.tensor([[20.0, 24, 60, 70]]), torch.tensor([[40.0, 40, 88, 80]])],
+        [torch.tensor([1]), torch.tensor([0])],
+    )
     images[0, :, 24:70, 20:60], images[1, :, 40:80, 40:88] = 0.9, 0.5
     optimizer = torch.optim.AdamW(detector.parameters(), 1e-3)
     for _ in range(80):
@@ -120,6 +135,8 @@ def test_one_image_is_learned_by_heart(name: str) -> None:
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
-    for found, box, kind in zip(detector.detect(images, overlap=0.5), boxes, classes, strict=True):  # in train mode: as it was seen
+    for found, box, kind in zip(
+        detector.detect(images, overlap=0.5), boxes, classes, strict=True
+    ):  # in train mode: as it was seen
         assert int(found.classes[0]) == int(kind)
         assert float(box_iou(found.boxes[:1], box)) > 0.6

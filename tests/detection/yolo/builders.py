@@ -57,7 +57,9 @@ def batch(categories: int = 1) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return images, boxes, [torch.tensor([0, categories - 1]), torch.zeros(0, dtype=torch.int64)]
 
 
-def make_job(folder: Path, detector: YoloDetector, distiller: Any = None, *, negatives: int = 2, **changes: Any) -> DetectionJob:
+def make_job(
+    folder: Path, detector: YoloDetector, distiller: Any = None, *, negatives: int = 2, **changes: Any
+) -> DetectionJob:
     """Two epochs of two steps on four images of 64 pixels, two more to validate."""
     categories = detector.spec.categories
     raw = make_dataset(folder, images=6, size=SIZE, negatives=negatives, categories=categories)

@@ -32,7 +32,9 @@ def test_taps_outputs_and_state_fit_the_network(name: str) -> None:
     images, _, _ = batch()
     seen: dict[str, Tensor] = {}
     hooks = [
-        detector.get_submodule(tap.module).register_forward_hook(lambda m, i, o, n=tap.name: seen.update({n: o.detach().clone()}))
+        detector.get_submodule(tap.module).register_forward_hook(
+            lambda m, i, o, n=tap.name: seen.update({n: o.detach().clone()})
+        )
         for tap in detector.taps
     ]
     detector.eval()
@@ -44,7 +46,11 @@ def test_taps_outputs_and_state_fit_the_network(name: str) -> None:
         assert feature.shape == (2, tap.channels, SIZE // tap.stride[0], SIZE // tap.stride[0])
         torch.testing.assert_close(seen[tap.name], feature)
     assert outputs.logits.shape == (2, 2, 84) and outputs.boxes is not None and outputs.boxes.shape == (2, 84, 4)
-    assert [(v.tap, v.stride, v.start, v.stop) for v in outputs.levels] == [("p3", 8, 0, 64), ("p4", 16, 64, 80), ("p5", 32, 80, 84)]
+    assert [(v.tap, v.stride, v.start, v.stop) for v in outputs.levels] == [
+        ("p3", 8, 0, 64),
+        ("p4", 16, 64, 80),
+        ("p5", 32, 80, 84),
+    ]
     assert (outputs.distribution is None) == name.startswith("yolo26")
     assert detector.state_dict().keys() == detector.network.state_dict().keys()
 

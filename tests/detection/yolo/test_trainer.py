@@ -1,4 +1,6 @@
-"""ultralytics' trainer on medkd's jobs: alone, with a method's terms, killed and continued, and with its own distillation."""
+"""ultralytics' trainer on medkd's jobs: alone, with a method's terms, killed and continued, and with its own
+distillation.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_a_detector_is_trained_alone(tmp_path: Path) -> None:
     fit(job)
     final, best = (load_checkpoint(job.folder / f"checkpoint_{name}.pt") for name in ("final", "best"))
     assert final["schema"] == best["schema"] == 1 and final["epoch"] == 1
-    assert any(not torch.equal(before[name], value) for name, value in final["network"].items() if "conv.weight" in name)
+    assert any(
+        not torch.equal(before[name], value) for name, value in final["network"].items() if "conv.weight" in name
+    )
     other = make(seed=3)
     other.load_state_dict(final["network"])
     assert all(torch.equal(value, state_of(detector)[name]) for name, value in final["network"].items())
@@ -132,11 +136,16 @@ def test_a_kill_after_the_last_epoch_costs_nothing(tmp_path: Path, monkeypatch: 
     assert before["epoch"] == after["epoch"] == 1 and torch.equal(
         before["network"]["model.0.conv.weight"], after["network"]["model.0.conv.weight"]
     )
-    assert not list(job.folder.rglob("state_*.pt")) and type(weights_of(job.folder, "last.pt")).__name__ == "DetectionModel"
+    assert (
+        not list(job.folder.rglob("state_*.pt"))
+        and type(weights_of(job.folder, "last.pt")).__name__ == "DetectionModel"
+    )
 
 
 def test_an_infinite_loss_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ToyDistiller, "terms", lambda self, images, student, target: {"imitation": student.logits.mean() * float("inf")})
+    monkeypatch.setattr(
+        ToyDistiller, "terms", lambda self, images, student, target: {"imitation": student.logits.mean() * float("inf")}
+    )
     job = make_job(tmp_path, make(), ToyDistiller())
     job = replace(job, budget=replace(job.budget, iterations_per_epoch=1))
     with pytest.raises(RunError, match=r"'imitation' became infinite or NaN in epoch 0"):
@@ -157,7 +166,9 @@ def test_ultralytics_is_silent_but_for_warnings(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="medkd")
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # a command that ran before has left one on a closed stream
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", []
+    )  # a command that ran before has left one on a closed stream
     job = make_job(tmp_path, make())
     fit(replace(job, budget=replace(job.budget, epochs=1, iterations_per_epoch=1)))
     printed = "".join(capfd.readouterr())
@@ -195,7 +206,10 @@ def test_builtin_distillation(tmp_path: Path) -> None:
     assert record.terms["dis_loss"] > 0
     network = weights_of(job.folder, "best.pt")
     final = load_checkpoint(job.folder / "checkpoint_final.pt")["network"]
-    assert type(network).__name__ == "DetectionModel" and network.state_dict().keys() == final.keys() == make().state_dict().keys()
+    assert (
+        type(network).__name__ == "DetectionModel"
+        and network.state_dict().keys() == final.keys() == make().state_dict().keys()
+    )
     for wrong, text in ((None, "none"), (SimpleNamespace(spec=SimpleNamespace(name="fcos_r18")), "fcos_r18")):
         with pytest.raises(MethodError, match=text):
             fit(replace(job, distiller=SimpleNamespace(method=method, teacher=wrong)))
@@ -228,8 +242,25 @@ def test_the_plan_becomes_ultralytics_arguments(tmp_path: Path) -> None:
     job = replace(job, plan=replace(job.plan, augmentation=augmentation), precision="bf16", workers=3)
     settings = settings_of(job, tmp_path / "data.yaml", tmp_path)
     expected = {
-        **{"mosaic": 0.1, "close_mosaic": 3, "fliplr": 0.2, "flipud": 0.3, "scale": 0.4, "translate": 0.05, "degrees": 6.0},
-        **{"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.7, "optimizer": "SGD", "lr0": 0.01, "imgsz": SIZE, "batch": 2, "epochs": 2},
+        **{
+            "mosaic": 0.1,
+            "close_mosaic": 3,
+            "fliplr": 0.2,
+            "flipud": 0.3,
+            "scale": 0.4,
+            "translate": 0.05,
+            "degrees": 6.0,
+        },
+        **{
+            "hsv_h": 0.0,
+            "hsv_s": 0.0,
+            "hsv_v": 0.7,
+            "optimizer": "SGD",
+            "lr0": 0.01,
+            "imgsz": SIZE,
+            "batch": 2,
+            "epochs": 2,
+        },
         **{"amp": False, "workers": 3, "seed": 0, "device": "cpu"},
     }
     assert expected.items() <= settings.items()

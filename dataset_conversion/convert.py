@@ -1,0 +1,76 @@
+"""Convert and verify in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset_conversion.contact_sheet import make_contact_sheet
+from dataset_conversion.registry import CONVERTERS, ConversionOptions
+from dataset_conversion.report import REPORT_FILE, ConversionReport
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.paths import Root, new_dataset_name
+from medkd.io.verify import REPORT_FILE as VERIFICATION_FILE
+from medkd.io.verify import Report, verify_dataset
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion: the raw folder, what was done, what the check of the result says, and whether the labels
+    are boxes.
+    """
+
+    folder: Path
+    conversion: ConversionReport
+    verification: Report
+    detection: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether every case was converted and passed the check."""
+        return self.conversion.ok and self.verification.ok
+
+
+def convert_dataset(
+    format: str,
+    source: Path,
+    number: int,
+    *,
+    name: str | None = None,
+    root: str | Path | None = None,
+    options: ConversionOptions | None = None,
+) -> Converted:
+    """Convert ``source`` to ``<root>/raw/DatasetNNN_Name`` and verify the result; running it again continues.
+
+    Args:
+        format: a name in :data:`~dataset_conversion.registry.CONVERTERS`.
+        source: the data as downloaded; never changed.
+        number: data set number, 1 to 999.
+        name: data set name; None takes it from the source.
+        root: medkd's root, see :meth:`medkd.core.paths.Root.resolve`.
+        options: names of labels and channels, copying or linking.
+
+    Raises:
+        DataError: unknown format, unusable source, number in use by another data set, unwritable output, or not one
+            case could be converted.
+    """
+    converter = CONVERTERS[format]
+    raw = Root.resolve(root).raw
+    full_name = new_dataset_name(number, name or converter.name(Path(source)))
+    others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p.name != full_name] if raw.is_dir() else []
+    if others:
+        raise DataError(
+            f"Number {number} is taken by {raw / others[0]}; choose another number, or --name to continue that one."
+        )
+    folder = raw / full_name
+    report = converter.convert(Path(source), folder, options or ConversionOptions())
+    if not (folder / "dataset.json").exists():
+        reason = report.problems[0].text() if report.problems else "there are no training cases."
+        raise DataError(
+            f"No case of {source} could be converted (see {folder / REPORT_FILE}). The first problem: {reason}"
+        )
+    verification = verify_dataset(folder)
+    verification.save(folder / VERIFICATION_FILE)
+    make_contact_sheet(folder, report, (*verification.problems, *verification.warnings))
+    return Converted(folder, report, verification, DatasetDescription.load(folder / "dataset.json").task == "detection")

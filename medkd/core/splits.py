@@ -1,0 +1,230 @@
+"""Cross-validation splits, nnU-Net's own rule and file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import KFold
+
+from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+from medkd.core.run import DATASET_FILE
+
+SPLITS_FILE = "splits_final.json"
+ALL = "all"
+_FOLDS = 5
+_SEED = 12345  # nnU-Net's, so that both tools make the same folds
+_PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The case ids one fold trains on and is judged on; fold ``all`` is judged on none."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None) -> list[Split]:
+    """Five folds: ``KFold(5, shuffle, random_state=12345)`` over the sorted case ids, or over the sorted patients where
+    known.
+
+    With fewer than five cases (or patients) there are as many folds as cases.
+
+    Raises:
+        DataError: there are fewer than two cases or patients, so nothing can be held out.
+    """
+    groups: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        groups.setdefault((patients or {}).get(case, case), []).append(case)
+    keys = np.array(sorted(groups))
+    if len(keys) < 2:
+        raise DataError(
+            f"Cross-validation needs at least two cases or patients, found {len(keys)}; train fold 'all' instead."
+        )
+    folds = KFold(min(_FOLDS, len(keys)), shuffle=True, random_state=_SEED).split(keys)
+    return [
+        Split(*(tuple(sorted(c for k in keys[part] for c in groups[k])) for part in (train, val)))
+        for train, val in folds
+    ]
+
+
+def load_splits(path: Path) -> list[Split]:
+    """Read a ``splits_final.json``.
+
+    Raises:
+        DataError: the file is not a list of ``{"train": [...], "val": [...]}``.
+    """
+    data = read_json(path)
+    try:
+        return [Split(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in data]
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or delete the file.'
+        ) from error
+
+
+def save_splits(path: Path, splits: Sequence[Split]) -> None:
+    """Write splits in nnU-Net's form."""
+    write_json(path, [{"train": list(s.train), "val": list(s.val)} for s in splits])
+
+
+def find_split(
+    folder: Path,
+    fold: int | str,
+    cases: Sequence[str],
+    patients: Mapping[str, str] | None,
+    given: Path | None = None,
+    *,
+    write: bool = True,
+) -> Split:
+    """The split of one fold of a preprocessed data set; fold ``all`` needs no splits and makes none.
+
+    Args:
+        folder: preprocessed data set folder.
+        fold: 0-4 or ``all``.
+        cases: the preprocessed cases.
+        patients: case → patient, where known.
+        given: raw data set folder.
+        write: keep new splits, see :func:`ensure_splits`.
+
+    Raises:
+        DataError: see :func:`split_of_fold` and :func:`make_splits`.
+    """
+    if str(fold) != ALL:
+        return split_of_fold(ensure_splits(folder, cases, patients, given, write=write), fold, cases)
+    missing = _known(cases, patients, given)[0] - set(cases)
+    if missing:
+        _log.warning(
+            "%s not preprocessed and left out: %s; run medkd_plan_and_preprocess", _count(missing), _some(missing)
+        )
+    return split_of_fold([], fold, cases)
+
+
+def ensure_splits(
+    folder: Path,
+    cases: Sequence[str],
+    patients: Mapping[str, str] | None,
+    given: Path | None = None,
+    *,
+    write: bool = True,
+) -> list[Split]:
+    """The splits of a preprocessed data set: its own file, else the user's in the raw folder, else nnU-Net's, else
+    newly made ones.
+
+    New splits are of all cases of the raw folder, preprocessed or not. Those that nnU-Net keeps in
+    ``$nnUNet_preprocessed`` are taken where they name only cases of this data set, and no patients are known, whom
+    nnU-Net would tear apart. A warning names cases that are in no fold, and a file of the user's that is not the one in
+    use.
+
+    Args:
+        folder: preprocessed data set folder.
+        cases: the preprocessed cases.
+        patients: case → patient, where known.
+        given: raw data set folder, where a user may have put a file of their own.
+        write: keep the splits in the preprocessed folder where it has none yet.
+
+    Raises:
+        DataError: a file of splits is damaged, or there are too few cases for new ones.
+    """
+    own, users = folder / SPLITS_FILE, given / SPLITS_FILE if given else None
+    known, owners = _known(cases, patients, given)
+    if own.exists():
+        splits = load_splits(own)
+        if users and users.exists() and _parts(load_splits(users)) != _parts(splits):
+            _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
+    else:
+        splits = (
+            load_splits(users)
+            if users and users.exists()
+            else _nnunet_splits(folder.name, known, owners) or make_splits([*known], owners)
+        )
+        if write:
+            save_splits(own, splits)
+    unused = known - {case for split in splits for case in (*split.train, *split.val)}
+    if unused:
+        source = own if own.exists() or not users else users
+        _log.warning(
+            "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them "
+            "there, or delete "
+            "the file to make new splits, for which networks are trained anew",
+            _count(unused),
+            source,
+            _some(unused),
+        )
+    return splits
+
+
+def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]) -> Split:
+    """The split of one fold, restricted to nothing: every case it names must exist.
+
+    Raises:
+        DataError: the fold does not exist, names unknown cases, or trains on its own validation cases.
+    """
+    if str(fold) == ALL:
+        return Split(tuple(sorted(cases)), ())
+    if str(fold) not in map(str, range(len(splits))):
+        raise DataError(f"Fold '{fold}' does not exist; there are folds 0 to {len(splits) - 1} and '{ALL}'.")
+    split = splits[int(fold)]
+    unknown = sorted({*split.train, *split.val} - set(cases))
+    if unknown:
+        raise DataError(
+            f"Fold {fold} names {len(unknown)} cases that are not preprocessed ({_some(unknown)}); run "
+            "medkd_plan_and_preprocess, or take "
+            f"them out of {SPLITS_FILE}."
+        )
+    both = sorted(set(split.train) & set(split.val))
+    if both:
+        raise DataError(f"Fold {fold} has the case {both[0]} both in 'train' and in 'val'; mend {SPLITS_FILE}.")
+    return split
+
+
+def _known(
+    cases: Sequence[str], patients: Mapping[str, str] | None, given: Path | None
+) -> tuple[set[str], dict[str, str]]:
+    """All cases of a data set, raw and preprocessed, and their patients."""
+    if given is None:
+        return set(cases), dict(patients or {})
+    try:
+        description = DatasetDescription.load(given / DATASET_FILE)
+        raw = [files.case for files in training_cases(given, description)]
+    except DataError:  # raw data may be removed after preprocessing
+        return set(cases), dict(patients or {})
+    return {*cases, *raw}, {**(patients or {}), **description.patients}
+
+
+def _nnunet_splits(dataset: str, known: set[str], patients: Mapping[str, str]) -> list[Split] | None:
+    """The splits in ``$nnUNet_preprocessed``; None where there are none that fit this data set."""
+    folder = os.environ.get(_PREPROCESSED)
+    if not folder or patients or not (Path(folder) / dataset / SPLITS_FILE).exists():
+        return None
+    path = Path(folder) / dataset / SPLITS_FILE
+    splits = load_splits(path)
+    foreign = {case for split in splits for case in (*split.train, *split.val)} - known
+    if foreign:
+        _log.warning("%s is not used, since it names cases that this data set does not have: %s", path, _some(foreign))
+        return None
+    _log.info("the splits are taken from %s", path)
+    return splits
+
+
+def _parts(splits: Sequence[Split]) -> list[tuple[set[str], set[str]]]:
+    return [(set(split.train), set(split.val)) for split in splits]
+
+
+def _count(cases: Iterable[str]) -> str:
+    number = len(set(cases))
+    return "1 training case is" if number == 1 else f"{number} training cases are"
+
+
+def _some(cases: Iterable[str]) -> str:
+    """The first few names, in order."""
+    names = sorted(cases)
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -1,0 +1,161 @@
+"""Boundary constraints: the teacher's distribution on the boundary band, and a soft Hausdorff distance to its
+prediction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medkd.core.features import Outputs, Progress, Target
+from medkd.distillation.base import METHODS, Context, Method, zero_like
+from medkd.distillation.boundaries.boundary import boundary_band, one_hot, well_inside
+from medkd.distillation.boundaries.distance import squared_boundary_distances
+from medkd.distillation.options import at_least, check_variant, choice
+from medkd.distillation.outputs.divergence import softmax_kl
+
+
+@METHODS.register("bckd")
+class BCKD(Method):
+    """Boundary constraint distillation, the logit half of ACF-BCKD: ``L = w_h α L_hard + w_s (1 − α) L_soft``.
+
+    **Hard**: for every sample ``n`` and class ``k`` (background included) the band ``B_nk`` holds the voxels whose
+    neighbours lie partly in and partly out of class ``k`` of the ground truth. Default: the mean over the pairs ``(n,
+    k)`` with a band of the mean over ``B_nk`` of ``KL(p_T ‖ p_S)``, with replicated borders. Regions: ``Σ_c (σ(z_S) −
+    σ(z_T))²`` in place of the divergence. Voxels next to one without annotation are left out. Paper: ``Σ_nk 1 / (K
+    |B_nk|) Σ_v KL``, and a band also where the patch cuts a structure.
+
+    **Soft**: with ``t`` the teacher's hard prediction, ``d(m) = EDT(m) + EDT(1 − m)`` (0 where ``m`` is empty or full),
+    and ``k`` over the foreground classes or regions::
+
+        L_soft = log(1 + mean_{n,k,v} (p_S − t)² · (d(p_S > ½)² + d(t)²))
+
+    Distances are exact, in units of the mean voxel (default: spacing divided by its geometric mean), of the voxel
+    (paper) or in mm. Classes that are in neither mask cost nothing. Voxels without annotation have no weight, but what
+    is predicted there still is a place to be near to.
+
+    **Schedule**: ``α = max(floor, 1 − decay · epoch)``, from the boundary of the truth towards the teacher's shape. By
+    default ``decay`` is such that ``floor`` is reached at the end of the run, however long it is.
+
+    Citation: X. Yu et al., Expert Systems with Applications 262:125670, 2025; the soft term after D. Karimi, S. E.
+    Salcudean, IEEE TMI 39(2), 2020, arXiv 1904.10030.
+
+    Args:
+        context: taps, outputs and geometry.
+        hard_weight: ``w_h``; None means 0.2, in the paper variant 1. The band is a small part of the patch, so that at
+            weight 1 this term pulls several times harder than the segmentation loss.
+        soft_weight: ``w_s``.
+        floor: smallest ``α``; None means 0.5, in the paper variant 0.001 (its BTCV setting; WORD and BraTS use 0.5).
+        decay: fall of ``α`` per epoch; None means over the whole run, in the paper variant 0.001 (WORD 0.0015, BraTS
+            0.01).
+        distances: ``relative``, ``voxel`` or ``mm``; None means ``relative``, in the paper variant ``voxel``.
+        variant: ``default`` or ``paper``.
+    """
+
+    citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
+    outputs_only = True
+    per_logit, per_feature = 10.0, 0.0
+    bound = "exact distances axis after axis, class by class, within the bounding box; no matrix of pairs of voxels"
+
+    def __init__(
+        self,
+        context: Context,
+        hard_weight: float | None = None,
+        soft_weight: float = 1.0,
+        floor: float | None = None,
+        decay: float | None = None,
+        distances: str | None = None,
+        variant: str = "default",
+    ) -> None:
+        super().__init__(context)
+        self.paper = check_variant("bckd", variant)
+        self.hard_weight = at_least(
+            "bckd", "hard_weight", (1.0 if self.paper else 0.2) if hard_weight is None else hard_weight, 0.0
+        )
+        self.soft_weight = at_least("bckd", "soft_weight", soft_weight, 0.0)
+        self.floor = at_least("bckd", "floor", floor if floor is not None else (0.001 if self.paper else 0.5), 0.0)
+        decay = 0.001 if decay is None and self.paper else decay
+        self.decay = None if decay is None else at_least("bckd", "decay", decay, 0.0)
+        distances = choice(
+            "bckd", "distances", distances or ("voxel" if self.paper else "relative"), ("relative", "voxel", "mm")
+        )
+        self.spacing = _spacing(distances, context.spacing)
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
+        """Terms ``hard_boundary`` and ``soft_boundary``; one whose weight is 0 now is not computed."""
+        alpha = self.alpha(target.progress)
+        hard, soft = self.hard_weight * alpha, self.soft_weight * (1.0 - alpha)
+        zero = zero_like(student.logits)
+        return {
+            "hard_boundary": hard * self.hard_boundary(student.logits, teacher.logits, target) if hard > 0 else zero,
+            "soft_boundary": soft * self.soft_boundary(student.logits, teacher.logits, target.valid)
+            if soft > 0
+            else zero,
+        }
+
+    def alpha(self, progress: Progress) -> float:
+        """Share of the hard term, a pure function of the epoch."""
+        if self.decay is None:
+            return 1.0 - (1.0 - min(self.floor, 1.0)) * progress.fraction
+        return max(self.floor, 1.0 - self.decay * progress.epoch)
+
+    def hard_boundary(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
+        """The hard term of logits ``(B, K, *spatial)``, without weight."""
+        bands = self._bands(target)
+        sums, counts = [], []
+        for z_s, z_t, band in zip(student.flatten(2), teacher.flatten(2), bands.flatten(2), strict=True):
+            where = (
+                band.any(0).nonzero().squeeze(1)
+            )  # a voxel may lie in several bands; its divergence is computed once
+            member = band.index_select(1, where).float()
+            sums.append(member @ self._divergence(z_s.index_select(1, where), z_t.index_select(1, where)))
+            counts.append(member.sum(1))
+        count = torch.stack(counts)
+        means = torch.stack(sums) / count.clamp(min=1.0)
+        if self.paper:
+            return means.sum() / student.shape[1]
+        return means.sum() / (count > 0).sum().clamp(min=1)
+
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of logits ``(K, M)`` at ``M`` voxels: ``(M,)``."""
+        if self.context.regions:
+            return (torch.sigmoid(student) - torch.sigmoid(teacher)).square().sum(0)
+        return softmax_kl(student.unsqueeze(0), teacher.unsqueeze(0))[0, 0]
+
+    def _bands(self, target: Target) -> Tensor:
+        """Bands ``(B, classes present or K, *spatial)``, bool."""
+        labels = target.labels
+        masks = labels > 0.5 if self.context.regions else one_hot(labels, labels.unique().tolist())
+        bands = boundary_band(masks.flatten(0, 1), replicate=not self.paper).view_as(masks)
+        return bands if target.valid is None else bands & well_inside(target.valid[:, 0]).unsqueeze(1)
+
+    def soft_boundary(self, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+        """The soft term of logits ``(B, K, *spatial)``, without weight."""
+        probability, truth = self._foreground(student, teacher)
+        with torch.no_grad():
+            weight = torch.zeros_like(probability)
+            for masks in (probability > 0.5, truth):
+                fields = squared_boundary_distances(masks.flatten(0, 1), self.spacing)
+                for place, field in zip(weight.flatten(0, 1), fields, strict=True):
+                    if field is not None:
+                        place += field
+            if valid is not None:
+                weight *= valid
+            weight /= valid.expand_as(weight).sum().clamp(min=1) if valid is not None else weight.numel()
+        return torch.log1p(((probability - truth.float()).square() * weight).sum())
+
+    def _foreground(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's probabilities and the teacher's hard prediction (bool) of the foreground classes or regions."""
+        if self.context.regions:
+            return torch.sigmoid(student), teacher >= 0
+        truth = one_hot(teacher.argmax(1, keepdim=True), list(range(1, teacher.shape[1])))
+        return torch.softmax(student, 1)[:, 1:], truth
+
+
+def _spacing(distances: str, spacing: tuple[float, ...]) -> tuple[float, ...]:
+    if distances == "mm":
+        return spacing
+    if distances == "voxel":
+        return (1.0,) * len(spacing)
+    mean = float(torch.tensor(spacing, dtype=torch.float64).log().mean().exp())
+    return tuple(s / mean for s in spacing)

@@ -1,0 +1,100 @@
+"""DIST: the student keeps the teacher's relations among classes and among voxels, not its very probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medkd.core.features import Outputs, Target
+from medkd.distillation.base import METHODS, Context, Method, zero_like
+from medkd.distillation.options import at_least, check_variant, positive
+
+
+@METHODS.register("dist")
+class DIST(Method):
+    """Distillation by correlation.
+
+    ``P = softmax(z / τ)``, one row per voxel and one column per class::
+
+        L = w τ² ( β (1 − mean over rows of corr(P_S, P_T)) + γ (1 − mean over columns of corr(P_S, P_T)) )
+
+    with Pearson's correlation; a column holds all voxels of all samples. Only classes that are present in the batch's
+    labels enter the second mean, since the probability of an absent class hardly varies and its correlation is noise.
+    Regions: ``P = sigmoid(z / τ)``, and the second part only, because a voxel's regions are no distribution.
+    ``variant="paper"`` takes all columns and the released ``τ = 4``.
+
+    Citation: T. Huang, S. You, F. Wang, C. Qian, C. Xu, NeurIPS 2022, arXiv 2205.10536.
+
+    Args:
+        context: taps, outputs and geometry.
+        weight: ``w``.
+        beta: ``β``, of the relations among classes.
+        gamma: ``γ``, of the relations among voxels.
+        temperature: ``τ``; None means 1, in the paper variant 4.
+        variant: ``default`` or ``paper``.
+    """
+
+    citation = "Huang, You, Wang, Qian, Xu; NeurIPS 2022; arXiv 2205.10536"
+    outputs_only = True
+    per_logit, per_feature = 9.5, 0.0
+    bound = "a few copies of the logits"
+
+    def __init__(
+        self,
+        context: Context,
+        weight: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: float | None = None,
+        variant: str = "default",
+    ) -> None:
+        super().__init__(context)
+        self.paper = check_variant("dist", variant)
+        self.weight = positive("dist", "weight", weight)
+        self.beta = at_least("dist", "beta", beta, 0.0)
+        self.gamma = at_least("dist", "gamma", gamma, 0.0)
+        self.temperature = positive(
+            "dist", "temperature", temperature if temperature is not None else (4.0 if self.paper else 1.0)
+        )
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
+        """Terms ``dist_intra`` and, for classes, ``dist_inter``."""
+        p_s, p_t = (self._probabilities(o.logits) for o in (student, teacher))
+        counted = torch.ones_like(p_s[:, :1]) if target.valid is None else target.valid.to(p_s.dtype)
+        scale = self.weight * self.temperature**2
+        terms = {"dist_intra": scale * self.gamma * self._intra(p_s, p_t, counted, target)}
+        if not self.context.regions:
+            rows = (1 - _correlation(p_s, p_t, None, (1,))) * counted
+            terms["dist_inter"] = scale * self.beta * rows.sum() / counted.sum().clamp(min=1.0)
+        return terms
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        z = logits / self.temperature
+        return torch.sigmoid(z) if self.context.regions else torch.softmax(z, 1)
+
+    def _intra(self, p_s: Tensor, p_t: Tensor, counted: Tensor, target: Target) -> Tensor:
+        across = (0, *range(2, p_s.ndim))
+        present = torch.ones(p_s.shape[1], dtype=torch.bool, device=p_s.device)
+        if not self.paper:
+            labels = target.labels if self.context.regions else target.labels[counted > 0]
+            present = (
+                (labels * counted > 0.5).amax(across) if self.context.regions else _occurring(labels, p_s.shape[1])
+            )
+        if not present.any():
+            return zero_like(p_s)
+        return 1 - _correlation(p_s, p_t, counted, across).flatten()[present].mean()
+
+
+def _occurring(labels: Tensor, classes: int) -> Tensor:
+    return torch.bincount(labels.flatten(), minlength=classes)[:classes] > 0
+
+
+def _correlation(a: Tensor, b: Tensor, counted: Tensor | None, axes: tuple[int, ...]) -> Tensor:
+    """Pearson's correlation of ``a`` and ``b`` along ``axes`` (which are kept with size 1), over the counted voxels."""
+    if counted is None:
+        a, b = (x - x.mean(axes, keepdim=True) for x in (a, b))
+    else:
+        number = counted.sum(axes, keepdim=True).clamp(min=1.0)
+        a, b = ((x - (x * counted).sum(axes, keepdim=True) / number) * counted for x in (a, b))
+    norms = (a.square().sum(axes, keepdim=True) * b.square().sum(axes, keepdim=True)).clamp(min=1e-16).sqrt()
+    return (a * b).sum(axes, keepdim=True) / norms

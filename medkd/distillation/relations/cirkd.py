@@ -1,0 +1,157 @@
+"""Cross-image relational distillation: every place's likeness to places of other images and to remembered ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medkd.core.features import Outputs, Target
+from medkd.distillation.base import METHODS, Context, masked_mean, zero_like
+from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.outputs.divergence import voxel_kl
+from medkd.distillation.pairs import PairMethod, pointwise, resize
+from medkd.distillation.relations.memory import ClassMemory
+from medkd.distillation.relations.nodes import cells_per_axis, pool_nodes
+from medkd.distillation.relations.prototypes import class_masks, masked_means
+
+DRAWN = 96  # remembered vectors per class that a step compares with
+PUSHED = 16  # voxels per class and sample that enter the memory in a step
+
+
+@METHODS.register("cirkd")
+class CIRKD(PairMethod):
+    """Cross-image relational knowledge distillation.
+
+    - batch: features are pooled to at most ``max_nodes`` places per sample and scaled to unit length; for every pair of
+      samples the row-wise softmax of the cosines over ``t`` is compared, ``mean KL(teacher ‖ student)``;
+    - memory: teacher vectors of voxels and of class means are remembered per class; the cosines of up to ``max_nodes``
+      foreground voxels to 96 random ones of every class, softened by 0.1, are compared likewise (the student's through
+      a trainable projection);
+    - ``w_kd · mean_v KL(p_T ‖ p_S)``.
+
+    The memory needs one class per voxel; for regions its two terms are left out. What is drawn depends on the step
+    number only, and the memory is part of the training checkpoint, so a resumed run continues exactly. Unlike in the
+    released code, what is remembered for a class are voxels of that class, and places of the memory that are still
+    empty take no part. At most ``(batch · max_nodes)²`` numbers per matrix. ``variant="paper"``: ``t = 1``, at which
+    the rows are almost uniform.
+
+    Citation: C. Yang, H. Zhou, Z. An, X. Jiang, Y. Xu, Q. Zhang, CVPR 2022, arXiv 2204.06986.
+
+    Args:
+        context: taps, outputs and geometry.
+        batch_weight: weight of the first term.
+        memory_weight: weight of each memory term.
+        kd_weight: ``w_kd``.
+        temperature: ``t``; None means 0.1, in the paper variant 1.
+        taps: which pair, see :func:`medkd.distillation.pairs.choose_pairs`; of several the finest is taken.
+        max_nodes: most places per sample.
+        memory_size: remembered voxels per class; class means have a tenth.
+        variant: ``default`` or ``paper``.
+
+    Raises:
+        MethodError: the networks share no such taps, or a parameter is out of its range.
+    """
+
+    citation = "Yang, Zhou, An, Jiang, Xu, Zhang; CVPR 2022; arXiv 2204.06986"
+    per_logit, per_feature = 6.0, 6.0
+    bound = "at most (batch · max_nodes)² cosines, and max_nodes voxels against 96 remembered vectors per class"
+
+    def __init__(
+        self,
+        context: Context,
+        batch_weight: float = 1.0,
+        memory_weight: float = 0.1,
+        kd_weight: float = 1.0,
+        temperature: float | None = None,
+        taps: str = "last",
+        max_nodes: int = 512,
+        memory_size: int = 2000,
+        variant: str = "default",
+    ) -> None:
+        super().__init__(context, "cirkd", taps)
+        self.pairs = self.pairs[:1]
+        own = 1.0 if check_variant("cirkd", variant) else 0.1
+        self.batch_weight = at_least("cirkd", "batch_weight", batch_weight, 0.0)
+        self.memory_weight = at_least("cirkd", "memory_weight", memory_weight, 0.0)
+        self.kd_weight = at_least("cirkd", "kd_weight", kd_weight, 0.0)
+        self.temperature = positive("cirkd", "temperature", own if temperature is None else temperature)
+        self.max_nodes = int(at_least("cirkd", "max_nodes", max_nodes, 2))
+        size = int(at_least("cirkd", "memory_size", memory_size, 10 * PUSHED))
+        self.memories = nn.ModuleList()
+        if not context.regions:
+            channels = self.pairs[0][1].channels
+            self.projection = nn.Sequential(
+                pointwise(context.rank, self.pairs[0][0].channels, channels),
+                nn.GroupNorm(1, channels),
+                nn.ReLU(),
+                pointwise(context.rank, channels, channels, bias=False),
+            )
+            self.memories.extend(ClassMemory(context.num_outputs, n, channels) for n in (size, size // 10))
+
+    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
+        """Terms ``cirkd_batch``, ``cirkd_kd`` and, for classes, ``cirkd_voxels`` and ``cirkd_means``."""
+        s, t = next(self.features(student, teacher))
+        divergence = masked_mean(voxel_kl(student.logits, teacher.logits, self.context.regions), target.valid)
+        terms = {"cirkd_batch": self.batch_weight * self._batch(s, t), "cirkd_kd": self.kd_weight * divergence}
+        if not self.context.regions:
+            voxels, means = self._memory(s, t, target)
+            terms |= {"cirkd_voxels": self.memory_weight * voxels, "cirkd_means": self.memory_weight * means}
+        return terms
+
+    def pairwise(self, batch: int) -> int:
+        """Cosines of the places of all samples with their softmaxes and gradients, and those of voxels to what is
+        remembered.
+        """
+        voxels = batch * self.max_nodes
+        remembered = 0 if self.context.regions else self.context.num_outputs * DRAWN
+        channels = sum(tap.channels for tap in self.pairs[0])
+        return 8 * voxels**2 + 8 * voxels * (remembered + channels) + 4 * remembered * channels
+
+    def _batch(self, student: Tensor, teacher: Tensor) -> Tensor:
+        cells = cells_per_axis(
+            [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)], self.max_nodes
+        )
+        n_s, n_t = (F.normalize(pool_nodes(f, cells), dim=1, eps=1e-8) for f in (student, teacher))
+        a_s, a_t = (torch.einsum("acn,bcm->abnm", n, n) / self.temperature for n in (n_s, n_t))
+        return _row_kl(a_s, a_t)
+
+    def _memory(self, student: Tensor, teacher: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        teacher = resize(teacher, student.shape[2:])
+        masks = class_masks(target, self.context.num_outputs, False, student.shape[2:])
+        generator = torch.Generator().manual_seed(target.progress.step)
+        unit_t = F.normalize(teacher.flatten(2), dim=1, eps=1e-8)
+        self._remember(unit_t, teacher, masks, generator)
+        chosen = [self._pick(m, self.max_nodes, generator) for m in masks[:, 1:].amax(1).flatten(1)]
+        if not any(len(c) for c in chosen):
+            zero = zero_like(student) + zero_like(self.projection(student[:, :, :1, :1, ...]))
+            return zero, zero
+        unit_s = F.normalize(self.projection(student).flatten(2), dim=1, eps=1e-8)
+        anchors_s, anchors_t = (torch.cat([u[n][:, c].T for n, c in enumerate(chosen)]) for u in (unit_s, unit_t))
+        keys = [memory.draw(DRAWN, generator) for memory in self._memories()]
+        voxels, means = (_row_kl(anchors_s @ k.T / 0.1, anchors_t @ k.T / 0.1) for k in keys)
+        return voxels, means
+
+    @torch.no_grad()
+    def _remember(self, unit: Tensor, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
+        """Push voxels and class means of the batch."""
+        by_voxel, by_mean = self._memories()
+        means = F.normalize(masked_means(teacher, masks), dim=2, eps=1e-8)
+        for n, sample in enumerate(masks.flatten(2)):
+            for label in sample.any(1).nonzero().flatten().tolist():
+                by_voxel.push(label, unit[n][:, self._pick(sample[label], PUSHED, generator)].T)
+                by_mean.push(label, means[n, label].unsqueeze(0))
+
+    def _pick(self, mask: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        """Up to ``number`` random places of a mask ``(V,)``."""
+        places = mask.nonzero().flatten()
+        return places[torch.randperm(len(places), generator=generator)[:number].to(mask.device)]
+
+    def _memories(self) -> list[ClassMemory]:
+        return [m for m in self.memories if isinstance(m, ClassMemory)]
+
+
+def _row_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over rows of ``KL(softmax(teacher row) ‖ softmax(student row))``."""
+    log_s, log_t = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()

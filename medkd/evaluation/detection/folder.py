@@ -1,0 +1,219 @@
+"""Evaluation of detections against reference boxes: the functions behind ``medkd_evaluate`` for detection data sets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.evaluation.detection.coco import coco_scores
+from medkd.evaluation.detection.intervals import groups_of, intervals
+from medkd.evaluation.detection.metrics import Key, compare_boxes, froc_curve
+from medkd.evaluation.detection.predictions import (
+    PREDICTIONS_FILE,
+    Boxes,
+    DetectionPredictions,
+    ImagePredictions,
+    truth_of,
+)
+from medkd.evaluation.detection.results import Curve, DetectionSummary, Rules, ordered
+from medkd.evaluation.statistics import Interval
+
+_EMPTY = Boxes.of([], [], [])
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class References:
+    """Annotated images.
+
+    Attributes:
+        folder: where the annotations lie.
+        annotations: case id → boxes.
+        categories: of the data set's description, empty where there is none.
+        patients: case id → patient, where known.
+    """
+
+    folder: Path
+    annotations: Mapping[str, BoxAnnotation]
+    categories: tuple[str, ...] = ()
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+
+def evaluate_detections(
+    predictions: DetectionPredictions,
+    references: References,
+    *,
+    classes: Sequence[str] | None = None,
+    rules: Rules | None = None,
+    missing: Sequence[str] = (),
+) -> DetectionSummary:
+    """Score detections in memory.
+
+    Args:
+        predictions: of all cases of ``references`` but the missing ones.
+        references: what is true.
+        classes: the classes to score, others are left out; None takes all of the predictions and the data set.
+        rules: of scoring; None leaves a class ``text`` out of the second mean, FROC and AUC.
+        missing: cases that count as images in which nothing was found.
+
+    Raises:
+        DataError: a reference box has an unknown class, or an image has another size than its annotation.
+        MedkdError: pycocotools is not installed.
+    """
+    known = tuple(dict.fromkeys([*predictions.categories, *references.categories]))
+    names = _chosen(classes, known)
+    rules = (rules or Rules()).resolved(names)
+    cases = sorted(references.annotations)
+    _check_sizes(predictions, references, [c for c in cases if c not in missing])
+    truths = {case: _truth(references, case, known, names) for case in cases}
+    found = [
+        _EMPTY if c in missing else _renamed(predictions.images[c].found, predictions.categories, names) for c in cases
+    ]
+    drawn = list(truths.values())
+    matches = compare_boxes(
+        found, drawn, names, excluded=rules.excluded or (), threshold=rules.threshold, criterion=rules.criterion
+    )
+    patients = {c: p for c, p in references.patients.items() if c in truths}
+    values: dict[Key, Interval] = intervals(matches, groups_of(cases, patients))
+    number = next(iter(values.values())).n
+    for key, value in coco_scores(found, drawn, names).items():
+        old = values.get(key, Interval(value, float("nan"), float("nan"), number))
+        values[key] = Interval(value, old.low, old.high, number)
+    curves = {name: _thinned(*froc_curve(m)) for name, m in zip((*names, ""), matches.froc, strict=True)}
+    return DetectionSummary(names, truths, ordered(values), curves, rules, patients, tuple(missing))
+
+
+def evaluate_detection_folder(
+    predictions: Path,
+    references: Path,
+    *,
+    dataset_json: Path | None = None,
+    classes: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    rules: Rules | None = None,
+) -> DetectionSummary:
+    """Score a ``predictions.json`` against annotations.
+
+    Args:
+        predictions: the file, or the folder that holds it.
+        references: folder of ``CASE.json`` files, or a raw detection data set.
+        dataset_json: names the classes and patients; None looks beside the annotations.
+        classes: the classes to score; None takes all.
+        allow_missing: count a case without predictions as an image without detections instead of refusing.
+        rules: of scoring.
+
+    Raises:
+        DataError: predictions or references are missing (all are named), or they do not fit together.
+    """
+    found = DetectionPredictions.load(predictions)
+    truth = read_references(references, list(found.images), dataset_json)
+    missing = sorted(set(truth.annotations) - set(found.images))
+    if missing and not allow_missing:
+        raise DataError(
+            f"{predictions}: no predictions for {len(missing)} of {len(truth.annotations)} cases: "
+            f"{', '.join(missing)}. "
+            "Predict them, or allow missing ones to count as images without detections."
+        )
+    extra = sorted(set(found.images) - set(truth.annotations))
+    if extra:
+        _log.warning(
+            "%d predictions are not scored, since they are not among the references: %s", len(extra), ", ".join(extra)
+        )
+    return evaluate_detections(found, truth, classes=classes, rules=rules, missing=missing)
+
+
+def read_references(folder: Path, cases: Sequence[str] = (), dataset_json: Path | None = None) -> References:
+    """Read the annotations of a folder.
+
+    Args:
+        folder: of ``CASE.json`` files, or a raw data set: then ``labelsTr``, or ``labelsTs`` where the predicted cases
+            lie there.
+        cases: the predicted cases.
+        dataset_json: see :func:`evaluate_detection_folder`.
+
+    Raises:
+        DataError: there are no annotations, or one cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "labelsTr").is_dir():
+        test = any((folder / "labelsTs" / f"{case}{LABEL_ENDING}").exists() for case in cases)
+        folder = folder / ("labelsTs" if test else "labelsTr")
+    files = sorted(p for p in folder.glob(f"*{LABEL_ENDING}") if not p.name.startswith(".") and p.name not in _OTHERS)
+    if not files:
+        raise DataError(
+            f"{folder}: expected annotations named CASE{LABEL_ENDING}, found none; give labelsTr or a raw detection "
+            "data set."
+        )
+    where = (folder / "dataset.json", folder.absolute().parent / "dataset.json")
+    path = dataset_json or next((p for p in where if p.exists()), None)
+    description = DatasetDescription.load(path) if path is not None else None
+    annotations = {p.name.removesuffix(LABEL_ENDING): BoxAnnotation.load(p) for p in files}
+    if description is None:
+        return References(folder, annotations)
+    return References(folder, annotations, description.categories, description.patients)
+
+
+_OTHERS = {
+    PREDICTIONS_FILE,
+    "dataset.json",
+    "summary.json",
+    "coco_results.json",
+    "coco_images.json",
+    "predict_settings.json",
+}
+
+
+def _chosen(classes: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in classes or () if name not in known]
+    if unknown:
+        raise DataError(
+            f"Expected classes among {', '.join(known)}, found '{unknown[0]}'; choose among the classes that were "
+            "predicted."
+        )
+    return tuple(classes) if classes else tuple(known)
+
+
+def _truth(references: References, case: str, known: Sequence[str], names: Sequence[str]) -> Boxes:
+    try:
+        boxes = truth_of(references.annotations[case], known)
+    except DataError as error:
+        raise DataError(
+            f"{references.folder / (case + LABEL_ENDING)}: {error} Give the data set's dataset.json, so that its "
+            "classes are known."
+        ) from error
+    return _renamed(boxes, known, names)
+
+
+def _renamed(boxes: Boxes, old: Sequence[str], new: Sequence[str]) -> Boxes:
+    """The boxes of the classes in ``new``, with places there instead of in ``old``."""
+    places = np.array([new.index(name) if name in new else -1 for name in old], np.int64)
+    moved = Boxes(boxes.boxes, places[boxes.classes], boxes.scores)
+    return moved.only(moved.classes >= 0)
+
+
+def _check_sizes(predictions: DetectionPredictions, references: References, cases: Sequence[str]) -> None:
+    def differs(image: ImagePredictions, annotation: BoxAnnotation) -> bool:
+        return (image.width, image.height) != (annotation.width, annotation.height)
+
+    wrong = [c for c in cases if differs(predictions.images[c], references.annotations[c])]
+    if wrong:
+        image, annotation = predictions.images[wrong[0]], references.annotations[wrong[0]]
+        raise DataError(
+            f"{len(wrong)} of {len(cases)} images were predicted in another size than they were annotated in: "
+            f"{', '.join(wrong)} "
+            f"({wrong[0]}: {image.width}×{image.height} and {annotation.width}×{annotation.height} px); predict the "
+            "data set's own images."
+        )
+
+
+def _thinned(false: np.ndarray, true: np.ndarray, score: np.ndarray) -> Curve:
+    """The first point of every sensitivity: the curve is a staircase and nothing is lost."""
+    first = np.flatnonzero(np.diff(true, prepend=-1) > 0)
+    return Curve(false[first], true[first], score[first])

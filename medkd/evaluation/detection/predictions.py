@@ -1,0 +1,207 @@
+"""Detections and reference boxes of many images: ``predictions.json``, COCO's files, and the arrays that scoring works
+on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+
+PREDICTIONS_FILE = "predictions.json"
+COCO_RESULTS_FILE = "coco_results.json"
+COCO_IMAGES_FILE = "coco_images.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of one image, found or drawn.
+
+    Attributes:
+        boxes: ``(n, 4)`` float64: left, top, right, bottom in pixels.
+        classes: ``(n,)`` int64, places in the list of categories.
+        scores: ``(n,)`` float64 in [0, 1]; ones for boxes that were drawn.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: Any, classes: Any, scores: Any = None) -> Boxes:
+        """From lists, arrays or tensors (on any device); ``scores`` are ones where None."""
+        table = _array(boxes, np.float64).reshape(-1, 4)
+        found = np.ones(len(table)) if scores is None else _array(scores, np.float64).reshape(-1)
+        return cls(table, _array(classes, np.int64).reshape(-1), found)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def only(self, keep: np.ndarray) -> Boxes:
+        """The boxes that a mask ``(n,)`` or places choose."""
+        return Boxes(self.boxes[keep], self.classes[keep], self.scores[keep])
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePredictions:
+    """The detections of one image, by falling score.
+
+    Attributes:
+        file: the image as it was given.
+        width: of the upright image in pixels; the boxes are in these pixels.
+        height: likewise.
+        found: the detections.
+    """
+
+    file: str
+    width: int
+    height: int
+    found: Boxes
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionPredictions:
+    """``predictions.json``: the detections of many images.
+
+    Attributes:
+        categories: names of the classes.
+        images: case id → what was found, in the order of the case ids.
+    """
+
+    categories: tuple[str, ...]
+    images: Mapping[str, ImagePredictions]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``predictions.json``; coordinates are rounded to 0.01 px and scores to 6 decimals."""
+        return {
+            "schema": SCHEMA,
+            "categories": list(self.categories),
+            "images": {case: image_json(image, self.categories) for case, image in sorted(self.images.items())},
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write ``predictions.json``, ``coco_results.json`` and ``coco_images.json`` atomically; returns the first
+        one's path.
+
+        ``coco_results.json`` is the list that COCO's tools load as results; ``coco_images.json`` says which image and
+        category each id means (``images`` and ``categories`` of a COCO data set).
+        """
+        results, images = self.to_coco()
+        write_json(Path(folder) / COCO_IMAGES_FILE, images)
+        write_json(Path(folder) / COCO_RESULTS_FILE, results, indent=None)
+        write_json(Path(folder) / PREDICTIONS_FILE, self.to_json(), indent=None)
+        return Path(folder) / PREDICTIONS_FILE
+
+    def to_coco(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """COCO's result list, boxes as ``[left, top, width, height]``, and the meaning of its ids, which count from
+        1.
+        """
+        results = []
+        heads = []
+        for number, (case, image) in enumerate(sorted(self.images.items()), start=1):
+            heads.append(
+                {
+                    "id": number,
+                    "file_name": Path(image.file).name,
+                    "case": case,
+                    "width": image.width,
+                    "height": image.height,
+                }
+            )
+            for box, kind, score in zip(image.found.boxes, image.found.classes, image.found.scores, strict=True):
+                left, top, right, bottom = (round(float(v), 2) for v in box)
+                sides = [left, top, round(right - left, 2), round(bottom - top, 2)]
+                results.append(
+                    {"image_id": number, "category_id": int(kind) + 1, "bbox": sides, "score": round(float(score), 6)}
+                )
+        names = [{"id": i, "name": name} for i, name in enumerate(self.categories, start=1)]
+        return results, {"images": heads, "categories": names}
+
+    @classmethod
+    def load(cls, path: Path) -> DetectionPredictions:
+        """Read a ``predictions.json``, or the one in a folder.
+
+        Raises:
+            DataError: the file is missing, of another form or schema, or a detection names an unknown class or is no
+                box.
+        """
+        path = Path(path) / PREDICTIONS_FILE if Path(path).is_dir() else Path(path)
+        data = read_json(path)
+        if not isinstance(data, Mapping) or not {"categories", "images"} <= set(data):
+            raise DataError(
+                f"{path}: expected an object with 'categories' and 'images', as medkd_predict writes it; predict again."
+            )
+        if data.get("schema", SCHEMA) != SCHEMA:
+            raise DataError(
+                f"{path}: has schema {data['schema']}, this medkd reads schema {SCHEMA}; predict again with this "
+                "version."
+            )
+        categories = tuple(data["categories"])
+        return cls(
+            categories,
+            {case: image_from_json(entry, categories, f"{path}: {case}") for case, entry in data["images"].items()},
+        )
+
+    def restricted(self, cases: Iterable[str]) -> DetectionPredictions:
+        """The predictions of these cases."""
+        return DetectionPredictions(self.categories, {case: self.images[case] for case in cases})
+
+
+def image_json(image: ImagePredictions, categories: Sequence[str]) -> dict[str, Any]:
+    """One image's entry of ``predictions.json``."""
+    return {
+        "file": image.file,
+        "width": image.width,
+        "height": image.height,
+        "boxes": np.round(image.found.boxes, 2).tolist(),
+        "scores": np.round(image.found.scores, 6).tolist(),
+        "classes": [categories[k] for k in image.found.classes],
+    }
+
+
+def image_from_json(entry: Any, categories: Sequence[str], where: str) -> ImagePredictions:
+    """Read one image's entry of ``predictions.json``.
+
+    Raises:
+        DataError: a key is missing, a class is unknown, a number is not finite, or the lists differ in length.
+    """
+    places = {name: i for i, name in enumerate(categories)}
+    try:
+        unknown = sorted(set(entry["classes"]) - set(places))
+        if unknown:
+            raise DataError(
+                f"{where}: the class '{unknown[0]}' is not among the file's categories {', '.join(categories)}."
+            )
+        found = Boxes.of(entry["boxes"], [places[name] for name in entry["classes"]], entry["scores"])
+        image = ImagePredictions(str(entry["file"]), int(entry["width"]), int(entry["height"]), found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: not an image's predictions as medkd_predict writes them ({error!r}); predict again."
+        ) from error
+    if not len(found) == len(found.classes) == len(found.scores):
+        raise DataError(
+            f"{where}: expected as many scores and classes as boxes, found {len(entry['scores'])} scores for "
+            f"{len(found)} boxes."
+        )
+    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+        raise DataError(f"{where}: expected finite coordinates and scores, found NaN or infinity; predict again.")
+    return image
+
+
+def truth_of(annotation: BoxAnnotation, categories: Sequence[str]) -> Boxes:
+    """The reference boxes of an image; see :meth:`medkd.core.boxes.BoxAnnotation.indices` for its error."""
+    return Boxes.of(np.array(annotation.boxes, np.float64).reshape(-1, 4), annotation.indices(categories))
+
+
+def _array(value: Any, kind: type) -> np.ndarray:
+    """Lists, arrays, and tensors wherever they are, without importing torch."""
+    value = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    return np.asarray(value, dtype=kind)

@@ -1,0 +1,279 @@
+"""``summary.json`` of a detection data set: every score with its interval, FROC curves, and the boxes it was scored
+against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+from medkd.evaluation.detection.coco import COCO_METRICS
+from medkd.evaluation.detection.matching import Criterion
+from medkd.evaluation.detection.metrics import RATES, Key, rate_key
+from medkd.evaluation.detection.predictions import Boxes
+from medkd.evaluation.segmentation.results import finite, interval_json
+from medkd.evaluation.segmentation.table import format_interval
+from medkd.evaluation.statistics import Interval
+
+SCHEMA = 1
+TEXT = "text"
+UNDEFINED = Interval(float("nan"), float("nan"), float("nan"), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A FROC curve: the points at which the sensitivity ``(n,)`` rises, and false positives per image and score
+    there.
+    """
+
+    false_positives: np.ndarray
+    sensitivity: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How detections were scored.
+
+    Attributes:
+        excluded: classes left out of the second mean and of FROC over all classes; None leaves ``text`` out, burnt-in
+            letters (GRAZPEDWRI-DX) that say nothing about the patient, where there are other classes.
+        threshold: IoU of a hit for FROC.
+        criterion: ``iou`` or ``centre``.
+    """
+
+    excluded: tuple[str, ...] | None = None
+    threshold: float = 0.5
+    criterion: Criterion = "iou"
+
+    def resolved(self, categories: Sequence[str]) -> Rules:
+        """The rules with the excluded classes spelled out.
+
+        Raises:
+            DataError: an excluded class is unknown, or all are excluded.
+        """
+        if self.excluded is None:
+            return replace(self, excluded=(TEXT,) if TEXT in categories and len(categories) > 1 else ())
+        unknown = [name for name in self.excluded if name not in categories]
+        if unknown or set(categories) <= set(self.excluded):
+            raise DataError(
+                f"Expected some of the classes {', '.join(categories)} to exclude, found {', '.join(self.excluded)}."
+            )
+        return self
+
+
+def rules_of(hit: str, excluded: tuple[str, ...] | None = None) -> Rules:
+    """Rules from the command line: ``hit`` is an IoU or ``centre``.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if hit in ("centre", "center"):
+        return Rules(excluded, criterion="centre")
+    try:
+        threshold = float(hit)
+    except ValueError:
+        threshold = 0.0
+    if not 0 < threshold <= 1:
+        raise DataError(f"A hit is an IoU above 0 up to 1, or 'centre'; found '{hit}'.")
+    return Rules(excluded, threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionSummary:
+    """The scores of the detections in a set of images.
+
+    Attributes:
+        categories: names of the classes.
+        truths: case id → reference boxes.
+        values: (class or empty, metric) → value with its interval.
+        curves: class (empty for all together) → FROC curve.
+        rules: how they were scored.
+        patients: case id → patient, where known.
+        missing: cases without predictions (allowed by flag, counted as empty).
+        extra: further content of the file, kept as it is.
+    """
+
+    categories: tuple[str, ...]
+    truths: Mapping[str, Boxes]
+    values: Mapping[Key, Interval]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    patients: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, metric: str, category: str = "") -> Interval:
+        """A metric of a class, or of all where none is given; undefined where it was not computed."""
+        return self.values.get((category, metric), UNDEFINED)
+
+    def boxes(self, category: str | None = None) -> int:
+        """How many reference boxes there are."""
+        found = [t.classes for t in self.truths.values()]
+        chosen = None if category is None else self.categories.index(category)
+        return int(sum(len(c) if chosen is None else (c == chosen).sum() for c in found))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Classes without a reference box, which no mean counts."""
+        return tuple(name for name in self.categories if not self.boxes(name))
+
+    def metrics(self, category: str = "") -> list[str]:
+        """The metrics there are of a class, or of all, in the file's order."""
+        return [metric for name, metric in self.values if name == category]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``summary.json``; undefined values are null."""
+        return {
+            **self.extra,
+            "schema": SCHEMA,
+            "task": "detection",
+            "definitions": definitions(self.rules),
+            "rules": {
+                "excluded": list(self.rules.excluded or ()),
+                "threshold": self.rules.threshold,
+                "criterion": self.rules.criterion,
+            },
+            "confidence_level": 0.95,
+            "images": len(self.truths),
+            "images_with_boxes": sum(len(t) > 0 for t in self.truths.values()),
+            "boxes": self.boxes(),
+            "patients": len({self.patients.get(c, c) for c in self.truths}) if self.patients else None,
+            "skipped_classes": list(self.skipped),
+            "missing_predictions": list(self.missing),
+            "mean": {m: interval_json(self.value(m)) for m in self.metrics()},
+            "classes": {
+                name: {"boxes": self.boxes(name), **{m: interval_json(self.value(m, name)) for m in self.metrics(name)}}
+                for name in self.categories
+            },
+            "froc": {name or "all classes": _curve_json(curve) for name, curve in self.curves.items()},
+            "cases": {case: self._case_json(case) for case in sorted(self.truths)},
+        }
+
+    def _case_json(self, case: str) -> dict[str, Any]:
+        truth = self.truths[case]
+        entry = {"boxes": np.round(truth.boxes, 3).tolist(), "classes": [self.categories[k] for k in truth.classes]}
+        return entry | ({"patient": self.patients[case]} if case in self.patients else {})
+
+    def save(self, path: Path) -> None:
+        """Write ``summary.json`` atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> DetectionSummary:
+        """Read a ``summary.json`` of a detection data set.
+
+        Raises:
+            DataError: the file is missing, damaged, of another schema, or not of a detection data set.
+        """
+        data = read_json(path)
+        if not isinstance(data, Mapping) or data.get("task") != "detection":
+            raise DataError(f"{path} is not the summary of a detection data set; evaluate again with medkd_evaluate.")
+        if data.get("schema") != SCHEMA:
+            raise DataError(
+                f"{path}: has schema {data.get('schema')}, this medkd reads schema {SCHEMA}; evaluate again with this "
+                "version."
+            )
+        try:
+            return _from_json(data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: not a detection summary as medkd writes it ({error!r}); evaluate again."
+            ) from error
+
+
+def definitions(rules: Rules) -> dict[str, str]:
+    """In words, how every number is computed."""
+    hit = f"IoU ≥ {rules.threshold:g}" if rules.criterion == "iou" else "the detection's centre lies in the box"
+    apart = f", without {', '.join(rules.excluded)}" if rules.excluded else ""
+    return {
+        "AP": "COCO's average precision: mean over IoU 0.50:0.95 and the classes with reference boxes, at most 100 detections per class "
+        "and image (pycocotools)",
+        "AP50, AP75": "the same at IoU 0.50 and 0.75",
+        "small, medium, large": "boxes of less than 32², up to 96², and more pixels of the original image",
+        "AR@1, 10, 100": "highest recall with that many detections per class and image, mean over IoU 0.50:0.95",
+        "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the right class{apart}; "
+        "further detections of a found box count as neither",
+        "AUC": f"area under the ROC curve of the highest score in an image, images with a box against images without{apart}",
+        "skipped": "classes without a reference box have no score and no part in the means",
+        "interval": "95 % bootstrap percentile interval over patients where they are known, else over images",
+    }
+
+
+def summary_text(summary: DetectionSummary) -> str:
+    """One line per class and one for their mean, as a plain-text table for the terminal."""
+    metrics = ("AP", "AP50", "AP75", rate_key(1), "AUC")
+    rows = [["class", "boxes", *metrics]]
+    names = [name for name in summary.categories if name not in summary.skipped]
+    for name in [*names, ""]:
+        count = summary.boxes(name) if name else summary.boxes()
+        rows.append([name or "all classes", str(count), *(format_interval(summary.value(m, name), 3) for m in metrics)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    froc = ", ".join(f"{rate:g}: {format_interval(summary.value(rate_key(rate)), 3)}" for rate in RATES)
+    notes = [f"sensitivity at false positives per image: {froc}"]
+    notes += [f"{m}: {format_interval(summary.value(m), 3)}" for m in summary.metrics() if m.startswith("AP without")]
+    notes += [f"classes without a reference box, not counted: {', '.join(summary.skipped)}"] if summary.skipped else []
+    unit = "patients" if summary.patients else "images"
+    notes.append(
+        f"{len(summary.truths)} images; mean [95 % interval over {unit}]; S@1 is the sensitivity at 1 false positive "
+        "per image"
+    )
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
+
+
+def ordered(values: Mapping[Key, Interval]) -> dict[Key, Interval]:
+    """Values in the order in which people look for them: COCO's, then FROC, then the rest."""
+    first = [*COCO_METRICS, *(rate_key(rate) for rate in RATES)]
+    places = {metric: i for i, metric in enumerate(first)}
+    return dict(sorted(values.items(), key=lambda item: places.get(item[0][1], len(first))))
+
+
+def _curve_json(curve: Curve) -> dict[str, list[float | None]]:
+    return {
+        "false_positives_per_image": np.round(curve.false_positives, 6).tolist(),
+        "sensitivity": np.round(curve.sensitivity, 6).tolist(),
+        "score": [finite(float(s)) for s in curve.score],
+    }
+
+
+def _from_json(data: Mapping[str, Any]) -> DetectionSummary:
+    names = {name: i for i, name in enumerate(data["classes"])}
+    values = {("", metric): _interval(v) for metric, v in data["mean"].items()}
+    values |= {
+        (name, metric): _interval(v)
+        for name, entry in data["classes"].items()
+        for metric, v in entry.items()
+        if metric != "boxes"
+    }
+    truths = {case: Boxes.of(e["boxes"], [names[n] for n in e["classes"]]) for case, e in data["cases"].items()}
+    curves = {"" if name == "all classes" else name: _curve(entry) for name, entry in data["froc"].items()}
+    rules = Rules(tuple(data["rules"]["excluded"]), float(data["rules"]["threshold"]), data["rules"]["criterion"])
+    patients = {case: e["patient"] for case, e in data["cases"].items() if "patient" in e}
+    own = set(DetectionSummary(tuple(names), {}, {}).to_json())
+    extra = {k: v for k, v in data.items() if k not in own}
+    return DetectionSummary(
+        tuple(names), truths, values, curves, rules, patients, tuple(data["missing_predictions"]), extra
+    )
+
+
+def _interval(entry: Mapping[str, Any]) -> Interval:
+    mean, low, high = (float("nan") if entry[k] is None else float(entry[k]) for k in ("mean", "low", "high"))
+    return Interval(mean, low, high, int(entry["n"]))
+
+
+def _curve(entry: Mapping[str, Any]) -> Curve:
+    columns = (entry[k] for k in ("false_positives_per_image", "sensitivity", "score"))
+    return Curve(*(np.array([np.nan if v is None else v for v in column], np.float64) for column in columns))

@@ -1,0 +1,114 @@
+"""Overlap and surface metrics of two binary masks; each one validates, then computes.
+
+Empty masks: where both are empty a metric is undefined and NaN; where exactly one is empty, Dice, IoU and NSD are 0 and
+the Hausdorff distance is infinite. What that counts for in a mean is decided in
+:mod:`medkd.evaluation.segmentation.cases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.evaluation.segmentation.surfaces import SurfaceDistances, check_masks, surface_distances
+
+HausdorffDefinition = Literal["max", "pooled"]
+
+
+def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """Dice similarity ``2 |P ∩ R| / (|P| + |R|)``.
+
+    Args:
+        prediction: bool mask, any rank.
+        reference: bool mask of the same shape.
+
+    Returns:
+        0 to 1; NaN where both masks are empty.
+
+    Raises:
+        DataError: the masks are not boolean or their shapes differ.
+    """
+    check_masks(prediction, reference)
+    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
+    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else float("nan")
+
+
+def hausdorff95(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], *, definition: HausdorffDefinition = "max"
+) -> float:
+    """95th percentile of the Hausdorff distance in mm, between surfaces as
+    :mod:`medkd.evaluation.segmentation.surfaces` defines them.
+
+    Huttenlocher et al., IEEE TPAMI 15(9), 1993, doi:10.1109/34.232073 (ranked Hausdorff distance).
+
+    Args:
+        prediction: bool mask, any rank.
+        reference: bool mask of the same shape.
+        spacing: voxel size in mm per axis.
+        definition: ``"max"``: the larger one of the two directed 95th percentiles (MONAI); ``"pooled"``: the 95th
+            percentile of both directions' distances put together (MedPy), which lies between the two.
+
+    Returns:
+        Distance in mm; NaN where both masks are empty, infinity where exactly one is.
+
+    Raises:
+        DataError: the masks are not boolean, shapes differ, or the spacing or definition is invalid.
+    """
+    check_masks(prediction, reference, spacing)
+    empty = _if_empty(prediction, reference, float("inf"))
+    return hausdorff95_of(surface_distances(prediction, reference, spacing), definition) if empty is None else empty
+
+
+def normalized_surface_distance(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance_mm: float
+) -> float:
+    """Normalised surface distance: the share of both surfaces' voxels within ``tolerance_mm`` of the other surface.
+
+    ``NSD = (|{p ∈ S_P: d(p, S_R) ≤ τ}| + |{r ∈ S_R: d(r, S_P) ≤ τ}|) / (|S_P| + |S_R|)``, counted in surface voxels
+    (not weighted by surface area). Nikolov et al., J Med Internet Res 23(7), 2021, arXiv:1809.04430.
+
+    Args:
+        prediction: bool mask, any rank.
+        reference: bool mask of the same shape.
+        spacing: voxel size in mm per axis.
+        tolerance_mm: τ, in mm; sensibly the variation between observers.
+
+    Returns:
+        0 to 1; NaN where both masks are empty, 0 where exactly one is.
+
+    Raises:
+        DataError: the masks are not boolean, shapes differ, or spacing or tolerance is invalid.
+    """
+    check_masks(prediction, reference, spacing)
+    empty = _if_empty(prediction, reference, 0.0)
+    return (
+        normalized_surface_distance_of(surface_distances(prediction, reference, spacing), tolerance_mm)
+        if empty is None
+        else empty
+    )
+
+
+def hausdorff95_of(distances: SurfaceDistances, definition: HausdorffDefinition = "max") -> float:
+    """:func:`hausdorff95` from distances that are already known."""
+    if definition == "max":
+        return float(max(np.percentile(distances.to_reference, 95), np.percentile(distances.to_prediction, 95)))
+    if definition == "pooled":
+        return float(np.percentile(np.concatenate([distances.to_reference, distances.to_prediction]), 95))
+    raise DataError(f"Unknown definition of HD95 '{definition}'; expected 'max' or 'pooled'.")
+
+
+def normalized_surface_distance_of(distances: SurfaceDistances, tolerance_mm: float) -> float:
+    """:func:`normalized_surface_distance` from distances that are already known."""
+    if not 0 <= tolerance_mm < float("inf"):
+        raise DataError(f"The tolerance of the surface distance must be 0 mm or more, found {tolerance_mm}.")
+    limit = tolerance_mm + 1e-6  # 1 nm, so that 5 voxels of 0.4 mm lie within 2 mm in spite of rounding
+    within = np.count_nonzero(distances.to_reference <= limit) + np.count_nonzero(distances.to_prediction <= limit)
+    return float(within / (len(distances.to_reference) + len(distances.to_prediction)))
+
+
+def _if_empty(prediction: np.ndarray, reference: np.ndarray, one_empty: float) -> float | None:
+    found = int(prediction.any()) + int(reference.any())
+    return (float("nan"), one_empty, None)[found]

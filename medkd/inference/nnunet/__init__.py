@@ -1,1 +1,0 @@
-"""Models that nnU-Net v2 trained, used without nnU-Net."""

@@ -1,0 +1,262 @@
+"""The report of a detection data set: every run with its numbers, honest comparisons, and pictures with boxes."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medkd.cli.list_entries import run_rows
+from medkd.cli.report import main
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, RunError
+from medkd.core.paths import Root
+from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.serial import save
+from medkd.evaluation.detection.folder import evaluate_detection_folder
+from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
+from medkd.evaluation.report.detection_data import (
+    DetectionEntry,
+    compare_runs,
+    comparisons,
+    gather_detection,
+    scored_entries,
+)
+from medkd.evaluation.report.detection_page import verdict
+from medkd.evaluation.report.detection_pictures import radiograph_pictures, ranked_images
+from medkd.evaluation.report.detection_write import write_detection_report
+from medkd.evaluation.report.write import make_report
+from medkd.io.radiographs import write_png
+from tests.evaluation.boxes import SIDE, random_boxes
+
+NAME = "Dataset502_Tiny"
+NAMES = ("fracture", "text")
+IMAGES = 24
+TEACHER, NONE, KD = (
+    "yolov8l__detection",
+    "yolov8n__detection__none__from_yolov8l",
+    "yolov8n__detection__sfd__from_yolov8l",
+)
+
+
+def truth(index: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(index)
+    boxes = np.clip(random_boxes(rng, 0 if index % 6 == 5 else int(rng.integers(1, 3))), 0, SIDE)
+    return boxes, rng.integers(0, 2, len(boxes))
+
+
+def make_raw(root: Path) -> Path:
+    raw = root / "raw" / NAME
+    for i in range(IMAGES):
+        boxes, kinds = truth(i)
+        pixels = np.full((SIDE, SIDE), 60, np.uint8)
+        for left, top, right, bottom in boxes.astype(int):
+            pixels[top:bottom, left:right] = 170
+        write_png(raw / "imagesTr" / f"image_{i:02d}_0000.png", pixels)
+        names = tuple(NAMES[k] for k in kinds)
+        BoxAnnotation(SIDE, SIDE, tuple(map(tuple, boxes.tolist())), names).save(
+            raw / "labelsTr" / f"image_{i:02d}.json"
+        )
+    DatasetDescription.detection(("X-ray",), NAMES, num_training=IMAGES, file_ending=".png").save(raw / "dataset.json")
+    return raw
+
+
+def make_run(
+    root: Path,
+    run: str,
+    noise: float,
+    folds: tuple[range, ...] = (range(IMAGES),),
+    *,
+    missed: float = 0.0,
+    method: str | None = None,
+) -> Path:
+    """A run whose boxes are ``noise`` pixels off and miss some, as training leaves it."""
+    raw, folder, network = root / "raw" / NAME, root / "results" / NAME / run, run.split("__")[0]
+    spec, teacher = NetworkSpec(network, 3, 2, (640, 640)), "yolov8l" if method else None
+    save(
+        folder / "run.json",
+        RunDescription(NAME, "detection", spec, Budget(3, 10, 4, 0.01, 0), (), "fp32", method, {}, teacher),
+    )
+    for fold, cases in enumerate(folds):
+        here, images, rng = folder / f"fold_{fold}", {}, np.random.default_rng(len(run))
+        for i in cases:
+            boxes, kinds = truth(i)
+            kept = rng.random(len(boxes)) >= missed
+            near = boxes[kept] + rng.normal(0, noise, (int(kept.sum()), 4))
+            every = np.concatenate([near, random_boxes(rng, 3)])
+            every[:, 2:] = np.maximum(every[:, 2:], every[:, :2] + 2)
+            classes = np.concatenate([kinds[kept], rng.integers(0, 2, 3)])
+            scores = np.concatenate([rng.uniform(0.5, 1, len(near)), rng.uniform(0, 0.7, 3)])
+            images[f"image_{i:02d}"] = ImagePredictions(
+                f"image_{i:02d}.png", SIDE, SIDE, Boxes.of(every, classes, scores)
+            )
+        DetectionPredictions(NAMES, images).save(here / "validation")
+        _score(here, raw, list(images))
+        size = 43_000_000 if network == "yolov8l" else 3_000_000
+        cost = {
+            "parameters": size,
+            "macs": size * 900,
+            "latency_ms": size / 1e6,
+            "patch_size": [640, 640],
+            "device": "cpu",
+            "threads": 1,
+        }
+        (here / "model.json").write_text(json.dumps(cost))
+        log = [
+            {
+                "epoch": e,
+                "train_loss": 3 / (e + 1),
+                "validation_score": e / 9,
+                "terms": {"class": 1 / (e + 1), "box": 2 / (e + 1)},
+            }
+            for e in range(3)
+        ]
+        (here / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    return folder
+
+
+def _score(fold: Path, raw: Path, cases: list[str]) -> None:
+    (fold / "split.json").write_text(json.dumps({"train": [], "val": cases}))
+    for case in cases:
+        link = fold / "references" / f"{case}.json"
+        link.parent.mkdir(exist_ok=True)
+        link.write_bytes((raw / "labelsTr" / f"{case}.json").read_bytes())
+    evaluate_detection_folder(fold / "validation", fold / "references").save(fold / "validation" / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    make_raw(root)
+    make_run(root, TEACHER, 1.0)
+    make_run(root, NONE, 9.0, missed=0.2, method="none")
+    make_run(root, KD, 3.0, missed=0.1, method="sfd")
+    return root
+
+
+def test_roles_comparisons_and_the_gap(root: Path) -> None:
+    entries = gather_detection(root / "results" / NAME)
+    assert [(e.name, e.role) for e in entries] == [(TEACHER, "teacher"), (NONE, "alone"), (KD, "distilled")]
+    assert [e.label for e in entries] == ["yolov8l", "yolov8n", "yolov8n + sfd"]
+    compared = comparisons(entries)
+    assert list(compared) == [KD]
+    scores = [e.merit for e in entries]
+    gain = compared[KD].of("AP")
+    assert gain is not None and gain.clear and gain.mean == pytest.approx(scores[2] - scores[1])
+    assert compared[KD].closed == pytest.approx((scores[2] - scores[1]) / (scores[0] - scores[1]))
+    assert compared[KD].of("AP", "nothing") is None
+    assert "distillation gains" in verdict(entries, compared)
+
+
+def test_the_page_stands_on_its_own_and_shows_every_number(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["502", "--root", str(root)]) == 0
+    text = (root / "results" / NAME / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") >= 8
+    assert not re.search(r"<script|https?://|<link", text) and str(root) not in text
+    for entry in scored_entries(gather_detection(root / "results" / NAME)):
+        for metric in ("AP", "AP50", "S@1", "AUC"):
+            assert f"{entry.scores.value(metric).mean:.3f}" in text
+    for expected in (
+        "14.3 × smaller",
+        "14.3 × faster",
+        "FROC",
+        "gap closed",
+        "AP without text",
+        "validation AP",
+        "Worst",
+        "Best",
+    ):
+        assert expected in text
+    checker = _Balance()
+    checker.feed(text)
+    assert checker.open == []
+
+
+def test_any_subset_of_runs_gives_a_page(root: Path, tmp_path: Path) -> None:
+    entries = gather_detection(root / "results" / NAME)
+    for part in ([entries[0]], [entries[2]], entries[1:], []):
+        write_detection_report(tmp_path / "page.html", "<b>part</b>", part, tmp_path)
+        assert "<h1>&lt;b&gt;part" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_runs_without_scores_and_folds_in_common(tmp_path: Path) -> None:
+    make_raw(tmp_path)
+    make_run(tmp_path, TEACHER, 1.0, (range(0, 12), range(12, 24)))
+    make_run(tmp_path, KD, 3.0, (range(0, 12),), method="sfd")
+    unfinished = make_run(tmp_path, NONE, 3.0, (range(0, 12),), method="none")
+    (unfinished / "fold_0" / "validation" / "summary.json").unlink()
+    entries = gather_detection(tmp_path / "results" / NAME)
+    assert {e.name: (e.folds, e.scored) for e in entries} == {
+        TEACHER: (("0",), True),
+        NONE: (("0",), False),
+        KD: (("0",), True),
+    }
+    assert comparisons(entries) == {}
+    assert "yolov8n + sfd" in make_report(502, root=tmp_path).read_text(encoding="utf-8")
+    both = gather_detection(tmp_path / "results" / NAME, 1)
+    assert [(e.name, e.folds) for e in both] == [(TEACHER, ("1",))]
+    with pytest.raises(RunError, match="no run has a fold 3"):
+        gather_detection(tmp_path / "results" / NAME, 3)
+    rows = {row[1]: row[3] for row in run_rows(Root.resolve(tmp_path))[1:]}
+    merit = next(e for e in scored_entries(both)).merit
+    assert rows[TEACHER].endswith(f"1: AP {merit:.4f}") and rows[NONE] == "0: empty"
+
+
+def test_the_whole_of_several_folds_is_shown(tmp_path: Path) -> None:
+    make_raw(tmp_path)
+    make_run(tmp_path, TEACHER, 1.0, (range(0, 10), range(10, IMAGES)))
+    entry = gather_detection(tmp_path / "results" / NAME)[0]
+    assert isinstance(entry, DetectionEntry) and len(entry.scores.truths) == len(entry.found.images) == IMAGES
+
+
+def test_pictures_show_the_worst_and_the_best_with_boxes(root: Path) -> None:
+    entries = scored_entries(gather_detection(root / "results" / NAME))
+    shown, judge = radiograph_pictures(entries, root / "raw" / NAME)
+    assert judge == "yolov8n + sfd" and [p.rank for p in shown][:3] == ["worst", "median", "best"]
+    quality = [2 * t / (2 * t + m + f) for t, m, f in (p.counts[judge] for p in shown[:3])]
+    assert quality == sorted(quality) and quality[2] == 1.0
+    assert [(p.rank, p.case) for p in shown] == ranked_images(entries[2])
+    with Image.open(BytesIO(shown[0].png)) as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).astype(int)
+    assert (np.abs(pixels - 255).sum(-1) < 30).sum() > 200  # reference boxes in white
+    assert radiograph_pictures(entries, root / "nowhere") == ([], "")
+
+
+def test_pictures_are_cut_at_one_false_positive_per_image(root: Path) -> None:
+    for entry in scored_entries(gather_detection(root / "results" / NAME)):
+        counts = np.array([entry.balance(case) for case in entry.scores.truths])
+        true, missed, false = counts.sum(axis=0)
+        assert false <= len(counts) and true + missed == sum(map(len, entry.scores.truths.values()))
+
+
+def test_runs_that_were_scored_differently_are_not_compared(root: Path) -> None:
+    from dataclasses import replace
+
+    first, second = scored_entries(gather_detection(root / "results" / NAME))[:2]
+    other = replace(second, scores=replace(second.scores, categories=("text", "fracture")))
+    with pytest.raises(DataError, match="other classes"):
+        compare_runs(first, other)
+    nowhere = replace(second, scores=replace(second.scores, truths={}))
+    assert compare_runs(first, nowhere) == {}
+
+
+class _Balance(HTMLParser):
+    """Finds tags that are not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag

@@ -1,0 +1,69 @@
+"""Merging folds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkd.core.errors import DataError, RunError
+from medkd.evaluation.segmentation.cross_validation import cross_validate
+from medkd.evaluation.segmentation.results import Summary
+from tests.evaluation.folders import make_dataset, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_dataset(tmp_path, 4)
+    return make_run(tmp_path, "res_unet__3d_fullres", "res_unet", 1.0, {0: [0, 2], 1: [1, 3]})
+
+
+def test_every_case_is_there_once_with_the_mean_over_cases(run: Path) -> None:
+    summary = cross_validate(run, expected=2)
+    folds = [Summary.load(run / f"fold_{k}" / "validation" / "summary.json") for k in (0, 1)]
+    assert [c.name for c in summary.cases] == sorted(c.name for f in folds for c in f.cases)
+    assert summary.mean_dice == pytest.approx(np.concatenate([f.table("Dice") for f in folds]).mean(0).mean())
+    assert summary.extra["missing_folds"] == []
+    assert summary.extra["fold_means"]["1"]["foreground"]["Dice"] == pytest.approx(folds[1].mean_dice)
+    assert Summary.load(run / "crossval" / "summary.json") == summary
+
+
+def test_missing_folds_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        summary = cross_validate(run)
+    assert summary.extra["missing_folds"] == [2, 3, 4]
+    assert "folds 2, 3, 4 are not there" in caplog.text
+
+
+def test_a_case_in_two_folds_is_refused(run: Path) -> None:
+    path = run / "fold_1" / "validation" / "summary.json"
+    path.write_text((run / "fold_0" / "validation" / "summary.json").read_text())
+    (run / "fold_1" / "split.json").unlink()
+    with pytest.raises(DataError, match=r"case_000\.nii\.gz is a validation case of fold 0 and of fold 1"):
+        cross_validate(run)
+    assert not (run / "crossval").exists()
+
+
+def test_a_fold_that_did_not_score_all_its_cases_is_refused(run: Path) -> None:
+    (run / "fold_1" / "split.json").write_text(json.dumps({"train": [], "val": ["case_001", "case_003", "case_00"]}))
+    with pytest.raises(DataError, match=r"validation cases case_00 have no score"):
+        cross_validate(run)
+
+
+def test_folds_with_different_tolerance_are_refused(run: Path) -> None:
+    path = run / "fold_1" / "validation" / "summary.json"
+    path.write_text(path.read_text().replace('"nsd_tolerance_mm": 2.0', '"nsd_tolerance_mm": 3.0'))
+    with pytest.raises(DataError, match="other structures or definitions"):
+        cross_validate(run)
+
+
+def test_a_folder_that_is_no_run_or_has_no_scores_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="not a medkd run"):
+        cross_validate(tmp_path)
+    for k in (0, 1):
+        (run / f"fold_{k}" / "validation" / "summary.json").unlink()
+    with pytest.raises(RunError, match="no fold_K"):
+        cross_validate(run)
