@@ -131,7 +131,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     patch = tuple(options.patch)
-    specs = [NetworkSpec(name, 1, options.classes, patch) for name in (options.student, options.teacher)]
+    specs = [
+        NetworkSpec(name=name, in_channels=1, num_outputs=options.classes, patch_size=patch)
+        for name in (options.student, options.teacher)
+    ]
     student, teacher = (build_network(spec) for spec in specs)
     loss = SegmentationLoss(regions=options.regions, batch_dice=False)
     trained = {}

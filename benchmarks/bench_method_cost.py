@@ -81,9 +81,11 @@ class Bench:
         corrections = {n: self.teacher[1][n].roll(1, 0) for n in needs.teacher_corrections}
         features = {n: self.teacher[1][n] for n in needs.teacher}
         rest = self._rest() if method.continues_teacher and not isinstance(method, PromptMethod) else None
-        teacher = Outputs(self.teacher[0], features, corrections, (), rest)
+        teacher = Outputs(
+            logits=self.teacher[0], features=features, corrections=corrections, auxiliary=(), average=rest
+        )
         found: dict[str, Any] = self._measure(
-            lambda logits, own: method(Outputs(logits, own), teacher, self.target),
+            lambda logits, own: method(Outputs(logits=logits, features=own), teacher, self.target),
             needs.student,
             list(method.parameters()),
         )

@@ -35,19 +35,37 @@ from medkd.preprocessing.pipeline import preprocess_case
 def small_predictor(classes: int, patch: int, spacing: float, mirror: bool) -> Predictor:
     """A planned U-Net of four stages (8 to 64 channels) with random weights."""
     shape = Architecture(
-        (patch,) * 3, 2, (8, 16, 32, 64), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3
+        patch_size=(patch,) * 3,
+        batch_size=2,
+        features_per_stage=(8, 16, 32, 64),
+        kernel_sizes=((3,) * 3,) * 4,
+        strides=((1,) * 3, *((2,) * 3,) * 3),
+        blocks_encoder=(2,) * 4,
+        blocks_decoder=(2,) * 3,
     )
     configuration = Configuration(
-        "3d_fullres", (spacing,) * 3, (patch,) * 3, ("ct",), (False,), False, {"plain_unet": shape}
+        name="3d_fullres",
+        spacing=(spacing,) * 3,
+        median_shape=(patch,) * 3,
+        normalization=("ct",),
+        use_mask_for_norm=(False,),
+        batch_dice=False,
+        architectures={"plain_unet": shape},
     )
     plan = Plan(
-        "Dataset999_Bench",
-        (0, 1, 2),
-        (IntensityStatistics(60, 60, 80, -200, 400, -150, 300),),
-        {"3d_fullres": configuration},
+        dataset="Dataset999_Bench",
+        transpose=(0, 1, 2),
+        intensities=(
+            IntensityStatistics(
+                mean=60, median=60, std=80, min=-200, max=400, percentile_00_5=-150, percentile_99_5=300
+            ),
+        ),
+        configurations={"3d_fullres": configuration},
     )
     labels = LabelSpec.from_names([f"organ {i}" for i in range(1, classes)])
-    network = build_network(NetworkSpec("plain_unet", 1, classes, (patch,) * 3, shape)).eval()
+    network = build_network(
+        NetworkSpec(name="plain_unet", in_channels=1, num_outputs=classes, patch_size=(patch,) * 3, architecture=shape)
+    ).eval()
     return Predictor(
         [network], plan, configuration, labels, (patch,) * 3, mirror_axes=(0, 1, 2), settings=Settings(mirror=mirror)
     )

@@ -94,13 +94,33 @@ def synthetic_case(folder: Path, size: tuple[int, ...], organs: int = 20) -> Cas
 
 def synthetic_plan() -> Plan:
     """Resample to 1.5 mm."""
-    unet = Architecture((64,) * 3, 2, (32, 64), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), (2, 2), (2,))
-    configuration = Configuration("3d_fullres", (1.5,) * 3, (64,) * 3, ("ct",), (False,), False, {"plain_unet": unet})
+    unet = Architecture(
+        patch_size=(64,) * 3,
+        batch_size=2,
+        features_per_stage=(32, 64),
+        kernel_sizes=((3,) * 3,) * 2,
+        strides=((1,) * 3, (2,) * 3),
+        blocks_encoder=(2, 2),
+        blocks_decoder=(2,),
+    )
+    configuration = Configuration(
+        name="3d_fullres",
+        spacing=(1.5,) * 3,
+        median_shape=(64,) * 3,
+        normalization=("ct",),
+        use_mask_for_norm=(False,),
+        batch_dice=False,
+        architectures={"plain_unet": unet},
+    )
     return Plan(
-        "Dataset999_Bench",
-        (0, 1, 2),
-        (IntensityStatistics(60, 60, 80, -900, 400, -150, 300),),
-        {"3d_fullres": configuration},
+        dataset="Dataset999_Bench",
+        transpose=(0, 1, 2),
+        intensities=(
+            IntensityStatistics(
+                mean=60, median=60, std=80, min=-900, max=400, percentile_00_5=-150, percentile_99_5=300
+            ),
+        ),
+        configurations={"3d_fullres": configuration},
     )
 
 

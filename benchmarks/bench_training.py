@@ -39,9 +39,20 @@ _CASES = 8
 
 def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseStore:
     """A few cases of noise with one ellipsoid per class, a little larger than the patch."""
-    configuration = Configuration("3d_fullres", (1.0,) * 3, patch, ("zscore",), (False,), False, {})
+    configuration = Configuration(
+        name="3d_fullres",
+        spacing=(1.0,) * 3,
+        median_shape=patch,
+        normalization=("zscore",),
+        use_mask_for_norm=(False,),
+        batch_dice=False,
+        architectures={},
+    )
     plan = Plan(
-        "Dataset999_Bench", (0, 1, 2), (IntensityStatistics(0, 0, 1, 0, 1, 0, 1),), {"3d_fullres": configuration}
+        dataset="Dataset999_Bench",
+        transpose=(0, 1, 2),
+        intensities=(IntensityStatistics(mean=0, median=0, std=1, min=0, max=1, percentile_00_5=0, percentile_99_5=1),),
+        configurations={"3d_fullres": configuration},
     )
     store, shape = CaseStore(folder), tuple(p + 8 for p in patch)
     for index in range(_CASES):
@@ -62,11 +73,26 @@ def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseS
 def network_of(name: str, patch: tuple[int, ...], classes: int) -> torch.nn.Module:
     """A network; planned ones get the four stages that nnU-Net plans for small patches."""
     shape = Architecture(
-        patch, 2, (32, 64, 128, 256), ((3,) * 3,) * 4, ((1,) * 3, *((2,) * 3,) * 3), (2,) * 4, (2,) * 3
+        patch_size=patch,
+        batch_size=2,
+        features_per_stage=(32, 64, 128, 256),
+        kernel_sizes=((3,) * 3,) * 4,
+        strides=((1,) * 3, *((2,) * 3,) * 3),
+        blocks_encoder=(2,) * 4,
+        blocks_decoder=(2,) * 3,
     )
     planned = name.startswith(("plain", "resenc"))
     torch.manual_seed(0)
-    return build_network(NetworkSpec(name, 1, classes, patch, shape if planned else None, deep_supervision=planned))
+    return build_network(
+        NetworkSpec(
+            name=name,
+            in_channels=1,
+            num_outputs=classes,
+            patch_size=patch,
+            architecture=shape if planned else None,
+            deep_supervision=planned,
+        )
+    )
 
 
 def measure(options: argparse.Namespace, precision: str) -> Phases:

@@ -77,7 +77,10 @@ class SharedTeacher:
             features = {n: t.float() for n, t in capture.features.items()}
             corrections = {n: t.float() for n, t in capture.corrections.items()}
             first = logits if isinstance(logits, Tensor) else logits[0]
-            self._image, self._outputs = image, Outputs(first.float(), features, corrections)
+            self._image, self._outputs = (
+                image,
+                Outputs(logits=first.float(), features=features, corrections=corrections),
+            )
             self.seconds += time.process_time() - begun
         return self._outputs
 
@@ -93,7 +96,12 @@ class SharedDistiller(Distiller):
         if self.method.averages:  # its own passes over mirrored copies cannot be shared
             return super()._run_teacher(image, progress)
         seen = self._shared.look(image)
-        return Outputs(seen.logits, seen.features, seen.corrections, forward_from=self._forward_from(image.device.type))
+        return Outputs(
+            logits=seen.logits,
+            features=seen.features,
+            corrections=seen.corrections,
+            forward_from=self._forward_from(image.device.type),
+        )
 
 
 @dataclass

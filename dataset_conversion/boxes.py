@@ -93,13 +93,24 @@ def read_coco(path: Path) -> Coco:
             f"{path}: expected a COCO file with 'images', 'annotations' and 'categories', found {error!r}."
         ) from error
     findings = [
-        Finding("", f"{path}: {n}", "each image once", "the image again", "its boxes were put together", error=False)
+        Finding(
+            case="",
+            file=f"{path}: {n}",
+            expected="each image once",
+            found="the image again",
+            action="its boxes were put together",
+            error=False,
+        )
         for n in twice
     ]
     if stray:
         findings.append(
             Finding(
-                "", str(path), "annotations of listed images", f"{stray} of no image", "list their images in 'images'"
+                case="",
+                file=str(path),
+                expected="annotations of listed images",
+                found=f"{stray} of no image",
+                action="list their images in 'images'",
             )
         )
     return Coco(tuple(dict.fromkeys(names.values())), images, tuple(findings))
@@ -206,11 +217,11 @@ def clean_boxes(
     for name in dict.fromkeys((*drawn.unknown, *(name for name, _ in drawn.boxes if name not in categories))):
         findings.append(
             Finding(
-                case,
-                str(drawn.file),
-                f"the classes {', '.join(categories)}",
-                f"'{name}'",
-                "name it, or correct the file",
+                case=case,
+                file=str(drawn.file),
+                expected=f"the classes {', '.join(categories)}",
+                found=f"'{name}'",
+                action="name it, or correct the file",
             )
         )
     for text in drawn.unusable:
@@ -218,7 +229,7 @@ def clean_boxes(
             "a bbox of four numbers, or polygons, of one object",
             "correct it (iscrowd 0 if it is one), or remove the image",
         )
-        findings.append(Finding(case, str(drawn.file), expected, text, action))
+        findings.append(Finding(case=case, file=str(drawn.file), expected=expected, found=text, action=action))
     for name, box in drawn.boxes:
         cut, finding = _cut(case, drawn.file, name, box, size)
         findings += [finding] if finding else []
@@ -227,7 +238,12 @@ def clean_boxes(
         if any(name == other and max(map(_gap, cut, twin)) <= _EQUAL for other, twin in kept):
             findings.append(
                 Finding(
-                    case, str(drawn.file), "each box once", f"{_text(name, box)} twice", "one was kept", error=False
+                    case=case,
+                    file=str(drawn.file),
+                    expected="each box once",
+                    found=f"{_text(name, box)} twice",
+                    action="one was kept",
+                    error=False,
                 )
             )
         else:
@@ -257,20 +273,22 @@ def _cut(
     """The box within the image and a finding, if there is one; None instead of a box that cannot be used."""
     expected = f"a box inside the image of {size[0]}×{size[1]} px"
     if not all(math.isfinite(v) for v in box):
-        return None, Finding(case, str(file), expected, _text(name, box), _CORRECT)
+        return None, Finding(case=case, file=str(file), expected=expected, found=_text(name, box), action=_CORRECT)
     cut = tuple(round(min(max(v, 0.0), float(limit)), 3) for v, limit in zip(box, (*size, *size), strict=True))
     outside = max(map(_gap, box, cut))
     if fault := box_faults(cut, *size):
         found = f"{_text(name, box)} with {fault if outside <= _ROUNDING else 'nothing inside'}"
-        return None, Finding(case, str(file), f"{expected} and with area", found, _CORRECT)
+        return None, Finding(
+            case=case, file=str(file), expected=f"{expected} and with area", found=found, action=_CORRECT
+        )
     if outside <= _ROUNDING:
         return cut, None
     return cut, Finding(
-        case,
-        str(file),
-        expected,
-        f"{_text(name, box)}, {outside:.3g} px outside",
-        "it was cut at the border",
+        case=case,
+        file=str(file),
+        expected=expected,
+        found=f"{_text(name, box)}, {outside:.3g} px outside",
+        action="it was cut at the border",
         error=False,
     )
 

@@ -84,7 +84,11 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
             action = "download the case again, or remove its folder"
             findings.append(
                 Finding(
-                    name, str(next(iter(case.files.values())).parent), f"the file {', '.join(missing)}", "none", action
+                    case=name,
+                    file=str(next(iter(case.files.values())).parent),
+                    expected=f"the file {', '.join(missing)}",
+                    found="none",
+                    action=action,
                 )
             )
         else:
@@ -93,7 +97,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer.report_findings(findings)
     writer.convert(jobs, options.workers)
     split = strided_split(writer.training_cases) if rule else None
-    return finish_converted(writer, "brats", DatasetDescription(CHANNELS, LABELS, 0), split)
+    return finish_converted(
+        writer, "brats", DatasetDescription(channel_names=CHANNELS, labels=LABELS, num_training=0), split
+    )
 
 
 def strided_split(cases: tuple[str, ...]) -> PublishedSplit:
@@ -116,7 +122,9 @@ def _cases(source: Path) -> tuple[dict[str, _Case], list[Finding]]:
         match = _NAME.match(stem(path))
         if match is None:
             expected, action = "a BraTS file name", "it was ignored; check whether it belongs to a case"
-            findings.append(Finding("", str(path), expected, path.name, action, error=False))
+            findings.append(
+                Finding(case="", file=str(path), expected=expected, found=path.name, action=action, error=False)
+            )
             continue
         name = match["case"] or match["case23"]
         sequence = match["new"] or _SAME.get(match["old"], match["old"])
@@ -125,7 +133,12 @@ def _cases(source: Path) -> tuple[dict[str, _Case], list[Finding]]:
             expected = f"one file {sequence} per case"
             findings.append(
                 Finding(
-                    name, str(path), expected, f"also {case.files[sequence]}", "the first one was used", error=False
+                    case=name,
+                    file=str(path),
+                    expected=expected,
+                    found=f"also {case.files[sequence]}",
+                    action="the first one was used",
+                    error=False,
                 )
             )
     return cases, findings
@@ -158,7 +171,15 @@ def _ambiguous(name: str, label: Path, content: CaseContent) -> list[Finding]:
     if not {_OLD_ENHANCING, _ENHANCING} <= set(label_values(read_label(label).array)):
         return []
     expected = "the enhancing tumour as 4 (2021) or as 3 (2023)"
-    return [Finding(name, str(label), expected, "both values", "download the case again; the two cannot be told apart")]
+    return [
+        Finding(
+            case=name,
+            file=str(label),
+            expected=expected,
+            found="both values",
+            action="download the case again; the two cannot be told apart",
+        )
+    ]
 
 
 CONVERTERS.register("brats")(

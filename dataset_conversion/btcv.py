@@ -76,7 +76,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer = RawWriter(folder, "btcv", training, "link" if options.mode == "link" else "copy")
     writer.report_findings(findings)
     writer.convert(jobs, options.workers)
-    return finish_converted(writer, "btcv", DatasetDescription(("CT",), LABELS, 0), split)
+    return finish_converted(
+        writer, "btcv", DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=0), split
+    )
 
 
 def _training(source: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
@@ -105,7 +107,15 @@ def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path], training: 
         path = images.get(number) or labels[number]
         missing = f"label{number}.nii.gz" if number in images else f"img{number}.nii.gz"
         action = "unpack the download again, or remove the file"
-        findings.append(Finding(f"img{number}", str(path), f"{missing} for it below {training}", "none", action))
+        findings.append(
+            Finding(
+                case=f"img{number}",
+                file=str(path),
+                expected=f"{missing} for it below {training}",
+                found="none",
+                action=action,
+            )
+        )
     return findings
 
 

@@ -48,7 +48,14 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         if path not in listed:
             action = "it was left out, since it may have boxes; list it in 'images' if it has none"
             findings.append(
-                Finding("", str(path), "an image that a COCO file lists", "an unlisted image", action, error=False)
+                Finding(
+                    case="",
+                    file=str(path),
+                    expected="an image that a COCO file lists",
+                    found="an unlisted image",
+                    action=action,
+                    error=False,
+                )
             )
     return convert_items("coco", source, folder, items, Rules.choose(known, options), options, findings)
 
@@ -76,7 +83,14 @@ def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple
         if several and part is None:
             expected = f"a name or folder with {', '.join(SPLIT_NAMES)}"
             findings.append(
-                Finding("", str(path), expected, path.name, "its images were counted as training", error=False)
+                Finding(
+                    case="",
+                    file=str(path),
+                    expected=expected,
+                    found=path.name,
+                    action="its images were counted as training",
+                    error=False,
+                )
             )
         for name, drawn in content.images.items():
             try:
@@ -84,11 +98,11 @@ def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple
             except DataError as error:
                 findings.append(
                     Finding(
-                        Path(name).stem,
-                        str(path),
-                        "one image of this name",
-                        str(error).rstrip("."),
-                        "rename or remove one",
+                        case=Path(name).stem,
+                        file=str(path),
+                        expected="one image of this name",
+                        found=str(error).rstrip("."),
+                        action="rename or remove one",
                     )
                 )
                 continue
@@ -96,7 +110,11 @@ def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple
                 action = "add the image or remove it from the file"
                 findings.append(
                     Finding(
-                        Path(name).stem, name, f"an image below {source}, as {path.name} lists", "no such file", action
+                        case=Path(name).stem,
+                        file=name,
+                        expected=f"an image below {source}, as {path.name} lists",
+                        found="no such file",
+                        action=action,
                     )
                 )
             else:

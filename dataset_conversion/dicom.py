@@ -70,7 +70,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer.convert(jobs, options.workers)
     writer.report_list("series", (f"{series.name} = {series.text()}" for series in study.scans))
     writer.report_list("not scans", (f"{series.text()}: {series.not_a_scan}" for series in study.others))
-    return finish_converted(writer, "dicom", DatasetDescription((channel,), spec, 0), None, notes)
+    return finish_converted(
+        writer, "dicom", DatasetDescription(channel_names=(channel,), labels=spec, num_training=0), None, notes
+    )
 
 
 def align(label: Volume, grid: Geometry) -> Volume:
@@ -134,7 +136,14 @@ def _jobs(
         if modality not in used:
             expected = f"series of the modality {', '.join(used)}"
             findings.append(
-                Finding(series.name, str(series.folder), expected, modality or "none", "it was left out", error=False)
+                Finding(
+                    case=series.name,
+                    file=str(series.folder),
+                    expected=expected,
+                    found=modality or "none",
+                    action="it was left out",
+                    error=False,
+                )
             )
             continue
         jobs.append(_job(series, training.get(series.name), spec, recode, patients.get(series.name)))
@@ -179,7 +188,9 @@ def _patients(scans: list[Series]) -> dict[str, str]:
 def _unmatched(labels: Mapping[str, Path], training: Mapping[str, Path], source: Path) -> Iterator[Finding]:
     for name in sorted(labels.keys() - training.keys()):
         action = "rename the label map like its case (the report lists them), or remove it"
-        yield Finding(name, str(labels[name]), f"a series {name} in {source}", "none", action)
+        yield Finding(
+            case=name, file=str(labels[name]), expected=f"a series {name} in {source}", found="none", action=action
+        )
 
 
 def _damaged(study: Study) -> Iterator[Finding]:
@@ -187,11 +198,11 @@ def _damaged(study: Study) -> Iterator[Finding]:
     reported = {path for series in study.scans for path in series.damaged}
     for path in sorted(study.damaged.keys() - reported):
         yield Finding(
-            "",
-            str(path),
-            "a DICOM file that can be read",
-            study.damaged[path].rstrip("."),
-            "restore the file or remove it",
+            case="",
+            file=str(path),
+            expected="a DICOM file that can be read",
+            found=study.damaged[path].rstrip("."),
+            action="restore the file or remove it",
         )
 
 

@@ -66,12 +66,20 @@ def pair_files(images: Path, labels: Path) -> Pairs:
             grouped.setdefault(case, {})[channel] = path
         else:
             action = f"add the label map, or move the image to {images.parent / 'imagesTs'}"
-            findings.append(Finding(case, str(path), f"a label map {case} in {labels}", "none", action))
+            findings.append(
+                Finding(
+                    case=case, file=str(path), expected=f"a label map {case} in {labels}", found="none", action=action
+                )
+            )
     for case, path in label_files.items():
         if case not in grouped:
             findings.append(
                 Finding(
-                    case, str(path), f"an image {case} in {images}", "none", "add the image or remove the label map"
+                    case=case,
+                    file=str(path),
+                    expected=f"an image {case} in {images}",
+                    found="none",
+                    action="add the image or remove the label map",
                 )
             )
     return Pairs(grouped, {case: path for case, path in label_files.items() if case in grouped}, tuple(findings))
@@ -195,7 +203,11 @@ def _prepare_images(
         found = f"{len(pieces)} ({', '.join(p.name for p in paths)})"
         findings.append(
             Finding(
-                case, "", f"{channels} channels", found, "add the missing files or name the channels with --channels"
+                case=case,
+                file="",
+                expected=f"{channels} channels",
+                found=found,
+                action="add the missing files or name the channels with --channels",
             )
         )
     return tuple(pieces), findings, first

@@ -146,7 +146,14 @@ def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annota
             if found:
                 action = "the COCO file was believed; look at the contact sheet"
                 findings.append(
-                    Finding(Path(name).stem, str(other.file), "the boxes of the COCO file", found, action, error=False)
+                    Finding(
+                        case=Path(name).stem,
+                        file=str(other.file),
+                        expected="the boxes of the COCO file",
+                        found=found,
+                        action=action,
+                        error=False,
+                    )
                 )
         return drawn, findings
 
@@ -172,18 +179,24 @@ def _absent(writer: RawWriter, source: _Source, options: ConversionOptions) -> l
     negatives = [name for name in absent if name not in source.coco.images]
     action = "download it again, or go on without it"
     findings = [
-        Finding(Path(n).stem, n, "an image in images/Fractured, as the COCO file lists", "no such file", action)
+        Finding(
+            case=Path(n).stem,
+            file=n,
+            expected="an image in images/Fractured, as the COCO file lists",
+            found="no such file",
+            action=action,
+        )
         for n in with_boxes
     ]
     if negatives and options.settings.get("negatives", "all") == "all":
         found = f"{len(negatives)} of them are not there (listed as absent, without boxes)"
         findings.append(
             Finding(
-                "",
-                "dataset.csv",
-                "all images without fracture",
-                found,
-                "download them, or choose a number with --negatives",
+                case="",
+                file="dataset.csv",
+                expected="all images without fracture",
+                found=found,
+                action="download them, or choose a number with --negatives",
             )
         )
     writer.report_list("absent, with boxes", with_boxes)
@@ -201,12 +214,24 @@ def _table_findings(source: _Source) -> list[Finding]:
             found = f"fractured {row['fractured']}, fracture_count {row['fracture_count']}"
             expected = f"what the COCO file has, {boxes} boxes"
             findings.append(
-                Finding(Path(name).stem, "dataset.csv", expected, found, "the COCO file was believed", error=False)
+                Finding(
+                    case=Path(name).stem,
+                    file="dataset.csv",
+                    expected=expected,
+                    found=found,
+                    action="the COCO file was believed",
+                    error=False,
+                )
             )
     for name in sorted(set(source.images) - set(source.rows)):
         findings.append(
             Finding(
-                Path(name).stem, str(source.images[name]), "a row in dataset.csv", "none", "check the file", error=False
+                case=Path(name).stem,
+                file=str(source.images[name]),
+                expected="a row in dataset.csv",
+                found="none",
+                action="check the file",
+                error=False,
             )
         )
     for name in sorted(set(source.images) - set(source.coco.images)):
@@ -214,13 +239,26 @@ def _table_findings(source: _Source) -> list[Finding]:
             path = str(source.images[name])
             action = "annotate it, or move it to Non_fractured"
             findings.append(
-                Finding(Path(name).stem, path, "boxes in the COCO file for an image in Fractured", "none", action)
+                Finding(
+                    case=Path(name).stem,
+                    file=path,
+                    expected="boxes in the COCO file for an image in Fractured",
+                    found="none",
+                    action=action,
+                )
             )
     for part, names in source.splits.items():
         for name in sorted(names - set(source.coco.images)):
             found = f"{name} in {part}.csv"
             findings.append(
-                Finding("", f"{_SPLITS}/{part}.csv", "images of the COCO file", found, "it was ignored", error=False)
+                Finding(
+                    case="",
+                    file=f"{_SPLITS}/{part}.csv",
+                    expected="images of the COCO file",
+                    found=found,
+                    action="it was ignored",
+                    error=False,
+                )
             )
     return findings
 

@@ -92,7 +92,14 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     absent = sorted(set(found.rows) - set(found.images))
     action = "download and unpack the part again, or go on without it"
     findings += [
-        Finding(s, f"{s}.png", "an image in images_part1 to images_part4", "no such file", action) for s in absent
+        Finding(
+            case=s,
+            file=f"{s}.png",
+            expected="an image in images_part1 to images_part4",
+            found="no such file",
+            action=action,
+        )
+        for s in absent
     ]
     writer.report_list("absent", absent)
     usable, more = _usable(found)
@@ -124,7 +131,14 @@ def _read(source: Path) -> tuple[_Source, list[Finding]]:
             if path.stem in images:
                 action = f"the one in {images[path.stem].parent.name} was used"
                 findings.append(
-                    Finding(path.stem, str(path), "each image once", "the image again", action, error=False)
+                    Finding(
+                        case=path.stem,
+                        file=str(path),
+                        expected="each image once",
+                        found="the image again",
+                        action=action,
+                        error=False,
+                    )
                 )
             images.setdefault(path.stem, path)
     if not images:
@@ -159,26 +173,48 @@ def _usable(source: _Source) -> tuple[list[str], list[Finding]]:
         if row is None:
             found = "none; the patient was taken from the file name" if parsed else "none, and the name says no patient"
             action = "check whether the file belongs to this data set"
-            findings.append(Finding(stem, path, "a row in dataset.csv", found, action, error=parsed is None))
+            findings.append(
+                Finding(
+                    case=stem,
+                    file=path,
+                    expected="a row in dataset.csv",
+                    found=found,
+                    action=action,
+                    error=parsed is None,
+                )
+            )
         elif parsed is None:
             expected = "a name like 0038_0775938745_03_WRI-L2_M014"
-            findings.append(Finding(stem, path, expected, stem, "the patient was taken from dataset.csv", error=False))
+            findings.append(
+                Finding(
+                    case=stem,
+                    file=path,
+                    expected=expected,
+                    found=stem,
+                    action="the patient was taken from dataset.csv",
+                    error=False,
+                )
+            )
         elif row["patient_id"] and _number(row["patient_id"]) != _number(parsed["patient"]):
             found = f"{parsed['patient']} in the file name"
             findings.append(
                 Finding(
-                    stem,
-                    path,
-                    f"patient {row['patient_id']}, as in dataset.csv",
-                    found,
-                    "both count as one patient",
+                    case=stem,
+                    file=path,
+                    expected=f"patient {row['patient_id']}, as in dataset.csv",
+                    found=found,
+                    action="both count as one patient",
                     error=False,
                 )
             )
         if _boxes_stated(source, stem) is None:
             findings.append(
                 Finding(
-                    stem, path, f"an annotation {stem}.xml or {stem}.txt", "none", "unpack folder_structure.zip again"
+                    case=stem,
+                    file=path,
+                    expected=f"an annotation {stem}.xml or {stem}.txt",
+                    found="none",
+                    action="unpack folder_structure.zip again",
                 )
             )
         elif row is not None or parsed is not None:
@@ -228,7 +264,11 @@ def _annotator(stem: str, voc: Path | None, yolo: Path | None, names: Sequence[s
         if yolo is None:
             return named, []
         action = "Pascal VOC was believed, since it names the classes; look at the contact sheet"
-        return named, [Finding(stem, str(yolo), f"the boxes of {voc.name}", found, action, error=False)]
+        return named, [
+            Finding(
+                case=stem, file=str(yolo), expected=f"the boxes of {voc.name}", found=found, action=action, error=False
+            )
+        ]
 
     return annotate
 

@@ -117,7 +117,12 @@ def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
             action = "the first one was used"
             findings.append(
                 Finding(
-                    item.image.stem, str(item.image), "each image in one annotation file", found, action, error=False
+                    case=item.image.stem,
+                    file=str(item.image),
+                    expected="each image in one annotation file",
+                    found=found,
+                    action=action,
+                    error=False,
                 )
             )
     return [first[path] for path in sorted(first)], findings

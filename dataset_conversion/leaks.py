@@ -84,7 +84,9 @@ def leak_findings(path: Path, kin: Kinship) -> list[Finding]:
                 f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient"
             )
             action = "take them out of 'train', or delete the file and convert again"
-            findings.append(Finding("", str(path), expected, " and ".join(found), action))
+            findings.append(
+                Finding(case="", file=str(path), expected=expected, found=" and ".join(found), action=action)
+            )
     return findings
 
 

@@ -122,7 +122,10 @@ def _convert_folder(
     writer.report_findings(content.findings)
     writer.convert(list(_jobs(content)), options.workers)
     return writer.finish(
-        DatasetDescription(content.channels, content.labels, 0, extra=content.extra or {}), content.notes
+        DatasetDescription(
+            channel_names=content.channels, labels=content.labels, num_training=0, extra=content.extra or {}
+        ),
+        content.notes,
     )
 
 
@@ -189,11 +192,11 @@ def _listed_pairs(task: Path, entries: Any) -> tuple[dict[str, tuple[tuple[Path,
         missing = [path for path in (image, label) if not path.exists()]
         findings += [
             Finding(
-                case,
-                str(p),
-                "the file that dataset.json lists",
-                "no such file",
-                "download the task again or leave the case out",
+                case=case,
+                file=str(p),
+                expected="the file that dataset.json lists",
+                found="no such file",
+                action="download the task again or leave the case out",
             )
             for p in missing
         ]
@@ -207,7 +210,15 @@ def _listed_pairs(task: Path, entries: Any) -> tuple[dict[str, tuple[tuple[Path,
     ]
     action = "it was ignored; add it to 'training' if it belongs there"
     findings += [
-        Finding("", str(p), "images listed in dataset.json", "an unlisted image", action, error=False) for p in unlisted
+        Finding(
+            case="",
+            file=str(p),
+            expected="images listed in dataset.json",
+            found="an unlisted image",
+            action=action,
+            error=False,
+        )
+        for p in unlisted
     ]
     return pairs, findings
 

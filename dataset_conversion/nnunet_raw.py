@@ -104,7 +104,13 @@ def _without_label(source: Path, description: DatasetDescription, cases: list[Ca
     where, ending = source / "imagesTr", description.file_ending
     missing = [name for name in _names(where, ending) if name not in known]
     return [
-        Finding(n, str(where / f"{n}_0000{ending}"), f"a label map labelsTr/{n}{ending}", "none", action)
+        Finding(
+            case=n,
+            file=str(where / f"{n}_0000{ending}"),
+            expected=f"a label map labelsTr/{n}{ending}",
+            found="none",
+            action=action,
+        )
         for n in missing
     ]
 

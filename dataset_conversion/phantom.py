@@ -81,7 +81,13 @@ def make_phantom(
     if cases < 1 or test_cases < 0:
         raise DataError(f"A phantom needs at least 1 training and 0 test cases, found {cases} and {test_cases}.")
     folder = Path(folder)
-    description = DatasetDescription(("CT",), LABELS, cases, ".nii.gz", extra={"name": "phantom", "seed": seed})
+    description = DatasetDescription(
+        channel_names=("CT",),
+        labels=LABELS,
+        num_training=cases,
+        file_ending=".nii.gz",
+        extra={"name": "phantom", "seed": seed},
+    )
     if (folder / "dataset.json").exists():  # written last, so the cases are complete
         return DatasetDescription.load(folder / "dataset.json")
     for index in range(cases + test_cases):

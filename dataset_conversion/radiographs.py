@@ -154,7 +154,11 @@ def radiograph_job(
         pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
         wide = radiograph.pixels.dtype != np.uint8
         annotation = BoxAnnotation(
-            *radiograph.size, tuple(b for _, b in boxes), tuple(n for n, _ in boxes), window if wide else None
+            width=radiograph.size[0],
+            height=radiograph.size[1],
+            boxes=tuple(box for _, box in boxes),
+            names=tuple(name for name, _ in boxes),
+            window=window if wide else None,
         )
         values = tuple(sorted({rules.categories.index(name) + 1 for name, _ in boxes}))
         findings = (*remarks, *mismatch, *faults, *noticed)
@@ -292,7 +296,7 @@ def finish_radiographs(
             "training images of patients who are not validated or tested on",
             "divide the images anew, by patients",
         )
-        writer.report_findings([Finding("", "", expected, "none", action)])
+        writer.report_findings([Finding(case="", file="", expected=expected, found="none", action=action)])
     writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
     description = DatasetDescription.detection(CHANNELS, rules.categories)
     own = {**extra, **({"duplicates": twins} if twins else {})}
@@ -327,10 +331,23 @@ def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiog
     if drawn.size == image.stored_size:
         action = "it was drawn on the image as stored, so the image was not turned; look at it in the contact sheet"
         note = Finding(
-            case, str(path), expected, f"{found} after EXIF orientation {image.orientation}", action, error=False
+            case=case,
+            file=str(path),
+            expected=expected,
+            found=f"{found} after EXIF orientation {image.orientation}",
+            action=action,
+            error=False,
         )
         return read_radiograph(path, upright=False), [note]
-    return image, [Finding(case, str(path), expected, found, "find the image that was annotated, or remove it")]
+    return image, [
+        Finding(
+            case=case,
+            file=str(path),
+            expected=expected,
+            found=found,
+            action="find the image that was annotated, or remove it",
+        )
+    ]
 
 
 def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tuple[str, ...], list[Finding]]:
@@ -344,7 +361,9 @@ def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tu
     if image.truncated:
         action = "what can be read was written as PNG, the rest is black; look at it in the contact sheet"
         found = f"one whose end is missing, and with it {image.lost:.1%} of the pixels"
-        findings.append(Finding(case, str(path), "a whole JPEG", found, action, error=False))
+        findings.append(
+            Finding(case=case, file=str(path), expected="a whole JPEG", found=found, action=action, error=False)
+        )
     return tuple(name for name, holds in facts.items() if holds), findings
 
 
@@ -352,7 +371,14 @@ def _contradictions(twins: Sequence[Sequence[str]], classes: Mapping[str, Sequen
     """Equal images of which one has boxes of a class that the other one has not."""
     expected, found = "boxes of the same classes in equal images", "different classes, or boxes in one of them only, in"
     return [
-        Finding(group[0], "", expected, f"{found} {', '.join(group)}", "correct or remove one of them", error=False)
+        Finding(
+            case=group[0],
+            file="",
+            expected=expected,
+            found=f"{found} {', '.join(group)}",
+            action="correct or remove one of them",
+            error=False,
+        )
         for group in twins
         if len({tuple(classes[case]) for case in group}) > 1
     ]

@@ -88,7 +88,7 @@ def convert_slices(
         if parts["val"]
         else None
     )
-    description = DatasetDescription(options.channels or (channel,), labels, 0)
+    description = DatasetDescription(channel_names=options.channels or (channel,), labels=labels, num_training=0)
     return finish_converted(writer, format, description, split, [UNIT_SPACING])
 
 
@@ -107,7 +107,16 @@ def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
         first = case.volume if index is None else case.slices.get(index)
         if first is not None:
             expected = "each slice and each volume once"
-            findings.append(Finding(name, str(path), expected, f"also {first}", "the first one was used", error=False))
+            findings.append(
+                Finding(
+                    case=name,
+                    file=str(path),
+                    expected=expected,
+                    found=f"also {first}",
+                    action="the first one was used",
+                    error=False,
+                )
+            )
         elif index is None:
             case.volume = path
         else:
@@ -228,6 +237,10 @@ def _gaps(name: str, slices: Mapping[int, Path]) -> list[Finding]:
     folder = str(next(iter(slices.values())).parent)
     return [
         Finding(
-            name, folder, f"all slices from {numbers[0]} to {numbers[-1]}", found, "download the missing files again"
+            case=name,
+            file=folder,
+            expected=f"all slices from {numbers[0]} to {numbers[-1]}",
+            found=found,
+            action="download the missing files again",
         )
     ]

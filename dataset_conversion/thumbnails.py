@@ -56,7 +56,7 @@ def radiograph_picture(image: Path, label: Path | None, categories: Sequence[str
     picture = full.resize(
         (max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.Resampling.LANCZOS
     )
-    annotation = BoxAnnotation.load(label) if label else BoxAnnotation(*full.size)
+    annotation = BoxAnnotation.load(label) if label else BoxAnnotation(width=full.width, height=full.height)
     colours = [colour(categories.index(name)) if name in categories else PALETTE[2] for name in annotation.names]
     draw = ImageDraw.Draw(picture)
     for box, shade in zip(annotation.boxes, colours, strict=True):

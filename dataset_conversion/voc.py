@@ -61,7 +61,11 @@ def _annotations(source: Path, one_based: bool) -> tuple[dict[Path, tuple[Drawn,
             text = str(error).rstrip(".")
             findings.append(
                 Finding(
-                    path.stem, str(path), "a Pascal VOC annotation", text, "its image was left out; export it again"
+                    case=path.stem,
+                    file=str(path),
+                    expected="a Pascal VOC annotation",
+                    found=text,
+                    action="its image was left out; export it again",
                 )
             )
     return drawn, findings
@@ -77,21 +81,35 @@ def _items(source: Path, drawn: Mapping[Path, tuple[Drawn, str]], recipe: str) -
             )
         except DataError as error:
             findings.append(
-                Finding(path.stem, str(path), "one image of this name", str(error).rstrip("."), "rename or remove one")
+                Finding(
+                    case=path.stem,
+                    file=str(path),
+                    expected="one image of this name",
+                    found=str(error).rstrip("."),
+                    action="rename or remove one",
+                )
             )
             continue
         if image is None:
             action = "add the image or remove the annotation"
-            findings.append(Finding(path.stem, str(path), f"an image {name or path.stem}", "no such file", action))
+            findings.append(
+                Finding(
+                    case=path.stem,
+                    file=str(path),
+                    expected=f"an image {name or path.stem}",
+                    found="no such file",
+                    action=action,
+                )
+            )
         elif image in used:
             findings.append(
                 Finding(
-                    path.stem,
-                    str(path),
-                    "one annotation per image",
-                    f"another one of {image.name}",
-                    "the first one was used",
-                    False,
+                    case=path.stem,
+                    file=str(path),
+                    expected="one annotation per image",
+                    found=f"another one of {image.name}",
+                    action="the first one was used",
+                    error=False,
                 )
             )
         else:

@@ -74,7 +74,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     if val:
         names = "official folders imagesTr and imagesVal of WORD"
         split = PublishedSplit.single([job.case for job in train], [job.case for job in val], names)
-    return finish_converted(writer, "word", DatasetDescription(("CT",), LABELS, 0), split, notes)
+    return finish_converted(
+        writer, "word", DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=0), split, notes
+    )
 
 
 def _labelled(root: Path, part: str) -> tuple[list[CaseJob], tuple[Finding, ...]]:

@@ -205,7 +205,15 @@ class RawWriter:
             action = "mend or replace the file, then convert again"
             content, errors, entry = (
                 None,
-                [Finding(job.case, "", "a case that can be read", str(error).rstrip("."), action)],
+                [
+                    Finding(
+                        case=job.case,
+                        file="",
+                        expected="a case that can be read",
+                        found=str(error).rstrip("."),
+                        action=action,
+                    )
+                ],
                 None,
             )
         except MedkdError:
@@ -301,7 +309,14 @@ class RawWriter:
             if unique.setdefault((job.split, job.case), job) is not job:
                 expected, found = "each case once", "the case a second time"
                 self._warnings.append(
-                    Finding(job.case, str(job.sources[0]), expected, found, "the first one was used", error=False)
+                    Finding(
+                        case=job.case,
+                        file=str(job.sources[0]),
+                        expected=expected,
+                        found=found,
+                        action="the first one was used",
+                        error=False,
+                    )
                 )
         return list(unique.values())
 

@@ -80,7 +80,13 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
     used = {label for label, _ in owners.values()}
     folders = {image.parent for image in index.paths}
     findings = [
-        Finding(label.stem, str(label), "an image of the same name", "none", "add the image or remove the labels")
+        Finding(
+            case=label.stem,
+            file=str(label),
+            expected="an image of the same name",
+            found="none",
+            action="add the image or remove the labels",
+        )
         for label in sorted(labels - used)
         if "labels" in label.relative_to(source).parts or label.parent in folders
     ]
@@ -90,7 +96,14 @@ def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> t
             "they were left out; name their folder in data.yaml",
         )
         findings.append(
-            Finding("", "data.yaml", "images in the folders named by train, val and test", found, action, error=False)
+            Finding(
+                case="",
+                file="data.yaml",
+                expected="images in the folders named by train, val and test",
+                found=found,
+                action=action,
+                error=False,
+            )
         )
     return items, findings
 
@@ -179,7 +192,11 @@ def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
     """
     found = f"{label}, which is that of {', '.join(map(str, others[:3]))} as well"
     finding = Finding(
-        "", str(image), "a label file of its own", found, "rename images and label files, or remove the other image"
+        case="",
+        file=str(image),
+        expected="a label file of its own",
+        found=found,
+        action="rename images and label files, or remove the other image",
     )
     return lambda size: (Drawn(image), [finding])
 

@@ -19,7 +19,7 @@ LABEL_ENDING = ".json"
 """Of the annotation of a case."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoxAnnotation:
     """All boxes of one image; an image without boxes is a negative.
 

@@ -14,7 +14,7 @@ from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
     """What ``dataset.json`` says (nnU-Net v2's keys; medkd's own live under ``"medkd"``).
 
@@ -48,8 +48,8 @@ class DatasetDescription:
         """
         _check_categories(categories, "categories")
         return cls(
-            channels,
-            LabelSpec.from_names(categories),
+            channel_names=channels,
+            labels=LabelSpec.from_names(categories),
             task="detection",
             categories=tuple(categories),
             **{"num_training": 0} | more,
@@ -93,7 +93,14 @@ class DatasetDescription:
         if not isinstance(ending, str) or not ending:
             raise DataError(f"{where}: 'file_ending' must be a text such as \".nii.gz\", found {ending!r}.")
         return cls(
-            names, labels, count, ending, patients, extra, "detection" if detection else "segmentation", categories
+            channel_names=names,
+            labels=labels,
+            num_training=count,
+            file_ending=ending,
+            patients=patients,
+            extra=extra,
+            task="detection" if detection else "segmentation",
+            categories=categories,
         )
 
     def to_json(self) -> dict[str, Any]:

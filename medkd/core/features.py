@@ -12,7 +12,7 @@ from torch import Tensor
 Stage = Literal["encoder", "bottleneck", "decoder", "neck", "head"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tap:
     """A place in a network where a feature map can be read.
 
@@ -43,7 +43,7 @@ class Tap:
         return len(self.stride)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """One forward pass, seen by a method.
 

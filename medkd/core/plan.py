@@ -11,7 +11,7 @@ from medkd.core.protocol import Protocol
 from medkd.core.serial import load, nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IntensityStatistics:
     """Foreground intensities of one channel over the data set, in the image's own unit (HU for CT)."""
 
@@ -24,7 +24,7 @@ class IntensityStatistics:
     percentile_99_5: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resampling:
     """Interpolation orders; the ``_z`` orders hold along a coarse axis that is resampled separately (section 8 of
     nnU-Net's rules).
@@ -42,7 +42,7 @@ class Resampling:
     force_separate_z: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A planned U-Net with the patch and batch that fit its memory target; tuples run from the finest stage down.
 
@@ -66,6 +66,40 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The smallest and the largest of some values."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ChannelRange:
+    """Intensities of one channel: intervals, over the cases, of a case's percentiles 0.5, 50 and 99.5."""
+
+    low: Interval
+    median: Interval
+    high: Interval
+
+
+@dataclass(frozen=True)
+class DataRanges:
+    """What the training cases looked like; scans to be predicted are compared with it.
+
+    Attributes:
+        orientations: axis code as stored (``"RAS"``) → number of cases; turned scans count under the plan's code.
+        spacing: voxel size in mm along the patient's axes (head-foot, front-back, left-right).
+        size_mm: extent in mm along these axes.
+        channels: per channel; those that are constant in a case do not count.
+    """
+
+    orientations: Mapping[str, int]
+    spacing: tuple[Interval, ...]
+    size_mm: tuple[Interval, ...]
+    channels: tuple[ChannelRange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """One way to look at the data: ``2d``, ``3d_fullres`` or ``3d_lowres``. All axes are in transposed order.
 
@@ -81,6 +115,7 @@ class Configuration:
         resampling: interpolation orders.
         crop: what a case is cropped to: ``nonzero`` (the box of the voxels other than 0), ``above(value)`` (the box of
             the voxels above an intensity in any channel) or ``none``.
+        mirror_axes: axes of the patch that training and test-time augmentation may mirror; None is all of them.
     """
 
     name: str
@@ -92,11 +127,17 @@ class Configuration:
     architectures: Mapping[str, Architecture]
     resampling: Resampling = field(default_factory=Resampling)
     crop: str = "nonzero"
+    mirror_axes: tuple[int, ...] | None = None
 
     @property
     def rank(self) -> int:
         """Spatial dimensions of the network: 2 or 3."""
         return len(self.spacing)
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """:attr:`mirror_axes` in numbers."""
+        return tuple(range(self.rank)) if self.mirror_axes is None else self.mirror_axes
 
     def architecture(self, network: str) -> Architecture:
         """The planned architecture for ``network``, or ``plain_unet``'s patch and batch for networks that are not
@@ -105,7 +146,7 @@ class Configuration:
         return self.architectures.get(network, self.architectures["plain_unet"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """``plans.json``.
 
@@ -117,6 +158,9 @@ class Plan:
         origin: who made the plan (``"medkd"``, ``"nnunet:<plans name>"``).
         protocol: the published protocol that the plan follows, if any; training and prediction take their settings from
             it.
+        orientation: axis code (``"RAS"``: the first index grows to the right, the second to the front, the third to the
+            head) that scans are turned to before anything else; None takes them as they are stored.
+        ranges: what the training cases looked like, where known.
     """
 
     dataset: str
@@ -125,6 +169,8 @@ class Plan:
     configurations: Mapping[str, Configuration]
     origin: str = "medkd"
     protocol: Protocol | None = None
+    orientation: str | None = None
+    ranges: DataRanges | None = None
     schema: int = 1
 
     @classmethod

@@ -20,7 +20,7 @@ SCHEMA = 1
 V = TypeVar("V")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PreprocessingRule:
     """What replaces the planned preprocessing.
 
@@ -43,7 +43,7 @@ class PreprocessingRule:
     interpolation: str = "spline"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AugmentationRule:
     """A few simple random changes, each drawn on its own; they replace nnU-Net's augmentation.
 
@@ -68,7 +68,7 @@ class AugmentationRule:
     shift_range: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingRule:
     """How a network is trained; a user's options win over it.
 
@@ -130,7 +130,7 @@ class InferenceRule:
     mirror: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One protocol for one data set; recorded in ``plans.json``.
 
@@ -152,7 +152,7 @@ class Protocol:
     reference: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionProtocol:
     """The published settings of a detector on one data set; None where the publication does not say.
 

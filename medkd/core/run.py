@@ -26,7 +26,7 @@ DETECTION = "detection"
 """The configuration of every run of a detector."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
     """What is needed to build a network.
 
@@ -60,7 +60,7 @@ class Budget:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunDescription:
     """``run.json``.
 

@@ -255,10 +255,18 @@ def _describe(
     )
     precision = options.precision or ("fp16" if prepared.device.type == "cuda" else "fp32")
     recorded = None if teacher is None else teacher.candidate.recorded
-    spec = NetworkSpec(network, 3, len(plan.categories), (size, size))
+    spec = NetworkSpec(name=network, in_channels=3, num_outputs=len(plan.categories), patch_size=(size, size))
     start = None if options.backbone_weights is None else str(Path(options.backbone_weights).absolute())
     described = RunDescription(
-        prepared.name, DETECTION, spec, budget, (), precision, method, dict(options.settings), recorded
+        dataset=prepared.name,
+        configuration=DETECTION,
+        network=spec,
+        budget=budget,
+        mirror_axes=(),
+        precision=precision,
+        method=method,
+        method_parameters=dict(options.settings),
+        teacher=recorded,
     )
     return replace(described, backbone_weights=start)
 

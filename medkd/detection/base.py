@@ -53,7 +53,7 @@ class Level:
     stop: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectorOutputs(Outputs):
     """One forward pass of a detector.
 

@@ -93,7 +93,7 @@ class DetectorDistiller:
 
     def _observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         if self.teacher is None:
-            return DetectorOutputs(student.logits.detach())
+            return DetectorOutputs(logits=student.logits.detach())
         self.teacher.eval()
         if self.teacher.two_stage and not student.proposals:  # a dense student has none: only features are compared
             student = replace(student, proposals=_whole(images))
@@ -185,7 +185,7 @@ class DetectionTeacher:
         self._detector.eval()
         with torch.no_grad():
             seen = self._detector.observe(
-                images, DetectorOutputs(images.new_zeros(len(images), 1), proposals=_whole(images))
+                images, DetectorOutputs(logits=images.new_zeros(len(images), 1), proposals=_whole(images))
             )
         return {name: seen.features[name].float() for name in names}
 

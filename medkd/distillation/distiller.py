@@ -100,12 +100,12 @@ class Distiller:
         """
         student = _outputs(logits, self._captured_features(), {}, None)
         if cached is not None:
-            teacher = Outputs(cached.float(), average=cached.float())
+            teacher = Outputs(logits=cached.float(), average=cached.float())
         else:
             teacher = (
                 self._run_teacher(image, target.progress)
                 if self.teacher is not None
-                else Outputs(student.logits.detach())
+                else Outputs(logits=student.logits.detach())
             )
         if teacher.logits.shape != student.logits.shape:
             raise MethodError(

@@ -18,7 +18,7 @@ _ONE_VOXEL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something that is wrong, or may be.
 
@@ -62,7 +62,11 @@ class GridDeviation:
 def unreadable_finding(case: str, path: Path, error: DataError) -> Finding:
     """A file that could not be read; the error's own text says why."""
     return Finding(
-        case, str(path), "a readable 3D volume", str(error).rstrip("."), "replace the file or leave the case out"
+        case=case,
+        file=str(path),
+        expected="a readable 3D volume",
+        found=str(error).rstrip("."),
+        action="replace the file or leave the case out",
     )
 
 
@@ -74,11 +78,11 @@ def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
     found = f"{nan} NaN and {infinite} infinite of {array.size} voxels"
     return [
         Finding(
-            case,
-            str(path),
-            "finite intensities",
-            found,
-            "replace them (by the background's value, say) or leave the case out",
+            case=case,
+            file=str(path),
+            expected="finite intensities",
+            found=found,
+            action="replace them (by the background's value, say) or leave the case out",
         )
     ]
 
@@ -101,7 +105,7 @@ def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other:
     else:
         found += f" (up to {deviation.moved_mm:.3g} mm apart)"
         action = "check that both show the same place; if the voxels do correspond, copy the image's header to the other file"
-    return [Finding(case, str(path), expected, found, action, deviation.error)]
+    return [Finding(case=case, file=str(path), expected=expected, found=found, action=action, error=deviation.error)]
 
 
 def grid_deviation(grid: Geometry, other: Geometry) -> GridDeviation | None:
@@ -124,7 +128,11 @@ def label_finding(case: str, path: Path, values: Iterable[int], allowed: Collect
     expected = f"only the label values {_listed(sorted(allowed))} of dataset.json"
     return [
         Finding(
-            case, str(path), expected, f"also {_listed(wrong)}", "add them to dataset.json or correct the label map"
+            case=case,
+            file=str(path),
+            expected=expected,
+            found=f"also {_listed(wrong)}",
+            action="add them to dataset.json or correct the label map",
         )
     ]
 

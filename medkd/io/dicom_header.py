@@ -29,7 +29,7 @@ _TAGS = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """One image plane.
 
@@ -54,7 +54,7 @@ class Frame:
     intercept: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """One DICOM file.
 
@@ -127,16 +127,17 @@ def read_file_header(path: Path) -> Header | None:
             return None
         raise _damaged(path, EOFError("the file ends within its header"))
     try:
+        reason = _not_a_scan(dataset)
         number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
         return Header(
-            path,
-            str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
-            str(dataset.get("Modality") or ""),
-            str(dataset.get("PatientID") or "").strip(),
-            number,
-            description,
-            reason := _not_a_scan(dataset),
-            () if reason else tuple(_frames(path, dataset)),
+            path=path,
+            uid=str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
+            modality=str(dataset.get("Modality") or ""),
+            patient=str(dataset.get("PatientID") or "").strip(),
+            number=number,
+            description=description,
+            not_a_scan=reason,
+            frames=() if reason else tuple(_frames(path, dataset)),
         )
     except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise _damaged(path, error) from error
@@ -167,23 +168,26 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
     if (
         count > 1 and groups[0] is dataset
     ):  # an old multi-frame image (ultrasound, nuclear medicine) places no single frame
-        return [Frame(path, i, size, (), (), ()) for i in range(count)]
+        return [Frame(path=path, index=i, size=size, position=(), orientation=(), spacing=()) for i in range(count)]
     return [_frame(path, i, size, [group, *shared, dataset]) for i, group in enumerate(groups)]
 
 
 def _frame(path: Path, index: int, size: tuple[int, int], places: list[Any]) -> Frame:
     return Frame(
-        path,
-        index,
-        size,
-        _numbers(_find(places, "PlanePositionSequence", "ImagePositionPatient"), 3),
-        _numbers(_find(places, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-        _numbers(_find(places, "PixelMeasuresSequence", "PixelSpacing"), 2),
-        *(
-            default if (value := _find(places, "PixelValueTransformationSequence", key)) is None else float(value)
-            for key, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
-        ),
+        path=path,
+        index=index,
+        size=size,
+        position=_numbers(_find(places, "PlanePositionSequence", "ImagePositionPatient"), 3),
+        orientation=_numbers(_find(places, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        spacing=_numbers(_find(places, "PixelMeasuresSequence", "PixelSpacing"), 2),
+        slope=_rescale(places, "RescaleSlope", 1.0),
+        intercept=_rescale(places, "RescaleIntercept", 0.0),
     )
+
+
+def _rescale(places: list[Any], key: str, default: float) -> float:
+    value = _find(places, "PixelValueTransformationSequence", key)
+    return default if value is None else float(value)
 
 
 def _find(places: list[Any], sequence: str, key: str) -> Any:

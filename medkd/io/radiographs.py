@@ -30,7 +30,7 @@ _ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg"}
 _WIDE_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Radiograph:
     """An image file, decoded.
 
@@ -171,7 +171,15 @@ def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
         pixels = _turn(pixels, orientation)
     plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB") and not truncated and not wide_colour and orientation == 1
     plain = plain and pixels.dtype == np.uint8
-    return Radiograph(np.ascontiguousarray(pixels), orientation, stored, truncated, _ENDINGS.get(kind, ""), plain, lost)
+    return Radiograph(
+        pixels=np.ascontiguousarray(pixels),
+        orientation=orientation,
+        stored_size=stored,
+        truncated=truncated,
+        ending=_ENDINGS.get(kind, ""),
+        plain=plain,
+        lost=lost,
+    )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -27,7 +27,7 @@ REPORT_FILE = "verification_report.json"
 _DETACHED = (".mhd", ".nhdr")  # headers with the voxels in a file beside them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What was found in a raw data set.
 
@@ -113,13 +113,13 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
         cases = training_cases(folder, description)
     except DataError as error:
         finding = Finding(
-            "",
-            str(folder),
-            "a valid dataset.json and training cases",
-            str(error).rstrip("."),
-            "mend it, then verify again",
+            case="",
+            file=str(folder),
+            expected="a valid dataset.json and training cases",
+            found=str(error).rstrip("."),
+            action="mend it, then verify again",
         )
-        return Report(folder.name, (), (), (finding,), ())
+        return Report(dataset=folder.name, good_cases=(), bad_cases=(), problems=(finding,), warnings=())
     with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
         checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
     findings = (
@@ -136,7 +136,11 @@ def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck]
     good = tuple(check.case for check in checks if check.good)
     bad = tuple(sorted(check.case for check in checks if not check.good))
     return Report(
-        folder.name, good, bad, tuple(f for f in findings if f.error), tuple(f for f in findings if not f.error)
+        dataset=folder.name,
+        good_cases=good,
+        bad_cases=bad,
+        problems=tuple(f for f in findings if f.error),
+        warnings=tuple(f for f in findings if not f.error),
     )
 
 
@@ -196,7 +200,15 @@ def _count_findings(folder: Path, description: DatasetDescription, cases: list[C
         return []
     expected = f"{description.num_training} training cases (numTraining)"
     action = "correct numTraining or restore the missing cases"
-    return [Finding("", str(folder / "dataset.json"), expected, f"{len(cases)} label maps", action)]
+    return [
+        Finding(
+            case="",
+            file=str(folder / "dataset.json"),
+            expected=expected,
+            found=f"{len(cases)} label maps",
+            action=action,
+        )
+    ]
 
 
 def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
@@ -209,7 +221,7 @@ def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
     action = (
         f"link the files under their usual names with 'medkd_convert nnunet {folder} -d NNN' and use the new data set"
     )
-    return [Finding("", str(folder / "dataset.json"), expected, found, action)]
+    return [Finding(case="", file=str(folder / "dataset.json"), expected=expected, found=found, action=action)]
 
 
 def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
@@ -232,16 +244,37 @@ def _stray_files(folder: Path, description: DatasetDescription, cases: list[Case
         if not path.name.endswith(description.file_ending) or not channel.isdigit():
             expected = f"files named CASE_0000{description.file_ending}"
             severe = file_ending(path) is not None
-            findings.append(Finding("", str(path), expected, path.name, "rename, convert or remove it", severe))
+            findings.append(
+                Finding(
+                    case="",
+                    file=str(path),
+                    expected=expected,
+                    found=path.name,
+                    action="rename, convert or remove it",
+                    error=severe,
+                )
+            )
         elif case in ids:
             expected = f"{channels} channels per case ({', '.join(description.channel_names)})"
             findings.append(
-                Finding(case, str(path), expected, f"a channel {channel}", "name it in channel_names or remove it")
+                Finding(
+                    case=case,
+                    file=str(path),
+                    expected=expected,
+                    found=f"a channel {channel}",
+                    action="name it in channel_names or remove it",
+                )
             )
         else:
             action = "add the label map or move the image to imagesTs"
             findings.append(
-                Finding(case, str(path), f"a label map labelsTr/{case}{description.file_ending}", "none", action)
+                Finding(
+                    case=case,
+                    file=str(path),
+                    expected=f"a label map labelsTr/{case}{description.file_ending}",
+                    found="none",
+                    action=action,
+                )
             )
     return findings
 
@@ -254,11 +287,11 @@ def _duplicates(checks: list[CaseCheck]) -> list[Finding]:
     action = "keep one of them, or a copy may be in training and validation at once"
     return [
         Finding(
-            cases[0],
-            "",
-            "different images in different cases",
-            f"the same voxels in {', '.join(cases)}",
-            action,
+            case=cases[0],
+            file="",
+            expected="different images in different cases",
+            found=f"the same voxels in {', '.join(cases)}",
+            action=action,
             error=False,
         )
         for cases in same.values()
@@ -274,11 +307,11 @@ def _unused_labels(labels: LabelSpec, checks: list[CaseCheck]) -> list[Finding]:
     found = f"no voxel with {', '.join(map(str, unused))} in any case"
     return [
         Finding(
-            "",
-            "dataset.json",
-            "every label to occur",
-            found,
-            "remove these labels or check the label maps",
+            case="",
+            file="dataset.json",
+            expected="every label to occur",
+            found=found,
+            action="remove these labels or check the label maps",
             error=False,
         )
     ]

@@ -71,7 +71,15 @@ def check_detection(
     if description.num_training != len(training):
         expected = f"{description.num_training} training cases (numTraining)"
         action = "correct numTraining or restore the missing cases"
-        findings.append(Finding("", str(folder / "dataset.json"), expected, f"{len(training)} annotations", action))
+        findings.append(
+            Finding(
+                case="",
+                file=str(folder / "dataset.json"),
+                expected=expected,
+                found=f"{len(training)} annotations",
+                action=action,
+            )
+        )
     findings += _stray_images(folder / "imagesTr", training) + _unused(description.categories, checks)
     return checks[: len(training)], findings
 
@@ -86,14 +94,28 @@ def check_detection_case(files: CaseFiles, categories: tuple[str, ...]) -> Detec
         findings += _image_findings(files.case, image, radiograph)
     except DataError as error:
         findings.append(
-            Finding(files.case, str(image), "a readable PNG or JPEG", str(error).rstrip("."), "replace the file")
+            Finding(
+                case=files.case,
+                file=str(image),
+                expected="a readable PNG or JPEG",
+                found=str(error).rstrip("."),
+                action="replace the file",
+            )
         )
     names: tuple[str, ...] = ()
     if label is not None:
         try:
             annotation = BoxAnnotation.load(label)
         except DataError as error:
-            findings.append(Finding(files.case, str(label), "a readable annotation", str(error).rstrip("."), _MEND))
+            findings.append(
+                Finding(
+                    case=files.case,
+                    file=str(label),
+                    expected="a readable annotation",
+                    found=str(error).rstrip("."),
+                    action=_MEND,
+                )
+            )
         else:
             names = annotation.names
             findings += _annotation_findings(files.case, label, annotation, radiograph, categories)
@@ -121,11 +143,11 @@ def duplicate_findings(digests: Mapping[str, str]) -> list[Finding]:
     action = "they must be in one fold; keep one of them if their boxes contradict each other"
     return [
         Finding(
-            cases[0],
-            "",
-            "different images in different cases",
-            f"the same pixels in {', '.join(cases)}",
-            action,
+            case=cases[0],
+            file="",
+            expected="different images in different cases",
+            found=f"the same pixels in {', '.join(cases)}",
+            action=action,
             error=False,
         )
         for cases in duplicate_groups(digests)
@@ -144,11 +166,11 @@ def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
         return []
     return [
         Finding(
-            case,
-            str(path),
-            "an upright, whole 8-bit image with one or three channels",
-            found,
-            "convert the data set with medkd_convert",
+            case=case,
+            file=str(path),
+            expected="an upright, whole 8-bit image with one or three channels",
+            found=found,
+            action="convert the data set with medkd_convert",
         )
     ]
 
@@ -160,22 +182,51 @@ def _annotation_findings(
     size = (annotation.width, annotation.height)
     if image is not None and image.size != size:
         found = f"{image.size[0]}×{image.size[1]} px"
-        findings.append(Finding(case, str(path), f"an image of {size[0]}×{size[1]} px, as annotated", found, _MEND))
+        findings.append(
+            Finding(
+                case=case,
+                file=str(path),
+                expected=f"an image of {size[0]}×{size[1]} px, as annotated",
+                found=found,
+                action=_MEND,
+            )
+        )
     for name, count in Counter(n for n in annotation.names if n not in categories).items():
         expected = f"only the categories {', '.join(categories)} of dataset.json"
         findings.append(
-            Finding(case, str(path), expected, f"{count} boxes of '{name}'", f"add it to 'categories' or {_MEND}")
+            Finding(
+                case=case,
+                file=str(path),
+                expected=expected,
+                found=f"{count} boxes of '{name}'",
+                action=f"add it to 'categories' or {_MEND}",
+            )
         )
     for box, name in zip(annotation.boxes, annotation.names, strict=True):
         if fault := box_faults(box, *size):
             findings.append(
-                Finding(case, str(path), "boxes with area inside the image", f"{name} {list(box)} with {fault}", _MEND)
+                Finding(
+                    case=case,
+                    file=str(path),
+                    expected="boxes with area inside the image",
+                    found=f"{name} {list(box)} with {fault}",
+                    action=_MEND,
+                )
             )
     pairs = Counter(zip(annotation.boxes, annotation.names, strict=True))
     for (box, name), count in pairs.items():
         if count > 1:
             found = f"{name} {list(box)} {count} times"
-            findings.append(Finding(case, str(path), "each box once", found, "remove the copies", error=False))
+            findings.append(
+                Finding(
+                    case=case,
+                    file=str(path),
+                    expected="each box once",
+                    found=found,
+                    action="remove the copies",
+                    error=False,
+                )
+            )
     return findings
 
 
@@ -188,7 +239,14 @@ def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
         severe = path.suffix.lower() in IMAGE_ENDINGS
         action = "add its annotation (an empty list of boxes for a negative) or remove it" if severe else "remove it"
         findings.append(
-            Finding("", str(path), "one image CASE_0000.png or .jpg per annotation", path.name, action, severe)
+            Finding(
+                case="",
+                file=str(path),
+                expected="one image CASE_0000.png or .jpg per annotation",
+                found=path.name,
+                action=action,
+                error=severe,
+            )
         )
     return findings
 
@@ -201,11 +259,11 @@ def _unused(categories: tuple[str, ...], checks: list[DetectionCheck]) -> list[F
     found = f"no box of {', '.join(unused)}"
     return [
         Finding(
-            "",
-            "dataset.json",
-            "every category to occur",
-            found,
-            "its average precision cannot be measured",
+            case="",
+            file="dataset.json",
+            expected="every category to occur",
+            found=found,
+            action="its average precision cannot be measured",
             error=False,
         )
     ]

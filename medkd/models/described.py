@@ -34,7 +34,18 @@ from medkd.preprocessing.topology import PRESETS, blocks, features_per_stage, to
 FILE = "teacher.json"
 FOLD = "given"  # the only fold of a model that nobody cross-validated
 NAMES = ("segresnet", "swin_unetr", "mednext_s", "mednext_b", "mednext_m", "mednext_l")
-_INTERPOLATIONS = {"linear": Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False), "spline": Resampling()}
+_INTERPOLATIONS = {
+    "linear": Resampling(
+        image_order=1,
+        image_order_z=1,
+        label_order=0,
+        label_order_z=0,
+        logits_order=1,
+        logits_order_z=1,
+        force_separate_z=False,
+    ),
+    "spline": Resampling(),
+}
 _WRAPPERS = ("state_dict", "model_state_dict", "network", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
@@ -151,7 +162,11 @@ def describe_external(path: Path) -> TrainedModel:
     _check_painting(labels, path)
     configuration = _configuration(found, path)
     plan = Plan(
-        path.name, found.transpose, found.intensities, {configuration.name: configuration}, f"teacher:{found.network}"
+        dataset=path.name,
+        transpose=found.transpose,
+        intensities=found.intensities,
+        configurations={configuration.name: configuration},
+        origin=f"teacher:{found.network}",
     )
     return TrainedModel((), plan, configuration, labels, found.patch_size, found.mirror_axes, (FOLD,))
 
@@ -173,7 +188,12 @@ def load_external(path: Path) -> TrainedModel:
         raise RunError(
             f"There are no weights {file}; put them there, or name their file under 'weights' in {path / FILE}."
         )
-    spec = NetworkSpec(found.network, len(found.channels), model.labels.num_outputs, found.patch_size)
+    spec = NetworkSpec(
+        name=found.network,
+        in_channels=len(found.channels),
+        num_outputs=model.labels.num_outputs,
+        patch_size=found.patch_size,
+    )
     content = load_checkpoint(file, allowed=ALLOWED)
     if found.network in CLASSES:
         return replace(model, networks=[_monai_network(spec, found.arguments, content, file)])
@@ -209,24 +229,26 @@ def _configuration(found: ExternalModel, path: Path) -> Configuration:
             "student fits it."
         )
     stages = len(shape.strides)
+    encoder, decoder = blocks(PRESETS["plain_unet"], stages)
     architecture = Architecture(
-        found.patch_size,
-        found.batch_size,
-        features_per_stage(stages, rank),
-        shape.kernels,
-        shape.strides,
-        *blocks(PRESETS["plain_unet"], stages),
+        patch_size=found.patch_size,
+        batch_size=found.batch_size,
+        features_per_stage=features_per_stage(stages, rank),
+        kernel_sizes=shape.kernels,
+        strides=shape.strides,
+        blocks_encoder=encoder,
+        blocks_decoder=decoder,
     )
     return Configuration(
-        "2d" if rank == 2 else "3d_fullres",
-        found.spacing,
-        found.patch_size,
-        found.normalization,
-        found.use_mask_for_norm or (False,) * len(found.channels),
-        False,
-        {"plain_unet": architecture},
-        _INTERPOLATIONS[found.interpolation],
-        found.crop,
+        name="2d" if rank == 2 else "3d_fullres",
+        spacing=found.spacing,
+        median_shape=found.patch_size,
+        normalization=found.normalization,
+        use_mask_for_norm=found.use_mask_for_norm or (False,) * len(found.channels),
+        batch_dice=False,
+        architectures={"plain_unet": architecture},
+        resampling=_INTERPOLATIONS[found.interpolation],
+        crop=found.crop,
     )
 
 

@@ -201,5 +201,7 @@ def _taps(network: nn.Module, places: Sequence[Place], spec: NetworkSpec) -> tup
         if any(p % s for p, s in zip(spec.patch_size, shape[2:], strict=True)):
             raise ValueError(f"the patch is not a multiple of the feature map {tuple(shape[2:])} at {path}")
         stride = tuple(p // s for p, s in zip(spec.patch_size, shape[2:], strict=True))
-        found.append(Tap(name, shape[1], stride, f"net.{path}", stage, same))
+        found.append(
+            Tap(name=name, channels=shape[1], stride=stride, module=f"net.{path}", stage=stage, correction=same)
+        )
     return tuple(found)

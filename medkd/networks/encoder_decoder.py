@@ -78,7 +78,15 @@ class EncoderDecoder(SegmentationNetwork):
     ) -> Tap:
         """A tap of the same stride along every axis; ``enc…``, ``bottleneck`` and ``dec…`` say where it lies."""
         stage: Stage = "encoder" if name.startswith("enc") else "decoder" if name.startswith("dec") else "bottleneck"
-        return Tap(name, channels, (stride,) * self.rank, module, stage, correction, raw)
+        return Tap(
+            name=name,
+            channels=channels,
+            stride=(stride,) * self.rank,
+            module=module,
+            stage=stage,
+            correction=correction,
+            raw=raw,
+        )
 
     def _finish(self, start: int, x: Tensor, features: list[Tensor]) -> Tensor:
         for index in range(start, self.steps):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
-from medkd.core.features import Tap
+from medkd.core.features import Stage, Tap
 from medkd.core.plan import Architecture
 from medkd.core.run import NetworkSpec
 from medkd.networks.encoder_decoder import EncoderDecoder
@@ -70,8 +70,10 @@ class PlannedUNet(EncoderDecoder):
             last = i == len(self.widths) - 1
             same = blocks > 1 or (inputs == width and set(stride) == {1} and self.has_stem)
             module = f"net.encoder.stages.{i}.{self.block_path}.{blocks - 1}"
-            name, stage = ("bottleneck", "bottleneck") if last else (f"enc{i}", "encoder")
-            taps.append(Tap(name, width, self.strides[i], module, stage, same))  # type: ignore[arg-type]
+            name = "bottleneck" if last else f"enc{i}"
+            stage: Stage = "bottleneck" if last else "encoder"
+            tap = Tap(name=name, channels=width, stride=self.strides[i], module=module, stage=stage, correction=same)
+            taps.append(tap)
             inputs = width
         return taps
 
@@ -80,7 +82,16 @@ class PlannedUNet(EncoderDecoder):
         for s, blocks in enumerate(self.architecture.blocks_decoder):
             level = self.steps - 1 - s
             module = f"net.decoder.stages.{s}.convs.{blocks - 1}"
-            taps.append(Tap(f"dec{level}", self.widths[level], self.strides[level], module, "decoder", blocks > 1))
+            taps.append(
+                Tap(
+                    name=f"dec{level}",
+                    channels=self.widths[level],
+                    stride=self.strides[level],
+                    module=module,
+                    stage="decoder",
+                    correction=blocks > 1,
+                )
+            )
         return taps
 
     @property

@@ -28,7 +28,7 @@ def reference_spec(name: str, rank: int) -> NetworkSpec:
     """
     patch = fit_patch(name, PATCHES[rank])
     architecture = _architecture(patch, name.startswith("resenc")) if NETWORKS[name].planned else None
-    return NetworkSpec(name, 1, CLASSES, patch, architecture)
+    return NetworkSpec(name=name, in_channels=1, num_outputs=CLASSES, patch_size=patch, architecture=architecture)
 
 
 def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:

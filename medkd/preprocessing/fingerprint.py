@@ -23,7 +23,7 @@ _BUDGET = 10_000_000  # foreground voxels of all cases together; below it the st
 _SEED = 1234
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """``fingerprint.json``; axes are ``(z, y, x)``, not transposed.
 
@@ -141,7 +141,15 @@ def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
     std = float(np.sqrt(np.dot(weights, (values - mean) ** 2)))
     order = np.argsort(values, kind="stable")
     low, median, high = _quantiles(values[order], weights[order], (0.005, 0.5, 0.995))
-    return IntensityStatistics(mean, median, std, float(values[order[0]]), float(values[order[-1]]), low, high)
+    return IntensityStatistics(
+        mean=mean,
+        median=median,
+        std=std,
+        min=float(values[order[0]]),
+        max=float(values[order[-1]]),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )
 
 
 def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[float]:

@@ -105,7 +105,13 @@ def make_plan(
     chosen = {name: planned[name] for name in planned if name in wanted}
     if protocol is not None:
         chosen = {name: _follow(chosen[name], protocol, dataset_name) for name in chosen}
-    return Plan(dataset_name, transpose, fingerprint.intensities, chosen, protocol=protocol)
+    return Plan(
+        dataset=dataset_name,
+        transpose=transpose,
+        intensities=fingerprint.intensities,
+        configurations=chosen,
+        protocol=protocol,
+    )
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
@@ -150,7 +156,13 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
     encoder, decoder = blocks(preset, stages)
     features = features_per_stage(stages, rank)
     return Architecture(
-        shape.patch_size, max(min(size, covered), _MIN_BATCH), features, shape.kernels, shape.strides, encoder, decoder
+        patch_size=shape.patch_size,
+        batch_size=max(min(size, covered), _MIN_BATCH),
+        features_per_stage=features,
+        kernel_sizes=shape.kernels,
+        strides=shape.strides,
+        blocks_encoder=encoder,
+        blocks_decoder=decoder,
     )
 
 
@@ -169,7 +181,15 @@ def _follow(planned: Configuration, protocol: Protocol, dataset_name: str) -> Co
             f"{channels} channels "
             f"and {planned.name} was asked for."
         )
-    linear = Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False)
+    linear = Resampling(
+        image_order=1,
+        image_order_z=1,
+        label_order=0,
+        label_order_z=0,
+        logits_order=1,
+        logits_order_z=1,
+        force_separate_z=False,
+    )
     masked = planned.use_mask_for_norm if rule.use_mask_for_norm is None else (rule.use_mask_for_norm,) * channels
     return replace(
         planned,
@@ -195,7 +215,13 @@ def _fixed(planned: Architecture, preset: Preset, spacing: Sequence[float], prot
     stages = len(shape.strides)
     encoder, decoder = blocks(preset, stages)
     return Architecture(
-        shape.patch_size, batch, features_per_stage(stages, len(patch)), shape.kernels, shape.strides, encoder, decoder
+        patch_size=shape.patch_size,
+        batch_size=batch,
+        features_per_stage=features_per_stage(stages, len(patch)),
+        kernel_sizes=shape.kernels,
+        strides=shape.strides,
+        blocks_encoder=encoder,
+        blocks_decoder=decoder,
     )
 
 
@@ -231,7 +257,15 @@ def _plan_all(
     def configuration(name: str, what: _Need, batch_dice: bool) -> Configuration:
         median = tuple(round(value) for value in what.median)
         networks = {network: plan_architecture(preset, what) for network, preset in PRESETS.items()}
-        return Configuration(name, what.spacing, median, normalization, use_mask, batch_dice, networks)
+        return Configuration(
+            name=name,
+            spacing=what.spacing,
+            median_shape=median,
+            normalization=normalization,
+            use_mask_for_norm=use_mask,
+            batch_dice=batch_dice,
+            architectures=networks,
+        )
 
     flat = _Need(need.spacing[1:], need.median[1:], need.dataset_voxels, need.num_outputs, need.memory_gb)
     planned = {"2d": configuration("2d", flat, True)}

@@ -14,7 +14,7 @@ MIN_EDGE = 4  # voxels per axis that a bottleneck keeps
 BASE_FEATURES = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """A family of planned U-Nets.
 
@@ -40,10 +40,42 @@ class Preset:
 _RESIDUAL_BLOCKS = (1, 3, 4, 6)
 
 PRESETS: dict[str, Preset] = {
-    "plain_unet": Preset(5.6e8, 8.5e7, 8, (2,), 2, False, 0.05),
-    "resenc_unet_m": Preset(6.8e8, 1.35e8, 8, _RESIDUAL_BLOCKS, 1, True, 1.0),
-    "resenc_unet_l": Preset(2.1e9, 3.8e8, 24, _RESIDUAL_BLOCKS, 1, True, 1.0),
-    "resenc_unet_xl": Preset(3.6e9, 5.6e8, 40, _RESIDUAL_BLOCKS, 1, True, 1.0),
+    "plain_unet": Preset(
+        reference_3d=5.6e8,
+        reference_2d=8.5e7,
+        memory_gb=8,
+        blocks_encoder=(2,),
+        blocks_decoder=2,
+        residual=False,
+        covered=0.05,
+    ),
+    "resenc_unet_m": Preset(
+        reference_3d=6.8e8,
+        reference_2d=1.35e8,
+        memory_gb=8,
+        blocks_encoder=_RESIDUAL_BLOCKS,
+        blocks_decoder=1,
+        residual=True,
+        covered=1.0,
+    ),
+    "resenc_unet_l": Preset(
+        reference_3d=2.1e9,
+        reference_2d=3.8e8,
+        memory_gb=24,
+        blocks_encoder=_RESIDUAL_BLOCKS,
+        blocks_decoder=1,
+        residual=True,
+        covered=1.0,
+    ),
+    "resenc_unet_xl": Preset(
+        reference_3d=3.6e9,
+        reference_2d=5.6e8,
+        memory_gb=40,
+        blocks_encoder=_RESIDUAL_BLOCKS,
+        blocks_decoder=1,
+        residual=True,
+        covered=1.0,
+    ),
 }
 
 

@@ -228,12 +228,12 @@ def _describe(
         )
     in_plan = network in job.configuration.architectures
     spec = NetworkSpec(
-        network,
-        len(job.description.channel_names),
-        job.description.labels.num_outputs,
-        size,
-        planned if in_plan else None,
-        options.width_divisor,
+        name=network,
+        in_channels=len(job.description.channel_names),
+        num_outputs=job.description.labels.num_outputs,
+        patch_size=size,
+        architecture=planned if in_plan else None,
+        width_divisor=options.width_divisor,
         deep_supervision=NETWORKS[network].deep_supervision,
     )
     rule = job.rule
@@ -248,7 +248,15 @@ def _describe(
     axes = _mirrored_axes(job, teacher)
     name = None if teacher is None else teacher.candidate.recorded
     described = RunDescription(
-        job.name, job.configuration.name, spec, budget, axes, precision, method, dict(options.settings), name
+        dataset=job.name,
+        configuration=job.configuration.name,
+        network=spec,
+        budget=budget,
+        mirror_axes=axes,
+        precision=precision,
+        method=method,
+        method_parameters=dict(options.settings),
+        teacher=name,
     )
     if options.init not in ("random", TEACHER) or (method is None and options.init == TEACHER):
         raise RunError(f"--init must be random, or {TEACHER} for a student that has a teacher, found '{options.init}'.")

@@ -94,7 +94,14 @@ def score_teacher(
     )
     budget = Budget(0, 0, configuration.architecture("plain_unet").batch_size, 0.0, 0)
     save(
-        folder.parent / RUN_FILE, RunDescription(name, configuration.name, network.spec, budget, predictor.mirror_axes)
+        folder.parent / RUN_FILE,
+        RunDescription(
+            dataset=name,
+            configuration=configuration.name,
+            network=network.spec,
+            budget=budget,
+            mirror_axes=predictor.mirror_axes,
+        ),
     )
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)

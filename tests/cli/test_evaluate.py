@@ -48,7 +48,7 @@ def test_prints_a_table_and_writes_the_summary(
 
 
 def test_finds_dataset_json_beside_the_references(folders: tuple[str, str], tmp_path: Path) -> None:
-    DatasetDescription(("CT",), LABELS, 2).save(tmp_path / "dataset.json")
+    DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=2).save(tmp_path / "dataset.json")
     assert main([*folders]) == 0
     assert [n for n, _ in Summary.load(tmp_path / "pred" / "summary.json").structures] == ["liver", "spleen"]
 

@@ -21,9 +21,15 @@ from medkd.networks import NETWORKS
 
 
 def write_run(folder: Path, method: str | None = None, teacher: str | None = None) -> None:
-    network = NetworkSpec("unet_tiny", 1, 3, (16, 16, 16))
+    network = NetworkSpec(name="unet_tiny", in_channels=1, num_outputs=3, patch_size=(16, 16, 16))
     run = RunDescription(
-        "Dataset004_Toy", "3d_fullres", network, Budget(1, 1, 1, 0.1, 0), (0,), method=method, teacher=teacher
+        dataset="Dataset004_Toy",
+        configuration="3d_fullres",
+        network=network,
+        budget=Budget(1, 1, 1, 0.1, 0),
+        mirror_axes=(0,),
+        method=method,
+        teacher=teacher,
     )
     save(folder / "run.json", run)
 
@@ -31,7 +37,9 @@ def write_run(folder: Path, method: str | None = None, teacher: str | None = Non
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
     root = Root.resolve(tmp_path)
-    description = DatasetDescription(("CT",), LabelSpec.from_names(["liver", "spleen"]), 7)
+    description = DatasetDescription(
+        channel_names=("CT",), labels=LabelSpec.from_names(["liver", "spleen"]), num_training=7
+    )
     description.save(root.raw / "Dataset004_Toy" / "dataset.json")
     write_json(root.preprocessed / "Dataset004_Toy" / "plans.json", {"configurations": {"2d": {}, "3d_fullres": {}}})
     (root.raw / "Dataset005_Broken").mkdir()

@@ -14,7 +14,13 @@ from medkd.core.errors import DataError
 
 
 def test_an_annotation_survives_the_round_trip(tmp_path: Path) -> None:
-    annotation = BoxAnnotation(640, 480, ((1.5, 2, 30.25, 40), (0, 0, 640, 480)), ("fracture", "text"), (12.0, 3071.0))
+    annotation = BoxAnnotation(
+        width=640,
+        height=480,
+        boxes=((1.5, 2, 30.25, 40), (0, 0, 640, 480)),
+        names=("fracture", "text"),
+        window=(12.0, 3071.0),
+    )
     annotation.save(tmp_path / "a.json")
     assert BoxAnnotation.load(tmp_path / "a.json") == annotation
     np.testing.assert_array_equal(annotation.array(), np.array([[1.5, 2, 30.25, 40], [0, 0, 640, 480]], np.float32))
@@ -22,7 +28,7 @@ def test_an_annotation_survives_the_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_negative_has_an_empty_array_of_four_columns(tmp_path: Path) -> None:
-    BoxAnnotation(10, 20).save(tmp_path / "n.json")
+    BoxAnnotation(width=10, height=20).save(tmp_path / "n.json")
     negative = BoxAnnotation.load(tmp_path / "n.json")
     assert negative.array().shape == (0, 4) and negative.indices(("a",)).shape == (0,)
 
@@ -46,7 +52,7 @@ def test_a_malformed_annotation_is_refused_with_its_file(tmp_path: Path, change:
 
 def test_an_unknown_class_is_named() -> None:
     with pytest.raises(DataError, match="'wrist'"):
-        BoxAnnotation(9, 9, ((0, 0, 1, 1),), ("wrist",)).indices(("fracture",))
+        BoxAnnotation(width=9, height=9, boxes=((0, 0, 1, 1),), names=("wrist",)).indices(("fracture",))
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,9 @@ def _raw(folder: Path, cases: list[str], patients: dict[str, str] | None = None)
     (folder / "labelsTr").mkdir(parents=True)
     for case in cases:
         (folder / "labelsTr" / f"{case}.nii.gz").touch()
-    DatasetDescription(("MR",), LabelSpec.from_names(["a"]), len(cases), patients=patients or {}).save(
-        folder / "dataset.json"
-    )
+    DatasetDescription(
+        channel_names=("MR",), labels=LabelSpec.from_names(["a"]), num_training=len(cases), patients=patients or {}
+    ).save(folder / "dataset.json")
     return folder
 
 

@@ -21,7 +21,7 @@ from medkd.io.volumes import write_volume
 
 
 def report(warned: tuple[str, ...] = (), **lists: tuple[str, ...]) -> ConversionReport:
-    warnings = tuple(Finding(case, "f", "a", "b", "c", error=False) for case in warned)
+    warnings = tuple(Finding(case=case, file="f", expected="a", found="b", action="c", error=False) for case in warned)
     return ConversionReport("Dataset001_A", "coco", "s", (), (), (), (), warnings, (), lists)
 
 
@@ -31,7 +31,9 @@ def cases(count: int) -> dict[str, CaseFiles]:
 
 def test_every_warned_case_and_a_few_others_are_shown_once() -> None:
     made = report(("c07", "c01", "c07", "gone"), rotated=("c03", "c01"), duplicates=("c10 = c11",))
-    sections = choose_cases(cases(40), made, [Finding("c20", "f", "a", "b", "c")], 30, {"c01", "c30"})
+    sections = choose_cases(
+        cases(40), made, [Finding(case="c20", file="f", expected="a", found="b", action="c")], 30, {"c01", "c30"}
+    )
     shown = {section.title: section.cases for section in sections}
     assert shown["rotated"] == ("c03", "c01"), "images with a box come first"
     assert shown["duplicates"] == ("c10", "c11") and shown["warnings"] == ("c07", "c20")
@@ -55,7 +57,7 @@ def test_a_box_is_drawn_around_what_it_names(tmp_path: Path) -> None:
     pixels = np.full((100, 200), 60, np.uint8)
     pixels[40:80, 60:140] = 255
     write_png(tmp_path / "a.png", pixels)
-    BoxAnnotation(200, 100, ((60, 40, 140, 80),), ("a",)).save(tmp_path / "a.json")
+    BoxAnnotation(width=200, height=100, boxes=((60, 40, 140, 80),), names=("a",)).save(tmp_path / "a.json")
     picture = radiograph_picture(tmp_path / "a.png", tmp_path / "a.json", ("a",), 200)
     assert picture.size == (200, 200)
     found = near(picture, colour(0))
@@ -73,7 +75,7 @@ def test_a_small_box_is_enlarged_in_the_corner_farthest_from_it(tmp_path: Path, 
     pixels = np.full((200, 200), 60, np.uint8)
     pixels[y - 4 : y + 4, x - 4 : x + 4] = 255
     write_png(tmp_path / "a.png", pixels)
-    BoxAnnotation(200, 200, ((x - 4, y - 4, x + 4, y + 4),), ("a",)).save(tmp_path / "a.json")
+    BoxAnnotation(width=200, height=200, boxes=((x - 4, y - 4, x + 4, y + 4),), names=("a",)).save(tmp_path / "a.json")
     picture = np.asarray(radiograph_picture(tmp_path / "a.png", tmp_path / "a.json", ("a",), 200))
     row, column = (164 if y < 100 else 36), (164 if x < 100 else 36)
     assert picture[row - 10 : row + 10, column - 10 : column + 10].min() > 230, "the enlarged patch"
@@ -107,7 +109,9 @@ def test_a_sheet_is_made_for_both_kinds_of_data_sets(tmp_path: Path) -> None:
     boxes, volumes = tmp_path / "Dataset001_A", tmp_path / "Dataset002_B"
     for i in range(3):
         write_png(boxes / f"imagesTr/c{i}_0000.png", np.full((30, 50), 90, np.uint8))
-        BoxAnnotation(50, 30, ((1, 2, 9, 9),), ("fracture",)).save(boxes / f"labelsTr/c{i}.json")
+        BoxAnnotation(width=50, height=30, boxes=((1, 2, 9, 9),), names=("fracture",)).save(
+            boxes / f"labelsTr/c{i}.json"
+        )
         grid = Geometry.from_spacing((3, 9, 9), (1.0, 1.0, 1.0))
         write_volume(volumes / f"imagesTr/c{i}_0000.nii.gz", np.zeros((3, 9, 9), np.float32), grid)
         write_volume(volumes / f"labelsTr/c{i}.nii.gz", np.ones((3, 9, 9), np.uint8), grid)
@@ -115,7 +119,9 @@ def test_a_sheet_is_made_for_both_kinds_of_data_sets(tmp_path: Path) -> None:
     DatasetDescription.detection(("X-ray",), ("fracture",), num_training=3, file_ending=".png").save(
         boxes / "dataset.json"
     )
-    DatasetDescription(("CT",), LabelSpec.from_names(["liver"]), 3).save(volumes / "dataset.json")
+    DatasetDescription(channel_names=("CT",), labels=LabelSpec.from_names(["liver"]), num_training=3).save(
+        volumes / "dataset.json"
+    )
     for folder in (boxes, volumes):
         assert make_contact_sheet(folder, report(("c1",))) == folder / SHEET_FILE
         with Image.open(folder / SHEET_FILE) as sheet:

@@ -139,7 +139,15 @@ def test_the_plan_follows_the_protocol_and_records_it(btcv: tuple[Path, Plan]) -
     configuration = plan.configuration("3d_fullres")
     assert configuration.spacing == (2.0, 1.5, 1.5) and configuration.normalization == ("window(-175, 250)",)
     assert configuration.crop == "above(-175)" and not configuration.batch_dice
-    assert configuration.resampling == Resampling(1, 1, 0, 0, 1, 1, force_separate_z=False)
+    assert configuration.resampling == Resampling(
+        image_order=1,
+        image_order_z=1,
+        label_order=0,
+        label_order_z=0,
+        logits_order=1,
+        logits_order_z=1,
+        force_separate_z=False,
+    )
     for network in ("plain_unet", "resenc_unet_l", "unet_tiny"):
         architecture = configuration.architecture(network)
         assert architecture.patch_size == (96, 96, 96) and architecture.batch_size == 4

@@ -63,7 +63,7 @@ def make_dataset(
             index, size, height, len(categories), 0 if index >= images - negatives else 1
         )
         write_png(folder / "imagesTr" / f"{case}_0000.png", pixels)
-        BoxAnnotation(size, height, tuple(boxes), tuple(categories[c] for c in classes)).save(
+        BoxAnnotation(width=size, height=height, boxes=tuple(boxes), names=tuple(categories[c] for c in classes)).save(
             folder / "labelsTr" / f"{case}.json"
         )
     known = {f"image_{i:02d}": f"patient_{i // 2}" for i in range(images)} if patients else {}

@@ -77,10 +77,24 @@ def make_run(
     description = DatasetDescription.load(raw / "dataset.json")
     folder = root / "results" / raw.name / run
     spec = NetworkSpec(
-        run.split("__")[0] if run.startswith(NAME) else NAME, 3, len(description.categories), (size, size)
+        name=run.split("__")[0] if run.startswith(NAME) else NAME,
+        in_channels=3,
+        num_outputs=len(description.categories),
+        patch_size=(size, size),
     )
     budget = Budget(3, 4, 2, 0.01, 0)
-    save(folder / "run.json", RunDescription(raw.name, "detection", spec, budget, (), method=method, teacher=teacher))
+    save(
+        folder / "run.json",
+        RunDescription(
+            dataset=raw.name,
+            configuration="detection",
+            network=spec,
+            budget=budget,
+            mirror_axes=(),
+            method=method,
+            teacher=teacher,
+        ),
+    )
     DetectionPlan(raw.name, description.categories, size, 2).save(folder / "plans.json")
     description.save(folder / "dataset.json")
     for fold, threshold in enumerate(folds):

@@ -45,7 +45,7 @@ class Stub(Detector):
     """A detector that finds nothing and is trained by being written down."""
 
     family = "torchvision"
-    taps = (Tap("p3", 4, (8, 8), "neck", "neck"),)
+    taps = (Tap(name="p3", channels=4, stride=(8, 8), module="neck", stage="neck"),)
 
     def __init__(self, spec: DetectorSpec) -> None:
         super().__init__()
@@ -415,7 +415,9 @@ def test_an_absent_or_damaged_stored_image_is_named(root: Path) -> None:
 
 def test_raw_annotations_of_another_task_are_refused(tmp_path: Path) -> None:
     raw = make_dataset(tmp_path, images=3, negatives=0)
-    BoxAnnotation(96, 72, ((1.0, 1.0, 9.0, 9.0),), ("metal",)).save(raw / "labelsTr/image_01.json")
+    BoxAnnotation(width=96, height=72, boxes=((1.0, 1.0, 9.0, 9.0),), names=("metal",)).save(
+        raw / "labelsTr/image_01.json"
+    )
     with pytest.raises(DataError, match=r"image_01\.json: Expected boxes of the classes fracture, found 'metal'"):
         plan_and_preprocess_detection(502, root=tmp_path, workers=1, verify=False)
     assert DatasetDescription.load(raw / "dataset.json").task == "detection"

@@ -63,7 +63,7 @@ def teacher(name: str) -> Detector:
     with torch.no_grad():
         for _ in range(4):
             data = data_of()
-            net.observe(data[0], DetectorOutputs(torch.zeros(2, 1), proposals=tuple(data[1])))
+            net.observe(data[0], DetectorOutputs(logits=torch.zeros(2, 1), proposals=tuple(data[1])))
     return net.eval().requires_grad_(False)
 
 

@@ -22,7 +22,7 @@ CATEGORIES = ("fracture", "metal", "text")
 
 def annotation(side: float, names: Sequence[str], width: int = 800, height: int = 1000) -> BoxAnnotation:
     boxes = tuple((10.0 * i, 5.0, 10.0 * i + 2 * side, 5.0 + side) for i in range(len(names)))
-    return BoxAnnotation(width, height, boxes, tuple(names))
+    return BoxAnnotation(width=width, height=height, boxes=boxes, names=tuple(names))
 
 
 def fingerprint(annotations: Sequence[BoxAnnotation], categories: Sequence[str] = CATEGORIES) -> DetectionFingerprint:
@@ -112,7 +112,7 @@ def test_a_protocol_sets_what_it_says() -> None:
         [annotation(30, ["fracture"])] * 200, protocol=find_detection_protocol("sfd_kd:fracatlas_yolo", {})
     )
     assert (silent.image_size, silent.batch_size, silent.epochs) == (480, 2, 300) and silent.final_learning_rate is None
-    unknown = DetectionProtocol(64, 2, augmentation={"mosiac": 1.0})
+    unknown = DetectionProtocol(image_size=64, batch_size=2, augmentation={"mosiac": 1.0})
     with pytest.raises(PlanError, match="Did you mean 'mosaic'"):
         plan_of([annotation(30, ["fracture"])] * 9, protocol=("own", unknown))
 

@@ -25,7 +25,9 @@ BOXES = ((10.0, 20.0, 40.0, 60.0), (0.0, 0.0, 99.9997, 80.0))
 
 def raw_case(folder: Path, pixels: np.ndarray, name: str = "a") -> tuple[Path, Path]:
     write_png(folder / f"{name}.png", pixels)
-    BoxAnnotation(pixels.shape[1], pixels.shape[0], BOXES, ("text", "fracture")).save(folder / f"{name}.json")
+    BoxAnnotation(width=pixels.shape[1], height=pixels.shape[0], boxes=BOXES, names=("text", "fracture")).save(
+        folder / f"{name}.json"
+    )
     return folder / f"{name}.png", folder / f"{name}.json"
 
 
@@ -131,6 +133,6 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     writer = DetectionStoreWriter(tmp_path / "other", ("fracture",), 64)
     image, _ = raw_case(tmp_path, np.zeros((10, 12), np.uint8))
     with pytest.raises(DataError, match="expected 20×10 px"):
-        writer.write("a", image, BoxAnnotation(20, 10), "")
+        writer.write("a", image, BoxAnnotation(width=20, height=10), "")
     with pytest.raises(DataError, match="1 cases were not stored"):
         writer.finish(["a"])

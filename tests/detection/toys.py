@@ -50,7 +50,7 @@ def name_of(stride: int) -> str:
 
 def neck_taps(width: int, strides: Sequence[int]) -> list[Tap]:
     """The neck's taps."""
-    return [Tap(name_of(s), width, (s, s), "neck", "neck") for s in strides]
+    return [Tap(name=name_of(s), channels=width, stride=(s, s), module="neck", stage="neck") for s in strides]
 
 
 class ToyDense(Detector):
@@ -72,7 +72,9 @@ class ToyDense(Detector):
         self.sides = nn.Conv2d(width, 4 * max(bins, 1), 1)
         nn.init.constant_(self.scores.bias, -2.0)
         towers = [
-            Tap(f"{name_of(s)}.{part}", width, (s, s), "towers", "head") for s in strides for part in ("class", "box")
+            Tap(name=f"{name_of(s)}.{part}", channels=width, stride=(s, s), module="towers", stage="head")
+            for s in strides
+            for part in ("class", "box")
         ]
         self.taps = (*neck_taps(width, strides), *towers)
 
@@ -92,7 +94,11 @@ class ToyDense(Detector):
             start = levels[-1].stop
         distribution = torch.cat(raw, 1) if self.bins else None
         return DetectorOutputs(
-            torch.cat(logits, 2), features, boxes=torch.cat(boxes, 1), distribution=distribution, levels=tuple(levels)
+            logits=torch.cat(logits, 2),
+            features=features,
+            boxes=torch.cat(boxes, 1),
+            distribution=distribution,
+            levels=tuple(levels),
         )
 
     def forward_from(self, tap: str, feature: Tensor) -> Tensor:
@@ -194,8 +200,8 @@ class ToyTwoStage(Detector):
         pooled = roi_align(neck["p2"].float(), list(proposals), 3, 0.25, 2).mean((2, 3))
         deltas = self.regress(pooled)
         return DetectorOutputs(
-            self.classify(F.silu(pooled)),
-            dict(neck),
+            logits=self.classify(F.silu(pooled)),
+            features=dict(neck),
             deltas=deltas.view(len(deltas), -1, 4),
             proposals=tuple(p.detach() for p in proposals),
         )

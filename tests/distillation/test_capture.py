@@ -19,9 +19,9 @@ class TwoBlocks(nn.Module):
         super().__init__()
         self.one, self.two = InPlaceBlock(3, 2), InPlaceBlock(3, 2)
         self.taps = (
-            Tap("conv", 2, (1, 1, 1), "one.conv2", "encoder"),
-            Tap("one", 2, (1, 1, 1), "one", "encoder", correction=True),
-            Tap("two", 2, (1, 1, 1), "two", "encoder", correction=True),
+            Tap(name="conv", channels=2, stride=(1, 1, 1), module="one.conv2", stage="encoder"),
+            Tap(name="one", channels=2, stride=(1, 1, 1), module="one", stage="encoder", correction=True),
+            Tap(name="two", channels=2, stride=(1, 1, 1), module="two", stage="encoder", correction=True),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_in_place_operations_do_not_change_what_was_captured() -> None:
 
 def test_a_block_that_works_on_its_input_in_place_has_the_correction_to_what_it_was_given() -> None:
     holder = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
-    holder.taps = (Tap("block", 2, (1, 1), "1", "decoder", correction=True),)  # type: ignore[assignment]
+    holder.taps = (Tap(name="block", channels=2, stride=(1, 1), module="1", stage="decoder", correction=True),)  # type: ignore[assignment]
     x = torch.randn(1, 2, 4, 4)
     given = x.clone()
     with torch.no_grad(), Capture(holder, corrections=("block",), detach=True) as capture:
@@ -67,7 +67,7 @@ def test_correction_of_monai_segresnet_block_is_its_residual_branch() -> None:
 
     block = ResBlock(3, 8, norm=("group", {"num_groups": 4}))
     holder = nn.Sequential(block, nn.ReLU(inplace=True))
-    holder.taps = (Tap("block", 8, (1, 1, 1), "0", "decoder", correction=True),)  # type: ignore[assignment]
+    holder.taps = (Tap(name="block", channels=8, stride=(1, 1, 1), module="0", stage="decoder", correction=True),)  # type: ignore[assignment]
     x = torch.randn(2, 8, 4, 4, 4)
     with torch.no_grad(), Capture(holder, ("block",), ("block",), detach=True) as capture:
         holder(x)
@@ -123,8 +123,8 @@ def test_tap_without_correction_is_refused() -> None:
 def test_wrong_promises_of_a_network_are_named() -> None:
     net = ToyNetwork(3)
     net.taps = (
-        Tap("a", 1, (1, 1, 1), "nowhere", "encoder"),
-        Tap("b", 8, (2, 2, 2), "down", "encoder", correction=True),
+        Tap(name="a", channels=1, stride=(1, 1, 1), module="nowhere", stage="encoder"),
+        Tap(name="b", channels=8, stride=(2, 2, 2), module="down", stage="encoder", correction=True),
     )
     with pytest.raises(MethodError, match="points at 'nowhere'"):
         Capture(net, ("a",))

@@ -82,10 +82,14 @@ def _step(method: Method, student: SegmentationNetwork, teacher: SegmentationNet
     features = {name: f.requires_grad_() for name, f in own.features.items()}
     target = Target(labels, torch.rand(2, 1, *size) > 0.1, Progress(50, 100))
     seen = Outputs(
-        expected, taught.features, taught.corrections, (), teacher.forward_from if method.continues_teacher else None
+        logits=expected,
+        features=taught.features,
+        corrections=taught.corrections,
+        auxiliary=(),
+        average=teacher.forward_from if method.continues_teacher else None,
     )
     with LivePeak() as live:
-        terms = method(Outputs(logits.requires_grad_(), features), seen, target)
+        terms = method(Outputs(logits=logits.requires_grad_(), features=features), seen, target)
         torch.stack(list(terms.values())).sum().backward()
     compared = sum(f.nbytes for f in (*features.values(), *taught.features.values()))
     assert len(size) == rank
@@ -98,7 +102,9 @@ def networks() -> dict[tuple[str, int], SegmentationNetwork]:
     torch.manual_seed(0)
     sizes = {2: (128, 128), 3: (32, 32, 32)}
     return {
-        (n, r): build_network(NetworkSpec(n, 1, 3, sizes[r])).eval().requires_grad_(False)
+        (n, r): build_network(NetworkSpec(name=n, in_channels=1, num_outputs=3, patch_size=sizes[r]))
+        .eval()
+        .requires_grad_(False)
         for n in ("unet_tiny", "res_unet")
         for r in (2, 3)
     }

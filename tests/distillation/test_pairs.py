@@ -36,7 +36,7 @@ def test_names_choose_any_pair() -> None:
 
 
 def test_a_network_without_decoder_is_compared_at_its_deepest_pair() -> None:
-    taps = tuple(Tap(f"enc{i}", 4, (2**i,) * 3, "x", "encoder") for i in range(3))
+    taps = tuple(Tap(name=f"enc{i}", channels=4, stride=(2**i,) * 3, module="x", stage="encoder") for i in range(3))
     about = Context(taps, taps, 3, False, (1.0,) * 3, (8,) * 3)
     assert names("last", about) == names("bottleneck", about) == [("enc2", "enc2")]
 
@@ -49,7 +49,7 @@ def test_no_pair_and_unknown_words_are_errors() -> None:
 
 
 def test_between_detectors_every_word_means_the_necks_but_it_must_be_one() -> None:
-    taps = tuple(Tap(f"p{i}", 4, (2**i, 2**i), "x", "neck") for i in (3, 4))
+    taps = tuple(Tap(name=f"p{i}", channels=4, stride=(2**i, 2**i), module="x", stage="neck") for i in (3, 4))
     about = Context(taps, taps, 2, True, (1.0, 1.0), (64, 64), "detection")
     assert names("last", about) == names("all", about) == [("p3", "p3"), ("p4", "p4")]
     with pytest.raises(MethodError, match=r"at.taps must be one of last, encoder.*found 'nonsense'"):
@@ -57,7 +57,7 @@ def test_between_detectors_every_word_means_the_necks_but_it_must_be_one() -> No
 
 
 def test_adapters_exist_where_channels_differ() -> None:
-    four, six = (Tap("a", c, (1, 1), "x", "decoder") for c in (4, 6))
+    four, six = (Tap(name="a", channels=c, stride=(1, 1), module="x", stage="decoder") for c in (4, 6))
     assert isinstance(adapter((four, four)), nn.Identity) and isinstance(adapter((four, four), always=True), nn.Conv2d)
     assert adapter((four, six))(torch.zeros(1, 4, 5, 5)).shape == (1, 6, 5, 5)
 

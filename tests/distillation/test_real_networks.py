@@ -21,7 +21,7 @@ OUTPUTS = 3
 def network(name: str, rank: int) -> SegmentationNetwork:
     """A network for patches of 16 voxels per axis, built once."""
     torch.manual_seed(0)
-    return build_network(NetworkSpec(name, 1, OUTPUTS, (16,) * rank))
+    return build_network(NetworkSpec(name=name, in_channels=1, num_outputs=OUTPUTS, patch_size=(16,) * rank))
 
 
 @pytest.mark.slow

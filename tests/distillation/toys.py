@@ -65,10 +65,17 @@ class ToyNetwork(nn.Module):
         self.out = conv(rank, width, outputs, 1)
         one, two = (1,) * rank, (2,) * rank
         self.taps = (
-            Tap("enc0", width, one, "first", "encoder"),
-            Tap("bottleneck", 2 * width, two, "deep", "bottleneck", correction=additive),
-            Tap("dec1", width, two, "reduce", "decoder"),
-            Tap("dec0", width, one, "fine", "decoder", correction=additive),
+            Tap(name="enc0", channels=width, stride=one, module="first", stage="encoder"),
+            Tap(
+                name="bottleneck",
+                channels=2 * width,
+                stride=two,
+                module="deep",
+                stage="bottleneck",
+                correction=additive,
+            ),
+            Tap(name="dec1", channels=width, stride=two, module="reduce", stage="decoder"),
+            Tap(name="dec0", channels=width, stride=one, module="fine", stage="decoder", correction=additive),
         )
         self.remember = False
         self._skip: Tensor | None = None
@@ -174,7 +181,7 @@ def logits_terms(
     method = build_method(
         name, plain_context(rank, regions, student.shape[1]), {f"{name}.{k}": v for k, v in settings.items()}
     )
-    return method(Outputs(student), Outputs(teacher), target)
+    return method(Outputs(logits=student), Outputs(logits=teacher), target)
 
 
 def pair_method(
@@ -183,8 +190,8 @@ def pair_method(
     """A method between single decoder taps named ``s`` and ``t`` with these channels."""
     one = (1,) * rank
     about = Context(
-        (Tap("s", student, one, "s", "decoder"),),
-        (Tap("t", teacher, one, "t", "decoder"),),
+        (Tap(name="s", channels=student, stride=one, module="s", stage="decoder"),),
+        (Tap(name="t", channels=teacher, stride=one, module="t", stage="decoder"),),
         OUTPUTS,
         regions,
         (1.0,) * rank,
@@ -201,4 +208,6 @@ def features_terms(
         target = Target(torch.zeros(len(student), 1, *student.shape[2:], dtype=torch.long))
     if logits is None:
         logits = torch.zeros(2, len(student), OUTPUTS, *target.labels.shape[2:])
-    return method(Outputs(logits[0], {"s": student}), Outputs(logits[1], {"t": teacher}), target)
+    return method(
+        Outputs(logits=logits[0], features={"s": student}), Outputs(logits=logits[1], features={"t": teacher}), target
+    )

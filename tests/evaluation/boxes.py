@@ -117,6 +117,8 @@ def write_pair(folder: Path, pair: Pair, categories: tuple[str, ...]) -> tuple[P
     for number, (found, truth) in enumerate(zip(*pair, strict=True)):
         case, names = f"image_{number:02d}", tuple(categories[k] for k in truth.classes)
         images[case] = ImagePredictions(f"{case}.png", SIDE, SIDE, found)
-        BoxAnnotation(SIDE, SIDE, tuple(map(tuple, truth.boxes.tolist())), names).save(folder / "ref" / f"{case}.json")
+        BoxAnnotation(width=SIDE, height=SIDE, boxes=tuple(map(tuple, truth.boxes.tolist())), names=names).save(
+            folder / "ref" / f"{case}.json"
+        )
     DetectionPredictions(categories, images).save(folder / "pred")
     return folder / "pred", folder / "ref"

@@ -56,7 +56,7 @@ def make_dataset(root: Path, count: int = 6, name: str = "Dataset004_Test") -> P
         image = np.array([-90.0, 110.0, 60.0])[labels] + ndimage.gaussian_filter(rng.standard_normal(SHAPE), 0.8) * 60
         write_map(raw / "labelsTr" / f"case_{i:03d}.nii.gz", labels)
         write_map(raw / "imagesTr" / f"case_{i:03d}_0000.nii.gz", image.astype(np.float32))
-    DatasetDescription(("CT",), LABELS, count).save(raw / "dataset.json")
+    DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=count).save(raw / "dataset.json")
     return raw
 
 
@@ -78,12 +78,20 @@ def make_run(
     numbers.
     """
     raw, folder = root / "raw" / name, root / "results" / name / run
-    spec = NetworkSpec(network, 1, 3, (16, 32, 32))
+    spec = NetworkSpec(name=network, in_channels=1, num_outputs=3, patch_size=(16, 32, 32))
     parameter = {"kd.weight": 1.0} if method not in (None, "none") else {}
     save(
         folder / "run.json",
         RunDescription(
-            name, "3d_fullres", spec, Budget(20, 10, 2, 0.01, 0), (0, 1, 2), "fp32", method, parameter, teacher
+            dataset=name,
+            configuration="3d_fullres",
+            network=spec,
+            budget=Budget(20, 10, 2, 0.01, 0),
+            mirror_axes=(0, 1, 2),
+            precision="fp32",
+            method=method,
+            method_parameters=parameter,
+            teacher=teacher,
         ),
     )
     DatasetDescription.load(raw / "dataset.json").save(folder / "dataset.json")

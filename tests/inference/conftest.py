@@ -24,12 +24,33 @@ LABELS = LabelSpec.from_names(["liver", "spleen"])
 
 def tiny_plan(rank: int = 3, spacing: float = 1.0) -> Plan:
     """A plan with one small planned U-Net of the given rank."""
-    shape = Architecture((16,) * rank, 1, (4, 8), ((3,) * rank,) * 2, ((1,) * rank, (2,) * rank), (1, 1), (1,))
+    shape = Architecture(
+        patch_size=(16,) * rank,
+        batch_size=1,
+        features_per_stage=(4, 8),
+        kernel_sizes=((3,) * rank,) * 2,
+        strides=((1,) * rank, (2,) * rank),
+        blocks_encoder=(1, 1),
+        blocks_decoder=(1,),
+    )
     name = "2d" if rank == 2 else "3d_fullres"
     configuration = Configuration(
-        name, (spacing,) * rank, (16,) * rank, ("zscore",), (False,), False, {"plain_unet": shape}
+        name=name,
+        spacing=(spacing,) * rank,
+        median_shape=(16,) * rank,
+        normalization=("zscore",),
+        use_mask_for_norm=(False,),
+        batch_dice=False,
+        architectures={"plain_unet": shape},
     )
-    return Plan("Dataset001_Tiny", (0, 1, 2), (IntensityStatistics(0, 0, 1, -3, 3, -3, 3),), {name: configuration})
+    return Plan(
+        dataset="Dataset001_Tiny",
+        transpose=(0, 1, 2),
+        intensities=(
+            IntensityStatistics(mean=0, median=0, std=1, min=-3, max=3, percentile_00_5=-3, percentile_99_5=3),
+        ),
+        configurations={name: configuration},
+    )
 
 
 @pytest.fixture
@@ -40,10 +61,25 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "results" / "Dataset001_Tiny" / f"plain_unet__{rank}d"
         plan = tiny_plan(rank, spacing)
         name, configuration = next(iter(plan.configurations.items()))
-        spec = NetworkSpec("plain_unet", 1, LABELS.num_outputs, (16,) * rank, configuration.architectures["plain_unet"])
+        spec = NetworkSpec(
+            name="plain_unet",
+            in_channels=1,
+            num_outputs=LABELS.num_outputs,
+            patch_size=(16,) * rank,
+            architecture=configuration.architectures["plain_unet"],
+        )
         save(folder / PLANS_FILE, plan)
-        DatasetDescription(("MRI",), LABELS, 0).save(folder / DATASET_FILE)
-        save(folder / RUN_FILE, RunDescription(plan.dataset, name, spec, Budget(1, 1, 1, 0.01, 0), tuple(range(rank))))
+        DatasetDescription(channel_names=("MRI",), labels=LABELS, num_training=0).save(folder / DATASET_FILE)
+        save(
+            folder / RUN_FILE,
+            RunDescription(
+                dataset=plan.dataset,
+                configuration=name,
+                network=spec,
+                budget=Budget(1, 1, 1, 0.01, 0),
+                mirror_axes=tuple(range(rank)),
+            ),
+        )
         for fold in range(folds):
             torch.manual_seed(fold)
             save_checkpoint(folder / f"fold_{fold}" / FINAL, {"network": build_network(spec).state_dict()})

@@ -108,7 +108,10 @@ def test_bits_above_the_stored_ones_are_ignored(tmp_path: Path) -> None:
 def test_compressed_images_equal_the_uncompressed_one(kind: str) -> None:
     """pydicom's own test images; JPEG-LS has no decoder in pydicom and goes to SimpleITK."""
     reference, other = (Path(pydicom.data.get_testdata_file(f"MR_small{name}.dcm")) for name in ("", f"_{kind}"))
-    planes = [read_planes([Frame(path, 0, (64, 64), (), (), ())]) for path in (reference, other)]
+    planes = [
+        read_planes([Frame(path=path, index=0, size=(64, 64), position=(), orientation=(), spacing=())])
+        for path in (reference, other)
+    ]
     assert np.array_equal(*planes) and planes[0].max() == 2145
 
 

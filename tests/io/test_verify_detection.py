@@ -19,7 +19,9 @@ def make(folder: Path, cases: int = 3) -> Path:
     rng = np.random.default_rng(0)
     for i in range(cases):
         write_png(folder / f"imagesTr/c{i}_0000.png", rng.integers(0, 256, (20, 30), dtype=np.uint8))
-        BoxAnnotation(30, 20, ((1, 2, 10, 12),), ("fracture",)).save(folder / f"labelsTr/c{i}.json")
+        BoxAnnotation(width=30, height=20, boxes=((1, 2, 10, 12),), names=("fracture",)).save(
+            folder / f"labelsTr/c{i}.json"
+        )
     DatasetDescription.detection(("X-ray",), ("fracture",), num_training=cases, file_ending=".png").save(
         folder / "dataset.json"
     )
@@ -35,11 +37,11 @@ def break_it(folder: Path, kind: str) -> None:
     image, label = folder / "imagesTr/c1_0000.png", folder / "labelsTr/c1.json"
     box = {"out": (1, 2, 31, 12), "area": (4, 4, 4, 9)}.get(kind, (1, 2, 10, 12))
     if kind in ("out", "area"):
-        BoxAnnotation(30, 20, (box,), ("fracture",)).save(label)
+        BoxAnnotation(width=30, height=20, boxes=(box,), names=("fracture",)).save(label)
     elif kind == "class":
-        BoxAnnotation(30, 20, (box,), ("metal",)).save(label)
+        BoxAnnotation(width=30, height=20, boxes=(box,), names=("metal",)).save(label)
     elif kind == "size":
-        BoxAnnotation(20, 30, (box,), ("fracture",)).save(label)
+        BoxAnnotation(width=20, height=30, boxes=(box,), names=("fracture",)).save(label)
     elif kind == "form":
         label.write_text(json.dumps({"boxes": []}))
     elif kind == "unreadable":
@@ -90,7 +92,9 @@ def test_duplicates_equal_boxes_and_unused_categories_are_warnings(tmp_path: Pat
     make(tmp_path)
     image = (tmp_path / "imagesTr/c0_0000.png").read_bytes()
     (tmp_path / "imagesTr/c2_0000.png").write_bytes(image)
-    BoxAnnotation(30, 20, ((1, 2, 10, 12),) * 2, ("fracture",) * 2).save(tmp_path / "labelsTr/c1.json")
+    BoxAnnotation(width=30, height=20, boxes=((1, 2, 10, 12),) * 2, names=("fracture",) * 2).save(
+        tmp_path / "labelsTr/c1.json"
+    )
     DatasetDescription.detection(("X-ray",), ("fracture", "metal"), num_training=3, file_ending=".png").save(
         tmp_path / "dataset.json"
     )
@@ -108,6 +112,6 @@ def test_images_without_annotation_and_a_wrong_count_are_problems(tmp_path: Path
 def test_test_cases_are_checked_too(tmp_path: Path) -> None:
     make(tmp_path)
     write_png(tmp_path / "imagesTs/t_0000.png", np.zeros((20, 30), np.uint8))
-    BoxAnnotation(31, 20).save(tmp_path / "labelsTs/t.json")
+    BoxAnnotation(width=31, height=20).save(tmp_path / "labelsTs/t.json")
     report = verify_dataset(tmp_path)
     assert not report.ok and report.problems[0].case == "t" and len(report.good_cases) == 3

@@ -20,12 +20,20 @@ def architecture(
     kernels = ((3,) * rank, (3,) * rank, (3,) * rank)
     kernels = ((1, *kernels[0][1:]), *kernels[1:])
     strides = ((1,) * rank, (1, *(2,) * (rank - 1)), (2,) * rank)
-    return Architecture((8,) * rank, 2, (8, 16, 24), kernels, strides, blocks_encoder, blocks_decoder)
+    return Architecture(
+        patch_size=(8,) * rank,
+        batch_size=2,
+        features_per_stage=(8, 16, 24),
+        kernel_sizes=kernels,
+        strides=strides,
+        blocks_encoder=blocks_encoder,
+        blocks_decoder=blocks_decoder,
+    )
 
 
 def small(name: str, rank: int, *, channels: int = 1, outputs: int = 3, patch: int = 16, **more: Any) -> NetworkSpec:
     """A specification with a cubic (or square) patch."""
-    return NetworkSpec(name, channels, outputs, (patch,) * rank, **more)
+    return NetworkSpec(name=name, in_channels=channels, num_outputs=outputs, patch_size=(patch,) * rank, **more)
 
 
 def oblong(name: str, rank: int, *, channels: int = 1, outputs: int = 3) -> NetworkSpec:
@@ -33,7 +41,9 @@ def oblong(name: str, rank: int, *, channels: int = 1, outputs: int = 3) -> Netw
     needs.
     """
     divisor = NETWORKS[name].divisor
-    return NetworkSpec(name, channels, outputs, (2 * divisor, *(divisor,) * (rank - 1)))
+    return NetworkSpec(
+        name=name, in_channels=channels, num_outputs=outputs, patch_size=(2 * divisor, *(divisor,) * (rank - 1))
+    )
 
 
 def image(net: SegmentationNetwork, batch: int = 2) -> Tensor:

@@ -20,19 +20,33 @@ def make_configuration(
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0), scheme: str = "zscore", mask: bool = False, channels: int = 1
 ) -> Configuration:
     rank = len(spacing)
-    unet = Architecture((16,) * rank, 2, (8, 16), ((3,) * rank,) * 2, ((1,) * rank, (2,) * rank), (2, 2), (2,))
+    unet = Architecture(
+        patch_size=(16,) * rank,
+        batch_size=2,
+        features_per_stage=(8, 16),
+        kernel_sizes=((3,) * rank,) * 2,
+        strides=((1,) * rank, (2,) * rank),
+        blocks_encoder=(2, 2),
+        blocks_decoder=(2,),
+    )
     name = "2d" if rank == 2 else "3d_fullres"
     return Configuration(
-        name, spacing, (16,) * rank, (scheme,) * channels, (mask,) * channels, False, {"plain_unet": unet}
+        name=name,
+        spacing=spacing,
+        median_shape=(16,) * rank,
+        normalization=(scheme,) * channels,
+        use_mask_for_norm=(mask,) * channels,
+        batch_dice=False,
+        architectures={"plain_unet": unet},
     )
 
 
 def plan_of(configuration: Configuration, transpose: tuple[int, ...] = (0, 1, 2)) -> Plan:
     return Plan(
-        "Dataset001_Test",
-        transpose,
-        (STATISTICS,) * len(configuration.normalization),
-        {configuration.name: configuration},
+        dataset="Dataset001_Test",
+        transpose=transpose,
+        intensities=(STATISTICS,) * len(configuration.normalization),
+        configurations={configuration.name: configuration},
     )
 
 

@@ -60,12 +60,21 @@ NNUNET = [
 def fingerprint_of(spacings: list, shapes: list, relative: float = 1.0) -> Fingerprint:
     cases = tuple(str(i) for i in range(len(shapes)))
     return Fingerprint(
-        cases, tuple(tuple(map(float, s)) for s in spacings), tuple(map(tuple, shapes)), (STATISTICS,), relative
+        cases=cases,
+        spacings=tuple(tuple(map(float, s)) for s in spacings),
+        shapes_after_crop=tuple(map(tuple, shapes)),
+        intensities=(STATISTICS,),
+        median_relative_size_after_crop=relative,
     )
 
 
 def description_of(cases: int, labels: int, channel: str = "MR", **extra: Any) -> DatasetDescription:
-    return DatasetDescription((channel,), LabelSpec.from_names([f"l{i}" for i in range(labels)]), cases, extra=extra)
+    return DatasetDescription(
+        channel_names=(channel,),
+        labels=LabelSpec.from_names([f"l{i}" for i in range(labels)]),
+        num_training=cases,
+        extra=extra,
+    )
 
 
 def plan_for(name: str, **options: Any) -> Plan:
@@ -178,7 +187,13 @@ def nnunet_fingerprint(path: Path) -> Fingerprint:
     shapes = tuple(map(tuple, data["shapes_after_crop"]))
     spacings = tuple(map(tuple, data["spacings"]))
     relative = data["median_relative_size_after_cropping"]
-    return Fingerprint(tuple(str(i) for i in range(len(shapes))), spacings, shapes, statistics, relative)
+    return Fingerprint(
+        cases=tuple(str(i) for i in range(len(shapes))),
+        spacings=spacings,
+        shapes_after_crop=shapes,
+        intensities=statistics,
+        median_relative_size_after_crop=relative,
+    )
 
 
 def plan_both(folder: Path) -> tuple[Plan, dict[str, Any]]:

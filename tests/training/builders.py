@@ -36,15 +36,52 @@ def make_dataset(root: Path, cases: int = 6, *, regions: bool = False, labels: L
         labels = LabelSpec.from_names(["small", "large"])
         if regions:
             labels = LabelSpec((("background", (0,)), ("whole", (1, 2)), ("core", (2,))), True, (1, 2))
-    architecture = Architecture(PATCH, 2, (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (2, 2), (2,))
-    configuration = Configuration(
-        "3d_fullres", (1.0, 1.0, 1.0), (20, 18, 22), ("zscore",), (False,), False, {"plain_unet": architecture}
+    architecture = Architecture(
+        patch_size=PATCH,
+        batch_size=2,
+        features_per_stage=(4, 8),
+        kernel_sizes=((3, 3, 3),) * 2,
+        strides=((1, 1, 1), (2, 2, 2)),
+        blocks_encoder=(2, 2),
+        blocks_decoder=(2,),
     )
-    flat = Architecture((16, 16), 2, (4, 8), ((3, 3),) * 2, ((1, 1), (2, 2)), (2, 2), (2,))
-    slices = Configuration("2d", (1.0, 1.0), (18, 22), ("zscore",), (False,), True, {"plain_unet": flat})
-    statistics = IntensityStatistics(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
-    plan = Plan(NAME, (0, 1, 2), (statistics,), {"3d_fullres": configuration, "2d": slices})
-    description = DatasetDescription(("MR",), labels, cases)
+    configuration = Configuration(
+        name="3d_fullres",
+        spacing=(1.0, 1.0, 1.0),
+        median_shape=(20, 18, 22),
+        normalization=("zscore",),
+        use_mask_for_norm=(False,),
+        batch_dice=False,
+        architectures={"plain_unet": architecture},
+    )
+    flat = Architecture(
+        patch_size=(16, 16),
+        batch_size=2,
+        features_per_stage=(4, 8),
+        kernel_sizes=((3, 3),) * 2,
+        strides=((1, 1), (2, 2)),
+        blocks_encoder=(2, 2),
+        blocks_decoder=(2,),
+    )
+    slices = Configuration(
+        name="2d",
+        spacing=(1.0, 1.0),
+        median_shape=(18, 22),
+        normalization=("zscore",),
+        use_mask_for_norm=(False,),
+        batch_dice=True,
+        architectures={"plain_unet": flat},
+    )
+    statistics = IntensityStatistics(
+        mean=0.0, median=0.0, std=1.0, min=0.0, max=1.0, percentile_00_5=0.0, percentile_99_5=1.0
+    )
+    plan = Plan(
+        dataset=NAME,
+        transpose=(0, 1, 2),
+        intensities=(statistics,),
+        configurations={"3d_fullres": configuration, "2d": slices},
+    )
+    description = DatasetDescription(channel_names=("MR",), labels=labels, num_training=cases)
     folder = root / "preprocessed" / NAME
     save(folder / "plans.json", plan)
     for target in (folder, root / "raw" / NAME):

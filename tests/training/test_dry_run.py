@@ -130,8 +130,15 @@ def test_cached_targets_are_named_in_place_of_a_teacher_that_is_not_run(trained:
 
 
 def _described(student: str, patch: tuple[int, ...], **spec: object) -> RunDescription:
-    network = NetworkSpec(student, 1, 3, patch, **spec)  # type: ignore[arg-type]
-    return RunDescription("Dataset900_Boxes", "3d_fullres", network, Budget(1, 1, 2, 0.01, 0), (0,), method="none")
+    network = NetworkSpec(name=student, in_channels=1, num_outputs=3, patch_size=patch, **spec)  # type: ignore[arg-type]
+    return RunDescription(
+        dataset="Dataset900_Boxes",
+        configuration="3d_fullres",
+        network=network,
+        budget=Budget(1, 1, 2, 0.01, 0),
+        mirror_axes=(0,),
+        method="none",
+    )
 
 
 @pytest.mark.parametrize("name", ["none", "kd", "mimic", "crosskd", "bckd", "rkd", "sfd"])
@@ -160,7 +167,10 @@ def test_the_estimate_is_near_a_measured_step(name: str) -> None:
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_publishes_the_taps_that_it_reads(name: str, rank: int) -> None:
-    student, teacher = (build_weightless(NetworkSpec(n, 1, 3, (16,) * rank)) for n in ("unet_tiny", "res_unet"))
+    student, teacher = (
+        build_weightless(NetworkSpec(name=n, in_channels=1, num_outputs=3, patch_size=(16,) * rank))
+        for n in ("unet_tiny", "res_unet")
+    )
     method = build_method(name, Context(student.taps, teacher.taps, 3, False, (1.0,) * rank, (16,) * rank))
     needs = method.needs()
     pairs = tap_pairs(method, name, (16,) * rank)
@@ -172,7 +182,10 @@ def test_every_method_publishes_the_taps_that_it_reads(name: str, rank: int) -> 
 
 
 def test_joined_methods_are_told_apart() -> None:
-    student, teacher = (build_weightless(NetworkSpec(n, 1, 3, (16,) * 3)) for n in ("unet_tiny", "res_unet"))
+    student, teacher = (
+        build_weightless(NetworkSpec(name=n, in_channels=1, num_outputs=3, patch_size=(16,) * 3))
+        for n in ("unet_tiny", "res_unet")
+    )
     method = build_method("pkd+cwd+acf", Context(student.taps, teacher.taps, 3, False, (1.0,) * 3, (16,) * 3))
     assert {p.method for p in tap_pairs(method, "pkd+cwd+acf", (16,) * 3)} == {"pkd", "acf"}
 

@@ -117,10 +117,21 @@ def make_model(folder: Path, seed: int) -> Path:
 def add_student(results: Path, teacher: Path) -> str:
     """A run that a model taught; returns its name."""
     name = f"unet_tiny__3d_fullres__kd__from_{teacher.parent.name}"
-    spec, budget = NetworkSpec("unet_tiny", 1, 3, (16, 16, 16)), Budget(1, 1, 1, 0.1, 0)
+    spec, budget = (
+        NetworkSpec(name="unet_tiny", in_channels=1, num_outputs=3, patch_size=(16, 16, 16)),
+        Budget(1, 1, 1, 0.1, 0),
+    )
     save(
         results / name / "run.json",
-        RunDescription(BOXES, "3d_fullres", spec, budget, (), method="kd", teacher=str(teacher)),
+        RunDescription(
+            dataset=BOXES,
+            configuration="3d_fullres",
+            network=spec,
+            budget=budget,
+            mirror_axes=(),
+            method="kd",
+            teacher=str(teacher),
+        ),
     )
     return name
 

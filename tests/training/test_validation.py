@@ -142,7 +142,9 @@ def test_references_that_dataset_json_lists(root: Path) -> None:
 def test_the_legacy_metric_needs_references_beside_each_other(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = root / "results" / NAME / RUN
     plan = Plan.load(run / "plans.json")
-    protocol = Protocol(PreprocessingRule("3d_fullres", (2.0, 1.0, 1.0)), legacy_metric=True)
+    protocol = Protocol(
+        preprocessing=PreprocessingRule(configuration="3d_fullres", spacing=(2.0, 1.0, 1.0)), legacy_metric=True
+    )
     save(run / "plans.json", replace(plan, protocol=protocol))
     raw = root / "raw" / NAME
     (raw / "labelsTr").rename(raw / "drawn")

@@ -148,7 +148,10 @@ class Pyramid(nn.Module):
         modules = [f"{prefix}.top.layer_blocks.{i}" for i in range(made)]
         modules += [f"{prefix}.top.extra_blocks{'' if self.first == 2 else f'.{n}'}" for n in self.names[made:]]
         rows = zip(self.names, self.strides, modules, strict=True)
-        return tuple(Tap(name, CHANNELS, (stride, stride), module, "neck") for name, stride, module in rows)
+        return tuple(
+            Tap(name=name, channels=CHANNELS, stride=(stride, stride), module=module, stage="neck")
+            for name, stride, module in rows
+        )
 
 
 def load_backbone_weights(detector: nn.Module, file: Path) -> int:

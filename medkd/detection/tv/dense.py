@@ -52,7 +52,13 @@ class DenseDetector(Detector):
         self.head = DenseHead(shape, names)
         tower = f"blocks.{shape.hold - 1}"
         towers = [
-            Tap(f"{name}.{kind}", CHANNELS, (stride, stride), f"head.{kind}_tower.{tower}", "head")
+            Tap(
+                name=f"{name}.{kind}",
+                channels=CHANNELS,
+                stride=(stride, stride),
+                module=f"head.{kind}_tower.{tower}",
+                stage="head",
+            )
             for name, stride in zip(names, strides, strict=True)
             for kind in ("class", "box")
         ]

@@ -115,7 +115,7 @@ class FasterRCNN(Detector):
     ) -> list[Detections]:
         """See :meth:`medkd.detection.base.Detector.detect`."""
         overlap = self.overlap if overlap is None else overlap
-        outputs = self.observe(images, DetectorOutputs(images.new_zeros(0)))
+        outputs = self.observe(images, DetectorOutputs(logits=images.new_zeros(0)))
         assert outputs.deltas is not None
         counts = [len(p) for p in outputs.proposals]
         decoded = self.scorer.box_coder.decode(outputs.deltas.flatten(1), list(outputs.proposals))

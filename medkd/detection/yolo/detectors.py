@@ -76,12 +76,26 @@ class YoloDetector(Detector):
         neck, towers = [], []
         for level, (name, stride) in enumerate(zip(self._names, self._strides, strict=True)):
             neck.append(
-                Tap(name, head.cv2[level][0].conv.in_channels, (stride, stride), f"model.{head.f[level]}", "neck")
+                Tap(
+                    name=name,
+                    channels=head.cv2[level][0].conv.in_channels,
+                    stride=(stride, stride),
+                    module=f"model.{head.f[level]}",
+                    stage="neck",
+                )
             )
             for kind, path, branch in (("class", "cv3", head.cv3[level]), ("box", "cv2", head.cv2[level])):
                 module = f"model.{head.i}.{path}.{level}.{held_module(branch)}"
                 norm: Any = self.get_submodule(module)
-                towers.append(Tap(f"{name}.{kind}", norm.num_features, (stride, stride), module, "head"))
+                towers.append(
+                    Tap(
+                        name=f"{name}.{kind}",
+                        channels=norm.num_features,
+                        stride=(stride, stride),
+                        module=module,
+                        stage="head",
+                    )
+                )
         return (*neck, *towers)
 
     def neck(self, images: Tensor) -> list[Tensor]:

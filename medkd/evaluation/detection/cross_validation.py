@@ -112,7 +112,9 @@ def _annotations(found: DetectionPredictions, parts: dict[int, DetectionSummary]
     for part in parts.values():
         for case, truth in part.truths.items():
             image, names = found.images[case], tuple(part.categories[k] for k in truth.classes)
-            result[case] = BoxAnnotation(image.width, image.height, tuple(map(tuple, truth.boxes.tolist())), names)
+            result[case] = BoxAnnotation(
+                width=image.width, height=image.height, boxes=tuple(map(tuple, truth.boxes.tolist())), names=names
+            )
     return result
 
 

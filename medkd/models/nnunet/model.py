@@ -186,7 +186,11 @@ def _spec(
     name, batch_norm = network_of(plans, configuration, str(path / "plans.json"))
     architecture = plan.configuration(configuration).architecture(name)
     spec = NetworkSpec(
-        name, len(dataset.channel_names), dataset.labels.num_outputs, architecture.patch_size, architecture
+        name=name,
+        in_channels=len(dataset.channel_names),
+        num_outputs=dataset.labels.num_outputs,
+        patch_size=architecture.patch_size,
+        architecture=architecture,
     )
     return spec, batch_norm
 

@@ -84,7 +84,11 @@ def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -
         found = _configuration(_resolve(plans["configurations"], configuration, where), configuration, where)
         origin = f"nnunet:{plans['plans_name']}"
         return Plan(
-            plans["dataset_name"], tuple(plans["transpose_forward"]), intensities, {configuration: found}, origin
+            dataset=plans["dataset_name"],
+            transpose=tuple(plans["transpose_forward"]),
+            intensities=intensities,
+            configurations={configuration: found},
+            origin=origin,
         )
 
 
@@ -168,14 +172,14 @@ def _configuration(data: Mapping[str, Any], name: str, where: str) -> Configurat
         blocks_decoder=(2,) * (len(architecture.strides) - 1),
     )
     return Configuration(
-        name,
-        tuple(float(v) for v in data["spacing"]),
-        tuple(round(v) for v in data["median_image_size_in_voxels"]),
-        tuple(NORMALIZATIONS[scheme] for scheme in data["normalization_schemes"]),
-        tuple(bool(v) for v in data["use_mask_for_norm"]),
-        bool(data["batch_dice"]),
-        {"plain_unet": plain, **dict.fromkeys(_SIZES.get(network, (network,)), architecture)},
-        _resampling(data, where),
+        name=name,
+        spacing=tuple(float(v) for v in data["spacing"]),
+        median_shape=tuple(round(v) for v in data["median_image_size_in_voxels"]),
+        normalization=tuple(NORMALIZATIONS[scheme] for scheme in data["normalization_schemes"]),
+        use_mask_for_norm=tuple(bool(v) for v in data["use_mask_for_norm"]),
+        batch_dice=bool(data["batch_dice"]),
+        architectures={"plain_unet": plain, **dict.fromkeys(_SIZES.get(network, (network,)), architecture)},
+        resampling=_resampling(data, where),
     )
 
 
@@ -187,18 +191,26 @@ def _architecture(data: Mapping[str, Any]) -> Architecture:
         features = tuple(min(most, base * 2**i) for i in range(len(strides)))
         kernels = _tuples(data["conv_kernel_sizes"], len(patch))
         blocks = tuple(data["n_conv_per_stage_encoder"]), tuple(data["n_conv_per_stage_decoder"])
-        return Architecture(patch, batch, features, kernels, strides, *blocks)
+        return Architecture(
+            patch_size=patch,
+            batch_size=batch,
+            features_per_stage=features,
+            kernel_sizes=kernels,
+            strides=strides,
+            blocks_encoder=blocks[0],
+            blocks_decoder=blocks[1],
+        )
     shape = data["architecture"]["arch_kwargs"]
     stages = int(shape["n_stages"])
     encoder = shape["n_blocks_per_stage"] if "n_blocks_per_stage" in shape else shape["n_conv_per_stage"]
     return Architecture(
-        patch,
-        batch,
-        _per_stage(shape["features_per_stage"], stages),
-        _tuples(_staged(shape["kernel_sizes"], stages), len(patch)),
-        _tuples(_staged(shape["strides"], stages), len(patch)),
-        _per_stage(encoder, stages),
-        _per_stage(shape["n_conv_per_stage_decoder"], stages - 1),
+        patch_size=patch,
+        batch_size=batch,
+        features_per_stage=_per_stage(shape["features_per_stage"], stages),
+        kernel_sizes=_tuples(_staged(shape["kernel_sizes"], stages), len(patch)),
+        strides=_tuples(_staged(shape["strides"], stages), len(patch)),
+        blocks_encoder=_per_stage(encoder, stages),
+        blocks_decoder=_per_stage(shape["n_conv_per_stage_decoder"], stages - 1),
     )
 
 

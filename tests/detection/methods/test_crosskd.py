@@ -137,7 +137,12 @@ def test_weights_are_the_papers_for_the_teachers_head_unless_given(name: str, we
 
 
 def test_heads_without_common_towers_are_refused() -> None:
-    towers = [tuple(Tap(f"p{s}.{part}", 4, (s, s), "t", "head") for part in ("class", "box")) for s in (8, 16)]
+    towers = [
+        tuple(
+            Tap(name=f"p{s}.{part}", channels=4, stride=(s, s), module="t", stage="head") for part in ("class", "box")
+        )
+        for s in (8, 16)
+    ]
     with pytest.raises(MethodError, match=r"the student has p8\.class, p8\.box, the teacher p16\.class"):
         build_method("crosskd", Context(*towers, 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS)
     with pytest.raises(MethodError, match="the teacher none"):

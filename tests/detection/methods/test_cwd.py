@@ -18,7 +18,10 @@ STRIDES = (8, 16)
 def method(student: int = 2, teacher: int = 2, **settings: object) -> Method:
     """Between necks of so many channels."""
     ours, theirs = (
-        [Tap(f"p{i + 3}", channels, (s, s), "neck", "neck") for i, s in enumerate(STRIDES)]
+        [
+            Tap(name=f"p{i + 3}", channels=channels, stride=(s, s), module="neck", stage="neck")
+            for i, s in enumerate(STRIDES)
+        ]
         for channels in (student, teacher)
     )
     about = Context(tuple(ours), tuple(theirs), 3, True, (1.0, 1.0), (32, 32), "detection")
@@ -41,7 +44,7 @@ def slow(s: torch.Tensor, t: torch.Tensor, tau: float) -> float:
 def test_equals_the_formula_written_out(variant: str, tau: float, factor: float) -> None:
     maps = [{f"p{i + 3}": torch.randn(2, 2, 32 // s, 32 // s) for i, s in enumerate(STRIDES)} for _ in range(2)]
     terms = method(variant=variant, temperature=tau)(
-        *(Outputs(torch.zeros(1), m) for m in maps), Target(torch.zeros(1))
+        *(Outputs(logits=torch.zeros(1), features=m) for m in maps), Target(torch.zeros(1))
     )
     wanted = factor * sum(slow(maps[0][name], maps[1][name], tau) for name in maps[0])
     assert float(terms["cwd"]) == pytest.approx(wanted, rel=1e-4)
@@ -52,7 +55,7 @@ def test_channels_are_brought_together_by_a_trained_convolution() -> None:
 
 
 def test_necks_without_a_common_stride_are_refused() -> None:
-    one, other = (Tap("p", 2, (s, s), "neck", "neck") for s in (8, 16))
+    one, other = (Tap(name="p", channels=2, stride=(s, s), module="neck", stage="neck") for s in (8, 16))
     with pytest.raises(MethodError, match="no neck maps of equal stride"):
         build_method(
             "cwd", Context((one,), (other,), 3, True, (1.0, 1.0), (32, 32), "detection"), None, DETECTION_METHODS

@@ -37,7 +37,7 @@ def slow(rows: list[tuple[list[float], list[float], int]], tau: float) -> tuple[
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 def test_two_stage_takes_every_proposal(tau: float) -> None:
     s, t, labels = torch.randn(7, 4), torch.randn(7, 4), torch.tensor([[0], [1], [2], [3], [0], [0], [2]])
-    terms = method(4, False, temperature=tau)(Outputs(s), Outputs(t), Target(labels))
+    terms = method(4, False, temperature=tau)(Outputs(logits=s), Outputs(logits=t), Target(labels))
     sure, rest = slow(list(zip(s.tolist(), t.tolist(), labels[:, 0].tolist(), strict=True)), tau)
     assert float(terms["dkd_target"]) == pytest.approx(tau**2 * sure, rel=1e-4)
     assert float(terms["dkd_others"]) == pytest.approx(0.25 * tau**2 * rest, rel=1e-4)
@@ -46,12 +46,12 @@ def test_two_stage_takes_every_proposal(tau: float) -> None:
 def test_dense_heads_take_positive_anchors_only() -> None:
     s, t = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     labels = torch.tensor([[[-1, 2, -2, 0, 1]], [[-1, -1, 1, -2, -1]]])
-    terms = method(3, True, weight=2.0)(Outputs(s), Outputs(t), Target(labels))
+    terms = method(3, True, weight=2.0)(Outputs(logits=s), Outputs(logits=t), Target(labels))
     positive = [(i, a) for i in range(2) for a in range(5) if labels[i, 0, a] >= 0]
     sure, rest = slow([(s[i, :, a].tolist(), t[i, :, a].tolist(), int(labels[i, 0, a])) for i, a in positive], 1.0)
     assert float(terms["dkd_target"]) == pytest.approx(2 * sure, rel=1e-4)
     assert float(terms["dkd_others"]) == pytest.approx(2 * 0.25 * rest, rel=1e-4)
-    none = method(3, True)(Outputs(s.requires_grad_()), Outputs(t), Target(torch.full_like(labels, -1)))
+    none = method(3, True)(Outputs(logits=s.requires_grad_()), Outputs(logits=t), Target(torch.full_like(labels, -1)))
     assert none["dkd_target"] == 0 and none["dkd_others"] == 0 and none["dkd_target"].requires_grad
 
 
@@ -63,8 +63,8 @@ def test_few_classes_in_a_dense_head_are_kd_and_the_log_says_so(classes: int, ca
     s, t, valid = torch.randn(2, classes, 6), torch.randn(2, classes, 6), torch.rand(2, 1, 6)
     target = Target(torch.full((2, 1, 6), -1), valid)
     about = Context((), (), classes, True, (1.0, 1.0), (32, 32), "detection")
-    same = build_method("kd", about, {"kd.temperature": 2.0})(Outputs(s), Outputs(t), target)
-    assert torch.allclose(built(Outputs(s), Outputs(t), target)["dkd"], same["kd"])
+    same = build_method("kd", about, {"kd.temperature": 2.0})(Outputs(logits=s), Outputs(logits=t), target)
+    assert torch.allclose(built(Outputs(logits=s), Outputs(logits=t), target)["dkd"], same["kd"])
     assert float(same["kd"]) == pytest.approx(_weighted(s, t, valid), rel=1e-4)
 
 
@@ -81,6 +81,8 @@ def _weighted(s: Tensor, t: Tensor, valid: Tensor) -> float:
 
 def test_one_class_of_objects_in_a_two_stage_detector_has_no_others() -> None:
     terms = method(2, False)(
-        Outputs(torch.randn(5, 2)), Outputs(torch.randn(5, 2)), Target(torch.tensor([[0], [1], [1], [0], [0]]))
+        Outputs(logits=torch.randn(5, 2)),
+        Outputs(logits=torch.randn(5, 2)),
+        Target(torch.tensor([[0], [1], [1], [0], [0]])),
     )
     assert terms["dkd_others"] == 0 and terms["dkd_target"] > 0

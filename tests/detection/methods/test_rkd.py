@@ -17,7 +17,7 @@ from medkd.distillation import Context, Method, build_method
 
 def method(strides: tuple[int, ...] = (8,), **settings: object) -> Method:
     """Between necks of these strides."""
-    taps = tuple(Tap(f"p{s}", 3, (s, s), "neck", "neck") for s in strides)
+    taps = tuple(Tap(name=f"p{s}", channels=3, stride=(s, s), module="neck", stage="neck") for s in strides)
     about = Context(taps, taps, 3, True, (1.0, 1.0), (32, 32), "detection")
     return build_method("rkd", about, {f"rkd.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
 
@@ -66,7 +66,7 @@ def whole_cells(features: Tensor, image: int, rows: slice, columns: slice) -> Te
 def test_equals_loops_over_boxes_and_images(variant: str, weights: tuple[float, float]) -> None:
     boxes = (torch.tensor([[0.0, 0, 16, 16], [8, 8, 32, 24]]), torch.zeros(0, 4), torch.tensor([[3.0, 5, 20, 30]]))
     maps = [torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)]
-    terms = method(variant=variant)(*(Outputs(torch.zeros(1), {"p8": m}) for m in maps), target(*boxes))
+    terms = method(variant=variant)(*(Outputs(logits=torch.zeros(1), features={"p8": m}) for m in maps), target(*boxes))
     of_boxes = slow(*(box_embeddings(m, even_selection(boxes, 64), 8) for m in maps))
     of_images = slow(*(m.mean((2, 3)) for m in maps))
     for place, name in enumerate(("rkd_distance", "rkd_angle")):
@@ -90,8 +90,8 @@ def test_too_few_boxes_and_images_give_zero_with_a_gradient(number: int) -> None
     features = torch.randn(1, 3, 4, 4, requires_grad=True)
     boxes = torch.tensor([[0.0, 0, 16, 16], [8, 8, 32, 24]])[:number]
     terms = method()(
-        Outputs(torch.zeros(1), {"p8": features}),
-        Outputs(torch.zeros(1), {"p8": torch.randn(1, 3, 4, 4)}),
+        Outputs(logits=torch.zeros(1), features={"p8": features}),
+        Outputs(logits=torch.zeros(1), features={"p8": torch.randn(1, 3, 4, 4)}),
         target(boxes),
     )
     assert terms["rkd_angle"] == 0 and torch.stack(list(terms.values())).sum().requires_grad

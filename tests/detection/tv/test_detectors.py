@@ -152,7 +152,7 @@ def test_the_losses_of_the_own_neck_are_the_losses_and_those_of_another_depend_o
 @pytest.mark.parametrize("name", DENSE)
 def test_the_head_continued_from_its_own_holds_gives_its_own_output(name: str) -> None:
     detector = make(name).eval()
-    outputs = detector.observe(batch()[0], DetectorOutputs(torch.zeros(0)))
+    outputs = detector.observe(batch()[0], DetectorOutputs(logits=torch.zeros(0)))
     box = outputs.distribution if outputs.distribution is not None else outputs.boxes
     assert box is not None
     for level in outputs.levels:
@@ -182,7 +182,7 @@ def test_gradient_through_a_frozen_head_reaches_the_feature_only(name: str) -> N
 def test_the_held_block_is_the_published_one(name: str, hold: int) -> None:
     """A gradient from a held map reaches the blocks up to it, and none after it."""
     detector = make(name)
-    outputs = detector.observe(batch()[0], DetectorOutputs(torch.zeros(0)))
+    outputs = detector.observe(batch()[0], DetectorOutputs(logits=torch.zeros(0)))
     outputs.features["p3.class"].sum().backward()
     reached = [block[0].weight.grad is not None for block in detector.head.class_tower.blocks]
     assert reached == [i < hold for i in range(4)]
@@ -197,7 +197,7 @@ def test_a_two_stage_teacher_scores_the_students_proposals() -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen.proposals, outputs.proposals, strict=True))
     same = student.eval().observe(images, seen)
     assert torch.equal(same.logits, student.observe(images, outputs).logits)
-    alone = teacher.observe(images, DetectorOutputs(torch.zeros(0)))
+    alone = teacher.observe(images, DetectorOutputs(logits=torch.zeros(0)))
     assert len(alone.proposals) == 2 and len(alone.logits) == sum(len(p) for p in alone.proposals)
     assert (
         type(teacher).forward_from is Detector.forward_from

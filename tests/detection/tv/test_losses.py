@@ -107,7 +107,7 @@ def test_retinanet_gives_no_gradient_to_anchors_that_are_left_out() -> None:
     anchors = torch.rand(6, 4)
     labels = torch.tensor([[0, -1, -2, -2, 1, -1]])
     logits, boxes = torch.randn(1, 2, 6, requires_grad=True), torch.rand(1, 6, 4, requires_grad=True)
-    terms = detector.terms(DetectorOutputs(logits), boxes, anchors, Assignment(labels, torch.rand(1, 6, 4)))
+    terms = detector.terms(DetectorOutputs(logits=logits), boxes, anchors, Assignment(labels, torch.rand(1, 6, 4)))
     (terms["class"] + terms["box"]).backward()
     assert logits.grad is not None and boxes.grad is not None
     assert (logits.grad[0].abs().sum(0) > 0).tolist() == [True, True, False, False, True, True]

@@ -46,7 +46,7 @@ def _calibrated(name: str, seed: int, categories: tuple[str, ...]) -> YoloDetect
     detector.train()
     with torch.no_grad():
         for _ in range(30):  # momentum 0.1
-            detector.observe(torch.rand(2, 3, SIZE, SIZE), DetectorOutputs(torch.zeros(1)))
+            detector.observe(torch.rand(2, 3, SIZE, SIZE), DetectorOutputs(logits=torch.zeros(1)))
     return detector.eval()
 
 

@@ -17,7 +17,7 @@ from medkd.detection.yolo.assignment import from_batch, to_batch
 from tests.detection.yolo.builders import SIZE, batch, calibrated, make
 
 NAMES = ("yolov8n", "yolo11n", "yolo26n", "yolov8_r18", "yolov8_efficientnet_es")
-NOTHING = DetectorOutputs(torch.zeros(1))
+NOTHING = DetectorOutputs(logits=torch.zeros(1))
 
 
 def test_all_are_registered() -> None:

@@ -20,7 +20,7 @@ from tests.distillation.toys import ToyNetwork, batch, context, step, trained
 def network(name: str, rank: int = 3) -> SegmentationNetwork:
     """A network without memory."""
     with torch.device("meta"):
-        return build_network(NetworkSpec(name, 1, 14, (32,) * rank))
+        return build_network(NetworkSpec(name=name, in_channels=1, num_outputs=14, patch_size=(32,) * rank))
 
 
 def between(student: str, teacher: str, rank: int = 3) -> Context:
@@ -63,7 +63,10 @@ def test_equals_the_formula_written_out(rank: int, size: int) -> None:
         torch.nn.init.normal_(p, std=0.3)
     x, feature, correction = (torch.randn(2, c, *(n,) * rank) for c, n in ((4, size), (6, 8), (6, 8)))
     names = method.student_tap.name, method.teacher_tap.name
-    outputs = Outputs(x, {names[0]: x}), Outputs(x, {names[1]: feature}, {names[1]: correction})
+    outputs = (
+        Outputs(logits=x, features={names[0]: x}),
+        Outputs(logits=x, features={names[1]: feature}, corrections={names[1]: correction}),
+    )
     terms = method(*outputs, Target(torch.zeros(1)))
     expected = slow(method, x, feature, correction)
     assert (float(terms["acf_feature"]), float(terms["acf_correction"])) == pytest.approx(expected, rel=1e-4)

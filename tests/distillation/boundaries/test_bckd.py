@@ -173,11 +173,11 @@ def test_terms_follow_the_schedule_and_a_term_without_weight_is_not_computed() -
     method = bckd(hard_weight=2.0, soft_weight=3.0)
     hard, soft = method.hard_boundary(s, t, target), method.soft_boundary(s, t, None)
     for epoch, alpha in ((0, 1.0), (5, 0.75)):
-        terms = method(Outputs(s), Outputs(t), Target(target.labels, None, Progress(epoch, 10)))
+        terms = method(Outputs(logits=s), Outputs(logits=t), Target(target.labels, None, Progress(epoch, 10)))
         assert torch.allclose(terms["hard_boundary"], 2 * alpha * hard)
         assert torch.allclose(terms["soft_boundary"], 3 * (1 - alpha) * soft)
     method.soft_boundary = None  # type: ignore[assignment, method-assign]
-    method(Outputs(s), Outputs(t), Target(target.labels, None, Progress(0, 10)))
+    method(Outputs(logits=s), Outputs(logits=t), Target(target.labels, None, Progress(0, 10)))
 
 
 def test_bad_parameters_are_refused() -> None:

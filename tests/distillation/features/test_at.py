@@ -37,7 +37,9 @@ def test_logits_can_be_left_out() -> None:
     s, t = torch.randn(2, 4, 6, 6), torch.randn(2, 5, 6, 6)
     method = pair_method("at", 4, 5, 2, logits=False, weight=3.0)
     found = method(
-        Outputs(torch.randn(2, 3, 6, 6), {"s": s}), Outputs(torch.randn(2, 3, 6, 6), {"t": t}), Target(torch.zeros(1))
+        Outputs(logits=torch.randn(2, 3, 6, 6), features={"s": s}),
+        Outputs(logits=torch.randn(2, 3, 6, 6), features={"t": t}),
+        Target(torch.zeros(1)),
     )
     assert float(found["at"]) == pytest.approx(3 * distance(s, t, False), rel=1e-4)
 

@@ -43,7 +43,10 @@ def test_the_students_layers_after_the_tap_and_the_teacher_receive_no_gradient()
 @pytest.mark.parametrize("rank", [2, 3])
 def test_works_between_real_networks(rank: int) -> None:
     size = (16,) * rank
-    student, teacher = (build_network(NetworkSpec(name, 1, 3, size)) for name in ("unet_tiny", "segresnet"))
+    student, teacher = (
+        build_network(NetworkSpec(name=name, in_channels=1, num_outputs=3, patch_size=size))
+        for name in ("unet_tiny", "segresnet")
+    )
     about = Context(student.taps, teacher.taps, 3, False, (1.0,) * rank, size)
     distiller = Distiller(teacher, build_method("crosskd", about))
     x = torch.randn(1, 1, *size)
@@ -68,5 +71,7 @@ def test_a_teacher_that_cannot_be_continued_is_refused() -> None:
     features = torch.zeros(1, 4, 2, 2, 2)
     with pytest.raises(MethodError, match="can be continued"):
         pair_method("crosskd", 4, 4)(
-            Outputs(features, {"s": features}), Outputs(features, {"t": features}), Target(features)
+            Outputs(logits=features, features={"s": features}),
+            Outputs(logits=features, features={"t": features}),
+            Target(features),
         )

@@ -142,7 +142,9 @@ def test_refusals(name: str) -> None:
     features = torch.zeros(1, 4, 8, 8)
     with pytest.raises(MethodError, match="has not learnt its masks"):
         pair_method(name, 4, 4, 2)(
-            Outputs(features, {"s": features}), Outputs(features, {"t": features}), Target(features)
+            Outputs(logits=features, features={"s": features}),
+            Outputs(logits=features, features={"t": features}),
+            Target(features),
         )
     with pytest.raises(MethodError, match="given none"):
         Distiller(teacher, method).prepare(iter(()))
@@ -154,7 +156,7 @@ def test_refusals(name: str) -> None:
         Distiller(torch.nn.Conv2d(1, 3, 1), pair_method(name, 4, 4, 2))
     with pytest.raises(MethodError, match="at least 1"):
         build_method(name, context(ToyNetwork(2), teacher, 2), {f"{name}.iterations": 0})
-    net = build_network(NetworkSpec("unet_tiny", 1, 3, (16, 16)))
+    net = build_network(NetworkSpec(name="unet_tiny", in_channels=1, num_outputs=3, patch_size=(16, 16)))
     encoder = build_method(
         name, Context(net.taps, net.taps, 3, False, (1.0, 1.0), (16, 16)), {f"{name}.taps": "encoder"}
     )

@@ -45,7 +45,9 @@ def slow(banks: Tensor, s: Tensor, t: Tensor, scales: int) -> list[float]:
 def test_equals_the_formula_written_out(size: tuple[int, ...], scales: int, variant: str) -> None:
     method = ready(4, 4, len(size), variant=variant, weight=2.0, tokens=2)
     s, t, logits = torch.randn(2, 4, *size), 3 * torch.randn(2, 4, *size), torch.zeros(2, OUTPUTS, *size)
-    found = method(Outputs(logits, {"s": s}), Outputs(logits, {"t": t}), Target(logits))["freekd"]
+    found = method(
+        Outputs(logits=logits, features={"s": s}), Outputs(logits=logits, features={"t": t}), Target(logits)
+    )["freekd"]
     assert isinstance(method.prompts[0], FrequencyPrompts)
     each = slow(method.prompts[0].banks, method.adapters[0](s), t, scales)
     wanted = sum(each) if variant == "paper" else sum(each) / len(each) / float(t.std(unbiased=False))
@@ -55,7 +57,14 @@ def test_equals_the_formula_written_out(size: tuple[int, ...], scales: int, vari
 def test_a_constant_difference_teaches_nothing_except_at_the_border_of_odd_maps() -> None:
     method = ready(4, 4, 2)
     t, logits = torch.randn(2, 4, 8, 8), torch.zeros(2, OUTPUTS, 8, 8)
-    assert float(method(Outputs(logits, {"s": t + 5}), Outputs(logits, {"t": t}), Target(logits))["freekd"]) < 1e-5
+    assert (
+        float(
+            method(
+                Outputs(logits=logits, features={"s": t + 5}), Outputs(logits=logits, features={"t": t}), Target(logits)
+            )["freekd"]
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (4, 5, 6)])

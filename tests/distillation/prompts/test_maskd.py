@@ -58,7 +58,9 @@ def test_equals_the_formula_written_out(rank: int, variant: str, epoch: int, own
     s, t = torch.randn(2, 4, *(5,) * rank), 3 * torch.randn(2, 4, *(5,) * rank)
     target = Target(torch.zeros(2, 1, *(5,) * rank, dtype=torch.long), None, Progress(epoch, 10))
     logits = torch.zeros(2, OUTPUTS, *(5,) * rank)
-    found = method(Outputs(logits, {"s": s}), Outputs(logits, {"t": t}), target)["maskd"]
+    found = method(Outputs(logits=logits, features={"s": s}), Outputs(logits=logits, features={"t": t}), target)[
+        "maskd"
+    ]
     adapted = method.adapters[0](s)
     assert isinstance(method.prompts[0], MaskTokens)
     scale = 2.0 if variant == "paper" else 2.0 / float(t.var(unbiased=False))
@@ -69,17 +71,24 @@ def test_the_masks_matter_and_have_no_gradient() -> None:
     method, progress = ready(4, 4, 2), Progress(9, 10)
     s, t = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 6, 6)
     target, logits = Target(torch.zeros(2, 1, 6, 6, dtype=torch.long), None, progress), torch.zeros(2, OUTPUTS, 6, 6)
-    first = method(Outputs(logits, {"s": s}), Outputs(logits, {"t": t}), target)["maskd"]
+    first = method(Outputs(logits=logits, features={"s": s}), Outputs(logits=logits, features={"t": t}), target)[
+        "maskd"
+    ]
     (gradient,) = torch.autograd.grad(first, s)
     assert bool((gradient * (s - t) >= 0).all())  # with fixed weights every difference shrinks
     for buffer in method.prompts.buffers():
         buffer.normal_()
-    assert not torch.isclose(method(Outputs(logits, {"s": s}), Outputs(logits, {"t": t}), target)["maskd"], first)
+    assert not torch.isclose(
+        method(Outputs(logits=logits, features={"s": s}), Outputs(logits=logits, features={"t": t}), target)["maskd"],
+        first,
+    )
 
 
 def test_other_channels_and_sizes_are_brought_together() -> None:
     method = ready(3, 5, 3)
     s, t = torch.randn(2, 3, 4, 4, 4, requires_grad=True), torch.randn(2, 5, 6, 6, 6)
     logits = torch.zeros(2, OUTPUTS, 6, 6, 6)
-    method(Outputs(logits, {"s": s}), Outputs(logits, {"t": t}), Target(logits))["maskd"].backward()
+    method(Outputs(logits=logits, features={"s": s}), Outputs(logits=logits, features={"t": t}), Target(logits))[
+        "maskd"
+    ].backward()
     assert s.grad is not None and s.grad.any() and sum(p.numel() for p in method.parameters()) == 3 * 5 + 5

@@ -120,10 +120,12 @@ def test_missing_and_surplus_cases_are_named(folders: tuple[Path, Path], caplog:
 
 def test_what_does_not_fit_is_refused(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
-    BoxAnnotation(99, 300).save(references / "image_01.json")
+    BoxAnnotation(width=99, height=300).save(references / "image_01.json")
     with pytest.raises(DataError, match=r"image_01 \(image_01: 300×300 and 99×300 px\)"):
         evaluate_detection_folder(predictions, references)
-    BoxAnnotation(300, 300, ((1.0, 1.0, 9.0, 9.0),), ("screw",)).save(references / "image_01.json")
+    BoxAnnotation(width=300, height=300, boxes=((1.0, 1.0, 9.0, 9.0),), names=("screw",)).save(
+        references / "image_01.json"
+    )
     with pytest.raises(DataError, match=r"image_01\.json.*'screw'.*dataset\.json"):
         evaluate_detection_folder(predictions, references)
     DatasetDescription.detection(("X-ray",), ("screw", *NAMES)).save(references.parent / "dataset.json")
@@ -222,7 +224,9 @@ def test_an_image_without_detections_and_one_without_boxes_are_images_like_other
     DetectionPredictions(("fracture",), {c: ImagePredictions(c, 100, 100, b) for c, b in images.items()}).save(tmp_path)
     for case in images:
         boxes = ((10.0, 10.0, 50.0, 50.0),) if case in ("both", "missed") else ()
-        BoxAnnotation(100, 100, boxes, ("fracture",) * len(boxes)).save(tmp_path / "ref" / f"{case}.json")
+        BoxAnnotation(width=100, height=100, boxes=boxes, names=("fracture",) * len(boxes)).save(
+            tmp_path / "ref" / f"{case}.json"
+        )
     summary = evaluate_detection_folder(tmp_path, tmp_path / "ref")
     assert (
         summary.value("AUC").mean == 0.5 and summary.value("S@0.25").mean == 0.5 and summary.value("AR@100").mean == 0.5

@@ -61,7 +61,7 @@ def make_raw(root: Path) -> Path:
             pixels[top:bottom, left:right] = 170
         write_png(raw / "imagesTr" / f"image_{i:02d}_0000.png", pixels)
         names = tuple(NAMES[k] for k in kinds)
-        BoxAnnotation(SIDE, SIDE, tuple(map(tuple, boxes.tolist())), names).save(
+        BoxAnnotation(width=SIDE, height=SIDE, boxes=tuple(map(tuple, boxes.tolist())), names=names).save(
             raw / "labelsTr" / f"image_{i:02d}.json"
         )
     DatasetDescription.detection(("X-ray",), NAMES, num_training=IMAGES, file_ending=".png").save(raw / "dataset.json")
@@ -79,10 +79,23 @@ def make_run(
 ) -> Path:
     """A run whose boxes are ``noise`` pixels off and miss some, as training leaves it."""
     raw, folder, network = root / "raw" / NAME, root / "results" / NAME / run, run.split("__")[0]
-    spec, teacher = NetworkSpec(network, 3, 2, (640, 640)), "yolov8l" if method else None
+    spec, teacher = (
+        NetworkSpec(name=network, in_channels=3, num_outputs=2, patch_size=(640, 640)),
+        "yolov8l" if method else None,
+    )
     save(
         folder / "run.json",
-        RunDescription(NAME, "detection", spec, Budget(3, 10, 4, 0.01, 0), (), "fp32", method, {}, teacher),
+        RunDescription(
+            dataset=NAME,
+            configuration="detection",
+            network=spec,
+            budget=Budget(3, 10, 4, 0.01, 0),
+            mirror_axes=(),
+            precision="fp32",
+            method=method,
+            method_parameters={},
+            teacher=teacher,
+        ),
     )
     for fold, cases in enumerate(folds):
         here, images, rng = folder / f"fold_{fold}", {}, np.random.default_rng(len(run))

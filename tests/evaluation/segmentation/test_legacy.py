@@ -68,7 +68,9 @@ def test_the_command_writes_the_legacy_metric_beside_the_correct_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     legacy_folders(tmp_path)
-    DatasetDescription(("CT",), LabelSpec.from_names(["x", "y"]), 2).save(tmp_path / "dataset.json")
+    DatasetDescription(channel_names=("CT",), labels=LabelSpec.from_names(["x", "y"]), num_training=2).save(
+        tmp_path / "dataset.json"
+    )
     folders = [str(tmp_path / "pred"), str(tmp_path / "ref")]
     assert evaluate([*folders, "--legacy"]) == 0
     assert "legacy metric: Dice 25.00 %, HD95 2.00 voxels" in capsys.readouterr().out
