@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medkd.core.errors import DataError
+from medkd.core.regions import check_order
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class LabelSpec:
 
         Raises:
             DataError: these keys are not of the form that nnU-Net v2 describes, background is not 0, values are not
-                consecutive, ``ignore`` is not the largest value, or a region order is missing or of the wrong length.
+                consecutive, ``ignore`` is not the largest value, or a region order is missing, of the wrong length, or
+                paints a perfect prediction wrongly (:func:`medkd.core.regions.check_order`).
         """
         if not isinstance(labels, Mapping):
             raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
@@ -80,6 +82,8 @@ class LabelSpec:
                 f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found "
                 f"{list(self.order)}."
             )
+        if self.regions:
+            check_order(self.foreground, self.order, where)
         if not self.regions and [values[0] for _, values in self.entries] != present:
             raise DataError(
                 f"{where}: plain labels must have a value each of their own, found {self.to_json()['labels']}."

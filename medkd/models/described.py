@@ -159,7 +159,6 @@ def describe_external(path: Path) -> TrainedModel:
     """
     found = read_external(path)
     labels = LabelSpec.from_json(found.labels, list(found.regions_class_order), str(path / FILE))
-    _check_painting(labels, path)
     configuration = _configuration(found, path)
     plan = Plan(
         dataset=path.name,
@@ -203,21 +202,6 @@ def load_external(path: Path) -> TrainedModel:
     if found.network.startswith("mednext"):  # the heads of deep supervision, which prediction does not use
         weights = {key: value for key, value in weights.items() if not key.startswith("net.out_blocks.")}
     return replace(model, networks=[load_weights(spec, weights, str(file))])
-
-
-def _check_painting(labels: LabelSpec, path: Path) -> None:
-    """Regions are painted in the order of the network's channels, so that a larger one must not come after one of its
-    parts.
-    """
-    for i, (name, values) in enumerate(labels.foreground if labels.regions else ()):
-        over = next((later for later, more in labels.foreground[i + 1 :] if set(values) <= set(more)), None)
-        if over is not None:
-            raise RunError(
-                f"{path / FILE}: the region '{over}' is painted after '{name}', all of whose labels it has, and would "
-                "hide it; medkd "
-                "paints in the order of the network's channels, so it takes only networks whose larger regions come "
-                "first."
-            )
 
 
 def _configuration(found: ExternalModel, path: Path) -> Configuration:

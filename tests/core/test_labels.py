@@ -28,8 +28,8 @@ def test_the_outputs_of_sorted_labels_mean_what_the_names_say() -> None:
 
 
 def test_regions_keep_their_order_which_the_painting_order_refers_to() -> None:
-    labels = LabelSpec.from_json({"core": [2], "background": 0, "whole": [1, 2]}, [2, 1], "here")
-    assert labels.entries == (("background", (0,)), ("core", (2,)), ("whole", (1, 2))) and labels.order == (2, 1)
+    labels = LabelSpec.from_json({"whole": [2, 1], "background": 0, "core": [1]}, [2, 1], "here")
+    assert labels.entries == (("background", (0,)), ("whole", (2, 1)), ("core", (1,))) and labels.order == (2, 1)
 
 
 @pytest.mark.parametrize(

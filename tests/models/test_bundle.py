@@ -225,7 +225,7 @@ def test_regions_that_would_hide_others_are_refused(tmp_path: Path) -> None:
         "labels": {"background": 0, "core": [2, 3], "whole": [1, 2, 3], "enhancing": [3]},
         "regions_class_order": [2, 1, 3],
     }
-    with pytest.raises(RunError, match="the region 'whole' is painted after 'core'"):
+    with pytest.raises(DataError, match=r"teacher.json.*list the regions in the order 'whole', 'core', 'enhancing'"):
         describe_external(write(tmp_path / "bundle", brats, {}, teacher=stated))
 
 
