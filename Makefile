@@ -7,7 +7,7 @@ DEMO ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.medkd-installed
 
-.PHONY: demo test lint format environment clean
+.PHONY: demo test faults lint format environment clean
 
 demo: $(STAMP)
 	$(BIN)/medkd_demo $(DEMO)
@@ -18,6 +18,9 @@ test: $(STAMP)
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 || status=1; \
 	exit $$status
+
+faults: $(STAMP)
+	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n $(WORKERS) --dist load
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

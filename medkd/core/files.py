@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import DataError
+
+_STALE_SECONDS = 24 * 3600.0  # temporary files of other machines, or of older versions, whose process cannot be asked
+_MINE = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -18,7 +27,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; it is renamed to ``path`` when the block ends without an error.
 
     The temporary name keeps all suffixes (``.nii.gz``), so that writers that look at them work. On an error nothing is
-    left behind and an older ``path`` stays as it was.
+    left behind and an older ``path`` stays as it was. What a killed process left in the folder is removed when this
+    process writes there for the first time, see :func:`sweep`.
 
     Raises:
         DataError: the folder cannot be created or written to (read-only, full disk).
@@ -26,7 +36,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name, dir=path.parent)
+        sweep(path.parent)
+        prefix = f".tmp-{_host()}-{os.getpid()}-"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix="-" + path.name, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise DataError(
@@ -43,6 +55,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise DataError(f"Writing {path} failed: {error.strerror or error}; nothing was changed there.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; once per process and folder.
+
+    A file belongs to a killed process if its name gives this machine and a process that is gone, or if it is a day old
+    and nobody here can tell.
+    """
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for left in folder.glob(".tmp-*"):
+        if _is_abandoned(left):
+            left.unlink(missing_ok=True)
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    named = _MINE.match(temporary.name)
+    if named is not None and named["host"] == _host():
+        return not process_lives(int(named["process"]))
+    try:
+        return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def process_lives(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:

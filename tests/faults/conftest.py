@@ -1,0 +1,35 @@
+"""Prints at the end of a run how many faults were tried and held, per group, with any number of test processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.faults.tally import PROPERTY
+
+_tried: Counter[str] = Counter()
+_lost: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect the counts that a test handed over."""
+    if report.when != "call":
+        return
+    for name, value in report.user_properties:
+        if name == PROPERTY:
+            group, tried, lost = value
+            _tried[group] += tried
+            _lost[group] += lost
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table."""
+    if not _tried:
+        return
+    terminalreporter.section("faults: held of tried")
+    for group in sorted(_tried):
+        held = _tried[group] - _lost[group]
+        terminalreporter.write_line(f"{group:40} {held:6d} of {_tried[group]:6d}")
+    total, lost = sum(_tried.values()), sum(_lost.values())
+    terminalreporter.write_line(f"{'all':40} {total - lost:6d} of {total:6d}")
