@@ -21,7 +21,7 @@ from medkd.core.paths import Root
 from medkd.core.run import PLANS_FILE
 from medkd.core.serial import to_data
 from medkd.evaluation.report.detection_data import DetectionEntry, comparisons, gather_detection, scored_entries
-from medkd.evaluation.segmentation.results import interval_json
+from medkd.evaluation.statistics import interval_json
 
 _COMPARED = ("AP", "AP50", "S@1")
 

@@ -141,6 +141,37 @@ def test_no_import_points_up() -> None:
     assert climbing(sources()) == []
 
 
+# packages side by side: none of a group may import another of it, directly or through what it imports
+APART = (("medkd.evaluation.segmentation", "medkd.evaluation.detection"),)
+
+
+def arrows_between_twins(modules: dict[str, str]) -> list[str]:
+    """Modules of one of two packages that lead to the other, at whatever level of a function."""
+    found = []
+    for group in APART:
+        for module in sorted(modules):
+            own = next((package for package in group if f"{module}.".startswith(f"{package}.")), None)
+            if own is None:
+                continue
+            for target in sorted(reachable(modules, module)):
+                if any(f"{target}.".startswith(f"{package}.") for package in group if package != own):
+                    found.append(f"{module} leads to {target}")
+    return found
+
+
+def test_the_two_kinds_of_evaluation_know_nothing_of_each_other() -> None:
+    assert arrows_between_twins(sources()) == []
+
+
+def test_an_arrow_between_twins_would_be_found() -> None:
+    modules = {
+        "medkd.evaluation.segmentation.a": "from medkd.evaluation.middle import x",
+        "medkd.evaluation.middle": "def f():\n    from medkd.evaluation.detection.b import y",
+        "medkd.evaluation.detection.b": "",
+    }
+    assert arrows_between_twins(modules) == ["medkd.evaluation.segmentation.a leads to medkd.evaluation.detection.b"]
+
+
 def test_detection_takes_from_training_only_what_knows_no_segmentation() -> None:
     assert segmentation_in_detection(sources()) == []
 

@@ -16,7 +16,7 @@ from medkd.evaluation.detection.predictions import PREDICTIONS_FILE
 from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.segmentation.folder import evaluate_folder
-from medkd.evaluation.segmentation.table import summary_text
+from medkd.evaluation.segmentation.results import summary_text
 
 _FOR_LABEL_MAPS = ("legacy", "hd95", "nsd_tolerance", "file_ending")
 _FOR_BOXES = ("hit", "exclude")

@@ -1,15 +1,23 @@
-"""Means with confidence intervals over cases, and paired comparisons; deterministic for a seed."""
+"""Means with confidence intervals over cases or patients, paired comparisons and non-inferiority; deterministic for a
+seed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite, nan
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 RESAMPLES = 2000
+
+FEWEST = 6
+"""Below this many cases (or patients) a bootstrap is too narrow: nothing is clear, and nothing is decided."""
+
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,18 +45,52 @@ class PairedDifference(Interval):
         p: two-sided p-value of Wilcoxon's signed-rank test; 1 where no case differs, NaN for fewer than two cases.
     """
 
-    p: float = float("nan")
+    p: float = nan
 
     @property
     def clear(self) -> bool:
         """Whether the interval leaves 0 out and the test agrees (p < 0.05); the test alone keeps the interval honest
         for few cases, where a bootstrap is too narrow: below six cases nothing is clear."""
-        return (self.low > 0 or self.high < 0) and self.p < 0.05
+        return self.excludes_zero and self.p < 0.05
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def reversed(self) -> PairedDifference:
+        """``b − a``."""
+        return PairedDifference(-self.mean, -self.high, -self.low, self.n, self.p)
+
+
+UNDEFINED = Interval(nan, nan, nan, 0)
+
+Conclusion = Literal["yes", "no", "open", "few"]
+"""Of a test for non-inferiority: shown, refuted, neither, or too few cases to say."""
+
+
+def non_inferior(difference: PairedDifference, margin: float) -> Conclusion:
+    """Whether the first of two may replace the second: it is worse by no more than a margin.
+
+    ``yes`` where the whole interval of ``first − second`` lies above ``−margin``, ``no`` where it lies below, ``open``
+    where it holds ``−margin``, ``few`` below :data:`FEWEST` cases. The bound of a two-sided 95 % interval is a
+    one-sided test at 2.5 % (Piaggio et al., JAMA 308(24), 2012, doi:10.1001/jama.2012.87802).
+
+    Args:
+        difference: ``first − second`` in a measure of which more is better.
+        margin: the largest loss that is accepted, above 0.
+    """
+    if difference.n < FEWEST or not isfinite(difference.low):
+        return "few"
+    if difference.low > -margin:
+        return "yes"
+    return "no" if difference.high < -margin else "open"
 
 
 def mean_interval(
     values: ArrayLike,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
     method: Literal["percentile", "BCa"] = "percentile",
     resamples: int = RESAMPLES,
@@ -71,12 +113,12 @@ def mean_interval(
     table = table[np.isfinite(table).any(axis=1)] if table.size else table.reshape(0, 1)
     n = len(table)
     if not n:
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
+        return UNDEFINED
     known = np.isfinite(table)
     filled = np.where(known, table, 0.0)
     mean = float(_mean_of_means(filled[None], known[None])[0])
     if n < 2:
-        return Interval(mean, float("nan"), float("nan"), n)
+        return Interval(mean, nan, nan, n)
     if np.ptp(table[known]) == 0:  # nothing to resample; BCa would divide by zero
         return Interval(mean, mean, mean, n)
 
@@ -97,7 +139,7 @@ def mean_interval(
     return Interval(mean, float(found.low), float(found.high), n)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, seed: int = 0) -> PairedDifference:
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0) -> PairedDifference:
     """Mean of ``a − b`` over paired cases, bootstrap interval, and Wilcoxon's signed-rank test.
 
     Wilcoxon, Biometrics Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices
@@ -115,12 +157,77 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95, seed: int
     table = table[np.isfinite(table).any(axis=1)] if table.size else table.reshape(0, 1)
     per_case = np.nanmean(table, axis=1) if len(table) else np.zeros(0)
     if interval.n < 2:
-        p = float("nan")
+        p = nan
     elif not per_case.any():
         p = 1.0
     else:
         p = float(stats.wilcoxon(per_case).pvalue)
     return PairedDifference(interval.mean, interval.low, interval.high, interval.n, p)
+
+
+def groups_of(cases: Sequence[str], patients: Mapping[str, str]) -> np.ndarray:
+    """Place of each case's patient ``(cases,)``; a case without a known patient is a patient of its own."""
+    names = [f"patient {patients[case]}" if case in patients else f"case {case}" for case in cases]
+    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names], np.int64)
+
+
+def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each case is drawn ``(resamples, cases)`` when whole groups are drawn with replacement.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall 1993, with patients as the units (Field and
+    Welsh, JRSS B 69, 2007, doi:10.1111/j.1467-9868.2007.00593.x).
+    """
+    count = int(groups.max(initial=-1)) + 1
+    if not count:
+        return np.zeros((resamples, 0), np.int32)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return drawn.astype(np.int32)[:, groups]
+
+
+def percentile_interval(estimate: float, samples: np.ndarray, count: int, level: float = LEVEL) -> Interval:
+    """An estimate with the percentiles of its bootstrap samples as bounds.
+
+    Args:
+        estimate: on all cases.
+        samples: ``(resamples,)``; those in which the measure is not defined are NaN and left out.
+        count: groups that were drawn from; there are no bounds for fewer than two.
+        level: coverage.
+    """
+    known = samples[np.isfinite(samples)]
+    if count < 2 or not len(known) or not isfinite(estimate):
+        return Interval(estimate, nan, nan, count)
+    low, high = np.percentile(known, [50 * (1 - level), 50 * (1 + level)])
+    return Interval(estimate, float(low), float(high), count)
+
+
+def resampled_p(differences: np.ndarray, count: int) -> float:
+    """Twice the smaller share of the sampled differences on either side of zero; NaN below :data:`FEWEST` groups."""
+    known = differences[np.isfinite(differences)]
+    if count < FEWEST or not len(known):
+        return nan
+    side = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min(1.0, 2 * (side + 1) / (len(known) + 1)))
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or None where it is not finite, since JSON has no NaN."""
+    return value if value is not None and isfinite(value) else None
+
+
+def interval_json(interval: Interval) -> dict[str, float | int | None]:
+    """An interval as JSON values; undefined ones are null."""
+    return {"mean": finite(interval.mean), "low": finite(interval.low), "high": finite(interval.high), "n": interval.n}
+
+
+def interval_from_json(entry: Mapping[str, Any]) -> Interval:
+    """What :func:`interval_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: the entry is damaged; whoever reads the file says which file.
+    """
+    mean, low, high = (nan if entry[key] is None else float(entry[key]) for key in ("mean", "low", "high"))
+    return Interval(mean, low, high, int(entry["n"]))
 
 
 def _mean_of_means(filled: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -22,10 +22,10 @@ from medkd.core.plan import Plan
 from medkd.core.protocol import PreprocessingRule, Protocol
 from medkd.core.run import RunFolder
 from medkd.core.serial import save
+from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.report.segmentation_data import gather
 from medkd.evaluation.report.segmentation_pictures import pictures
 from medkd.evaluation.segmentation import legacy
-from medkd.evaluation.segmentation.cross_validation import cross_validate
 from medkd.evaluation.segmentation.results import Summary
 from medkd.io.volumes import read_volume, write_volume
 from medkd.preprocessing.store import CaseStore

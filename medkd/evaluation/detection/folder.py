@@ -13,7 +13,7 @@ from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.evaluation.detection.coco import coco_scores
-from medkd.evaluation.detection.intervals import groups_of, intervals
+from medkd.evaluation.detection.intervals import intervals
 from medkd.evaluation.detection.metrics import Key, compare_boxes, froc_curve
 from medkd.evaluation.detection.predictions import (
     PREDICTIONS_FILE,
@@ -23,7 +23,7 @@ from medkd.evaluation.detection.predictions import (
     truth_of,
 )
 from medkd.evaluation.detection.results import Curve, DetectionSummary, Rules, ordered
-from medkd.evaluation.statistics import Interval
+from medkd.evaluation.statistics import Interval, groups_of
 
 _EMPTY = Boxes.of([], [], [])
 _log = logging.getLogger(__name__)

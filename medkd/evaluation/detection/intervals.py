@@ -1,48 +1,28 @@
-"""Bootstrap intervals of detection scores and paired comparisons, over patients where they are known; deterministic for
-a seed.
-"""
+"""Bootstrap intervals of detection scores and paired comparisons: every metric of boxes on the same samples of images."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from medkd.core.errors import DataError
 from medkd.evaluation.detection.metrics import Key, Matches, measure
-from medkd.evaluation.statistics import Interval, PairedDifference
+from medkd.evaluation.statistics import (
+    LEVEL,
+    Interval,
+    PairedDifference,
+    percentile_interval,
+    resampled_p,
+    resampled_weights,
+)
 
 RESAMPLES = 1000
-
-# below this many patients (or images) a bootstrap is too narrow to call anything clear; see PairedDifference.clear
-_FEWEST = 6
-
-
-def groups_of(cases: Sequence[str], patients: Mapping[str, str]) -> np.ndarray:
-    """Place of each image's patient ``(images,)``; an image without a known patient is a patient of its own."""
-    names = [f"patient {patients[c]}" if c in patients else f"image {c}" for c in cases]
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([order[name] for name in names], np.int64)
-
-
-def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn ``(resamples, images)`` when whole groups are drawn with replacement.
-
-    Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall 1993, with patients as the units (Field and
-    Welsh, JRSS B 69, 2007, doi:10.1111/j.1467-9868.2007.00593.x).
-    """
-    count = int(groups.max(initial=-1)) + 1
-    if not count:
-        return np.zeros((resamples, 0), np.int32)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return drawn.astype(np.int32)[:, groups]
 
 
 def intervals(
     matches: Matches,
     groups: np.ndarray | None = None,
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[Key, Interval]:
@@ -62,10 +42,7 @@ def intervals(
     estimates = measure(matches, np.ones((1, matches.number), np.int32))
     samples = measure(matches, resampled_weights(groups, resamples, seed))
     count = len(np.unique(groups))
-    return {
-        key: Interval(float(value[0]), *_bounds(samples[key], value[0], count, level), count)
-        for key, value in estimates.items()
-    }
+    return {key: percentile_interval(float(value[0]), samples[key], count, level) for key, value in estimates.items()}
 
 
 def paired_differences(
@@ -73,7 +50,7 @@ def paired_differences(
     second: Matches,
     groups: np.ndarray | None = None,
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[Key, PairedDifference]:
@@ -107,22 +84,6 @@ def paired_differences(
     found = {}
     for key in estimates[0]:
         value, drawn = float(estimates[0][key][0] - estimates[1][key][0]), samples[0][key] - samples[1][key]
-        found[key] = PairedDifference(value, *_bounds(drawn, value, count, level), count, _p_value(drawn, count))
+        interval = percentile_interval(value, drawn, count, level)
+        found[key] = PairedDifference(value, interval.low, interval.high, count, resampled_p(drawn, count))
     return found
-
-
-def _bounds(samples: np.ndarray, estimate: float, count: int, level: float) -> tuple[float, float]:
-    """Percentiles of the samples in which the metric is defined."""
-    known = samples[np.isfinite(samples)]
-    if count < 2 or not len(known) or not np.isfinite(estimate):
-        return float("nan"), float("nan")
-    low, high = np.percentile(known, [50 * (1 - level), 50 * (1 + level)])
-    return float(low), float(high)
-
-
-def _p_value(differences: np.ndarray, count: int) -> float:
-    known = differences[np.isfinite(differences)]
-    if count < _FEWEST or not len(known):
-        return float("nan")
-    side = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (side + 1) / (len(known) + 1)))

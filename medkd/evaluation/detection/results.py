@@ -17,13 +17,11 @@ from medkd.evaluation.detection.coco import COCO_METRICS
 from medkd.evaluation.detection.matching import Criterion
 from medkd.evaluation.detection.metrics import RATES, Key, rate_key
 from medkd.evaluation.detection.predictions import Boxes
-from medkd.evaluation.segmentation.results import finite, interval_json
-from medkd.evaluation.segmentation.table import format_interval
-from medkd.evaluation.statistics import Interval
+from medkd.evaluation.statistics import LEVEL, UNDEFINED, Interval, finite, interval_from_json, interval_json
+from medkd.evaluation.table import format_interval, text_table
 
 SCHEMA = 1
 TEXT = "text"
-UNDEFINED = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +138,7 @@ class DetectionSummary:
                 "threshold": self.rules.threshold,
                 "criterion": self.rules.criterion,
             },
-            "confidence_level": 0.95,
+            "confidence_level": LEVEL,
             "images": len(self.truths),
             "images_with_boxes": sum(len(t) > 0 for t in self.truths.values()),
             "boxes": self.boxes(),
@@ -209,29 +207,27 @@ def definitions(rules: Rules) -> dict[str, str]:
 def summary_text(summary: DetectionSummary) -> str:
     """One line per class and one for their mean, as a plain-text table for the terminal."""
     metrics = ("AP", "AP50", "AP75", rate_key(1), "AUC")
-    rows = [["class", "boxes", *metrics]]
-    names = [name for name in summary.categories if name not in summary.skipped]
-    for name in [*names, ""]:
+
+    def row(name: str) -> list[str]:
         count = summary.boxes(name) if name else summary.boxes()
-        rows.append([name or "all classes", str(count), *(format_interval(summary.value(m, name), 3) for m in metrics)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
+        scores = [format_interval(summary.value(metric, name), 3) for metric in metrics]
+        return [name or "all classes", str(count), *scores]
+
+    rows = [row(name) for name in summary.categories if name not in summary.skipped]
+    lines = text_table(["class", "boxes", *metrics], rows, row(""))
     froc = ", ".join(f"{rate:g}: {format_interval(summary.value(rate_key(rate)), 3)}" for rate in RATES)
-    notes = [f"sensitivity at false positives per image: {froc}"]
-    notes += [f"{m}: {format_interval(summary.value(m), 3)}" for m in summary.metrics() if m.startswith("AP without")]
-    notes += [f"classes without a reference box, not counted: {', '.join(summary.skipped)}"] if summary.skipped else []
+    lines.append(f"sensitivity at false positives per image: {froc}")
+    for metric in summary.metrics():
+        if metric.startswith("AP without"):
+            lines.append(f"{metric}: {format_interval(summary.value(metric), 3)}")
+    if summary.skipped:
+        lines.append(f"classes without a reference box, not counted: {', '.join(summary.skipped)}")
     unit = "patients" if summary.patients else "images"
-    notes.append(
+    lines.append(
         f"{len(summary.truths)} images; mean [95 % interval over {unit}]; S@1 is the sensitivity at 1 false positive "
         "per image"
     )
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *notes])
+    return "\n".join(lines)
 
 
 def ordered(values: Mapping[Key, Interval]) -> dict[Key, Interval]:
@@ -251,9 +247,9 @@ def _curve_json(curve: Curve) -> dict[str, list[float | None]]:
 
 def _from_json(data: Mapping[str, Any]) -> DetectionSummary:
     names = {name: i for i, name in enumerate(data["classes"])}
-    values = {("", metric): _interval(v) for metric, v in data["mean"].items()}
+    values = {("", metric): interval_from_json(v) for metric, v in data["mean"].items()}
     values |= {
-        (name, metric): _interval(v)
+        (name, metric): interval_from_json(v)
         for name, entry in data["classes"].items()
         for metric, v in entry.items()
         if metric != "boxes"
@@ -267,11 +263,6 @@ def _from_json(data: Mapping[str, Any]) -> DetectionSummary:
     return DetectionSummary(
         tuple(names), truths, values, curves, rules, patients, tuple(data["missing_predictions"]), extra
     )
-
-
-def _interval(entry: Mapping[str, Any]) -> Interval:
-    mean, low, high = (float("nan") if entry[k] is None else float(entry[k]) for k in ("mean", "low", "high"))
-    return Interval(mean, low, high, int(entry["n"]))
 
 
 def _curve(entry: Mapping[str, Any]) -> Curve:

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.evaluation.detection.cross_validation import merge_detections
-from medkd.evaluation.detection.intervals import groups_of, paired_differences
+from medkd.evaluation.cross_validation import merge_folds
+from medkd.evaluation.detection.folds import DetectionFolds
+from medkd.evaluation.detection.intervals import paired_differences
 from medkd.evaluation.detection.matching import TRUE, match_froc
 from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
 from medkd.evaluation.report.segmentation_data import RunEntry, baseline_of, gather, teacher_of
-from medkd.evaluation.statistics import PairedDifference
+from medkd.evaluation.statistics import PairedDifference, groups_of
 
 _NONE = DetectionPredictions((), {})
 
@@ -170,6 +171,6 @@ def compare_runs(first: DetectionEntry, second: DetectionEntry) -> dict[Key, Pai
 
 
 def _with_detections(entry: RunEntry, folds: Sequence[int]) -> RunEntry:
-    found, scores = merge_detections(entry.path, folds)
+    merged = merge_folds(entry.path, folds, DetectionFolds())
     known = {f.name: getattr(entry, f.name) for f in fields(RunEntry)}
-    return DetectionEntry(**known, found=found, scores=scores)
+    return DetectionEntry(**known, found=merged.found, scores=merged.summary)

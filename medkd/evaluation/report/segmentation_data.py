@@ -15,7 +15,8 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
 from medkd.core.run import DETECTION, RUN_FILE, RunDescription
 from medkd.core.serial import load
-from medkd.evaluation.segmentation.cross_validation import VALIDATION_SUMMARY, merge_folds, scored_folds
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, merge_folds, scored_folds
+from medkd.evaluation.segmentation.folds import SegmentationFolds
 from medkd.evaluation.segmentation.results import Metric, Summary
 from medkd.evaluation.statistics import PairedDifference, paired_difference
 
@@ -135,7 +136,7 @@ Scoring = Callable[[RunEntry, Sequence[int]], RunEntry]
 
 def with_summary(entry: RunEntry, folds: Sequence[int]) -> RunEntry:
     """The entry with the merged scores of a segmentation run's folds."""
-    return replace(entry, summary=merge_folds(entry.path, folds))
+    return replace(entry, summary=merge_folds(entry.path, folds, SegmentationFolds()))
 
 
 def gather(results: Path, fold: int | str | None = None, score: Scoring = with_summary) -> list[RunEntry]:

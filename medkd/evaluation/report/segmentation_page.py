@@ -12,7 +12,7 @@ from medkd.evaluation.report.segmentation_data import RunEntry, baseline_of, com
 from medkd.evaluation.report.segmentation_pictures import CONTOURS, Picture
 from medkd.evaluation.report.style import STYLE
 from medkd.evaluation.segmentation.results import Metric, definitions
-from medkd.evaluation.segmentation.table import digits
+from medkd.evaluation.segmentation.results import decimals as digits
 from medkd.evaluation.statistics import Interval, PairedDifference
 
 ROLE_NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}

@@ -205,4 +205,4 @@ def _workers(files: Sequence[Path]) -> int:
 def _bar(results: Iterable[CaseScores | str], total: int, show: bool) -> Iterable[CaseScores | str]:
     from tqdm import tqdm
 
-    return tqdm(results, total=total, disable=not show, unit="case", desc="scoring")
+    return tqdm(results, total=total, disable=None if show else True, unit="case", desc="scoring")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
-from medkd.evaluation.statistics import Interval, mean_interval
+from medkd.evaluation.statistics import LEVEL, Interval, finite, interval_json, mean_interval
+from medkd.evaluation.table import format_interval, text_table
 
 Metric = Literal["Dice", "IoU", "HD95", "NSD"]
 METRICS: tuple[Metric, ...] = ("Dice", "IoU", "HD95", "NSD")
@@ -71,7 +71,9 @@ class Summary:
         rows = [[getattr(s, metric.lower()) for s in case.scores] for case in self.cases]
         return np.array(rows, dtype=np.float64).reshape(len(self.cases), len(self.structures))
 
-    def interval(self, metric: Metric, structure: int | None = None, *, level: float = 0.95, seed: int = 0) -> Interval:
+    def interval(
+        self, metric: Metric, structure: int | None = None, *, level: float = LEVEL, seed: int = 0
+    ) -> Interval:
         """Mean over cases with its confidence interval.
 
         Args:
@@ -106,7 +108,7 @@ class Summary:
             "nsd_tolerance_mm": self.nsd_tolerance_mm,
             "hd95_definition": self.hd95_definition,
             "definitions": self.definitions(),
-            "confidence_level": 0.95,
+            "confidence_level": LEVEL,
             "foreground": {"counts": self.counts(), **self._intervals(None)},
             "structures": {
                 key: {"name": name, "values": list(values), "counts": self.counts(i), **self._intervals(i)}
@@ -200,14 +202,27 @@ def structure_key(values: tuple[int, ...]) -> str:
     return str(values[0]) if len(values) == 1 else str(tuple(values))
 
 
-def interval_json(interval: Interval) -> dict[str, float | int | None]:
-    """An interval as JSON values; undefined ones are null."""
-    return {"mean": finite(interval.mean), "low": finite(interval.low), "high": finite(interval.high), "n": interval.n}
+def decimals(metric: Metric) -> int:
+    """Decimals that are worth showing."""
+    return 2 if metric == "HD95" else 3
 
 
-def finite(value: float | None) -> float | None:
-    """``value``, or None where it is not finite, since JSON has no NaN."""
-    return value if value is not None and isfinite(value) else None
+def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str:
+    """One line per structure and one for the foreground mean: mean [95 % interval] of each metric, missed, invented,
+    absent.
+    """
+    shown: tuple[Status, ...] = ("missed", "invented", "absent")
+
+    def row(name: str, index: int | None) -> list[str]:
+        counts = summary.counts(index)
+        scores = [format_interval(summary.interval(metric, index), decimals(metric)) for metric in metrics]
+        return [name, *scores, *(str(counts[status]) for status in shown)]
+
+    head = ["structure", *(f"{metric} mm" if metric == "HD95" else metric for metric in metrics), *shown]
+    rows = [row(name, index) for index, (name, _) in enumerate(summary.structures)]
+    lines = text_table(head, rows, row("foreground mean", None))
+    lines.append(f"{len(summary.cases)} cases; mean [95 % interval over cases]")
+    return "\n".join(lines)
 
 
 _KEYS = ("Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref", "HD95", "NSD")

@@ -16,8 +16,8 @@ from medkd.cli.evaluate import main
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
+from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.detection.coco import coco_scores
-from medkd.evaluation.detection.cross_validation import cross_validate_detection
 from medkd.evaluation.detection.folder import evaluate_detection_folder
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
 from medkd.evaluation.detection.results import DetectionSummary, Rules, rules_of, summary_text
@@ -195,10 +195,10 @@ def test_folds_are_scored_together_as_if_one_detector_had_made_them(
     run = tmp_path / "results" / "Dataset502_Test" / "yolov8n__detection"
     run.mkdir(parents=True)
     with pytest.raises(RunError, match="not a medkd run folder"):
-        cross_validate_detection(run)
+        cross_validate(run)
     (run / "run.json").write_text(json.dumps({"configuration": "detection"}))
     with pytest.raises(RunError, match="train at least one fold"):
-        cross_validate_detection(run)
+        cross_validate(run)
     make_fold(run, 0, pair, range(0, 5))
     make_fold(run, 1, pair, range(5, 12))
     assert cross_validate_main(["502", run.name, "--root", str(tmp_path)]) == 0
@@ -211,11 +211,11 @@ def test_folds_are_scored_together_as_if_one_detector_had_made_them(
     assert merged.extra["folds"] == [0, 1] and merged.extra["missing_folds"] == [2, 3, 4]
     assert len(DetectionPredictions.load(run / "crossval").images) == 12
     make_fold(run, 2, pair, range(4, 6))
-    with pytest.raises(DataError, match="image_04 is a validation image of fold 0 and of fold 2"):
-        cross_validate_detection(run)
+    with pytest.raises(DataError, match="image_04 is a validation case of fold 0 and of fold 2"):
+        cross_validate(run)
     (run / "fold_2" / "split.json").write_text(json.dumps({"train": [], "val": ["image_04", "image_99"]}))
     with pytest.raises(DataError, match="image_99 have no score"):
-        cross_validate_detection(run)
+        cross_validate(run)
 
 
 def test_an_image_without_detections_and_one_without_boxes_are_images_like_others(tmp_path: Path) -> None:

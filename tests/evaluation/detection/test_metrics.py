@@ -11,7 +11,7 @@ import pytest
 
 from medkd.core.errors import DataError, MedkdError
 from medkd.evaluation.detection.coco import COCO_METRICS, coco_scores
-from medkd.evaluation.detection.intervals import groups_of, intervals, paired_differences, resampled_weights
+from medkd.evaluation.detection.intervals import intervals, paired_differences
 from medkd.evaluation.detection.matching import THRESHOLDS, overlaps
 from medkd.evaluation.detection.metrics import (
     RATES,
@@ -23,6 +23,7 @@ from medkd.evaluation.detection.metrics import (
     rate_key,
 )
 from medkd.evaluation.detection.predictions import Boxes
+from medkd.evaluation.statistics import groups_of, resampled_weights
 from tests.evaluation.boxes import random_boxes, random_pair, slow_average_precision, slow_overlap, slow_sensitivity
 
 NAMES = ("a", "b", "c")

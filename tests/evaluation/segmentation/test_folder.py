@@ -13,8 +13,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import evaluate_case
 from medkd.evaluation.segmentation.folder import Summary, evaluate_folder
-from medkd.evaluation.segmentation.results import CaseScores
-from medkd.evaluation.segmentation.table import summary_text
+from medkd.evaluation.segmentation.results import CaseScores, summary_text
 from medkd.io.volumes import read_label, write_volume
 from tests.evaluation.folders import LABELS, SPACING, reference, spoiled, write_map
 

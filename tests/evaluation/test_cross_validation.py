@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medkd.core.errors import DataError, RunError
-from medkd.evaluation.segmentation.cross_validation import cross_validate
+from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.segmentation.results import Summary
 from tests.evaluation.folders import make_dataset, make_run
 
@@ -56,7 +56,7 @@ def test_a_fold_that_did_not_score_all_its_cases_is_refused(run: Path) -> None:
 def test_folds_with_different_tolerance_are_refused(run: Path) -> None:
     path = run / "fold_1" / "validation" / "summary.json"
     path.write_text(path.read_text().replace('"nsd_tolerance_mm": 2.0', '"nsd_tolerance_mm": 3.0'))
-    with pytest.raises(DataError, match="other structures or definitions"):
+    with pytest.raises(DataError, match="other structures, classes or definitions"):
         cross_validate(run)
 
 

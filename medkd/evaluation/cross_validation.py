@@ -1,0 +1,177 @@
+"""The folds of a run put together: every case scored once, by the fold that never saw it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from medkd.core.errors import DataError, RunError
+from medkd.core.files import read_json
+from medkd.core.run import RUN_FILE, SPLIT_FILE, is_detection
+
+_log = logging.getLogger(__name__)
+
+FOLDS = 5
+VALIDATION_SUMMARY = Path("validation") / "summary.json"
+CROSS_VALIDATION = "crossval"
+
+S = TypeVar("S")
+
+
+class FoldScoring(Protocol[S]):
+    """What a task answers about the scores ``S`` of its folds; whether folds fit together is asked here."""
+
+    def load(self, run: Path, fold: int) -> S:
+        """The scores of one fold's validation cases."""
+        ...
+
+    def cases(self, scores: S) -> Sequence[str]:
+        """The cases that were scored, with or without their file ending."""
+        ...
+
+    def rules(self, scores: S) -> object:
+        """What all folds must share: structures or classes, and how they were scored."""
+        ...
+
+    def means(self, scores: S) -> dict[str, Any]:
+        """The fold's means as JSON values, under ``cases`` how many cases they cover."""
+        ...
+
+    def merge(self, run: Path, parts: Mapping[int, S]) -> S:
+        """The scores of all folds' cases together; folds and cases were checked."""
+        ...
+
+    def with_extra(self, scores: S, extra: Mapping[str, Any]) -> S:
+        """The scores with further content of their file."""
+        ...
+
+    def save(self, scores: S, folder: Path) -> None:
+        """Write ``summary.json``, and what it was computed from where that is merged too."""
+        ...
+
+    def text(self, scores: S) -> str:
+        """The scores for the terminal."""
+        ...
+
+
+# kind of run → module and name of its FoldScoring
+SCORINGS = {
+    "segmentation": ("medkd.evaluation.segmentation.folds", "SegmentationFolds"),
+    "detection": ("medkd.evaluation.detection.folds", "DetectionFolds"),
+}
+
+
+def scoring_of(run: Path) -> FoldScoring[Any]:
+    """What scores the folds of this run's task."""
+    module, name = SCORINGS["detection" if is_detection(run) else "segmentation"]
+    scoring: FoldScoring[Any] = getattr(importlib.import_module(module), name)()
+    return scoring
+
+
+def cross_validate(
+    run: Path, scoring: FoldScoring[S] | None = None, *, expected: int = FOLDS, output: Path | None = None
+) -> S:
+    """Merge the validation scores of a run's folds and write ``<run>/crossval/summary.json``.
+
+    Args:
+        run: a run folder of any task.
+        scoring: of the run's task; None asks the run.
+        expected: number of folds of the splits; folds that are missing are logged and named in the file.
+        output: folder to write to, if not there.
+
+    Returns:
+        The merged scores; their ``extra`` holds ``folds``, ``missing_folds`` and ``fold_means``.
+
+    Raises:
+        RunError: not a run folder, or no fold has been validated.
+        DataError: a case occurs twice, a fold did not score all of its validation cases, or folds were scored
+            differently.
+    """
+    run = Path(run)
+    if not (run / RUN_FILE).exists():
+        raise RunError(
+            f"{run} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
+        )
+    chosen: FoldScoring[S] = scoring or scoring_of(run)
+    folds = scored_folds(run)
+    if not folds:
+        raise RunError(
+            f"{run}: no fold_K/{VALIDATION_SUMMARY} found; train at least one fold to its end, which validates it."
+        )
+    missing = [fold for fold in range(expected) if fold not in folds]
+    if missing:
+        _log.warning(
+            "%s: folds %s are not there; the result covers folds %s only.",
+            run.name,
+            ", ".join(map(str, missing)),
+            ", ".join(map(str, folds)),
+        )
+    merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
+    chosen.save(merged, output or run / CROSS_VALIDATION)
+    return merged
+
+
+def scored_folds(run: Path) -> list[int]:
+    """The numbered folds of a run that have a validation summary (``all`` has no validation cases of its own)."""
+    names = (path.parents[1].name.removeprefix("fold_") for path in run.glob(f"fold_*/{VALIDATION_SUMMARY}"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def merge_folds(run: Path, folds: Sequence[int], scoring: FoldScoring[S]) -> S:
+    """Read and merge the validation scores of some folds.
+
+    Raises:
+        DataError: see :func:`cross_validate`.
+    """
+    parts = {fold: scoring.load(run, fold) for fold in folds}
+    rules = scoring.rules(parts[folds[0]])
+    owner: dict[str, int] = {}
+    for fold, part in parts.items():
+        if scoring.rules(part) != rules:
+            raise DataError(
+                f"{run}: fold {fold} was scored with other structures, classes or definitions than fold {folds[0]}; "
+                "validate them anew."
+            )
+        cases = scoring.cases(part)
+        _check_complete(run / f"fold_{fold}", cases)
+        for case in cases:
+            if case in owner:
+                raise DataError(
+                    f"{run}: {case} is a validation case of fold {owner[case]} and of fold {fold}; use disjoint splits."
+                )
+            owner[case] = fold
+    means = {str(fold): scoring.means(part) for fold, part in parts.items()}
+    return scoring.with_extra(scoring.merge(run, parts), {"folds": list(folds), "fold_means": means})
+
+
+def _check_complete(fold: Path, scored: Sequence[str]) -> None:
+    """Every validation case of the fold's split has a score; names of scored cases may carry a file ending."""
+    known = set()
+    for name in scored:
+        parts = name.split(".")
+        known |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    unscored = [case for case in validation_cases(fold) if case not in known]
+    if unscored:
+        raise DataError(
+            f"{fold / VALIDATION_SUMMARY}: validation cases {', '.join(unscored)} have no score; validate "
+            f"{fold.name.replace('_', ' ')} anew."
+        )
+
+
+def validation_cases(fold: Path) -> list[str]:
+    """The validation cases of a fold's ``split.json``; none where there is no such file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = fold / SPLIT_FILE
+    if not path.exists():
+        return []
+    data = read_json(path)
+    cases = data.get("val", []) if isinstance(data, Mapping) else None
+    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+        raise DataError(f"{path}: expected an object with a list of case names under 'val'; train this fold anew.")
+    return cases

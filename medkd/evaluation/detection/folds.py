@@ -1,0 +1,106 @@
+"""Validation detections and scores of the folds of a detector, for :mod:`medkd.evaluation.cross_validation`.
+
+The scores of different folds are ranked together, as if one detector had made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.boxes import BoxAnnotation
+from medkd.core.errors import DataError
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.evaluation.detection.folder import References, evaluate_detections
+from medkd.evaluation.detection.predictions import DetectionPredictions, ImagePredictions
+from medkd.evaluation.detection.results import DetectionSummary, summary_text
+from medkd.evaluation.statistics import finite
+
+_MEANS = ("AP", "AP50")
+
+
+@dataclass(frozen=True)
+class FoldDetections:
+    """The validation detections of some folds, and their scores."""
+
+    found: DetectionPredictions
+    summary: DetectionSummary
+
+
+class DetectionFolds:
+    """Scores of boxes: of several folds they are computed anew from all detections."""
+
+    def load(self, run: Path, fold: int) -> FoldDetections:
+        """The fold's detections and their scores.
+
+        Raises:
+            DataError: a file is missing or damaged, or an image was scored whose detections are not there.
+        """
+        path = run / f"fold_{fold}" / VALIDATION_SUMMARY
+        part = FoldDetections(DetectionPredictions.load(path.parent), DetectionSummary.load(path))
+        lost = [case for case in part.summary.truths if case not in part.found.images]
+        if lost:
+            raise DataError(f"{path}: the images {', '.join(lost)} have no detections; validate fold {fold} anew.")
+        return part
+
+    def cases(self, scores: FoldDetections) -> Sequence[str]:
+        """The images."""
+        return list(scores.summary.truths)
+
+    def rules(self, scores: FoldDetections) -> object:
+        """Classes and rules of a hit."""
+        return scores.summary.categories, scores.summary.rules
+
+    def means(self, scores: FoldDetections) -> dict[str, Any]:
+        """Average precision."""
+        values = {metric: finite(scores.summary.value(metric).mean) for metric in _MEANS}
+        count = len(scores.summary.truths)
+        return {**values, "cases": count, "images": count}
+
+    def merge(self, run: Path, parts: Mapping[int, FoldDetections]) -> FoldDetections:
+        """All detections, scored together; the scores of a single fold are kept as they were read."""
+        first = next(iter(parts.values())).summary
+        images: dict[str, ImagePredictions] = {}
+        annotations: dict[str, BoxAnnotation] = {}
+        patients: dict[str, str] = {}
+        for part in parts.values():
+            images |= {case: part.found.images[case] for case in part.summary.truths}
+            annotations |= _annotations(part)
+            patients |= part.summary.patients
+        together = DetectionPredictions(first.categories, dict(sorted(images.items())))
+        if len(parts) == 1:
+            return FoldDetections(together, first)
+        references = References(run, annotations, first.categories, patients)
+        summary = evaluate_detections(together, references, classes=first.categories, rules=first.rules)
+        return FoldDetections(together, summary)
+
+    def with_extra(self, scores: FoldDetections, extra: Mapping[str, Any]) -> FoldDetections:
+        """With further content of ``summary.json``."""
+        summary = scores.summary
+        return replace(scores, summary=replace(summary, extra={**summary.extra, **extra}))
+
+    def save(self, scores: FoldDetections, folder: Path) -> None:
+        """Write ``predictions.json`` and ``summary.json``."""
+        scores.found.save(folder)
+        scores.summary.save(folder / "summary.json")
+
+    def text(self, scores: FoldDetections) -> str:
+        """The table, and below it the average precision of each fold."""
+        lines = [summary_text(scores.summary)]
+        for fold, means in scores.summary.extra["fold_means"].items():
+            shown = {metric: "–" if means[metric] is None else f"{means[metric]:.4f}" for metric in _MEANS}
+            lines.append(f"fold {fold}: AP {shown['AP']}, AP50 {shown['AP50']} over {means['images']} images")
+        return "\n".join(lines)
+
+
+def _annotations(part: FoldDetections) -> dict[str, BoxAnnotation]:
+    """The reference boxes that a fold was scored against."""
+    result = {}
+    for case, truth in part.summary.truths.items():
+        image = part.found.images[case]
+        names = tuple(part.summary.categories[kind] for kind in truth.classes)
+        boxes = tuple(map(tuple, truth.boxes.tolist()))
+        result[case] = BoxAnnotation(width=image.width, height=image.height, boxes=boxes, names=names)
+    return result

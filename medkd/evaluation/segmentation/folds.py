@@ -1,0 +1,73 @@
+"""Validation scores of the folds of a segmentation run, for :mod:`medkd.evaluation.cross_validation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.run import DATASET_FILE
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.evaluation.segmentation.results import METRICS, Summary, structure_key, summary_text
+from medkd.evaluation.statistics import finite
+
+
+class SegmentationFolds:
+    """Scores of label maps, case by case: merging them is putting the cases side by side."""
+
+    def load(self, run: Path, fold: int) -> Summary:
+        """The fold's summary; an nnU-Net one gets its structures' names from the run's ``dataset.json``."""
+        described = run / DATASET_FILE
+        labels = DatasetDescription.load(described).labels if described.exists() else None
+        return Summary.load(run / f"fold_{fold}" / VALIDATION_SUMMARY, labels)
+
+    def cases(self, scores: Summary) -> list[str]:
+        """File names of the references."""
+        return [case.name for case in scores.cases]
+
+    def rules(self, scores: Summary) -> object:
+        """Structures, tolerance of NSD and definition of HD95."""
+        return scores.structures, scores.nsd_tolerance_mm, scores.hd95_definition
+
+    def means(self, scores: Summary) -> dict[str, Any]:
+        """Means over the structures and of each of them."""
+        structures: dict[str, Any] = {}
+        for index, (name, values) in enumerate(scores.structures):
+            means = {metric: finite(scores.interval(metric, index).mean) for metric in METRICS}
+            structures[structure_key(values)] = {"name": name, **means}
+        return {
+            "cases": len(scores.cases),
+            "counts": scores.counts(),
+            "foreground": {metric: finite(scores.interval(metric).mean) for metric in METRICS},
+            "structures": structures,
+        }
+
+    def merge(self, run: Path, parts: Mapping[int, Summary]) -> Summary:
+        """All cases, sorted by their reference."""
+        first = next(iter(parts.values()))
+        cases = [case for part in parts.values() for case in part.cases]
+        return Summary(
+            tuple(sorted(cases, key=lambda case: case.reference_file)),
+            first.nsd_tolerance_mm,
+            first.hd95_definition,
+            tuple(name for part in parts.values() for name in part.missing),
+        )
+
+    def with_extra(self, scores: Summary, extra: Mapping[str, Any]) -> Summary:
+        """With further content of the ``"medkd"`` block."""
+        return replace(scores, extra={**scores.extra, **extra})
+
+    def save(self, scores: Summary, folder: Path) -> None:
+        """Write ``summary.json``."""
+        scores.save(folder / "summary.json")
+
+    def text(self, scores: Summary) -> str:
+        """The table, and below it the mean Dice of each fold."""
+        lines = [summary_text(scores)]
+        for fold, means in scores.extra["fold_means"].items():
+            dice = means["foreground"]["Dice"]
+            shown = "–" if dice is None else f"{dice:.4f}"
+            lines.append(f"fold {fold}: Dice {shown} over {means['cases']} cases")
+        return "\n".join(lines)

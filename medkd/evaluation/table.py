@@ -1,0 +1,33 @@
+"""Scores as a plain-text table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+from medkd.evaluation.statistics import Interval
+
+
+def format_interval(interval: Interval, decimals: int) -> str:
+    """``0.842 [0.821, 0.860]``; without bounds where there are none, ``–`` where there is no value."""
+    if not isfinite(interval.mean):
+        return "–"
+    mean = f"{interval.mean:.{decimals}f}"
+    if not isfinite(interval.low):
+        return mean
+    return f"{mean} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[str]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right, rules below the head and above the last
+    row.
+    """
+    table = [head, *rows, last]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    rule = "-" * len(lines[0])
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
