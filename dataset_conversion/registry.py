@@ -51,7 +51,7 @@ class Converter:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-CONVERTERS: Registry[Converter] = Registry("format", DataError)
+CONVERTERS: Registry[Converter] = Registry("format", DataError, "medkd.converters")
 
 
 def name_from_path(source: Path) -> str:

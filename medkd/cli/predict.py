@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
+    _add_box_options(arguments)
+    return run(_predict, arguments, argv)
+
+
+def _add_box_options(arguments: argparse.ArgumentParser) -> None:
     boxes = arguments.add_argument_group("for runs of detectors")
     boxes.add_argument("--pictures", action="store_true", help="write pictures/CASE.jpg with the boxes too")
     boxes.add_argument("--picture-score", type=float, metavar="S", help="lowest score that is drawn (default: 0.25)")
@@ -85,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="IoU above which the weaker of two boxes of a class is dropped (default: the detector's own)",
     )
     boxes.add_argument("--most", type=int, help="most boxes per image (default: 300)")
-    return run(_predict, arguments, argv)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from medkd.core.errors import DataError
 from medkd.core.regions import check_order
+
+if TYPE_CHECKING:
+    from torch import Tensor  # loaded where tensors are made: commands that read labels only do without torch
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class LabelSpec:
             Plain labels: class indices ``(B, 1, *spatial)``, int64; regions: multi-hot ``(B, K, *spatial)``, float32.
             And the mask of annotated voxels ``(B, 1, *spatial)``, bool, or None where there is no ``ignore`` label.
         """
+        import torch
+
         labels = labels.clamp(min=0)
         valid = None
         if self.ignore is not None:
@@ -131,10 +133,10 @@ class LabelSpec:
             labels = labels.masked_fill(~valid, 0)
         if not self.regions:
             return labels.long(), valid
-        hot = [
-            torch.isin(labels, torch.tensor(values, device=labels.device, dtype=labels.dtype))
-            for _, values in self.foreground
-        ]
+        hot = []
+        for _, values in self.foreground:
+            wanted = torch.tensor(values, device=labels.device, dtype=labels.dtype)
+            hot.append(torch.isin(labels, wanted))
         return torch.cat(hot, 1).float(), valid
 
     def decode(self, logits: Tensor) -> Tensor:
@@ -143,6 +145,8 @@ class LabelSpec:
         Plain labels: the arg-max. Regions: every region with a logit above 0 (probability above 0.5) paints its label
         in the stated order, later ones over earlier ones.
         """
+        import torch
+
         dtype = torch.uint8 if self.values[-1] < 256 else torch.int16
         if not self.regions:
             return logits.argmax(0).to(dtype)
@@ -153,7 +157,7 @@ class LabelSpec:
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Softmax over ``dim`` for plain labels, sigmoid for regions."""
-        return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim)
+        return logits.sigmoid() if self.regions else logits.softmax(dim)
 
 
 def _values(value: Any, what: str) -> tuple[int, ...]:

@@ -78,6 +78,8 @@ class RunDescription:
         targets_tta: whether cached outputs are means over mirrored copies.
         backbone_weights: file of weights that a detector started from; None for random ones.
         init: ``teacher`` where a student's first weights were fitted to its teacher, else ``random``.
+        modules: name of a network or method from outside the package → the module that registered it. It is shown to
+            the user, and never imported.
     """
 
     dataset: str
@@ -93,6 +95,7 @@ class RunDescription:
     targets_tta: bool = False
     backbone_weights: str | None = None
     init: str = "random"
+    modules: Mapping[str, str] = field(default_factory=dict)
     schema: int = 1
 
 

@@ -12,6 +12,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.device import pick_device
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.paths import Root
+from medkd.core.registry import foreign_modules
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription
 from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
@@ -26,7 +27,7 @@ from medkd.detection.store import DetectionStore
 from medkd.detection.teachers import DetectorSource, check_same_classes, find_teacher, seen_by_start
 from medkd.detection.trained import register_detectors
 from medkd.detection.weights import start_from
-from medkd.distillation import Context, build_method
+from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher, choose_teacher
 from medkd.networks.complexity import count_parameters
 from medkd.training.run_folder import open_fold, run_name, start_fold, validation_cases
@@ -268,7 +269,8 @@ def _describe(
         method_parameters=dict(options.settings),
         teacher=recorded,
     )
-    return replace(described, backbone_weights=start)
+    named = ((DETECTORS, network), (METHODS, method or "none"), (DETECTION_METHODS, method or "none"))
+    return replace(described, backbone_weights=start, modules=foreign_modules(*named))
 
 
 def _train(ready: _Ready) -> Path:

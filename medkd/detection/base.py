@@ -199,4 +199,4 @@ class DetectorEntry:
     about: str
 
 
-DETECTORS: Registry[DetectorEntry] = Registry("detector", RunError)
+DETECTORS: Registry[DetectorEntry] = Registry("detector", RunError, "medkd.detectors")

@@ -93,7 +93,10 @@ def load_detector(
         RunError: the run or checkpoint is missing, damaged, or does not fit the detector; its family is not installed.
     """
     run = run if isinstance(run, DetectionRun) else DetectionRun.load(run)
-    register_detectors(run.run.network.name)
+    name = run.run.network.name
+    module = run.run.modules.get(name)
+    register_detectors("" if module else name)
+    DETECTORS.require(name, module, str(run.path))
     path = run.fold(fold) / CHECKPOINTS[checkpoint]
     content = load_checkpoint(path)
     if "network" not in content:

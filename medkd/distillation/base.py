@@ -161,7 +161,7 @@ class Method(nn.Module):
         """
 
 
-METHODS: Registry[type[Method]] = Registry("method", MethodError)
+METHODS: Registry[type[Method]] = Registry("method", MethodError, "medkd.methods")
 
 
 def build_method(

@@ -14,7 +14,7 @@ from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.run import BEST, FINAL, NetworkSpec, RunFolder
-from medkd.networks.base import SegmentationNetwork, build_network
+from medkd.networks.base import NETWORKS, SegmentationNetwork, build_network
 
 CHECKPOINTS = {"final": FINAL, "best": BEST}
 
@@ -84,6 +84,7 @@ def load_networks(
             raise RunError(
                 f"{run.path}: fold {fold} has no {CHECKPOINTS[checkpoint]}; the folds that have one: {known}."
             )
+    NETWORKS.require(run.run.network.name, run.run.modules.get(run.run.network.name), str(run.path))
     paths = [run.fold(fold) / CHECKPOINTS[checkpoint] for fold in folds]
     return [load_weights(run.run.network, load_checkpoint(path).get("network", {}), str(path)) for path in paths]
 

@@ -89,7 +89,7 @@ class NetworkEntry:
     deep_supervision: bool = False
 
 
-NETWORKS: Registry[NetworkEntry] = Registry("network", RunError)
+NETWORKS: Registry[NetworkEntry] = Registry("network", RunError, "medkd.networks")
 
 
 def build_network(spec: NetworkSpec) -> SegmentationNetwork:

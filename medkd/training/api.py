@@ -13,6 +13,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
+from medkd.core.registry import foreign_modules
 from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
@@ -258,6 +259,7 @@ def _describe(
         method_parameters=dict(options.settings),
         teacher=name,
     )
+    described = replace(described, modules=foreign_modules((NETWORKS, network), (METHODS, method or "none")))
     if options.init not in ("random", TEACHER) or (method is None and options.init == TEACHER):
         raise RunError(f"--init must be random, or {TEACHER} for a student that has a teacher, found '{options.init}'.")
     if method is None:
