@@ -58,7 +58,17 @@ def test_from_the_download_to_scores(
     assert raw.ok
     plan_and_preprocess(7, root=root, configurations=[configuration], workers=1)
     patch = (16, 16, 16) if configuration == "3d_fullres" else (16, 16)
-    options = TrainOptions(root, configuration, 1, 2, 2, patch, device="cpu", workers=0, validate=False)
+    options = TrainOptions(
+        root=root,
+        configuration=configuration,
+        epochs=1,
+        iterations_per_epoch=2,
+        batch_size=2,
+        patch_size=patch,
+        device="cpu",
+        workers=0,
+        validate=False,
+    )
     fold = train(7, "unet_tiny", 0, options)
 
     description = DatasetDescription.load(raw.folder / "dataset.json")
@@ -93,7 +103,7 @@ def test_from_the_download_to_scores_of_boxes(tmp_path: Path, format: str, make:
     patients = description.patients
     assert not {patients.get(c, c) for c in split.train} & {patients.get(c, c) for c in split.val}
 
-    options = DetectorOptions(root, 1, 2, device="cpu", workers=0, validate=False)
+    options = DetectorOptions(root=root, epochs=1, iterations_per_epoch=2, device="cpu", workers=0, validate=False)
     fold = train_detector(7, "yolov8n", 0, options)
     cases = [case.case for case in training_cases(raw, description)]
     report = predict_detections(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")

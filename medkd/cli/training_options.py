@@ -157,7 +157,7 @@ def _common(arguments: argparse.Namespace) -> dict[str, Any]:
     values = {name: getattr(arguments, name) for name in (*names, "tag", "workers")}
     return {
         **values,
-        "settings": parse_settings(getattr(arguments, "set", None) or []),
+        "method_parameters": parse_settings(getattr(arguments, "set", None) or []),
         "validate": not arguments.no_validate,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from medkd.core.device import pick_device
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.registry import foreign_modules
-from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, Budget, NetworkSpec, RunDescription
+from medkd.core.run import DATASET_FILE, DETECTION, FINAL, PLANS_FILE, Budget, NetworkSpec, RunDescription
 from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
@@ -30,9 +31,19 @@ from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher, choose_teacher
 from medkd.networks.complexity import count_parameters
-from medkd.training.run_folder import open_fold, run_name, start_fold, validation_cases
+from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
 
-_TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
+_SHARED = (
+    "categories",
+    "anchor_scale",
+    "augmentation",
+    "sampling",
+    "negatives",
+    "final_learning_rate",
+    "momentum",
+    "weight_decay",
+    "protocol",
+)
 _HELPER_SEED = 7919  # apart from the student's, which so starts equal under every method
 _log = logging.getLogger(__name__)
 
@@ -129,6 +140,8 @@ def dry_run_detector(
     """
     ready = _ready(dataset, network, fold, options or DetectorOptions(), teacher, method)
     prepared, run, budget = ready.prepared, ready.run, ready.run.budget
+    if not prepared.options.overwrite and not (prepared.options.resume and (ready.folder / FINAL).exists()):
+        check_cases(ready.folder, prepared.split, ready.seen)
     detector = _build(ready)
     distiller = _distiller(ready, detector)
     steps = budget.iterations_per_epoch or -(-len(_drawn(prepared)) // budget.batch_size)
@@ -182,8 +195,18 @@ def _ready(
     run = _describe(prepared, network, method, chosen)
     name = run_name(network, DETECTION, method, chosen.candidate.name if chosen else None, options.tag)
     path = prepared.root.results / prepared.name / name
-    folder = open_fold(path, prepared.fold, run, resume=options.resume, overwrite=options.overwrite, traces=_TRACES)
+    facts = SharedFacts(shared_facts(prepared.plan), _stored_facts)
+    folder = open_fold(path, prepared.fold, run, facts, resume=options.resume, overwrite=options.overwrite)
     return _Ready(prepared, run, folder, chosen, seen | (chosen.seen if chosen else frozenset()))
+
+
+def shared_facts(plan: DetectionPlan) -> dict[str, Any]:
+    """What the folds of one run must have in common: what outputs mean, and how it is trained."""
+    return {key: getattr(plan, key) for key in _SHARED}
+
+
+def _stored_facts(path: Path) -> dict[str, Any]:
+    return shared_facts(DetectionPlan.load(path / PLANS_FILE))
 
 
 def _prepare(dataset: str | int, fold: int | str, options: DetectorOptions) -> _Prepared:
@@ -266,7 +289,7 @@ def _describe(
         mirror_axes=(),
         precision=precision,
         method=method,
-        method_parameters=dict(options.settings),
+        method_parameters=dict(options.method_parameters),
         teacher=recorded,
     )
     named = ((DETECTORS, network), (METHODS, method or "none"), (DETECTION_METHODS, method or "none"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,13 +32,14 @@ from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
-from medkd.training.run_folder import Prepared, check_cases, open_fold, run_name, start_fold, validation_cases
+from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
 
 TEACHER = "teacher"  # value of ``--init``
+_SHARED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _describe(
         mirror_axes=axes,
         precision=precision,
         method=method,
-        method_parameters=dict(options.settings),
+        method_parameters=dict(options.method_parameters),
         teacher=name,
     )
     described = replace(described, modules=foreign_modules((NETWORKS, network), (METHODS, method or "none")))
@@ -298,6 +300,21 @@ def _averaged(options: TrainOptions, method: str) -> bool:
     return options.targets == CACHED and (options.targets_tta or any(METHODS[part].averages for part in joined))
 
 
+def shared_facts(plan: Plan, description: DatasetDescription, configuration: str) -> dict[str, Any]:
+    """What the folds of one run must have in common; sizes of networks and numbers of cases do not count."""
+    configured = plan.configuration(configuration)
+    facts: dict[str, Any] = {
+        "channels": description.channel_names,
+        "labels": description.labels,
+        "axis order": plan.transpose,
+    }
+    facts |= {key: getattr(configured, key) for key in _SHARED}
+    facts["protocol"] = plan.protocol
+    if "ct" in configured.normalization:
+        facts["intensities"] = plan.intensities
+    return facts
+
+
 def _run_name(job: _Job, network: str, method: str | None = None, teacher: str | None = None) -> str:
     width = f"_w{job.options.width_divisor}" if job.options.width_divisor != 1 else ""
     return run_name(f"{network}{width}", job.configuration.name, method, teacher, job.options.tag)
@@ -305,8 +322,13 @@ def _run_name(job: _Job, network: str, method: str | None = None, teacher: str |
 
 def _fold_folder(job: _Job, run: RunDescription, name: str) -> Path:
     path = job.root.results / job.name / name
-    prepared = Prepared(job.plan, job.description)
-    return open_fold(path, job.fold, run, prepared, resume=job.options.resume, overwrite=job.options.overwrite)
+    facts = SharedFacts(shared_facts(job.plan, job.description, job.configuration.name), _stored_facts)
+    return open_fold(path, job.fold, run, facts, resume=job.options.resume, overwrite=job.options.overwrite)
+
+
+def _stored_facts(path: Path) -> dict[str, Any]:
+    stored = RunFolder.load(path)
+    return shared_facts(stored.plan, stored.dataset, stored.run.configuration)
 
 
 def _check_cases(job: _Job, folder: Path, taught_by: frozenset[str]) -> None:

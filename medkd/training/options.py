@@ -1,38 +1,30 @@
-"""What a user may set for training."""
+"""What a user may set for training: one base for all tasks, and segmentation's own additions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from medkd.core.errors import RunError
 from medkd.core.limits import check_numbers, is_whole
 
-_LEAST = {
-    "epochs": 1,
-    "iterations_per_epoch": 1,
-    "batch_size": 1,
-    "seed": 0,
-    "workers": 0,
-    "width_divisor": 1,
-    "save_every": 1,
-}
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+_SEPARATORS = ("/", "\\")
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options shared by training alone and distillation; None means the plan's or the recipe's own value.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of every task, shared by training alone and distillation; None means the plan's or recipe's own value.
 
     Attributes:
         root: medkd's root folder, see :class:`medkd.core.paths.Root`.
-        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
-        epochs: epochs; None is the plan's protocol's number, else 1000 as in nnU-Net.
-        iterations_per_epoch: optimiser steps per epoch; None is the plan's protocol's number, else 250 as in nnU-Net.
-        batch_size: patches per step.
-        patch_size: voxels per axis.
-        learning_rate: initial learning rate of the poly schedule.
+        epochs: epochs.
+        iterations_per_epoch: optimiser steps per epoch.
+        batch_size: patches or images per step.
+        learning_rate: initial learning rate.
         device: ``cuda``, ``cpu``, ``mps``, or None for the best that is present.
         precision: ``fp32``, ``bf16``, ``fp16``, or None: fp16 on CUDA, else fp32.
         seed: everything random follows from it.
@@ -40,10 +32,60 @@ class TrainOptions:
         overwrite: throw away what an earlier run left in the fold folder.
         tag: text added to the run's name, for runs that differ in settings which the name does not show.
         workers: loader processes; None follows from the cores, 0 loads in the training process.
-        width_divisor: divides the channels of a planned network.
-        settings: ``method.parameter`` → value.
-        save_every: epochs between latest checkpoints.
+        method_parameters: ``method.parameter`` → value.
         validate: predict and score the fold's validation cases at the end.
+
+    Raises:
+        RunError: a number is outside of its limits, or the tag would lead out of the results folder.
+    """
+
+    root: Path | None = None
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    device: str | None = None
+    precision: PrecisionName | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    tag: str | None = None
+    workers: int | None = None
+    method_parameters: Mapping[str, Any] = field(default_factory=dict)
+    validate: bool = True
+
+    whole_numbers: ClassVar[Mapping[str, int]] = {
+        "epochs": 1,
+        "iterations_per_epoch": 1,
+        "batch_size": 1,
+        "seed": 0,
+        "workers": 0,
+    }
+    """Options that are whole numbers, with their lowest values."""
+
+    positive_numbers: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Options that are numbers above 0."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, dict(self.whole_numbers), self.positive_numbers)
+        check_choice("--precision", self.precision, (None, *PRECISIONS))
+        if self.resume and self.overwrite:
+            raise RunError("Expected --continue or --overwrite, found both; leave one of them out.")
+        if self.tag is not None:
+            check_tag(self.tag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """Options of segmentation networks.
+
+    Epochs and steps are the plan's protocol's, else 1000 of 250 as in nnU-Net.
+
+    Attributes:
+        configuration: ``2d``, ``3d_fullres`` or ``3d_lowres``.
+        patch_size: voxels per axis.
+        width_divisor: divides the channels of a planned network.
+        save_every: epochs between latest checkpoints.
         targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once,
             before training.
         targets_tta: cached targets are means over mirrored copies.
@@ -52,39 +94,56 @@ class TrainOptions:
             :mod:`medkd.networks.inheritance`.
 
     Raises:
-        RunError: a number is outside of its limits.
+        RunError: a value is outside of its limits.
     """
 
-    root: Path | None = None
     configuration: str = "3d_fullres"
-    epochs: int | None = None
-    iterations_per_epoch: int | None = None
-    batch_size: int | None = None
     patch_size: tuple[int, ...] | None = None
-    learning_rate: float | None = None
-    device: str | None = None
-    precision: str | None = None
-    seed: int = 0
-    resume: bool = False
-    overwrite: bool = False
-    tag: str | None = None
-    workers: int | None = None
     width_divisor: int = 1
-    settings: Mapping[str, Any] = field(default_factory=dict)
     save_every: int = 10
-    validate: bool = True
-    targets: str = "live"
+    targets: Literal["live", "cached"] = "live"
     targets_tta: bool = False
     targets_limit: float = 50.0
-    init: str = "random"
+    init: Literal["random", "teacher"] = "random"
+
+    whole_numbers: ClassVar[Mapping[str, int]] = {**RunOptions.whole_numbers, "width_divisor": 1, "save_every": 1}
+    positive_numbers: ClassVar[tuple[str, ...]] = ("learning_rate", "targets_limit")
 
     def __post_init__(self) -> None:
-        check_numbers(self, _LEAST, ("learning_rate", "targets_limit"))
+        super().__post_init__()
+        check_choice("--targets", self.targets, ("live", "cached"))
+        check_choice("--init", self.init, ("random", "teacher"))
         patch = self.patch_size
-        if patch is not None and not (
-            isinstance(patch, (tuple, list)) and patch and all(is_whole(side, 1) for side in patch)
-        ):
+        if patch is None:
+            return
+        sides = patch if isinstance(patch, (tuple, list)) else ()
+        if not sides or not all(is_whole(side, 1) for side in sides):
             raise RunError(
                 f"--patch-size expects whole numbers of at least 1, one per axis, found {patch!r}; leave it out for "
                 "the default."
             )
+
+
+def check_choice(option: str, found: object, known: tuple[object, ...]) -> None:
+    """See that an option has one of the values that it may have.
+
+    Raises:
+        RunError: it has another one.
+    """
+    if found not in known:
+        allowed = ", ".join(str(value) for value in known if value is not None)
+        raise RunError(f"{option} must be one of {allowed}, found '{found}'.")
+
+
+def check_tag(tag: str) -> None:
+    """See that a tag is part of a folder's name and nothing else.
+
+    Raises:
+        RunError: it is empty, begins with a dot, or holds a separator of folders or a character that cannot be printed.
+    """
+    separated = any(mark in tag for mark in _SEPARATORS)
+    if not tag.strip() or tag != tag.strip() or tag.startswith(".") or separated or not tag.isprintable():
+        raise RunError(
+            f"--tag becomes part of a folder's name: expected letters, digits, '_', '-' or '.', not at the start, "
+            f"found {tag!r}; choose another text."
+        )

@@ -5,41 +5,34 @@ starts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
-from medkd.core.plan import Plan
-from medkd.core.run import DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
+from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.core.splits import SPLITS_FILE, Split
 from medkd.models.guard import write_split
 
-_CONFIGURED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
+TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
+"""Files by which a fold was trained before, whole or in part."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What decides how a network's input is made and what its output means: a plan, and a data set's description."""
+class SharedFacts:
+    """What all folds of one run have in common beside ``run.json``: how the input is made and what the output means.
 
-    plan: Plan
-    description: DatasetDescription
+    Attributes:
+        now: name → value, of the data that a fold is going to be trained on.
+        stored: run folder → the same of the data that its folds were trained on.
+    """
 
-    def facts(self, configuration: str) -> dict[str, Any]:
-        """What the folds of one run must have in common; sizes of networks and numbers of cases do not count."""
-        configured = self.plan.configuration(configuration)
-        facts = {
-            "channels": self.description.channel_names,
-            "labels": self.description.labels,
-            "axis order": self.plan.transpose,
-            **{key: getattr(configured, key) for key in _CONFIGURED},
-            "protocol": self.plan.protocol,
-        }
-        return {**facts, "intensities": self.plan.intensities} if "ct" in configured.normalization else facts
+    now: Mapping[str, Any]
+    stored: Callable[[Path], Mapping[str, Any]]
 
 
 def run_name(network: str, configuration: str, method: str | None, teacher: str | None, tag: str | None) -> str:
@@ -48,16 +41,7 @@ def run_name(network: str, configuration: str, method: str | None, teacher: str 
     return "__".join([*parts, *([tag] if tag else [])])
 
 
-def open_fold(
-    path: Path,
-    fold: str,
-    run: RunDescription,
-    prepared: Prepared | None = None,
-    *,
-    resume: bool,
-    overwrite: bool,
-    traces: Sequence[str] = (LATEST, FINAL),
-) -> Path:
+def open_fold(path: Path, fold: str, run: RunDescription, facts: SharedFacts, *, resume: bool, overwrite: bool) -> Path:
     """The fold folder of a run that may be started or continued; nothing is written yet.
 
     A run folder holds folds of one and the same run; another network, budget, method or preprocessing needs another
@@ -67,35 +51,38 @@ def open_fold(
         path: run folder, which need not exist.
         fold: 0-4 or ``all``.
         run: what is going to be trained.
-        prepared: the data that it is going to be trained on; None for a detector.
+        facts: of the data that it is going to be trained on.
         resume: an interrupted fold is continued.
         overwrite: what an earlier run left in the fold folder may be thrown away.
-        traces: files by which a fold was trained before, whole or in part.
 
     Raises:
         RunError: the folder holds another run, or this fold was trained before.
     """
     folder = path / f"fold_{fold}"
-    trained = sorted(p for p in path.glob("fold_*") if any((p / name).exists() for name in traces))
+    trained = sorted(p for p in path.glob("fold_*") if _was_trained(p))
     kept = [p for p in trained if p != folder or not overwrite]
-    differs = _difference_to(path, run, prepared) if kept and (path / RUN_FILE).exists() else None
-    others = [p.name for p in trained if p != folder]
-    if differs and others:
-        raise RunError(
-            f"{path} holds {', '.join(others)} of a run with other settings ({differs}); give --tag TEXT to keep both, "
-            f"or delete {path}."
-        )
+    differs = _difference_to(path, run, facts) if kept and (path / RUN_FILE).exists() else None
     if differs:
-        raise RunError(
-            f"{path} holds a run with other settings ({differs}); give --tag TEXT to keep both, or --overwrite to "
-            "replace it."
-        )
+        others = [p.name for p in trained if p != folder]
+        _refuse_other_settings(path, differs, others)
     if folder in kept and not resume:
         raise RunError(
             f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep "
             "both."
         )
     return folder
+
+
+def _was_trained(folder: Path) -> bool:
+    return any((folder / name).exists() for name in TRACES)
+
+
+def _refuse_other_settings(path: Path, differs: str, others: Sequence[str]) -> NoReturn:
+    if others:
+        held, remedy = f"{', '.join(others)} of a run", f"delete {path}"
+    else:
+        held, remedy = "a run", "--overwrite to replace it"
+    raise RunError(f"{path} holds {held} with other settings ({differs}); give --tag TEXT to keep both, or {remedy}.")
 
 
 def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
@@ -175,23 +162,28 @@ def start_fold(
     write_split(folder, split, taught_by)
 
 
-def _difference_to(path: Path, run: RunDescription, prepared: Prepared | None) -> str | None:
+def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:
     """What a run folder holds otherwise than it is wanted now; the precision may change."""
     known = load(RunDescription, path / RUN_FILE)
     differs = _difference(known, replace(run, precision=known.precision))
-    if differs or prepared is None:
-        return differs
-    stored = Prepared(Plan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
-    return _difference(stored.facts(run.configuration), prepared.facts(run.configuration))
+    return differs or _difference(facts.stored(path), facts.now)
 
 
 def _difference(known: Any, now: Any, name: str = "") -> str | None:
     """The first thing that differs, ``budget.epochs: 4 there, 9 now``; None where all is equal."""
     if known == now:
         return None
-    if is_dataclass(known) and type(known) is type(now):
-        known, now = ({f.name: getattr(value, f.name) for f in fields(value)} for value in (known, now))
-    if not (isinstance(known, Mapping) and isinstance(now, Mapping)):
-        return f"{name}: {known} there, {now} now"
-    found = (_difference(known.get(key), now.get(key), f"{name}.{key}" if name else key) for key in {**known, **now})
-    return next((text for text in found if text), f"{name}: {known} there, {now} now")
+    there, here = _parts(known), _parts(now)
+    if there is not None and here is not None and type(known) is type(now):
+        for key in {**there, **here}:
+            found = _difference(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+    return f"{name}: {known} there, {now} now"
+
+
+def _parts(value: Any) -> Mapping[str, Any] | None:
+    """The entries of a mapping or dataclass; None for a plain value."""
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return value if isinstance(value, Mapping) else None

@@ -89,7 +89,7 @@ class SegmentationTrainer(Trainer):
         """The augmentation, and how many voxels it reads for a patch."""
         rule, patch = self.data.rule.augmentation, self.data.patch_size
         if rule is not None:
-            return SimpleAugmentation(rule, patch), patch
+            return SimpleAugmentation(rule, patch, self.data.mirror_axes), patch
         masked = tuple(i for i, use in enumerate(self.data.configuration.use_mask_for_norm) if use)
         return Augmentation(patch, self.data.mirror_axes, masked), read_size(patch)
 

@@ -20,12 +20,13 @@ class SimpleAugmentation:
     Args:
         rule: probabilities and ranges.
         patch_size: of the patches; what is read is the patch itself.
+        mirror_axes: axes of the patch that may be mirrored; of the others only the random numbers are drawn.
 
     Raises:
         PlanError: quarter turns are asked for and the plane of the patch is not square.
     """
 
-    def __init__(self, rule: AugmentationRule, patch_size: tuple[int, ...]) -> None:
+    def __init__(self, rule: AugmentationRule, patch_size: tuple[int, ...], mirror_axes: tuple[int, ...]) -> None:
         if rule.rotate90 and patch_size[-1] != patch_size[-2]:
             raise PlanError(
                 "The protocol turns patches by 90 degrees, which needs a square in the last two axes, found "
@@ -33,6 +34,7 @@ class SimpleAugmentation:
                 "choose another --patch-size."
             )
         self._rule = rule
+        self._mirrored = tuple(axis + 1 for axis in mirror_axes)  # behind the channels
 
     def __call__(self, image: Tensor, label: Tensor, soft: SoftPatch | None = None) -> tuple[Tensor, ...]:
         """Augment one sample.
@@ -47,7 +49,8 @@ class SimpleAugmentation:
             state.
         """
         rule = self._rule
-        axes = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
+        drawn = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
+        axes = [axis for axis in drawn if axis in self._mirrored]
         turns = int(torch.randint(1, 4, ())) if _happens(rule.rotate90) else 0
         parts = [image, label, *([] if soft is None else [soft.codes()])]
         image, label, *codes = (torch.rot90(part.flip(axes), turns, (-2, -1)) for part in parts)

@@ -282,7 +282,7 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
     seen: list[SegmentationTrainer] = []
     monkeypatch.setattr(SegmentationTrainer, "fit", lambda trainer, *, resume=False: seen.append(trainer))
     monkeypatch.setattr(training, "_finish", lambda job, run, folder: folder)
-    options = TrainOptions(tmp_path, device="cpu", workers=0, learning_rate=0.5)
+    options = TrainOptions(root=tmp_path, device="cpu", workers=0, learning_rate=0.5)
     training.train(900, "unet_tiny", 0, options)
     trainer = seen[0]
     settings = trainer.settings
@@ -335,7 +335,7 @@ def test_dice_with_background_and_cross_entropy_is_monais_dice_ce() -> None:
 
 
 def test_flips_and_turns_move_image_and_label_alike_and_reach_all_eight_positions() -> None:
-    augment = SimpleAugmentation(AugmentationRule(flip=0.5, rotate90=0.5), (6, 6))
+    augment = SimpleAugmentation(AugmentationRule(flip=0.5, rotate90=0.5), (6, 6), (0, 1))
     label = torch.arange(36, dtype=torch.int16).reshape(1, 6, 6)
     seen = set()
     for _ in range(200):
@@ -344,15 +344,17 @@ def test_flips_and_turns_move_image_and_label_alike_and_reach_all_eight_position
         seen.add(tuple(moved.flatten().tolist()))
     assert len(seen) == 8
     with pytest.raises(PlanError, match="square"):
-        SimpleAugmentation(AugmentationRule(rotate90=0.1), (8, 6, 7))
+        SimpleAugmentation(AugmentationRule(rotate90=0.1), (8, 6, 7), (0, 1, 2))
 
 
 def test_intensities_are_scaled_and_shifted_within_their_ranges_and_never_means_never() -> None:
     image, label = torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.int16)
-    augment = SimpleAugmentation(AugmentationRule(scale=1.0, scale_range=0.1, shift=1.0, shift_range=0.1), (4, 4, 4))
+    augment = SimpleAugmentation(
+        AugmentationRule(scale=1.0, scale_range=0.1, shift=1.0, shift_range=0.1), (4, 4, 4), ()
+    )
     values = torch.stack([augment(image, label)[0].mean() for _ in range(200)])
     assert 0.8 <= values.min() < 0.9 and 1.1 < values.max() <= 1.2
-    assert torch.equal(SimpleAugmentation(AugmentationRule(), (4, 4, 4))(image, label)[0], image)
+    assert torch.equal(SimpleAugmentation(AugmentationRule(), (4, 4, 4), ())(image, label)[0], image)
 
 
 @pytest.mark.parametrize("shape", [(1, 31, 31), (2, 5, 24, 40)])
@@ -388,7 +390,7 @@ def test_a_run_predicts_and_is_scored_as_its_protocol_says_and_a_user_may_overru
     protocol = find_protocol("acf_bckd", fmt("btcv"))
     rule = replace(protocol.training, epochs=1, iterations_per_epoch=1)
     boxes_with(tmp_path, replace(protocol, training=rule, inference=replace(protocol.inference, step_size=0.75)))
-    fold = training.train(900, "unet_tiny", 0, TrainOptions(tmp_path, device="cpu", workers=0))
+    fold = training.train(900, "unet_tiny", 0, TrainOptions(root=tmp_path, device="cpu", workers=0))
     predictor, image = Predictor.from_run(fold.parent, device="cpu"), torch.randn(1, 24, 16, 16)
     settings = predictor.settings
     assert (settings.step_size, settings.blending, settings.mirror) == (0.75, "constant", False)

@@ -134,7 +134,7 @@ def test_finished_runs_are_not_overwritten_unasked_and_other_settings_need_anoth
         (("train", "plain_unet", 0, {"patch_size": (16, 16), "tag": "y"}), "needs 3 values"),
         (("train", "plain_unet", 0, {"device": "cuda:9", "tag": "z"}), "cuda"),
         (("distill", "nobody", 0, {}), "Runs found"),
-        (("distill", "plain_unet", 0, {"settings": {"kd.temprature": "1"}, "tag": "t"}), "temperature"),
+        (("distill", "plain_unet", 0, {"method_parameters": {"kd.temprature": "1"}, "tag": "t"}), "temperature"),
     ],
 )
 def test_wrong_calls_are_one_clear_sentence(trained: Path, call: tuple, message: str) -> None:

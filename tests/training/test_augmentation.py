@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from medkd.core.protocol import AugmentationRule
 from medkd.training.augmentation import Augmentation, SpatialRange, centre_crop, read_size
+from medkd.training.simple_augmentation import SimpleAugmentation
+from medkd.training.targets import Coding, SoftPatch, StoredTarget
 
 
 def test_rotation_rules_are_nnunets() -> None:
@@ -62,3 +65,54 @@ def test_the_same_seed_gives_the_same_patch() -> None:
 def test_centre_crop_takes_the_middle() -> None:
     image = torch.arange(1 * 7 * 7).view(1, 7, 7)
     assert torch.equal(centre_crop(image, (3, 5)), image[:, 2:5, 1:6])
+
+
+def asymmetric(patch: tuple[int, ...]) -> torch.Tensor:
+    """A ramp along every axis, so that each mirroring can be told from the signs of the differences."""
+    return sum(
+        10.0**axis * torch.arange(n).float().view(-1, *[1] * (len(patch) - 1 - axis)) for axis, n in enumerate(patch)
+    )
+
+
+def mirrored_axes(volume: torch.Tensor) -> tuple[int, ...]:
+    """Axes along which the ramp descends."""
+    return tuple(axis for axis in range(volume.ndim) if volume.diff(dim=axis).mean() < 0)
+
+
+@pytest.mark.parametrize("patch", [(6, 7, 8), (7, 8)])
+@pytest.mark.parametrize("kept", [(), (0,), (1,), (0, 1)])
+def test_simple_augmentation_mirrors_the_axes_that_may_be_mirrored_and_their_targets(
+    patch: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    """As nnU-Net's augmentation does: no axis beside them, and each of them in about half of the patches."""
+    augment = SimpleAugmentation(AugmentationRule(flip=0.5), patch, kept)
+    ramp = asymmetric(patch)
+    target = StoredTarget(*encoded(ramp / ramp.max() * 8))
+    seen: list[tuple[int, ...]] = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        soft = SoftPatch(target, (0,) * len(patch), patch)
+        image, label, logits = augment(ramp[None], ramp[None].to(torch.int16), soft)
+        seen.append(mirrored_axes(image[0]))
+        assert mirrored_axes(label[0].float()) == mirrored_axes(logits[0]) == seen[-1]
+    assert set().union(*seen) == set(kept)
+    assert all(15 <= sum(axis in axes for axes in seen) <= 45 for axis in kept)
+
+
+def encoded(logit: torch.Tensor) -> tuple[np.ndarray, Coding]:
+    """A region's cached target."""
+    coding = Coding.of(logit[None], True)
+    return coding.encode(logit[None]).numpy(), coding
+
+
+def test_the_axes_that_are_kept_change_nothing_else() -> None:
+    """The same seed gives the same patch but for the mirroring, whatever axes may be mirrored."""
+    rule = AugmentationRule(flip=0.5, scale=1.0, scale_range=0.2, shift=1.0, shift_range=0.2)
+    image, label = torch.randn(1, 5, 6, 7), torch.zeros(1, 5, 6, 7, dtype=torch.int16)
+    for seed in range(8):
+        found = []
+        for axes in ((), (0, 1, 2)):
+            torch.manual_seed(seed)
+            found.append(SimpleAugmentation(rule, (5, 6, 7), axes)(image, label)[0])
+
+        torch.testing.assert_close(found[0].flatten().sort().values, found[1].flatten().sort().values)

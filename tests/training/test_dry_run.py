@@ -93,7 +93,12 @@ def test_what_the_training_refuses_the_dry_run_refuses(trained: Path) -> None:
         dry_run(900, "mednext_s", 0, _options(trained))  # one voxel is left at its lowest resolution
     with pytest.raises(MedkdError, match="temperature"):
         dry_run(
-            900, "plain_unet", 0, _options(trained, settings={"kd.temprature": 1}), teacher="plain_unet", method="kd"
+            900,
+            "plain_unet",
+            0,
+            _options(trained, method_parameters={"kd.temprature": 1}),
+            teacher="plain_unet",
+            method="kd",
         )
 
 

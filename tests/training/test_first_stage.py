@@ -46,7 +46,7 @@ def distilled(root: Path, method: str, tag: str, resume: bool = False) -> Path:
         validate=False,
         tag=tag,
         resume=resume,
-        settings={f"{method}.iterations": str(ITERATIONS)},
+        method_parameters={f"{method}.iterations": str(ITERATIONS)},
     )
     return train_distill(900, "unet_tiny", "unet_tiny", method, 0, options)
 

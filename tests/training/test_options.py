@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from medkd.core.errors import RunError
-from medkd.training.options import TrainOptions
+from medkd.detection.options import DetectorOptions
+from medkd.training.options import RunOptions, TrainOptions
 
 WRONG: list[tuple[str, Any, str]] = [
     ("epochs", 0, "a whole number of at least 1, found 0"),
@@ -56,3 +57,33 @@ def test_the_smallest_numbers_and_none_where_it_is_the_default_are_taken() -> No
     )
     assert small.epochs == 1
     assert TrainOptions(epochs=None, learning_rate=None, workers=None, patch_size=None) == TrainOptions()
+
+
+@pytest.mark.parametrize("tag", ["../../x", "a/b", "a\\b", "..", ".hidden", "", "  ", " a", "a\x00b", "a\nb"])
+@pytest.mark.parametrize("options", [TrainOptions, DetectorOptions])
+def test_a_tag_does_not_lead_out_of_the_results_folder(options: type[RunOptions], tag: str) -> None:
+    with pytest.raises(RunError, match=r"^--tag becomes part of a folder's name: .*; choose another text\.$"):
+        options(tag=tag)
+
+
+@pytest.mark.parametrize("tag", ["a", "lr0.01", "seed_3-b", "zweiter Lauf", "größer"])
+def test_other_tags_are_taken(tag: str) -> None:
+    assert TrainOptions(tag=tag).tag == DetectorOptions(tag=tag).tag == tag
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "fp64"}, "--precision must be one of fp32, bf16, fp16, found 'fp64'"),
+        ({"resume": True, "overwrite": True}, "Expected --continue or --overwrite, found both"),
+        ({"targets": "cashed"}, "--targets must be one of live, cached"),
+        ({"init": "random_teacher"}, "--init must be one of random, teacher"),
+    ],
+)
+def test_words_that_are_not_known_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        TrainOptions(**changes)
+    shared = {key: value for key, value in changes.items() if key in ("precision", "resume", "overwrite")}
+    if shared:
+        with pytest.raises(RunError, match=message):
+            DetectorOptions(**shared)

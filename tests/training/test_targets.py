@@ -83,7 +83,7 @@ def _augmentations() -> list[tuple[Augment, tuple[int, ...]]]:
     nnunet: list[tuple[Augment, tuple[int, ...]]] = [
         (Augmentation(p, tuple(range(len(p)))), read_size(p)) for p in patches
     ]
-    return [*nnunet, *((SimpleAugmentation(rule, p), p) for p in [(6, 16, 16), (16, 16)])]
+    return [*nnunet, *((SimpleAugmentation(rule, p, tuple(range(len(p)))), p) for p in [(6, 16, 16), (16, 16)])]
 
 
 @pytest.mark.parametrize(("augment", "size"), _augmentations())
@@ -162,7 +162,7 @@ def test_simple_rotation_is_scipys_and_brings_background_from_outside() -> None:
     rule = AugmentationRule(rotate=1.0, rotate_degrees=30.0)
     logits = _smooth((3, 24, 24))
     _seed(1)
-    found = SimpleAugmentation(rule, (3, 24, 24))(
+    found = SimpleAugmentation(rule, (3, 24, 24), (0, 1, 2))(
         torch.zeros(1, 3, 24, 24), torch.zeros(1, 3, 24, 24, dtype=torch.int16), _soft(logits)
     )[2]
     _seed(1)
