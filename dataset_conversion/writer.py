@@ -19,7 +19,7 @@ from dataset_conversion.state import Entry, State
 from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, MedkdError
-from medkd.core.files import atomic_path, write_json
+from medkd.core.files import atomic_path, sweep, temporary_prefix, write_json
 from medkd.io.checks import Finding
 from medkd.io.radiographs import write_png
 from medkd.io.verify import worker_count
@@ -27,6 +27,7 @@ from medkd.io.volumes import Volume, file_ending, write_volume
 
 Mode = Literal["copy", "link", "move"]
 Split = Literal["Tr", "Ts"]
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 Piece = Path | Volume | np.ndarray | Mapping[str, Any]
 
 
@@ -103,6 +104,8 @@ class RawWriter:
         self.mode = mode
         self.file_ending = file_ending
         self._source = Path(source).absolute()
+        for name in ("", *_FOLDERS):
+            sweep(self.folder / name)
         self._state = State.open(self.folder, format, str(Path(label or source).absolute()))
         self._entries: dict[str, Entry] = {}
         self._patients: dict[str, str] = {}
@@ -323,7 +326,7 @@ class RawWriter:
 
 def _link_or_move(source: Path, target: Path, mode: Mode) -> None:
     """Not by :func:`atomic_path`: that would set the permissions of the link's target, which is the user's file."""
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    temporary = target.with_name(f"{temporary_prefix()}{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if mode == "move":

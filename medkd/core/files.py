@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,48 @@ from medkd.core.errors import DataError
 _STALE_SECONDS = 24 * 3600.0  # temporary files of other machines, or of older versions, whose process cannot be asked
 _MINE = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
 _swept: set[Path] = set()
+
+
+def check_file(path: Path) -> None:
+    """See to it that ``path`` is a file that can be read to its end: not a named pipe or a device, which hang.
+
+    Raises:
+        DataError: it is missing, a link to nothing, a folder, or none of these; the text says which.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # a NUL in the name
+        raise DataError(f"Cannot read {path!s:.200}: {error}.".replace("\0", "\\0")) from error
+    except OSError as error:
+        if path.is_symlink():
+            raise DataError(
+                f"{path} is a link to {os.readlink(path)}, which cannot be read ({error.strerror}); mend or remove the "
+                "link."
+            ) from error
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"Expected a file, but {path} is {_kind(mode)}; replace or remove it.")
+
+
+def is_file(path: Path) -> bool:
+    """Whether :func:`check_file` has nothing to say."""
+    try:
+        check_file(path)
+    except DataError:
+        return False
+    return True
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        "a folder": stat.S_ISDIR,
+        "a named pipe": stat.S_ISFIFO,
+        "a device": stat.S_ISCHR,
+        "a disk": stat.S_ISBLK,
+        "a socket": stat.S_ISSOCK,
+    }
+    return next((name for name, holds in kinds.items() if holds(mode)), "something else")
 
 
 @contextmanager
@@ -37,8 +80,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        prefix = f".tmp-{_host()}-{os.getpid()}-"
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix="-" + path.name, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(), suffix="-" + path.name, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise DataError(
@@ -55,6 +97,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise DataError(f"Writing {path} failed: {error.strerror or error}; nothing was changed there.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_prefix() -> str:
+    """How the names of this process's temporary files begin, by which :func:`sweep` knows whose they are."""
+    return f".tmp-{_host()}-{os.getpid()}-"
 
 
 def sweep(folder: Path) -> None:
@@ -76,7 +123,7 @@ def _is_abandoned(temporary: Path) -> bool:
     if named is not None and named["host"] == _host():
         return not process_lives(int(named["process"]))
     try:
-        return time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+        return time.time() - temporary.lstat().st_mtime > _STALE_SECONDS
     except FileNotFoundError:
         return False
 
@@ -117,6 +164,8 @@ def read_json(path: Path) -> Any:
     """
     path = Path(path)
     try:
+        if path.exists():
+            check_file(path)
         return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError as error:
         raise DataError(f"Expected the file {path}, but it does not exist.") from error
@@ -126,3 +175,6 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); mend it or make it anew."
         ) from error
+    except (RecursionError, ValueError) as error:  # nested a thousand times, or a number of thousands of digits
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise DataError(f"{path} cannot be read as JSON: {reason}; mend it or make it anew.") from error

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import DataError
+from medkd.core.files import is_file
 
 DIRECTORY = "1.2.840.10008.1.3.10"
 _BARE = re.compile(
@@ -81,6 +82,8 @@ class Header:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file looks like DICOM, by its first bytes; also without preamble, as old exports are."""
+    if not is_file(path):
+        return False
     try:
         with path.open("rb") as stream:
             start = stream.read(132)

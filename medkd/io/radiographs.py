@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from medkd.core.errors import DataError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, check_file
 
 Scaling = Literal["percentile", "range"]
 
@@ -69,6 +69,7 @@ def read_radiograph(path: Path, *, upright: bool = True) -> Radiograph:
     Raises:
         DataError: the file is missing, empty, no image, or damaged beyond a missing end.
     """
+    check_file(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -88,6 +89,7 @@ def radiograph_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing or no image.
     """
+    check_file(path)
     try:
         with Image.open(path) as image:
             width, height = image.size

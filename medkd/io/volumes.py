@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from medkd.core.errors import DataError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, check_file
 from medkd.core.geometry import Geometry
 from medkd.io import dicom, itk, mgh, nifti
 
@@ -205,6 +205,8 @@ def _reader(path: Path) -> ModuleType:
         raise DataError(
             f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz."
         )
+    if path.exists() or path.is_symlink():  # of a missing file the reader itself says so
+        check_file(path)
     return READERS[ending]
 
 

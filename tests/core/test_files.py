@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import check_file, read_json, write_json
 
 KILLED = """
 import os, signal, sys
@@ -53,3 +54,44 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     os.utime(old, (0, 0))
     write_json(tmp_path / "x.json", {})
     assert sorted(tmp_path.iterdir()) == sorted([living, foreign, tmp_path / "x.json"])
+
+
+def _deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def _digits(path: Path) -> None:
+    path.write_text("1" * 10_000)
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (_deep, "nested too deeply"),
+        (_digits, "cannot be read as JSON: Exceeds the limit"),
+        (os.mkfifo, "is a named pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (Path.mkdir, "is a folder"),
+        (_dangling, "does not exist"),
+    ],
+)
+def test_hostile_files_are_one_sentence(tmp_path: Path, make: Callable[[Path], object], text: str) -> None:
+    path = tmp_path / "x.json"
+    make(path)
+    with pytest.raises(DataError, match=text) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    _dangling(tmp_path / "dangling")
+    os.mkfifo(tmp_path / "pipe")
+    for name, text in {"dangling": "link to .*nowhere", "pipe": "a named pipe", "none": "No such file"}.items():
+        with pytest.raises(DataError, match=text):
+            check_file(tmp_path / name)
+    with pytest.raises(DataError, match="null"):
+        check_file(Path("a\0b"))
