@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import pickle
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +24,42 @@ _WRITER = (
     "PytorchStreamWriter",
     "iostream error",
 )  # one of them is in the text when torch cannot write on
+_DEEPEST = 60  # modules within modules; no network comes near it
+_MADE_OF = (  # what the files of torch, torchvision, timm and ultralytics name beside tensors; all of it stays inert
+    "torch.nn.",
+    "torch.torch_version.",
+    "torchvision.models.",
+    "torchvision.ops.",
+    "timm.layers.",
+    "timm.models.",
+    "ultralytics.",
+    "pathlib.",
+    "numpy.core.multiarray.",
+    "numpy._core.multiarray.",
+)
+_PLAIN = (
+    "builtins.getattr",
+    "builtins.object",
+    "builtins.slice",
+    "_codecs.encode",
+    "functools.partial",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "torch.device",
+)
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # the names in pickles that Python 2 could read
+_STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -56,7 +97,7 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     if not Path(path).is_dir() and Path(path).stat().st_size == 0:
         raise RunError(f"{path} is empty, as a full disk or a crash may leave it; train again or restore the file.")
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        with _only(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # no pickle at all
@@ -73,6 +114,19 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def _only(allowed: Sequence[Any]) -> Iterator[None]:
+    """Let torch load these types and no others, whatever other libraries have permitted in this process."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(allowed))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """A short hash of a network's weights, equal on every device: what was made with them can be told from what others
     made.
@@ -86,3 +140,140 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class Inert:
+    """An object of a file whose class was not loaded: what it is called and what it held, without any behaviour.
+
+    Attributes of the object are attributes of this one. Whatever a pickle asks to be called is one of these, too, so
+    that nothing can happen.
+    """
+
+    named: ClassVar[str] = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        """Take all arguments and do nothing with them."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.items: list[Any] = []
+
+    def append(self, item: Any) -> None:
+        """What the object held as a list."""
+        vars(self).setdefault("items", []).append(item)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.append((key, value))
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refuse; networks call no part of themselves when they are read.
+
+        Raises:
+            RunError: always.
+        """
+        raise RunError(f"calls {self.named} and is not loaded, since it could run code.")
+
+
+def read_inert(path: Path) -> dict[str, Any]:
+    """Read a file of ``torch.save`` that holds whole objects, as data: tensors are tensors, objects :class:`Inert`.
+
+    No class and no function that the file names is imported, let alone called.
+
+    Raises:
+        RunError: the file is missing, damaged, or names something that no network is made of.
+    """
+    if not path.exists():
+        raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = _InertUnpickler(archive).load()
+    except RunError as error:
+        raise RunError(f"{path} {error}") from error
+    except Exception as error:  # damaged bytes raise errors of almost any kind
+        raise RunError(
+            f"{path} is damaged or not a checkpoint ({_first_line(error)}); train again or restore the file."
+        ) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is not a checkpoint: expected a dictionary, found {type(content).__name__}.")
+    return content
+
+
+def inert_state(module: Any, depth: int = 0) -> dict[str, Tensor]:
+    """The state dict of a network that :func:`read_inert` found.
+
+    Raises:
+        RunError: it is no network.
+    """
+    parts = getattr(module, "_modules", None)
+    if not isinstance(module, Inert) or not isinstance(parts, dict) or depth > _DEEPEST:
+        raise RunError("holds no network.")
+    hidden = getattr(module, "_non_persistent_buffers_set", ())
+    own = {**getattr(module, "_parameters", {}), **getattr(module, "_buffers", {})}
+    state = {str(n): value for n, value in own.items() if isinstance(value, Tensor) and n not in hidden}
+    for name, part in parts.items():
+        if part is not None:
+            for below, value in inert_state(part, depth + 1).items():
+                state[f"{name}.{below}"] = value
+    return state
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Builds tensors, and stand-ins for everything else."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        (entry,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
+        super().__init__(io.BytesIO(archive.read(entry)))
+        self._archive = archive
+        self._folder = entry.removesuffix("data.pkl")
+        self._storages: dict[str, Tensor] = {}
+        self._classes: dict[str, Any] = {
+            "collections.OrderedDict": OrderedDict,
+            "builtins.set": set,
+            "torch.Size": torch.Size,
+            "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+            "torch._utils._rebuild_parameter": _rebuild_parameter,
+        }
+        if f"{self._folder}byteorder" in archive.namelist() and archive.read(f"{self._folder}byteorder") != b"little":
+            raise RunError("was written on a machine of another byte order.")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A stand-in under this name.
+
+        Raises:
+            RunError: networks are not made of such things.
+        """
+        full = f"{_RENAMED.get(module, module)}.{name}"
+        known = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(known, torch.dtype):
+            return known
+        if full not in self._classes:
+            if not full.startswith(_MADE_OF) and full not in _PLAIN and full not in _STORAGES:
+                raise RunError(f"holds objects other than tensors and layers ({full}): it could run code.")
+            self._classes[full] = type(name, (Inert,), {"named": full})
+        return self._classes[full]
+
+    def persistent_load(self, identity: Any) -> Tensor:
+        """The numbers of a storage, flat."""
+        _, kind, key, _, count = identity
+        if key not in self._storages:
+            dtype = _STORAGES[getattr(kind, "named", "")]
+            entry = self._archive.getinfo(f"{self._folder}data/{key}")
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise RunError("is compressed, which torch never does.")
+            data = bytearray(self._archive.read(entry))
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            if len(flat) < count:
+                raise RunError("is cut short.")
+            self._storages[key] = flat
+        return self._storages[key]
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    """A tensor on a storage's numbers; it must not need more of them than there are."""
+    if min([offset, *size, *stride], default=0) < 0 or math.prod(size) > len(storage):
+        raise RunError("holds a tensor that is larger than its data.")
+    return storage.as_strided(tuple(size), tuple(stride), offset)  # torch refuses to look beyond the storage
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from medkd.core.checkpoint import load_checkpoint
+from medkd.core.checkpoint import inert_state, load_checkpoint, read_inert
 from medkd.core.errors import RunError
 from medkd.detection.base import Detector
 
@@ -41,38 +41,31 @@ def read_detector_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         if path.suffix != ".pt" or "objects other than tensors" not in str(error):
             raise
         return _of_ultralytics(path)
-    if isinstance(
-        network := content.get("ema") or content.get("model"), nn.Module
-    ):  # its layers were let in by an earlier loading
-        return _state_and_names(network)
     for key in ("network", "state_dict", "model"):
         content = content[key] if isinstance(content.get(key), Mapping) else content
-    return {
-        str(k): v.float() if v.is_floating_point() else v for k, v in content.items() if isinstance(v, Tensor)
-    }, None
+    return _in_float32(content), None
 
 
 def _of_ultralytics(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    from medkd.detection.yolo.library import tasks, unchanged_process
-
+    """Weights and classes of a pickled network, without its classes being loaded."""
+    content = read_inert(path)
+    network = content.get("ema") or content.get("model")
     try:
-        with unchanged_process():
-            content, _ = tasks.torch_safe_load(str(path), safe_only=True)
-    except (TypeError, RuntimeError, ImportError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(
-            f"{path} holds more than ultralytics' own layers and is not loaded, since it could run code ({reason})."
-        ) from error
-    network = content.get("ema") or content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(network, nn.Module):
-        raise RunError(f"{path} is no detector of ultralytics: expected its best.pt or last.pt.")
-    return _state_and_names(network)
-
-
-def _state_and_names(network: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        state = inert_state(network)
+    except RunError as error:
+        raise RunError(f"{path} is no detector of ultralytics: expected its best.pt or last.pt.") from error
     names: Any = getattr(network, "names", {})
-    listed = tuple(str(names[i]) for i in sorted(names)) if isinstance(names, Mapping) else tuple(map(str, names))
-    return network.float().state_dict(), listed
+    listed = [names[i] for i in sorted(names)] if isinstance(names, Mapping) else names
+    return _in_float32(state), tuple(str(name) for name in listed)
+
+
+def _in_float32(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors among a file's entries."""
+    state = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            state[str(name)] = value.float() if value.is_floating_point() else value
+    return state
 
 
 def load_into(detector: Detector, state: Mapping[str, Tensor], path: Path) -> None:

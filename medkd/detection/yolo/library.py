@@ -16,7 +16,9 @@ with unchanged_process():
     from ultralytics.nn.distill_model import DistillationModel
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import YAML
-    from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+    from ultralytics.utils.torch_utils import unwrap_model
+
+    version = engine.__version__
 
 __all__ = [
     "YAML",
@@ -29,7 +31,7 @@ __all__ = [
     "get_cfg",
     "quiet",
     "seed_worker",
-    "strip_optimizer",
     "tasks",
     "unwrap_model",
+    "version",
 ]

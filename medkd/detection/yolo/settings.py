@@ -1,15 +1,13 @@
-"""ultralytics' arguments for a job, and what its own distillation and its guarded loader need."""
+"""ultralytics' arguments for a job, and what its own distillation needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from medkd.core.errors import MethodError
-from medkd.core.files import atomic_path
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.detectors import YoloDetector
 
@@ -55,7 +53,15 @@ def settings_of(job: DetectionJob, data: Path, folder: Path) -> dict[str, Any]:
         "hsv_s": 0.0,
         "hsv_v": augmentation.brightness,
         **_schedule(job),
+        **_own_distillation(job),
     }
+
+
+def _own_distillation(job: DetectionJob) -> dict[str, float]:
+    """The weight of ultralytics' own distillation, where that is the method."""
+    if job.distiller is None or not is_builtin(job):
+        return {}
+    return {"dis": float(getattr(job.distiller.method, "weight", 6.0))}
 
 
 def _schedule(job: DetectionJob) -> dict[str, float]:
@@ -71,8 +77,8 @@ def is_builtin(job: DetectionJob) -> bool:
     return job.distiller is not None and bool(getattr(job.distiller.method, "builtin", False))
 
 
-def builtin_teacher(job: DetectionJob, folder: Path) -> dict[str, Any]:
-    """The arguments of ultralytics' own distillation, and the teacher as the file that it reads.
+def builtin_teacher(job: DetectionJob) -> nn.Module:
+    """The teacher's network, for ultralytics' own distillation.
 
     Raises:
         MethodError: it cannot use the teacher.
@@ -89,26 +95,5 @@ def builtin_teacher(job: DetectionJob, folder: Path) -> dict[str, Any]:
         raise MethodError(
             f"'ultralytics' needs equal levels; the teacher has the strides {strides[0]}, the student {strides[1]}."
         )
-    with atomic_path(folder / "teacher.pt") as temporary:
-        torch.save({"model": teacher.network}, temporary)
-    return {"distill_model": str(folder / "teacher.pt"), "dis": float(getattr(distiller.method, "weight", 6.0))}
-
-
-def trust(job: DetectionJob) -> None:
-    """Let ultralytics' guarded loader take the backbone classes of torchvision and timm that these detectors are built
-    of.
-    """
-    teacher = job.distiller.teacher if job.distiller is not None else None
-    for detector in (job.detector, teacher):
-        if isinstance(detector, YoloDetector):
-            torch.serialization.add_safe_globals([*backbone_classes(detector)])
-
-
-def backbone_classes(detector: YoloDetector) -> list[Callable[..., Any]]:
-    """Classes of torchvision and timm among a detector's layers, and of what timm's keep besides layers."""
-    modules = list(detector.modules())
-    kept = [m.feature_info for m in modules if hasattr(m, "feature_info")]
-    classes = {type(m) for m in [*modules, *kept]}
-    return sorted(
-        (c for c in classes if c.__module__.split(".")[0] in ("torchvision", "timm")), key=lambda c: c.__qualname__
-    )
+    network: nn.Module = teacher.network.float().eval()
+    return network

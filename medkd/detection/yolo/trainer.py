@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,32 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from medkd.core.checkpoint import load_checkpoint, save_checkpoint
+from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
-from medkd.core.files import atomic_path
 from medkd.core.run import BEST, FINAL
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.assignment import from_batch
+from medkd.detection.yolo.checkpoints import (
+    SCHEMA,
+    can_continue,
+    read_state,
+    state_files,
+    state_path,
+    write_plain,
+)
 from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import (
     DetectionTrainer,
+    DistillationModel,
     engine,
     quiet,
-    strip_optimizer,
     unchanged_process,
     unwrap_model,
+    version,
 )
-from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of, trust
+from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of
 from medkd.detection.yolo.student import Student
 from medkd.training.logs import EpochRecord, RunLog
 
@@ -46,13 +53,14 @@ _log = logging.getLogger(__name__)
 class YoloTrainer(DetectionTrainer):
     """ultralytics' trainer on medkd's data, with the distiller's terms.
 
-    Augmentation, schedule, moving average and resuming are ultralytics' own. Its checkpoints hold the plain network at
-    every time, but its moving average only; the trained weights themselves and the method's helpers lie beside them in
-    ``state_EPOCH.pt``.
+    Augmentation, schedule and moving average are ultralytics' own. Its ``last.pt`` and ``best.pt`` hold the plain
+    network at every time and are never read; what a continued training needs lies beside them, see
+    :mod:`medkd.detection.yolo.checkpoints`.
 
     Args:
         job: what to train.
         settings: ultralytics' arguments.
+        state: what to go on from, of :func:`medkd.detection.yolo.checkpoints.read_state`.
     """
 
     model: Any
@@ -60,8 +68,9 @@ class YoloTrainer(DetectionTrainer):
     tloss: Any
     optimizer: Any
 
-    def __init__(self, job: DetectionJob, settings: dict[str, Any]) -> None:
+    def __init__(self, job: DetectionJob, settings: dict[str, Any], state: dict[str, Any] | None = None) -> None:
         self.job = job
+        self._state = state
         self.detector: YoloDetector = job.detector  # type: ignore[assignment]  # fit has looked
         self.method = job.distiller.method if job.distiller is not None else None
         self.builtin = is_builtin(job)
@@ -107,36 +116,37 @@ class YoloTrainer(DetectionTrainer):
 
     # network
 
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Whether to go on; the arguments are the job's, and no file is read."""
+        self.resume = self.args.resume = self._state is not None
+
     def setup_model(self) -> dict[str, Any] | None:
-        """Take the job's network, with the weights of the last checkpoint when resuming, and join it with the
-        method.
-        """
-        checkpoint = super().setup_model() if self.resume else None
-        if not self.resume:
-            self.model = self.get_model()
-        if not self.distilled:
-            return checkpoint
+        """Take the job's network, with the weights of the last state when resuming, and join it with the method."""
+        self.model = self.get_model()
         distiller: Any = self.job.distiller
-        if distiller.teacher is not None:
+        if distiller is not None and distiller.teacher is not None:
             distiller.teacher.to(self.device)
-        self.method.to(self.device)  # type: ignore[union-attr]  # distilled
-        if checkpoint is not None:
-            self._load_state(checkpoint["epoch"])
+        if self.builtin:
+            teacher = builtin_teacher(self.job)
+            self.model = DistillationModel(teacher_model=teacher, student_model=self.model.to(self.device))
+        if self.method is not None:
+            self.method.to(self.device)
+        if self._state is not None:
+            self._load_state(self._state)
+        if not self.distilled:
+            return self._state
         if getattr(distiller, "needs_preparation", False):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
-        # distilled
-        self._frozen = [p for p in self.method.parameters() if not p.requires_grad]  # type: ignore[union-attr]
+        self._frozen = [p for p in distiller.method.parameters() if not p.requires_grad]
         self.model = Student(self.detector, distiller, self._progress)
-        return checkpoint
+        return self._state
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
-        """The job's network; ``weights`` is one that was read from a checkpoint."""
+        """The job's network."""
         network = self.detector.network
         network.args, network.nc, network.names = self.args, self.data["nc"], self.data["names"]
         network.criterion = None
-        if weights is not None:
-            network.load_state_dict(weights.float().state_dict())
         return network
 
     def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -220,50 +230,72 @@ class YoloTrainer(DetectionTrainer):
         self.train_loader.sampler.go_to(self.start_epoch)
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
-        super()._load_checkpoint_state(ckpt)
-        self._load_state(ckpt["epoch"])
+        """Load weights, helpers, optimiser, average and what ultralytics remembers of the best epoch."""
+        self._load_state(ckpt)
+        for saved, group in zip(ckpt["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["fused"] = group.get("fused")  # the device at hand picks the kernel
+        self.optimizer.load_state_dict(ckpt["optimizer"])
+        if ckpt.get("scaler"):
+            self.scaler.load_state_dict(ckpt["scaler"])
+        self.ema = engine.ModelEMA(self.model)  # validation has made the former one's tensors unchangeable
+        self.ema.ema.load_state_dict(ckpt["ema"])
+        self.ema.updates = ckpt["updates"]
+        self.best_fitness = ckpt.get("best_fitness")
+        self.stopper.__dict__.update(ckpt.get("stopper") or {})
 
-    def _load_state(self, epoch: int) -> None:
-        """Load the trained weights, of which ultralytics keeps the average only, and the method's helpers."""
-        if self.builtin:  # ultralytics keeps its own helpers with the average
-            return
-        path = self._state_path(epoch)
-        if not path.exists():
-            raise RunError(f"{path} is missing, so that training cannot go on; train without --continue.")
-        content = load_checkpoint(path)
-        self.detector.load_state_dict(content["network"])
-        if self.method is not None:
-            self.method.load_state_dict(content["helpers"])
+    @property
+    def _helpers(self) -> torch.nn.Module | None:
+        """What is trained beside the network: the method, or the projectors of ultralytics' own distillation."""
+        wrapped: Any = unwrap_model(self.model) if self.builtin else None
+        return self.method if wrapped is None else wrapped.projector
 
-    def _state_path(self, epoch: int) -> Path:
-        return self.wdir / f"state_{epoch}.pt"
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["network"])
+        if self._helpers is not None:
+            self._helpers.load_state_dict(state["helpers"])
 
     def save_model(self) -> bool:
         """Write ``last.pt``, ``best.pt`` and medkd's checkpoints so that a kill leaves the former ones whole.
 
-        The final one is written before ``last.pt``, since ultralytics cannot continue after the last epoch.
+        The state is written last: until it is there, a continued training repeats the epoch.
         """
-        best = self.best_fitness == self.fitness
-        if not self.builtin:
-            helpers = {} if self.method is None else self.method.state_dict()
-            save_checkpoint(self._state_path(self.epoch), {"network": self.detector.state_dict(), "helpers": helpers})
-        if best:
+        average = unwrap_model(self.ema.ema)
+        facts = {
+            "train_args": vars(self.args),
+            "train_metrics": {**(self.metrics or {}), "fitness": self.fitness},
+            "train_results": self.read_results_csv(),
+            "version": version,
+        }
+        write_plain(self.last, average, facts)
+        if self.best_fitness == self.fitness:
+            write_plain(self.best, average, facts)
             save_checkpoint(self.job.folder / BEST, self._content())
         if self.epoch + 1 >= self.epochs:
             save_checkpoint(self.job.folder / FINAL, self._content())
-        last_path, best_path = self.last, self.best
-        try:
-            with ExitStack() as files:
-                if best:
-                    self.best = files.enter_context(atomic_path(best_path))
-                self.last = files.enter_context(atomic_path(last_path))
-                super().save_model()
-        finally:
-            self.last, self.best = last_path, best_path
-        for path in self.wdir.glob("state_*.pt"):
-            if path != self._state_path(self.epoch):
+        state = state_path(self.wdir, self.epoch)
+        save_checkpoint(state, self._state_now())
+        for path in state_files(self.wdir):
+            if path != state:
                 path.unlink()
         return True
+
+    def _state_now(self) -> dict[str, Any]:
+        """What :func:`medkd.detection.yolo.checkpoints.read_state` is to find after this epoch."""
+        helpers = {} if self._helpers is None else self._helpers.state_dict()
+        best = None if self.best_fitness is None else float(self.best_fitness)
+        stopper = {"best_fitness": float(self.stopper.best_fitness), "best_epoch": int(self.stopper.best_epoch)}
+        return {
+            "schema": SCHEMA,
+            "epoch": self.epoch,
+            "network": self.detector.state_dict(),
+            "helpers": helpers,
+            "ema": unwrap_model(self.ema.ema).state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_fitness": best,
+            "stopper": stopper,
+        }
 
     def _averaged(self) -> Any:
         """The moving average of the network."""
@@ -326,9 +358,9 @@ def fit(job: DetectionJob) -> None:
     Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving
     average of the weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and
     ``last.pt`` can be opened with ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm
-    there). A training that was killed goes on from its last epoch with ``job.resume``, with the same images, weights
-    and helpers (the optimiser's momentum and the average were rounded to half precision by ultralytics); a finished one
-    is left alone. ultralytics is silent but for warnings unless medkd is to say more.
+    there). A training that was killed goes on from its last epoch with ``job.resume``, with the same images, weights,
+    helpers, momentum and average; a finished one is left alone. ultralytics is silent but for warnings unless medkd is
+    to say more.
 
     Raises:
         RunError: the detector is not of this family, ultralytics is not installed, memory does not suffice, or the loss
@@ -339,20 +371,20 @@ def fit(job: DetectionJob) -> None:
     if not isinstance(job.detector, YoloDetector):
         raise RunError(f"{job.detector.spec.name} is not a YOLO detector; its family is {job.detector.family}.")
     folder = job.folder / FOLDER
-    last = folder / "weights" / "last.pt"
+    weights = folder / "weights"
     if job.resume and (job.folder / FINAL).exists():
-        _finish(last.parent)
+        _finish(weights)
         return
-    resume = job.resume and last.exists()
+    resume = job.resume and can_continue(weights)
     if not resume:
         _clear(job.folder)
-    trust(job)
     settings = settings_of(job, write_data(job, folder), folder)
+    state = read_state(weights) if resume else None
     if is_builtin(job):
-        settings |= builtin_teacher(job, folder)
+        builtin_teacher(job)
     with unchanged_process(), quiet():
         threads = torch.get_num_threads()
-        trainer = YoloTrainer(job, {**settings, "resume": str(last)} if resume else settings)
+        trainer = YoloTrainer(job, settings, state)
         torch.set_num_threads(threads)  # ultralytics takes all cores when it picks the CPU
         try:
             trainer.train()
@@ -368,10 +400,6 @@ def _clear(folder: Path) -> None:
 
 
 def _finish(weights: Path) -> None:
-    """Reduce ultralytics' checkpoints to the plain network, and remove what only continuing needs; can be repeated."""
-    for path in (weights / "last.pt", weights / "best.pt"):
-        if path.exists():
-            with quiet(), atomic_path(path) as temporary:
-                strip_optimizer(path, str(temporary))
-    for path in weights.glob("state_*.pt"):
+    """Remove what only continuing needs; can be repeated."""
+    for path in state_files(weights):
         path.unlink()
