@@ -357,10 +357,10 @@ def _settings(job: _Job, run: RunDescription) -> LoopSettings:
     rule = job.rule
     floor = rule.floor if run.method is None or rule.distilled_floor is None else rule.distilled_floor
     return LoopSettings(
-        run.budget,
-        job.device,
-        run.precision,
-        job.options.save_every,
+        budget=run.budget,
+        device=job.device,
+        precision=run.precision,  # type: ignore[arg-type]  # checked by the options
+        save_every=job.options.save_every,
         momentum=rule.momentum,
         weight_decay=rule.weight_decay,
         clip=rule.clip,

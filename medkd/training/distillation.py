@@ -69,7 +69,7 @@ class DistillationTrainer(SegmentationTrainer):
         """
         if self.distiller.needs_preparation:
             self.distiller.prepare(self.move(batch, Progress()) for batch in self.batches(0))
-            self._save_latest()
+            self.save_latest()
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Dice and cross-entropy, and the method's terms for the same batch, which may hold the teacher's logits."""
@@ -79,7 +79,9 @@ class DistillationTrainer(SegmentationTrainer):
         supervised = self.loss(logits, target.labels, target.valid)
         cached = batch[2].to(self.settings.device, non_blocking=True) if len(batch) > 2 else None
         with self.autocast():
-            return supervised | self.distiller.terms(images, logits, target, cached)
+            taught = self.distiller.terms(images, logits, target, cached)
+        self.method_terms = frozenset(taught)
+        return supervised | taught
 
 
 def helper_seed(seed: int) -> None:

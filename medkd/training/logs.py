@@ -18,7 +18,7 @@ PICTURE = "progress.png"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One epoch.
 
@@ -47,6 +47,11 @@ class EpochRecord:
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
     validation_score: float | None = None
 
+    @property
+    def score(self) -> float | None:
+        """What the validation says of the weights, higher is better; None where nothing was validated."""
+        return self.validation_score if self.validation_dice is None else self.validation_dice
+
 
 class RunLog:
     """The logs of one fold.
@@ -65,9 +70,9 @@ class RunLog:
             temporary.write_text("".join(json.dumps(asdict(r)) + "\n" for r in self.records), encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch or None)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, warning: bool = False) -> None:
         """Write a line to the text log and to the user."""
-        _log.info(text)
+        _log.log(logging.WARNING if warning else logging.INFO, text)
         with (self._folder / TEXT_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
 
@@ -104,12 +109,17 @@ def read_log(folder: Path) -> list[EpochRecord]:
 
 
 def _line(record: EpochRecord) -> str:
-    terms = "  ".join(f"{n} {v:.4f}" for n, v in record.terms.items())
-    dice = "" if record.validation_dice is None else f"  validation dice {record.validation_dice:.4f}"
-    dice += "" if record.validation_score is None else f"  validation AP {record.validation_score:.4f}"
-    norms = "  ".join(f"{n} {v:.3g}" for n, v in record.gradient_norms.items())
-    norms = f"  |gradient|: {norms}" if norms else ""
-    return f"epoch {record.epoch}: loss {record.train_loss:.4f} ({terms}){dice}  lr {record.learning_rate:.2e}  {record.seconds:.1f} s{norms}"
+    terms = "  ".join(f"{name} {value:.4f}" for name, value in record.terms.items())
+    parts = [f"epoch {record.epoch}: loss {record.train_loss:.4f} ({terms})"]
+    if record.validation_dice is not None:
+        parts.append(f"validation dice {record.validation_dice:.4f}")
+    if record.validation_score is not None:
+        parts.append(f"validation AP {record.validation_score:.4f}")
+    parts += [f"lr {record.learning_rate:.2e}", f"{record.seconds:.1f} s"]
+    if record.gradient_norms:
+        norms = "  ".join(f"{name} {value:.3g}" for name, value in record.gradient_norms.items())
+        parts.append(f"|gradient|: {norms}")
+    return "  ".join(parts)
 
 
 def _scalars(record: EpochRecord) -> dict[str, float]:
@@ -132,31 +142,42 @@ def _draw(records: list[EpochRecord], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    epochs = [r.epoch for r in records]
     figure, axes = plt.subplots(3, 1, figsize=(9, 10), sharex=True, constrained_layout=True)
-    axes[0].plot(epochs, [r.train_loss for r in records], label="training loss")
-    if any(r.validation_loss is not None for r in records):
-        axes[0].plot(epochs, [r.validation_loss for r in records], label="validation loss (supervised)")
-    if any(r.validation_dice is not None for r in records):
-        axes[1].plot(
-            epochs, [r.validation_dice for r in records], color="tab:green", label="validation Dice (fixed patches)"
-        )
-        axes[1].legend(loc="lower right")
-    if any(r.validation_score is not None for r in records):
-        axes[1].plot(epochs, [r.validation_score for r in records], color="tab:purple", label="validation AP")
-        axes[1].legend(loc="lower right")
-    axes[1].set_ylim(0, 1)
-    for name in records[-1].terms:
-        axes[2].plot(epochs, [r.terms.get(name) for r in records], label=name)
-    axes[2].set_xlabel("epoch")
-    for axis, title in zip(
-        axes, ("loss", "Dice" if records[-1].validation_score is None else "AP", "loss terms"), strict=True
-    ):
+    detector = records[-1].validation_score is not None
+    curves: list[tuple[str, dict[str, list[float | None]]]] = [
+        ("loss", _losses(records)),
+        ("AP" if detector else "Dice", _scores(records)),
+        ("loss terms", {name: [r.terms.get(name) for r in records] for name in records[-1].terms}),
+    ]
+    for axis, (title, lines) in zip(axes, curves, strict=True):
+        _draw_lines(axis, [r.epoch for r in records], lines)
         axis.set_ylabel(title)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    if records[-1].terms:
-        axes[2].legend()
+    axes[1].set_ylim(0, 1)
+    axes[2].set_xlabel("epoch")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
+
+
+def _draw_lines(axis: Any, epochs: list[int], lines: Mapping[str, list[float | None]]) -> None:
+    """The lines that have any value."""
+    for label, values in lines.items():
+        if any(value is not None for value in values):
+            axis.plot(epochs, values, label=label)
+    if axis.lines:
+        axis.legend()
+    axis.grid(alpha=0.3)
+
+
+def _losses(records: list[EpochRecord]) -> dict[str, list[float | None]]:
+    return {
+        "training loss": [r.train_loss for r in records],
+        "validation loss (supervised)": [r.validation_loss for r in records],
+    }
+
+
+def _scores(records: list[EpochRecord]) -> dict[str, list[float | None]]:
+    return {
+        "validation Dice (fixed patches)": [r.validation_dice for r in records],
+        "validation AP": [r.validation_score for r in records],
+    }

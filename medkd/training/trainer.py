@@ -5,27 +5,30 @@ KD.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
-from medkd.core.run import BEST, FINAL, LATEST, Budget
-from medkd.training.logs import EpochRecord, RunLog
+from medkd.core.run import LATEST, Budget
+from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
+from medkd.training.hooks.terms import MEASURED_STEPS
+from medkd.training.logs import EpochRecord
+from medkd.training.options import PrecisionName
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ABSURD_NORM = 1e6
-_SAVE_SECONDS = 300.0  # a killed run loses at most about five minutes, whatever save_every says
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How the loop runs; the constants are nnU-Net's.
 
@@ -47,7 +50,7 @@ class LoopSettings:
 
     budget: Budget
     device: torch.device
-    precision: str = "fp32"
+    precision: PrecisionName = "fp32"
     save_every: int = 10
     momentum: float = 0.99
     weight_decay: float = 3e-5
@@ -78,6 +81,10 @@ class Trainer:
         folder: fold folder for checkpoints and logs.
 
     Attributes:
+        epoch: finished epochs.
+        best_score: the highest validation score so far.
+        method_terms: names of the loss terms that a method added to the task's own.
+        hooks: what happens beside the steps; replace or extend them before :meth:`fit`.
         score_name: what the validation's score is: ``Dice``, or ``AP`` of detectors.
     """
 
@@ -89,6 +96,14 @@ class Trainer:
         self.folder = folder
         self.epoch = 0
         self.best_score: float | None = None
+        self.method_terms: frozenset[str] = frozenset()
+        self.hooks: Sequence[Hook] = self.usual_hooks()
+
+    def usual_hooks(self) -> list[Hook]:
+        """Progress bar, logs, warnings, and checkpoints; the best weights are written before the latest checkpoint."""
+        log = WriteLog()
+        watch = WatchTerms(partial(log.say, warning=True))
+        return [ProgressBar(), log, watch, KeepBest(log.say), SaveLatest(self.settings.save_every), SaveFinal()]
 
     def batches(self, first_step: int) -> Iterator[Any]:
         """The training batches from a step to the end of the run."""
@@ -115,60 +130,97 @@ class Trainer:
         Raises:
             RunError: the loss is no longer finite.
         """
-        budget = self.settings.budget
-        self._optimizer = self._make_optimizer()
+        try:
+            self.start(resume=resume)
+            batches = self.batches(self.first_step)
+            while self.epoch < self.settings.budget.epochs:
+                self.begin_epoch()
+                for _ in range(self.settings.budget.iterations_per_epoch):
+                    self.step(next(batches))
+                self.end_epoch()
+            self.finish()
+        finally:
+            for hook in self.hooks:
+                hook.close()
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first step of the current epoch, counted from the start of the training."""
+        return self.epoch * self.settings.budget.iterations_per_epoch
+
+    def start(self, *, resume: bool) -> None:
+        """Make the optimiser, take over the state of an interrupted run, and tell the hooks.
+
+        :meth:`start`, :meth:`begin_epoch`, :meth:`step`, :meth:`end_epoch` and :meth:`finish` are what :meth:`fit` is
+        made of, for those who train several networks side by side.
+        """
+        self._optimizer = self.make_optimizer()
         self._scaler = torch.amp.GradScaler(self.settings.device.type, enabled=self._scaled)
         if resume and (self.folder / LATEST).exists():
             self._load_latest()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for hook in self.hooks:
+            hook.before_train(self)
         self.prepare()
-        log = RunLog(self.folder, self.epoch)
-        total = budget.epochs * budget.iterations_per_epoch
-        batches = self.batches(self.epoch * budget.iterations_per_epoch)
-        saved = time.monotonic()
-        with tqdm(total=total, initial=self.epoch * budget.iterations_per_epoch, unit="step", disable=None) as bar:
-            while self.epoch < budget.epochs:
-                record = self._run_epoch(batches, bar)
-                self.epoch += 1
-                log.add(record)
-                self._keep_best(record, log)
-                if (
-                    self.epoch % self.settings.save_every == 0
-                    or self.epoch == budget.epochs
-                    or time.monotonic() - saved > _SAVE_SECONDS
-                ):
-                    self._save_latest()
-                    log.draw()
-                    saved = time.monotonic()
-        self._save_weights(FINAL)
-        log.close()
 
-    def _run_epoch(self, batches: Iterator[Any], bar: tqdm) -> EpochRecord:
-        budget, begun = self.settings.budget, time.monotonic()
-        torch.manual_seed((budget.seed << 20) + self.epoch)
-        rate = self.settings.learning_rate(self.epoch, self.epoch * budget.iterations_per_epoch)
+    def begin_epoch(self) -> None:
+        """Everything random in an epoch follows from the seed and its number."""
+        self._begun = time.monotonic()
+        self._index = 0
+        self._totals: dict[str, Tensor] = {}
+        self._norms: dict[str, float] = {}
+        torch.manual_seed((self.settings.budget.seed << 20) + self.epoch)
         self.network.train()
-        totals: dict[str, Tensor] = {}
-        norms: dict[str, float] = {}
-        for index in range(budget.iterations_per_epoch):
-            progress = Progress(self.epoch, budget.epochs, self.epoch * budget.iterations_per_epoch + index)
-            measure = index == 0 and self.epoch % max(1, budget.epochs // 20) == 0
-            terms, measured = self._step(next(batches), progress, measure)
-            norms.update(measured)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + term
-            bar.update()
-        means = {name: float(value) / budget.iterations_per_epoch for name, value in totals.items()}
-        bar.set_postfix_str(f"epoch {self.epoch + 1}/{budget.epochs} loss {sum(means.values()):.3f}")
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """One optimiser step of the current epoch; returns the detached loss terms."""
+        epochs = self.settings.budget.epochs
+        progress = Progress(self.epoch, epochs, self.first_step + self._index)
+        logged = self._index == 0 and self.epoch % max(1, epochs // 20) == 0
+        watched = self.epoch == 0 and self._index < MEASURED_STEPS and bool(self.method_terms)
+        terms, norms = self._optimise(batch, progress, measure=logged or watched)
+        if logged:
+            self._norms = norms
+        for name, term in terms.items():
+            self._totals[name] = self._totals.get(name, 0.0) + term
+        self._index += 1
+        for hook in self.hooks:
+            hook.after_step(self, terms, norms)
+        return terms
+
+    def end_epoch(self, *, seconds: float | None = None) -> EpochRecord:
+        """Validate, and tell the hooks what the epoch gave.
+
+        Args:
+            seconds: that it took; None measures from its beginning.
+        """
+        means = {name: float(total) / self._index for name, total in self._totals.items()}
         self._check_finite(means)
         self.network.eval()
         loss, score = self.validate()
-        dice, precision = (score, None) if self.score_name == "Dice" else (None, score)
-        return EpochRecord(
-            self.epoch, sum(means.values()), loss, dice, rate, time.monotonic() - begun, means, norms, precision
+        is_dice = self.score_name == "Dice"
+        record = EpochRecord(
+            epoch=self.epoch,
+            train_loss=sum(means.values()),
+            validation_loss=loss,
+            validation_dice=score if is_dice else None,
+            learning_rate=self.settings.learning_rate(self.epoch, self.first_step),
+            seconds=time.monotonic() - self._begun if seconds is None else seconds,
+            terms=means,
+            gradient_norms=self._norms,
+            validation_score=None if is_dice else score,
         )
+        self.epoch += 1
+        for hook in self.hooks:
+            hook.after_epoch(self, record)
+        return record
 
-    def _step(self, batch: Any, progress: Progress, measure: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def finish(self) -> None:
+        """Tell the hooks that the last epoch is over; the final weights are written."""
+        for hook in self.hooks:
+            hook.after_train(self)
+
+    def _optimise(self, batch: Any, progress: Progress, *, measure: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step; returns the detached terms and, when asked, each term's gradient norm."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(progress.epoch, progress.step)
@@ -189,12 +241,12 @@ class Trainer:
         weights = [p for p in self.network.parameters() if p.requires_grad]
         norms = {}
         for name, term in terms.items():
+            if not term.requires_grad:
+                norms[name] = 0.0
+                continue
             grads = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            norms[name] = float(
-                torch.stack([g.float().square().sum() for g in grads if g is not None] or [torch.zeros(())])
-                .sum()
-                .sqrt()
-            )
+            squares = [grad.float().square().sum() for grad in grads if grad is not None]
+            norms[name] = float(torch.stack(squares or [torch.zeros(())]).sum().sqrt())
         return norms
 
     def autocast(self) -> torch.autocast:
@@ -210,7 +262,8 @@ class Trainer:
         helpers = self.helpers()
         return [p for m in (self.network, *([helpers] if helpers else [])) for p in m.parameters() if p.requires_grad]
 
-    def _make_optimizer(self) -> torch.optim.SGD:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """SGD on everything that is trained."""
         s = self.settings
         return torch.optim.SGD(
             self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
@@ -230,26 +283,20 @@ class Trainer:
             )
 
     def _check_finite(self, means: dict[str, float]) -> None:
-        bad = [name for name, value in means.items() if value != value or abs(value) == float("inf")]
+        bad = [name for name, value in means.items() if not isfinite(value)]
         if bad:
             raise RunError(
                 f"The loss term '{bad[0]}' became infinite or NaN in epoch {self.epoch}; continue from the last "
-                "checkpoint with a lower "
-                "--learning-rate, or with --precision bf16 or fp32."
+                "checkpoint with a lower --learning-rate, or with --precision bf16 or fp32."
             )
 
-    def _keep_best(self, record: EpochRecord, log: RunLog) -> None:
-        score = record.validation_score if record.validation_dice is None else record.validation_dice
-        if score is not None and (self.best_score is None or score > self.best_score):
-            self.best_score = score
-            self._save_weights(BEST)
-            log.say(f"new best validation {self.score_name} {self.best_score:.4f}")
-
-    def _save_weights(self, name: str) -> None:
+    def save_weights(self, name: str) -> None:
+        """Write the network's weights alone, as prediction reads them, under this name in the fold folder."""
         content = {"schema": 1, "epoch": self.epoch, "score": self.best_score, "network": self.network.state_dict()}
         save_checkpoint(self.folder / name, content)
 
-    def _save_latest(self) -> None:
+    def save_latest(self) -> None:
+        """Write everything that a continued run needs, and tell the hooks."""
         helpers = self.helpers()
         state = {
             "schema": 1,
@@ -259,8 +306,11 @@ class Trainer:
             "method": helpers.state_dict() if helpers else {},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "hooks": {hook.name: hook.state() for hook in self.hooks if hook.name},
         }
         save_checkpoint(self.folder / LATEST, state)
+        for hook in self.hooks:
+            hook.after_save(self)
 
     def _load_latest(self) -> None:
         state = load_checkpoint(self.folder / LATEST)
@@ -271,3 +321,6 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_score = state["epoch"], state["score"]
+        for hook in self.hooks:
+            if hook.name in state.get("hooks", {}):
+                hook.load_state(state["hooks"][hook.name])

@@ -118,7 +118,7 @@ def test_a_file_of_the_users_own_is_read_and_its_mistakes_are_named(tmp_path: Pa
 
 
 def test_defaults_are_medkds_own_settings() -> None:
-    rule, settings = TrainingRule(), LoopSettings(Budget(1, 1, 1, 1e-2, 0), torch.device("cpu"))
+    rule, settings = TrainingRule(), LoopSettings(budget=Budget(1, 1, 1, 1e-2, 0), device=torch.device("cpu"))
     for name in ("momentum", "nesterov", "weight_decay", "clip", "power", "floor"):
         assert getattr(rule, name) == getattr(settings, name)
     assert settings.per_step == (rule.decay == "step")
@@ -225,7 +225,7 @@ def test_a_crop_keeps_the_smallest_box_in_any_channel() -> None:
 
 
 def test_the_learning_rate_falls_to_the_floor_by_epoch_or_by_step() -> None:
-    settings = LoopSettings(Budget(10, 4, 2, 1e-2, 0), torch.device("cpu"), floor=1e-4)
+    settings = LoopSettings(budget=Budget(10, 4, 2, 1e-2, 0), device=torch.device("cpu"), floor=1e-4)
     assert settings.learning_rate(0, 0) == pytest.approx(1e-2)
     assert settings.learning_rate(5, 20) == settings.learning_rate(5, 23) == pytest.approx(1e-4 + 9.9e-3 * 0.5**0.9)
     per_step = replace(settings, per_step=True)
@@ -250,7 +250,7 @@ class Recorder(Trainer):
 
 @pytest.mark.parametrize("per_step", [False, True])
 def test_every_step_is_made_with_its_own_learning_rate(tmp_path: Path, per_step: bool) -> None:
-    settings = LoopSettings(Budget(2, 3, 1, 1e-2, 0), torch.device("cpu"), floor=1e-3, per_step=per_step)
+    settings = LoopSettings(budget=Budget(2, 3, 1, 1e-2, 0), device=torch.device("cpu"), floor=1e-3, per_step=per_step)
     trainer = Recorder(torch.nn.Linear(2, 1), settings, tmp_path)
     trainer.fit()
     done = [step / 6 for step in range(6)] if per_step else [0, 0, 0, 0.5, 0.5, 0.5]
@@ -287,7 +287,7 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
     trainer = seen[0]
     settings = trainer.settings
     assert settings.budget == Budget(4, 3, 2, 0.5, 0) and settings.floor == 0.0
-    group = trainer._make_optimizer().param_groups[0]
+    group = trainer.make_optimizer().param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 5e-4)
     assert settings.clip is None and not trainer.loss.cross_entropy
     augmentation, read = trainer._augmentation()

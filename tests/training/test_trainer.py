@@ -33,7 +33,9 @@ class _Line(Trainer):
         self.seen: list[Progress] = []
         self._stop_after, self._poison, self._poison_with = stop_after, poison, poison_with
         super().__init__(
-            network, LoopSettings(Budget(epochs, 4, 2, 1e-2, 7), torch.device("cpu"), save_every=1), folder
+            network,
+            LoopSettings(budget=Budget(epochs, 4, 2, 1e-2, 7), device=torch.device("cpu"), save_every=1),
+            folder,
         )
 
     def helpers(self) -> nn.Module:

@@ -42,9 +42,9 @@ def loop_settings(job: DetectionJob) -> LoopSettings:
     plan = job.plan
     budget = replace(job.budget, iterations_per_epoch=steps_per_epoch(job))
     return LoopSettings(
-        budget,
-        job.device,
-        job.precision,
+        budget=budget,
+        device=job.device,
+        precision=job.precision,  # type: ignore[arg-type]  # checked by the options
         save_every=1,
         momentum=_MOMENTUM if plan.momentum is None else plan.momentum,
         weight_decay=_WEIGHT_DECAY if plan.weight_decay is None else plan.weight_decay,
@@ -89,7 +89,7 @@ class DetectionTrainer(Trainer):
         """
         if self.distiller is not None and self.distiller.needs_preparation:
             self.distiller.prepare(self.batches(0))
-            self._save_latest()
+            self.save_latest()
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The detector's own terms, and the method's for the same batch."""
@@ -98,7 +98,9 @@ class DetectionTrainer(Trainer):
             terms, outputs, target = self.network.losses(images, boxes, classes)
             if self.distiller is None:
                 return terms
-            return terms | self.distiller.terms(images, outputs, replace(target, progress=progress))
+            taught = self.distiller.terms(images, outputs, replace(target, progress=progress))
+        self.method_terms = frozenset(taught)
+        return terms | taught
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
