@@ -23,7 +23,7 @@ from medkd.evaluation.detection.predictions import Boxes, ImagePredictions
 SCORE, MOST = 0.001, 300
 """Lowest score and most boxes per image; low enough for COCO's metric and FROC."""
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # wrong for every further case, too
 _log = logging.getLogger(__name__)
 
 

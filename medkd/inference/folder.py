@@ -28,7 +28,7 @@ from medkd.io.volumes import read_image, write_volume
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
 SETTINGS_FILE = "predict_settings.json"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # wrong for every further case, too
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
