@@ -4,95 +4,92 @@ judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from torch import nn
 
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.run import SPLIT_FILE
 from medkd.core.splits import ALL, Split
+from medkd.models.base import ModelFolder, Trained
 
-N = TypeVar("N", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class TeacherSource(Generic[N]):
-    """What a TEACHER argument names, before one of its folds is chosen.
-
-    Attributes:
-        name: short name for the student's run name.
-        recorded: what the student's ``run.json`` says of it: its name, or the folder of a model that was trained
-            elsewhere.
-        path: its folder.
-        folds: the names of its trained folds.
-        seen: fold → every case that this fold, or a teacher of its own, was trained on.
-        load: fold → its network, on the CPU and in evaluation mode.
-    """
-
-    name: str
-    recorded: str
-    path: Path
-    folds: tuple[str, ...]
-    seen: Callable[[str], frozenset[str]]
-    load: Callable[[str], N]
-
-
-S = TypeVar("S", bound=TeacherSource)
+T = TypeVar("T", bound=Trained)
 
 
 @dataclass(frozen=True)
-class Teacher(Generic[S]):
-    """A trained network that is allowed to teach one fold.
+class Teacher(Generic[T]):
+    """A model of which one fold is allowed to teach.
 
     Attributes:
-        candidate: where it comes from.
+        model: the model.
         fold: the fold whose weights teach.
         seen: every case that it, or a teacher of its own, was trained on.
     """
 
-    candidate: S
+    model: ModelFolder[T]
     fold: str
     seen: frozenset[str]
 
     def network(self) -> Any:
-        """Load it, on the CPU and in evaluation mode; of the candidate's kind."""
-        return self.candidate.load(self.fold)
+        """Load it, on the CPU and in evaluation mode."""
+        return self.model.network(self.fold)
 
 
-def choose_teacher(candidate: S, fold: int | str, split: Split) -> Teacher[S]:
+def choose_teacher(
+    model: ModelFolder[T], fold: int | str, split: Split, cases: Sequence[str], raw: Path
+) -> Teacher[T]:
     """The teacher's fold that may teach a student of ``fold``.
 
     A teacher must never have seen a case that its student is judged on, neither itself nor through a teacher of its
     own. The teacher's own fold of the same number comes first, then any other.
 
+    Args:
+        model: that is going to teach.
+        fold: of the student.
+        split: the student's training and validation cases.
+        cases: all training cases of the student's data set.
+        raw: its raw folder, which may hold splits.
+
     Raises:
         RunError: the teacher has no finished fold, or does not say what it was trained on.
         LeakError: every finished fold has seen some of the student's validation cases.
     """
-    folds = sorted(candidate.folds, key=lambda f: (f != str(fold), f != ALL if str(fold) == ALL else f))
+    folds = sorted(model.teaching_folds, key=lambda f: (f != str(fold), f != ALL if str(fold) == ALL else f))
     if not folds:
         raise RunError(
-            f"The teacher {candidate.path} has no finished fold (no checkpoint_final.pt); finish its training first."
+            f"The teacher {model.path} has no finished fold (no checkpoint_final.pt); finish its training first."
         )
     overlaps: list[tuple[str, list[str]]] = []
     for name in folds:
-        seen = candidate.seen(name)
+        seen = model.seen(name, cases, raw)
         overlap = sorted(seen & set(split.val))
         if not overlap:
-            return Teacher(candidate, name, seen)
+            return Teacher(model, name, seen)
         overlaps.append((name, overlap))
     name, overlap = overlaps[0]
     raise LeakError(
-        f"The teacher {candidate.path.name} was trained (fold {name}) on {len(overlap)} of the {len(split.val)} cases "
-        f"on which fold {fold} "
-        f"of the student is judged, for example {overlap[0]}; train the teacher for fold {fold} with the same splits, "
-        "or train the student "
-        f"as fold '{ALL}' and judge it on a test set."
+        f"The teacher {model.path.name} was trained (fold {name}) on {len(overlap)} of the {len(split.val)} cases on "
+        f"which fold {fold} of the student is judged, for example {overlap[0]}; train the teacher for fold {fold} with "
+        f"the same splits, or train the student as fold '{ALL}' and judge it on a test set."
     )
+
+
+def allowed_folds(first: Teacher[T], split: Split, cases: Sequence[str], raw: Path) -> list[Teacher[T]]:
+    """``first``, and every other fold of the same model that has seen none of the cases on which the student is judged.
+
+    For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may
+    learn from all. The arguments are those of :func:`choose_teacher`.
+    """
+    allowed = [first]
+    for fold in first.model.teaching_folds:
+        if fold == first.fold:
+            continue
+        seen = first.model.seen(fold, cases, raw)
+        if not seen & set(split.val):
+            allowed.append(Teacher(first.model, fold, seen))
+    return allowed
 
 
 def write_split(folder: Path, split: Split, taught_by: frozenset[str] = frozenset()) -> None:

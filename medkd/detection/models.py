@@ -1,0 +1,313 @@
+"""Detectors as models: runs of medkd, and weights that were trained elsewhere (``best.pt`` beside a
+``teacher.json``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import LeakError, RunError
+from medkd.core.run import (
+    BEST,
+    DATASET_FILE,
+    DETECTION,
+    FINAL,
+    PLANS_FILE,
+    RUN_FILE,
+    SPLIT_FILE,
+    RunDescription,
+    is_detection,
+)
+from medkd.core.serial import load
+from medkd.core.splits import Split
+from medkd.detection.base import DETECTORS, Detector, DetectorSpec
+from medkd.detection.families import register_detectors
+from medkd.detection.plan import DetectionPlan
+from medkd.detection.weights import load_into, read_detector_weights
+from medkd.models.base import Checkpoint, ModelFolder, Trained
+from medkd.models.guard import seen_by, short_name
+
+CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
+FILE = "teacher.json"
+GIVEN = "given"
+"""The only fold of a detector that nobody cross-validated."""
+
+_WEIGHTS = (".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """A run folder of a detector: description, plan and data set."""
+
+    path: Path
+    run: RunDescription
+    plan: DetectionPlan
+    dataset: DatasetDescription
+
+    @classmethod
+    def load(cls, path: Path) -> DetectionRun:
+        """Read ``run.json``, ``plans.json`` and ``dataset.json``.
+
+        Raises:
+            RunError: the folder is not the run folder of a detector.
+        """
+        path = Path(path)
+        if not (path / RUN_FILE).exists():
+            raise RunError(
+                f"{path} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
+            )
+        run = load(RunDescription, path / RUN_FILE)
+        if run.configuration != DETECTION:
+            raise RunError(
+                f"{path} holds the segmentation network {run.network.name}, expected a detector; use medkd_predict for "
+                "scans."
+            )
+        return cls(path, run, DetectionPlan.load(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE))
+
+    @property
+    def spec(self) -> DetectorSpec:
+        """How the detector was built."""
+        size = self.run.network.patch_size[0]
+        return DetectorSpec(self.run.network.name, self.plan.categories, size, self.plan.anchor_scale)
+
+    def fold(self, fold: int | str) -> Path:
+        """Folder of one fold (0-4 or ``all``)."""
+        return self.path / f"fold_{fold}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorFile:
+    """``teacher.json`` beside weights that were trained elsewhere: what they do not tell themselves.
+
+    Attributes:
+        network: registry name of the detector, ``yolov8l``.
+        categories: the classes in order, named as in the data set.
+        train: the case ids that it was trained on; an empty list states that none of the data set's cases was among
+            them.
+        weights: the file, beside the description.
+        image_size: side of the input that it was trained with.
+        anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
+    """
+
+    network: str
+    categories: tuple[str, ...]
+    train: tuple[str, ...]
+    weights: str = "best.pt"
+    image_size: int = 640
+    anchor_scale: float | None = None
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDetector(Trained):
+    """Detectors and all that is needed to predict with them.
+
+    Attributes:
+        spec: how they are built: network, categories in order, side of the input.
+    """
+
+    spec: DetectorSpec
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The classes that they know, in order."""
+        return self.spec.categories
+
+
+class DetectorFolder(ModelFolder[TrainedDetector]):
+    """A trained detector."""
+
+    task = "detection"
+
+    def check_fits(self, plan: DetectionPlan, configuration: str, description: DatasetDescription) -> None:
+        """Teacher and student must mean the same by their outputs.
+
+        Raises:
+            RunError: the names of the classes, or their order, differ.
+        """
+        theirs, ours = list(self.describe().categories), list(plan.categories)
+        if theirs == ours:
+            return
+        what = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
+        raise RunError(
+            f"The teacher {self.path.name} does not fit: it knows {what} ({', '.join(theirs)}) than the data set "
+            f"({', '.join(ours)}); train one for this data set."
+        )
+
+
+class DetectorRun(DetectorFolder):
+    """A run folder ``<root>/results/DATASET/RUN`` of a detector."""
+
+    kind = "detector_run"
+    title = "a run folder of a detector"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.run = DetectionRun.load(path)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether there is a ``run.json`` of a detector."""
+        return is_detection(path)
+
+    @property
+    def name(self) -> str:
+        """The network, and how it was distilled if it was."""
+        return short_name(self.path)
+
+    @property
+    def recorded(self) -> str:
+        """Students name a run of their own data set by its short name."""
+        return self.name
+
+    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
+        """The folds that have the checkpoint."""
+        files = self.path.glob(f"fold_*/{CHECKPOINTS[checkpoint]}")
+        return tuple(sorted(file.parent.name.removeprefix("fold_") for file in files))
+
+    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+        """What the fold's ``split.json`` says, whatever the data set."""
+        return seen_by(self.run.fold(fold))
+
+    def weights_file(self, fold: str) -> Path:
+        """The fold's final checkpoint."""
+        return self.run.fold(fold) / FINAL
+
+    def _describe(self) -> TrainedDetector:
+        return TrainedDetector(folds=self.folds(), spec=self.run.spec)
+
+    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
+        names = tuple(str(fold) for fold in folds) if folds else self.folds(checkpoint)
+        if not names:
+            raise RunError(f"{self.path}: no fold has a {CHECKPOINTS[checkpoint]}; train one to its end first.")
+        name = self.run.run.network.name
+        module = self.run.run.modules.get(name)
+        register_detectors("" if module else name)
+        DETECTORS.require(name, module, str(self.path))
+        networks = [self._detector(fold, checkpoint) for fold in names]
+        return replace(self.describe(), networks=networks, folds=names)
+
+    def _detector(self, fold: str, checkpoint: Checkpoint) -> Detector:
+        path, network = self.run.fold(fold) / CHECKPOINTS[checkpoint], self.run.run.network.name
+        content = load_checkpoint(path)
+        if "network" not in content:
+            raise RunError(f"{path} is not a detector's checkpoint (it has no 'network'); train this fold again.")
+        detector = DETECTORS[network].build(self.run.spec)
+        try:
+            detector.load_state_dict(content["network"])
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise RunError(
+                f"{path} does not fit {network} ({first[0].strip()}); was plans.json or run.json edited?"
+            ) from error
+        return detector.eval()
+
+
+class DetectorWeights(DetectorFolder):
+    """Weights of a detector that was trained elsewhere: the file, or its folder, with a ``teacher.json``."""
+
+    kind = "detector_weights"
+    title = "a detector's weights (best.pt) with a teacher.json beside them"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path if path.is_dir() else path.parent)
+        if not (self.path / FILE).is_file():
+            raise RunError(
+                f"{path} does not say which images it was trained on, so nobody knows whether it may teach; put a "
+                f'{FILE} beside it, like {{"network": "yolov8l", "categories": ["fracture"], "train": ["case_1", …], '
+                f'"weights": "{path.name}"}}.'
+            )
+        self.described = load(DetectorFile, self.path / FILE)
+        self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
+        if not self.file.resolve().is_relative_to(self.path.resolve()):
+            raise RunError(
+                f"{self.path / FILE}: the weights '{self.described.weights}' lie outside of the folder; put them "
+                "beside the description."
+            )
+        if self.file.name != Path(self.described.weights).name:
+            raise RunError(
+                f"{self.path / FILE} describes {self.described.weights}, not {self.file.name}; correct 'weights'."
+            )
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether it is a file of weights, or a folder with a ``teacher.json``."""
+        return path.suffix in _WEIGHTS or (path / FILE).is_file()
+
+    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
+        """The one that was given."""
+        return (GIVEN,)
+
+    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+        """The images that the description lists."""
+        return frozenset(self.described.train)
+
+    def weights_file(self, fold: str) -> Path:
+        """The file that was given, or that the description names."""
+        return self.file
+
+    def _describe(self) -> TrainedDetector:
+        found = self.described
+        scale = found.anchor_scale or DetectorSpec.anchor_scale
+        spec = DetectorSpec(found.network, found.categories, found.image_size, scale)
+        return TrainedDetector(folds=(GIVEN,), spec=spec)
+
+    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
+        register_detectors(self.described.network)
+        spec = self.describe().spec
+        state, names = read_detector_weights(self.file)
+        if names is not None and names != spec.categories:
+            raise RunError(
+                f"{self.file} was trained for the classes {', '.join(names)}, but {FILE} says "
+                f"{', '.join(spec.categories)}."
+            )
+        detector = DETECTORS[spec.name].build(spec)
+        if detector.anchors and self.described.anchor_scale is None:
+            raise RunError(
+                f"{self.path / FILE}: {spec.name} has anchors, but 'anchor_scale' is missing; add the side of the "
+                "smallest anchor in strides with which it was trained (of a medkd run it stands in plans.json; as "
+                "published it is 4)."
+            )
+        load_into(detector, state, self.file)
+        return replace(self.describe(), networks=[detector.eval()])
+
+
+def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
+    """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
+    of teachers.
+
+    Weights in a fold folder of medkd's (also those in ``ultralytics/weights``) have seen what its ``split.json`` says;
+    weights beside a ``teacher.json`` what that says; nobody knows about others, for example a backbone from ImageNet,
+    which has seen nothing here.
+
+    Args:
+        path: the file.
+        fold: which is going to be trained.
+        split: its cases.
+
+    Raises:
+        LeakError: they have seen a case on which the fold is judged.
+    """
+    seen = _seen_by_file(path)
+    overlap = sorted(seen & set(split.val))
+    if overlap:
+        raise LeakError(
+            f"--backbone-weights {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold "
+            f"{fold} is judged, for example {overlap[0]}; start from weights that were trained for fold {fold} with "
+            "the same splits, or that have not seen them."
+        )
+    return seen
+
+
+def _seen_by_file(path: Path) -> frozenset[str]:
+    for file in dict.fromkeys((path.absolute(), path.resolve())):
+        for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
+            if (folder / SPLIT_FILE).is_file():
+                return seen_by(folder)
+        if (file.parent / FILE).is_file() and (found := load(DetectorFile, file.parent / FILE)).weights == file.name:
+            return frozenset(found.train)
+    return frozenset()

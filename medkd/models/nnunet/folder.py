@@ -1,0 +1,130 @@
+"""A model folder of nnU-Net v2 as a model, without nnU-Net and without running anything that the folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from medkd.core.errors import RunError
+from medkd.core.run import DATASET_FILE, PLANS_FILE, RUN_FILE
+from medkd.core.splits import ALL, Split
+from medkd.models.base import Checkpoint
+from medkd.models.nnunet.checkpoint import CHECKPOINTS, NnunetCheckpoint, trained_folds
+from medkd.models.nnunet.splits import nnunet_splits
+from medkd.models.segmentation import ImportedFolder, TrainedModel
+
+
+class NnunetFolder(ImportedFolder):
+    """``<results>/DatasetNNN_Name/<trainer>__<plans>__<configuration>`` with ``plans.json``, ``dataset.json`` and
+    folds.
+    """
+
+    kind = "nnunet"
+    title = "a model folder of nnU-Net v2"
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether there are ``plans.json``, ``dataset.json`` and folds with ``.pth`` checkpoints, but no run."""
+        needed = [path / PLANS_FILE, path / DATASET_FILE]
+        return (
+            all(file.exists() for file in needed)
+            and not (path / RUN_FILE).exists()
+            and any(path.glob("fold_*/checkpoint_*.pth"))
+        )
+
+    @property
+    def name(self) -> str:
+        """One word for all of them, since their folders are called after the trainer."""
+        return self.kind
+
+    @property
+    def teaching_folds(self) -> tuple[str, ...]:
+        """The folds that have any checkpoint."""
+        return tuple(trained_folds(self.path))
+
+    def checkpoint_of(self, fold: str) -> Checkpoint:
+        """``"final"``, or ``"best"`` where there is no final one."""
+        return trained_folds(self.path)[fold][0]
+
+    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
+        """The folds that have the checkpoint, ``"all"`` last."""
+        return tuple(fold for fold, kinds in trained_folds(self.path).items() if checkpoint in kinds)
+
+    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+        """The fold's training cases by :func:`~medkd.models.nnunet.splits.nnunet_splits`, provided that the weights
+        say of themselves that they were trained as this fold.
+        """
+        file = self.weights_file(fold)
+        if NnunetCheckpoint.read(file).fold is None:
+            raise RunError(
+                f"{file} does not say as which fold it was trained, so nobody can say which cases it has seen; take "
+                "nnU-Net's own file."
+            )
+        splits = nnunet_splits(self.path, cases, raw)
+        if fold == ALL:
+            listed = {case for split in splits for case in (*split.train, *split.val)}
+            return frozenset(cases) | listed
+        if not fold.isdigit() or int(fold) >= len(splits):
+            raise RunError(
+                f"{self.path}: nobody can say which cases fold_{fold} has seen, since there are splits for folds 0 to "
+                f"{len(splits) - 1} only."
+            )
+        return frozenset(splits[int(fold)].train)
+
+    def splits(self, cases: Sequence[str], raw: Path) -> list[Split]:
+        """nnU-Net's folds, for students to share."""
+        return nnunet_splits(self.path, cases, raw)
+
+    def weights_file(self, fold: str) -> Path:
+        """The fold's final checkpoint, or its best one where there is no final one."""
+        return self._file(fold, self.checkpoint_of(fold))
+
+    def _file(self, fold: str, checkpoint: Checkpoint) -> Path:
+        return self.path / f"fold_{fold}" / CHECKPOINTS[checkpoint]
+
+    def _describe(self) -> TrainedModel:
+        folds = self.teaching_folds
+        if not folds:
+            raise RunError(
+                f"{self.path}: no fold has a {' or '.join(CHECKPOINTS.values())}; let nnU-Net finish the training of "
+                "one first."
+            )
+        first = NnunetCheckpoint.read(self.weights_file(folds[0]))
+        return replace(first.describe(), folds=folds)
+
+    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
+        wanted = self._wanted(folds, checkpoint)
+        networks = []
+        described = None
+        for fold in wanted:
+            read = NnunetCheckpoint.read(self._file(fold, checkpoint))
+            described = described or read.describe()
+            networks.append(read.network())
+        assert described is not None  # narrowed for the type checker: at least one fold is wanted
+        return replace(described, networks=networks, folds=wanted)
+
+    def _wanted(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """The folds to load: those that were asked for; else every numbered one as nnU-Net does, ``"all"`` where there
+        is none.
+        """
+        trained = self.folds(checkpoint)
+        numbered = tuple(fold for fold in trained if fold != ALL)
+        wanted = numbered or trained if folds is None else tuple(str(fold) for fold in folds)
+        missing = [fold for fold in wanted if fold not in trained]
+        if missing or not wanted:
+            raise RunError(
+                f"{self.path}: fold {', '.join(missing) or 'of any number'} has no {CHECKPOINTS[checkpoint]}; there "
+                f"are: {', '.join(trained) or 'none'}{self._hint(missing)}."
+            )
+        return wanted
+
+    def _hint(self, missing: Sequence[str]) -> str:
+        """Which other checkpoints the missing folds have."""
+        found = trained_folds(self.path)
+        hint = ""
+        for kind, file in CHECKPOINTS.items():
+            has = [fold for fold in missing or found if kind in found.get(fold, ())]
+            if has:
+                hint += f"; give --checkpoint {kind} for {file} of fold {', '.join(has)}"
+        return hint

@@ -1,0 +1,94 @@
+"""Which cases the folds of an nnU-Net model have seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import RunError
+from medkd.core.files import read_json
+from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.splits import SPLITS_FILE, Split, load_splits, make_splits
+from medkd.models.nnunet.plans import load_plans
+
+_PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
+
+
+def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
+    """The folds of an nnU-Net model.
+
+    They stand in a ``splits_final.json`` in the model folder, beside it or in nnU-Net's preprocessed folder; else
+    nnU-Net made them by its rule from the sorted cases. A file in the raw data set, where a user's own folds may lie,
+    counts only if the validation cases that nnU-Net scored bear it out. Whatever the source, those must agree where
+    they are recorded.
+
+    Raises:
+        RunError: the model was trained on other cases, or the folds cannot be known.
+    """
+    data = DatasetDescription.load(path / DATASET_FILE)
+    named = str(load_plans(path / PLANS_FILE).get("dataset_name"))
+    preprocessed = os.environ.get(_PREPROCESSED)
+    places = [path, path.absolute().parent, *([Path(preprocessed) / named] if preprocessed else [])]
+    file = next((place / SPLITS_FILE for place in places if (place / SPLITS_FILE).exists()), None)
+    if file is None and (raw / SPLITS_FILE).exists():
+        file = _borne_out(raw / SPLITS_FILE, path, cases, data.file_ending)
+    if file is None and data.num_training != len(cases):
+        raise RunError(
+            f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which "
+            "cases its folds have "
+            f"seen; put nnU-Net's {SPLITS_FILE} into the model folder."
+        )
+    splits = load_splits(file) if file else make_splits(cases)
+    source = str(file or "nnU-Net's rule")
+    if not set(cases) & {case for split in splits for case in (*split.train, *split.val)}:
+        raise RunError(
+            f"{path} and the data set have no case in common by {source}, so nobody can say which cases the teacher "
+            "has seen; name "
+            "the cases as they were named in its training."
+        )
+    for fold, split in enumerate(splits):
+        scored = _scored(path / f"fold_{fold}" / "validation" / "summary.json", data.file_ending)
+        if scored and scored != set(split.val):
+            raise RunError(
+                f"{path}: nnU-Net scored fold {fold} on other cases than {source} holds out, so nobody can say which "
+                "cases it has seen; "
+                f"put the {SPLITS_FILE} of its training into the model folder."
+            )
+    return splits
+
+
+def _borne_out(users: Path, path: Path, cases: Sequence[str], ending: str) -> Path | None:
+    """A user's file if nnU-Net scored the model's folds on just what it holds out; None if it only repeats nnU-Net's
+    rule.
+
+    Raises:
+        RunError: it says something else.
+    """
+    splits = load_splits(users)
+    scored = [
+        (_scored(path / f"fold_{fold}" / "validation" / "summary.json", ending), set(split.val))
+        for fold, split in enumerate(splits)
+    ]
+    known = [pair for pair in scored if pair[0]]
+    if known and all(found == held_out for found, held_out in known):
+        return users
+    if [set(split.val) for split in splits] == [set(split.val) for split in make_splits(cases)]:
+        return None
+    raise RunError(
+        f"{users} need not hold the folds that {path} was trained with, so nobody can say which cases they have seen; "
+        "put the "
+        f"{SPLITS_FILE} of its training into the model folder."
+    )
+
+
+def _scored(summary: Path, ending: str) -> set[str]:
+    """The cases in nnU-Net's ``summary.json``; none where there is no such file."""
+    if not summary.exists():
+        return set()
+    files = [
+        str(case.get("prediction_file", "")).replace("\\", "/")
+        for case in read_json(summary).get("metric_per_case", ())
+    ]
+    return {file.rpartition("/")[2].removesuffix(ending) for file in files}

@@ -1,0 +1,110 @@
+"""What all kinds of models for segmentation have in common: how they describe themselves, and whom they may teach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.models.base import ModelFolder, Trained
+from medkd.models.channels import differing_channels
+
+_PREPROCESSING = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop")
+Difference = tuple[str, Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel(Trained):
+    """Networks and all that is needed to predict with them.
+
+    Attributes:
+        plan: preprocessing and axis order.
+        configuration: the configuration that they were trained on.
+        labels: what their outputs mean.
+        channels: names of the input channels, as far as they are known.
+        patch_size: voxels per axis, two values for a 2D network.
+        mirror_axes: axes of the patch that training mirrored, and prediction may mirror.
+        mirror_axes_known: False where nobody has said which axes training mirrored.
+    """
+
+    plan: Plan
+    configuration: Configuration
+    labels: LabelSpec
+    channels: tuple[str, ...]
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    mirror_axes_known: bool = True
+
+    def allowed_axes(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """Those of the ``axes`` along which a student may be mirrored: none that its teacher was kept from, since left
+        may not be right there.
+        """
+        if not self.mirror_axes_known:
+            return tuple(axes)
+        return tuple(axis for axis in axes if axis in self.mirror_axes)
+
+
+class SegmentationFolder(ModelFolder[TrainedModel]):
+    """A model for segmentation."""
+
+    task = "segmentation"
+
+    def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
+        """Teacher and student must see the same input and mean the same by their outputs.
+
+        Raises:
+            RunError: the first thing that differs (labels, channels, axis order, spacing, normalisation, intensities).
+        """
+        model = self.describe()
+        theirs, ours = model.configuration, plan.configuration(configuration)
+        meaning: list[Difference] = [
+            ("labels", label_meaning(model.labels), label_meaning(description.labels)),
+            ("number of input channels", len(theirs.normalization), len(description.channel_names)),
+        ]
+        self._refuse(meaning, "the data set's", "")
+        differs = differing_channels(model.channels, description.channel_names) if model.channels else None
+        if differs:
+            raise RunError(
+                f"The teacher {self.path.name} does not fit: it has {differs} ({', '.join(model.channels)}) than the "
+                f"data set ({', '.join(description.channel_names)}); order and name the data set's channels as the "
+                "teacher's."
+            )
+        preprocessing: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
+        for key in _PREPROCESSING:
+            preprocessing.append((f"preprocessing ({key})", getattr(theirs, key), getattr(ours, key)))
+        if "ct" in ours.normalization:
+            preprocessing.append(("intensity statistics", model.plan.intensities, plan.intensities))
+        self._refuse(preprocessing, "the student's", f"; {self.remedy(plan.dataset)}")
+
+    def _refuse(self, compared: Sequence[Difference], whose: str, remedy: str) -> None:
+        for what, found, expected in compared:
+            if found != expected:
+                raise RunError(
+                    f"The teacher {self.path.name} does not fit: its {what} {found} differs from {whose} {expected}"
+                    f"{remedy}."
+                )
+
+
+class ImportedFolder(SegmentationFolder):
+    """A model for segmentation that medkd did not train."""
+
+    prepares = True
+
+    def remedy(self, dataset: str) -> str:
+        """How to take over the model's preprocessing."""
+        return (
+            f"run medkd_plan_and_preprocess -d {dataset} --like {self.path} --overwrite-plan, which takes over the "
+            "teacher's and preprocesses again"
+        )
+
+
+def label_meaning(labels: LabelSpec) -> Any:
+    """What outputs mean, whatever the case of the letters; values, order and painting count."""
+    named = []
+    for name, values in labels.entries:
+        named.append((name.casefold(), values if len(values) > 1 else values[0]))
+    return named, labels.regions, labels.order, labels.ignore
