@@ -36,12 +36,13 @@ from medkd.core.run import FINAL, LATEST
 from medkd.distillation import METHODS, Context, Distiller, Method, build_method
 from medkd.distillation.base import Needs
 from medkd.distillation.capture import Capture
+from medkd.models.base import find_model
+from medkd.models.guard import choose_teacher
 from medkd.networks import build_network
 from medkd.training import api
 from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.logs import EpochRecord, RunLog
 from medkd.training.options import TrainOptions
-from medkd.training.teachers import check_same_data, choose_teacher
 
 COST = "step_cost.json"
 
@@ -123,11 +124,11 @@ def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedT
     """Build a student, its method and its run folder, as medkd_train_distill does."""
     options, taps = job.options, shared.network.taps
     run = api._describe(job, student, options.patch_size, method, chosen)
-    folder = api._fold_folder(job, run, api._run_name(job, student, method, chosen.candidate.name))
+    folder = api._fold_folder(job, run, api._run_name(job, student, method, chosen.model.name))
     torch.manual_seed(options.seed)
     network = build_network(run.network)
     labels = job.description.labels
-    axes = chosen.candidate.model.mirror_axes
+    axes = chosen.model.describe().mirror_axes
     sizes = job.configuration.spacing, run.network.patch_size
     context = Context(network.taps, taps, labels.num_outputs, labels.regions, *sizes, mirror_axes=axes)
     helper_seed(options.seed)
@@ -326,12 +327,12 @@ def main() -> None:
         write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
         return
     job = jobs(o, None)[0][0]
-    source = api._find_teacher(job, o.teacher)
-    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
-    chosen = choose_teacher(source, o.fold, job.split)
+    source = find_model(o.teacher, root.results / job.name, job.configuration.name, "segmentation")
+    source.check_fits(job.plan, job.configuration.name, job.description)
+    chosen = choose_teacher(source, o.fold, job.split, job.store.cases(), root.raw_dataset(job.name))
     network = chosen.network().to(job.device)
     entered, needs, continued = [], Needs(), False
-    for one, student in jobs(o, tuple(o.patch_size) if o.patch_size else source.model.patch_size):
+    for one, student in jobs(o, tuple(o.patch_size) if o.patch_size else source.describe().patch_size):
         methods, wanted, goes_on = possible(one, student, o.methods, chosen, network)
         entered += [(one, student, method) for method in methods]
         needs, continued = needs | wanted, continued or goes_on

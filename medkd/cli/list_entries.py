@@ -58,7 +58,7 @@ def detector_rows() -> list[Row]:
     Detectors whose library is not installed are not listed.
     """
     from medkd.detection.base import DETECTORS
-    from medkd.detection.trained import register_detectors
+    from medkd.detection.families import register_detectors
 
     register_detectors()
     return [

@@ -145,7 +145,7 @@ def describe_detection(plan: DetectionPlan) -> str:
 
 
 def _like(options: argparse.Namespace, dataset: str) -> Plan:
-    from medkd.training.imported import plan_like  # loads torch, which planning does without
+    from medkd.models.like import plan_like  # loads torch, which planning does without
 
     return plan_like(
         dataset,

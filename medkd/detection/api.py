@@ -19,16 +19,17 @@ from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
+from medkd.detection.families import register_detectors
 from medkd.detection.job import DetectionJob
 from medkd.detection.methods import DETECTION_METHODS, check_known
+from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.sampling import draw_epoch
 from medkd.detection.store import DetectionStore
-from medkd.detection.teachers import DetectorSource, check_same_classes, find_teacher, seen_by_start
-from medkd.detection.trained import register_detectors
 from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
+from medkd.models.base import find_model
 from medkd.models.guard import Teacher, choose_teacher
 from medkd.networks.complexity import count_parameters
 from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
@@ -73,7 +74,7 @@ class _Ready:
     prepared: _Prepared
     run: RunDescription
     folder: Path
-    teacher: Teacher[DetectorSource] | None
+    teacher: Teacher[TrainedDetector] | None
     seen: frozenset[str]
 
     @property
@@ -108,7 +109,7 @@ def distill_detector(
 
     Args:
         dataset: number or full name.
-        teacher: see :func:`medkd.detection.teachers.find_teacher`.
+        teacher: see :func:`medkd.models.base.find_model`.
         student: registry name.
         method: registry name, or several joined by ``+``.
         fold: 0-4 or ``all``.
@@ -162,9 +163,9 @@ def dry_run_detector(
             else " is not needed"
         )
         lines += [
-            f"teacher    {ready.teacher.candidate.name}{parameters}",
+            f"teacher    {ready.teacher.model.name}{parameters}",
             f"method     {run.method}, {helpers:,} trainable parameters of its own",
-            f"leak guard fold {ready.teacher.fold} of {ready.teacher.candidate.name} teaches; it has seen "
+            f"leak guard fold {ready.teacher.fold} of {ready.teacher.model.name} teaches; it has seen "
             f"{len(ready.teacher.seen)} images "
             f"and none of the {len(prepared.split.val)} on which the student is judged",
         ]
@@ -187,13 +188,14 @@ def _ready(
         check_known(method)
     chosen = None
     if teacher is not None:
-        source = find_teacher(teacher, prepared.root.results / prepared.name)
-        check_same_classes(source, prepared.plan.categories)
-        chosen = choose_teacher(source, fold, prepared.split)
+        model = find_model(teacher, prepared.root.results / prepared.name, DETECTION, "detection")
+        model.check_fits(prepared.plan, DETECTION, prepared.description)
+        raw = prepared.root.raw_dataset(prepared.name)
+        chosen = choose_teacher(model, fold, prepared.split, prepared.store.cases(), raw)
     start = options.backbone_weights
     seen = frozenset() if start is None else seen_by_start(Path(start), fold, prepared.split)
     run = _describe(prepared, network, method, chosen)
-    name = run_name(network, DETECTION, method, chosen.candidate.name if chosen else None, options.tag)
+    name = run_name(network, DETECTION, method, chosen.model.name if chosen else None, options.tag)
     path = prepared.root.results / prepared.name / name
     facts = SharedFacts(shared_facts(prepared.plan), _stored_facts)
     folder = open_fold(path, prepared.fold, run, facts, resume=options.resume, overwrite=options.overwrite)
@@ -266,7 +268,7 @@ def _drawn(prepared: _Prepared) -> list[str]:
 
 
 def _describe(
-    prepared: _Prepared, network: str, method: str | None, teacher: Teacher[DetectorSource] | None
+    prepared: _Prepared, network: str, method: str | None, teacher: Teacher[TrainedDetector] | None
 ) -> RunDescription:
     options, plan = prepared.options, prepared.plan
     size = plan.image_size
@@ -278,7 +280,7 @@ def _describe(
         options.seed,
     )
     precision = options.precision or ("fp16" if prepared.device.type == "cuda" else "fp32")
-    recorded = None if teacher is None else teacher.candidate.recorded
+    recorded = None if teacher is None else teacher.model.recorded
     spec = NetworkSpec(name=network, in_channels=3, num_outputs=len(plan.categories), patch_size=(size, size))
     start = None if options.backbone_weights is None else str(Path(options.backbone_weights).absolute())
     described = RunDescription(

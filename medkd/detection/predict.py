@@ -18,11 +18,12 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, save
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal, finished
+from medkd.detection.models import TrainedDetector
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
-from medkd.detection.trained import DetectionRun, load_detector
 from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, ImagePredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
+from medkd.models.base import Checkpoint, open_model
 
 SETTINGS_FILE = "predict_settings.json"
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
@@ -62,7 +63,7 @@ def predict_detections(
     run: Path,
     *,
     folds: Sequence[int | str] | None = None,
-    checkpoint: str = "final",
+    checkpoint: Checkpoint = "final",
     score: float = SCORE,
     overlap: float | None = None,
     most: int = MOST,
@@ -100,24 +101,32 @@ def predict_detections(
         DataError: there are no inputs, the output folder cannot be written to, or the disk is full.
     """
     limits = _checked(Limits(score, overlap, most))
-    described = DetectionRun.load(run)
-    target, names = pick_device(device), described.folds(folds, checkpoint)
+    model, target = open_model(run, "detection"), pick_device(device)
     sources = find_radiographs(inputs, outputs)
-    detectors = [load_detector(described, name, target, checkpoint=checkpoint) for name in names]
-    used = detectors[0].overlap if overlap is None else overlap  # the folds of a run are of one kind
-    size, weights = described.spec.image_size, tuple(weights_digest(detector.state_dict()) for detector in detectors)
-    settings = DetectionSettings(str(run), tuple(names), checkpoint, score, used, most, size, _version(), weights)
+    loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
+    detectors = [detector.to(target) for detector in loaded.networks]
+    settings = DetectionSettings(
+        run=str(run),
+        folds=loaded.folds,
+        checkpoint=checkpoint,
+        score=score,
+        overlap=detectors[0].overlap if overlap is None else overlap,  # the folds of a run are of one kind
+        most=most,
+        image_size=loaded.spec.image_size,
+        medkd=_version(),
+        weights=tuple(weights_digest(detector.state_dict()) for detector in detectors),
+    )
     if not resume:
         (Path(outputs) / PREDICTIONS_FILE).unlink(
             missing_ok=True
         )  # a kill must not leave it beside other settings, to be continued
     _write_settings(Path(outputs), settings, resume)
-    journal = Journal(outputs, described.plan.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
+    journal = Journal(outputs, loaded.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
     earlier = finished(Path(outputs)) if resume else None
     if earlier is not None:
         journal.adopt(earlier)
     waiting = [s for s in sources if not _done(s, journal, Path(outputs), pictures)]
-    draw = partial(_draw, Path(outputs), described.plan.categories, picture_score) if pictures else None
+    draw = partial(_draw, Path(outputs), loaded.categories, picture_score) if pictures else None
     report = detect_images(detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=draw)
     report.skipped = [s.case for s in sources if s not in waiting]
     journal.finish([s.case for s in sources if s.case not in report.failed])

@@ -20,8 +20,8 @@ from medkd.detection.base import Detector
 from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
 from medkd.detection.job import DetectionJob
 from medkd.detection.journal import Journal
+from medkd.detection.models import DetectorRun
 from medkd.detection.store import DetectionStore
-from medkd.detection.trained import load_detector
 from medkd.evaluation.detection.folder import References, evaluate_detections
 from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
@@ -56,7 +56,7 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
         MedkdError: pycocotools is not installed.
     """
     fold = job.folder.name.removeprefix("fold_")
-    detector = load_detector(job.folder.parent, fold, job.device)
+    detector = DetectorRun(job.folder.parent).network(fold).to(job.device)
     describe_detector(detector, job.folder, job.device)
     if not job.val:
         _log.info(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from medkd.core.protocol import InferenceRule
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
 from medkd.inference.sliding_window import predict_logits
 from medkd.inference.tuning import tune
-from medkd.models.load import load_trained
-from medkd.models.trained import mean_logits
+from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.segmentation import TrainedModel
+from medkd.models.weights import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -107,19 +108,35 @@ class Predictor:
     @classmethod
     def from_run(
         cls,
-        run_folder: Path,
+        path: Path,
+        folds: Sequence[int | str] | None = None,
+        device: torch.device | str | None = None,
+        **more: Any,
+    ) -> Predictor:
+        """The predictor of the model in a folder; ``more`` as for :meth:`of`.
+
+        Raises:
+            RunError: there is no model for segmentation.
+            MedkdError: see :meth:`of`.
+        """
+        return cls.of(open_model(path, "segmentation"), folds, device, **more)
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelFolder[TrainedModel],
         folds: Sequence[int | str] | None = None,
         device: torch.device | str | None = None,
         *,
         step_size: float | None = None,
         mirror: bool | None = None,
         precision: Precision | None = None,
-        checkpoint: str = "final",
+        checkpoint: Checkpoint = "final",
     ) -> Predictor:
-        """The predictor of a run folder, or of a model folder of nnU-Net v2.
+        """The predictor of a model.
 
         Args:
-            run_folder: ``<root>/results/DATASET/RUN``, or nnU-Net's ``<trainer>__<plans>__<configuration>``.
+            model: for segmentation.
             folds: 0-4 or ``"all"``; None takes every trained fold, of nnU-Net models every numbered one.
             device: see the class.
             step_size: see :class:`Settings`; None is what the plan's protocol says, else 0.5.
@@ -128,22 +145,22 @@ class Predictor:
             checkpoint: ``"final"`` or ``"best"``.
 
         Raises:
-            RunError: the folder is not a run, a fold is not trained, or the step size is not a share of the patch.
+            RunError: a fold is not trained, or the step size is not a share of the patch.
         """
-        model, device = load_trained(run_folder, folds, checkpoint=checkpoint), pick_device(device)
-        rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
+        loaded, device = model.load(folds, checkpoint=checkpoint), pick_device(device)
+        rule = loaded.plan.protocol.inference if loaded.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
         return cls(
-            [tune(network, device) for network in model.networks],
-            model.plan,
-            model.configuration,
-            model.labels,
-            model.patch_size,
-            mirror_axes=model.mirror_axes,
+            [tune(network, device) for network in loaded.networks],
+            loaded.plan,
+            loaded.configuration,
+            loaded.labels,
+            loaded.patch_size,
+            mirror_axes=loaded.mirror_axes,
             device=device,
             settings=Settings(step_size, mirror, precision, blending=rule.blending),
-            folds=model.folds,
+            folds=loaded.folds,
         )
 
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:

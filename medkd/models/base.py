@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -13,12 +12,14 @@ import torch
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
+from medkd.core.plugins import each_installed, load_installed, resolve
 from medkd.core.run import RUN_FILE
 from medkd.core.serial import nearest
 from medkd.core.splits import Split
 
 Task = Literal["segmentation", "detection"]
 Checkpoint = Literal["final", "best"]
+_GROUP = "medkd.models"  # of entry points
 
 MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
     "bundle": "medkd.models.bundle.folder:BundleFolder",
@@ -197,27 +198,32 @@ def register_model(name: str, kind: str | type[ModelFolder[Any]]) -> None:
 
 
 def model_kinds() -> Iterator[type[ModelFolder[Any]]]:
-    """The classes in :data:`MODEL_KINDS` in order, imported as they are reached."""
+    """The classes in :data:`MODEL_KINDS` in order, imported as they are reached, then those of installed packages
+    (entry points of the group ``medkd.models``).
+    """
     for kind in list(MODEL_KINDS.values()):
-        if isinstance(kind, str):
-            module, _, name = kind.partition(":")
-            kind = getattr(import_module(module), name)
-        yield kind
+        yield resolve(kind) if isinstance(kind, str) else kind
+    found: list[type[ModelFolder[Any]]] = []
+    each_installed(_GROUP, lambda point: found.append(load_installed(point)))
+    yield from found
 
 
-def open_model(path: Path | str) -> ModelFolder[Any]:
+def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     """The model in a folder.
 
     Args:
         path: run folder, model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, or a detector's
             weights.
+        task: that it must do; None for any.
 
     Raises:
-        RunError: there is none of these.
+        RunError: there is none of these, or it does something else.
     """
-    for kind in model_kinds():
-        if kind.recognises(Path(path)):
-            return kind(Path(path))
+    kind = _kind_of(Path(path), task)
+    if kind is not None and task in (None, kind.task):
+        return kind(Path(path))
+    if kind is not None:
+        raise RunError(f"{path} is {kind.title}, which does {kind.task}, expected a model for {task}.")
     raise RunError(
         f"{path} is not a medkd run folder (it has no {RUN_FILE}), nor any other model that medkd knows "
         f"({_titles(None)}); give a folder <root>/results/DATASET/RUN or such a model."
@@ -239,13 +245,10 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
     """
     other = None
     for path in (Path(text), results / text, results / f"{text}__{configuration}"):
-        for kind in model_kinds():
-            if kind.task != task and other is not None:
-                continue
-            if kind.recognises(path):
-                if kind.task == task:
-                    return kind(path)
-                other = kind
+        kind = _kind_of(path, task)
+        if kind is not None and kind.task == task:
+            return kind(path)
+        other = other or kind
     if other is not None:
         raise RunError(
             f"Teacher '{text}' is {other.title}, which does {other.task}, but the data set {results.name} is one for "
@@ -257,6 +260,19 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
         f"{configuration}.{nearest(text, known)} Runs found: {', '.join(known) or 'none'}; train it with medkd_train "
         "first."
     )
+
+
+def _kind_of(path: Path, task: Task | None) -> type[ModelFolder[Any]] | None:
+    """The first kind that recognises a folder and does the task; else the first that recognises it."""
+    other = None
+    if not path.exists():
+        return None
+    for kind in model_kinds():
+        if kind.recognises(path):
+            if task in (None, kind.task):
+                return kind
+            other = other or kind
+    return other
 
 
 def _titles(task: Task | None) -> str:

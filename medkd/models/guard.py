@@ -37,9 +37,7 @@ class Teacher(Generic[T]):
         return self.model.network(self.fold)
 
 
-def choose_teacher(
-    model: ModelFolder[T], fold: int | str, split: Split, cases: Sequence[str], raw: Path
-) -> Teacher[T]:
+def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: Sequence[str], raw: Path) -> Teacher[T]:
     """The teacher's fold that may teach a student of ``fold``.
 
     A teacher must never have seen a case that its student is judged on, neither itself nor through a teacher of its

@@ -74,6 +74,7 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
                 "teacher's."
             )
         preprocessing: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
+        preprocessing.append(("orientation", model.plan.orientation, plan.orientation))
         for key in _PREPROCESSING:
             preprocessing.append((f"preprocessing ({key})", getattr(theirs, key), getattr(ours, key)))
         if "ct" in ours.normalization:

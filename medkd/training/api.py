@@ -20,21 +20,21 @@ from medkd.core.splits import Split, find_split
 from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, build_method
 from medkd.distillation.base import Context
-from medkd.models.described import is_external_folder
-from medkd.models.guard import Teacher, choose_teacher
+from medkd.models.base import ModelFolder, find_model
+from medkd.models.guard import Teacher, allowed_folds, choose_teacher
+from medkd.models.like import prepare_if_new
+from medkd.models.segmentation import TrainedModel
 from medkd.networks import NETWORKS, SegmentationNetwork, build_network, fit_patch
 from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
-from medkd.training.cached import CACHED, allowed_folds, cache_targets
+from medkd.training.cached import CACHED, cache_targets
 from medkd.training.distillation import DistillationTrainer, helper_seed
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
-from medkd.training.imported import import_teacher, is_imported, prepare_if_new
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
-from medkd.training.teachers import Candidate, check_same_data, find_run
 from medkd.training.trainer import LoopSettings
 from medkd.training.validation import finish_fold
 
@@ -56,6 +56,11 @@ class _Job:
     fold: str
     options: TrainOptions
     device: torch.device
+
+    @property
+    def raw(self) -> Path:
+        """The raw data set."""
+        return self.root.raw_dataset(self.name)
 
     @property
     def rule(self) -> TrainingRule:
@@ -110,8 +115,9 @@ def train_distill(
         MedkdError: anything else that does not fit.
     """
     options = options or TrainOptions()
-    prepare_if_new(dataset, teacher, options.root)
-    job, run, folder, chosen = _ready(dataset, student, fold, options, teacher, method)
+    model = _find(dataset, teacher, options)
+    prepare_if_new(dataset, model, options.root)
+    job, run, folder, chosen = _ready(dataset, student, fold, options, model, method)
     assert chosen is not None  # narrowed for the type checker: a teacher was named
     if not _is_finished(folder, job.options):
         torch.manual_seed(job.options.seed)
@@ -150,14 +156,14 @@ def dry_run(
     Raises:
         MedkdError: whatever the training itself would refuse, :class:`~medkd.core.errors.LeakError` included.
     """
-    job, run, folder, chosen = _ready(dataset, network, fold, options or TrainOptions(), teacher, method, write=False)
+    options = options or TrainOptions()
+    model = None if teacher is None else _find(dataset, teacher, options)
+    job, run, folder, chosen = _ready(dataset, network, fold, options, model, method, write=False)
     student = build_weightless(run.network)
     lesson = None if chosen is None else _lesson(job, run, student, chosen)
     _check_cases(job, folder, frozenset() if lesson is None else lesson.seen)
     distiller = None if lesson is None else lesson.distiller
-    guard = (
-        None if chosen is None else LeakGuard(chosen.candidate.name, chosen.fold, len(chosen.seen), len(job.split.val))
-    )
+    guard = None if chosen is None else LeakGuard(chosen.model.name, chosen.fold, len(chosen.seen), len(job.split.val))
     return describe_run(
         run,
         folder,
@@ -173,11 +179,11 @@ def _ready(
     network: str,
     fold: int | str,
     options: TrainOptions,
-    teacher: str | None = None,
+    teacher: ModelFolder[TrainedModel] | None = None,
     method: str | None = None,
     *,
     write: bool = True,
-) -> tuple[_Job, RunDescription, Path, Teacher | None]:
+) -> tuple[_Job, RunDescription, Path, Teacher[TrainedModel] | None]:
     """Everything that can be refused before a network is built: job, run, fold folder and the teacher that may teach
     it.
     """
@@ -185,12 +191,11 @@ def _ready(
     if teacher is None:
         run = _describe(job, network, options.patch_size, None, None)
         return job, run, _fold_folder(job, run, _run_name(job, network)), None
-    source = _find_teacher(job, teacher)
-    check_same_data(source, job.plan, job.configuration, job.description.labels, len(job.description.channel_names))
-    chosen = choose_teacher(source, fold, job.split)
+    teacher.check_fits(job.plan, job.configuration.name, job.description)
+    chosen = choose_teacher(teacher, fold, job.split, job.store.cases(), job.raw)
     # the teacher is best on the patch it was trained on: another size changes how much padding it sees
-    run = _describe(job, network, options.patch_size or source.model.patch_size, method, chosen)
-    return job, run, _fold_folder(job, run, _run_name(job, network, method, source.name)), chosen
+    run = _describe(job, network, options.patch_size or teacher.describe().patch_size, method, chosen)
+    return job, run, _fold_folder(job, run, _run_name(job, network, method, teacher.name)), chosen
 
 
 def _prepare(dataset: str | int, fold: int | str, options: TrainOptions, write: bool) -> _Job:
@@ -213,14 +218,13 @@ def _prepare(dataset: str | int, fold: int | str, options: TrainOptions, write: 
     )
 
 
-def _find_teacher(job: _Job, text: str) -> Candidate:
-    if is_imported(Path(text)):
-        return import_teacher(Path(text), job.name, job.store.cases(), job.root.raw_dataset(job.name))
-    return find_run(text, job.root.results / job.name, job.options.configuration)
+def _find(dataset: str | int, teacher: str, options: TrainOptions) -> ModelFolder[TrainedModel]:
+    root = Root.resolve(options.root)
+    return find_model(teacher, root.results / root.dataset_name(dataset), options.configuration, "segmentation")
 
 
 def _describe(
-    job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher | None
+    job: _Job, network: str, patch: tuple[int, ...] | None, method: str | None, teacher: Teacher[TrainedModel] | None
 ) -> RunDescription:
     options = job.options
     planned = job.configuration.architecture(network)
@@ -249,7 +253,7 @@ def _describe(
     )
     precision = options.precision or ("fp16" if job.device.type == "cuda" else "fp32")
     axes = _mirrored_axes(job, teacher)
-    name = None if teacher is None else teacher.candidate.recorded
+    name = None if teacher is None else teacher.model.recorded
     described = RunDescription(
         dataset=job.name,
         configuration=job.configuration.name,
@@ -269,7 +273,7 @@ def _describe(
     return replace(described, targets=options.targets, targets_tta=_averaged(options, method), init=options.init)
 
 
-def _mirrored_axes(job: _Job, teacher: Teacher | None) -> tuple[int, ...]:
+def _mirrored_axes(job: _Job, teacher: Teacher[TrainedModel] | None) -> tuple[int, ...]:
     """Axes that augmentation and prediction mirror: all but those that the teacher was kept from, since left may not be
     right there.
     """
@@ -277,10 +281,7 @@ def _mirrored_axes(job: _Job, teacher: Teacher | None) -> tuple[int, ...]:
     axes = tuple(range(job.configuration.rank)) if rule is None or rule.flip > 0 else ()
     if teacher is None:
         return axes
-    known = teacher.candidate.model.mirror_axes
-    if not known and is_external_folder(teacher.candidate.path):  # a description that says nothing about it
-        return axes
-    return tuple(axis for axis in axes if axis in known)
+    return teacher.model.describe().allowed_axes(axes)
 
 
 def _averaged(options: TrainOptions, method: str) -> bool:
@@ -399,7 +400,7 @@ class _Lesson:
 
 def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teacher: Teacher) -> _Lesson:
     """Build the method, and load of the teacher what it needs."""
-    network, model = teacher.network(), teacher.candidate.model
+    network, model = teacher.network(), teacher.model.describe()
     if run.init == TEACHER:
         check_inheritance(student, network)
     labels, patch = job.description.labels, run.network.patch_size
@@ -414,11 +415,11 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
     )
     helper_seed(job.options.seed)
     method = build_method(run.method or "none", context, run.method_parameters)
-    teachers = allowed_folds(teacher, job.split) if method.averages else [teacher]
+    teachers = allowed_folds(teacher, job.split, job.store.cases(), job.raw) if method.averages else [teacher]
     networks = [network, *(other.network() for other in teachers[1:])]
     if (method.averages or run.targets_tta) and len(networks) == 1 and not model.mirror_axes:
         raise RunError(
-            f"There is nothing to average: the teacher {teacher.candidate.name} was trained without mirroring, and "
+            f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, and "
             "only its fold "
             f"{teacher.fold} may teach; use kd without --targets-tta."
         )
@@ -430,5 +431,5 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
 def _finish(job: _Job, run: RunDescription, folder: Path) -> Path:
     if job.options.validate:
         cases = validation_cases(folder)
-        finish_fold(RunFolder.load(folder.parent), folder, job.store, job.root.raw_dataset(job.name), cases, job.device)
+        finish_fold(RunFolder.load(folder.parent), folder, job.store, job.raw, cases, job.device)
     return folder

@@ -20,15 +20,13 @@ from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
-from medkd.core.splits import Split
 from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
 from medkd.inference.predictor import Precision, Predictor, Settings
 from medkd.inference.sliding_window import tile_starts
 from medkd.models.guard import Teacher
-from medkd.models.trained import TrainedModel
+from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
-from medkd.training.teachers import Candidate
 
 CACHED = "cached"  # value of ``--targets``
 _GIB = 2**30
@@ -97,20 +95,8 @@ class MeanProbabilities(nn.Module):
         return mean_of(probabilities_of(network(x), self.regions) for network in self.networks)
 
 
-def allowed_folds(first: Teacher[Candidate], split: Split) -> list[Teacher[Candidate]]:
-    """``first``, and every other fold of the same teacher that has seen none of the cases on which the student is
-    judged.
-
-    For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may
-    learn from all.
-    """
-    source = first.candidate
-    others = [Teacher(source, fold, source.seen(fold)) for fold in source.folds if fold != first.fold]
-    return [first, *(teacher for teacher in others if not teacher.seen & set(split.val))]
-
-
 def cache_targets(
-    teachers: Sequence[Teacher[Candidate]],
+    teachers: Sequence[Teacher[TrainedModel]],
     networks: Sequence[nn.Module],
     store: CaseStore,
     cases: Sequence[str],
@@ -147,7 +133,7 @@ def cache_targets(
     _check_size(described, shapes, missing, folder, limit)
     if missing:
         save(folder / DESCRIPTION, described)
-        predictor = _predictor(described, teachers[0].candidate.model, networks, device)
+        predictor = _predictor(described, teachers[0].model.describe(), networks, device)
         _predict(predictor, described, store, target, {case: shapes[case] for case in missing}, sources)
     else:
         _log.info("targets of %d cases are cached in %s", len(cases), folder)
@@ -155,10 +141,10 @@ def cache_targets(
 
 
 def describe_targets(
-    teachers: Sequence[Teacher[Candidate]], networks: Sequence[nn.Module], precision: Precision, *, tta: bool
+    teachers: Sequence[Teacher[TrainedModel]], networks: Sequence[nn.Module], precision: Precision, *, tta: bool
 ) -> TargetDescription:
     """What the targets of these teachers are; the arguments are those of :func:`cache_targets`."""
-    source, model = teachers[0].candidate, teachers[0].candidate.model
+    source, model = teachers[0].model, teachers[0].model.describe()
     rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
     axes = model.mirror_axes if tta else ()
     average = "probabilities" if axes or len(networks) > 1 else "logits"

@@ -21,13 +21,11 @@ from medkd.core.serial import save
 from medkd.core.splits import ensure_splits, split_of_fold
 from medkd.evaluation.report.segmentation_data import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.inference.predictor import Predictor
-from medkd.models.described import is_external_folder, read_external
-from medkd.models.nnunet.model import CHECKPOINTS as NNUNET_CHECKPOINTS
-from medkd.models.nnunet.model import nnunet_folds
-from medkd.models.trained import CHECKPOINTS
+from medkd.models.base import ModelFolder
+from medkd.models.guard import choose_teacher, write_split
+from medkd.models.like import open_imported, prepare_if_new
+from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
-from medkd.training.imported import import_teacher, is_imported, prepare_if_new
-from medkd.training.teachers import Candidate, check_same_data, choose_teacher, write_split
 from medkd.training.validation import VALIDATION, finish_fold
 
 _log = logging.getLogger(__name__)
@@ -65,33 +63,26 @@ def score_teacher(
         LeakError: the teacher has seen validation cases of this fold.
         MedkdError: anything else that does not fit.
     """
-    teacher = Path(os.path.abspath(teacher))
-    if not is_imported(teacher):
-        raise RunError(
-            f"{teacher} is no model that was trained elsewhere; medkd's own runs are scored by their training."
-        )
-    prepare_if_new(dataset, str(teacher), root)
+    model = open_imported(Path(os.path.abspath(teacher)))
+    prepare_if_new(dataset, model, root)
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     prepared, raw = place.preprocessed / name, place.raw_dataset(name)
     plan, description = Plan.load(prepared / PLANS_FILE), DatasetDescription.load(prepared / DATASET_FILE)
-    candidate = import_teacher(teacher, name, CaseStore(prepared / next(iter(plan.configurations))).cases(), raw)
-    configuration = plan.configuration(candidate.model.configuration.name)
-    check_same_data(candidate, plan, configuration, description.labels, len(description.channel_names))
+    configuration = plan.configuration(model.describe().configuration.name)
+    model.check_fits(plan, configuration.name, description)
     store = CaseStore(prepared / configuration.name)
     cases = store.cases()
     split = split_of_fold(ensure_splits(prepared, cases, description.patients, raw), fold, cases)
-    chosen = choose_teacher(candidate, fold, split)
+    chosen = choose_teacher(model, fold, split, cases, raw)
     where = pick_device(device)
-    weights, checkpoint = _weights(teacher, chosen.fold)
-    predictor = Predictor.from_run(teacher, [chosen.fold], where, checkpoint=checkpoint)
-    folder = _home(place.results / name, teacher, candidate) / f"fold_{fold}"
+    predictor = Predictor.of(model, [chosen.fold], where, checkpoint=model.checkpoint_of(chosen.fold))
+    folder = _home(place.results / name, model) / f"fold_{fold}"
     _check_free(folder.parent)
     network = chosen.network()
     digest = weights_digest(network.state_dict())
-    _record(
-        folder, ScoredTeacher(str(teacher), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes), candidate
-    )
+    made = ScoredTeacher(str(model.path), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes)
+    _record(folder, made, model)
     budget = Budget(0, 0, configuration.architecture("plain_unet").batch_size, 0.0, 0)
     save(
         folder.parent / RUN_FILE,
@@ -106,28 +97,21 @@ def score_teacher(
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
-    finish_fold(
-        RunFolder.load(folder.parent), folder, store, raw, split.val, where, predictor=predictor, weights=weights
-    )
+    weights = model.weights_file(chosen.fold)
+    run = RunFolder.load(folder.parent)
+    finish_fold(run, folder, store, raw, split.val, where, predictor=predictor, weights=weights)
     return folder
 
 
-def _weights(teacher: Path, fold: str) -> tuple[Path, str]:
-    """The file of a fold's weights, and the checkpoint's kind."""
-    if is_external_folder(teacher):
-        return teacher / read_external(teacher).weights, next(iter(CHECKPOINTS))
-    kind = nnunet_folds(teacher)[fold]
-    return teacher / f"fold_{fold}" / NNUNET_CHECKPOINTS[kind], kind
-
-
-def _home(results: Path, teacher: Path, candidate: Candidate) -> Path:
+def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
     """The run folder of a model's scores: the one that has them already, or the first that no other model has."""
+    teacher = model.path
     runs = [results / teacher.name, results / f"{teacher.name}__{teacher.parent.name}"]
     records = [scored_teachers(run).values() for run in runs]
     owned = [
         run
         for run, found in zip(runs, records, strict=True)
-        if any(r.path == str(teacher) for r in found) or any(_same_weights(r, candidate) for r in found)
+        if any(r.path == str(teacher) for r in found) or any(_same_weights(r, model) for r in found)
     ]
     free = [run for run, found in zip(runs, records, strict=True) if not found]
     if not owned and not free:
@@ -145,11 +129,13 @@ def _home(results: Path, teacher: Path, candidate: Candidate) -> Path:
     return chosen
 
 
-def _same_weights(record: ScoredTeacher, candidate: Candidate) -> bool:
-    return record.fold in candidate.folds and weights_digest(candidate.load(record.fold).state_dict()) == record.weights
+def _same_weights(record: ScoredTeacher, model: ModelFolder[TrainedModel]) -> bool:
+    if record.fold not in model.teaching_folds:
+        return False
+    return weights_digest(model.network(record.fold).state_dict()) == record.weights
 
 
-def _record(folder: Path, made: ScoredTeacher, candidate: Candidate) -> None:
+def _record(folder: Path, made: ScoredTeacher, model: ModelFolder[TrainedModel]) -> None:
     """Write which model predicts, after the predictions of others were removed, those of the run's other folds
     included.
     """
@@ -158,7 +144,7 @@ def _record(folder: Path, made: ScoredTeacher, candidate: Candidate) -> None:
     if found is None or replace(found, path=made.path, former=()) != made:
         stale = {
             folder,
-            *(other for other, record in known.items() if other != folder and not _same_weights(record, candidate)),
+            *(other for other, record in known.items() if other != folder and not _same_weights(record, model)),
         }
         for other in sorted(path for path in stale if (path / VALIDATION).exists()):
             _log.warning(

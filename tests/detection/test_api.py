@@ -17,11 +17,11 @@ from medkd.core.errors import DataError, MedkdError, MethodError, PlanError, Run
 from medkd.core.files import write_json
 from medkd.core.run import BEST, FINAL
 from medkd.detection.api import distill_detector, dry_run_detector, train_detector
+from medkd.detection.models import DetectionRun
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
-from medkd.detection.trained import DetectionRun
 from medkd.evaluation.detection.folder import evaluate_detection_folder
 from medkd.evaluation.detection.predictions import DetectionPredictions
 from medkd.training.logs import read_log

@@ -15,8 +15,8 @@ from medkd.core.errors import LeakError, MedkdError, MethodError, RunError
 from medkd.core.files import write_json
 from medkd.core.run import FINAL
 from medkd.detection.api import distill_detector, dry_run_detector, train_detector
+from medkd.detection.models import DetectionRun
 from medkd.detection.plan import DetectionPlan
-from medkd.detection.trained import DetectionRun
 from tests.detection.quick import JOBS, STUB, Stub, given_weights, options, results
 
 pytestmark = pytest.mark.usefixtures("quick")

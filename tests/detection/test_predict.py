@@ -11,8 +11,8 @@ from PIL import Image
 
 from medkd.cli.predict import main
 from medkd.core.errors import DataError, RunError
+from medkd.detection.models import DetectorRun
 from medkd.detection.predict import case_id, find_radiographs, predict_detections
-from medkd.detection.trained import load_detector
 from medkd.evaluation.detection.matching import overlaps
 from medkd.evaluation.detection.predictions import DetectionPredictions
 from tests.detection import stub
@@ -230,12 +230,12 @@ def test_a_checkpoint_of_another_detector_is_refused(run: Path) -> None:
 
     from medkd.core.checkpoint import save_checkpoint
 
-    assert float(load_detector(run, 1).threshold.detach()) == pytest.approx(0.6)
+    assert float(DetectorRun(run).network("1").threshold.detach()) == pytest.approx(0.6)
     save_checkpoint(run / "fold_0" / "checkpoint_final.pt", {"schema": 1, "network": {"weight": torch.zeros(1)}})
     with pytest.raises(RunError, match="does not fit bright_spots"):
-        load_detector(run, 0)
+        DetectorRun(run).network("0")
     with pytest.raises(RunError, match="no checkpoint"):
-        load_detector(run, 3)
+        DetectorRun(run).network("3")
 
 
 def _fails_on_the_dark(original: object) -> object:

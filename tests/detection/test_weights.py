@@ -9,11 +9,13 @@ import torch
 import torchvision
 
 from medkd.core.checkpoint import save_checkpoint
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import write_json
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
-from medkd.detection.teachers import check_same_classes, find_teacher
-from medkd.detection.trained import register_detectors
+from medkd.detection.families import register_detectors
+from medkd.detection.models import DetectorWeights
+from medkd.detection.plan import DetectionPlan
 from medkd.detection.weights import load_into, read_detector_weights, start_from
 
 
@@ -21,6 +23,11 @@ def build(name: str, *categories: str, seed: int = 0) -> Detector:
     register_detectors(name)
     torch.manual_seed(seed)
     return DETECTORS[name].build(DetectorSpec(name, categories or ("fracture",), 64))
+
+
+def check_fits(model: DetectorWeights, *categories: str) -> None:
+    plan = DetectionPlan(dataset="Dataset502_Tiny", categories=categories, image_size=64, batch_size=2)
+    model.check_fits(plan, "detection", DatasetDescription.detection(("grey",), categories))
 
 
 class Evil:
@@ -51,22 +58,23 @@ def test_ultralytics_weights_are_read_with_their_classes(best: Path) -> None:
 def test_an_ultralytics_file_teaches_with_a_description(best: Path) -> None:
     (best.parent / "teacher.json").unlink(missing_ok=True)
     with pytest.raises(RunError, match=r'put a teacher\.json beside it, like \{"network"'):
-        find_teacher(str(best), best.parent)
+        DetectorWeights(best)
     write_json(
         best.parent / "teacher.json",
         {"network": "yolov8n", "categories": ["fracture", "text"], "train": ["a"], "image_size": 64},
     )
-    source = find_teacher(str(best), best.parent)
-    assert source.seen("given") == {"a"} and source.folds == ("given",) and source.image_size == 64
-    assert source.load("given").spec.categories == ("fracture", "text")
-    check_same_classes(source, ("fracture", "text"))
+    source = DetectorWeights(best)
+    assert source.seen("given", (), best.parent) == {"a"} and source.folds() == ("given",)
+    assert source.describe().spec.image_size == 64
+    assert source.network("given").spec.categories == ("fracture", "text")
+    check_fits(source, "fracture", "text")
     with pytest.raises(RunError, match="the same classes in another order"):
-        check_same_classes(source, ("text", "fracture"))
+        check_fits(source, "text", "fracture")
     write_json(best.parent / "teacher.json", {"network": "yolov8n", "categories": ["text", "fracture"], "train": []})
     with pytest.raises(
         RunError, match=r"was trained for the classes fracture, text, but teacher\.json says text, fracture"
     ):
-        find_teacher(str(best), best.parent).load("given")
+        DetectorWeights(best).network("given")
 
 
 def test_files_that_could_run_code_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

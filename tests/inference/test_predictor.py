@@ -12,11 +12,11 @@ import torch
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
-from medkd.core.run import FINAL, RunFolder
+from medkd.core.run import FINAL
 from medkd.inference.export import logits_to_labels
 from medkd.inference.folder import predict_folder
 from medkd.inference.predictor import Predictor, pick_device
-from medkd.models.trained import load_networks
+from medkd.models.run import SegmentationRun
 from medkd.preprocessing.pipeline import preprocess_case
 from tests.inference.conftest import LABELS
 
@@ -65,9 +65,9 @@ def test_bf16_is_near_fp32(make_run: Callable[..., Path]) -> None:
 def test_folds_without_weights_are_refused_by_name(make_run: Callable[..., Path]) -> None:
     run = make_run(folds=2)
     with pytest.raises(RunError, match=r"fold 4 has no .*: 0, 1"):
-        load_networks(RunFolder.load(run), [4])
+        SegmentationRun(run).load([4])
     with pytest.raises(RunError, match="finish the training"):
-        load_networks(RunFolder.load(run), checkpoint="best")
+        SegmentationRun(run).load(checkpoint="best")
 
 
 def test_weights_of_another_network_are_refused(make_run: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.inference.predictor import Predictor
-from medkd.models.described import describe_external, is_external_folder, load_external, read_external, seen_by_external
+from medkd.models.bundle.folder import BundleFolder
 
 METADATA = {
     "network_data_format": {
@@ -92,8 +92,8 @@ def test_a_bundle_gives_monais_logits(tmp_path: Path, wrapped: bool, yaml: bool)
     theirs = unet()
     content = {"model": {f"module.{k}": v for k, v in theirs.state_dict().items()}} if wrapped else theirs.state_dict()
     folder = write(tmp_path / "bundle", content=content, yaml=yaml)
-    assert is_external_folder(folder)
-    model, image = load_external(folder), torch.randn(1, 1, 16, 16, 16)
+    assert BundleFolder.recognises(folder)
+    model, image = BundleFolder(folder).load(), torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         assert torch.equal(model.networks[0](image), theirs(image))
     assert model.configuration.spacing == (1.5, 1.5, 2.0) and model.plan.transpose == (2, 1, 0)
@@ -108,7 +108,7 @@ def test_a_bundle_gives_monais_logits(tmp_path: Path, wrapped: bool, yaml: bool)
 
 
 def test_taps_are_what_the_network_makes(tmp_path: Path) -> None:
-    network = load_external(write(tmp_path / "bundle")).networks[0]
+    network = BundleFolder(write(tmp_path / "bundle")).load().networks[0]
     shapes: dict[str, torch.Size] = {}
     for tap in network.taps:
         network.get_submodule(tap.module).register_forward_hook(
@@ -128,14 +128,14 @@ def test_medkds_own_network_is_used_where_it_is_the_same(tmp_path: Path) -> None
         arguments = {"init_filters": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1], "dropout_prob": 0.2}
         config["network_def"] = {"_target_": "monai.networks.nets.SegResNet", "spatial_dims": 3, **arguments}
 
-    found = read_external(write(tmp_path / "bundle", segresnet, {}))
+    found = BundleFolder(write(tmp_path / "bundle", segresnet, {})).read()
     assert found.network == "segresnet" and not found.arguments
 
 
 def test_who_has_not_said_what_was_seen_does_not_teach(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not say on which cases"):
-        seen_by_external(write(tmp_path / "silent"))
-    assert seen_by_external(write(tmp_path / "stated", teacher={"train": ["a"]})) == {"a"}
+        BundleFolder(write(tmp_path / "silent")).seen("given", ["a"], Path())
+    assert BundleFolder(write(tmp_path / "stated", teacher={"train": ["a"]})).seen("given", ["a"], Path()) == {"a"}
 
 
 def test_a_teacher_json_overrides_single_keys(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_teacher_json_overrides_single_keys(tmp_path: Path) -> None:
         lambda c: c["inferer"].update(roi_size="$[96] * 3"),
         teacher={"train": [], "patch_size": [32, 16, 16], "labels": {"background": 0, "milz": 1}},
     )
-    found = read_external(folder)
+    found = BundleFolder(folder).read()
     assert found.patch_size == (32, 16, 16) and "milz" in found.labels and found.spacing == (1.5, 1.5, 2.0)
 
 
@@ -198,11 +198,11 @@ REGIONS = {
 def test_regions_are_not_read_as_classes(tmp_path: Path, edit: Edit, first: str, message: str) -> None:
     folder = name_outputs(write(tmp_path / "bundle", edit, {}), first, "core", "enhancing")
     with pytest.raises(RunError, match=rf"{message}.*state labels in a teacher.json.*regions_class_order"):
-        read_external(folder)
+        BundleFolder(folder).read()
 
 
 def test_a_background_may_be_written_in_capitals(tmp_path: Path) -> None:
-    assert list(read_external(name_outputs(write(tmp_path / "bundle"), "Background", "spleen")).labels) == [
+    assert list(BundleFolder(name_outputs(write(tmp_path / "bundle"), "Background", "spleen")).read().labels) == [
         "Background",
         "spleen",
     ]
@@ -212,7 +212,9 @@ def test_regions_of_a_teacher_json_are_painted(tmp_path: Path) -> None:
     from monai.networks.nets import UNet
 
     theirs = UNet(spatial_dims=3, in_channels=1, out_channels=3, **UNET).eval()
-    model = load_external(write(tmp_path / "bundle", brats, theirs.state_dict(), teacher={"train": [], **REGIONS}))
+    model = BundleFolder(
+        write(tmp_path / "bundle", brats, theirs.state_dict(), teacher={"train": [], **REGIONS})
+    ).load()
     image = torch.randn(1, 1, 16, 16, 16)
     assert model.labels.regions and torch.equal(model.networks[0](image), theirs(image))
     logits = torch.tensor([[-9.0, 9, 9, 9], [-3, -9, 9, 9], [-9, -9, -9, 9]])
@@ -226,7 +228,7 @@ def test_regions_that_would_hide_others_are_refused(tmp_path: Path) -> None:
         "regions_class_order": [2, 1, 3],
     }
     with pytest.raises(DataError, match=r"teacher.json.*list the regions in the order 'whole', 'core', 'enhancing'"):
-        describe_external(write(tmp_path / "bundle", brats, {}, teacher=stated))
+        BundleFolder(write(tmp_path / "bundle", brats, {}, teacher=stated)).describe()
 
 
 EVIL = "$__import__('os').system('touch hostile')"
@@ -278,7 +280,7 @@ def test_what_is_not_plain_or_not_known_is_refused_and_never_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MedkdError, match=message) as caught:
-        load_external(write(tmp_path / "bundle", edit))
+        BundleFolder(write(tmp_path / "bundle", edit)).load()
     assert "\n" not in str(caught.value) and not (tmp_path / "hostile").exists()
 
 
@@ -289,7 +291,7 @@ def test_hostile_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.Monke
     file = folder / "configs" / "inference.yaml"
     file.write_text(file.read_text() + "\nevil: !!python/object/apply:os.system ['touch hostile']\n")
     with pytest.raises(RunError, match="not plain YAML"):
-        load_external(folder)
+        BundleFolder(folder).load()
     assert not (tmp_path / "hostile").exists()
 
 
@@ -298,7 +300,7 @@ def test_files_of_the_bundle_are_not_imported(tmp_path: Path, monkeypatch: pytes
     folder = write(tmp_path / "bundle")
     (folder / "scripts").mkdir()
     (folder / "scripts" / "__init__.py").write_text("import os; os.system('touch hostile')")
-    load_external(folder)
+    BundleFolder(folder).load()
     assert not (tmp_path / "hostile").exists()
 
 
@@ -313,12 +315,12 @@ def test_files_of_the_bundle_are_not_imported(tmp_path: Path, monkeypatch: pytes
 def test_transforms_become_preprocessing(
     tmp_path: Path, transforms: list[dict[str, Any]], expected: tuple[Any, ...]
 ) -> None:
-    found = read_external(
+    found = BundleFolder(
         write(
             tmp_path / "bundle",
             lambda c: c["preprocessing"].update(transforms=[*c["preprocessing"]["transforms"][:4], *transforms]),
         )
-    )
+    ).read()
     assert (found.normalization, found.use_mask_for_norm, found.crop) == expected
 
 
@@ -382,37 +384,37 @@ def test_what_a_refusal_asks_for_helps(
 ) -> None:
     folder = write(tmp_path / "bundle", edit, {})
     with pytest.raises(RunError, match=message):
-        read_external(folder)
+        BundleFolder(folder).read()
     (folder / "teacher.json").write_text(json.dumps(stated))
-    found = read_external(folder)
+    found = BundleFolder(folder).read()
     assert (found.spacing, found.normalization, found.crop, found.transpose) == expected
 
 
 def test_a_crop_by_normalised_values_is_still_refused_where_the_normalisation_is_stated(tmp_path: Path) -> None:
     folder = write(tmp_path / "bundle", with_(CROP), {}, teacher={"normalization": ["zscore"]})
     with pytest.raises(RunError, match=r"crops by normalised values.*state crop in"):
-        read_external(folder)
+        BundleFolder(folder).read()
 
 
 def test_stated_arguments_replace_those_that_are_expressions(tmp_path: Path) -> None:
     folder = write(tmp_path / "bundle", lambda c: c["network_def"].update(channels=EVIL))
     with pytest.raises(RunError, match="state network and arguments in"):
-        read_external(folder)
+        BundleFolder(folder).read()
     (folder / "teacher.json").write_text(json.dumps({"arguments": UNET}))
-    assert read_external(folder).network == "UNet" and read_external(folder).arguments == UNET
+    assert BundleFolder(folder).read().network == "UNet" and BundleFolder(folder).read().arguments == UNET
 
 
 @pytest.mark.parametrize("stated", [{"channels": 1}, {"normalization": 1}, {"normalization": "zscore"}])
 def test_stated_keys_of_the_wrong_form_are_named(tmp_path: Path, stated: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=f"{next(iter(stated))}: expected a list"):
-        read_external(write(tmp_path / "bundle", with_(CROP), {}, teacher=stated))
+        BundleFolder(write(tmp_path / "bundle", with_(CROP), {}, teacher=stated)).read()
 
 
 def test_empty_weights_are_refused_in_a_sentence(tmp_path: Path) -> None:
     folder = write(tmp_path / "bundle")
     (folder / "models" / "model.pt").write_bytes(b"")
     with pytest.raises(RunError, match=r"model\.pt") as caught:
-        load_external(folder)
+        BundleFolder(folder).load()
     assert "\n" not in str(caught.value)
 
 
@@ -439,7 +441,7 @@ def test_other_networks_give_monais_logits(tmp_path: Path, kind: str, arguments:
     folder = write(
         tmp_path / "bundle", lambda c: c.update(network_def={"_target_": kind, **arguments}), theirs.state_dict()
     )
-    network, image = load_external(folder).networks[0], torch.randn(1, 1, 16, 16, 16)
+    network, image = BundleFolder(folder).load().networks[0], torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         assert torch.equal(network(image), theirs(image))
     assert {tap.stage for tap in network.taps} == {"encoder", "bottleneck", "decoder"}

@@ -15,7 +15,7 @@ from torch import nn
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.predictor import Predictor
-from medkd.models.described import load_external
+from medkd.models.described import DescribedFolder
 
 DESCRIPTION: dict[str, Any] = {
     "network": "segresnet",
@@ -49,7 +49,7 @@ def test_monais_segresnet_gives_monais_logits(tmp_path: Path, wrapped: bool) -> 
     theirs = segresnet()
     state = theirs.state_dict()
     content = {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3} if wrapped else state
-    model = load_external(write(tmp_path / "bundle", content))
+    model = DescribedFolder(write(tmp_path / "bundle", content)).load()
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         assert torch.equal(model.networks[0](image), theirs(image))
@@ -60,7 +60,7 @@ def test_monais_mednext_loses_its_training_heads_only(tmp_path: Path) -> None:
     from monai.networks.nets.mednext import create_mednext
 
     theirs = create_mednext("S", 3, 1, 3, deep_supervision=True).eval()
-    model = load_external(write(tmp_path / "bundle", theirs.state_dict(), network="mednext_s"))
+    model = DescribedFolder(write(tmp_path / "bundle", theirs.state_dict(), network="mednext_s")).load()
     image = torch.randn(1, 1, 32, 16, 16)
     with torch.no_grad():
         assert torch.equal(model.networks[0](image), theirs(image))
@@ -74,9 +74,9 @@ def test_monais_swin_unetr_gives_monais_logits(tmp_path: Path) -> None:
 
     size = {"img_size": (64, 64, 64)} if "img_size" in signature(SwinUNETR).parameters else {}
     theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=48, **size).eval()
-    model = load_external(
+    model = DescribedFolder(
         write(tmp_path / "bundle", theirs.state_dict(), network="swin_unetr", patch_size=[64, 64, 64])
-    )
+    ).load()
     image = torch.randn(1, 1, 64, 64, 64)
     with torch.no_grad():
         assert torch.allclose(model.networks[0](image), theirs(image), atol=1e-5)
@@ -103,7 +103,7 @@ def test_hostile_weights_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = write(tmp_path / "bundle", {})
     torch.save({"state_dict": {"conv.weight": Hostile()}}, folder / "models" / "model.pt", pickle_protocol=protocol)
     with pytest.raises(RunError, match=r"could run code|damaged"):
-        load_external(folder)
+        DescribedFolder(folder).load()
     assert not (tmp_path / "hostile").exists()
     torch.load(folder / "models" / "model.pt", weights_only=False)  # proves that the file is armed
     assert (tmp_path / "hostile").exists()
@@ -126,7 +126,7 @@ def test_hostile_weights_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_does_not_fit_is_one_clear_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = write(tmp_path / "bundle", {"conv_final.2.conv.weight": torch.zeros(3, 16, 1, 1, 1)}, **changes)
     with pytest.raises(MedkdError, match=message) as caught:
-        load_external(folder)
+        DescribedFolder(folder).load()
     assert "\n" not in str(caught.value)
 
 
@@ -135,4 +135,4 @@ def test_what_the_weights_were_trained_on_must_be_stated(tmp_path: Path) -> None
     description = {key: value for key, value in DESCRIPTION.items() if key != "train"}
     (folder / "teacher.json").write_text(json.dumps(description))
     with pytest.raises(MedkdError, match="'train' is missing"):
-        load_external(folder)
+        DescribedFolder(folder).load()

@@ -25,14 +25,15 @@ from medkd.core.run import FINAL, RUN_FILE, RunFolder
 from medkd.core.splits import Split
 from medkd.distillation import Context, Distiller, build_method
 from medkd.inference.predictor import Predictor
-from medkd.models.guard import Teacher
+from medkd.models.base import ModelFolder, find_model
+from medkd.models.guard import Teacher, allowed_folds
+from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
 from medkd.training.api import train, train_distill
-from medkd.training.cached import allowed_folds, cache_targets
+from medkd.training.cached import cache_targets
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
 from medkd.training.targets import DESCRIPTION, TargetStore
-from medkd.training.teachers import Candidate, find_run
 from tests.training.builders import NAME, make_dataset
 
 CPU = torch.device("cpu")
@@ -71,8 +72,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _root(tmp_path_factory.mktemp("root"), folds=(0, 1))
 
 
-def _candidate(root: Path, configuration: str = "3d_fullres") -> Candidate:
-    return find_run("plain_unet", root / "results" / NAME, configuration)
+def _candidate(root: Path, configuration: str = "3d_fullres") -> ModelFolder[TrainedModel]:
+    return find_model("plain_unet", root / "results" / NAME, configuration, "segmentation")
 
 
 def _cache(
@@ -85,7 +86,7 @@ def _cache(
 ) -> tuple[Path, CaseStore]:
     source = _candidate(root)
     store = CaseStore(root / "preprocessed" / NAME / "3d_fullres")
-    teachers = [Teacher(source, fold, source.seen(fold)) for fold in folds]
+    teachers = [Teacher(source, fold, source.seen(fold, (), root)) for fold in folds]
     networks = [teacher.network() for teacher in teachers]
     return cache_targets(teachers, networks, store, cases or store.cases()[:2], CPU, tta=tta, limit=limit), store
 
@@ -120,7 +121,7 @@ def test_a_cached_case_is_the_sliding_windows_output(root: Path) -> None:
 def test_a_cached_mean_is_that_of_probabilities_over_mirrorings_and_folds(root: Path) -> None:
     folder, store = _cache(root, folds=("0", "1"), tta=True)
     source = _candidate(root)
-    networks: list[nn.Module] = [source.load(fold) for fold in ("0", "1")]
+    networks: list[nn.Module] = [source.network(fold) for fold in ("0", "1")]
     assert read_json(folder / DESCRIPTION)["average"] == "probabilities"
     whole = torch.from_numpy(np.array(store.open("case_00").image))
 
@@ -131,7 +132,7 @@ def test_a_cached_mean_is_that_of_probabilities_over_mirrorings_and_folds(root: 
             """Mean probabilities."""
             return _slow_mean(networks, x)
 
-    model = source.model
+    model = source.describe()
     sliding = Predictor([Slow()], model.plan, model.configuration, model.labels, model.patch_size, device=CPU)
     expected = sliding.predict_preprocessed(whole)
     assert torch.allclose(_stored(folder, "case_00").softmax(0), expected, atol=0.006)
@@ -223,11 +224,12 @@ def test_the_size_is_bounded_before_anything_is_written(root: Path, monkeypatch:
 
 def test_folds_average_only_where_none_has_seen_the_students_validation_cases(root: Path) -> None:
     source = _candidate(root)
-    every = tuple(sorted(source.seen("0") | source.seen("1")))
-    first = Teacher(source, "0", source.seen("0"))
-    held = tuple(case for case in every if case not in source.seen("0"))
-    assert [t.fold for t in allowed_folds(first, Split(tuple(sorted(source.seen("0"))), held))] == ["0"]
-    assert [t.fold for t in allowed_folds(first, Split(every, ()))] == ["0", "1"]
+    seen = {fold: source.seen(fold, (), root) for fold in ("0", "1")}
+    every, train = tuple(sorted(seen["0"] | seen["1"])), tuple(sorted(seen["0"]))
+    first = Teacher(source, "0", seen["0"])
+    held = tuple(case for case in every if case not in seen["0"])
+    assert [t.fold for t in allowed_folds(first, Split(train, held), (), root)] == ["0"]
+    assert [t.fold for t in allowed_folds(first, Split(every, ()), (), root)] == ["0", "1"]
 
 
 @pytest.mark.parametrize(("fold", "folds"), [(0, ["0"]), ("all", ["0", "1"])])
@@ -243,7 +245,7 @@ def test_ensemble_is_cached_with_mirrorings_and_the_folds_that_may_teach(
     assert any(d["folds"] == folds and d["mirror_axes"] == [0, 1, 2] and d["average"] == "probabilities" for d in made)
     seen = json.loads((folder / "split.json").read_text())["teacher_train"]
     source = _candidate(root)
-    assert set(seen) == set().union(*(source.seen(f) for f in folds))
+    assert set(seen) == set().union(*(source.seen(f, (), root) for f in folds))
 
 
 def _trainers(monkeypatch: pytest.MonkeyPatch) -> list[DistillationTrainer]:
@@ -296,7 +298,7 @@ def test_loss_from_the_cache_is_nearly_the_live_one_and_far_from_another_teacher
         terms = Distiller(None, method, cached=True).terms(image, student[middle], target, cached[middle])
         return float(terms["kd"])
 
-    live, other = (loss(source.load(fold)(image)) for fold in ("0", "1"))
+    live, other = (loss(source.network(fold)(image)) for fold in ("0", "1"))
     found = loss(_stored(folder, "case_00")[None, :, :16, :16, :16])
     assert found == pytest.approx(live, rel=0.05)
     assert abs(found - live) < 0.5 * abs(found - other)

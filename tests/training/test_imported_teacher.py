@@ -16,9 +16,11 @@ from medkd.core.errors import LeakError, PlanError, RunError
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL, RunFolder
 from medkd.core.splits import Split, load_splits, make_splits, save_splits
-from medkd.models.nnunet.model import ALLOWED
+from medkd.models.base import open_model
+from medkd.models.like import plan_like, prepare_if_new
+from medkd.models.nnunet.checkpoint import ALLOWED
+from medkd.models.nnunet.splits import nnunet_splits
 from medkd.training.api import dry_run, train_distill
-from medkd.training.imported import import_teacher, nnunet_splits, plan_like, prepare_if_new
 from medkd.training.options import TrainOptions
 from tests.training.builders import make_dataset
 
@@ -53,7 +55,7 @@ def place(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def prepared(place: tuple[Path, Path]) -> tuple[Path, Path]:
     """The same, prepared like the teacher."""
     root, model = place
-    prepare_if_new(4, str(model), root, 1)  # what medkd_train_distill does first
+    prepare_if_new(4, open_model(model), root, 1)  # what medkd_train_distill does first
     return place
 
 
@@ -113,11 +115,11 @@ def test_the_guard_believes_the_checkpoint_not_the_folder(
 ) -> None:
     root, model = place
     shutil.copytree(model, tmp_path / "model")
-    teacher = import_teacher(tmp_path / "model", NAME, NAMES, root / "raw" / NAME)
+    teacher = open_model(tmp_path / "model")
     (tmp_path / "model" / "fold_0").rename(tmp_path / "model" / f"fold_{lies}")
     trained_as(tmp_path / "model" / f"fold_{lies}", trained)
     with pytest.raises(RunError, match=f"was trained as fold {trained}, but lies in fold_{lies}"):
-        teacher.seen(lies)
+        teacher.seen(lies, NAMES, root / "raw" / NAME)
 
 
 def trained_as(folder: Path, fold: int | str) -> None:
@@ -207,16 +209,16 @@ def test_folds_in_the_raw_data_set_must_be_borne_out(place: tuple[Path, Path], t
 )
 def test_described_cases_must_be_named_as_in_the_data_set(tmp_path: Path, name: str) -> None:
     cases = ["case_1", "case_2", "odd_0000"]
-    seen = import_teacher(describe(tmp_path, train=["case_1", "other_7", "odd_0000"]), "x", cases, tmp_path).seen
-    assert seen("given") == {"case_1", "other_7", "odd_0000"}  # other_7 is of another data set
+    model = open_model(describe(tmp_path, train=["case_1", "other_7", "odd_0000"]))
+    assert model.seen("given", cases, tmp_path) == {"case_1", "other_7", "odd_0000"}  # other_7 is of another data set
     describe(tmp_path, train=[])
-    assert seen("given") == frozenset()
+    assert model.seen("given", cases, tmp_path) == frozenset()
     for more in ([], ["case_2"]) if name != "case_9" else ([],):
         describe(tmp_path, train=[*more, name])
         with pytest.raises(
             RunError, match=rf"'train' names {re.escape(name)}, which is no case of the data set; .* without folder"
         ):
-            seen("given")
+            model.seen("given", cases, tmp_path)
 
 
 def describe(folder: Path, **more: object) -> Path:

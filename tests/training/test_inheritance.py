@@ -15,9 +15,9 @@ from medkd.cli.train_distill import main
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
-from medkd.core.run import FINAL, RUN_FILE, RunFolder
+from medkd.core.run import FINAL, RUN_FILE
 from medkd.evaluation.report.segmentation_data import baseline_of, gather
-from medkd.models.trained import load_run
+from medkd.models.run import SegmentationRun
 from medkd.training.api import dry_run, train, train_distill
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
@@ -76,7 +76,7 @@ def test_the_first_step_starts_near_the_teacher(root: Path, monkeypatch: pytest.
         folder = _student(root, tag=tag, init=init)
         assert read_json(folder.parent / RUN_FILE)["init"] == init
     with torch.no_grad():
-        answer = load_run(RunFolder.load(root / "results" / NAME / "plain_unet__3d_fullres"), [0]).networks[0](image)
+        answer = SegmentationRun(root / "results" / NAME / "plain_unet__3d_fullres").load([0]).networks[0](image)
     error = {tag: float((logits - answer).square().mean()) for tag, logits in outputs.items()}
     assert error["b"] < 0.5 * error["a"]
     assert torch.equal(outputs["b"], outputs["c"])
@@ -136,7 +136,7 @@ def test_a_residual_student_starts_near_a_residual_teacher_of_another_size(
         options = _options(root, width_divisor=2, init=init, tag=init)
         train_distill(900, "resenc_unet_m", "resenc_unet_l", "none", 0, options)
     with torch.no_grad():
-        answer = load_run(RunFolder.load(teacher.parent), [0]).networks[0](image)
+        answer = SegmentationRun(teacher.parent).load([0]).networks[0](image)
     error = [float((logits - answer).square().mean()) for logits in outputs]
     assert error[1] < 0.5 * error[0]
 

@@ -16,8 +16,9 @@ from medkd.core.errors import LeakError, RunError
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
 from medkd.evaluation.report.segmentation_data import compare, gather, teacher_of
+from medkd.models.base import open_model
+from medkd.models.like import prepare_if_new
 from medkd.training.api import train_distill
-from medkd.training.imported import prepare_if_new
 from medkd.training.options import TrainOptions
 from medkd.training.teacher_scores import score_teacher
 from tests.training.builders import NAME as BOXES
@@ -45,7 +46,7 @@ def place(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     shutil.copytree(real_data / "nnunet_model" / "model", model, ignore=shutil.ignore_patterns("validation", "*.png"))
     splits = [{"train": names[1:], "val": names[:1]}, {"train": names[:2], "val": names[2:]}]
     (model / "splits_final.json").write_text(json.dumps(splits))
-    prepare_if_new(4, str(model), base / "root", 1)
+    prepare_if_new(4, open_model(model), base / "root", 1)
     return base / "root", model
 
 

@@ -112,6 +112,12 @@ class Config:
 
 
 def read_file(file: Path) -> Any:
+    """The plain values of a bundle's JSON or YAML.
+
+    Raises:
+        DataError: it is not JSON.
+        RunError: it is not plain YAML.
+    """
     if file.suffix == ".json":
         return read_json(file)
     try:
@@ -136,4 +142,5 @@ def short(target: str) -> str:
 
 
 def disabled(config: Config, entry: Mapping[str, Any], key: str) -> bool:
+    """Whether an object of a configuration is switched off."""
     return "_disabled_" in entry and config.plain(entry["_disabled_"], f"{key}::_disabled_") in (True, "true")

@@ -19,7 +19,8 @@ from medkd.core.errors import PlanError, RunError
 from medkd.inference.export import logits_to_labels
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
-from medkd.models.nnunet.model import ALLOWED, check_fold, describe_nnunet, is_nnunet_folder, load_nnunet
+from medkd.models.nnunet.checkpoint import ALLOWED, NnunetCheckpoint
+from medkd.models.nnunet.folder import NnunetFolder
 from medkd.preprocessing.pipeline import preprocess_case
 
 pytestmark = pytest.mark.real_data
@@ -73,9 +74,9 @@ def test_prediction_equals_nnunets_own(real_data: Path) -> None:
 
 
 def test_a_folder_is_recognised(real_data: Path, tmp_path: Path) -> None:
-    assert is_nnunet_folder(real_data / "nnunet_model_strong" / "model")
-    assert not is_nnunet_folder(real_data / "nnunet_model_description")
-    assert not is_nnunet_folder(tmp_path)
+    assert NnunetFolder.recognises(real_data / "nnunet_model_strong" / "model")
+    assert not NnunetFolder.recognises(real_data / "nnunet_model_description")
+    assert not NnunetFolder.recognises(tmp_path)
 
 
 class Hostile:
@@ -91,19 +92,19 @@ def test_a_hostile_checkpoint_runs_nothing(
     monkeypatch.chdir(tmp_path)
     folder = edited(lambda content: content.update(logging=Hostile()))
     with pytest.raises(RunError, match="could run code"):
-        load_nnunet(folder)
+        NnunetFolder(folder).load()
     assert not (tmp_path / "hostile").exists()
 
 
 def test_other_trainers_are_refused_by_name(edited: Callable[[Edit], Path]) -> None:
     with pytest.raises(RunError, match="nnUNetTrainerPrimusM"):
-        load_nnunet(edited(lambda content: content.update(trainer_name="nnUNetTrainerPrimusM")))
+        NnunetFolder(edited(lambda content: content.update(trainer_name="nnUNetTrainerPrimusM"))).load()
 
 
 @pytest.mark.parametrize("damage", [{"init_args": {}}, {"init_args": None}, {"network_weights": [1]}], ids=str)
 def test_other_checkpoints_are_refused_in_one_sentence(edited: Callable[[Edit], Path], damage: dict[str, Any]) -> None:
     with pytest.raises(RunError, match=r"checkpoint_final\.pth is not an nnU-Net v2 checkpoint"):
-        load_nnunet(edited(lambda content: content.update(damage)))
+        NnunetFolder(edited(lambda content: content.update(damage))).load()
 
 
 def test_another_reader_in_either_file_is_refused(edited: Callable[[Edit], Path]) -> None:
@@ -112,16 +113,16 @@ def test_another_reader_in_either_file_is_refused(edited: Callable[[Edit], Path]
     (folder / "dataset.json").write_text(
         json.dumps({**dataset, "overwrite_image_reader_writer": "NibabelIOWithReorient"})
     )
-    assert describe_nnunet(folder).folds == ("0",)  # the plan, which nnU-Net believes, says SimpleITKIO
+    assert NnunetFolder(folder).describe().folds == ("0",)  # the plan, which nnU-Net believes, says SimpleITKIO
     del plans["image_reader_writer"]
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(PlanError, match="NibabelIOWithReorient"):
-        describe_nnunet(folder)
+        NnunetFolder(folder).describe()
 
 
 def test_other_weights_are_refused(edited: Callable[[Edit], Path]) -> None:
     with pytest.raises(RunError, match="another network than"):
-        load_nnunet(edited(lambda content: content["network_weights"].popitem()))
+        NnunetFolder(edited(lambda content: content["network_weights"].popitem())).load()
 
 
 @pytest.mark.parametrize("before", ["module.", "module._orig_mod.", "_orig_mod.module."])
@@ -129,7 +130,7 @@ def test_compiled_and_parallel_prefixes_are_taken_off(edited: Callable[[Edit], P
     def prefix(content: dict[str, Any]) -> None:
         content["network_weights"] = {f"{before}{k}": v for k, v in content["network_weights"].items()}
 
-    assert len(load_nnunet(edited(prefix)).networks) == 1
+    assert len(NnunetFolder(edited(prefix)).load().networks) == 1
 
 
 def test_weights_without_their_second_names_are_complete(edited: Callable[[Edit], Path], real_data: Path) -> None:
@@ -139,34 +140,35 @@ def test_weights_without_their_second_names_are_complete(edited: Callable[[Edit]
             del weights[key]
         assert len(weights) < before / 2
 
-    found = load_nnunet(edited(drop)).networks[0].state_dict()
-    expected = load_nnunet(real_data / "nnunet_model" / "model").networks[0].state_dict()
+    found = NnunetFolder(edited(drop)).load().networks[0].state_dict()
+    expected = NnunetFolder(real_data / "nnunet_model" / "model").load().networks[0].state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_weights_in_the_folder_of_another_fold_are_refused(edited: Callable[[Edit], Path]) -> None:
     folder = edited(lambda content: None)
-    check_fold(folder, "0")
+    assert NnunetCheckpoint.read(folder / "fold_0" / "checkpoint_final.pth").fold == "0"
     (folder / "fold_0").rename(folder / "fold_1")
-    for act in (load_nnunet, describe_nnunet, lambda path: check_fold(path, "1")):
+    model = NnunetFolder(folder)
+    for act in (model.load, model.describe, lambda: model.seen("1", (), folder)):
         with pytest.raises(RunError, match="was trained as fold 0, but lies in fold_1"):
-            act(folder)
+            act()
 
 
 def test_weights_that_name_no_fold_predict_but_are_not_vouched_for(edited: Callable[[Edit], Path]) -> None:
     folder = edited(lambda content: content["init_args"].pop("fold"))
-    assert load_nnunet(folder).folds == ("0",)
+    assert NnunetFolder(folder).load().folds == ("0",)
     with pytest.raises(RunError, match="does not say as which fold it was trained"):
-        check_fold(folder, "0")
+        NnunetFolder(folder).seen("0", (), folder)
 
 
 def test_numbered_folds_are_averaged_without_backups_and_the_fold_of_all(edited: Callable[[Edit], Path]) -> None:
     folder = edited(lambda content: content["init_args"].pop("fold"))
     shutil.copytree(folder / "fold_0", folder / "fold_all")
     shutil.copytree(folder / "fold_0", folder / "fold_0_backup")
-    assert describe_nnunet(folder).folds == ("0", "all") and load_nnunet(folder).folds == ("0",)
+    assert NnunetFolder(folder).describe().folds == ("0", "all") and NnunetFolder(folder).load().folds == ("0",)
     shutil.rmtree(folder / "fold_0")
-    assert load_nnunet(folder).folds == ("all",)
+    assert NnunetFolder(folder).load().folds == ("all",)
 
 
 def test_the_flag_for_the_other_checkpoint_is_named(edited: Callable[[Edit], Path]) -> None:
@@ -176,8 +178,8 @@ def test_the_flag_for_the_other_checkpoint_is_named(edited: Callable[[Edit], Pat
         with pytest.raises(
             RunError, match=r"there are: none; give --checkpoint best for checkpoint_best\.pth of fold 0\.$"
         ):
-            load_nnunet(folder, folds)
-    assert load_nnunet(folder, checkpoint="best").folds == ("0",)
+            NnunetFolder(folder).load(folds)
+    assert NnunetFolder(folder).load(checkpoint="best").folds == ("0",)
 
 
 def test_batch_norm_trainers_are_rebuilt_with_batch_norm(edited: Callable[[Edit], Path]) -> None:
@@ -192,11 +194,11 @@ def test_batch_norm_trainers_are_rebuilt_with_batch_norm(edited: Callable[[Edit]
             }
             weights[f"{stem}num_batches_tracked"] = torch.tensor(1)
 
-    network = load_nnunet(edited(batch_norm)).networks[0]
+    network = NnunetFolder(edited(batch_norm)).load().networks[0]
     kinds = [type(m) for m in network.modules()]
     assert nn.BatchNorm3d in kinds and nn.InstanceNorm3d not in kinds
 
 
 def test_missing_folds_are_named(real_data: Path) -> None:
     with pytest.raises(RunError, match=r"fold 3 has no checkpoint_final\.pth; there are: 0"):
-        load_nnunet(real_data / "nnunet_model" / "model", [3])
+        NnunetFolder(real_data / "nnunet_model" / "model").load([3])
