@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
 Triple = tuple[float, float, float]
+
+
+def nested(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """A matrix as tuples of floats."""
+    return tuple(tuple(float(value) for value in row) for row in np.asarray(matrix, dtype=np.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiftiForms:
+    """Everything that a NIfTI header says about where the voxels lie; readers choose differently among it.
+
+    Attributes:
+        sform: 4 × 4 matrix to RAS+ mm, or None where its code is 0.
+        sform_code: what the sform refers to.
+        qform: the matrix of the quaternion, or None where its code is 0.
+        qform_code: what the qform refers to.
+        pixdim: voxel size in mm along the index ``(x, y, z)``.
+    """
+
+    sform: tuple[tuple[float, ...], ...] | None
+    sform_code: int
+    qform: tuple[tuple[float, ...], ...] | None
+    qform_code: int
+    pixdim: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -19,18 +44,18 @@ class Geometry:
     Attributes:
         shape: voxels along ``(z, y, x)``.
         affine: 4 × 4 matrix as nested tuples, ``(x, y, z, 1)`` → RAS+ mm.
+        forms: of a NIfTI file, what its header says besides; written back with what is made from the scan. No part of
+            the comparison of two grids.
     """
 
     shape: tuple[int, ...]
     affine: tuple[tuple[float, ...], ...]
+    forms: NiftiForms | None = field(default=None, compare=False)
 
     @classmethod
-    def from_affine(cls, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
+    def from_affine(cls, shape: tuple[int, ...], affine: np.ndarray, forms: NiftiForms | None = None) -> Geometry:
         """Build from an array shape ``(z, y, x)`` and a 4 × 4 affine for the index ``(x, y, z)``."""
-        return cls(
-            tuple(int(s) for s in shape),
-            tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64)),
-        )
+        return cls(tuple(int(s) for s in shape), nested(affine), forms)
 
     @classmethod
     def from_spacing(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Geometry:
@@ -70,6 +95,12 @@ class Geometry:
         if not np.allclose(self._directions(), other._directions(), rtol=0, atol=tolerance):
             found.append("direction")
         return found
+
+    def corner_shift(self, affine: np.ndarray) -> float:
+        """How far in mm the corner of the volume that moves most does so under another affine for the same voxels."""
+        last = [size - 1 for size in reversed(self.shape)]
+        corners = np.array([[*corner, 1] for corner in product(*((0, index) for index in last))]).T
+        return float(np.linalg.norm(((self.matrix - affine) @ corners)[:3], axis=0).max())
 
     def _directions(self) -> np.ndarray:
         columns = self.matrix[:3, :3]

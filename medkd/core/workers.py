@@ -92,5 +92,8 @@ def _failure_text(failed: Mapping[str, str], total: int, title: str) -> str:
     lines = [f"  {case}: {failed[case]}" for case in names[:_SHOWN]]
     if len(names) > _SHOWN:
         lines.append(f"  and {len(names) - _SHOWN} more: {', '.join(names[_SHOWN:])}")
-    head = f"{title}: {len(failed)} of {total} cases failed, the others went through; mend these and run the command again."
+    head = (
+        f"{title}: {len(failed)} of {total} cases failed, the others went through; mend these and run the command "
+        "again."
+    )
     return "\n".join([head, *lines])

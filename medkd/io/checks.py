@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +86,15 @@ def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
     ]
 
 
+def header_findings(case: str, path: Path, remarks: Iterable[tuple[str, str]]) -> list[Finding]:
+    """What is odd in a header that can be read, see :class:`medkd.io.volumes.Volume`."""
+    action = "programs see the scan in different places or sizes: mend the header, or export the scan again"
+    return [
+        Finding(case=case, file=str(path), expected=expected, found=found, action=action, error=False)
+        for expected, found in remarks
+    ]
+
+
 def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other: Geometry) -> list[Finding]:
     """How the grid of ``path`` differs from the one of ``reference``.
 
@@ -104,7 +112,10 @@ def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other:
         action = "resample one of the two onto the other's grid, or leave the case out"
     else:
         found += f" (up to {deviation.moved_mm:.3g} mm apart)"
-        action = "check that both show the same place; if the voxels do correspond, copy the image's header to the other file"
+        action = (
+            "check that both show the same place; if the voxels do correspond, copy the image's header to the other "
+            "file"
+        )
     return [Finding(case=case, file=str(path), expected=expected, found=found, action=action, error=deviation.error)]
 
 
@@ -116,7 +127,7 @@ def grid_deviation(grid: Geometry, other: Geometry) -> GridDeviation | None:
     hard = tuple(name for name in differing if name in ("shape", "spacing"))
     if hard:
         return GridDeviation(hard, None, True)
-    moved = _largest_shift(grid, other)
+    moved = grid.corner_shift(other.matrix)
     return GridDeviation(tuple(differing), moved, moved > _ONE_VOXEL * min(grid.spacing))
 
 
@@ -138,20 +149,23 @@ def label_finding(case: str, path: Path, values: Iterable[int], allowed: Collect
 
 
 def label_values(array: np.ndarray) -> tuple[int, ...]:
-    """The distinct values of an integer label map, ascending; counted piece by piece, which is faster than sorting."""
+    """The distinct values of an integer label map, ascending."""
+    return tuple(label_counts(array))
+
+
+def label_counts(array: np.ndarray) -> dict[int, int]:
+    """The distinct values of an integer label map, ascending → their number of voxels.
+
+    They are counted piece by piece, which is faster than sorting.
+    """
     if not array.size:
-        return ()
+        return {}
     low, high = min(int(array.min()), 0), int(array.max())
     counts = np.zeros(high - low + 1, np.int64)
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE):  # bincount works on an int64 copy
         counts += np.bincount(flat[start : start + _PIECE].astype(np.int64) - low, minlength=counts.size)
-    return tuple(int(v) + low for v in np.flatnonzero(counts))
-
-
-def _largest_shift(a: Geometry, b: Geometry) -> float:
-    corners = np.array([[*c, 1] for c in product(*((0, n - 1) for n in reversed(a.shape)))]).T
-    return float(np.linalg.norm(((a.matrix - b.matrix) @ corners)[:3], axis=0).max())
+    return {int(value) + low: int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def _value(grid: Geometry, name: str) -> str:

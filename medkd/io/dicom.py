@@ -188,7 +188,10 @@ def no_scan_text(path: Path, study: Study) -> str:
     """The sentence for a folder without a scan."""
     if study.others:
         series = study.others[0]
-        return f"{path}: expected a DICOM series of slices, found {series.text()}: {series.not_a_scan}; give the folder of a scan."
+        return (
+            f"{path}: expected a DICOM series of slices, found {series.text()}: {series.not_a_scan}; give the folder "
+            "of a scan."
+        )
     if study.damaged:
         return next(iter(study.damaged.values()))
     return (

@@ -64,8 +64,10 @@ def stack_frames(frames: Sequence[Frame], where: str) -> Stack:
 def _check_alike(frames: Sequence[Frame], where: str) -> None:
     for frame in frames:
         for value, tag in (
-            (frame.position, "ImagePositionPatient"), (frame.orientation, "ImageOrientationPatient"), (frame.spacing, "PixelSpacing"),
-        ):  # fmt: skip
+            (frame.position, "ImagePositionPatient"),
+            (frame.orientation, "ImageOrientationPatient"),
+            (frame.spacing, "PixelSpacing"),
+        ):
             if not value:
                 kind = "multi-frame image" if any(other.index for other in frames) else "image"
                 raise DataError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -19,11 +19,23 @@ from medkd.core.files import write_text
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import save
-from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
+from medkd.io.checks import (
+    Finding,
+    finite_finding,
+    grid_findings,
+    header_findings,
+    label_counts,
+    label_finding,
+    unreadable_finding,
+)
+from medkd.io.comparison import compare_cases
+from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.symmetry import MirrorPair, along_patient, common_pairs, mirror_pairs, network_axes
 from medkd.io.verify_detection import DetectionCheck, check_detection
 from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
 
 REPORT_FILE = "verification_report.json"
+_MIRROR_CASES = 25  # cases that are searched for structures that are mirror images of each other
 _DETACHED = (".mhd", ".nhdr")  # headers with the voxels in a file beside them
 
 
@@ -68,20 +80,25 @@ class Report:
         write_text(Path(path).with_suffix(".txt"), self.text())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseCheck:
     """What the files of one case hold.
 
     Attributes:
         findings: problems and warnings.
         values: label values present.
-        digest: fingerprint of the voxels of all channels, to find duplicates; empty where one is unreadable.
+        facts: what the case looks like, to compare it with the others; None where it is not good.
+        looked_at: whether it was searched for structures that are mirror images of each other.
+        pairs: the structures that are, axes along the patient (0 = head-foot, 1 = front-back,
+            2 = left-right).
     """
 
     case: str
     findings: tuple[Finding, ...]
     values: tuple[int, ...] = ()
-    digest: str = ""
+    facts: CaseFacts | None = None
+    looked_at: bool = True
+    pairs: tuple[MirrorPair, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -89,18 +106,26 @@ class CaseCheck:
         return not any(f.error for f in self.findings)
 
 
-def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
+def verify_dataset(
+    folder: Path,
+    *,
+    workers: int | None = None,
+    orientation: str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+) -> Report:
     """Check ``dataset.json`` and the training cases of a raw data set; nothing is changed.
 
     Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
     without image, label maps that are not named after their case, unreadable files, NaN and infinity, label values
-    outside ``dataset.json``, one grid for all files of a case, labels that never occur, cases with equal voxels. Data
-    sets for
-    detection: see :func:`~medkd.io.verify_detection.check_detection`.
+    outside ``dataset.json``, one grid for all files of a case, labels that never occur. The cases are compared with
+    each other (:func:`~medkd.io.comparison.compare_cases`), and structures that are mirror images of each other are
+    named. Data sets for detection: see :func:`~medkd.io.verify_detection.check_detection`.
 
     Args:
         folder: the raw data set, nnU-Net v2 layout.
         workers: threads; None follows from cores and memory.
+        orientation: the axis code that all scans are turned to, if any; how they are stored is then no matter.
+        mirror_axes: axes of the network that training mirrors, where they were chosen; None is all of them.
 
     Returns:
         The report. It never raises for what is wrong inside the data set.
@@ -120,39 +145,43 @@ def verify_dataset(folder: Path, *, workers: int | None = None) -> Report:
             action="mend it, then verify again",
         )
         return Report(dataset=folder.name, good_cases=(), bad_cases=(), problems=(finding,), warnings=())
-    with ThreadPoolExecutor(workers or worker_count(p for c in cases for p in (*c.images[:1], c.label) if p)) as pool:
-        checks = list(pool.map(lambda case: check_case(case, description.labels), cases))
-    findings = (
-        _count_findings(folder, description, cases)
-        + _listed_names(folder, cases)
-        + _stray_files(folder, description, cases)
-        + _duplicates(checks)
-    )
-    return _report(folder, checks, findings + _unused_labels(description.labels, checks))
+    largest = (path for case in cases for path in (*case.images[:1], case.label) if path)
+    with ThreadPoolExecutor(workers or worker_count(largest)) as pool:
+        every = max(len(cases) // _MIRROR_CASES, 1)  # structures that are mirror images are so in any case
+        looked_at = {case.case for case in cases[::every]}
+        checks = list(pool.map(lambda case: check_case(case, description.labels, case.case in looked_at), cases))
+    facts = [check.facts for check in checks if check.facts is not None]
+    findings = _count_findings(folder, description, cases)
+    findings += _listed_names(folder, cases)
+    findings += _stray_files(folder, description, cases)
+    findings += compare_cases(facts, description.channel_names, structures_of(description.labels), orientation)
+    findings += _mirror_images(checks, description.labels, orientation, mirror_axes)
+    findings += _unused_labels(description.labels, checks)
+    return _report(folder, checks, findings)
 
 
 def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck], others: list[Finding]) -> Report:
     findings = [*(f for check in checks for f in check.findings), *others]
-    good = tuple(check.case for check in checks if check.good)
-    bad = tuple(sorted(check.case for check in checks if not check.good))
     return Report(
         dataset=folder.name,
-        good_cases=good,
-        bad_cases=bad,
+        good_cases=tuple(check.case for check in checks if check.good),
+        bad_cases=tuple(sorted(check.case for check in checks if not check.good)),
         problems=tuple(f for f in findings if f.error),
         warnings=tuple(f for f in findings if not f.error),
     )
 
 
-def check_case(files: CaseFiles, labels: LabelSpec | None) -> CaseCheck:
+def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True) -> CaseCheck:
     """Check the files of one case; one volume is in memory at a time.
 
     Args:
         files: image files in channel order, and the label map.
         labels: which label values are allowed; None allows all.
+        mirrored: also look for structures that are mirror images of each other.
     """
     findings: list[Finding] = []
     grid: tuple[Path, Geometry] | None = None
+    channels: list[ChannelFacts] = []
     digest = hashlib.blake2b(digest_size=16)
     for path in files.images:
         try:
@@ -161,21 +190,55 @@ def check_case(files: CaseFiles, labels: LabelSpec | None) -> CaseCheck:
             findings.append(unreadable_finding(files.case, path, error))
             continue
         findings += finite_finding(files.case, path, volume.array)
+        findings += header_findings(files.case, path, volume.remarks)
         grid = grid or (path, volume.geometry)
         findings += grid_findings(files.case, *grid, path, volume.geometry)
         digest.update(volume.array.data)
-    values: tuple[int, ...] = ()
+        channels.append(describe_channel(volume.array))
+    label = _Label()
     if files.label is not None:
-        try:
-            label = read_label(files.label)
-        except DataError as error:
-            findings.append(unreadable_finding(files.case, files.label, error))
-        else:
-            values = label_values(label.array)
-            findings += grid_findings(files.case, *grid, files.label, label.geometry) if grid else []
-            findings += label_finding(files.case, files.label, values, labels.values) if labels else []
-    readable = all(not f.error for f in findings)
-    return CaseCheck(files.case, tuple(findings), values, digest.hexdigest() if readable else "")
+        label = _check_label(files.case, files.label, grid, labels, mirrored)
+        findings += label.findings
+    facts = None
+    if grid is not None and not any(f.error for f in findings):
+        facts = describe_case(files.case, grid[1], channels, label.counts, digest.hexdigest())
+    return CaseCheck(
+        case=files.case,
+        findings=tuple(findings),
+        values=tuple(label.counts),
+        facts=facts,
+        looked_at=mirrored,
+        pairs=label.pairs,
+    )
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What a label map holds: findings, voxels per value, structures that are mirror images."""
+
+    findings: tuple[Finding, ...] = ()
+    counts: Mapping[int, int] = field(default_factory=dict)
+    pairs: tuple[MirrorPair, ...] = ()
+
+
+def _check_label(
+    case: str, path: Path, grid: tuple[Path, Geometry] | None, labels: LabelSpec | None, mirrored: bool
+) -> _Label:
+    try:
+        label = read_label(path)
+    except DataError as error:
+        return _Label((unreadable_finding(case, path, error),))
+    counts = label_counts(label.array)
+    findings = header_findings(case, path, label.remarks)
+    findings += grid_findings(case, *grid, path, label.geometry) if grid else []
+    findings += label_finding(case, path, counts, labels.values) if labels else []
+    pairs: tuple[MirrorPair, ...] = ()
+    if mirrored and not findings:
+        ignore = labels.ignore if labels else None
+        structures = {value: count for value, count in counts.items() if value != ignore}
+        found = mirror_pairs(label.array, structures, label.geometry.spacing)
+        pairs = tuple(along_patient(pair, label.geometry) for pair in found)
+    return _Label(tuple(findings), counts, pairs)
 
 
 def worker_count(paths: Iterable[Path], *, bytes_per_voxel: int = 16) -> int:
@@ -279,24 +342,41 @@ def _stray_files(folder: Path, description: DatasetDescription, cases: list[Case
     return findings
 
 
-def _duplicates(checks: list[CaseCheck]) -> list[Finding]:
-    same: dict[str, list[str]] = defaultdict(list)
-    for check in checks:
-        if check.digest:
-            same[check.digest].append(check.case)
-    action = "keep one of them, or a copy may be in training and validation at once"
-    return [
-        Finding(
-            case=cases[0],
-            file="",
-            expected="different images in different cases",
-            found=f"the same voxels in {', '.join(cases)}",
-            action=action,
-            error=False,
+def structures_of(labels: LabelSpec) -> dict[int, str]:
+    """Label value → name of the structures; a label that is only a part of regions is called after its value."""
+    names = {value: f"label {value}" for value in labels.values if value not in (0, labels.ignore)}
+    names.update({members[0]: name for name, members in labels.foreground if len(members) == 1})
+    return names
+
+
+def _mirror_images(
+    checks: Sequence[CaseCheck], labels: LabelSpec, orientation: str | None, mirror_axes: tuple[int, ...] | None
+) -> list[Finding]:
+    """One warning for all structures that are mirror images of each other along one axis."""
+    facts = [check.facts for check in checks if check.facts is not None]
+    if not facts:
+        return []
+    names = structures_of(labels)
+    network = network_axes(facts, orientation)
+    found: dict[int, list[str]] = defaultdict(list)
+    for pair in common_pairs((check.pairs, check.values) for check in checks if check.looked_at):
+        found[network[pair.axis]].append(f"{names[pair.first]} and {names[pair.second]}")
+    findings = []
+    for axis, pairs in sorted(found.items()):
+        if mirror_axes is not None and axis not in mirror_axes:
+            continue
+        others = " ".join(str(other) for other in range(3) if other != axis)
+        findings.append(
+            Finding(
+                case="",
+                file="",
+                expected="structures that a network can tell apart in a mirrored patch",
+                found=f"mirror images of each other along axis {axis}: {', '.join(pairs)}",
+                action=f"plan without mirroring along it (--mirror-axes {others}), unless their surroundings differ",
+                error=False,
+            )
         )
-        for cases in same.values()
-        if len(cases) > 1
-    ]
+    return findings
 
 
 def _unused_labels(labels: LabelSpec, checks: list[CaseCheck]) -> list[Finding]:

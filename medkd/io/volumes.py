@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
-from medkd.core.geometry import Geometry
+from medkd.core.geometry import Geometry, NiftiForms
 from medkd.io import dicom, itk, mgh, nifti
 
 READERS: dict[str, ModuleType] = {
@@ -27,10 +27,15 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 @dataclass(frozen=True)
 class Volume:
-    """Voxels ``(z, y, x)`` and where they lie."""
+    """Voxels ``(z, y, x)`` and where they lie.
+
+    Attributes:
+        remarks: what is odd in the file's header: pairs of what was expected and what was found.
+    """
 
     array: np.ndarray
     geometry: Geometry
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def file_ending(path: Path) -> str | None:
@@ -51,8 +56,22 @@ def read_geometry(path: Path) -> Geometry:
         DataError: as for :func:`read_volume`, as far as the header shows it.
     """
     path = Path(path)
-    shape, affine = _reader(path).read_header(path)
+    reader = _reader(path)
+    if reader is nifti:
+        header = nifti.parsed_header(path)
+        return _geometry(path, _spatial(path, header.shape), header.affine, header.forms)
+    shape, affine = reader.read_header(path)
     return _geometry(path, _spatial(path, shape), affine)
+
+
+def header_remarks(path: Path) -> tuple[tuple[str, str], ...]:
+    """What is odd in the header of a file that can be read: pairs of what was expected and what was found.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    path = Path(path)
+    return nifti.parsed_header(path).remarks if _reader(path) is nifti else ()
 
 
 def read_shape(path: Path) -> tuple[int, ...]:
@@ -76,9 +95,9 @@ def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
         DataError: the file is missing, of an unknown format, truncated, damaged, not 3D, or says no voxel size.
     """
     path = Path(path)
-    voxels, affine = _reader(path).read_voxels(path)
-    shape = _spatial(path, voxels.shape)
-    return _volume(path, voxels.reshape(shape, order="F"), affine, dtype)
+    stored = _read(path)
+    shape = _spatial(path, stored.voxels.shape)
+    return _volume(path, stored.voxels.reshape(shape, order="F"), stored, dtype)
 
 
 def read_channels(path: Path, dtype: DTypeLike | None = None) -> list[Volume]:
@@ -88,11 +107,12 @@ def read_channels(path: Path, dtype: DTypeLike | None = None) -> list[Volume]:
         DataError: as for :func:`read_volume`; also for more than four axes.
     """
     path = Path(path)
-    voxels, affine = _reader(path).read_voxels(path)
+    stored = _read(path)
+    voxels = stored.voxels
     if voxels.ndim != 4 or voxels.shape[3] == 1:
         shape = _spatial(path, voxels.shape)
-        return [_volume(path, voxels.reshape(shape, order="F"), affine, dtype)]
-    return [_volume(path, voxels[..., i], affine, dtype) for i in range(voxels.shape[3])]
+        return [_volume(path, voxels.reshape(shape, order="F"), stored, dtype)]
+    return [_volume(path, voxels[..., i], stored, dtype) for i in range(voxels.shape[3])]
 
 
 def split_channels(path: Path, folder: Path, case: str | None = None) -> list[Path]:
@@ -122,7 +142,8 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     from medkd.io.checks import finite_finding, grid_findings
 
     if len(paths) > 1 and all(_is_dicom_file(Path(path)) for path in paths):
-        volume = _volume(Path(paths[0]).parent, *dicom.read_files([Path(path) for path in paths]), np.float32)
+        stored = _Stored(*dicom.read_files([Path(path) for path in paths]))
+        volume = _volume(Path(paths[0]).parent, stored.voxels, stored, np.float32)
         return volume.array[None], volume.geometry
     image, first = np.empty(0, np.float32), None
     for i, path in enumerate(paths):
@@ -174,7 +195,7 @@ def as_label(volume: Volume, path: Path) -> Volume:
             f"{path}: label values must lie within -32768..32767, found {array.min()}..{array.max()}; is this the "
             "image?"
         )
-    return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.geometry)
+    return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.geometry, volume.remarks)
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -192,9 +213,12 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     ending = file_ending(path)
     if ending not in WRITABLE:
         raise DataError(f"{path}: medkd writes {', '.join(WRITABLE)}; choose one of these endings.")
-    write = nifti.write_nifti if READERS[ending] is nifti else itk.write_itk
+    voxels = _storable(array).T
     with atomic_path(path) as temporary:
-        write(temporary, _storable(array).T, geometry.matrix)
+        if READERS[ending] is nifti:
+            nifti.write_nifti(temporary, voxels, geometry.matrix, geometry.forms)
+        else:
+            itk.write_itk(temporary, voxels, geometry.matrix)
 
 
 def _reader(path: Path) -> ModuleType:
@@ -233,20 +257,38 @@ def _spatial(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     return spatial
 
 
-def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> Geometry:
+@dataclass(frozen=True)
+class _Stored:
+    """Voxels in the file's index order, their affine, and what a NIfTI header says besides; see :class:`Volume`."""
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    forms: NiftiForms | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
+
+
+def _read(path: Path) -> _Stored:
+    reader = _reader(path)
+    if reader is nifti:
+        voxels, header = nifti.read_parsed(path)
+        return _Stored(voxels, header.affine, header.forms, header.remarks)
+    return _Stored(*reader.read_voxels(path))
+
+
+def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, forms: NiftiForms | None = None) -> Geometry:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(
             f"{path}: the header gives no valid voxel size and orientation (affine {affine[:3].tolist()}); export it "
             "again."
         )
-    return Geometry.from_affine(shape[::-1], affine)
+    return Geometry.from_affine(shape[::-1], affine, forms)
 
 
-def _volume(path: Path, voxels: np.ndarray, affine: np.ndarray, dtype: DTypeLike | None) -> Volume:
-    geometry = _geometry(path, voxels.shape, affine)
+def _volume(path: Path, voxels: np.ndarray, stored: _Stored, dtype: DTypeLike | None) -> Volume:
+    geometry = _geometry(path, voxels.shape, stored.affine, stored.forms)
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinity and is found as such
         array = np.ascontiguousarray(voxels.T, dtype=voxels.dtype.newbyteorder("=") if dtype is None else dtype)
-    return Volume(array if array.flags.writeable else array.copy(), geometry)
+    return Volume(array if array.flags.writeable else array.copy(), geometry, stored.remarks)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""What one case looks like in a few numbers, so that cases can be compared with each other and with a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medkd.core.geometry import Geometry
+from medkd.io.orientation import axis_code, patient_axes
+
+_SAMPLE = 8_000  # voxels of a channel that its percentiles are taken from, evenly spread
+
+
+@dataclass(frozen=True)
+class ChannelFacts:
+    """Intensities of one channel of one case: percentiles 0.5, 50 and 99.5 of all voxels.
+
+    Attributes:
+        constant: whether all voxels are equal, so that the channel says nothing.
+    """
+
+    low: float
+    median: float
+    high: float
+    constant: bool = False
+
+    @property
+    def spread(self) -> float:
+        """From the low to the high percentile."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFacts:
+    """What one case looks like.
+
+    Attributes:
+        case: case id.
+        orientation: axis code of the first channel's file, ``"RAS"`` for example.
+        spacing: voxel size in mm along the patient's axes: head-foot, front-back, left-right.
+        size_mm: extent in mm along these axes.
+        channels: intensities of each channel.
+        volumes: label value (as text) → mm³; only labels that occur.
+        digest: hash of the voxels of all channels; equal for scans that were copied.
+    """
+
+    case: str
+    orientation: str
+    spacing: tuple[float, ...]
+    size_mm: tuple[float, ...]
+    channels: tuple[ChannelFacts, ...]
+    volumes: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+
+
+def describe_case(
+    case: str,
+    geometry: Geometry,
+    channels: Sequence[ChannelFacts],
+    counts: Mapping[int, int] | None = None,
+    digest: str = "",
+) -> CaseFacts:
+    """Put together what one case looks like.
+
+    Args:
+        case: case id.
+        geometry: grid of the first channel.
+        channels: see :func:`describe_channel`.
+        counts: voxels per label value.
+        digest: hash of the voxels.
+    """
+    axes = patient_axes(geometry)
+    voxel = abs(float(np.linalg.det(geometry.matrix[:3, :3])))
+    volumes = {str(value): count * voxel for value, count in (counts or {}).items() if value}
+    return CaseFacts(
+        case=case,
+        orientation=axis_code(geometry),
+        spacing=tuple(geometry.spacing[axis] for axis in axes),
+        size_mm=tuple(geometry.spacing[axis] * geometry.shape[axis] for axis in axes),
+        channels=tuple(channels),
+        volumes=volumes,
+        digest=digest,
+    )
+
+
+def describe_channel(channel: np.ndarray) -> ChannelFacts:
+    """Percentiles of about 8 000 voxels, evenly spread over the channel ``(z, y, x)``; exact for smaller ones."""
+    flat = channel.reshape(-1)
+    ends_alike = flat[0] == flat[-1] == flat[flat.size // 2]
+    constant = bool(ends_alike and flat.min() == flat.max())
+    step = max(flat.size // _SAMPLE, 1)
+    if step > 1:
+        step += step % 2 == 0  # an odd step does not fall into step with even rows
+    sample = flat[::step]
+    places = [round(level * (sample.size - 1)) for level in (0.005, 0.5, 0.995)]
+    low, median, high = (float(value) for value in np.partition(sample, places)[places])
+    return ChannelFacts(low, median, high, constant)
