@@ -1,0 +1,16 @@
+"""The commands: one module each, which parses, calls one function of :mod:`medkd.api` or its kind, and prints."""
+
+COMMANDS = {
+    "convert": ("convert", "bring a download into the raw layout, and check it"),
+    "plan_and_preprocess": ("plan_and_preprocess", "check every case, measure the data set, plan, preprocess"),
+    "train": ("train", "train a network alone, and score it"),
+    "train_distill": ("train_distill", "train a student with a teacher, and score it"),
+    "score_teacher": ("score_teacher", "score a teacher that was trained elsewhere, for the report"),
+    "predict": ("predict", "label maps for scans, boxes for radiographs"),
+    "evaluate": ("evaluate", "score a folder of predictions"),
+    "cross_validate": ("cross_validate", "put the folds of a run together"),
+    "report": ("report", "one page: teacher, student alone and distilled student side by side"),
+    "list": ("list_entries", "networks, methods, data sets, runs"),
+    "demo": ("demo", "the whole way on a phantom, or on your own folder"),
+}
+"""Command, without ``medkd_`` → its module in this package, and what it does; setup.py installs these."""

@@ -5,47 +5,68 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from medkd.core.errors import MedkdError
+from medkd import __version__
+from medkd.core.errors import DataError, MedkdError
+from medkd.core.limits import on_the_command_line
+from medkd.core.plugins import import_plugin
+
+ROOT_HELP = "medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)"
+IMPORT_HELP = "import this module of yours first, which registers networks, methods, detectors or formats; repeatable"
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser with ``--root``, ``-v`` and an example in its help."""
+    """An argument parser with the options of all commands and an example, whose first word is the command, in its
+    help.
+    """
+    command = example.split()[0] if example else None
     result = argparse.ArgumentParser(
-        description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=command,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument(
-        "--root",
-        type=Path,
-        help="medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)",
-    )
+    result.add_argument("--version", action="version", version=f"%(prog)s of medkd {__version__}")
+    result.add_argument("--root", type=Path, help=ROOT_HELP)
+    result.add_argument("--import", dest="imports", action="append", metavar="MODULE", default=[], help=IMPORT_HELP)
     result.add_argument("-v", "--verbose", action="store_true", help="say more, and show tracebacks")
     return result
 
 
 def run(
     main: Callable[[argparse.Namespace], int | None],
-    arguments: argparse.ArgumentParser,
+    arguments: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, set up logging, call ``main``; a :class:`MedkdError`, or what the system refuses, is printed as one line
-    and gives status 1.
+    """Parse, set up logging, import the modules that the user named, call ``main``; a :class:`MedkdError`, or what the
+    system refuses, is printed as one line and gives status 1.
+
+    Args:
+        main: the command.
+        arguments: its parser, or what makes it where the parser depends on the modules that the user named.
+        argv: the words of the command; None takes those of the process.
 
     Returns:
         The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
     """
-    options = arguments.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
-    for noisy in ("matplotlib", "PIL", "nibabel.global"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _print_anywhere()
+    verbose = False
     try:
-        return main(options) or 0
+        with on_the_command_line():
+            if not isinstance(arguments, argparse.ArgumentParser):
+                _import(_imports_of(argv))
+                arguments = arguments()
+            options = arguments.parse_args(argv)
+            verbose = options.verbose
+            _start_logging(verbose)
+            _refuse_null(options)
+            _import(options.imports)
+            return main(options) or 0
     except (MedkdError, OSError) as error:
-        if options.verbose:
+        if verbose:
             logging.getLogger(__name__).exception("details")
         sys.stderr.write(f"error: {sentence(error)}\n")
         return 1
@@ -55,20 +76,81 @@ def run(
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, as the type of an argument."""
-    value = int(text) if text.strip().lstrip("+-").isdecimal() else 0
+    """A whole number of at least 1, as the type of an argument.
+
+    >>> positive("3")
+    3
+    """
+    value = int(text) if text.strip().lstrip("+-").isdecimal() and len(text) < 20 else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found '{text}'")
     return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names joined by commas, as the type of an argument.
+
+    >>> names("liver, spleen")
+    ('liver', 'spleen')
+    """
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(part for part in parts if part)
+
+
+def given(options: argparse.Namespace, wanted: Iterable[str]) -> dict[str, Any]:
+    """Those of the wanted options that were given: what is neither None nor an unset switch."""
+    found = {}
+    for name in wanted:
+        value = getattr(options, name, None)
+        if value is not None and value is not False:
+            found[name] = value
+    return found
 
 
 def sentence(error: Exception) -> str:
     """What an error says; of one that a loader process raised, without the traceback that torch puts before it."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = ": ".join(
-            [*(str(name) for name in (error.filename, error.filename2) if name is not None), error.strerror]
-        )
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        text = ": ".join([*files, error.strerror])
     if "DataLoader worker process" not in text.partition("\n")[0]:
         return text or type(error).__name__
     return text.strip().rpartition("\n")[2].partition(": ")[2] or text
+
+
+def _print_anywhere() -> None:
+    """A terminal or pipe that knows ASCII only gets a ``?`` for what it cannot show, instead of an end."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _start_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("matplotlib", "PIL", "nibabel.global"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
+        import_plugin(module)
+
+
+def _imports_of(argv: Sequence[str] | None) -> list[str]:
+    """The modules that a command's words name, before its parser is made."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--import", dest="imports", action="append", nargs="?", default=[])
+    found, _ = early.parse_known_args(argv)
+    return [module for module in found.imports if module]
+
+
+def _refuse_null(options: argparse.Namespace) -> None:
+    for value in vars(options).values():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, (str, Path)) and "\0" in str(part):
+                shown = str(part).replace("\0", "\\0")
+                raise DataError(
+                    f"An argument holds a null character, which no name or path may: '{shown}'; leave it out."
+                )

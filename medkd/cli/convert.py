@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_conversion import CONVERTERS, ConversionOptions, convert_dataset
-from medkd.cli.common import parser, positive, run
+from medkd.cli.common import IMPORT_HELP, ROOT_HELP, names, parser, positive, run
 
 _SHOWN = 20
 _SETTING = "setting:"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 1 when a case was left out or the result has a problem."""
+    """Entry point of ``medkd_convert``; status 1 when a case was left out or the result has a problem."""
+    return run(_main, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    """The parser; a format has options of its own, so the formats must be known first."""
     arguments = parser(
         "Convert a data set, as it is downloaded, to <root>/raw/DatasetNNN_Name (nnU-Net v2's layout), and verify the "
         "result.\n"
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_options(command)
         for setting, text in converter.settings.items():
             command.add_argument(f"--{setting}", dest=_SETTING + setting, metavar=setting.upper(), help=text)
-    return run(_main, arguments, argv)
+    return arguments
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -44,9 +49,9 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "-d", "--dataset", type=int, required=True, metavar="NNN", help="number of the new data set, 1-999"
     )
     command.add_argument("--name", help="name of the new data set (default: from the source)")
-    command.add_argument("--labels", type=_names, default=(), metavar="A,B", help="names of the label values 1, 2, ...")
+    command.add_argument("--labels", type=names, default=(), metavar="A,B", help="names of the label values 1, 2, ...")
     command.add_argument(
-        "--channels", type=_names, default=(), metavar="X,Y", help="names of the image channels, for example CT"
+        "--channels", type=names, default=(), metavar="X,Y", help="names of the image channels, for example CT"
     )
     how = command.add_mutually_exclusive_group()
     how.add_argument(
@@ -56,24 +61,21 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "--link", dest="mode", action="store_const", const="link", help="make symbolic links to the source's files"
     )
     command.add_argument("-np", "--workers", type=positive, help="threads (default: by cores and memory)")
+    # the same as before FORMAT; SUPPRESS keeps what was given there
+    command.add_argument("--root", type=Path, default=argparse.SUPPRESS, help=ROOT_HELP)
     command.add_argument(
-        "--root", type=Path, default=argparse.SUPPRESS, help="medkd's folder (default: $MEDKD_ROOT, else ./medkd_data)"
+        "--import", dest="imports", action="append", metavar="MODULE", default=argparse.SUPPRESS, help=IMPORT_HELP
     )
     command.add_argument(
         "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="list every finding, show tracebacks"
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _main(arguments: argparse.Namespace) -> int:
-    settings = {
-        key.removeprefix(_SETTING): value
-        for key, value in vars(arguments).items()
-        if key.startswith(_SETTING) and value is not None
-    }
+    settings = {}
+    for key, value in vars(arguments).items():
+        if key.startswith(_SETTING) and value is not None:
+            settings[key.removeprefix(_SETTING)] = value
     options = ConversionOptions(arguments.labels, arguments.channels, arguments.mode, arguments.workers, settings)
     result = convert_dataset(
         arguments.format, arguments.source, arguments.dataset, name=arguments.name, root=arguments.root, options=options

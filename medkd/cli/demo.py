@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medkd import api
 from medkd.cli.common import parser, run
 from medkd.core.allocator import reuse_freed_memory
 from medkd.core.dataset import DatasetDescription
@@ -22,7 +23,7 @@ _CONFIGURATION = "3d_fullres"
 _FOLD = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoSettings:
     """What the demo does; the defaults take less than five minutes on two CPU cores with the phantom.
 
@@ -81,7 +82,7 @@ class DemoResult:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_demo``."""
-    default = DemoSettings(Path())
+    default = DemoSettings(root=Path())
     arguments = parser(
         "Go the whole way once: data, plan, teacher, student alone, distilled student, prediction of unseen scans, "
         "scores, report.\n"
@@ -110,17 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> None:
     reuse_freed_memory()
-    patch = tuple(options.patch_size) if options.patch_size else (None if options.data else DemoSettings.patch_size)
+    patch = None if options.data else DemoSettings.patch_size
+    if options.patch_size:
+        patch = tuple(options.patch_size)
     settings = DemoSettings(
-        options.root,
-        options.data,
-        options.teacher,
-        options.student,
-        options.method,
-        options.teacher_epochs,
-        options.student_epochs,
-        options.iterations_per_epoch,
-        patch,
+        root=options.root,
+        data=options.data,
+        teacher=options.teacher,
+        student=options.student,
+        method=options.method,
+        teacher_epochs=options.teacher_epochs,
+        student_epochs=options.student_epochs,
+        iterations=options.iterations_per_epoch,
+        patch_size=patch,
         device=options.device,
         overwrite=options.overwrite,
     )
@@ -184,41 +187,28 @@ class _Steps:
         return PHANTOM
 
     def plan(self, dataset: str) -> None:
-        from medkd.preprocessing.prepare import plan_and_preprocess
-
         self._say("Measure, plan and preprocess", ["medkd_plan_and_preprocess", "-d", dataset, "-c", _CONFIGURATION])
-        plan_and_preprocess(dataset, root=self.settings.root, configurations=[_CONFIGURATION])
+        api.plan_and_preprocess(dataset, root=self.settings.root, configurations=[_CONFIGURATION])
 
     def train(self, dataset: str) -> dict[str, Path]:
         """Train teacher, student alone and distilled student; returns name → fold folder."""
-        from medkd.training.api import train, train_distill
-
         s = self.settings
-        flags = ["--iterations-per-epoch", s.iterations, *(["--patch-size", *s.patch_size] if s.patch_size else [])]
+        flags: list[object] = ["--iterations-per-epoch", s.iterations]
+        if s.patch_size:
+            flags += ["--patch-size", *s.patch_size]
         title = f"Train the teacher {s.teacher}, {s.teacher_epochs} epochs of {s.iterations} steps"
         self._say(title, ["medkd_train", dataset, s.teacher, _FOLD, "--epochs", s.teacher_epochs, *flags])
-        runs = {f"teacher {s.teacher}": train(dataset, s.teacher, _FOLD, self._options(s.teacher_epochs))}
+        runs = {f"teacher {s.teacher}": api.train(dataset, s.teacher, _FOLD, self._options(s.teacher_epochs))}
         for method, title in (("none", f"{s.student} alone"), (s.method, f"{s.student} + {s.method}")):
-            command = [
-                "medkd_train_distill",
-                dataset,
-                s.teacher,
-                s.student,
-                method,
-                _FOLD,
-                "--epochs",
-                s.student_epochs,
-                *flags,
-            ]
+            named = ["medkd_train_distill", dataset, s.teacher, s.student, method, _FOLD]
+            command = [*named, "--epochs", s.student_epochs, *flags]
             self._say(f"Train the student: {title}, {s.student_epochs} epochs of {s.iterations} steps", command)
-            runs[title] = train_distill(dataset, s.teacher, s.student, method, _FOLD, self._options(s.student_epochs))
+            options = self._options(s.student_epochs)
+            runs[title] = api.train_distill(dataset, s.teacher, s.student, method, _FOLD, options)
         return runs
 
     def test_scores(self, dataset: str, runs: dict[str, Path]) -> dict[str, float]:
         """Predict the test scans with every run; mean Dice by name where there are reference labels."""
-        from medkd.evaluation.segmentation.folder import evaluate_folder
-        from medkd.inference.folder import predict_folder
-
         raw = self.root.raw_dataset(dataset)
         description = DatasetDescription.load(raw / "dataset.json")
         images, labels = raw / "imagesTs", raw / "labelsTs"
@@ -227,21 +217,28 @@ class _Steps:
         scores = {}
         for name, fold in runs.items():
             output = self.root.results / dataset / "test_predictions" / fold.parent.name
-            command = ["medkd_predict", "-i", images, "-o", output, "-m", fold.parent, "-f", _FOLD, "--no-tta"]
-            self._say(f"Predict unseen scans: {name}", command)
-            # predictions of weights that were trained anew are made anew
-            resume = not self.settings.overwrite
-            report = predict_folder(
-                images, output, fold.parent, folds=[_FOLD], mirror=False, device=self.settings.device, resume=resume
-            )
-            if report.failed:
-                raise DataError(" ".join(report.failed.values()))
+            self._predict(name, fold, images, output)
             if labels.is_dir():
-                self._command(["medkd_evaluate", output, labels])
-                summary = evaluate_folder(output, labels, description.labels, file_ending=description.file_ending)
-                summary.save(output / "summary.json")
-                scores[name] = summary.mean_dice
+                scores[name] = self._score(output, labels, description)
         return scores
+
+    def _predict(self, name: str, fold: Path, images: Path, output: Path) -> None:
+        command = ["medkd_predict", "-i", images, "-o", output, "-m", fold.parent, "-f", _FOLD, "--no-tta"]
+        self._say(f"Predict unseen scans: {name}", command)
+        # predictions of weights that were trained anew are made anew
+        resume = not self.settings.overwrite
+        device = self.settings.device
+        report = api.predict(images, output, fold.parent, folds=[_FOLD], mirror=False, device=device, resume=resume)
+        if report.failed:
+            raise DataError(" ".join(report.failed.values()))
+
+    def _score(self, output: Path, labels: Path, description: DatasetDescription) -> float:
+        from medkd.evaluation.segmentation.folder import evaluate_folder
+
+        self._command(["medkd_evaluate", output, labels])
+        summary = evaluate_folder(output, labels, description.labels, file_ending=description.file_ending)
+        summary.save(output / "summary.json")
+        return summary.mean_dice
 
     def report(self, dataset: str) -> Path:
         from medkd.evaluation.report.write import make_report
@@ -269,12 +266,10 @@ class _Steps:
             self._command(command)
 
     def _command(self, command: Sequence[object]) -> None:
-        rooted = (
-            list(command)
-            if command[0] in ("medkd_predict", "medkd_evaluate")
-            else [*command, "--root", self.settings.root]
-        )
-        print(f"    $ {shlex.join(str(part) for part in rooted)}", flush=True)
+        words = [str(part) for part in command]
+        if words[0] not in ("medkd_predict", "medkd_evaluate"):
+            words += ["--root", str(self.settings.root)]
+        print(f"    $ {shlex.join(words)}", flush=True)
 
 
 def _row(name: str, fold: Path, test_dice: float | None) -> DemoRow:
@@ -290,18 +285,15 @@ def _row(name: str, fold: Path, test_dice: float | None) -> DemoRow:
 def table(rows: Sequence[DemoRow]) -> str:
     """The rows as plain text; ``–`` where there is no score."""
     head = ["network", "parameters", "ms per patch", "Dice, validation", "Dice, unseen scans"]
-    body = [
-        [
-            r.name,
-            f"{r.parameters / 1e6:.2f} M",
-            f"{r.latency_ms:.0f}",
-            *("–" if d is None else f"{d:.3f}" for d in (r.validation_dice, r.test_dice)),
-        ]
-        for r in rows
-    ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in [head, *body]
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for name, *numbers in lines:
+        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        text.append("  ".join([name.ljust(widths[0]), *aligned]))
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _cells(row: DemoRow) -> list[str]:
+    scores = ["–" if dice is None else f"{dice:.3f}" for dice in (row.validation_dice, row.test_dice)]
+    return [row.name, f"{row.parameters / 1e6:.2f} M", f"{row.latency_ms:.0f}", *scores]

@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from medkd.cli import common
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError
@@ -16,6 +14,7 @@ from medkd.core.files import read_json
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
+from medkd.tasks import TASKS
 
 Row = tuple[str, ...]
 ABSENT = "-"
@@ -25,8 +24,7 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
     """One row per network and rank: name, rank, parameters, multiply-adds, taps that can be distilled, paper.
 
     Counted at one channel, 14 classes and a patch of 96³ (3D) or 512² (2D) voxels, without computing anything. A
-    planned network
-    is marked ``*``: its shape is what nnU-Net plans for that patch.
+    planned network is marked ``*``: its shape is what nnU-Net plans for that patch.
 
     Args:
         names: registry names; all where None.
@@ -35,6 +33,8 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
         RunError: a name is unknown.
     """
     # imported here, since the other lists do not need them
+    from tqdm import tqdm
+
     from medkd.networks import NETWORKS
     from medkd.networks.complexity import count_macs, count_parameters
     from medkd.networks.reference import build_weightless, reference_spec
@@ -53,7 +53,8 @@ def network_rows(names: Sequence[str] | None = None) -> list[Row]:
 
 
 def detector_rows() -> list[Row]:
-    """One row per detector, in the columns of :func:`network_rows`: name, what it is, and which library trains it.
+    """One row per detector, in the columns of :func:`network_rows` but without a head: name, what it is, and which
+    library trains it.
 
     Detectors whose library is not installed are not listed.
     """
@@ -61,9 +62,11 @@ def detector_rows() -> list[Row]:
     from medkd.detection.families import register_detectors
 
     register_detectors()
-    return [
-        (name, "detector", *(ABSENT,) * 3, f"{DETECTORS[name].about} ({DETECTORS[name].family})") for name in DETECTORS
-    ]
+    rows: list[Row] = []
+    for name in DETECTORS:
+        entry = DETECTORS[name]
+        rows.append((name, "detector", ABSENT, ABSENT, ABSENT, f"{entry.about} ({entry.family})"))
+    return rows
 
 
 def method_rows() -> list[Row]:
@@ -79,7 +82,9 @@ def method_rows() -> list[Row]:
     rows: list[Row] = [("method", "for", "needs", "parameters", "paper")]
     for methods in (METHODS, DETECTION_METHODS):
         for card in describe_methods(methods):
-            branch = "detection" if methods is DETECTION_METHODS else "both" if card.detection else "segmentation"
+            branch = "both" if card.detection else "segmentation"
+            if methods is DETECTION_METHODS:
+                branch = "detection"
             settings = " ".join(f"{name}={default}" for name, default in card.parameters)
             rows.append((card.name, branch, card.needs, settings or ABSENT, card.paper or ABSENT))
     return rows
@@ -88,14 +93,15 @@ def method_rows() -> list[Row]:
 def dataset_rows(root: Root) -> list[Row]:
     """One row per data set below the root: name, cases, channels, labels, planned configurations."""
     rows: list[Row] = [("data set", "cases", "channels", "labels", "planned")]
-    for name in sorted({p.name for folder in (root.raw, root.preprocessed) for p in _folders(folder)}):
+    folders = [*_folders(root.raw), *_folders(root.preprocessed)]
+    for name in sorted({folder.name for folder in folders}):
         description = _first(root.raw_dataset(name) / DATASET_FILE, root.preprocessed / name / DATASET_FILE)
         if description is None:
             rows.append((name, *(ABSENT,) * 3, "no readable dataset.json"))
             continue
-        labels = ", ".join(label for label, _ in description.labels.foreground) + (
-            " (regions)" if description.labels.regions else ""
-        )
+        labels = ", ".join(label for label, _ in description.labels.foreground)
+        if description.labels.regions:
+            labels += " (regions)"
         planned = _planned(root.preprocessed / name / PLANS_FILE)
         rows.append((name, str(description.num_training), ", ".join(description.channel_names), labels, planned))
     return rows
@@ -115,16 +121,19 @@ def run_rows(root: Root) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as aligned columns, the first one as the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = tuple("-" * width for width in widths)
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (rows[0], rule, *rows[1:])
-    )
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _folders(parent: Path) -> list[Path]:
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")) if parent.is_dir() else []
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _first(*paths: Path) -> DatasetDescription | None:
@@ -139,11 +148,9 @@ def _first(*paths: Path) -> DatasetDescription | None:
 def _planned(path: Path) -> str:
     try:
         plan = read_json(path)
-        return (
-            f"{DETECTION}, {plan['image_size']} px"
-            if plan.get("task") == DETECTION
-            else ", ".join(plan["configurations"])
-        )
+        if plan.get("task") == DETECTION:
+            return f"{DETECTION}, {plan['image_size']} px"
+        return ", ".join(plan["configurations"])
     except (MedkdError, KeyError, TypeError, AttributeError):
         return ABSENT
 
@@ -157,9 +164,8 @@ def _method(path: Path) -> str:
 
 
 def _folds(run: Path) -> str:
-    return (
-        ", ".join(f"{fold.name.removeprefix('fold_')}: {_state(fold)}" for fold in sorted(run.glob("fold_*"))) or ABSENT
-    )
+    states = [f"{fold.name.removeprefix('fold_')}: {_state(fold)}" for fold in sorted(run.glob("fold_*"))]
+    return ", ".join(states) or ABSENT
 
 
 def _state(fold: Path) -> str:
@@ -178,8 +184,15 @@ def _state(fold: Path) -> str:
     return "unfinished" if any((fold / name).exists() for name in (LATEST, BEST)) else "empty"
 
 
+def _every_network() -> list[Row]:
+    rows: list[Row] = []
+    for task in TASKS.values():
+        rows += task.list_networks()
+    return rows
+
+
 LISTS: dict[str, Callable[[Root], list[Row]]] = {
-    "networks": lambda root: network_rows() + detector_rows(),
+    "networks": lambda root: _every_network(),
     "methods": lambda root: method_rows(),
     "datasets": dataset_rows,
     "runs": run_rows,
@@ -198,7 +211,8 @@ def _list(options: argparse.Namespace) -> int:
     root = Root.resolve(options.root)
     rows = LISTS[options.what](root)
     if options.json:
-        print(json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=2))
+        entries = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+        print(json.dumps(entries, indent=2))
         return 0
     print(table(rows))
     if options.what == "networks":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from medkd import api
 from medkd.cli import common
-from medkd.cli.training_options import add_training_options, detector_options, is_detection, training_options
+from medkd.cli.training_options import add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
 
 
@@ -25,23 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     reuse_freed_memory()
-    if is_detection(arguments):
-        _run_detection(arguments)
-        return
-    from medkd.training.api import dry_run, train
-
-    options = training_options(arguments)
+    settings = training_settings(arguments)
     if arguments.dry_run:
-        print("\n".join(dry_run(arguments.dataset, arguments.network, arguments.fold, options).lines()))
+        print("\n".join(api.dry_run(arguments.dataset, arguments.network, arguments.fold, **settings)))
         return
-    print(train(arguments.dataset, arguments.network, arguments.fold, options))
-
-
-def _run_detection(arguments: argparse.Namespace) -> None:
-    from medkd.detection.api import dry_run_detector, train_detector
-
-    options = detector_options(arguments)
-    if arguments.dry_run:
-        print("\n".join(dry_run_detector(arguments.dataset, arguments.network, arguments.fold, options)))
-        return
-    print(train_detector(arguments.dataset, arguments.network, arguments.fold, options))
+    print(api.train(arguments.dataset, arguments.network, arguments.fold, **settings))

@@ -5,20 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from medkd import api
 from medkd.cli import common
-from medkd.cli.training_options import (
-    add_target_options,
-    add_training_options,
-    detector_options,
-    is_detection,
-    training_options,
-)
+from medkd.cli.training_options import add_target_options, add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
 
 _TEACHER = (
     "a network trained for this data set, a run, or a model folder of nnU-Net v2; for detection also ultralytics' "
-    "best.pt with a "
-    "teacher.json beside it"
+    "best.pt with "
+    "a teacher.json beside it"
 )
 
 
@@ -51,36 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     reuse_freed_memory()
-    if is_detection(arguments):
-        _run_detection(arguments)
-        return
-    from medkd.training.api import dry_run, train_distill
-
-    options = training_options(arguments)
+    settings = training_settings(arguments)
+    teacher, student, method = arguments.teacher, arguments.student, arguments.method
     if arguments.dry_run:
-        found = dry_run(
-            arguments.dataset,
-            arguments.student,
-            arguments.fold,
-            options,
-            teacher=arguments.teacher,
-            method=arguments.method,
-        )
-        print("\n".join(found.lines()))
+        lines = api.dry_run(arguments.dataset, student, arguments.fold, teacher=teacher, method=method, **settings)
+        print("\n".join(lines))
         return
-    folder = train_distill(
-        arguments.dataset, arguments.teacher, arguments.student, arguments.method, arguments.fold, options
-    )
-    print(folder)
-
-
-def _run_detection(arguments: argparse.Namespace) -> None:
-    from medkd.detection.api import distill_detector, dry_run_detector
-
-    options, teacher, method = detector_options(arguments), arguments.teacher, arguments.method
-    if arguments.dry_run:
-        print(
-            "\n".join(dry_run_detector(arguments.dataset, arguments.student, arguments.fold, options, teacher, method))
-        )
-        return
-    print(distill_detector(arguments.dataset, teacher, arguments.student, method, arguments.fold, options))
+    print(api.train_distill(arguments.dataset, teacher, student, method, arguments.fold, **settings))

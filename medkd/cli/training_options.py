@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medkd.core.dataset import dataset_task
-from medkd.core.errors import MethodError, PlanError
-from medkd.core.paths import Root
+from medkd.cli import common
+from medkd.core.errors import MethodError
+from medkd.detection.options import DetectorOptions
 from medkd.training.options import TrainOptions
 
-if TYPE_CHECKING:
-    from medkd.detection.options import DetectorOptions
-
 _DEFAULTS = TrainOptions()
-_SEGMENTATION_ONLY = (
-    "configuration",
-    "patch_size",
-    "width_divisor",
-    "save_every",
-    "targets",
-    "targets_tta",
-    "targets_limit",
-    "init",
+_FIELDS = sorted(
+    {field.name for options in (TrainOptions, DetectorOptions) for field in fields(options)}
+    - {"method_parameters", "validate"}
 )
-_DETECTION_ONLY = ("image_size", "backbone_weights")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +46,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
-        help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small feature maps",
+        help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small "
+        "feature maps",
     )
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")
@@ -80,15 +72,15 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--targets",
         choices=("live", "cached"),
-        help="live: the teacher sees every patch; cached: it predicts each training case once, before training, for methods that need its "
-        f"outputs only (default: {_DEFAULTS.targets})",
+        help="live: the teacher sees every patch; cached: it predicts each training case once, before training, for "
+        f"methods that need its outputs only (default: {_DEFAULTS.targets})",
     )
     add("--targets-tta", action="store_true", default=None, help="cached targets are means over mirrored copies")
     add(
         "--init",
         choices=("random", "teacher"),
-        help="teacher: a narrower plain_unet or resenc_unet_* gets first weights that are fitted to its teacher of the same kind "
-        f"(default: {_DEFAULTS.init})",
+        help="teacher: a narrower plain_unet or resenc_unet_* gets first weights that are fitted to its teacher of the "
+        f"same kind (default: {_DEFAULTS.init})",
     )
     add(
         "--targets-limit",
@@ -98,75 +90,32 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_detection(arguments: argparse.Namespace) -> bool:
-    """Whether the data set holds boxes; options of the other task are refused, not silently ignored.
+def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given for training, by the names of :class:`~medkd.training.options.TrainOptions` and
+    :class:`~medkd.detection.options.DetectorOptions`.
 
     Raises:
-        PlanError: an option does not belong to this task.
+        MethodError: an entry of ``--set`` is not of the form METHOD.PARAMETER=VALUE.
     """
-    detection = dataset_task(Root.resolve(arguments.root), arguments.dataset) == "detection"
-    for name in _SEGMENTATION_ONLY if detection else _DETECTION_ONLY:
-        if getattr(arguments, name, None) is not None:
-            kind = "detection" if detection else "segmentation"
-            raise PlanError(
-                f"{arguments.dataset} is a data set for {kind}, which --{name.replace('_', '-')} is not for; leave it "
-                "out."
-            )
-    return detection
-
-
-def training_options(arguments: argparse.Namespace) -> TrainOptions:
-    """The parsed options for segmentation; what was not given keeps its default.
-
-    Raises:
-        RunError: a number is outside of its limits.
-    """
-    given = {name: value for name in _SEGMENTATION_ONLY if (value := getattr(arguments, name, None)) is not None}
-    if "patch_size" in given:
-        given["patch_size"] = tuple(given["patch_size"])
-    return TrainOptions(**_common(arguments), **given)
-
-
-def detector_options(arguments: argparse.Namespace) -> DetectorOptions:
-    """The parsed options for detection.
-
-    Raises:
-        RunError: a number is outside of its limits.
-    """
-    from medkd.detection.options import DetectorOptions
-
-    return DetectorOptions(
-        **_common(arguments), image_size=arguments.image_size, backbone_weights=arguments.backbone_weights
-    )
-
-
-def _common(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What both tasks know."""
-    names = (
-        "root",
-        "epochs",
-        "iterations_per_epoch",
-        "batch_size",
-        "learning_rate",
-        "device",
-        "precision",
-        "seed",
-        "resume",
-        "overwrite",
-    )
-    values = {name: getattr(arguments, name) for name in (*names, "tag", "workers")}
-    return {
-        **values,
-        "method_parameters": parse_settings(getattr(arguments, "set", None) or []),
-        "validate": not arguments.no_validate,
-    }
+    settings = common.given(arguments, _FIELDS)
+    if "patch_size" in settings:
+        settings["patch_size"] = tuple(settings["patch_size"])
+    parameters = parse_settings(getattr(arguments, "set", None) or [])
+    if parameters:
+        settings["method_parameters"] = parameters
+    if arguments.no_validate:
+        settings["validate"] = False
+    return settings
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:
-    """``["kd.weight=2"]`` → ``{"kd.weight": "2"}``.
+    """``METHOD.PARAMETER=VALUE`` → value by ``METHOD.PARAMETER``.
 
     Raises:
-        MethodError: an entry is not of the form METHOD.PARAMETER=VALUE.
+        MethodError: an entry is not of this form.
+
+    >>> parse_settings(["kd.weight=2"])
+    {'kd.weight': '2'}
     """
     settings = {}
     for pair in pairs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from math import isfinite
 from numbers import Integral, Real
@@ -11,6 +13,39 @@ from typing import Any
 from medkd.core.errors import RunError
 
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
+# options whose flag has another name than the argument of the function
+_FLAGS = {
+    "configurations": "--configuration",
+    "gpu_memory_gb": "--gpu-memory",
+    "mirror": "--tta",
+    "resume": "--continue",
+    "method_parameters": "--set",
+}
+_commanded: ContextVar[bool] = ContextVar("commanded", default=False)
+
+
+@contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Within this block errors name options as commands take them, ``--save-every``; elsewhere as functions do."""
+    token = _commanded.set(True)
+    try:
+        yield
+    finally:
+        _commanded.reset(token)
+
+
+def option_name(name: str) -> str:
+    """How the caller knows an option: ``save_every`` in Python, ``--save-every`` on the command line.
+
+    >>> option_name("save_every")
+    'save_every'
+    >>> with on_the_command_line():
+    ...     option_name("save_every")
+    '--save-every'
+    """
+    if not _commanded.get():
+        return name
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[str]) -> None:
@@ -18,7 +53,7 @@ def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[s
     default.
 
     Args:
-        options: a dataclass instance; errors name a field as the commands do, ``save_every`` as ``--save-every``.
+        options: a dataclass instance; errors name a field as the caller does, see :func:`option_name`.
         least: field → its smallest value, for whole numbers; ``seed`` also has a largest one.
         above_zero: fields that take any finite number above 0.
 
@@ -37,8 +72,7 @@ def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[s
         else:
             fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and float(value) > 0
         if not fits:
-            option = "--" + name.replace("_", "-")
-            raise RunError(f"{option} expects {expected}, found {value!r}; leave it out for the default.")
+            raise RunError(f"{option_name(name)} expects {expected}, found {value!r}; leave it out for the default.")
 
 
 def is_whole(value: object, least: int) -> bool:

@@ -29,7 +29,10 @@ class Root:
     @classmethod
     def resolve(cls, root: str | Path | None = None) -> Root:
         """``root``, else ``$MEDKD_ROOT``, else ``./medkd_data``."""
-        base = Path(root or os.environ.get("MEDKD_ROOT") or "medkd_data").expanduser().absolute()
+        chosen = str(root or os.environ.get("MEDKD_ROOT") or "medkd_data")
+        if "\0" in chosen:
+            raise DataError("The root folder's path holds a null character, which no path may; give another --root.")
+        base = Path(chosen).expanduser().absolute()
         return cls(base / "raw", base / "preprocessed", base / "results")
 
     def dataset_name(self, dataset: str | int) -> str:
@@ -52,7 +55,8 @@ class Root:
         if text in names:
             return text
         number = text.removeprefix("Dataset")
-        found = sorted(n for n in names if number.isdigit() and int(n[7:10]) == int(number))
+        wanted = int(number) if re.fullmatch(r"[0-9]{1,3}", number) else None
+        found = sorted(name for name in names if int(name[7:10]) == wanted)
         if len(found) == 1:
             return found[0]
         if found:

@@ -43,7 +43,11 @@ class Lazy:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Call the function."""
-        return resolve(self.target)(*arguments, **options)
+        return self.load()(*arguments, **options)
+
+    def load(self) -> Any:
+        """The function itself; its module is imported."""
+        return resolve(self.target)
 
     def __repr__(self) -> str:
         return f"Lazy({self.target!r})"

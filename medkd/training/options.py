@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from medkd.core.errors import RunError
-from medkd.core.limits import check_numbers, is_whole
+from medkd.core.limits import check_numbers, is_whole, option_name
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
@@ -119,8 +119,8 @@ class TrainOptions(RunOptions):
         sides = patch if isinstance(patch, (tuple, list)) else ()
         if not sides or not all(is_whole(side, 1) for side in sides):
             raise RunError(
-                f"--patch-size expects whole numbers of at least 1, one per axis, found {patch!r}; leave it out for "
-                "the default."
+                f"{option_name('patch_size')} expects whole numbers of at least 1, one per axis, found {patch!r}; leave "
+                "it out for the default."
             )
 
 

@@ -27,7 +27,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoSettings, DemoResult, str]:
-    settings = DemoSettings(tmp_path_factory.mktemp("demo"), **SETTINGS)  # type: ignore[arg-type]
+    settings = DemoSettings(root=tmp_path_factory.mktemp("demo"), **SETTINGS)  # type: ignore[arg-type]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         result = run_demo(settings)
     return settings, result, out.getvalue()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from medkd.cli.predict import find_run, main
+from medkd.api import find_model
+from medkd.cli.predict import main
 from medkd.core.errors import RunError
 from tests.inference.conftest import make_run, scans
 
@@ -32,7 +33,7 @@ def test_a_run_is_found_below_the_root(
         "2/3",
     ]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.startswith("1 cases predicted")
+    assert capsys.readouterr().out.startswith("1 scans predicted")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case_1.nii.gz", "predict_settings.json"]
 
 
@@ -47,14 +48,14 @@ def test_a_failed_case_gives_status_1(
         == 1
     )
     captured = capsys.readouterr()
-    assert "2 cases predicted" in captured.out and "1 failed: case_1" in captured.out
+    assert "2 scans predicted" in captured.out and "1 failed: case_1" in captured.out
     assert "case_1_0000.nii.gz" in captured.err and "Traceback" not in captured.err
 
 
 def test_an_unknown_run_names_the_nearest(make_run: Callable[..., Path], tmp_path: Path) -> None:
     make_run()
     with pytest.raises(RunError, match="Did you mean 'plain_unet__3d'"):
-        find_run("1/plain_unet_3d", tmp_path)
+        find_model("1/plain_unet_3d", tmp_path)
 
 
 def test_a_folder_that_is_no_run_is_one_line(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +64,7 @@ def test_a_folder_that_is_no_run_is_one_line(scans: Path, tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b"])
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "²/4", "1/²"])
 def test_parts_run_from_1(part: str) -> None:
     with pytest.raises(SystemExit):
         main(["-i", "a", "-o", "b", "-m", "c", "--part", part])

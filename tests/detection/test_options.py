@@ -21,7 +21,7 @@ from medkd.detection.options import DetectorOptions
     ],
 )
 def test_a_number_outside_of_its_limits_is_one_sentence(name: str, value: float) -> None:
-    with pytest.raises(RunError, match=f"^--{name.replace('_', '-')} expects .*, found {value}; .*default\\.$"):
+    with pytest.raises(RunError, match=f"^{name} expects .*, found {value}; .*default\\.$"):
         DetectorOptions(**{name: value})  # type: ignore[arg-type]
 
 

@@ -129,7 +129,7 @@ def test_a_bad_file_is_named_and_the_others_go_on(
     assert "1 radiographs predicted" in capsys.readouterr().out
     assert len(DetectionPredictions.load(tmp_path / "out").images) == 7
     assert main([*arguments, "--step-size", "0.5"]) == 1
-    assert "--step-size is for scans" in capsys.readouterr().err
+    assert "--step-size is for segmentation" in capsys.readouterr().err
 
 
 def test_work_that_was_killed_is_continued_with_the_same_result(

@@ -154,7 +154,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert f"{NAME}: fracture" in shown and "64 px" in shown and "given by the user" in shown
     assert main([*base, "-c", "2d"]) == 1
-    assert "which --configuration is not for" in capsys.readouterr().err
+    assert "--configuration is for segmentation, but 502 is for detection" in capsys.readouterr().err
 
 
 @pytest.mark.real_data

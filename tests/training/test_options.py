@@ -41,7 +41,7 @@ def test_a_number_outside_of_its_limits_is_one_sentence(name: str, value: object
     with pytest.raises(RunError) as caught:
         TrainOptions(**{name: value})  # type: ignore[arg-type]
     text = str(caught.value)
-    assert text.startswith(f"--{name.replace('_', '-')} expects ") and message in text and "\n" not in text
+    assert text.startswith(f"{name} expects ") and message in text and "\n" not in text
 
 
 def test_the_smallest_numbers_and_none_where_it_is_the_default_are_taken() -> None:

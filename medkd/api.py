@@ -1,0 +1,261 @@
+"""The steps as functions, for both tasks: what the commands call, and what :mod:`medkd` exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medkd.core.errors import PlanError, RunError
+from medkd.core.limits import option_name
+from medkd.core.paths import Root
+from medkd.core.serial import nearest
+from medkd.tasks import Task, refuse_foreign, task_of_dataset, task_of_model
+
+if TYPE_CHECKING:
+    from medkd.core.plan import Plan
+    from medkd.detection.options import DetectorOptions
+    from medkd.detection.plan import DetectionPlan
+    from medkd.detection.predict import DetectReport
+    from medkd.inference.folder import PredictReport
+    from medkd.training.options import TrainOptions
+
+Checkpoint = Literal["final", "best"]
+
+
+def plan_and_preprocess(
+    dataset: str | int,
+    *,
+    root: str | Path | None = None,
+    workers: int | None = None,
+    overwrite_plan: bool = False,
+    verify: bool = True,
+    protocol: str | None = None,
+    configurations: Sequence[str] | None = None,
+    gpu_memory_gb: float | None = None,
+    like: str | Path | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+) -> Plan | DetectionPlan:
+    """Make a raw data set ready for training: verify, measure, plan, preprocess; what did not change is not done again.
+
+    Args:
+        dataset: number or full name.
+        root: medkd's folder; None takes ``$MEDKD_ROOT``, else ``./medkd_data``.
+        workers: largest number of cases at a time; None follows from cores and memory.
+        overwrite_plan: make the plan anew; configurations of your own are kept.
+        verify: check the raw data first.
+        protocol: name or file of a published protocol that a new plan follows.
+        configurations: segmentation: which to preprocess, ``2d``, ``3d_fullres`` or ``3d_lowres``; None takes all.
+        gpu_memory_gb: segmentation: memory that training may use, for a new plan.
+        like: segmentation: plan for the students of this model, which was trained elsewhere.
+        image_size: detection: side of the input in pixels, a multiple of 32.
+        batch_size: detection: images per step.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DataError: the data set is not there, or its verification found problems.
+        PlanError: a plan that is there does not fit what is asked, or an option belongs to the other task.
+    """
+    task = task_of_dataset(dataset, root)
+    own = {
+        "configurations": configurations,
+        "gpu_memory_gb": gpu_memory_gb,
+        "like": like,
+        "image_size": image_size,
+        "batch_size": batch_size,
+    }
+    wanted = {name: value for name, value in own.items() if value is not None}
+    refuse_foreign(task, "prepare", wanted, str(dataset), PlanError)
+    shared = {"root": root, "workers": workers, "overwrite_plan": overwrite_plan, "verify": verify}
+    if like is None or task.prepare_like is None:
+        return task.prepare(dataset, protocol=protocol, **shared, **wanted)
+    if protocol is not None or gpu_memory_gb is not None:
+        left_out = f"{option_name('protocol')} and {option_name('gpu_memory_gb')}"
+        raise PlanError(f"{option_name('like')} takes the teacher's plan as it is; leave out {left_out}.")
+    return task.prepare_like(dataset, Path(like), configurations=configurations, **shared)
+
+
+def train(
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: TrainOptions | DetectorOptions | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a network alone on one fold, and score it on the fold's validation cases.
+
+    Args:
+        dataset: number or full name.
+        network: its name, see ``medkd_list networks``.
+        fold: 0-4 or ``all``.
+        options: what may be set.
+        settings: single fields of the options, for example ``epochs=250``; they go before ``options``.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        RunError: an option is unknown, outside of its limits, or belongs to the other task.
+        MedkdError: anything about the data, the plan or the settings that does not fit.
+    """
+    task, chosen = _training(dataset, options, settings)
+    return task.train(dataset, network, fold, chosen)
+
+
+def train_distill(
+    dataset: str | int,
+    teacher: str | Path,
+    student: str,
+    method: str,
+    fold: int | str,
+    options: TrainOptions | DetectorOptions | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a student with a teacher on one fold, and score it on the fold's validation cases.
+
+    Args:
+        dataset: number or full name.
+        teacher: a network that was trained for this data set, a run, or the folder of a model from elsewhere.
+        student: name of a network, see ``medkd_list networks``.
+        method: a method, or several joined by ``+``, see ``medkd_list methods``; ``none`` is the student alone.
+        fold: 0-4 or ``all``.
+        options: what may be set.
+        settings: single fields of the options, for example ``epochs=250``; they go before ``options``.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        LeakError: the teacher has seen validation cases of this fold.
+        RunError: an option is unknown, outside of its limits, or belongs to the other task.
+        MedkdError: anything else that does not fit.
+    """
+    task, chosen = _training(dataset, options, settings)
+    return task.train_distill(dataset, str(teacher), student, method, fold, chosen)
+
+
+def dry_run(
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: TrainOptions | DetectorOptions | None = None,
+    *,
+    teacher: str | Path | None = None,
+    method: str | None = None,
+    **settings: Any,
+) -> list[str]:
+    """What :func:`train`, or with a teacher :func:`train_distill`, would do and need, in lines; nothing is written or
+    started.
+
+    Args:
+        dataset: number or full name.
+        network: name of the network, or of the student.
+        fold: 0-4 or ``all``.
+        options: as for the training.
+        teacher: as for :func:`train_distill`; None for a network alone.
+        method: as for :func:`train_distill`.
+        settings: as for the training.
+
+    Raises:
+        MedkdError: whatever the training itself would refuse.
+    """
+    task, chosen = _training(dataset, options, settings)
+    teaching = {} if teacher is None else {"teacher": str(teacher), "method": method or "none"}
+    found = task.dry_run(dataset, network, fold, chosen, **teaching)
+    return found if isinstance(found, list) else found.lines()
+
+
+def predict(
+    inputs: str | Path | Sequence[str | Path],
+    outputs: str | Path,
+    model: str | Path,
+    *,
+    root: str | Path | None = None,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: Checkpoint = "final",
+    device: str | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> PredictReport | DetectReport:
+    """Predict scans, or find boxes in radiographs, and write the results into a folder.
+
+    Args:
+        inputs: a folder, a scan, the channel files of one case; or radiographs.
+        outputs: folder for label maps, or for ``predictions.json``.
+        model: run folder, ``DATASET/RUN`` below the results, or the folder of a model from elsewhere.
+        root: medkd's folder, for ``DATASET/RUN``.
+        folds: folds to average; None takes every trained one.
+        checkpoint: ``"final"`` or ``"best"``.
+        device: None picks CUDA where present, else the CPU.
+        resume: leave out what is predicted already.
+        settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``, see
+            :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``, ``pictures``,
+            ``picture_score``, see :func:`medkd.detection.predict.predict_detections`.
+
+    Returns:
+        What became of each input: ``predicted``, ``skipped`` and ``failed``.
+
+    Raises:
+        RunError: the model cannot be used, or a setting is unknown or belongs to the other task.
+        DataError: there are no inputs, or the output folder cannot be written to.
+    """
+    folder = find_model(model, root)
+    task = task_of_model(folder)
+    refuse_foreign(task, "predict", settings, folder.name, RunError)
+    _known("predict", settings, task.own["predict"])
+    shared = {"folds": folds, "checkpoint": checkpoint, "device": device, "resume": resume}
+    return task.predict(inputs, Path(outputs), folder, **shared, **settings)
+
+
+def find_model(model: str | Path, root: str | Path | None = None) -> Path:
+    """A folder that can predict, given as a path or as ``DATASET/RUN``.
+
+    Raises:
+        RunError: neither exists; the runs of the data set are named.
+    """
+    path = Path(model)
+    if path.is_dir() or len(path.parts) != 2:
+        return path
+    dataset, run = path.parts
+    place = Root.resolve(root)
+    folder = place.results / place.dataset_name(dataset)
+    if not (folder / run).is_dir():
+        runs = sorted(entry.name for entry in folder.glob("*") if entry.is_dir())
+        known = ", ".join(runs) or "none"
+        raise RunError(f"{folder} has no run '{run}'.{nearest(run, runs)} Runs: {known}.")
+    return folder / run
+
+
+def _training(dataset: str | int, options: Any, settings: Mapping[str, Any]) -> tuple[Task, Any]:
+    """The task, and its options: those of the object that differ from the defaults, and the single settings."""
+    known = {} if options is None else _changed(options)
+    values = {**known, **settings}
+    task = task_of_dataset(dataset, values.get("root"))
+    refuse_foreign(task, "train", values, str(dataset), RunError)
+    kind = task.training_options.load()
+    _known("train", values, [field.name for field in fields(kind)])
+    return task, kind(**values)
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    if not is_dataclass(options) or isinstance(options, type):
+        raise RunError(f"options must be a TrainOptions, found {options!r}; single settings are given by their name.")
+    found = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = value
+    return found
+
+
+def _known(function: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            raise RunError(
+                f"medkd.{function} has no setting '{name}'.{nearest(name, names)} Known: {', '.join(names)}."
+            )

@@ -1,0 +1,43 @@
+"""Plans as tables, for ``medkd_plan_and_preprocess``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medkd.core.plan import Plan
+    from medkd.detection.plan import DetectionPlan
+
+
+def segmentation_plan(plan: Plan) -> str:
+    """A table of the plan: one line per configuration."""
+    follows = f", protocol {plan.protocol.name}" if plan.protocol else ""
+    lines = [
+        f"{plan.dataset}{follows}",
+        f"  {'configuration':<14}{'spacing (mm)':<22}{'median case':<18}{'patch':<18}{'batch':<7}stages",
+    ]
+    for name, configuration in plan.configurations.items():
+        shape = configuration.architecture("plain_unet")
+        spacing = " × ".join(f"{value:.3g}" for value in configuration.spacing)
+        median, patch = (" × ".join(map(str, sizes)) for sizes in (configuration.median_shape, shape.patch_size))
+        lines.append(f"  {name:<14}{spacing:<22}{median:<18}{patch:<18}{shape.batch_size:<7}{len(shape.strides)}")
+    return "\n".join(lines)
+
+
+def detection_plan(plan: DetectionPlan) -> str:
+    """A table of the plan: what it says, and why."""
+    shown = {
+        "image_size": f"{plan.image_size} px",
+        "batch_size": str(plan.batch_size),
+        "epochs": str(plan.epochs),
+        "learning_rate": f"{plan.learning_rate:g}",
+        "anchor_scale": f"{plan.anchor_scale:g} strides",
+        "augmentation": f"mosaic {plan.augmentation.mosaic:g}, scale ±{plan.augmentation.scale:g}",
+        "sampling": ", ".join(f"{key} × {weight:g}" for key, weight in plan.sampling.items()) or "all alike",
+        "negatives": "all" if plan.negatives is None else f"{plan.negatives:g} per image with boxes",
+    }
+    follows = f", protocol {plan.protocol}" if plan.protocol else ""
+    head = f"{plan.dataset}: {', '.join(plan.categories)}{follows}"
+    return "\n".join(
+        [head, *(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip() for name, value in shown.items())]
+    )
