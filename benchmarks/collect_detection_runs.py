@@ -20,7 +20,7 @@ from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
 from medkd.core.run import PLANS_FILE
 from medkd.core.serial import to_data
-from medkd.evaluation.report.detection_data import DetectionEntry, comparisons, gather_detection, scored_entries
+from medkd.evaluation.report.data import Report, RunEntry, read_report
 from medkd.evaluation.statistics import interval_json
 
 _COMPARED = ("AP", "AP50", "S@1")
@@ -28,28 +28,27 @@ _COMPARED = ("AP", "AP50", "S@1")
 
 def collect(results: Path, fold: str) -> list[dict[str, Any]]:
     """One entry per run that has scores for this fold, the best first."""
-    entries = gather_detection(results, fold)
-    compared = comparisons(entries)
-    return [
-        _describe(entry, compared.get(entry.name)) for entry in sorted(scored_entries(entries), key=lambda e: -e.merit)
-    ]
+    report = read_report(results, fold)
+    return [_describe(entry, report) for entry in sorted(report.scored, key=lambda entry: -entry.merit)]
 
 
-def _describe(entry: DetectionEntry, comparison: Any) -> dict[str, Any]:
+def _describe(entry: RunEntry, report: Report) -> dict[str, Any]:
+    summary = entry.scores.summary
+    alone = report.alone(entry)
+    differences = {metric: report.difference(entry, alone, metric) for metric in _COMPARED}
     seconds = [float(line["seconds"]) for line in entry.log]
     steps = entry.run.budget.iterations_per_epoch * len(seconds)
-    differences = comparison.differences if comparison is not None else {}
     return {
         "run": entry.path.name,
         "role": entry.role,
         "budget": to_data(entry.run.budget),
         "image_size": entry.run.network.patch_size[0],
         "method_parameters": to_data(entry.run.method_parameters),
-        "images": len(entry.scores.truths),
-        "boxes": entry.scores.boxes(),
-        "scores": {m: rounded(interval_json(entry.scores.value(m))) for m in entry.scores.metrics()},
+        "images": len(summary.truths),
+        "boxes": summary.boxes(),
+        "scores": {m: rounded(interval_json(summary.value(m))) for m in summary.metrics()},
         "difference_to_student_alone": {
-            m: rounded(asdict(differences["", m])) for m in _COMPARED if ("", m) in differences
+            metric: rounded(asdict(found)) for metric, found in differences.items() if found is not None
         },
         "cost": to_data(entry.cost),
         "training_seconds": round(sum(seconds), 1),

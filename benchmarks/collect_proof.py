@@ -36,7 +36,7 @@ from benchmarks.collect_runs import rounded
 from benchmarks.measure import machine
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
-from medkd.evaluation.report.segmentation_data import RunEntry, gather
+from medkd.evaluation.report.data import RunEntry, gather
 from medkd.evaluation.statistics import mean_interval, paired_difference
 
 METRICS = ("Dice", "HD95", "NSD")
@@ -48,9 +48,8 @@ def scores(entries: Sequence[RunEntry], metric: str) -> np.ndarray:
     """``(cases, structures)``, averaged over the seeds; every run must have scored the same cases."""
     tables = []
     for entry in entries:
-        assert entry.summary is not None  # only scored runs get here
-        order = np.argsort([case.name for case in entry.summary.cases])
-        tables.append(np.asarray(entry.summary.table(metric), dtype=float)[order])  # type: ignore[arg-type]
+        order = np.argsort(entry.scores.cases)
+        tables.append(np.asarray(entry.scores.summary.table(metric), dtype=float)[order])
     return np.mean(tables, axis=0)
 
 
@@ -94,8 +93,7 @@ def row(
     entries: Sequence[RunEntry], alone: Sequence[RunEntry], teacher: RunEntry, start_seconds: float
 ) -> dict[str, Any]:
     """One method of one student."""
-    summary, run = entries[0].summary, entries[0].run
-    assert summary is not None
+    summary, run = entries[0].scores.summary, entries[0].run
     names = [name for name, _ in summary.structures]
     own, base = ({m: scores(some, m) for m in METRICS} for some in (entries, alone))
     level = mean(mean(curve(e)[-max(len(e.log) // 10, 1) :]) for e in alone)
@@ -110,7 +108,7 @@ def row(
         "targets": run.targets,
         "runs": [e.path.name for e in entries],
         "steps": run.budget.epochs * run.budget.iterations_per_epoch,
-        "Dice of each seed": [round(e.summary.mean_dice, 5) for e in entries if e.summary],
+        "Dice of each seed": [round(e.scores.summary.mean_dice, 5) for e in entries if e.scores],
         "scores": {m: by_structure(own[m], names) for m in METRICS},
         "rise over the last tenth": [round(rise(e), 5) for e in entries],
         "flat": all(rise(e) < FLAT for e in entries),
@@ -143,7 +141,7 @@ def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: floa
     """Every student with its rows, by falling Dice."""
     groups: dict[str, dict[tuple[str, str, int, str], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
-        if entry is not teacher and entry.summary is not None and entry.run.method is not None:
+        if entry is not teacher and entry.scores is not None and entry.run.method is not None:
             budget = entry.run.budget
             settings = " ".join(f"{k}={v}" for k, v in sorted(entry.run.method_parameters.items()))
             key = entry.run.method, entry.run.init, budget.epochs * budget.iterations_per_epoch, settings
@@ -178,16 +176,15 @@ def main() -> None:
     o = parser.parse_args()
     root = Root.resolve(o.root)
     entries = gather(root.results / root.dataset_name(o.dataset), o.fold)
-    teacher = next(e for e in entries if e.path.name == o.teacher and e.summary is not None)
-    assert teacher.summary is not None
-    names = [name for name, _ in teacher.summary.structures]
+    teacher = next(e for e in entries if e.path.name == o.teacher and e.scores is not None)
+    names = [name for name, _ in teacher.scores.summary.structures]
     content: dict[str, Any] = {
         "dataset": root.dataset_name(o.dataset),
         "fold": o.fold,
         "note": o.note,
         "rules": " ".join((__doc__ or "").split("\n\n")[-1].split()),
         "machine": machine("monai", "dynamic-network-architectures"),
-        "definitions": teacher.summary.definitions(),
+        "definitions": teacher.scores.summary.definitions(),
         "start seconds": o.start_seconds,
         "teacher": {
             "run": teacher.path.name,

@@ -17,26 +17,24 @@ from benchmarks.measure import machine
 from medkd.core.files import write_json
 from medkd.core.paths import Root
 from medkd.core.serial import to_data
-from medkd.evaluation.report.segmentation_data import RunEntry, baseline_of, compare, gap_closed, gather
+from medkd.evaluation.report.data import Report, RunEntry, read_report
 
 _METRICS = ("Dice", "HD95", "NSD")
 
 
 def collect(results: Path, fold: str) -> list[dict[str, Any]]:
     """One entry per run that has scores for this fold."""
-    entries = [e for e in gather(results, fold) if e.summary is not None]
-    return [_describe(entry, entries) for entry in entries]
+    report = read_report(results, fold)
+    return [_describe(entry, report) for entry in report.scored]
 
 
-def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
-    assert entry.summary is not None  # filtered above
-    names = [name for name, _ in entry.summary.structures]
-    scores = {m: {"mean": rounded(asdict(entry.summary.interval(m)))} for m in _METRICS}  # type: ignore[arg-type]
+def _describe(entry: RunEntry, report: Report) -> dict[str, Any]:
+    scores = {}
     for metric in _METRICS:
-        for index, name in enumerate(names):
-            scores[metric][name] = rounded(asdict(entry.summary.interval(metric, index)))  # type: ignore[arg-type]
-    base = baseline_of(entry, entries)
-    differences = {m: compare(entry, base, m) for m in _METRICS} if base is not None and base is not entry else {}  # type: ignore[arg-type]
+        parts = {part or "mean": entry.scores.value(metric, part) for part in ("", *entry.scores.parts)}
+        scores[metric] = {name: rounded(asdict(value)) for name, value in parts.items()}
+    alone = report.alone(entry)
+    differences = {metric: report.difference(entry, alone, metric) for metric in _METRICS}
     seconds = [float(line["seconds"]) for line in entry.log]
     steps = entry.run.budget.iterations_per_epoch * len(seconds)
     return {
@@ -45,11 +43,11 @@ def _describe(entry: RunEntry, entries: list[RunEntry]) -> dict[str, Any]:
         "budget": to_data(entry.run.budget),
         "precision": entry.run.precision,
         "method_parameters": to_data(entry.run.method_parameters),
-        "cases": len(entry.summary.cases),
-        "definitions": entry.summary.definitions(),
+        "cases": len(entry.scores.cases),
+        "definitions": entry.scores.summary.definitions(),
         "scores": scores,
         "difference_to_student_alone": {m: rounded(asdict(d)) for m, d in differences.items() if d is not None},
-        "gap_closed": gap_closed(entry, entries),
+        "gap_closed": report.gap_closed(entry),
         "cost": to_data(entry.cost),
         "training_seconds": round(sum(seconds), 1),
         "seconds_per_step": round(sum(seconds) / max(steps, 1), 4),

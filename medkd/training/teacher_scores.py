@@ -19,7 +19,7 @@ from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.serial import save
 from medkd.core.splits import ensure_splits, split_of_fold
-from medkd.evaluation.report.segmentation_data import SCORED_TEACHER, ScoredTeacher, scored_teachers
+from medkd.evaluation.report.runs import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.inference.predictor import Predictor
 from medkd.models.base import ModelFolder
 from medkd.models.guard import choose_teacher, write_split
@@ -81,7 +81,13 @@ def score_teacher(
     _check_free(folder.parent)
     network = chosen.network()
     digest = weights_digest(network.state_dict())
-    made = ScoredTeacher(str(model.path), chosen.fold, digest, predictor.patch_size, predictor.mirror_axes)
+    made = ScoredTeacher(
+        path=str(model.path),
+        fold=chosen.fold,
+        weights=digest,
+        patch_size=predictor.patch_size,
+        mirror_axes=predictor.mirror_axes,
+    )
     _record(folder, made, model)
     budget = Budget(0, 0, configuration.architecture("plain_unet").batch_size, 0.0, 0)
     save(

@@ -14,6 +14,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
+from medkd.core.timing import Timings
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.io.volumes import write_volume
 
@@ -112,6 +113,19 @@ def make_run(
         )
         (here / "log.jsonl").write_text("".join(json.dumps(_epoch(e, strength, method)) + "\n" for e in range(20)))
     return folder
+
+
+def make_timings(root: Path, seconds: Mapping[str, tuple[float, ...]], name: str = "Dataset004_Test") -> None:
+    """Times of runs as ``medkd_report --measure`` leaves them."""
+    Timings(
+        unit="scan",
+        case="case_000",
+        size=SHAPE,
+        device="cpu",
+        threads=2,
+        settings="mirrored, step 0.5",
+        seconds=seconds,
+    ).save(root / "results" / name)
 
 
 def _epoch(epoch: int, strength: float, method: str | None) -> dict[str, object]:

@@ -16,7 +16,7 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.run import FINAL, RUN_FILE
-from medkd.evaluation.report.segmentation_data import baseline_of, gather
+from medkd.evaluation.report.data import baseline_of, gather
 from medkd.models.run import SegmentationRun
 from medkd.training.api import dry_run, train, train_distill
 from medkd.training.distillation import DistillationTrainer

@@ -15,7 +15,7 @@ import torch
 from medkd.core.errors import LeakError, RunError
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
-from medkd.evaluation.report.segmentation_data import compare, gather, teacher_of
+from medkd.evaluation.report.data import compare, gather, teacher_of
 from medkd.models.base import open_model
 from medkd.models.like import prepare_if_new
 from medkd.training.api import train_distill
@@ -68,10 +68,10 @@ def test_the_report_knows_the_teacher(place: tuple[Path, Path]) -> None:
     train_distill(4, str(model), "plain_unet", "kd", 0, TrainOptions(root=root, **settings))
     entries = gather(root / "results" / NAME)
     teacher, student = entries
-    assert (teacher.role, student.role) == ("teacher", "distilled") and teacher_of(student, entries) == teacher
-    assert teacher.summary is not None and teacher.summary.mean_dice > 0.8
+    assert (teacher.role, student.role) == ("teacher", "distilled") and teacher_of(student, entries) is teacher
+    assert teacher.scores.summary.mean_dice > 0.8
     assert teacher.cost.parameters is not None and round(teacher.cost.parameters / 1e6, 2) == 5.6
-    difference = compare(teacher, student)
+    difference = compare(teacher, student, "Dice")
     assert difference is not None and difference.mean > 0
     score_teacher(4, model, 0, root=root, device="cpu")
     assert prediction.stat().st_mtime_ns == made  # what is there is kept

@@ -23,8 +23,8 @@ from medkd.core.protocol import PreprocessingRule, Protocol
 from medkd.core.run import RunFolder
 from medkd.core.serial import save
 from medkd.evaluation.cross_validation import cross_validate
-from medkd.evaluation.report.segmentation_data import gather
-from medkd.evaluation.report.segmentation_pictures import pictures
+from medkd.evaluation.report.data import gather, read_report
+from medkd.evaluation.report.segmentation_pictures import pictures, prediction_of
 from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.results import Summary
 from medkd.io.volumes import read_volume, write_volume
@@ -107,7 +107,7 @@ def test_references_in_a_format_that_cannot_be_written(root: Path, capsys: pytes
     assert scores(summary) == expected and {Path(case.reference_file).suffix for case in summary.cases} == {".mgz"}
     assert len(list((folder / "validation").glob("*.nii.gz"))) == 2
     (entry,) = gather(root / "results" / NAME)
-    assert {entry.prediction(case.name) for case in summary.cases} == set((folder / "validation").glob("*.nii.gz"))
+    assert {prediction_of(entry, case.name) for case in summary.cases} == set((folder / "validation").glob("*.nii.gz"))
     assert scores(cross_validate(folder.parent, expected=1)) == expected
     assert evaluate([str(folder / "validation"), str(labels), "-o", str(root / "s.json"), "--allow-missing"]) == 0
     found = Summary.load(root / "s.json")
@@ -132,7 +132,7 @@ def test_references_that_dataset_json_lists(root: Path) -> None:
         raw / "drawn"
     }
     assert scores(cross_validate(folder.parent, expected=1)) == expected
-    shown, _ = pictures(gather(root / "results" / NAME), raw)
+    shown, _ = pictures(read_report(root / "results" / NAME, raw=raw))
     assert {picture.case for picture in shown} == {case.name.removesuffix(".nii.gz") for case in summary.cases}
     Path(summary.cases[1].reference_file).unlink()
     with pytest.raises(MedkdError, match=r"label maps of 1 of its 2 validation cases are not there"):

@@ -1,169 +1,254 @@
-"""Slices of the worst, median and best case with the contours of reference and predictions."""
+"""Scans to leaf through: slices with the contours of reference and predictions, failures first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import MedkdError
 from medkd.core.geometry import Geometry
-from medkd.evaluation.report.figures import case_means, figure_png, new_figure
-from medkd.evaluation.report.segmentation_data import RunEntry
+from medkd.core.labels import LabelSpec
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.report.html import data_url, number, section
+from medkd.evaluation.report.pictures import judge_of, shown_beside
+from medkd.evaluation.report.segmentation_scores import SegmentationScores
 from medkd.io.volumes import read_label, read_volume
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-View = Callable[[np.ndarray], np.ndarray]
 
 # Bright on grey images and told apart when colour-blind.
 CONTOURS = ("#ffd166", "#4cc9f0", "#ff6b9d", "#7ae582", "#ff9f1c", "#b892ff", "#f1faee", "#e63946")
 REFERENCE = "#ffffff"
 
-# Soft-tissue window in HU; other modalities are shown between the slice's percentiles.
+# Soft-tissue window in HU; other modalities are shown between the slices' percentiles.
 _CT_WINDOW = (-160.0, 240.0)
 
-_PANEL = 2.5  # inches
+_MOST_SLICES = 16
+_SIDE = 320  # pixels of a slice's long side
+_LINE = 2  # pixels of a contour
+_FAILURES = 2  # cases in which something was missed or invented
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture of one case.
+    """A scan to leaf through.
 
     Attributes:
-        rank: ``worst``, ``median`` or ``best``.
+        rank: why it is shown: ``failure``, ``worst``, ``median`` or ``best``.
         case: case id.
+        failures: what was missed or invented by the run that ranks.
         dice: label of each shown run → mean Dice of the case.
-        png: the picture: one panel per run.
+        grey: JPEG of all shown slices, one below the other.
+        reference: PNG of the reference's contours, likewise.
+        predictions: label of each shown run → PNG of its contours.
+        slices: number of each shown slice in the volume, from 1 on.
+        first: place of the slice that shows most structure and error.
+        size: width and height of a slice in mm.
     """
 
     rank: str
     case: str
+    failures: tuple[str, ...]
     dice: Mapping[str, float]
-    png: bytes
+    grey: bytes
+    reference: bytes
+    predictions: Mapping[str, bytes]
+    slices: tuple[int, ...]
+    first: int
+    size: tuple[float, float]
 
 
-def pictures(entries: Sequence[RunEntry], raw: Path) -> tuple[list[Picture], str]:
-    """Pictures of three cases, ranked by the first distilled run (else the first run that has scores).
+def picture_section(report: Report) -> str:
+    """The part of the page with the scans; nothing where images or predictions are not there any more."""
+    shown, judge = pictures(report)
+    if not shown:
+        return ""
+    names = report.scored[0].scores.parts
+    swatches = ['<span><i class="ref"></i>reference</span>']
+    for index, name in enumerate(names):
+        swatches.append(
+            f'<span><i style="border-color:{CONTOURS[index % len(CONTOURS)]}"></i>{escape(name)}, predicted</span>'
+        )
+    return section(
+        "What it looks like",
+        f"Failures first, then the worst, the median and the best case of {judge}; drag the slider to leaf through.",
+        f'<div class="legend">{"".join(swatches)}</div>',
+        *(_viewer(picture) for picture in shown),
+    )
 
-    Args:
-        entries: runs of the report.
-        raw: raw data set with images and reference labels.
+
+def pictures(report: Report) -> tuple[list[Picture], str]:
+    """A few cases, ranked by the first distilled run (else the first run that has scores).
 
     Returns:
-        The pictures, worst first, and the label of the run that ranked the cases; no pictures where the raw data set or
-        the predictions are not there any more.
+        The pictures, failures and the worst case first, and the label of the run that ranked the cases; no pictures
+        where the raw data set or the predictions are not there any more.
     """
-    scored = [e for e in entries if e.summary is not None and e.summary.cases]
-    if not scored or not (raw / "dataset.json").exists():
+    judge = judge_of([entry for entry in report.scored if entry.scores.cases])
+    if judge is None or report.raw is None or not (report.raw / "dataset.json").exists():
         return [], ""
-    judge = next((e for e in scored if e.role == "distilled"), scored[0])
-    shown = _shown(scored, judge)
-    description = DatasetDescription.load(raw / "dataset.json")
-    files = {f.label.name: f for f in training_cases(raw, description) if f.label is not None}
+    description = DatasetDescription.load(report.raw / "dataset.json")
+    files = {}
+    for case in training_cases(report.raw, description):
+        if case.label is not None and case.images[0].exists():
+            files[case.label.name] = (case.case, case.images[0], case.label)
     found = []
-    for rank, name in _ranked(judge):
-        images = files.get(name)
-        predicted = [(e, path) for e in shown if (path := e.prediction(name)) is not None]
-        if images is None or images.label is None or not predicted or not images.images[0].exists():
+    for rank, name in ranked(judge.scores):
+        predicted = {}
+        for entry in shown_beside(report.scored, judge):
+            path = prediction_of(entry, name)
+            if path is not None:
+                predicted[entry.name] = (entry, path)
+        if name not in files or not predicted:
             continue
         try:
-            png = _draw(images.images[0], images.label, predicted, description)
+            found.append(_picture(rank, name, files[name], list(predicted.values()), judge, description))
         except MedkdError:  # a file that went missing or bad since the scoring must not cost the report
             continue
-        dice = {
-            e.label: float(case_means(e)[[c.name for c in e.summary.cases].index(name)])
-            for e, _ in predicted
-            if e.summary
-        }
-        found.append(Picture(rank, images.case, dice, png))
     return found, judge.label
 
 
-def _shown(entries: Sequence[RunEntry], judge: RunEntry) -> list[RunEntry]:
-    """At most five panels: teachers, students alone and distilled ones, the judge always among them."""
-    order = [*(e for e in entries if e.role == "teacher"), *(e for e in entries if e.role == "alone")][:3]
-    distilled = [judge, *(e for e in entries if e.role == "distilled" and e is not judge)] if judge not in order else []
-    return (order + distilled)[:5]
-
-
-def _ranked(judge: RunEntry) -> list[tuple[str, str]]:
-    means = case_means(judge)
-    order = [i for i in np.argsort(means, kind="stable") if np.isfinite(means[i])]
-    if not order or judge.summary is None:
+def ranked(scores: SegmentationScores) -> list[tuple[str, str]]:
+    """(rank, file name of the reference) of the cases to show, each once."""
+    means = scores.case_means()
+    order = [scores.cases[index] for index in np.argsort(means, kind="stable") if np.isfinite(means[index])]
+    if not order:
         return []
-    ranks = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    seen: set[int] = set()
-    names = [c.name for c in judge.summary.cases]
-    return [(rank, names[i]) for rank, i in ranks.items() if i not in seen and not seen.add(i)]  # type: ignore[func-returns-value]
+    failed = [name for name in order if scores.failures(name)]
+    chosen = [("failure", name) for name in failed[:_FAILURES]]
+    chosen += [("worst", order[0]), ("median", order[len(order) // 2]), ("best", order[-1])]
+    found: dict[str, str] = {}
+    for rank, name in chosen:
+        found.setdefault(name, rank)
+    return [(rank, name) for name, rank in found.items()]
 
 
-def _draw(
-    image: Path, label: Path, predicted: Sequence[tuple[RunEntry, Path]], description: DatasetDescription
-) -> bytes:
+def prediction_of(entry: RunEntry, case: str) -> Path | None:
+    """The prediction of a case (file name of its reference), or None where there is no file."""
+    file = case
+    for scored in entry.scores.summary.cases:
+        if scored.name == case:
+            file = Path(scored.prediction_file).name  # its ending may be another than the reference's
+    for fold in entry.folds:
+        path = entry.path / f"fold_{fold}" / "validation" / file
+        if path.exists():
+            return path
+    return None
+
+
+def _picture(
+    rank: str,
+    name: str,
+    files: tuple[str, Path, Path],
+    predicted: Sequence[tuple[RunEntry, Path]],
+    judge: RunEntry,
+    description: DatasetDescription,
+) -> Picture:
+    case, image, label = files
     volume, truth = read_volume(image), read_label(label)
     maps = [read_label(path).array for _, path in predicted]
-    view, height, width = _view(volume.geometry, truth.array, maps)
-    grey, reference = view(volume.array), view(truth.array)
-    low, high = _CT_WINDOW if description.channel_names[0].upper() == "CT" else np.percentile(grey, (1, 99.5))
-    title = 0.2  # inches above each panel
-    figure, panels = new_figure(_PANEL * len(maps), _PANEL * height / width + title, len(maps), padding=0.06, gap=0.0)
-    figure.set_facecolor("#10161c")
-    for axes, (entry, _), labels in zip(panels, predicted, maps, strict=True):
-        axes.imshow(
-            grey,
-            cmap="gray",
-            vmin=low,
-            vmax=max(high, low + 1e-6),
-            aspect=height / width * grey.shape[1] / grey.shape[0],
-        )
-        shown = view(labels)
-        for i, (_, values) in enumerate(description.labels.foreground):
-            _contour(axes, np.isin(reference, values), REFERENCE, 1.0)
-            _contour(axes, np.isin(shown, values), CONTOURS[i % len(CONTOURS)], 1.5)
-        axes.set_title(entry.label, fontsize=8.5, color="#e8eef3", pad=4)
-        axes.set_axis_off()
-    return figure_png(figure, facecolor=figure.get_facecolor())
+    interesting = (truth.array > 0) | np.any([found != truth.array for found in maps], axis=0)
+    view = View.of(volume.geometry, interesting)
+    grey = view.stack(volume.array)
+    modality = description.channel_names[0].upper()
+    low, high = _CT_WINDOW if modality == "CT" else np.percentile(grey, (1, 99.5))
+    dice = {}
+    for entry, _ in predicted:
+        means = dict(zip(entry.scores.cases, entry.scores.case_means(), strict=True))
+        dice[entry.label] = float(means.get(name, np.nan))
+    drawn = {}
+    for (entry, _), found in zip(predicted, maps, strict=True):
+        drawn[entry.label] = _contours(view, found, description.labels, CONTOURS)
+    return Picture(
+        rank=rank,
+        case=case,
+        failures=tuple(judge.scores.failures(name)),
+        dice=dice,
+        grey=_grey(view, grey, float(low), float(high)),
+        reference=_contours(view, truth.array, description.labels, (REFERENCE,)),
+        predictions=drawn,
+        slices=tuple(index + 1 for index in view.indices),
+        first=view.first,
+        size=view.size,
+    )
 
 
-def _contour(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
-    if mask.any() and not mask.all():
-        axes.contour(mask, levels=[0.5], colors=[colour], linewidths=width)
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Slices of a volume, cut to what is interesting, turned as a radiologist sees them: the patient's right on the
+    left, anterior or superior up.
 
-
-def _view(geometry: Geometry, truth: np.ndarray, maps: Sequence[np.ndarray]) -> tuple[View, float, float]:
-    """The slice that shows most structure and error, cut to the structures, as a function of a volume, and its size in
-    mm.
-
-    It is taken across the coarsest axis (axial where voxels are cubes), turned as a radiologist sees it: the patient's
-    right on the left, anterior or superior up.
+    Attributes:
+        orientation: of the file's axes, see ``nibabel.orientations``.
+        axis: of the patient (R, A, S) across which is cut: the coarsest one, axial where voxels are cubes.
+        indices: of the slices along it, in the order shown.
+        first: place in ``indices`` of the slice that shows most.
+        box: the part of a slice that is shown.
+        size: its width and height in mm.
     """
-    from nibabel.orientations import apply_orientation, io_orientation
 
-    orientation = io_orientation(geometry.matrix)
+    orientation: np.ndarray
+    axis: int
+    indices: tuple[int, ...]
+    first: int
+    box: tuple[slice, slice]
+    size: tuple[float, float]
 
-    def canonical(array: np.ndarray) -> np.ndarray:
-        return apply_orientation(np.transpose(array), orientation)  # (z, y, x) → RAS+
+    @classmethod
+    def of(cls, geometry: Geometry, interesting: np.ndarray) -> View:
+        """Choose slices and box by a mask ``(z, y, x)`` of what should be seen."""
+        from nibabel.orientations import apply_orientation, io_orientation
 
-    spacing = np.zeros(3)
-    spacing[orientation[:, 0].astype(int)] = geometry.spacing[::-1]
-    axis = int(np.argmax(spacing)) if spacing.max() > 1.05 * spacing.min() else 2
-    interesting = canonical((truth > 0) | np.any([m != truth for m in maps], axis=0))
-    across = tuple(a for a in range(3) if a != axis)
-    index = int(np.argmax(interesting.sum(axis=across)))
-    plane = np.take(interesting, index, axis)
-    box = tuple(_span(plane.any(axis=1 - a), spacing[across[a]]) for a in range(2))
+        orientation = io_orientation(geometry.matrix)
+        spacing = np.zeros(3)
+        spacing[orientation[:, 0].astype(int)] = geometry.spacing[::-1]
+        axis = int(np.argmax(spacing)) if spacing.max() > 1.05 * spacing.min() else 2
+        mask = apply_orientation(np.transpose(interesting), orientation)
+        across = [other for other in range(3) if other != axis]
+        amount = mask.sum(axis=tuple(across))
+        plane = mask.any(axis=axis)
+        box = _span(plane.any(axis=1), spacing[across[0]]), _span(plane.any(axis=0), spacing[across[1]])
+        width, height = ((box[i].stop - box[i].start) * spacing[across[i]] for i in range(2))
+        indices = _indices(amount)
+        first = indices.index(int(np.argmax(amount)))
+        return cls(
+            orientation=orientation,
+            axis=axis,
+            indices=indices,
+            first=first,
+            box=box,
+            size=(float(width), float(height)),
+        )
 
-    def view(array: np.ndarray) -> np.ndarray:
-        return np.take(canonical(array), index, axis)[box][::-1, ::-1].T
+    def stack(self, array: np.ndarray) -> np.ndarray:
+        """The slices ``(n, height, width)`` of a volume ``(z, y, x)``."""
+        from nibabel.orientations import apply_orientation
 
-    size = [(min(b.stop, n) - b.start) * spacing[a] for b, n, a in zip(box, plane.shape, across, strict=True)]
-    return view, size[1], size[0]
+        turned = apply_orientation(np.transpose(array), self.orientation)
+        slices = [np.take(turned, index, self.axis)[self.box][::-1, ::-1].T for index in self.indices]
+        return np.stack(slices)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Width and height of a drawn slice."""
+        factor = _SIDE / max(self.size)
+        return max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
+
+
+def _indices(amount: np.ndarray) -> tuple[int, ...]:
+    """At most so many slices between the first and the last that show something, the one that shows most among them."""
+    present = np.flatnonzero(amount)
+    if not present.size:
+        return (int(np.argmax(amount)),)
+    first, last = max(int(present[0]) - 1, 0), min(int(present[-1]) + 1, len(amount) - 1)
+    spread = np.linspace(first, last, min(_MOST_SLICES - 1, last - first + 1)).round().astype(int)
+    return tuple(sorted({*spread.tolist(), int(np.argmax(amount))}))
 
 
 def _span(present: np.ndarray, spacing: float) -> slice:
@@ -173,3 +258,83 @@ def _span(present: np.ndarray, spacing: float) -> slice:
         return slice(0, len(present))
     margin = int(max(0.25 * (where[-1] - where[0]), 10 / spacing)) + 1
     return slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, len(present)))
+
+
+def _grey(view: View, slices: np.ndarray, low: float, high: float) -> bytes:
+    scaled = np.clip((slices - low) / max(high - low, 1e-6), 0, 1) * 255
+    drawn = []
+    for plane in scaled.astype(np.uint8):
+        picture = Image.fromarray(np.ascontiguousarray(plane)).resize(view.pixels, Image.Resampling.BICUBIC)
+        drawn.append(np.asarray(picture))
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(drawn)).save(buffer, format="JPEG", quality=72)
+    return buffer.getvalue()
+
+
+def _contours(view: View, array: np.ndarray, labels: LabelSpec, colours: Sequence[str]) -> bytes:
+    """The borders of all structures on a clear ground, one slice below the other."""
+    width, height = view.pixels
+    planes = view.stack(array)
+    rows = (np.arange(height) + 0.5) * planes.shape[1] / height
+    columns = (np.arange(width) + 0.5) * planes.shape[2] / width
+    enlarged = planes[:, rows.astype(int)][:, :, columns.astype(int)]
+    canvas = np.zeros(enlarged.shape, np.uint8)
+    for index, (_, values) in enumerate(labels.foreground):
+        mask = np.isin(enlarged, values)
+        canvas[mask & ~_eroded(mask)] = 1 + index % len(colours)
+    picture = Image.fromarray(canvas.reshape(-1, width))
+    picture.putpalette([0, 0, 0, *(part for colour in colours for part in bytes.fromhex(colour[1:]))])
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", transparency=0, optimize=True)
+    return buffer.getvalue()
+
+
+def _eroded(masks: np.ndarray) -> np.ndarray:
+    """Masks ``(n, height, width)`` without their outermost pixels; the border of the picture is no border."""
+    inside = masks.copy()
+    for _ in range(_LINE):
+        padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        inside = inside & padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
+    return inside
+
+
+def _viewer(picture: Picture) -> str:
+    """Panels side by side, one slider for all, and switches for reference and prediction."""
+    width, height = picture.size
+    style = (
+        f"--n:{len(picture.slices)};--i:{picture.first};--grey:url({data_url(picture.grey, 'jpeg')});"
+        f"--ref:url({data_url(picture.reference, 'png')})"
+    )
+    panels = []
+    for label, png in picture.predictions.items():
+        layers = (
+            '<div class="grey"></div><div class="ref"></div>'
+            f'<div class="pred" style="background-image:url({data_url(png, "png")})"></div>'
+        )
+        alt = escape(f"{picture.case}, {label}", quote=True)
+        panels.append(
+            f'<div class="panel"><em>{escape(label)}</em><div class="pane" role="img" aria-label="{alt}" '
+            f'style="aspect-ratio:{width:.1f}/{height:.1f}">{layers}</div></div>'
+        )
+    names = " ".join(map(str, picture.slices))
+    slider = ""
+    if len(picture.slices) > 1:
+        slider = (
+            f'<input type="range" min="0" max="{len(picture.slices) - 1}" value="{picture.first}" '
+            f'aria-label="slice" data-names="{names}">'
+        )
+    switches = "".join(
+        f'<label><input type="checkbox" data-layer="{layer}" checked> {name}</label>'
+        for layer, name in (("ref", "reference"), ("pred", "prediction"))
+    )
+    shown = f"slice <output>{picture.slices[picture.first]}</output>"
+    controls = f'<div class="controls"><span>{shown}</span>{slider}{switches}</div>'
+    caption = f"<figcaption>{_caption(picture)}</figcaption>"
+    return f'<figure class="viewer" style="{style}"><div class="panels">{"".join(panels)}</div>{controls}{caption}</figure>'
+
+
+def _caption(picture: Picture) -> str:
+    scores = " · ".join(f"{escape(label)} {number(dice)}" for label, dice in picture.dice.items() if isfinite(dice))
+    rank = "Failure" if picture.rank == "failure" else f"{picture.rank.capitalize()} case"
+    failed = f" · {escape(', '.join(picture.failures))}" if picture.failures else ""
+    return f"<strong>{rank}</strong> · {escape(picture.case)}{failed} · Dice: {scores}"

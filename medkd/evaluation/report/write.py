@@ -5,121 +5,109 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.paths import Root
-from medkd.core.run import RUN_FILE, is_detection
-from medkd.evaluation.report import figures
-from medkd.evaluation.report import segmentation_page as page
-from medkd.evaluation.report.detection_data import gather_detection
-from medkd.evaluation.report.detection_write import write_detection_report
-from medkd.evaluation.report.segmentation_data import RunEntry, gather
-from medkd.evaluation.report.segmentation_pictures import Picture, pictures
+from medkd.evaluation.report import figures, page
+from medkd.evaluation.report.data import MARGIN, Report, read_report
+from medkd.evaluation.report.html import chart, document, folded, section
+from medkd.evaluation.report.provenance import provenance, settings
+from medkd.evaluation.report.tables import csv_text, latex_text
 
 
 def make_report(
-    dataset: str | int, *, root: str | Path | None = None, output: Path | None = None, fold: int | str | None = None
+    dataset: str | int,
+    *,
+    root: str | Path | None = None,
+    output: Path | None = None,
+    fold: int | str | None = None,
+    runs: Sequence[str] = (),
+    margin: float = MARGIN,
 ) -> Path:
-    """Write the report of all runs of a data set.
+    """Write the report of the runs of a data set of any task, and beside it its numbers as ``.csv`` and ``.tex``.
 
     Args:
         dataset: number or full name.
         root: medkd's root folder, see :class:`medkd.core.paths.Root`.
         output: the page; ``<root>/results/DATASET/report.html`` where None.
         fold: show this fold only; None shows the folds that all scored runs have in common.
+        runs: names or patterns of the runs to show; all where empty.
+        margin: the loss of Dice or average precision up to which a student may replace its teacher.
 
     Returns:
         The page's path.
 
     Raises:
-        DataError: the data set is unknown, or a run's files are damaged.
-        RunError: there is no run.
+        DataError: the data set is unknown, a run's files are damaged, or the margin is not above 0 and below 1.
+        RunError: there is no run, or none of such a name.
     """
+    if not 0 < margin < 1:
+        raise DataError(f"The margin is a loss of Dice or AP above 0 and below 1, for example 0.01; found {margin}.")
     folders = Root.resolve(root)
     name = folders.dataset_name(dataset)
-    path = Path(output) if output is not None else folders.results / name / "report.html"
-    if any(is_detection(run.parent) for run in (folders.results / name).glob(f"*/{RUN_FILE}")):
-        write_detection_report(path, name, gather_detection(folders.results / name, fold), folders.raw_dataset(name))
-        return path
-    entries = gather(folders.results / name, fold)
-    shown, judge = pictures(entries, folders.raw_dataset(name))
-    write_report(path, name, entries, pictures=shown, ranked_by=judge)
+    results = folders.results / name
+    report = read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name))
+    path = Path(output) if output is not None else results / "report.html"
+    write_report(path, report)
     return path
 
 
-def write_report(
-    path: Path, title: str, entries: Sequence[RunEntry], *, pictures: Sequence[Picture] = (), ranked_by: str = ""
-) -> None:
-    """Write a self-contained page: style and pictures are inside, there is no script.
+def write_report(path: Path, report: Report) -> None:
+    """Write a self-contained page, and its numbers as CSV and LaTeX beside it.
 
     Args:
-        path: where to write, atomically.
-        title: heading, for instance the data set's name.
-        entries: the runs, in the order in which they shall appear
-            (:func:`medkd.evaluation.report.segmentation_data.gather`).
-        pictures: pictures of single cases.
-        ranked_by: label of the run that chose these cases.
+        path: of the page, written atomically; the tables differ in their ending.
+        report: what to show.
+
+    Raises:
+        DataError: two runs were scored differently, or the files cannot be written.
     """
-    content = page.document(
-        title,
-        page.verdict(entries),
-        page.cards(entries),
-        page.section(
+    before, *after = report.task.sections(report) or [""]
+    content = document(
+        report.title,
+        page.lead(report),
+        page.cards(report),
+        section(
             "Side by side",
-            "Means over the validation cases with 95 % intervals; failures are structures missed / invented.",
-            page.overview(entries),
+            f"Means over the validation {report.task.case}s with 95 % intervals; differences are paired.",
+            page.overview(report),
         ),
-        page.section(
+        page.decision_table(report),
+        report.task.pictures(report),
+        before,
+        section(
             "Accuracy against cost",
             "Up is more accurate, left is cheaper.",
-            page.image(figures.trade_off(entries), "trade-off", kind="wide"),
+            *_with_legend(report, chart(figures.trade_off(report, report.task.main), "trade-off", kind="large")),
         ),
-        _structures(entries),
-        page.section(
-            "What it looks like",
-            f"The worst, the median and the best case of {ranked_by}, on the slice that shows most.",
-            page.gallery(pictures, _structure_names(entries)),
-        ),
-        page.section(
-            "What was missed or invented",
-            "A structure that only one of prediction and reference holds counts as a failure in every mean, and is "
-            "listed here.",
-            page.failures(entries),
-        ),
-        _training(entries),
-        page.section("How the runs were made", "Enough to make them again.", page.settings(entries)),
-        page.section(
-            "How it was measured", "The definitions behind every number on this page.", page.how_measured(entries)
-        ),
+        *after,
+        _training(report),
+        section("How the runs were made", "Enough to make them again.", settings(report), _folded_provenance(report)),
+        section("How it was measured", "The definitions behind every number on this page.", page.how_measured(report)),
     )
     write_text(path, content)
+    write_text(path.with_suffix(".csv"), csv_text(report))
+    write_text(path.with_suffix(".tex"), latex_text(report))
 
 
-def _structures(entries: Sequence[RunEntry]) -> str:
+def _with_legend(report: Report, content: str) -> list[str]:
+    return [page.legend(report), content] if content else []
+
+
+def _folded_provenance(report: Report) -> str:
+    return folded("splits and commands", provenance(report))
+
+
+def _training(report: Report) -> str:
+    entries = report.scored or report.entries
+    key, title = report.task.progress
     charts = [
-        page.image(figures.per_structure(entries, metric), f"{metric} per structure")
-        for metric in ("Dice", "HD95", "NSD")
-    ]  # type: ignore[arg-type]
-    charts.append(page.image(figures.per_case(entries), "Dice of every case"))
-    tables = "".join(page.structure_table(entries, metric) for metric in ("Dice", "HD95", "NSD"))  # type: ignore[arg-type]
-    details = f"<details><summary>the same as tables</summary>{tables}</details>" if tables else ""
-    content = "".join(charts)
-    return page.section(
-        "Structure by structure",
-        "Dots are means over cases, bars 95 % intervals.",
-        f'{page.legend(entries)}<div class="two">{content}</div>{details}' if content else "",
-    )
-
-
-def _training(entries: Sequence[RunEntry]) -> str:
-    charts = [
-        page.image(figures.curves(entries, "train_loss", "training loss (all terms)"), "training loss"),
-        page.image(figures.curves(entries, "validation_dice", "validation Dice (patches)"), "validation Dice"),
-        *(page.image(figures.loss_terms(entry), f"loss terms of {entry.label}") for entry in entries),
+        chart(figures.curves(entries, "train_loss", "training loss (all terms)"), "training loss"),
+        chart(figures.curves(entries, key, title), title),
     ]
+    charts += [chart(figures.loss_terms(entry), f"loss terms of {entry.label}") for entry in entries]
     content = "".join(charts)
+    if not content:
+        return ""
     lead = "Losses of different methods have different terms and are compared in shape, not in height."
-    return page.section("Training", lead, f'<div class="two">{content}</div>' if content else "")
-
-
-def _structure_names(entries: Sequence[RunEntry]) -> list[str]:
-    return next(([name for name, _ in e.summary.structures] for e in entries if e.summary is not None), [])
+    return section("Training", lead, page.legend(report), f'<div class="two">{content}</div>')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medkd.evaluation.report.figures import _plain_log, new_axes
+from medkd.evaluation.report.figures import _plain_log, human, new_axes
 
 
 @pytest.mark.parametrize(
@@ -14,5 +14,5 @@ def test_labels_of_a_logarithmic_axis_are_few(low: float, high: float, expected:
     _, axes = new_axes(4, 3)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    _plain_log(axes, low, high, None)
+    _plain_log(axes, low, high, human)
     assert " ".join(label.get_text() for label in axes.get_xticklabels()) == expected

@@ -1,0 +1,421 @@
+"""What a report shows: the runs of a data set, read from their files, and how they compare, whatever the task."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import isfinite
+from pathlib import Path, PurePath
+from typing import Any, Literal, Protocol
+
+from medkd.core.errors import RunError
+from medkd.core.run import DETECTION, RUN_FILE, RunDescription
+from medkd.core.serial import load, nearest
+from medkd.core.timing import Spread, Timings
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, scored_folds
+from medkd.evaluation.report.runs import COST_FILE, LOG_FILE, Cost, read_cost, read_log, scored_teachers
+from medkd.evaluation.statistics import Interval, PairedDifference
+
+Role = Literal["teacher", "alone", "distilled"]
+ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
+MARGIN = 0.01
+"""The loss of Dice or average precision up to which a student may replace its teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score of a table.
+
+    Attributes:
+        key: under which scores give it.
+        name: for people, with its unit.
+        decimals: that are worth showing.
+        more_is_better: False for distances.
+    """
+
+    key: str
+    name: str
+    decimals: int = 3
+    more_is_better: bool = True
+
+
+class Differences(Protocol):
+    """How two runs compare."""
+
+    def of(self, metric: str, part: str = "") -> PairedDifference | None:
+        """The paired difference of a structure or class (of all where empty); None where it is not defined."""
+        ...
+
+
+class Scores(Protocol):
+    """What a report asks of the scores of a run."""
+
+    @property
+    def cases(self) -> Sequence[str]:
+        """The scored cases."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of the structures or classes that have scores."""
+        ...
+
+    def value(self, metric: str, part: str = "") -> Interval:
+        """A metric of a structure or class, or of all where empty; its mean is NaN where it is not defined."""
+        ...
+
+    def compare(self, other: Any) -> Differences:
+        """Paired differences to other scores of the same task, over the cases that both hold.
+
+        Raises:
+            DataError: they were scored differently.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEntry:
+    """One run of the report.
+
+    Attributes:
+        path: run folder.
+        run: its description.
+        role: ``teacher``, ``alone`` (a student without a teacher) or ``distilled``.
+        label: a short name for tables and figures, different from every other run's.
+        folds: the folds whose scores are shown, as text.
+        scores: over these folds; None where nothing was scored.
+        merit: the number by which runs of a role are ordered; −1 without scores.
+        cost: size.
+        log: one mapping per epoch of the first shown fold.
+        time: of one case, where it was measured.
+    """
+
+    path: Path
+    run: RunDescription
+    role: Role
+    label: str = ""
+    folds: tuple[str, ...] = ()
+    scores: Any = None
+    merit: float = -1.0
+    cost: Cost = field(default_factory=Cost)
+    log: tuple[Mapping[str, Any], ...] = ()
+    time: Spread | None = None
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.path.name
+
+    @property
+    def teacher_name(self) -> str:
+        """The teacher's name without any folder; empty where there is none."""
+        return PurePath(self.run.teacher).name if self.run.teacher else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTask:
+    """What the report of a task has of its own.
+
+    Attributes:
+        read: run folder, folds → scores.
+        metrics: of the table of runs; the first one orders the runs and decides.
+        learnt: a mean of the first metric below this is no better than nothing.
+        part: what a score can be of: ``structure`` or ``class``.
+        case: what was predicted: ``case`` or ``image``.
+        progress: key of the log that validation writes while training, and its title.
+        definitions: scores (None where no run has any) → in words, how every number was computed.
+        sections: the report's further parts, as HTML, before and after the pictures.
+        pictures: the part with pictures, as HTML.
+    """
+
+    read: Callable[[Path, Sequence[int]], Scores]
+    metrics: tuple[Metric, ...]
+    learnt: float
+    part: str
+    case: str
+    progress: tuple[str, str]
+    definitions: Callable[[Any], dict[str, str]]
+    sections: Callable[[Report], Sequence[str]]
+    pictures: Callable[[Report], str]
+
+    @property
+    def main(self) -> Metric:
+        """The metric that decides."""
+        return self.metrics[0]
+
+
+# kind of run → module and name of its ReportTask
+TASKS = {
+    "segmentation": ("medkd.evaluation.report.segmentation_task", "SEGMENTATION"),
+    "detection": ("medkd.evaluation.report.detection_task", "DETECTION"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a page shows.
+
+    Attributes:
+        title: the data set's name.
+        task: of its runs.
+        entries: the runs, teachers first, then students alone, then distilled ones by falling merit.
+        margin: the loss of the first metric up to which a student may replace its teacher.
+        raw: the raw data set, for pictures; None where there is none.
+        timings: how the runs' times were measured; None where they were not.
+    """
+
+    title: str
+    task: ReportTask
+    entries: tuple[RunEntry, ...]
+    margin: float = MARGIN
+    raw: Path | None = None
+    timings: Timings | None = None
+
+    @cached_property
+    def scored(self) -> tuple[RunEntry, ...]:
+        """The runs that have scores."""
+        return tuple(entry for entry in self.entries if entry.scores is not None)
+
+    @cached_property
+    def headline(self) -> RunEntry | None:
+        """The run that the page is about: the distilled student of the highest merit, else the first scored run."""
+        distilled = [entry for entry in self.scored if entry.role == "distilled"]
+        return next(iter([*distilled, *self.scored]), None)
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str], Differences]:
+        return {}
+
+    def difference(
+        self, first: RunEntry, second: RunEntry | None, metric: str = "", part: str = ""
+    ) -> PairedDifference | None:
+        """Paired difference ``first − second`` of a metric (the main one where empty); None where it is not defined."""
+        if second is None or first.scores is None or second.scores is None:
+            return None
+        pair = first.name, second.name
+        if pair not in self._compared:
+            self._compared[pair] = first.scores.compare(second.scores)
+        return self._compared[pair].of(metric or self.task.main.key, part)
+
+    def has_learnt(self, entry: RunEntry, part: str = "") -> bool:
+        """Whether a run scores better than nothing."""
+        if entry.scores is None:
+            return False
+        mean = entry.scores.value(self.task.main.key, part).mean
+        return bool(isfinite(mean) and mean >= self.task.learnt)
+
+    def teacher(self, entry: RunEntry) -> RunEntry | None:
+        """The scored run that taught this one."""
+        return teacher_of(entry, self.scored) if entry.role == "distilled" else None
+
+    def alone(self, entry: RunEntry) -> RunEntry | None:
+        """The same student trained alone."""
+        return baseline_of(entry, self.scored) if entry.role == "distilled" else None
+
+    def gap_closed(self, entry: RunEntry) -> float | None:
+        """Share of the way from the student alone to its teacher that distillation went; None where a part is missing,
+        where nothing was learnt, or where the gap or the gain is not clear, since dividing by noise says nothing.
+        """
+        teacher, alone = self.teacher(entry), self.alone(entry)
+        if teacher is None or alone is None or not self.has_learnt(teacher):
+            return None
+        gap, gain = self.difference(teacher, alone), self.difference(entry, alone)
+        if gap is None or gain is None or not gap.clear or not gain.clear or gap.mean <= 0:
+            return None
+        return gain.mean / gap.mean
+
+
+def read_report(
+    results: Path,
+    fold: int | str | None = None,
+    runs: Sequence[str] = (),
+    *,
+    margin: float = MARGIN,
+    raw: Path | None = None,
+) -> Report:
+    """Read all that a report shows from a data set's results folder; see :func:`gather`."""
+    entries = gather(results, fold, runs)
+    return Report(
+        title=results.name,
+        task=task_of(entries[0].run),
+        entries=entries,
+        margin=margin,
+        raw=raw,
+        timings=Timings.load(results),
+    )
+
+
+def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = ()) -> tuple[RunEntry, ...]:
+    """Read the runs of a data set, teachers first, then students alone, then distilled ones by falling merit.
+
+    Args:
+        results: results folder of the data set.
+        fold: the fold to show; None shows the folds that all scored runs have in common.
+        runs: names or patterns (``unet_tiny*``) of the runs to show; all where empty.
+
+    Raises:
+        RunError: there is no run, none of such a name, or none that has this fold.
+        DataError: a run's files are damaged.
+    """
+    every = {path.parent: load(RunDescription, path) for path in sorted(results.glob(f"*/{RUN_FILE}"))}
+    if not every:
+        raise RunError(f"{results}: found no run; train a network first (medkd_train, medkd_train_distill).")
+    taught = [run for run in every.values() if run.teacher is not None]
+    shown = {path: _folds(path, fold) for path in _chosen(list(every), runs)}
+    if fold is not None and not any(shown.values()):
+        raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
+    if fold is None:
+        shown = _common(shown)
+    timings = Timings.load(results)
+    entries = []
+    for path, folds in shown.items():
+        if not folds and fold is not None:
+            continue
+        entry = _entry(path, every[path], _role(path, every[path], taught), folds)
+        entries.append(replace(entry, time=timings.of(path.name) if timings else None))
+    entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
+    return _labelled(entries)
+
+
+def task_of(run: RunDescription) -> ReportTask:
+    """The report's parts for the task of a run."""
+    module, attribute = TASKS["detection" if run.configuration == DETECTION else "segmentation"]
+    found: ReportTask = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
+    """The same network alone, under the same configuration.
+
+    Of several, method ``none`` comes before a run of ``medkd_train``, then the run's own budget, seed included, before
+    another.
+    """
+    same = []
+    for other in entries:
+        if other.role != "distilled" and other.scores is not None and other is not entry:
+            same += [other] if _kind(other) == _kind(entry) else []
+    return min(same, key=lambda e: (e.run.method != "none", e.run.budget != entry.run.budget), default=None)
+
+
+def teacher_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
+    """The run that taught this one, where it is among ``entries``."""
+    for other in entries:
+        if other is not entry and _names(entry.run.teacher, other.path, other.run, entry.run):
+            return other
+    return None
+
+
+def compare(first: RunEntry, second: RunEntry, metric: str, part: str = "") -> PairedDifference | None:
+    """Paired difference ``first − second`` over the cases that both scored; None where there is none.
+
+    Raises:
+        DataError: the two were scored differently.
+    """
+    if first.scores is None or second.scores is None:
+        return None
+    differences: Differences = first.scores.compare(second.scores)
+    return differences.of(metric, part)
+
+
+def _chosen(paths: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
+    for pattern in patterns:
+        if not any(fnmatchcase(path.name, pattern) for path in paths):
+            names = [path.name for path in paths]
+            raise RunError(
+                f"--runs: no run is called '{pattern}'.{nearest(pattern, names)} There are: {', '.join(names)}."
+            )
+    if not patterns:
+        return list(paths)
+    return [path for path in paths if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+
+
+def _folds(path: Path, fold: int | str | None) -> list[int | str]:
+    if fold is not None:
+        return [fold] if (path / f"fold_{fold}").is_dir() else []
+    names = sorted(folder.name.removeprefix("fold_") for folder in path.glob("fold_*") if folder.is_dir())
+    return list(scored_folds(path) or names[:1])
+
+
+def _common(shown: Mapping[Path, list[int | str]]) -> dict[Path, list[int | str]]:
+    """The folds that all scored runs have in common; a run without any of them keeps its own."""
+    scored = {path: set(scored_folds(path)) for path in shown}
+    known = [folds for folds in scored.values() if folds]
+    common = sorted(set.intersection(*known)) if known else []
+    result: dict[Path, list[int | str]] = {}
+    for path, own in shown.items():
+        shared: list[int | str] = [fold for fold in common if fold in scored[path]]
+        result[path] = shared or own
+    return result
+
+
+def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:
+    if run.method not in (None, "none") or run.init != "random":
+        return "distilled"
+    return "teacher" if any(_names(student.teacher, path, run, student) for student in taught) else "alone"
+
+
+def _names(teacher: str | None, path: Path, run: RunDescription, student: RunDescription) -> bool:
+    """Whether ``teacher`` (a network's name, a run's name or a folder) means this run."""
+    if teacher is None or run.configuration != student.configuration:
+        return False
+    scored = scored_teachers(path).values()
+    if scored:  # many models' folders have the same name
+        places = [os.path.abspath(place) for record in scored for place in (record.path, *record.former)]
+        return os.path.abspath(teacher) in places
+    return (run.method is None and run.network.name == teacher) or path.name in (teacher, Path(teacher).name)
+
+
+def _kind(entry: RunEntry) -> tuple[str, str, int]:
+    return entry.run.network.name, entry.run.configuration, entry.run.network.width_divisor
+
+
+def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str]) -> RunEntry:
+    task = task_of(run)
+    first = path / f"fold_{folds[0]}" if folds else path
+    scored = []
+    for fold in folds:
+        if str(fold).isdigit() and (path / f"fold_{fold}" / VALIDATION_SUMMARY).exists():
+            scored.append(int(fold))
+    scores = task.read(path, scored) if scored else None
+    merit = scores.value(task.main.key).mean if scores is not None else -1.0
+    return RunEntry(
+        path=path,
+        run=run,
+        role=role,
+        folds=tuple(map(str, folds)),
+        scores=scores,
+        merit=merit if isfinite(merit) else -1.0,
+        cost=read_cost(first / COST_FILE),
+        log=read_log(first / LOG_FILE),
+    )
+
+
+def _labelled(entries: Sequence[RunEntry]) -> tuple[RunEntry, ...]:
+    """Short names; where two runs would have the same one, their teachers tell them apart, else the folders' names."""
+    labels = {entry.name: short_name(entry) for entry in entries}
+    for suffix in (lambda entry: f" of {entry.teacher_name}" if entry.teacher_name else "", lambda e: f" [{e.name}]"):
+        counts = Counter(labels.values())
+        for entry in entries:
+            if counts[labels[entry.name]] > 1:
+                labels[entry.name] += suffix(entry)
+    return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
+
+
+def short_name(entry: RunEntry) -> str:
+    """Network (with its width divisor), method, and what a tag added to the run's name."""
+    network, *parts = entry.path.name.split("__")
+    # an imported teacher is recorded by its path, so that its part of the name is known by its place
+    teacher = parts.index(entry.run.method) + 1 if entry.run.method in parts else None
+    known = (entry.run.configuration, entry.run.method, f"from_{entry.run.teacher}")
+    notes = [part for place, part in enumerate(parts) if part not in known and place != teacher]
+    if entry.run.init != "random":
+        notes.append("starts from its teacher")
+    if entry.run.configuration not in ("3d_fullres", DETECTION):
+        notes.append(entry.run.configuration)
+    method = f" + {entry.run.method}" if entry.role == "distilled" else ""
+    return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")

@@ -1,0 +1,168 @@
+"""May the student replace the teacher? What the scores allow to say, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.statistics import FEWEST, Conclusion, PairedDifference, non_inferior
+
+Answer = Literal["yes", "no", "open", "few", "nothing"]
+ANSWERS: dict[Answer, str] = {
+    "yes": "Yes",
+    "no": "No",
+    "open": "Not shown",
+    "few": "Nothing can be concluded",
+    "nothing": "Nothing can be concluded",
+}
+QUESTION = "May the student replace the teacher?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether a student may replace its teacher in one respect.
+
+    Attributes:
+        part: structure or class; empty for all together.
+        answer: ``nothing`` where the teacher scores no better than nothing, or there is nothing to compare.
+        difference: student − teacher in the main metric.
+    """
+
+    part: str
+    answer: Answer
+    difference: PairedDifference | None = None
+
+
+def decide(report: Report, student: RunEntry, part: str = "") -> Decision:
+    """Test a student for non-inferiority to its teacher.
+
+    The margin is the report's; a teacher that has not learnt a structure cannot be replaced, whatever the difference.
+    """
+    teacher = report.teacher(student)
+    difference = report.difference(student, teacher, part=part)
+    if teacher is None or difference is None or not report.has_learnt(teacher, part):
+        return Decision(part=part, answer="nothing", difference=difference)
+    conclusion: Conclusion = non_inferior(difference, report.margin)
+    return Decision(part=part, answer=conclusion, difference=difference)
+
+
+def decisions(report: Report, student: RunEntry) -> list[Decision]:
+    """One decision for all together, and one for each structure or class."""
+    return [decide(report, student, part) for part in ("", *student.scores.parts)]
+
+
+def verdict(report: Report) -> list[str]:
+    """The answer, and one or two sentences that say what came out, with no more certainty than the intervals allow."""
+    star = report.headline
+    if star is None:
+        return [f"{QUESTION} {ANSWERS['nothing']}: no run has been scored yet."]
+    sentences = [answer(report, star)]
+    if star.role == "distilled":
+        sentences += [_parts(report, star), _against_alone(report, star)]
+    else:
+        mean = star.scores.value(report.task.main.key).mean
+        reached = f"{mean:.3f} {report.task.main.name}" if isfinite(mean) else "no score"
+        sentences.append(f"{star.label} reaches {reached} on {len(star.scores.cases)} validation {report.task.case}s.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def answer(report: Report, star: RunEntry) -> str:
+    """The question and its answer for the run that the page is about."""
+    name, margin = report.task.main.name, f"{report.margin:g}"
+    teacher = report.teacher(star)
+    if star.role != "distilled":
+        return f"{QUESTION} {ANSWERS['nothing']}: no distilled student has been scored yet."
+    if teacher is None:
+        who = star.teacher_name or "its teacher"
+        return (
+            f"{QUESTION} {ANSWERS['nothing']}: {who}, the teacher of {star.label}, has no scores among these runs "
+            "(medkd_score_teacher gives an imported one its scores)."
+        )
+    decision = decide(report, star)
+    difference = decision.difference
+    start = f"{QUESTION} {ANSWERS[decision.answer]}:"
+    if decision.answer == "nothing" and not report.has_learnt(teacher):
+        mean = teacher.scores.value(report.task.main.key).mean
+        reached = f"{mean:.3f} {name}" if isfinite(mean) else "no score at all"
+        return f"{start} the teacher {teacher.label} has learnt nothing that could be taught ({reached})."
+    if difference is None:
+        return f"{start} {star.label} and {teacher.label} share no scored {report.task.case}."
+    counted = f"{difference.n} {unit(report, star, difference)}"
+    shown = f"{difference.mean:+.3f} {name}{_bounds(difference)}, {counted}"
+    if decision.answer == "few":
+        return f"{start} {counted} are too few, at least {FEWEST} are needed ({star.label} − {teacher.label}: {shown})."
+    if decision.answer == "yes":
+        return f"{start} {star.label} loses less than {margin} {name} against {teacher.label} ({shown})."
+    if decision.answer == "no":
+        return f"{start} {star.label} loses more than {margin} {name} against {teacher.label} ({shown})."
+    return (
+        f"{start} whether {star.label} loses less than {margin} {name} against {teacher.label} is open, the interval "
+        f"holds both ({shown})."
+    )
+
+
+def unit(report: Report, entry: RunEntry, difference: PairedDifference) -> str:
+    """What a difference's number counts: cases, images, or patients where these are fewer."""
+    plural = f"{report.task.case}s"
+    return plural if difference.n == len(entry.scores.cases) or report.task.case == "case" else f"{plural} or patients"
+
+
+def _parts(report: Report, star: RunEntry) -> str:
+    """Structure by structure, where there are several."""
+    parts = [decision for decision in decisions(report, star) if decision.part]
+    if len(parts) < 2 or all(decision.answer in ("nothing", "few") for decision in parts):
+        return ""
+    words: Sequence[tuple[Answer, str]] = (
+        ("yes", "within the margin"),
+        ("no", "worse"),
+        ("open", "open"),
+        ("few", "too few cases"),
+        ("nothing", "not learnt by the teacher"),
+    )
+    found = []
+    for kind, word in words:
+        names = [decision.part for decision in parts if decision.answer == kind]
+        if names:
+            listed = ", ".join(names) if len(names) <= 6 else f"{len(names)} of {len(parts)}"
+            found.append(f"{word}: {listed}")
+    return f"By {report.task.part}: {'; '.join(found)}."
+
+
+def _against_alone(report: Report, star: RunEntry) -> str:
+    """What distillation gained over the same student alone, in the words of the table's interval."""
+    alone = report.alone(star)
+    difference = report.difference(star, alone)
+    if alone is None or difference is None:
+        return ""
+    name = report.task.main.name
+    budget = "under the same budget" if alone.run.budget == star.run.budget else "under another budget"
+    start = f"Compared with the same student trained alone ({budget}),"
+    if not report.has_learnt(star) and not report.has_learnt(alone):
+        return f"{start} nothing can be concluded: neither has learnt anything ({name} below {report.task.learnt:g})."
+    return f"{start} {reading(difference, name)}."
+
+
+def reading(difference: PairedDifference, name: str) -> str:
+    """A paired difference in words that its interval and its test both allow."""
+    shown = f"{difference.mean:+.3f} {name}{_bounds(difference)}"
+    if difference.n < FEWEST or not isfinite(difference.low):
+        return f"nothing can be concluded from so few cases ({shown}, {difference.n} of at least {FEWEST})"
+    if difference.clear:
+        word = "gains" if difference.mean > 0 else "loses"
+        return f"distillation {word} {abs(difference.mean):.3f} {name}{_bounds(difference)}"
+    if difference.excludes_zero:
+        side = "above" if difference.low > 0 else "below"
+        return (
+            f"the interval lies {side} zero, but the test does not confirm it (p = {difference.p:.2f}): a hint, no more "
+            f"({shown})"
+        )
+    return f"there is no clear difference ({shown})"
+
+
+def _bounds(difference: PairedDifference) -> str:
+    if not isfinite(difference.low):
+        return ""
+    return f", 95 % interval {difference.low:+.3f} to {difference.high:+.3f}"

@@ -1,0 +1,138 @@
+"""The small files of a run folder that a report shows: size, training log, and the teacher whose scores lie there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import DataError
+from medkd.core.files import read_json
+from medkd.core.serial import from_data, load
+
+SCORED_TEACHER = "scored_teacher.json"
+COST_FILE = "model.json"
+LOG_FILE = "log.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTeacher:
+    """``fold_K/scored_teacher.json``: the model, trained elsewhere, whose scores lie in the fold folder.
+
+    Attributes:
+        path: its folder, absolute.
+        fold: its own fold that predicted.
+        weights: a hash of the weights of this fold.
+        patch_size: voxels per axis that it predicted with.
+        mirror_axes: axes that it mirrored.
+        former: folders in which the same weights lay when they were scored before.
+    """
+
+    path: str
+    fold: str
+    weights: str
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    former: tuple[str, ...] = ()
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """``fold_K/model.json``; None where it was not measured.
+
+    Attributes:
+        parameters: trainable parameters.
+        macs: multiply-adds of one patch.
+        latency_ms: time of one bare forward of a patch, taken once after training; for what a scan takes, see
+            :class:`medkd.core.timing.Timings`.
+        patch_size: voxels per axis.
+        device: where the latency was measured.
+        threads: CPU threads of that measurement.
+    """
+
+    parameters: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+    patch_size: tuple[int, ...] = ()
+    device: str = ""
+    threads: int = 0
+
+
+def scored_teachers(run: Path) -> dict[Path, ScoredTeacher]:
+    """Fold folder → the model whose scores it holds; empty for a run that medkd trained.
+
+    Raises:
+        DataError: a record cannot be read.
+    """
+    return {file.parent: load(ScoredTeacher, file) for file in sorted(run.glob(f"fold_*/{SCORED_TEACHER}"))}
+
+
+def read_cost(path: Path) -> Cost:
+    """Read ``model.json``; nothing is known where there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.exists():
+        return Cost()
+    data = read_json(path)
+    if not isinstance(data, Mapping):
+        raise DataError(f"{path}: expected an object, found {type(data).__name__}; delete it, or train the fold anew.")
+    shown = {key: value for key, value in data.items() if key in Cost.__dataclass_fields__ and value is not None}
+    cost = from_data(Cost, shown, str(path))
+    for name, value in (("parameters", cost.parameters), ("macs", cost.macs), ("latency_ms", cost.latency_ms)):
+        if value is not None and not 0 <= value < 1e30:
+            raise DataError(f"{path}: {name}: expected a number of at least 0, found {value}; train the fold anew.")
+    return cost
+
+
+def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The epochs of ``log.jsonl``; the last line of a run that is being written may be cut short and is left out.
+
+    Raises:
+        DataError: another line is damaged, or an entry is no epoch.
+    """
+    if not path.exists():
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}: line {number} is not JSON; delete the file, or train the fold anew.") from error
+        if not _is_epoch(record):
+            raise DataError(
+                f"{path}: line {number}: expected an object with a whole number 'epoch' and terms by name; delete the "
+                "file, or train the fold anew."
+            )
+        records.append(record)
+    return tuple(records)
+
+
+def _is_epoch(record: Any) -> bool:
+    if not isinstance(record, Mapping):
+        return False
+    epoch, terms = record.get("epoch"), record.get("terms")
+    known = isinstance(epoch, int) and not isinstance(epoch, bool) and abs(epoch) < 1e9
+    return known and (terms is None or isinstance(terms, Mapping))
+
+
+def number_of(value: Any) -> float | None:
+    """A finite number of a log, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None

@@ -1,0 +1,111 @@
+"""Scores of label maps as a report asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from medkd.core.errors import DataError
+from medkd.evaluation.cross_validation import merge_folds
+from medkd.evaluation.report.data import Metric
+from medkd.evaluation.segmentation import results
+from medkd.evaluation.segmentation.folds import SegmentationFolds
+from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.statistics import Interval, PairedDifference, paired_difference
+
+DICE = Metric(key="Dice", name="Dice")
+HD95 = Metric(key="HD95", name="HD95 mm", decimals=2, more_is_better=False)
+NSD = Metric(key="NSD", name="NSD")
+METRICS = (DICE, HD95, NSD)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationScores:
+    """The merged summary of the shown folds."""
+
+    summary: Summary
+
+    @classmethod
+    def read(cls, run: Path, folds: Sequence[int]) -> SegmentationScores:
+        """The scores of some folds of a run."""
+        return cls(merge_folds(run, folds, SegmentationFolds()))
+
+    @cached_property
+    def cases(self) -> tuple[str, ...]:
+        """File names of the references."""
+        return tuple(case.name for case in self.summary.cases)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The structures."""
+        return tuple(name for name, _ in self.summary.structures)
+
+    def value(self, metric: str, part: str = "") -> Interval:
+        """A metric's mean over cases; of all structures the mean of their means."""
+        return self.summary.interval(_metric(metric), self.parts.index(part) if part else None)
+
+    def compare(self, other: SegmentationScores) -> SegmentationDifferences:
+        """Case by case.
+
+        Raises:
+            DataError: the two were scored with different structures.
+        """
+        if self.summary.structures != other.summary.structures:
+            mine, theirs = ", ".join(self.parts), ", ".join(other.parts)
+            raise DataError(
+                f"Two runs were scored with different structures ({mine} and {theirs}) and cannot be compared; "
+                "evaluate them with one dataset.json."
+            )
+        return SegmentationDifferences(self, other)
+
+    def case_means(self) -> np.ndarray:
+        """Mean Dice over the structures of each case; NaN where all are absent."""
+        table = self.summary.table("Dice")
+        known = np.isfinite(table)
+        total = np.where(known, table, 0).sum(axis=1)
+        return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)
+
+    def failures(self, case: str) -> list[str]:
+        """What went wrong in a case: ``spleen missed``, ``liver invented``."""
+        scores = self.summary.cases[self.cases.index(case)].scores
+        return [f"{score.name} {score.status}" for score in scores if score.status in ("missed", "invented")]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationDifferences:
+    """``first − second`` over the cases that both scored."""
+
+    first: SegmentationScores
+    second: SegmentationScores
+
+    def of(self, metric: str, part: str = "") -> PairedDifference | None:
+        """The paired difference of a structure, or of the mean over the structures."""
+        return _difference(self, metric, part)
+
+
+@cache
+def _difference(pair: SegmentationDifferences, metric: str, part: str) -> PairedDifference | None:
+    rows = []
+    for scores in (pair.first, pair.second):
+        rows.append(dict(zip(scores.cases, scores.summary.table(_metric(metric)), strict=True)))
+    mine, theirs = rows
+    shared = sorted(set(mine) & set(theirs))
+    if not shared:
+        return None
+    a, b = (np.array([table[name] for name in shared]) for table in rows)
+    if part:
+        index = pair.first.parts.index(part)
+        a, b = a[:, index], b[:, index]
+    found = paired_difference(a, b)
+    return found if np.isfinite(found.mean) else None
+
+
+def _metric(key: str) -> results.Metric:
+    for metric in results.METRICS:
+        if metric == key:
+            return metric
+    raise KeyError(key)

@@ -1,0 +1,104 @@
+"""May the student replace the teacher? The first line of the report and its tables say the same, and no more."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkd.core.errors import DataError
+from medkd.evaluation.report.data import read_report
+from medkd.evaluation.report.decision import decide, decisions, reading, verdict
+from medkd.evaluation.report.write import make_report
+from medkd.evaluation.statistics import PairedDifference, non_inferior, paired_difference
+from tests.evaluation.folders import make_dataset, make_run
+
+TEACHER, NONE, KD = (
+    "res_unet__3d_fullres",
+    "unet_tiny__3d_fullres__none__from_res_unet",
+    "unet_tiny__3d_fullres__kd__from_res_unet",
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "expected"),
+    [
+        (-0.009, 0.02, 20, "yes"),
+        (-0.011, 0.02, 20, "open"),
+        (-0.05, -0.011, 20, "no"),
+        (-0.05, -0.009, 20, "open"),
+        (0.001, 0.002, 5, "few"),
+        (float("nan"), float("nan"), 20, "few"),
+    ],
+)
+def test_non_inferiority_is_read_from_the_interval(low: float, high: float, n: int, expected: str) -> None:
+    assert non_inferior(PairedDifference((low + high) / 2, low, high, n, 0.5), 0.01) == expected
+
+
+def test_a_true_loss_at_the_margin_is_called_replaceable_in_one_of_forty() -> None:
+    """The lower bound of a 95 % interval is a one-sided test at 2.5 %; the bootstrap of 40 cases may take a little more."""
+    rng = np.random.default_rng(0)
+    answers = [non_inferior(paired_difference(rng.normal(-0.01, 0.02, 40), np.zeros(40)), 0.01) for _ in range(150)]
+    assert np.mean([answer == "yes" for answer in answers]) <= 0.075
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        (PairedDifference(0.02, 0.01, 0.03, 20, 0.001), "distillation gains 0.020 Dice"),
+        (PairedDifference(-0.02, -0.03, -0.01, 20, 0.001), "distillation loses 0.020 Dice"),
+        (PairedDifference(0.02, 0.001, 0.03, 20, 0.08), "above zero, but the test does not confirm it (p = 0.08)"),
+        (PairedDifference(0.02, -0.01, 0.05, 20, 0.3), "no clear difference (+0.020 Dice, 95 % interval -0.010 to"),
+        (PairedDifference(0.02, 0.01, 0.03, 3, 0.2), "nothing can be concluded from so few cases"),
+    ],
+)
+def test_the_sentence_says_what_the_interval_says(difference: PairedDifference, expected: str) -> None:
+    assert expected in reading(difference, "Dice")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_dataset(tmp_path, 8)
+    make_run(tmp_path, TEACHER, "res_unet", 1.0, {0: range(8)})
+    make_run(tmp_path, NONE, "unet_tiny", 2.0, {0: range(8)}, method="none", teacher="res_unet")
+    return tmp_path
+
+
+def test_a_student_that_is_as_good_may_replace_and_one_that_is_worse_may_not(root: Path) -> None:
+    make_run(root, KD, "unet_tiny", 0.6, {0: range(8)}, method="kd", teacher="res_unet")
+    report = read_report(root / "results" / "Dataset004_Test")
+    assert decide(report, report.entries[2]).answer == "yes" and "? Yes: unet_tiny + kd" in verdict(report)[0]
+    assert {found.part for found in decisions(report, report.entries[2])} == {"", "liver", "spleen"}
+    make_run(root, KD, "unet_tiny", 2.5, {0: range(8)}, method="kd", teacher="res_unet", missing_spleen=range(8))
+    worse = read_report(root / "results" / "Dataset004_Test")
+    assert decide(worse, worse.entries[2]).answer == "no" and "? No: " in verdict(worse)[0]
+    assert "worse: liver, spleen" in verdict(worse)[1]
+
+
+def test_the_margin_is_the_users_and_stated(root: Path) -> None:
+    make_run(root, KD, "unet_tiny", 1.5, {0: range(8)}, method="kd", teacher="res_unet")
+    strict, mild = (make_report(4, root=root, margin=margin).read_text(encoding="utf-8") for margin in (0.001, 0.5))
+    assert "loses less than 0.001?" in strict and '<p class="answer yes">' not in strict
+    assert "loses less than 0.5?" in mild and '<p class="answer yes">' in mild
+    with pytest.raises(DataError, match="margin is a loss"):
+        make_report(4, root=root, margin=0)
+
+
+def test_the_first_line_is_the_first_row_of_the_table(root: Path) -> None:
+    make_run(root, KD, "unet_tiny", 1.2, {0: range(8)}, method="kd", teacher="res_unet")
+    report = read_report(root / "results" / "Dataset004_Test")
+    found = decide(report, report.entries[2]).difference
+    text = make_report(4, root=root).read_text(encoding="utf-8")
+    assert found is not None
+    assert f"{found.mean:+.3f} Dice, 95 % interval {found.low:+.3f} to {found.high:+.3f}, 8 cases" in text
+    assert f"<small>{found.low:+.3f} to {found.high:+.3f}" in text
+
+
+def test_without_a_scored_teacher_nothing_is_concluded(root: Path) -> None:
+    make_run(root, KD, "unet_tiny", 0.6, {0: range(8)}, method="kd", teacher="elsewhere")
+    report = read_report(root / "results" / "Dataset004_Test")
+    assert re.search(r"Nothing can be concluded: elsewhere, the teacher of .* has no scores", verdict(report)[0])
+    alone = read_report(root / "results" / "Dataset004_Test", runs=[TEACHER])
+    assert "no distilled student has been scored yet" in verdict(alone)[0]
