@@ -35,6 +35,9 @@ def plan_and_preprocess(
     configurations: Sequence[str] | None = None,
     gpu_memory_gb: float | None = None,
     like: str | Path | None = None,
+    orientation: str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+    strict: bool = False,
     image_size: int | None = None,
     batch_size: int | None = None,
 ) -> Plan | DetectionPlan:
@@ -50,6 +53,9 @@ def plan_and_preprocess(
         configurations: segmentation: which to preprocess, ``2d``, ``3d_fullres`` or ``3d_lowres``; None takes all.
         gpu_memory_gb: segmentation: memory that training may use, for a new plan.
         like: segmentation: plan for the students of this model, which was trained elsewhere.
+        orientation: segmentation: axis code (``"RAS"``) that a new plan turns all scans to; None takes them as stored.
+        mirror_axes: segmentation: axes of the 3D network that training may mirror; None leaves it to the plan.
+        strict: refuse raw data that raise a warning.
         image_size: detection: side of the input in pixels, a multiple of 32.
         batch_size: detection: images per step.
 
@@ -65,17 +71,22 @@ def plan_and_preprocess(
         "configurations": configurations,
         "gpu_memory_gb": gpu_memory_gb,
         "like": like,
+        "orientation": orientation,
+        "mirror_axes": mirror_axes,
         "image_size": image_size,
         "batch_size": batch_size,
     }
     wanted = {name: value for name, value in own.items() if value is not None}
     refuse_foreign(task, "prepare", wanted, str(dataset), PlanError)
-    shared = {"root": root, "workers": workers, "overwrite_plan": overwrite_plan, "verify": verify}
+    shared = {"root": root, "workers": workers, "overwrite_plan": overwrite_plan, "verify": verify, "strict": strict}
     if like is None or task.prepare_like is None:
         return task.prepare(dataset, protocol=protocol, **shared, **wanted)
-    if protocol is not None or gpu_memory_gb is not None:
-        left_out = f"{option_name('protocol')} and {option_name('gpu_memory_gb')}"
-        raise PlanError(f"{option_name('like')} takes the teacher's plan as it is; leave out {left_out}.")
+    others = {"protocol": protocol, **wanted}
+    del others["like"]
+    others.pop("configurations", None)
+    foreign = [option_name(name) for name, value in others.items() if value is not None]
+    if foreign:
+        raise PlanError(f"{option_name('like')} takes the teacher's plan as it is; leave out {' and '.join(foreign)}.")
     return task.prepare_like(dataset, Path(like), configurations=configurations, **shared)
 
 

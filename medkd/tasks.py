@@ -57,7 +57,7 @@ TASKS: dict[str, Task] = {
         name=SEGMENTATION,
         inputs="scans",
         own={
-            "prepare": ("configurations", "gpu_memory_gb", "like"),
+            "prepare": ("configurations", "gpu_memory_gb", "like", "orientation", "mirror_axes"),
             "train": (
                 "configuration",
                 "patch_size",

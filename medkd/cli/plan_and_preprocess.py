@@ -53,6 +53,19 @@ def _arguments() -> argparse.ArgumentParser:
         help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json",
     )
     result.add_argument(
+        "--reorient",
+        metavar="CODE",
+        help="turn all scans to this axis code first, for example RAS; predictions go back (default: as stored)",
+    )
+    result.add_argument(
+        "--mirror-axes",
+        type=_axis,
+        nargs="+",
+        metavar="AXIS",
+        help="axes of the 3D network (0, 1, 2) that training may mirror, or none: for structures that differ by side "
+        "only (default: all)",
+    )
+    result.add_argument(
         "--image-size",
         type=positive,
         metavar="PIXELS",
@@ -64,6 +77,7 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept"
     )
+    result.add_argument("--strict", action="store_true", help="refuse raw data that raise a warning")
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
     return result
 
@@ -76,14 +90,27 @@ def _main(options: argparse.Namespace) -> None:
             workers=options.workers,
             overwrite_plan=options.overwrite_plan,
             verify=not options.no_verify,
+            strict=options.strict,
             protocol=options.protocol,
             configurations=options.configurations,
             gpu_memory_gb=options.gpu_memory,
             like=options.like,
+            orientation=options.reorient,
+            mirror_axes=_axes(options.mirror_axes),
             image_size=options.image_size,
             batch_size=options.batch_size,
         )
         print(task_of_dataset(dataset, options.root).describe_plan(plan))
+
+
+def _axis(text: str) -> int | None:
+    if text not in ("none", "0", "1", "2"):
+        raise argparse.ArgumentTypeError(f"must be none, 0, 1 or 2, found '{text}'")
+    return None if text == "none" else int(text)
+
+
+def _axes(given: Sequence[int | None] | None) -> tuple[int, ...] | None:
+    return None if given is None else tuple(axis for axis in given if axis is not None)
 
 
 def _above_zero(text: str) -> float:

@@ -75,8 +75,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class ChannelRange:
-    """Intensities of one channel: intervals, over the cases, of a case's percentiles 0.5, 50 and 99.5."""
+    """Intensities of one channel: intervals, over the cases, of a case's percentiles 0.5, 50 and 99.5.
 
+    Attributes:
+        name: of the channel, as the data set calls it.
+    """
+
+    name: str
     low: Interval
     median: Interval
     high: Interval

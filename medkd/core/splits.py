@@ -14,6 +14,7 @@ from sklearn.model_selection import KFold
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
+from medkd.core.folds import joined_groups
 from medkd.core.run import DATASET_FILE
 
 SPLITS_FILE = "splits_final.json"
@@ -136,6 +137,7 @@ def ensure_splits(
     """
     own, users = folder / SPLITS_FILE, given / SPLITS_FILE if given else None
     known, owners = _known(cases, patients, given)
+    twins = _twins(folder)
     if own.exists():
         splits = load_splits(own)
         if users and users.exists() and _parts(load_splits(users)) != _parts(splits):
@@ -144,10 +146,12 @@ def ensure_splits(
         splits = (
             load_splits(users)
             if users and users.exists()
-            else _nnunet_splits(folder.name, known, owners) or make_splits([*known], owners)
+            else _nnunet_splits(folder.name, known, owners)
+            or make_splits([*known], joined_groups(known, owners, twins) if twins else owners)
         )
         if write:
             save_splits(own, splits)
+    _warn_of_torn_twins(splits, twins, own if own.exists() or not users else users)
     unused = known - {case for split in splits for case in (*split.train, *split.val)}
     if unused:
         source = own if own.exists() or not users else users
@@ -160,6 +164,28 @@ def ensure_splits(
             _some(unused),
         )
     return splits
+
+
+def _twins(folder: Path) -> list[list[str]]:
+    """Groups of cases with equal scans, as preprocessing found them."""
+    try:
+        found = DatasetDescription.load(folder / DATASET_FILE).extra.get("medkd", {}).get("duplicates", [])
+    except DataError:  # reported where the description is needed
+        return []
+    return [group for group in found if isinstance(group, list)] if isinstance(found, list) else []
+
+
+def _warn_of_torn_twins(splits: Sequence[Split], twins: Sequence[Sequence[str]], source: Path) -> None:
+    for group in twins:
+        members = set(group)
+        torn = [split for split in splits if members & set(split.train) and members & set(split.val)]
+        if torn:
+            _log.warning(
+                "equal scans are in training and validation at once in %s: %s; delete the file to make new splits, for "
+                "which networks are trained anew",
+                source,
+                ", ".join(group),
+            )
 
 
 def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]) -> Split:

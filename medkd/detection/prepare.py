@@ -30,7 +30,7 @@ from medkd.detection.plan import DetectionPlan
 from medkd.detection.planner import Wishes, apply_wishes, make_plan
 from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
-from medkd.io.verify import REPORT_FILE, verify_dataset
+from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
 
 _BYTES_PER_PIXEL = 24  # of a raw radiograph while it is stored: as read, as float32, as uint8
 _log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def plan_and_preprocess_detection(
     batch_size: int | None = None,
     overwrite_plan: bool = False,
     verify: bool = True,
+    strict: bool = False,
     protocol: str | None = None,
 ) -> DetectionPlan:
     """Make a raw detection data set ready for training.
@@ -70,6 +71,7 @@ def plan_and_preprocess_detection(
         batch_size: images per step; None leaves it to the plan.
         overwrite_plan: make the plan anew.
         verify: check the raw data first.
+        strict: refuse raw data that raise a warning.
         protocol: name of published settings (or a JSON file of that form) that a new plan follows.
 
     Returns:
@@ -86,8 +88,8 @@ def plan_and_preprocess_detection(
     followed = find_detection_protocol(protocol, raw.description.extra) if protocol else None
     source = source_of_files(raw.sources)
     current = known_fingerprint(folder / FINGERPRINT_FILE, source)
-    if verify and not (current and (folder / REPORT_FILE).exists()):
-        _verify(raw.folder, folder, workers)
+    if verify:
+        _verify(raw.folder, folder, workers, bool(current), strict)
     annotations = _annotations(raw)
     if not current:
         save(folder / FINGERPRINT_FILE, make_fingerprint(annotations, raw.description.categories, source))
@@ -152,14 +154,15 @@ def _annotations(raw: _Raw) -> dict[str, BoxAnnotation]:
     return found
 
 
-def _verify(raw: Path, folder: Path, workers: int | None) -> None:
-    report = verify_dataset(raw, workers=workers)
-    report.save(folder / REPORT_FILE)
-    if not report.ok:
-        raise DataError(
-            f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or go on without the check (--no-verify)."
-        )
-    _log.info("%s", report.summary())
+def _verify(raw: Path, folder: Path, workers: int | None, current: bool, strict: bool) -> None:
+    """Verify what changed, and tell what was found in any case."""
+    path = folder / REPORT_FILE
+    if current and path.exists():
+        report = load(Report, path)
+    else:
+        report = verify_dataset(raw, workers=workers)
+        report.save(path)
+    accept(report, path, strict)
 
 
 def _plan(

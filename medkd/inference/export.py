@@ -37,13 +37,13 @@ def logits_to_labels(
         ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
     """
     logits = _tensor(logits)
-    native = tuple(properties.geometry.shape[a] for a in plan.transpose)
+    native = tuple(properties.grid.shape[a] for a in plan.transpose)
     result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
     box = result[tuple(slice(*c) for c in properties.crop)]
     with torch.inference_mode():
         for rows, slab in resampled_slabs(logits, box.shape, logits_orders(properties, plan, configuration)):
             box[rows] = labels.decode(slab).cpu().numpy()
-    return np.ascontiguousarray(result.transpose(plan.transpose_back))
+    return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
 
 def logits_to_probabilities(
@@ -62,7 +62,7 @@ def logits_to_probabilities(
         ``(K, z, y, x)`` float16, nnU-Net's layout; outside the crop the background of plain labels has probability 1.
     """
     logits = _tensor(logits)
-    native = tuple(properties.geometry.shape[a] for a in plan.transpose)
+    native = tuple(properties.grid.shape[a] for a in plan.transpose)
     result = np.zeros((logits.shape[0], *native), dtype=np.float16)
     if not labels.regions:
         result[0] = 1
@@ -70,14 +70,15 @@ def logits_to_probabilities(
     with torch.inference_mode():
         for rows, slab in resampled_slabs(logits, box.shape[1:], logits_orders(properties, plan, configuration)):
             box[:, rows] = labels.probabilities(slab, dim=0).half().cpu().numpy()
-    return np.ascontiguousarray(result.transpose(0, *(a + 1 for a in plan.transpose_back)))
+    stored = result.transpose(0, *(a + 1 for a in plan.transpose_back))
+    return np.ascontiguousarray(properties.turn_back(stored))
 
 
 def logits_orders(properties: CaseProperties, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
     """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native
     one.
     """
-    native = tuple(properties.geometry.spacing[a] for a in plan.transpose)
+    native = tuple(properties.grid.spacing[a] for a in plan.transpose)
     network = (*native[: 3 - configuration.rank], *configuration.spacing)
     return axis_orders(network, native, configuration.resampling, "logits")
 

@@ -152,6 +152,19 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     return _voxels(_checked(_series(headers, {}), Path(paths[0]).parent))
 
 
+def modality(paths: Sequence[Path]) -> str:
+    """Modality of the DICOM series that the first of these paths is or holds; empty for other files."""
+    path = Path(paths[0])
+    first = next(_dicom_files(path), None) if path.is_dir() else path
+    if first is None or not is_dicom(first):
+        return ""
+    try:
+        header = read_file_header(first)
+    except DataError:  # reported where it is read
+        return ""
+    return header.modality if header is not None else ""
+
+
 def safe_name(text: str) -> str:
     """``text`` with everything but letters, digits and ``-`` as ``_``; accents and other scripts are kept out of file
     names.

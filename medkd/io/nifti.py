@@ -16,7 +16,6 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.core.files import check_file
 from medkd.core.geometry import NiftiForms
 from medkd.io.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
 
@@ -62,7 +61,6 @@ def read_parsed(path: Path) -> tuple[np.ndarray, NiftiHeader]:
         DataError: the file is missing, truncated, damaged, or is not NIfTI.
     """
     try:
-        _check(path)
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == _GZIP else content
     except (OSError, EOFError, zlib.error) as error:
@@ -128,15 +126,9 @@ def _scaled(voxels: np.ndarray, slope: float | None, inter: float | None) -> np.
 
 
 def _open(path: Path) -> BinaryIO:
-    _check(path)
     with path.open("rb") as stream:
         packed = stream.read(2) == _GZIP
     return cast(BinaryIO, gzip.open(path)) if packed else path.open("rb")
-
-
-def _check(path: Path) -> None:
-    if path.exists():  # what is missing shows itself at opening
-        check_file(path)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

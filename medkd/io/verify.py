@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from medkd.io.symmetry import MirrorPair, along_patient, common_pairs, mirror_pa
 from medkd.io.verify_detection import DetectionCheck, check_detection
 from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
 
+_log = logging.getLogger(__name__)
 REPORT_FILE = "verification_report.json"
 _MIRROR_CASES = 25  # cases that are searched for structures that are mirror images of each other
 _DETACHED = (".mhd", ".nhdr")  # headers with the voxels in a file beside them
@@ -78,6 +80,34 @@ class Report:
         """Write the report as JSON to ``path`` and for people beside it with the ending ``.txt``."""
         save(path, self)
         write_text(Path(path).with_suffix(".txt"), self.text())
+
+
+def accept(report: Report, path: Path, strict: bool = False) -> None:
+    """Say what was found in raw data that are going to be preprocessed, every warning of it.
+
+    Args:
+        report: what was found.
+        path: where the report is kept.
+        strict: refuse warnings too.
+
+    Raises:
+        DataError: there are problems, or warnings and ``strict``.
+    """
+    readable = Path(path).with_suffix(".txt")
+    if not report.ok:
+        raise DataError(
+            f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or go on without the check "
+            f"(--no-verify); the report is {readable}."
+        )
+    if report.warnings and strict:
+        raise DataError(
+            f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or leave out --strict; the report is "
+            f"{readable}."
+        )
+    for warning in report.warnings:
+        _log.warning("%s", warning.text())
+    where = f"; all of them are in {readable}" if report.warnings else ""
+    _log.info("%s%s", report.summary(), where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +231,9 @@ def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True
         findings += label.findings
     facts = None
     if grid is not None and not any(f.error for f in findings):
-        facts = describe_case(files.case, grid[1], channels, label.counts, digest.hexdigest())
+        ignore = labels.ignore if labels else None
+        counts = {value: count for value, count in label.counts.items() if value != ignore}
+        facts = describe_case(files.case, grid[1], channels, counts, digest.hexdigest())
     return CaseCheck(
         case=files.case,
         findings=tuple(findings),

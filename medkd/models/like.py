@@ -30,6 +30,7 @@ def plan_like(
     workers: int | None = None,
     overwrite_plan: bool = False,
     verify: bool = True,
+    strict: bool = False,
 ) -> Plan:
     """Make a raw data set ready for the students of an imported teacher: its preprocessing, its splits, its
     architecture and batch.
@@ -45,6 +46,7 @@ def plan_like(
         workers: largest number of cases at a time.
         overwrite_plan: replace a plan and splits that differ.
         verify: check the raw data first.
+        strict: refuse raw data that raise a warning.
 
     Returns:
         The plan.
@@ -76,7 +78,9 @@ def plan_like(
         name,
         teacher.path,
     )
-    return plan_and_preprocess(name, root=root, configurations=configurations, workers=workers, verify=verify)
+    return plan_and_preprocess(
+        name, root=root, configurations=configurations, workers=workers, verify=verify, strict=strict
+    )
 
 
 def prepare_if_new(

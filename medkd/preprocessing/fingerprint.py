@@ -12,8 +12,12 @@ import numpy as np
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
 from medkd.core.plan import IntensityStatistics
 from medkd.core.workers import run_cases, worker_count
+from medkd.io.checks import label_counts
+from medkd.io.facts import CaseFacts, describe_case, describe_channel
+from medkd.io.orientation import axis_code, turn, turn_geometry
 from medkd.io.volumes import read_geometry, read_image, read_label
 from medkd.preprocessing.cropping import bounding_box, box_slices, nonzero_mask
 
@@ -33,6 +37,8 @@ class Fingerprint:
         shapes_after_crop: voxels of each case's non-zero box.
         intensities: foreground intensities per channel; every case weighs the same.
         median_relative_size_after_crop: median over cases of box voxels divided by all voxels.
+        orientation: axis code that the scans were turned to before; None as they are stored.
+        facts: what each case looks like, as stored.
         source: stands for names, sizes and times of change of the raw files it was made from.
     """
 
@@ -42,18 +48,23 @@ class Fingerprint:
     intensities: tuple[IntensityStatistics, ...]
     median_relative_size_after_crop: float
     source: str = ""
+    orientation: str | None = None
+    facts: tuple[CaseFacts, ...] = ()
     schema: int = 1
 
 
 @dataclass(frozen=True)
 class _Case:
+    facts: CaseFacts
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
     relative_size: float
     voxels: np.ndarray  # (C, n) float32 foreground intensities
 
 
-def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | None = None) -> Fingerprint:
+def make_fingerprint(
+    raw: Path, description: DatasetDescription, workers: int | None = None, orientation: str | None = None
+) -> Fingerprint:
     """Read all training cases once and describe them.
 
     nnU-Net draws an equal number of foreground voxels of every case with replacement (10⁸ together). The same
@@ -65,6 +76,7 @@ def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | 
         raw: the raw data set's folder.
         description: its ``dataset.json``.
         workers: number of threads, or None to derive it from memory and cores.
+        orientation: axis code that the scans are turned to first; None takes them as they are stored.
 
     Raises:
         DataError: a case cannot be read, or no case has any foreground.
@@ -75,7 +87,7 @@ def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | 
     count = worker_count(largest * (4 * len(description.channel_names) + 8), len(files), workers)
 
     def look(case: str) -> _Case:
-        return _describe(files[case], description.labels.ignore, quota)
+        return _describe(files[case], description.labels.ignore, quota, orientation)
 
     found = run_cases(look, list(files), count, "fingerprint")
     channels = [[case.voxels[i] for case in found.values()] for i in range(len(description.channel_names))]
@@ -86,6 +98,8 @@ def make_fingerprint(raw: Path, description: DatasetDescription, workers: int | 
         intensities=tuple(_statistics(parts, raw) for parts in channels),
         median_relative_size_after_crop=float(np.median([case.relative_size for case in found.values()])),
         source=source_of(list(files.values())),
+        orientation=orientation,
+        facts=tuple(case.facts for case in found.values()),
     )
 
 
@@ -107,7 +121,7 @@ def _voxels(case: CaseFiles) -> int:
         return 0
 
 
-def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
+def _describe(files: CaseFiles, ignore: int | None, quota: int, orientation: str | None) -> _Case:
     image, geometry = read_image(files.images, files.case)
     if files.label is None:
         raise DataError(f"Case {files.case} has no label map; expected one in labelsTr.")
@@ -117,6 +131,11 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
             f"Case {files.case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data "
             "set."
         )
+    facts = _facts(files.case, image, label, geometry, ignore)
+    if orientation is not None:
+        stored = axis_code(geometry)
+        image, label = turn(image, stored, orientation), turn(label, stored, orientation)
+        geometry = turn_geometry(geometry, orientation)
     box = bounding_box(nonzero_mask(image))
     shape = tuple(stop - start for start, stop in box)
     inside = label[box_slices(box)]
@@ -125,7 +144,15 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int) -> _Case:
         chosen = np.sort(np.random.default_rng(_SEED).choice(chosen, quota, replace=False, shuffle=False))
     where = np.unravel_index(chosen, shape)
     voxels = np.stack([channel[box_slices(box)][where] for channel in image])
-    return _Case(geometry.spacing, shape, prod(shape) / label.size, voxels)
+    return _Case(facts, geometry.spacing, shape, prod(shape) / label.size, voxels)
+
+
+def _facts(case: str, image: np.ndarray, label: np.ndarray, geometry: Geometry, ignore: int | None) -> CaseFacts:
+    digest = hashlib.blake2b(digest_size=16)
+    for channel in image:
+        digest.update(np.ascontiguousarray(channel).data)
+    counts = {value: count for value, count in label_counts(label).items() if value != ignore}
+    return describe_case(case, geometry, [describe_channel(channel) for channel in image], counts, digest.hexdigest())
 
 
 def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:

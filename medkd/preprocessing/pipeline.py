@@ -1,14 +1,18 @@
-"""One case from its native grid to the network's grid: transpose, crop, normalise, resample."""
+"""One case from its native grid to the network's grid: turn, transpose, crop, normalise, resample."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import Configuration, Plan
+from medkd.core.workers import available_memory
+from medkd.io.comparison import millimetres
+from medkd.io.orientation import axis_code, turn, turn_geometry
 from medkd.preprocessing.cropping import OUTSIDE, Box, box_slices, crop_box, fill_holes, nonzero_mask
 from medkd.preprocessing.normalisation import normalise
 from medkd.preprocessing.properties import CaseProperties
@@ -46,7 +50,7 @@ def preprocess_case(
         case: case id, for error texts.
         image: ``(C, z, y, x)`` on the native grid.
         geometry: the native grid.
-        plan: gives the transposition and the data set's intensities.
+        plan: gives the orientation, the transposition and the data set's intensities.
         configuration: gives spacing, normalisation and interpolation. A 2D configuration keeps the spacing across
             slices.
         label: ``(z, y, x)`` integers on the same grid, where there is one.
@@ -56,9 +60,15 @@ def preprocess_case(
         DataError: image and label differ in shape, or the number of channels is not the plan's.
     """
     _check(case, image, geometry, configuration, label)
+    turned = turned_grid(geometry, plan.orientation)
+    if turned is not None and plan.orientation is not None:
+        stored = axis_code(geometry)
+        image = turn(image, stored, plan.orientation)
+        label = None if label is None else turn(label, stored, plan.orientation)
+    grid = turned or geometry
     image = image.transpose(0, *(axis + 1 for axis in plan.transpose))
     label = None if label is None else label.transpose(plan.transpose)
-    spacing = tuple(geometry.spacing[axis] for axis in plan.transpose)
+    spacing = tuple(grid.spacing[axis] for axis in plan.transpose)
 
     mask = nonzero_mask(image)
     box = crop_box(image, mask, configuration.crop)
@@ -70,11 +80,33 @@ def preprocess_case(
     _normalise(case, image, mask, plan, configuration)
     target = (*spacing[: image.ndim - 1 - configuration.rank], *configuration.spacing)
     shape = resampled_shape(image.shape[1:], spacing, target)
+    _check_memory(case, image.shape, shape, spacing, target)
     image = np.ascontiguousarray(resample_image(image, shape, spacing, target, configuration.resampling))
     if label is not None:
         label = _crop_label(label, box, mask)
         label = np.ascontiguousarray(resample_label(label, shape, spacing, target, configuration.resampling))
-    return Preprocessed(image, label, CaseProperties(case, geometry, box, shape))
+    return Preprocessed(image, label, CaseProperties(case, geometry, box, shape, turned))
+
+
+def turned_grid(geometry: Geometry, orientation: str | None) -> Geometry | None:
+    """The grid turned to an axis code; None where there is nothing to turn."""
+    if orientation is None or axis_code(geometry) == orientation:
+        return None
+    return turn_geometry(geometry, orientation)
+
+
+def _check_memory(
+    case: str, stored: tuple[int, ...], shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]
+) -> None:
+    """A wrong voxel size in a header makes a scan of any size; it is named before memory runs out."""
+    needed = stored[0] * prod(shape) * np.dtype(np.float32).itemsize
+    if prod(shape) > prod(stored[1:]) and needed > available_memory():
+        before, after = (" × ".join(map(str, sizes)) for sizes in (stored[1:], shape))
+        raise DataError(
+            f"Case {case}: at the plan's spacing of {millimetres(target)} its {before} voxels of "
+            f"{millimetres(spacing)} would become {after}, {needed / 1e9:.3g} GB, more than the memory; check the "
+            "voxel size in its header."
+        )
 
 
 def _check(

@@ -6,27 +6,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
-from medkd.core.errors import DataError, PlanError
+from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
-from medkd.core.protocol import Protocol, find_protocol
+from medkd.core.protocol import find_protocol
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import load, save
 from medkd.core.workers import run_cases, worker_count
-from medkd.io.verify import REPORT_FILE, verify_dataset
+from medkd.io.orientation import check_code
+from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
 from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
 from medkd.preprocessing.pipeline import preprocess_case
-from medkd.preprocessing.planner import CONFIGURATIONS, make_plan
 from medkd.preprocessing.resampling import resampled_shape
 from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
+from medkd.preprocessing.wishes import (
+    Wishes,
+    check_mirror_axes,
+    keep_plan,
+    mirrored_axes,
+    new_plan,
+    orientation_of,
+    with_twins,
+)
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def plan_and_preprocess(
@@ -39,6 +50,9 @@ def plan_and_preprocess(
     overwrite_plan: bool = False,
     verify: bool = True,
     protocol: str | None = None,
+    orientation: str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+    strict: bool = False,
 ) -> Plan:
     """Make a raw data set ready for training.
 
@@ -55,14 +69,21 @@ def plan_and_preprocess(
         overwrite_plan: make the plan anew; configurations that the planner does not know are kept.
         verify: check the raw data first.
         protocol: name of a published protocol (or a JSON file of that form) that a new plan follows.
+        orientation: axis code (``"RAS"``) that a new plan turns all scans to; None takes the one that the data set's
+            ``overwrite_image_reader_writer`` means, else scans as they are stored.
+        mirror_axes: axes of the 3D network (0 is the plan's first axis, mostly head-foot or the coarsest) that training
+            and test-time augmentation may mirror; 2D configurations take those of their slices. None leaves it to the
+            plan, which mirrors all.
+        strict: refuse what is otherwise a warning.
 
     Returns:
         The plan.
 
     Raises:
-        DataError: the raw data are missing or faulty, or cases failed (each is named; the others are done).
-        PlanError: the plan has no such configuration, the protocol is unknown, or the existing plan follows another
-            one.
+        DataError: the raw data are missing or faulty (or, with ``strict``, odd), or cases failed (each is named; the
+            others are done).
+        PlanError: the plan has no such configuration, the protocol is unknown, the existing plan follows another one
+            or turns scans otherwise, or ``dataset.json`` names a reader that medkd cannot stand in for.
     """
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
@@ -72,12 +93,28 @@ def plan_and_preprocess(
         raise DataError(
             f"{name} holds boxes for detection; it is prepared by medkd_plan_and_preprocess or medkd.detection.prepare."
         )
-    followed = find_protocol(protocol, description.extra) if protocol else None
+    wishes = Wishes(
+        gpu_memory_gb=gpu_memory_gb,
+        protocol=find_protocol(protocol, description.extra) if protocol else None,
+        orientation=check_code(orientation) if orientation else None,
+        mirror_axes=check_mirror_axes(mirror_axes),
+    )
+    path = folder / PLANS_FILE
+    old = Plan.load(path) if path.exists() else None
+    kept = None if overwrite_plan else old
+    turn_to = orientation_of(kept, wishes, description, path)
     files = training_cases(raw, description)
-    fingerprint = _fingerprint(raw, folder, description, files, workers, verify)
-    plan = _plan(name, folder, fingerprint, description, gpu_memory_gb, overwrite_plan, followed)
+    mirrored = mirrored_axes(kept) if wishes.mirror_axes is None else wishes.mirror_axes
+    raw_data = _RawData(raw, description, files, turn_to, mirrored)
+    fingerprint = _fingerprint(raw_data, folder, workers, verify, strict, again=wishes.mirror_axes is not None)
+    if kept is not None:
+        plan = keep_plan(kept, wishes, path)
+    else:
+        plan = new_plan(name, fingerprint, description, wishes, old)
+    if plan != old:
+        save(path, plan)
     chosen = [plan.configuration(c) for c in configurations or plan.configurations]
-    description.save(folder / DATASET_FILE)
+    with_twins(description, fingerprint).save(folder / DATASET_FILE)
     for configuration in chosen:
         preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
     return plan
@@ -141,67 +178,54 @@ def _paths(case: CaseFiles) -> list[Path]:
     return [*case.images, case.label]
 
 
+@dataclass(frozen=True)
+class _RawData:
+    """A raw data set and how it is going to be used: the axis code to turn to, the axes of the network to mirror."""
+
+    folder: Path
+    description: DatasetDescription
+    files: Sequence[CaseFiles]
+    orientation: str | None
+    mirror_axes: tuple[int, ...] | None
+
+
 def _fingerprint(
-    raw: Path,
-    folder: Path,
-    description: DatasetDescription,
-    files: Sequence[CaseFiles],
-    workers: int | None,
-    verify: bool,
+    raw: _RawData, folder: Path, workers: int | None, verify: bool, strict: bool, *, again: bool
 ) -> Fingerprint:
+    """The fingerprint, made anew where the raw data changed; they are verified before.
+
+    Args:
+        raw: the raw data.
+        folder: ``<root>/preprocessed/DATASET``.
+        workers: threads.
+        verify: check the raw data first.
+        strict: refuse warnings too.
+        again: verify also what did not change.
+    """
     path, report_path = folder / FINGERPRINT_FILE, folder / REPORT_FILE
-    source = source_of(files)
-    known = _existing(path)
-    current = known is not None and known.source == source
-    if verify and not (current and report_path.exists()):
-        report = verify_dataset(raw, workers=workers)
-        report.save(report_path)
-        if not report.ok:
-            raise DataError(
-                f"{report.text().rstrip()}\nNothing was preprocessed; mend these, or go on without the check "
-                "(--no-verify)."
+    source = source_of(raw.files)
+    known = _existing(path, Fingerprint)
+    current = known is not None and known.source == source and known.orientation == raw.orientation and known.facts
+    if verify:
+        report = _existing(report_path, Report) if current and not again else None
+        if report is None:
+            report = verify_dataset(
+                raw.folder, workers=workers, orientation=raw.orientation, mirror_axes=raw.mirror_axes
             )
-        _log.info("%s", report.summary())
+            report.save(report_path)
+        accept(report, report_path, strict)
     if known is not None and current:
         return known
-    fingerprint = make_fingerprint(raw, description, workers)
+    fingerprint = make_fingerprint(raw.folder, raw.description, workers, raw.orientation)
     save(path, fingerprint)
     return fingerprint
 
 
-def _existing(path: Path) -> Fingerprint | None:
+def _existing(path: Path, kind: type[T]) -> T | None:
     try:
-        return load(Fingerprint, path) if path.exists() else None
+        return load(kind, path) if path.exists() else None
     except DataError:  # of another version, or damaged: it costs only time to make it anew
         return None
-
-
-def _plan(
-    name: str,
-    folder: Path,
-    fingerprint: Fingerprint,
-    description: DatasetDescription,
-    gpu_memory_gb: float | None,
-    overwrite: bool,
-    protocol: Protocol | None,
-) -> Plan:
-    path = folder / PLANS_FILE
-    old = Plan.load(path) if path.exists() else None
-    if old is not None and not overwrite:
-        if protocol is not None and old.protocol != protocol:
-            follows = old.protocol.name if old.protocol else "no protocol"
-            raise PlanError(
-                f"{path} follows {follows}, not {protocol.name}; give --overwrite-plan to make it anew, which "
-                "preprocesses again."
-            )
-        _log.info("%s is kept as it is; --overwrite-plan makes a new one", path)
-        return old
-    plan = make_plan(name, fingerprint, description, gpu_memory_gb=gpu_memory_gb, protocol=protocol)
-    if old is not None and protocol is None:
-        custom = {key: value for key, value in old.configurations.items() if key not in CONFIGURATIONS}
-        plan = replace(plan, configurations={**plan.configurations, **custom})
-    save(path, plan)
-    return plan
 
 
 def _bytes_per_case(fingerprint: Fingerprint, plan: Plan, configuration: Configuration, channels: int) -> float:

@@ -186,6 +186,8 @@ def recipe_of(plan: Plan, configuration: Configuration, labels: LabelSpec) -> st
     }
     if configuration.crop != "nonzero":  # left out otherwise, so that cases stored before the key existed stay valid
         parts["crop"] = configuration.crop
+    if plan.orientation is not None:
+        parts["orientation"] = plan.orientation
     return hashlib.blake2b(json.dumps(to_data(parts), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -278,7 +278,7 @@ def _mirrored_axes(job: _Job, teacher: Teacher[TrainedModel] | None) -> tuple[in
     right there.
     """
     rule = job.rule.augmentation
-    axes = tuple(range(job.configuration.rank)) if rule is None or rule.flip > 0 else ()
+    axes = job.configuration.mirrored if rule is None or rule.flip > 0 else ()
     if teacher is None:
         return axes
     return teacher.model.describe().allowed_axes(axes)
