@@ -5,17 +5,19 @@ Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.031
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataset_conversion.boxes import Coco, Drawn, read_coco
+from dataset_conversion.boxes import Drawn
 from dataset_conversion.items import SPLIT_NAMES, Item, convert_items, split_name
 from dataset_conversion.layout import existing_folder
-from dataset_conversion.radiographs import SETTINGS, ImageIndex, Rules
+from dataset_conversion.radiographs import SETTINGS, Rules, image_index
+from dataset_conversion.read_coco import Coco, read_coco
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
+from medkd.core.files import is_file, read_json
+from medkd.core.resolve import FileIndex, files_below
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -40,86 +42,122 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         raise DataError(
             f"{source}: expected a JSON file with 'images', 'annotations' and 'categories', found none; see --help."
         )
-    known = tuple(dict.fromkeys(name for content in files.values() for name in content.categories))
-    index = ImageIndex(source)
+    known: dict[str, None] = {}
+    for content in files.values():
+        known |= dict.fromkeys(content.categories)
+    rules = Rules.choose(tuple(known), options)
+    index = image_index(source)
     items, findings = _items(files, index, source)
     listed = {item.image for item in items}
     for path in index.paths:
         if path not in listed:
-            action = "it was left out, since it may have boxes; list it in 'images' if it has none"
-            findings.append(
-                Finding(
-                    case="",
-                    file=str(path),
-                    expected="an image that a COCO file lists",
-                    found="an unlisted image",
-                    action=action,
-                    error=False,
-                )
-            )
-    return convert_items("coco", source, folder, items, Rules.choose(known, options), options, findings)
+            findings.append(_unlisted(path))
+    return convert_items("coco", source, folder, items, rules, options, findings)
 
 
 def _coco_files(source: Path) -> list[Path]:
     """JSON files that are COCO files; the others (settings of tools, other formats) are none of our business."""
     found = []
-    for path in sorted(source.rglob("*.json")):
+    for path in files_below(source, "*.json"):
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            data = read_json(path)
+        except DataError:
+            if _looks_like_coco(path):
+                raise
             continue
         if isinstance(data, Mapping) and {"images", "categories"} <= set(data):
             found.append(path)
     return found
 
 
-def _items(files: Mapping[Path, Coco], index: ImageIndex, source: Path) -> tuple[list[Item], list[Finding]]:
+def _looks_like_coco(path: Path) -> bool:
+    """Whether a file that is no JSON was to be a COCO file: a truncated one must not be passed over."""
+    if not is_file(path):
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(1 << 20)
+    return any(key in start for key in (b'"images"', b'"annotations"', b'"file_name"'))
+
+
+def _items(files: Mapping[Path, Coco], index: FileIndex, source: Path) -> tuple[list[Item], list[Finding]]:
     items: list[Item] = []
     findings: list[Finding] = []
-    several = len(files) > 1
+    parts = {path: split_name(path, source) if len(files) > 1 else None for path in files}
     for path, content in files.items():
         findings += content.findings
-        part = split_name(path, source) if several else None
-        if several and part is None:
-            expected = f"a name or folder with {', '.join(SPLIT_NAMES)}"
-            findings.append(
-                Finding(
-                    case="",
-                    file=str(path),
-                    expected=expected,
-                    found=path.name,
-                    action="its images were counted as training",
-                    error=False,
-                )
-            )
-        for name, drawn in content.images.items():
-            try:
-                image = index.find(name, path.parent, path.parent.parent / "images")
-            except DataError as error:
-                findings.append(
-                    Finding(
-                        case=Path(name).stem,
-                        file=str(path),
-                        expected="one image of this name",
-                        found=str(error).rstrip("."),
-                        action="rename or remove one",
-                    )
-                )
-                continue
-            if image is None:
-                action = "add the image or remove it from the file"
-                findings.append(
-                    Finding(
-                        case=Path(name).stem,
-                        file=name,
-                        expected=f"an image below {source}, as {path.name} lists",
-                        found="no such file",
-                        action=action,
-                    )
-                )
-            else:
-                items.append(_item(image, drawn, part))
+        if parts[path] is None and any(parts.values()):
+            findings.append(_without_part(path))
+            continue
+        images, faults = _images(path, content, index, source)
+        findings += faults
+        for image, drawn in images.items():
+            items.append(_item(image, drawn, parts[path]))
     return items, findings
+
+
+def _images(path: Path, content: Coco, index: FileIndex, source: Path) -> tuple[dict[Path, Drawn], list[Finding]]:
+    """The images that a COCO file lists, and what is drawn in them."""
+    findings: list[Finding] = []
+    names: dict[Path, list[str]] = {}
+    for name in content.images:
+        image, fault = _find(name, path, index, source)
+        if fault is not None:
+            findings.append(fault)
+        if image is not None:
+            names.setdefault(image, []).append(name)
+    drawn: dict[Path, Drawn] = {}
+    for image, stated in names.items():
+        if len(stated) == 1:
+            drawn[image] = content.images[stated[0]]
+        else:
+            findings.append(_claimed_twice(image, path, stated))
+    return drawn, findings
+
+
+def _find(name: str, path: Path, index: FileIndex, source: Path) -> tuple[Path | None, Finding | None]:
+    """The image that a COCO file lists, or why it is not known."""
+    case = Path(name.replace("\\", "/")).stem
+    try:
+        image = index.find(name, path.parent, path.parent.parent / "images")
+    except DataError as error:
+        found, action = str(error).rstrip("."), "rename or remove one"
+        return None, Finding(case=case, file=str(path), expected="one image of this name", found=found, action=action)
+    if image is not None:
+        return image, None
+    expected = f"an image below {source}, as {path.name} lists"
+    action = "add the image or remove it from the file"
+    return None, Finding(case=case, file=name, expected=expected, found="no such file", action=action)
+
+
+def _unlisted(path: Path) -> Finding:
+    return Finding(
+        case="",
+        file=str(path),
+        expected="an image that a COCO file lists",
+        found="an unlisted image",
+        action="it was left out, since it may have boxes; list it in 'images' if it has none",
+        error=False,
+    )
+
+
+def _without_part(path: Path) -> Finding:
+    return Finding(
+        case="",
+        file=str(path),
+        expected=f"a name or folder with {', '.join(SPLIT_NAMES)}",
+        found=path.name,
+        action="its images were left out, since other files say of which part they are; rename it",
+    )
+
+
+def _claimed_twice(image: Path, path: Path, names: Sequence[str]) -> Finding:
+    return Finding(
+        case=image.stem,
+        file=str(path),
+        expected="each image under one name",
+        found=f"{image} as {' and as '.join(names)}",
+        action="it was left out; correct one of the names",
+    )
 
 
 def _item(image: Path, drawn: Drawn, part: str | None) -> Item:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.boxes import Coco, Drawn, Size, disagreement, read_coco, read_voc, read_yolo
+from dataset_conversion.boxes import Drawn, Size, disagreement
 from dataset_conversion.layout import existing_folder, find_parent
 from dataset_conversion.radiographs import (
     SETTINGS,
@@ -22,6 +22,9 @@ from dataset_conversion.radiographs import (
     radiograph_job,
     read_table,
 )
+from dataset_conversion.read_coco import Coco, read_coco
+from dataset_conversion.read_voc import read_voc
+from dataset_conversion.read_yolo import read_yolo
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit

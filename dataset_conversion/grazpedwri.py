@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.boxes import Drawn, Size, disagreement, read_voc, read_yaml_names, read_yolo
+from dataset_conversion.boxes import Drawn, Size, disagreement
 from dataset_conversion.layout import contents, existing_folder
 from dataset_conversion.radiographs import (
     SETTINGS,
@@ -24,6 +24,8 @@ from dataset_conversion.radiographs import (
     radiograph_job,
     read_table,
 )
+from dataset_conversion.read_voc import read_voc
+from dataset_conversion.read_yolo import read_yaml_names, read_yolo
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit

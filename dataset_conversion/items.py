@@ -4,12 +4,11 @@ data set.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_conversion.patients import read_patients
+from dataset_conversion.patients import patients_note, read_patients
 from dataset_conversion.radiographs import (
     Annotate,
     Rules,
@@ -23,18 +22,10 @@ from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.errors import DataError
+from medkd.core.resolve import FileIndex, part_of_name, read_lines
 from medkd.io.checks import Finding
 
 SPLIT_NAMES = ("train", "val", "test")
-_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -62,11 +53,10 @@ def split_name(path: Path, source: Path) -> str | None:
     """``train``, ``val`` or ``test``, by the words in the name of a file or of the folders above it (below ``source``),
     if any.
     """
-    for part in reversed(path.relative_to(source).parts):
-        words = re.findall("[a-z]+", part.lower())
-        found = {name for word in words if (name := _WORDS.get(word))}
-        if len(found) == 1:
-            return found.pop()
+    for name in reversed(path.relative_to(source).parts):
+        part = part_of_name(name)
+        if part is not None:
+            return part
     return None
 
 
@@ -85,51 +75,148 @@ def convert_items(
         DataError: there is no image, a setting is unknown, or the output cannot be written.
     """
     items, doubles = _once(items)
+    findings = [*findings, *doubles]
+    problems = [finding for finding in findings if finding.error]
+    if problems and not items:
+        raise DataError(f"{source}: no image can be used; the first of {len(problems)} problems: {problems[0].text()}")
     if not items:
         raise DataError(
             f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout."
         )
     names = unique_cases((item.image for item in items), source)
-    patients = read_patients(options, names, source)
-    negatives = choose_negatives([names[item.image] for item in items if item.negative], options)
-    items = [item for item in items if not item.negative or names[item.image] in set(negatives)]
+    patients, rows = read_patients(options, names, source)
+    chosen = set(choose_negatives([names[item.image] for item in items if item.negative], options))
+    items = [item for item in items if not item.negative or names[item.image] in chosen]
     writer = RawWriter(folder, format, source, "link" if options.mode == "link" else "copy", file_ending=".png")
-    writer.report_findings([*findings, *doubles])
+    writer.report_findings([*findings, *rows])
     writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items], options.workers)
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
-    if patients:
-        unknown = [names[item.image] for item in items if item.image not in patients]
-        notes += (
-            [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"]
-            if unknown
-            else []
-        )
+    notes += patients_note({item.image: names[item.image] for item in items}, patients)
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
 
 
 def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
-    """Each image once, sorted, and a warning for those that are stated twice."""
+    """Each image once, sorted; a warning for those that are stated twice, an error for those that are stated in two
+    parts of the data set, which are left out.
+    """
     first: dict[Path, Item] = {}
-    findings = []
+    findings: list[Finding] = []
+    torn: set[Path] = set()
     for item in items:
-        if first.setdefault(item.image, item) is not item:
-            found = f"it again{f' in {item.part}' if item.part else ''}"
-            action = "the first one was used"
-            findings.append(
-                Finding(
-                    case=item.image.stem,
-                    file=str(item.image),
-                    expected="each image in one annotation file",
-                    found=found,
-                    action=action,
-                    error=False,
-                )
+        known = first.setdefault(item.image, item)
+        if known is item:
+            continue
+        if known.part != item.part and None not in (known.part, item.part):
+            torn.add(item.image)
+            findings.append(part_finding(item.image, [str(known.part), str(item.part)], "the annotation files"))
+        else:
+            findings.append(_twice(item))
+    return [first[path] for path in sorted(first) if path not in torn], findings
+
+
+def _twice(item: Item) -> Finding:
+    return Finding(
+        case=item.image.stem,
+        file=str(item.image),
+        expected="each image in one annotation file",
+        found=f"it again{f' in {item.part}' if item.part else ''}",
+        action="the first one was used",
+        error=False,
+    )
+
+
+def part_finding(image: Path, parts: Iterable[str], where: str) -> Finding:
+    """An image in two parts of a data set; nobody knows whether it may be trained on."""
+    return Finding(
+        case=image.stem,
+        file=str(image),
+        expected=f"each image in one of train, val and test, as {where} divide them",
+        found=f"it in {' and '.join(sorted(set(parts)))}",
+        action="it was left out; remove it from all but one",
+    )
+
+
+class PartLists:
+    """Which images are in which part of a data set, as its lists say.
+
+    Args:
+        index: the images.
+        source: the folder of the data set.
+    """
+
+    def __init__(self, index: FileIndex, source: Path) -> None:
+        self._index = index
+        self._source = source
+        self._parts: dict[Path, set[str]] = {}
+        self.lists: list[Path] = []
+        self.findings: list[Finding] = []
+
+    def add(self, part: str, path: Path, *near: Path, flags: bool = False, rest: bool = False) -> None:
+        """Read a text file with a name or path of an image per line.
+
+        A line that names no image, or several, is an error.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+            path: the list.
+            near: folders that the lines may be relative to.
+            rest: images of other lists are not meant.
+            flags: a line may have a 1, 0 or -1 behind the name (ImageSets of Pascal VOC).
+
+        Raises:
+            DataError: the file cannot be read, or none of its lines names an image.
+        """
+        self.lists.append(path)
+        lines = read_lines(path)
+        faults = []
+        for number, line in lines:
+            name = line.rsplit(maxsplit=1)[0] if flags and line.endswith((" 1", " 0", " -1")) else line
+            try:
+                image = self._index.find(name, path.parent, *near)
+            except DataError as error:
+                faults.append(self._fault(path, number, name, str(error).rstrip(".")))
+                continue
+            if image is None:
+                faults.append(self._fault(path, number, name, f"'{name}', which is not there"))
+            elif not rest or image not in self._parts:
+                self._parts.setdefault(image, set()).add(part)
+        if faults and len(faults) == len(lines):
+            raise DataError(
+                f"{path}: none of its {len(lines)} lines names an image below {self._source}, the first is "
+                f"'{lines[0][1][:200]}'; correct the list or remove it."
             )
-    return [first[path] for path in sorted(first)], findings
+        self.findings += faults
+
+    def state(self, part: str, image: Path) -> None:
+        """Enter an image that is named by itself."""
+        self.lists.append(image)
+        self._parts.setdefault(image, set()).add(part)
+
+    def part(self, image: Path) -> str | None:
+        """The part that lists an image; None for an image that no list names, and for a torn one."""
+        parts = self._parts.get(image, set())
+        return next(iter(parts)) if len(parts) == 1 else None
+
+    def torn(self) -> list[Path]:
+        """Images in several parts."""
+        return sorted(image for image, parts in self._parts.items() if len(parts) > 1)
+
+    def torn_findings(self) -> list[Finding]:
+        """An error for each image in several parts."""
+        where = ", ".join(path.name for path in self.lists)
+        return [part_finding(image, self._parts[image], where) for image in self.torn()]
+
+    def _fault(self, path: Path, number: int, name: str, found: str) -> Finding:
+        return Finding(
+            case=Path(name.replace("\\", "/")).stem,
+            file=f"{path}, line {number}",
+            expected=f"one image below {self._source}",
+            found=found[:400],
+            action="correct the line or remove it",
+        )
 
 
 def _job(item: Item, case: str, rules: Rules, patient: str | None) -> CaseJob:
-    split = "Ts" if item.part == "test" else "Tr"
     return radiograph_job(
         case,
         item.image,
@@ -137,15 +224,14 @@ def _job(item: Item, case: str, rules: Rules, patient: str | None) -> CaseJob:
         item.annotations,
         rules,
         recipe=item.recipe,
-        split=split,  # type: ignore[arg-type]  # one of the two
+        split="Ts" if item.part == "test" else "Tr",
         patient=patient,
     )
 
 
 def _official(items: Sequence[Item], names: dict[Path, str], source: Path) -> PublishedSplit | None:
-    if not any(item.part == "val" for item in items):
+    val = [names[item.image] for item in items if item.part == "val"]
+    if not val:
         return None
-    train = (names[item.image] for item in items if item.part in ("train", None))
-    return PublishedSplit.single(
-        train, (names[i.image] for i in items if i.part == "val"), f"train and val as {source.name} has them"
-    )
+    train = [names[item.image] for item in items if item.part in ("train", None)]
+    return PublishedSplit.single(train, val, f"train and val as {source.name} has them")

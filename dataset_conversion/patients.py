@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dataset_conversion.radiographs import below, read_table
+from dataset_conversion.radiographs import read_table
 from dataset_conversion.registry import ConversionOptions
 from medkd.core.errors import DataError
+from medkd.core.resolve import FileIndex
+from medkd.io.checks import Finding
 
 _FIX = "give its path below the source, one row per image"
+_SHOWN = 3
 
 
-def read_patients(options: ConversionOptions, images: Iterable[Path], source: Path) -> dict[Path, str]:
+def read_patients(
+    options: ConversionOptions, images: Iterable[Path], source: Path
+) -> tuple[dict[Path, str], list[Finding]]:
     """Image → patient from the CSV file of ``--patients``, with the columns ``image`` and ``patient``.
 
     ``image`` is the path below the source, or as many of its last parts as tell the images apart: ``P0/a.png``,
-    ``a.png`` or ``a``. Rows without patient, and rows of images that are not there, are passed over.
+    ``a.png`` or ``a``. A row without patient says nothing. A row of no image is a problem if some image has no patient,
+    since it may be its row, and is worth a warning otherwise.
 
     Args:
         options: of the conversion.
@@ -29,57 +34,64 @@ def read_patients(options: ConversionOptions, images: Iterable[Path], source: Pa
             no row fits an image.
     """
     if "patients" not in options.settings:
-        return {}
-    path, index = Path(options.settings["patients"]), _Index(images, source)
-    sure: dict[Path, str] = {}
+        return {}, []
+    path = Path(options.settings["patients"])
+    index = FileIndex(source, images, lambda name: Path(name).stem)
+    certain: dict[Path, str] = {}
     likely: dict[Path, str] = {}
+    unmatched: list[str] = []
     for row in read_table(path, ("image", "patient")):
-        if not row["image"] or not row["patient"]:
+        text, patient = row["image"], row["patient"]
+        if not text or not patient:
             continue
-        image, certain = index.find(row["image"], path)
+        image = _find(index, text, path)
         if image is None:
-            continue
-        if (found := (sure if certain else likely).setdefault(image, row["patient"])) != row["patient"]:
-            raise DataError(f"{path}: expected one patient of {image}, found '{found}' and '{row['patient']}'; {_FIX}.")
-    if not sure and not likely:
+            unmatched.append(text)
+        else:
+            _enter(certain if index.agrees(text, image) else likely, image, patient, path)
+    if not certain and not likely:
         raise DataError(
             f"{path}: expected the images of {source} in the column 'image', but no row names one of them; {_FIX}."
         )
-    return {**likely, **sure}
+    known = {**likely, **certain}
+    return known, _unmatched(unmatched, path, [image for image in index.paths if image not in known])
 
 
-class _Index:
-    """Images by their names, with (``a.png``) and without their ending (``a``)."""
-
-    def __init__(self, images: Iterable[Path], source: Path) -> None:
-        self._parts = {image: below(image, source) for image in images}
-        self._named: dict[str, list[Path]] = defaultdict(list)
-        for image in self._parts:
-            for name in {image.name, image.stem}:
-                self._named[name].append(image)
-
-    def find(self, text: str, table: Path) -> tuple[Path | None, bool]:
-        """The image that a row names, and whether name and folders agree; otherwise it is the only one whose name does.
-
-        Raises:
-            DataError: several images fit equally well.
-        """
-        *folders, name = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")] or [text]
-        named = self._named.get(name, [])
-        agreeing = [image for image in named if _agree(folders, self._parts[image][:-1])]
-        exact = [image for image in agreeing if self._parts[image] == (*folders, image.name)]
-        deepest = max((min(len(folders), len(self._parts[image]) - 1) for image in agreeing), default=0)
-        best = exact or [image for image in agreeing if min(len(folders), len(self._parts[image]) - 1) == deepest]
-        if len(best) > 1:
-            shown = ", ".join(map(str, sorted(best)[:3]))
-            raise DataError(f"{table}: the image '{text}' is there {len(best)} times ({shown}); {_FIX}.")
-        if best:
-            return best[0], True
-        likely = named or self._named.get(Path(name).stem, [])
-        return (likely[0] if len(likely) == 1 else None), False
+def _find(index: FileIndex, text: str, table: Path) -> Path | None:
+    try:
+        return index.find(text)
+    except DataError as error:
+        raise DataError(f"{table}: {str(error).rstrip('.')}; {_FIX}.") from error
 
 
-def _agree(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether the shorter path is the end of the longer one."""
-    count = min(len(first), len(second))
-    return not count or tuple(first[-count:]) == tuple(second[-count:])
+def _enter(patients: dict[Path, str], image: Path, patient: str, table: Path) -> None:
+    found = patients.setdefault(image, patient)
+    if found != patient:
+        raise DataError(f"{table}: expected one patient of {image}, found '{found}' and '{patient}'; {_FIX}.")
+
+
+def _unmatched(rows: list[str], table: Path, without: list[Path]) -> list[Finding]:
+    if not rows:
+        return []
+    shown = ", ".join(f"'{text}'" for text in rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
+    found = f"{len(rows)} rows of no image ({shown})"
+    if without:
+        found += f", and {len(without)} images without a row, the first is {without[0]}"
+    return [
+        Finding(
+            case="",
+            file=str(table),
+            expected="rows of images that are there",
+            found=found,
+            action="correct the names, or remove the rows",
+            error=bool(without),
+        )
+    ]
+
+
+def patients_note(names: Mapping[Path, str], patients: Mapping[Path, str]) -> list[str]:
+    """What the report says of images of nobody."""
+    unknown = sorted(name for image, name in names.items() if image not in patients)
+    if not patients or not unknown:
+        return []
+    return [f"{len(unknown)} images have no patient in the file of --patients; each counts as one: {unknown[0]}, …"]

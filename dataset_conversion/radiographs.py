@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.files import check_file
 from medkd.core.folds import SEED, joined_groups, stratified_folds
+from medkd.core.resolve import FileIndex, files_below
 from medkd.core.serial import to_data
 from medkd.io.checks import Finding
 from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
@@ -32,11 +34,21 @@ Annotate = Callable[[Size], tuple[Drawn, list[Finding]]]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 CHANNELS = ("X-ray",)
+RESERVED = ("background", "ignore")
 SETTINGS = {
     "negatives": "images without a box: all (default), none, or how many of them",
     "patients": "CSV file with the columns image and patient; a patient's images stay in one fold",
     "scaling": "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the highest value)",
 }
+
+
+_NOBODY_LEFT = Finding(
+    case="",
+    file="",
+    expected="training images of patients who are not validated or tested on",
+    found="none",
+    action="divide the images anew, by patients",
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,14 @@ class Rules:
         """Rules for the classes that a source knows; ``--labels`` chooses and orders some of them.
 
         Raises:
-            DataError: ``--labels`` names a class that the source does not know, or the scaling is unknown.
+            DataError: ``--labels`` names a class that the source does not know, a class cannot be called so, two differ
+            in capitals only, or the scaling is unknown.
         """
         wanted = options.labels or tuple(known)
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise DataError(f"--labels names '{unknown[0]}', but the classes of this data set are {', '.join(known)}.")
+        _check_classes(wanted, known)
         scaling = options.settings.get("scaling", "percentile")
         if scaling not in get_args(Scaling):
             raise DataError(f"--scaling must be {' or '.join(get_args(Scaling))}, found '{scaling}'.")
@@ -75,46 +89,38 @@ class Rules:
         return [f"boxes of the classes {', '.join(dropped)} were left out, as --labels says"] if dropped else []
 
 
-class ImageIndex:
-    """The image files below a folder, found by the names that annotations give them.
-
-    Args:
-        folder: searched with its sub-folders; hidden files are ignored.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.paths = sorted(
-            p
-            for p in self.folder.rglob("*")
-            if p.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in p.relative_to(self.folder).parts)
-        )
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in self.paths:
-            self._by_name[path.name].append(path)
-            self._by_name[path.stem].append(path)
-
-    def find(self, name: str, *near: Path) -> Path | None:
-        """The image called ``name`` (a path or a bare name, with or without its ending), relative to one of ``near`` if
-        there.
-
-        Raises:
-            DataError: several images have this name.
-        """
-        for base in (*near, self.folder):
-            if (base / name).is_file():
-                return base / name
-        found = self._by_name.get(Path(name).name, []) or (self._by_name.get(Path(name).stem, []))
-        if len(found) > 1:
-            inside = [path for path in found if any(base in path.parents for base in near)]
-            found = inside if len(inside) == 1 else found
-        if len(found) > 1:
+def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse, before anything is converted, what cannot be the classes of a data set."""
+    for name in wanted:
+        if name in RESERVED or not name.strip():
+            others = ",".join(other for other in known if other not in RESERVED and other.strip())
             raise DataError(
-                f"The image '{name}' is there {len(found)} times: {', '.join(map(str, found[:3]))}; rename or remove "
-                "the others."
+                f"A class cannot be called '{name}'; rename it in the annotations, or choose the others with --labels "
+                f"{others}."
             )
-        return found[0] if found else None
+    spellings: dict[str, str] = {}
+    for name in known:
+        other = spellings.setdefault(" ".join(name.split()).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"The classes '{other}' and '{name}' differ in capitals or blanks only; call them the same in the "
+                "annotations."
+            )
+    for names in (known, wanted):
+        name, times = Counter(names).most_common(1)[0] if names else ("", 1)
+        if times > 1:
+            raise DataError(f"The class '{name}' is named twice; name each class once.")
+
+
+def image_index(folder: Path) -> FileIndex:
+    """The image files below a folder, found by the names that lists and annotations give them."""
+    images = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
+    return FileIndex(folder, images, _image_stem)
+
+
+def _image_stem(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else name
 
 
 def radiograph_job(
@@ -193,19 +199,28 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         DataError: the file is missing, unreadable or lacks one of the columns.
     """
+    check_file(path)
+    rows: list[dict[str, str]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [
-                {(k or "").strip(): (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
-                for row in csv.DictReader(stream)
-            ]
+            for row in csv.DictReader(stream):
+                rows.append(_stripped(row))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
-    missing = [c for c in columns if not rows or c not in rows[0]]
-    if missing:
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise DataError(f"{path}: expected the column '{missing[0]}', found {found}.")
+    for column in columns:
+        if not rows or column not in rows[0]:
+            found = ", ".join(rows[0]) if rows else "no rows"
+            raise DataError(f"{path}: expected the column '{column}', found {found}.")
     return rows
+
+
+def _stripped(row: Mapping[str | None, object]) -> dict[str, str]:
+    """A row without blanks, and without the cells beyond the last column, which are a list."""
+    cells: dict[str, str] = {}
+    for column, value in row.items():
+        if value is None or isinstance(value, str):
+            cells[(column or "").strip()] = (value or "").strip()
+    return cells
 
 
 def unique_cases(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
@@ -265,42 +280,47 @@ def finish_radiographs(
     """
     entries = writer.entries
     digests = {key[3:]: entry.digest for key, entry in entries.items()}
-    writer.report_findings(duplicate_findings(digests))
+    classes = {key[3:]: entry.values for key, entry in entries.items()}
     twins = duplicate_groups(digests)
+    writer.report_findings(duplicate_findings(digests))
     writer.report_list("duplicates", (" = ".join(group) for group in twins))
-    writer.report_findings(_contradictions(twins, {key[3:]: entry.values for key, entry in entries.items()}))
-    training = {key[3:]: entry.values for key, entry in entries.items() if key.startswith("Tr/")}
-    test = {key[3:] for key in entries if key.startswith("Ts/")}
-    notes = [*notes, *rules.notes()]
-    kin = Kinship(writer.patients, twins, test)
+    writer.report_findings(_contradictions(twins, classes))
+    kin = Kinship(writer.patients, twins, {key[3:] for key in entries if key.startswith("Ts/")})
+    split, more = _split(writer, kin, official, classes)
+    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
+    description = DatasetDescription.detection(CHANNELS, rules.categories)
+    own = dict(extra)
+    if twins:
+        own["duplicates"] = twins
+    all_notes = [*notes, *rules.notes(), *more]
+    return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, all_notes)
+
+
+def _split(
+    writer: RawWriter, kin: Kinship, official: PublishedSplit | None, classes: Mapping[str, Sequence[int]]
+) -> tuple[PublishedSplit | None, list[str]]:
+    """The folds without leaks, and notes about what was taken out of training."""
+    training = writer.training_cases
+    equal: Sequence[str] = ()
     split: PublishedSplit | None
     if official is not None:
         split, equal, same = without_leaks(official, kin)
-        notes += (
-            [f"taken out of training, since an equal image is validated or tested on: {', '.join(equal)}"]
-            if equal
-            else []
-        )
     else:
-        same = sorted(kin.leaks(training, ())[1])
-        usable = set(training).difference(*kin.leaks(training, ()))
-        split = make_folds({c: training[c] for c in usable}, joined_groups(training, writer.patients, twins))
-    notes += (
-        [f"taken out of training, since other images of their patients are validated or tested on: {kin.named(same)}"]
-        if same
-        else []
-    )
+        like_test, of_test_patients = kin.leaks(training, ())
+        same = sorted(of_test_patients)
+        usable = set(training).difference(like_test, of_test_patients)
+        groups = joined_groups(training, writer.patients, kin.twins)
+        split = make_folds({case: classes[case] for case in usable}, groups)
     writer.report_list("taken out of training with their patients", same)
     if same and not (split and any(train for train, _ in split.folds)):
-        expected, action = (
-            "training images of patients who are not validated or tested on",
-            "divide the images anew, by patients",
-        )
-        writer.report_findings([Finding(case="", file="", expected=expected, found="none", action=action)])
-    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
-    description = DatasetDescription.detection(CHANNELS, rules.categories)
-    own = {**extra, **({"duplicates": twins} if twins else {})}
-    return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, notes)
+        writer.report_findings([_NOBODY_LEFT])
+    notes = []
+    if equal:
+        notes.append(f"taken out of training, since an equal image is validated or tested on: {', '.join(equal)}")
+    if same:
+        reason = "since other images of their patients are validated or tested on"
+        notes.append(f"taken out of training, {reason}: {kin.named(same)}")
+    return split, notes
 
 
 def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> PublishedSplit | None:

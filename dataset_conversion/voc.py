@@ -6,139 +6,225 @@ format).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_conversion.boxes import Drawn, read_voc
-from dataset_conversion.items import Item, convert_items, split_name
+from dataset_conversion.boxes import Drawn
+from dataset_conversion.items import Item, PartLists, convert_items, split_name
 from dataset_conversion.layout import existing_folder
-from dataset_conversion.radiographs import SETTINGS, Annotate, ImageIndex, Rules
+from dataset_conversion.radiographs import SETTINGS, Annotate, Rules, image_index
+from dataset_conversion.read_voc import read_voc
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
+from medkd.core.resolve import FileIndex, files_below, path_parts
 from medkd.io.checks import Finding
 
 GUIDE = """\
 Radiographs of your own with boxes as Pascal VOC files (one XML per image; LabelImg, CVAT, Roboflow, ... export them).
 source:    a folder with the XML files and the images anywhere below it:
-             Annotations/STEM.xml, JPEGImages/STEM.jpg     found by <filename>, else by the name of the XML file
+             Annotations/STEM.xml, JPEGImages/STEM.jpg     found by <filename> and by the name of the XML file; where
+                                                           these are two images, --match says which one is right
              ImageSets/Main/{train,val,test}.txt           fold 0 and the test cases; otherwise folders called train, val (valid), test
 Without a split there are five folds. Images without an XML file are negatives. The classes are those that occur, in alphabetical order,
 or --labels. Coordinates count from 0, as annotation tools write them; --base 1 for those of the original VOC data."""
 
 _SETS = "ImageSets/Main"
+_MATCHES = ("filename", "stem", "both")
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
     """Convert a folder with Pascal VOC files and images.
 
     Raises:
-        DataError: there is no XML file or image, a setting is unknown, or the output cannot be written.
+        DataError: there is no XML file or image, a setting is unknown, a list of images names none, or the output
+            cannot be written.
     """
     source = existing_folder(source, "voc")
     base = options.settings.get("base", "0")
     if base not in ("0", "1"):
         raise DataError(f"--base must be 0 or 1, found '{base}'.")
-    drawn, findings = _annotations(source, base == "1")
-    if not drawn:
+    match = options.settings.get("match", "both")
+    if match not in _MATCHES:
+        raise DataError(f"--match must be {', '.join(_MATCHES[:-1])} or {_MATCHES[-1]}, found '{match}'.")
+    content = _read(source, base == "1")
+    if not content.drawn:
         raise DataError(f"{source}: expected Pascal VOC files (.xml), found none; see medkd_convert voc --help.")
-    names = tuple(sorted({name for stated, _ in drawn.values() for name, _ in stated.boxes}))
+    names = sorted({name for stated, _ in content.drawn.values() for name, _ in stated.boxes})
     known = tuple(dict.fromkeys((*options.labels, *names)))
     if not known:
         raise DataError(f"{source}: no XML file has a box, so the classes are not known; give --labels.")
-    items, more = _items(source, drawn, f"base {base}")
-    return convert_items("voc", source, folder, items, Rules.choose(known, options), options, [*findings, *more])
+    rules = Rules.choose(known, options)
+    items, findings = _items(source, content, match, f"base {base}")
+    return convert_items("voc", source, folder, items, rules, options, findings)
 
 
-def _annotations(source: Path, one_based: bool) -> tuple[dict[Path, tuple[Drawn, str]], list[Finding]]:
-    """XML file → its boxes and the image's name."""
-    drawn: dict[Path, tuple[Drawn, str]] = {}
-    findings = []
-    for path in sorted(p for p in source.rglob("*.xml") if not p.name.startswith(".")):
+@dataclass
+class _Content:
+    """What the XML files say.
+
+    Attributes:
+        drawn: XML file → its boxes and the image's name.
+        unreadable: the other XML files.
+        findings: why they are unreadable.
+    """
+
+    drawn: dict[Path, tuple[Drawn, str]] = field(default_factory=dict)
+    unreadable: list[Path] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def _read(source: Path, one_based: bool) -> _Content:
+    content = _Content()
+    for path in files_below(source, "*.xml"):
         try:
-            drawn[path] = read_voc(path, one_based=one_based)
+            content.drawn[path] = read_voc(path, one_based=one_based)
         except DataError as error:
+            content.unreadable.append(path)
             text = str(error).rstrip(".")
-            findings.append(
-                Finding(
-                    case=path.stem,
-                    file=str(path),
-                    expected="a Pascal VOC annotation",
-                    found=text,
-                    action="its image was left out; export it again",
-                )
-            )
-    return drawn, findings
+            action = "its image was left out; export it again"
+            content.findings.append(_finding(path, "a Pascal VOC annotation", text, action))
+    return content
 
 
-def _items(source: Path, drawn: Mapping[Path, tuple[Drawn, str]], recipe: str) -> tuple[list[Item], list[Finding]]:
-    index, sets = ImageIndex(source), _sets(source)
-    items, findings, used = [], [], set()
-    for path, (stated, name) in drawn.items():
-        try:
-            image = (index.find(name, path.parent, source / "JPEGImages") if name else None) or index.find(
-                path.stem, path.parent
-            )
-        except DataError as error:
-            findings.append(
-                Finding(
-                    case=path.stem,
-                    file=str(path),
-                    expected="one image of this name",
-                    found=str(error).rstrip("."),
-                    action="rename or remove one",
-                )
-            )
-            continue
-        if image is None:
-            action = "add the image or remove the annotation"
-            findings.append(
-                Finding(
-                    case=path.stem,
-                    file=str(path),
-                    expected=f"an image {name or path.stem}",
-                    found="no such file",
-                    action=action,
-                )
-            )
-        elif image in used:
-            findings.append(
-                Finding(
-                    case=path.stem,
-                    file=str(path),
-                    expected="one annotation per image",
-                    found=f"another one of {image.name}",
-                    action="the first one was used",
-                    error=False,
-                )
-            )
-        else:
-            used.add(image)
-            items.append(Item(image, _always(stated), (path,), _part(image, sets, source), not stated.boxes, recipe))
-    damaged = {finding.case for finding in findings}
-    unreadable = {p.stem for p in source.rglob("*.xml")} - {p.stem for p in drawn}
+def _items(source: Path, content: _Content, match: str, recipe: str) -> tuple[list[Item], list[Finding]]:
+    index = image_index(source)
+    sets = _sets(source, index)
+    matcher = _Matcher(index, source, match)
+    for path, (stated, name) in content.drawn.items():
+        matcher.enter(path, stated, name)
+    stated_by: dict[Path, tuple[Drawn, tuple[Path, ...]]] = {}
+    for image, (stated, path) in matcher.found.items():
+        stated_by[image] = stated, (path,)
+    torn = set(sets.torn())
+    unclear = matcher.unmatched | {path.stem for path in content.unreadable}
     for image in index.paths:
-        if image not in used and image.stem not in damaged | unreadable:
-            items.append(Item(image, _always(Drawn(image)), (), _part(image, sets, source), True, recipe))
+        if image not in stated_by and image not in matcher.doubtful and image.stem not in unclear:
+            stated_by[image] = Drawn(image), ()
+    items, outside = [], []
+    for image, (stated, files) in stated_by.items():
+        part = sets.part(image) if sets.lists else split_name(image.parent, source)
+        if part is not None or not sets.lists:
+            items.append(Item(image, _always(stated), files, part, not stated.boxes, recipe))
+        elif image not in torn:
+            outside.append(image)
+    findings = [*content.findings, *sets.findings, *sets.torn_findings(), *matcher.findings()]
+    if outside:
+        findings.append(_outside(outside))
     return items, findings
+
+
+class _Matcher:
+    """Finds the image of each XML file, by the file name that it states and by its own name.
+
+    Attributes:
+        found: image → what is drawn in it, and the XML file.
+        doubtful: images that some XML file may be about; without an XML file of their own they are no negatives.
+        unmatched: names of XML files whose image is not known.
+    """
+
+    def __init__(self, index: FileIndex, source: Path, match: str) -> None:
+        self._index = index
+        self._source = source
+        self._match = match
+        self._findings: list[Finding] = []
+        self._renamed: list[tuple[Path, str]] = []
+        self.found: dict[Path, tuple[Drawn, Path]] = {}
+        self.doubtful: set[Path] = set()
+        self.unmatched: set[str] = set()
+
+    def enter(self, path: Path, drawn: Drawn, name: str) -> None:
+        """Find the image of an XML file that states ``name``; a finding says where there is none, or two are meant."""
+        try:
+            image = self._find(path, name)
+        except DataError as error:
+            self._fail(path, "one image of this name", str(error).rstrip("."), "rename or remove one")
+            return
+        if image is None:
+            return
+        other, first = self.found.setdefault(image, (drawn, path))
+        if first == path:
+            return
+        same = sorted(other.boxes) == sorted(drawn.boxes)
+        expected, found = "one annotation per image", f"another one of {image.name}, {first}"
+        if same:
+            self._findings.append(_finding(path, expected, found, "the first one was used", error=False))
+        else:
+            del self.found[image]
+            self.doubtful.add(image)
+            self._fail(path, expected, f"{found}, with other boxes", "remove one of the two")
+
+    def _find(self, path: Path, name: str) -> Path | None:
+        stated = self._named(name, path) if name and self._match != "stem" else None
+        own = self._named(path.stem, path) if self._match != "filename" else None
+        if stated is not None and own is not None and stated != own:
+            self.doubtful |= {stated, own}
+            found = f"<filename> {name}, which is another image than {own.name}"
+            action = "correct the file, or say which is right with --match stem (the XML's own name) or filename"
+            self._fail(path, "the name of its image", found, action)
+            return None
+        image = stated or own
+        if image is None:
+            self._fail(path, f"an image {name or path.stem}", "no such file", "add the image or remove the annotation")
+        elif stated is None and self._match == "both" and path_parts(name)[-1:] not in ((), (image.name,)):
+            self._renamed.append((path, name))
+        return image
+
+    def _named(self, name: str, path: Path) -> Path | None:
+        """By the folder of the XML file, else by the name alone; the latter fails where several images have it."""
+        alone = len(path_parts(name)) < 2
+        text = str(path.parent.relative_to(self._source) / name) if alone else name
+        found = self._index.find(text, path.parent, self._source / "JPEGImages")
+        if found is None and alone:
+            self._index.find(name)
+        return found
+
+    def findings(self) -> list[Finding]:
+        """What was noticed."""
+        if not self._renamed:
+            return self._findings
+        path, name = self._renamed[0]
+        found = f"{len(self._renamed)} that name none, such as '{name}'"
+        action = "the image with the XML file's own name was taken; say so with --match stem"
+        warning = _finding(path, "a <filename> that is there in each XML file", found, action, error=False)
+        return [*self._findings, warning]
+
+    def _fail(self, path: Path, expected: str, found: str, action: str) -> None:
+        self.unmatched.add(path.stem)
+        self._findings.append(_finding(path, expected, found, action))
+
+
+def _finding(path: Path, expected: str, found: str, action: str, *, error: bool = True) -> Finding:
+    return Finding(case=path.stem, file=str(path), expected=expected, found=found, action=action, error=error)
+
+
+def _outside(images: Sequence[Path]) -> Finding:
+    return Finding(
+        case="",
+        file=_SETS,
+        expected="all images in its lists",
+        found=f"{len(images)} in none of them, the first is {images[0]}",
+        action="they were left out; add them to a list",
+        error=False,
+    )
 
 
 def _always(drawn: Drawn) -> Annotate:
     return lambda size: (drawn, [])
 
 
-def _sets(source: Path) -> dict[str, str]:
-    """Image name → train, val or test, as ``ImageSets/Main`` lists them."""
-    found: dict[str, str] = {}
-    for part in ("train", "val", "test"):
+def _sets(source: Path, index: FileIndex) -> PartLists:
+    """The parts that ``ImageSets/Main`` lists; ``trainval.txt`` is training where there is no ``train.txt``."""
+    lists = PartLists(index, source)
+    for part in ("val", "test", "train"):
         path = source / _SETS / f"{part}.txt"
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
-        found |= {line.split()[0]: part for line in lines if line.strip()}
-    return found
-
-
-def _part(image: Path, sets: Mapping[str, str], source: Path) -> str | None:
-    return sets.get(image.stem) if sets else split_name(image.parent, source)
+        both = source / _SETS / "trainval.txt"
+        if path.exists():
+            lists.add(part, path, source / "JPEGImages", flags=True)
+        elif part == "train" and both.exists():
+            lists.add(part, both, source / "JPEGImages", flags=True, rest=True)
+    return lists
 
 
 CONVERTERS.register("voc")(
@@ -147,6 +233,10 @@ CONVERTERS.register("voc")(
         GUIDE,
         convert,
         name_from_path,
-        {**SETTINGS, "base": "number of the first pixel: 0 (default) or 1 (original VOC data)"},
+        {
+            **SETTINGS,
+            "base": "number of the first pixel: 0 (default) or 1 (original VOC data)",
+            "match": "which name is that of the image: filename (<filename>), stem (the XML file's own), both (default)",
+        },
     )
 )

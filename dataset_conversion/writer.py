@@ -19,7 +19,7 @@ from dataset_conversion.state import Entry, State
 from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, MedkdError
-from medkd.core.files import atomic_path, sweep, temporary_prefix, write_json
+from medkd.core.files import atomic_path, check_file, sweep, temporary_prefix, write_json
 from medkd.io.checks import Finding
 from medkd.io.radiographs import write_png
 from medkd.io.verify import worker_count
@@ -297,10 +297,9 @@ class RawWriter:
     def _signature(self, job: CaseJob) -> str:
         stats = []
         for path in job.sources:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+            if not path.is_dir():  # a DICOM series
+                check_file(path)
+            stat = path.stat()
             name = os.path.relpath(path.absolute(), self._source)
             stats.append([name, stat.st_size, stat.st_mtime_ns])
         mode = "link" if self.mode == "link" else "copy"

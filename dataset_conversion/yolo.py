@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from dataset_conversion.boxes import Drawn, read_yaml_names, read_yolo
-from dataset_conversion.items import Item, convert_items, split_name
+from dataset_conversion.boxes import Drawn, Size
+from dataset_conversion.items import Item, PartLists, convert_items, split_name
 from dataset_conversion.layout import existing_folder
-from dataset_conversion.radiographs import SETTINGS, SUFFIXES, Annotate, ImageIndex, Rules
+from dataset_conversion.radiographs import SETTINGS, SUFFIXES, Annotate, Rules, image_index
+from dataset_conversion.read_yolo import read_yaml_names, read_yolo
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
+from medkd.core.files import check_file, is_file
+from medkd.core.resolve import FileIndex, files_below, is_hidden, part_of_name, path_parts, read_lines
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -26,6 +31,7 @@ train and val become fold 0, test the test cases; otherwise there are five folds
 are negatives; images that share a label file (c.jpg and c.png with c.txt) are left out, since it is the label of one of them.
 --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
 
+_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _LISTS = ("classes.txt", "labels.txt", "obj.names")
 
 
@@ -33,79 +39,146 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """Convert a folder with YOLO labels and images.
 
     Raises:
-        DataError: the class names are not known, there is no image, a setting is unknown, or the output cannot be
-            written.
+        DataError: the class names are not known, there is no image, a list or a folder that ``data.yaml`` names is not
+            there, a setting is unknown, or the output cannot be written.
     """
     source = existing_folder(source, "yolo")
-    settings, known = _names(source, options)
-    items, findings = _items(source, settings, known)
-    return convert_items("yolo", source, folder, items, Rules.choose(known, options), options, findings)
+    description = _describe(source, options)
+    rules = Rules.choose(description.names, options)
+    items, findings = _items(source, description)
+    return convert_items("yolo", source, folder, items, rules, options, findings)
 
 
-def _names(source: Path, options: ConversionOptions) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """``data.yaml`` (empty where there is none) and the class names."""
-    files = sorted(p for ending in ("*.yaml", "*.yml") for p in (*source.glob(ending), *source.glob(f"*/{ending}")))
-    for path in files:
-        if "names" in path.read_text(encoding="utf-8", errors="replace"):
-            data, names = read_yaml_names(path)
-            return {**data, "folder": path.parent}, names
-    for path in (p for name in _LISTS for p in (source / name, source / "labels" / name) if p.exists()):
-        return {}, tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+@dataclass(frozen=True)
+class _Description:
+    """What ``data.yaml``, or a list of names, says.
+
+    Attributes:
+        names: of the classes.
+        folder: where ``data.yaml`` lies.
+        settings: its entries; none where there is no such file.
+        key_points: numbers behind each box.
+    """
+
+    names: tuple[str, ...]
+    folder: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    key_points: int = 0
+
+
+def _describe(source: Path, options: ConversionOptions) -> _Description:
+    for path in _yaml_files(source):
+        settings, names = read_yaml_names(path)
+        return _Description(names, path.parent, settings, _key_points(path, settings))
+    for name in _LISTS:
+        for path in (source / name, source / "labels" / name):
+            if path.exists():
+                return _Description(tuple(line for _, line in read_lines(path)), source)
     if options.labels:
-        return {}, options.labels
+        return _Description(options.labels, source)
     raise DataError(
         f"{source}: the class names are not known; add data.yaml with 'names', or give --labels in the order of the "
         "numbers."
     )
 
 
-def _items(source: Path, settings: Mapping[str, Any], names: Sequence[str]) -> tuple[list[Item], list[Finding]]:
-    index = ImageIndex(source)
-    labels = {p for p in source.rglob("*.txt") if p.name not in _LISTS and not p.name.lower().startswith("readme")}
-    parts = _parts(source, settings)
-    items, outside, owners = [], [], _owners(index.paths, source, labels)
+def _yaml_files(source: Path) -> list[Path]:
+    """The YAML files with names, in the folder and one below."""
+    found = []
+    for pattern in ("*.yaml", "*/*.yaml", "*.yml", "*/*.yml"):
+        for path in sorted(source.glob(pattern)):
+            if is_hidden(path, source):
+                continue
+            check_file(path)
+            if "names" in path.read_text(encoding="utf-8", errors="replace"):
+                found.append(path)
+    return sorted(found)
+
+
+def _key_points(path: Path, settings: Mapping[str, Any]) -> int:
+    shape = settings.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(value, int) for value in shape):
+        raise DataError(f"{path}: expected two numbers in 'kpt_shape', found {shape!r}.")
+    return int(shape[0] * shape[1])
+
+
+def _items(source: Path, description: _Description) -> tuple[list[Item], list[Finding]]:
+    index = image_index(source)
+    parts = _Parts(source, description, index)
+    labels = _label_files(source, parts.lists.lists)
+    owners = _owners(index.paths, source, labels)
+    torn = set(parts.lists.torn())
+    items, outside = [], []
     for image in index.paths:
+        part = parts.find(image)
+        if parts.stated and part is None:
+            if image not in torn:
+                outside.append(image)
+            continue
         label, sharing = owners[image]
-        part = _part(image, parts) if parts else split_name(image.parent, source)
-        if parts and part is None:
-            outside.append(image)
-        elif label and sharing:
-            items.append(
-                Item(
-                    image, _undecided(image, label, sharing), (label,), part, recipe="the label file of several images"
+        items.append(_item(image, label, sharing, part, description))
+    findings = [*parts.lists.findings, *parts.lists.torn_findings()]
+    used = {label for label, _ in owners.values() if label is not None}
+    findings += _without_image(sorted(labels - used), source, {image.parent for image in index.paths})
+    if outside:
+        findings.append(_outside(outside))
+    return items, findings
+
+
+def _item(
+    image: Path, label: Path | None, sharing: Sequence[Path], part: str | None, description: _Description
+) -> Item:
+    if label is None:
+        return Item(image, _always(Drawn(image)), (), part, negative=True)
+    if sharing:
+        recipe = "the label file of several images"
+        return Item(image, _undecided(image, label, sharing), (label,), part, recipe=recipe)
+    names, key_points = description.names, description.key_points
+
+    def annotate(size: Size) -> tuple[Drawn, list[Finding]]:
+        return read_yolo(label, names, size, key_points), []
+
+    recipe = f"key points {key_points}" if key_points else ""
+    return Item(image, annotate, (label,), part, _is_empty(label), recipe)
+
+
+def _label_files(source: Path, lists: Collection[Path]) -> set[Path]:
+    """Text files that are neither names of classes, nor lists of images, nor a README."""
+    known = {path.resolve() for path in lists}
+    found = set()
+    for path in files_below(source, "*.txt"):
+        if path.name not in _LISTS and not path.name.lower().startswith("readme") and path.resolve() not in known:
+            found.add(path)
+    return found
+
+
+def _without_image(labels: Iterable[Path], source: Path, image_folders: Collection[Path]) -> list[Finding]:
+    findings = []
+    for label in labels:
+        if "labels" in label.relative_to(source).parts or label.parent in image_folders:
+            findings.append(
+                Finding(
+                    case=label.stem,
+                    file=str(label),
+                    expected="an image of the same name",
+                    found="none",
+                    action="add the image or remove the labels",
                 )
             )
-        else:
-            items.append(Item(image, _annotator(image, label, names), (label,) if label else (), part, _empty(label)))
-    used = {label for label, _ in owners.values()}
-    folders = {image.parent for image in index.paths}
-    findings = [
-        Finding(
-            case=label.stem,
-            file=str(label),
-            expected="an image of the same name",
-            found="none",
-            action="add the image or remove the labels",
-        )
-        for label in sorted(labels - used)
-        if "labels" in label.relative_to(source).parts or label.parent in folders
-    ]
-    if outside:
-        found, action = (
-            f"{len(outside)} images elsewhere, the first is {outside[0]}",
-            "they were left out; name their folder in data.yaml",
-        )
-        findings.append(
-            Finding(
-                case="",
-                file="data.yaml",
-                expected="images in the folders named by train, val and test",
-                found=found,
-                action=action,
-                error=False,
-            )
-        )
-    return items, findings
+    return findings
+
+
+def _outside(images: Sequence[Path]) -> Finding:
+    return Finding(
+        case="",
+        file="data.yaml",
+        expected="images in the folders named by train, val and test",
+        found=f"{len(images)} images elsewhere, the first is {images[0]}",
+        action="they were left out; name their folder in data.yaml",
+        error=False,
+    )
 
 
 def _owners(
@@ -117,24 +190,19 @@ def _owners(
     found: dict[Path, tuple[int, Path]] = {}
     claims: dict[Path, list[Path]] = defaultdict(list)
     for image in images:
-        places = [(rank, path) for rank, path in enumerate(_label_paths(image, source)) if path in labels]
-        if places:
-            found[image] = places[0]
-            claims[places[0][1]].append(image)
+        for rank, path in enumerate(_label_paths(image, source)):
+            if path in labels:
+                found[image] = rank, path
+                claims[path].append(image)
+                break
     owners: dict[Path, tuple[Path | None, list[Path]]] = {}
     for image in images:
-        rank, label = found.get(image, (0, None))
-        owners[image] = (
-            label,
-            [other for other in claims.get(label, ()) if other != image and found[other][0] <= rank] if label else [],
-        )
+        if image not in found:
+            owners[image] = None, []
+            continue
+        rank, label = found[image]
+        owners[image] = label, [other for other in claims[label] if other != image and found[other][0] <= rank]
     return owners
-
-
-def _part(image: Path, parts: Sequence[tuple[str, Path]]) -> str | None:
-    """The part that lists the image itself, else the one that names a folder above it."""
-    exact = (part for part, place in parts if place == image)
-    return next(exact, None) or next((part for part, place in parts if place in image.parents), None)
 
 
 def _label_paths(image: Path, source: Path) -> list[Path]:
@@ -143,66 +211,141 @@ def _label_paths(image: Path, source: Path) -> list[Path]:
     """
     parts = list(image.relative_to(source).parts)
     found = []
-    for place in reversed([i for i, part in enumerate(parts[:-1]) if part == "images"]):
-        found.append(source.joinpath(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt"))
+    for place in reversed(range(len(parts) - 1)):
+        if parts[place].lower() == "images":
+            moved = source.joinpath(*parts[:place], "labels", *parts[place + 1 :])
+            found.append(moved.with_suffix(".txt"))
     return [*found, image.with_suffix(".txt"), source / "labels" / f"{image.stem}.txt"]
 
 
-def _parts(source: Path, settings: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """(part, folder or image file) as ``data.yaml`` names them."""
-    base = Path(settings.get("folder", source))
-    roots = [base / str(settings.get("path") or "."), base, source]
-    found: list[tuple[str, Path]] = []
-    for part, key in (("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test")):
-        listed = settings.get(key) or []
-        for text in [listed] if isinstance(listed, str) else listed:
-            tries = [root / name for name in (text, text.removeprefix("../")) for root in roots]
-            place = next((p.resolve() for p in tries if p.exists()), None)
-            if place is None:
-                raise DataError(
-                    f"data.yaml: '{key}' names {text}, which does not exist below {source}; correct it or remove the "
-                    "entry."
-                )
-            found += _listed(part, place, roots) if place.is_file() and place.suffix == ".txt" else [(part, place)]
-    return [
-        (part, source / place.relative_to(source.resolve()) if source.resolve() in place.parents else place)
-        for part, place in found
-    ]
+class _Parts:
+    """The part of each image, as ``data.yaml`` states it by folders, lists of images and single images, else as lists
+    called ``train.txt``, ``val.txt`` and ``test.txt`` or the folders say.
+    """
+
+    def __init__(self, source: Path, description: _Description, index: FileIndex) -> None:
+        self._source = source
+        self._where = description.folder / "data.yaml"
+        self._roots = _roots(source, description)
+        self._folders: dict[Path, str] = {}
+        self.lists = PartLists(index, source)
+        named = set()
+        for part, keys in _KEYS.items():
+            for key in keys:
+                listed = description.settings.get(key) or []
+                for text in [listed] if isinstance(listed, str) else listed:
+                    named.add(part)
+                    self._add(part, key, text)
+        for part, keys in _KEYS.items():
+            if part not in named:
+                self._add_unnamed(part, keys, {path.with_suffix("") for path in index.paths})
+
+    @property
+    def stated(self) -> bool:
+        """Whether anything but the names of folders says what the parts are."""
+        return bool(self._folders or self.lists.lists)
+
+    def find(self, image: Path) -> str | None:
+        """The part that a list names for the image itself, else the one of the nearest folder above it."""
+        if not self.stated:
+            return split_name(image.parent, self._source)
+        if image in self.lists.torn():
+            return None
+        listed = self.lists.part(image)
+        if listed is not None:
+            return listed
+        folder = image.parent.resolve()
+        for above in (folder, *folder.parents):
+            if above in self._folders:
+                return self._folders[above]
+        return None
+
+    def _add(self, part: str, key: str, text: object) -> None:
+        if not isinstance(text, str):
+            raise DataError(f"{self._where}: '{key}' must name folders or lists of images, found {text!r}.")
+        place = self._place(text)
+        if place is None:
+            raise DataError(
+                f"data.yaml: '{key}' names {text}, which does not exist below {self._source}; correct it or remove the "
+                "entry."
+            )
+        if place.is_dir():
+            self._add_folder(part, text, place.resolve())
+        elif place.suffix.lower() in SUFFIXES:
+            self.lists.state(part, place)
+        else:
+            self.lists.add(part, place, *self._roots)
+
+    def _add_folder(self, part: str, text: str, place: Path) -> None:
+        other = self._folders.setdefault(place, part)
+        if other != part:
+            raise DataError(
+                f"{self._where}: expected different folders for '{other}' and '{part}', found {text} for both; remove "
+                f"'{part}' to get five folds, or divide the images."
+            )
+
+    def _add_unnamed(self, part: str, keys: Sequence[str], images: Collection[Path]) -> None:
+        """A list that lies there without being named; not the boxes of an image called ``train.jpg``."""
+        for root in dict.fromkeys((self._where.parent, self._source)):
+            for key in keys:
+                path = root / f"{key}.txt"
+                if is_file(path) and path.with_suffix("") not in images and not _is_label(path):
+                    self.lists.add(part, path, *self._roots)
+                    return
+
+    def _place(self, text: str) -> Path | None:
+        """The folder or list that an entry names, also with another machine's folders before it."""
+        slashes = text.replace("\\", "/")
+        for name in dict.fromkeys((text, slashes, unquote(slashes))):
+            for root in self._roots:
+                for tried in (root / name, root / name.removeprefix("../")):
+                    if tried.exists():
+                        return tried
+        parts = path_parts(text)
+        elsewhere = slashes.startswith("/") or slashes[1:3] == ":/"
+        for start in range(1, len(parts) if elsewhere else 0):
+            if part_of_name(parts[start - 1]):
+                return None
+            tried = self._source.joinpath(*parts[start:])
+            if tried.exists():
+                return tried
+        return None
 
 
-def _listed(part: str, path: Path, roots: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The images that a text file lists."""
-    found = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        place = next(
-            (p.resolve() for root in (path.parent, *roots) if line.strip() and (p := root / line.strip()).is_file()),
-            None,
-        )
-        found += [(part, place)] if place and place.suffix.lower() in SUFFIXES else []
-    return found
+def _is_label(path: Path) -> bool:
+    """Whether a text file holds boxes: numbers alone."""
+    lines = read_lines(path)
+    return not lines or all(character in "0123456789.-+e \t" for character in lines[0][1])
 
 
-def _annotator(image: Path, label: Path | None, names: Sequence[str]) -> Annotate:
-    return lambda size: (read_yolo(label, names, size) if label else Drawn(image), [])
+def _roots(source: Path, description: _Description) -> list[Path]:
+    stated = str(description.settings.get("path") or ".").replace("\\", "/")
+    return list(dict.fromkeys([description.folder / stated, description.folder, source]))
+
+
+def _always(drawn: Drawn) -> Annotate:
+    return lambda size: (drawn, [])
 
 
 def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
     """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left
     out.
     """
-    found = f"{label}, which is that of {', '.join(map(str, others[:3]))} as well"
     finding = Finding(
         case="",
         file=str(image),
         expected="a label file of its own",
-        found=found,
+        found=f"{label}, which is that of {', '.join(map(str, others[:3]))} as well",
         action="rename images and label files, or remove the other image",
     )
     return lambda size: (Drawn(image), [finding])
 
 
-def _empty(label: Path | None) -> bool:
-    return label is None or not label.read_text(encoding="utf-8-sig", errors="replace").strip()
+def _is_empty(label: Path) -> bool:
+    try:
+        return not read_lines(label)
+    except DataError:  # the image itself is reported when it is converted
+        return False
 
 
 CONVERTERS.register("yolo")(

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_conversion.boxes import Drawn, clean_boxes, disagreement, read_coco, read_voc, read_yaml_names, read_yolo
+from dataset_conversion.boxes import Drawn, clean_boxes, disagreement
+from dataset_conversion.read_coco import read_coco
+from dataset_conversion.read_voc import read_voc
+from dataset_conversion.read_yolo import read_yaml_names, read_yolo
 from medkd.core.errors import DataError
 from tests.dataset_conversion.radiograph_trees import coco, write_coco, write_voc, write_yolo
 

@@ -151,14 +151,14 @@ def test_an_image_called_test_is_not_a_test_image(tmp_path: Path) -> None:
     assert not list((convert("yolo", source, tmp_path / "root").folder).glob("labelsTs/*"))
 
 
-def test_an_image_in_two_coco_files_is_named_and_used_once(tmp_path: Path) -> None:
+def test_an_image_in_two_parts_is_in_neither_and_named(tmp_path: Path) -> None:
     source = make("coco", tmp_path / "own", PARTS)
     images = {f"x{n}.jpg": (WIDTH, HEIGHT, [(10, box(n))]) for n in (5, 6, 7)}
     write_coco(source / "annotations/instances_val.json", images, {11: NAMES[1], 10: NAMES[0]})
     result = convert("coco", source, tmp_path / "root")
-    (fold,) = json.loads((result.folder / "splits_final.json").read_text())
-    assert "x5" in fold["train"] and "x5" not in fold["val"]
-    assert any(f.case == "x5" and "val" in f.found for f in result.conversion.warnings)
+    assert result.conversion.left_out == ("x5",)
+    (problem,) = result.conversion.problems
+    assert problem.case == "x5" and "it in train and val" in problem.text()
 
 
 def test_images_of_the_same_name_in_two_folders_get_different_ids(tmp_path: Path) -> None:

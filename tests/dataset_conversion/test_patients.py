@@ -70,4 +70,15 @@ def test_the_folder_of_a_row_decides_before_its_name_alone(tmp_path: Path) -> No
     images = [tmp_path / name for name in ("P1/img0.png", "P2/only.png")]
     (tmp_path / "p.csv").write_text("image,patient\nP0/img0.png,A\nP1/img0.png,B\nold/only.jpg,C\n")
     options = ConversionOptions(settings={"patients": str(tmp_path / "p.csv")})
-    assert read_patients(options, images, tmp_path) == {images[0]: "B", images[1]: "C"}
+    assert read_patients(options, images, tmp_path) == ({images[0]: "B", images[1]: "C"}, [])
+
+
+@pytest.mark.parametrize(("rows", "problem"), [(range(9), False), (range(8), True)])
+def test_rows_of_no_image_are_named(tmp_path: Path, rows: range, problem: bool) -> None:
+    """Where an image has no patient, the row that names nothing may be its own."""
+    source = make("voc", tmp_path / "own")
+    lines = [f"IMAGES\\X{n}.JPG,p{n}" for n in rows]
+    (tmp_path / "p.csv").write_text("\n".join(["image,patient", *lines, "y8.jpg,p8"]))
+    report = convert("voc", source, tmp_path / "root", patients=str(tmp_path / "p.csv")).conversion
+    (finding,) = report.problems if problem else report.warnings
+    assert "'y8.jpg'" in finding.text() and "p.csv" in finding.text() and ("x8.jpg" in finding.text()) == problem

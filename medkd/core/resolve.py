@@ -1,0 +1,216 @@
+"""Finding the files that lists and annotations name, whoever wrote them on whatever machine.
+
+A statement may have another machine's folders before it, ``\\`` between its folders, ``%20`` for a blank, ``..`` in it,
+capitals that the file has not, accents composed in another way, or no ending. It means one file or it is an error: what
+fits nothing, or several files, is never guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from medkd.core.errors import DataError
+from medkd.core.files import check_file
+
+_SERVICE_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
+
+
+def part_of_name(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` where the words in a file or folder name say one of them, and only one."""
+    words = re.findall("[a-z]+", name.lower())
+    found = {_PARTS[word] for word in words if word in _PARTS}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file below ``folder`` is one that systems add: ``.name``, the ``._name`` of macOS, ``__MACOSX/...``."""
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") or part in _SERVICE_FOLDERS for part in parts)
+
+
+def files_below(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files in a folder and its sub-folders, sorted, without hidden ones; links to nothing are among them."""
+    folder = Path(folder)
+    return sorted(path for path in folder.rglob(pattern) if not path.is_dir() and not is_hidden(path, folder))
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Number and text of the lines of a text file that are not blank, with or without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read as text.
+    """
+    check_file(path)
+    try:
+        content = path.read_bytes()
+        encoding = next(encoding for mark, encoding in _MARKS if content.startswith(mark))
+        lines = content.decode(encoding).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+class FileIndex:
+    """Files below a folder, found by what others call them.
+
+    Args:
+        folder: the statements are relative to it, or to places that :meth:`find` is given.
+        paths: the files.
+        stem: gives a file name without its ending; names are compared without endings where nothing else fits.
+    """
+
+    def __init__(self, folder: Path, paths: Iterable[Path], stem: Callable[[str], str]) -> None:
+        self.folder = Path(folder)
+        self.paths = list(paths)
+        self._stem = stem
+        self._by_place = {os.path.abspath(path): path for path in self.paths}
+        self._parts: dict[Path, tuple[str, ...]] = {}
+        self._by_key: tuple[dict[str, list[Path]], ...] = (defaultdict(list), defaultdict(list), defaultdict(list))
+        self._folders: set[str] = set()
+        for path in self.paths:
+            self._enter(path)
+
+    def find(self, text: str, *near: Path) -> Path | None:
+        """The file that ``text`` names: a path relative to one of ``near`` or to the folder, else the file whose path
+        ends as the statement does.
+
+        A file is not meant where the statement and its path differ in a folder that is there: ``a/1.png`` is not
+        ``b/1.png`` if there is a folder ``a``. An image of ``train`` is never one of ``val`` or ``test``.
+
+        Raises:
+            DataError: several files are meant.
+        """
+        readings = _readings(text)
+        for reading in readings:
+            for base in (*near, self.folder):
+                place = _join(base, reading)
+                if place in self._by_place:
+                    return self._by_place[place]
+        meant = dict.fromkeys(parts for parts in map(path_parts, readings) if parts)
+        for level in range(len(self._by_key)):
+            for parts in meant:
+                found = self._agreeing(level, parts, near)
+                if found:
+                    return _only(found, text)
+        return None
+
+    def _enter(self, path: Path) -> None:
+        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
+        parts = tuple(_plain(part) for part in below.parts)
+        self._parts[path] = parts
+        self._folders.update(parts[:-1])
+        for table, key in zip(self._by_key, self._keys(path.name), strict=True):
+            table[key].append(path)
+
+    def _keys(self, name: str) -> tuple[str, str, str]:
+        """By what a file is looked up: its name, its name in small letters, its name without ending."""
+        composed = unicodedata.normalize("NFC", name)
+        return composed, composed.casefold(), _plain(self._stem(name))
+
+    def agrees(self, text: str, path: Path) -> bool:
+        """Whether the folders of a statement are those of the file, as far as both have some; otherwise it was found by
+        its name alone, as the only one.
+        """
+        there = self._parts[path][:-1]
+        for reading in _readings(text):
+            folders = tuple(_plain(part) for part in path_parts(reading)[:-1])
+            if self._depth(folders, there) == min(len(folders), len(there)):
+                return True
+        return False
+
+    def _agreeing(self, level: int, parts: tuple[str, ...], near: Sequence[Path]) -> list[Path]:
+        """The files of this name whose folders agree best with the statement; one, if there is a best."""
+        folders = tuple(_plain(part) for part in parts[:-1])
+        depths: dict[Path, int] = {}
+        for path in self._named(level, parts[-1]):
+            depth = self._depth(folders, self._parts[path][:-1])
+            if depth is not None:
+                depths[path] = depth
+        deepest = max(depths.values(), default=0)
+        best = [path for path, depth in depths.items() if depth == deepest]
+        if len(best) < 2:
+            return best
+        if folders:
+            whole = [path for path in best if len(self._parts[path]) - 1 == deepest]
+            if not deepest and not whole:  # by the name alone, which is not the only one
+                return []
+            best = _fewer(best, whole)
+        return _fewer(best, [path for path in best if any(base in path.parents for base in near)])
+
+    def _named(self, level: int, name: str) -> list[Path]:
+        table = self._by_key[level]
+        named = table.get(self._keys(name)[level], [])
+        if level == 2 and not named:  # a dot in a name without ending
+            named = table.get(_plain(name), [])
+        return named
+
+    def _depth(self, stated: Sequence[str], there: Sequence[str]) -> int | None:
+        """How many folders before the name agree; None where one of them contradicts."""
+        for depth, (wanted, found) in enumerate(zip(reversed(stated), reversed(there), strict=False)):
+            if wanted != found:
+                if wanted in there:  # images/a.png for images/left/a.png
+                    return depth
+                parts = {part_of_name(wanted), part_of_name(found)} - {None}
+                return None if wanted in self._folders or len(parts) == 2 else depth
+        return min(len(stated), len(there))
+
+
+def path_parts(text: str) -> tuple[str, ...]:
+    """Folders and name in a path of any system, ``.`` and ``..`` taken out, without a drive."""
+    parts: list[str] = []
+    for part in text.replace("\\", "/").split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", ".") and not re.fullmatch("[A-Za-z]:", part):
+            parts.append(part)
+    return tuple(parts)
+
+
+def _only(found: list[Path], text: str) -> Path:
+    if len(found) > 1:
+        shown = ", ".join(map(str, sorted(found)[:3]))
+        raise DataError(
+            f"The file '{text}' is there {len(found)} times: {shown}; give its path, or rename or remove the others."
+        )
+    return found[0]
+
+
+def _fewer(all_of_them: list[Path], some: list[Path]) -> list[Path]:
+    return some if len(some) == 1 else all_of_them
+
+
+def _readings(text: str) -> list[str]:
+    """What a statement may be meant to say: itself, with ``/`` for ``\\``, without an address, with ``%20`` as a
+    blank.
+    """
+    plain = text.strip().strip("\"'")
+    readings = [text, plain, plain.replace("\\", "/")]
+    address = re.fullmatch(r"[a-z][a-z0-9+.-]+://(.*?)([?#].*)?", plain, re.IGNORECASE)
+    if address:
+        readings.append("/" + address[1])
+    readings += [unquote(reading) for reading in readings if "%" in reading]
+    return [reading for reading in dict.fromkeys(readings) if reading and "\0" not in reading]
+
+
+def _join(base: Path, reading: str) -> str:
+    return os.path.abspath(os.path.join(base, reading))
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
