@@ -98,15 +98,28 @@ def build_network(spec: NetworkSpec) -> SegmentationNetwork:
     Raises:
         RunError: the name is unknown, the network does not exist in this rank, needs a planned architecture that is
             missing, does not understand ``width_divisor`` or deep supervision, or the patch is not a multiple of its
-            divisor.
+            divisor or leaves a single voxel where a norm needs several.
     """
+    from medkd.networks.smallest import check_patch
+
     entry = NETWORKS[spec.name]
+    _check_kind(spec, entry)
+    if any(p % entry.divisor for p in spec.patch_size):
+        raise RunError(
+            f"'{spec.name}' needs patch axes that are multiples of {entry.divisor}, found {spec.patch_size}; change "
+            "--patch-size."
+        )
+    network = entry.build(spec)
+    check_patch(network, entry.build)
+    return network
+
+
+def _check_kind(spec: NetworkSpec, entry: NetworkEntry) -> None:
+    """Refuse what this kind of network does not have."""
     rank = len(spec.patch_size)
     if rank not in entry.ranks:
-        raise RunError(
-            f"Network '{spec.name}' exists in {'/'.join(f'{r}D' for r in entry.ranks)} only, the configuration is "
-            f"{rank}D."
-        )
+        ranks = "/".join(f"{r}D" for r in entry.ranks)
+        raise RunError(f"Network '{spec.name}' exists in {ranks} only, the configuration is {rank}D.")
     if entry.planned and spec.architecture is None:
         raise RunError(
             f"Network '{spec.name}' takes its shape from the plan, but the plan has no architecture for it; plan again."
@@ -118,12 +131,6 @@ def build_network(spec: NetworkSpec) -> SegmentationNetwork:
             f"Network '{spec.name}' has no deep supervision, but its specification asks for it; set deep_supervision "
             "to false."
         )
-    if any(p % entry.divisor for p in spec.patch_size):
-        raise RunError(
-            f"'{spec.name}' needs patch axes that are multiples of {entry.divisor}, found {spec.patch_size}; change "
-            "--patch-size."
-        )
-    return entry.build(spec)
 
 
 def fit_patch(name: str, patch_size: tuple[int, ...]) -> tuple[int, ...]:
