@@ -79,7 +79,7 @@ def test_the_check_finds_what_it_is_for() -> None:
     wrong = Wrong()
     with fake_cuda():
         image = torch.empty(1, 2, 4, 4, device="cuda")
-        with pytest.raises(Exception, match="[Ff]ake"):
+        with pytest.raises(Exception, match=r"[Ff]ake"):
             wrong(image)
         with pytest.raises(RuntimeError, match="device"):
             image + torch.ones(1, 2, 1, 1)
