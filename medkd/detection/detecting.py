@@ -120,6 +120,25 @@ def detect_images(
     return report
 
 
+def detect_pixels(
+    detectors: Sequence[Detector], pixels: np.ndarray, device: torch.device, limits: Limits | None = None
+) -> Boxes:
+    """The boxes in one image.
+
+    Args:
+        detectors: see :func:`detect_images`.
+        pixels: ``(H, W)`` or ``(H, W, 3)`` uint8.
+        device: where the detectors are.
+        limits: what is kept.
+
+    Returns:
+        By falling score, in pixels of the image.
+    """
+    source = Source("pixels", "", lambda: pixels)
+    item = _Loaded(source, pixels, *letterbox(pixels, detectors[0].spec.image_size))
+    return _forward(detectors, [item], device, limits or Limits())[0]
+
+
 def _hand_on(finished: Finished | None, item: _Loaded, image: ImagePredictions) -> None:
     """Call ``finished``, where there is such a function, with what was found in one image."""
     if finished is not None:

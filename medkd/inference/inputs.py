@@ -10,10 +10,14 @@ from pathlib import Path
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.io.dicom import find_series, is_dicom, no_scan_text, safe_name
+from medkd.io.links import refuse_dangling
 from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
+SETTINGS_FILE = "predict_settings.json"
+"""Beside predictions: what they were made with."""
+
 _SHOWN = 20  # names in an error
 logger = logging.getLogger(__name__)
 
@@ -32,31 +36,54 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
         The cases; a missing channel shows itself when the case is read.
 
     Raises:
-        DataError: an input does not exist, holds no scans or scans that belong to no case (they are named), or the
-            number of files is not the number of channels.
+        DataError: an input does not exist, holds no scans or scans that belong to no case (they are named), links lead
+            nowhere, or the files are not as many as the channels, or numbered in another order.
     """
     paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    refuse_dangling(paths)
     for path in paths:
         if not path.exists():
             raise DataError(f"The input {path} does not exist.")
     if len(paths) == 1 and paths[0].is_dir():
         return _folder(paths[0], channels)
-    if len(paths) == 1 and channels > 1 and _CHANNEL.match(stem(paths[0])):
-        return [_siblings(paths[0], channels)]
+    if len(paths) == 1 and channels > 1:
+        numbered = _numbered(paths[0])
+        if numbered is not None and numbered[1] < channels:
+            return [_siblings(paths[0], channels)]
     if len(paths) != channels:
         raise DataError(
             f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in "
             "order."
         )
-    return [CaseFiles(case_name(paths[0]), tuple(paths))]
+    return [CaseFiles(case_name(*paths), tuple(paths))]
 
 
-def case_name(path: Path) -> str:
-    """``CASE_0000.nii.gz`` → ``CASE``; other names without their ending; DICOM by the name of the folder or file."""
-    if file_ending(path) is None:
-        return safe_name(path.resolve().name.removesuffix(".dcm")) or "scan"
+def case_name(*paths: Path) -> str:
+    """The id of the case whose channels these files are.
+
+    ``CASE_0000.nii.gz, CASE_0001.nii.gz`` is ``CASE``: four digits are a channel where they number all the files from
+    0. Other names, ``CASE_0001.nii.gz`` alone too, count as they are without their ending; DICOM by the name of the
+    folder or file.
+
+    Raises:
+        DataError: the files are numbered as channels, but stand in another order.
+    """
+    if file_ending(paths[0]) is None:
+        return safe_name(paths[0].resolve().name.removesuffix(".dcm")) or "scan"
+    numbered = [found for path in paths if (found := _numbered(path)) is not None]
+    numbers = [number for _, number in numbered]
+    if sorted(numbers) == list(range(len(paths))):
+        if numbers != sorted(numbers):
+            files = ", ".join(path.name for path in paths)
+            raise DataError(f"The channels {files} are numbered in another order than they are given; sort them.")
+        return numbered[0][0]
+    return stem(paths[0])
+
+
+def _numbered(path: Path) -> tuple[str, int] | None:
+    """``CASE_0001.nii.gz`` → ``CASE, 1``."""
     match = _CHANNEL.match(stem(path))
-    return match["case"] if match else stem(path)
+    return (match["case"], int(match["channel"])) if match else None
 
 
 def output_ending(case: CaseFiles) -> str:
@@ -70,19 +97,20 @@ def writable_ending(ending: str | None) -> str:
 
 
 def _folder(folder: Path, channels: int) -> list[CaseFiles]:
-    scans = sorted(p for p in folder.iterdir() if p.is_file() and file_ending(p) and not p.name.startswith("."))
-    first = [p for p in scans if stem(p).endswith("_0000")]
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    refuse_dangling(entries)
+    scans = [path for path in entries if path.is_file() and file_ending(path)]
+    first = [path for path in scans if stem(path).endswith("_0000")]
     if not first and channels == 1:
-        cases = [CaseFiles(stem(p), (p,)) for p in scans]
+        cases = [CaseFiles(stem(path), (path,)) for path in scans]
     else:
-        cases = [_siblings(p, channels) for p in first]
+        cases = [_siblings(path, channels) for path in first]
     if cases:
         _check_strays(folder, scans, cases, channels)
+        _say_left_out(folder, [path for path in entries if path not in scans and path.name != SETTINGS_FILE])
     else:
         cases = _dicom_cases(folder, channels)
-    if scans and any(
-        is_dicom(p) for p in folder.iterdir() if p.is_file() and not file_ending(p) and p.name.upper() != "DICOMDIR"
-    ):
+    if scans and any(_is_bare_dicom(path) for path in entries):
         raise DataError(
             f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the "
             "two."
@@ -90,8 +118,7 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     if not cases:
         raise DataError(
             f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or "
-            "DICOM series; "
-            f"found none{f', only {_listed(scans)}; rename them' if scans else ''}."
+            f"DICOM series; found none{f', only {_listed(scans)}; rename them' if scans else ''}."
         )
     names = [case.case for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -100,24 +127,33 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     return cases
 
 
+def _is_bare_dicom(path: Path) -> bool:
+    if not path.is_file() or file_ending(path) or path.name.upper() == "DICOMDIR":
+        return False
+    return is_dicom(path)
+
+
+def _say_left_out(folder: Path, others: Sequence[Path]) -> None:
+    if others:
+        logger.info("%s: no scans, so left out: %s", folder, _listed(others))
+
+
 def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles], channels: int) -> None:
     """Refuse scans that belong to no case; the label maps of an earlier prediction into the same folder are passed
     over.
     """
-    from medkd.inference.folder import SETTINGS_FILE  # which itself lists the cases
-
     known = {path for case in cases for path in case.images}
+    earlier: set[Path] = set()
     if (folder / SETTINGS_FILE).exists():
-        known |= {folder / f"{case.case}{output_ending(case)}" for case in cases}
-    strays = [path for path in scans if path not in known]
+        earlier = {folder / f"{case.case}{output_ending(case)}" for case in cases}
+    strays = [path for path in scans if path not in known | earlier]
     if strays:
         raise DataError(
             f"{folder}: expected {channels} channel(s) per case, named {_expected(channels)}, found {len(strays)} of "
-            f"{len(scans)} scans "
-            f"that belong to no case: {_listed(strays)}; name a scan that stands alone OTHERCASE_0000, complete its "
-            "channels, or move it "
-            "elsewhere."
+            f"{len(scans)} scans that belong to no case: {_listed(strays)}; name a scan that stands alone "
+            "OTHERCASE_0000, complete its channels, or move it elsewhere."
         )
+    _say_left_out(folder, [path for path in scans if path in earlier])
 
 
 def _expected(channels: int) -> str:
@@ -151,6 +187,8 @@ def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:
 
 
 def _siblings(path: Path, channels: int) -> CaseFiles:
+    """The case of one of its numbered channel files."""
     ending = path.name[len(stem(path)) :]
-    name = case_name(path)
+    numbered = _numbered(path)
+    name = stem(path) if numbered is None else numbered[0]
     return CaseFiles(name, tuple(path.with_name(f"{name}_{i:04d}{ending}") for i in range(channels)))

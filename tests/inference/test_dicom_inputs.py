@@ -11,8 +11,8 @@ import pytest
 
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
-from medkd.inference.folder import SETTINGS_FILE, predict_folder
-from medkd.inference.inputs import case_name, find_cases
+from medkd.inference.folder import predict_folder
+from medkd.inference.inputs import SETTINGS_FILE, case_name, find_cases
 from medkd.io.volumes import read_geometry, read_image, read_label, write_volume
 from tests.io.dicom_series import SHAPE, stored_values, write_series
 from tests.io.test_dicom import ORIENTATIONS, clutter

@@ -19,9 +19,10 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.serial import load
-from medkd.inference import folder as api
-from medkd.inference.folder import SETTINGS_FILE, PredictSettings, predict_folder
-from medkd.inference.inputs import case_name, find_cases
+from medkd.inference import outputs as writing
+from medkd.inference.folder import predict_folder
+from medkd.inference.inputs import SETTINGS_FILE, case_name, find_cases
+from medkd.inference.settings import PredictSettings
 from medkd.io.volumes import read_geometry, read_label, stem, write_volume
 
 
@@ -138,7 +139,7 @@ def test_a_full_disk_stops_and_leaves_nothing(
             errno.ENOSPC, "No space left on device"
         )
 
-    monkeypatch.setattr(api, "write_volume", full)
+    monkeypatch.setattr(writing, "write_volume", full)
     with pytest.raises(DataError, match="No space left"):
         predict_folder(scans, tmp_path / "out", make_run(folds=1))
     assert names(tmp_path / "out") == [SETTINGS_FILE]
