@@ -28,6 +28,7 @@ _EXPORTS = {
     "TrainOptions": "medkd.training.options",
     "convert": "dataset_conversion.convert:convert_dataset",
     "dry_run": "medkd.api",
+    "load": "medkd.api",
     "plan_and_preprocess": "medkd.api",
     "predict": "medkd.api",
     "register_converter": "medkd.register",
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "convert",
     "dry_run",
+    "load",
     "plan_and_preprocess",
     "predict",
     "register_converter",
@@ -62,7 +64,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dataset_conversion.convert import convert_dataset as convert
-    from medkd.api import dry_run, plan_and_preprocess, predict, train, train_distill
+    from medkd.api import dry_run, load, plan_and_preprocess, predict, train, train_distill
     from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError
     from medkd.evaluation.report.write import make_report as report
     from medkd.register import register_converter, register_detector, register_method, register_network

@@ -15,10 +15,12 @@ from medkd.tasks import Task, refuse_foreign, task_of_dataset, task_of_model
 
 if TYPE_CHECKING:
     from medkd.core.plan import Plan
+    from medkd.detection.loaded import LoadedDetector
     from medkd.detection.options import DetectorOptions
     from medkd.detection.plan import DetectionPlan
     from medkd.detection.predict import DetectReport
     from medkd.inference.folder import PredictReport
+    from medkd.inference.loaded import Loaded
     from medkd.training.options import TrainOptions
 
 Checkpoint = Literal["final", "best"]
@@ -180,6 +182,37 @@ def dry_run(
     return found if isinstance(found, list) else found.lines()
 
 
+def load(
+    model: str | Path,
+    *,
+    root: str | Path | None = None,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: Checkpoint = "final",
+    device: str | None = None,
+    **settings: Any,
+) -> Loaded | LoadedDetector:
+    """A model that is loaded once and used often: ``medkd.load(RUN).predict(scan)``.
+
+    Args:
+        model: run folder, ``DATASET/RUN`` below the results, or the folder of a model from elsewhere.
+        root: medkd's folder, for ``DATASET/RUN``.
+        folds: folds to average; None takes every trained one.
+        checkpoint: ``"final"`` or ``"best"``.
+        device: None picks CUDA where present, else the CPU.
+        settings: segmentation: ``step_size``, ``mirror``, ``precision``; detection: ``limits``.
+
+    Returns:
+        Segmentation: a :class:`~medkd.inference.loaded.Loaded`, whose ``predict`` takes an array ``(z, y, x)`` with its
+        spacing in mm, or a file; detection: a :class:`~medkd.detection.loaded.LoadedDetector`, whose ``predict`` takes
+        pixels or a file.
+
+    Raises:
+        RunError: there is no model, or it is not trained.
+    """
+    folder = find_model(model, root)
+    return task_of_model(folder).load(folder, folds, checkpoint=checkpoint, device=device, **settings)
+
+
 def predict(
     inputs: str | Path | Sequence[str | Path],
     outputs: str | Path,
@@ -229,7 +262,7 @@ def find_model(model: str | Path, root: str | Path | None = None) -> Path:
         RunError: neither exists; the runs of the data set are named.
     """
     path = Path(model)
-    if path.is_dir() or len(path.parts) != 2:
+    if path.exists() or len(path.parts) != 2:
         return path
     dataset, run = path.parts
     place = Root.resolve(root)

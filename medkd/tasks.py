@@ -34,6 +34,7 @@ class Task:
         train: train alone.
         train_distill: train with a teacher.
         dry_run: what training would do, in lines.
+        load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
             list_networks: rows of ``medkd_list networks``.
     """
@@ -48,6 +49,7 @@ class Task:
     train: Lazy
     train_distill: Lazy
     dry_run: Lazy
+    load: Lazy
     predict: Lazy
     list_networks: Lazy
 
@@ -77,6 +79,7 @@ TASKS: dict[str, Task] = {
         train=Lazy("medkd.training.api:train"),
         train_distill=Lazy("medkd.training.api:train_distill"),
         dry_run=Lazy("medkd.training.api:dry_run"),
+        load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
     ),
@@ -94,6 +97,7 @@ TASKS: dict[str, Task] = {
         train=Lazy("medkd.detection.api:train_detector"),
         train_distill=Lazy("medkd.detection.api:distill_detector"),
         dry_run=Lazy("medkd.detection.api:dry_run_detector"),
+        load=Lazy("medkd.detection.loaded:load"),
         predict=Lazy("medkd.detection.predict:predict_detections"),
         list_networks=Lazy("medkd.cli.list_entries:detector_rows"),
     ),

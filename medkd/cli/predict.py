@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "radiographs or a folder",
     )
     arguments.add_argument(
-        "-o", dest="outputs", type=Path, required=True, help="folder for the label maps or predictions.json"
+        "-o",
+        dest="outputs",
+        type=Path,
+        required=True,
+        help="folder for the label maps or predictions.json; for one scan also the very file, seg.nii.gz",
     )
     arguments.add_argument(
         "-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder"
@@ -103,9 +107,10 @@ def _predict(options: argparse.Namespace) -> int:
         **_settings(options),
     )
     there = f", {len(report.skipped)} were there already" if report.skipped else ""
+    replaced = f", {len(report.replaced)} of them in the place of earlier ones" if report.replaced else ""
     failed = f", {len(report.failed)} failed: {', '.join(report.failed)}" if report.failed else ""
     kind = api.task_of_model(api.find_model(options.model, options.root)).inputs
-    print(f"{len(report.predicted)} {kind} predicted into {options.outputs}{there}{failed}")
+    print(f"{len(report.predicted)} {kind} predicted into {options.outputs}{replaced}{there}{failed}")
     return 1 if report.failed else 0
 
 

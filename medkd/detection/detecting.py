@@ -61,11 +61,19 @@ class Limits:
 
 @dataclass
 class DetectReport:
-    """What became of the images: ids that were looked at, ids that were there already, and id → why it failed."""
+    """What became of the images.
+
+    Attributes:
+        predicted: ids that were looked at.
+        skipped: ids that were there already and were left as they are.
+        failed: id → why it failed.
+        replaced: ids of an earlier prediction in this folder, all of which was replaced.
+    """
 
     predicted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    replaced: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,18 +15,20 @@ import torch
 
 from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.serial import load, save
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal, finished
 from medkd.detection.models import TrainedDetector
 from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
-from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, ImagePredictions
+from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions, ImagePredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
+from medkd.io.links import refuse_dangling
 from medkd.models.base import Checkpoint, open_model
 
 SETTINGS_FILE = "predict_settings.json"
+_log = logging.getLogger(__name__)
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
 
@@ -116,10 +119,7 @@ def predict_detections(
         medkd=_version(),
         weights=tuple(weights_digest(detector.state_dict()) for detector in detectors),
     )
-    if not resume:
-        (Path(outputs) / PREDICTIONS_FILE).unlink(
-            missing_ok=True
-        )  # a kill must not leave it beside other settings, to be continued
+    replaced = [] if resume else _remove_earlier(Path(outputs))
     _write_settings(Path(outputs), settings, resume)
     journal = Journal(outputs, loaded.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
     earlier = finished(Path(outputs)) if resume else None
@@ -128,6 +128,7 @@ def predict_detections(
     waiting = [s for s in sources if not _done(s, journal, Path(outputs), pictures)]
     draw = partial(_draw, Path(outputs), loaded.categories, picture_score) if pictures else None
     report = detect_images(detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=draw)
+    report.replaced = replaced
     report.skipped = [s.case for s in sources if s not in waiting]
     journal.finish([s.case for s in sources if s.case not in report.failed])
     return report
@@ -146,6 +147,7 @@ def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | 
         DataError: an input does not exist, there is no radiograph, or two files have the same case id.
     """
     paths = [Path(inputs)] if isinstance(inputs, (str, Path)) else [Path(p) for p in inputs]
+    refuse_dangling(paths)
     found: list[tuple[str, Path]] = []
     for path in paths:
         if not path.exists():
@@ -173,17 +175,19 @@ def case_id(path: Path) -> str:
 
 def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
     own = None if outputs is None else picture_path(Path(outputs), "x").parent.absolute()
-    files = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
-    images = [p for p in files if p.parent.absolute() != own and p.name.upper() != "DICOMDIR"]
-    return [
-        (case_id(p.relative_to(folder)), p)
-        for p in images
-        if p.suffix.lower() in ENDINGS or (not p.suffix and is_dicom(p))
-    ]
+    found = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.parent.absolute() == own or path.name.upper() == "DICOMDIR":
+            continue
+        refuse_dangling([path])
+        if path.is_file() and _is_radiograph(path):
+            found.append((case_id(path.relative_to(folder)), path))
+    return found
+
+
+def _is_radiograph(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS or (not path.suffix and is_dicom(path))
 
 
 def _done(source: Source, journal: Journal, outputs: Path, pictures: bool) -> bool:
@@ -209,6 +213,22 @@ def _checked(limits: Limits) -> Limits:
             f"{limits.score:g}, {overlap} and {limits.most}."
         )
     return limits
+
+
+def _remove_earlier(outputs: Path) -> list[str]:
+    """Remove the predictions of an earlier call, which a kill must not leave beside other settings, to be continued;
+    returns their ids.
+    """
+    path = outputs / PREDICTIONS_FILE
+    if not path.exists():
+        return []
+    try:
+        replaced = sorted(DetectionPredictions.load(path).images)
+    except MedkdError:  # whatever it was, it is replaced
+        replaced = []
+    _log.warning("%s of %d images is replaced by new predictions", path, len(replaced))
+    path.unlink()
+    return replaced
 
 
 def _version() -> str:

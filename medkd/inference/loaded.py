@@ -67,10 +67,12 @@ class Loaded:
         return cls(Predictor.of(model, folds, **more))
 
     @overload
-    def predict(self, scan: np.ndarray, spacing: Sequence[float]) -> np.ndarray: ...
+    def predict(self, scan: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+        """The label map of an array."""
 
     @overload
-    def predict(self, scan: Path | str | Sequence[Path | str]) -> SegmentedScan: ...
+    def predict(self, scan: Path | str | Sequence[Path | str]) -> SegmentedScan:
+        """The label map of a file."""
 
     def predict(
         self, scan: np.ndarray | Path | str | Sequence[Path | str], spacing: Sequence[float] | None = None

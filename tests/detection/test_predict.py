@@ -11,6 +11,7 @@ from PIL import Image
 
 from medkd.cli.predict import main
 from medkd.core.errors import DataError, RunError
+from medkd.detection.loaded import load
 from medkd.detection.models import DetectorRun
 from medkd.detection.predict import case_id, find_radiographs, predict_detections
 from medkd.evaluation.detection.matching import overlaps
@@ -245,3 +246,35 @@ def _fails_on_the_dark(original: object) -> object:
         return original(self, image, score, most)  # type: ignore[operator]
 
     return one
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "x.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"x\.png is a link to .*gone\.png, which is not there"):
+        find_radiographs(tmp_path / "in")
+
+
+def test_what_is_replaced_is_said(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_all(tmp_path / "in")
+    first = predict_detections(tmp_path / "in", tmp_path / "out", run, folds=[0], device="cpu")
+    assert first.replaced == []
+    again = predict_detections(tmp_path / "in", tmp_path / "out", run, folds=[0], device="cpu")
+    assert again.replaced == sorted(first.predicted)
+    assert "predictions.json of 7 images is replaced" in caplog.text
+
+
+def test_a_loaded_detector_finds_what_the_command_writes(run: Path, tmp_path: Path) -> None:
+    write_all(tmp_path / "in")
+    predict_detections(tmp_path / "in", tmp_path / "out", run, device="cpu")
+    written = DetectionPredictions.load(tmp_path / "out" / "predictions.json").images["a_png"].found
+    detector = load(run, device="cpu")
+    assert detector.categories == ("fracture",)
+    for image in (tmp_path / "in" / "a_png_0000.png", picture(), np.repeat(picture()[..., None], 3, 2)):
+        found = detector.predict(image)
+        np.testing.assert_allclose(found.boxes, written.boxes, atol=1e-3)
+        np.testing.assert_allclose(found.scores, written.scores, atol=1e-6)
+    for pixels in (picture(4095), picture()[None], picture() / 255):
+        with pytest.raises(DataError, match="as uint8, found"):
+            detector.predict(pixels)

@@ -151,7 +151,7 @@ def test_a_killed_prediction_leaves_no_half_file(make_run: Callable[..., Path], 
     slow_write = (
         "import sys, time, medkd.io.nifti as n; from pathlib import Path; from medkd.inference.folder import "
         "predict_folder\n"
-        "def write(path, array, affine):\n    Path(path).write_bytes(b'half'); print('writing', flush=True); "
+        "def write(path, *rest):\n    Path(path).write_bytes(b'half'); print('writing', flush=True); "
         "time.sleep(60)\n"
         "n.write_nifti = write; predict_folder(*(Path(a) for a in sys.argv[1:]))"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import medkd
 from medkd.core.errors import DataError, RunError
 from medkd.inference.folder import predict_folder
 from medkd.inference.loaded import load
@@ -70,3 +71,10 @@ def test_other_inputs_are_refused(make_run: Callable[..., Path], scans: Path, tm
         model.predict(np.full((8, 8, 8), np.nan), (1, 1, 1))
     with pytest.raises(RunError, match="is not a medkd run folder"):
         load(tmp_path)
+
+
+def test_the_face_loads_models_of_both_tasks_and_finds_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(folds=1)
+    model = medkd.load(f"1/{run.name}", root=tmp_path, device="cpu", mirror=False)
+    assert model.task == "segmentation"
+    assert model.predict(np.zeros((8, 9, 10)), (1, 1, 1)).shape == (8, 9, 10)  # type: ignore[union-attr, call-overload]
