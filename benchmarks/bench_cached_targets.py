@@ -65,7 +65,14 @@ def step_of(
     """A whole training step of one kind, with a student of its own."""
     patch = tuple(options.patch)
     student = network_of(options.student, patch, options.classes).train()
-    context = Context(student.taps, teacher.taps, options.classes, False, (1.0,) * 3, patch)  # type: ignore[arg-type]
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=options.classes,
+        regions=False,
+        spacing=(1.0,) * 3,
+        patch_size=patch,
+    )  # type: ignore[arg-type]
     method = build_method("none" if kind == "none" else options.method, context)
     distiller = Distiller(teacher if kind == "live" else None, method, cached=kind in ("given", "cached"))
     optimizer = torch.optim.SGD(student.parameters(), 1e-3, 0.99, nesterov=True)

@@ -145,7 +145,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print("trained:", {name: round(value, 3) for name, value in trained.items()}, flush=True)
     bench = Bench(student, loss, *organs(patch, options.classes, options.batch, options.regions))
     context = Context(
-        student.taps, teacher.taps, options.classes, options.regions, (2.0, *(1.5,) * (len(patch) - 1)), patch
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=options.classes,
+        regions=options.regions,
+        spacing=(2.0, *(1.5,) * (len(patch) - 1)),
+        patch_size=patch,
     )
     results: dict[str, Any] = {}
     for name in options.methods:

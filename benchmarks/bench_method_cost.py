@@ -52,7 +52,14 @@ class Bench:
         ]
         self.spec = specs[1]
         student, teacher = (build_weightless(spec) for spec in specs)
-        self.context = Context(student.taps, teacher.taps, options.classes, False, (2.0, 1.5, 1.5)[: len(patch)], patch)
+        self.context = Context(
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=options.classes,
+            regions=False,
+            spacing=(2.0, 1.5, 1.5)[: len(patch)],
+            patch_size=patch,
+        )
         image, target = organs(patch, options.classes, options.batch, False)
         self.image, labels = image.to(self.device), target.labels.to(self.device)
         self.target = Target(labels, None, target.progress)

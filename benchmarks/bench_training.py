@@ -102,7 +102,14 @@ def measure(options: argparse.Namespace, precision: str) -> Phases:
     distiller = None
     if options.teacher:
         teacher = network_of(options.teacher, patch, options.classes)
-        context = Context(network.taps, teacher.taps, options.classes, False, (1.0,) * 3, patch)  # type: ignore[arg-type]
+        context = Context(
+            student_taps=network.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=options.classes,
+            regions=False,
+            spacing=(1.0,) * 3,
+            patch_size=patch,
+        )  # type: ignore[arg-type]
         distiller = Distiller(teacher, build_method(options.method, context))
     parameters = [*network.parameters(), *(distiller.parameters() if distiller else [])]
     optimizer = torch.optim.SGD(parameters, 1e-3, 0.99, nesterov=True)

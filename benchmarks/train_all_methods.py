@@ -129,8 +129,15 @@ def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedT
     network = build_network(run.network)
     labels = job.description.labels
     axes = chosen.model.describe().mirror_axes
-    sizes = job.configuration.spacing, run.network.patch_size
-    context = Context(network.taps, taps, labels.num_outputs, labels.regions, *sizes, mirror_axes=axes)
+    context = Context(
+        student_taps=network.taps,
+        teacher_taps=taps,
+        num_outputs=labels.num_outputs,
+        regions=labels.regions,
+        spacing=job.configuration.spacing,
+        patch_size=run.network.patch_size,
+        mirror_axes=axes,
+    )
     helper_seed(options.seed)
     distiller = SharedDistiller(shared, build_method(method, context, run.method_parameters))
     trainer = DistillationTrainer(network, distiller, api._data(job, run), api._settings(job, run), folder)
@@ -275,7 +282,12 @@ def possible(job: api._Job, student: str, names: list[str], chosen: Any, network
     run = api._describe(job, student, job.options.patch_size, "none", chosen)
     labels, taps = job.description.labels, build_network(run.network).taps
     context = Context(
-        taps, network.taps, labels.num_outputs, labels.regions, job.configuration.spacing, run.network.patch_size
+        student_taps=taps,
+        teacher_taps=network.taps,
+        num_outputs=labels.num_outputs,
+        regions=labels.regions,
+        spacing=job.configuration.spacing,
+        patch_size=run.network.patch_size,
     )
     needs, continued, methods = Needs(), False, []
     for name in names:

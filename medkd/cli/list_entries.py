@@ -90,6 +90,17 @@ def method_rows() -> list[Row]:
     return rows
 
 
+def departure_lines() -> list[str]:
+    """One line per place where a method or network differs from what its authors released, on purpose."""
+    from medkd.distillation.departures import all_departures
+
+    lines = []
+    for entry in all_departures():
+        variant = "" if entry.variant == "both" else " (variant=paper)"
+        lines.append(f"{entry.id}{variant}: {entry.what} {entry.why} Size: {entry.size}. Source: {entry.source}.")
+    return lines
+
+
 def dataset_rows(root: Root) -> list[Row]:
     """One row per data set below the root: name, cases, channels, labels, planned configurations."""
     rows: list[Row] = [("data set", "cases", "channels", "labels", "planned")]
@@ -215,6 +226,8 @@ def _list(options: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=2))
         return 0
     print(table(rows))
+    if options.what == "methods" and options.verbose:
+        print("\n" + "\n".join(departure_lines()))
     if options.what == "networks":
         print(
             "\nat 1 channel, 14 classes, patch 96³ (3D) or 512² (2D); * takes its shape from the plan, here nnU-Net's "

@@ -335,7 +335,15 @@ def _distiller(ready: _Ready, student: Detector) -> DetectorDistiller | None:
     teacher: Detector = ready.teacher.network()
     classes, size = len(ready.spec.categories), ready.spec.image_size
     outputs = classes + 1 if student.two_stage else classes
-    context = Context(student.taps, teacher.taps, outputs, not student.two_stage, (1.0, 1.0), (size, size), "detection")
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=outputs,
+        regions=not student.two_stage,
+        spacing=(1.0, 1.0),
+        patch_size=(size, size),
+        task="detection",
+    )
     torch.manual_seed(ready.prepared.options.seed + _HELPER_SEED)
     method = build_method(ready.run.method or "none", context, ready.run.method_parameters, own=DETECTION_METHODS)
     return DetectorDistiller(teacher, method, student.anchors)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Progress, Tap, Target
 from medkd.core.registry import Registry
-from medkd.core.serial import nearest
 
-Variant = Literal["default", "paper"]
+Variant = Literal["default", "paper"]  # medkd's own scale and form of a method, or the original's
 _MAPS = 12  # maps of one channel beside the logits: labels, masks and sums over classes
+_FLOAT = 4  # bytes of a number in float32
 _SMALL = 2**18  # bytes for what costs next to nothing: class means, counts, small gates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """What a method knows when it is built.
 
@@ -66,12 +65,16 @@ class Needs:
 
     def __or__(self, other: Needs) -> Needs:
         """The union of two needs, in order of first mention."""
-        merged = ((*a, *(n for n in b if n not in a)) for a, b in zip(_fields(self), _fields(other), strict=True))
-        return Needs(*merged)
+        return Needs(
+            _joined(self.student, other.student),
+            _joined(self.teacher, other.teacher),
+            _joined(self.teacher_corrections, other.teacher_corrections),
+        )
 
 
-def _fields(needs: Needs) -> tuple[tuple[str, ...], ...]:
-    return needs.student, needs.teacher, needs.teacher_corrections
+def _joined(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
+    """Names of both, each once, in order of first mention."""
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 class Method(nn.Module):
@@ -139,13 +142,9 @@ class Method(nn.Module):
         """
         helpers = sum(p.numel() for p in self.parameters())
         maps = _MAPS * logits // self.context.num_outputs if self.per_logit else 0
-        # four bytes for every number of the matrices and of the helpers' gradients
-        return (
-            int(self.per_logit * logits + self.per_feature * features)
-            + maps
-            + 4 * (self.pairwise(batch) + helpers)
-            + _SMALL
-        )
+        copies = int(self.per_logit * logits + self.per_feature * features)
+        numbers = self.pairwise(batch) + helpers  # of the matrices, and of the helpers' gradients
+        return copies + maps + _FLOAT * numbers + _SMALL
 
     @property
     def needs_preparation(self) -> bool:
@@ -162,113 +161,6 @@ class Method(nn.Module):
 
 
 METHODS: Registry[type[Method]] = Registry("method", MethodError, "medkd.methods")
-
-
-def build_method(
-    name: str, context: Context, settings: Mapping[str, Any] | None = None, own: Registry[type[Method]] | None = None
-) -> Method:
-    """Build a method by name, or several joined by ``+``, whose terms are summed.
-
-    Args:
-        name: registry name, for example ``"kd"`` or ``"acf+kd"``.
-        context: taps, outputs and geometry.
-        settings: ``"method.parameter"`` → value; values given as text are read as the parameter's own type.
-        own: methods of a branch that come before those of :data:`METHODS` with the same name.
-
-    Raises:
-        MethodError: an unknown method or parameter, a bad value, or a method that is not defined for this context.
-    """
-    names = [part.strip() for part in name.split("+")]
-    if len(set(names)) != len(names):
-        raise MethodError(f"'{name}' names a method twice; every method can be used once.")
-    classes = {part: own[part] if own is not None and part in own else METHODS[part] for part in names}
-    undefined = [part for part, kind in classes.items() if context.task == "detection" and not kind.detection]
-    if undefined:
-        raise MethodError(f"'{undefined[0]}' is not defined for detectors; see medkd_list methods for those that are.")
-    chosen: dict[str, dict[str, Any]] = {part: {} for part in names}
-    for key, value in (settings or {}).items():
-        part, _, parameter = key.partition(".")
-        if part not in classes or not parameter:
-            raise MethodError(
-                f"Setting '{key}' does not belong to '{name}'; write METHOD.PARAMETER=VALUE with one of: "
-                f"{', '.join(names)}."
-            )
-        chosen[part][parameter] = _parse(classes[part], part, parameter, value)
-    built = {part: classes[part](context, **chosen[part]) for part in names}
-    return built[names[0]] if len(names) == 1 else _Sum(context, built)
-
-
-def parameters_of(method: type[Method]) -> dict[str, inspect.Parameter]:
-    """The keyword parameters of a method's constructor, by name."""
-    return {n: p for n, p in inspect.signature(method.__init__).parameters.items() if n not in ("self", "context")}
-
-
-def _parse(method: type[Method], name: str, parameter: str, value: Any) -> Any:
-    known = parameters_of(method)
-    if parameter not in known:
-        raise MethodError(
-            f"Method '{name}' has no parameter '{parameter}'.{nearest(parameter, known)} Known: "
-            f"{', '.join(known) or 'none'}."
-        )
-    default = known[parameter].default
-    if not isinstance(value, str) or isinstance(default, str):
-        return value
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    if default is None:
-        return value
-    raise MethodError(f"{name}.{parameter}: expected a value like {default!r}, found '{value}'.")
-
-
-class _Sum(Method):
-    """Several methods at once; terms are prefixed with their method's name."""
-
-    def __init__(self, context: Context, parts: Mapping[str, Method]) -> None:
-        super().__init__(context)
-        self.parts = nn.ModuleDict(parts)
-        self.outputs_only = all(m.outputs_only for m in parts.values())  # type: ignore[misc]
-        self.needs_teacher = any(m.needs_teacher for m in parts.values())  # type: ignore[misc]
-        self.averages = any(m.averages for m in parts.values())  # type: ignore[misc]
-        self.continues_teacher = any(m.continues_teacher for m in parts.values())  # type: ignore[misc]
-
-    def needs(self) -> Needs:
-        total = Needs()
-        for method in self._methods():
-            total = total | method.needs()
-        return total
-
-    def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
-        return {
-            f"{n}.{k}": v
-            for n, m in zip(self.parts, self._methods(), strict=True)
-            for k, v in m(student, teacher, target).items()
-        }
-
-    def wants_average(self, progress: Progress) -> bool:
-        return any(method.wants_average(progress) for method in self._methods())
-
-    def pairwise(self, batch: int) -> int:
-        return sum(m.pairwise(batch) for m in self._methods())
-
-    def announced(self, logits: int, features: int, batch: int) -> int:
-        return sum(m.announced(logits, features, batch) for m in self._methods())
-
-    @property
-    def needs_preparation(self) -> bool:
-        return any(method.needs_preparation for method in self._methods())
-
-    def prepare(self, teacher: Any, batches: Any) -> None:
-        for method in self._methods():
-            if method.needs_preparation:
-                method.prepare(teacher, batches)
-
-    def _methods(self) -> list[Method]:
-        return [m for m in self.parts.values() if isinstance(m, Method)]
 
 
 def zero_like(logits: Tensor) -> Tensor:

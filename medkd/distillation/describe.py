@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medkd.core.registry import Registry
-from medkd.distillation.base import Method, parameters_of
+from medkd.distillation.base import Method
+from medkd.distillation.build import parameters_of
+from medkd.distillation.departures import Departure, Kind, departures_of
 
 _BLOCK = re.compile(r"::\n\n((?: {4}.*(?:\n|$))+)")
 _INLINE = re.compile(r"``([^`]+)``")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodCard:
     """One method.
 
@@ -27,6 +29,7 @@ class MethodCard:
         detection: whether it is defined for detectors.
         parameters: name → default as text; ``required`` where there is none.
         bound: what it does to keep its memory bounded.
+        departures: where it differs from what its authors released, on purpose.
     """
 
     name: str
@@ -37,19 +40,31 @@ class MethodCard:
     detection: bool
     parameters: tuple[tuple[str, str], ...]
     bound: str
+    departures: tuple[Departure, ...] = ()
 
 
 def describe_methods(methods: Registry[type[Method]]) -> list[MethodCard]:
     """A card for every method of a registry, in its order."""
-    return [describe_method(name, methods[name]) for name in methods]
+    from medkd.distillation import METHODS
+
+    kind: Kind = "method" if methods is METHODS else "detection"
+    return [describe_method(name, methods[name], kind) for name in methods]
 
 
-def describe_method(name: str, method: type[Method]) -> MethodCard:
-    """The card of a method, from its class attributes, its constructor and its docstring."""
+def describe_method(name: str, method: type[Method], kind: Kind = "method") -> MethodCard:
+    """The card of a method, from its class attributes, its constructor, its docstring and the list of departures."""
     title = inspect.cleandoc(method.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     parameters = tuple((n, _default(p)) for n, p in parameters_of(method).items())
     return MethodCard(
-        name, title, method.citation, formula_of(method), needs_of(method), method.detection, parameters, method.bound
+        name=name,
+        title=title,
+        paper=method.citation,
+        formula=formula_of(method),
+        needs=needs_of(method),
+        detection=method.detection,
+        parameters=parameters,
+        bound=method.bound,
+        departures=departures_of(name, kind),
     )
 
 
@@ -66,18 +81,22 @@ def needs_of(method: type[Method]) -> str:
 
 def formula_of(method: type[Method]) -> str:
     """The formula in a method's docstring: its displayed block, else its inline formulas; in one line."""
-    text = (
-        inspect.cleandoc(method.__doc__ or "")
-        .partition("\nCitation:")[0]
-        .replace("``variant=", "\nvariant=")
-        .partition("\nvariant=")[0]
-    )
+    text = inspect.cleandoc(method.__doc__ or "").partition("\nCitation:")[0]
+    text = text.replace("``variant=", "\nvariant=").partition("\nvariant=")[0]
     block = _BLOCK.search(text)
     if block:
-        return " ; ".join(re.sub(r"\s+", " ", line).strip() for line in block[1].strip().splitlines())
-    found = [re.sub(r"\s+", " ", part) for part in _INLINE.findall(text)]
-    whole = [part for part in found if part.startswith("L") and " = " in part]
-    return " ; ".join(whole or [part for part in found if "mean" in part or "KL" in part])
+        return " ; ".join(_one_line(line) for line in block[1].strip().splitlines())
+    whole, terms = [], []
+    for part in map(_one_line, _INLINE.findall(text)):
+        if part.startswith("L") and " = " in part:
+            whole.append(part)
+        if "mean" in part or "KL" in part:
+            terms.append(part)
+    return " ; ".join(whole or terms)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def method_page(branches: dict[str, list[MethodCard]], costs: dict[str, CostRow], measured: str) -> Iterator[str]:
@@ -95,7 +114,8 @@ def method_page(branches: dict[str, list[MethodCard]], costs: dict[str, CostRow]
         yield "|---|---|---|---|---|---|"
         for card in cards:
             time, memory = _cost(costs.get(card.name)) if heading == SEGMENTATION else ("-", "-")
-            yield f"| [`{card.name}`](#{_anchor(heading, card)}) | {card.paper} | {card.needs} | {_yes(card)} | {time} | {memory} |"
+            link = f"[`{card.name}`](#{_anchor(heading, card)})"
+            yield f"| {link} | {card.paper} | {card.needs} | {_yes(card)} | {time} | {memory} |"
         for card in cards:
             yield from _section(heading, card)
     yield ""
@@ -115,15 +135,17 @@ class CostRow:
 SEGMENTATION = "Segmentation"
 _HEAD = """# Distillation methods
 
-This page is made from the code by `python -m benchmarks.methods_page`; change a method's docstring instead of the page.
+This page is made from the code by `python -m benchmarks.methods_page`; change a method's docstring instead of the
+page.
 
-A method is named on the command line (`medkd_train_distill 4 res_unet unet_tiny kd 0`), several are joined by `+`, a parameter is set by
-`--set METHOD.PARAMETER=VALUE`. `needs` says what it takes of the networks: the teacher's logits alone, features read at taps (which
-`--dry-run` shows with their shapes), or a teacher that can be continued from a tap. A default of `None` means that it follows from the
-variant or the networks, as the class's documentation says; `variant=paper` gives the scale and form of the original.
+A method is named on the command line (`medkd_train_distill 4 res_unet unet_tiny kd 0`), several are joined by `+`, a
+parameter is set by `--set METHOD.PARAMETER=VALUE`. `needs` says what it takes of the networks: the teacher's logits
+alone, features read at taps (which `--dry-run` shows with their shapes), or a teacher that can be continued from a
+tap. A default of `None` means that it follows from the variant or the networks, as the class's documentation says;
+`variant=paper` gives the scale and form of the original.
 
-Time is that of the loss alone, forward and backward, as a multiple of the supervised loss; memory is what it takes at its peak beyond
-its inputs, and the bound that it announces and never exceeds. {measured}"""
+Time is that of the loss alone, forward and backward, as a multiple of the supervised loss; memory is what it takes at
+its peak beyond its inputs, and the bound that it announces and never exceeds. {measured}"""
 
 
 def _section(heading: str, card: MethodCard) -> Iterator[str]:
@@ -141,6 +163,9 @@ def _section(heading: str, card: MethodCard) -> Iterator[str]:
     settings = ", ".join(f"`{name}={default}`" for name, default in card.parameters)
     yield f"- parameters: {settings or 'none'}"
     yield f"- memory: {card.bound}"
+    for entry in card.departures:
+        variant = "" if entry.variant == "both" else ", in the paper's variant"
+        yield f"- departs from the original{variant}: {entry.what} {entry.why} ({entry.size}; {entry.source})"
 
 
 def _cost(row: CostRow | None) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,29 +44,17 @@ class Distiller:
     def __init__(
         self, teacher: nn.Module | None, method: Method, *, cached: bool = False, partners: Sequence[nn.Module] = ()
     ) -> None:
-        if cached and not method.outputs_only:
-            raise MethodError(
-                f"{_beyond_outputs(method)} needs more of the teacher than its outputs, and cached targets hold "
-                "nothing else; "
-                "use --targets live."
-            )
-        if method.needs_teacher and teacher is None and not cached:
-            raise MethodError(f"{type(method).__name__} needs a teacher, but none was given.")
+        _check_source(method, teacher, cached)
         self.method = method
-        self.partners = [network.eval().requires_grad_(False) for network in partners]
-        self.teacher = teacher.eval().requires_grad_(False) if teacher is not None and method.needs_teacher else None
-        needs = method.needs()
+        self.partners = [_frozen(network) for network in partners]
+        self.teacher = _frozen(teacher) if teacher is not None and method.needs_teacher else None
         self._student: Capture | None = None
         self._captured: nn.Module | None = None
         self._teacher: Capture | None = None
-        if self.teacher is not None and method.continues_teacher:
-            if not hasattr(self.teacher, "forward_from"):
-                raise MethodError(
-                    f"{type(method).__name__} continues the teacher from a tap, which {type(teacher).__name__} does "
-                    "not offer."
-                )
-            self.teacher.remember = True  # type: ignore[assignment]  # a flag of every network that can be continued
         if self.teacher is not None:
+            if method.continues_teacher:
+                _make_continuable(self.teacher, method)
+            needs = method.needs()
             self._teacher = Capture(self.teacher, needs.teacher, needs.teacher_corrections, detach=True)
 
     @property
@@ -133,9 +121,8 @@ class Distiller:
         assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
         self.teacher.eval()
         wanted = self.method.wants_average(progress) and self._other_passes > 0
-        others = (
-            self._other_probabilities(image) if wanted else None
-        )  # first: a method may continue from what the last pass left behind
+        # These come first: a method may continue from what the last pass left behind.
+        others = self._other_probabilities(image) if wanted else None
         with torch.no_grad(), self._teacher as capture:
             logits = self.teacher(image.detach())
         outputs = _outputs(logits, capture.features, capture.corrections, self._forward_from(image.device.type))
@@ -153,16 +140,18 @@ class Distiller:
     @torch.no_grad()
     def _other_probabilities(self, image: Tensor) -> Tensor:
         """Mean probabilities over all mirrorings of teacher and partners, without the teacher's plain pass."""
-        axes = mirrorings(self.method.context.mirror_axes)
-        passes = [(network, flip) for network in self.partners for flip in axes] + [
-            (self.teacher, flip) for flip in axes if flip
-        ]
+        return mean_of(self._mirrored_probabilities(image))
 
-        def run(network: nn.Module, flip: tuple[int, ...]) -> Tensor:
-            found = _outputs(network(image.flip(flip) if flip else image), {}, {}, None).logits
-            return probabilities_of(found.flip(flip) if flip else found, self.method.context.regions)
-
-        return mean_of(run(network, flip) for network, flip in passes if network is not None)
+    def _mirrored_probabilities(self, image: Tensor) -> Iterator[Tensor]:
+        flips = mirrorings(self.method.context.mirror_axes)
+        for network in (*self.partners, self.teacher):
+            if network is None:
+                continue
+            for flip in flips:
+                if network is self.teacher and not flip:
+                    continue
+                found = _outputs(network(image.flip(flip)), {}, {}, None).logits
+                yield probabilities_of(found.flip(flip), self.method.context.regions)
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
         """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the
@@ -221,10 +210,37 @@ class Distiller:
         return self
 
 
+def _check_source(method: Method, teacher: nn.Module | None, cached: bool) -> None:
+    """Refuse a method that needs more of a teacher than there is."""
+    if cached and not method.outputs_only:
+        raise MethodError(
+            f"{_beyond_outputs(method)} needs more of the teacher than its outputs, and cached targets hold nothing "
+            "else; use --targets live."
+        )
+    if method.needs_teacher and teacher is None and not cached:
+        raise MethodError(f"{type(method).__name__} needs a teacher, but none was given.")
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    return network.eval().requires_grad_(False)
+
+
+def _make_continuable(teacher: nn.Module, method: Method) -> None:
+    """Tell the teacher to remember what a continuation from a tap needs."""
+    if not hasattr(teacher, "forward_from"):
+        raise MethodError(
+            f"{type(method).__name__} continues the teacher from a tap, which {type(teacher).__name__} does not offer."
+        )
+    teacher.remember = True  # type: ignore[assignment]  # a flag of every network that can be continued
+
+
 def _beyond_outputs(method: Method) -> str:
     """Name of the method, or of that of several joined, which needs more than outputs."""
-    kind = [type(m) for m in method.modules() if isinstance(m, Method) and not m.outputs_only][-1]
-    return next((name for name in METHODS if METHODS[name] is kind), kind.__name__)
+    kinds = [type(part) for part in method.modules() if isinstance(part, Method) and not part.outputs_only]
+    for name in METHODS:
+        if METHODS[name] is kinds[-1]:
+            return name
+    return kinds[-1].__name__
 
 
 def _outputs(

@@ -1,4 +1,4 @@
-"""Checks of method parameters, each with one clear sentence."""
+"""Checks of the ranges of method parameters, each with one clear sentence; their kinds are checked by annotation."""
 
 from __future__ import annotations
 
@@ -7,28 +7,6 @@ from collections.abc import Sequence
 from medkd.core.errors import MethodError
 from medkd.core.features import Tap
 from medkd.core.serial import nearest
-
-
-def choice(method: str, name: str, value: str, known: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``known``.
-
-    Raises:
-        MethodError: it is not; the nearest known one is named.
-    """
-    if value not in known:
-        raise MethodError(
-            f"{method}.{name} must be one of {', '.join(known)}, found '{value}'.{nearest(str(value), known)}"
-        )
-    return value
-
-
-def check_variant(method: str, value: str) -> bool:
-    """Whether the paper's variant is wanted.
-
-    Raises:
-        MethodError: neither ``default`` nor ``paper``.
-    """
-    return choice(method, "variant", value, ("default", "paper")) == "paper"
 
 
 def positive(method: str, name: str, value: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Stage, Tap, pair_by_stride
+from medkd.core.serial import nearest
 from medkd.distillation.base import Context, Method, Needs
 from medkd.distillation.options import tap_named
 
@@ -40,46 +41,52 @@ def choose_pairs(method: str, context: Context, taps: str) -> list[Pair]:
         MethodError: a name is unknown, or the two networks have no such pair.
     """
     if ":" in taps:
-        named = [entry.partition(":") for entry in taps.split(",")]
-        return [
-            (
-                tap_named(method, "taps", context.student_taps, s.strip()),
-                tap_named(method, "taps", context.teacher_taps, t.strip()),
-            )
-            for s, _, t in named
-        ]
+        return [_named_pair(method, context, entry) for entry in taps.split(",")]
     if taps != "last" and taps not in STAGES:
         raise MethodError(
-            f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found '{taps}'."
+            f"{method}.taps must be one of last, {', '.join(STAGES)}, or STUDENT:TEACHER names, found "
+            f"'{taps}'.{nearest(taps, ('last', *STAGES))}"
         )
     if context.task == "detection":
         return _neck_pairs(method, context)
-    pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["decoder" if taps == "last" else taps])
-    if taps in ("last", "bottleneck") and not pairs:  # a network may lack the stage: then the deepest pair there is
-        pairs = pair_by_stride(context.student_taps, context.teacher_taps, STAGES["all"])[-1:]
+    return _stage_pairs(method, context, taps)
+
+
+def _named_pair(method: str, context: Context, entry: str) -> Pair:
+    """The pair of ``student:teacher``."""
+    student, _, teacher = entry.partition(":")
+    return (
+        tap_named(method, "taps", context.student_taps, student.strip()),
+        tap_named(method, "taps", context.teacher_taps, teacher.strip()),
+    )
+
+
+def _stage_pairs(method: str, context: Context, word: str) -> list[Pair]:
+    """The pairs of a stage, finest first; for a stage that a network may lack, the deepest pair there is."""
+    student, teacher = context.student_taps, context.teacher_taps
+    pairs = pair_by_stride(student, teacher, STAGES["decoder" if word == "last" else word])
+    if word in ("last", "bottleneck") and not pairs:
+        pairs = pair_by_stride(student, teacher, STAGES["all"])[-1:]
     if not pairs:
-        known = [", ".join(t.name for t in side) or "none" for side in (context.student_taps, context.teacher_taps)]
+        ours, theirs = (", ".join(tap.name for tap in taps) or "none" for taps in (student, teacher))
         raise MethodError(
-            f"{method} found no pair of taps for '{taps}': the student has {known[0]}, the teacher {known[1]}; name "
-            "them."
+            f"{method} found no pair of taps for '{word}': the student has {ours}, the teacher {theirs}; name them."
         )
-    return pairs[:1] if taps == "last" else pairs
+    return pairs[:1] if word == "last" else pairs
 
 
 def _neck_pairs(method: str, context: Context) -> list[Pair]:
     """Every pair of neck maps with the same stride, finest first."""
-    pairs = [
-        (s, t) for s, t in pair_by_stride(context.student_taps, context.teacher_taps, ("neck",)) if s.stride == t.stride
-    ]
+    near = pair_by_stride(context.student_taps, context.teacher_taps, ("neck",))
+    pairs = [pair for pair in near if pair[0].stride == pair[1].stride]
     if not pairs:
-        known = [
-            ", ".join(f"{t.name} ({t.stride[0]})" for t in side if t.stage == "neck")
-            for side in (context.student_taps, context.teacher_taps)
-        ]
-        raise MethodError(
-            f"{method} found no neck maps of equal stride: the student has {known[0]}, the teacher {known[1]}."
-        )
+        ours, theirs = _necks(context.student_taps), _necks(context.teacher_taps)
+        raise MethodError(f"{method} found no neck maps of equal stride: the student has {ours}, the teacher {theirs}.")
     return pairs
+
+
+def _necks(taps: Sequence[Tap]) -> str:
+    return ", ".join(f"{tap.name} ({tap.stride[0]})" for tap in taps if tap.stage == "neck")
 
 
 class PairMethod(Method):
@@ -92,7 +99,10 @@ class PairMethod(Method):
 
     Attributes:
         pairs: student tap and teacher tap of every pair, finest first.
+        paper: whether the paper's variant is wanted.
     """
+
+    paper = False
 
     def __init__(self, context: Context, name: str, taps: str) -> None:
         super().__init__(context)
@@ -100,23 +110,50 @@ class PairMethod(Method):
 
     def needs(self) -> Needs:
         """Both features of every pair."""
-        return Needs(
-            tuple(dict.fromkeys(s.name for s, _ in self.pairs)), tuple(dict.fromkeys(t.name for _, t in self.pairs))
-        )
+        students = dict.fromkeys(student.name for student, _ in self.pairs)
+        teachers = dict.fromkeys(teacher.name for _, teacher in self.pairs)
+        return Needs(tuple(students), tuple(teachers))
 
     def features(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
         """Student and teacher features ``(B, C, *spatial)`` of every pair; channels and sizes may differ."""
         for s, t in self.pairs:
             yield student.features[s.name], teacher.features[t.name]
 
+    def joined(self, levels: Sequence[Tensor]) -> Tensor:
+        """The levels' losses as one: their mean, and in the paper's variant their sum, as released."""
+        total = torch.stack(list(levels))
+        return total.sum() if self.paper else total.mean()
+
+
+class AdaptedMethod(PairMethod):
+    """A method that brings student maps to the teacher's channels by trainable 1x1 convolutions, and to its size.
+
+    Args:
+        context: taps, outputs and geometry.
+        name: the method's name, for error texts.
+        taps: see :func:`choose_pairs`.
+        always: a convolution also where the channels are equal.
+        gain: see :func:`adapter`.
+    """
+
+    def __init__(self, context: Context, name: str, taps: str, *, always: bool = False, gain: float = 1.0) -> None:
+        super().__init__(context, name, taps)
+        self.adapters = nn.ModuleList(adapter(pair, always=always, gain=gain) for pair in self.pairs)
+
+    def adapted(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
+        """The student's adapted features and the teacher's features ``(B, C, *spatial)`` of every pair; alike in
+        shape.
+        """
+        for adapt, (s, t) in zip(self.adapters, self.features(student, teacher), strict=True):
+            yield resize(adapt(s), t.shape[2:]), t
+
 
 def resize(features: Tensor, size: Sequence[int]) -> Tensor:
     """Resize ``(B, C, *spatial)`` linearly to ``size``; unchanged where the size fits."""
     if tuple(features.shape[2:]) == tuple(size):
         return features
-    return F.interpolate(
-        features, size=tuple(size), mode="trilinear" if features.ndim == 5 else "bilinear", align_corners=False
-    )
+    mode = "trilinear" if features.ndim == 5 else "bilinear"
+    return F.interpolate(features, size=tuple(size), mode=mode, align_corners=False)
 
 
 def pointwise(rank: int, channels_in: int, channels_out: int, *, bias: bool = True) -> nn.Module:

@@ -405,12 +405,12 @@ def _lesson(job: _Job, run: RunDescription, student: SegmentationNetwork, teache
         check_inheritance(student, network)
     labels, patch = job.description.labels, run.network.patch_size
     context = Context(
-        student.taps,
-        network.taps,
-        labels.num_outputs,
-        labels.regions,
-        job.configuration.spacing,
-        patch,
+        student_taps=student.taps,
+        teacher_taps=network.taps,
+        num_outputs=labels.num_outputs,
+        regions=labels.regions,
+        spacing=job.configuration.spacing,
+        patch_size=patch,
         mirror_axes=model.mirror_axes,
     )
     helper_seed(job.options.seed)

@@ -272,7 +272,15 @@ def trained(kind: str, classes: int = 3, width: int = 12) -> Detector:
 def context(student: Detector, teacher: Detector) -> Context:
     """The context of a pair."""
     dense, k = not student.two_stage, len(student.spec.categories)
-    return Context(student.taps, teacher.taps, k if dense else k + 1, dense, (1.0, 1.0), (SIZE, SIZE), "detection")
+    return Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=k if dense else k + 1,
+        regions=dense,
+        spacing=(1.0, 1.0),
+        patch_size=(SIZE, SIZE),
+        task="detection",
+    )
 
 
 def build(name: str, student: Detector, teacher: Detector, **settings: object) -> Method:

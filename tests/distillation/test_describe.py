@@ -118,7 +118,17 @@ def test_no_method_takes_more_memory_than_it_announces(
     if regions and name in ("nkd", "dkd"):
         pytest.skip("not defined for regions")
     student, teacher = networks["unet_tiny", rank], networks["res_unet", rank]
-    method = build_method(name, Context(student.taps, teacher.taps, 3, regions, (1.0,) * rank, student.spec.patch_size))
+    method = build_method(
+        name,
+        Context(
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=3,
+            regions=regions,
+            spacing=(1.0,) * rank,
+            patch_size=student.spec.patch_size,
+        ),
+    )
     if isinstance(method, PromptMethod):
         method.prepared.fill_(True)
     Distiller(teacher, method)
@@ -135,7 +145,14 @@ def test_the_bound_follows_the_number_of_nodes(
     name: str, setting: str, values: tuple[int, int], networks: dict[tuple[str, int], SegmentationNetwork]
 ) -> None:
     student, teacher = networks["unet_tiny", 3], networks["res_unet", 3]
-    context = Context(student.taps, teacher.taps, 3, False, (1.0,) * 3, student.spec.patch_size)
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=3,
+        regions=False,
+        spacing=(1.0,) * 3,
+        patch_size=student.spec.patch_size,
+    )
     for value in values:
         measured, announced = _step(build_method(name, context, {f"{name}.{setting}": value}), student, teacher, False)
         assert measured <= announced, value

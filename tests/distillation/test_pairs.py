@@ -37,7 +37,9 @@ def test_names_choose_any_pair() -> None:
 
 def test_a_network_without_decoder_is_compared_at_its_deepest_pair() -> None:
     taps = tuple(Tap(name=f"enc{i}", channels=4, stride=(2**i,) * 3, module="x", stage="encoder") for i in range(3))
-    about = Context(taps, taps, 3, False, (1.0,) * 3, (8,) * 3)
+    about = Context(
+        student_taps=taps, teacher_taps=taps, num_outputs=3, regions=False, spacing=(1.0,) * 3, patch_size=(8,) * 3
+    )
     assert names("last", about) == names("bottleneck", about) == [("enc2", "enc2")]
 
 
@@ -50,7 +52,15 @@ def test_no_pair_and_unknown_words_are_errors() -> None:
 
 def test_between_detectors_every_word_means_the_necks_but_it_must_be_one() -> None:
     taps = tuple(Tap(name=f"p{i}", channels=4, stride=(2**i, 2**i), module="x", stage="neck") for i in (3, 4))
-    about = Context(taps, taps, 2, True, (1.0, 1.0), (64, 64), "detection")
+    about = Context(
+        student_taps=taps,
+        teacher_taps=taps,
+        num_outputs=2,
+        regions=True,
+        spacing=(1.0, 1.0),
+        patch_size=(64, 64),
+        task="detection",
+    )
     assert names("last", about) == names("all", about) == [("p3", "p3"), ("p4", "p4")]
     with pytest.raises(MethodError, match=r"at.taps must be one of last, encoder.*found 'nonsense'"):
         names("nonsense", about)

@@ -34,7 +34,14 @@ def test_two_steps_train_the_student_and_the_helpers(
 ) -> None:
     learner, expert = network(student, rank), network(teacher, rank)
     size = (16,) * rank
-    about = Context(learner.taps, expert.taps, OUTPUTS, regions, (1.0,) * rank, size)
+    about = Context(
+        student_taps=learner.taps,
+        teacher_taps=expert.taps,
+        num_outputs=OUTPUTS,
+        regions=regions,
+        spacing=(1.0,) * rank,
+        patch_size=size,
+    )
     if regions and name in ("nkd", "dkd"):
         with pytest.raises(MethodError, match="regions"):
             build_method(name, about)

@@ -109,14 +109,28 @@ def context(
 ) -> Context:
     """The context of a pair of networks."""
     taps = [tuple(getattr(net, "taps", ())) for net in (student, teacher)]
-    return Context(taps[0], taps[1], outputs, regions, (2.0, *(1.0,) * (rank - 1)), patch(rank))
+    return Context(
+        student_taps=taps[0],
+        teacher_taps=taps[1],
+        num_outputs=outputs,
+        regions=regions,
+        spacing=(2.0, *(1.0,) * (rank - 1)),
+        patch_size=patch(rank),
+    )
 
 
 def plain_context(
     rank: int = 3, regions: bool = False, outputs: int = OUTPUTS, spacing: tuple[float, ...] | None = None
 ) -> Context:
     """A context without taps, for methods that need logits only."""
-    return Context((), (), outputs, regions, spacing or (1.0,) * rank, patch(rank))
+    return Context(
+        student_taps=(),
+        teacher_taps=(),
+        num_outputs=outputs,
+        regions=regions,
+        spacing=spacing or (1.0,) * rank,
+        patch_size=patch(rank),
+    )
 
 
 def smooth(batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
@@ -190,12 +204,12 @@ def pair_method(
     """A method between single decoder taps named ``s`` and ``t`` with these channels."""
     one = (1,) * rank
     about = Context(
-        (Tap(name="s", channels=student, stride=one, module="s", stage="decoder"),),
-        (Tap(name="t", channels=teacher, stride=one, module="t", stage="decoder"),),
-        OUTPUTS,
-        regions,
-        (1.0,) * rank,
-        patch(rank),
+        student_taps=(Tap(name="s", channels=student, stride=one, module="s", stage="decoder"),),
+        teacher_taps=(Tap(name="t", channels=teacher, stride=one, module="t", stage="decoder"),),
+        num_outputs=OUTPUTS,
+        regions=regions,
+        spacing=(1.0,) * rank,
+        patch_size=patch(rank),
     )
     return build_method(name, about, {f"{name}.taps": "s:t", **{f"{name}.{k}": v for k, v in settings.items()}})
 

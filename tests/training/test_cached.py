@@ -289,7 +289,12 @@ def test_loss_from_the_cache_is_nearly_the_live_one_and_far_from_another_teacher
     folder, store = _cache(root)
     image = torch.from_numpy(np.array(store.open("case_00").image))[None, :, :16, :16, :16]
     student = torch.randn(1, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    method = build_method("kd", Context((), (), 3, False, (1.0,) * 3, (16,) * 3))
+    method = build_method(
+        "kd",
+        Context(
+            student_taps=(), teacher_taps=(), num_outputs=3, regions=False, spacing=(1.0,) * 3, patch_size=(16,) * 3
+        ),
+    )
     target = Target(torch.zeros(1, 1, 16, 16, 16, dtype=torch.long))
     source, middle = _candidate(root), (slice(None), slice(None), *(slice(4, 12),) * 3)
     target = replace(target, labels=target.labels[middle])

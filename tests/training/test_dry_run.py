@@ -151,7 +151,14 @@ def test_the_estimate_is_near_a_measured_step(name: str) -> None:
     patch = (32, 32, 32)
     run = _described("unet_tiny", patch)
     student, teacher = build_network(run.network), build_network(replace(run.network, name="res_unet"))
-    context = Context(student.taps, teacher.taps, 3, False, (1.0,) * 3, patch)
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=3,
+        regions=False,
+        spacing=(1.0,) * 3,
+        patch_size=patch,
+    )
     loss = SegmentationLoss(regions=False, batch_dice=False)
     distiller = Distiller(teacher, build_method(name, context))
     image, labels = torch.randn(2, 1, *patch), torch.randint(0, 3, (2, 1, *patch))
@@ -176,7 +183,17 @@ def test_every_method_publishes_the_taps_that_it_reads(name: str, rank: int) -> 
         build_weightless(NetworkSpec(name=n, in_channels=1, num_outputs=3, patch_size=(16,) * rank))
         for n in ("unet_tiny", "res_unet")
     )
-    method = build_method(name, Context(student.taps, teacher.taps, 3, False, (1.0,) * rank, (16,) * rank))
+    method = build_method(
+        name,
+        Context(
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=3,
+            regions=False,
+            spacing=(1.0,) * rank,
+            patch_size=(16,) * rank,
+        ),
+    )
     needs = method.needs()
     pairs = tap_pairs(method, name, (16,) * rank)
     assert {p.student.name for p in pairs if p.student} == set(needs.student)
@@ -191,7 +208,17 @@ def test_joined_methods_are_told_apart() -> None:
         build_weightless(NetworkSpec(name=n, in_channels=1, num_outputs=3, patch_size=(16,) * 3))
         for n in ("unet_tiny", "res_unet")
     )
-    method = build_method("pkd+cwd+acf", Context(student.taps, teacher.taps, 3, False, (1.0,) * 3, (16,) * 3))
+    method = build_method(
+        "pkd+cwd+acf",
+        Context(
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=3,
+            regions=False,
+            spacing=(1.0,) * 3,
+            patch_size=(16,) * 3,
+        ),
+    )
     assert {p.method for p in tap_pairs(method, "pkd+cwd+acf", (16,) * 3)} == {"pkd", "acf"}
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
 from medkd.detection.methods.registry import DETECTION_METHODS
-from medkd.distillation.base import Context
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.base import Context, Variant
+from medkd.distillation.options import positive
 from medkd.distillation.pairs import PairMethod, adapter, resize
 
 
@@ -47,10 +47,10 @@ class DetectorCWD(PairMethod):
         weight: float | None = None,
         temperature: float = 1.0,
         taps: str = "all",
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "cwd", taps)
-        self.paper = check_variant("cwd", variant)
+        self.paper = variant == "paper"
         self.weight = positive("cwd", "weight", weight if weight is not None else (10.0 if self.paper else 1.0))
         self.temperature = positive("cwd", "temperature", temperature)
         self.adapters = nn.ModuleList(adapter(pair) for pair in self.pairs)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medkd.core.features import Outputs, Target
 from medkd.detection.methods.registry import DETECTION_METHODS
-from medkd.distillation.base import Context, zero_like
-from medkd.distillation.options import at_least, check_variant
+from medkd.distillation.base import Context, Variant, zero_like
+from medkd.distillation.options import at_least
 from medkd.distillation.pairs import PairMethod
 from medkd.distillation.relations.rkd import angle_cosines, relative_distances
 
@@ -58,13 +58,13 @@ class DetectorRKD(PairMethod):
         angle_weight: float | None = None,
         taps: str = "all",
         max_nodes: int = 64,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "rkd", taps)
         if ":" not in taps:
             middle = [pair for pair in self.pairs if _STRIDES[0] <= pair[0].stride[0] <= _STRIDES[1]]
             self.pairs = middle or self.pairs
-        own = (25.0, 50.0) if check_variant("rkd", variant) else (1.0, 2.0)
+        own = (25.0, 50.0) if variant == "paper" else (1.0, 2.0)
         self.distance_weight = at_least(
             "rkd", "distance_weight", own[0] if distance_weight is None else distance_weight, 0.0
         )

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.core.errors import MethodError
-from medkd.core.features import Outputs, Tap, Target, pair_by_stride
-from medkd.distillation.base import METHODS, Context, Method, Needs
+from medkd.core.features import Outputs, Stage, Tap, Target, pair_by_stride
+from medkd.distillation.base import METHODS, Context, Method, Needs, Variant
 from medkd.distillation.features.attention_map import attention_distance, energy, resize_nearest
-from medkd.distillation.options import check_variant, positive, tap_named
+from medkd.distillation.options import positive, tap_named
 
 PAPER_WEIGHT = 25000.0
 # The paper averages over voxels; at its reference feature size of 48³ that is this weight on the sum over voxels.
@@ -54,12 +54,14 @@ class AttentionConnector(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(B, *spatial)`` of the corrected feature and of the correction."""
         channel, spatial = self.gates(features)
-        shape = (len(features), *(1,) * (features.ndim - 2))
-        corrected = torch.einsum("bcv,bc->bv", features.flatten(2).square(), channel.square()) / features.shape[1]
+        gated = torch.einsum("bcv,bc->bv", features.flatten(2).square(), channel.square()) / features.shape[1]
+        corrected = gated.view_as(spatial) * spatial.square()
         scale, bias = F.linear(channel, self.mix.weight), self.mix.bias
-        correction = spatial.square() * scale.square().mean(1).view(shape) + bias.square().mean()
-        correction = correction + 2 * spatial * (scale * bias).mean(1).view(shape)
-        return corrected.view_as(spatial) * spatial.square(), correction
+        per_sample = (len(features), *(1,) * (features.ndim - 2))
+        square = scale.square().mean(1).view(per_sample)
+        cross = (scale * bias).mean(1).view(per_sample)
+        correction = spatial.square() * square + 2 * spatial * cross + bias.square().mean()
+        return corrected, correction
 
 
 @METHODS.register("acf")
@@ -106,13 +108,12 @@ class ACF(Method):
         student_tap: str | None = None,
         teacher_tap: str | None = None,
         legacy_alias: bool = False,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
-        self.paper = check_variant("acf", variant)
-        self.weight = positive(
-            "acf", "weight", weight if weight is not None else (PAPER_WEIGHT if self.paper else DEFAULT_WEIGHT)
-        )
+        self.paper = variant == "paper"
+        own = PAPER_WEIGHT if self.paper else DEFAULT_WEIGHT
+        self.weight = positive("acf", "weight", own if weight is None else weight)
         self.legacy_alias = legacy_alias
         self.student_tap, self.teacher_tap = choose_pair(context, student_tap, teacher_tap, self.paper)
         self.connector = AttentionConnector(self.student_tap.channels, context.rank)
@@ -128,12 +129,11 @@ class ACF(Method):
         correction = feature if self.legacy_alias else teacher.corrections[self.teacher_tap.name]
         size = feature.shape[2:]
         weight = self.weight / prod(size) if self.paper else self.weight
-        corrected, corrections = (
-            resize_nearest(e, size) for e in self.connector(student.features[self.student_tap.name])
-        )
+        of_feature, of_correction = self.connector(student.features[self.student_tap.name])
+        of_feature, of_correction = resize_nearest(of_feature, size), resize_nearest(of_correction, size)
         return {
-            "acf_feature": weight * attention_distance(corrected, energy(feature)),
-            "acf_correction": weight * attention_distance(corrections, energy(correction)),
+            "acf_feature": weight * attention_distance(of_feature, energy(feature)),
+            "acf_correction": weight * attention_distance(of_correction, energy(correction)),
         }
 
 
@@ -150,30 +150,15 @@ def choose_pair(context: Context, student_tap: str | None, teacher_tap: str | No
     Raises:
         MethodError: a named tap does not exist, or no teacher tap with a correction fits.
     """
-    students = (
-        [tap_named("acf", "student_tap", context.student_taps, student_tap)]
-        if student_tap
-        else list(context.student_taps)
-    )
-    teachers = (
-        [tap_named("acf", "teacher_tap", context.teacher_taps, teacher_tap)]
-        if teacher_tap
-        else list(context.teacher_taps)
-    )
-    teachers = [tap for tap in teachers if tap.correction]
-    if not teachers:
-        known = ", ".join(tap.name for tap in context.teacher_taps if tap.correction) or "none"
-        raise MethodError(
-            "acf needs a teacher block whose correction (output − input) exists, but "
-            f"{teacher_tap or 'no tap of this teacher'} "
-            f"{'has none' if teacher_tap else 'has one'}; taps that have one: {known}."
-        )
+    students = _wanted("student_tap", context.student_taps, student_tap)
+    teachers = _with_correction(context.teacher_taps, teacher_tap)
     if student_tap and teacher_tap:
         return students[0], teachers[0]
     if finest:
         return _finest(students), _finest(teachers)
-    for stages in (("decoder",), ("encoder", "bottleneck")):
-        pairs = pair_by_stride(students, teachers, stages)
+    stages: tuple[tuple[Stage, ...], ...] = (("decoder",), ("encoder", "bottleneck"))
+    for group in stages:
+        pairs = pair_by_stride(students, teachers, group)
         if pairs:
             return pairs[0]
     raise MethodError(
@@ -182,8 +167,29 @@ def choose_pair(context: Context, student_tap: str | None, teacher_tap: str | No
     )
 
 
+def _wanted(parameter: str, taps: Sequence[Tap], name: str | None) -> list[Tap]:
+    """The tap that is named, or all."""
+    if name is None:
+        return list(taps)
+    return [tap_named("acf", parameter, taps, name)]
+
+
+def _with_correction(taps: Sequence[Tap], name: str | None) -> list[Tap]:
+    """The teacher's taps, or the one that is named, whose block has a correction; at least one."""
+    found = [tap for tap in _wanted("teacher_tap", taps, name) if tap.correction]
+    if found:
+        return found
+    known = ", ".join(tap.name for tap in taps if tap.correction) or "none"
+    lacking = f"{name} has none" if name else "no tap of this teacher has one"
+    raise MethodError(
+        f"acf needs a teacher block whose correction (output − input) exists, but {lacking}; taps that have one: "
+        f"{known}."
+    )
+
+
 def _finest(taps: Sequence[Tap]) -> Tap:
     """The finest decoder tap; before the normalisation where the network offers that, as the released configurations
     do.
     """
-    return min([t for t in taps if t.stage == "decoder"] or taps, key=lambda t: (prod(t.stride), not t.raw))
+    decoder = [tap for tap in taps if tap.stage == "decoder"]
+    return min(decoder or taps, key=lambda tap: (prod(tap.stride), not tap.raw))

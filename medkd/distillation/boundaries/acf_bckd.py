@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method, Needs
+from medkd.distillation.base import METHODS, Context, Method, Needs, Variant
 from medkd.distillation.boundaries.acf import ACF
-from medkd.distillation.boundaries.bckd import BCKD
+from medkd.distillation.boundaries.bckd import BCKD, Distances
 
 
 @METHODS.register("acf_bckd")
@@ -51,16 +51,35 @@ class ACFBCKD(Method):
         legacy_alias: bool = False,
         floor: float | None = None,
         decay: float | None = None,
-        distances: str | None = None,
-        variant: str = "default",
+        distances: Distances | None = None,
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
-        self.acf = ACF(context, feature_weight, student_tap, teacher_tap, legacy_alias, variant)
-        self.bckd = BCKD(context, hard_weight, soft_weight, floor, decay, distances, variant)
+        self.acf = ACF(
+            context,
+            weight=feature_weight,
+            student_tap=student_tap,
+            teacher_tap=teacher_tap,
+            legacy_alias=legacy_alias,
+            variant=variant,
+        )
+        self.bckd = BCKD(
+            context,
+            hard_weight=hard_weight,
+            soft_weight=soft_weight,
+            floor=floor,
+            decay=decay,
+            distances=distances,
+            variant=variant,
+        )
 
     def needs(self) -> Needs:
         """What the feature half needs."""
         return self.acf.needs()
+
+    def announced(self, logits: int, features: int, batch: int) -> int:
+        """The sum of both halves."""
+        return self.acf.announced(logits, features, batch) + self.bckd.announced(logits, features, batch)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``acf_feature``, ``acf_correction``, ``hard_boundary`` and ``soft_boundary``."""

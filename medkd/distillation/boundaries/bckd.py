@@ -4,15 +4,20 @@ prediction.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Progress, Target
-from medkd.distillation.base import METHODS, Context, Method, zero_like
-from medkd.distillation.boundaries.boundary import boundary_band, one_hot, well_inside
-from medkd.distillation.boundaries.distance import squared_boundary_distances
-from medkd.distillation.options import at_least, check_variant, choice
+from medkd.distillation.base import METHODS, Context, Method, Variant, zero_like
+from medkd.distillation.boundaries.boundary import boundary_band, classes_of, occurring, one_hot, well_inside
+from medkd.distillation.boundaries.distance import boundary_weights
+from medkd.distillation.boundaries.distance_batch import MOST_CHUNKS
+from medkd.distillation.options import at_least
 from medkd.distillation.outputs.divergence import softmax_kl
+
+Distances = Literal["relative", "voxel", "mm"]
 
 
 @METHODS.register("bckd")
@@ -55,7 +60,7 @@ class BCKD(Method):
     citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
     outputs_only = True
     per_logit, per_feature = 10.0, 0.0
-    bound = "exact distances axis after axis, class by class, within the bounding box; no matrix of pairs of voxels"
+    bound = "exact distances axis after axis, class by class on the CPU, in chunks on a GPU; no pairs of voxels"
 
     def __init__(
         self,
@@ -64,34 +69,36 @@ class BCKD(Method):
         soft_weight: float = 1.0,
         floor: float | None = None,
         decay: float | None = None,
-        distances: str | None = None,
-        variant: str = "default",
+        distances: Distances | None = None,
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
-        self.paper = check_variant("bckd", variant)
-        self.hard_weight = at_least(
-            "bckd", "hard_weight", (1.0 if self.paper else 0.2) if hard_weight is None else hard_weight, 0.0
-        )
+        self.paper = variant == "paper"
+        own = (1.0, 0.001, 0.001) if self.paper else (0.2, 0.5, None)
+        self.hard_weight = at_least("bckd", "hard_weight", own[0] if hard_weight is None else hard_weight, 0.0)
         self.soft_weight = at_least("bckd", "soft_weight", soft_weight, 0.0)
-        self.floor = at_least("bckd", "floor", floor if floor is not None else (0.001 if self.paper else 0.5), 0.0)
-        decay = 0.001 if decay is None and self.paper else decay
+        self.floor = at_least("bckd", "floor", own[1] if floor is None else floor, 0.0)
+        decay = own[2] if decay is None else decay
         self.decay = None if decay is None else at_least("bckd", "decay", decay, 0.0)
-        distances = choice(
-            "bckd", "distances", distances or ("voxel" if self.paper else "relative"), ("relative", "voxel", "mm")
-        )
-        self.spacing = _spacing(distances, context.spacing)
+        self.spacing = _spacing(distances or ("voxel" if self.paper else "relative"), context.spacing)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``hard_boundary`` and ``soft_boundary``; one whose weight is 0 now is not computed."""
         alpha = self.alpha(target.progress)
         hard, soft = self.hard_weight * alpha, self.soft_weight * (1.0 - alpha)
-        zero = zero_like(student.logits)
-        return {
-            "hard_boundary": hard * self.hard_boundary(student.logits, teacher.logits, target) if hard > 0 else zero,
-            "soft_boundary": soft * self.soft_boundary(student.logits, teacher.logits, target.valid)
-            if soft > 0
-            else zero,
-        }
+        terms = {"hard_boundary": zero_like(student.logits), "soft_boundary": zero_like(student.logits)}
+        if hard > 0:
+            terms["hard_boundary"] = hard * self.hard_boundary(student.logits, teacher.logits, target)
+        if soft > 0:
+            terms["soft_boundary"] = soft * self.soft_boundary(student.logits, teacher.logits, target.valid)
+        return terms
+
+    def announced(self, logits: int, features: int, batch: int) -> int:
+        """Besides, what the distances of all masks at once take on a GPU: their fields, and a chunk of sums."""
+        longest = max(self.context.patch_size)
+        fields = 12 * logits
+        chunk = 4 * logits * longest // MOST_CHUNKS
+        return super().announced(logits, features, batch) + fields + chunk
 
     def alpha(self, progress: Progress) -> float:
         """Share of the hard term, a pure function of the epoch."""
@@ -101,31 +108,28 @@ class BCKD(Method):
 
     def hard_boundary(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
         """The hard term of logits ``(B, K, *spatial)``, without weight."""
-        bands = self._bands(target)
-        sums, counts = [], []
-        for z_s, z_t, band in zip(student.flatten(2), teacher.flatten(2), bands.flatten(2), strict=True):
-            where = (
-                band.any(0).nonzero().squeeze(1)
-            )  # a voxel may lie in several bands; its divergence is computed once
-            member = band.index_select(1, where).float()
-            sums.append(member @ self._divergence(z_s.index_select(1, where), z_t.index_select(1, where)))
-            counts.append(member.sum(1))
-        count = torch.stack(counts)
-        means = torch.stack(sums) / count.clamp(min=1.0)
+        member = self._bands(target).flatten(2).float()
+        divergence = self._divergence(student, teacher).flatten(2)
+        count = member.sum(2)
+        sums = (member @ divergence.transpose(1, 2)).squeeze(2)
+        means = sums / count.clamp(min=1.0)
         if self.paper:
             return means.sum() / student.shape[1]
         return means.sum() / (count > 0).sum().clamp(min=1)
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of logits ``(K, M)`` at ``M`` voxels: ``(M,)``."""
+        """Per voxel: ``(B, 1, *spatial)``."""
         if self.context.regions:
-            return (torch.sigmoid(student) - torch.sigmoid(teacher)).square().sum(0)
-        return softmax_kl(student.unsqueeze(0), teacher.unsqueeze(0))[0, 0]
+            return (torch.sigmoid(student) - torch.sigmoid(teacher)).square().sum(1, keepdim=True)
+        return softmax_kl(student, teacher)
 
     def _bands(self, target: Target) -> Tensor:
         """Bands ``(B, classes present or K, *spatial)``, bool."""
         labels = target.labels
-        masks = labels > 0.5 if self.context.regions else one_hot(labels, labels.unique().tolist())
+        if self.context.regions:
+            masks = labels > 0.5
+        else:
+            masks = one_hot(labels, occurring(labels, self.context.num_outputs))
         bands = boundary_band(masks.flatten(0, 1), replicate=not self.paper).view_as(masks)
         return bands if target.valid is None else bands & well_inside(target.valid[:, 0]).unsqueeze(1)
 
@@ -133,26 +137,25 @@ class BCKD(Method):
         """The soft term of logits ``(B, K, *spatial)``, without weight."""
         probability, truth = self._foreground(student, teacher)
         with torch.no_grad():
-            weight = torch.zeros_like(probability)
-            for masks in (probability > 0.5, truth):
-                fields = squared_boundary_distances(masks.flatten(0, 1), self.spacing)
-                for place, field in zip(weight.flatten(0, 1), fields, strict=True):
-                    if field is not None:
-                        place += field
-            if valid is not None:
+            kinds = [masks.flatten(0, 1) for masks in (probability > 0.5, truth)]
+            weight = boundary_weights(kinds, self.spacing).view_as(probability)
+            if valid is None:
+                weight /= weight.numel()
+            else:
                 weight *= valid
-            weight /= valid.expand_as(weight).sum().clamp(min=1) if valid is not None else weight.numel()
+                weight /= valid.expand_as(weight).sum().clamp(min=1)
         return torch.log1p(((probability - truth.float()).square() * weight).sum())
 
     def _foreground(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The student's probabilities and the teacher's hard prediction (bool) of the foreground classes or regions."""
         if self.context.regions:
             return torch.sigmoid(student), teacher >= 0
-        truth = one_hot(teacher.argmax(1, keepdim=True), list(range(1, teacher.shape[1])))
+        predicted = teacher.argmax(1, keepdim=True)
+        truth = one_hot(predicted, classes_of(predicted, teacher.shape[1], first=1))
         return torch.softmax(student, 1)[:, 1:], truth
 
 
-def _spacing(distances: str, spacing: tuple[float, ...]) -> tuple[float, ...]:
+def _spacing(distances: Distances, spacing: tuple[float, ...]) -> tuple[float, ...]:
     if distances == "mm":
         return spacing
     if distances == "voxel":

@@ -50,7 +50,16 @@ def well_inside(valid: Tensor) -> Tensor:
     return valid & (neighbours_inside(valid, True) == 3 ** (valid.ndim - 1) - 1)
 
 
-def one_hot(index: Tensor, classes: list[int]) -> Tensor:
+def one_hot(index: Tensor, classes: Tensor) -> Tensor:
     """Masks ``(B, len(classes), *spatial)``, bool, of class indices ``(B, 1, *spatial)``."""
-    values = torch.tensor(classes, device=index.device, dtype=index.dtype)
-    return index == values.view(1, -1, *(1,) * (index.ndim - 2))
+    return index == classes.view(1, -1, *(1,) * (index.ndim - 2))
+
+
+def classes_of(index: Tensor, number: int, first: int = 0) -> Tensor:
+    """The classes ``first … number − 1``, on the device of ``index``; nothing is copied from the host."""
+    return torch.arange(first, number, device=index.device, dtype=index.dtype)
+
+
+def occurring(index: Tensor, number: int) -> Tensor:
+    """The classes that occur in ``index``; on other devices than the CPU all, since looking would wait for them."""
+    return index.unique() if index.device.type == "cpu" else classes_of(index, number)

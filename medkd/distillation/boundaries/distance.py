@@ -1,10 +1,11 @@
-"""Exact squared Euclidean distance transforms on any device, fast enough for every training step.
+"""Exact squared Euclidean distance transforms, fast enough for every training step.
 
 The transform is separable: the squared distance to a set is the lower envelope of parabolas, axis after axis,
 ``d(i) = min_j (g(j) + s² (i − j)²)`` (Saito and Toriwaki, Pattern Recognition 27(11), 1994; Felzenszwalb and
 Huttenlocher, Theory of Computing 8, 2012). Each minimum is taken plane by plane with two vector instructions per voxel
 and ``j``, and ``j`` runs over the bounding box of the set only, since everything outside it is infinitely high. So a
-structure that fills a third of the patch costs a twentieth of a general transform, and nothing is approximated.
+structure that fills a third of the patch costs a twentieth of a general transform, and nothing is approximated. That is
+for the CPU; other devices have :mod:`medkd.distillation.boundaries.distance_batch`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from medkd.distillation.boundaries.distance_batch import mixed_masks, squared_boundary_distances_at_once
 
 Box = tuple[slice, ...]
 
@@ -88,6 +91,30 @@ def _envelope(field: Tensor, axis: int, start: int, size: int, spacing: float) -
         torch.add(field.narrow(axis, j, 1), costs[low - j + length - 1 : high - j + length - 1], out=sum_)
         torch.minimum(there, sum_, out=there)
     return result
+
+
+def boundary_weights(kinds: Sequence[Tensor], spacing: Sequence[float]) -> Tensor:
+    """The sum over kinds of the squared distance of every voxel to the boundary of its mask, see
+    :func:`squared_boundary_distances`; masks that are all False or all True count as 0.
+
+    Args:
+        kinds: masks ``(M, *spatial)``, bool, alike in shape.
+        spacing: length of a voxel along each axis.
+
+    Returns:
+        ``(M, *spatial)``, float32.
+    """
+    total = torch.zeros(kinds[0].shape, device=kinds[0].device)
+    if total.device.type == "cpu":
+        for masks in kinds:
+            for place, field in zip(total, squared_boundary_distances(masks, spacing), strict=True):
+                if field is not None:
+                    place += field
+        return total
+    places = mixed_masks(torch.cat(list(kinds)))
+    flat = torch.cat(list(kinds))[places]
+    fields = squared_boundary_distances_at_once(flat, spacing)
+    return total.index_add_(0, places % len(total), fields)
 
 
 def squared_boundary_distances(masks: Tensor, spacing: Sequence[float]) -> list[Tensor | None]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
+from medkd.distillation.base import METHODS, Context, Variant
 from medkd.distillation.features.attention_map import attention_distance, energy, resize_nearest
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.options import positive
 from medkd.distillation.pairs import PairMethod
 
 
@@ -55,18 +54,20 @@ class AttentionTransfer(PairMethod):
         weight: float | None = None,
         taps: str = "all",
         logits: bool = True,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "at", taps)
-        self.paper = check_variant("at", variant)
-        self.weight = positive("at", "weight", weight if weight is not None else (200.0 if self.paper else 0.25))
+        self.paper = variant == "paper"
+        own = 200.0 if self.paper else 0.25
+        self.weight = positive("at", "weight", own if weight is None else weight)
         self.logits = logits
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``at``."""
-        pairs = list(self.features(student, teacher)) + ([(student.logits, teacher.logits)] if self.logits else [])
-        levels = torch.stack([self._level(s, t) for s, t in pairs])
-        return {"at": self.weight * (levels.sum() if self.paper else levels.mean())}
+        pairs = list(self.features(student, teacher))
+        if self.logits:
+            pairs.append((student.logits, teacher.logits))
+        return {"at": self.weight * self.joined([self._level(s, t) for s, t in pairs])}
 
     def _level(self, student: Tensor, teacher: Tensor) -> Tensor:
         size = student.shape[2:]

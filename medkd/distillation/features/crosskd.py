@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Target
@@ -11,11 +11,11 @@ from medkd.distillation.base import METHODS, Context, masked_mean
 from medkd.distillation.features.standardize import channel_statistics
 from medkd.distillation.options import positive
 from medkd.distillation.outputs.divergence import voxel_kl
-from medkd.distillation.pairs import PairMethod, adapter, resize
+from medkd.distillation.pairs import AdaptedMethod
 
 
 @METHODS.register("crosskd")
-class CrossKD(PairMethod):
+class CrossKD(AdaptedMethod):
     """Cross-head distillation, carried over from detectors to segmentation.
 
     The student's decoder feature, brought to the teacher's channels by a trainable 1x1 convolution where they differ
@@ -49,15 +49,14 @@ class CrossKD(PairMethod):
         super().__init__(context, "crosskd", taps)
         self.weight = positive("crosskd", "weight", weight)
         self.temperature = positive("crosskd", "temperature", temperature)
-        self.adapters = nn.ModuleList(adapter(pair) for pair in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``crosskd``."""
         if teacher.forward_from is None:
             raise MethodError("crosskd needs a teacher that can be continued from a tap.")
         levels = []
-        for adapt, (_, tap), (s, t) in zip(self.adapters, self.pairs, self.features(student, teacher), strict=True):
-            crossed = teacher.forward_from(tap.name, align(resize(adapt(s), t.shape[2:]), t))
+        for (_, tap), (s, t) in zip(self.pairs, self.adapted(student, teacher), strict=True):
+            crossed = teacher.forward_from(tap.name, align(s, t))
             divergence = voxel_kl(crossed, teacher.logits, self.context.regions, self.temperature)
             levels.append(masked_mean(divergence, target.valid))
         return {"crosskd": self.weight * self.temperature**2 * torch.stack(levels).mean()}

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.base import METHODS, Context, Variant, zero_like
+from medkd.distillation.options import positive
 from medkd.distillation.pairs import Pair, PairMethod, pointwise, resize
+
+IMAGINARY = 1  # place of the coordinate that follows the imaginary part, see _sphere
 
 
 class SpectrumFusion(nn.Module):
@@ -41,7 +43,8 @@ class FourierKD(PairMethod):
     on logits.
 
     The student's map goes through a trainable 1x1 convolution to the teacher's channels. Of both maps the orthonormal
-    Fourier transform over space is taken (half of it suffices for real maps). The student's amplitude is replaced by a
+    Fourier transform over space is taken (of real maps half of it, whose inner columns count twice, for they stand for
+    the other half, too). The student's amplitude is replaced by a
     trainable fusion of both amplitudes (:class:`SpectrumFusion`) times uniform noise, its phase stays. Every complex
     number ``z`` is put on the Riemann sphere, ``(2 Re z, 2 Im z, |z|² − 1) / (|z|² + 1)``, and every coordinate is
     standardised per channel over batch and frequencies::
@@ -73,10 +76,10 @@ class FourierKD(PairMethod):
     bound = "spectra of the chosen maps, which are complex and therefore twice as large"
 
     def __init__(
-        self, context: Context, weight: float | None = None, taps: str = "bottleneck", variant: str = "default"
+        self, context: Context, weight: float | None = None, taps: str = "bottleneck", variant: Variant = "default"
     ) -> None:
         super().__init__(context, "fourier", taps)
-        self.paper = check_variant("fourier", variant)
+        self.paper = variant == "paper"
         detection = context.task == "detection"
         own = (7.0 if detection else 41.0) if self.paper else (1.0 if detection else 0.2)
         self.weight = positive("fourier", "weight", own if weight is None else weight)
@@ -88,35 +91,79 @@ class FourierKD(PairMethod):
         for level, (s, t) in enumerate(self.features(student, teacher)):
             generator = torch.Generator(t.device).manual_seed(1000 * target.progress.step + level)
             levels.append(self._level(self.fusions[level], s, t, generator))
-        total = torch.stack(levels)
-        return {"fourier": self.weight * (total.sum() if self.paper else total.mean())}
+        return {"fourier": self.weight * self.joined(levels)}
 
     def _level(self, fusion: nn.Module, student: Tensor, teacher: Tensor, generator: torch.Generator) -> Tensor:
         adapted = resize(fusion.adapt(student), teacher.shape[2:])  # type: ignore[operator]
         own = self.paper and student.shape[1] == teacher.shape[1]
         compared = resize(student, teacher.shape[2:]) if own else adapted
         attention = 1 - F.cosine_similarity(compared.flatten(2), teacher.flatten(2), dim=2)
-        attention = (attention if self.paper else attention.detach()).view(
-            *teacher.shape[:2], *(1,) * self.context.rank
-        )
+        if not self.paper:
+            attention = attention.detach()
         axes = tuple(range(2, teacher.ndim))
         f_s, f_t = (torch.fft.rfftn(x, dim=axes, norm="ortho") for x in (adapted, teacher))
         amplitude = f_s.abs()
         fused = fusion(amplitude, f_t.abs())
         fused = fused * torch.rand(fused.shape, generator=generator, device=fused.device)
         g_s = fused * f_s / (amplitude + 1e-8)
-        differences = [(_standard(a) - _standard(b)).square() for a, b in zip(_sphere(g_s), _sphere(f_t), strict=True)]
-        return torch.stack([(attention * d).mean() / 2 for d in differences]).sum()
+        attention = attention.view(*attention.shape, *(1,) * self.context.rank)
+        columns = Columns(teacher.shape[-1], f_t.real)
+        total = zero_like(fused)
+        for part, (a, b) in enumerate(zip(_sphere(g_s), _sphere(f_t), strict=True)):
+            total = total + columns.mean(attention * columns.difference(a, b, odd=part == IMAGINARY)) / 2
+        return total
+
+
+class Columns:
+    """Means over a whole spectrum of which only a half is there, as it is for real maps.
+
+    The other half mirrors it: a real part has the same value there, an imaginary one the opposite. Of the half's
+    columns the first, and the last of an even size, are there once in the whole, the others twice.
+
+    Args:
+        size: of the real map along the last axis.
+        half: a half spectrum ``(B, C, …, size // 2 + 1)``, for its kind and device.
+    """
+
+    def __init__(self, size: int, half: Tensor) -> None:
+        places = torch.arange(half.shape[-1], device=half.device)
+        self.alone = ((places == 0) | (2 * places == size)).to(half.dtype)
+        self.shares = (2 - self.alone) * (half.shape[-1] / size)  # their mean is 1
+
+    def mean(self, values: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
+        """Mean over the whole of what does not change its sign, over all axes or these."""
+        weighted = values * self.shares
+        return weighted.mean() if axes is None else weighted.mean(axes, keepdim=True)
+
+    def difference(self, student: Tensor, teacher: Tensor, odd: bool) -> Tensor:
+        """Squared differences of both once they have zero mean and unit variance per channel over batch and
+        frequencies; in a doubled column the mean of both places.
+
+        Args:
+            student: ``(B, C, *frequencies)``.
+            teacher: alike.
+            odd: whether the values of the other half have the opposite sign.
+        """
+        kept = self.alone if odd else torch.ones_like(self.alone)  # of a value, in the mean of both places
+        (s, mean_s), (t, mean_t) = self._scaled(student, kept), self._scaled(teacher, kept)
+        apart, between = s - t, mean_s - mean_t
+        return _squares(apart, between, kept)
+
+    def _scaled(self, values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and their mean, both divided by their spread."""
+        axes = (0, *range(2, values.ndim))
+        mean = self.mean(values * kept, axes)
+        variance = self.mean(_squares(values, mean, kept), axes)
+        root = (variance + 1e-5).sqrt()
+        return values / root, mean / root
+
+
+def _squares(values: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
+    """``(x − m)²`` where the value is kept, and where it has both signs the mean of both, ``x² + m²``."""
+    return (values - mean * kept).square() + mean.square() * (1 - kept)
 
 
 def _sphere(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Stereographic coordinates of complex numbers."""
     square = z.real.square() + z.imag.square()
     return 2 * z.real / (square + 1), 2 * z.imag / (square + 1), (square - 1) / (square + 1)
-
-
-def _standard(x: Tensor) -> Tensor:
-    """Zero mean and unit variance per channel over batch and frequencies."""
-    axes = (0, *range(2, x.ndim))
-    centred = x - x.mean(axes, keepdim=True)
-    return centred / (centred.square().mean(axes, keepdim=True) + 1e-5).sqrt()

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
-from medkd.distillation.options import check_variant, positive
-from medkd.distillation.pairs import WEAK, PairMethod, adapter, resize
+from medkd.distillation.base import METHODS, Context, Variant
+from medkd.distillation.features.standardize import spread
+from medkd.distillation.options import positive
+from medkd.distillation.pairs import WEAK, AdaptedMethod
 
 
 @METHODS.register("mimic")
-class Mimic(PairMethod):
+class Mimic(AdaptedMethod):
     """FitNets' hint loss.
 
     ``L = w · mean_l mean (A_l S_l − T_l)² / var(T_l)``, with ``A`` a trainable 1x1 convolution where the channels
     differ; a student map of another size is resized linearly. Dividing by the teacher feature's variance makes the
-    scale independent of the network; ``variant="paper"`` does not, always has the convolution, and sums over levels.
+    scale independent of the network (for a nearly constant map it is held up, see
+    :func:`medkd.distillation.features.standardize.spread`); ``variant="paper"`` does not, always has the convolution,
+    and sums over levels.
     With ``w = 1`` the term's gradient begins as strong as that of a U-Net's Dice and cross-entropy, and the student
     copies maps before it segments: 0.2 leaves the labels in the lead.
 
@@ -40,21 +42,18 @@ class Mimic(PairMethod):
     bound = "a few copies of the features"
 
     def __init__(
-        self, context: Context, weight: float | None = None, taps: str = "decoder", variant: str = "default"
+        self, context: Context, weight: float | None = None, taps: str = "decoder", variant: Variant = "default"
     ) -> None:
-        super().__init__(context, "mimic", taps)
-        self.paper = check_variant("mimic", variant)
+        paper = variant == "paper"
+        super().__init__(context, "mimic", taps, always=paper, gain=1.0 if paper else WEAK)
+        self.paper = paper
         own = 1.0 if self.paper or context.task == "detection" else 0.2
         self.weight = positive("mimic", "weight", own if weight is None else weight)
-        self.adapters = nn.ModuleList(
-            adapter(pair, always=self.paper, gain=1.0 if self.paper else WEAK) for pair in self.pairs
-        )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``mimic``."""
         levels = []
-        for adapt, (s, t) in zip(self.adapters, self.features(student, teacher), strict=True):
-            error = F.mse_loss(resize(adapt(s), t.shape[2:]), t)
-            levels.append(error if self.paper else error / t.var(unbiased=False).clamp(min=1e-8))
-        total = torch.stack(levels)
-        return {"mimic": self.weight * (total.sum() if self.paper else total.mean())}
+        for s, t in self.adapted(student, teacher):
+            error = F.mse_loss(s, t)
+            levels.append(error if self.paper else error / spread(t, s))
+        return {"mimic": self.weight * self.joined(levels)}

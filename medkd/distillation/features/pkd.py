@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
+from medkd.distillation.base import METHODS, Context, Variant
 from medkd.distillation.features.standardize import standardize
-from medkd.distillation.options import check_variant, positive
-from medkd.distillation.pairs import PairMethod, adapter, resize
+from medkd.distillation.options import positive
+from medkd.distillation.pairs import AdaptedMethod
 
 
 @METHODS.register("pkd")
-class PKD(PairMethod):
+class PKD(AdaptedMethod):
     """Distillation by Pearson correlation of features.
 
     Each channel is brought to zero mean and unit spread over batch and space, in both networks::
@@ -42,17 +42,16 @@ class PKD(PairMethod):
     bound = "a few copies of the features"
 
     def __init__(
-        self, context: Context, weight: float | None = None, taps: str = "decoder", variant: str = "default"
+        self, context: Context, weight: float | None = None, taps: str = "decoder", variant: Variant = "default"
     ) -> None:
         super().__init__(context, "pkd", taps)
-        self.paper = check_variant("pkd", variant)
-        self.weight = positive("pkd", "weight", weight if weight is not None else (6.0 if self.paper else 1.0))
-        self.adapters = nn.ModuleList(adapter(pair) for pair in self.pairs)
+        self.paper = variant == "paper"
+        own = 6.0 if self.paper else 1.0
+        self.weight = positive("pkd", "weight", own if weight is None else weight)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``pkd``."""
         levels = []
-        for adapt, (s, t) in zip(self.adapters, self.features(student, teacher), strict=True):
-            levels.append((standardize(resize(adapt(s), t.shape[2:])) - standardize(t)).square().mean() / 2)
-        total = torch.stack(levels)
-        return {"pkd": self.weight * (total.sum() if self.paper else total.mean())}
+        for s, t in self.adapted(student, teacher):
+            levels.append(F.mse_loss(standardize(s), standardize(t)) / 2)
+        return {"pkd": self.weight * self.joined(levels)}

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.base import METHODS, Context, Variant
+from medkd.distillation.features.standardize import spread
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.pairs import PairMethod, resize
 from medkd.distillation.relations.nodes import pool_nodes
 
@@ -59,13 +60,14 @@ class ReviewKD(PairMethod):
     From the deepest pair to the finest, a trainable fusion (:class:`Fusion`) joins a student level with the levels
     below it; its output ``o_l`` and the teacher's feature are compared by the hierarchical context loss: mean squared
     error at full size and after adaptive average pooling to 4, 2 and 1 cells per axis, weighted ``1, ½, ¼, ⅛`` and
-    divided by their sum::
+    divided by their sum; a pooled level counts, and halves the weight, only where the map is larger than that::
 
         L = w · mean_l HCL(o_l, T_l) / var(T_l)
 
-    Dividing by the teacher feature's variance makes the scale independent of the network. ``variant="paper"`` sums over
-    levels without it, and normalises over the batch instead of the sample. With ``w = 1`` the term's gradient begins as
-    strong as that of Dice and cross-entropy; 0.25 leaves the labels in the lead.
+    Dividing by the teacher feature's variance makes the scale independent of the network (for a nearly constant map it
+    is held up, see :func:`medkd.distillation.features.standardize.spread`). ``variant="paper"`` sums over levels
+    without it, and normalises over the batch instead of the sample. With ``w = 1`` the term's gradient begins as strong
+    as that of Dice and cross-entropy; 0.25 leaves the labels in the lead.
 
     Citation: P. Chen, S. Liu, H. Zhao, J. Jia, CVPR 2021, arXiv 2104.09044.
 
@@ -91,11 +93,12 @@ class ReviewKD(PairMethod):
         weight: float | None = None,
         taps: str = "deep",
         width: int = 32,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "reviewkd", taps)
-        self.paper = check_variant("reviewkd", variant)
-        self.weight = positive("reviewkd", "weight", (1.0 if self.paper else 0.25) if weight is None else weight)
+        self.paper = variant == "paper"
+        own = 1.0 if self.paper else 0.25
+        self.weight = positive("reviewkd", "weight", own if weight is None else weight)
         width = int(at_least("reviewkd", "width", width, 1))
         deepest = len(self.pairs) - 1
         self.fusions = nn.ModuleList(
@@ -108,19 +111,23 @@ class ReviewKD(PairMethod):
         passed, levels = None, []
         for fusion, (s, t) in reversed(list(zip(self.fusions, self.features(student, teacher), strict=True))):
             output, passed = fusion(s, passed)
-            loss = hierarchical_loss(resize(output, t.shape[2:]), t)
-            levels.append(loss if self.paper else loss / t.var(unbiased=False).clamp(min=1e-8))
-        total = torch.stack(levels)
-        return {"reviewkd": self.weight * (total.sum() if self.paper else total.mean())}
+            output = resize(output, t.shape[2:])
+            loss = hierarchical_loss(output, t)
+            levels.append(loss if self.paper else loss / spread(t, output))
+        return {"reviewkd": self.weight * self.joined(levels)}
 
 
 def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared errors at full size and pooled to 4, 2 and 1 cells per axis, where the maps are larger than that."""
-    total, weights = F.mse_loss(student, teacher), 1.0
-    for place, cells in enumerate((4, 2, 1), start=1):
+    """Mean squared errors at full size and pooled to 4, 2 and 1 cells per axis, where the maps are larger than that.
+
+    Every level that counts has half the weight of the one before it; one that is left out halves nothing.
+    """
+    total, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
+    for cells in (4, 2, 1):
         if min(student.shape[2:]) <= cells:
             continue
+        weight /= 2
         grid = (cells,) * (student.ndim - 2)
-        total = total + 0.5**place * F.mse_loss(pool_nodes(student, grid), pool_nodes(teacher, grid))
-        weights += 0.5**place
+        total = total + weight * F.mse_loss(pool_nodes(student, grid), pool_nodes(teacher, grid))
+        weights += weight
     return total / weights

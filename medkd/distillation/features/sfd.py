@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
+from medkd.distillation.base import METHODS, Context, Variant
 from medkd.distillation.features.standardize import standardize
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.pairs import Pair, PairMethod, pointwise, resize
 
 # With this last bias the attention on singular values begins at sigmoid(4) = 0.98: close to the plain low-rank teacher.
@@ -131,10 +131,10 @@ class SFD(PairMethod):
         k: int | None = None,
         cutoff: float = 0.25,
         taps: str = "decoder",
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "sfd", taps)
-        self.paper = check_variant("sfd", variant)
+        self.paper = variant == "paper"
         self.weight = positive("sfd", "weight", weight)
         self.share = at_least("sfd", "share", share, 0.0)
         self.cutoff = positive("sfd", "cutoff", cutoff)

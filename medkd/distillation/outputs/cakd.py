@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.base import METHODS, Context, Method, Variant
+from medkd.distillation.options import positive
 
 
 @METHODS.register("cakd")
@@ -37,9 +37,9 @@ class CAKD(Method):
     per_logit, per_feature = 5.0, 0.0
     bound = "class sums only: K² cosines and a few copies of the logits"
 
-    def __init__(self, context: Context, weight: float = 0.1, variant: str = "default") -> None:
+    def __init__(self, context: Context, weight: float = 0.1, variant: Variant = "default") -> None:
         super().__init__(context)
-        self.paper = check_variant("cakd", variant)
+        self.paper = variant == "paper"
         self.weight = positive("cakd", "weight", weight)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.base import METHODS, Context, Method, Variant
+from medkd.distillation.options import positive
 
 # Logits of voxels without annotation are replaced by this before the softmax over space: exp() of it is exactly 0 in
 # float32, and unlike -inf it leaves no NaN in 0 · (−inf + inf).
@@ -41,10 +41,10 @@ class CWD(Method):
     bound = "a few copies of the logits"
 
     def __init__(
-        self, context: Context, weight: float | None = None, temperature: float = 4.0, variant: str = "default"
+        self, context: Context, weight: float | None = None, temperature: float = 4.0, variant: Variant = "default"
     ) -> None:
         super().__init__(context)
-        paper = check_variant("cwd", variant)
+        paper = variant == "paper"
         self.weight = positive("cwd", "weight", weight if weight is not None else (3.0 if paper else 0.02))
         self.temperature = positive("cwd", "temperature", temperature)
 

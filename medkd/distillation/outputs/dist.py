@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method, zero_like
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.base import METHODS, Context, Method, Variant
+from medkd.distillation.options import at_least, positive
+
+log = logging.getLogger(__name__)
 
 
 @METHODS.register("dist")
@@ -21,7 +25,8 @@ class DIST(Method):
     with Pearson's correlation; a column holds all voxels of all samples. Only classes that are present in the batch's
     labels enter the second mean, since the probability of an absent class hardly varies and its correlation is noise.
     Regions: ``P = sigmoid(z / τ)``, and the second part only, because a voxel's regions are no distribution.
-    ``variant="paper"`` takes all columns and the released ``τ = 4``.
+    Two classes have no first part either: the correlation of two numbers is ±1, whatever they are, so it teaches
+    nothing; it is left out, which a warning says. ``variant="paper"`` takes all columns and the released ``τ = 4``.
 
     Citation: T. Huang, S. You, F. Wang, C. Qian, C. Xu, NeurIPS 2022, arXiv 2205.10536.
 
@@ -46,16 +51,21 @@ class DIST(Method):
         beta: float = 1.0,
         gamma: float = 1.0,
         temperature: float | None = None,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
-        self.paper = check_variant("dist", variant)
+        self.paper = variant == "paper"
         self.weight = positive("dist", "weight", weight)
         self.beta = at_least("dist", "beta", beta, 0.0)
         self.gamma = at_least("dist", "gamma", gamma, 0.0)
-        self.temperature = positive(
-            "dist", "temperature", temperature if temperature is not None else (4.0 if self.paper else 1.0)
-        )
+        own = 4.0 if self.paper else 1.0
+        self.temperature = positive("dist", "temperature", own if temperature is None else temperature)
+        self.among_classes = not context.regions and context.num_outputs > 2
+        if context.num_outputs == 2 and not context.regions:
+            log.warning(
+                "dist leaves out dist_inter: with two classes the correlation of a voxel's probabilities is 1 or -1, "
+                "whatever they are, and teaches nothing."
+            )
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``dist_intra`` and, for classes, ``dist_inter``."""
@@ -63,7 +73,7 @@ class DIST(Method):
         counted = torch.ones_like(p_s[:, :1]) if target.valid is None else target.valid.to(p_s.dtype)
         scale = self.weight * self.temperature**2
         terms = {"dist_intra": scale * self.gamma * self._intra(p_s, p_t, counted, target)}
-        if not self.context.regions:
+        if self.among_classes:
             rows = (1 - _correlation(p_s, p_t, None, (1,))) * counted
             terms["dist_inter"] = scale * self.beta * rows.sum() / counted.sum().clamp(min=1.0)
         return terms
@@ -74,19 +84,19 @@ class DIST(Method):
 
     def _intra(self, p_s: Tensor, p_t: Tensor, counted: Tensor, target: Target) -> Tensor:
         across = (0, *range(2, p_s.ndim))
-        present = torch.ones(p_s.shape[1], dtype=torch.bool, device=p_s.device)
-        if not self.paper:
-            labels = target.labels if self.context.regions else target.labels[counted > 0]
-            present = (
-                (labels * counted > 0.5).amax(across) if self.context.regions else _occurring(labels, p_s.shape[1])
-            )
-        if not present.any():
-            return zero_like(p_s)
-        return 1 - _correlation(p_s, p_t, counted, across).flatten()[present].mean()
+        apart = 1 - _correlation(p_s, p_t, counted, across).flatten()
+        if self.paper:
+            return apart.mean()
+        present = self._present(target, counted).to(apart.dtype)
+        return (apart * present).sum() / present.sum().clamp(min=1.0)
 
-
-def _occurring(labels: Tensor, classes: int) -> Tensor:
-    return torch.bincount(labels.flatten(), minlength=classes)[:classes] > 0
+    def _present(self, target: Target, counted: Tensor) -> Tensor:
+        """Which classes, or regions, have annotated voxels in the batch: ``(K,)``, bool."""
+        labels, number = target.labels, self.context.num_outputs
+        if self.context.regions:
+            return (labels * counted > 0.5).transpose(0, 1).flatten(1).any(1)
+        counts = torch.zeros(number, device=labels.device, dtype=counted.dtype)
+        return counts.scatter_add_(0, labels.flatten(), counted.flatten()) > 0
 
 
 def _correlation(a: Tensor, b: Tensor, counted: Tensor | None, axes: tuple[int, ...]) -> Tensor:

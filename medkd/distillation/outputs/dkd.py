@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method, masked_mean
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.base import METHODS, Context, Method, Variant, masked_mean
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.outputs.target_class import others, others_probability, require_classes
 
 
@@ -50,11 +50,11 @@ class DKD(Method):
         alpha: float = 1.0,
         beta: float | None = None,
         temperature: float | None = None,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
         require_classes("dkd", context)
-        own = (0.1, 8.0, 4.0) if check_variant("dkd", variant) else (1.0, 1.0, 1.0)
+        own = (0.1, 8.0, 4.0) if variant == "paper" else (1.0, 1.0, 1.0)
         self.weight = positive("dkd", "weight", own[0] if weight is None else weight)
         self.alpha = at_least("dkd", "alpha", alpha, 0.0)
         self.beta = at_least("dkd", "beta", own[1] if beta is None else beta, 0.0)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Method, masked_mean
-from medkd.distillation.options import check_variant, positive
+from medkd.distillation.base import METHODS, Context, Method, Variant, masked_mean
+from medkd.distillation.options import positive
 from medkd.distillation.outputs.divergence import voxel_kl
 
 
@@ -43,10 +43,10 @@ class KD(Method):
     bound = "a few copies of the logits"
 
     def __init__(
-        self, context: Context, weight: float | None = None, temperature: float = 1.0, variant: str = "default"
+        self, context: Context, weight: float | None = None, temperature: float = 1.0, variant: Variant = "default"
     ) -> None:
         super().__init__(context)
-        self.paper = check_variant("kd", variant)
+        self.paper = variant == "paper"
         self.weight = positive("kd", "weight", weight if weight is not None else self._default())
         self.temperature = positive("kd", "temperature", temperature)
 

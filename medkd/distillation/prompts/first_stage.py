@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +18,11 @@ from medkd.core.features import Target
 from medkd.distillation.base import Context
 from medkd.distillation.capture import Capture
 from medkd.distillation.options import at_least
-from medkd.distillation.pairs import PairMethod
+from medkd.distillation.pairs import WEAK, AdaptedMethod
 
 log = logging.getLogger(__name__)
 _RATE = 0.01  # of Adam, at the start of the first stage
+_LOOK_EVERY = 50  # iterations
 
 
 class PromptTeacher(Protocol):
@@ -62,9 +64,11 @@ class SegmentationTeacher:
     def task_loss(self, batch: Any, replaced: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy and Dice of the batch's labels."""
         rest: Any = self._network.forward_from
-        return torch.stack(
-            [labels_loss(rest(name, map_).float(), batch[1], self._regions) for name, map_ in replaced.items()]
-        ).mean()
+        losses = []
+        for name, replacement in replaced.items():
+            logits = rest(name, replacement).float()
+            losses.append(labels_loss(logits, batch[1], self._regions))
+        return torch.stack(losses).mean()
 
 
 def labels_loss(logits: Tensor, target: Target, regions: bool) -> Tensor:
@@ -97,8 +101,8 @@ def token_overlap(masks: Tensor) -> Tensor:
     products = rows @ rows.transpose(1, 2)
     squares = products.diagonal(dim1=1, dim2=2)
     dice = 2 * products / (squares.unsqueeze(1) + squares.unsqueeze(2)).clamp(min=1e-8)
-    apart = ~torch.eye(number, dtype=torch.bool, device=rows.device)
-    return dice[:, apart].mean()
+    apart = 1 - torch.eye(number, dtype=dice.dtype, device=rows.device)
+    return (dice * apart).sum() / (len(dice) * number * (number - 1))
 
 
 class Prompts(nn.Module):
@@ -111,7 +115,7 @@ class Prompts(nn.Module):
         raise NotImplementedError
 
 
-class PromptMethod(PairMethod):
+class PromptMethod(AdaptedMethod):
     """A method with a first stage: per teacher map, tokens are learnt with which the masked map still solves the
     teacher's task.
 
@@ -123,17 +127,20 @@ class PromptMethod(PairMethod):
         context: taps, outputs and geometry.
         name: the method's name, for error texts.
         taps: see :func:`medkd.distillation.pairs.choose_pairs`.
-        iterations: of the first stage; it is shorter where there are fewer batches.
+        iterations: of the first stage, None means 100, or 2000 in the paper's variant; it is shorter where there are
+            fewer batches.
+        paper: whether the paper's variant is wanted.
     """
 
     continues_teacher = True
     prompts: nn.ModuleList
     prepared: Tensor
 
-    def __init__(self, context: Context, name: str, taps: str, iterations: int) -> None:
-        super().__init__(context, name, taps)
-        self.name = name
-        self.iterations = int(at_least(name, "iterations", iterations, 1))
+    def __init__(self, context: Context, name: str, taps: str, iterations: int | None, paper: bool) -> None:
+        super().__init__(context, name, taps, always=paper, gain=1.0 if paper else WEAK)
+        self.name, self.paper = name, paper
+        own = 2000 if paper else 100
+        self.iterations = int(at_least(name, "iterations", own if iterations is None else iterations, 1))
         self.register_buffer("prepared", torch.zeros((), dtype=torch.bool))
 
     @property
@@ -147,43 +154,61 @@ class PromptMethod(PairMethod):
         Raises:
             MethodError: there are no batches, or the loss is not finite.
         """
-        names = list(dict.fromkeys(tap.name for _, tap in self.pairs))
+        log.info("%s: learning masks on the teacher before training, at most %d iterations", self.name, self.iterations)
         tokens = {n: b.detach().clone().requires_grad_() for n, b in self.prompts.named_buffers()}
+        losses = self._learn(teacher, batches, tokens)
+        if not losses:
+            raise MethodError(
+                f"{self.name} learns masks on training batches before the first step, but was given none."
+            )
+        self._check_finite(losses)
+        for name, buffer in self.prompts.named_buffers():
+            buffer.copy_(tokens[name].detach())
+        self.prepared.fill_(True)
+        self._ready = True
+        tenth = max(len(losses) // 10, 1)
+        first, last = (float(torch.stack(part).mean()) for part in (losses[:tenth], losses[-tenth:]))
+        log.info(
+            "%s: %d iterations took the loss of the masked teacher from %.4f to %.4f",
+            self.name,
+            len(losses),
+            first,
+            last,
+        )
+
+    def _learn(self, teacher: PromptTeacher, batches: Iterable[Any], tokens: Mapping[str, Tensor]) -> list[Tensor]:
+        """Change the tokens in place; the loss of every iteration."""
+        names = list(dict.fromkeys(tap.name for _, tap in self.pairs))
         optimizer = torch.optim.Adam(tokens.values(), _RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
         losses: list[Tensor] = []
-        log.info("%s: learning masks on the teacher before training, at most %d iterations", self.name, self.iterations)
         for batch in islice(batches, self.iterations):
             with torch.enable_grad(), torch.autocast(self.prepared.device.type, enabled=False):
                 loss = self._stage_one(teacher, batch, names, tokens)
-            if not torch.isfinite(loss):
-                raise MethodError(
-                    f"{self.name} cannot learn its masks: the teacher's loss became {float(loss.detach())} after "
-                    f"{len(losses)} iterations."
-                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        if not losses:
-            raise MethodError(
-                f"{self.name} learns masks on training batches before the first step, but was given none."
-            )
-        for name, buffer in self.prompts.named_buffers():
-            buffer.copy_(tokens[name].detach())
-        self.prepared.fill_(True)
-        tenth = max(len(losses) // 10, 1)
-        ends = [float(torch.stack(part).mean()) for part in (losses[:tenth], losses[-tenth:])]
-        log.info(
-            "%s: %d iterations took the loss of the masked teacher from %.4f to %.4f", self.name, len(losses), *ends
-        )
+            if len(losses) % _LOOK_EVERY == 0:
+                self._check_finite(losses)
+        return losses
+
+    def _check_finite(self, losses: list[Tensor]) -> None:
+        """Refuse losses that are no numbers; one look for many iterations, since on a GPU it waits for the device."""
+        values = torch.stack(losses).tolist()
+        for done, value in enumerate(values):
+            if not isfinite(value):
+                raise MethodError(
+                    f"{self.name} cannot learn its masks: the teacher's loss became {value} after {done} iterations."
+                )
 
     def _stage_one(self, teacher: PromptTeacher, batch: Any, names: list[str], tokens: Mapping[str, Tensor]) -> Tensor:
         features = teacher.features(batch, names)
         replaced, overlaps = {}, []
         for index, (_, tap) in enumerate(self.pairs):
-            own = {n.partition(".")[2]: t for n, t in tokens.items() if n.partition(".")[0] == str(index)}
+            prefix = f"{index}."
+            own = {name.removeprefix(prefix): t for name, t in tokens.items() if name.startswith(prefix)}
             replaced[tap.name], overlap = functional_call(self.prompts[index], own, (features[tap.name],))
             overlaps.append(overlap)
         return teacher.task_loss(batch, replaced) + torch.stack(overlaps).sum()
@@ -195,10 +220,16 @@ class PromptMethod(PairMethod):
             MethodError: the first stage did not run.
         """
         if not self._ready:
-            self._ready = bool(self.prepared)  # looked up once: on a GPU it waits for the device
+            self._ready = bool(self.prepared)
         if not self._ready:
             raise MethodError(
                 f"{self.name} has not learnt its masks; call the distiller's prepare() before the first step."
             )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Restore tokens and helpers, and whether the tokens are learnt."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._ready = bool(self.prepared)  # looked up here, since on a GPU it waits for the device
+        return result
 
     _ready = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context
-from medkd.distillation.options import at_least, check_variant, positive
-from medkd.distillation.pairs import WEAK, adapter, resize
+from medkd.distillation.base import METHODS, Context, Variant
+from medkd.distillation.features.standardize import spread
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.prompts.first_stage import PromptMethod, Prompts, token_overlap
 from medkd.distillation.prompts.haar import haar, inverse_haar, scales_of
 
@@ -23,28 +25,43 @@ class FrequencyPrompts(Prompts):
         channels: of the map.
         number: tokens per bank.
         scales: most scales.
+        paper: masks are summed over the tokens and overlaps over the banks, and a small map has all scales, too.
     """
 
     banks: Tensor
 
-    def __init__(self, channels: int, number: int, scales: int) -> None:
+    def __init__(self, channels: int, number: int, scales: int, paper: bool = False) -> None:
         super().__init__()
+        self.paper = paper
         self.register_buffer("banks", _SPREAD * torch.randn(1 + scales, number, channels))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The map put together again from its masked bands, and the mean overlap of the masks of a bank."""
-        low, highs = haar(features, scales_of(features.shape[2:], len(self.banks) - 1))
+        """The map put together again from its masked bands, and the overlap of the masks of a bank."""
+        low, highs = haar(features, self.scales(features.shape[2:]))
         of_low = self.masks(0, low)
-        of_highs = [self.masks(index + 1, high.sum(2)) for index, high in enumerate(highs)]
-        masked = [high * mean_mask(mask).unsqueeze(2) for high, mask in zip(highs, of_highs, strict=True)]
-        overlap = torch.stack([token_overlap(mask) for mask in (of_low, *of_highs)]).mean()
-        return inverse_haar(low * mean_mask(of_low), masked, features.shape[2:]), overlap
+        overlaps, masked = [token_overlap(of_low)], []
+        for bank, high in enumerate(highs, start=1):
+            masks = self.masks(bank, high.sum(2))
+            overlaps.append(token_overlap(masks))
+            masked.append(high * self._one_mask(masks).unsqueeze(2))
+        overlap = torch.stack(overlaps)
+        whole = inverse_haar(low * self._one_mask(of_low), masked, features.shape[2:])
+        return whole, overlap.sum() if self.paper else overlap.mean()
+
+    def scales(self, size: Sequence[int]) -> int:
+        """How many scales a map of this size has."""
+        most = len(self.banks) - 1
+        return most if self.paper else scales_of(size, most)
 
     def masks(self, bank: int, band: Tensor) -> Tensor:
         """``sigmoid(P · band)`` of ``(B, C, *spatial)``, high bands summed over orientations: ``(B, tokens,
         *spatial)``.
         """
         return torch.sigmoid(torch.einsum("tc,bc...->bt...", self.banks[bank], band))
+
+    def _one_mask(self, masks: Tensor) -> Tensor:
+        """The tokens' masks as one, ``(B, 1, *spatial)``, for the first stage."""
+        return masks.sum(1, keepdim=True) if self.paper else mean_mask(masks)
 
 
 def mean_mask(masks: Tensor) -> Tensor:
@@ -58,18 +75,21 @@ class FreeKD(PromptMethod):
 
     Of every feature map the Haar wavelet transform is taken at three scales (fewer for a small map, an odd axis is
     extended by zero). First stage, once, on the frozen teacher
-    (:class:`medkd.distillation.prompts.first_stage.PromptMethod`): per map four banks of six prompts, for the low band and
-    every scale; the masks ``sigmoid(P_t · band)``, averaged over the prompts of a bank, multiply the bands, the inverse
-    transform goes through the rest of the teacher, and the prompts are learnt so that it still solves its task while
-    masks of a bank do not overlap (Dice). Second stage, with the masks ``m_j`` of the teacher's high bands ``H_j``::
+    (:class:`medkd.distillation.prompts.first_stage.PromptMethod`): per map four banks of six prompts, for the low band
+    and every scale; the masks ``sigmoid(P_t · band)``, averaged over the prompts of a bank, multiply the bands, the
+    inverse transform goes through the rest of the teacher, and the prompts are learnt so that it still solves its task
+    while masks of a bank do not overlap (Dice). Second stage, with the masks ``m_j`` of the teacher's high bands
+    ``H_j``::
 
         L = w · mean_l mean_j mean | m_j ⊙ (H_j(A S) − H_j(T)) | / std(T_l)
 
     with ``A`` a trainable 1x1 convolution where the channels differ; a student map of another size is resized linearly.
-    The low band teaches nothing. ``variant="paper"`` does not divide by the spread, always has the convolution, sums
-    over levels and scales, and learns prompts for 2000 iterations. This is what the released code computes: the paper's
-    position-aware weight of the channels is not in it, and is not here; the code's accompanying mean squared error is
-    ``freekd+mimic``, its loss on box regression is left out.
+    The low band teaches nothing; the spread is held up for a nearly constant map, see
+    :func:`medkd.distillation.features.standardize.spread`. ``variant="paper"`` does not divide by the spread, always
+    has the convolution, sums over levels and scales, has three scales for small maps too, and learns prompts for 2000
+    iterations; in its first stage the masks of a bank are summed instead of averaged, and so are the overlaps of the
+    banks, as the released code does. The paper's position-aware weight of the channels is not in that code, and is not
+    here; the code's accompanying mean squared error is ``freekd+mimic``, its loss on box regression is left out.
 
     Citation: Y. Zhang, T. Huang, J. Liu, T. Jiang, K. Cheng, S. Zhang, CVPR 2024, arXiv 2311.12079.
 
@@ -100,35 +120,35 @@ class FreeKD(PromptMethod):
         scales: int = 3,
         iterations: int | None = None,
         taps: str = "decoder",
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
-        paper = check_variant("freekd", variant)
-        super().__init__(context, "freekd", taps, (2000 if paper else 100) if iterations is None else iterations)
-        self.paper = paper
+        paper = variant == "paper"
+        super().__init__(context, "freekd", taps, iterations, paper)
         self.weight = positive("freekd", "weight", weight)
-        number, deepest = int(at_least("freekd", "tokens", tokens, 1)), int(at_least("freekd", "scales", scales, 1))
-        self.prompts = nn.ModuleList(FrequencyPrompts(t.channels, number, deepest) for _, t in self.pairs)
-        self.adapters = nn.ModuleList(
-            adapter(pair, always=self.paper, gain=1.0 if self.paper else WEAK) for pair in self.pairs
-        )
+        number = int(at_least("freekd", "tokens", tokens, 1))
+        deepest = int(at_least("freekd", "scales", scales, 1))
+        self.prompts = nn.ModuleList(FrequencyPrompts(t.channels, number, deepest, paper) for _, t in self.pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``freekd``."""
         self.check_prepared()
         levels = []
-        for prompts, adapt, (s, t) in zip(self.prompts, self.adapters, self.features(student, teacher), strict=True):
-            scales = self._scales(prompts, resize(adapt(s), t.shape[2:]), t)  # type: ignore[arg-type]
-            levels.append(scales.sum() if self.paper else scales.mean() / t.std(unbiased=False).clamp(min=1e-4))
-        total = torch.stack(levels)
-        return {"freekd": self.weight * (total.sum() if self.paper else total.mean())}
+        for prompts, (s, t) in zip(self.prompts, self.adapted(student, teacher), strict=True):
+            scales = self._scales(prompts, s, t)  # type: ignore[arg-type]
+            levels.append(scales.sum() if self.paper else scales.mean() / spread(t, s).sqrt())
+        return {"freekd": self.weight * self.joined(levels)}
 
     def _scales(self, prompts: FrequencyPrompts, student: Tensor, teacher: Tensor) -> Tensor:
         """The masked difference at every scale, ``(scales,)``; the transform is linear, so one of the difference
         suffices.
         """
-        number = scales_of(teacher.shape[2:], len(prompts.banks) - 1)
-        _, apart = haar(student - teacher, number)
+        number = prompts.scales(teacher.shape[2:])
+        _, differences = haar(student - teacher, number)
         with torch.no_grad():
             _, highs = haar(teacher, number)
-            masks = [mean_mask(prompts.masks(index + 1, high.sum(2))).unsqueeze(2) for index, high in enumerate(highs)]
-        return torch.stack([(mask * high).abs().mean() for mask, high in zip(masks, apart, strict=True)])
+        levels = []
+        for bank, (high, difference) in enumerate(zip(highs, differences, strict=True), start=1):
+            with torch.no_grad():
+                mask = mean_mask(prompts.masks(bank, high.sum(2))).unsqueeze(2)
+            levels.append((mask * difference).abs().mean())
+        return torch.stack(levels)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, masked_mean, zero_like
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.base import METHODS, Context, Variant, masked_mean, zero_like
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.outputs.divergence import voxel_kl
 from medkd.distillation.pairs import PairMethod, pointwise, resize
 from medkd.distillation.relations.memory import ClassMemory
@@ -67,11 +67,11 @@ class CIRKD(PairMethod):
         taps: str = "last",
         max_nodes: int = 512,
         memory_size: int = 2000,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "cirkd", taps)
         self.pairs = self.pairs[:1]
-        own = 1.0 if check_variant("cirkd", variant) else 0.1
+        own = 1.0 if variant == "paper" else 0.1
         self.batch_weight = at_least("cirkd", "batch_weight", batch_weight, 0.0)
         self.memory_weight = at_least("cirkd", "memory_weight", memory_weight, 0.0)
         self.kd_weight = at_least("cirkd", "kd_weight", kd_weight, 0.0)

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, masked_mean
+from medkd.distillation.base import METHODS, Context, Variant, masked_mean
 from medkd.distillation.features.attention_map import attention_distance, resize_nearest
-from medkd.distillation.options import at_least, check_variant, positive
+from medkd.distillation.options import at_least, positive
 from medkd.distillation.outputs.divergence import voxel_kl
 from medkd.distillation.pairs import PairMethod
-from medkd.distillation.relations.prototypes import class_masks
+from medkd.distillation.relations.prototypes import class_masks, masked_means
 
 
 @METHODS.register("emkd")
@@ -22,11 +22,12 @@ class EMKD(PairMethod):
     - prediction maps: ``w_p τ² mean_v KL(p_T ‖ p_S)``;
     - importance maps: ``w_i · mean_l mean_n ‖ q(S_l) − q(T_l) ‖²`` with ``q`` the channel mean of 4th powers, scaled to
       unit norm;
-    - region affinity: ``w_r · mean_l mean_{i<j} (cos(m_i, m_j)_S − cos(m_i, m_j)_T)²`` over the pairs of classes
-      present in the batch, ``m_k`` the mean feature of class ``k``. Regions: the regions and what is in none of them.
+    - region affinity: ``w_r · mean_l mean_n mean_{i<j} (cos(m_i, m_j)_S − cos(m_i, m_j)_T)²`` over the pairs of classes
+      present in image ``n``, ``m_k`` the mean feature of class ``k`` there. Regions: the regions and what is in none of
+      them.
 
     Channels need not match; maps of another size are resized by nearest neighbour. ``variant="paper"`` sums over levels
-    and over class pairs, as released, and divides the divergence by the number of classes.
+    and over class pairs, as released.
 
     Why these weights: ``w_p τ² = 1`` makes the first term ``kd``'s. Squared distances of unit-norm maps lie in [0, 2],
     mean squared differences of cosines in [0, 4], so patch, levels and number of classes do not matter; ``w_r`` is the
@@ -64,17 +65,15 @@ class EMKD(PairMethod):
         affinity_weight: float = 0.9,
         temperature: float | None = None,
         taps: str = "encoder",
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "emkd", taps)
-        self.paper = check_variant("emkd", variant)
+        self.paper = variant == "paper"
         own = (0.1, 4.0, 0.9) if self.paper else (1.0, 1.0, 0.1)
-        self.prediction_weight = at_least(
-            "emkd", "prediction_weight", own[0] if prediction_weight is None else prediction_weight, 0.0
-        )
-        self.importance_weight = at_least(
-            "emkd", "importance_weight", own[2] if importance_weight is None else importance_weight, 0.0
-        )
+        prediction = own[0] if prediction_weight is None else prediction_weight
+        importance = own[2] if importance_weight is None else importance_weight
+        self.prediction_weight = at_least("emkd", "prediction_weight", prediction, 0.0)
+        self.importance_weight = at_least("emkd", "importance_weight", importance, 0.0)
         self.affinity_weight = at_least("emkd", "affinity_weight", affinity_weight, 0.0)
         self.temperature = positive("emkd", "temperature", own[1] if temperature is None else temperature)
 
@@ -83,14 +82,12 @@ class EMKD(PairMethod):
         t = self.temperature
         divergence = masked_mean(voxel_kl(student.logits, teacher.logits, self.context.regions, t), target.valid)
         pairs = list(self.features(student, teacher))
-        importance = torch.stack([self._importance(a, b) for a, b in pairs])
-        affinity = torch.stack([self._affinity(a, b, target) for a, b in pairs])
-        if self.paper:
-            divergence = divergence / student.logits.shape[1]
+        importance = [self._importance(a, b) for a, b in pairs]
+        affinity = [self._affinity(a, b, target) for a, b in pairs]
         return {
             "emkd_prediction": self.prediction_weight * t**2 * divergence,
-            "emkd_importance": self.importance_weight * (importance.sum() if self.paper else importance.mean()),
-            "emkd_affinity": self.affinity_weight * (affinity.sum() if self.paper else affinity.mean()),
+            "emkd_importance": self.importance_weight * self.joined(importance),
+            "emkd_affinity": self.affinity_weight * self.joined(affinity),
         }
 
     def _importance(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,16 +95,16 @@ class EMKD(PairMethod):
         return attention_distance(resize_nearest(e_s, e_t.shape[1:]), e_t)
 
     def _affinity(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
+        """The mean over images of the squared differences, summed (default: averaged) over an image's pairs."""
         c_s, present = self._cosines(student, target)
         c_t, also = self._cosines(teacher, target)
-        chosen = torch.triu(torch.outer(present & also, present & also), 1)
-        squares = ((c_s - c_t).square() * chosen).sum()
-        return squares if self.paper else squares / chosen.sum().clamp(min=1)
+        both = present & also
+        chosen = torch.triu(both.unsqueeze(1) & both.unsqueeze(2), 1)
+        squares = ((c_s - c_t).square() * chosen).sum((1, 2))
+        return squares.mean() if self.paper else (squares / chosen.sum((1, 2)).clamp(min=1)).mean()
 
     def _cosines(self, features: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Cosines between the classes' mean features ``(K, K)``, and which classes are present ``(K,)``."""
+        """Cosines between the classes' mean features ``(B, K, K)``, and which classes are present ``(B, K)``."""
         masks = class_masks(target, self.context.num_outputs, self.context.regions, features.shape[2:], outside=True)
-        sizes = masks.sum((0, *range(2, masks.ndim)))
-        sums = torch.einsum("bkv,bcv->kc", masks.flatten(2), features.flatten(2))
-        means = F.normalize(sums / sizes.clamp(min=1.0).unsqueeze(1), dim=1, eps=1e-8)
-        return means @ means.T, sizes > 0
+        means = F.normalize(masked_means(features, masks), dim=2, eps=1e-8)
+        return means @ means.transpose(1, 2), masks.flatten(2).any(2)

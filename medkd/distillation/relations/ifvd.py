@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, masked_mean
-from medkd.distillation.options import at_least, check_variant
+from medkd.distillation.base import METHODS, Context, Variant, masked_mean
+from medkd.distillation.options import at_least
 from medkd.distillation.outputs.divergence import voxel_kl
 from medkd.distillation.pairs import PairMethod, resize
 from medkd.distillation.relations.prototypes import class_masks, similarity_to_means
@@ -48,10 +48,10 @@ class IFVD(PairMethod):
         weight: float | None = None,
         kd_weight: float | None = None,
         taps: str = "last",
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "ifvd", taps)
-        own = (200.0, 10.0 / context.num_outputs) if check_variant("ifvd", variant) else (10.0, 1.0)
+        own = (200.0, 10.0 / context.num_outputs) if variant == "paper" else (10.0, 1.0)
         self.weight = at_least("ifvd", "weight", own[0] if weight is None else weight, 0.0)
         self.kd_weight = at_least("ifvd", "kd_weight", own[1] if kd_weight is None else kd_weight, 0.0)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Target
-from medkd.distillation.boundaries.boundary import one_hot
+from medkd.distillation.boundaries.boundary import classes_of, one_hot
 
 
 def class_masks(target: Target, channels: int, regions: bool, size: Sequence[int], *, outside: bool = False) -> Tensor:
@@ -26,7 +26,7 @@ def class_masks(target: Target, channels: int, regions: bool, size: Sequence[int
         ``(B, K, *size)`` or with ``outside`` ``(B, K + 1, *size)``, float32, 0 or 1.
     """
     labels = nearest(target.labels, size)
-    masks = labels > 0.5 if regions else one_hot(labels, list(range(channels)))
+    masks = labels > 0.5 if regions else one_hot(labels, classes_of(labels, channels))
     if outside and regions:
         masks = torch.cat((masks, ~masks.any(1, keepdim=True)), 1)
     if target.valid is not None:

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, masked_mean
-from medkd.distillation.options import at_least, check_variant
+from medkd.distillation.base import METHODS, Context, Variant, masked_mean
+from medkd.distillation.options import at_least
 from medkd.distillation.outputs.divergence import voxel_kl
 from medkd.distillation.pairs import PairMethod
-from medkd.distillation.relations.nodes import cells_per_axis, pool_nodes
+from medkd.distillation.relations.nodes import halves, pool_alike
 
 
 @METHODS.register("skd")
@@ -24,8 +24,9 @@ class SKD(PairMethod):
         L = w_voxel · mean_v KL(p_T ‖ p_S) + w_pair · mean_{n,i,j} (a_ij^T − a_ij^S)²
 
     Channels need not match, and a map of ``max_nodes²`` numbers per sample is all that is allocated. For regions the
-    divergence is the sum of binary ones. ``variant="paper"``: two places per axis, norms without gradient, and for the
-    voxels ``10 · cross-entropy``, summed over the batch as released.
+    divergence is the sum of binary ones. ``variant="paper"``: windows of half a side
+    (two places per axis, three where the side is odd), norms without gradient, and for the voxels
+    ``10 · cross-entropy``, summed over the batch as released.
 
     Citation: Y. Liu, K. Chen, C. Liu, Z. Qin, Z. Luo, J. Wang, CVPR 2019, arXiv 1903.04197.
 
@@ -34,7 +35,7 @@ class SKD(PairMethod):
         voxel_weight: ``w_voxel``; None means the variant's own.
         pair_weight: ``w_pair``; None means 2, in the paper variant 1.
         taps: which pairs, see :func:`medkd.distillation.pairs.choose_pairs`.
-        max_nodes: most places per sample; the paper variant has 2 per axis.
+        max_nodes: most places per sample; the paper variant has 2 or 3 per axis.
         variant: ``default`` or ``paper``.
 
     Raises:
@@ -52,15 +53,15 @@ class SKD(PairMethod):
         pair_weight: float | None = None,
         taps: str = "last",
         max_nodes: int = 216,
-        variant: str = "default",
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context, "skd", taps)
-        self.paper = check_variant("skd", variant)
+        self.paper = variant == "paper"
         voxel_weight = (10.0 if self.paper else 1.0) if voxel_weight is None else voxel_weight
         self.voxel_weight = at_least("skd", "voxel_weight", voxel_weight, 0.0)
         pair_weight = (1.0 if self.paper else 2.0) if pair_weight is None else pair_weight
         self.pair_weight = at_least("skd", "pair_weight", pair_weight, 0.0)
-        self.max_nodes = 2**context.rank if self.paper else int(at_least("skd", "max_nodes", max_nodes, 2))
+        self.max_nodes = 3**context.rank if self.paper else int(at_least("skd", "max_nodes", max_nodes, 2))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``skd_voxel`` and ``skd_pair``."""
@@ -80,21 +81,20 @@ class SKD(PairMethod):
 
     def _cross_entropy(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
         if self.context.regions:
-            entropy = F.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher), reduction="none").sum(
-                1, keepdim=True
-            )
+            entropy = F.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher), reduction="none")
         else:
-            entropy = -(torch.softmax(teacher, 1) * torch.log_softmax(student, 1)).sum(1, keepdim=True)
-        return masked_mean(entropy, target.valid) * len(student)
+            entropy = -torch.softmax(teacher, 1) * torch.log_softmax(student, 1)
+        return masked_mean(entropy.sum(1, keepdim=True), target.valid) * len(student)
 
     def _pairs(self, student: Tensor, teacher: Tensor) -> Tensor:
-        size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-        cells = cells_per_axis(size, self.max_nodes)
-        return (self._likeness(student, cells) - self._likeness(teacher, cells)).square().mean()
+        if self.paper:
+            n_s, n_t = halves(student, teacher)
+        else:
+            n_s, n_t = pool_alike(student, teacher, self.max_nodes, "max")
+        return (self._likeness(n_s) - self._likeness(n_t)).square().mean()
 
-    def _likeness(self, features: Tensor, cells: tuple[int, ...]) -> Tensor:
-        """Cosines ``(B, nodes, nodes)``."""
-        nodes = pool_nodes(features, cells, "max")
+    def _likeness(self, nodes: Tensor) -> Tensor:
+        """Cosines of places ``(B, C, nodes)``: ``(B, nodes, nodes)``."""
         norm = torch.linalg.vector_norm(nodes, dim=1, keepdim=True).clamp(min=1e-8)
         nodes = nodes / (norm.detach() if self.paper else norm)
         return nodes.transpose(1, 2) @ nodes

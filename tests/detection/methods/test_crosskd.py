@@ -144,8 +144,32 @@ def test_heads_without_common_towers_are_refused() -> None:
         for s in (8, 16)
     ]
     with pytest.raises(MethodError, match=r"the student has p8\.class, p8\.box, the teacher p16\.class"):
-        build_method("crosskd", Context(*towers, 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS)
+        build_method(
+            "crosskd",
+            Context(
+                student_taps=towers[0],
+                teacher_taps=towers[1],
+                num_outputs=3,
+                regions=True,
+                spacing=(1.0, 1.0),
+                patch_size=(64, 64),
+                task="detection",
+            ),
+            None,
+            DETECTION_METHODS,
+        )
     with pytest.raises(MethodError, match="the teacher none"):
         build_method(
-            "crosskd", Context(towers[0], (), 3, True, (1.0, 1.0), (64, 64), "detection"), None, DETECTION_METHODS
+            "crosskd",
+            Context(
+                student_taps=towers[0],
+                teacher_taps=(),
+                num_outputs=3,
+                regions=True,
+                spacing=(1.0, 1.0),
+                patch_size=(64, 64),
+                task="detection",
+            ),
+            None,
+            DETECTION_METHODS,
         )

@@ -24,7 +24,15 @@ def method(student: int = 2, teacher: int = 2, **settings: object) -> Method:
         ]
         for channels in (student, teacher)
     )
-    about = Context(tuple(ours), tuple(theirs), 3, True, (1.0, 1.0), (32, 32), "detection")
+    about = Context(
+        student_taps=tuple(ours),
+        teacher_taps=tuple(theirs),
+        num_outputs=3,
+        regions=True,
+        spacing=(1.0, 1.0),
+        patch_size=(32, 32),
+        task="detection",
+    )
     return build_method("cwd", about, {f"cwd.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
 
 
@@ -58,5 +66,16 @@ def test_necks_without_a_common_stride_are_refused() -> None:
     one, other = (Tap(name="p", channels=2, stride=(s, s), module="neck", stage="neck") for s in (8, 16))
     with pytest.raises(MethodError, match="no neck maps of equal stride"):
         build_method(
-            "cwd", Context((one,), (other,), 3, True, (1.0, 1.0), (32, 32), "detection"), None, DETECTION_METHODS
+            "cwd",
+            Context(
+                student_taps=(one,),
+                teacher_taps=(other,),
+                num_outputs=3,
+                regions=True,
+                spacing=(1.0, 1.0),
+                patch_size=(32, 32),
+                task="detection",
+            ),
+            None,
+            DETECTION_METHODS,
         )

@@ -16,7 +16,15 @@ from tests.distillation.rows import softmax, without
 
 
 def method(outputs: int, dense: bool, **settings: object) -> Method:
-    about = Context((), (), outputs, dense, (1.0, 1.0), (32, 32), "detection")
+    about = Context(
+        student_taps=(),
+        teacher_taps=(),
+        num_outputs=outputs,
+        regions=dense,
+        spacing=(1.0, 1.0),
+        patch_size=(32, 32),
+        task="detection",
+    )
     return build_method("dkd", about, {f"dkd.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
 
 
@@ -62,7 +70,15 @@ def test_few_classes_in_a_dense_head_are_kd_and_the_log_says_so(classes: int, ca
     assert "it is kd here" in caplog.text
     s, t, valid = torch.randn(2, classes, 6), torch.randn(2, classes, 6), torch.rand(2, 1, 6)
     target = Target(torch.full((2, 1, 6), -1), valid)
-    about = Context((), (), classes, True, (1.0, 1.0), (32, 32), "detection")
+    about = Context(
+        student_taps=(),
+        teacher_taps=(),
+        num_outputs=classes,
+        regions=True,
+        spacing=(1.0, 1.0),
+        patch_size=(32, 32),
+        task="detection",
+    )
     same = build_method("kd", about, {"kd.temperature": 2.0})(Outputs(logits=s), Outputs(logits=t), target)
     assert torch.allclose(built(Outputs(logits=s), Outputs(logits=t), target)["dkd"], same["kd"])
     assert float(same["kd"]) == pytest.approx(_weighted(s, t, valid), rel=1e-4)

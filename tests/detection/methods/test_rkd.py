@@ -18,7 +18,15 @@ from medkd.distillation import Context, Method, build_method
 def method(strides: tuple[int, ...] = (8,), **settings: object) -> Method:
     """Between necks of these strides."""
     taps = tuple(Tap(name=f"p{s}", channels=3, stride=(s, s), module="neck", stage="neck") for s in strides)
-    about = Context(taps, taps, 3, True, (1.0, 1.0), (32, 32), "detection")
+    about = Context(
+        student_taps=taps,
+        teacher_taps=taps,
+        num_outputs=3,
+        regions=True,
+        spacing=(1.0, 1.0),
+        patch_size=(32, 32),
+        task="detection",
+    )
     return build_method("rkd", about, {f"rkd.{k}": v for k, v in settings.items()}, DETECTION_METHODS)
 
 

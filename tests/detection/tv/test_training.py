@@ -24,7 +24,15 @@ from tests.detection.tv.builders import SIZE, job, make, narrow, small_store  # 
 
 def _distiller(name: str, student: Detector, teacher: Detector) -> DetectorDistiller:
     outputs = len(student.spec.categories) + student.two_stage
-    context = Context(student.taps, teacher.taps, outputs, not student.two_stage, (1.0, 1.0), (SIZE, SIZE), "detection")
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=outputs,
+        regions=not student.two_stage,
+        spacing=(1.0, 1.0),
+        patch_size=(SIZE, SIZE),
+        task="detection",
+    )
     torch.manual_seed(11)
     return DetectorDistiller(teacher, build_method(name, context, {}, own=DETECTION_METHODS))
 

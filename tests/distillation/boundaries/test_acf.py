@@ -25,7 +25,14 @@ def network(name: str, rank: int = 3) -> SegmentationNetwork:
 
 def between(student: str, teacher: str, rank: int = 3) -> Context:
     """The context of two real networks."""
-    return Context(network(student, rank).taps, network(teacher, rank).taps, 14, False, (1.0,) * rank, (32,) * rank)
+    return Context(
+        student_taps=network(student, rank).taps,
+        teacher_taps=network(teacher, rank).taps,
+        num_outputs=14,
+        regions=False,
+        spacing=(1.0,) * rank,
+        patch_size=(32,) * rank,
+    )
 
 
 def unit_map(feature: Tensor) -> Tensor:

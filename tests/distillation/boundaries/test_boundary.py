@@ -65,4 +65,6 @@ def test_well_inside_leaves_out_the_rim_of_what_is_not_annotated() -> None:
 
 def test_one_hot_marks_the_asked_classes() -> None:
     index = torch.tensor([[[[0, 2], [5, 2]]]])
-    assert one_hot(index, [2, 5]).tolist() == [[[[False, True], [False, True]], [[False, False], [True, False]]]]
+    assert one_hot(index, torch.tensor([2, 5])).tolist() == [
+        [[[False, True], [False, True]], [[False, False], [True, False]]]
+    ]

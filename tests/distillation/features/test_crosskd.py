@@ -47,7 +47,14 @@ def test_works_between_real_networks(rank: int) -> None:
         build_network(NetworkSpec(name=name, in_channels=1, num_outputs=3, patch_size=size))
         for name in ("unet_tiny", "segresnet")
     )
-    about = Context(student.taps, teacher.taps, 3, False, (1.0,) * rank, size)
+    about = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=3,
+        regions=False,
+        spacing=(1.0,) * rank,
+        patch_size=size,
+    )
     distiller = Distiller(teacher, build_method("crosskd", about))
     x = torch.randn(1, 1, *size)
     with distiller.student_capture(student):

@@ -12,11 +12,19 @@ from medkd.distillation.features.fourier import FourierKD
 from tests.distillation.toys import features_terms, pair_method
 
 
-def half_spectrum(x: Tensor) -> np.ndarray:
-    """Orthonormal transform of every channel with NumPy, the half that real maps need."""
-    return np.stack(
-        [[np.fft.fftn(c, norm="ortho")[..., : c.shape[-1] // 2 + 1] for c in n] for n in x.detach().double().numpy()]
-    )
+def spectrum(x: Tensor) -> np.ndarray:
+    """Orthonormal transform of every channel with NumPy, all of it."""
+    return np.stack([[np.fft.fftn(c, norm="ortho") for c in n] for n in x.detach().double().numpy()])
+
+
+def mirrored(half: np.ndarray, length: int) -> np.ndarray:
+    """What is given for the half of the last axis, for all of it: opposite frequencies have the same."""
+    columns = [half[..., k] for k in range(half.shape[-1])]
+    axes = tuple(range(2, half.ndim - 1))
+    for k in range(half.shape[-1], length):
+        flipped = np.flip(half[..., length - k], axes)  # −f of 0, 1, 2, … is 0, −1, −2, …
+        columns.append(np.roll(flipped, 1, axes))
+    return np.stack(columns, -1)
 
 
 def standard(x: np.ndarray) -> np.ndarray:
@@ -30,10 +38,10 @@ def slow(method: FourierKD, s: Tensor, t: Tensor, noise: np.ndarray) -> float:
     fusion = method.fusions[0]
     adapted = fusion.adapt(s)  # type: ignore[operator]
     compared = s if method.paper and s.shape[1] == t.shape[1] else adapted
-    f_s, f_t = half_spectrum(adapted), half_spectrum(t)
+    f_s, f_t = spectrum(adapted), spectrum(t)
     mixed = []
-    for layer, spectrum in ((fusion.of_student, f_s), (fusion.of_teacher, f_t)):
-        mixed.append(layer(torch.from_numpy(np.abs(spectrum)).float()).detach().numpy())  # type: ignore[operator]
+    for layer, waves in ((fusion.of_student, f_s), (fusion.of_teacher, f_t)):
+        mixed.append(layer(torch.from_numpy(np.abs(waves)).float()).detach().numpy())  # type: ignore[operator]
     share = 1 / (1 + np.exp(-fusion.sigma.detach().numpy()))  # type: ignore[operator]
     amplitude = (share * mixed[0] + (1 - share) * mixed[1]) * noise
     student = amplitude * np.exp(1j * np.angle(f_s))
@@ -64,7 +72,7 @@ def test_equals_the_formula_written_out(size: tuple[int, ...], variant: str, wei
     target = Target(torch.zeros(2, 1, *size, dtype=torch.long), None, Progress(step=5))
     noise = torch.rand(2, 4, *size[:-1], size[-1] // 2 + 1, generator=torch.Generator().manual_seed(5000)).numpy()
     assert float(features_terms(method, s, t, target)["fourier"]) == pytest.approx(
-        weight * slow(method, s, t, noise), rel=1e-3
+        weight * slow(method, s, t, mirrored(noise, size[-1])), rel=1e-3
     )
 
 

@@ -158,7 +158,16 @@ def test_refusals(name: str) -> None:
         build_method(name, context(ToyNetwork(2), teacher, 2), {f"{name}.iterations": 0})
     net = build_network(NetworkSpec(name="unet_tiny", in_channels=1, num_outputs=3, patch_size=(16, 16)))
     encoder = build_method(
-        name, Context(net.taps, net.taps, 3, False, (1.0, 1.0), (16, 16)), {f"{name}.taps": "encoder"}
+        name,
+        Context(
+            student_taps=net.taps,
+            teacher_taps=net.taps,
+            num_outputs=3,
+            regions=False,
+            spacing=(1.0, 1.0),
+            patch_size=(16, 16),
+        ),
+        {f"{name}.taps": "encoder"},
     )
     with pytest.raises(RunError, match="continues from"):
         Distiller(net, encoder).prepare(

@@ -28,7 +28,8 @@ def shares(prompts: MaskTokens, x: Tensor) -> list[float]:
     hidden, channels = prompts.look.shape[:2]
     layer = (torch.nn.Conv3d if rank == 3 else torch.nn.Conv2d)(channels, hidden, 3, padding=1)
     layer.load_state_dict({"weight": prompts.look, "bias": prompts.look_bias})
-    seen = F.relu(layer(x[None]))[0].flatten(1).mean(1)
+    seen = layer(x[None])[0]
+    seen = (F.relu(seen) if prompts.rectified else seen).flatten(1).mean(1)
     return torch.softmax(prompts.choose @ seen + prompts.choose_bias, 0).tolist()  # type: ignore[operator]
 
 

@@ -61,8 +61,24 @@ def test_scale_rotation_and_channels_of_the_features_do_not_matter() -> None:
     assert all(float(v) < 1e-6 for v in features_terms(pair_method("rkd", 4, 6, 2), s, t).values())
 
 
-def test_a_single_place_and_equal_places_give_finite_gradient() -> None:
-    for s in (torch.randn(1, 4, 1, 1), torch.ones(1, 4, 4, 4)):
-        s.requires_grad_()
-        sum(features_terms(pair_method("rkd", 4, 5, 2), s, torch.randn(1, 5, *s.shape[2:])).values()).backward()  # type: ignore[union-attr]
-        assert s.grad is not None and torch.isfinite(s.grad).all()
+def test_equal_places_give_finite_gradient() -> None:
+    s = torch.ones(1, 4, 4, 4, requires_grad=True)
+    sum(features_terms(pair_method("rkd", 4, 5, 2), s, torch.randn(1, 5, 4, 4)).values()).backward()  # type: ignore[union-attr]
+    assert s.grad is not None and torch.isfinite(s.grad).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_fewer_than_three_places_teach_nothing_and_that_is_said_once(
+    batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    s, method = torch.randn(batch, 4, 1, 1, requires_grad=True), pair_method("rkd", 4, 5, 2)
+    for _ in range(2):
+        terms = features_terms(method, s, torch.randn(batch, 5, 1, 1))
+    assert len(caplog.records) == 1 and f"a batch of {batch} with maps of (1, 1) has fewer" in caplog.text
+    sum(terms.values()).backward()  # type: ignore[union-attr]
+    assert s.grad is not None and not s.grad.any() and not any(terms.values())
+
+
+def test_nearly_constant_maps_keep_the_digits_of_their_distances() -> None:
+    e = 1000 + 1e-3 * torch.randn(6, 5)
+    assert torch.allclose(relative_distances(e), distances(e.double()), rtol=1e-4)
