@@ -38,14 +38,12 @@ class Pairs:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted; hidden files and the ``._`` files that macOS leaves in archives are
-    ignored.
+    """The image files of a folder, sorted, links to nothing among them; hidden files and the ``._`` files that macOS
+    leaves in archives are ignored.
     """
-    return (
-        sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and p.is_file())
-        if folder.is_dir()
-        else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and not p.is_dir())
 
 
 def split_channel(name: str) -> tuple[str, int]:

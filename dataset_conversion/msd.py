@@ -12,15 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset_conversion.archive import is_tar, unpack_tar
-from dataset_conversion.folder import (
-    find_values,
-    first_existing,
-    list_volumes,
-    name_values,
-    pair_files,
-    split_channel,
-    volume_job,
-)
+from dataset_conversion.decathlon import images_without_label, listed_pairs, modalities, numbered_labels
+from dataset_conversion.folder import find_values, first_existing, name_values, pair_files, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, RawWriter
@@ -28,8 +21,8 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
+from medkd.core.resolve import is_hidden
 from medkd.io.checks import Finding
-from medkd.io.volumes import stem
 
 GUIDE = """\
 Medical Segmentation Decathlon: ten tasks, CT and MR, CC BY-SA 4.0.
@@ -47,7 +40,7 @@ _IMAGES = ("imagesTr", "images", "img", "image")
 _LABELS = ("labelsTr", "labels", "label", "masks")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Task:
     """What is to be converted: training jobs need ``labels`` to be known."""
 
@@ -100,17 +93,16 @@ def find_task(source: Path) -> Path:
     Raises:
         DataError: there is none, or more than one.
     """
-    candidates = [source, *(sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith(".")))]
-    found = [p for p in candidates if first_existing(p, _IMAGES) and first_existing(p, _LABELS)]
+    below = sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path, source))
+    found = [path for path in (source, *below) if first_existing(path, _IMAGES) and first_existing(path, _LABELS)]
     if source in found:
         return source
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(
-            f"{source} holds several tasks ({', '.join(p.name for p in found)}); give one of these folders."
-        )
-    content = ", ".join(p.name for p in candidates[1:]) or "no folders"
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{source} holds several tasks ({names}); give one of these folders.")
+    content = ", ".join(path.name for path in below) or "no folders"
     raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
 
 
@@ -146,81 +138,30 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
             f"{where}: expected an object with 'modality', 'labels' and 'training', as the Decathlon publishes it."
         )
     modality = data.get("modality") or data.get("channel_names") or {"0": "image"}
-    channels = tuple(options.channels) or _modalities(modality, str(where))
-    labels = _decathlon_labels(data["labels"], options, str(where))
-    training, findings = _listed_pairs(task, data.get("training"))
-    if training is None:
-        pairs = pair_files(first_existing(task, _IMAGES) or task, first_existing(task, _LABELS) or task)
-        training, findings = _in_order(pairs.images, pairs.labels), list(pairs.findings)
+    channels = tuple(options.channels) or modalities(modality, str(where))
+    labels = numbered_labels(data["labels"], options.labels, str(where))
+    pairs = listed_pairs(task, data.get("training"))
+    notes: tuple[str, ...] = ()
+    if pairs is None:
+        paired = pair_files(first_existing(task, _IMAGES) or task, first_existing(task, _LABELS) or task)
+        training, findings = _in_order(paired.images, paired.labels), paired.findings
+    else:
+        training, findings = pairs.cases, tuple(pairs.findings)
+        notes = ("this is a task folder of nnU-Net v1, with one file per channel",) if pairs.split else ()
+    return _Task(
+        channels=channels,
+        labels=labels,
+        training=training,
+        test=images_without_label(task / "imagesTs", len(channels)),
+        findings=findings,
+        notes=notes,
+        extra=_texts(data),
+    )
+
+
+def _texts(data: Mapping[str, Any]) -> dict[str, str]:
     keys = ("description", "reference", "licence", "license", "release")
-    extra = {key: data[key] for key in keys if isinstance(data.get(key), str)}
-    return _Task(channels, labels, training, _test_cases(task / "imagesTs"), tuple(findings), extra=extra)
-
-
-def _modalities(table: object, where: str) -> tuple[str, ...]:
-    if not isinstance(table, dict) or not all(str(key).isdecimal() for key in table):
-        raise DataError(
-            f'{where}: expected \'modality\' as numbers with names, such as {{"0": "CT"}}, found {table!r}; give '
-            "--channels instead."
-        )
-    return tuple(str(table[key]) for key in sorted(table, key=int))
-
-
-def _decathlon_labels(labels: Mapping[str, Any], options: ConversionOptions, where: str) -> LabelSpec:
-    """``{"1": "Anterior"}`` (Decathlon) or ``{"Anterior": 1}`` (nnU-Net); ``--labels`` wins."""
-    if options.labels:
-        return LabelSpec.from_names(options.labels)
-    if all(str(key).isdigit() for key in labels):
-        labels = {("background" if int(k) == 0 else str(labels[k])): int(k) for k in sorted(labels, key=int)}
-    return LabelSpec.from_json(labels, None, where)
-
-
-def _listed_pairs(task: Path, entries: Any) -> tuple[dict[str, tuple[tuple[Path, ...], Path]] | None, list[Finding]]:
-    """The pairs of the ``training`` list; None where there is no such list."""
-    if not isinstance(entries, list) or not entries:
-        return None, []
-    pairs: dict[str, tuple[tuple[Path, ...], Path]] = {}
-    findings: list[Finding] = []
-    for entry in entries:
-        try:
-            image, label = (task / PurePosixPath(entry[key]) for key in ("image", "label"))
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}."
-            ) from error
-        case = stem(label)
-        missing = [path for path in (image, label) if not path.exists()]
-        findings += [
-            Finding(
-                case=case,
-                file=str(p),
-                expected="the file that dataset.json lists",
-                found="no such file",
-                action="download the task again or leave the case out",
-            )
-            for p in missing
-        ]
-        if not missing:
-            pairs[case] = ((image,), label)
-    listed = {path.name for (images, _) in pairs.values() for path in images}
-    unlisted = [
-        p
-        for p in list_volumes(task / "imagesTr")
-        if p.name not in listed and not any(p.name in f.file for f in findings)
-    ]
-    action = "it was ignored; add it to 'training' if it belongs there"
-    findings += [
-        Finding(
-            case="",
-            file=str(p),
-            expected="images listed in dataset.json",
-            found="an unlisted image",
-            action=action,
-            error=False,
-        )
-        for p in unlisted
-    ]
-    return pairs, findings
+    return {key: data[key] for key in keys if isinstance(data.get(key), str)}
 
 
 def _plain(task: Path, options: ConversionOptions) -> _Task:
@@ -236,10 +177,7 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
             "pair."
         )
     notes = []
-    width = max(len(files) for files, _ in training.values())
-    channels = (
-        options.channels or tuple(f"channel_{i}" for i in range(width)) if width > 1 else options.channels or ("image",)
-    )
+    channels = options.channels or _made_up_channels(training)
     if not options.channels:
         notes.append(
             f"channels were named {', '.join(channels)}; give --channels (CT for computed tomography) to choose the "
@@ -250,21 +188,26 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
     else:
         spec, recode, found = name_values(find_values(pairs.labels, options.workers), labels)
         notes += found
-    return _Task(channels, spec, training, _test_cases(task / "imagesTs"), pairs.findings, tuple(notes), recode)
+    return _Task(
+        channels=channels,
+        labels=spec,
+        training=training,
+        test=images_without_label(task / "imagesTs", len(channels)),
+        findings=pairs.findings,
+        notes=tuple(notes),
+        recode=recode,
+    )
+
+
+def _made_up_channels(training: Mapping[str, tuple[tuple[Path, ...], Path]]) -> tuple[str, ...]:
+    width = max(len(files) for files, _ in training.values())
+    return tuple(f"channel_{number}" for number in range(width)) if width > 1 else ("image",)
 
 
 def _in_order(
     images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]
 ) -> dict[str, tuple[tuple[Path, ...], Path]]:
     return {case: (tuple(images[case][i] for i in sorted(images[case])), labels[case]) for case in sorted(labels)}
-
-
-def _test_cases(folder: Path) -> dict[str, tuple[Path, ...]]:
-    grouped: dict[str, dict[int, Path]] = {}
-    for path in list_volumes(folder):
-        case, channel = split_channel(stem(path))
-        grouped.setdefault(case, {})[channel] = path
-    return {case: tuple(files[i] for i in sorted(files)) for case, files in sorted(grouped.items())}
 
 
 def _wanted(name: PurePosixPath) -> bool:

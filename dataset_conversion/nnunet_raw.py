@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from dataset_conversion.decathlon import is_version_1, listed_pairs, modalities, numbered_labels
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
@@ -13,6 +16,7 @@ from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_conver
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
+from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.io.checks import Finding
 from medkd.io.verify import check_case
@@ -25,6 +29,7 @@ source:    nnUNet_raw/DatasetNNN_Name with
              imagesTr/CASE_0000.nii.gz         one file per channel; also .nii, .nrrd, .mha, .mgz
              labelsTr/CASE.nii.gz
              imagesTs, labelsTs                optional
+also:      a task folder of nnU-Net v1 (TaskNNN_Name, labels by number in dataset.json)
 split:     a splits_final.json in this folder, or nnU-Net's own in nnUNet_preprocessed/DatasetNNN_Name beside nnUNet_raw, is taken
            over, so that both tools train on the same folds.
 medkd also reads an nnUNet_raw folder as it is (set nnUNet_raw, or lay it under <root>/raw); conversion adds the check and leaves
@@ -46,33 +51,74 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         raise DataError(
             f"{source} lies where the result would be written; it can be used as it is: run medkd_plan_and_preprocess."
         )
-    description = DatasetDescription.load(source / "dataset.json")
-    if file_ending(Path(f"x{description.file_ending}")) != description.file_ending:
-        raise DataError(
-            f"{source / 'dataset.json'}: medkd does not read files ending in '{description.file_ending}'; convert them "
-            "first."
-        )
-    if description.file_ending in _TWO_FILES:
-        raise DataError(
-            f"{source / 'dataset.json'}: scans ending in '{description.file_ending}' keep their voxels in a second "
-            "file, which a link "
-            "would not find; convert them to .nii.gz first."
-        )
-    cases = training_cases(source, description)
-    findings = _without_label(source, description, cases)
-    jobs = [_job(case, description, "Tr") for case in cases]
+    content = _describe(source, options)
+    description = content.description
+    jobs = [_job(case, description, "Tr") for case in content.cases]
     jobs += [_job(case, description, "Ts") for case in _test_cases(source, description)]
     writer = RawWriter(folder, "nnunet", source, "link", file_ending=description.file_ending)
-    writer.report_findings(findings)
+    writer.report_findings(content.findings)
     writer.convert(jobs, options.workers)
-    extra = {
-        key: value for key, value in description.extra.items() if key != "dataset"
-    }  # files now have their usual names
     known = {case: patient for case, patient in description.patients.items() if case in writer.training_cases}
-    description = replace(description, extra=extra, patients=known)
-    return finish_converted(
-        writer, "nnunet", description, _split(source), ["the files are linked to the source; keep it where it is"]
-    )
+    # 'dataset' listed the files, which now have their usual names
+    extra = {key: value for key, value in description.extra.items() if key != "dataset"}
+    notes = [*content.notes, "the files are linked to the source; keep it where it is"]
+    return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=known), _split(source), notes)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a raw data set says of itself."""
+
+    description: DatasetDescription
+    cases: Sequence[CaseFiles]
+    findings: Sequence[Finding]
+    notes: tuple[str, ...] = ()
+
+
+def _describe(source: Path, options: ConversionOptions) -> _Content:
+    where = source / "dataset.json"
+    data = read_json(where)
+    if is_version_1(data):
+        return _version_1(source, data, options)
+    description = DatasetDescription.from_json(data, str(where))
+    _check_ending(description.file_ending, where)
+    cases = training_cases(source, description)
+    return _Content(description, cases, _without_label(source, description, cases))
+
+
+def _version_1(source: Path, data: Mapping[str, Any], options: ConversionOptions) -> _Content:
+    """A task folder of nnU-Net v1: numbered labels, ``modality``, and a list of pairs without the channels' numbers."""
+    where = source / "dataset.json"
+    channels = tuple(options.channels) or modalities(data.get("modality"), str(where))
+    labels = numbered_labels(data["labels"], options.labels, str(where))
+    pairs = listed_pairs(source, data.get("training"))
+    if pairs is None:
+        raise DataError(f"{where}: expected the list 'training' of nnU-Net v1, found none; list the pairs there.")
+    cases = []
+    findings = list(pairs.findings)
+    for case, (images, label) in sorted(pairs.cases.items()):
+        cases.append(CaseFiles(case, images, label))
+        if len(images) != len(channels):
+            expected = f"{len(channels)} channels, {case}_0000 to {case}_{len(channels) - 1:04d}"
+            names = ", ".join(path.name for path in images)
+            findings.append(_finding(case, where, expected, names, "add the missing files"))
+            cases.pop()
+    description = DatasetDescription(channel_names=channels, labels=labels, num_training=len(cases))
+    return _Content(description, cases, findings, ("this is a task folder of nnU-Net v1",))
+
+
+def _check_ending(ending: str, where: Path) -> None:
+    if file_ending(Path(f"x{ending}")) != ending:
+        raise DataError(f"{where}: medkd does not read files ending in '{ending}'; convert them first.")
+    if ending in _TWO_FILES:
+        raise DataError(
+            f"{where}: scans ending in '{ending}' keep their voxels in a second file, which a link would not find; "
+            "convert them to .nii.gz first."
+        )
+
+
+def _finding(case: str, path: Path, expected: str, found: str, action: str) -> Finding:
+    return Finding(case=case, file=str(path), expected=expected, found=found, action=action)
 
 
 def _job(case: CaseFiles, description: DatasetDescription, split: str) -> CaseJob:
@@ -100,19 +146,13 @@ def _without_label(source: Path, description: DatasetDescription, cases: list[Ca
     if description.extra.get("dataset"):
         return []
     known = {case.case for case in cases}
-    action = "add the label map or move the image to imagesTs"
     where, ending = source / "imagesTr", description.file_ending
-    missing = [name for name in _names(where, ending) if name not in known]
-    return [
-        Finding(
-            case=n,
-            file=str(where / f"{n}_0000{ending}"),
-            expected=f"a label map labelsTr/{n}{ending}",
-            found="none",
-            action=action,
-        )
-        for n in missing
-    ]
+    findings = []
+    for name in _names(where, ending):
+        if name not in known:
+            expected, action = f"a label map labelsTr/{name}{ending}", "add the label map or move the image to imagesTs"
+            findings.append(_finding(name, where / f"{name}_0000{ending}", expected, "none", action))
+    return findings
 
 
 def _names(folder: Path, ending: str) -> list[str]:
@@ -124,12 +164,12 @@ def _split(source: Path) -> PublishedSplit | None:
     places = [source, source.absolute().parents[1] / "nnUNet_preprocessed" / source.absolute().name]
     if os.environ.get(_VARIABLE):
         places.append(Path(os.environ[_VARIABLE]) / source.absolute().name)
-    path = next((p / SPLITS_FILE for p in places if (p / SPLITS_FILE).exists()), None)
-    return (
-        None
-        if path is None
-        else PublishedSplit(tuple(read_split(path)), f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}")
-    )
+    for place in places:
+        path = place / SPLITS_FILE
+        if path.exists():
+            name = f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}"
+            return PublishedSplit(tuple(read_split(path)), name)
+    return None
 
 
 CONVERTERS.register("nnunet")(

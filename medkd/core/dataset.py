@@ -74,6 +74,11 @@ class DatasetDescription:
         if not isinstance(data, Mapping):
             raise DataError(f"{where}: expected a JSON object, found {type(data).__name__}.")
         data = dict(data)
+        if is_version_1(data):
+            raise DataError(
+                f"{where}: this is the dataset.json of nnU-Net v1 or the Decathlon, which numbers its labels; convert "
+                "the folder with medkd_convert nnunet (files named CASE_0000) or medkd_convert msd."
+            )
         if "channel_names" not in data and "modality" in data:  # Decathlon and nnU-Net v1 say "modality"
             data["channel_names"] = data.pop("modality")
         detection = data.get("task") == "detection"
@@ -115,6 +120,14 @@ class DatasetDescription:
     def save(self, path: Path) -> None:
         """Write ``dataset.json``."""
         write_json(path, self.to_json())
+
+
+def is_version_1(data: Any) -> bool:
+    """Whether the content of a ``dataset.json`` is of nnU-Net v1 or the Decathlon: its labels are numbers with names."""
+    labels = data.get("labels") if isinstance(data, Mapping) else None
+    if not isinstance(labels, Mapping) or not labels:
+        return False
+    return all(str(key).isdecimal() for key in labels) and all(isinstance(name, str) for name in labels.values())
 
 
 def _channel_names(value: Any, where: str) -> tuple[str, ...]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,68 +13,12 @@ import pytest
 
 from dataset_conversion import ConversionOptions, convert_dataset
 from dataset_conversion import writer as writer_module
-from dataset_conversion.convert import Converted
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.io.nifti import write_nifti
 from medkd.io.volumes import read_label, read_volume, write_volume
-
-SHAPE = (5, 6, 7)
-GRID = Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0))
-
-
-def make_task(folder: Path, cases: int = 3, channels: int = 2) -> Path:
-    """A Decathlon task with the traps of the real ones: 4D images, ``./`` paths, ``._`` files, a float label map."""
-    rng = np.random.default_rng(0)
-    entries = []
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
-        (folder / name).mkdir(parents=True)
-    for i in range(cases + 1):
-        array = rng.integers(0, 1000, (7, 6, 5, channels)).astype(np.int16)
-        write_nifti(
-            folder / f"images{'Tr' if i < cases else 'Ts'}/BRATS_{i:03d}.nii.gz",
-            np.squeeze(array),
-            np.diag([1.0, 1, 2, 1]),
-        )
-        if i < cases:
-            label = rng.integers(0, 3, SHAPE).astype(np.float32 if i == 1 else np.uint8)
-            write_volume(folder / f"labelsTr/BRATS_{i:03d}.nii.gz", label, GRID)
-            entries.append({"image": f"./imagesTr/BRATS_{i:03d}.nii.gz", "label": f"./labelsTr/BRATS_{i:03d}.nii.gz"})
-            (folder / f"imagesTr/._BRATS_{i:03d}.nii.gz").write_bytes(b"\0\5\26\7Mac OS X")
-    description = {
-        "name": "BRATS",
-        "tensorImageSize": "4D",
-        "modality": {"0": "FLAIR", "1": "T1w"} if channels == 2 else {"0": "CT"},
-        "labels": {"0": "background", "1": "edema", "2": "tumour"},
-        "numTraining": cases,
-        "training": entries,
-        "test": [f"./imagesTs/BRATS_{cases:03d}.nii.gz"],
-        "licence": "CC-BY-SA 4.0",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
-
-
-def make_plain(folder: Path, values: tuple[int, ...] = (0, 1, 2), cases: int = 3) -> Path:
-    """Images and label maps without ``dataset.json``."""
-    rng = np.random.default_rng(0)
-    for i in range(cases):
-        write_volume(folder / f"imagesTr/p{i}.nii.gz", rng.normal(size=SHAPE).astype(np.float32), GRID)
-        write_volume(folder / f"labelsTr/p{i}.nii.gz", rng.choice(values, SHAPE).astype(np.uint8), GRID)
-    return folder
-
-
-def convert(source: Path, root: Path, **options: object) -> Converted:
-    return convert_dataset("msd", source, 7, root=root, name="Test", options=ConversionOptions(**options))  # type: ignore[arg-type]
-
-
-def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes())
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+from tests.dataset_conversion.task_trees import GRID, SHAPE, convert, make_plain, make_task, tree
 
 
 def test_a_task_is_split_into_channels_and_its_description_translated(tmp_path: Path) -> None:
@@ -316,55 +258,6 @@ def test_number_name_and_source_must_not_clash(tmp_path: Path) -> None:
         convert(make_plain(tmp_path / "Q"), tmp_path / "root")
     with pytest.raises(DataError, match="Did you mean 'msd'"):
         convert_dataset("mds", tmp_path / "P", 9, root=tmp_path / "root")
-
-
-def pack(task: Path, archive: Path) -> Path:
-    with tarfile.open(archive, "w") as tar:
-        tar.add(task, task.name)
-    return archive
-
-
-def test_a_tar_gives_the_same_as_its_folder_and_can_be_run_again(tmp_path: Path) -> None:
-    task = make_task(tmp_path / "Task01_Brain")
-    archive = pack(task, tmp_path / "Task01_Brain.tar")
-    unpacked = convert(task, tmp_path / "a")
-    result = convert(archive, tmp_path / "b")
-    assert result.ok and archive.exists()
-    strip = {k: v[1] for k, v in tree(unpacked.folder).items() if "/" in k}
-    assert {k: v[1] for k, v in tree(result.folder).items() if "/" in k} == strip
-    assert [p.name for p in result.folder.parent.iterdir()] == [result.folder.name]
-    again = convert(archive, tmp_path / "b")
-    assert again.ok and not again.conversion.converted and len(again.conversion.unchanged) == 4
-    with pytest.raises(DataError, match="cannot be linked"):
-        convert(archive, tmp_path / "c", mode="link")
-
-
-@pytest.mark.parametrize("name", ["../evil.nii.gz", "/tmp/evil.nii.gz", "Task/../../evil.nii.gz"])
-def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, name: str) -> None:
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"evil"))
-    with pytest.raises(DataError, match="do not trust"):
-        convert(tmp_path / "t.tar", tmp_path / "root/deep")
-    assert not list(tmp_path.rglob("evil*"))
-
-
-def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
-    task = make_task(tmp_path / "Task01_Brain")
-    (tmp_path / "secret.nii.gz").write_bytes(b"secret")
-    (task / "imagesTs/BRATS_003.nii.gz").unlink()
-    (task / "imagesTs/BRATS_003.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
-    result = convert(pack(task, tmp_path / "t.tar"), tmp_path / "root")
-    assert result.ok and not list(result.folder.glob("imagesTs/*"))
-
-
-def test_a_truncated_archive_is_one_error(tmp_path: Path) -> None:
-    archive = pack(make_task(tmp_path / "Task01_Brain"), tmp_path / "t.tar")
-    archive.write_bytes(archive.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"download it again|holds no"):
-        convert(archive, tmp_path / "root")
-    assert not list((tmp_path / "root").rglob("dataset.json"))
 
 
 def test_an_unexpected_error_names_its_case(tmp_path: Path) -> None:

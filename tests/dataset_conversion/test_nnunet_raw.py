@@ -93,3 +93,46 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".mhd"}))
     with pytest.raises(DataError, match=r"second file.*convert them to \.nii\.gz"):
         convert("nnunet", source, tmp_path / "other")
+
+
+def make_version_1(folder: Path, channels: int = 2) -> Path:
+    """A task folder of nnU-Net v1: the list names the cases without their channels."""
+    source = make_nnunet(folder / "v2", cases=3)
+    task = folder / "Task042_Thing"
+    source.rename(task)
+    description = json.loads((task / "dataset.json").read_text())
+    labels = description["labels"]
+    listed = [f"thing_{i:02d}.nii.gz" for i in range(3)]
+    old = {
+        "modality": description["channel_names"],
+        "labels": {str(value): name for name, value in labels.items()},
+        "numTraining": 3,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in listed],
+        "test": [],
+    }
+    (task / "dataset.json").write_text(json.dumps(old))
+    return task
+
+
+@pytest.mark.parametrize("format", ["nnunet", "msd"])
+def test_a_task_folder_of_version_1_becomes_the_same_data_set(tmp_path: Path, format: str) -> None:
+    new = make_nnunet(tmp_path / "new", cases=3)
+    result = convert(format, make_version_1(tmp_path), tmp_path / "root")
+    assert result.ok and any("nnU-Net v1" in note for note in result.conversion.notes), result.conversion.text()
+    assert result.folder.name == "Dataset007_Thing"
+    found, expected = (DatasetDescription.load(folder / "dataset.json") for folder in (result.folder, new))
+    assert (found.labels, found.channel_names, found.num_training) == (expected.labels, expected.channel_names, 3)
+    for path in (new / "imagesTr").iterdir():
+        assert (result.folder / "imagesTr" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_channel_that_is_missing_in_version_1_is_named(tmp_path: Path) -> None:
+    task = make_version_1(tmp_path)
+    (task / "imagesTr/thing_01_0001.nii.gz").unlink()
+    report = convert("nnunet", task, tmp_path / "root").conversion
+    assert report.left_out == ("thing_01",) and "thing_01_0000.nii.gz" in report.problems[0].text()
+
+
+def test_version_1_is_named_where_it_is_used_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nnU-Net v1 or the Decathlon.*medkd_convert nnunet"):
+        DatasetDescription.load(make_version_1(tmp_path) / "dataset.json")
