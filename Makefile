@@ -39,7 +39,7 @@ $(STAMP): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,export,dev]'
 	touch $@
 
 # The environment and the demo's output; medkd_data, where results lie, is never touched

@@ -15,6 +15,7 @@ COMMANDS = {
     "medkd_list": "list_entries",
     "medkd_report": "report",
     "medkd_score_teacher": "score_teacher",
+    "medkd_export": "export",
     "medkd_demo": "demo",
 }
 
@@ -46,7 +47,8 @@ EXTRAS = {
     "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7"],
     "dicom": ["pydicom>=3.0"],
     "h5": ["h5py>=3.8"],
-    "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "safetensors>=0.4"],
+    "runtime": ["onnxruntime>=1.18"],
+    "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [
         "pytest>=8",

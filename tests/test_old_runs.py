@@ -1,4 +1,4 @@
-"""Run folders that medkd 0.1.0 (commit b833980) wrote: they predict the same, go on where they were stopped, and teach."""
+"""Run folders that medkd 0.1.0 (commit b833980) wrote: they predict the same, go on where they stopped, and teach."""
 
 from __future__ import annotations
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.preprocessing.properties import CaseProperties
-from medkd.preprocessing.resampling import axis_matrix, axis_orders
-
-SLAB_BYTES = 32 * 2**20  # resampled logits held at a time; larger slabs leave the cache and gain nothing
+from medkd.preprocessing.resampling import axis_matrix
+from medkd.runtime.decoding import SLAB_BYTES, logits_orders
 
 
 def logits_to_labels(
@@ -72,15 +71,6 @@ def logits_to_probabilities(
             box[:, rows] = labels.probabilities(slab, dim=0).half().cpu().numpy()
     stored = result.transpose(0, *(a + 1 for a in plan.transpose_back))
     return np.ascontiguousarray(properties.turn_back(stored))
-
-
-def logits_orders(properties: CaseProperties, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
-    """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native
-    one.
-    """
-    native = tuple(properties.grid.spacing[a] for a in plan.transpose)
-    network = (*native[: 3 - configuration.rank], *configuration.spacing)
-    return axis_orders(network, native, configuration.resampling, "logits")
 
 
 def resampled_slabs(logits: Tensor, shape: tuple[int, ...], orders: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:

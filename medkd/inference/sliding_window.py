@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
-from math import ceil, prod
+from math import prod
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from medkd.core.errors import RunError
+from medkd.runtime.tiles import mirrorings, padding, tile_places
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -50,31 +48,6 @@ class Tile:
                 line = line.reshape(-1, *(1,) * (len(self.lines) - axis - 1))
                 weight = line if weight is None else weight * line
         return weight
-
-
-def tile_starts(size: int, patch: int, step_size: float) -> list[int]:
-    """First voxels of the tiles along one axis: evenly spread, at most ``step_size * patch`` apart, covering ``size``.
-
-    The rule (number of steps, rounding half to even) is nnU-Net's (Isensee et al., Nature Methods 2021,
-    doi:10.1038/s41592-020-01008-z), so that both predict from the same tiles.
-    """
-    steps = ceil((size - patch) / (patch * step_size)) + 1
-    distance = (size - patch) / (steps - 1) if steps > 1 else 0.0
-    return [round(distance * i) for i in range(steps)]
-
-
-def gaussian_weight(patch: int) -> np.ndarray:
-    """Importance of each voxel of a tile along one axis, ``(patch,)`` float64: a Gaussian with sigma = patch / 8 and
-    maximum 1.
-
-    The importance map of a tile is the product over the axes; a Gaussian-filtered delta is separable, so this equals
-    nnU-Net's n-dimensional map (its scaling to a maximum of 10 cancels in the weighted mean). It is nowhere zero: the
-    filter's radius of 4 sigma is half the patch.
-    """
-    delta = np.zeros(patch)
-    delta[patch // 2] = 1.0
-    weight = gaussian_filter1d(delta, patch / 8, mode="constant")
-    return np.maximum(weight / weight.max(), np.finfo(np.float32).tiny)
 
 
 def predict_logits(
@@ -210,41 +183,37 @@ def _add(result: Tensor, tile: Tile, logits: Tensor, factor: float) -> None:
 
 def _flips(mirror_axes: Sequence[int]) -> list[tuple[int, ...]]:
     """All combinations of mirrored axes, the plain one first, as dimensions of ``(C, *patch)``."""
-    return [tuple(a + 1 for a in c) for n in range(len(mirror_axes) + 1) for c in combinations(mirror_axes, n)]
+    return [tuple(axis + 1 for axis in axes) for axes in mirrorings(mirror_axes)]
 
 
 def _pad(image: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad the last axes with zeros to at least the patch, the odd voxel behind; returns also the index that undoes
-    it.
-    """
-    shape = image.shape[1:]
-    missing = [max(0, p - s) for p, s in zip((0,) * (len(shape) - len(patch)) + patch, shape, strict=True)]
-    crop = (slice(None), *(slice(m // 2, m // 2 + s) for m, s in zip(missing, shape, strict=True)))
-    if not any(missing):
-        return image, crop
-    return F.pad(image, [side for m in reversed(missing) for side in (m // 2, m - m // 2)]), crop
+    """Pad with zeros to at least the patch; returns also the index that undoes it."""
+    added = padding(image.shape[1:], patch)
+    crop = [slice(None)]
+    for (before, _), size in zip(added, image.shape[1:], strict=True):
+        crop.append(slice(before, before + size))
+    if not any(map(any, added)):
+        return image, tuple(crop)
+    sides: list[int] = []
+    for before, behind in reversed(added):
+        sides += [before, behind]
+    return F.pad(image, sides), tuple(crop)
 
 
 def _tiles(
     shape: Sequence[int], patch: tuple[int, ...], step_size: float, device: torch.device, blending: str = "gaussian"
 ) -> Iterator[Tile]:
     """All tiles of a padded volume; 2D patches go through every slice of the first axis."""
-    slices = range(shape[0]) if len(patch) < len(shape) else (None,)
-    axes = [_axis(s, p, step_size, device, blending) for s, p in zip(shape[-len(patch) :], patch, strict=True)]
-    for z, places in product(slices, list(product(*axes))):
-        index = tuple(place for place, _ in places)
-        yield Tile(index if z is None else (z, *index), tuple(line for _, line in places))
-
-
-def _axis(
-    size: int, patch: int, step_size: float, device: torch.device, blending: str
-) -> list[tuple[slice, Tensor | None]]:
-    """Range and normalised weight of each tile along one axis."""
-    starts = tile_starts(size, patch, step_size)
-    if len(starts) == 1:
-        return [(slice(0, patch), None)]
-    line, total = gaussian_weight(patch) if blending == "gaussian" else np.ones(patch), np.zeros(size)
-    for s in starts:
-        total[s : s + patch] += line
-    shares = [torch.from_numpy((line / total[s : s + patch]).astype(np.float32)).to(device) for s in starts]
-    return [(slice(s, s + patch), share) for s, share in zip(starts, shares, strict=True)]
+    on_device: dict[int, Tensor] = {}
+    for z, corner in tile_places(shape, patch, step_size, blending):
+        lines: list[Tensor | None] = []
+        for place in corner:
+            if place.weights is None:
+                lines.append(None)
+                continue
+            key = id(place.weights)
+            if key not in on_device:
+                on_device[key] = torch.from_numpy(place.weights).to(device)
+            lines.append(on_device[key])
+        index = tuple(place.voxels for place in corner)
+        yield Tile(index if z is None else (z, *index), tuple(lines))

@@ -22,10 +22,10 @@ from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
 from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
 from medkd.inference.predictor import Precision, Predictor, Settings
-from medkd.inference.sliding_window import tile_starts
 from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
+from medkd.runtime.tiles import tile_starts
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
 
 CACHED = "cached"  # value of ``--targets``

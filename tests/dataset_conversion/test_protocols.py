@@ -31,7 +31,7 @@ from medkd.core.protocol import (
 from medkd.core.run import Budget
 from medkd.core.serial import load, save
 from medkd.inference.predictor import Predictor
-from medkd.inference.sliding_window import predict_logits, tile_starts
+from medkd.inference.sliding_window import predict_logits
 from medkd.io.volumes import read_volume
 from medkd.preprocessing.cropping import crop_box, nonzero_mask
 from medkd.preprocessing.fingerprint import Fingerprint
@@ -39,6 +39,7 @@ from medkd.preprocessing.normalisation import normalise
 from medkd.preprocessing.planner import make_plan
 from medkd.preprocessing.prepare import plan_and_preprocess
 from medkd.preprocessing.store import CaseStore, recipe_of
+from medkd.runtime.tiles import tile_starts
 from medkd.training.loader import PatchBatches
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
-from medkd.inference.sliding_window import gaussian_weight, predict_logits, tile_starts
+from medkd.inference.sliding_window import predict_logits
+from medkd.runtime.tiles import gaussian_weight, tile_starts
 
 
 class Counting(nn.Module):

@@ -1,0 +1,54 @@
+"""``medkd_export``: a trained model as a folder that runs without torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medkd import api
+from medkd.cli import common
+
+FORMATS = ("onnx", "openvino")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``medkd_export``."""
+    arguments = common.parser(
+        "Export a trained model (a run, an nnU-Net v2 folder, a MONAI bundle, …) as a network for ONNX Runtime or "
+        "OpenVINO with everything from a scan to the network and back. The exported network is compared with the "
+        "model first; nothing is left where they differ.",
+        "medkd_export 4/unet_tiny__3d_fullres -o exported --format onnx",
+    )
+    arguments.add_argument("model", metavar="MODEL", help="model folder, or DATASET/RUN below the results folder")
+    arguments.add_argument("-o", dest="output", type=Path, required=True, help="folder to be made")
+    arguments.add_argument("--format", choices=FORMATS, default="onnx", help="of the network (default: onnx)")
+    arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all)")
+    arguments.add_argument(
+        "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
+    )
+    arguments.add_argument(
+        "--scan",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="compare on this scan, a file per channel (default: a synthetic one)",
+    )
+    arguments.add_argument("--overwrite", action="store_true", help="replace an exported model that is there")
+    return common.run(_export, arguments, argv)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from medkd.exporting.export import export_model
+
+    parity = export_model(
+        api.find_model(options.model, options.root),
+        options.output,
+        format=options.format,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        scan=options.scan,
+        overwrite=options.overwrite,
+    )
+    differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"
+    print(f"{options.output}: {differing}, logits by up to {parity.logits:.2g}")

@@ -1,0 +1,89 @@
+"""What runs an exported network on a processor: ONNX Runtime or OpenVINO; both take and give numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from medkd.core.errors import RunError
+
+EngineName = Literal["onnxruntime", "openvino"]
+Engine = Callable[[np.ndarray], np.ndarray]
+
+_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+
+def open_engine(network: Path, engine: EngineName | None = None, threads: int | None = None) -> Engine:
+    """Load an exported network.
+
+    Args:
+        network: ``*.onnx``, or ``*.xml`` of OpenVINO, which only that runs.
+        engine: None takes OpenVINO for its own files, else ONNX Runtime where it is installed, else OpenVINO.
+        threads: None leaves it to the engine.
+
+    Returns:
+        ``(B, C, *patch) → (B, K, *patch)``, float32.
+
+    Raises:
+        RunError: the engine is not installed, or the file is none that it can read.
+    """
+    chosen = engine or _choose(network)
+    if chosen == "onnxruntime" and network.suffix == ".xml":
+        raise RunError(f"{network} is a network of OpenVINO; give --engine openvino, or export with --format onnx.")
+    opener = {"onnxruntime": _onnxruntime, "openvino": _openvino}[chosen]
+    try:
+        return opener(network, threads)
+    except ImportError as error:
+        raise RunError(
+            f"{network} needs the package {_PACKAGES[chosen]}, which is not installed: pip install 'medkd[runtime]'."
+        ) from error
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        raise RunError(
+            f"{network} is damaged, or no network that {chosen} can read ({first[0][:200] if first else error!r}); "
+            "export it again."
+        ) from error
+
+
+def _choose(network: Path) -> EngineName:
+    if network.suffix == ".xml":
+        return "openvino"
+    from importlib.util import find_spec
+
+    return "onnxruntime" if find_spec("onnxruntime") is not None else "openvino"
+
+
+def _onnxruntime(network: Path, threads: int | None) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return session.run(None, {name: batch})[0]
+
+    return run
+
+
+def _openvino(network: Path, threads: int | None) -> Engine:
+    import openvino
+
+    # OpenVINO would choose bf16 by itself where the processor has it, which changes label maps
+    settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(str(network), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        request.infer({0: batch})
+        return np.array(request.get_output_tensor(0).data)
+
+    return run

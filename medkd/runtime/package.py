@@ -1,0 +1,122 @@
+"""An exported model on disk: a network for an engine, and everything from a scan to the network and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.core.serial import load, save
+
+FILE = "preprocessing.json"
+NETWORKS = ("model.onnx", "model.xml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """``preprocessing.json``: all that prediction needs beside the network.
+
+    Attributes:
+        network: file of the network, beside this one.
+        digest: sha256 of the network's file (of OpenVINO's ``.bin``), hexadecimal.
+        channel_names: of the input channels in order.
+        labels: as in ``dataset.json``: name → value, or list of values for regions.
+        regions_class_order: the values painted for each region, in order; empty for plain labels.
+        plan: transposition, orientation, intensities, and the one configuration with spacing, normalisation,
+            resampling and crop; as in a run's ``plans.json``.
+        configuration: its name.
+        patch_size: voxels per axis, two values for a 2D network.
+        mirror_axes: axes of the patch that may be mirrored.
+        mirror: whether prediction mirrors by default.
+        step_size: distance of neighbouring tiles as a share of the patch.
+        blending: ``gaussian`` or ``constant``.
+        made_from: name of the model that was exported, its folds, its weights' digests, versions.
+    """
+
+    network: str
+    digest: str
+    channel_names: tuple[str, ...]
+    labels: Mapping[str, Any]
+    regions_class_order: tuple[int, ...]
+    plan: Plan
+    configuration: str
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...]
+    mirror: bool = True
+    step_size: float = 0.5
+    blending: str = "gaussian"
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = 1
+
+    @property
+    def label_spec(self) -> LabelSpec:
+        """The labels, checked."""
+        return LabelSpec.from_json(self.labels, list(self.regions_class_order) or None, FILE)
+
+    @property
+    def planned(self) -> Configuration:
+        """The configuration that the network was trained on."""
+        return self.plan.configuration(self.configuration)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported model."""
+    return (Path(folder) / FILE).is_file()
+
+
+def read_exported(folder: Path) -> Exported:
+    """Read and check an exported model's description; its network is checked by :func:`check_network`.
+
+    Raises:
+        MedkdError: a file is missing or damaged, or the description names a file outside of the folder.
+    """
+    exported = load(Exported, Path(folder) / FILE)
+    if exported.network not in NETWORKS:
+        raise RunError(
+            f"{Path(folder) / FILE}: 'network' must be {' or '.join(NETWORKS)} in this folder, found "
+            f"'{exported.network}'."
+        )
+    if len(exported.patch_size) != exported.planned.rank:
+        raise RunError(
+            f"{Path(folder) / FILE}: 'patch_size' needs {exported.planned.rank} values, found "
+            f"{list(exported.patch_size)}; export the model again."
+        )
+    return exported
+
+
+def check_network(folder: Path, exported: Exported) -> Path:
+    """The network's file, if it is the one that was exported.
+
+    Raises:
+        RunError: it is missing, or not the one that belongs to the description.
+    """
+    path = Path(folder) / exported.network
+    if not path.is_file():
+        raise RunError(f"{folder} has no {exported.network}; copy the whole exported folder.")
+    if digest_of(path) != exported.digest:
+        raise RunError(
+            f"{path} is not the network that {FILE} describes (it was changed, truncated or replaced); export the "
+            "model again."
+        )
+    return path
+
+
+def digest_of(network: Path) -> str:
+    """sha256 of a network's file, and of the weights that OpenVINO keeps beside it."""
+    found = hashlib.sha256()
+    for path in (network, network.with_suffix(".bin")):
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    found.update(block)
+    return found.hexdigest()
+
+
+def write_exported(folder: Path, exported: Exported) -> None:
+    """Write the description; last, since its presence says that the export is finished."""
+    save(Path(folder) / FILE, exported)

@@ -1,0 +1,187 @@
+"""Exported models predict what the model predicts that they were made from, without torch; damaged ones are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medkd.core.errors import MedkdError, RunError
+from medkd.core.files import write_json
+from medkd.core.geometry import Geometry
+from medkd.exporting.export import export_model
+from medkd.inference.predictor import Predictor
+from medkd.io.volumes import read_image, read_label
+from medkd.runtime.predictor import RuntimePredictor
+
+OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
+STUDENT = OLD / "plain_unet_w2__3d_fullres__kd+at__from_plain_unet"
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[request.param])
+    folder = tmp_path_factory.mktemp("exported") / request.param
+    parity = export_model(STUDENT, folder, format=request.param, scan=[OLD / "scan_0000.nii.gz"])
+    assert parity.holds and parity.foreground > 50
+    return folder
+
+
+def test_the_exported_student_predicts_what_the_run_predicted(exported: Path) -> None:
+    image, geometry = read_image([OLD / "scan_0000.nii.gz"], "scan")
+    found = RuntimePredictor.open(exported).predict_case(image, geometry, "scan")
+    expected = read_label(STUDENT / "expected.nii.gz").array
+    assert np.mean(found != expected) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (30, 9, 41), (17, 50, 16)])
+def test_logits_are_equal_on_volumes_of_any_size(exported: Path, shape: tuple[int, int, int]) -> None:
+    noise = np.random.default_rng(1).normal(5, 2, (1, *shape)).astype(np.float32)
+    noise[:, :, : shape[1] // 3] = 0
+    ours = Predictor.from_run(STUDENT, [0], "cpu").predict_preprocessed(noise).numpy()
+    theirs = RuntimePredictor.open(exported).logits(noise)
+    tolerance = 1e-4 if exported.name == "onnx" else 0.05  # OpenVINO's weights are stored in half precision
+    assert np.abs(ours - theirs).max() < tolerance * max(1.0, np.abs(ours).max())
+
+
+def test_probabilities_are_those_of_the_torch_path(exported: Path) -> None:
+    from medkd.preprocessing.pipeline import preprocess_case
+
+    image, geometry = read_image([OLD / "scan_0000.nii.gz"], "scan")
+    predictor, runtime = Predictor.from_run(STUDENT, [0], "cpu"), RuntimePredictor.open(exported)
+    prepared = preprocess_case("scan", image, geometry, predictor.plan, predictor.configuration)
+    ours = predictor.predict(prepared, probabilities=True).probabilities
+    theirs = runtime.predict(prepared, probabilities=True).probabilities
+    assert ours is not None and theirs is not None and theirs.shape == ours.shape
+    assert np.abs(ours.astype(float) - theirs.astype(float)).max() < 0.02
+
+
+def test_prediction_needs_no_torch(exported: Path) -> None:
+    code = f"""
+import sys
+for name in ("torch", "monai", "torchvision"):
+    sys.modules[name] = None
+from pathlib import Path
+from medkd.io.volumes import read_image
+from medkd.runtime.predictor import RuntimePredictor
+image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
+print(int((RuntimePredictor.open(Path({str(exported)!r})).predict_case(image, geometry, "scan") > 0).sum()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
+def _damage(folder: Path, what: str) -> None:
+    network = next(path for path in folder.glob("model.*") if path.suffix in (".onnx", ".xml"))
+    described = json.loads((folder / "preprocessing.json").read_text())
+    if what == "truncated network":
+        network.write_bytes(network.read_bytes()[: network.stat().st_size // 2])
+    elif what == "missing network":
+        network.unlink()
+    elif what == "another file":
+        write_json(folder / "preprocessing.json", {**described, "network": "../../etc/passwd"})
+    elif what == "another patch":
+        write_json(folder / "preprocessing.json", {**described, "patch_size": [16, 16]})
+    elif what == "unknown key":
+        write_json(folder / "preprocessing.json", {**described, "step_sise": 0.5})
+    elif what == "no labels":
+        write_json(folder / "preprocessing.json", {**described, "labels": {"lung": 1}})
+    else:
+        (folder / "preprocessing.json").write_text(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "truncated network",
+        "missing network",
+        "another file",
+        "another patch",
+        "unknown key",
+        "no labels",
+        "{",
+        "[]",
+    ],
+)
+def test_a_damaged_export_is_refused_in_one_sentence(exported: Path, what: str, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    _damage(folder, what)
+    with pytest.raises(MedkdError) as caught:
+        RuntimePredictor.open(folder)
+    assert str(folder) in str(caught.value) or "preprocessing.json" in str(caught.value)
+
+
+def test_an_export_that_predicts_otherwise_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    import torch
+
+    from medkd.exporting import export
+
+    def spoilt(networks: object, channels: int, patch: tuple[int, ...], path: Path) -> None:
+        with torch.no_grad():
+            for network in networks:  # type: ignore[attr-defined]
+                copied = {name: value.clone() for name, value in network.state_dict().items()}
+                for value in network.parameters():
+                    value.mul_(1.2)
+        write(networks, channels, patch, path)  # type: ignore[arg-type]
+        for network in networks:  # type: ignore[attr-defined]
+            network.load_state_dict(copied)
+
+    name, write = export.WRITERS["onnx"]
+    monkeypatch.setitem(export.WRITERS, "onnx", (name, spoilt))
+    with pytest.raises(RunError, match=r"predicts case scan_0000\.nii\.gz otherwise than the model"):
+        export_model(STUDENT, tmp_path / "out", scan=[OLD / "scan_0000.nii.gz"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_in_use_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(RunError, match="holds no exported model; choose a new folder"):
+        export_model(STUDENT, tmp_path)
+
+
+def test_a_2d_model_with_mirroring_goes_through_slices(tmp_path: Path) -> None:
+    """A 2D run, made here, on an anisotropic scan whose axes are transposed by nothing."""
+    pytest.importorskip("onnxruntime")
+    from medkd.training.options import TrainOptions
+    from tests.training.builders import make_dataset
+
+    make_dataset(tmp_path)
+    train = _train()
+    fold = train(
+        900,
+        "plain_unet",
+        0,
+        TrainOptions(
+            root=tmp_path,
+            configuration="2d",
+            epochs=1,
+            iterations_per_epoch=3,
+            workers=0,
+            device="cpu",
+            validate=False,
+        ),
+    )
+    parity = export_model(fold.parent, tmp_path / "out")
+    assert parity.holds
+    image = np.random.default_rng(0).normal(5, 1, (1, 5, 21, 18)).astype(np.float32)
+    geometry = Geometry.from_spacing((5, 21, 18), (3.0, 1.0, 1.0))
+    ours = Predictor.from_run(fold.parent, [0], "cpu").predict_case(image, geometry, "a")
+    assert np.array_equal(RuntimePredictor.open(tmp_path / "out").predict_case(image, geometry, "a"), ours)
+
+
+def _train():
+    try:
+        from medkd.training.run import train
+    except ImportError:
+        from medkd.training.api import train
+    return train
