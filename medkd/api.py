@@ -236,8 +236,8 @@ def predict(
         checkpoint: ``"final"`` or ``"best"``.
         device: None picks CUDA where present, else the CPU.
         resume: leave out what is predicted already.
-        settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``, see
-            :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``, ``pictures``,
+        settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
+            ``strict``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``, ``pictures``,
             ``picture_score``, see :func:`medkd.detection.predict.predict_detections`.
 
     Returns:

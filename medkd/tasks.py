@@ -70,7 +70,7 @@ TASKS: dict[str, Task] = {
                 "targets_limit",
                 "init",
             ),
-            "predict": ("step_size", "mirror", "save_probabilities", "precision", "part"),
+            "predict": ("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
         },
         training_options=Lazy("medkd.training.options:TrainOptions"),
         prepare=Lazy("medkd.preprocessing.prepare:plan_and_preprocess"),

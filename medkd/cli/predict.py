@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")
     arguments.add_argument(
+        "--strict", action="store_true", help="refuse scans that do not look like the training cases"
+    )
+    arguments.add_argument(
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
     _add_box_options(arguments)

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from medkd.core.dataset import CaseFiles
-from medkd.core.errors import MedkdError, RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.outputs import Outputs
@@ -24,6 +24,7 @@ from medkd.inference.settings import PredictSettings
 from medkd.io.volumes import read_image
 from medkd.models.base import Checkpoint
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.preprocessing.ranges import compare_scan
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # wrong for every further case, too
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def predict_folder(
     precision: Precision | None = None,
     part: tuple[int, int] = (0, 1),
     resume: bool = False,
+    strict: bool = False,
 ) -> PredictReport:
     """Predict raw scans and write label maps in the scans' own geometry.
 
@@ -82,6 +84,8 @@ def predict_folder(
         precision: None is fp16 on CUDA, fp32 elsewhere.
         part: (index from 0, count): predict only every count-th case, for several machines.
         resume: leave out cases whose files are there already.
+        strict: refuse scans that do not look like the training cases (orientation, spacing, size, intensities, empty
+            channels, contradictory headers) instead of warning of them.
 
     Returns:
         What became of each case.
@@ -102,11 +106,16 @@ def predict_folder(
         PredictSettings.of(predictor, Path(run), checkpoint).write(wanted.folder, resume=resume)
     elif resume:
         raise RunError(f"--continue needs an output folder, which says how it was made; {outputs} is a file.")
-    return predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume)
+    return predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume, strict=strict)
 
 
 def predict_cases(
-    predictor: Predictor, cases: Sequence[CaseFiles], outputs: Outputs, *, resume: bool = False
+    predictor: Predictor,
+    cases: Sequence[CaseFiles],
+    outputs: Outputs,
+    *,
+    resume: bool = False,
+    strict: bool = False,
 ) -> PredictReport:
     """Predict ``cases`` into ``outputs``; see :func:`predict_folder`.
 
@@ -121,7 +130,7 @@ def predict_cases(
     bar = tqdm(total=len(waiting), desc="predicting", unit="case", disable=None)
     with ThreadPoolExecutor(1, "writer") as writer, bar:
         writing: tuple[CaseFiles, Future[None]] | None = None
-        for case, prepared in _prefetched(waiting, partial(_prepare, predictor)):
+        for case, prepared in _prefetched(waiting, partial(_prepare, predictor, strict)):
             prediction = _attempt(case, report, partial(_predict, predictor, prepared, outputs.probabilities))
             if writing:
                 _finish(*writing, report, bar)
@@ -146,8 +155,13 @@ def _prefetched(
                 yield case, current
 
 
-def _prepare(predictor: Predictor, case: CaseFiles) -> Preprocessed:
+def _prepare(predictor: Predictor, strict: bool, case: CaseFiles) -> Preprocessed:
     image, geometry = read_image(case.images, case.case)
+    findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
+    if findings and strict:
+        raise DataError(f"{findings[0].text()[:-1]}, or leave out --strict.")
+    for finding in findings:
+        logger.warning("%s", finding.text())
     return preprocess_case(case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True)
 
 

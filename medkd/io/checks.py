@@ -40,7 +40,7 @@ class Finding:
     def text(self) -> str:
         """One sentence."""
         where = ": ".join(part for part in (f"case {self.case}" if self.case else "", self.file) if part)
-        return f"{where}: expected {self.expected}, found {self.found}; {self.action}."
+        return f"{where or 'the data set'}: expected {self.expected}, found {self.found}; {self.action}."
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ def header_remarks(path: Path) -> tuple[tuple[str, str], ...]:
         DataError: the header cannot be read.
     """
     path = Path(path)
+    if file_ending(path) not in (".nii", ".nii.gz"):
+        return ()
     return nifti.parsed_header(path).remarks if _reader(path) is nifti else ()
 
 

@@ -8,12 +8,14 @@ from math import log
 import numpy as np
 
 from medkd.core.dataset import CaseFiles
+from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import ChannelRange, Configuration, DataRanges, Interval, Plan
-from medkd.io.checks import Finding
+from medkd.io.checks import Finding, header_findings
 from medkd.io.comparison import count_orientations, is_ct, millimetres
 from medkd.io.dicom import modality
 from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.volumes import header_remarks
 
 _SCALE = log(4)  # beyond what was seen, of the voxel's or the scan's edge (geometric mean of the axes)
 _AXIS = log(6)  # of the spacing of one axis, where the extent is out of line too
@@ -66,7 +68,7 @@ def compare_scan(
         configuration: the configuration that the network was trained on.
     """
     facts = describe_case(files.case, geometry, [describe_channel(channel) for channel in image])
-    findings = _constant(facts)
+    findings = _headers(files) + _constant(facts)
     ranges = plan.ranges
     if ranges is None:
         return findings + _against_target(facts, configuration)
@@ -77,6 +79,16 @@ def compare_scan(
     for index, (channel, seen) in enumerate(zip(facts.channels, ranges.channels, strict=False)):
         if not channel.constant:
             findings += _intensities(facts.case, index, channel, seen, dicom)
+    return findings
+
+
+def _headers(files: CaseFiles) -> list[Finding]:
+    findings = []
+    for path in files.images:
+        try:
+            findings += header_findings(files.case, path, header_remarks(path))
+        except DataError:  # it was read otherwise: the image need not come from these files
+            continue
     return findings
 
 

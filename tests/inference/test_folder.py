@@ -243,3 +243,22 @@ def test_missing_inputs_are_refused(tmp_path: Path) -> None:
         find_cases(tmp_path / "nothing", 1)
     with pytest.raises(DataError, match="expects 2 channel"):
         find_cases(touch(tmp_path / "in", "scan.nii.gz") / "scan.nii.gz", 2)
+
+
+def test_a_scan_unlike_the_training_cases_is_named_and_refused_when_strict(
+    make_run: Callable[..., Path], scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = np.zeros((8, 8, 8), np.float32)
+    write_volume(scans / "empty_0000.nii.gz", empty, Geometry.from_spacing(empty.shape, (1, 1, 1)))
+    small = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    write_volume(scans / "small_0000.nii.gz", small, Geometry.from_spacing(small.shape, (0.001,) * 3))
+    huge = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+    write_volume(scans / "huge_0000.nii.gz", huge, Geometry.from_spacing(huge.shape, (1000.0,) * 3))
+    run = make_run(folds=1)
+    report = predict_folder(scans, tmp_path / "out", run)
+    assert "case empty: expected an image in channel 0" in caplog.text
+    assert "case small: expected a spacing near the plan's" in caplog.text
+    assert list(report.failed) == ["huge"] and "check the voxel size in its header" in report.failed["huge"]
+    report = predict_folder(scans, tmp_path / "strict", run, strict=True)
+    assert set(report.failed) == {"empty", "small", "huge"} and report.predicted == ["case_0", "case_1", "case_2"]
+    assert all("or leave out --strict" in text for text in report.failed.values())
