@@ -36,6 +36,7 @@ class Task:
         dry_run: what training would do, in lines.
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
+        measure: time the runs of a data set together, through the predictor.
             list_networks: rows of ``medkd_list networks``.
     """
 
@@ -51,6 +52,7 @@ class Task:
     dry_run: Lazy
     load: Lazy
     predict: Lazy
+    measure: Lazy
     list_networks: Lazy
 
 
@@ -81,6 +83,7 @@ TASKS: dict[str, Task] = {
         dry_run=Lazy("medkd.training.api:dry_run"),
         load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),
+        measure=Lazy("medkd.inference.latency:measure_scans"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
     ),
     DETECTION: Task(
@@ -99,6 +102,7 @@ TASKS: dict[str, Task] = {
         dry_run=Lazy("medkd.detection.api:dry_run_detector"),
         load=Lazy("medkd.detection.loaded:load"),
         predict=Lazy("medkd.detection.predict:predict_detections"),
+        measure=Lazy("medkd.detection.latency:measure_images"),
         list_networks=Lazy("medkd.cli.list_entries:detector_rows"),
     ),
 }

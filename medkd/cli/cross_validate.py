@@ -6,9 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from medkd.cli.common import parser, run
-from medkd.core.paths import Root
-from medkd.core.splits import load_splits
-from medkd.evaluation.cross_validation import CROSS_VALIDATION, FOLDS, cross_validate, scoring_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cross_validate(options: argparse.Namespace) -> None:
+    from medkd.core.paths import Root
+    from medkd.core.splits import load_splits
+    from medkd.evaluation.cross_validation import CROSS_VALIDATION, FOLDS, cross_validate, scoring_of
+
     root = Root.resolve(options.root)
     name = root.dataset_name(options.dataset)
     splits = root.preprocessed / name / "splits_final.json"

@@ -6,18 +6,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medkd.cli.common import parser, run
-from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.labels import LabelSpec
-from medkd.core.serial import to_data
-from medkd.evaluation.detection.predictions import PREDICTIONS_FILE
-from medkd.evaluation.segmentation import legacy
-from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
-from medkd.evaluation.segmentation.folder import evaluate_folder
-from medkd.evaluation.segmentation.results import summary_text
 
+if TYPE_CHECKING:
+    from medkd.core.labels import LabelSpec
+    from medkd.evaluation.segmentation.results import Summary
+
+PREDICTIONS_FILE = "predictions.json"
 _FOR_LABEL_MAPS = ("legacy", "hd95", "nsd_tolerance", "file_ending")
 _FOR_BOXES = ("hit", "exclude")
 
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nsd-tolerance",
         type=float,
         metavar="MM",
-        help=f"of the surface distance (default: {DEFAULT_TOLERANCE_MM} mm)",
+        help="of the surface distance (default: 2 mm)",
     )
     arguments.add_argument("--hd95", choices=("max", "pooled"), help="max as MONAI, pooled as MedPy (default: max)")
     arguments.add_argument(
@@ -61,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         type=float,
         metavar="MM",
-        help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, or of Z Y X mm)",
+        help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, or "
+        "of Z Y X mm)",
     )
     arguments.add_argument(
         "--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing"
@@ -87,17 +86,26 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     if boxes:
         _evaluate_boxes(options)
-        return
-    labels, ending = _labels(options)
-    if options.legacy is not None and (
-        len(options.legacy) not in (0, 3) or min(options.legacy, default=1) <= 0 or options.allow_missing
-    ):
-        raise DataError("--legacy takes no value or three voxel sizes in mm (Z Y X), and no --allow-missing.")
+    else:
+        _evaluate_label_maps(options)
+
+
+def _evaluate_label_maps(options: argparse.Namespace) -> None:
+    from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
+    from medkd.evaluation.segmentation.folder import evaluate_folder
+    from medkd.evaluation.segmentation.results import summary_text
+
+    labels, described = _labels(options)
+    ending = options.file_ending or described
+    if options.legacy is not None:
+        sizes = options.legacy
+        if len(sizes) not in (0, 3) or min(sizes, default=1) <= 0 or options.allow_missing:
+            raise DataError("--legacy takes no value or three voxel sizes in mm (Z Y X), and no --allow-missing.")
     summary = evaluate_folder(
         options.predictions,
         options.references,
         labels,
-        file_ending=options.file_ending or ending,
+        file_ending=ending,
         workers=options.workers,
         nsd_tolerance_mm=DEFAULT_TOLERANCE_MM if options.nsd_tolerance is None else options.nsd_tolerance,
         definition=options.hd95 or "max",
@@ -105,22 +113,28 @@ def _evaluate(options: argparse.Namespace) -> None:
         progress=True,
     )
     if options.legacy is not None:
-        cases = [case.name.removesuffix(options.file_ending or ending) for case in summary.cases]
-        scores = legacy.legacy_scores(
-            options.predictions,
-            options.references,
-            labels,
-            cases,
-            file_ending=options.file_ending or ending,
-            voxel_mm=options.legacy or None,
-            workers=options.workers or 1,
-        )
-        summary = replace(summary, extra={**summary.extra, legacy.KEY: to_data(scores)})
-        print(scores.text())
+        summary = _with_legacy(options, summary, labels, ending)
     output = options.output or options.predictions / "summary.json"
     summary.save(output)
     print(summary_text(summary))
     print(f"written: {output}")
+
+
+def _with_legacy(options: argparse.Namespace, summary: Summary, labels: LabelSpec, ending: str) -> Summary:
+    from medkd.core.serial import to_data
+    from medkd.evaluation.segmentation import legacy
+
+    scores = legacy.legacy_scores(
+        options.predictions,
+        options.references,
+        labels,
+        [case.name.removesuffix(ending) for case in summary.cases],
+        file_ending=ending,
+        voxel_mm=options.legacy or None,
+        workers=options.workers or 1,
+    )
+    print(scores.text())
+    return replace(summary, extra={**summary.extra, legacy.KEY: to_data(scores)})
 
 
 def _evaluate_boxes(options: argparse.Namespace) -> None:
@@ -144,19 +158,29 @@ def _evaluate_boxes(options: argparse.Namespace) -> None:
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    if text is None:
+        return None
+    names = (name.strip() for name in text.split(","))
+    return tuple(name for name in names if name)
 
 
 def _labels(options: argparse.Namespace) -> tuple[LabelSpec, str]:
-    if options.labels is not None:
-        names = [name.strip() for name in options.labels.split(",") if name.strip()]
-        if not names:
-            raise DataError(
-                f"--labels: expected names joined by commas, for example liver,spleen; found '{options.labels}'."
-            )
+    """The structures, and the ending of the label maps."""
+    from medkd.core.dataset import DatasetDescription
+    from medkd.core.labels import LabelSpec
+
+    names = _names(options.labels)
+    if names == ():
+        raise DataError(
+            f"--labels: expected names joined by commas, for example liver,spleen; found '{options.labels}'."
+        )
+    if names is not None:
         return LabelSpec.from_names(names), ".nii.gz"
-    folders = [f for folder in (options.predictions, options.references) for f in (folder, folder.absolute().parent)]
-    found = options.dataset_json or next((f / "dataset.json" for f in folders if (f / "dataset.json").exists()), None)
+    found = options.dataset_json
+    for folder in (options.predictions, options.references):
+        for place in (folder, folder.absolute().parent):
+            if found is None and (place / "dataset.json").exists():
+                found = place / "dataset.json"
     if found is None:
         raise DataError(
             "No dataset.json beside the predictions or references; give --dataset-json PATH, or --labels "

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medkd.cli.common import parser, run
-from medkd.evaluation.report.data import MARGIN
-from medkd.evaluation.report.write import make_report
+from medkd.cli.common import parser, positive, run
+from medkd.core.errors import DataError
+from medkd.core.paths import Root
+from medkd.tasks import task_of_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +30,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--margin",
         type=float,
-        default=MARGIN,
-        help=f"loss of Dice or AP up to which a student may replace its teacher (default: {MARGIN})",
+        default=0.01,
+        help="loss of Dice or AP up to which a student may replace its teacher (default: 0.01)",
     )
+    arguments.add_argument(
+        "--measure",
+        action="store_true",
+        help="first time all trained runs together on one scan or image, in turns, through the predictor; the times are "
+        "kept in latency.json beside the runs and shown by every later report",
+    )
+    arguments.add_argument("--repetitions", type=positive, help="of --measure (default: 5 for scans, 9 for images)")
+    arguments.add_argument("--device", help="of --measure: cuda, cpu or mps (default: cuda where present)")
     return run(_report, arguments, argv)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from medkd.evaluation.report.write import make_report
+
+    if options.measure:
+        _measure(options)
+    elif options.repetitions is not None or options.device is not None:
+        raise DataError("--repetitions and --device are for measuring; give --measure too, or leave them out.")
     path = make_report(
         options.dataset,
         root=options.root,
@@ -48,3 +63,25 @@ def _report(options: argparse.Namespace) -> None:
         f"written: {path}, and its numbers beside it as {path.with_suffix('.csv').name} and "
         f"{path.with_suffix('.tex').name}"
     )
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from medkd.core.timing import TIMINGS_FILE, readable_seconds
+
+    root = Root.resolve(options.root)
+    name = root.dataset_name(options.dataset)
+    given = {"repetitions": options.repetitions, "device": options.device}
+    task = task_of_dataset(options.dataset, options.root)
+    timings = task.measure(
+        root.results / name,
+        root.raw_dataset(name),
+        runs=options.runs,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    for run_name in timings.seconds:
+        spread = timings.of(run_name)
+        print(
+            f"{run_name}: {readable_seconds(spread.median)} per {timings.unit} "
+            f"({readable_seconds(spread.low)} to {readable_seconds(spread.high)})"
+        )
+    print(f"written: {root.results / name / TIMINGS_FILE}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from medkd.core.serial import load, save
 
@@ -91,12 +92,14 @@ def interleaved(actions: Mapping[str, Callable[[], object]], repetitions: int) -
     for action in actions.values():
         action()
     order = list(actions)
-    for _ in range(repetitions):
-        for name in order:
-            start = time.perf_counter()
-            actions[name]()
-            taken[name].append(time.perf_counter() - start)
-        order.reverse()
+    with tqdm(total=repetitions * len(order), desc="measuring", unit="run", disable=None) as bar:
+        for _ in range(repetitions):
+            for name in order:
+                start = time.perf_counter()
+                actions[name]()
+                taken[name].append(time.perf_counter() - start)
+                bar.update()
+            order.reverse()
     return {name: tuple(seconds) for name, seconds in taken.items()}
 
 

@@ -17,9 +17,9 @@ from medkd.core.errors import RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
+from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.core.serial import save
 from medkd.core.splits import ensure_splits, split_of_fold
-from medkd.evaluation.report.runs import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.inference.predictor import Predictor
 from medkd.models.base import ModelFolder
 from medkd.models.guard import choose_teacher, write_split

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import isfinite
 from pathlib import Path, PurePath
@@ -15,10 +13,11 @@ from typing import Any, Literal, Protocol
 
 from medkd.core.errors import RunError
 from medkd.core.run import DETECTION, RUN_FILE, RunDescription
-from medkd.core.serial import load, nearest
+from medkd.core.run_files import COST_FILE, LOG_FILE, Cost, chosen_runs, read_cost, read_log, scored_teachers
+from medkd.core.serial import load
 from medkd.core.timing import Spread, Timings
 from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, scored_folds
-from medkd.evaluation.report.runs import COST_FILE, LOG_FILE, Cost, read_cost, read_log, scored_teachers
+from medkd.evaluation.report.labels import short_names
 from medkd.evaluation.statistics import Interval, PairedDifference
 
 Role = Literal["teacher", "alone", "distilled"]
@@ -262,11 +261,9 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
         RunError: there is no run, none of such a name, or none that has this fold.
         DataError: a run's files are damaged.
     """
-    every = {path.parent: load(RunDescription, path) for path in sorted(results.glob(f"*/{RUN_FILE}"))}
-    if not every:
-        raise RunError(f"{results}: found no run; train a network first (medkd_train, medkd_train_distill).")
+    every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
     taught = [run for run in every.values() if run.teacher is not None]
-    shown = {path: _folds(path, fold) for path in _chosen(list(every), runs)}
+    shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
     if fold is not None and not any(shown.values()):
         raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
     if fold is None:
@@ -279,7 +276,8 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
         entry = _entry(path, every[path], _role(path, every[path], taught), folds)
         entries.append(replace(entry, time=timings.of(path.name) if timings else None))
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
-    return _labelled(entries)
+    labels = short_names(entries)
+    return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
 
 
 def task_of(run: RunDescription) -> ReportTask:
@@ -320,18 +318,6 @@ def compare(first: RunEntry, second: RunEntry, metric: str, part: str = "") -> P
         return None
     differences: Differences = first.scores.compare(second.scores)
     return differences.of(metric, part)
-
-
-def _chosen(paths: Sequence[Path], patterns: Sequence[str]) -> list[Path]:
-    for pattern in patterns:
-        if not any(fnmatchcase(path.name, pattern) for path in paths):
-            names = [path.name for path in paths]
-            raise RunError(
-                f"--runs: no run is called '{pattern}'.{nearest(pattern, names)} There are: {', '.join(names)}."
-            )
-    if not patterns:
-        return list(paths)
-    return [path for path in paths if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
 
 
 def _folds(path: Path, fold: int | str | None) -> list[int | str]:
@@ -393,29 +379,3 @@ def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | st
         cost=read_cost(first / COST_FILE),
         log=read_log(first / LOG_FILE),
     )
-
-
-def _labelled(entries: Sequence[RunEntry]) -> tuple[RunEntry, ...]:
-    """Short names; where two runs would have the same one, their teachers tell them apart, else the folders' names."""
-    labels = {entry.name: short_name(entry) for entry in entries}
-    for suffix in (lambda entry: f" of {entry.teacher_name}" if entry.teacher_name else "", lambda e: f" [{e.name}]"):
-        counts = Counter(labels.values())
-        for entry in entries:
-            if counts[labels[entry.name]] > 1:
-                labels[entry.name] += suffix(entry)
-    return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
-
-
-def short_name(entry: RunEntry) -> str:
-    """Network (with its width divisor), method, and what a tag added to the run's name."""
-    network, *parts = entry.path.name.split("__")
-    # an imported teacher is recorded by its path, so that its part of the name is known by its place
-    teacher = parts.index(entry.run.method) + 1 if entry.run.method in parts else None
-    known = (entry.run.configuration, entry.run.method, f"from_{entry.run.teacher}")
-    notes = [part for place, part in enumerate(parts) if part not in known and place != teacher]
-    if entry.run.init != "random":
-        notes.append("starts from its teacher")
-    if entry.run.configuration not in ("3d_fullres", DETECTION):
-        notes.append(entry.run.configuration)
-    method = f" + {entry.run.method}" if entry.role == "distilled" else ""
-    return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")

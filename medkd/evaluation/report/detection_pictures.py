@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +23,9 @@ _PANEL = 2.6  # inches
 _LARGEST = 440  # pixels of a panel's long side, as many as the figure has, so that the tags stay legible
 _MOST = 10  # boxes per panel
 _RUNS = 4
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def radiograph_pictures(report: Report) -> tuple[list[RadiographPicture], str]:
         runs = [entry for entry in shown if case in entry.scores.summary.truths]
         try:
             pixels = to_eight_bit(read_radiograph(files[case]).pixels)[0]
-        except (MedkdError, KeyError):  # a file that went missing or bad since the scoring must not cost the report
+        except (MedkdError, KeyError) as error:  # a file that went missing since the scoring must not cost the report
+            _log.warning("Without a picture of %s: %s", case, error)
             continue
         counts = {entry.label: entry.scores.balance(case) for entry in runs}
         pictures.append(RadiographPicture(rank, case, counts, _draw(pixels, case, runs)))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkd.core.run_files import number_of
 from medkd.core.timing import readable_seconds
 from medkd.evaluation.report.data import Metric, Report, Role, RunEntry
-from medkd.evaluation.report.runs import number_of
 from medkd.evaluation.statistics import Interval
 
 if TYPE_CHECKING:

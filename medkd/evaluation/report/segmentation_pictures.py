@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,6 +34,9 @@ _MOST_SLICES = 16
 _SIDE = 320  # pixels of a slice's long side
 _LINE = 2  # pixels of a contour
 _FAILURES = 2  # cases in which something was missed or invented
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +113,8 @@ def pictures(report: Report) -> tuple[list[Picture], str]:
             continue
         try:
             found.append(_picture(rank, name, files[name], list(predicted.values()), judge, description))
-        except MedkdError:  # a file that went missing or bad since the scoring must not cost the report
-            continue
+        except MedkdError as error:  # a file that went missing or bad since the scoring must not cost the report
+            _log.warning("Without a picture of %s: %s", name, error)
     return found, judge.label
 
 

@@ -92,8 +92,8 @@ footer { color:var(--muted); font-size:12.5px; margin-top:22px; text-align:cente
   table.wide td:first-child { font-weight:600; }
 }
 @media screen and (prefers-color-scheme:dark) {
-  :root { --ink:#e4eaef; --muted:#9aa9b6; --line:#2c3843; --ground:#0f151b; --box:#18212a; --good:#3ecbb0; --bad:#ff7f96;
-    --open:#f0b64d; --shadow:none; }
+  :root { --ink:#e4eaef; --muted:#9aa9b6; --line:#2c3843; --ground:#0f151b; --box:#18212a; --good:#3ecbb0;
+    --bad:#ff7f96; --open:#f0b64d; --shadow:none; }
   .chart img, .dot { filter:invert(1) hue-rotate(180deg); }
 }
 @page { size:A4 landscape; margin:11mm; }
@@ -104,10 +104,10 @@ footer { color:var(--muted); font-size:12.5px; margin-top:22px; text-align:cente
   .cards { margin-top:12px; } .card { padding:10px 12px; box-shadow:none; } .card b { font-size:20px; }
   section { padding:14px 12px; margin-top:12px; } .scroll { overflow:visible; margin:0; padding:0; }
   table { font-size:9.5px; } th, td small, .badge, .role { font-size:8px; } th, td { padding:4px; }
-  td { white-space:normal; overflow-wrap:anywhere; } h2 { break-after:avoid; }
+  td { white-space:normal; overflow-wrap:anywhere; } h2, .lead, .legend { break-after:avoid; }
   tr, figure, .card, .viewer { break-inside:avoid; } .dot, .badge { print-color-adjust:exact; }
   .two { grid-template-columns:1fr 1fr; } .controls, details:not([open]) { display:none; }
-  .panels { grid-template-columns:repeat(auto-fit,minmax(170px,1fr)); } .viewer { print-color-adjust:exact; }
+  .pane { max-width:150px; } .panels { grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); } .viewer { print-color-adjust:exact; }
 }
 """.strip()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from medkd.evaluation.report.data import MARGIN, Report, read_report
 from medkd.evaluation.report.html import chart, document, folded, section
 from medkd.evaluation.report.provenance import provenance, settings
 from medkd.evaluation.report.tables import csv_text, latex_text
+
+_log = logging.getLogger(__name__)
 
 
 def make_report(
@@ -62,6 +65,9 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         DataError: two runs were scored differently, or the files cannot be written.
     """
+    waiting = [entry.name for entry in report.entries if entry.scores is None]
+    if waiting:
+        _log.warning("%d runs have no scores yet and are folded away: %s", len(waiting), ", ".join(waiting))
     before, *after = report.task.sections(report) or [""]
     content = document(
         report.title,

@@ -24,6 +24,9 @@ __all__ = ["Summary", "evaluate_folder"]
 
 _log = logging.getLogger(__name__)
 
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".img", ".tif", ".tiff", ".gipl")
+_SHOWN = 10  # names in a warning
+
 _WRITTEN = ".nii.gz"  # predictions of scans in a format that medkd cannot write
 
 # Two int16 maps as read and as used, masks and surfaces of a structure that fills the image, and their copies.
@@ -72,6 +75,9 @@ def evaluate_folder(
     truths = _references(references, file_ending, cases, predictions)
     ending = _ending(predictions, file_ending) if prediction_ending is None else prediction_ending
     missing = _missing(predictions, list(truths), ending, allow_missing)
+    _tell_skipped(predictions, ending)
+    if not isinstance(references, Mapping):
+        _tell_skipped(Path(references), file_ending)
     shifted: dict[str, float] = {}
 
     def one(case: str) -> CaseScores | str:
@@ -154,6 +160,20 @@ def _missing(predictions: Path, names: Sequence[str], ending: str, allowed: bool
             ", ".join(sorted(extra)),
         )
     return missing
+
+
+def _tell_skipped(folder: Path, ending: str) -> None:
+    """Name the volumes in a folder that are not scored, since their names end otherwise."""
+    skipped = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = path.name
+        if name.startswith(".") or name.endswith(ending) or not path.is_file():
+            continue
+        if any(name.lower().endswith(other) for other in VOLUME_ENDINGS):
+            skipped.append(name)
+    if skipped:
+        shown = ", ".join(skipped[:_SHOWN]) + (f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else "")
+        _log.warning("%s: %d volumes are skipped, since they do not end in %s: %s", folder, len(skipped), ending, shown)
 
 
 def _on_same_grid(prediction: Volume, reference: Volume, case: str, shifted: dict[str, float]) -> np.ndarray:

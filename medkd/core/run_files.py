@@ -1,17 +1,19 @@
-"""The small files of a run folder that a report shows: size, training log, and the teacher whose scores lie there."""
+"""The small files that a run folder grows (size, training log, whose scores lie there), and which runs there are."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
-from medkd.core.serial import from_data, load
+from medkd.core.run import FINAL, RUN_FILE
+from medkd.core.serial import from_data, load, nearest
 
 SCORED_TEACHER = "scored_teacher.json"
 COST_FILE = "model.json"
@@ -69,6 +71,54 @@ def scored_teachers(run: Path) -> dict[Path, ScoredTeacher]:
         DataError: a record cannot be read.
     """
     return {file.parent: load(ScoredTeacher, file) for file in sorted(run.glob(f"fold_*/{SCORED_TEACHER}"))}
+
+
+def chosen_runs(results: Path, patterns: Sequence[str] = ()) -> list[Path]:
+    """The run folders of a data set, or those whose names fit one of some patterns (``unet_tiny*``).
+
+    Raises:
+        RunError: there is no run, or none fits a pattern.
+    """
+    paths = [path.parent for path in sorted(results.glob(f"*/{RUN_FILE}"))]
+    if not paths:
+        raise RunError(f"{results}: found no run; train a network first (medkd_train, medkd_train_distill).")
+    names = [path.name for path in paths]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RunError(
+                f"--runs: no run is called '{pattern}'.{nearest(pattern, names)} There are: {', '.join(names)}."
+            )
+    if not patterns:
+        return paths
+    return [path for path in paths if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+
+
+@dataclass(frozen=True)
+class TrainedPlace:
+    """Where the weights of a run lie: in its own folder, or in that of a model trained elsewhere.
+
+    Attributes:
+        run: name of the run folder.
+        model: folder to open.
+        fold: that gave the run's scores.
+    """
+
+    run: str
+    model: Path
+    fold: str
+
+
+def trained_places(results: Path, patterns: Sequence[str] = ()) -> list[TrainedPlace]:
+    """The runs of :func:`chosen_runs` that have weights: their first trained fold."""
+    found = []
+    for run in chosen_runs(results, patterns):
+        own = sorted(path.parent.name.removeprefix("fold_") for path in run.glob(f"fold_*/{FINAL}"))
+        elsewhere = [record for record in scored_teachers(run).values() if Path(record.path).is_dir()]
+        if own:
+            found.append(TrainedPlace(run.name, run, own[0]))
+        elif elsewhere:
+            found.append(TrainedPlace(run.name, Path(elsewhere[0].path), elsewhere[0].fold))
+    return found
 
 
 def read_cost(path: Path) -> Cost:

@@ -1,0 +1,79 @@
+"""How long teacher and students take for the same scan: measured together, in turns, through the predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.errors import DataError, RunError
+from medkd.core.run_files import trained_places
+from medkd.core.timing import Timings, interleaved
+from medkd.inference.predictor import Predictor
+from medkd.io.volumes import read_image
+from medkd.models.base import open_model
+
+REPETITIONS = 5
+
+
+def measure_scans(
+    results: Path,
+    raw: Path,
+    *,
+    runs: Sequence[str] = (),
+    repetitions: int = REPETITIONS,
+    device: torch.device | str | None = None,
+) -> Timings:
+    """Time all trained runs of a data set on its first scan: preprocessing, tiles, and back to the scan's grid.
+
+    Every run predicts with one fold and its own settings (mirroring, step size), as ``medkd_predict`` does.
+
+    Args:
+        results: results folder of the data set; the times are written there.
+        raw: raw data set with a scan.
+        runs: names or patterns of the runs; all where empty.
+        repetitions: timed predictions of each run, after one that is not timed.
+        device: None picks CUDA where present, else the CPU.
+
+    Raises:
+        RunError: no run has trained weights, or a model cannot be opened.
+        DataError: the raw data set holds no scan that can be read.
+    """
+    case = _first_scan(raw)
+    image, geometry = read_image(case.images, case.case)
+    actions: dict[str, Callable[[], object]] = {}
+    predictors = []
+    for place in trained_places(results, runs):
+        predictor = Predictor.of(open_model(place.model, "segmentation"), [place.fold], device)
+        predictors.append(predictor)
+        actions[place.run] = partial(predictor.predict_case, image, geometry, case.case)
+    if not predictors:
+        raise RunError(f"{results}: no run has trained weights to measure; train one to its end first.")
+    seconds = interleaved(actions, repetitions)
+    timings = Timings(
+        unit="scan",
+        case=case.case,
+        size=tuple(geometry.shape),
+        device=str(predictors[0].device),
+        threads=torch.get_num_threads(),
+        settings=", or ".join(dict.fromkeys(_settings(predictor) for predictor in predictors)),
+        seconds=seconds,
+    )
+    timings.save(results)
+    return timings
+
+
+def _first_scan(raw: Path) -> CaseFiles:
+    if (raw / "dataset.json").exists():
+        for case in training_cases(raw, DatasetDescription.load(raw / "dataset.json")):
+            if all(path.exists() for path in case.images):
+                return case
+    raise DataError(f"{raw}: expected a raw data set with at least one scan to measure on, found none.")
+
+
+def _settings(predictor: Predictor) -> str:
+    copies = 2 ** len(predictor.mirror_axes) if predictor.settings.mirror else 1
+    return f"{copies} mirrored copies per tile, step size {predictor.settings.step_size:g}, {predictor.precision}"
