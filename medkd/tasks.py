@@ -92,7 +92,7 @@ TASKS: dict[str, Task] = {
         own={
             "prepare": ("image_size", "batch_size"),
             "train": ("image_size", "backbone_weights"),
-            "predict": ("pictures", "picture_score", "score", "overlap", "most"),
+            "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict"),
         },
         training_options=Lazy("medkd.detection.options:DetectorOptions"),
         prepare=Lazy("medkd.detection.prepare:plan_and_preprocess_detection"),

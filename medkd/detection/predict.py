@@ -75,6 +75,7 @@ def predict_detections(
     picture_score: float = PICTURE_SCORE,
     batch_size: int | None = None,
     resume: bool = False,
+    strict: bool = False,
 ) -> DetectReport:
     """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
 
@@ -95,6 +96,7 @@ def predict_detections(
         picture_score: lowest score that is drawn.
         batch_size: images per forward; None follows from the device.
         resume: leave out images that were finished with the same settings.
+        strict: refuse a JPEG whose end is missing instead of warning of it.
 
     Returns:
         What became of each image.
@@ -105,7 +107,7 @@ def predict_detections(
     """
     limits = _checked(Limits(score, overlap, most))
     model, target = open_model(run, "detection"), pick_device(device)
-    sources = find_radiographs(inputs, outputs)
+    sources = find_radiographs(inputs, outputs, strict=strict)
     loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
     detectors = [detector.to(target) for detector in loaded.networks]
     settings = DetectionSettings(
@@ -134,7 +136,9 @@ def predict_detections(
     return report
 
 
-def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | None = None) -> list[Source]:
+def find_radiographs(
+    inputs: Path | str | Sequence[Path | str], outputs: Path | None = None, *, strict: bool = False
+) -> list[Source]:
     """List the radiographs to look at, sorted by case id.
 
     The case id is the file's name without ending and ``_0000``, with the names of the subfolders it lies in before it.
@@ -142,6 +146,7 @@ def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | 
     Args:
         inputs: a folder, or files.
         outputs: where results go; the pictures there are passed over.
+        strict: reading a JPEG whose end is missing fails.
 
     Raises:
         DataError: an input does not exist, there is no radiograph, or two files have the same case id.
@@ -164,7 +169,7 @@ def find_radiographs(inputs: Path | str | Sequence[Path | str], outputs: Path | 
     for case, files in same.items():
         if len(files) > 1:
             raise DataError(f"{files[0]} and {files[1]} would both be the case {case}; rename one of them.")
-    return [Source(case, str(path), partial(read_eight_bit, path)) for case, path in sorted(found)]
+    return [Source(case, str(path), partial(read_eight_bit, path, strict=strict)) for case, path in sorted(found)]
 
 
 def case_id(path: Path) -> str:

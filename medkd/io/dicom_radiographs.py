@@ -6,6 +6,7 @@ white). Needs pydicom (``pip install 'medkd[dicom]'``), which is imported when t
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,36 @@ from medkd.core.errors import DataError
 from medkd.io.dicom_header import is_dicom, read_dataset
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 
+_log = logging.getLogger(__name__)
 _SECTIONS = {"CT", "MR", "PT", "NM"}
 
 
-def read_eight_bit(path: Path) -> np.ndarray:
+def read_eight_bit(path: Path, *, strict: bool = False) -> np.ndarray:
     """The upright image in a PNG, JPEG, other image or DICOM file, as a person sees it: ``(H, W)`` or ``(H, W, 3)``
     uint8.
+
+    Of a JPEG whose end is missing, what can be read is given, the rest is black; a warning says so.
+
+    Args:
+        path: the file.
+        strict: refuse such a JPEG.
 
     Raises:
         DataError: the file is missing, damaged or no radiograph.
     """
     if is_dicom(Path(path)):
         return read_dicom_radiograph(Path(path))
+    radiograph = read_radiograph(path)
+    if radiograph.truncated:
+        text = (
+            f"{path}: expected a whole JPEG, found one whose end is missing, and with it {radiograph.lost:.1%} of the "
+            "pixels, which are black; copy or export it again"
+        )
+        if strict:
+            raise DataError(f"{text}, or leave out --strict.")
+        _log.warning("%s.", text)
     try:
-        return to_eight_bit(read_radiograph(path).pixels)[0]
+        return to_eight_bit(radiograph.pixels)[0]
     except DataError as error:
         raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
 

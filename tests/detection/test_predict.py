@@ -133,6 +133,22 @@ def test_a_bad_file_is_named_and_the_others_go_on(
     assert "--step-size is for segmentation" in capsys.readouterr().err
 
 
+def test_a_truncated_jpeg_is_named_and_refused_if_told_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("cut.jpg", "whole.jpg"):
+        Image.fromarray(picture()).save(tmp_path / "in" / name, quality=95)
+    path = tmp_path / "in/cut.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = predict_detections(tmp_path / "in", tmp_path / "out", run, folds=[0], device="cpu")
+    assert sorted(report.predicted) == ["cut", "whole"]
+    (warning,) = [record.getMessage() for record in caplog.records if "whole JPEG" in record.getMessage()]
+    assert "cut.jpg" in warning and "of the pixels, which are black" in warning
+    strict = predict_detections(tmp_path / "in", tmp_path / "b", run, folds=[0], device="cpu", strict=True)
+    assert strict.predicted == ["whole"] and "leave out --strict" in strict.failed["cut"]
+
+
 def test_work_that_was_killed_is_continued_with_the_same_result(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
