@@ -7,16 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkd.core.features import Outputs, Target
-from medkd.distillation.base import METHODS, Context, Variant, masked_mean, zero_like
+from medkd.distillation.base import METHODS, Context, Variant, masked_mean
 from medkd.distillation.options import at_least, positive
 from medkd.distillation.outputs.divergence import voxel_kl
 from medkd.distillation.pairs import PairMethod, pointwise, resize
 from medkd.distillation.relations.memory import ClassMemory
-from medkd.distillation.relations.nodes import cells_per_axis, pool_nodes
+from medkd.distillation.relations.nodes import pool_alike
 from medkd.distillation.relations.prototypes import class_masks, masked_means
 
 DRAWN = 96  # remembered vectors per class that a step compares with
 PUSHED = 16  # voxels per class and sample that enter the memory in a step
+SOFTNESS = 0.1  # by which cosines to what is remembered are divided
+EMPTY = -1e4  # exp() of it is 0 in float32
 
 
 @METHODS.register("cirkd")
@@ -109,49 +111,87 @@ class CIRKD(PairMethod):
         return 8 * voxels**2 + 8 * voxels * (remembered + channels) + 4 * remembered * channels
 
     def _batch(self, student: Tensor, teacher: Tensor) -> Tensor:
-        cells = cells_per_axis(
-            [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)], self.max_nodes
-        )
-        n_s, n_t = (F.normalize(pool_nodes(f, cells), dim=1, eps=1e-8) for f in (student, teacher))
+        n_s, n_t = (F.normalize(nodes, dim=1, eps=1e-8) for nodes in pool_alike(student, teacher, self.max_nodes))
         a_s, a_t = (torch.einsum("acn,bcm->abnm", n, n) / self.temperature for n in (n_s, n_t))
-        return _row_kl(a_s, a_t)
+        return _row_kl(a_s, a_t).mean()
 
     def _memory(self, student: Tensor, teacher: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         teacher = resize(teacher, student.shape[2:])
         masks = class_masks(target, self.context.num_outputs, False, student.shape[2:])
-        generator = torch.Generator().manual_seed(target.progress.step)
+        generator = torch.Generator(teacher.device).manual_seed(target.progress.step)
         unit_t = F.normalize(teacher.flatten(2), dim=1, eps=1e-8)
         self._remember(unit_t, teacher, masks, generator)
-        chosen = [self._pick(m, self.max_nodes, generator) for m in masks[:, 1:].amax(1).flatten(1)]
-        if not any(len(c) for c in chosen):
-            zero = zero_like(student) + zero_like(self.projection(student[:, :, :1, :1, ...]))
-            return zero, zero
         unit_s = F.normalize(self.projection(student).flatten(2), dim=1, eps=1e-8)
-        anchors_s, anchors_t = (torch.cat([u[n][:, c].T for n, c in enumerate(chosen)]) for u in (unit_s, unit_t))
-        keys = [memory.draw(DRAWN, generator) for memory in self._memories()]
-        voxels, means = (_row_kl(anchors_s @ k.T / 0.1, anchors_t @ k.T / 0.1) for k in keys)
-        return voxels, means
+        chosen, counted = _anchors(masks[:, 1:].sum(1).flatten(1), self.max_nodes, generator)
+        anchors_s, anchors_t = _at(unit_s, chosen).flatten(0, 1), _at(unit_t, chosen).flatten(0, 1)
+        terms = []
+        for memory in self._memories():
+            keys, filled = memory.draw(DRAWN, generator)
+            ours, theirs = (_likeness(anchors, keys, filled) for anchors in (anchors_s, anchors_t))
+            rows = _row_kl(ours, theirs) * counted
+            terms.append(rows.sum() / counted.sum().clamp(min=1.0))
+        return terms[0], terms[1]
 
     @torch.no_grad()
     def _remember(self, unit: Tensor, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
         """Push voxels and class means of the batch."""
         by_voxel, by_mean = self._memories()
         means = F.normalize(masked_means(teacher, masks), dim=2, eps=1e-8)
-        for n, sample in enumerate(masks.flatten(2)):
-            for label in sample.any(1).nonzero().flatten().tolist():
-                by_voxel.push(label, unit[n][:, self._pick(sample[label], PUSHED, generator)].T)
-                by_mean.push(label, means[n, label].unsqueeze(0))
-
-    def _pick(self, mask: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """Up to ``number`` random places of a mask ``(V,)``."""
-        places = mask.nonzero().flatten()
-        return places[torch.randperm(len(places), generator=generator)[:number].to(mask.device)]
+        chosen, counts = _of_every_class(masks.flatten(2), PUSHED, generator)
+        for n in range(len(unit)):
+            voxels = _at(unit[n : n + 1], chosen[n : n + 1].flatten(1))
+            by_voxel.push(voxels.view(*chosen.shape[1:], -1), counts[n].clamp(max=PUSHED))
+            by_mean.push(means[n].unsqueeze(1), counts[n].clamp(max=1))
 
     def _memories(self) -> list[ClassMemory]:
         return [m for m in self.memories if isinstance(m, ClassMemory)]
 
 
+def _of_every_class(masks: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random places of every class.
+
+    Sorted by class, and within a class by lot, every class begins where those before it end.
+
+    Args:
+        masks: ``(B, K, V)``, 0 or 1; a place is in one class or none.
+        number: of places per class.
+        generator: on the device of the masks.
+
+    Returns:
+        ``(B, K, number)``, of which the first ones count where a class has fewer, and how many each class has
+        ``(B, K)``.
+    """
+    batch, classes, voxels = masks.shape
+    lots = 0.99 * torch.rand(batch, voxels, generator=generator, device=masks.device)
+    none = classes * (1 - masks.sum(1))
+    label = torch.einsum("bkv,k->bv", masks, torch.arange(classes, device=masks.device, dtype=masks.dtype))
+    order = (label + none + lots).argsort(1)
+    counts = masks.sum(2).long()
+    starts = counts.cumsum(1) - counts
+    places = starts.unsqueeze(2) + torch.arange(number, device=masks.device)
+    chosen = order.gather(1, places.clamp(max=voxels - 1).flatten(1))
+    return chosen.view(batch, classes, number), counts
+
+
+def _anchors(mask: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Up to ``number`` random places of every mask ``(B, V)``: ``(B, n)``, and 1 for those that count ``(B · n,)``."""
+    lots = torch.rand(mask.shape, generator=generator, device=mask.device)
+    best = lots.masked_fill_(mask < 0.5, -1.0).topk(min(number, mask.shape[1]), 1)
+    return best.indices, (best.values >= 0).flatten().float()
+
+
+def _at(vectors: Tensor, places: Tensor) -> Tensor:
+    """Vectors ``(B, C, V)`` at places ``(B, n)``: ``(B, n, C)``."""
+    index = places.unsqueeze(1).expand(-1, vectors.shape[1], -1)
+    return vectors.gather(2, index).transpose(1, 2)
+
+
+def _likeness(anchors: Tensor, keys: Tensor, filled: Tensor) -> Tensor:
+    """Softened cosines ``(anchors, keys)``; those to empty places are so small that no softmax sees them."""
+    return (anchors @ keys.T / SOFTNESS).masked_fill(~filled, EMPTY)
+
+
 def _row_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over rows of ``KL(softmax(teacher row) ‖ softmax(student row))``."""
+    """``KL(softmax(teacher row) ‖ softmax(student row))`` of every row."""
     log_s, log_t = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    return (log_t.exp() * (log_t - log_s)).sum(-1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.core.features import Progress, Target
-from medkd.distillation.relations.cirkd import CIRKD
+from medkd.distillation.relations.cirkd import CIRKD, _of_every_class
 from medkd.distillation.relations.memory import ClassMemory
 from tests.distillation.toys import features_terms, pair_method
 
@@ -100,10 +100,37 @@ def test_regions_have_no_memory() -> None:
     assert set(terms) == {"cirkd_batch", "cirkd_kd"} and list(method.parameters()) == []
 
 
+def drawn(memory: ClassMemory, number: int) -> list[float]:
+    """What is drawn from filled places, sorted."""
+    vectors, filled = memory.draw(number, torch.Generator())
+    return sorted(vectors[filled].flatten().tolist())
+
+
+def pushed(memory: ClassMemory, values: list[float]) -> None:
+    """Push values to class 1; what is beyond the count must not matter."""
+    rows = torch.full((2, 4, 1), 99.0)
+    rows[1, : len(values), 0] = torch.tensor(values)
+    memory.push(rows, torch.tensor([0, len(values)]))
+
+
 def test_memory_overwrites_the_oldest_and_draws_only_what_is_there() -> None:
     memory = ClassMemory(2, 4, 1)
-    memory.push(1, torch.arange(3.0)[:, None])
-    assert sorted(memory.draw(10, torch.Generator()).flatten().tolist()) == [0.0, 1.0, 2.0]
-    memory.push(1, torch.tensor([[3.0], [4.0], [5.0]]))
-    assert sorted(memory.draw(10, torch.Generator()).flatten().tolist()) == [2.0, 3.0, 4.0, 5.0]
-    assert len(memory.draw(2, torch.Generator())) == 2
+    pushed(memory, [0.0, 1.0, 2.0])
+    assert drawn(memory, 10) == [0.0, 1.0, 2.0]
+    pushed(memory, [3.0, 4.0, 5.0])
+    assert drawn(memory, 10) == [2.0, 3.0, 4.0, 5.0] and memory.written.tolist() == [0, 6]
+    assert len(drawn(memory, 2)) == 2
+
+
+def test_places_of_every_class_are_random_and_of_that_class() -> None:
+    labels = torch.randint(0, 3, (2, 200))
+    labels[1, labels[1] == 2] = 3  # in no class
+    masks = torch.stack([labels == k for k in range(3)], 1).float()
+    chosen, counts = _of_every_class(masks, 8, torch.Generator().manual_seed(0))
+    assert counts.tolist() == [[int((row == k).sum()) for k in range(3)] for row in labels]
+    for n in range(2):
+        for k in range(3 - n):
+            places = chosen[n, k]
+            assert len(places.unique()) == 8 and bool((labels[n, places] == k).all())
+    other, _ = _of_every_class(masks, 8, torch.Generator().manual_seed(1))
+    assert not torch.equal(chosen, other)
