@@ -30,6 +30,7 @@ from medkd.detection.plan import DetectionPlan
 from medkd.detection.weights import load_into, read_detector_weights
 from medkd.models.base import Checkpoint, ModelFolder, Trained
 from medkd.models.guard import seen_by, short_name
+from medkd.models.limits import LARGEST_IMAGE, check_size
 
 CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
 FILE = "teacher.json"
@@ -148,6 +149,7 @@ class DetectorRun(DetectorFolder):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.run = DetectionRun.load(path)
+        check_size("a patch_size", self.run.run.network.patch_size, LARGEST_IMAGE, str(self.path / RUN_FILE))
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -222,6 +224,7 @@ class DetectorWeights(DetectorFolder):
                 f'"weights": "{path.name}"}}.'
             )
         self.described = load(DetectorFile, self.path / FILE)
+        check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
         if not self.file.resolve().is_relative_to(self.path.resolve()):
             raise RunError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import medkd.networks  # noqa: F401  (enters all networks into the registry)
 from medkd.core.errors import PlanError, RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan, Resampling
+from medkd.models.limits import LARGEST_PATCH, MOST_CHANNELS
 from medkd.models.monai_networks import CLASSES, check_arguments, registered
 from medkd.models.segmentation import TrainedModel
 from medkd.networks.base import NETWORKS
@@ -100,7 +102,9 @@ def checked(found: ExternalModel, folder: Path) -> ExternalModel:
         "intensities": len(found.intensities) in statistics,
         "use_mask_for_norm": len(found.use_mask_for_norm) in (0, channels),
         "spacing": len(found.spacing) == rank and rank in (2, 3) and min(found.spacing) > 0,
-        "patch_size": all(size > 0 and size % divisor == 0 for size in found.patch_size),
+        "patch_size": all(size > 0 and size % divisor == 0 for size in found.patch_size)
+        and prod(found.patch_size) <= LARGEST_PATCH,
+        "batch_size": 1 <= found.batch_size <= MOST_CHANNELS,
         "transpose": sorted(found.transpose) == [0, 1, 2],
         "interpolation": found.interpolation in _INTERPOLATIONS,
         "mirror_axes": set(found.mirror_axes) <= set(range(rank)),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medkd.core.errors import RunError
 from medkd.core.features import Stage, Tap
 from medkd.core.run import NetworkSpec
+from medkd.models.limits import check_argument, check_parameters, check_spec
 from medkd.networks.base import SegmentationNetwork
 
 CLASSES = ("SegResNet", "SwinUNETR", "UNet", "AttentionUnet", "DynUNet")
@@ -51,7 +52,9 @@ class MonaiNetwork(SegmentationNetwork):
     def __init__(self, spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> None:
         super().__init__(spec)
         check_arguments(kind, arguments, kind)
+        check_spec(spec, f"MONAI's {kind}")
         try:
+            check_parameters(_parameters(spec, kind, arguments), f"MONAI's {kind} with {dict(arguments)}")
             self.net: nn.Module = _build(spec, kind, arguments)
             weightless = deepcopy(self.net).eval().to("meta")
             self.taps = _taps(weightless, _places(kind, weightless), spec)
@@ -104,6 +107,7 @@ def check_arguments(kind: str, arguments: Mapping[str, Any], where: str) -> None
             raise RunError(f"{where}: MONAI's {kind} has no argument '{name}'.")
         if not _plain(value):
             raise RunError(f"{where}: {kind}'s argument '{name}' is not plain data; write its value into teacher.json.")
+        check_argument(name, value, f"{where}: MONAI's {kind}")
 
 
 def tuple_of(value: Any) -> Any:
@@ -129,6 +133,15 @@ def _build(spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> nn.Mod
     return network(
         **size, **given, spatial_dims=len(spec.patch_size), in_channels=spec.in_channels, out_channels=spec.num_outputs
     )  # fmt: skip
+
+
+def _parameters(spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> float:
+    """How many weights a network is going to have, without memory for them."""
+    if kind == "SwinUNETR":  # its constructor needs values; twelve square matrices per block, eight times the features
+        features, depths = arguments.get("feature_size", 24), arguments.get("depths", (2, 2, 2, 2))
+        return float(12 * (8 * features) ** 2 * sum(depths))
+    with torch.device("meta"):
+        return float(sum(weight.numel() for weight in _build(spec, kind, arguments).parameters()))
 
 
 def _plain(value: Any) -> bool:

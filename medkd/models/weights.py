@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import medkd.networks  # noqa: F401  (enters all networks into the registry)
 from medkd.core.errors import RunError
 from medkd.core.run import NetworkSpec
+from medkd.models.limits import check_spec
 from medkd.networks.base import SegmentationNetwork, build_network
 
 
@@ -19,6 +20,7 @@ def load_weights(spec: NetworkSpec, weights: dict[str, Tensor], where: str) -> S
     Raises:
         RunError: a weight is missing, left over or of another shape.
     """
+    check_spec(spec, where)
     with torch.random.fork_rng(
         devices=[]
     ):  # the initial weights are overwritten: they must not move the global generator

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
+from medkd.models.limits import MOST_VALUES, leaves
 
 METADATA = Path("configs") / "metadata.json"
 INFERENCE = tuple(Path("configs") / f"inference.{ending}" for ending in ("json", "yaml", "yml"))
@@ -22,6 +23,7 @@ class Config:
 
     def __init__(self, content: Any, file: Path, keys: tuple[str, ...] = ()) -> None:
         self.content, self.file = content, file
+        self._values = 0
         named = f"{', '.join(keys[:-1])} and {keys[-1]}" if len(keys) > 1 else "".join(keys)
         self.remedy = f"state {named} in a teacher.json beside the bundle, see docs/nnunet-teacher.md"
 
@@ -43,21 +45,34 @@ class Config:
         Raises:
             RunError: it holds an expression, or references that lead nowhere or to themselves.
         """
+        self.count(key, depth)
         value = self.followed(value)
         if isinstance(value, str) and value.startswith(("$", "@", "%")):
             raise RunError(
                 f"{self.file}: '{key}' is the expression '{value[:80]}', which medkd does not run; {self.remedy}."
-            )
-        if depth > DEEPEST:
-            raise RunError(
-                f"{self.file}: '{key[:80]}' refers to itself or is nested more than {DEEPEST} levels deep; "
-                f"{self.remedy}."
             )
         if isinstance(value, Mapping):
             return {k: self.plain(v, f"{key}::{k}", depth + 1) for k, v in value.items()}
         return (
             [self.plain(v, f"{key}::{i}", depth + 1) for i, v in enumerate(value)] if isinstance(value, list) else value
         )
+
+    def count(self, key: str, depth: int) -> None:
+        """Note that one more value is looked at, so that references to references come to an end.
+
+        Raises:
+            RunError: it is nested too deeply, or there were too many.
+        """
+        self._values += 1
+        if depth > DEEPEST:
+            raise RunError(
+                f"{self.file}: '{key[:80]}' refers to itself or is nested more than {DEEPEST} levels deep; "
+                f"{self.remedy}."
+            )
+        if self._values > MOST_VALUES:
+            raise RunError(
+                f"{self.file}: '{key[:80]}' leads through references to more than {MOST_VALUES} values; {self.remedy}."
+            )
 
     def followed(self, value: Any) -> Any:
         """What a reference, or a short chain of them, leads to; expressions and other values as they are.
@@ -127,13 +142,32 @@ def read_file(file: Path) -> Any:
             f"{file} is YAML, which needs PyYAML; install it (pip install pyyaml), or save the file as JSON."
         ) from error
     try:
-        return yaml.safe_load(
-            file.read_text(encoding="utf-8")
-        )  # plain values only: tags that would make objects are errors
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        _refuse_merges(yaml.scan(text), file)
+        content = yaml.safe_load(text)  # plain values only: tags that would make objects are errors
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise RunError(
             f"{file} is not plain YAML ({' '.join(str(error).split())[:160]}); mend it, or save it as JSON."
         ) from error
+    return _refuse_expansion(content, file)
+
+
+def _refuse_merges(tokens: Iterable[Any], file: Path) -> None:
+    """Merge keys copy what aliases stand for while the file is read, so that a few lines can fill the memory."""
+    for token in tokens:
+        if getattr(token, "value", None) == "<<" and getattr(token, "plain", False):
+            raise RunError(f"{file}: the merge key '<<' is not read; write the merged values out.")
+
+
+def _refuse_expansion(content: Any, file: Path) -> Any:
+    """The content, unless aliases stand for more values than a configuration can have."""
+    for count, _ in enumerate(leaves(content)):
+        if count > 10 * MOST_VALUES:
+            raise RunError(
+                f"{file} stands for more than {10 * MOST_VALUES} values, for example by aliases (*name); write the "
+                "values out that are needed."
+            )
+    return content
 
 
 def short(target: str) -> str:

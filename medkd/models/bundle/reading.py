@@ -15,7 +15,7 @@ from typing import Any
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
-from medkd.models.bundle.config import DEEPEST, INFERENCE, METADATA, Config, disabled, read_file, short
+from medkd.models.bundle.config import INFERENCE, METADATA, Config, disabled, read_file, short
 from medkd.models.bundle.transforms import preprocessing
 
 WEIGHTS = Path("models") / "model.pt"
@@ -91,12 +91,8 @@ def _labels(config: Config, metadata: Config) -> dict[str, int]:
 
 def _has_sigmoid(config: Config, value: Any, key: str, depth: int = 0) -> bool:
     """Whether an ``Activations`` at any depth applies a sigmoid, or may apply one where this is an expression."""
+    config.count(key, depth)
     value = config.followed(value)
-    if depth > DEEPEST:
-        raise RunError(
-            f"{config.file}: '{key[:80]}' refers to itself or is nested more than {DEEPEST} levels deep; "
-            f"{config.remedy}."
-        )
     if isinstance(value, list):
         return any(_has_sigmoid(config, v, f"{key}::{i}", depth + 1) for i, v in enumerate(value))
     if not isinstance(value, Mapping) or disabled(config, value, key):

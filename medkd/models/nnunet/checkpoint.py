@@ -19,6 +19,7 @@ from medkd.core.errors import RunError
 from medkd.core.plan import Plan
 from medkd.core.run import NetworkSpec
 from medkd.models.base import Checkpoint
+from medkd.models.limits import check_spec
 from medkd.models.nnunet.plans import load_plans, network_of, plan_from_nnunet
 from medkd.models.nnunet.trainers import BATCH_NORM, keeps_network
 from medkd.models.segmentation import TrainedModel
@@ -122,6 +123,7 @@ class NnunetCheckpoint:
         Raises:
             RunError: the weights are not those of the planned network.
         """
+        check_spec(self.spec, str(self.file.parent.parent / "plans.json"))
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             network = build_network(self.spec)
         if self.batch_norm:

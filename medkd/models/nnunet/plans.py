@@ -11,6 +11,7 @@ from typing import Any
 from medkd.core.errors import PlanError
 from medkd.core.files import read_json
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan, Resampling
+from medkd.models.limits import MOST_STAGES
 
 NETWORK_CLASSES = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "resenc_unet_l"}
 # networks of one class, whose shape is the plan's alone: one architecture serves them all
@@ -202,6 +203,8 @@ def _architecture(data: Mapping[str, Any]) -> Architecture:
         )
     shape = data["architecture"]["arch_kwargs"]
     stages = int(shape["n_stages"])
+    if not 1 <= stages <= MOST_STAGES:
+        raise ValueError(f"n_stages {stages:.4g} is not from 1 to {MOST_STAGES}")
     encoder = shape["n_blocks_per_stage"] if "n_blocks_per_stage" in shape else shape["n_conv_per_stage"]
     return Architecture(
         patch_size=patch,
