@@ -52,7 +52,7 @@ def run(
     Returns:
         The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
     """
-    _print_anywhere()
+    print_anywhere()
     verbose = False
     try:
         with on_the_command_line():
@@ -118,7 +118,7 @@ def sentence(error: Exception) -> str:
     return text.strip().rpartition("\n")[2].partition(": ")[2] or text
 
 
-def _print_anywhere() -> None:
+def print_anywhere() -> None:
     """A terminal or pipe that knows ASCII only gets a ``?`` for what it cannot show, instead of an end."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from medkd import __version__
 from medkd.cli import COMMANDS
+from medkd.cli.common import print_anywhere
 from medkd.core.serial import nearest
 
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The command's exit status; 2 for an unknown command.
     """
+    print_anywhere()
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help"):

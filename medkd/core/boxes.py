@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from medkd.core.errors import DataError
 from medkd.core.serial import load, save
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 """What an image of a detection data set may be called; one data set may hold several of them."""
@@ -65,6 +67,8 @@ class BoxAnnotation:
 
     def array(self) -> np.ndarray:
         """The boxes as ``(n, 4)`` float32; ``(0, 4)`` for a negative."""
+        import numpy as np  # not needed to read a description, which commands do before anything else
+
         return np.array(self.boxes, dtype=np.float32).reshape(-1, 4)
 
     def indices(self, categories: Sequence[str]) -> np.ndarray:
@@ -73,12 +77,15 @@ class BoxAnnotation:
         Raises:
             DataError: a box has a class that is not in ``categories``.
         """
+        import numpy as np
+
         unknown = sorted(set(self.names) - set(categories))
         if unknown:
             raise DataError(
                 f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'."
             )
-        return np.array([list(categories).index(name) for name in self.names], dtype=np.int64)
+        places = {name: place for place, name in enumerate(categories)}
+        return np.array([places[name] for name in self.names], dtype=np.int64)
 
 
 def box_faults(box: Sequence[float], width: int, height: int, tolerance: float = 1e-3) -> str | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy import ndimage
 
 from medkd.core.geometry import Geometry
 from medkd.io.facts import CaseFacts
@@ -56,6 +55,8 @@ def mirror_pairs(label: np.ndarray, counts: Mapping[int, int], spacing: Sequence
     ]
     if not alike:
         return ()
+    from scipy import ndimage  # takes longer to load than a command's help may take
+
     boxes = ndimage.find_objects(label, max_label=max(value for pair in alike for value in pair))
     found = (_mirrored(label, boxes, a, b, np.asarray(spacing)) for a, b in alike)
     return tuple(pair for pair in found if pair is not None)
