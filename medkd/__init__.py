@@ -27,7 +27,9 @@ _EXPORTS = {
     "RunError": "medkd.core.errors",
     "TrainOptions": "medkd.training.options",
     "convert": "dataset_conversion.convert:convert_dataset",
+    "cross_validate": "medkd.api",
     "dry_run": "medkd.api",
+    "evaluate": "medkd.api",
     "load": "medkd.api",
     "plan_and_preprocess": "medkd.api",
     "predict": "medkd.api",
@@ -49,7 +51,9 @@ __all__ = [
     "TrainOptions",
     "__version__",
     "convert",
+    "cross_validate",
     "dry_run",
+    "evaluate",
     "load",
     "plan_and_preprocess",
     "predict",
@@ -64,7 +68,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from dataset_conversion.convert import convert_dataset as convert
-    from medkd.api import dry_run, load, plan_and_preprocess, predict, train, train_distill
+    from medkd.api import cross_validate, dry_run, evaluate, load, plan_and_preprocess, predict, train, train_distill
     from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError
     from medkd.evaluation.report.write import make_report as report
     from medkd.register import register_converter, register_detector, register_method, register_network

@@ -7,11 +7,11 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medkd.core.errors import PlanError, RunError
+from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.serial import nearest
-from medkd.tasks import Task, refuse_foreign, task_of_dataset, task_of_model
+from medkd.tasks import Task, refuse_foreign, task_of_dataset, task_of_model, task_of_predictions
 
 if TYPE_CHECKING:
     from medkd.core.plan import Plan
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from medkd.detection.options import DetectorOptions
     from medkd.detection.plan import DetectionPlan
     from medkd.detection.predict import DetectReport
+    from medkd.evaluation.detection.results import DetectionSummary
+    from medkd.evaluation.segmentation.results import Summary
     from medkd.inference.folder import PredictReport
     from medkd.inference.loaded import Loaded
     from medkd.training.options import TrainOptions
@@ -253,6 +255,79 @@ def predict(
     _known("predict", settings, task.own["predict"])
     shared = {"folds": folds, "checkpoint": checkpoint, "device": device, "resume": resume}
     return task.predict(inputs, Path(outputs), folder, **shared, **settings)
+
+
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    dataset_json: str | Path | None = None,
+    allow_missing: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Summary | DetectionSummary:
+    """Score predicted label maps, or predicted boxes.
+
+    Args:
+        predictions: folder with ``CASE.nii.gz``, or with ``predictions.json``.
+        references: folder with ``CASE.nii.gz``; for boxes with ``CASE.json``, or a raw data set.
+        labels: names of the labels 1, 2, …; for boxes the classes to score. None takes those of ``dataset_json``.
+        dataset_json: names the labels; None looks beside predictions and references.
+        allow_missing: count a missing prediction as an empty one instead of refusing.
+        workers: threads; None follows from cores and free memory.
+        progress: show a progress bar.
+        settings: segmentation: ``file_ending``, ``nsd_tolerance``, ``hd95``, ``legacy``, see
+            :func:`medkd.evaluation.segmentation.scoring.score_label_maps`; detection: ``hit``, ``exclude``, see
+            :func:`medkd.evaluation.detection.scoring.score_boxes`.
+
+    Returns:
+        The scores, with a method ``save``.
+
+    Raises:
+        DataError: files are missing or do not fit together, or a setting belongs to the other task.
+        RunError: a setting is unknown.
+    """
+    folder = Path(predictions)
+    task = task_of_predictions(folder)
+    refuse_foreign(task, "evaluate", settings, str(folder), DataError)
+    _known("evaluate", settings, task.own["evaluate"])
+    return task.evaluate(
+        folder,
+        Path(references),
+        labels=labels,
+        dataset_json=None if dataset_json is None else Path(dataset_json),
+        allow_missing=allow_missing,
+        workers=workers,
+        progress=progress,
+        **settings,
+    )
+
+
+def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = None) -> Any:
+    """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``.
+
+    Args:
+        dataset: number or full name.
+        run: name of a run.
+        root: medkd's folder.
+
+    Returns:
+        The merged scores.
+
+    Raises:
+        RunError: there is no such run, or no fold has been validated.
+        DataError: folds were scored differently, or on the same cases.
+    """
+    from medkd.core.splits import SPLITS_FILE, load_splits
+    from medkd.evaluation import cross_validation
+
+    place = Root.resolve(root)
+    name = place.dataset_name(dataset)
+    splits = place.preprocessed / name / SPLITS_FILE
+    expected = len(load_splits(splits)) if splits.exists() else cross_validation.FOLDS
+    return cross_validation.cross_validate(place.results / name / run, expected=expected)
 
 
 def find_model(model: str | Path, root: str | Path | None = None) -> Path:

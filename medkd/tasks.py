@@ -26,7 +26,7 @@ class Task:
     Attributes:
         name: of the task.
         inputs: what is predicted, for sentences: ``scans``.
-        own: step (``prepare``, ``train``, ``predict``) → options that this task alone takes.
+        own: step (``prepare``, ``train``, ``predict``, ``evaluate``) → options that this task alone takes.
         training_options: the dataclass of what may be set for training.
         prepare: plan and preprocess; returns the plan.
         prepare_like: the same for the students of a model that was trained elsewhere; None where there are none.
@@ -37,7 +37,10 @@ class Task:
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
         measure: time the runs of a data set together, through the predictor.
-            list_networks: rows of ``medkd_list networks``.
+        evaluate: score predictions; returns a summary.
+        summary_text: a summary as a text.
+        predictions_file: the file that holds this task's predictions; None for a file per case.
+        list_networks: rows of ``medkd_list networks``.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Task:
     load: Lazy
     predict: Lazy
     measure: Lazy
+    evaluate: Lazy
+    summary_text: Lazy
+    predictions_file: str | None = None
     list_networks: Lazy
 
 
@@ -73,6 +79,7 @@ TASKS: dict[str, Task] = {
                 "init",
             ),
             "predict": ("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
+            "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),
         },
         training_options=Lazy("medkd.training.options:TrainOptions"),
         prepare=Lazy("medkd.preprocessing.prepare:plan_and_preprocess"),
@@ -84,6 +91,8 @@ TASKS: dict[str, Task] = {
         load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),
         measure=Lazy("medkd.inference.latency:measure_scans"),
+        evaluate=Lazy("medkd.evaluation.segmentation.scoring:score_label_maps"),
+        summary_text=Lazy("medkd.evaluation.segmentation.scoring:scores_text"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
     ),
     DETECTION: Task(
@@ -93,6 +102,7 @@ TASKS: dict[str, Task] = {
             "prepare": ("image_size", "batch_size"),
             "train": ("image_size", "backbone_weights"),
             "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict"),
+            "evaluate": ("hit", "exclude"),
         },
         training_options=Lazy("medkd.detection.options:DetectorOptions"),
         prepare=Lazy("medkd.detection.prepare:plan_and_preprocess_detection"),
@@ -103,6 +113,9 @@ TASKS: dict[str, Task] = {
         load=Lazy("medkd.detection.loaded:load"),
         predict=Lazy("medkd.detection.predict:predict_detections"),
         measure=Lazy("medkd.detection.latency:measure_images"),
+        evaluate=Lazy("medkd.evaluation.detection.scoring:score_boxes"),
+        summary_text=Lazy("medkd.evaluation.detection.results:summary_text"),
+        predictions_file="predictions.json",
         list_networks=Lazy("medkd.cli.list_entries:detector_rows"),
     ),
 }
@@ -128,12 +141,21 @@ def task_of_model(model: Path) -> Task:
     return TASKS[open_model(model).task]
 
 
+def task_of_predictions(predictions: Path) -> Task:
+    """The task whose predictions a folder holds, or a file is."""
+    named = {task.predictions_file: task for task in TASKS.values() if task.predictions_file is not None}
+    for file, task in named.items():
+        if predictions.suffix == Path(file).suffix or (predictions / file).exists():
+            return task
+    return next(task for task in TASKS.values() if task.predictions_file is None)
+
+
 def refuse_foreign(task: Task, step: str, given: Iterable[str], subject: str, error: type[MedkdError]) -> None:
     """Options of another task are not silently ignored.
 
     Args:
         task: the task at hand.
-        step: ``prepare``, ``train`` or ``predict``.
+        step: ``prepare``, ``train``, ``predict`` or ``evaluate``.
         given: names of the options that were given.
         subject: what shows that this is the task, ``Dataset004_Toy``.
         error: what to raise.

@@ -38,7 +38,7 @@ TABLE: dict[str, set[str]] = {
     },
     "detection": {"core", "io", "networks", "distillation", "evaluation", "models", "training"},
     "tasks": {"core", "models"},
-    "api": {"core", "inference", "training", "detection", "tasks"},
+    "api": {"core", "evaluation", "inference", "training", "detection", "tasks"},
     "register": {"core", "networks", "distillation", "detection", "dataset_conversion"},
     "cli": {
         *("core", "io", "networks", "distillation", "evaluation", "training", "detection"),

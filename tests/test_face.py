@@ -68,7 +68,7 @@ def test_wrong_arguments_are_answered_in_the_callers_words(root: Path) -> None:
         medkd.train(900, "unet_tiny", 0, root=root, image_size=64)
     with pytest.raises(RunError, match="options must be a TrainOptions, found 5"):
         medkd.train(900, "unet_tiny", 0, 5)  # type: ignore[arg-type]
-    with pytest.raises((MethodError, RunError), match="Unknown method|neither a model folder"):
+    with pytest.raises((MethodError, RunError), match=r"Unknown method|neither a model folder"):
         medkd.train_distill(900, "unet_tiny", "unet_tiny", "kdd", 0, root=root)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from medkd import api
 from medkd.cli.common import parser, run
+from medkd.core.paths import Root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,15 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cross_validate(options: argparse.Namespace) -> None:
-    from medkd.core.paths import Root
-    from medkd.core.splits import load_splits
-    from medkd.evaluation.cross_validation import CROSS_VALIDATION, FOLDS, cross_validate, scoring_of
+    from medkd.evaluation.cross_validation import CROSS_VALIDATION, scoring_of
 
     root = Root.resolve(options.root)
-    name = root.dataset_name(options.dataset)
-    splits = root.preprocessed / name / "splits_final.json"
-    expected = len(load_splits(splits)) if splits.exists() else FOLDS
-    folder = root.results / name / options.run
-    scoring = scoring_of(folder)
-    print(scoring.text(cross_validate(folder, scoring, expected=expected)))
+    folder = root.results / root.dataset_name(options.dataset) / options.run
+    merged = api.cross_validate(options.dataset, options.run, root=options.root)
+    print(scoring_of(folder).text(merged))
     print(f"written: {folder / CROSS_VALIDATION / 'summary.json'}")

@@ -71,22 +71,22 @@ def test_labels_in_any_order_in_dataset_json_give_the_same_table(
 @pytest.mark.parametrize(
     ("kind", "option"),
     [
-        ("boxes", ["--legacy"]),
-        ("boxes", ["--hd95", "max"]),
-        ("boxes", ["--nsd-tolerance", "3"]),
-        ("boxes", ["--file-ending", ".nii.gz"]),
-        ("label maps", ["--hit", "0.5"]),
-        ("label maps", ["--exclude", "liver"]),
+        ("detection", ["--legacy"]),
+        ("detection", ["--hd95", "max"]),
+        ("detection", ["--nsd-tolerance", "3"]),
+        ("detection", ["--file-ending", ".nii.gz"]),
+        ("segmentation", ["--hit", "0.5"]),
+        ("segmentation", ["--exclude", "liver"]),
     ],
 )
 def test_options_of_the_other_task_are_refused(
     folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, option: list[str]
 ) -> None:
-    if kind == "boxes":
+    if kind == "detection":
         (tmp_path / "pred" / "predictions.json").touch()
     assert main([*folders, "--labels", "liver,spleen", *option]) == 1
-    other = "label maps" if kind == "boxes" else "boxes"
-    assert f"{option[0]} is for {other}, but {folders[0]} holds {kind}; leave it out." in capsys.readouterr().err
+    other = "segmentation" if kind == "detection" else "detection"
+    assert f"{option[0]} is for {other}, but {folders[0]} is for {kind}; leave it out." in capsys.readouterr().err
 
 
 def test_errors_are_one_line_with_status_1(
