@@ -1,0 +1,217 @@
+"""What is trained, for every task: the data of one fold, the job that trains it, and what a task has to say."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.paths import Root
+from medkd.core.run import RunDescription
+from medkd.core.splits import Split
+from medkd.models.base import ModelFolder, Task
+from medkd.models.guard import Teacher
+from medkd.training.options import RunOptions
+from medkd.training.plausibility import Score
+
+HELPER_SEED = 7919
+"""Added to the seed for a method's helpers, so that the student starts equal under every method."""
+
+Plan = TypeVar("Plan")
+Options = TypeVar("Options", bound=RunOptions)
+Store = TypeVar("Store", bound="Cases")
+
+
+class Cases(Protocol):
+    """A store of preprocessed cases, as far as all tasks are concerned."""
+
+    folder: Path
+
+    def cases(self) -> list[str]:
+        """The ids of all cases, sorted."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldData(Generic[Plan, Store, Options]):
+    """The data of one fold, and how they are going to be used.
+
+    Attributes:
+        dataset: full name.
+        root: medkd's root folder.
+        plan: of the task's own kind, with what the options change in it.
+        description: of the data set.
+        configuration: of the plan; every detector has the same one.
+        store: the preprocessed cases.
+        split: the fold's training and validation cases.
+        fold: 0-4 or ``all``.
+        options: what the user set.
+        device: where to train.
+    """
+
+    dataset: str
+    root: Root
+    plan: Plan
+    description: DatasetDescription
+    configuration: str
+    store: Store
+    split: Split
+    fold: str
+    options: Options
+    device: torch.device
+
+    @property
+    def raw(self) -> Path:
+        """The raw data set."""
+        return self.root.raw_dataset(self.dataset)
+
+    @property
+    def results(self) -> Path:
+        """Where the data set's runs lie."""
+        return self.root.results / self.dataset
+
+    @property
+    def precision(self) -> str:
+        """What was asked for, else half precision on CUDA."""
+        return self.options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(FoldData[Plan, Store, Options]):
+    """One fold of one run: everything that is known before a network is built.
+
+    Attributes:
+        run: what is going to be trained, as ``run.json`` will say.
+        folder: the fold folder.
+        teacher: the fold of a model that may teach; None for a network alone.
+        seen: the cases that the teacher, and weights that training starts from, were trained on.
+    """
+
+    run: RunDescription
+    folder: Path
+    teacher: Teacher[Any] | None
+    seen: frozenset[str]
+
+
+class Lesson(ABC):
+    """The networks of a job, built: what is trained, and what teaches it.
+
+    Attributes:
+        seen: every case that whatever teaches, or was started from, was trained on.
+    """
+
+    seen: frozenset[str]
+
+    def prepare(self) -> None:
+        """What takes long and is done before the fold counts as begun; by itself nothing."""
+
+    @abstractmethod
+    def fit(self) -> None:
+        """Train to the end; leaves the final checkpoint in the fold folder."""
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """What the training would do and need, for people."""
+
+
+class TrainingTask(ABC, Generic[Plan, Store, Options]):
+    """What a task has to say so that :mod:`medkd.training.run` can train its networks.
+
+    A further task is a subclass in its own package; guards, run folders, options and continuation are the same for all.
+
+    Attributes:
+        name: of the task, as ``dataset.json`` says it.
+        options: the dataclass of what may be set.
+        noun: what its cases are, for sentences.
+    """
+
+    name: ClassVar[Task]
+    options: ClassVar[type[RunOptions]]
+    noun: ClassVar[str] = "cases"
+
+    @abstractmethod
+    def configuration(self, options: Options) -> str:
+        """The configuration that these options are about."""
+
+    @abstractmethod
+    def read_plan(self, path: Path) -> Plan:
+        """Read a ``plans.json``."""
+
+    @abstractmethod
+    def open_store(self, folder: Path, plan: Plan, configuration: str) -> Store:
+        """The preprocessed cases of a data set.
+
+        Raises:
+            MedkdError: they are not there, or are not those of the plan.
+        """
+
+    def adapt_plan(self, plan: Plan, store: Store, options: Options) -> Plan:
+        """The plan with what the options change in it; by itself nothing."""
+        return plan
+
+    @abstractmethod
+    def facts(self, plan: Plan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
+        """What all folds of one run must have in common: how the input is made and what the output means."""
+
+    @abstractmethod
+    def structures(self, data: FoldData[Plan, Store, Options]) -> tuple[str, ...]:
+        """The names of what is to be found."""
+
+    @abstractmethod
+    def structures_of(self, data: FoldData[Plan, Store, Options], case: str) -> frozenset[str]:
+        """Those of them that a preprocessed case has."""
+
+    @abstractmethod
+    def check(self, data: FoldData[Plan, Store, Options], network: str, method: str | None) -> None:
+        """Refuse unknown names, and data from which nothing can be learnt.
+
+        Raises:
+            MedkdError: the first thing that does not fit.
+        """
+
+    def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: Options) -> None:
+        """Prepare a data set that has no plan yet like its teacher, where the task knows how."""
+
+    def seen_at_start(self, data: FoldData[Plan, Store, Options]) -> frozenset[str]:
+        """The cases that weights which training starts from were trained on; by itself none.
+
+        Raises:
+            LeakError: they have seen a case on which the fold is judged.
+        """
+        return frozenset()
+
+    def network_label(self, network: str, options: Options) -> str:
+        """The network in the run's name."""
+        return network
+
+    @abstractmethod
+    def describe(
+        self, data: FoldData[Plan, Store, Options], network: str, method: str | None, teacher: Teacher[Any] | None
+    ) -> RunDescription:
+        """What is going to be trained.
+
+        Raises:
+            MedkdError: an option does not fit.
+        """
+
+    @abstractmethod
+    def score(self, summary: Mapping[str, Any]) -> Score | None:
+        """The score in the content of a fold's ``summary.json``, and up to where it says that nothing is found."""
+
+    @abstractmethod
+    def build(self, job: Job[Plan, Store, Options], *, weightless: bool = False) -> Lesson:
+        """Build the networks of a job.
+
+        Args:
+            job: what is trained.
+            weightless: shapes suffice, since nothing is going to be trained.
+        """
+
+    @abstractmethod
+    def validate(self, job: Job[Plan, Store, Options], cases: tuple[str, ...]) -> None:
+        """Predict and score these cases with the final weights."""

@@ -1,0 +1,129 @@
+"""One training at a time on a fold: a lock file that says who works there, and that nobody has to remove by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from medkd.core.errors import RunError
+from medkd.core.files import write_text
+
+_BEAT_SECONDS = 20.0
+_STALE_SECONDS = 300.0  # of another machine, whose processes nobody here can see
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        host: name of the machine.
+        process: its number there.
+        started: when the process began, in seconds since 1970; numbers are used again.
+    """
+
+    host: str
+    process: int
+    started: float
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """The one that runs."""
+        return cls(platform.node(), os.getpid(), psutil.Process().create_time())
+
+    def is_alive(self, file: Path) -> bool:
+        """Whether it still works: the process is there, or on another machine has touched the lock not long ago."""
+        if self.host != platform.node():
+            return time.time() - file.stat().st_mtime < _STALE_SECONDS
+        try:
+            return abs(psutil.Process(self.process).create_time() - self.started) < 1
+        except psutil.Error:
+            return False
+
+
+@contextmanager
+def fold_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a fold for a block; it lies beside the fold folder, which may be thrown away meanwhile.
+
+    A lock whose process is gone is taken over. A run folder that is empty at the end is removed.
+
+    Args:
+        folder: fold folder, which need not exist.
+
+    Raises:
+        RunError: another process trains this fold.
+        DataError: the folder cannot be written to.
+    """
+    file = folder.parent / f".{folder.name}.lock"
+    _take(file, folder)
+    stopped = threading.Event()
+    beat = threading.Thread(target=_beat, args=(file, stopped), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        beat.join()
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # does nothing to a folder that holds anything
+
+
+def _take(file: Path, folder: Path) -> None:
+    mine = Holder.this_process()
+    holder = _read(file)
+    if holder is not None and holder != mine and holder.is_alive(file):
+        _refuse(holder, folder)
+    if holder is None and not file.exists():
+        _create(file, mine, folder)
+        return
+    write_text(file, json.dumps(asdict(mine)) + "\n")
+    winner = _read(file)  # of two processes that take over the same stale lock the last one wins
+    if winner is not None and winner != mine:
+        _refuse(winner, folder)
+
+
+def _create(file: Path, mine: Holder, folder: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        other = _read(file) or Holder("this machine", 0, 0.0)
+        _refuse(other, folder)
+        return
+    with os.fdopen(handle, "w", encoding="utf-8") as opened:
+        opened.write(json.dumps(asdict(mine)) + "\n")
+
+
+def _read(file: Path) -> Holder | None:
+    """Who holds the lock; None where there is none, or a kill left half of it."""
+    try:
+        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        return Holder(str(data["host"]), int(data["process"]), float(data["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _refuse(holder: Holder, folder: Path) -> None:
+    where = "" if holder.host == platform.node() else f" on {holder.host}"
+    raise RunError(
+        f"{folder} is being trained by the process {holder.process}{where}; wait for it or stop it, or give --tag TEXT "
+        "to train beside it."
+    )
+
+
+def _beat(file: Path, stopped: threading.Event) -> None:
+    """Touch the lock now and then, so that other machines see that its holder lives."""
+    while not stopped.wait(_BEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(file)

@@ -1,0 +1,282 @@
+"""Training a network alone or with a teacher, and saying what that would do, for every task."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.device import pick_device
+from medkd.core.errors import DataError, RunError
+from medkd.core.paths import Root
+from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
+from medkd.core.splits import SPLITS_FILE, find_split
+from medkd.models.base import ModelFolder, find_model
+from medkd.models.guard import choose_teacher
+from medkd.training.job import FoldData, Job, Lesson, TrainingTask
+from medkd.training.loading import explained
+from medkd.training.lock import fold_lock
+from medkd.training.options import RunOptions
+from medkd.training.plausibility import warn_of_a_poor_teacher
+from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
+
+AnyTask = TrainingTask[Any, Any, Any]
+AnyJob = Job[Any, Any, Any]
+_log = logging.getLogger(__name__)
+
+
+def train(
+    task: AnyTask, dataset: str | int, network: str, fold: int | str, options: RunOptions | None = None
+) -> Path:
+    """Train a network alone on one fold and score it on the fold's validation cases.
+
+    Args:
+        task: of the data set.
+        dataset: number or full name.
+        network: registry name.
+        fold: 0-4 or ``all``.
+        options: of the task's own kind; None is the defaults.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        LeakError: the weights that it starts from have seen validation cases of this fold.
+        MedkdError: anything about the data, the plan or the settings that does not fit.
+    """
+    return _train(task, read_fold(task, dataset, fold, options or task.options()), network)
+
+
+def train_distill(
+    task: AnyTask,
+    dataset: str | int,
+    teacher: str,
+    student: str,
+    method: str,
+    fold: int | str,
+    options: RunOptions | None = None,
+) -> Path:
+    """Train a student with a teacher on one fold and score it on the fold's validation cases.
+
+    Args:
+        task: of the data set.
+        dataset: number or full name.
+        teacher: a network with a finished run for this data set, a run's name, or the folder of a model, see
+            :func:`medkd.models.base.find_model`. A data set without a plan is prepared like an imported teacher.
+        student: registry name.
+        method: registry name, or several joined by ``+``.
+        fold: 0-4 or ``all``.
+        options: of the task's own kind; None is the defaults.
+
+    Returns:
+        The fold folder.
+
+    Raises:
+        LeakError: the teacher, or the weights that the student starts from, have seen validation cases of this fold.
+        MedkdError: anything else that does not fit.
+    """
+    options = options or task.options()
+    model = find_teacher(task, dataset, teacher, options)
+    task.prepare_like(dataset, model, options)
+    return _train(task, read_fold(task, dataset, fold, options), student, model, method)
+
+
+def dry_run(
+    task: AnyTask,
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: RunOptions | None = None,
+    teacher: str | None = None,
+    method: str = "none",
+) -> list[str]:
+    """What :func:`train`, or with a teacher :func:`train_distill`, would do and need, line by line; nothing is
+    computed, written or started.
+
+    Args:
+        task: of the data set.
+        dataset: number or full name, of a data set that is planned and preprocessed.
+        network: registry name of the network, or of the student.
+        fold: 0-4 or ``all``.
+        options: of the task's own kind; None is the defaults.
+        teacher: as for :func:`train_distill`; None for a network alone.
+        method: as for :func:`train_distill`.
+
+    Raises:
+        MedkdError: whatever the training itself would refuse, :class:`~medkd.core.errors.LeakError` included.
+    """
+    return rehearse(task, dataset, network, fold, options, teacher, method)[1].lines()
+
+
+def rehearse(
+    task: AnyTask,
+    dataset: str | int,
+    network: str,
+    fold: int | str,
+    options: RunOptions | None = None,
+    teacher: str | None = None,
+    method: str = "none",
+) -> tuple[AnyJob, Lesson]:
+    """The job of a training and its networks, without weights where shapes suffice; see :func:`dry_run`."""
+    options = options or task.options()
+    model = None if teacher is None else find_teacher(task, dataset, teacher, options)
+    data = read_fold(task, dataset, fold, options, write=False)
+    job = make_job(task, data, network, model, None if model is None else method)
+    lesson = task.build(job, weightless=True)
+    if not options.overwrite and not is_finished(job):
+        check_cases(job.folder, job.split, lesson.seen)
+    return job, lesson
+
+
+def find_teacher(task: AnyTask, dataset: str | int, teacher: str, options: RunOptions) -> ModelFolder[Any]:
+    """The model that a TEACHER argument names, see :func:`medkd.models.base.find_model`."""
+    root = Root.resolve(options.root)
+    return find_model(teacher, root.results / root.dataset_name(dataset), task.configuration(options), task.name)
+
+
+def read_fold(
+    task: AnyTask, dataset: str | int, fold: int | str, options: RunOptions, *, write: bool = True
+) -> FoldData[Any, Any, Any]:
+    """The data of a fold.
+
+    Args:
+        task: of the data set.
+        dataset: number or full name.
+        fold: 0-4 or ``all``.
+        options: of the task's own kind.
+        write: keep new splits, where there are none yet.
+
+    Raises:
+        MedkdError: the data set is not prepared, is one for another task, or the fold has nothing to train on.
+    """
+    if not isinstance(options, task.options):
+        raise RunError(f"Training for {task.name} takes {task.options.__name__}, found {type(options).__name__}.")
+    root = Root.resolve(options.root)
+    name = root.dataset_name(dataset)
+    folder = root.preprocessed / name
+    plan, configuration = task.read_plan(folder / PLANS_FILE), task.configuration(options)
+    description = DatasetDescription.load(folder / DATASET_FILE)
+    store = task.open_store(folder, plan, configuration)
+    cases = store.cases()
+    if not cases:
+        raise DataError(
+            f"{name} has no preprocessed {task.noun} for {configuration}; run medkd_plan_and_preprocess -d {name}."
+        )
+    split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
+    if not split.train:
+        raise DataError(
+            f"Fold {fold} of {name} has no training {task.noun}, since 'train' is empty in {folder / SPLITS_FILE}; add "
+            "some there, or choose another fold."
+        )
+    return FoldData(
+        dataset=name,
+        root=root,
+        plan=task.adapt_plan(plan, store, options),
+        description=description,
+        configuration=configuration,
+        store=store,
+        split=split,
+        fold=str(fold),
+        options=options,
+        device=pick_device(options.device),
+    )
+
+
+def make_job(
+    task: AnyTask,
+    data: FoldData[Any, Any, Any],
+    network: str,
+    model: ModelFolder[Any] | None = None,
+    method: str | None = None,
+) -> AnyJob:
+    """Everything that can be refused before a network is built.
+
+    Args:
+        task: of the data.
+        data: of the fold.
+        network: registry name of what is trained.
+        model: that is going to teach; None for a network alone.
+        method: with which it teaches.
+
+    Raises:
+        LeakError: the model, or the weights that training starts from, have seen validation cases of this fold.
+        MedkdError: anything else that does not fit.
+    """
+    task.check(data, network, method)
+    _warn_of_absent_structures(task, data)
+    teacher = None
+    if model is not None:
+        model.check_fits(data.plan, data.configuration, data.description)
+        teacher = choose_teacher(model, data.fold, data.split, data.store.cases(), data.raw)
+        warn_of_a_poor_teacher(teacher, task.score)
+    seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
+    run = task.describe(data, network, method, teacher)
+    label, taught_by = task.network_label(network, data.options), model.name if model else None
+    path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)
+    now = task.facts(data.plan, data.description, data.configuration)
+    facts = SharedFacts(now, lambda stored: _stored_facts(task, stored, data.configuration))
+    folder = open_fold(path, data.fold, run, facts, resume=data.options.resume, overwrite=data.options.overwrite)
+    return Job(**vars(data), run=run, folder=folder, teacher=teacher, seen=seen)
+
+
+def is_finished(job: AnyJob) -> bool:
+    """Whether the fold is only to be continued and was trained to its end."""
+    return job.options.resume and (job.folder / FINAL).exists()
+
+
+def begin(job: AnyJob, seen: frozenset[str]) -> None:
+    """Write what is trained into run and fold folder; see :func:`medkd.training.run_folder.start_fold`."""
+    start_fold(job.folder, job.run, job.plan, job.description, job.split, seen, job.options.overwrite)
+
+
+def finish(task: AnyTask, job: AnyJob) -> Path:
+    """Score the fold, unless the options say not to, on what it held out when it began; returns its folder."""
+    if job.options.validate:
+        task.validate(job, validation_cases(job.folder))
+    return job.folder
+
+
+def _train(
+    task: AnyTask,
+    data: FoldData[Any, Any, Any],
+    network: str,
+    model: ModelFolder[Any] | None = None,
+    method: str | None = None,
+) -> Path:
+    job = make_job(task, data, network, model, method)
+    with fold_lock(job.folder):
+        if not is_finished(job):
+            _fit(task, job)
+        return finish(task, job)
+
+
+def _fit(task: AnyTask, job: AnyJob) -> None:
+    lesson = task.build(job)
+    if not job.options.overwrite:
+        check_cases(job.folder, job.split, lesson.seen)
+    lesson.prepare()
+    begin(job, lesson.seen)
+    with explained(job.folder):
+        lesson.fit()
+    if not (job.folder / FINAL).exists():
+        raise RunError(f"{job.folder} has no {FINAL} after training; continue it with --continue.")
+
+
+def _stored_facts(task: AnyTask, path: Path, configuration: str) -> Any:
+    plan, description = task.read_plan(path / PLANS_FILE), DatasetDescription.load(path / DATASET_FILE)
+    return task.facts(plan, description, configuration)
+
+
+def _warn_of_absent_structures(task: AnyTask, data: FoldData[Any, Any, Any]) -> None:
+    """A structure that is absent should not surprise anybody later."""
+    for verb, cases in (("trained", data.split.train), ("judged", data.split.val)):
+        absent = set(task.structures(data)) if cases else set()
+        for case in cases:
+            if not absent:
+                break
+            absent -= task.structures_of(data, case)
+        if absent:
+            named = [name for name in task.structures(data) if name in absent]
+            _log.warning("fold %s is %s without any %s", data.fold, verb, ", ".join(named))

@@ -1,0 +1,185 @@
+"""The networks of a segmentation job: the student, and what teaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medkd.core.errors import RunError
+from medkd.core.protocol import TrainingRule
+from medkd.core.run import LATEST
+from medkd.core.workers import default_workers
+from medkd.distillation import Distiller, Method, build_method
+from medkd.distillation.base import Context
+from medkd.models.guard import Teacher, allowed_folds
+from medkd.models.segmentation import TrainedModel
+from medkd.networks import SegmentationNetwork, build_network
+from medkd.networks.inheritance import check_inheritance
+from medkd.networks.reference import build_weightless
+from medkd.training.cached import CACHED, cache_targets
+from medkd.training.distillation import DistillationTrainer
+from medkd.training.dry_run import DryRun, LeakGuard, describe_run
+from medkd.training.job import HELPER_SEED, Lesson
+from medkd.training.losses import SegmentationLoss
+from medkd.training.segmentation import SegmentationData, SegmentationTrainer
+from medkd.training.trainer import LoopSettings
+
+if TYPE_CHECKING:
+    from medkd.training.segmentation_task import SegmentationJob
+
+INIT_FROM_TEACHER = "teacher"  # value of ``--init``
+
+
+class SegmentationLesson(Lesson):
+    """Student, teachers and method of a job.
+
+    Args:
+        job: what is trained.
+        weightless: the student has shapes only.
+
+    Attributes:
+        student: what is trained.
+        distiller: teacher and method; None for a network alone.
+
+    Raises:
+        MedkdError: student, teacher and method do not fit.
+    """
+
+    def __init__(self, job: SegmentationJob, *, weightless: bool = False) -> None:
+        self.job = job
+        self._targets: Path | None = None
+        torch.manual_seed(job.options.seed)
+        self.student = build_weightless(job.run.network) if weightless else build_network(job.run.network)
+        self.distiller: Distiller | None = None
+        self._teachers: Sequence[Teacher[TrainedModel]] = ()
+        self._networks: list[SegmentationNetwork] = []
+        if job.teacher is not None:
+            self._take(job.teacher)
+        self.seen = job.seen.union(*(teacher.seen for teacher in self._teachers))
+
+    def prepare(self) -> None:
+        """Predict the cached targets that are missing; afterwards nothing here holds the teacher."""
+        job = self.job
+        if job.run.targets == CACHED and self.distiller is not None and self.distiller.needs_teacher:
+            self._targets = cache_targets(
+                self._teachers,
+                self._networks,
+                job.store,
+                job.split.train,
+                job.device,
+                tta=job.run.targets_tta,
+                limit=job.options.targets_limit,
+            )
+
+    def fit(self) -> None:
+        """Train in the loop."""
+        self.trainer().fit(resume=self.job.options.resume)
+
+    def trainer(self) -> SegmentationTrainer:
+        """The loop, ready to start; a student that inherits has its first weights."""
+        job, data, settings = self.job, fold_data(self.job, self._targets), loop_settings(self.job)
+        if self.distiller is None:
+            return SegmentationTrainer(self.student, data, settings, job.folder)
+        trainer = DistillationTrainer(self.student, self.distiller, data, settings, job.folder)
+        continues = job.options.resume and (job.folder / LATEST).exists()
+        if job.run.init == INIT_FROM_TEACHER and not continues:
+            trainer.inherit(self._networks[0])
+        self._networks.clear()  # with cached targets nothing else holds the teacher
+        return trainer
+
+    def describe(self) -> DryRun:
+        """What the training would do and need."""
+        job, teacher = self.job, self.job.teacher
+        guard = None
+        if teacher is not None:
+            guard = LeakGuard(teacher.model.name, teacher.fold, len(teacher.seen), len(job.split.val))
+        loss = SegmentationLoss(regions=job.description.labels.regions, batch_dice=False)
+        return describe_run(job.run, job.folder, self.student, loss, self.distiller, guard)
+
+    def lines(self) -> list[str]:
+        """The same, for people."""
+        return self.describe().lines()
+
+    def _take(self, teacher: Teacher[TrainedModel]) -> None:
+        """Build the method, and load of the teacher what it needs."""
+        job, run = self.job, self.job.run
+        network = teacher.network()
+        if run.init == INIT_FROM_TEACHER:
+            check_inheritance(self.student, network)
+        method = self._method(teacher, network)
+        self._teachers = [teacher]
+        if method.averages:
+            self._teachers = allowed_folds(teacher, job.split, job.store.cases(), job.raw)
+        self._networks = [network, *(other.network() for other in self._teachers[1:])]
+        mirrored = teacher.model.describe().mirror_axes
+        if (method.averages or run.targets_tta) and len(self._networks) == 1 and not mirrored:
+            raise RunError(
+                f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, and "
+                f"only its fold {teacher.fold} may teach; use kd without --targets-tta."
+            )
+        if run.targets == CACHED:
+            self.distiller = Distiller(None, method, cached=True)
+        else:
+            self.distiller = Distiller(network, method, partners=self._networks[1:])
+
+    def _method(self, teacher: Teacher[TrainedModel], network: SegmentationNetwork) -> Method:
+        job, labels = self.job, self.job.description.labels
+        context = Context(
+            student_taps=self.student.taps,
+            teacher_taps=network.taps,
+            num_outputs=labels.num_outputs,
+            regions=labels.regions,
+            spacing=job.plan.configuration(job.configuration).spacing,
+            patch_size=job.run.network.patch_size,
+            mirror_axes=teacher.model.describe().mirror_axes,
+        )
+        torch.manual_seed(job.options.seed + HELPER_SEED)
+        return build_method(job.run.method or "none", context, job.run.method_parameters)
+
+
+def fold_data(job: SegmentationJob, targets: Path | None = None) -> SegmentationData:
+    """What the loop reads.
+
+    Args:
+        job: what is trained.
+        targets: folder of the teacher's cached outputs.
+    """
+    workers = default_workers() if job.options.workers is None else job.options.workers
+    return SegmentationData(
+        store=job.store.folder,
+        split=job.split,
+        labels=job.description.labels,
+        configuration=job.plan.configuration(job.configuration),
+        patch_size=job.run.network.patch_size,
+        mirror_axes=job.run.mirror_axes,
+        workers=workers,
+        rule=_rule(job),
+        targets=targets,
+    )
+
+
+def loop_settings(job: SegmentationJob) -> LoopSettings:
+    """How the loop runs."""
+    run, rule = job.run, _rule(job)
+    distilled = run.method is not None and rule.distilled_floor is not None
+    precision: Any = run.precision  # checked by the options
+    return LoopSettings(
+        budget=run.budget,
+        device=job.device,
+        precision=precision,
+        save_every=job.options.save_every,
+        momentum=rule.momentum,
+        weight_decay=rule.weight_decay,
+        clip=rule.clip,
+        power=rule.power,
+        nesterov=rule.nesterov,
+        floor=(rule.distilled_floor or 0.0) if distilled else rule.floor,
+        per_step=rule.decay == "step",
+    )
+
+
+def _rule(job: SegmentationJob) -> TrainingRule:
+    return job.plan.protocol.training if job.plan.protocol else TrainingRule()

@@ -1,0 +1,214 @@
+"""What segmentation says to the training that all tasks share: its plan, its run, and what must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import medkd.training.run as training_run
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import RunError
+from medkd.core.plan import Configuration, Plan
+from medkd.core.protocol import TrainingRule
+from medkd.core.run import Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.distillation import METHODS
+from medkd.models.base import ModelFolder
+from medkd.models.guard import Teacher
+from medkd.models.like import prepare_if_new
+from medkd.models.segmentation import TrainedModel
+from medkd.networks import NETWORKS, fit_patch
+from medkd.preprocessing.store import CaseStore
+from medkd.training.cached import CACHED
+from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
+from medkd.training.options import TrainOptions
+from medkd.training.plausibility import Score, number_at
+from medkd.training.segmentation_lesson import INIT_FROM_TEACHER, SegmentationLesson
+from medkd.training.validation import finish_fold
+
+SegmentationFold = FoldData[Plan, CaseStore, TrainOptions]
+SegmentationJob = Job[Plan, CaseStore, TrainOptions]
+
+_SHARED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
+_DICE_OF_NOTHING = 0.01
+
+
+class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
+    """Labels of every voxel, in 2D and 3D."""
+
+    name = "segmentation"
+    options = TrainOptions
+
+    def configuration(self, options: TrainOptions) -> str:
+        """What ``--configuration`` says."""
+        return options.configuration
+
+    def read_plan(self, path: Path) -> Plan:
+        """Read a ``plans.json``."""
+        return Plan.load(path)
+
+    def open_store(self, folder: Path, plan: Plan, configuration: str) -> CaseStore:
+        """The cases of a configuration, which must be planned."""
+        return CaseStore(folder / plan.configuration(configuration).name)
+
+    def facts(self, plan: Plan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
+        """Preprocessing, labels and protocol; sizes of networks and numbers of cases do not count."""
+        configured = plan.configuration(configuration)
+        facts: dict[str, Any] = {
+            "channels": description.channel_names,
+            "labels": description.labels,
+            "axis order": plan.transpose,
+            "orientation": plan.orientation,
+        }
+        facts |= {key: getattr(configured, key) for key in _SHARED}
+        facts["protocol"] = plan.protocol
+        if "ct" in configured.normalization:
+            facts["intensities"] = plan.intensities
+        return facts
+
+    def structures(self, data: SegmentationFold) -> tuple[str, ...]:
+        """The names of labels or regions."""
+        return tuple(name for name, _ in data.description.labels.foreground)
+
+    def structures_of(self, data: SegmentationFold, case: str) -> frozenset[str]:
+        """Those of which the case has voxels."""
+        locations = data.store.open(case).locations
+        names = self.structures(data)
+        return frozenset(names[entry - 1] for entry, voxels in locations.items() if entry > 0 and len(voxels))
+
+    def check(self, data: SegmentationFold, network: str, method: str | None) -> None:
+        """Refuse an unknown network, and options that are for students of a student without a teacher."""
+        NETWORKS[network]
+        options = data.options
+        if method is None and options.init == INIT_FROM_TEACHER:
+            raise RunError(
+                f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found "
+                f"'{options.init}'."
+            )
+
+    def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: TrainOptions) -> None:
+        """Take over the preprocessing of a teacher that was trained elsewhere, where there is no plan yet."""
+        prepare_if_new(dataset, model, options.root)
+
+    def network_label(self, network: str, options: TrainOptions) -> str:
+        """The network, and by how much its channels are divided."""
+        return network if options.width_divisor == 1 else f"{network}_w{options.width_divisor}"
+
+    def describe(
+        self, data: SegmentationFold, network: str, method: str | None, teacher: Teacher[TrainedModel] | None
+    ) -> RunDescription:
+        """``run.json``: the options, else the protocol's values, else the plan's and nnU-Net's."""
+        options, rule = data.options, rule_of(data.plan)
+        planned = configured(data).architecture(network)
+        epochs = rule.distilled_epochs if method and rule.distilled_epochs else rule.epochs
+        budget = Budget(
+            options.epochs or epochs,
+            options.iterations_per_epoch or rule.iterations_per_epoch,
+            options.batch_size or planned.batch_size,
+            options.learning_rate or rule.learning_rate,
+            options.seed,
+        )
+        spec = _network(data, network, teacher)
+        run = describe_run(data, spec, budget, method, teacher, (NETWORKS, METHODS))
+        run = replace(run, mirror_axes=mirror_axes(data, teacher))
+        if method is None:
+            return run
+        averaged = _averages_targets(options, method)
+        return replace(run, targets=options.targets, targets_tta=averaged, init=options.init)
+
+    def score(self, summary: Mapping[str, Any]) -> Score | None:
+        """The mean foreground Dice."""
+        dice = number_at(summary, "foreground_mean", "Dice")
+        return None if dice is None else ("Dice", dice, _DICE_OF_NOTHING)
+
+    def build(self, job: SegmentationJob, *, weightless: bool = False) -> SegmentationLesson:
+        """Student, and teachers with their method."""
+        return SegmentationLesson(job, weightless=weightless)
+
+    def validate(self, job: SegmentationJob, cases: tuple[str, ...]) -> None:
+        """Predict the cases in their native grid and score them."""
+        finish_fold(RunFolder.load(job.folder.parent), job.folder, job.store, job.raw, cases, job.device)
+
+
+train = partial(training_run.train, SegmentationTask())
+train_distill = partial(training_run.train_distill, SegmentationTask())
+dry_run = partial(training_run.dry_run, SegmentationTask())
+
+
+def configured(data: SegmentationFold) -> Configuration:
+    """The plan's configuration that is trained."""
+    return data.plan.configuration(data.configuration)
+
+
+def rule_of(plan: Plan) -> TrainingRule:
+    """The protocol's settings, else nnU-Net's."""
+    return plan.protocol.training if plan.protocol else TrainingRule()
+
+
+def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -> tuple[int, ...]:
+    """Axes that augmentation and prediction mirror: what the options say, else the plan; none that the teacher was kept
+    from, since left may not be right there.
+
+    Raises:
+        RunError: an axis was asked for that does not exist, or that the teacher or the protocol does not mirror.
+    """
+    rank, wanted = configured(data).rank, data.options.mirror_axes
+    rule = rule_of(data.plan).augmentation
+    axes = configured(data).mirrored if wanted is None else wanted
+    strange = [axis for axis in axes if axis >= rank]
+    if strange:
+        raise RunError(
+            f"--mirror-axes names axis {strange[0]}, but {data.configuration} has the axes 0 to {rank - 1}; leave it "
+            "out."
+        )
+    if rule is not None and rule.flip == 0:
+        allowed: tuple[int, ...] = ()
+        because = "the plan's protocol mirrors none"
+    elif teacher is not None:
+        allowed = teacher.model.describe().allowed_axes(axes)
+        because = f"the teacher {teacher.model.name} was not mirrored along it"
+    else:
+        return axes
+    refused = [axis for axis in axes if axis not in allowed]
+    if wanted is not None and refused:
+        raise RunError(f"--mirror-axes names axis {refused[0]}, but {because}; leave it out.")
+    return allowed
+
+
+def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel] | None) -> NetworkSpec:
+    options, configuration = data.options, configured(data)
+    planned = configuration.architecture(network)
+    # a teacher is best on the patch it was trained on: another size changes how much padding it sees
+    known = planned.patch_size if teacher is None else teacher.model.describe().patch_size
+    size = fit_patch(network, options.patch_size or known)
+    if len(size) != configuration.rank:
+        raise RunError(
+            f"--patch-size needs {configuration.rank} values for {data.configuration}, found {len(size)}."
+        )
+    return NetworkSpec(
+        name=network,
+        in_channels=len(data.description.channel_names),
+        num_outputs=data.description.labels.num_outputs,
+        patch_size=size,
+        architecture=planned if network in configuration.architectures else None,
+        width_divisor=options.width_divisor,
+        deep_supervision=NETWORKS[network].deep_supervision,
+    )
+
+
+def _averages_targets(options: TrainOptions, method: str) -> bool:
+    """Whether cached targets are means over mirrored copies.
+
+    Raises:
+        RunError: the options of the targets do not belong together.
+    """
+    if options.targets != CACHED:
+        if options.targets_tta:
+            raise RunError(
+                "--targets-tta is for cached targets; add --targets cached, or use the method ensemble, which averages "
+                "live ones."
+            )
+        return False
+    return options.targets_tta or any(METHODS[name].averages for name in method_names(method))
