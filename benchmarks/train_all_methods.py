@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,21 @@ from medkd.core.features import Outputs, Progress
 from medkd.core.files import read_json, write_json
 from medkd.core.live_memory import LivePeak
 from medkd.core.paths import Root
-from medkd.core.run import FINAL, LATEST
-from medkd.distillation import METHODS, Context, Distiller, Method, build_method
+from medkd.core.run import LATEST
+from medkd.distillation import METHODS, Distiller, Method
 from medkd.distillation.base import Needs
 from medkd.distillation.capture import Capture
-from medkd.models.base import find_model
 from medkd.models.guard import choose_teacher
 from medkd.networks import build_network
-from medkd.training import api
-from medkd.training.distillation import DistillationTrainer, helper_seed
-from medkd.training.logs import EpochRecord, RunLog
+from medkd.training.distillation import DistillationTrainer
+from medkd.training.hooks import ProgressBar
 from medkd.training.options import TrainOptions
+from medkd.training.run import begin, find_teacher, finish, make_job, read_fold
+from medkd.training.segmentation_lesson import fold_data, loop_settings, method_for
+from medkd.training.segmentation_task import SegmentationFold, SegmentationJob, SegmentationTask
 
 COST = "step_cost.json"
+TASK = SegmentationTask()
 
 
 class SharedTeacher:
@@ -109,105 +111,56 @@ class SharedDistiller(Distiller):
 class Entrant:
     """One student on its way."""
 
-    name: str
-    run: Any
+    job: SegmentationJob
     trainer: DistillationTrainer
-    log: RunLog | None = None
     seconds: float = 0.0
     steps: int = 0
     peak: float = 0.0
-    totals: dict[str, float] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
 
 
-def enter(job: api._Job, student: str, method: str, chosen: Any, shared: SharedTeacher) -> Entrant:
+def enter(data: SegmentationFold, student: str, method: str, source: Any, shared: SharedTeacher) -> Entrant:
     """Build a student, its method and its run folder, as medkd_train_distill does."""
-    options, taps = job.options, shared.network.taps
-    run = api._describe(job, student, options.patch_size, method, chosen)
-    folder = api._fold_folder(job, run, api._run_name(job, student, method, chosen.model.name))
-    torch.manual_seed(options.seed)
-    network = build_network(run.network)
-    labels = job.description.labels
-    axes = chosen.model.describe().mirror_axes
-    context = Context(
-        student_taps=network.taps,
-        teacher_taps=taps,
-        num_outputs=labels.num_outputs,
-        regions=labels.regions,
-        spacing=job.configuration.spacing,
-        patch_size=run.network.patch_size,
-        mirror_axes=axes,
-    )
-    helper_seed(options.seed)
-    distiller = SharedDistiller(shared, build_method(method, context, run.method_parameters))
-    trainer = DistillationTrainer(network, distiller, api._data(job, run), api._settings(job, run), folder)
-    trainer._optimizer = trainer._make_optimizer()
-    trainer._scaler = torch.amp.GradScaler(job.device.type, enabled=False)
-    if (folder / LATEST).exists():
-        trainer._load_latest()
-    else:
-        api._start(job, run, folder, chosen.seen)
-    return Entrant(method, run, trainer)
+    job = make_job(TASK, data, student, source, method)
+    torch.manual_seed(job.options.seed)
+    network = build_network(job.run.network)
+    distiller = SharedDistiller(shared, method_for(job, network, shared.network))
+    trainer = DistillationTrainer(network, distiller, fold_data(job), loop_settings(job), job.folder)
+    trainer.hooks = [hook for hook in trainer.hooks if not isinstance(hook, ProgressBar)]
+    if not (job.folder / LATEST).exists():
+        begin(job, job.seen)
+    return Entrant(job, trainer)
 
 
-def step(entrant: Entrant, batch: Any, progress: Progress, measure: bool) -> None:
+def step(entrant: Entrant, batch: Any) -> None:
     """One optimiser step of one student."""
     begun = time.process_time()
-    terms, norms = entrant.trainer._step(batch, progress, measure)
-    if not measure:  # the step that measures gradient norms costs more
-        entrant.seconds += time.process_time() - begun
-        entrant.steps += 1
-    entrant.norms.update(norms)
-    for name, value in terms.items():
-        entrant.totals[name] = entrant.totals.get(name, 0.0) + float(value)
+    entrant.trainer.step(batch)
+    entrant.seconds += time.process_time() - begun
+    entrant.steps += 1
 
 
 def train(entrants: list[Entrant], shared: SharedTeacher) -> None:
     """Train all students epoch by epoch, step by step."""
     first = entrants[0].trainer
     budget = first.settings.budget
-    batches = first.batches(first.epoch * budget.iterations_per_epoch)
     for entrant in entrants:
-        entrant.trainer.prepare()
-        entrant.log = RunLog(entrant.trainer.folder, first.epoch)
+        entrant.trainer.start(resume=True)
+    batches = first.batches(first.first_step)
     total = budget.epochs * budget.iterations_per_epoch
-    with tqdm(total=total, initial=first.epoch * budget.iterations_per_epoch, unit="step", disable=None) as bar:
-        for epoch in range(first.epoch, budget.epochs):
-            torch.manual_seed((budget.seed << 20) + epoch)
+    with tqdm(total=total, initial=first.first_step, unit="step", disable=None) as bar:
+        for _ in range(first.epoch, budget.epochs):
             for entrant in entrants:
-                entrant.trainer.network.train()
-            for index in range(budget.iterations_per_epoch):
-                progress, batch = (
-                    Progress(epoch, budget.epochs, epoch * budget.iterations_per_epoch + index),
-                    next(batches),
-                )
-                measure = index == 0 and epoch % max(1, budget.epochs // 20) == 0
+                entrant.trainer.begin_epoch()
+            for _ in range(budget.iterations_per_epoch):
+                batch = next(batches)
                 with first.autocast():
                     shared.look(batch[0].to(first.settings.device))
                 for entrant in entrants:
-                    step(entrant, batch, progress, measure)
+                    step(entrant, batch)
                 bar.update()
             for entrant in entrants:
-                close_epoch(entrant, budget.iterations_per_epoch)
-
-
-def close_epoch(entrant: Entrant, steps: int) -> None:
-    """Log the epoch and keep what is needed to continue."""
-    trainer = entrant.trainer
-    means = {name: value / steps for name, value in entrant.totals.items()}
-    trainer._check_finite(means)
-    trainer.network.eval()
-    loss, score = trainer.validate()
-    rate = trainer.settings.learning_rate(trainer.epoch, trainer.epoch * steps)
-    # the seconds of a shared epoch say nothing of one student, so they are left at zero; see step_cost.json
-    record = EpochRecord(trainer.epoch, sum(means.values()), loss, score, rate, 0.0, means, dict(entrant.norms))
-    trainer.epoch += 1
-    assert entrant.log is not None  # set before the first epoch
-    entrant.log.add(record)
-    trainer._keep_best(record, entrant.log)
-    trainer._save_latest()
-    entrant.totals, entrant.norms = {}, {}
-    trainer.network.train()
+                # the seconds of a shared epoch say nothing of one student, so they are left at zero; see the costs
+                entrant.trainer.end_epoch(seconds=0.0)
 
 
 def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
@@ -223,11 +176,11 @@ def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
     return live.highest / 2**20
 
 
-def finish(entered: list[api._Job], entrants: list[Entrant], shared: SharedTeacher) -> None:
+def finish_all(entrants: list[Entrant], shared: SharedTeacher) -> None:
     """Save the weights, note the cost of a step, predict and score."""
     batch = next(entrants[0].trainer.batches(0))
     looks = max(entrants[0].steps, 1)
-    for job, entrant in zip(entered, entrants, strict=True):
+    for entrant in entrants:
         trainer = entrant.trainer
         if entrant.steps:
             teacher = shared.seconds / looks if trainer.distiller.needs_teacher else 0.0
@@ -236,13 +189,14 @@ def finish(entered: list[api._Job], entrants: list[Entrant], shared: SharedTeach
                 "own_seconds": entrant.seconds / entrant.steps,
                 "teacher_seconds": teacher,
                 "steps": entrant.steps,
+                "peak_mib": peak_memory(entrant, shared, batch),
+                "helper_parameters": helpers,
             }
-            write_json(
-                trainer.folder / COST,
-                content | {"peak_mib": peak_memory(entrant, shared, batch), "helper_parameters": helpers},
-            )
-        trainer._save_weights(FINAL)
-        api._finish(job, entrant.run, trainer.folder)
+            write_json(trainer.folder / COST, content)
+        trainer.finish()
+        for hook in trainer.hooks:
+            hook.close()
+        finish(TASK, entrant.job)
 
 
 def table(results: Path, fold: str) -> list[dict[str, Any]]:
@@ -262,7 +216,7 @@ def table(results: Path, fold: str) -> list[dict[str, Any]]:
     return runs
 
 
-def jobs(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[api._Job, str]]:
+def folds(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[SegmentationFold, str]]:
     """One job per student and seed, with the student's name."""
     common = {name: getattr(o, name) for name in ("root", "epochs", "iterations_per_epoch", "batch_size", "precision")}
     found = []
@@ -271,28 +225,22 @@ def jobs(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[api
         for seed in o.seeds:
             own = {"seed": seed, "width_divisor": int(divisor or 1), "tag": f"{o.tag}{seed}" if o.tag else None}
             options = TrainOptions(**common, **own, patch_size=patch, resume=True, workers=0)
-            found.append((api._prepare(o.dataset, o.fold, options, True), student))
+            found.append((read_fold(TASK, o.dataset, o.fold, options), student))
     return found
 
 
-def possible(job: api._Job, student: str, names: list[str], chosen: Any, network: Any) -> tuple[list[str], Needs, bool]:
+def possible(
+    data: SegmentationFold, student: str, names: list[str], source: Any, network: Any
+) -> tuple[list[str], Needs, bool]:
     """The methods that exist for this pair of networks, what they need of the teacher, and whether one of them
     continues it.
     """
-    run = api._describe(job, student, job.options.patch_size, "none", chosen)
-    labels, taps = job.description.labels, build_network(run.network).taps
-    context = Context(
-        student_taps=taps,
-        teacher_taps=network.taps,
-        num_outputs=labels.num_outputs,
-        regions=labels.regions,
-        spacing=job.configuration.spacing,
-        patch_size=run.network.patch_size,
-    )
+    job = make_job(TASK, data, student, source, "none")
+    own = build_network(job.run.network)
     needs, continued, methods = Needs(), False, []
     for name in names:
         try:
-            method = build_method(name, context)
+            method = method_for(replace(job, run=replace(job.run, method=name)), own, network)
         except MethodError as error:
             print(f"{name}: left out. {error}")
             continue
@@ -338,20 +286,20 @@ def main() -> None:
         }
         write_json(o.collect, content | {"runs": table(root.results / name, o.fold)})
         return
-    job = jobs(o, None)[0][0]
-    source = find_model(o.teacher, root.results / job.name, job.configuration.name, "segmentation")
-    source.check_fits(job.plan, job.configuration.name, job.description)
-    chosen = choose_teacher(source, o.fold, job.split, job.store.cases(), root.raw_dataset(job.name))
-    network = chosen.network().to(job.device)
+    first = folds(o, None)[0][0]
+    source = find_teacher(TASK, o.dataset, o.teacher, first.options)
+    source.check_fits(first.plan, first.configuration, first.description)
+    chosen = choose_teacher(source, o.fold, first.split, first.store.cases(), first.raw)
+    network = chosen.network().to(first.device)
     entered, needs, continued = [], Needs(), False
-    for one, student in jobs(o, tuple(o.patch_size) if o.patch_size else source.describe().patch_size):
-        methods, wanted, goes_on = possible(one, student, o.methods, chosen, network)
-        entered += [(one, student, method) for method in methods]
+    for data, student in folds(o, tuple(o.patch_size) if o.patch_size else None):
+        methods, wanted, goes_on = possible(data, student, o.methods, source, network)
+        entered += [(data, student, method) for method in methods]
         needs, continued = needs | wanted, continued or goes_on
     shared = SharedTeacher(network, needs, continued)
-    entrants = [enter(one, student, method, chosen, shared) for one, student, method in entered]
+    entrants = [enter(data, student, method, source, shared) for data, student, method in entered]
     train(entrants, shared)
-    finish([one for one, _, _ in entered], entrants, shared)
+    finish_all(entrants, shared)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_every_package_has_a_row() -> None:
     ("module", "source"),
     [
         ("medkd.core.x", "from medkd.io import volumes"),
-        ("medkd.io.x", "def f():\n    import medkd.training.api"),
+        ("medkd.io.x", "def f():\n    import medkd.training.run"),
         ("medkd.preprocessing.x", "from ..networks.base import NETWORKS"),
         ("medkd.networks.x", "from medkd import distillation"),
         ("dataset_conversion.x", "from medkd.preprocessing.prepare import plan_and_preprocess"),

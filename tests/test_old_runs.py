@@ -12,8 +12,8 @@ import torch
 
 from medkd.core.checkpoint import load_checkpoint
 from medkd.inference.folder import predict_folder
-from medkd.training.api import train, train_distill
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train, train_distill
 from tests.training.builders import NAME, make_dataset
 
 OLD = Path(__file__).parent / "fixtures" / "run_of_0_1_0"

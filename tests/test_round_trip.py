@@ -11,17 +11,17 @@ import pytest
 from dataset_conversion import ConversionOptions, convert_dataset
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.splits import load_splits
-from medkd.detection.api import train_detector
 from medkd.detection.options import DetectorOptions
 from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
+from medkd.detection.task import train as train_detector
 from medkd.evaluation.detection.folder import evaluate_detection_folder
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.inference.folder import predict_folder
 from medkd.io.volumes import read_geometry
 from medkd.preprocessing.prepare import plan_and_preprocess
-from medkd.training.api import train
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train
 from tests.dataset_conversion.radiograph_trees import make_fracatlas, make_graz
 from tests.dataset_conversion.test_msd import make_plain
 from tests.dataset_conversion.test_own_radiographs import make as make_own

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +18,6 @@ from medkd.core.files import read_json, write_json
 from medkd.core.run import DATASET_FILE, FINAL
 from medkd.detection.base import Detector
 from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
-from medkd.detection.job import DetectionJob
 from medkd.detection.journal import Journal
 from medkd.detection.models import DetectorRun
 from medkd.detection.store import DetectionStore
@@ -36,7 +35,9 @@ MODEL_FILE = "model.json"
 _log = logging.getLogger(__name__)
 
 
-def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
+def finish_fold(
+    folder: Path, store: DetectionStore, raw: Path, cases: Sequence[str], device: torch.device
+) -> DetectionSummary | None:
     """Write ``model.json``, ``validation/predictions.json`` (and COCO's files) and ``validation/summary.json`` of a
     trained fold.
 
@@ -44,8 +45,11 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
     were made with these weights before a kill are kept.
 
     Args:
-        job: the fold; its folder lies in the run folder and holds ``checkpoint_final.pt``.
+        folder: fold folder in a run folder, with a ``checkpoint_final.pt``.
+        store: the preprocessed images.
         raw: raw data set, for the reference boxes.
+        cases: the fold's validation images; none for fold ``all``.
+        device: where to predict.
 
     Returns:
         The summary, or None where the fold holds out no images.
@@ -55,22 +59,25 @@ def finish_fold(job: DetectionJob, raw: Path) -> DetectionSummary | None:
         RunError: the checkpoint is missing or does not fit.
         MedkdError: pycocotools is not installed.
     """
-    fold = job.folder.name.removeprefix("fold_")
-    detector = DetectorRun(job.folder.parent).network(fold).to(job.device)
-    describe_detector(detector, job.folder, job.device)
-    if not job.val:
+    fold = folder.name.removeprefix("fold_")
+    run = DetectorRun(folder.parent)
+    detector, categories = run.network(fold).to(device), run.run.plan.categories
+    describe_detector(detector, folder, device)
+    if not cases:
         _log.info(
             "fold %s holds out no images, so there is nothing to score; evaluate its predictions on a test set", fold
         )
         return None
-    target, references = job.folder / VALIDATION, _references(job, raw, fold)
-    found = _predictions(job, detector, target, references.annotations)
-    summary = evaluate_detections(found, references, classes=job.plan.categories)
+    target, references = folder / VALIDATION, _references(folder, categories, raw, cases)
+    journal = _journal(folder, categories, detector)
+    _detect_missing(detector, store, journal, references.annotations, device)
+    found = journal.finish(cases)
+    summary = evaluate_detections(found, references, classes=categories)
     summary = replace(summary, extra={**summary.extra, LIMITS: _limits(detector)})
     summary.save(target / SUMMARY)
     ap, ap50 = summary.value("AP").mean, summary.value("AP50").mean
     _log.info(
-        "fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(job.val), target / SUMMARY
+        "fold %s: AP %.4f, AP50 %.4f on %d validation images, see %s", fold, ap, ap50, len(cases), target / SUMMARY
     )
     return summary
 
@@ -108,45 +115,48 @@ class _Detecting(nn.Module):
         return self.detector.detect(images)
 
 
-def _references(job: DetectionJob, raw: Path, fold: str) -> References:
+def _references(folder: Path, categories: Sequence[str], raw: Path, cases: Sequence[str]) -> References:
     labels = raw / "labelsTr"
-    missing = [case for case in job.val if not (labels / f"{case}{LABEL_ENDING}").exists()]
+    missing = [case for case in cases if not (labels / f"{case}{LABEL_ENDING}").exists()]
     if missing:
         raise DataError(
             f"{labels}: the boxes of {len(missing)} validation images are missing ({missing[0]}{LABEL_ENDING}, …), so "
-            f"fold {fold} cannot "
-            "be scored; restore the raw data set and use --continue."
+            f"fold {folder.name.removeprefix('fold_')} cannot be scored; restore the raw data set and use --continue."
         )
-    annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in job.val}
-    description = DatasetDescription.load(job.folder.parent / DATASET_FILE)
-    return References(labels, annotations, job.plan.categories, description.patients)
+    annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in cases}
+    description = DatasetDescription.load(folder.parent / DATASET_FILE)
+    return References(labels, annotations, tuple(categories), description.patients)
 
 
-def _predictions(
-    job: DetectionJob, detector: Detector, target: Path, annotations: Mapping[str, BoxAnnotation]
-) -> DetectionPredictions:
-    store, state = DetectionStore(job.store), (job.folder / FINAL).stat()
+def _journal(folder: Path, categories: Sequence[str], detector: Detector) -> Journal:
+    """The detections of these weights so far, also those of a finished validation."""
+    target, state = folder / VALIDATION, (folder / FINAL).stat()
     settings = {"weights": [state.st_size, state.st_mtime_ns], LIMITS: _limits(detector)}
-    journal = Journal(target, job.plan.categories, settings, resume=True)
+    journal = Journal(target, categories, settings, resume=True)
     done, scored = target / PREDICTIONS_FILE, target / SUMMARY
     alike = not scored.exists() or read_json(scored).get(LIMITS) == _limits(detector)  # an earlier version had others
     if alike and done.exists() and done.stat().st_mtime_ns > state.st_mtime_ns:
         journal.adopt(DetectionPredictions.load(done))
+    return journal
 
-    def source(case: str) -> Source:
-        def read() -> np.ndarray:
-            return store.image(case)
 
-        size = annotations[case].width, annotations[case].height
-        return Source(case, f"{case}.png", read, size)
-
-    waiting = [source(case) for case in job.val if case not in journal.images]
-    report: DetectReport = detect_images([detector], waiting, journal, job.device, limits=Limits())
+def _detect_missing(
+    detector: Detector,
+    store: DetectionStore,
+    journal: Journal,
+    annotations: Mapping[str, BoxAnnotation],
+    device: torch.device,
+) -> None:
+    waiting = []
+    for case, annotation in annotations.items():
+        if case not in journal.images:
+            size = annotation.width, annotation.height
+            waiting.append(Source(case, f"{case}.png", partial(store.image, case), size))
+    report: DetectReport = detect_images([detector], waiting, journal, device, limits=Limits())
     if report.failed:
         raise DataError(
-            f"{len(report.failed)} of {len(job.val)} validation images failed: " + " ".join(report.failed.values())
+            f"{len(report.failed)} of {len(annotations)} validation images failed: " + " ".join(report.failed.values())
         )
-    return journal.finish(job.val)
 
 
 def _limits(detector: Detector) -> dict[str, float]:

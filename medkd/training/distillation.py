@@ -82,10 +82,3 @@ class DistillationTrainer(SegmentationTrainer):
             taught = self.distiller.terms(images, logits, target, cached)
         self.method_terms = frozenset(taught)
         return supervised | taught
-
-
-def helper_seed(seed: int) -> None:
-    """Seed the initial weights of a method's helpers apart from the student's, which so starts equal under every
-    method.
-    """
-    torch.manual_seed(seed + 7919)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -12,7 +12,8 @@ import torch
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.paths import Root
-from medkd.core.run import RunDescription
+from medkd.core.registry import Registry, foreign_modules
+from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.splits import Split
 from medkd.models.base import ModelFolder, Task
 from medkd.models.guard import Teacher
@@ -98,6 +99,49 @@ class Job(FoldData[Plan, Store, Options]):
     seen: frozenset[str]
 
 
+def describe_run(
+    data: FoldData[Any, Any, Any],
+    network: NetworkSpec,
+    budget: Budget,
+    method: str | None,
+    teacher: Teacher[Any] | None,
+    registries: Sequence[Registry[Any]],
+) -> RunDescription:
+    """``run.json``, as far as it is the same for all tasks.
+
+    Args:
+        data: what is trained on.
+        network: what is trained.
+        budget: how long.
+        method: with which the teacher teaches.
+        teacher: the fold that does.
+        registries: of networks, then of methods; modules from elsewhere that registered a name are recorded.
+    """
+    networks, *methods = registries
+    named = [(networks, network.name), *((registry, method or "none") for registry in methods)]
+    return RunDescription(
+        dataset=data.dataset,
+        configuration=data.configuration,
+        network=network,
+        budget=budget,
+        mirror_axes=(),
+        precision=data.precision,
+        method=method,
+        method_parameters=dict(data.options.method_parameters),
+        teacher=None if teacher is None else teacher.model.recorded,
+        modules=foreign_modules(*named),
+    )
+
+
+def method_names(method: str) -> list[str]:
+    """The methods that are joined by ``+``.
+
+    >>> method_names("kd + cwd")
+    ['kd', 'cwd']
+    """
+    return [part.strip() for part in method.split("+")]
+
+
 class Lesson(ABC):
     """The networks of a job, built: what is trained, and what teaches it.
 
@@ -107,7 +151,7 @@ class Lesson(ABC):
 
     seen: frozenset[str]
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most lessons need nothing
         """What takes long and is done before the fold counts as begun; by itself nothing."""
 
     @abstractmethod
@@ -128,11 +172,13 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         name: of the task, as ``dataset.json`` says it.
         options: the dataclass of what may be set.
         noun: what its cases are, for sentences.
+        mark: what is drawn in them, for sentences.
     """
 
     name: ClassVar[Task]
     options: ClassVar[type[RunOptions]]
     noun: ClassVar[str] = "cases"
+    mark: ClassVar[str] = "voxel"
 
     @abstractmethod
     def configuration(self, options: Options) -> str:

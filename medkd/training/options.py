@@ -92,6 +92,7 @@ class TrainOptions(RunOptions):
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
         init: what a student's weights are before the first step: ``random``, or ``teacher``, see
             :mod:`medkd.networks.inheritance`.
+        mirror_axes: axes of the patch that training and test-time augmentation mirror; () is none, None the plan's.
 
     Raises:
         RunError: a value is outside of its limits.
@@ -105,6 +106,7 @@ class TrainOptions(RunOptions):
     targets_tta: bool = False
     targets_limit: float = 50.0
     init: Literal["random", "teacher"] = "random"
+    mirror_axes: tuple[int, ...] | None = None
 
     whole_numbers: ClassVar[Mapping[str, int]] = {**RunOptions.whole_numbers, "width_divisor": 1, "save_every": 1}
     positive_numbers: ClassVar[tuple[str, ...]] = ("learning_rate", "targets_limit")
@@ -113,6 +115,7 @@ class TrainOptions(RunOptions):
         super().__post_init__()
         check_choice("--targets", self.targets, ("live", "cached"))
         check_choice("--init", self.init, ("random", "teacher"))
+        self._check_mirror_axes()
         patch = self.patch_size
         if patch is None:
             return
@@ -121,6 +124,17 @@ class TrainOptions(RunOptions):
             raise RunError(
                 f"{option_name('patch_size')} expects whole numbers of at least 1, one per axis, found {patch!r}; leave "
                 "it out for the default."
+            )
+
+    def _check_mirror_axes(self) -> None:
+        axes = self.mirror_axes
+        if axes is None:
+            return
+        numbers = isinstance(axes, tuple) and all(is_whole(axis, 0) for axis in axes)
+        if not numbers or list(axes) != sorted(set(axes)):
+            raise RunError(
+                "--mirror-axes expects none, or numbers of axes in rising order (0 is the first axis of the patch), "
+                f"found {axes!r}; leave it out for the plan's."
             )
 
 

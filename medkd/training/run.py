@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,7 @@ AnyJob = Job[Any, Any, Any]
 _log = logging.getLogger(__name__)
 
 
-def train(
-    task: AnyTask, dataset: str | int, network: str, fold: int | str, options: RunOptions | None = None
-) -> Path:
+def train(task: AnyTask, dataset: str | int, network: str, fold: int | str, options: RunOptions | None = None) -> Path:
     """Train a network alone on one fold and score it on the fold's validation cases.
 
     Args:
@@ -279,4 +276,4 @@ def _warn_of_absent_structures(task: AnyTask, data: FoldData[Any, Any, Any]) -> 
             absent -= task.structures_of(data, case)
         if absent:
             named = [name for name in task.structures(data) if name in absent]
-            _log.warning("fold %s is %s without any %s", data.fold, verb, ", ".join(named))
+            _log.warning("fold %s is %s without any %s of %s", data.fold, verb, task.mark, ", ".join(named))

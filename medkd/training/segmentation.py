@@ -25,7 +25,7 @@ from medkd.training.trainer import LoopSettings, Trainer
 _VALIDATION_SHARE = 5  # one validation batch per five training steps of an epoch (nnU-Net: 50 for 250)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationData:
     """The data of one fold.
 

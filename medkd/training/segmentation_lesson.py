@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,7 @@ class SegmentationLesson(Lesson):
         torch.manual_seed(job.options.seed)
         self.student = build_weightless(job.run.network) if weightless else build_network(job.run.network)
         self.distiller: Distiller | None = None
-        self._teachers: Sequence[Teacher[TrainedModel]] = ()
+        self._teachers: list[Teacher[TrainedModel]] = []
         self._networks: list[SegmentationNetwork] = []
         if job.teacher is not None:
             self._take(job.teacher)
@@ -109,7 +108,7 @@ class SegmentationLesson(Lesson):
         network = teacher.network()
         if run.init == INIT_FROM_TEACHER:
             check_inheritance(self.student, network)
-        method = self._method(teacher, network)
+        method = method_for(job, self.student, network)
         self._teachers = [teacher]
         if method.averages:
             self._teachers = allowed_folds(teacher, job.split, job.store.cases(), job.raw)
@@ -125,19 +124,25 @@ class SegmentationLesson(Lesson):
         else:
             self.distiller = Distiller(network, method, partners=self._networks[1:])
 
-    def _method(self, teacher: Teacher[TrainedModel], network: SegmentationNetwork) -> Method:
-        job, labels = self.job, self.job.description.labels
-        context = Context(
-            student_taps=self.student.taps,
-            teacher_taps=network.taps,
-            num_outputs=labels.num_outputs,
-            regions=labels.regions,
-            spacing=job.plan.configuration(job.configuration).spacing,
-            patch_size=job.run.network.patch_size,
-            mirror_axes=teacher.model.describe().mirror_axes,
-        )
-        torch.manual_seed(job.options.seed + HELPER_SEED)
-        return build_method(job.run.method or "none", context, job.run.method_parameters)
+
+def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:
+    """The method of a job, built for its networks; equal for equal seeds.
+
+    Raises:
+        MethodError: it does not exist, is not defined for these networks, or has no such parameter.
+    """
+    labels = job.description.labels
+    context = Context(
+        student_taps=student.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=labels.num_outputs,
+        regions=labels.regions,
+        spacing=job.plan.configuration(job.configuration).spacing,
+        patch_size=job.run.network.patch_size,
+        mirror_axes=() if job.teacher is None else job.teacher.model.describe().mirror_axes,
+    )
+    torch.manual_seed(job.options.seed + HELPER_SEED)
+    return build_method(job.run.method or "none", context, job.run.method_parameters)
 
 
 def fold_data(job: SegmentationJob, targets: Path | None = None) -> SegmentationData:

@@ -184,9 +184,7 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
     known = planned.patch_size if teacher is None else teacher.model.describe().patch_size
     size = fit_patch(network, options.patch_size or known)
     if len(size) != configuration.rank:
-        raise RunError(
-            f"--patch-size needs {configuration.rank} values for {data.configuration}, found {len(size)}."
-        )
+        raise RunError(f"--patch-size needs {configuration.rank} values for {data.configuration}, found {len(size)}.")
     return NetworkSpec(
         name=network,
         in_channels=len(data.description.channel_names),

@@ -8,7 +8,7 @@ import pytest
 
 from medkd.cli.train import main as train_command
 from medkd.cli.train_distill import main as distill_command
-from medkd.training import api
+from medkd.training import segmentation_task as task
 from medkd.training.options import TrainOptions
 from tests.training.builders import make_dataset
 
@@ -65,9 +65,9 @@ def test_a_limit_of_no_space_for_targets_is_refused(root: Path, capsys: pytest.C
 
 def test_what_is_given_arrives_and_the_rest_keeps_its_default(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainOptions] = []
-    monkeypatch.setattr(api, "train", lambda dataset, network, fold, options: seen.append(options))
+    monkeypatch.setattr(task, "train", lambda dataset, network, fold, options: seen.append(options))
     monkeypatch.setattr(
-        api, "train_distill", lambda dataset, teacher, student, method, fold, options: seen.append(options)
+        task, "train_distill", lambda dataset, teacher, student, method, fold, options: seen.append(options)
     )
     given = [
         "--root",

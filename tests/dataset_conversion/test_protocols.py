@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import medkd.training.api as training
+import medkd.training.run as training_run
+import medkd.training.segmentation_task as training
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError
 from medkd.core.features import Progress
@@ -28,7 +29,7 @@ from medkd.core.protocol import (
     protocol_names,
     read_protocols,
 )
-from medkd.core.run import Budget
+from medkd.core.run import FINAL, Budget
 from medkd.core.serial import load, save
 from medkd.inference.predictor import Predictor
 from medkd.inference.sliding_window import predict_logits
@@ -43,8 +44,10 @@ from medkd.runtime.tiles import tile_starts
 from medkd.training.loader import PatchBatches
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
+from medkd.training.run import make_job, read_fold
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation import SegmentationTrainer
+from medkd.training.segmentation_lesson import loop_settings
 from medkd.training.simple_augmentation import SimpleAugmentation, rotated
 from medkd.training.trainer import LoopSettings, Trainer
 from tests.dataset_conversion.trees import SHAPE, SPACING, convert, make_brats, make_btcv, make_synapse
@@ -281,8 +284,13 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
     rule = replace(rule, epochs=4, distilled_epochs=2, iterations_per_epoch=3)
     boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule))
     seen: list[SegmentationTrainer] = []
-    monkeypatch.setattr(SegmentationTrainer, "fit", lambda trainer, *, resume=False: seen.append(trainer))
-    monkeypatch.setattr(training, "_finish", lambda job, run, folder: folder)
+
+    def finished(trainer: SegmentationTrainer, *, resume: bool = False) -> None:
+        seen.append(trainer)
+        trainer.save_weights(FINAL)
+
+    monkeypatch.setattr(SegmentationTrainer, "fit", finished)
+    monkeypatch.setattr(training_run, "finish", lambda task, job: job.folder)
     options = TrainOptions(root=tmp_path, device="cpu", workers=0, learning_rate=0.5)
     training.train(900, "unet_tiny", 0, options)
     trainer = seen[0]
@@ -294,9 +302,9 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
     augmentation, read = trainer._augmentation()
     assert isinstance(augmentation, SimpleAugmentation) and read == trainer.data.patch_size
     assert trainer.data.mirror_axes == (0, 1, 2)
-    job = training._prepare(900, 0, options, True)
-    run = training._describe(job, "unet_tiny", None, "kd", None)
-    assert run.budget.epochs == 2 and training._settings(job, run).floor == 1e-4
+    task = training.SegmentationTask()
+    job = make_job(task, read_fold(task, 900, 0, replace(options, tag="taught")), "unet_tiny", None, "kd")
+    assert job.run.budget.epochs == 2 and loop_settings(job).floor == 1e-4
     spied: list[bool] = []
     monkeypatch.setattr(
         PatchSampler,

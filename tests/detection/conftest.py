@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import medkd.detection.api as api
+import medkd.detection.task as task
 from medkd.detection.base import DETECTORS, DetectorEntry
 from medkd.detection.prepare import plan_and_preprocess_detection
 from tests.detection.builders import make_dataset
@@ -18,7 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors are not trained; their jobs are noted."""
     if STUB not in DETECTORS:
         DETECTORS.register(STUB)(DetectorEntry("torchvision", Stub, "for tests"))
-    monkeypatch.setattr(api, "_fit", write_down)
+    monkeypatch.setattr(task, "fit", write_down)
     JOBS.clear()
 
 

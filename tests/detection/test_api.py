@@ -16,12 +16,12 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, MedkdError, MethodError, PlanError, RunError
 from medkd.core.files import write_json
 from medkd.core.run import BEST, FINAL
-from medkd.detection.api import distill_detector, dry_run_detector, train_detector
 from medkd.detection.models import DetectionRun
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.predict import predict_detections
 from medkd.detection.prepare import plan_and_preprocess_detection
+from medkd.detection.task import dry_run, train, train_distill
 from medkd.evaluation.detection.folder import evaluate_detection_folder
 from medkd.evaluation.detection.predictions import DetectionPredictions
 from medkd.training.logs import read_log
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_run_folder_says_what_was_trained(tiny: Path) -> None:
-    folder = train_detector(502, STUB, 0, options(tiny, seed=4, learning_rate=0.5))
+    folder = train(502, STUB, 0, options(tiny, seed=4, learning_rate=0.5))
     assert folder == results(tiny) / f"{STUB}__detection" / "fold_0"
     run = DetectionRun.load(folder.parent)
     assert run.run.budget.__dict__ == {
@@ -56,7 +56,7 @@ def test_a_run_folder_says_what_was_trained(tiny: Path) -> None:
 
 def test_what_is_not_said_is_the_plans(tiny: Path) -> None:
     plan = DetectionPlan.load(tiny / "preprocessed" / NAME / "plans.json")
-    train_detector(502, STUB, 0, DetectorOptions(root=tiny, device="cpu", validate=False))
+    train(502, STUB, 0, DetectorOptions(root=tiny, device="cpu", validate=False))
     budget = JOBS[0].budget
     assert (budget.epochs, budget.batch_size, budget.learning_rate) == (
         plan.epochs,
@@ -67,51 +67,51 @@ def test_what_is_not_said_is_the_plans(tiny: Path) -> None:
 
 
 def test_training_twice_needs_a_word(tiny: Path) -> None:
-    folder = train_detector(502, STUB, 0, options(tiny))
+    folder = train(502, STUB, 0, options(tiny))
     with pytest.raises(RunError, match="was trained before"):
-        train_detector(502, STUB, 0, options(tiny))
-    assert train_detector(502, STUB, 0, options(tiny, resume=True)) == folder and len(JOBS) == 1
+        train(502, STUB, 0, options(tiny))
+    assert train(502, STUB, 0, options(tiny, resume=True)) == folder and len(JOBS) == 1
     with pytest.raises(RunError, match="other settings"):
-        train_detector(502, STUB, 0, options(tiny, resume=True, epochs=9))
+        train(502, STUB, 0, options(tiny, resume=True, epochs=9))
     with pytest.raises(RunError, match="other settings"):
-        train_detector(502, STUB, 1, options(tiny, image_size=64))
-    assert train_detector(502, STUB, 0, options(tiny, tag="long", epochs=9)).parent.name == f"{STUB}__detection__long"
+        train(502, STUB, 1, options(tiny, image_size=64))
+    assert train(502, STUB, 0, options(tiny, tag="long", epochs=9)).parent.name == f"{STUB}__detection__long"
     (folder / "left.txt").touch()
-    train_detector(502, STUB, 0, options(tiny, overwrite=True, epochs=9))
+    train(502, STUB, 0, options(tiny, overwrite=True, epochs=9))
     assert not (folder / "left.txt").exists()
     (folder / FINAL).rename(folder / BEST)  # killed after its best epoch
     with pytest.raises(RunError, match="was trained before"):
-        train_detector(502, STUB, 0, options(tiny, epochs=9))
-    train_detector(502, STUB, 0, options(tiny, resume=True, epochs=9))
+        train(502, STUB, 0, options(tiny, epochs=9))
+    train(502, STUB, 0, options(tiny, resume=True, epochs=9))
     assert JOBS[-1].resume
 
 
 def test_unknown_names_are_answered_with_the_nearest(tiny: Path) -> None:
     with pytest.raises(RunError, match=f"Did you mean '{STUB}'"):
-        train_detector(502, "quik_stub", 0, options(tiny))
-    train_detector(502, STUB, 0, options(tiny))
+        train(502, "quik_stub", 0, options(tiny))
+    train(502, STUB, 0, options(tiny))
     with pytest.raises(RunError, match=f"Runs found: {STUB}__detection"):
-        distill_detector(502, "other", STUB, "cwd", 0, options(tiny))
+        train_distill(502, "other", STUB, "cwd", 0, options(tiny))
     with pytest.raises(MedkdError, match="not defined for detectors"):
-        distill_detector(502, STUB, STUB, "bckd", 0, options(tiny))
+        train_distill(502, STUB, STUB, "bckd", 0, options(tiny))
     with pytest.raises(
         MethodError, match=r"Unknown method 'pdk'\. Did you mean 'pkd'\? Known for detectors: .*rkd.*ultralytics"
     ) as caught:
-        distill_detector(502, STUB, STUB, "cwd+pdk", 0, options(tiny))
+        train_distill(502, STUB, STUB, "cwd+pdk", 0, options(tiny))
     assert not {"bckd", "cirkd", "reviewkd"} & set(
         str(caught.value).replace(",", "").replace(".", "").split()
     )  # not for detectors
     with pytest.raises(DataError, match="Fold '9' does not exist"):
-        train_detector(502, STUB, 9, options(tiny))
+        train(502, STUB, 9, options(tiny))
 
 
 def test_sizes_must_fit(tiny: Path) -> None:
     with pytest.raises(PlanError, match="multiple of 32"):
-        train_detector(502, STUB, 0, options(tiny, image_size=50))
+        train(502, STUB, 0, options(tiny, image_size=50))
     plan_and_preprocess_detection(502, root=tiny, workers=1, image_size=64)
     with pytest.raises(PlanError, match="are stored with 64 px"):
-        train_detector(502, STUB, 0, options(tiny, image_size=96))
-    train_detector(502, STUB, 0, options(tiny, image_size=32))
+        train(502, STUB, 0, options(tiny, image_size=96))
+    train(502, STUB, 0, options(tiny, image_size=32))
     assert JOBS[-1].detector.spec.image_size == 32 == JOBS[-1].plan.image_size
 
 
@@ -127,14 +127,14 @@ def test_folds_without_boxes_or_without_a_class(tmp_path: Path, caplog: pytest.L
     )
     plan_and_preprocess_detection(502, root=tmp_path, workers=1)
     with pytest.raises(DataError, match="no box in its 2 training images"):
-        train_detector(502, STUB, 0, options(tmp_path))
+        train(502, STUB, 0, options(tmp_path))
     with caplog.at_level("WARNING"):
-        train_detector(502, STUB, 1, options(tmp_path, validate=True))
+        train(502, STUB, 1, options(tmp_path, validate=True))
     assert (
         "fold 1 is trained without any box of metal" in caplog.text
         and "judged without any box of fracture" in caplog.text
     )
-    train_detector(502, STUB, 2, options(tmp_path, validate=True))  # nothing to find among its validation images
+    train(502, STUB, 2, options(tmp_path, validate=True))  # nothing to find among its validation images
     assert (results(tmp_path) / f"{STUB}__detection/fold_2/validation/summary.json").exists()
 
 
@@ -145,29 +145,29 @@ def test_a_data_set_of_all_images_without_boxes_is_refused(tmp_path: Path) -> No
 
 
 def test_the_end_of_a_fold_is_scored_and_can_be_continued(tiny: Path) -> None:
-    folder = train_detector(502, STUB, 0, options(tiny, validate=True))
+    folder = train(502, STUB, 0, options(tiny, validate=True))
     assert json.loads((folder / "validation/summary.json").read_text())["task"] == "detection"
     (folder / "validation/summary.json").unlink()
-    train_detector(502, STUB, 0, options(tiny, validate=True, resume=True))
+    train(502, STUB, 0, options(tiny, validate=True, resume=True))
     assert (folder / "validation/summary.json").exists() and len(JOBS) == 1
 
 
 def test_a_finished_fold_is_judged_on_the_images_that_it_held_out(tiny: Path) -> None:
-    folder = train_detector(502, STUB, 0, options(tiny, validate=False))
+    folder = train(502, STUB, 0, options(tiny, validate=False))
     held_out = json.loads((folder / "split.json").read_text())["val"]
     splits = tiny / "preprocessed" / folder.parent.parent.name / "splits_final.json"
     first, *others = json.loads(splits.read_text())
     moved = {"train": [*first["train"][2:], *first["val"]], "val": first["train"][:2]}
     splits.write_text(json.dumps([moved, *others]))
-    train_detector(502, STUB, 0, options(tiny, validate=True, resume=True))
+    train(502, STUB, 0, options(tiny, validate=True, resume=True))
     scored = json.loads((folder / "validation" / "predictions.json").read_text())
     assert len(JOBS) == 1 and set(scored["images"]) == set(held_out) != set(moved["val"])
 
 
 def test_a_dry_run_tells_and_writes_nothing(tiny: Path) -> None:
-    train_detector(502, STUB, 0, options(tiny))
+    train(502, STUB, 0, options(tiny))
     before = sorted(tiny.rglob("*"))
-    lines = dry_run_detector(502, STUB, 0, options(tiny), STUB, "cwd")
+    lines = dry_run(502, STUB, 0, options(tiny), STUB, "cwd")
     assert sorted(tiny.rglob("*")) == before and len(JOBS) == 1
     assert (
         "fold_0" in lines[0]
@@ -192,7 +192,7 @@ def test_an_absent_or_damaged_stored_image_is_named(tiny: Path) -> None:
     folder = tiny / "preprocessed" / NAME / "detection"
     (folder / "cases.json").unlink()
     with pytest.raises(DataError, match="run medkd_plan_and_preprocess"):
-        train_detector(502, STUB, 0, options(tiny))
+        train(502, STUB, 0, options(tiny))
 
 
 def test_raw_annotations_of_another_task_are_refused(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_the_whole_way_with_real_detectors(
     """Two steps of each family: teacher, student, prediction of its validation images, and their scores."""
     monkeypatch.undo()
     given = options(tiny, epochs=1, iterations_per_epoch=2, image_size=64, validate=True)
-    train_detector(502, teacher, 0, replace(given, validate=False))
-    fold = distill_detector(502, teacher, student, method, 0, given)
+    train(502, teacher, 0, replace(given, validate=False))
+    fold = train_distill(502, teacher, student, method, 0, given)
     val = json.loads((fold / "split.json").read_text())["val"]
     raw = tiny / "raw" / NAME
     report = predict_detections(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")

@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-import medkd.detection.api as api
+import medkd.detection.task as task
 from medkd.core.errors import LeakError, MedkdError, MethodError, RunError
 from medkd.core.files import write_json
 from medkd.core.run import FINAL
-from medkd.detection.api import distill_detector, dry_run_detector, train_detector
 from medkd.detection.models import DetectionRun
 from medkd.detection.plan import DetectionPlan
+from medkd.detection.task import dry_run, train, train_distill
 from tests.detection.quick import JOBS, STUB, Stub, given_weights, options, results
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_a_student_starts_equal_alone_and_under_every_method(tiny: Path) -> None:
-    train_detector(502, STUB, 0, options(tiny))
+    train(502, STUB, 0, options(tiny))
     for method in ("none", "cwd"):
-        distill_detector(502, STUB, STUB, method, 0, options(tiny))
+        train_distill(502, STUB, STUB, method, 0, options(tiny))
     alone, *taught = (job.detector.state_dict() for job in JOBS)
     assert all(torch.equal(alone[name], state[name]) for state in taught for name in alone)
     assert JOBS[2].distiller is not None and JOBS[2].distiller.teacher is not None
@@ -40,19 +40,19 @@ def test_a_student_starts_equal_alone_and_under_every_method(tiny: Path) -> None
 
 
 def train_weights(tiny: Path, seed: int) -> Tensor:
-    train_detector(502, STUB, 0, options(tiny, seed=seed, tag="s"))
+    train(502, STUB, 0, options(tiny, seed=seed, tag="s"))
     return JOBS[-1].detector.state_dict()["neck.weight"]
 
 
 def test_a_teacher_must_not_have_seen_the_validation_images(tiny: Path) -> None:
-    train_detector(502, STUB, 1, options(tiny))
+    train(502, STUB, 1, options(tiny))
     with pytest.raises(LeakError, match="on which fold 0 of the student is judged"):
-        distill_detector(502, STUB, STUB, "cwd", 0, options(tiny))
-    distill_detector(502, STUB, STUB, "cwd", 1, options(tiny))
+        train_distill(502, STUB, STUB, "cwd", 0, options(tiny))
+    train_distill(502, STUB, STUB, "cwd", 1, options(tiny))
     seen = json.loads((results(tiny) / f"{STUB}__detection__cwd__from_{STUB}/fold_1/split.json").read_text())
     assert set(seen["teacher_train"]) == set(seen["train"])
     with pytest.raises(LeakError):  # the student has learnt from a teacher that has seen them
-        distill_detector(502, f"{STUB}__detection__cwd__from_{STUB}", STUB, "cwd", 0, options(tiny, tag="second"))
+        train_distill(502, f"{STUB}__detection__cwd__from_{STUB}", STUB, "cwd", 0, options(tiny, tag="second"))
 
 
 @pytest.mark.parametrize(
@@ -61,34 +61,34 @@ def test_a_teacher_must_not_have_seen_the_validation_images(tiny: Path) -> None:
 def test_a_teacher_with_other_classes_is_refused(
     tiny: Path, tmp_path: Path, categories: tuple[str, ...], text: str
 ) -> None:
-    folder = train_detector(502, STUB, 0, options(tiny)).parent
+    folder = train(502, STUB, 0, options(tiny)).parent
     replace(DetectionPlan.load(folder / "plans.json"), categories=categories).save(folder / "plans.json")
     with pytest.raises(RunError, match=text):
-        distill_detector(502, STUB, STUB, "cwd", 0, options(tiny))
+        train_distill(502, STUB, STUB, "cwd", 0, options(tiny))
 
 
 def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(tiny: Path, tmp_path: Path) -> None:
     folder = given_weights(tmp_path / "theirs")
-    path = distill_detector(502, str(folder), STUB, "cwd", 0, options(tiny))
+    path = train_distill(502, str(folder), STUB, "cwd", 0, options(tiny))
     assert path.parent.name == f"{STUB}__detection__cwd__from_theirs"
     distiller = JOBS[-1].distiller
     assert distiller is not None and distiller.teacher is not None
     given = torch.load(folder / "best.pt", weights_only=True)
     assert torch.equal(distiller.teacher.state_dict()["neck.weight"], given["neck.weight"])
-    distill_detector(502, str(folder / "best.pt"), STUB, "cwd", 1, options(tiny))
+    train_distill(502, str(folder / "best.pt"), STUB, "cwd", 1, options(tiny))
 
     with pytest.raises(LeakError, match="for example image_0"):
         given_weights(folder, train=[f"image_{i:02d}" for i in range(10)])
-        distill_detector(502, str(folder), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(folder), STUB, "kd", 0, options(tiny))
     with pytest.raises(RunError, match="other classes"):
-        distill_detector(502, str(given_weights(folder, categories=["metal"])), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(given_weights(folder, categories=["metal"])), STUB, "kd", 0, options(tiny))
     with pytest.raises(MedkdError, match="'train' is missing"):
-        distill_detector(502, str(given_weights(folder, train=None)), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(given_weights(folder, train=None)), STUB, "kd", 0, options(tiny))
     with pytest.raises(RunError, match="outside of the folder"):
-        distill_detector(502, str(given_weights(folder, weights="../best.pt")), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(given_weights(folder, weights="../best.pt")), STUB, "kd", 0, options(tiny))
     (folder / "teacher.json").unlink()
     with pytest.raises(RunError, match=r"put a teacher\.json beside it"):
-        distill_detector(502, str(folder / "best.pt"), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(folder / "best.pt"), STUB, "kd", 0, options(tiny))
 
 
 def test_teachers_and_students_with_other_anchors_are_refused(
@@ -98,22 +98,22 @@ def test_teachers_and_students_with_other_anchors_are_refused(
     monkeypatch.setattr(Stub, "anchors", property(lambda self: ((self.spec.anchor_scale, 1.0),)))
     folder = given_weights(tmp_path / "theirs", anchor_scale=77.0)
     with pytest.raises(MethodError, match="anchors"):
-        distill_detector(502, str(folder), STUB, "kd", 0, options(tiny))
+        train_distill(502, str(folder), STUB, "kd", 0, options(tiny))
     assert not results(tiny).exists()
-    distill_detector(502, str(folder), STUB, "cwd", 0, options(tiny))
+    train_distill(502, str(folder), STUB, "cwd", 0, options(tiny))
     with pytest.raises(RunError, match=r"quick_stub has anchors, but 'anchor_scale' is missing"):
-        distill_detector(502, str(given_weights(folder)), STUB, "cwd", 1, options(tiny))
+        train_distill(502, str(given_weights(folder)), STUB, "cwd", 1, options(tiny))
 
 
 def test_the_weights_it_started_from_belong_to_a_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Path] = []
-    monkeypatch.setattr(api, "start_from", lambda detector, path: started.append(path))
-    folder = train_detector(502, STUB, 0, options(tiny, backbone_weights=Path("r18.pth")))
+    monkeypatch.setattr(task, "start_from", lambda detector, path: started.append(path))
+    folder = train(502, STUB, 0, options(tiny, backbone_weights=Path("r18.pth")))
     assert started == [Path("r18.pth")] and str(DetectionRun.load(folder.parent).run.backbone_weights).endswith(
         "r18.pth"
     )
     with pytest.raises(RunError, match="backbone_weights"):
-        train_detector(502, STUB, 1, options(tiny))
+        train(502, STUB, 1, options(tiny))
 
 
 def trained_elsewhere(folder: Path, seen: list[str], taught: list[str]) -> Path:
@@ -128,7 +128,7 @@ def trained_elsewhere(folder: Path, seen: list[str], taught: list[str]) -> Path:
 def test_weights_to_start_from_must_not_have_seen_the_validation_images(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, by: str
 ) -> None:
-    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
+    monkeypatch.setattr(task, "start_from", lambda detector, path: None)
     everything = [f"image_{i:02d}" for i in range(10)]
     parts = (everything, []) if by == "itself" else ([], everything)
     folder = trained_elsewhere(tmp_path / "fold_all", *parts)
@@ -136,30 +136,30 @@ def test_weights_to_start_from_must_not_have_seen_the_validation_images(
     with pytest.raises(
         LeakError, match=r"was trained on 2 of the 2 cases on which fold 0 is judged, for example image_0"
     ):
-        train_detector(502, STUB, 0, options(tiny, backbone_weights=folder / file))
+        train(502, STUB, 0, options(tiny, backbone_weights=folder / file))
     (tmp_path / "link.pt").symlink_to(folder / file)
     with pytest.raises(LeakError):
-        dry_run_detector(502, STUB, 0, options(tiny, backbone_weights=tmp_path / "link.pt"))
+        dry_run(502, STUB, 0, options(tiny, backbone_weights=tmp_path / "link.pt"))
     assert not JOBS
 
 
 def test_what_the_first_weights_have_seen_counts_as_seen_by_the_run(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
-    train_detector(502, STUB, 0, options(tiny))
+    monkeypatch.setattr(task, "start_from", lambda detector, path: None)
+    train(502, STUB, 0, options(tiny))
     split = json.loads((results(tiny) / f"{STUB}__detection/fold_0/split.json").read_text())
     folder = trained_elsewhere(tmp_path / "fold_9", split["train"][:2], ["other"])
-    started = train_detector(502, STUB, 0, options(tiny, backbone_weights=folder / FINAL, tag="s"))
+    started = train(502, STUB, 0, options(tiny, backbone_weights=folder / FINAL, tag="s"))
     assert json.loads((started / "split.json").read_text())["teacher_train"] == sorted([*split["train"][:2], "other"])
-    taught = distill_detector(502, STUB, STUB, "cwd", 0, options(tiny, backbone_weights=folder / FINAL, tag="s"))
+    taught = train_distill(502, STUB, STUB, "cwd", 0, options(tiny, backbone_weights=folder / FINAL, tag="s"))
     assert json.loads((taught / "split.json").read_text())["teacher_train"] == sorted([*split["train"], "other"])
 
 
 def test_weights_to_start_from_may_say_beside_them_what_they_have_seen(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "start_from", lambda detector, path: None)
+    monkeypatch.setattr(task, "start_from", lambda detector, path: None)
     theirs = given_weights(tmp_path / "theirs", train=[f"image_{i:02d}" for i in range(10)]) / "best.pt"
     with pytest.raises(LeakError, match="backbone-weights"):
-        train_detector(502, STUB, 0, options(tiny, backbone_weights=theirs))
+        train(502, STUB, 0, options(tiny, backbone_weights=theirs))

@@ -13,9 +13,9 @@ import pytest
 from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL
-from medkd.detection.api import dry_run_detector, train_detector
 from medkd.detection.plan import DetectionAugmentation, DetectionPlan
 from medkd.detection.prepare import plan_and_preprocess_detection
+from medkd.detection.task import dry_run, train
 from tests.detection.builders import make_dataset
 from tests.detection.quick import JOBS, NAME, STUB, options, results
 
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
     """A root with two classes of which fold 0 is trained."""
     make_dataset(tmp_path, images=10, negatives=2, categories=CATEGORIES)
     plan_and_preprocess_detection(502, root=tmp_path, workers=1)
-    train_detector(502, STUB, 0, options(tmp_path))
+    train(502, STUB, 0, options(tmp_path))
     return tmp_path
 
 
@@ -44,7 +44,7 @@ def test_folds_of_exchanged_classes_are_refused(root: Path) -> None:
     plan_and_preprocess_detection(502, root=root, workers=1, overwrite_plan=True)
     before = (results(root) / f"{STUB}__detection/plans.json").read_text()
     with pytest.raises(RunError, match=r"other settings \(categories: \('fracture', 'metal'\) there, \('metal', 'fr"):
-        train_detector(502, STUB, 1, options(root))
+        train(502, STUB, 1, options(root))
     assert (results(root) / f"{STUB}__detection/plans.json").read_text() == before and len(JOBS) == 1
 
 
@@ -64,7 +64,7 @@ CHANGES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES)
-@pytest.mark.parametrize("start", [train_detector, dry_run_detector])
+@pytest.mark.parametrize("start", [train, dry_run])
 def test_folds_that_are_trained_otherwise_are_refused(
     root: Path, name: str, value: Any, start: Callable[..., object]
 ) -> None:
@@ -78,7 +78,7 @@ def test_folds_that_are_trained_otherwise_are_refused(
 
 def test_what_does_not_change_the_detector_may_change_between_folds(root: Path) -> None:
     edit_plan(root, lambda plan: replace(plan, reasons={"epochs": "a person said so"}))
-    assert train_detector(502, STUB, 1, options(root)).name == "fold_1"
+    assert train(502, STUB, 1, options(root)).name == "fold_1"
 
 
 def test_an_interrupted_fold_goes_on_with_its_own_images_only_and_a_dry_run_says_so(root: Path) -> None:
@@ -88,6 +88,6 @@ def test_an_interrupted_fold_goes_on_with_its_own_images_only_and_a_dry_run_says
     first, *others = json.loads(splits.read_text())
     first["train"][0], first["val"][0] = first["val"][0], first["train"][0]
     splits.write_text(json.dumps([first, *others]))
-    for start in (dry_run_detector, train_detector):
+    for start in (dry_run, train):
         with pytest.raises(RunError, match="trained with other splits: 2 of its training cases differ"):
             start(502, STUB, 0, options(root, resume=True))

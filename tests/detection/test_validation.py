@@ -11,6 +11,8 @@ import pytest
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
+from medkd.detection.job import DetectionJob
+from medkd.detection.store import DetectionStore
 from medkd.detection.validation import finish_fold
 from medkd.evaluation.detection.predictions import DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
@@ -25,11 +27,15 @@ def raw(tmp_path: Path) -> Path:
     return make_dataset(tmp_path, size=192)
 
 
+def judge(job: DetectionJob, raw: Path) -> DetectionSummary | None:
+    return finish_fold(job.folder, DetectionStore(job.store), raw, job.val, job.device)
+
+
 def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(tmp_path: Path, raw: Path) -> None:
     """The store holds the images at half their size."""
     store = make_store(raw, tmp_path / "store", 96)
     run = stub.make_run(tmp_path, raw)
-    summary = finish_fold(stub.make_job(run, store.folder, VAL), raw)
+    summary = judge(stub.make_job(run, store.folder, VAL), raw)
     assert summary is not None and summary.value("AP50").mean == 1.0 and summary.value("AP").mean > 0.8
     assert summary.value("S@0.125").mean == 1.0 and summary.value("AUC").mean == 1.0
     folder = run / "fold_0" / "validation"
@@ -65,7 +71,7 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
         type(store), "image", lambda self, case: original(self, case) if case != "image_07" else _killed()
     )
     with pytest.raises(KeyboardInterrupt):
-        finish_fold(job, raw)
+        judge(job, raw)
     journal = run / "fold_0" / "validation" / "predictions.jsonl"
     assert len(journal.read_text().splitlines()) == 1 + 2  # the batch before the kill
     with journal.open("a") as file:
@@ -74,7 +80,7 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
 
     def looked_at() -> int:
         stub.CALLS.clear()
-        summary = finish_fold(job, raw)
+        summary = judge(job, raw)
         assert summary is not None and summary.value("AP50").mean == 1.0
         return sum(stub.CALLS)
 
@@ -92,7 +98,7 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
 def test_without_validation_cases_there_is_nothing_to_score(tmp_path: Path, raw: Path) -> None:
     store = make_store(raw, tmp_path / "store", 96)
     run = stub.make_run(tmp_path, raw)
-    assert finish_fold(stub.make_job(run, store.folder, ()), raw) is None
+    assert judge(stub.make_job(run, store.folder, ()), raw) is None
     assert (run / "fold_0" / "model.json").exists() and not (run / "fold_0" / "validation").exists()
 
 
@@ -101,10 +107,10 @@ def test_missing_annotations_and_images_are_named(tmp_path: Path, raw: Path) -> 
     job = stub.make_job(stub.make_run(tmp_path, raw), store.folder, VAL)
     store.image_path("image_01").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"1 of 4 validation images failed.*image_01"):
-        finish_fold(job, raw)
+        judge(job, raw)
     (raw / "labelsTr" / "image_02.json").unlink()
     with pytest.raises(DataError, match=r"image_02\.json.*restore the raw data set"):
-        finish_fold(job, raw)
+        judge(job, raw)
 
 
 def _killed() -> np.ndarray:

@@ -12,8 +12,8 @@ import medkd.training.segmentation as segmentation
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import LeakError, MedkdError, RunError
 from medkd.core.run import FINAL, RunFolder
-from medkd.training.api import train, train_distill
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train, train_distill
 from tests.training.builders import NAME, make_dataset
 
 

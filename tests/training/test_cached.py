@@ -29,10 +29,10 @@ from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, allowed_folds
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
-from medkd.training.api import train, train_distill
 from medkd.training.cached import cache_targets
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train, train_distill
 from medkd.training.targets import DESCRIPTION, TargetStore
 from tests.training.builders import NAME, make_dataset
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.distillation import METHODS, Context, Distiller, build_method
 from medkd.networks import build_network
 from medkd.networks.reference import build_weightless
-from medkd.training.api import dry_run, train, train_distill
-from medkd.training.dry_run import LeakGuard, step_memory, tap_pairs
+from medkd.training.dry_run import DryRun, LeakGuard, step_memory, tap_pairs
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
+from medkd.training.run import rehearse
+from medkd.training.segmentation_lesson import SegmentationLesson
+from medkd.training.segmentation_task import SegmentationTask, train, train_distill
 from tests.training.builders import NAME, make_dataset
 
 
@@ -35,6 +38,13 @@ def _options(root: Path, **changes: object) -> TrainOptions:
         **changes,
     }
     return TrainOptions(**values)
+
+
+def dry_run(*arguments: Any, **more: Any) -> DryRun:
+    """What the command prints, before it becomes lines."""
+    lesson = rehearse(SegmentationTask(), *arguments, **more)[1]
+    assert isinstance(lesson, SegmentationLesson)
+    return lesson.describe()
 
 
 def _files(root: Path) -> dict[Path, bytes | None]:

@@ -15,8 +15,8 @@ import medkd.training.segmentation as segmentation
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.run import FINAL, LATEST
 from medkd.distillation.prompts.first_stage import PromptMethod
-from medkd.training.api import train, train_distill
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train, train_distill
 from tests.training.builders import make_dataset
 
 ITERATIONS = 2

@@ -20,8 +20,9 @@ from medkd.models.base import open_model
 from medkd.models.like import plan_like, prepare_if_new
 from medkd.models.nnunet.checkpoint import ALLOWED
 from medkd.models.nnunet.splits import nnunet_splits
-from medkd.training.api import dry_run, train_distill
 from medkd.training.options import TrainOptions
+from medkd.training.run import rehearse
+from medkd.training.segmentation_task import SegmentationTask, train_distill
 from tests.training.builders import make_dataset
 
 NAMES = tuple(f"hippocampus_{number}" for number in ("001", "003", "004", "007", "008", "011"))
@@ -143,10 +144,9 @@ def test_a_student_is_mirrored_where_its_teacher_was(
     content["inference_allowed_mirroring_axes"] = known
     torch.save(content, file)
     for method in ("none", "kd"):
-        told = dry_run(
-            4, "unet_tiny", 0, TrainOptions(root=root, **SETTINGS), teacher=str(tmp_path / "model"), method=method
-        )
-        assert told.run.mirror_axes == expected
+        options = TrainOptions(root=root, **SETTINGS)
+        job, _ = rehearse(SegmentationTask(), 4, "unet_tiny", 0, options, str(tmp_path / "model"), method)
+        assert job.run.mirror_axes == expected
 
 
 @pytest.mark.real_data

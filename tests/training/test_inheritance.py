@@ -18,9 +18,9 @@ from medkd.core.files import read_json
 from medkd.core.run import FINAL, RUN_FILE
 from medkd.evaluation.report.data import baseline_of, gather
 from medkd.models.run import SegmentationRun
-from medkd.training.api import dry_run, train, train_distill
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import dry_run, train, train_distill
 from tests.training.builders import NAME, make_dataset
 
 
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_one_clear_sentence_and_leaves_nothing(
 
 def test_the_dry_run_says_so_and_refuses_as_well(root: Path) -> None:
     options = _options(root, width_divisor=2, init="teacher", tag="dry")
-    assert "starts from its teacher" in "\n".join(dry_run(900, "plain_unet", 0, options, "plain_unet", "kd").lines())
+    assert "starts from its teacher" in "\n".join(dry_run(900, "plain_unet", 0, options, "plain_unet", "kd"))
     with pytest.raises(RunError, match="student is a UNetTiny"):
         dry_run(900, "unet_tiny", 0, replace(options, width_divisor=1), "plain_unet", "kd")
 

@@ -15,9 +15,9 @@ from medkd.core.plan import Plan
 from medkd.core.run import FINAL
 from medkd.core.serial import save
 from medkd.core.splits import Split
-from medkd.training.api import dry_run, train, train_distill
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import check_cases
+from medkd.training.segmentation_task import dry_run, train, train_distill
 from tests.training.builders import NAME, make_dataset
 
 RUN = Path("results") / NAME / "plain_unet__3d_fullres"
@@ -138,7 +138,7 @@ def test_a_run_holds_folds_of_the_same_labels(trained: Path) -> None:
 
 def test_what_does_not_reach_the_network_may_change_between_folds(trained: Path) -> None:
     _edit_plan(trained, _replanned)
-    assert dry_run(900, "plain_unet", 1, _options(trained)).state == "new"
+    assert "fold_1 (new)" in dry_run(900, "plain_unet", 1, _options(trained))[0]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

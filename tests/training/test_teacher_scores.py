@@ -18,8 +18,8 @@ from medkd.core.serial import save
 from medkd.evaluation.report.data import compare, gather, teacher_of
 from medkd.models.base import open_model
 from medkd.models.like import prepare_if_new
-from medkd.training.api import train_distill
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train_distill
 from medkd.training.teacher_scores import score_teacher
 from tests.training.builders import NAME as BOXES
 from tests.training.builders import make_dataset

@@ -29,8 +29,8 @@ from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.results import Summary
 from medkd.io.volumes import read_volume, write_volume
 from medkd.preprocessing.store import CaseStore
-from medkd.training.api import train
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train
 from medkd.training.validation import finish_fold
 from tests.training.builders import NAME, boxes_case, make_dataset
 

@@ -1,0 +1,270 @@
+"""What detection says to the training that all tasks share: its plan, its run, and how a family trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import medkd.training.run as training_run
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, PlanError
+from medkd.core.run import DETECTION, FINAL, Budget, NetworkSpec, RunDescription
+from medkd.core.workers import default_workers
+from medkd.detection.base import DETECTORS, Detector, DetectorSpec
+from medkd.detection.distiller import DetectorDistiller
+from medkd.detection.families import register_detectors
+from medkd.detection.job import DetectionJob
+from medkd.detection.methods import DETECTION_METHODS, check_known
+from medkd.detection.models import TrainedDetector, seen_by_start
+from medkd.detection.options import DetectorOptions
+from medkd.detection.plan import STRIDE, DetectionPlan
+from medkd.detection.sampling import draw_epoch
+from medkd.detection.store import DetectionStore
+from medkd.detection.weights import start_from
+from medkd.distillation import METHODS, Context, build_method
+from medkd.models.guard import Teacher
+from medkd.networks.complexity import count_parameters
+from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run
+from medkd.training.plausibility import Score, number_at
+
+DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
+DetectorJob = Job[DetectionPlan, DetectionStore, DetectorOptions]
+
+_SHARED = (
+    "categories",
+    "anchor_scale",
+    "augmentation",
+    "sampling",
+    "negatives",
+    "final_learning_rate",
+    "momentum",
+    "weight_decay",
+    "protocol",
+)
+_AP_OF_NOTHING = 0.001
+
+
+class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]):
+    """Boxes on radiographs."""
+
+    name = "detection"
+    options = DetectorOptions
+    noun = "images"
+    mark = "box"
+
+    def configuration(self, options: DetectorOptions) -> str:
+        """The only one."""
+        return DETECTION
+
+    def read_plan(self, path: Path) -> DetectionPlan:
+        """Read a ``plans.json``."""
+        return DetectionPlan.load(path)
+
+    def open_store(self, folder: Path, plan: DetectionPlan, configuration: str) -> DetectionStore:
+        """The stored images, whose categories must be the plan's."""
+        store = DetectionStore(folder / configuration)
+        if store.categories != plan.categories:
+            raise PlanError(
+                f"{folder}: plan and preprocessed images have different categories; run medkd_plan_and_preprocess -d "
+                f"{folder.name}."
+            )
+        return store
+
+    def adapt_plan(self, plan: DetectionPlan, store: DetectionStore, options: DetectorOptions) -> DetectionPlan:
+        """The plan with the image size of this run; images that were stored smaller are not blown up unnoticed."""
+        size = options.image_size or plan.image_size
+        if size < STRIDE or size % STRIDE:
+            raise PlanError(f"--image-size must be a multiple of {STRIDE}, found {size}.")
+        small = [case for case in store.cases() if max(store.size(case)) < min(size, max(store.original_size(case)))]
+        if small:
+            raise PlanError(
+                f"{len(small)} images, for example {small[0]}, are stored with {max(store.size(small[0]))} px, fewer "
+                f"than {size}; run medkd_plan_and_preprocess -d {plan.dataset} --image-size {size}."
+            )
+        return replace(plan, image_size=size)
+
+    def facts(self, plan: DetectionPlan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
+        """What outputs mean, and how a detector is trained."""
+        return {key: getattr(plan, key) for key in _SHARED}
+
+    def structures(self, data: DetectionFold) -> tuple[str, ...]:
+        """The categories."""
+        return data.plan.categories
+
+    def structures_of(self, data: DetectionFold, case: str) -> frozenset[str]:
+        """The categories of the image's boxes."""
+        return frozenset(data.store.names(case))
+
+    def check(self, data: DetectionFold, network: str, method: str | None) -> None:
+        """Refuse unknown names, and a fold without boxes."""
+        if not any(data.store.names(case) for case in data.split.train):
+            raise DataError(
+                f"Fold {data.fold} of {data.dataset} has no box in its {len(data.split.train)} training images; choose "
+                "another fold."
+            )
+        drawn_images(data)
+        register_detectors(network)
+        DETECTORS[network]
+        if method is not None:
+            check_known(method)
+
+    def seen_at_start(self, data: DetectionFold) -> frozenset[str]:
+        """What the weights that the detector starts from have seen."""
+        start = data.options.backbone_weights
+        return frozenset() if start is None else seen_by_start(Path(start), data.fold, data.split)
+
+    def describe(
+        self, data: DetectionFold, network: str, method: str | None, teacher: Teacher[TrainedDetector] | None
+    ) -> RunDescription:
+        """``run.json``: the options, else the plan's values."""
+        options, plan = data.options, data.plan
+        budget = Budget(
+            options.epochs or plan.epochs,
+            options.iterations_per_epoch or 0,
+            options.batch_size or plan.batch_size,
+            options.learning_rate or plan.learning_rate,
+            options.seed,
+        )
+        size = (plan.image_size, plan.image_size)
+        spec = NetworkSpec(name=network, in_channels=3, num_outputs=len(plan.categories), patch_size=size)
+        run = describe_run(data, spec, budget, method, teacher, (DETECTORS, METHODS, DETECTION_METHODS))
+        start = options.backbone_weights
+        return replace(run, backbone_weights=None if start is None else str(Path(start).absolute()))
+
+    def score(self, summary: Mapping[str, Any]) -> Score | None:
+        """The average precision over all classes."""
+        precision = number_at(summary, "mean", "AP", "mean")
+        return None if precision is None else ("AP", precision, _AP_OF_NOTHING)
+
+    def build(self, job: DetectorJob, *, weightless: bool = False) -> DetectionLesson:
+        """Student, and teacher with its method; detectors are always built with weights."""
+        return DetectionLesson(job)
+
+    def validate(self, job: DetectorJob, cases: tuple[str, ...]) -> None:
+        """Find boxes in the images and score them in original pixels."""
+        from medkd.detection.validation import finish_fold
+
+        finish_fold(job.folder, job.store, job.raw, cases, job.device)
+
+
+class DetectionLesson(Lesson):
+    """Student, teacher and method of a job.
+
+    Args:
+        job: what is trained.
+
+    Attributes:
+        student: the detector as it starts: equal for equal seeds, alone and under every method.
+        distiller: teacher and method; None for a detector alone.
+
+    Raises:
+        MedkdError: student, teacher and method do not fit.
+    """
+
+    def __init__(self, job: DetectorJob) -> None:
+        self.job = job
+        self.seen = job.seen
+        network = job.run.network
+        self.spec = DetectorSpec(network.name, job.plan.categories, network.patch_size[0], job.plan.anchor_scale)
+        torch.manual_seed(job.options.seed)
+        self.student: Detector = DETECTORS[network.name].build(self.spec)
+        if job.options.backbone_weights is not None:
+            start_from(self.student, Path(job.options.backbone_weights))
+        self.distiller = None if job.teacher is None else self._distiller(job.teacher)
+
+    def fit(self) -> None:
+        """Let the detector's family train."""
+        fit(self.family_job())
+
+    def family_job(self) -> DetectionJob:
+        """What the family gets."""
+        job, options = self.job, self.job.options
+        return DetectionJob(
+            detector=self.student,
+            distiller=self.distiller,
+            plan=job.plan,
+            store=job.store.folder,
+            train=job.split.train,
+            val=job.split.val,
+            budget=job.run.budget,
+            folder=job.folder,
+            device=job.device,
+            precision=job.run.precision,
+            resume=options.resume,
+            workers=default_workers() if options.workers is None else options.workers,
+        )
+
+    def lines(self) -> list[str]:
+        """What the training would do, for people."""
+        job, budget, size = self.job, self.job.run.budget, self.spec.image_size
+        steps = budget.iterations_per_epoch or -(-len(drawn_images(job)) // budget.batch_size)
+        state = "finished" if (job.folder / FINAL).exists() else "new"
+        lines = [
+            f"run        {job.folder} ({state})",
+            f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
+            f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
+            f"images     {len(job.split.train)} for training, {len(job.split.val)} for validation",
+            f"student    {self.spec.name}: {count_parameters(self.student):,} parameters",
+        ]
+        return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
+
+    def _lines_of_teacher(self, chosen: Teacher[TrainedDetector]) -> list[str]:
+        teacher = None if self.distiller is None else self.distiller.teacher
+        helpers = 0 if self.distiller is None else sum(p.numel() for p in self.distiller.parameters())
+        size = " is not needed" if teacher is None else f": {count_parameters(teacher):,} parameters"
+        name = chosen.model.name
+        return [
+            f"teacher    {name}{size}",
+            f"method     {self.job.run.method}, {helpers:,} trainable parameters of its own",
+            f"leak guard fold {chosen.fold} of {name} teaches; it has seen {len(chosen.seen)} images and none of the "
+            f"{len(self.job.split.val)} on which the student is judged",
+        ]
+
+    def _distiller(self, chosen: Teacher[TrainedDetector]) -> DetectorDistiller:
+        teacher: Detector = chosen.network()
+        student, classes, size = self.student, len(self.spec.categories), self.spec.image_size
+        context = Context(
+            student_taps=student.taps,
+            teacher_taps=teacher.taps,
+            num_outputs=classes + 1 if student.two_stage else classes,
+            regions=not student.two_stage,
+            spacing=(1.0, 1.0),
+            patch_size=(size, size),
+            task="detection",
+        )
+        run = self.job.run
+        torch.manual_seed(self.job.options.seed + HELPER_SEED)
+        method = build_method(run.method or "none", context, run.method_parameters, own=DETECTION_METHODS)
+        return DetectorDistiller(teacher, method, student.anchors)
+
+
+def drawn_images(data: DetectionFold) -> list[str]:
+    """The images that the plan draws for the first epoch.
+
+    Raises:
+        PlanError: there are none.
+    """
+    annotations = {case: data.store.names(case) for case in data.split.train}
+    return draw_epoch(data.split.train, annotations, data.plan, data.options.seed, 0)
+
+
+def fit(job: DetectionJob) -> None:
+    """Train a detector by what its family brings along."""
+    if job.detector.family == "yolo":
+        from medkd.detection import yolo
+
+        yolo.fit(job)
+    else:
+        from medkd.detection import tv
+
+        tv.fit(job)
+
+
+train = partial(training_run.train, DetectionTask())
+train_distill = partial(training_run.train_distill, DetectionTask())
+dry_run = partial(training_run.dry_run, DetectionTask())
