@@ -12,7 +12,7 @@ import torch
 
 import medkd.training.run as training_run
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError, PlanError
+from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.run import DETECTION, FINAL, Budget, NetworkSpec, RunDescription
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
@@ -180,6 +180,8 @@ class DetectionLesson(Lesson):
     def fit(self) -> None:
         """Let the detector's family train."""
         fit(self.family_job())
+        if not (self.job.folder / FINAL).exists():
+            raise RunError(f"{self.job.folder} has no {FINAL} after training; continue it with --continue.")
 
     def family_job(self) -> DetectionJob:
         """What the family gets."""

@@ -55,7 +55,8 @@ class Holder:
 def fold_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a fold for a block; it lies beside the fold folder, which may be thrown away meanwhile.
 
-    A lock whose process is gone is taken over. A run folder that is empty at the end is removed.
+    A lock whose process is gone is taken over. Folders that were made for the lock and are empty at the end are
+    removed.
 
     Args:
         folder: fold folder, which need not exist.
@@ -65,6 +66,7 @@ def fold_lock(folder: Path) -> Iterator[None]:
         DataError: the folder cannot be written to.
     """
     file = folder.parent / f".{folder.name}.lock"
+    made = [place for place in file.parents if not place.exists()]
     _take(file, folder)
     stopped = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, stopped), daemon=True)
@@ -75,8 +77,9 @@ def fold_lock(folder: Path) -> Iterator[None]:
         stopped.set()
         beat.join()
         file.unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.parent.rmdir()  # does nothing to a folder that holds anything
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()  # does nothing to a folder that holds anything
 
 
 def _take(file: Path, folder: Path) -> None:

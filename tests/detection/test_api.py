@@ -185,7 +185,7 @@ def test_the_commands_dispatch_on_the_task(tiny: Path, capsys: pytest.CaptureFix
     assert distill_main(["502", STUB, STUB, "cwd", "0", *base, "--set", "cwd.weight=2"]) == 0
     assert JOBS[-1].distiller is not None
     assert train_main(["502", STUB, "1", *base, "--patch-size", "64", "64"]) == 1
-    assert "which --patch-size is not for" in capsys.readouterr().err
+    assert "--patch-size is for segmentation" in capsys.readouterr().err
 
 
 def test_an_absent_or_damaged_stored_image_is_named(tiny: Path) -> None:

@@ -340,7 +340,7 @@ def test_a_killed_and_continued_cached_run_has_the_unbroken_runs_weights(
     ("method", "fold", "changes", "error", "message"),
     [
         ("acf", 0, {"targets": "cached"}, MethodError, "acf needs more of the teacher"),
-        ("kd", 0, {"targets": "stored"}, RunError, "must be live or cached"),
+        ("kd", 0, {"targets": "stored"}, RunError, "must be one of live, cached"),
         ("kd", 0, {"targets_tta": True}, RunError, "add --targets cached"),
         ("kd", 2, {"targets": "cached"}, LeakError, "fold 2"),
         ("kd", 0, {"targets": "cached", "targets_limit": 1e-9}, RunError, "--targets-limit"),
