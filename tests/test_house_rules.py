@@ -15,9 +15,7 @@ MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION = 400, 60, 35
 
 # files that are longer than that, with their lines; the list may only become shorter
 STILL_LONG = {
-    "medkd/training/api.py": 404,
     "tests/dataset_conversion/test_msd.py": 412,
-    "tests/detection/test_api.py": 450,
     "tests/models/test_bundle.py": 445,
 }
 

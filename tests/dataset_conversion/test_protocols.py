@@ -29,7 +29,7 @@ from medkd.core.protocol import (
     protocol_names,
     read_protocols,
 )
-from medkd.core.run import FINAL, Budget
+from medkd.core.run import Budget
 from medkd.core.serial import load, save
 from medkd.inference.predictor import Predictor
 from medkd.inference.sliding_window import predict_logits
@@ -284,12 +284,7 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
     rule = replace(rule, epochs=4, distilled_epochs=2, iterations_per_epoch=3)
     boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule))
     seen: list[SegmentationTrainer] = []
-
-    def finished(trainer: SegmentationTrainer, *, resume: bool = False) -> None:
-        seen.append(trainer)
-        trainer.save_weights(FINAL)
-
-    monkeypatch.setattr(SegmentationTrainer, "fit", finished)
+    monkeypatch.setattr(SegmentationTrainer, "fit", lambda trainer, *, resume=False: seen.append(trainer))
     monkeypatch.setattr(training_run, "finish", lambda task, job: job.folder)
     options = TrainOptions(root=tmp_path, device="cpu", workers=0, learning_rate=0.5)
     training.train(900, "unet_tiny", 0, options)

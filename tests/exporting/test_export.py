@@ -183,5 +183,5 @@ def _train():
     try:
         from medkd.training.run import train
     except ImportError:
-        from medkd.training.api import train
+        from medkd.training.segmentation_task import train
     return train

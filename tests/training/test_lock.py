@@ -39,7 +39,10 @@ def test_another_process_is_named_and_its_lock_is_left(tmp_path: Path, sleeper: 
     started = psutil.Process(sleeper.pid).create_time()
     file = write(tmp_path / "run/fold_0", process=sleeper.pid, started=started)
     before = file.read_text()
-    with pytest.raises(RunError, match=rf"fold_0 is being trained by the process {sleeper.pid}; wait") as caught, fold_lock(tmp_path / "run/fold_0"):
+    with (
+        pytest.raises(RunError, match=rf"fold_0 is being trained by the process {sleeper.pid}; wait") as caught,
+        fold_lock(tmp_path / "run/fold_0"),
+    ):
         pytest.fail("the lock was not held")
     assert "\n" not in str(caught.value) and file.read_text() == before
     with fold_lock(tmp_path / "run/fold_1"):  # another fold is free
