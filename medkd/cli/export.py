@@ -9,20 +9,20 @@ from pathlib import Path
 from medkd import api
 from medkd.cli import common
 
-FORMATS = ("onnx", "openvino")
+FORMATS = ("onnx", "openvino", "nnunet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_export``."""
     arguments = common.parser(
         "Export a trained model (a run, an nnU-Net v2 folder, a MONAI bundle, …) as a network for ONNX Runtime or "
-        "OpenVINO with everything from a scan to the network and back. The exported network is compared with the "
-        "model first; nothing is left where they differ.",
+        "OpenVINO with everything from a scan to the network and back, or as a model folder for stock nnU-Net v2. The "
+        "exported network is compared with the model first; nothing is left where they differ.",
         "medkd_export 4/unet_tiny__3d_fullres -o exported --format onnx",
     )
     arguments.add_argument("model", metavar="MODEL", help="model folder, or DATASET/RUN below the results folder")
     arguments.add_argument("-o", dest="output", type=Path, required=True, help="folder to be made")
-    arguments.add_argument("--format", choices=FORMATS, default="onnx", help="of the network (default: onnx)")
+    arguments.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
     arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all)")
     arguments.add_argument(
         "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from medkd.runtime.package import Exported
+from medkd.exporting.parity import Parity
+
+if TYPE_CHECKING:
+    from medkd.exporting.formats import Parcel
+
+_USE = {
+    "onnx": ("pip install 'medkd[runtime]'", "medkd_predict -i scans -o predictions -m THIS_FOLDER"),
+    "openvino": ("pip install openvino medkd", "medkd_predict -i scans -o predictions -m THIS_FOLDER"),
+    "nnunet": ("pip install nnunetv2", "nnUNetv2_predict_from_modelfolder -i scans -o predictions -m THIS_FOLDER"),
+}
 
 
-def model_card(exported: Exported, parity: str, scores: Mapping[str, Any]) -> str:
+def model_card(parcel: Parcel, format: str, parity: Parity) -> str:
     """The card as Markdown.
 
     Args:
-        exported: the description.
-        parity: a sentence on how the exported network compares with the model.
-        scores: name → value of what is known about the model's quality.
+        parcel: what was exported.
+        format: how.
+        parity: how the exported network compares with the model.
     """
-    made, planned = exported.made_from, exported.planned
+    trained, rule = parcel.trained, parcel.rule
+    mirrored = f"mirrored along the axes {list(trained.mirror_axes)}" if rule.mirror else "not mirrored"
     lines = [
-        f"# {made.get('name', 'model')}",
+        f"# {parcel.origin['name']}",
         "",
-        "Exported by medkd. Research software, not a medical device; not for diagnosis.",
+        f"Exported by medkd as {format}. Research software, not a medical device; not for diagnosis.",
         "",
-        f"- input: {', '.join(exported.channel_names)}; {planned.rank}D, {_axes(planned.spacing)} mm",
-        f"- output: {', '.join(exported.labels)}",
-        f"- patch: {_axes(exported.patch_size)} voxels, step {exported.step_size}, mirrored axes "
-        f"{list(exported.mirror_axes) if exported.mirror else 'none'}",
-        f"- network: `{exported.network}`, input `image` (batch, {len(exported.channel_names)}, "
-        f"{', '.join(map(str, exported.patch_size))}) float32, output `logits`",
-        f"- parity: {parity}",
+        f"- input: {', '.join(trained.channels)}; {trained.configuration.rank}D, voxels of "
+        f"{_axes(trained.configuration.spacing)} mm",
+        f"- output: {', '.join(name for name, _ in trained.labels.entries)}",
+        f"- patch: {_axes(trained.patch_size)} voxels, step {rule.step_size:g} of it, {mirrored}",
+        f"- parity: {parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model, logits by up "
+        f"to {parity.logits:.2g}",
         "",
         "## Made from",
         "",
     ]
-    lines += [f"- {name}: {value}" for name, value in made.items()]
-    if scores:
-        lines += ["", "## Scores", ""]
-        lines += [f"- {name}: {value}" for name, value in scores.items()]
-    lines += ["", "## Use", "", "```", "pip install 'medkd[runtime]'"]
-    lines += ["medkd_predict -i scans -o predictions -m THIS_FOLDER", "```", ""]
+    for name, value in parcel.origin.items():
+        lines.append(f"- {name}: {value}")
+    lines += ["", "## Use", "", "```", *_USE[format], "```", ""]
     return "\n".join(lines)
 
 
-def _axes(values: tuple[float, ...] | tuple[int, ...]) -> str:
+def _axes(values: Sequence[float]) -> str:
     return " × ".join(f"{value:g}" for value in values)

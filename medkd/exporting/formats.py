@@ -1,0 +1,151 @@
+"""The formats in which a model leaves the house: how each is written, and how it is opened again to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from medkd.core.protocol import InferenceRule
+from medkd.exporting.nnunet import write_nnunet
+from medkd.exporting.onnx import export_onnx
+from medkd.exporting.openvino import export_openvino
+from medkd.inference.predictor import Predictor, Settings
+from medkd.models.base import open_model
+from medkd.models.segmentation import TrainedModel
+from medkd.preprocessing.pipeline import Preprocessed
+from medkd.runtime.package import Exported, digest_of, write_exported
+from medkd.runtime.predictor import RuntimePredictor
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A model that is exported.
+
+    Attributes:
+        trained: its networks and preprocessing.
+        rule: how it predicts by default.
+        origin: where it comes from, for the description.
+    """
+
+    trained: TrainedModel
+    rule: InferenceRule
+    origin: Mapping[str, Any]
+
+
+class Reopened(Protocol):
+    """An exported model that was opened again."""
+
+    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
+        """Label map ``(z, y, x)`` in the native grid."""
+
+    def logits_of(self, image: np.ndarray) -> np.ndarray:
+        """Logits ``(K, z, y, x)`` of a preprocessed image."""
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """One format.
+
+    Attributes:
+        write: fills a folder.
+        reopen: opens that folder again, with the step size and mirroring of the parcel.
+        tolerance: share of the foreground's voxels that may differ by rounding.
+    """
+
+    write: Callable[[Parcel, Path], None]
+    reopen: Callable[[Parcel, Path], Reopened]
+    tolerance: float = 1e-4
+
+
+class InRuntime:
+    """Reopened with an engine, without torch."""
+
+    def __init__(self, parcel: Parcel, folder: Path) -> None:
+        self._predictor = RuntimePredictor.open(folder)
+
+    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
+        """See :class:`Reopened`."""
+        return self._predictor.predict(prepared).labels
+
+    def logits_of(self, image: np.ndarray) -> np.ndarray:
+        """See :class:`Reopened`."""
+        return self._predictor.logits(image)
+
+
+class InTorch:
+    """Reopened as whatever kind of model the folder is."""
+
+    def __init__(self, parcel: Parcel, folder: Path) -> None:
+        self._predictor = predictor_of(open_model(folder, "segmentation").load(), parcel.rule)
+
+    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
+        """See :class:`Reopened`."""
+        return self._predictor.predict(prepared).labels
+
+    def logits_of(self, image: np.ndarray) -> np.ndarray:
+        """See :class:`Reopened`."""
+        return self._predictor.predict_preprocessed(image).numpy()
+
+
+def predictor_of(trained: TrainedModel, rule: InferenceRule) -> Predictor:
+    """The torch predictor of a model, on the CPU and in float32."""
+    return Predictor(
+        trained.networks,
+        trained.plan,
+        trained.configuration,
+        trained.labels,
+        trained.patch_size,
+        mirror_axes=trained.mirror_axes,
+        device="cpu",
+        settings=Settings(step_size=rule.step_size, mirror=rule.mirror, blending=rule.blending),
+        folds=trained.folds,
+    )
+
+
+def _write_onnx(parcel: Parcel, folder: Path) -> None:
+    trained = parcel.trained
+    export_onnx(trained.networks, len(trained.channels), trained.patch_size, folder / "model.onnx")
+    _describe(parcel, folder, "model.onnx")
+
+
+def _write_openvino(parcel: Parcel, folder: Path) -> None:
+    trained = parcel.trained
+    export_openvino(trained.networks, len(trained.channels), trained.patch_size, folder / "model.xml")
+    _describe(parcel, folder, "model.xml")
+
+
+def _write_nnunet(parcel: Parcel, folder: Path) -> None:
+    write_nnunet(parcel.trained, folder)
+
+
+def _describe(parcel: Parcel, folder: Path, network: str) -> None:
+    trained, rule = parcel.trained, parcel.rule
+    stated = trained.labels.to_json()
+    described = Exported(
+        network=network,
+        digest=digest_of(folder / network),
+        channel_names=trained.channels,
+        labels=stated["labels"],
+        regions_class_order=tuple(stated.get("regions_class_order", ())),
+        plan=replace(trained.plan, configurations={trained.configuration.name: trained.configuration}),
+        configuration=trained.configuration.name,
+        patch_size=tuple(trained.patch_size),
+        mirror_axes=tuple(trained.mirror_axes),
+        mirror=rule.mirror,
+        step_size=rule.step_size,
+        blending=rule.blending,
+        made_from=parcel.origin,
+    )
+    write_exported(folder, described)
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "onnx": ExportFormat(_write_onnx, InRuntime),
+    "openvino": ExportFormat(_write_openvino, InRuntime, tolerance=5e-3),
+    "nnunet": ExportFormat(_write_nnunet, InTorch),
+}
+"""Every format by its name on the command line; OpenVINO's weights are stored in half precision."""
