@@ -24,7 +24,7 @@ TABLE: dict[str, set[str]] = {
     "models": {"core", "io", "networks", "preprocessing"},
     "runtime": {"core", "preprocessing"},
     "inference": {"core", "preprocessing", "models", "io", "runtime"},
-    "exporting": {"core", "io", "preprocessing", "models", "runtime", "inference"},
+    "exporting": {"core", "io", "networks", "preprocessing", "models", "runtime", "inference"},
     "training": {
         "core",
         "io",
