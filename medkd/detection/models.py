@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
+from medkd.core.files import read_json
 from medkd.core.run import (
     BEST,
     DATASET_FILE,
@@ -238,8 +239,11 @@ class DetectorWeights(DetectorFolder):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether it is a file of weights, or a folder with a ``teacher.json``."""
-        return path.suffix in _WEIGHTS or (path / FILE).is_file()
+        """Whether it is a file of weights, or a folder whose ``teacher.json`` lists ``categories``."""
+        if path.suffix in _WEIGHTS:
+            return True
+        stated = read_json(path / FILE) if (path / FILE).is_file() else None
+        return isinstance(stated, Mapping) and "categories" in stated
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The one that was given."""

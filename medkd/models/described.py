@@ -33,6 +33,15 @@ _WRAPPERS = ("state_dict", "model_state_dict", "network", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
+def describes_detector(folder: Path) -> bool:
+    """Whether the ``teacher.json`` in a folder lists ``categories``, as that of a detector does."""
+    try:
+        stated = read_json(folder / FILE)
+    except DataError:
+        return False  # opening it says what is wrong
+    return isinstance(stated, Mapping) and "categories" in stated
+
+
 class DescribedFolder(ImportedFolder):
     """A folder with a ``teacher.json`` that describes a segmentation network."""
 
@@ -42,14 +51,7 @@ class DescribedFolder(ImportedFolder):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whether there is a ``teacher.json`` that does not describe a detector by its ``categories``."""
-        file = path / FILE
-        if not file.is_file():
-            return False
-        try:
-            stated = read_json(file)
-        except DataError:
-            return True  # opening it says what is wrong
-        return not (isinstance(stated, Mapping) and "categories" in stated)
+        return (path / FILE).is_file() and not describes_detector(path)
 
     def read(self) -> ExternalModel:
         """The description, checked.
