@@ -127,6 +127,7 @@ class Detector(nn.Module):
         family: which family it belongs to.
         two_stage: whether it scores proposals (``logits`` with background, softmax) instead of anchors (sigmoid).
         overlap: the published intersection over union of its non-maximum suppression.
+        cell_centre: where in a cell its anchors or points have their centre, as a share of the stride.
     """
 
     spec: DetectorSpec
@@ -134,6 +135,12 @@ class Detector(nn.Module):
     family: ClassVar[Family]
     two_stage: ClassVar[bool] = False
     overlap: ClassVar[float] = 0.7
+    cell_centre: ClassVar[float] = 0.0
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether it detects with another head than the one whose outputs it gives to distillation."""
+        return False
 
     @property
     def anchors(self) -> tuple[tuple[float, float], ...]:

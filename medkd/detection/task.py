@@ -20,6 +20,7 @@ from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.families import register_detectors
 from medkd.detection.job import DetectionJob
 from medkd.detection.methods import DETECTION_METHODS, check_known
+from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
@@ -242,6 +243,7 @@ class DetectionLesson(Lesson):
         run = self.job.run
         torch.manual_seed(self.job.options.seed + HELPER_SEED)
         method = build_method(run.method or "none", context, run.method_parameters, own=DETECTION_METHODS)
+        check_scores(student, teacher, method)
         return DetectorDistiller(teacher, method, student.anchors)
 
 

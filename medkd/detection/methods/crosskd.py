@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Tap, Target
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs
 from medkd.detection.methods.registry import DETECTION_METHODS
-from medkd.distillation.base import Context, Method, Needs
+from medkd.detection.tv.losses import overlap_loss
+from medkd.distillation.base import Context, Method, Needs, Variant
 from medkd.distillation.features.crosskd import align
 from medkd.distillation.options import at_least, positive
 from medkd.distillation.outputs.divergence import softmax_kl
@@ -37,9 +40,13 @@ class DetectorCrossKD(Method):
 
     ``d`` is the divergence ``KL(p_T ‖ p_X)`` of the distributions over each side's distance, summed over the sides,
     where the teacher has them, and the generalised IoU loss of the decoded boxes elsewhere. Gradient reaches the
-    student's layers before the taps only, so its own predictors learn from the labels alone. Apart from the original: a
-    batch without boxes divides by 1 instead of (almost) 0, the box term always divides by ``Σ r``, FCOS has the
-    generalised IoU loss too, and ATSS has no term on its centerness.
+    student's layers before the taps only, so its own predictors learn from the labels alone.
+
+    ``variant="paper"`` divides the box term by ``max(P, 1)``, too, where boxes are compared by their overlap, and where
+    both have a centre-ness (ATSS, FCOS) adds the authors' term for ATSS: the binary cross-entropy of the student's
+    centre-ness with the teacher's at the positive anchors, over ``max(P, 1)``. Apart from the original in both
+    variants: a batch without boxes divides by 1 instead of (almost) 0, and FCOS has the generalised IoU loss and
+    divides by its positives instead of the sum of their centre-ness.
 
     Citation: J. Wang, Y. Chen, Z. Zheng, X. Li, M.-M. Cheng, Q. Hou, CVPR 2024, arXiv 2306.11369.
 
@@ -48,6 +55,7 @@ class DetectorCrossKD(Method):
         class_weight: ``w_c``; None means the paper's: 1, for FCOS 0.4.
         box_weight: ``w_b``; None means the paper's: 1, for FCOS 0.75.
         gamma: ``γ``.
+        variant: ``default`` or ``paper``.
 
     Raises:
         MethodError: a detector is two-stage, the heads share no level, or a parameter is out of its range.
@@ -59,7 +67,12 @@ class DetectorCrossKD(Method):
     dense_heads = True
 
     def __init__(
-        self, context: Context, class_weight: float | None = None, box_weight: float | None = None, gamma: float = 1.0
+        self,
+        context: Context,
+        class_weight: float | None = None,
+        box_weight: float | None = None,
+        gamma: float = 1.0,
+        variant: Variant = "default",
     ) -> None:
         super().__init__(context)
         if not context.regions:
@@ -68,6 +81,7 @@ class DetectorCrossKD(Method):
                 "features."
             )
         self.pairs = tower_pairs(context)
+        self.paper = variant == "paper"
         self.class_weight = (
             _OTHERS[0] if class_weight is None else at_least("crosskd", "class_weight", class_weight, 0.0)
         )
@@ -87,7 +101,7 @@ class DetectorCrossKD(Method):
         return Needs(tuple(s.name for s, _ in self.pairs), tuple(t.name for _, t in self.pairs))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
-        """Terms ``crosskd_class`` and ``crosskd_box``."""
+        """Terms ``crosskd_class`` and ``crosskd_box``, in the paper's variant also ``crosskd_centerness``."""
         if (
             not isinstance(teacher, DetectorOutputs)
             or not isinstance(target, DetectionTarget)
@@ -110,10 +124,16 @@ class DetectorCrossKD(Method):
             else:
                 sums[part].append((target.valid[:, 0, here] * box_error(crossed, teacher, here)).sum())
         number, certainty = (target.labels >= 0).sum().clamp(min=1), target.valid.sum().clamp(min=1.0)
-        return {
+        by_overlap = self.paper and teacher.distribution is None
+        terms = {
             "crosskd_class": self.class_weight * torch.stack(sums["class"]).sum() / number,
-            "crosskd_box": self.box_weight * torch.stack(sums["box"]).sum() / certainty,
+            "crosskd_box": self.box_weight * torch.stack(sums["box"]).sum() / (number if by_overlap else certainty),
         }
+        ours, theirs = getattr(student, "centerness", None), teacher.centerness
+        if self.paper and ours is not None and theirs is not None:
+            apart = F.binary_cross_entropy_with_logits(ours, theirs.sigmoid(), reduction="none")
+            terms["crosskd_centerness"] = (apart * (target.labels[:, 0] >= 0)).sum() / number
+        return terms
 
     def _class_sum(self, crossed: Tensor, taught: Tensor, counts: Tensor) -> Tensor:
         wanted = torch.sigmoid(taught)
@@ -127,21 +147,19 @@ def tower_pairs(context: Context) -> list[tuple[Tap, Tap]]:
     Raises:
         MethodError: one of the detectors publishes none, or they share no stride.
     """
-    ours, theirs = (
-        {(t.stride[0], t.name.partition(".")[2]): t for t in taps if t.stage == "head"}
-        for taps in (context.student_taps, context.teacher_taps)
-    )
-    pairs = [
-        (ours[stride, part], theirs[stride, part])
-        for stride, part in sorted(ours, key=_finest_first)
-        if (stride, part) in theirs
-    ]
-    if {part for s, _ in pairs for part in (s.name.partition(".")[2],)} != set(_TOWERS):
+    ours, theirs = _towers(context.student_taps), _towers(context.teacher_taps)
+    shared = [key for key in sorted(ours, key=_finest_first) if key in theirs]
+    if {part for _, part in shared} != set(_TOWERS):
         known = [", ".join(t.name for t in taps.values()) or "none" for taps in (ours, theirs)]
         raise MethodError(
             f"crosskd found no towers of equal stride to cross: the student has {known[0]}, the teacher {known[1]}."
         )
-    return pairs
+    return [(ours[key], theirs[key]) for key in shared]
+
+
+def _towers(taps: Sequence[Tap]) -> dict[tuple[int, str], Tap]:
+    """The taps in towers, by stride and by what the tower predicts."""
+    return {(tap.stride[0], tap.name.partition(".")[2]): tap for tap in taps if tap.stage == "head"}
 
 
 def _finest_first(key: tuple[int, str]) -> tuple[int, int]:
@@ -154,7 +172,4 @@ def box_error(crossed: Tensor, teacher: DetectorOutputs, here: slice) -> Tensor:
         return softmax_kl(crossed.movedim(3, 1), teacher.distribution[:, here].movedim(3, 1))[:, 0].sum(2)
     if teacher.boxes is None:
         raise MethodError("crosskd compares boxes, but the teacher gives neither boxes nor distributions.")
-    from torchvision.ops import generalized_box_iou_loss
-
-    error: Tensor = generalized_box_iou_loss(crossed, teacher.boxes[:, here], reduction="none")
-    return error
+    return overlap_loss(crossed, teacher.boxes[:, here])

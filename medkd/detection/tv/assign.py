@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from medkd.detection.base import Level
 from medkd.detection.tv.grid import centres, distances, strides_of
 
 BACKGROUND, IGNORED = -1, -2
+_UNSURE, _SURE = 0.4, 0.5  # overlaps from which on an anchor is no background, and has a box
 _CANDIDATES = 9
 _INSIDE = 0.01  # pixels
 Matching = Callable[[Tensor, Sequence[Level], Tensor], Tensor]
@@ -36,6 +36,13 @@ class Assignment:
     def positive(self) -> Tensor:
         """Which anchors have a box, ``(B, A)``."""
         return self.labels >= 0
+
+    def places(self) -> Tensor:
+        """Where those anchors stand among all of the batch, ``(n,)`` of ``B · A``; the one thing that a host waits for.
+
+        Numbers pick them without a further word from the device, which a mask would need at every use.
+        """
+        return self.positive.flatten().nonzero().squeeze(1)
 
 
 def assign(
@@ -61,7 +68,12 @@ def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Te
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
-    return Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, anchors))
+    overlaps = box_iou(boxes, anchors)
+    highest, places = overlaps.max(0)
+    unsure = torch.where(highest < _UNSURE, BACKGROUND, IGNORED)
+    found = torch.where(highest < _SURE, unsure, places)
+    best_of_a_box = (overlaps == overlaps.amax(1, keepdim=True)).any(0)
+    return torch.where(best_of_a_box, places, found)
 
 
 def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius: float = 1.5) -> Tensor:

@@ -194,6 +194,5 @@ def _join_centerness(found: Sequence[LevelPrediction]) -> Tensor | None:
 
 def targets_of_classes(labels: Tensor, classes: int) -> Tensor:
     """One-hot ``(B, K, A)`` of labels ``(B, A)``; zeros for background and anchors that are left out."""
-    hot = torch.zeros(labels.shape[0], labels.shape[1], classes, device=labels.device)
-    hot[labels >= 0] = torch.nn.functional.one_hot(labels[labels >= 0], classes).float()
-    return hot.transpose(1, 2)
+    every = torch.arange(classes, device=labels.device)
+    return (labels[:, None] == every[:, None]).float()

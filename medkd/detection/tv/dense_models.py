@@ -8,14 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from medkd.detection.base import DetectorOutputs, DetectorSpec
 from medkd.detection.tv.assign import IGNORED, Assignment, Matching, match_adaptively, match_overlap, match_points
 from medkd.detection.tv.dense import DenseDetector, targets_of_classes
 from medkd.detection.tv.grid import centres, distances, strides_of
 from medkd.detection.tv.head import HeadShape
-from medkd.detection.tv.losses import centreness, distribution_focal_loss, expectation, quality_focal_loss
+from medkd.detection.tv.losses import (
+    centreness,
+    distribution_focal_loss,
+    expectation,
+    overlap_loss,
+    quality_focal_loss,
+)
 
 BINS = 17
 """Bins of GFL's distributions: distances of 0 to 16 strides."""
@@ -56,10 +62,10 @@ class RetinaNet(DenseDetector):
         number = assigned.positive.sum(1).clamp(min=1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
         focal = sigmoid_focal_loss(outputs.logits, hot) * (assigned.labels != IGNORED)[:, None]
-        overlap = torch.zeros_like(boxes[..., 0])
-        overlap[assigned.positive] = generalized_box_iou_loss(
-            boxes[assigned.positive], assigned.boxes[assigned.positive]
-        )
+        places = assigned.places()
+        found, truth = _at(boxes, places), _at(assigned.boxes, places)
+        overlap = torch.zeros_like(boxes[..., 0]).flatten().index_copy(0, places, overlap_loss(found, truth))
+        overlap = overlap.view(number.shape[0], -1)
         return {"class": (focal.sum((1, 2)) / number).mean(), "box": (overlap.sum(1) / number).mean()}
 
 
@@ -85,11 +91,11 @@ class FCOS(DenseDetector):
         """See :meth:`DenseDetector.terms`; sums over the batch divided by its number of positive points (at least
         1).
         """
-        positive = assigned.positive
-        number = positive.sum().clamp(min=1)
+        places = assigned.places()
+        number = max(len(places), 1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
-        box = generalized_box_iou_loss(boxes[positive], assigned.boxes[positive], reduction="sum")
-        centre, _ = _centreness_loss(outputs, anchors, assigned)
+        box = overlap_loss(_at(boxes, places), _at(assigned.boxes, places)).sum()
+        centre, _ = _centreness_loss(outputs, anchors, assigned, places)
         focal = sigmoid_focal_loss(outputs.logits, hot, reduction="sum")
         return {"class": focal / number, "box": box / number, "centerness": centre / number}
 
@@ -121,13 +127,12 @@ class ATSS(DenseDetector):
         self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
     ) -> dict[str, Tensor]:
         """See :meth:`DenseDetector.terms`."""
-        positive = assigned.positive
-        number = positive.sum().clamp(min=1)
+        places = assigned.places()
+        number = max(len(places), 1)
         hot = targets_of_classes(assigned.labels, outputs.logits.shape[1])
-        centre, weights = _centreness_loss(outputs, anchors, assigned)
-        box = (
-            weights * generalized_box_iou_loss(boxes[positive], assigned.boxes[positive])
-        ).sum() / weights.sum().clamp(min=1)
+        centre, weights = _centreness_loss(outputs, anchors, assigned, places)
+        apart = overlap_loss(_at(boxes, places), _at(assigned.boxes, places))
+        box = (weights * apart).sum() / weights.sum().clamp(min=1)
         focal = sigmoid_focal_loss(outputs.logits, hot, reduction="sum")
         return {"class": focal / number, "box": _BOX_WEIGHT * box, "centerness": centre / number}
 
@@ -158,22 +163,29 @@ class GFL(DenseDetector):
     ) -> dict[str, Tensor]:
         """See :meth:`DenseDetector.terms`."""
         assert outputs.distribution is not None
-        positive = assigned.positive
-        found, truth = boxes[positive], assigned.boxes[positive]
+        places = assigned.places()
+        found, truth = _at(boxes, places), _at(assigned.boxes, places)
         quality = targets_of_classes(assigned.labels, outputs.logits.shape[1])
-        overlap = torch.zeros_like(boxes[..., 0]).masked_scatter(positive, _paired_overlap(found.detach(), truth))
-        focal = quality_focal_loss(outputs.logits, quality * overlap[:, None]) / positive.sum().clamp(min=1)
-        weights = outputs.logits.detach().sigmoid().amax(1)[positive]
+        shape = assigned.labels.shape
+        overlap = torch.zeros_like(boxes[..., 0]).flatten()
+        overlap = overlap.index_copy(0, places, _paired_overlap(found.detach(), truth)).view(shape)
+        focal = quality_focal_loss(outputs.logits, quality * overlap[:, None]) / max(len(places), 1)
+        weights = _at(outputs.logits.detach().sigmoid().amax(1), places)
         total = weights.sum().clamp(min=1)
-        strides = strides_of(outputs.levels, anchors.device).expand_as(positive)[positive]
-        points = centres(anchors).expand(*positive.shape, 2)[positive]
+        strides = _at(strides_of(outputs.levels, anchors.device).expand(shape), places)
+        points = _at(centres(anchors).expand(*shape, 2), places)
         sides = (distances(points, truth) / strides[:, None]).clamp(0, BINS - 1 - _BELOW_LAST)
-        spread = distribution_focal_loss(outputs.distribution[positive], sides).mean(-1)
+        spread = distribution_focal_loss(_at(outputs.distribution, places), sides).mean(-1)
         return {
             "class": focal,
-            "box": _BOX_WEIGHT * (weights * generalized_box_iou_loss(found, truth)).sum() / total,
+            "box": _BOX_WEIGHT * (weights * overlap_loss(found, truth)).sum() / total,
             "distribution": _DISTRIBUTION_WEIGHT * (weights * spread).sum() / total,
         }
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """Some anchors' values ``(n, ...)`` of all ``(B, A, ...)``, see :meth:`Assignment.places`."""
+    return values.flatten(0, 1)[places]
 
 
 def _from_deltas(coder: BoxCoder, raw: Tensor, anchors: Tensor) -> Tensor:
@@ -186,13 +198,15 @@ def _around(points: Tensor, sides: Tensor) -> Tensor:
     return torch.cat((points - sides[..., :2], points + sides[..., 2:]), -1)
 
 
-def _centreness_loss(outputs: DetectorOutputs, anchors: Tensor, assigned: Assignment) -> tuple[Tensor, Tensor]:
+def _centreness_loss(
+    outputs: DetectorOutputs, anchors: Tensor, assigned: Assignment, places: Tensor
+) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy summed over positive anchors, and the true centre-ness of each."""
     assert outputs.centerness is not None
-    positive = assigned.positive
-    points = centres(anchors).expand(*positive.shape, 2)[positive]
-    truth = centreness(distances(points, assigned.boxes[positive]))
-    return F.binary_cross_entropy_with_logits(outputs.centerness[positive], truth, reduction="sum"), truth
+    points = _at(centres(anchors).expand(*assigned.labels.shape, 2), places)
+    truth = centreness(distances(points, _at(assigned.boxes, places)))
+    found = _at(outputs.centerness, places)
+    return F.binary_cross_entropy_with_logits(found, truth, reduction="sum"), truth
 
 
 def _paired_overlap(first: Tensor, second: Tensor) -> Tensor:

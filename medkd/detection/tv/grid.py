@@ -32,6 +32,7 @@ class AnchorGrid:
         self.strides = dict(zip(names, strides, strict=True))
         shapes = AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes)).cell_anchors
         self._cells = dict(zip(names, shapes, strict=True))
+        self._moved: dict[tuple[str, torch.device], Tensor] = {}
 
     @property
     def per_cell(self) -> int:
@@ -55,7 +56,13 @@ class AnchorGrid:
             *(torch.arange(n, device=device, dtype=torch.float32) * stride for n in shape), indexing="ij"
         )
         shifts = torch.stack((x, y, x, y), -1).reshape(-1, 1, 4)
-        return (shifts + self._cells[name].to(device)).reshape(-1, 4)
+        return (shifts + self._cell(name, device)).reshape(-1, 4)
+
+    def _cell(self, name: str, device: torch.device) -> Tensor:
+        """The anchors of one cell; they are copied to a device once."""
+        if (name, device) not in self._moved:
+            self._moved[name, device] = self._cells[name].to(device)
+        return self._moved[name, device]
 
     def anchors(self, levels: Sequence[Level], device: torch.device) -> Tensor:
         """All anchors ``(A, 4)``, level by level."""

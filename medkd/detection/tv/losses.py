@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_TINY = 1e-7
+
 
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """Quality focal loss ``|σ(z) − y|^β · BCE(σ(z), y)`` with soft targets ``y`` in [0, 1], summed.
@@ -55,3 +57,23 @@ def centreness(sides: Tensor) -> Tensor:
     """
     across, down = sides[..., 0::2], sides[..., 1::2]
     return (across.amin(-1) / across.amax(-1) * (down.amin(-1) / down.amax(-1))).sqrt()
+
+
+def overlap_loss(first: Tensor, second: Tensor) -> Tensor:
+    """``1 −`` the generalised intersection over union of boxes ``(..., 4)`` and ``(..., 4)``, ``(...)``.
+
+    Equals ``torchvision.ops.generalized_box_iou_loss``, which selects by masks and so makes a GPU's host wait.
+
+    Rezatofighi et al., "Generalized intersection over union", CVPR 2019, arXiv 1902.09630.
+    """
+    corners = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    meet = (corners > 0).all(-1)
+    shared = torch.where(meet, corners[..., 0] * corners[..., 1], 0.0)
+    union = _area(first) + _area(second) - shared
+    hull = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    outer = hull[..., 0] * hull[..., 1]
+    return 1 - (shared / (union + _TINY) - (outer - union) / (outer + _TINY))
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -52,6 +52,7 @@ class YoloDetector(Detector):
 
     family: ClassVar[Family] = "yolo"
     overlap: ClassVar[float] = 0.7  # ultralytics' ``iou``
+    cell_centre: ClassVar[float] = 0.5
     network: Any
 
     def __init__(self, spec: DetectorSpec, network: Any) -> None:
@@ -111,7 +112,7 @@ class YoloDetector(Detector):
 
     def _run(self, feats: list[Tensor], losses: bool) -> tuple[dict[str, Any], DetectorOutputs]:
         """Raw outputs in ultralytics' training form, and the outputs."""
-        raw, held = run_head(self.head, feats, self._names, second=losses and self._two_heads)
+        raw, held = run_head(self.head, feats, self._names, second=losses and self.end_to_end)
         many = raw.get("one2many", raw)
         levels = levels_of(self._names, self._strides, feats)
         sides = split_sides(many["boxes"], self.bins)
@@ -124,7 +125,8 @@ class YoloDetector(Detector):
         )
 
     @property
-    def _two_heads(self) -> bool:
+    def end_to_end(self) -> bool:
+        """See :attr:`medkd.detection.base.Detector.end_to_end`."""
         return getattr(self.head, "one2one_cv2", None) is not None
 
     def losses_of(
@@ -181,13 +183,13 @@ class YoloDetector(Detector):
         self.eval()
         try:
             feats = self.neck(images)
-            raw = self.head.forward_head(feats, **(self.head.one2one if self._two_heads else self.head.one2many))
+            raw = self.head.forward_head(feats, **(self.head.one2one if self.end_to_end else self.head.one2many))
         finally:
             self.train(training)
         levels = levels_of(self._names, self._strides, feats)
         boxes = decode(split_sides(raw["boxes"], self.bins), levels)
         limit = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
-        suppression = None if self._two_heads else self.overlap if overlap is None else overlap
+        suppression = None if self.end_to_end else self.overlap if overlap is None else overlap
         chosen = [
             _select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)
         ]

@@ -1,0 +1,91 @@
+"""A step of a dense detector lets its host wait at most twice, and its losses are still torchvision's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou, generalized_box_iou_loss
+
+from medkd.detection.base import DetectionTarget, DetectorOutputs
+from medkd.detection.distiller import DetectorDistiller
+from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.tv.assign import match_overlap
+from medkd.detection.tv.losses import overlap_loss
+from medkd.distillation import build_method
+from tests.detection.toys import context
+from tests.detection.tv.builders import batch, make
+from tests.networks.fake_cuda import CountSyncs
+
+DENSE = ("retinanet_r18", "fcos_r18", "atss_r18", "gfl_r18")
+MOST = 2
+
+
+def boxes(count: int, seed: int) -> torch.Tensor:
+    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(seed)) * 60
+    return torch.cat([corners.amin(1), corners.amax(1) + 0.5], 1)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("name", DENSE)
+def test_a_step_waits_at_most_twice(name: str, empty: bool) -> None:
+    detector = make(name).train()
+    data = batch(empty=empty)
+    with CountSyncs() as syncs:
+        terms, _, _ = detector.losses(*data)
+        torch.stack(list(terms.values())).sum().backward()
+    assert syncs.total <= MOST, syncs.found
+
+
+@pytest.mark.parametrize("method", ["crosskd", "kd", "dkd", "cwd"])
+@pytest.mark.parametrize("name", DENSE)
+def test_a_distilled_step_waits_at_most_twice(name: str, method: str) -> None:
+    student, teacher = make(name).train(), make(name, seed=4)
+    settings = {"crosskd.variant": "paper"} if method == "crosskd" else None
+    built = build_method(method, context(student, teacher), settings, DETECTION_METHODS)
+    distiller = DetectorDistiller(teacher, built, student.anchors)
+    data = batch()
+    with CountSyncs() as syncs:
+        terms, outputs, target = student.losses(*data)
+        extra = distiller.terms(data[0], outputs, target)
+        torch.stack([*terms.values(), *extra.values()]).sum().backward()
+    assert syncs.total <= MOST, syncs.found
+
+
+def test_the_overlap_loss_is_torchvisions() -> None:
+    first, second = boxes(200, 1).requires_grad_(), boxes(200, 2)
+    ours = overlap_loss(first, second)
+    (grad,) = torch.autograd.grad(ours.sum(), first)
+    theirs = generalized_box_iou_loss(first, second, reduction="none")
+    (wanted,) = torch.autograd.grad(theirs.sum(), first)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(grad, wanted)
+
+
+def test_the_matching_is_torchvisions() -> None:
+    for seed in range(5):
+        truth, anchors = boxes(4, seed), torch.cat([boxes(300, seed + 50), boxes(4, seed)])
+        wanted = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(truth, anchors))
+        assert torch.equal(match_overlap(anchors, (), truth), wanted)
+
+
+def test_the_papers_crosskd_divides_boxes_by_positives_and_has_a_centreness() -> None:
+    student, teacher = make("atss_r18"), make("atss_r18", seed=4)
+    data = batch()
+    found = {}
+    for variant in ("default", "paper"):
+        built = build_method("crosskd", context(student, teacher), {"crosskd.variant": variant}, DETECTION_METHODS)
+        _, outputs, target = student.losses(*data)
+        found[variant] = DetectorDistiller(teacher, built).terms(data[0], outputs, target)
+    assert isinstance(outputs, DetectorOutputs) and isinstance(target, DetectionTarget)
+    own, paper = found["default"], found["paper"]
+    positive = target.labels[:, 0] >= 0
+    seen = teacher.observe(data[0], outputs)
+    certainty = seen.logits.sigmoid().amax(1)[target.labels[:, 0] != -2].sum().clamp(min=1)
+    torch.testing.assert_close(paper["crosskd_class"], own["crosskd_class"])
+    torch.testing.assert_close(paper["crosskd_box"] * positive.sum(), own["crosskd_box"] * certainty)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs.centerness[positive], seen.centerness[positive].sigmoid()
+    )
+    torch.testing.assert_close(paper["crosskd_centerness"], wanted)
+    assert "crosskd_centerness" not in own
