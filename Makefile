@@ -7,7 +7,7 @@ DEMO ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.medkd-installed
 
-.PHONY: demo test faults lint format environment clean
+.PHONY: demo test faults lint format docs house environment clean
 
 demo: $(STAMP)
 	$(BIN)/medkd_demo $(DEMO)
@@ -26,6 +26,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/xenon --max-absolute B --exclude "$$(paste -sd, .ci/still_complex)" medkd dataset_conversion benchmarks
+
+# The figures by which the house is kept: repeated blocks, complexity, tokens per line, comprehensions
+house: $(STAMP)
+	$(BIN)/python -m benchmarks.house
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --quiet
+	@echo "open build/docs/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

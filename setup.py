@@ -1,23 +1,24 @@
 """Packaging of medkd; build and tool settings live in pyproject.toml."""
 
+import ast
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-COMMANDS = {
-    "medkd_convert": "convert",
-    "medkd_plan_and_preprocess": "plan_and_preprocess",
-    "medkd_train": "train",
-    "medkd_train_distill": "train_distill",
-    "medkd_predict": "predict",
-    "medkd_evaluate": "evaluate",
-    "medkd_cross_validate": "cross_validate",
-    "medkd_list": "list_entries",
-    "medkd_report": "report",
-    "medkd_score_teacher": "score_teacher",
-    "medkd_export": "export",
-    "medkd_demo": "demo",
-}
+HERE = Path(__file__).parent
+
+
+def constant(file: str, name: str) -> object:
+    """A literal from a module, which is not imported: nothing that it needs is installed yet."""
+    tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{file} has no {name}")
+
+
+VERSION = constant("medkd/__init__.py", "__version__")
+COMMANDS = constant("medkd/cli/__init__.py", "COMMANDS")
 
 DATA_FILES = ["*.json", "*.typed", "protocols/*.json"]
 
@@ -57,16 +58,22 @@ EXTRAS = {
         "mypy>=1.11",
         "medpy>=0.5",
         "build>=1.2",
+        "radon>=6",
+        "xenon>=0.9",
+        "mkdocs>=1.6",
+        "mkdocstrings[python]>=0.26",
         "h5py>=3.8",
         "pydicom>=3.0",
     ],
 }
+SCRIPTS = [f"medkd_{command} = medkd.cli.{module}:main" for command, (module, _) in COMMANDS.items()]
 
 setup(
     name="medkd",
-    version="0.1.0",
-    description="Knowledge distillation for medical image segmentation and fracture detection, from raw scans to a proven small model",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=VERSION,
+    description="Knowledge distillation for medical image segmentation and fracture detection, from raw scans to a "
+    "proven small model",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -74,5 +81,5 @@ setup(
     package_data={"": DATA_FILES},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": [f"{command} = medkd.cli.{module}:main" for command, module in COMMANDS.items()]},
+    entry_points={"console_scripts": SCRIPTS},
 )

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import medkd
+from medkd import cli
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,7 +23,7 @@ def _setup_value(name: str) -> object:
     return ast.literal_eval(values[name])
 
 
-COMMANDS: dict[str, str] = _setup_value("COMMANDS")  # type: ignore[assignment]
+COMMANDS: dict[str, str] = {f"medkd_{command}": module for command, (module, _) in cli.COMMANDS.items()}
 
 
 def test_the_installed_commands_are_those_of_setup() -> None:
@@ -68,10 +71,38 @@ def test_the_readme_names_every_command() -> None:
     assert [c for c in COMMANDS if f"`{c}" not in text] == []
 
 
+def test_the_version_stands_once() -> None:
+    """In the package; setup.py and the citation follow."""
+    assert metadata("medkd")["Version"] == medkd.__version__
+    assert f"version: {medkd.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {medkd.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     broken = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not (page.parent / target).exists():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", text):
+            if "://" in target:
+                continue
+            place = page.parent / target if target else page
+            if not place.exists():
                 broken.append(f"{page.name}: {target}")
+            elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+                broken.append(f"{page.name}: {target}#{anchor}")
     assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page can be linked by, as public hosts make it."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.lower())
+        found.add(plain.strip().replace(" ", "-"))
+    return found
+
+
+def test_every_document_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f": {page.name}\n" not in contents] == []
