@@ -93,9 +93,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
             )
         else:
             jobs.append(_job(name, case))
-    writer = RawWriter(folder, "brats", source, "link" if options.mode == "link" else "copy")
+    writer = RawWriter(folder, "brats", source, options)
     writer.report_findings(findings)
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     split = strided_split(writer.training_cases) if rule else None
     return finish_converted(
         writer, "brats", DatasetDescription(channel_names=CHANNELS, labels=LABELS, num_training=0), split

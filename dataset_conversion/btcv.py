@@ -73,9 +73,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     tests = next((training / name for name in _TESTS if (training / name).is_dir()), None)
     jobs += [_job(number, path, None) for number, path in sorted(_numbered(tests).items())] if tests else []
     split = _split(source, training, options)
-    writer = RawWriter(folder, "btcv", training, "link" if options.mode == "link" else "copy")
+    writer = RawWriter(folder, "btcv", training, options)
     writer.report_findings(findings)
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     return finish_converted(
         writer, "btcv", DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=0), split
     )

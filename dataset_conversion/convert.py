@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_conversion.contact_sheet import make_contact_sheet
@@ -11,6 +11,7 @@ from dataset_conversion.report import REPORT_FILE, ConversionReport
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.paths import Root, new_dataset_name
+from medkd.io.orientation import check_code
 from medkd.io.verify import REPORT_FILE as VERIFICATION_FILE
 from medkd.io.verify import Report, verify_dataset
 
@@ -49,13 +50,16 @@ def convert_dataset(
         number: data set number, 1 to 999.
         name: data set name; None takes it from the source.
         root: medkd's root, see :meth:`medkd.core.paths.Root.resolve`.
-        options: names of labels and channels, copying or linking.
+        options: names of labels and channels, copying or linking, the axis code to turn scans to.
 
     Raises:
         DataError: unknown format, unusable source, number in use by another data set, unwritable output, or not one
             case could be converted.
     """
     converter = CONVERTERS[format]
+    options = options or ConversionOptions()
+    if options.reorient is not None:
+        options = replace(options, reorient=check_code(options.reorient))
     raw = Root.resolve(root).raw
     full_name = new_dataset_name(number, name or converter.name(Path(source)))
     others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p.name != full_name] if raw.is_dir() else []
@@ -64,7 +68,7 @@ def convert_dataset(
             f"Number {number} is taken by {raw / others[0]}; choose another number, or --name to continue that one."
         )
     folder = raw / full_name
-    report = converter.convert(Path(source), folder, options or ConversionOptions())
+    report = converter.convert(Path(source), folder, options)
     if not (folder / "dataset.json").exists():
         reason = report.problems[0].text() if report.problems else "there are no training cases."
         raise DataError(

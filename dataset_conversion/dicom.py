@@ -65,9 +65,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         spec, recode, found = name_values(find_values(training, options.workers), label_folder)
         notes += found
     jobs, other = _jobs(study, training, spec, recode)
-    writer = RawWriter(folder, "dicom", source)
+    writer = RawWriter(folder, "dicom", source, options)
     writer.report_findings([*_unmatched(labels, training, source), *other, *_damaged(study)])
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     writer.report_list("series", (f"{series.name} = {series.text()}" for series in study.scans))
     writer.report_list("not scans", (f"{series.text()}: {series.not_a_scan}" for series in study.others))
     return finish_converted(

@@ -78,12 +78,10 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     folds = options.settings.get("folds", "official")
     if folds not in ("official", "five"):
         raise DataError(f"--folds must be official or five, found '{folds}'.")
-    writer = RawWriter(
-        folder, "fracatlas", found.root, "link" if options.mode == "link" else "copy", file_ending=".jpg"
-    )
+    writer = RawWriter(folder, "fracatlas", found.root, options, file_ending=".jpg")
     writer.report_findings([*found.coco.findings, *_table_findings(found), *_absent(writer, found, options)])
     fractured = sorted(set(found.coco.images) & set(found.images))
-    writer.convert([_job(found, name, rules) for name in [*fractured, *negatives]], options.workers)
+    writer.convert([_job(found, name, rules) for name in [*fractured, *negatives]])
     notes = [
         f"{len(fractured)} images with and {len(negatives)} without fracture were found",
         "images that are not upright or not whole were written as PNG, all others stay the JPEGs they are",

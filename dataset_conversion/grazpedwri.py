@@ -88,9 +88,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     found, findings = _read(existing_folder(source, "grazpedwri"))
     rules = Rules.choose(found.names, options)
     parts = _parts(options)
-    writer = RawWriter(
-        folder, "grazpedwri", found.root, "link" if options.mode == "link" else "copy", file_ending=".png"
-    )
+    writer = RawWriter(folder, "grazpedwri", found.root, options, file_ending=".png")
     absent = sorted(set(found.rows) - set(found.images))
     action = "download and unpack the part again, or go on without it"
     findings += [
@@ -109,7 +107,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     without = [s for s in usable if _boxes_stated(found, s) == 0]
     dropped = set(without) - set(choose_negatives(without, options))
     jobs = [_job(found, stem, rules, parts) for stem in usable if stem not in dropped]
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     split = None
     if parts:
         train, val = ([s for s in usable if parts.get(s) == part] for part in ("train", "valid"))

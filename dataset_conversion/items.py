@@ -87,9 +87,9 @@ def convert_items(
     patients, rows = read_patients(options, names, source)
     chosen = set(choose_negatives([names[item.image] for item in items if item.negative], options))
     items = [item for item in items if not item.negative or names[item.image] in chosen]
-    writer = RawWriter(folder, format, source, "link" if options.mode == "link" else "copy", file_ending=".png")
+    writer = RawWriter(folder, format, source, options, file_ending=".png")
     writer.report_findings([*findings, *rows])
-    writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items], options.workers)
+    writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items])
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
     notes += patients_note({item.image: names[item.image] for item in items}, patients)
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)

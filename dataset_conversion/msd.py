@@ -16,7 +16,7 @@ from dataset_conversion.decathlon import images_without_label, listed_pairs, mod
 from dataset_conversion.folder import find_values, first_existing, name_values, pair_files, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.writer import CaseJob, RawWriter
+from dataset_conversion.writer import CaseJob, Mode, RawWriter
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
@@ -64,7 +64,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     if not source.exists():
         raise DataError(f"The source {source} does not exist.")
     if source.is_dir():
-        return _convert_folder(find_task(source), folder, options, "link" if options.mode == "link" else "copy", None)
+        return _convert_folder(find_task(source), folder, options, None, None)
     if not is_tar(source):
         raise DataError(
             f"{source} is neither a folder nor a tar archive; give the downloaded .tar or the unpacked folder."
@@ -107,12 +107,12 @@ def find_task(source: Path) -> Path:
 
 
 def _convert_folder(
-    task: Path, folder: Path, options: ConversionOptions, mode: Any, archive: Path | None
+    task: Path, folder: Path, options: ConversionOptions, mode: Mode | None, archive: Path | None
 ) -> ConversionReport:
     content = _decathlon(task, options) if (task / "dataset.json").exists() else _plain(task, options)
-    writer = RawWriter(folder, "msd", task, mode, label=archive)
+    writer = RawWriter(folder, "msd", task, options, mode=mode, label=archive)
     writer.report_findings(content.findings)
-    writer.convert(list(_jobs(content)), options.workers)
+    writer.convert(list(_jobs(content)))
     return writer.finish(
         DatasetDescription(
             channel_names=content.channels, labels=content.labels, num_training=0, extra=content.extra or {}

@@ -55,9 +55,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     description = content.description
     jobs = [_job(case, description, "Tr") for case in content.cases]
     jobs += [_job(case, description, "Ts") for case in _test_cases(source, description)]
-    writer = RawWriter(folder, "nnunet", source, "link", file_ending=description.file_ending)
+    writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
     writer.report_findings(content.findings)
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     known = {case: patient for case, patient in description.patients.items() if case in writer.training_cases}
     # 'dataset' listed the files, which now have their usual names
     extra = {key: value for key, value in description.extra.items() if key != "dataset"}

@@ -73,6 +73,8 @@ class Rules:
             DataError: ``--labels`` names a class that the source does not know, a class cannot be called so, two differ
             in capitals only, or the scaling is unknown.
         """
+        if options.reorient is not None:
+            raise DataError("--reorient turns scans, but this data set has radiographs; leave it out.")
         wanted = options.labels or tuple(known)
         unknown = [name for name in wanted if name not in known]
         if unknown:

@@ -13,7 +13,7 @@ from medkd.core.errors import DataError
 from medkd.core.registry import Registry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionOptions:
     """What a user may set for a conversion.
 
@@ -22,6 +22,7 @@ class ConversionOptions:
         channels: names of the image channels; for sources that do not name them.
         mode: copy files that can be taken over as they are, or link to them.
         workers: threads; None follows from cores and memory.
+        reorient: axis code that scans are turned to (``RAS``); None leaves them as they are.
         settings: further options of one format.
     """
 
@@ -29,6 +30,7 @@ class ConversionOptions:
     channels: tuple[str, ...] = ()
     mode: Literal["copy", "link"] = "copy"
     workers: int | None = None
+    reorient: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -79,9 +79,9 @@ def convert_slices(
         _h5py()
     labels = LabelSpec.from_names(options.labels) if options.labels else labels
     jobs = [_job(name, case, labels) for name, case in sorted(cases.items())]
-    writer = RawWriter(folder, format, source)
+    writer = RawWriter(folder, format, source, options)
     writer.report_findings(findings)
-    writer.convert(jobs, options.workers)
+    writer.convert(jobs)
     parts = {part: [name for name, case in cases.items() if case.part == part] for part in ("train", "val")}
     split = (
         PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download")

@@ -67,9 +67,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
             f"{root}: expected images and label maps of the same names in imagesTr and labelsTr, found no pair."
         )
     notes = [] if val else [f"{root} has no imagesVal and labelsVal, so the official split is not known"]
-    writer = RawWriter(folder, "word", root, "link" if options.mode == "link" else "copy")
+    writer = RawWriter(folder, "word", root, options)
     writer.report_findings([*findings, *more])
-    writer.convert([*train, *val, *_test(root)], options.workers)
+    writer.convert([*train, *val, *_test(root)])
     split = None
     if val:
         names = "official folders imagesTr and imagesVal of WORD"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.state import Entry, State
 from medkd.core.boxes import IMAGE_ENDINGS
@@ -81,8 +82,9 @@ class RawWriter:
         folder: ``DatasetNNN_Name`` to write; continued when it exists.
         format: name of the converter.
         source: what is converted; file paths in the log are relative to it.
+        options: of the conversion.
         mode: ``copy`` files that can be taken over as they are, ``link`` to them, or ``move`` them (only for files of
-            our own).
+            our own); None is the options'.
         label: how the source is called in reports, where it differs (an archive).
         file_ending: of the images.
 
@@ -95,13 +97,15 @@ class RawWriter:
         folder: Path,
         format: str,
         source: Path,
-        mode: Mode = "copy",
+        options: ConversionOptions,
         *,
+        mode: Mode | None = None,
         label: Path | None = None,
         file_ending: str = ".nii.gz",
     ) -> None:
         self.folder = Path(folder)
-        self.mode = mode
+        self.mode = mode or options.mode
+        self._options = options
         self.file_ending = file_ending
         self._source = Path(source).absolute()
         for name in ("", *_FOLDERS):
@@ -140,7 +144,7 @@ class RawWriter:
         """Training or test case → patient, where known, of the cases written by now."""
         return dict(self._patients)
 
-    def convert(self, jobs: Sequence[CaseJob], workers: int | None = None) -> None:
+    def convert(self, jobs: Sequence[CaseJob]) -> None:
         """Convert the cases in parallel; bad ones are recorded and left out.
 
         Raises:
@@ -148,7 +152,8 @@ class RawWriter:
                 removed.
         """
         jobs = self._without_duplicates(jobs)
-        pool = ThreadPoolExecutor(workers or worker_count(s for j in jobs for s in j.sources if file_ending(s)))
+        scans = [path for job in jobs for path in job.sources if file_ending(path)]
+        pool = ThreadPoolExecutor(self._options.workers or worker_count(scans))
         try:
             futures = [pool.submit(self._run, job) for job in jobs]
             for future in tqdm(as_completed(futures), total=len(jobs), desc="converting", unit="case", disable=None):
@@ -201,43 +206,48 @@ class RawWriter:
         try:
             signature = self._signature(job)
             entry = self._state.finished(key, signature)
-            if entry is None:
-                content = job.prepare()
-                errors = [f for f in content.findings if f.error]
+            content = CaseContent(()) if entry is not None else self._prepare(job)
         except DataError as error:
-            action = "mend or replace the file, then convert again"
-            content, errors, entry = (
-                None,
-                [
-                    Finding(
-                        case=job.case,
-                        file="",
-                        expected="a case that can be read",
-                        found=str(error).rstrip("."),
-                        action=action,
-                    )
-                ],
-                None,
-            )
+            entry, signature = None, ""
+            content = CaseContent((), findings=(_unreadable(job.case, error),))
         except MedkdError:
             raise
         except Exception as error:
             raise RuntimeError(f"converting case {job.case} failed: {error}") from error
         if entry is not None:
             self._accept(job, key, entry, self._unchanged)
-        elif content is None or errors:
+        elif any(finding.error for finding in content.findings):
             self._state.discard(key)
-            self.report_findings([*errors, *(f for f in (content.findings if content else ()) if not f.error)])
-            self._left_out += [] if job.case in self._left_out else [job.case]
+            self.report_findings(content.findings)
+            if job.case not in self._left_out:
+                self._left_out.append(job.case)
         else:
-            earlier, files = self._state.entries.get(key), self._place_all(job, content)
-            for name in set(earlier.files if earlier else ()) - set(files):  # the same image under another ending
-                (self.folder / name).unlink(missing_ok=True)
-            entry = Entry(
-                key, signature, files, content.values, content.findings, marks=content.marks, digest=content.digest
-            )
-            self._state.add(entry)
-            self._accept(job, key, entry, self._converted)
+            self._write(job, key, signature, content)
+
+    def _prepare(self, job: CaseJob) -> CaseContent:
+        content = job.prepare()
+        if self._options.reorient is None or any(finding.error for finding in content.findings):
+            return content
+        from dataset_conversion.reorient import reorient
+
+        return reorient(content, self._options.reorient)
+
+    def _write(self, job: CaseJob, key: str, signature: str, content: CaseContent) -> None:
+        earlier = self._state.entries.get(key)
+        files = self._place_all(job, content)
+        for name in set(earlier.files if earlier else ()) - set(files):  # the same image under another ending
+            (self.folder / name).unlink(missing_ok=True)
+        entry = Entry(
+            case=key,
+            signature=signature,
+            files=files,
+            values=content.values,
+            warnings=content.findings,
+            marks=content.marks,
+            digest=content.digest,
+        )
+        self._state.add(entry)
+        self._accept(job, key, entry, self._converted)
 
     def _accept(self, job: CaseJob, key: str, entry: Entry, cases: list[str]) -> None:
         cases.append(job.case)
@@ -303,7 +313,8 @@ class RawWriter:
             name = os.path.relpath(path.absolute(), self._source)
             stats.append([name, stat.st_size, stat.st_mtime_ns])
         mode = "link" if self.mode == "link" else "copy"
-        return json.dumps([stats, job.recipe, mode])
+        turned = [self._options.reorient] if self._options.reorient else []
+        return json.dumps([stats, job.recipe, mode, *turned])
 
     def _without_duplicates(self, jobs: Sequence[CaseJob]) -> list[CaseJob]:
         unique: dict[tuple[str, str], CaseJob] = {}
@@ -321,6 +332,16 @@ class RawWriter:
                     )
                 )
         return list(unique.values())
+
+
+def _unreadable(case: str, error: DataError) -> Finding:
+    return Finding(
+        case=case,
+        file="",
+        expected="a case that can be read",
+        found=str(error).rstrip("."),
+        action="mend or replace the file, then convert again",
+    )
 
 
 def _link_or_move(source: Path, target: Path, mode: Mode) -> None:

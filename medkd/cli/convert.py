@@ -60,6 +60,9 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--link", dest="mode", action="store_const", const="link", help="make symbolic links to the source's files"
     )
+    command.add_argument(
+        "--reorient", metavar="CODE", help="turn scans and label maps to this axis code, for example RAS"
+    )
     command.add_argument("-np", "--workers", type=positive, help="threads (default: by cores and memory)")
     # the same as before FORMAT; SUPPRESS keeps what was given there
     command.add_argument("--root", type=Path, default=argparse.SUPPRESS, help=ROOT_HELP)
@@ -76,7 +79,14 @@ def _main(arguments: argparse.Namespace) -> int:
     for key, value in vars(arguments).items():
         if key.startswith(_SETTING) and value is not None:
             settings[key.removeprefix(_SETTING)] = value
-    options = ConversionOptions(arguments.labels, arguments.channels, arguments.mode, arguments.workers, settings)
+    options = ConversionOptions(
+        labels=arguments.labels,
+        channels=arguments.channels,
+        mode=arguments.mode,
+        workers=arguments.workers,
+        reorient=arguments.reorient,
+        settings=settings,
+    )
     result = convert_dataset(
         arguments.format, arguments.source, arguments.dataset, name=arguments.name, root=arguments.root, options=options
     )
