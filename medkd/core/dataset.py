@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from medkd.core.boxes import IMAGE_ENDINGS, LABEL_ENDING
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, understood, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 
@@ -62,7 +62,9 @@ class DatasetDescription:
         Raises:
             DataError: the file or one of its required keys is missing or of the wrong form.
         """
-        return cls.from_json(read_json(path), str(path))
+        data = read_json(path)
+        with understood(path, "a dataset.json of nnU-Net v2's form", "mend it"):
+            return cls.from_json(data, str(path))
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> DatasetDescription:
@@ -123,7 +125,7 @@ class DatasetDescription:
 
 
 def is_version_1(data: Any) -> bool:
-    """Whether the content of a ``dataset.json`` is of nnU-Net v1 or the Decathlon: its labels are numbers with names."""
+    """Whether the content of a ``dataset.json`` is of nnU-Net v1 or the Decathlon: labels are numbers with names."""
     labels = data.get("labels") if isinstance(data, Mapping) else None
     if not isinstance(labels, Mapping) or not labels:
         return False
@@ -242,7 +244,18 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     return cases
 
 
+def check_case_name(case: str, where: str) -> None:
+    """See to it that a case id is a plain file name: files are called after it.
+
+    Raises:
+        DataError: it has a separator or a NUL, is empty, or begins with a dot.
+    """
+    if not case or case.startswith(".") or any(letter in case for letter in "/\\\0"):
+        raise DataError(f"{where}: expected case ids that are plain file names, found {case!r:.100}; rename the case.")
+
+
 def _listed_case(folder: Path, case: str, files: Any) -> CaseFiles:
+    check_case_name(case, str(folder / "dataset.json"))
     images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
     if (
         not isinstance(images, list)

@@ -18,6 +18,8 @@ from typing import Any
 
 from medkd.core.errors import DataError
 
+LARGEST_TEXT = 1 << 30  # bytes
+_MISUNDERSTOOD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 _STALE_SECONDS = 24 * 3600.0  # temporary files of other machines, or of older versions, whose process cannot be asked
 _MINE = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
 _swept: set[Path] = set()
@@ -156,6 +158,60 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def understood(path: Path, what: str, remedy: str = "make it anew") -> Iterator[None]:
+    """What goes wrong inside, where the content of a file is taken apart, is the file's fault: one sentence names it.
+
+    Args:
+        path: the file.
+        what: it should be, for example ``"a summary.json of medkd or nnU-Net"``.
+        remedy: what to do.
+
+    Raises:
+        DataError: something was missing, or of another form.
+    """
+    try:
+        yield
+    except _MISUNDERSTOOD as error:
+        text = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise DataError(f"{path} is not {what} ({text:.200}); {remedy}.") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file with one JSON value per line; from the first line on that was cut off they are left out.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    values = []
+    for line in read_text(path).splitlines():
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+    return values
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, with or without a byte order mark.
+
+    Raises:
+        DataError: it is missing, no regular file, no text, or larger than :data:`LARGEST_TEXT`.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            check_file(path)
+            size = path.stat().st_size
+            if size > LARGEST_TEXT:
+                raise DataError(f"{path} has {size / 1e9:.3g} GB, too much for a text file; mend it or make it anew.")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"Expected the file {path}, but it does not exist.") from error
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        raise DataError(f"Cannot read {str(path)!r}: {error}.") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -163,14 +219,9 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable or not JSON; the text says which and where.
     """
     path = Path(path)
+    text = read_text(path)
     try:
-        if path.exists():
-            check_file(path)
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
-    except FileNotFoundError as error:
-        raise DataError(f"Expected the file {path}, but it does not exist.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); mend it or make it anew."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, understood, write_json
 
 T = TypeVar("T")
+_LARGEST = 2**63 - 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -60,7 +62,8 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise DataError(f"{where}: the key '{name}' is missing.")
-    return cls(**values)
+    with understood(Path(where), f"a {cls.__name__} that makes sense"):
+        return cls(**values)
 
 
 def save(path: Path, value: Any) -> None:
@@ -98,15 +101,49 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_data(hint, value, where)
     if origin is tuple:
-        if not isinstance(value, list):
-            raise DataError(f"{where}: expected a list, found {type(value).__name__}.")
-        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return _tuple(args, value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise DataError(f"{where}: expected one of {', '.join(map(str, args))}, found {_short(value)}.")
+        return value
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise DataError(f"{where}: expected an object, found {type(value).__name__}.")
         return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise DataError(f"{where}: expected {hint.__name__}, found {value!r}.")
+    return _plain(hint, value, where)
+
+
+def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: expected a list, found {type(value).__name__}.")
+    kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+    if len(kinds) != len(value):
+        raise DataError(f"{where}: expected {len(kinds)} values, found {len(value)}.")
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
+    """A number, text or truth value; numbers are finite."""
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise DataError(f"{where}: expected a finite number, found {_short(value)}.")
+        return number
+    wrong_kind = hint in (int, float, str, bool) and not isinstance(value, hint)
+    if wrong_kind or (hint is int and isinstance(value, bool)):
+        raise DataError(f"{where}: expected {hint.__name__}, found {_short(value)}.")
+    if hint is int and abs(value) > _LARGEST:
+        raise DataError(f"{where}: expected a number of at most 19 digits, found {_short(value)}.")
     return value
+
+
+def _short(value: Any) -> str:
+    """A value for an error text."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}…"

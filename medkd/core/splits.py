@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import KFold
@@ -21,6 +22,7 @@ SPLITS_FILE = "splits_final.json"
 ALL = "all"
 _FOLDS = 5
 _SEED = 12345  # nnU-Net's, so that both tools make the same folds
+_SPLITS_FORM = 'a list of {"train": [...], "val": [...]}, one entry per fold'
 _PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
 _log = logging.getLogger(__name__)
 
@@ -64,12 +66,67 @@ def load_splits(path: Path) -> list[Split]:
         DataError: the file is not a list of ``{"train": [...], "val": [...]}``.
     """
     data = read_json(path)
-    try:
-        return [Split(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in data]
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or delete the file.'
-        ) from error
+    if not isinstance(data, list) or not data:
+        raise DataError(f"{path}: expected {_SPLITS_FORM}, found {_found(data)}; mend or delete the file.")
+    splits = []
+    for number, fold in enumerate(data):
+        parts = [fold.get(part) if isinstance(fold, Mapping) else None for part in ("train", "val")]
+        train, val = (_case_names(part) for part in parts)
+        if train is None or val is None or not train:
+            raise DataError(
+                f"{path}: expected {_SPLITS_FORM}, with cases in 'train', but entry {number} is not; mend or delete "
+                "the file."
+            )
+        splits.append(Split(train, val))
+    return splits
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """``split.json`` of a fold folder: what its network was trained and is judged on.
+
+    Attributes:
+        train: training cases.
+        val: validation cases.
+        teacher_train: cases that its teacher has seen.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    teacher_train: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> FoldRecord:
+        """Read a ``split.json``; keys of other versions are passed over.
+
+        Raises:
+            DataError: the file is missing, or not of this form.
+        """
+        data = read_json(path)
+        found = {}
+        for key in ("train", "val", "teacher_train"):
+            value = data.get(key, []) if isinstance(data, Mapping) else None
+            names = _case_names(value)
+            if names is None or (key != "teacher_train" and key not in data):
+                raise DataError(
+                    f"{path}: expected an object with lists of case names under 'train' and 'val', found another form "
+                    f"of '{key}'; train this fold anew with --overwrite."
+                )
+            found[key] = names
+        return cls(**found)
+
+
+def _case_names(value: Any) -> tuple[str, ...] | None:
+    """A list of names (or numbers) as texts; None for anything else."""
+    if not isinstance(value, list):
+        return None
+    if any(isinstance(name, bool) or not isinstance(name, (str, int)) for name in value):
+        return None
+    return tuple(name if isinstance(name, str) else f"{name:d}" for name in value)
+
+
+def _found(data: Any) -> str:
+    return "an empty list" if data == [] else type(data).__name__
 
 
 def save_splits(path: Path, splits: Sequence[Split]) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medkd.core.errors import LeakError, RunError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import write_json
 from medkd.core.run import SPLIT_FILE
-from medkd.core.splits import ALL, Split
+from medkd.core.splits import ALL, FoldRecord, Split
 from medkd.models.base import ModelFolder, Trained
 
 T = TypeVar("T", bound=Trained)
@@ -114,8 +114,8 @@ def seen_by(folder: Path) -> frozenset[str]:
         raise RunError(
             f"{path} is missing, so nobody can say which cases this teacher has seen; train it again with medkd_train."
         )
-    data = read_json(path)
-    return frozenset(data["train"]) | frozenset(data.get("teacher_train", []))
+    known = FoldRecord.load(path)
+    return frozenset(known.train) | frozenset(known.teacher_train)
 
 
 def short_name(run: Path) -> str:

@@ -117,6 +117,9 @@ def plan_and_preprocess(
     with_twins(description, fingerprint).save(folder / DATASET_FILE)
     for configuration in chosen:
         preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
+    gone = [name for name in (PLANS_FILE, DATASET_FILE, FINGERPRINT_FILE) if not (folder / name).exists()]
+    if gone:
+        raise DataError(f"{folder} lost its {gone[0]} meanwhile; run the command again, and let nothing remove it.")
     return plan
 
 
@@ -169,6 +172,12 @@ def preprocess_dataset(
 
     bytes_per_case = _bytes_per_case(fingerprint, plan, configuration, len(description.channel_names))
     run_cases(make, todo, worker_count(bytes_per_case, len(todo), workers), f"preprocess {configuration.name}")
+    lost = [case for case in by_name if not store.is_complete(case)]
+    if lost:
+        raise DataError(
+            f"{store.folder} lost {len(lost)} of its {len(by_name)} cases while they were made, for example {lost[0]}; "
+            "run the command again, and let nothing else remove files there."
+        )
     return store
 
 

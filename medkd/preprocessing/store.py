@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 from medkd.core.labels import LabelSpec
@@ -151,11 +152,19 @@ class CaseStore:
             record = self.record(case)
         except DataError:
             return False
-        parts = all(self._path(case, part).exists() for part in ("image.npy", "label.npy", "locations.npz"))
         same = record.recipe == recipe and len(record.files) == len(paths)
-        return parts and same and all(_unchanged(file, path) for file, path in zip(record.files, paths, strict=True))
+        return (
+            self.is_complete(case)
+            and same
+            and all(_unchanged(file, path) for file, path in zip(record.files, paths, strict=True))
+        )
+
+    def is_complete(self, case: str) -> bool:
+        """Whether all files of a case are there."""
+        return all(self._path(case, part).exists() for part in ("json", "image.npy", "label.npy", "locations.npz"))
 
     def _path(self, case: str, part: str) -> Path:
+        check_case_name(case, str(self.folder))
         return self.folder / f"{case}.{part}"
 
 

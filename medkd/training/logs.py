@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from medkd.core.files import atomic_path
+from medkd.core.errors import DataError
+from medkd.core.files import atomic_path, read_json_lines
+from medkd.core.serial import from_data
 
 LOG_FILE = "log.jsonl"
 TEXT_FILE = "training_log.txt"
@@ -96,14 +99,22 @@ class RunLog:
         self._board.close()
 
 
+def _finite(data: Any) -> Any:
+    """An entry for checking its form: a loss may have been NaN."""
+    if not isinstance(data, dict):
+        return data
+    return {key: 0.0 if isinstance(value, float) and not math.isfinite(value) else value for key, value in data.items()}
+
+
 def read_log(folder: Path) -> list[EpochRecord]:
     """The epochs logged in a fold folder; a last line cut off by a kill is left out."""
     path = folder / LOG_FILE
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for data in read_json_lines(path) if path.exists() else []:
         try:
-            records.append(EpochRecord(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError):
+            from_data(EpochRecord, _finite(data), str(path))
+            records.append(EpochRecord(**data))
+        except DataError:
             break
     return records
 

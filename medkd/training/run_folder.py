@@ -12,10 +12,9 @@ from typing import Any, NoReturn
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
 from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
-from medkd.core.splits import SPLITS_FILE, Split
+from medkd.core.splits import SPLITS_FILE, FoldRecord, Split
 from medkd.models.guard import write_split
 
 TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
@@ -100,14 +99,14 @@ def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
     path = folder / SPLIT_FILE
     if not path.exists() or not any(folder.rglob("*.pt")):
         return
-    known = read_json(path)
+    known = FoldRecord.load(path)
     parts = (
         ("train", "training", split.train, f"restore {SPLITS_FILE} and the cases"),
         ("val", "validation", split.val, f"restore {SPLITS_FILE}"),
         ("teacher_train", "teacher's training", taught_by, "take the teacher with the folds that it had"),
     )
     for key, what, now, remedy in parts:
-        other = sorted(set(known.get(key, [])) ^ set(now))
+        other = sorted(set(getattr(known, key)) ^ set(now))
         if other:
             raise RunError(
                 f"{folder} was trained with other splits: {len(other)} of its {what} cases differ, for example "
@@ -127,7 +126,7 @@ def validation_cases(folder: Path) -> tuple[str, ...]:
         raise RunError(
             f"{path} is missing, so nobody can say which cases this fold held out; train it again with --overwrite."
         )
-    return tuple(read_json(path)["val"])
+    return FoldRecord.load(path).val
 
 
 def start_fold(

@@ -154,3 +154,11 @@ def test_a_broken_file_is_one_sentence(tmp_path) -> None:  # type: ignore[no-unt
     (tmp_path / "splits_final.json").write_text('[{"train": ["a"]}]')
     with pytest.raises(DataError, match="one entry per fold"):
         load_splits(tmp_path / "splits_final.json")
+
+
+def test_a_fold_without_training_cases_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "splits_final.json"
+    for content in ('[{"train": [], "val": ["a"]}]', "[]", '{"train": []}', '[{"train": ["a"], "val": [["b"]]}]'):
+        path.write_text(content)
+        with pytest.raises(DataError, match=r"splits_final\.json: expected a list"):
+            load_splits(path)

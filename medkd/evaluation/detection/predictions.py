@@ -13,7 +13,7 @@ import numpy as np
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, understood, write_json
 
 PREDICTIONS_FILE = "predictions.json"
 COCO_RESULTS_FILE = "coco_results.json"
@@ -144,11 +144,12 @@ class DetectionPredictions:
                 f"{path}: has schema {data['schema']}, this medkd reads schema {SCHEMA}; predict again with this "
                 "version."
             )
-        categories = tuple(data["categories"])
-        return cls(
-            categories,
-            {case: image_from_json(entry, categories, f"{path}: {case}") for case, entry in data["images"].items()},
-        )
+        with understood(path, "a predictions.json of medkd", "predict again"):
+            categories = tuple(data["categories"])
+            images = {
+                case: image_from_json(entry, categories, f"{path}: {case}") for case, entry in data["images"].items()
+            }
+            return cls(categories, images)
 
     def restricted(self, cases: Iterable[str]) -> DetectionPredictions:
         """The predictions of these cases."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, understood, write_json
 from medkd.evaluation.detection.coco import COCO_METRICS
 from medkd.evaluation.detection.matching import Criterion
 from medkd.evaluation.detection.metrics import RATES, Key, rate_key
@@ -178,12 +178,8 @@ class DetectionSummary:
                 f"{path}: has schema {data.get('schema')}, this medkd reads schema {SCHEMA}; evaluate again with this "
                 "version."
             )
-        try:
+        with understood(path, "a detection summary as medkd writes it", "evaluate again"):
             return _from_json(data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a detection summary as medkd writes it ({error!r}); evaluate again."
-            ) from error
 
 
 def definitions(rules: Rules) -> dict[str, str]:

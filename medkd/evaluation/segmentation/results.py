@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, understood, write_json
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
@@ -139,6 +139,11 @@ class Summary:
             DataError: the file is missing, damaged, of a newer schema, or its cases do not have the same structures.
         """
         data = read_json(path)
+        with understood(path, "a summary.json of medkd or nnU-Net", "evaluate again"):
+            return cls._from_data(data, path, labels)
+
+    @classmethod
+    def _from_data(cls, data: Any, path: Path, labels: LabelSpec | None) -> Summary:
         own = dict(data.get("medkd", {})) if isinstance(data, Mapping) else {}
         if own.get("schema", SCHEMA) != SCHEMA:
             raise DataError(

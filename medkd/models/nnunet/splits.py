@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
+from medkd.core.files import read_json, understood
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, make_splits
 from medkd.models.nnunet.plans import load_plans
@@ -87,8 +87,8 @@ def _scored(summary: Path, ending: str) -> set[str]:
     """The cases in nnU-Net's ``summary.json``; none where there is no such file."""
     if not summary.exists():
         return set()
-    files = [
-        str(case.get("prediction_file", "")).replace("\\", "/")
-        for case in read_json(summary).get("metric_per_case", ())
-    ]
+    data = read_json(summary)
+    with understood(summary, "a summary.json of nnU-Net", "validate the fold again"):
+        named = [str(case.get("prediction_file", "")) for case in data.get("metric_per_case", ())]
+    files = [name.replace("\\", "/") for name in named]
     return {file.rpartition("/")[2].removesuffix(ending) for file in files}
