@@ -21,6 +21,9 @@ from medkd.exporting.formats import FORMATS, Parcel
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.runtime.predictor import RuntimePredictor
+from medkd.training.options import TrainOptions
+from medkd.training.run import train
+from tests.training.builders import make_dataset
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
 STUDENT = OLD / "plain_unet_w2__3d_fullres__kd+at__from_plain_unet"
@@ -73,6 +76,9 @@ for name in ("torch", "monai", "torchvision"):
 from pathlib import Path
 from medkd.io.volumes import read_image
 from medkd.runtime.predictor import RuntimePredictor
+from medkd.training.options import TrainOptions
+from medkd.training.run import train
+from tests.training.builders import make_dataset
 image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
 print(int((RuntimePredictor.open(Path({str(exported)!r})).predict_case(image, geometry, "scan") > 0).sum()))
 """
@@ -150,11 +156,7 @@ def test_folders_in_use_are_kept(tmp_path: Path) -> None:
 def test_a_2d_model_with_mirroring_goes_through_slices(tmp_path: Path) -> None:
     """A 2D run, made here, on an anisotropic scan whose axes are transposed by nothing."""
     pytest.importorskip("onnxruntime")
-    from medkd.training.options import TrainOptions
-    from tests.training.builders import make_dataset
-
     make_dataset(tmp_path)
-    train = _train()
     fold = train(
         900,
         "plain_unet",
@@ -174,11 +176,3 @@ def test_a_2d_model_with_mirroring_goes_through_slices(tmp_path: Path) -> None:
     geometry = Geometry.from_spacing((5, 21, 18), (3.0, 1.0, 1.0))
     ours = Predictor.from_run(fold.parent, [0], "cpu").predict_case(image, geometry, "a")
     assert np.array_equal(RuntimePredictor.open(tmp_path / "out").predict_case(image, geometry, "a"), ours)
-
-
-def _train():
-    try:
-        from medkd.training.run import train
-    except ImportError:
-        from medkd.training.segmentation_task import train
-    return train

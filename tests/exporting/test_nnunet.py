@@ -16,6 +16,7 @@ from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.models.base import open_model
 from medkd.training.options import TrainOptions
+from medkd.training.run import train
 from tests.training.builders import make_dataset
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
@@ -55,13 +56,11 @@ def test_stock_nnunet_predicts_the_same(tmp_path: Path) -> None:
 
 
 def test_networks_that_nnunet_cannot_build_are_refused(tmp_path: Path) -> None:
-    from tests.exporting.test_export import _train
-
     make_dataset(tmp_path)
     options = TrainOptions(
         root=tmp_path, epochs=1, iterations_per_epoch=1, workers=0, device="cpu", validate=False, batch_size=2
     )
-    fold = _train()(900, "unet_tiny", 0, options)
+    fold = train(900, "unet_tiny", 0, options)
     with pytest.raises(
         RunError, match=r"nnU-Net builds its own planned U-Nets only, not .*; export with --format onnx"
     ):
