@@ -77,6 +77,7 @@ TASKS: dict[str, Task] = {
                 "targets_tta",
                 "targets_limit",
                 "init",
+                "mirror_axes",
             ),
             "predict": ("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
             "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),

@@ -154,3 +154,15 @@ def _refuse_null(options: argparse.Namespace) -> None:
                 raise DataError(
                     f"An argument holds a null character, which no name or path may: '{shown}'; leave it out."
                 )
+
+
+def axis(text: str) -> int | None:
+    """One value of ``--mirror-axes``: the number of an axis, or None for ``none``."""
+    if text not in ("none", "0", "1", "2"):
+        raise argparse.ArgumentTypeError(f"must be none, 0, 1 or 2, found '{text}'")
+    return None if text == "none" else int(text)
+
+
+def axes(given: Sequence[int | None] | None) -> tuple[int, ...] | None:
+    """All values of ``--mirror-axes``; () where it says none, None where it was not given."""
+    return None if given is None else tuple(axis for axis in given if axis is not None)

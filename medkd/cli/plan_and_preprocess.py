@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 
 from medkd import api
-from medkd.cli.common import parser, positive, run
+from medkd.cli.common import axes, axis, parser, positive, run
 from medkd.tasks import task_of_dataset
 
 
@@ -59,7 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--mirror-axes",
-        type=_axis,
+        type=axis,
         nargs="+",
         metavar="AXIS",
         help="axes of the 3D network (0, 1, 2) that training may mirror, or none: for structures that differ by side "
@@ -96,21 +96,11 @@ def _main(options: argparse.Namespace) -> None:
             gpu_memory_gb=options.gpu_memory,
             like=options.like,
             orientation=options.reorient,
-            mirror_axes=_axes(options.mirror_axes),
+            mirror_axes=axes(options.mirror_axes),
             image_size=options.image_size,
             batch_size=options.batch_size,
         )
         print(task_of_dataset(dataset, options.root).describe_plan(plan))
-
-
-def _axis(text: str) -> int | None:
-    if text not in ("none", "0", "1", "2"):
-        raise argparse.ArgumentTypeError(f"must be none, 0, 1 or 2, found '{text}'")
-    return None if text == "none" else int(text)
-
-
-def _axes(given: Sequence[int | None] | None) -> tuple[int, ...] | None:
-    return None if given is None else tuple(axis for axis in given if axis is not None)
 
 
 def _above_zero(text: str) -> float:

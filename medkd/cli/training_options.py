@@ -34,6 +34,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help="patches or images per step (default: the plan's)")
     add("--patch-size", type=int, nargs="+", help="voxels per axis, for example 64 96 96 (default: the plan's)")
     add("--image-size", type=int, help="detection: side of the input, a multiple of 32 (default: the plan's)")
+    add(
+        "--mirror-axes",
+        type=common.axis,
+        nargs="+",
+        metavar="AXIS",
+        help="axes of the patch (0 is its first) that training and test-time augmentation mirror, or none (default: "
+        "the plan's)",
+    )
     add("--learning-rate", type=float, help="initial learning rate (default: 0.01, or the plan's)")
     add("--width-divisor", type=int, help="divide the channels of a planned network by this (default: 1)")
     add(
@@ -98,6 +106,8 @@ def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         MethodError: an entry of ``--set`` is not of the form METHOD.PARAMETER=VALUE.
     """
     settings = common.given(arguments, _FIELDS)
+    if "mirror_axes" in settings:
+        settings["mirror_axes"] = common.axes(settings["mirror_axes"])
     if "patch_size" in settings:
         settings["patch_size"] = tuple(settings["patch_size"])
     parameters = parse_settings(getattr(arguments, "set", None) or [])

@@ -90,3 +90,13 @@ def test_what_is_given_arrives_and_the_rest_keeps_its_default(root: Path, monkey
     assert seen[1] == TrainOptions(
         root=root, configuration="2d", targets="cached", targets_tta=True, targets_limit=0.5, init="teacher"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "axes"), [(["none"], ()), (["0", "2"], (0, 2))])
+def test_mirror_axes_are_none_or_numbers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: list[str], axes: tuple[int, ...]
+) -> None:
+    seen: list[TrainOptions] = []
+    monkeypatch.setattr(task, "train", lambda dataset, network, fold, options: seen.append(options))
+    assert train_command(["900", "plain_unet", "0", "--root", str(root), "--mirror-axes", *text]) == 0
+    assert seen[0].mirror_axes == axes
