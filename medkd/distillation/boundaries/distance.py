@@ -18,6 +18,7 @@ from torch import Tensor
 from medkd.distillation.boundaries.distance_batch import mixed_masks, squared_boundary_distances_at_once
 
 Box = tuple[slice, ...]
+HOST = "cpu"  # where one mask after another is faster than all at once
 
 
 def bounding_boxes(masks: Tensor) -> list[Box | None]:
@@ -105,7 +106,7 @@ def boundary_weights(kinds: Sequence[Tensor], spacing: Sequence[float]) -> Tenso
         ``(M, *spatial)``, float32.
     """
     total = torch.zeros(kinds[0].shape, device=kinds[0].device)
-    if total.device.type == "cpu":
+    if total.device.type == HOST:
         for masks in kinds:
             for place, field in zip(total, squared_boundary_distances(masks, spacing), strict=True):
                 if field is not None:

@@ -119,11 +119,10 @@ class CIRKD(PairMethod):
         teacher = resize(teacher, student.shape[2:])
         masks = class_masks(target, self.context.num_outputs, False, student.shape[2:])
         generator = torch.Generator(teacher.device).manual_seed(target.progress.step)
-        unit_t = F.normalize(teacher.flatten(2), dim=1, eps=1e-8)
-        self._remember(unit_t, teacher, masks, generator)
-        unit_s = F.normalize(self.projection(student).flatten(2), dim=1, eps=1e-8)
+        self._remember(teacher, masks, generator)
         chosen, counted = _anchors(masks[:, 1:].sum(1).flatten(1), self.max_nodes, generator)
-        anchors_s, anchors_t = _at(unit_s, chosen).flatten(0, 1), _at(unit_t, chosen).flatten(0, 1)
+        anchors_s = _units_at(self.projection(student), chosen).flatten(0, 1)
+        anchors_t = _units_at(teacher, chosen).flatten(0, 1)
         terms = []
         for memory in self._memories():
             keys, filled = memory.draw(DRAWN, generator)
@@ -133,14 +132,14 @@ class CIRKD(PairMethod):
         return terms[0], terms[1]
 
     @torch.no_grad()
-    def _remember(self, unit: Tensor, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
+    def _remember(self, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
         """Push voxels and class means of the batch."""
         by_voxel, by_mean = self._memories()
         means = F.normalize(masked_means(teacher, masks), dim=2, eps=1e-8)
         chosen, counts = _of_every_class(masks.flatten(2), PUSHED, generator)
-        for n in range(len(unit)):
-            voxels = _at(unit[n : n + 1], chosen[n : n + 1].flatten(1))
-            by_voxel.push(voxels.view(*chosen.shape[1:], -1), counts[n].clamp(max=PUSHED))
+        voxels = _units_at(teacher, chosen.flatten(1)).view(*chosen.shape, -1)
+        for n in range(len(teacher)):
+            by_voxel.push(voxels[n], counts[n].clamp(max=PUSHED))
             by_mean.push(means[n].unsqueeze(1), counts[n].clamp(max=1))
 
     def _memories(self) -> list[ClassMemory]:
@@ -180,10 +179,10 @@ def _anchors(mask: Tensor, number: int, generator: torch.Generator) -> tuple[Ten
     return best.indices, (best.values >= 0).flatten().float()
 
 
-def _at(vectors: Tensor, places: Tensor) -> Tensor:
-    """Vectors ``(B, C, V)`` at places ``(B, n)``: ``(B, n, C)``."""
-    index = places.unsqueeze(1).expand(-1, vectors.shape[1], -1)
-    return vectors.gather(2, index).transpose(1, 2)
+def _units_at(features: Tensor, places: Tensor) -> Tensor:
+    """Vectors of ``(B, C, *spatial)`` at places ``(B, n)``, scaled to unit length: ``(B, n, C)``."""
+    index = places.unsqueeze(1).expand(-1, features.shape[1], -1)
+    return F.normalize(features.flatten(2).gather(2, index), dim=1, eps=1e-8).transpose(1, 2)
 
 
 def _likeness(anchors: Tensor, keys: Tensor, filled: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from medkd.distillation.boundaries import distance, distance_batch
 from medkd.distillation.boundaries.distance import bounding_boxes, squared_boundary_distances, squared_distance
 from tests.distillation.toys import smooth
 
@@ -75,3 +76,40 @@ def test_bounding_boxes_are_tight() -> None:
         None,
         (slice(0, 5), slice(0, 6), slice(0, 7)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("rank", "spacing"), [(2, (1.0, 1.0)), (2, (0.7, 3.0)), (3, (1.0, 1.0, 1.0)), (3, (2.5, 0.6, 1.1))]
+)
+@pytest.mark.parametrize("chunk", [1, 2**24])
+def test_all_masks_at_once_equal_scipys(
+    rank: int, spacing: tuple[float, ...], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distance_batch, "_CHUNK", chunk)
+    every = torch.cat([masks(rank), torch.stack([masks(rank)[0] & False, masks(rank)[0] | True])])
+    fields = distance_batch.squared_boundary_distances_at_once(every, spacing)
+    for mask, field in zip(every, fields, strict=True):
+        mixed = bool(mask.any()) and not bool(mask.all())
+        expected = reference(mask, spacing) if mixed else np.zeros(mask.shape)
+        assert np.allclose(field.numpy(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "other"])
+def test_weights_are_the_sum_over_both_kinds_of_masks(device_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of computing them; on the CPU the second has to be asked for."""
+    monkeypatch.setattr(distance, "HOST", device_type if device_type == "cpu" else "none")
+    kinds = [masks(3), masks(3).flip(0)]
+    empty = torch.zeros(1, *kinds[0].shape[1:], dtype=torch.bool)
+    kinds = [torch.cat((kind, empty)) for kind in kinds]
+    expected = torch.zeros(kinds[0].shape)
+    for kind in kinds:
+        for place, mask in zip(expected, kind, strict=True):
+            if mask.any() and not mask.all():
+                place += torch.from_numpy(reference(mask, (1.0, 2.0, 0.5))).float()
+    assert torch.allclose(distance.boundary_weights(kinds, (1.0, 2.0, 0.5)), expected, rtol=1e-5)
+
+
+def test_chunks_are_bounded_in_number_and_not_smaller_than_they_must_be() -> None:
+    for rows, length in ((10, 8), (10**6, 64), (10**7, 128)):
+        chunk = distance_batch.chunk_rows(rows, length)
+        assert -(-rows // chunk) <= distance_batch.MOST_CHUNKS
