@@ -22,7 +22,7 @@ from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.training.options import TrainOptions
-from medkd.training.run import train
+from medkd.training.segmentation_task import train
 from tests.training.builders import make_dataset
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
@@ -77,7 +77,7 @@ from pathlib import Path
 from medkd.io.volumes import read_image
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.training.options import TrainOptions
-from medkd.training.run import train
+from medkd.training.segmentation_task import train
 from tests.training.builders import make_dataset
 image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
 print(int((RuntimePredictor.open(Path({str(exported)!r})).predict_case(image, geometry, "scan") > 0).sum()))

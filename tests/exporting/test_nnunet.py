@@ -16,7 +16,7 @@ from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.models.base import open_model
 from medkd.training.options import TrainOptions
-from medkd.training.run import train
+from medkd.training.segmentation_task import train
 from tests.training.builders import make_dataset
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
