@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -218,16 +218,6 @@ def finite(value: float | None) -> float | None:
 def interval_json(interval: Interval) -> dict[str, float | int | None]:
     """An interval as JSON values; undefined ones are null."""
     return {"mean": finite(interval.mean), "low": finite(interval.low), "high": finite(interval.high), "n": interval.n}
-
-
-def interval_from_json(entry: Mapping[str, Any]) -> Interval:
-    """What :func:`interval_json` wrote.
-
-    Raises:
-        KeyError, TypeError, ValueError: the entry is damaged; whoever reads the file says which file.
-    """
-    mean, low, high = (nan if entry[key] is None else float(entry[key]) for key in ("mean", "low", "high"))
-    return Interval(mean, low, high, int(entry["n"]))
 
 
 def _mean_of_means(filled: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -87,7 +87,15 @@ def evaluate_detections(
         old = values.get(key, Interval(value, float("nan"), float("nan"), number))
         values[key] = Interval(value, old.low, old.high, number)
     curves = {name: _thinned(*froc_curve(m)) for name, m in zip((*names, ""), matches.froc, strict=True)}
-    return DetectionSummary(names, truths, ordered(values), curves, rules, patients, tuple(missing))
+    return DetectionSummary(
+        categories=names,
+        truths=truths,
+        values=ordered(values),
+        curves=curves,
+        rules=rules,
+        patients=patients,
+        missing=tuple(missing),
+    )
 
 
 def evaluate_detection_folder(

@@ -13,7 +13,8 @@ import numpy as np
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, understood, write_json
+from medkd.core.files import write_json
+from medkd.evaluation.entries import Entry
 
 PREDICTIONS_FILE = "predictions.json"
 COCO_RESULTS_FILE = "coco_results.json"
@@ -134,22 +135,11 @@ class DetectionPredictions:
                 box.
         """
         path = Path(path) / PREDICTIONS_FILE if Path(path).is_dir() else Path(path)
-        data = read_json(path)
-        if not isinstance(data, Mapping) or not {"categories", "images"} <= set(data):
-            raise DataError(
-                f"{path}: expected an object with 'categories' and 'images', as medkd_predict writes it; predict again."
-            )
-        if data.get("schema", SCHEMA) != SCHEMA:
-            raise DataError(
-                f"{path}: has schema {data['schema']}, this medkd reads schema {SCHEMA}; predict again with this "
-                "version."
-            )
-        with understood(path, "a predictions.json of medkd", "predict again"):
-            categories = tuple(data["categories"])
-            images = {
-                case: image_from_json(entry, categories, f"{path}: {case}") for case, entry in data["images"].items()
-            }
-            return cls(categories, images)
+        data = Entry.read(path, "predict again")
+        data.check_schema(SCHEMA)
+        categories = data.texts("categories")
+        images = {case: _image_from(entry, categories) for case, entry in data.objects("images")}
+        return cls(categories, images)
 
     def restricted(self, cases: Iterable[str]) -> DetectionPredictions:
         """The predictions of these cases."""
@@ -174,27 +164,26 @@ def image_from_json(entry: Any, categories: Sequence[str], where: str) -> ImageP
     Raises:
         DataError: a key is missing, a class is unknown, a number is not finite, or the lists differ in length.
     """
-    places = {name: i for i, name in enumerate(categories)}
-    try:
-        unknown = sorted(set(entry["classes"]) - set(places))
-        if unknown:
-            raise DataError(
-                f"{where}: the class '{unknown[0]}' is not among the file's categories {', '.join(categories)}."
-            )
-        found = Boxes.of(entry["boxes"], [places[name] for name in entry["classes"]], entry["scores"])
-        image = ImagePredictions(str(entry["file"]), int(entry["width"]), int(entry["height"]), found)
-    except (KeyError, TypeError, ValueError) as error:
+    return _image_from(Entry(entry, where, "predict again"), categories)
+
+
+def _image_from(entry: Entry, categories: Sequence[str]) -> ImagePredictions:
+    names, boxes, scores = entry.texts("classes"), entry.numbers("boxes", 4), entry.numbers("scores")
+    unknown = sorted(set(names) - set(categories))
+    if unknown:
         raise DataError(
-            f"{where}: not an image's predictions as medkd_predict writes them ({error!r}); predict again."
-        ) from error
-    if not len(found) == len(found.classes) == len(found.scores):
-        raise DataError(
-            f"{where}: expected as many scores and classes as boxes, found {len(entry['scores'])} scores for "
-            f"{len(found)} boxes."
+            f"{entry.where}: the class '{unknown[0]}' is not among the file's categories {', '.join(categories)}."
         )
-    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-        raise DataError(f"{where}: expected finite coordinates and scores, found NaN or infinity; predict again.")
-    return image
+    if not len(boxes) == len(names) == len(scores):
+        raise DataError(
+            f"{entry.where}: expected as many scores and classes as boxes, found {len(scores)} scores and {len(names)} "
+            f"classes for {len(boxes)} boxes; predict again."
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise DataError(f"{entry.where}: expected finite coordinates and scores, found NaN or infinity; predict again.")
+    places = {name: place for place, name in enumerate(categories)}
+    found = Boxes.of(boxes, [places[name] for name in names], scores)
+    return ImagePredictions(entry.text("file"), entry.count("width"), entry.count("height"), found)
 
 
 def truth_of(annotation: BoxAnnotation, categories: Sequence[str]) -> Boxes:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, understood, write_json
+from medkd.core.files import write_json
 from medkd.evaluation.detection.coco import COCO_METRICS
 from medkd.evaluation.detection.matching import Criterion
 from medkd.evaluation.detection.metrics import RATES, Key, rate_key
 from medkd.evaluation.detection.predictions import Boxes
-from medkd.evaluation.statistics import LEVEL, UNDEFINED, Interval, finite, interval_from_json, interval_json
+from medkd.evaluation.entries import Entry
+from medkd.evaluation.statistics import LEVEL, UNDEFINED, Interval, finite, interval_json
 from medkd.evaluation.table import format_interval, text_table
 
 SCHEMA = 1
@@ -83,7 +84,7 @@ def rules_of(hit: str, excluded: tuple[str, ...] | None = None) -> Rules:
     return Rules(excluded, threshold)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DetectionSummary:
     """The scores of the detections in a set of images.
 
@@ -170,16 +171,11 @@ class DetectionSummary:
         Raises:
             DataError: the file is missing, damaged, of another schema, or not of a detection data set.
         """
-        data = read_json(path)
-        if not isinstance(data, Mapping) or data.get("task") != "detection":
+        data = Entry.read(path)
+        if data.values.get("task") != "detection":
             raise DataError(f"{path} is not the summary of a detection data set; evaluate again with medkd_evaluate.")
-        if data.get("schema") != SCHEMA:
-            raise DataError(
-                f"{path}: has schema {data.get('schema')}, this medkd reads schema {SCHEMA}; evaluate again with this "
-                "version."
-            )
-        with understood(path, "a detection summary as medkd writes it", "evaluate again"):
-            return _from_json(data)
+        data.check_schema(SCHEMA)
+        return _from_json(data)
 
 
 def definitions(rules: Rules) -> dict[str, str]:
@@ -187,14 +183,15 @@ def definitions(rules: Rules) -> dict[str, str]:
     hit = f"IoU ≥ {rules.threshold:g}" if rules.criterion == "iou" else "the detection's centre lies in the box"
     apart = f", without {', '.join(rules.excluded)}" if rules.excluded else ""
     return {
-        "AP": "COCO's average precision: mean over IoU 0.50:0.95 and the classes with reference boxes, at most 100 detections per class "
-        "and image (pycocotools)",
+        "AP": "COCO's average precision: mean over IoU 0.50:0.95 and the classes with reference boxes, at most 100 "
+        "detections per class and image (pycocotools)",
         "AP50, AP75": "the same at IoU 0.50 and 0.75",
         "small, medium, large": "boxes of less than 32², up to 96², and more pixels of the original image",
         "AR@1, 10, 100": "highest recall with that many detections per class and image, mean over IoU 0.50:0.95",
-        "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the right class{apart}; "
-        "further detections of a found box count as neither",
-        "AUC": f"area under the ROC curve of the highest score in an image, images with a box against images without{apart}",
+        "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the right "
+        f"class{apart}; further detections of a found box count as neither",
+        "AUC": "area under the ROC curve of the highest score in an image, images with a box against images without"
+        f"{apart}",
         "skipped": "classes without a reference box have no score and no part in the means",
         "interval": "95 % bootstrap percentile interval over patients where they are known, else over images",
     }
@@ -241,26 +238,55 @@ def _curve_json(curve: Curve) -> dict[str, list[float | None]]:
     }
 
 
-def _from_json(data: Mapping[str, Any]) -> DetectionSummary:
-    names = {name: i for i, name in enumerate(data["classes"])}
-    values = {("", metric): interval_from_json(v) for metric, v in data["mean"].items()}
-    values |= {
-        (name, metric): interval_from_json(v)
-        for name, entry in data["classes"].items()
-        for metric, v in entry.items()
-        if metric != "boxes"
-    }
-    truths = {case: Boxes.of(e["boxes"], [names[n] for n in e["classes"]]) for case, e in data["cases"].items()}
-    curves = {"" if name == "all classes" else name: _curve(entry) for name, entry in data["froc"].items()}
-    rules = Rules(tuple(data["rules"]["excluded"]), float(data["rules"]["threshold"]), data["rules"]["criterion"])
-    patients = {case: e["patient"] for case, e in data["cases"].items() if "patient" in e}
-    own = set(DetectionSummary(tuple(names), {}, {}).to_json())
-    extra = {k: v for k, v in data.items() if k not in own}
+def _from_json(data: Entry) -> DetectionSummary:
+    classes = dict(data.objects("classes"))
+    values = {("", metric): data.object("mean").interval(metric) for metric in data.object("mean").values}
+    for name, entry in classes.items():
+        values |= {(name, metric): entry.interval(metric) for metric in entry.values if metric != "boxes"}
+    categories = tuple(classes)
+    truths, patients = {}, {}
+    for case, entry in data.objects("cases"):
+        truths[case] = _truth(entry, categories)
+        if "patient" in entry:
+            patients[case] = entry.text("patient")
+    curves = {"" if name == "all classes" else name: _curve(entry) for name, entry in data.objects("froc")}
+    own = set(DetectionSummary(categories=categories, truths={}, values={}).to_json())
     return DetectionSummary(
-        tuple(names), truths, values, curves, rules, patients, tuple(data["missing_predictions"]), extra
+        categories=categories,
+        truths=truths,
+        values=values,
+        curves=curves,
+        rules=_rules(data.object("rules"), categories),
+        patients=patients,
+        missing=data.texts("missing_predictions"),
+        extra={key: value for key, value in data.values.items() if key not in own},
     )
 
 
-def _curve(entry: Mapping[str, Any]) -> Curve:
-    columns = (entry[k] for k in ("false_positives_per_image", "sensitivity", "score"))
-    return Curve(*(np.array([np.nan if v is None else v for v in column], np.float64) for column in columns))
+def _truth(entry: Entry, categories: Sequence[str]) -> Boxes:
+    boxes, names = entry.numbers("boxes", 4), entry.texts("classes")
+    unknown = [name for name in names if name not in categories]
+    if unknown:
+        entry.fail(f"{entry.where}: classes", f"classes among {', '.join(categories)}", unknown[0])
+    if len(names) != len(boxes) or not np.isfinite(boxes).all():
+        entry.fail(entry.where, f"one class for each of {len(boxes)} finite boxes", len(names))
+    return Boxes.of(boxes, [categories.index(name) for name in names])
+
+
+def _rules(entry: Entry, categories: Sequence[str]) -> Rules:
+    threshold = entry.number("threshold")
+    if threshold is None or not 0 < threshold <= 1:
+        entry.fail(f"{entry.where}: threshold", "an IoU above 0 and at most 1", threshold)
+    criterion: Criterion = "iou" if entry.choice("criterion", "iou", "centre") == "iou" else "centre"
+    excluded = entry.texts("excluded")
+    unknown = [name for name in excluded if name not in categories]
+    if unknown:
+        entry.fail(f"{entry.where}: excluded", f"classes among {', '.join(categories)}", unknown[0])
+    return Rules(excluded, threshold, criterion)
+
+
+def _curve(entry: Entry) -> Curve:
+    columns = [entry.numbers(key) for key in ("false_positives_per_image", "sensitivity", "score")]
+    if len({len(column) for column in columns}) > 1:
+        entry.fail(entry.where, "three lists of one length", len(columns[0]))
+    return Curve(*columns)

@@ -124,23 +124,23 @@ class ReportTask:
         read: run folder, folds → scores.
         metrics: of the table of runs; the first one orders the runs and decides.
         learnt: a mean of the first metric below this is no better than nothing.
-        part: what a score can be of: ``structure`` or ``class``.
-        case: what was predicted: ``case`` or ``image``.
         progress: key of the log that validation writes while training, and its title.
         definitions: scores (None where no run has any) → in words, how every number was computed.
         sections: the report's further parts, as HTML, before and after the pictures.
         pictures: the part with pictures, as HTML.
+        part: what a score can be of: ``structure`` or ``class``.
+        case: what was predicted: ``case`` or ``image``.
     """
 
     read: Callable[[Path, Sequence[int]], Scores]
     metrics: tuple[Metric, ...]
     learnt: float
-    part: str
-    case: str
     progress: tuple[str, str]
     definitions: Callable[[Any], dict[str, str]]
     sections: Callable[[Report], Sequence[str]]
     pictures: Callable[[Report], str]
+    part: str = "structure"
+    case: str = "case"
 
     @property
     def main(self) -> Metric:

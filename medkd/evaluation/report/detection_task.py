@@ -111,11 +111,11 @@ def _definitions(scores: DetectionScores | None) -> dict[str, str]:
 
 
 DETECTION = ReportTask(
-    read=DetectionScores.read,
-    metrics=METRICS,
-    learnt=0.01,
     part="class",
     case="image",
+    metrics=METRICS,
+    learnt=0.01,
+    read=DetectionScores.read,
     progress=("validation_score", "validation AP (while training)"),
     definitions=_definitions,
     sections=_sections,

@@ -64,11 +64,9 @@ def _definitions(scores: SegmentationScores | None) -> dict[str, str]:
 
 SEGMENTATION = ReportTask(
     read=SegmentationScores.read,
+    progress=("validation_dice", "validation Dice (patches)"),
     metrics=METRICS,
     learnt=0.05,
-    part="structure",
-    case="case",
-    progress=("validation_dice", "validation Dice (patches)"),
     definitions=_definitions,
     sections=_sections,
     pictures=picture_section,

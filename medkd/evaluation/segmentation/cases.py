@@ -23,7 +23,7 @@ DEFAULT_TOLERANCE_MM = 2.0
 _CHUNK = 1 << 21
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassScore:
     """The scores of one structure (label or region) in one case.
 
@@ -104,27 +104,45 @@ def evaluate_case(
     counts = _confusion(prediction, reference, labels, case)
     if labels.ignore is not None:
         prediction = np.where(reference == labels.ignore, 0, prediction)
-    diagonal = float(np.linalg.norm([n * s for n, s in zip(reference.shape, spacing, strict=True) if n > 1]))
     boxes = _boxes(prediction, reference, labels)
     result = []
     for name, values in labels.foreground:
         tp, fp, fn, tn = _counts(counts, values)
-        status = _status(tp + fp, tp + fn)
-        hd95, nsd = (None, None) if status == "absent" else (diagonal, 0.0)
+        status = status_of(tp + fp, tp + fn)
+        hd95: float | None = None
+        nsd: float | None = None
         if status == "scored":
-            box = _join([boxes[v] for v in values], reference.shape)
+            box = _join([boxes[value] for value in values], reference.shape)
             distances = surface_distances(_mask(prediction[box], values), _mask(reference[box], values), spacing)
-            hd95, nsd = (
-                hausdorff95_of(distances, definition),
-                normalized_surface_distance_of(distances, nsd_tolerance_mm),
-            )
-        present = status != "absent"
-        dice, iou = (2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)) if present else (None, None)
-        result.append(ClassScore(name, values, status, dice, iou, tp, fp, fn, tn, hd95, nsd))
+            hd95 = hausdorff95_of(distances, definition)
+            nsd = normalized_surface_distance_of(distances, nsd_tolerance_mm)
+        elif status != "absent":
+            hd95, nsd = _diagonal(reference.shape, spacing), 0.0
+        score = ClassScore(
+            name=name,
+            values=values,
+            status=status,
+            dice=None if status == "absent" else 2 * tp / (2 * tp + fp + fn),
+            iou=None if status == "absent" else tp / (tp + fp + fn),
+            tp=tp,
+            fp=fp,
+            fn=fn,
+            tn=tn,
+            hd95=hd95,
+            nsd=nsd,
+        )
+        result.append(score)
     return tuple(result)
 
 
-def _status(n_pred: int, n_ref: int) -> Status:
+def _diagonal(shape: tuple[int, ...], spacing: Sequence[float]) -> float:
+    """Of the image, in mm; an axis of one voxel has no extent."""
+    sides = [count * step for count, step in zip(shape, spacing, strict=True) if count > 1]
+    return float(np.linalg.norm(sides))
+
+
+def status_of(n_pred: int, n_ref: int) -> Status:
+    """What became of a structure of so many voxels in prediction and reference."""
     if n_pred and n_ref:
         return "scored"
     if n_ref:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, understood, write_json
+from medkd.core.files import write_json
 from medkd.core.labels import LabelSpec
-from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status
+from medkd.evaluation.entries import Entry
+from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status, status_of
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
-from medkd.evaluation.statistics import LEVEL, Interval, finite, interval_json, mean_interval
+from medkd.evaluation.statistics import LEVEL, Interval, interval_json, mean_interval
 from medkd.evaluation.table import format_interval, text_table
 
 Metric = Literal["Dice", "IoU", "HD95", "NSD"]
@@ -138,40 +139,25 @@ class Summary:
         Raises:
             DataError: the file is missing, damaged, of a newer schema, or its cases do not have the same structures.
         """
-        data = read_json(path)
-        with understood(path, "a summary.json of medkd or nnU-Net", "evaluate again"):
-            return cls._from_data(data, path, labels)
-
-    @classmethod
-    def _from_data(cls, data: Any, path: Path, labels: LabelSpec | None) -> Summary:
-        own = dict(data.get("medkd", {})) if isinstance(data, Mapping) else {}
-        if own.get("schema", SCHEMA) != SCHEMA:
-            raise DataError(
-                f"{path}: has schema {own['schema']}, this medkd reads schema {SCHEMA}; evaluate again with this "
-                "version."
-            )
-        named = {k: s["name"] for k, s in own.get("structures", {}).items()}
-        named = {**{structure_key(v): n for n, v in (labels.foreground if labels else ())}, **named}
-        try:
-            cases = tuple(_case_from(entry, named) for entry in data["metric_per_case"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a summary.json of medkd or nnU-Net ({error!r} in 'metric_per_case'); evaluate again."
-            ) from error
-        if len({tuple(s.values for s in c.scores) for c in cases}) > 1:
+        data = Entry.read(path)
+        own = data.object("medkd") if "medkd" in data else Entry({}, str(path))
+        own.check_schema(SCHEMA)
+        named = {structure_key(values): name for name, values in (labels.foreground if labels else ())}
+        if "structures" in own:
+            named |= {key: structure.text("name") for key, structure in own.objects("structures")}
+        cases = tuple(_case_from(entry, named) for entry in data.listed_objects("metric_per_case"))
+        if len({tuple(score.values for score in case.scores) for case in cases}) > 1:
             raise DataError(f"{path}: its cases list different structures; evaluate again.")
-        tolerance, definition = own.get("nsd_tolerance_mm"), own.get("hd95_definition", "max")
-        ours = {
-            "schema",
-            "definitions",
-            "confidence_level",
-            "foreground",
-            "structures",
-            "nsd_tolerance_mm",
-            "hd95_definition",
-        }
-        extra = {k: v for k, v in own.items() if k not in ours | {"missing_predictions"}}
-        return cls(cases, tolerance, definition, tuple(own.get("missing_predictions", ())), extra)
+        definition: HausdorffDefinition = "max"
+        if "hd95_definition" in own and own.choice("hd95_definition", "max", "pooled") == "pooled":
+            definition = "pooled"
+        return cls(
+            cases,
+            own.number("nsd_tolerance_mm"),
+            definition,
+            own.texts("missing_predictions") if "missing_predictions" in own else (),
+            {key: value for key, value in own.values.items() if key not in _OWN},
+        )
 
     def _means(self, structure: int) -> dict[str, float | None]:
         metrics = [_metrics_of(case.scores[structure]) for case in self.cases]
@@ -194,8 +180,10 @@ def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefini
         "NSD": f"share of both surfaces' voxels within {nsd_tolerance_mm} mm of the other surface"
         if nsd_tolerance_mm is not None
         else "not computed",
-        "surface": "foreground voxels with a background voxel among their face neighbours; outside the image is background",
-        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the image's diagonal",
+        "surface": "foreground voxels with a background voxel among their face neighbours; outside the image is "
+        "background",
+        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the image's "
+        "diagonal",
         "absent": "a structure in neither is left out of the means and counted",
         "mean": "over cases per structure; the foreground mean is the mean of the structures' means",
         "interval": "95 % bootstrap percentile interval, cases drawn with replacement",
@@ -247,15 +235,40 @@ def _case_json(case: CaseScores) -> dict[str, Any]:
     return {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
 
 
-def _case_from(entry: Mapping[str, Any], names: Mapping[str, str]) -> CaseScores:
-    scores = tuple(_score_from(key, m, names.get(key, key)) for key, m in entry["metrics"].items())
-    return CaseScores(str(entry["reference_file"]), str(entry["prediction_file"]), scores)
+def _case_from(entry: Entry, names: Mapping[str, str]) -> CaseScores:
+    scores = tuple(_score_from(key, metrics, names.get(key, key)) for key, metrics in entry.objects("metrics"))
+    return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), scores)
 
 
-def _score_from(key: str, metrics: Mapping[str, Any], name: str) -> ClassScore:
-    values = tuple(int(v) for v in key.strip("()").split(",") if v.strip())
-    tp, fp, fn, tn = (int(metrics[k]) for k in ("TP", "FP", "FN", "TN"))
-    status: Status = "scored" if tp + fp and tp + fn else "missed" if tp + fn else "invented" if tp + fp else "absent"
-    # nnU-Net writes NaN where both are empty
-    dice, iou, hd95, nsd = (finite(metrics.get(k)) for k in ("Dice", "IoU", "HD95", "NSD"))
-    return ClassScore(name, values, status, dice, iou, tp, fp, fn, tn, hd95, nsd)
+def _score_from(key: str, metrics: Entry, name: str) -> ClassScore:
+    tp, fp, fn, tn = (metrics.count(count) for count in ("TP", "FP", "FN", "TN"))
+    dice, iou, hd95, nsd = (metrics.number(metric) for metric in METRICS)  # nnU-Net writes NaN where both are empty
+    return ClassScore(
+        name=name,
+        values=_values_of(key, metrics),
+        status=status_of(tp + fp, tp + fn),
+        dice=dice,
+        iou=iou,
+        tp=tp,
+        fp=fp,
+        fn=fn,
+        tn=tn,
+        hd95=hd95,
+        nsd=nsd,
+    )
+
+
+def _values_of(key: str, metrics: Entry) -> tuple[int, ...]:
+    """The label values of :func:`structure_key`."""
+    parts = [part.strip() for part in key.strip("()").split(",")]
+    values = [part for part in parts if part]
+    if not values or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in values):
+        metrics.fail(metrics.where, "a label like 1 or a region like (1, 2) as the name", key)
+    return tuple(int(part) for part in values)
+
+
+# of the "medkd" block, what a summary holds itself; the rest is kept as it is
+_OWN = {
+    *("schema", "definitions", "confidence_level", "foreground", "structures", "nsd_tolerance_mm", "hd95_definition"),
+    "missing_predictions",
+}

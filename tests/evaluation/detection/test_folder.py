@@ -50,7 +50,7 @@ def test_predictions_survive_the_disk(folders: tuple[Path, Path], pair: Pair) ->
     ("change", "sentence"),
     [
         ({"classes": ["bone"]}, "class 'bone' is not among"),
-        ({"scores": [0.5, 0.5]}, "2 scores for 1 boxes"),
+        ({"scores": [0.5, 0.5]}, "2 scores and 1 classes for 1 boxes"),
         ({"boxes": [[0, 0, float("inf"), 5]]}, "finite coordinates"),
         ({"boxes": [[0, 0, 5]]}, "predict again"),
         ({"width": None}, "predict again"),
@@ -71,7 +71,7 @@ def test_damaged_predictions_are_refused_with_the_image_named(
     path.write_text(json.dumps({"schema": 1, "categories": ["fracture"], "images": {"a": {**image, **change}}}))
     with pytest.raises(DataError, match=sentence) as error:
         DetectionPredictions.load(path)
-    assert "predictions.json: a" in str(error.value)
+    assert "predictions.json: images: a" in str(error.value)
     path.write_text(json.dumps({"schema": 2, "categories": [], "images": {}}))
     with pytest.raises(DataError, match="schema 2"):
         DetectionPredictions.load(tmp_path)
