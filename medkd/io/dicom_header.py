@@ -7,7 +7,10 @@ DICOM PS3.3, sections C.7.6.2 (image plane), C.7.6.16 (functional groups of enha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,9 +109,7 @@ def read_dataset(path: Path, **options: Any) -> Any:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # pydicom lets errors of any kind through on damaged files
         raise _damaged(path, error) from error
-    if (
-        "TransferSyntaxUID" not in dataset.file_meta
-    ):  # a file without meta information: pydicom has guessed the encoding
+    if "TransferSyntaxUID" not in dataset.file_meta:  # a file without meta information: pydicom guessed the encoding
         implicit, little = dataset.original_encoding
         explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
@@ -122,28 +123,43 @@ def read_file_header(path: Path) -> Header | None:
         DataError: as for :func:`read_dataset`, or a value in the header has the wrong form.
     """
     dataset = read_dataset(path, stop_before_pixels=True, specific_tags=_TAGS)
+    with told(path):
+        return _header(path, dataset)
+
+
+def _header(path: Path, dataset: Any) -> Header | None:
     if dataset.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY:
         return None
-    if (
-        "SeriesInstanceUID" not in dataset
-    ):  # every image has it, perhaps empty; pydicom says nothing when a file ends too early
+    if "SeriesInstanceUID" not in dataset:  # every image has it, perhaps empty
         if not dataset.preamble:
             return None
-        raise _damaged(path, EOFError("the file ends within its header"))
+        raise EOFError("the file ends within its header")  # of which pydicom says nothing
+    reason = _not_a_scan(dataset)
+    number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
+    return Header(
+        path=path,
+        uid=str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
+        modality=str(dataset.get("Modality") or ""),
+        patient=str(dataset.get("PatientID") or "").strip(),
+        number=number,
+        description=description,
+        not_a_scan=reason,
+        frames=() if reason else tuple(_frames(path, dataset)),
+    )
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What pydicom stumbles over in a damaged file, which may be an error of any kind, names the file.
+
+    Raises:
+        DataError: an error was raised inside.
+    """
     try:
-        reason = _not_a_scan(dataset)
-        number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
-        return Header(
-            path=path,
-            uid=str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
-            modality=str(dataset.get("Modality") or ""),
-            patient=str(dataset.get("PatientID") or "").strip(),
-            number=number,
-            description=description,
-            not_a_scan=reason,
-            frames=() if reason else tuple(_frames(path, dataset)),
-        )
-    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
         raise _damaged(path, error) from error
 
 
@@ -191,7 +207,11 @@ def _frame(path: Path, index: int, size: tuple[int, int], places: list[Any]) -> 
 
 def _rescale(places: list[Any], key: str, default: float) -> float:
     value = _find(places, "PixelValueTransformationSequence", key)
-    return default if value is None else float(value)
+    number = default if value is None else float(value)
+    if not isfinite(number):
+        raise ValueError(f"{key} is {number}")
+    # a slope of 0 would make every voxel equal; ITK and others read it as "not set"
+    return default if number == 0 and key == "RescaleSlope" else number
 
 
 def _find(places: list[Any], sequence: str, key: str) -> Any:
@@ -211,7 +231,8 @@ def _numbers(value: Any, count: int) -> tuple[float, ...]:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is a damaged DICOM file ({type(error).__name__}: {error}); copy or export it again.")
+    text = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return DataError(f"{path} is a damaged DICOM file ({text:.160}); copy or export it again.")
 
 
 def _pydicom() -> ModuleType:

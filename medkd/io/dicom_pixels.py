@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.io.dicom_header import Frame, read_dataset
+from medkd.io.dicom_header import Frame, read_dataset, told
 
 _TYPES = (np.int16, np.int32, np.float32)
 _LIMITS = (2**15, 2**31)
@@ -41,7 +41,8 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
 
 
 def _rescale(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    if plane.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+    whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2**31
+    if plane.dtype.kind in "iu" and whole:
         small = plane.dtype.itemsize <= 2 and abs(slope) < 2**14 and abs(intercept) < 2**29
         values: np.ndarray = plane.astype(np.int32 if small else np.int64)
         np.multiply(values, int(slope), out=values)
@@ -68,11 +69,13 @@ def _decode(path: Path) -> tuple[np.ndarray, bool]:
             f"{path} maps its values by a table (ModalityLUTSequence), which medkd does not read; convert it with "
             "another tool."
         )
+    with told(path):
+        compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
     try:
         stored = dataset.pixel_array
     except Exception as error:  # the decoders raise errors of any kind
         syntax = dataset.file_meta.TransferSyntaxUID
-        if not syntax.is_compressed:
+        if not compressed:
             raise DataError(
                 f"{path} is truncated or damaged ({_first_line(error)}); copy or export it again."
             ) from error

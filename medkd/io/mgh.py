@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medkd.core.errors import DataError
+
+_PACKED = 1100  # gzip cannot make a file smaller than by this factor
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -17,8 +21,9 @@ def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     Raises:
         DataError: the file is missing or not an MGH file.
     """
-    image = _load(path)
-    return tuple(int(n) for n in image.shape), np.asarray(image.affine, dtype=np.float64)
+    with _told(path):
+        image = _load(path)
+        return tuple(int(n) for n in image.shape), np.asarray(image.affine, dtype=np.float64)
 
 
 def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -27,21 +32,38 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: the file is missing, truncated or not an MGH file.
     """
-    image = _load(path)
-    try:
+    with _told(path):
+        image = _load(path)
+        _check_size(path, image)
         return np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path} is truncated or damaged ({error}); copy the file again.") from error
 
 
 def _load(path: Path) -> Any:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
-    try:
+    with np.errstate(all="ignore"):
         return nibabel.load(path)
+
+
+def _check_size(path: Path, image: Any) -> None:
+    """A wrong size in a header must not ask for all the memory."""
+    announced = prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
+    most = path.stat().st_size * (_PACKED if path.suffix.lower() == ".mgz" else 1)
+    if announced > most:
+        raise DataError(f"{path} is truncated: its header announces {announced} bytes of voxels; copy the file again.")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What nibabel stumbles over in a damaged header (KeyError, OverflowError, …) names the file."""
+    try:
+        yield
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"Expected the image file {path}, but it does not exist.") from error
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise DataError(f"Cannot read {path}: {error}; convert the scan to .nii.gz.") from error
+    except Exception as error:
+        raise DataError(
+            f"{path} is truncated or damaged ({type(error).__name__}: {error}); copy the file again, or convert it "
+            "to .nii.gz."
+        ) from error

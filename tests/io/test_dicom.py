@@ -401,3 +401,9 @@ def test_the_liver_of_the_real_ct_has_livers_hounsfield_units(real_data: Path) -
     mask = np.flip(label.array, [2 - i for i in range(3) if signs[i] < 0]) == 5
     values = volume.array[mask]
     assert values.mean() == pytest.approx(89, abs=1) and values.std() == pytest.approx(22, abs=1)
+
+
+def test_a_rescale_slope_of_zero_is_not_set(tmp_path: Path) -> None:
+    write_series(tmp_path / "zero", slope=0.0)
+    write_series(tmp_path / "one", slope=1.0)
+    np.testing.assert_array_equal(read_volume(tmp_path / "zero").array, read_volume(tmp_path / "one").array)
