@@ -239,8 +239,8 @@ def predict(
         device: None picks CUDA where present, else the CPU.
         resume: leave out what is predicted already.
         settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
-            ``strict``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``, ``pictures``,
-            ``picture_score``, see :func:`medkd.detection.predict.predict_detections`.
+            ``strict``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``,
+            ``pictures``, ``picture_score``, ``strict``, see :func:`medkd.detection.predict.predict_detections`.
 
     Returns:
         What became of each input: ``predicted``, ``skipped`` and ``failed``.

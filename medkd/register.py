@@ -69,7 +69,15 @@ def register_network(
     enter = NETWORKS.register(name, _caller())
 
     def decorate(build: BuildNetwork) -> BuildNetwork:
-        enter(NetworkEntry(build, citation, planned, ranks, divisor, deep_supervision))
+        entry = NetworkEntry(
+            build=build,
+            citation=citation,
+            planned=planned,
+            ranks=ranks,
+            divisor=divisor,
+            deep_supervision=deep_supervision,
+        )
+        enter(entry)
         return build
 
     return decorate

@@ -35,6 +35,17 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "-np", "--workers", type=positive, metavar="N", help="cases at a time (default: from cores and free memory)"
     )
+    _add_wishes(result)
+    result.add_argument(
+        "--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept"
+    )
+    result.add_argument("--strict", action="store_true", help="refuse raw data that raise a warning")
+    result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
+    return result
+
+
+def _add_wishes(result: argparse.ArgumentParser) -> None:
+    """What a new plan is made for."""
     result.add_argument(
         "--gpu-memory",
         type=_above_zero,
@@ -74,12 +85,6 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "--batch-size", type=positive, metavar="N", help="detection: images per step (default: planned)"
     )
-    result.add_argument(
-        "--overwrite-plan", action="store_true", help="make plans.json anew; configurations of your own are kept"
-    )
-    result.add_argument("--strict", action="store_true", help="refuse raw data that raise a warning")
-    result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
-    return result
 
 
 def _main(options: argparse.Namespace) -> None:

@@ -21,6 +21,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         "their own pixels.",
         "medkd_predict -i scans -o predictions -m 4/unet_tiny__3d_fullres -f 0",
     )
+    _add_inputs(arguments)
+    arguments.add_argument(
+        "--step-size",
+        type=float,
+        help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)",
+    )
+    arguments.add_argument(
+        "--tta",
+        dest="mirror",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="average over mirrored copies: 8 times the work in 3D (default: on, or as the plan's protocol says)",
+    )
+    arguments.add_argument(
+        "--save-probabilities", action="store_true", help="write CASE.npz with the class probabilities too"
+    )
+    arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")
+    arguments.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
+    )
+    arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")
+    arguments.add_argument(
+        "--strict", action="store_true", help="refuse scans that do not look like the training cases"
+    )
+    arguments.add_argument(
+        "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
+    )
+    _add_box_options(arguments)
+    return common.run(_predict, arguments, argv)
+
+
+def _add_inputs(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "-i",
         dest="inputs",
@@ -50,34 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
     )
-    arguments.add_argument(
-        "--step-size",
-        type=float,
-        help="distance of neighbouring tiles as a share of the patch (default: 0.5, or the plan's protocol's)",
-    )
-    arguments.add_argument(
-        "--tta",
-        dest="mirror",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="average over mirrored copies: 8 times the work in 3D (default: on, or as the plan's protocol says)",
-    )
-    arguments.add_argument(
-        "--save-probabilities", action="store_true", help="write CASE.npz with the class probabilities too"
-    )
-    arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")
-    arguments.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
-    )
-    arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")
-    arguments.add_argument(
-        "--strict", action="store_true", help="refuse scans that do not look like the training cases"
-    )
-    arguments.add_argument(
-        "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
-    )
-    _add_box_options(arguments)
-    return common.run(_predict, arguments, argv)
 
 
 def _add_box_options(arguments: argparse.ArgumentParser) -> None:

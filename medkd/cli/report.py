@@ -15,8 +15,9 @@ from medkd.tasks import task_of_dataset
 def main(argv: Sequence[str] | None = None) -> int:
     """Write ``report.html`` for the runs of a data set."""
     arguments = parser(
-        "Write one self-contained page that answers whether the student may replace the teacher: teacher, student alone "
-        "and distilled students side by side, with pictures and curves; its numbers lie beside it as .csv and .tex.",
+        "Write one self-contained page that answers whether the student may replace the teacher: teacher, student "
+        "alone and distilled students side by side, with pictures and curves; its numbers lie beside it as "
+        ".csv and .tex.",
         "medkd_report 4 -o report.html --runs 'unet_tiny*' res_unet__3d_fullres",
     )
     arguments.add_argument("dataset", metavar="DATASET", help="number or full name")
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--measure",
         action="store_true",
-        help="first time all trained runs together on one scan or image, in turns, through the predictor; the times are "
-        "kept in latency.json beside the runs and shown by every later report",
+        help="first time all trained runs together on one scan or image, in turns, through the predictor; the times "
+        "are kept in latency.json beside the runs and shown by every later report",
     )
     arguments.add_argument("--repetitions", type=positive, help="of --measure (default: 5 for scans, 9 for images)")
     arguments.add_argument("--device", help="of --measure: cuda, cpu or mps (default: cuda where present)")

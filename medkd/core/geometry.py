@@ -59,7 +59,12 @@ class Geometry:
 
     @classmethod
     def from_spacing(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Geometry:
-        """An axis-aligned grid at the origin with ``spacing`` in mm along ``(z, y, x)``."""
+        """An axis-aligned grid at the origin with ``spacing`` in mm along ``(z, y, x)``.
+
+        >>> grid = Geometry.from_spacing((40, 512, 512), (5.0, 0.8, 0.8))
+        >>> grid.shape, grid.spacing
+        ((40, 512, 512), (5.0, 0.8, 0.8))
+        """
         return cls.from_affine(shape, np.diag([*reversed(spacing), 1.0]))
 
     @property

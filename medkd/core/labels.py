@@ -26,6 +26,14 @@ class LabelSpec:
         regions: whether outputs are sigmoid regions.
         order: for regions, the label value painted for each region, in painting order (``regions_class_order``).
         ignore: the label value of voxels without annotation, or None.
+
+    >>> spec = LabelSpec.from_names(["liver", "tumour"])
+    >>> spec.num_outputs, spec.foreground
+    (3, (('liver', (1,)), ('tumour', (2,))))
+    >>> import torch
+    >>> logits = torch.tensor([[0.0, 5.0], [9.0, 1.0], [1.0, 2.0]])  # background, liver, tumour at two voxels
+    >>> spec.decode(logits).tolist()
+    [1, 0]
     """
 
     entries: tuple[tuple[str, tuple[int, ...]], ...]

@@ -85,6 +85,9 @@ def new_dataset_name(number: int, name: str) -> str:
     Raises:
         DataError: the number is not within 1..999 or the name has characters other than letters, digits, ``_`` and
             ``-``.
+
+    >>> new_dataset_name(4, "Hippocampus")
+    'Dataset004_Hippocampus'
     """
     if not 1 <= number <= 999:
         raise DataError(f"Data set numbers run from 1 to 999, found {number}.")

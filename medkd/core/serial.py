@@ -20,7 +20,13 @@ _LARGEST = 2**63 - 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the closest of ``known``, or an empty string."""
+    """Return `` Did you mean 'x'?`` for the closest of ``known``, or an empty string.
+
+    >>> nearest("epoch", ["epochs", "seed"])
+    " Did you mean 'epochs'?"
+    >>> nearest("zzz", ["epochs", "seed"])
+    ''
+    """
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""
 

@@ -43,6 +43,13 @@ def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None)
 
     Raises:
         DataError: there are fewer than two cases or patients, so nothing can be held out.
+
+    >>> cases = [f"case_{number}" for number in range(10)]
+    >>> splits = make_splits(cases)
+    >>> len(splits), len(splits[0].train), len(splits[0].val)
+    (5, 8, 2)
+    >>> sorted(case for split in splits for case in split.val) == cases
+    True
     """
     groups: dict[str, list[str]] = {}
     for case in sorted(cases):

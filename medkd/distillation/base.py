@@ -57,6 +57,9 @@ class Needs:
         student: student taps whose features are wanted.
         teacher: teacher taps whose features are wanted.
         teacher_corrections: teacher taps whose block correction (output − input) is wanted.
+
+    >>> Needs(student=("stage2",)) | Needs(student=("stage2", "stage3"), teacher=("stage5",))
+    Needs(student=('stage2', 'stage3'), teacher=('stage5',), teacher_corrections=())
     """
 
     student: tuple[str, ...] = ()

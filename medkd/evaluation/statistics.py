@@ -107,6 +107,10 @@ def mean_interval(
         seed: of the resampling.
         method: ``"percentile"`` or ``"BCa"`` (bias-corrected and accelerated).
         resamples: bootstrap samples.
+
+    >>> interval = mean_interval([0.8, 0.9, 0.85, 0.95])
+    >>> round(interval.mean, 3), interval.low < interval.mean < interval.high
+    (0.875, True)
     """
     table = np.asarray(values, dtype=np.float64)
     table = table[:, None] if table.ndim == 1 else table

@@ -134,6 +134,11 @@ def _check_kind(spec: NetworkSpec, entry: NetworkEntry) -> None:
 
 
 def fit_patch(name: str, patch_size: tuple[int, ...]) -> tuple[int, ...]:
-    """The smallest patch that holds ``patch_size`` and that the network accepts."""
+    """The smallest patch that holds ``patch_size`` and that the network accepts.
+
+    >>> import medkd.networks
+    >>> fit_patch("unet_tiny", (41, 56, 40))
+    (48, 56, 40)
+    """
     divisor = NETWORKS[name].divisor
     return tuple(-(-p // divisor) * divisor for p in patch_size)

@@ -55,6 +55,9 @@ def nearest_index(size_in: int, size_out: int) -> np.ndarray:
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
     """Shape of a grid of ``shape`` voxels of ``spacing`` mm after a change to ``new_spacing`` mm, at least 1 per
     axis.
+
+    >>> resampled_shape((40, 512, 512), (5.0, 0.8, 0.8), (2.5, 1.6, 1.6))
+    (80, 256, 256)
     """
     return tuple(max(1, round(old / new * size)) for old, new, size in zip(spacing, new_spacing, shape, strict=True))
 
@@ -69,6 +72,11 @@ def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], force: b
         spacing: current voxel size in mm per axis.
         new_spacing: target voxel size in mm per axis.
         force: True separates the coarsest current axis always, False never.
+
+    >>> coarse_axis((5.0, 0.8, 0.8), (2.5, 0.8, 0.8))
+    0
+    >>> coarse_axis((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)) is None
+    True
     """
     if force is False:
         return None

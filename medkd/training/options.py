@@ -96,6 +96,13 @@ class TrainOptions(RunOptions):
 
     Raises:
         RunError: a value is outside of its limits.
+
+    >>> TrainOptions(epochs=250).seed
+    0
+    >>> TrainOptions(epochs=0)
+    Traceback (most recent call last):
+        ...
+    medkd.core.errors.RunError: epochs expects a whole number of at least 1, found 0; leave it out for the default.
     """
 
     configuration: str = "3d_fullres"

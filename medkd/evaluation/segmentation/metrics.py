@@ -30,6 +30,12 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
 
     Raises:
         DataError: the masks are not boolean or their shapes differ.
+
+    >>> import numpy as np
+    >>> prediction = np.array([True, True, False, False])
+    >>> reference = np.array([True, False, False, False])
+    >>> round(dice(prediction, reference), 3)
+    0.667
     """
     check_masks(prediction, reference)
     total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
@@ -56,6 +62,12 @@ def hausdorff95(
 
     Raises:
         DataError: the masks are not boolean, shapes differ, or the spacing or definition is invalid.
+
+    >>> import numpy as np
+    >>> prediction, reference = np.zeros((2, 1, 9, 9), dtype=bool)
+    >>> prediction[0, 2, 2] = reference[0, 2, 5] = True
+    >>> hausdorff95(prediction, reference, (3.0, 1.0, 0.5))
+    1.5
     """
     check_masks(prediction, reference, spacing)
     empty = _if_empty(prediction, reference, float("inf"))
@@ -81,6 +93,12 @@ def normalized_surface_distance(
 
     Raises:
         DataError: the masks are not boolean, shapes differ, or spacing or tolerance is invalid.
+
+    >>> import numpy as np
+    >>> prediction, reference = np.zeros((2, 1, 9, 9), dtype=bool)
+    >>> prediction[0, 2, 2] = reference[0, 2, 5] = True
+    >>> normalized_surface_distance(prediction, reference, (3.0, 1.0, 0.5), 2.0)
+    1.0
     """
     check_masks(prediction, reference, spacing)
     empty = _if_empty(prediction, reference, 0.0)
