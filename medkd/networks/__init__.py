@@ -7,6 +7,7 @@ from medkd.networks import (
     attention_unet,
     espnetv2,
     fcn,
+    fcn_d8,
     lcov_net,
     mednext,
     missformer,
@@ -18,6 +19,7 @@ from medkd.networks import (
     segresnet,
     swin_unetr,
     transunet,
+    transunet_paper,
     unet_tiny,
 )
 from medkd.networks.base import NETWORKS, NetworkEntry, SegmentationNetwork, build_network, fit_patch
@@ -30,6 +32,7 @@ __all__ = [
     "build_network",
     "espnetv2",
     "fcn",
+    "fcn_d8",
     "fit_patch",
     "lcov_net",
     "mednext",
@@ -42,5 +45,6 @@ __all__ = [
     "segresnet",
     "swin_unetr",
     "transunet",
+    "transunet_paper",
     "unet_tiny",
 ]

@@ -10,10 +10,17 @@ from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
 
 WIDTH = 32
+# expansion ratios of the encoder's stages and of the bottleneck
+EXPANSION = {"b": (2, 3, 4, 4, 4), "m": (2, 3, 4, 4, 4), "l": (3, 4, 8, 8, 8)}
+PAPER = "paper"
 
 
 class MedNext(EncoderDecoder):
-    """MONAI's ``MedNeXt`` with kernel 3, total stride 16; the last letter of the name is the size.
+    """MONAI's ``MedNeXt`` with kernel 3, total stride 16; the letter of the name is the size.
+
+    MONAI's down-sampling blocks expand with the ratio of the stage that they leave, the authors' with that of the stage
+    that they enter: ``mednext_b_paper``, ``mednext_m_paper`` and ``mednext_l_paper`` do, too, so that the authors'
+    weights fit; in ``mednext_s`` all ratios are equal.
 
     Roy, Köhler, Ulrich, Baumgartner, Petersen, Isensee, Jäger, Maier-Hein: MedNeXt: transformer-driven scaling of
     ConvNets for medical image segmentation. MICCAI 2023, arXiv 2303.09975.
@@ -25,10 +32,12 @@ class MedNext(EncoderDecoder):
         from monai.networks.nets.mednext import create_mednext
 
         super().__init__(spec)
-        size = spec.name.rsplit("_", 1)[1]
+        _, size, *variant = spec.name.split("_")
         self.net = create_mednext(
             size, self.rank, spec.in_channels, spec.num_outputs, deep_supervision=spec.deep_supervision
         )
+        if variant == [PAPER]:
+            self._expand_as_the_authors(EXPANSION[size])
         self.steps = len(self.net.dec_stages)
         encoder, decoder = [], []
         for level, blocks in enumerate(self.net.enc_stages):
@@ -45,6 +54,21 @@ class MedNext(EncoderDecoder):
         )
         if spec.deep_supervision:
             del self.net.out_blocks[0]  # logits of the bottleneck, before any decoder step
+
+    def _expand_as_the_authors(self, ratios: tuple[int, ...]) -> None:
+        """Down-sampling blocks with the ratio of the stage that they enter."""
+        from monai.networks.blocks.mednext_block import MedNeXtDownBlock
+
+        for level, ratio in enumerate(ratios[1:]):
+            width = WIDTH * 2**level
+            self.net.down_blocks[level] = MedNeXtDownBlock(
+                width,
+                2 * width,
+                expansion_ratio=ratio,
+                kernel_size=3,
+                use_residual_connection=True,
+                dim=f"{self.rank}d",
+            )
 
     def _level(self, name: str, level: int, stage: str, blocks: int) -> Tap:
         return self.tap(name, WIDTH * 2**level, 2**level, f"net.{stage}.{blocks - 1}", correction=True)
@@ -68,3 +92,7 @@ class MedNext(EncoderDecoder):
 
 for _size in ("s", "b", "m", "l"):
     NETWORKS.register(f"mednext_{_size}")(NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True))
+for _size in EXPANSION:
+    NETWORKS.register(f"mednext_{_size}_{PAPER}")(
+        NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True)
+    )

@@ -18,7 +18,8 @@ SKIP_WIDTHS = (64, 256, 512)
 DECODER_WIDTHS = (256, 128, 64, 16)
 
 
-def _layer(inputs: int, outputs: int) -> list[nn.Module]:
+def layer(inputs: int, outputs: int) -> list[nn.Module]:
+    """Convolution, batch norm, ReLU."""
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
@@ -27,7 +28,7 @@ class Up(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*_layer(inputs + skip, outputs), *_layer(outputs, outputs))
+        self.convs = nn.Sequential(*layer(inputs + skip, outputs), *layer(outputs, outputs))
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """``(B, inputs, H, W)`` and the skip ``(B, skip, 2H, 2W)`` or None → ``(B, outputs, 2H, 2W)``."""
@@ -52,7 +53,7 @@ class TransUNet(EncoderDecoder):
         super().__init__(spec)
         options = {"img_size": spec.patch_size, "in_chans": spec.in_channels, "class_token": False}
         self.net = timm_model(spec.name, "vit_base_r50_s16_224", **options)
-        self.reduce = nn.Sequential(*_layer(TOKEN, HIDDEN))
+        self.reduce = nn.Sequential(*layer(TOKEN, HIDDEN))
         inputs, skips = (HIDDEN, *DECODER_WIDTHS[:-1]), (*SKIP_WIDTHS[::-1], 0)
         self.decoder = nn.ModuleList(Up(i, s, o) for i, s, o in zip(inputs, skips, DECODER_WIDTHS, strict=True))
         self.classify = nn.Conv2d(DECODER_WIDTHS[-1], spec.num_outputs, 3, padding=1)
