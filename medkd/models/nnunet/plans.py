@@ -12,13 +12,11 @@ from medkd.core.errors import PlanError
 from medkd.core.files import read_json
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan, Resampling
 from medkd.models.limits import MOST_STAGES
+from medkd.preprocessing.wishes import READERS
 
 NETWORK_CLASSES = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "resenc_unet_l"}
 # networks of one class, whose shape is the plan's alone: one architecture serves them all
 _SIZES = {"resenc_unet_l": ("resenc_unet_m", "resenc_unet_l", "resenc_unet_xl")}
-# nnU-Net's readers that take the voxels as they are stored, as medkd does; NibabelIOWithReorient and its kin turn them
-# first, and medkd reads no 2D pictures or TIFF stacks as scans
-READERS = ("SimpleITKIO", "NibabelIO")
 NORMALIZATIONS = {
     "CTNormalization": "ct",
     "ZScoreNormalization": "zscore",
@@ -90,6 +88,7 @@ def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -
             intensities=intensities,
             configurations={configuration: found},
             origin=origin,
+            orientation=READERS.get(str(reader)),
         )
 
 
