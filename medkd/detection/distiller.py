@@ -218,32 +218,37 @@ def _compares_scores(method: Method) -> bool:
 
 def _check(teacher: Detector, method: Method, anchors: Sequence[tuple[float, float]]) -> None:
     """Refuse a teacher that cannot teach a student of this context by this method."""
-    about, kinds = method.context, ("scores anchors", "scores proposals")
+    about = method.context
     classes, known = about.num_outputs - (0 if about.regions else 1), len(teacher.spec.categories)
     if classes != known:
         raise MethodError(
             f"The teacher knows {known} classes and the student {classes}; both must be trained for the same classes."
         )
     for part in _parts(method):
-        name = type(part).__name__
-        if _compares_scores(part) and about.regions == teacher.two_stage:
-            raise MethodError(
-                f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student "
-                f"{kinds[not about.regions]}; "
-                "choose a method that compares features."
-            )
-        if _compares_scores(part) and not teacher.two_stage and _differ(teacher.anchors, anchors):
-            raise MethodError(
-                f"{name} compares class scores anchor by anchor, but the teacher's anchors "
-                f"({_shapes(teacher.anchors)}) are not the "
-                f"student's ({_shapes(anchors)}); train both with one anchor_scale, or choose a method that compares "
-                "features."
-            )
+        if _compares_scores(part):
+            _check_scores(teacher, part, anchors)
         wanted = "losses_from_neck" if isinstance(part, PromptMethod) else "forward_from"
         if part.continues_teacher and getattr(type(teacher), wanted) is getattr(Detector, wanted):
             raise MethodError(
-                f"{name} sends features through the rest of the teacher, which {type(teacher).__name__} does not offer."
+                f"{type(part).__name__} sends features through the rest of the teacher, which "
+                f"{type(teacher).__name__} does not offer."
             )
+
+
+def _check_scores(teacher: Detector, part: Method, anchors: Sequence[tuple[float, float]]) -> None:
+    """Refuse a teacher that scores other places than the student."""
+    name, dense, kinds = type(part).__name__, part.context.regions, ("scores anchors", "scores proposals")
+    if dense == teacher.two_stage:
+        raise MethodError(
+            f"{name} compares class scores, but the teacher {kinds[teacher.two_stage]} and the student "
+            f"{kinds[not dense]}; choose a method that compares features."
+        )
+    if not teacher.two_stage and _differ(teacher.anchors, anchors):
+        raise MethodError(
+            f"{name} compares class scores anchor by anchor, but the teacher's anchors ({_shapes(teacher.anchors)}) "
+            f"are not the student's ({_shapes(anchors)}); train both with one anchor_scale, or choose a method that "
+            "compares features."
+        )
 
 
 def _differ(theirs: Sequence[tuple[float, float]], ours: Sequence[tuple[float, float]]) -> bool:

@@ -18,7 +18,7 @@ from medkd.detection.sampling import JOIN
 FINGERPRINT_FILE = "fingerprint.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spread:
     """Percentiles of a quantity; all 0 where it never occurs."""
 
@@ -34,12 +34,12 @@ class Spread:
     def of(cls, values: Iterable[float]) -> Spread:
         """Percentiles of some values."""
         array = np.fromiter(values, np.float64)
-        return cls(
-            *(round(float(v), 6) for v in np.percentile(array if array.size else [0.0], (0, 5, 10, 50, 75, 95, 100)))
-        )
+        names = ("lowest", "p5", "p10", "median", "p75", "p95", "highest")
+        percentiles = np.percentile(array if array.size else [0.0], (0, 5, 10, 50, 75, 95, 100))
+        return cls(**{name: round(float(value), 6) for name, value in zip(names, percentiles, strict=True)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionFingerprint:
     """Of all training cases.
 
@@ -89,26 +89,50 @@ def make_fingerprint(
         source: see :class:`DetectionFingerprint`.
     """
     found = [annotation for _, annotation in sorted(annotations.items())]
-    sides = [_sides(annotation) for annotation in found]
-    longest = [max(a.width, a.height) for a in found]
-    pairs = [(float(w), float(h), side) for boxes, side in zip(sides, longest, strict=True) for w, h in boxes]
-    sets = Counter(JOIN.join(c for c in categories if c in a.names) for a in found if a.names)
+    boxes_per_image = Counter(len(annotation.names) for annotation in found)
+    sets = Counter(_category_set(annotation, categories) for annotation in found if annotation.names)
+    boxes, images = _counts(found, categories)
+    longest = [max(annotation.width, annotation.height) for annotation in found]
+    widths, heights, around = _box_sides(found, longest)
+    sides = np.sqrt(widths * heights)
     return DetectionFingerprint(
-        source,
-        sum(bool(a.names) for a in found),
-        sum(not a.names for a in found),
-        {c: sum(a.names.count(c) for a in found) for c in categories},
-        {c: sum(c in a.names for a in found) for c in categories},
-        dict(sets.most_common()),
-        {str(number): count for number, count in sorted(Counter(len(a.names) for a in found).items())},
-        Spread.of(a.width for a in found),
-        Spread.of(a.height for a in found),
-        Spread.of(longest),
-        Spread.of((w * h) ** 0.5 for w, h, _ in pairs),
-        Spread.of((w * h) ** 0.5 / side for w, h, side in pairs),
-        Spread.of(min(w, h) / side for w, h, side in pairs),
-        Spread.of(w / h for w, h, _ in pairs),
+        source=source,
+        positives=len(found) - boxes_per_image[0],
+        negatives=boxes_per_image[0],
+        boxes=boxes,
+        images=images,
+        category_sets=dict(sets.most_common()),
+        boxes_per_image={str(number): count for number, count in sorted(boxes_per_image.items())},
+        width=Spread.of(annotation.width for annotation in found),
+        height=Spread.of(annotation.height for annotation in found),
+        long_side=Spread.of(longest),
+        box_side=Spread.of(sides),
+        box_share=Spread.of(sides / around),
+        box_short_share=Spread.of(np.minimum(widths, heights) / around),
+        box_shape=Spread.of(widths / heights),
     )
+
+
+def _category_set(annotation: BoxAnnotation, categories: Sequence[str]) -> str:
+    return JOIN.join(name for name in categories if name in annotation.names)
+
+
+def _counts(found: Sequence[BoxAnnotation], categories: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Boxes, and images with a box, of each category."""
+    boxes, images = dict.fromkeys(categories, 0), dict.fromkeys(categories, 0)
+    for annotation in found:
+        for name, number in Counter(annotation.names).items():
+            boxes[name] += number
+            images[name] += 1
+    return boxes, images
+
+
+def _box_sides(found: Sequence[BoxAnnotation], longest: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Widths and heights of all boxes in pixels, and the long sides of their images."""
+    each = [_sides(annotation) for annotation in found]
+    sides = np.concatenate(each) if each else np.zeros((0, 2))
+    around = np.repeat(np.asarray(longest, np.float64), [len(boxes) for boxes in each])
+    return sides[:, 0], sides[:, 1], around
 
 
 def source_of_files(sources: Mapping[str, str]) -> str:

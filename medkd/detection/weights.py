@@ -5,7 +5,7 @@ file is executed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medkd.core.errors import RunError
 from medkd.detection.base import Detector
 
 _LEAST_SHARE = 0.5  # of a detector's weights that a file of another detector must fit, else it is of another kind
+_LEAST_BACKBONE = 30  # tensors of a whole network
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "conv_head.", "bn2.")
 _log = logging.getLogger(__name__)
 
@@ -118,13 +119,14 @@ def _backbone_of(detector: Detector, given: Mapping[str, Tensor]) -> dict[str, T
 
     The wrapped network has other names, but the same tensors in the same order; the file's classifier is left out.
     """
-    own = {
-        name: value for name, value in detector.state_dict().items() if name.startswith("model.0.") and _counts(name)
-    }
-    theirs = [value for name, value in given.items() if _counts(name) and not name.startswith(_CLASSIFIERS)]
-    if len(own) < 30 or [v.shape for v in own.values()] != [v.shape for v in theirs[: len(own)]]:
-        return {}
-    return dict(zip(own, theirs, strict=False))
+    own = _tensors(detector.state_dict(), lambda name: name.startswith("model.0."))
+    theirs = list(_tensors(given, lambda name: not name.startswith(_CLASSIFIERS)).values())[: len(own)]
+    alike = [value.shape for value in own.values()] == [value.shape for value in theirs]
+    return dict(zip(own, theirs, strict=True)) if alike and len(own) >= _LEAST_BACKBONE else {}
+
+
+def _tensors(state: Mapping[str, Tensor], wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if wanted(name) and _counts(name)}
 
 
 def _counts(name: str) -> bool:

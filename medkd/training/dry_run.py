@@ -133,27 +133,31 @@ class DryRun:
         """For people to read."""
         budget, spec = self.run.budget, self.run.network
         patch = " × ".join(map(str, spec.patch_size))
+        deep = ", deep supervision" if spec.deep_supervision else ""
+        inherits = ", starts from its teacher" if self.run.init != "random" else ""
         text = [
             f"run        {self.folder} ({self.state})",
             f"budget     {budget.epochs} epochs of {budget.iterations_per_epoch} steps, {budget.batch_size} patches of "
-            f"{patch}, "
-            f"{self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
-            f"student    {_cost(self.student)}"
-            + (", deep supervision" if spec.deep_supervision else "")
-            + (", starts from its teacher" if self.run.init != "random" else ""),
+            f"{patch}, {self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
+            f"student    {_cost(self.student)}{deep}{inherits}",
+            *self._teaching(),
         ]
-        if self.teacher is not None:
-            text.append(f"teacher    {_cost(self.teacher)}")
-        elif self.run.method and self.run.targets == "cached" and self.guard is not None:
-            kind = "means over mirrored copies" if self.run.targets_tta else "plain predictions"
-            text.append(
-                f"teacher    {self.guard.teacher}, which is not run in training; its targets ({kind}) are cached before"
-            )
-        if self.run.method:
-            text.append(f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own")
         text += [f"taps       {line}" for line in _table(self.pairs)]
         text += [f"memory     {line}" for line in self._memory()]
-        return [*text, *([f"leak guard {self.guard}"] if self.guard is not None else [])]
+        if self.guard is not None:
+            text.append(f"leak guard {self.guard}")
+        return text
+
+    def _teaching(self) -> Iterator[str]:
+        """Teacher and method, where there are any."""
+        if self.teacher is not None:
+            yield f"teacher    {_cost(self.teacher)}"
+        elif self.run.method and self.run.targets == "cached" and self.guard is not None:
+            kind = "means over mirrored copies" if self.run.targets_tta else "plain predictions"
+            name = self.guard.teacher
+            yield f"teacher    {name}, which is not run in training; its targets ({kind}) are cached before"
+        if self.run.method:
+            yield f"method     {self.run.method}, {self.helpers:,} trainable parameters of its own"
 
     def _memory(self) -> Iterator[str]:
         if self.memory is None:
@@ -219,14 +223,22 @@ def tap_pairs(method: Method, name: str, patch: tuple[int, ...]) -> tuple[TapPai
         return tuple(pair for part, m in joined.items() if isinstance(m, Method) for pair in tap_pairs(m, part, patch))
     if isinstance(method, PairMethod):
         return tuple(TapPair(name, _shape(s, patch), _shape(t, patch)) for s, t in method.pairs)
+    return _unpaired(method, name, patch)
+
+
+def _unpaired(method: Method, name: str, patch: tuple[int, ...]) -> tuple[TapPair, ...]:
+    """The taps of a method that compares no pairs; one on either side are shown together."""
     needs, context = method.needs(), method.context
-    students = [_shape(t, patch) for t in context.student_taps if t.name in needs.student]
-    teachers = [
-        _shape(t, patch) for t in context.teacher_taps if t.name in (*needs.teacher, *needs.teacher_corrections)
-    ]
+    students = _named(context.student_taps, needs.student, patch)
+    teachers = _named(context.teacher_taps, (*needs.teacher, *needs.teacher_corrections), patch)
     if len(students) == len(teachers) == 1:
         return (TapPair(name, students[0], teachers[0]),)
-    return (*(TapPair(name, s, None) for s in students), *(TapPair(name, None, t) for t in teachers))
+    alone = [TapPair(name, student, None) for student in students]
+    return (*alone, *(TapPair(name, None, teacher) for teacher in teachers))
+
+
+def _named(taps: Sequence[Tap], names: Sequence[str], patch: tuple[int, ...]) -> list[TapShape]:
+    return [_shape(tap, patch) for tap in taps if tap.name in names]
 
 
 def step_memory(

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from medkd.preprocessing.store import CaseStore, StoredCase
 from medkd.training.augmentation import Augment, centre_crop
+from medkd.training.loading import load_batches
 from medkd.training.sampling import PatchSampler
 from medkd.training.targets import SoftPatch, open_target
 
@@ -111,19 +112,5 @@ class _seeded:
 
 
 def iterate(batches: PatchBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
-
-    The loader has a generator of its own: with the global one, of which it draws when it starts, everything random in
-    the network or the method would differ between an unbroken run and a continued one, which starts its loader in a
-    later epoch.
-    """
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, len(batches)),
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),
-    )
-    yield from loader
+    """Yield the batches from step ``first`` to the end, see :func:`medkd.training.loading.load_batches`."""
+    return load_batches(batches, len(batches), first, workers, pin=pin)

@@ -1,10 +1,14 @@
-"""One sentence for what goes wrong in the processes that load data."""
+"""Loader processes: batches from any step on, and one sentence for what goes wrong in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from medkd.core.errors import MedkdError, RunError
 
@@ -40,3 +44,28 @@ def explained(folder: Path) -> Iterator[None]:
             "--continue to go on from the last checkpoint, with fewer --workers or a smaller --batch-size if it "
             "happens again."
         ) from error
+
+
+def load_batches(batches: Dataset[Any], count: int, first: int, workers: int, *, pin: bool = False) -> Iterator[Any]:
+    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
+
+    The loader has a generator of its own: with the global one, of which it draws when it starts, everything random in
+    the network or the method would differ between an unbroken run and a continued one, which starts its loader in a
+    later epoch.
+
+    Args:
+        batches: the batch of every step.
+        count: how many there are.
+        first: step to begin with.
+        workers: processes.
+        pin: put them into memory from which CUDA copies fast.
+    """
+    yield from DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, count),
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
+    )

@@ -11,7 +11,7 @@ from medkd.core.device import pick_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
-from medkd.core.splits import SPLITS_FILE, find_split
+from medkd.core.splits import find_split
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import choose_teacher
 from medkd.training.job import FoldData, Job, Lesson, TrainingTask
@@ -146,7 +146,7 @@ def read_fold(
         write: keep new splits, where there are none yet.
 
     Raises:
-        MedkdError: the data set is not prepared, is one for another task, or the fold has nothing to train on.
+        MedkdError: the data set is not prepared, is one for another task, or there is no such fold.
     """
     if not isinstance(options, task.options):
         raise RunError(f"Training for {task.name} takes {task.options.__name__}, found {type(options).__name__}.")
@@ -162,11 +162,6 @@ def read_fold(
             f"{name} has no preprocessed {task.noun} for {configuration}; run medkd_plan_and_preprocess -d {name}."
         )
     split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
-    if not split.train:
-        raise DataError(
-            f"Fold {fold} of {name} has no training {task.noun}, since 'train' is empty in {folder / SPLITS_FILE}; add "
-            "some there, or choose another fold."
-        )
     return FoldData(
         dataset=name,
         root=root,

@@ -58,13 +58,12 @@ def open_fold(path: Path, fold: str, run: RunDescription, facts: SharedFacts, *,
         RunError: the folder holds another run, or this fold was trained before.
     """
     folder = path / f"fold_{fold}"
-    trained = sorted(p for p in path.glob("fold_*") if _was_trained(p))
-    kept = [p for p in trained if p != folder or not overwrite]
-    differs = _difference_to(path, run, facts) if kept and (path / RUN_FILE).exists() else None
+    others = [p.name for p in sorted(path.glob("fold_*")) if p != folder and _was_trained(p)]
+    kept = not overwrite and _was_trained(folder)
+    differs = _difference_to(path, run, facts) if others or kept else None
     if differs:
-        others = [p.name for p in trained if p != folder]
         _refuse_other_settings(path, differs, others)
-    if folder in kept and not resume:
+    if kept and not resume:
         raise RunError(
             f"{folder} was trained before; give --continue to go on, --overwrite to start anew, or --tag TEXT to keep "
             "both."
@@ -163,6 +162,8 @@ def start_fold(
 
 def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:
     """What a run folder holds otherwise than it is wanted now; the precision may change."""
+    if not (path / RUN_FILE).exists():
+        return None
     known = load(RunDescription, path / RUN_FILE)
     differs = _difference(known, replace(run, precision=known.precision))
     return differs or _difference(facts.stored(path), facts.now)

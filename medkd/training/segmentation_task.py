@@ -154,27 +154,34 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
     Raises:
         RunError: an axis was asked for that does not exist, or that the teacher or the protocol does not mirror.
     """
-    rank, wanted = configured(data).rank, data.options.mirror_axes
-    rule = rule_of(data.plan).augmentation
-    axes = configured(data).mirrored if wanted is None else wanted
-    strange = [axis for axis in axes if axis >= rank]
+    wanted = data.options.mirror_axes
+    if wanted is None:
+        return _allowed_axes(data, teacher, configured(data).mirrored)[0]
+    rank = configured(data).rank
+    strange = [axis for axis in wanted if axis >= rank]
     if strange:
         raise RunError(
             f"--mirror-axes names axis {strange[0]}, but {data.configuration} has the axes 0 to {rank - 1}; leave it "
             "out."
         )
-    if rule is not None and rule.flip == 0:
-        allowed: tuple[int, ...] = ()
-        because = "the plan's protocol mirrors none"
-    elif teacher is not None:
-        allowed = teacher.model.describe().allowed_axes(axes)
-        because = f"the teacher {teacher.model.name} was not mirrored along it"
-    else:
-        return axes
-    refused = [axis for axis in axes if axis not in allowed]
-    if wanted is not None and refused:
+    allowed, because = _allowed_axes(data, teacher, wanted)
+    refused = [axis for axis in wanted if axis not in allowed]
+    if refused:
         raise RunError(f"--mirror-axes names axis {refused[0]}, but {because}; leave it out.")
     return allowed
+
+
+def _allowed_axes(
+    data: SegmentationFold, teacher: Teacher[TrainedModel] | None, axes: tuple[int, ...]
+) -> tuple[tuple[int, ...], str]:
+    """Those of the axes that may be mirrored, and why the others may not."""
+    rule = rule_of(data.plan).augmentation
+    if rule is not None and rule.flip == 0:
+        return (), "the plan's protocol mirrors none"
+    if teacher is None:
+        return axes, ""
+    allowed = teacher.model.describe().allowed_axes(axes)
+    return allowed, f"the teacher {teacher.model.name} was not mirrored along it"
 
 
 def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel] | None) -> NetworkSpec:

@@ -48,21 +48,30 @@ class SimpleAugmentation:
             Both, of the same shape, and with ``soft`` its logits ``(K, *patch)``. Randomness comes from torch's global
             state.
         """
-        rule = self._rule
-        drawn = [axis for axis in range(1, image.ndim) if _happens(rule.flip)]
-        axes = [axis for axis in drawn if axis in self._mirrored]
-        turns = int(torch.randint(1, 4, ())) if _happens(rule.rotate90) else 0
-        parts = [image, label, *([] if soft is None else [soft.codes()])]
-        image, label, *codes = (torch.rot90(part.flip(axes), turns, (-2, -1)) for part in parts)
-        angle = radians(_within(rule.rotate_degrees)) if _happens(rule.rotate) else None
-        logits = [_turned(soft.target.coding, part, angle) for part in codes if soft is not None]
+        parts = [image, label]
+        if soft is not None:
+            parts.append(soft.codes())
+        image, label, *codes = self._flipped_and_turned(parts)
+        angle = radians(_within(self._rule.rotate_degrees)) if _happens(self._rule.rotate) else None
+        logits = [] if soft is None else [_turned(soft.target.coding, codes[0], angle)]
         if angle is not None:
             image, label = rotated(image, angle, "bilinear"), rotated(label.float(), angle, "nearest").to(label.dtype)
-        if _happens(rule.scale):
-            image = image * (1 + _within(rule.scale_range))
-        if _happens(rule.shift):
-            image = image + _within(rule.shift_range)
+        image = self._scaled_and_shifted(image)
         return tuple(part.contiguous() for part in (image, label, *logits))
+
+    def _flipped_and_turned(self, parts: list[Tensor]) -> list[Tensor]:
+        """All parts alike; an axis that may not be mirrored takes its random number, too."""
+        drawn = [axis for axis in range(1, parts[0].ndim) if _happens(self._rule.flip)]
+        axes = [axis for axis in drawn if axis in self._mirrored]
+        turns = int(torch.randint(1, 4, ())) if _happens(self._rule.rotate90) else 0
+        return [torch.rot90(part.flip(axes), turns, (-2, -1)) for part in parts]
+
+    def _scaled_and_shifted(self, image: Tensor) -> Tensor:
+        if _happens(self._rule.scale):
+            image = image * (1 + _within(self._rule.scale_range))
+        if _happens(self._rule.shift):
+            image = image + _within(self._rule.shift_range)
+        return image
 
 
 def _turned(coding: Coding, codes: Tensor, angle: float | None) -> Tensor:

@@ -85,9 +85,9 @@ def test_a_structure_that_is_absent_from_the_training_cases_is_named(
 def test_an_empty_training_list_is_one_sentence(tmp_path: Path, start: Any) -> None:
     folder = make_dataset(tmp_path)
     (folder / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["case_00"]}]))
-    with pytest.raises(DataError, match="Fold 0 of Dataset900_Boxes has no training cases, since 'train' is empty in"):
+    with pytest.raises(DataError, match="with cases in 'train', but entry 0 is not") as caught:
         start(900, "plain_unet", 0, _options(tmp_path))
-    assert not (tmp_path / "results").exists()
+    assert "\n" not in str(caught.value) and not (tmp_path / "results").exists()
 
 
 class _Dies(torch.utils.data.Dataset[int]):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -17,6 +17,7 @@ from medkd.detection.letterbox import PADDING, letterbox
 from medkd.detection.plan import DetectionAugmentation
 from medkd.detection.sampling import draw_epoch
 from medkd.detection.store import DetectionStore
+from medkd.training.loading import load_batches
 
 Sample = tuple[Tensor, Tensor, Tensor]
 """Image ``(3, S, S)`` in [0, 1], boxes ``(n, 4)`` in its pixels, classes ``(n,)``."""
@@ -117,17 +118,5 @@ def steps_per_epoch(job: DetectionJob) -> int:
 
 
 def iterate(batches: TrainingBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:
-    """Yield the batches from step ``first`` to the end, prefetched by ``workers`` processes (0: in this one).
-
-    The loader has a generator of its own: it would draw from the global one when it starts, so that a continued run,
-    which starts its loader in a later epoch, would draw other anchors than an unbroken one.
-    """
-    yield from DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, len(batches)),
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),
-    )
+    """Yield the batches from step ``first`` to the end, see :func:`medkd.training.loading.load_batches`."""
+    return load_batches(batches, len(batches), first, workers, pin=pin)
