@@ -226,10 +226,9 @@ class PromptMethod(AdaptedMethod):
                 f"{self.name} has not learnt its masks; call the distiller's prepare() before the first step."
             )
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Restore tokens and helpers, and whether the tokens are learnt."""
-        result = super().load_state_dict(state_dict, strict, assign)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Restore tokens and helpers, also as a part of joined methods, and whether the tokens are learnt."""
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._ready = bool(self.prepared)  # looked up here, since on a GPU it waits for the device
-        return result
 
     _ready = False

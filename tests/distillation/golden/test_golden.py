@@ -62,3 +62,12 @@ def test_the_numbers_cover_every_method_small_batches_odd_sides_and_two_classes(
     for part in ("_b1_", "_b3_", "_k2_", "_1x1", "_2x2", "_3x3", "_4x3", "_4x4", "_5x5"):
         assert any(part in name for name in names), part
     assert sum(file.stat().st_size for file in FOLDER.glob("*.npz")) < 2**20
+
+
+def test_the_list_of_methods_shows_departures_when_asked_for_more(capsys: pytest.CaptureFixture[str]) -> None:
+    from medkd.cli.list_entries import main
+
+    assert main(["methods"]) == 0 and "fourier.shift" not in capsys.readouterr().out
+    assert main(["methods", "--verbose"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{entry.id}" in shown and entry.why in shown for entry in all_departures())
