@@ -79,7 +79,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     labelled = {case.group for case in cases.values() if "seg" in case.files}
     jobs = []
     for name, case in sorted(cases.items()):
-        missing = [s for s in (*CHANNELS, *(["seg"] if case.group in labelled else [])) if s not in case.files]
+        wanted = (*CHANNELS, "seg") if case.group in labelled else CHANNELS
+        missing = [kind for kind in wanted if kind not in case.files]
         if missing:
             action = "download the case again, or remove its folder"
             findings.append(

@@ -74,16 +74,12 @@ def listed_pairs(task: Path, entries: Any) -> Pairs | None:
     """
     if not isinstance(entries, list) or not entries:
         return None
-    index = FileIndex(task, [path for path in files_below(task) if file_ending(path)], _stem)
+    volumes = filter(file_ending, files_below(task))
+    index = FileIndex(task, volumes, _stem)
     pairs = Pairs()
     images_of: dict[Images, str] = {}
     for entry in entries:
-        try:
-            image_text, label_text = str(entry["image"]), str(entry["label"])
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}."
-            ) from error
+        image_text, label_text = _texts_of(entry, task)
         images, label = _find_all(index, image_text, label_text, pairs)
         if not images or label is None:
             continue
@@ -96,9 +92,18 @@ def listed_pairs(task: Path, entries: Any) -> Pairs | None:
             pairs.cases.pop(other, None)
         else:
             pairs.cases[case] = images, label
-            pairs.split = pairs.split or len(images) > 1 or stem(images[0]).endswith("_0000")
+    pairs.split = any(stem(images[0]).endswith("_0000") for images, _ in pairs.cases.values())
     pairs.findings += _unlisted(task, pairs)
     return pairs
+
+
+def _texts_of(entry: Any, task: Path) -> tuple[str, str]:
+    try:
+        return str(entry["image"]), str(entry["label"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{task / 'dataset.json'}: 'training' must list objects with 'image' and 'label', found {entry!r}."
+        ) from error
 
 
 def images_without_label(folder: Path, channels: int) -> dict[str, Images]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.folder import compact_label, find_values, list_volumes, name_values, recode_values
+from dataset_conversion.folder import compact_label, list_volumes, named_labels, recode_values
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
@@ -54,16 +54,12 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     label_folder, labels = _labels(options)
     training = {series.name: labels[series.name] for series in study.scans if series.name in labels}
     if not training:
-        raise DataError(
-            f"{label_folder}: expected label maps named like the series ({_listed(s.name for s in study.scans)}), "
-            f"found {_listed(p.name for p in labels.values()) or 'none'}."
-        )
+        names = _listed(series.name for series in study.scans)
+        found_names = _listed(path.name for path in labels.values()) or "none"
+        raise DataError(f"{label_folder}: expected label maps named like the series ({names}), found {found_names}.")
     channel, notes = _channel(study, training, options)
-    if options.labels:
-        spec, recode = LabelSpec.from_names(options.labels), None
-    else:
-        spec, recode, found = name_values(find_values(training, options.workers), label_folder)
-        notes += found
+    spec, recode, found = named_labels(options, training, label_folder)
+    notes += found
     jobs, other = _jobs(study, training, spec, recode)
     writer = RawWriter(folder, "dicom", source, options)
     writer.report_findings([*_unmatched(labels, training, source), *other, *_damaged(study)])

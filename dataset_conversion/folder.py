@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -120,17 +121,24 @@ def name_values(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dic
             f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the "
             "folder."
         )
-    seen = ", ".join(f"{v} (in {n} cases)" for v, n in counts.items())
-    notes = [
-        f"label values found: {seen}; they were named {', '.join(f'label_{v}' for v in values)}; give --labels for "
-        "better names"
-    ]
-    spec = LabelSpec.from_names([f"label_{v}" for v in values])
-    recode = {v: i + 1 for i, v in enumerate(values)}
-    if values != list(range(1, len(values) + 1)):
-        notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
-        return spec, recode, notes
-    return spec, None, notes
+    seen = ", ".join(f"{value} (in {cases} cases)" for value, cases in counts.items())
+    names = [f"label_{value}" for value in values]
+    notes = [f"label values found: {seen}; they were named {', '.join(names)}; give --labels for better names"]
+    spec = LabelSpec.from_names(names)
+    recode = dict(zip(values, range(1, len(values) + 1), strict=True))
+    if all(old == new for old, new in recode.items()):
+        return spec, None, notes
+    notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
+    return spec, recode, notes
+
+
+def named_labels(
+    options: ConversionOptions, labels: Mapping[str, Path], folder: Path
+) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
+    """The labels that ``--labels`` names, else those that the label maps hold; see :func:`name_values`."""
+    if options.labels:
+        return LabelSpec.from_names(options.labels), None, []
+    return name_values(find_values(labels, options.workers), folder)
 
 
 def volume_job(
@@ -197,18 +205,19 @@ def _prepare_images(
         for volume in volumes:
             findings += finite_finding(case, path, volume.array)
         pieces += [path] if len(volumes) == 1 and _is_plain(path) else volumes
-    if len(pieces) != channels and not any(f.error for f in findings):
-        found = f"{len(pieces)} ({', '.join(p.name for p in paths)})"
-        findings.append(
-            Finding(
-                case=case,
-                file="",
-                expected=f"{channels} channels",
-                found=found,
-                action="add the missing files or name the channels with --channels",
-            )
-        )
+    if len(pieces) != channels and not any(finding.error for finding in findings):
+        findings.append(_channels_finding(case, len(pieces), paths, channels))
     return tuple(pieces), findings, first
+
+
+def _channels_finding(case: str, count: int, paths: Sequence[Path], channels: int) -> Finding:
+    return Finding(
+        case=case,
+        file="",
+        expected=f"{channels} channels",
+        found=f"{count} ({', '.join(path.name for path in paths)})",
+        action="add the missing files or name the channels with --channels",
+    )
 
 
 def _is_plain(path: Path) -> bool:

@@ -7,18 +7,18 @@ Radiographs, Scientific Data 2023, doi:10.1038/s41597-023-02432-4.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_conversion.boxes import Drawn, Size, disagreement
 from dataset_conversion.layout import existing_folder, find_parent
 from dataset_conversion.radiographs import (
     SETTINGS,
-    SUFFIXES,
     Annotate,
     Rules,
     choose_negatives,
     finish_radiographs,
+    image_index,
     radiograph_job,
     read_table,
 )
@@ -30,6 +30,7 @@ from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.errors import DataError
+from medkd.core.resolve import FileIndex, path_parts
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -99,31 +100,52 @@ def _read(source: Path) -> _Source:
         raise DataError(
             f"{root}: expected one COCO file in 'Annotations/COCO JSON', found {len(files)}; unpack the download again."
         )
-    rows = {
-        row["image_id"]: row for row in read_table(root / "dataset.csv", ("image_id", "fractured", "fracture_count"))
-    }
-    images = {
-        p.name: p
-        for p in sorted((root / "images").glob("*/*"))
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    }
-    tables = {name: root / _SPLITS / f"{name}.csv" for name in ("train", "valid", "test")}
-    there = all(path.exists() for path in tables.values())
-    splits = (
-        {name: frozenset(row["image_id"] for row in read_table(path, ("image_id",))) for name, path in tables.items()}
-        if there
-        else {}
-    )
-    return _Source(root, read_coco(files[0]), rows, images, splits)
+    index = image_index(root / "images")
+    images = {path.name: path for path in index.paths}
+    rows: dict[str, Mapping[str, str]] = {}
+    for row in read_table(root / "dataset.csv", ("image_id", "fractured", "fracture_count")):
+        rows[_name(index, row["image_id"])] = row
+    content = read_coco(files[0])
+    stated = {_name(index, name): drawn for name, drawn in content.images.items()}
+    return _Source(root, replace(content, images=stated), rows, images, _splits(root, index))
+
+
+def _name(index: FileIndex, text: str) -> str:
+    """The name of the image that is meant; of an image that is not there the name that is stated.
+
+    Raises:
+        DataError: several images are meant.
+    """
+    image = index.find(text)
+    parts = path_parts(text)
+    return image.name if image is not None else parts[-1] if parts else text
+
+
+def _splits(root: Path, index: FileIndex) -> dict[str, frozenset[str]]:
+    """The names that the lists of the official split have; none where one of the lists is missing."""
+    splits: dict[str, frozenset[str]] = {}
+    for part in ("train", "valid", "test"):
+        path = root / _SPLITS / f"{part}.csv"
+        if not path.exists():
+            return {}
+        splits[part] = frozenset(_name(index, row["image_id"]) for row in read_table(path, ("image_id",)))
+        for other, names in splits.items():
+            both = sorted(names & splits[part])
+            if other != part and both:
+                raise DataError(
+                    f"{root / _SPLITS}: expected each image in one list, found {both[0]} in {other}.csv and "
+                    f"{part}.csv; remove it from one."
+                )
+    return splits
 
 
 def _job(source: _Source, name: str, rules: Rules) -> CaseJob:
     yolo, voc = _annotation_files(source, name)
     test = name in source.splits.get("test", ())
     stated = source.coco.images.get(name)
-    recipe = (
-        "" if stated is None else f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
-    )
+    recipe = ""
+    if stated is not None:
+        recipe = f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
     annotations = [path for path in (yolo, voc) if path.exists()]
     annotate = _annotator(name, stated, yolo, voc)
     return radiograph_job(
@@ -248,17 +270,22 @@ def _table_findings(source: _Source) -> list[Finding]:
                     action=action,
                 )
             )
+    return [*findings, *_split_findings(source)]
+
+
+def _split_findings(source: _Source) -> list[Finding]:
+    findings = []
     for part, names in source.splits.items():
         for name in sorted(names - set(source.coco.images)):
-            found = f"{name} in {part}.csv"
+            there = name in source.images or name in source.rows
             findings.append(
                 Finding(
-                    case="",
+                    case="" if there else Path(name).stem,
                     file=f"{_SPLITS}/{part}.csv",
                     expected="images of the COCO file",
-                    found=found,
-                    action="it was ignored",
-                    error=False,
+                    found=f"{name} in {part}.csv",
+                    action="it was ignored" if there else "correct the name, or remove it",
+                    error=not there,
                 )
             )
     return findings

@@ -31,6 +31,8 @@ from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.errors import DataError
+from medkd.core.files import is_file
+from medkd.core.resolve import FileIndex, files_below
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -68,7 +70,7 @@ _TOLERANCE = 1.5  # pixels: VOC has whole ones
 _SPLIT_FILES = {"train": "train_data.csv", "valid": "valid_data.csv", "test": "test_data.csv"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Source:
     root: Path
     rows: Mapping[str, Mapping[str, str]]
@@ -87,32 +89,33 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """
     found, findings = _read(existing_folder(source, "grazpedwri"))
     rules = Rules.choose(found.names, options)
-    parts = _parts(options)
+    parts, strays = _parts(options, found)
     writer = RawWriter(folder, "grazpedwri", found.root, options, file_ending=".png")
     absent = sorted(set(found.rows) - set(found.images))
-    action = "download and unpack the part again, or go on without it"
-    findings += [
-        Finding(
-            case=s,
-            file=f"{s}.png",
-            expected="an image in images_part1 to images_part4",
-            found="no such file",
-            action=action,
-        )
-        for s in absent
-    ]
+    findings += [_absent(stem) for stem in absent]
     writer.report_list("absent", absent)
     usable, more = _usable(found)
-    writer.report_findings([*findings, *more])
+    writer.report_findings([*findings, *strays, *more])
     without = [s for s in usable if _boxes_stated(found, s) == 0]
     dropped = set(without) - set(choose_negatives(without, options))
     jobs = [_job(found, stem, rules, parts) for stem in usable if stem not in dropped]
     writer.convert(jobs)
     split = None
     if parts:
-        train, val = ([s for s in usable if parts.get(s) == part] for part in ("train", "valid"))
+        train = [stem for stem in usable if parts.get(stem) == "train"]
+        val = [stem for stem in usable if parts.get(stem) == "valid"]
         split = PublishedSplit.single(train, val, f"{', '.join(_SPLIT_FILES.values())} in {options.settings['split']}")
     return finish_radiographs(writer, "grazpedwri", rules, split, _missing_values(found.rows))
+
+
+def _absent(stem: str) -> Finding:
+    return Finding(
+        case=stem,
+        file=f"{stem}.png",
+        expected="an image in images_part1 to images_part4",
+        found="no such file",
+        action="download and unpack the part again, or go on without it",
+    )
 
 
 def parse_stem(stem: str) -> dict[str, str] | None:
@@ -124,36 +127,53 @@ def parse_stem(stem: str) -> dict[str, str] | None:
 def _read(source: Path) -> tuple[_Source, list[Finding]]:
     root = _root(source)
     rows = {row["filestem"]: row for row in read_table(root / "dataset.csv", ("filestem", "patient_id"))}
-    findings: list[Finding] = []
-    images: dict[str, Path] = {}
-    for part in sorted(p for p in root.iterdir() if p.is_dir() and p.name.startswith("images")):
-        for path in sorted(p for p in part.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
-            if path.stem in images:
-                action = f"the one in {images[path.stem].parent.name} was used"
-                findings.append(
-                    Finding(
-                        case=path.stem,
-                        file=str(path),
-                        expected="each image once",
-                        found="the image again",
-                        action=action,
-                        error=False,
-                    )
-                )
-            images.setdefault(path.stem, path)
-    if not images:
-        raise DataError(
-            f"{root}: expected PNG files in images_part1 to images_part4, found none; unpack the archives there."
-        )
+    images, findings = _images(root)
     voc, yolo = root / "folder_structure/pascalvoc", root / "folder_structure/yolov5/labels"
-    meta = next((p for p in (yolo.parent / "meta.yaml", yolo.parent / "data.yaml") if p.exists()), None)
-    names = read_yaml_names(meta)[1] if meta else CLASSES
     if not voc.is_dir() and not yolo.is_dir():
         raise DataError(
             f"{root}: expected folder_structure/pascalvoc or folder_structure/yolov5/labels, found neither; unpack "
             "them there."
         )
-    return _Source(root, rows, images, voc if voc.is_dir() else None, yolo if yolo.is_dir() else None, names), findings
+    names: tuple[str, ...] = CLASSES
+    for meta in (yolo.parent / "data.yaml", yolo.parent / "meta.yaml"):  # the latter wins
+        if meta.exists():
+            names = read_yaml_names(meta)[1]
+    found = _Source(
+        root=root,
+        rows=rows,
+        images=images,
+        voc=voc if voc.is_dir() else None,
+        yolo=yolo if yolo.is_dir() else None,
+        names=names,
+    )
+    return found, findings
+
+
+def _images(root: Path) -> tuple[dict[str, Path], list[Finding]]:
+    """Stem → image, and a warning for each image that is there twice."""
+    images: dict[str, Path] = {}
+    findings = []
+    for path in files_below(root, "images*/**/*"):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        first = images.setdefault(path.stem, path)
+        if first != path:
+            action = f"the one in {first.parent.name} was used"
+            findings.append(
+                Finding(
+                    case=path.stem,
+                    file=str(path),
+                    expected="each image once",
+                    found="the image again",
+                    action=action,
+                    error=False,
+                )
+            )
+    if not images:
+        raise DataError(
+            f"{root}: expected PNG files in images_part1 to images_part4, found none; unpack the archives there."
+        )
+    return images, findings
 
 
 def _root(source: Path) -> Path:
@@ -225,7 +245,7 @@ def _usable(source: _Source) -> tuple[list[str], list[Finding]]:
 def _annotation_files(source: _Source, stem: str) -> tuple[Path | None, Path | None]:
     voc = source.voc / f"{stem}.xml" if source.voc else None
     yolo = source.yolo / f"{stem}.txt" if source.yolo else None
-    return (voc if voc and voc.exists() else None), (yolo if yolo and yolo.exists() else None)
+    return (voc if voc and is_file(voc) else None), (yolo if yolo and is_file(yolo) else None)
 
 
 def _boxes_stated(source: _Source, stem: str) -> int | None:
@@ -273,19 +293,34 @@ def _annotator(stem: str, voc: Path | None, yolo: Path | None, names: Sequence[s
     return annotate
 
 
-def _parts(options: ConversionOptions) -> dict[str, str]:
-    """Stem → train, valid or test, from the files of ``--split``."""
+def _parts(options: ConversionOptions, found: _Source) -> tuple[dict[str, str], list[Finding]]:
+    """Stem → train, valid or test, from the files of ``--split``; an entry that names no image is an error."""
     if "split" not in options.settings:
-        return {}
+        return {}, []
     folder = Path(options.settings["split"])
+    index = FileIndex(found.root, found.images.values(), lambda name: name.removesuffix(Path(name).suffix))
     parts: dict[str, str] = {}
+    findings = []
     for part, name in _SPLIT_FILES.items():
         for row in read_table(folder / name, ("filestem",)):
-            if parts.setdefault(row["filestem"], part) != part:
-                raise DataError(
-                    f"{folder}: {row['filestem']} is both in {_SPLIT_FILES[parts[row['filestem']]]} and in {name}."
-                )
-    return parts
+            text = row["filestem"]
+            image = index.find(text)
+            if image is None:
+                if text not in found.rows:  # of those of dataset.csv it is said that they are absent
+                    findings.append(
+                        Finding(
+                            case=text,
+                            file=str(folder / name),
+                            expected="stems of images",
+                            found=f"'{text}'",
+                            action="correct or remove it",
+                        )
+                    )
+                continue
+            other = parts.setdefault(image.stem, part)
+            if other != part:
+                raise DataError(f"{folder}: {image.stem} is both in {_SPLIT_FILES[other]} and in {name}.")
+    return parts, findings
 
 
 def _missing_values(rows: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -76,23 +76,28 @@ def convert_items(
     """
     items, doubles = _once(items)
     findings = [*findings, *doubles]
-    problems = [finding for finding in findings if finding.error]
-    if problems and not items:
-        raise DataError(f"{source}: no image can be used; the first of {len(problems)} problems: {problems[0].text()}")
     if not items:
-        raise DataError(
-            f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout."
-        )
+        raise _no_items(format, source, findings)
     names = unique_cases((item.image for item in items), source)
     patients, rows = read_patients(options, names, source)
-    chosen = set(choose_negatives([names[item.image] for item in items if item.negative], options))
-    items = [item for item in items if not item.negative or names[item.image] in chosen]
+    negatives = [names[item.image] for item in items if item.negative]
+    dropped = set(negatives).difference(choose_negatives(negatives, options))
+    items = [item for item in items if names[item.image] not in dropped]
     writer = RawWriter(folder, format, source, options, file_ending=".png")
     writer.report_findings([*findings, *rows])
     writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items])
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
     notes += patients_note({item.image: names[item.image] for item in items}, patients)
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
+
+
+def _no_items(format: str, source: Path, findings: Iterable[Finding]) -> DataError:
+    problems = [finding for finding in findings if finding.error]
+    if problems:
+        return DataError(f"{source}: no image can be used; the first of {len(problems)} problems: {problems[0].text()}")
+    return DataError(
+        f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout."
+    )
 
 
 def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:

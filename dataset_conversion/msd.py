@@ -13,7 +13,7 @@ from typing import Any
 
 from dataset_conversion.archive import is_tar, unpack_tar
 from dataset_conversion.decathlon import images_without_label, listed_pairs, modalities, numbered_labels
-from dataset_conversion.folder import find_values, first_existing, name_values, pair_files, volume_job
+from dataset_conversion.folder import first_existing, named_labels, pair_files, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, Mode, RawWriter
@@ -94,9 +94,9 @@ def find_task(source: Path) -> Path:
         DataError: there is none, or more than one.
     """
     below = sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path, source))
-    found = [path for path in (source, *below) if first_existing(path, _IMAGES) and first_existing(path, _LABELS)]
-    if source in found:
+    if _is_task(source):
         return source
+    found = [path for path in below if _is_task(path)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -104,6 +104,10 @@ def find_task(source: Path) -> Path:
         raise DataError(f"{source} holds several tasks ({names}); give one of these folders.")
     content = ", ".join(path.name for path in below) or "no folders"
     raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
+
+
+def _is_task(folder: Path) -> bool:
+    return first_existing(folder, _IMAGES) is not None and first_existing(folder, _LABELS) is not None
 
 
 def _convert_folder(
@@ -183,11 +187,8 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
             f"channels were named {', '.join(channels)}; give --channels (CT for computed tomography) to choose the "
             "normalisation"
         )
-    if options.labels:
-        spec, recode = LabelSpec.from_names(options.labels), None
-    else:
-        spec, recode, found = name_values(find_values(pairs.labels, options.workers), labels)
-        notes += found
+    spec, recode, found = named_labels(options, pairs.labels, labels)
+    notes += found
     return _Task(
         channels=channels,
         labels=spec,

@@ -40,10 +40,8 @@ def read_patients(
     certain: dict[Path, str] = {}
     likely: dict[Path, str] = {}
     unmatched: list[str] = []
-    for row in read_table(path, ("image", "patient")):
-        text, patient = row["image"], row["patient"]
-        if not text or not patient:
-            continue
+    rows = read_table(path, ("image", "patient"))
+    for text, patient in [(row["image"], row["patient"]) for row in rows if row["image"] and row["patient"]]:
         image = _find(index, text, path)
         if image is None:
             unmatched.append(text)

@@ -95,11 +95,19 @@ def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
     """Refuse, before anything is converted, what cannot be the classes of a data set."""
     for name in wanted:
         if name in RESERVED or not name.strip():
-            others = ",".join(other for other in known if other not in RESERVED and other.strip())
+            others = ",".join(sorted(set(known).difference(RESERVED, [name]), key=list(known).index))
             raise DataError(
                 f"A class cannot be called '{name}'; rename it in the annotations, or choose the others with --labels "
                 f"{others}."
             )
+    _check_spellings(known)
+    for names in (known, wanted):
+        repeated = [name for name, times in Counter(names).items() if times > 1]
+        if repeated:
+            raise DataError(f"The class '{repeated[0]}' is named twice; name each class once.")
+
+
+def _check_spellings(known: Sequence[str]) -> None:
     spellings: dict[str, str] = {}
     for name in known:
         other = spellings.setdefault(" ".join(name.split()).casefold(), name)
@@ -108,10 +116,6 @@ def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
                 f"The classes '{other}' and '{name}' differ in capitals or blanks only; call them the same in the "
                 "annotations."
             )
-    for names in (known, wanted):
-        name, times = Counter(names).most_common(1)[0] if names else ("", 1)
-        if times > 1:
-            raise DataError(f"The class '{name}' is named twice; name each class once.")
 
 
 def image_index(folder: Path) -> FileIndex:

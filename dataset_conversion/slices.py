@@ -24,6 +24,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
+from medkd.core.resolve import files_below
 from medkd.io.checks import Finding, finite_finding, label_finding, label_values
 from medkd.io.volumes import Volume, as_label
 
@@ -75,19 +76,17 @@ def convert_slices(
     cases, findings = find_cases(source)
     if not cases:
         raise DataError(f"{source}: expected .npz or .h5 files with slices or volumes, found {contents(source)}.")
-    if any(path.name.endswith(_HDF5) for case in cases.values() for path in case.files):
-        _h5py()
+    for case in cases.values():
+        if any(path.name.endswith(_HDF5) for path in case.files):
+            _h5py()
     labels = LabelSpec.from_names(options.labels) if options.labels else labels
     jobs = [_job(name, case, labels) for name, case in sorted(cases.items())]
     writer = RawWriter(folder, format, source, options)
     writer.report_findings(findings)
     writer.convert(jobs)
-    parts = {part: [name for name, case in cases.items() if case.part == part] for part in ("train", "val")}
-    split = (
-        PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download")
-        if parts["val"]
-        else None
-    )
+    train = [name for name, case in cases.items() if case.part == "train"]
+    val = [name for name, case in cases.items() if case.part == "val"]
+    split = PublishedSplit.single(train, val, "validation cases of the download") if val else None
     description = DatasetDescription(channel_names=options.channels or (channel,), labels=labels, num_training=0)
     return finish_converted(writer, format, description, split, [UNIT_SPACING])
 
@@ -97,21 +96,20 @@ def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
     cases: dict[str, SlicedCase] = {}
     findings = []
     listed = _listed(source)
-    for path in sorted(p for p in source.rglob("*") if p.name.endswith(_ENDINGS) and not p.name.startswith(".")):
-        match = _SLICE.match(_name(path)) or _VOLUME.match(_name(path))
-        name = _name(path) if match is None else "_".join(filter(None, (match["case"], (match["phase"] or "").upper())))
+    for path in files_below(source):
+        if not path.name.endswith(_ENDINGS):
+            continue
+        name, index = _case_and_index(path)
         part = listed.get(name) or _part(path.relative_to(source))
         case = cases.setdefault(name, SlicedCase(part))
         case.part = _stricter(case.part, part)
-        index = int(match["index"]) if match and "index" in match.groupdict() else None
         first = case.volume if index is None else case.slices.get(index)
         if first is not None:
-            expected = "each slice and each volume once"
             findings.append(
                 Finding(
                     case=name,
                     file=str(path),
-                    expected=expected,
+                    expected="each slice and each volume once",
                     found=f"also {first}",
                     action="the first one was used",
                     error=False,
@@ -122,6 +120,17 @@ def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
         else:
             case.slices[index] = path
     return cases, findings
+
+
+def _case_and_index(path: Path) -> tuple[str, int | None]:
+    """The case that a file name says, and the number of the slice; None for a volume."""
+    name = _name(path)
+    match = _SLICE.match(name) or _VOLUME.match(name)
+    if match is None:
+        return name, None
+    phase = (match["phase"] or "").upper()
+    case = f"{match['case']}_{phase}" if phase else match["case"]
+    return case, int(match["index"]) if "index" in match.groupdict() else None
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -97,22 +97,27 @@ def _items(source: Path, content: _Content, match: str, recipe: str) -> tuple[li
     stated_by: dict[Path, tuple[Drawn, tuple[Path, ...]]] = {}
     for image, (stated, path) in matcher.found.items():
         stated_by[image] = stated, (path,)
-    torn = set(sets.torn())
-    unclear = matcher.unmatched | {path.stem for path in content.unreadable}
-    for image in index.paths:
-        if image not in stated_by and image not in matcher.doubtful and image.stem not in unclear:
-            stated_by[image] = Drawn(image), ()
+    for image in _negatives(index, matcher, content):
+        stated_by[image] = Drawn(image), ()
     items, outside = [], []
     for image, (stated, files) in stated_by.items():
         part = sets.part(image) if sets.lists else split_name(image.parent, source)
         if part is not None or not sets.lists:
             items.append(Item(image, _always(stated), files, part, not stated.boxes, recipe))
-        elif image not in torn:
+        else:
             outside.append(image)
+    outside = sorted(set(outside).difference(sets.torn()))
     findings = [*content.findings, *sets.findings, *sets.torn_findings(), *matcher.findings()]
     if outside:
         findings.append(_outside(outside))
     return items, findings
+
+
+def _negatives(index: FileIndex, matcher: _Matcher, content: _Content) -> list[Path]:
+    """Images that no XML file is, or may be, about."""
+    unclear = matcher.unmatched.union(path.stem for path in content.unreadable)
+    about = matcher.doubtful.union(matcher.found)
+    return [image for image in index.paths if image not in about and image.stem not in unclear]
 
 
 class _Matcher:
@@ -158,18 +163,21 @@ class _Matcher:
     def _find(self, path: Path, name: str) -> Path | None:
         stated = self._named(name, path) if name and self._match != "stem" else None
         own = self._named(path.stem, path) if self._match != "filename" else None
-        if stated is not None and own is not None and stated != own:
-            self.doubtful |= {stated, own}
-            found = f"<filename> {name}, which is another image than {own.name}"
-            action = "correct the file, or say which is right with --match stem (the XML's own name) or filename"
-            self._fail(path, "the name of its image", found, action)
-            return None
-        image = stated or own
-        if image is None:
+        if stated is not None and own is not None:
+            if stated != own:
+                self._contradict(path, name, stated, own)
+            return stated if stated == own else None
+        if stated is None and own is None:
             self._fail(path, f"an image {name or path.stem}", "no such file", "add the image or remove the annotation")
-        elif stated is None and self._match == "both" and path_parts(name)[-1:] not in ((), (image.name,)):
+        elif own is not None and self._match == "both" and path_parts(name)[-1:] not in ((), (own.name,)):
             self._renamed.append((path, name))
-        return image
+        return stated or own
+
+    def _contradict(self, path: Path, name: str, stated: Path, own: Path) -> None:
+        self.doubtful |= {stated, own}
+        found = f"<filename> {name}, which is another image than {own.name}"
+        action = "correct the file, or say which is right with --match stem (the XML's own name) or filename"
+        self._fail(path, "the name of its image", found, action)
 
     def _named(self, name: str, path: Path) -> Path | None:
         """By the folder of the XML file, else by the name alone; the latter fails where several images have it."""

@@ -142,16 +142,14 @@ class FileIndex:
             depth = self._depth(folders, self._parts[path][:-1])
             if depth is not None:
                 depths[path] = depth
-        deepest = max(depths.values(), default=0)
-        best = [path for path, depth in depths.items() if depth == deepest]
-        if len(best) < 2:
-            return best
-        if folders:
+        best, deepest = _deepest(depths)
+        if len(best) > 1 and folders:
             whole = [path for path in best if len(self._parts[path]) - 1 == deepest]
             if not deepest and not whole:  # by the name alone, which is not the only one
                 return []
             best = _fewer(best, whole)
-        return _fewer(best, [path for path in best if any(base in path.parents for base in near)])
+        inside = [path for path in best if any(base in path.parents for base in near)]
+        return _fewer(best, inside)
 
     def _named(self, level: int, name: str) -> list[Path]:
         table = self._by_key[level]
@@ -189,6 +187,11 @@ def _only(found: list[Path], text: str) -> Path:
             f"The file '{text}' is there {len(found)} times: {shown}; give its path, or rename or remove the others."
         )
     return found[0]
+
+
+def _deepest(depths: dict[Path, int]) -> tuple[list[Path], int]:
+    deepest = max(depths.values(), default=0)
+    return [path for path, depth in depths.items() if depth == deepest], deepest
 
 
 def _fewer(all_of_them: list[Path], some: list[Path]) -> list[Path]:
