@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,8 +14,23 @@ _WORDS = {"true": True, "false": False}
 
 
 def annotations_of(method: type) -> Mapping[str, Any]:
-    """The annotations of the parameters of a method's constructor."""
-    return get_type_hints(method.__init__)  # type: ignore[misc]  # of the class that is given
+    """The annotations of the parameters of a method's constructor; of one without, as in a user's own method, the kind
+    of its default.
+    """
+    constructor = method.__init__  # type: ignore[misc]  # of the class that is given
+    try:
+        found = get_type_hints(constructor)
+    except NameError:  # names that its module imports for type checkers only
+        found = {}
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        found.setdefault(name, _kind_of_default(parameter.default))
+    return found
+
+
+def _kind_of_default(default: Any) -> Any:
+    if isinstance(default, (bool, str)):
+        return type(default)
+    return int | float if isinstance(default, (int, float)) else Any
 
 
 def read_parameter(name: str, annotation: Any, value: Any) -> Any:
