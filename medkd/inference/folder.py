@@ -127,6 +127,14 @@ def predict_cases(
     if done:
         logger.info("%d cases are predicted already and are left out, for example %s", len(done), done[0].case)
     report = PredictReport(skipped=[case.case for case in done], replaced=outputs.warn_of_replacing(waiting))
+    _predict_each(predictor, waiting, outputs, report, strict)
+    return report
+
+
+def _predict_each(
+    predictor: Predictor, waiting: Sequence[CaseFiles], outputs: Outputs, report: PredictReport, strict: bool
+) -> None:
+    """Predict one case while the next is read and the last is written."""
     bar = tqdm(total=len(waiting), desc="predicting", unit="case", disable=None)
     with ThreadPoolExecutor(1, "writer") as writer, bar:
         writing: tuple[CaseFiles, Future[None]] | None = None
@@ -139,7 +147,6 @@ def predict_cases(
                 bar.update()
         if writing:
             _finish(*writing, report, bar)
-    return report
 
 
 def _prefetched(

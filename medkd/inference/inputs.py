@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
-from medkd.io.dicom import find_series, is_dicom, no_scan_text, safe_name
+from medkd.io.dicom import Study, find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.links import refuse_dangling
 from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
 
@@ -46,10 +46,8 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
             raise DataError(f"The input {path} does not exist.")
     if len(paths) == 1 and paths[0].is_dir():
         return _folder(paths[0], channels)
-    if len(paths) == 1 and channels > 1:
-        numbered = _numbered(paths[0])
-        if numbered is not None and numbered[1] < channels:
-            return [_siblings(paths[0], channels)]
+    if len(paths) == 1 and _names_channel(paths[0], channels):
+        return [_siblings(paths[0], channels)]
     if len(paths) != channels:
         raise DataError(
             f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in "
@@ -80,6 +78,12 @@ def case_name(*paths: Path) -> str:
     return stem(paths[0])
 
 
+def _names_channel(path: Path, channels: int) -> bool:
+    """Whether a file is one of several channels by its number."""
+    numbered = _numbered(path)
+    return channels > 1 and numbered is not None and numbered[1] < channels
+
+
 def _numbered(path: Path) -> tuple[str, int] | None:
     """``CASE_0001.nii.gz`` → ``CASE, 1``."""
     match = _CHANNEL.match(stem(path))
@@ -101,30 +105,40 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     refuse_dangling(entries)
     scans = [path for path in entries if path.is_file() and file_ending(path)]
     first = [path for path in scans if stem(path).endswith("_0000")]
+    cases = [_siblings(path, channels) for path in first]
     if not first and channels == 1:
         cases = [CaseFiles(stem(path), (path,)) for path in scans]
-    else:
-        cases = [_siblings(path, channels) for path in first]
     if cases:
         _check_strays(folder, scans, cases, channels)
         _say_left_out(folder, [path for path in entries if path not in scans and path.name != SETTINGS_FILE])
     else:
         cases = _dicom_cases(folder, channels)
+    _check_formats(folder, scans, entries)
+    if not cases:
+        only = f", only {_listed(scans)}; rename them" if scans else ""
+        raise DataError(
+            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or "
+            f"DICOM series; found none{only}."
+        )
+    _check_names(folder, cases)
+    return cases
+
+
+def _check_formats(folder: Path, scans: Sequence[Path], entries: Sequence[Path]) -> None:
+    """Refuse a mixture of DICOM files and other scans."""
     if scans and any(_is_bare_dicom(path) for path in entries):
         raise DataError(
             f"{folder} holds DICOM files and scans of other formats ({scans[0].name}); give a folder with one of the "
             "two."
         )
-    if not cases:
-        raise DataError(
-            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or "
-            f"DICOM series; found none{f', only {_listed(scans)}; rename them' if scans else ''}."
-        )
+
+
+def _check_names(folder: Path, cases: Sequence[CaseFiles]) -> None:
+    """Refuse two cases of one name."""
     names = [case.case for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{folder}: the case {twice[0]} is there in more than one format; keep one of its files.")
-    return cases
 
 
 def _is_bare_dicom(path: Path) -> bool:
@@ -178,12 +192,17 @@ def _dicom_cases(folder: Path, channels: int) -> list[CaseFiles]:
             f"{folder} holds DICOM series, but the model expects {channels} channels; give one folder with a series "
             "per channel."
         )
+    _say_passed_over(study)
+    return [CaseFiles(series.name, series.files) for series in study.scans]
+
+
+def _say_passed_over(study: Study) -> None:
+    """Name what is no scan, and the damaged files that belong to none."""
     for series in study.others:
         logger.info("%s is left out: %s", series.text(), series.not_a_scan)
     reported = {path for series in study.scans for path in series.damaged}  # their series fails, and says why
     for path in sorted(study.damaged.keys() - reported):
         logger.warning("%s", study.damaged[path])
-    return [CaseFiles(series.name, series.files) for series in study.scans]
 
 
 def _siblings(path: Path, channels: int) -> CaseFiles:

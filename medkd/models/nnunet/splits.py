@@ -28,35 +28,45 @@ def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
         RunError: the model was trained on other cases, or the folds cannot be known.
     """
     data = DatasetDescription.load(path / DATASET_FILE)
-    named = str(load_plans(path / PLANS_FILE).get("dataset_name"))
-    preprocessed = os.environ.get(_PREPROCESSED)
-    places = [path, path.absolute().parent, *([Path(preprocessed) / named] if preprocessed else [])]
-    file = next((place / SPLITS_FILE for place in places if (place / SPLITS_FILE).exists()), None)
+    file = _recorded(path)
     if file is None and (raw / SPLITS_FILE).exists():
         file = _borne_out(raw / SPLITS_FILE, path, cases, data.file_ending)
     if file is None and data.num_training != len(cases):
         raise RunError(
             f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which "
-            "cases its folds have "
-            f"seen; put nnU-Net's {SPLITS_FILE} into the model folder."
+            f"cases its folds have seen; put nnU-Net's {SPLITS_FILE} into the model folder."
         )
     splits = load_splits(file) if file else make_splits(cases)
-    source = str(file or "nnU-Net's rule")
-    if not set(cases) & {case for split in splits for case in (*split.train, *split.val)}:
+    _check_agreement(path, splits, cases, str(file or "nnU-Net's rule"), data.file_ending)
+    return splits
+
+
+def _recorded(path: Path) -> Path | None:
+    """The file of splits in the model folder, beside it, or in nnU-Net's preprocessed folder."""
+    places = [path, path.absolute().parent]
+    preprocessed = os.environ.get(_PREPROCESSED)
+    if preprocessed:
+        places.append(Path(preprocessed) / str(load_plans(path / PLANS_FILE).get("dataset_name")))
+    return next((place / SPLITS_FILE for place in places if (place / SPLITS_FILE).exists()), None)
+
+
+def _check_agreement(path: Path, splits: Sequence[Split], cases: Sequence[str], source: str, ending: str) -> None:
+    """The splits must know the data set's cases, and hold out what nnU-Net scored."""
+    known: set[str] = set()
+    for split in splits:
+        known.update(split.train, split.val)
+    if not set(cases) & known:
         raise RunError(
             f"{path} and the data set have no case in common by {source}, so nobody can say which cases the teacher "
-            "has seen; name "
-            "the cases as they were named in its training."
+            "has seen; name the cases as they were named in its training."
         )
     for fold, split in enumerate(splits):
-        scored = _scored(path / f"fold_{fold}" / "validation" / "summary.json", data.file_ending)
+        scored = _scored(path / f"fold_{fold}" / "validation" / "summary.json", ending)
         if scored and scored != set(split.val):
             raise RunError(
                 f"{path}: nnU-Net scored fold {fold} on other cases than {source} holds out, so nobody can say which "
-                "cases it has seen; "
-                f"put the {SPLITS_FILE} of its training into the model folder."
+                f"cases it has seen; put the {SPLITS_FILE} of its training into the model folder."
             )
-    return splits
 
 
 def _borne_out(users: Path, path: Path, cases: Sequence[str], ending: str) -> Path | None:
