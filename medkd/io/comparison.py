@@ -14,7 +14,7 @@ from math import log
 import numpy as np
 
 from medkd.io.checks import Finding
-from medkd.io.facts import CaseFacts
+from medkd.io.facts import CaseFacts, ChannelFacts
 
 _FEWEST = 3  # cases from which a median says what is usual
 _DEVIATIONS = 8.0  # median absolute deviations
@@ -132,25 +132,28 @@ def _odd_sizes(facts: Sequence[CaseFacts]) -> list[Finding]:
 
 def _odd_intensities(facts: Sequence[CaseFacts], channels: Sequence[str]) -> list[Finding]:
     findings = []
-    for index in range(len(channels)):
+    action = "check the unit and the rescaling of the scan; correct it or leave the case out"
+    for index, name in enumerate(channels):
         filled = [case for case in facts if index < len(case.channels) and not case.channels[index].constant]
         if len(filled) < _FEWEST:
             continue
         values = [case.channels[index] for case in filled]
-        in_hu = is_ct(channels[index])
-        spreads = [log(max(value.spread, 1e-12)) for value in values]
-        odd = set(outliers(spreads, _SPREAD[in_hu]))
-        if not in_hu and len(odd) > max(_MIXTURE * len(values), 1):
-            odd = set()  # arbitrary units that differ between scanners
-        if in_hu:
-            odd |= set(outliers([value.low for value in values], _HU_SHIFT))
         low, high = np.median([value.low for value in values]), np.median([value.high for value in values])
         expected = f"intensities of channel {_channel_name(channels, index)} near the others' ({low:.4g} to {high:.4g})"
-        action = "check the unit and the rescaling of the scan; correct it or leave the case out"
-        for place in sorted(odd):
+        for place in _odd_channels(values, is_ct(name)):
             found = f"{values[place].low:.4g} to {values[place].high:.4g}"
             findings.append(_warning(filled[place].case, expected, found, action))
     return findings
+
+
+def _odd_channels(values: Sequence[ChannelFacts], in_hu: bool) -> list[int]:
+    """Places of the channels whose intensities are out of line."""
+    spreads = [log(max(value.spread, 1e-12)) for value in values]
+    odd = outliers(spreads, _SPREAD[in_hu])
+    if in_hu:
+        return sorted({*odd, *outliers([value.low for value in values], _HU_SHIFT)})
+    differing_scanners = len(odd) > max(_MIXTURE * len(values), 1)  # units are arbitrary
+    return [] if differing_scanners else odd
 
 
 def _odd_structures(facts: Sequence[CaseFacts], structures: Mapping[int, str]) -> list[Finding]:

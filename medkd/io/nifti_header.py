@@ -116,34 +116,35 @@ def _placement(path: Path, header: Any) -> tuple[np.ndarray, NiftiForms | None, 
     pixdim = np.array(fields["pixdim"][1:4], dtype=np.float64) * scale
     sound = bool(np.isfinite(pixdim).all() and (pixdim > 0).all())
     s_code, q_code = int(fields["sform_code"]), int(fields["qform_code"])
-    sform = _scaled(header.get_sform(), scale) if s_code else None
-    if sform is not None and not _usable(sform):
-        raise _damaged(path, f"its sform {nested(sform[:3])} gives no valid voxel size and orientation")
+    sform = _sform(path, header, scale) if s_code else None
     qform, fault = _qform(fields, scale) if q_code else (None, "")
-    if sform is None and fault:
-        raise _damaged(path, fault)
-    if sform is None and qform is None and not sound:
-        raise _damaged(path, f"voxel sizes {pixdim.tolist()}")
+    if sform is None and (fault or not sound):
+        raise _damaged(path, fault or f"voxel sizes {pixdim.tolist()}")
     if fault:
         remarks.append(("a qform that places the voxels", fault))
     elif not sound:
         remarks.append(("voxel sizes above 0 in pixdim", f"{_listed(pixdim)} beside a sane sform"))
-    if sform is not None:
-        affine = sform
-    elif qform is not None:
-        affine = qform
-    else:
+    affine = next((form for form in (sform, qform) if form is not None), None)
+    if affine is None:
         affine = _scaled(header.get_base_affine(), scale)
     remarks += _disagreements(header.get_data_shape(), affine, qform, pixdim if sound else None)
+    if s_code == q_code == 1 and not remarks:
+        return affine, None, remarks
     forms = NiftiForms(
         sform=None if sform is None else nested(sform),
-        sform_code=s_code if sform is not None else 0,
+        sform_code=s_code,
         qform=None if qform is None else nested(qform),
-        qform_code=q_code if qform is not None else 0,
+        qform_code=0 if qform is None else q_code,
         pixdim=tuple((pixdim if sound else np.linalg.norm(affine[:3, :3], axis=0)).tolist()),
     )
-    plain = s_code == q_code == 1 and not remarks
-    return affine, None if plain else forms, remarks
+    return affine, forms, remarks
+
+
+def _sform(path: Path, header: Any, scale: float) -> np.ndarray:
+    sform = _scaled(header.get_sform(), scale)
+    if not _usable(sform):
+        raise _damaged(path, f"its sform {nested(sform[:3])} gives no valid voxel size and orientation")
+    return sform
 
 
 def _unit(code: int, remarks: list[tuple[str, str]]) -> float:
