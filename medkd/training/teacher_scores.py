@@ -114,18 +114,17 @@ def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
     teacher = model.path
     runs = [results / teacher.name, results / f"{teacher.name}__{teacher.parent.name}"]
     records = [scored_teachers(run).values() for run in runs]
-    owned = [
-        run
-        for run, found in zip(runs, records, strict=True)
-        if any(r.path == str(teacher) for r in found) or any(_same_weights(r, model) for r in found)
-    ]
-    free = [run for run, found in zip(runs, records, strict=True) if not found]
+    owned, free = [], []
+    for run, found in zip(runs, records, strict=True):
+        if not found:
+            free.append(run)
+        elif _is_among(model, list(found)):
+            owned.append(run)
     if not owned and not free:
         other = next(iter(records[1])).path
         raise RunError(
             f"{runs[1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these "
-            "scores, or rename "
-            "one of the two folders."
+            "scores, or rename one of the two folders."
         )
     chosen = (owned or free)[0]
     if chosen != runs[0]:
@@ -133,6 +132,13 @@ def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
             "%s holds the scores of %s, so those of %s go to %s", runs[0], next(iter(records[0])).path, teacher, chosen
         )
     return chosen
+
+
+def _is_among(model: ModelFolder[TrainedModel], records: list[ScoredTeacher]) -> bool:
+    """Whether a model is one of those whose scores were recorded, by its place or else by its weights."""
+    if any(record.path == str(model.path) for record in records):
+        return True
+    return any(_same_weights(record, model) for record in records)
 
 
 def _same_weights(record: ScoredTeacher, model: ModelFolder[TrainedModel]) -> bool:
@@ -148,22 +154,25 @@ def _record(folder: Path, made: ScoredTeacher, model: ModelFolder[TrainedModel])
     known = scored_teachers(folder.parent)
     found = known.get(folder)
     if found is None or replace(found, path=made.path, former=()) != made:
-        stale = {
-            folder,
-            *(other for other, record in known.items() if other != folder and not _same_weights(record, model)),
-        }
-        for other in sorted(path for path in stale if (path / VALIDATION).exists()):
-            _log.warning(
-                "%s was not predicted by %s as it is now, so it is removed and must be made anew",
-                other / VALIDATION,
-                made.path,
-            )
-            shutil.rmtree(other / VALIDATION)
-        for other in stale:
-            (other / SCORED_TEACHER).unlink(missing_ok=True)
+        stale = [folder]
+        stale += [other for other, record in known.items() if other != folder and not _same_weights(record, model)]
+        _remove_scores(stale, made.path)
         known = {other: record for other, record in known.items() if other not in stale}
-    former = {place for record in known.values() for place in (record.path, *record.former)} - {made.path}
-    save(folder / SCORED_TEACHER, replace(made, former=tuple(sorted(former))))
+    former: set[str] = set()
+    for record in known.values():
+        former |= {record.path, *record.former}
+    save(folder / SCORED_TEACHER, replace(made, former=tuple(sorted(former - {made.path}))))
+
+
+def _remove_scores(folders: list[Path], model: str) -> None:
+    """Remove predictions that a model would not make as it is now, and the records of who made them."""
+    for folder in sorted(folders):
+        predicted = folder / VALIDATION
+        if predicted.exists():
+            text = "%s was not predicted by %s as it is now, so it is removed and must be made anew"
+            _log.warning(text, predicted, model)
+            shutil.rmtree(predicted)
+        (folder / SCORED_TEACHER).unlink(missing_ok=True)
 
 
 def _check_free(run: Path) -> None:
