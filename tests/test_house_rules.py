@@ -56,7 +56,7 @@ STILL_POSITIONAL = {
 
 # constants that stand in more than one place; the numbers may only become smaller
 STILL_REPEATED: dict[object, int] = {"splits_final.json": 2, "plans.json": 6}
-MOST_COMPLEX_FILES = 80
+MOST_COMPLEX_FILES = 68
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
