@@ -88,9 +88,11 @@ def chosen_runs(results: Path, patterns: Sequence[str] = ()) -> list[Path]:
             raise RunError(
                 f"--runs: no run is called '{pattern}'.{nearest(pattern, names)} There are: {', '.join(names)}."
             )
-    if not patterns:
-        return paths
-    return [path for path in paths if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+    return [path for path in paths if not patterns or _fits(path.name, patterns)]
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)

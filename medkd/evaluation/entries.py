@@ -125,15 +125,18 @@ class Entry:
     def numbers(self, key: str, columns: int | None = None) -> np.ndarray:
         """The list of numbers ``(n,)`` under a key, or of lists of so many numbers ``(n, columns)``; null is NaN."""
         value = self.listed(key)
-        expected = "a list of numbers" if columns is None else f"a list of lists of {columns} numbers"
+        shape: tuple[int, ...] = () if columns is None else (columns,)
+        expected = f"a list of lists of {columns} numbers"
         if columns is None:
+            expected = "a list of numbers"
             value = [nan if number is None else number for number in value]
+        if not value:
+            return np.zeros((0, *shape))
         try:
-            array = np.array(value) if value else np.zeros((0,) if columns is None else (0, columns))
+            array = np.array(value)
         except ValueError:  # lists of different lengths
             self.fail(f"{self.where}: {key}", expected, value)
-        shape = array.shape[1:]
-        if array.dtype.kind not in "iuf" or shape != (() if columns is None else (columns,)):
+        if array.dtype.kind not in "iuf" or array.shape[1:] != shape:
             self.fail(f"{self.where}: {key}", expected, value)
         return array.astype(np.float64)
 

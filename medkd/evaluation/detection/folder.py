@@ -149,23 +149,31 @@ def read_references(folder: Path, cases: Sequence[str] = (), dataset_json: Path 
     Raises:
         DataError: there are no annotations, or one cannot be read.
     """
-    folder = Path(folder)
-    if (folder / "labelsTr").is_dir():
-        test = any((folder / "labelsTs" / f"{case}{LABEL_ENDING}").exists() for case in cases)
-        folder = folder / ("labelsTs" if test else "labelsTr")
-    files = sorted(p for p in folder.glob(f"*{LABEL_ENDING}") if not p.name.startswith(".") and p.name not in _OTHERS)
+    folder = _label_folder(Path(folder), cases)
+    files = []
+    for path in sorted(folder.glob(f"*{LABEL_ENDING}")):
+        if not path.name.startswith(".") and path.name not in _OTHERS:
+            files.append(path)
     if not files:
         raise DataError(
             f"{folder}: expected annotations named CASE{LABEL_ENDING}, found none; give labelsTr or a raw detection "
             "data set."
         )
     where = (folder / "dataset.json", folder.absolute().parent / "dataset.json")
-    path = dataset_json or next((p for p in where if p.exists()), None)
-    description = DatasetDescription.load(path) if path is not None else None
-    annotations = {p.name.removesuffix(LABEL_ENDING): BoxAnnotation.load(p) for p in files}
-    if description is None:
+    described = dataset_json or next((place for place in where if place.exists()), None)
+    annotations = {file.name.removesuffix(LABEL_ENDING): BoxAnnotation.load(file) for file in files}
+    if described is None:
         return References(folder, annotations)
+    description = DatasetDescription.load(described)
     return References(folder, annotations, description.categories, description.patients)
+
+
+def _label_folder(folder: Path, cases: Sequence[str]) -> Path:
+    """Of a raw data set the folder of annotations that holds the predicted cases; else the folder itself."""
+    if not (folder / "labelsTr").is_dir():
+        return folder
+    test = any((folder / "labelsTs" / f"{case}{LABEL_ENDING}").exists() for case in cases)
+    return folder / ("labelsTs" if test else "labelsTr")
 
 
 _OTHERS = {

@@ -188,8 +188,8 @@ def definitions(rules: Rules) -> dict[str, str]:
         "AP50, AP75": "the same at IoU 0.50 and 0.75",
         "small, medium, large": "boxes of less than 32², up to 96², and more pixels of the original image",
         "AR@1, 10, 100": "highest recall with that many detections per class and image, mean over IoU 0.50:0.95",
-        "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the right "
-        f"class{apart}; further detections of a found box count as neither",
+        "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the "
+        f"right class{apart}; further detections of a found box count as neither",
         "AUC": "area under the ROC curve of the highest score in an image, images with a box against images without"
         f"{apart}",
         "skipped": "classes without a reference box have no score and no part in the means",

@@ -263,18 +263,13 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     """
     every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
     taught = [run for run in every.values() if run.teacher is not None]
-    shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
-    if fold is not None and not any(shown.values()):
-        raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
-    if fold is None:
-        shown = _common(shown)
+    shown = _shown_folds(results, fold, runs)
     timings = Timings.load(results)
     entries = []
     for path, folds in shown.items():
-        if not folds and fold is not None:
-            continue
-        entry = _entry(path, every[path], _role(path, every[path], taught), folds)
-        entries.append(replace(entry, time=timings.of(path.name) if timings else None))
+        if folds or fold is None:
+            entry = _entry(path, every[path], _role(path, every[path], taught), folds)
+            entries.append(replace(entry, time=timings.of(path.name) if timings else None))
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
     labels = short_names(entries)
     return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
@@ -325,6 +320,16 @@ def _folds(path: Path, fold: int | str | None) -> list[int | str]:
         return [fold] if (path / f"fold_{fold}").is_dir() else []
     names = sorted(folder.name.removeprefix("fold_") for folder in path.glob("fold_*") if folder.is_dir())
     return list(scored_folds(path) or names[:1])
+
+
+def _shown_folds(results: Path, fold: int | str | None, runs: Sequence[str]) -> dict[Path, list[int | str]]:
+    """Run → the folds to show of it."""
+    shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
+    if fold is None:
+        return _common(shown)
+    if not any(shown.values()):
+        raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
+    return shown
 
 
 def _common(shown: Mapping[Path, list[int | str]]) -> dict[Path, list[int | str]]:

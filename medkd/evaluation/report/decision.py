@@ -71,7 +71,6 @@ def verdict(report: Report) -> list[str]:
 
 def answer(report: Report, star: RunEntry) -> str:
     """The question and its answer for the run that the page is about."""
-    name, margin = report.task.main.name, f"{report.margin:g}"
     teacher = report.teacher(star)
     if star.role != "distilled":
         return f"{QUESTION} {ANSWERS['nothing']}: no distilled student has been scored yet."
@@ -81,6 +80,11 @@ def answer(report: Report, star: RunEntry) -> str:
             f"{QUESTION} {ANSWERS['nothing']}: {who}, the teacher of {star.label}, has no scores among these runs "
             "(medkd_score_teacher gives an imported one its scores)."
         )
+    return _answer(report, star, teacher)
+
+
+def _answer(report: Report, star: RunEntry, teacher: RunEntry) -> str:
+    name, margin = report.task.main.name, f"{report.margin:g}"
     decision = decide(report, star)
     difference = decision.difference
     start = f"{QUESTION} {ANSWERS[decision.answer]}:"
@@ -126,9 +130,12 @@ def _parts(report: Report, star: RunEntry) -> str:
     for kind, word in words:
         names = [decision.part for decision in parts if decision.answer == kind]
         if names:
-            listed = ", ".join(names) if len(names) <= 6 else f"{len(names)} of {len(parts)}"
-            found.append(f"{word}: {listed}")
+            found.append(f"{word}: {_listed(names, len(parts))}")
     return f"By {report.task.part}: {'; '.join(found)}."
+
+
+def _listed(names: Sequence[str], total: int) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} of {total}"
 
 
 def _against_alone(report: Report, star: RunEntry) -> str:
@@ -156,8 +163,8 @@ def reading(difference: PairedDifference, name: str) -> str:
     if difference.excludes_zero:
         side = "above" if difference.low > 0 else "below"
         return (
-            f"the interval lies {side} zero, but the test does not confirm it (p = {difference.p:.2f}): a hint, no more "
-            f"({shown})"
+            f"the interval lies {side} zero, but the test does not confirm it (p = {difference.p:.2f}): a hint, no "
+            f"more ({shown})"
         )
     return f"there is no clear difference ({shown})"
 

@@ -37,14 +37,11 @@ def colours(entries: Sequence[RunEntry]) -> dict[str, str]:
 
 def trade_off(report: Report, metric: Metric) -> bytes | None:
     """A score with its interval against measured time (else parameters); None where nothing has both."""
-    known = [entry for entry in report.scored if np.isfinite(entry.scores.value(metric.key).mean)]
-    by_time = bool(known) and all(entry.time is not None for entry in known)
-    known = [entry for entry in known if by_time or entry.cost.parameters]
+    known, costs, by_time = _costs(report, metric)
     if not known:
         return None
     figure, axes = new_axes(4.6, 2.9)
     shades = colours(report.entries)
-    costs = [entry.time.median if by_time and entry.time else float(entry.cost.parameters or 1) for entry in known]
     for position, (entry, cost) in enumerate(zip(known, costs, strict=True)):
         value = entry.scores.value(metric.key)
         # runs of one network have the same cost up to noise: a small step apart keeps their intervals legible
@@ -63,9 +60,23 @@ def trade_off(report: Report, metric: Metric) -> bytes | None:
     return figure_png(figure)
 
 
+def _costs(report: Report, metric: Metric) -> tuple[list[RunEntry], list[float], bool]:
+    """Runs with a score and a cost, the costs, and whether these are seconds (else parameters)."""
+    scored = _with_score(report, metric)
+    times = [entry.time.median for entry in scored if entry.time is not None]
+    if scored and len(times) == len(scored):
+        return scored, times, True
+    sized = [entry for entry in scored if entry.cost.parameters]
+    return sized, [float(entry.cost.parameters or 1) for entry in sized], False
+
+
+def _with_score(report: Report, metric: Metric) -> list[RunEntry]:
+    return [entry for entry in report.scored if np.isfinite(entry.scores.value(metric.key).mean)]
+
+
 def per_part(report: Report, metric: Metric) -> bytes | None:
     """One row per structure or class and one for their mean, one dot with interval per run."""
-    known = [entry for entry in report.scored if np.isfinite(entry.scores.value(metric.key).mean)]
+    known = _with_score(report, metric)
     if not known:
         return None
     names = list(known[0].scores.parts)

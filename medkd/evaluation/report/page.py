@@ -51,14 +51,21 @@ def cards(report: Report) -> str:
     if closed is not None:
         found.append(card("gap closed", f"{100 * closed:.0f} %", "of the way from student alone to teacher"))
     teacher = report.teacher(star)
-    if teacher is not None and star.cost.parameters and teacher.cost.parameters:
-        own, theirs = star.cost.parameters, teacher.cost.parameters
+    if teacher is not None:
+        found += _cost_cards(report, star, teacher)
+    return f'<div class="cards">{"".join(found)}</div>'
+
+
+def _cost_cards(report: Report, star: RunEntry, teacher: RunEntry) -> list[str]:
+    found = []
+    own, theirs = star.cost.parameters, teacher.cost.parameters
+    if own and theirs:
         found.append(card("smaller", f"{theirs / own:.1f} ×", f"{human(own)} instead of {human(theirs)} parameters"))
-    if teacher is not None and star.time is not None and teacher.time is not None and report.timings is not None:
+    if report.timings is not None and star.time is not None and teacher.time is not None:
         own_time, teachers = star.time.median, teacher.time.median
         note = f"{readable_seconds(own_time)} instead of {readable_seconds(teachers)} per {report.timings.unit}"
         found.append(card("faster", f"{teachers / own_time:.1f} ×", note))
-    return f'<div class="cards">{"".join(found)}</div>'
+    return found
 
 
 def decision_table(report: Report) -> str:
@@ -103,12 +110,19 @@ def overview(report: Report) -> str:
     head = ["run", *(escape(metric.name) for metric in report.task.metrics)]
     head += [f"{main.name} against teacher", f"{main.name} against alone", "gap closed", "parameters"]
     head.append(f"time of a {report.timings.unit}" if report.timings is not None else "time")
-    extra = [key for key in ("failures",) if any(hasattr(entry.scores, "failures") for entry in report.scored)]
-    rows = [_overview_row(report, entry, bool(extra)) for entry in report.scored]
-    waiting = [entry for entry in report.entries if entry.scores is None]
-    names = "".join(f"<li>{escape(entry.name)}</li>" for entry in waiting)
-    title = f"{len(waiting)} {'runs' if len(waiting) > 1 else 'run'} without scores"
-    return table([*head, *extra], rows, "runs") + folded(title, f"<ul>{names}</ul>" if waiting else "")
+    failures = any(hasattr(entry.scores, "failures") for entry in report.scored)
+    if failures:
+        head.append("failures")
+    rows = [_overview_row(report, entry, failures) for entry in report.scored]
+    return table(head, rows, "runs") + _without_scores(report)
+
+
+def _without_scores(report: Report) -> str:
+    waiting = [entry.name for entry in report.entries if entry.scores is None]
+    if not waiting:
+        return ""
+    names = "".join(f"<li>{escape(name)}</li>" for name in waiting)
+    return folded(f"{len(waiting)} {'runs' if len(waiting) > 1 else 'run'} without scores", f"<ul>{names}</ul>")
 
 
 def _overview_row(report: Report, entry: RunEntry, failures: bool) -> list[str]:
@@ -197,8 +211,8 @@ def how_measured(report: Report) -> str:
     main = report.task.main.name
     texts = dict(report.task.definitions(scores))
     texts["may replace"] = (
-        f"non-inferiority with a margin of {report.margin:g} {main}: the lower bound of the 95 % interval of the paired "
-        f"difference student − teacher lies above −{report.margin:g} (one-sided test at 2.5 %)"
+        f"non-inferiority with a margin of {report.margin:g} {main}: the lower bound of the 95 % interval of the "
+        f"paired difference student − teacher lies above −{report.margin:g} (one-sided test at 2.5 %)"
     )
     texts["learnt nothing"] = f"a mean {main} below {report.task.learnt:g}"
     texts["gap closed"] = (
@@ -215,7 +229,8 @@ def how_measured(report: Report) -> str:
         repetitions = max((len(taken) for taken in timings.seconds.values()), default=0)
         texts["time"] = (
             f"of one {timings.unit} ({size}) through the whole predictor, all runs in turns, {repetitions} times each: "
-            f"median, and below it the quartiles; on {timings.device}, {timings.threads} CPU threads, {timings.settings}"
+            f"median, and below it the quartiles; on {timings.device}, {timings.threads} CPU threads, "
+            f"{timings.settings}"
         )
     else:
         texts["time"] = "not measured; medkd_report --measure times all runs together, through the predictor"

@@ -98,24 +98,37 @@ def pictures(report: Report) -> tuple[list[Picture], str]:
     if judge is None or report.raw is None or not (report.raw / "dataset.json").exists():
         return [], ""
     description = DatasetDescription.load(report.raw / "dataset.json")
-    files = {}
-    for case in training_cases(report.raw, description):
-        if case.label is not None and case.images[0].exists():
-            files[case.label.name] = (case.case, case.images[0], case.label)
+    files = _files(report.raw, description)
+    shown = shown_beside(report.scored, judge)
     found = []
     for rank, name in ranked(judge.scores):
-        predicted = {}
-        for entry in shown_beside(report.scored, judge):
-            path = prediction_of(entry, name)
-            if path is not None:
-                predicted[entry.name] = (entry, path)
+        predicted = _predicted(shown, name)
         if name not in files or not predicted:
             continue
         try:
-            found.append(_picture(rank, name, files[name], list(predicted.values()), judge, description))
+            found.append(_picture(rank, name, files[name], predicted, judge, description))
         except MedkdError as error:  # a file that went missing or bad since the scoring must not cost the report
             _log.warning("Without a picture of %s: %s", name, error)
     return found, judge.label
+
+
+def _files(raw: Path, description: DatasetDescription) -> dict[str, tuple[str, Path, Path]]:
+    """File name of the reference → case, its first image and its reference, where both are there."""
+    found = {}
+    for case in training_cases(raw, description):
+        if case.label is not None and case.images[0].exists():
+            found[case.label.name] = (case.case, case.images[0], case.label)
+    return found
+
+
+def _predicted(entries: Sequence[RunEntry], case: str) -> list[tuple[RunEntry, Path]]:
+    """The runs that have a prediction of a case."""
+    found = []
+    for entry in entries:
+        path = prediction_of(entry, case)
+        if path is not None:
+            found.append((entry, path))
+    return found
 
 
 def ranked(scores: SegmentationScores) -> list[tuple[str, str]]:
@@ -334,7 +347,8 @@ def _viewer(picture: Picture) -> str:
     shown = f"slice <output>{picture.slices[picture.first]}</output>"
     controls = f'<div class="controls"><span>{shown}</span>{slider}{switches}</div>'
     caption = f"<figcaption>{_caption(picture)}</figcaption>"
-    return f'<figure class="viewer" style="{style}"><div class="panels">{"".join(panels)}</div>{controls}{caption}</figure>'
+    content = f'<div class="panels">{"".join(panels)}</div>{controls}{caption}'
+    return f'<figure class="viewer" style="{style}">{content}</figure>'
 
 
 def _caption(picture: Picture) -> str:

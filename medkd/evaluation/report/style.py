@@ -107,7 +107,8 @@ footer { color:var(--muted); font-size:12.5px; margin-top:22px; text-align:cente
   td { white-space:normal; overflow-wrap:anywhere; } h2, .lead, .legend { break-after:avoid; }
   tr, figure, .card, .viewer { break-inside:avoid; } .dot, .badge { print-color-adjust:exact; }
   .two { grid-template-columns:1fr 1fr; } .controls, details:not([open]) { display:none; }
-  .pane { max-width:150px; } .panels { grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); } .viewer { print-color-adjust:exact; }
+  .pane { max-width:150px; } .panels { grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); }
+  .viewer { print-color-adjust:exact; }
 }
 """.strip()
 

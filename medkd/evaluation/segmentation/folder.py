@@ -108,15 +108,23 @@ def _references(
     references: Path | Mapping[str, Path], ending: str, cases: Sequence[str] | None, predictions: Path
 ) -> dict[str, Path]:
     """Case id → reference of the cases to score, sorted by case id."""
+    shown: dict[str, str] = {}
     if isinstance(references, Mapping):
         names = sorted(references if cases is None else set(cases))
-        paths = {name: Path(references[name]) for name in names if name in references}
+        paths = {name: Path(path) for name, path in references.items()}
         shown, expected = {name: f"{name} ({path})" for name, path in paths.items()}, "No reference"
     else:
         folder = Path(references)
         names = _cases_in(folder, ending) if cases is None else sorted(set(cases))
         paths = {name: folder / f"{name}{ending}" for name in names}
-        shown, expected = {}, f"{folder}: no reference (CASE{ending})"
+        expected = f"{folder}: no reference (CASE{ending})"
+    _check_present(names, paths, shown, expected, predictions)
+    return {name: paths[name] for name in names}
+
+
+def _check_present(
+    names: Sequence[str], paths: Mapping[str, Path], shown: Mapping[str, str], expected: str, predictions: Path
+) -> None:
     if not names:
         raise DataError(f"There is no case to score in {predictions}: the list of cases is empty.")
     unknown = [name for name in names if name not in paths or not paths[name].exists()]
@@ -126,7 +134,6 @@ def _references(
             f"{expected} for {len(unknown)} of {len(names)} cases: {listed}; restore the files or leave these cases "
             "out."
         )
-    return paths
 
 
 def _cases_in(folder: Path, ending: str) -> list[str]:

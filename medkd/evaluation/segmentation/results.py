@@ -142,19 +142,14 @@ class Summary:
         data = Entry.read(path)
         own = data.object("medkd") if "medkd" in data else Entry({}, str(path))
         own.check_schema(SCHEMA)
-        named = {structure_key(values): name for name, values in (labels.foreground if labels else ())}
-        if "structures" in own:
-            named |= {key: structure.text("name") for key, structure in own.objects("structures")}
+        named = _named(own, labels)
         cases = tuple(_case_from(entry, named) for entry in data.listed_objects("metric_per_case"))
         if len({tuple(score.values for score in case.scores) for case in cases}) > 1:
             raise DataError(f"{path}: its cases list different structures; evaluate again.")
-        definition: HausdorffDefinition = "max"
-        if "hd95_definition" in own and own.choice("hd95_definition", "max", "pooled") == "pooled":
-            definition = "pooled"
         return cls(
             cases,
             own.number("nsd_tolerance_mm"),
-            definition,
+            _hd95_definition(own),
             own.texts("missing_predictions") if "missing_predictions" in own else (),
             {key: value for key, value in own.values.items() if key not in _OWN},
         )
@@ -182,8 +177,8 @@ def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefini
         else "not computed",
         "surface": "foreground voxels with a background voxel among their face neighbours; outside the image is "
         "background",
-        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the image's "
-        "diagonal",
+        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the "
+        "image's diagonal",
         "absent": "a structure in neither is left out of the means and counted",
         "mean": "over cases per structure; the foreground mean is the mean of the structures' means",
         "interval": "95 % bootstrap percentile interval, cases drawn with replacement",
@@ -233,6 +228,22 @@ def _mean(values: list[float | None]) -> float | None:
 def _case_json(case: CaseScores) -> dict[str, Any]:
     metrics = {structure_key(s.values): {**_metrics_of(s), "status": s.status} for s in case.scores}
     return {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
+
+
+def _hd95_definition(own: Entry) -> HausdorffDefinition:
+    if "hd95_definition" in own and own.choice("hd95_definition", "max", "pooled") == "pooled":
+        return "pooled"
+    return "max"
+
+
+def _named(own: Entry, labels: LabelSpec | None) -> dict[str, str]:
+    """Key of a structure → its name, by the file, else by the labels."""
+    named = {}
+    for name, values in labels.foreground if labels else ():
+        named[structure_key(values)] = name
+    if "structures" in own:
+        named |= {key: structure.text("name") for key, structure in own.objects("structures")}
+    return named
 
 
 def _case_from(entry: Entry, names: Mapping[str, str]) -> CaseScores:

@@ -38,7 +38,7 @@ def test_non_inferiority_is_read_from_the_interval(low: float, high: float, n: i
 
 
 def test_a_true_loss_at_the_margin_is_called_replaceable_in_one_of_forty() -> None:
-    """The lower bound of a 95 % interval is a one-sided test at 2.5 %; the bootstrap of 40 cases may take a little more."""
+    """The lower bound of a 95 % interval is a one-sided test at 2.5 %; a bootstrap of 40 cases takes a little more."""
     rng = np.random.default_rng(0)
     answers = [non_inferior(paired_difference(rng.normal(-0.01, 0.02, 40), np.zeros(40)), 0.01) for _ in range(150)]
     assert np.mean([answer == "yes" for answer in answers]) <= 0.075

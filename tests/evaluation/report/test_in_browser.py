@@ -1,4 +1,4 @@
-"""The page as a browser draws it: at 1400 and 390 pixels, on paper, and its slider; skipped where there is no Chromium."""
+"""The page as a browser draws it: at 1400 and 390 pixels, on paper, and its slider; skipped without Chromium."""
 
 from __future__ import annotations
 
