@@ -104,10 +104,7 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     refuse_dangling(entries)
     scans = [path for path in entries if path.is_file() and file_ending(path)]
-    first = [path for path in scans if stem(path).endswith("_0000")]
-    cases = [_siblings(path, channels) for path in first]
-    if not first and channels == 1:
-        cases = [CaseFiles(stem(path), (path,)) for path in scans]
+    cases = _cases_of(scans, channels)
     if cases:
         _check_strays(folder, scans, cases, channels)
         _say_left_out(folder, [path for path in entries if path not in scans and path.name != SETTINGS_FILE])
@@ -122,6 +119,14 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
         )
     _check_names(folder, cases)
     return cases
+
+
+def _cases_of(scans: Sequence[Path], channels: int) -> list[CaseFiles]:
+    """The cases whose first channel is among the files; for one channel every file where none ends in ``_0000``."""
+    first = [path for path in scans if stem(path).endswith("_0000")]
+    if not first and channels == 1:
+        return [CaseFiles(stem(path), (path,)) for path in scans]
+    return [_siblings(path, channels) for path in first]
 
 
 def _check_formats(folder: Path, scans: Sequence[Path], entries: Sequence[Path]) -> None:

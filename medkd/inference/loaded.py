@@ -108,12 +108,16 @@ class Loaded:
                 f"Expected voxels (z, y, x) of {self.channels} channel(s), (C, z, y, x) for several, found the shape "
                 f"{scan.shape}."
             )
-        if spacing is None or len(spacing) != 3 or not all(np.isfinite(spacing)) or min(spacing) <= 0:
+        if spacing is None or not _is_voxel_size(spacing):
             raise DataError(f"Expected the voxel size in mm along z, y and x, three positive numbers, found {spacing}.")
         if not np.issubdtype(image.dtype, np.number) or not np.isfinite(image).all():
             raise DataError(f"Expected finite numbers as voxels, found {image.dtype} with values that are none.")
         geometry = Geometry.from_spacing(image.shape[1:], tuple(float(side) for side in spacing))
         return self.predictor.predict_case(image.astype(np.float32), geometry, "array")
+
+
+def _is_voxel_size(spacing: Sequence[float]) -> bool:
+    return len(spacing) == 3 and bool(np.isfinite(spacing).all()) and min(spacing) > 0
 
 
 def load(path: Path | str, folds: Sequence[int | str] | None = None, **more: Any) -> Loaded:

@@ -109,15 +109,21 @@ class NnunetFolder(ImportedFolder):
         is none.
         """
         trained = self.folds(checkpoint)
-        numbered = tuple(fold for fold in trained if fold != ALL)
-        wanted = numbered or trained if folds is None else tuple(str(fold) for fold in folds)
+        if folds is None:
+            numbered = tuple(fold for fold in trained if fold != ALL)
+            wanted = numbered or trained
+        else:
+            wanted = tuple(map(str, folds))
         missing = [fold for fold in wanted if fold not in trained]
         if missing or not wanted:
-            raise RunError(
-                f"{self.path}: fold {', '.join(missing) or 'of any number'} has no {CHECKPOINTS[checkpoint]}; there "
-                f"are: {', '.join(trained) or 'none'}{self._hint(missing)}."
-            )
+            self._refuse_folds(missing, trained, checkpoint)
         return wanted
+
+    def _refuse_folds(self, missing: Sequence[str], trained: Sequence[str], checkpoint: Checkpoint) -> None:
+        lacking, known = ", ".join(missing) or "of any number", ", ".join(trained) or "none"
+        raise RunError(
+            f"{self.path}: fold {lacking} has no {CHECKPOINTS[checkpoint]}; there are: {known}{self._hint(missing)}."
+        )
 
     def _hint(self, missing: Sequence[str]) -> str:
         """Which other checkpoints the missing folds have."""
