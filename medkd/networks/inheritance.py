@@ -156,16 +156,9 @@ def _choose(
     """Which of the teacher's channels each layer of the student stands for, in rising order; the same ones throughout a
     group.
     """
-    groups = {layer.conv: layer.group for layer in order}
-    used: dict[str, Tensor] = {}
-    for layer in order:
-        weight = teacher.net.get_submodule(layer.conv).weight.double()
-        per_input = weight.square().sum([i for i in range(weight.ndim) if i != _input_axis(teacher, layer)])
-        widths = [teacher.net.get_submodule(source).out_channels for source in layer.sources]
-        for source, share in zip(layer.sources, per_input.split(widths) if widths else (), strict=True):
-            used[groups[source]] = used.get(groups[source], torch.zeros_like(share)) + share
+    used = _use(teacher, order)
     chosen = {}
-    for group in dict.fromkeys(groups.values()):
+    for group in dict.fromkeys(layer.group for layer in order):
         members = [layer for layer in order if layer.group == group]
         width = student.net.get_submodule(members[0].conv).out_channels
         if members[0].is_head:
@@ -175,6 +168,23 @@ def _choose(
         pivots = scipy.linalg.qr(root.cpu().numpy(), mode="r", pivoting=True)[1]
         chosen[group] = torch.as_tensor(pivots[:width].copy()).long().sort().values
     return {layer.conv: chosen[layer.group] for layer in order}
+
+
+def _use(teacher: PlannedUNet, order: Sequence[Layer]) -> dict[str, Tensor]:
+    """How much the next layers use each channel of a group: the sum of the squares of their kernels."""
+    groups = {layer.conv: layer.group for layer in order}
+    used: dict[str, Tensor] = {}
+    for layer in order:
+        if not layer.sources:
+            continue
+        weight = teacher.net.get_submodule(layer.conv).weight.double()
+        others = [axis for axis in range(weight.ndim) if axis != _input_axis(teacher, layer)]
+        widths = [teacher.net.get_submodule(source).out_channels for source in layer.sources]
+        shares = weight.square().sum(others).split(widths)
+        for source, share in zip(layer.sources, shares, strict=True):
+            group = groups[source]
+            used[group] = used[group] + share if group in used else share
+    return used
 
 
 class _ReachedError(Exception):
@@ -236,14 +246,7 @@ def _fit(
         _kept_inputs(teacher, layer, kept),
     )
     kernel = (kernel.transpose(0, 1) if turned else kernel)[outputs][:, inputs.to(kernel.device)]
-    pairs = _of_transposed if turned else _of_kernel
-    problems: dict[tuple[int, ...], _Regression] = {}
-    for one, given in zip(seen, _inputs(student, layer.conv, images), strict=True):
-        for place, x, y in pairs(conv, one, given):
-            if place not in problems:
-                problems[place] = _Regression(kernel[(..., *place)].flatten(1).T)
-            x, y = (x, y[:, outputs]) if layer.norm is None else _centred(x, y[:, outputs], one.weight)
-            problems[place].add(x, y)
+    problems = _problems(conv, layer, seen, _inputs(student, layer.conv, images), kernel, outputs)
     fitted, bias, residual, variance = torch.empty_like(kernel), kernel.new_zeros(len(outputs)), 0.0, 0.0
     for place, problem in problems.items():
         weights, own_bias, left, whole = problem.solve()
@@ -258,6 +261,21 @@ def _fit(
         ours.weight.copy_(norm.weight[outputs])
         ours.bias.copy_(norm.bias[outputs])
     return Fit(layer.conv, 1 - residual / max(variance, 1e-12))
+
+
+def _problems(
+    conv: Any, layer: Layer, seen: Sequence[_Seen], given: Iterator[Tensor], kernel: Tensor, outputs: Tensor
+) -> dict[tuple[int, ...], _Regression]:
+    """The regressions of a layer, by place in the kernel, with all images in them."""
+    pairs = _of_transposed if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d) else _of_kernel
+    problems: dict[tuple[int, ...], _Regression] = {}
+    for one, features in zip(seen, given, strict=True):
+        for place, x, y in pairs(conv, one, features):
+            if place not in problems:
+                problems[place] = _Regression(kernel[(..., *place)].flatten(1).T)
+            x, y = (x, y[:, outputs]) if layer.norm is None else _centred(x, y[:, outputs], one.weight)
+            problems[place].add(x, y)
+    return problems
 
 
 def _centred(x: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor]:

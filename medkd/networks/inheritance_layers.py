@@ -116,31 +116,40 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUN
     """
     pair = _of_one_kind(student, teacher)
     for network, role in zip(pair, ("student", "teacher"), strict=True):
-        norms = (network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm)
-        if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
-            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
-    ours, theirs = (_shapes(network) for network in pair)
-    single = [name for name in (*ours, *theirs) if (name in ours) != (name in theirs)]
-    if any(".skip." not in name for name in single) or any(
-        a[1:] != theirs[name][1:] for name, a in ours.items() if name in theirs
-    ):
+        _check_norms(network, role)
+    _check_shapes(*(_shapes(network) for network in pair))
+    return pair
+
+
+def _check_shapes(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse a student of another plan, one that is wider somewhere, and projections in one of the two only."""
+    shared = [name for name in ours if name in theirs]
+    single = sorted(set(ours) ^ set(theirs), key=[*ours, *theirs].index)
+    outside_shortcuts = [name for name in single if ".skip." not in name]
+    reshaped = [name for name in shared if ours[name][1:] != theirs[name][1:]]
+    if outside_shortcuts or reshaped:
         raise RunError(
             f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}."
         )
-    wider = [name for name, a in ours.items() if name in theirs and a[0] > theirs[name][0]]
+    wider = [name for name in shared if ours[name][0] > theirs[name][0]]
     if wider:
         raise RunError(
             f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has "
-            f"{ours[wider[0]][0]} channels "
-            f"there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or {_HINT}."
+            f"{ours[wider[0]][0]} channels there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or "
+            f"{_HINT}."
         )
     if single:
         raise RunError(
             f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of "
-            "the two only; "
-            f"lower --width-divisor, or {_HINT}."
+            f"the two only; lower --width-divisor, or {_HINT}."
         )
-    return pair
+
+
+def _check_norms(network: PlannedUNet, role: str) -> None:
+    """Refuse other norms than instance norms."""
+    norms = [network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm]
+    if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
+        raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
 
 
 def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, PlannedUNet]:

@@ -129,11 +129,17 @@ class DetectorCrossKD(Method):
             "crosskd_class": self.class_weight * torch.stack(sums["class"]).sum() / number,
             "crosskd_box": self.box_weight * torch.stack(sums["box"]).sum() / (number if by_overlap else certainty),
         }
-        ours, theirs = getattr(student, "centerness", None), teacher.centerness
-        if self.paper and ours is not None and theirs is not None:
-            apart = F.binary_cross_entropy_with_logits(ours, theirs.sigmoid(), reduction="none")
-            terms["crosskd_centerness"] = (apart * (target.labels[:, 0] >= 0)).sum() / number
-        return terms
+        return terms | (self._centerness(student, teacher, target, number) if self.paper else {})
+
+    def _centerness(
+        self, student: Outputs, teacher: DetectorOutputs, target: DetectionTarget, number: Tensor
+    ) -> dict[str, Tensor]:
+        """The centre-ness of the positive anchors, where both detectors have one."""
+        ours: Tensor | None = getattr(student, "centerness", None)
+        if ours is None or teacher.centerness is None:
+            return {}
+        apart = F.binary_cross_entropy_with_logits(ours, teacher.centerness.sigmoid(), reduction="none")
+        return {"crosskd_centerness": (apart * (target.labels[:, 0] >= 0)).sum() / number}
 
     def _class_sum(self, crossed: Tensor, taught: Tensor, counts: Tensor) -> Tensor:
         wanted = torch.sigmoid(taught)
