@@ -272,7 +272,8 @@ def _problems(
     for one, features in zip(seen, given, strict=True):
         for place, x, y in pairs(conv, one, features):
             if place not in problems:
-                problems[place] = _Regression(kernel[(..., *place)].flatten(1).T)
+                index: tuple[Any, ...] = (..., *place)
+                problems[place] = _Regression(kernel[index].flatten(1).T)
             x, y = (x, y[:, outputs]) if layer.norm is None else _centred(x, y[:, outputs], one.weight)
             problems[place].add(x, y)
     return problems

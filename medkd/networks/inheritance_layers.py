@@ -125,9 +125,7 @@ def _check_shapes(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any,
     """Refuse a student of another plan, one that is wider somewhere, and projections in one of the two only."""
     shared = [name for name in ours if name in theirs]
     single = sorted(set(ours) ^ set(theirs), key=[*ours, *theirs].index)
-    outside_shortcuts = [name for name in single if ".skip." not in name]
-    reshaped = [name for name in shared if ours[name][1:] != theirs[name][1:]]
-    if outside_shortcuts or reshaped:
+    if not _of_one_plan(ours, theirs):
         raise RunError(
             f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}."
         )
@@ -143,6 +141,17 @@ def _check_shapes(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any,
             f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of "
             f"the two only; lower --width-divisor, or {_HINT}."
         )
+
+
+def _of_one_plan(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any, ...]]) -> bool:
+    """Whether both have the same layers but for projections in shortcuts, with equal kernels and strides."""
+    for name in set(ours) | set(theirs):
+        if name not in ours or name not in theirs:
+            if ".skip." not in name:
+                return False
+        elif ours[name][1:] != theirs[name][1:]:
+            return False
+    return True
 
 
 def _check_norms(network: PlannedUNet, role: str) -> None:

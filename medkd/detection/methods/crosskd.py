@@ -102,14 +102,8 @@ class DetectorCrossKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``crosskd_class`` and ``crosskd_box``, in the paper's variant also ``crosskd_centerness``."""
-        if (
-            not isinstance(teacher, DetectorOutputs)
-            or not isinstance(target, DetectionTarget)
-            or teacher.forward_from is None
-        ):
-            raise MethodError("crosskd needs a teacher that can be continued from its towers.")
-        if target.valid is None:
-            raise MethodError("crosskd needs the teacher's certainty per anchor, which DetectorDistiller gives.")
+        teacher, target = _checked(teacher, target)
+        assert teacher.forward_from is not None and target.valid is not None
         places = {level.tap: slice(level.start, level.stop) for level in teacher.levels}
         sums: dict[str, list[Tensor]] = {part: [] for part in _TOWERS}
         for adapt, (s, t) in zip(self.adapters, self.pairs, strict=True):
@@ -145,6 +139,20 @@ class DetectorCrossKD(Method):
         wanted = torch.sigmoid(taught)
         focus = (torch.sigmoid(crossed) - wanted).abs().pow(self.gamma)
         return (counts * focus * F.binary_cross_entropy_with_logits(crossed, wanted, reduction="none")).sum()
+
+
+def _checked(teacher: Outputs, target: Target) -> tuple[DetectorOutputs, DetectionTarget]:
+    """The same, with everything that the terms need.
+
+    Raises:
+        MethodError: something is missing.
+    """
+    dense = isinstance(teacher, DetectorOutputs) and teacher.forward_from is not None
+    if not isinstance(teacher, DetectorOutputs) or not isinstance(target, DetectionTarget) or not dense:
+        raise MethodError("crosskd needs a teacher that can be continued from its towers.")
+    if target.valid is None:
+        raise MethodError("crosskd needs the teacher's certainty per anchor, which DetectorDistiller gives.")
+    return teacher, target
 
 
 def tower_pairs(context: Context) -> list[tuple[Tap, Tap]]:
