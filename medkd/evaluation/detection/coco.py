@@ -57,47 +57,60 @@ def coco_scores(
         judge.evaluate()
         judge.accumulate()
     precision, recall = judge.eval["precision"], judge.eval["recall"]
-    values = dict(zip([("", m) for m in COCO_METRICS], _twelve(precision, recall), strict=True))
+    values = _named_twelve("", precision, recall)
     for k, name in enumerate(categories):
-        one = _twelve(precision[:, :, k : k + 1], recall[:, k : k + 1])
-        values |= {(name, metric): value for metric, value in zip(COCO_METRICS, one, strict=True)}
+        one = slice(k, k + 1)
+        values |= _named_twelve(name, precision[:, :, one], recall[:, one])
     return values
 
 
 def _as_coco(images: Sequence[Boxes], categories: Sequence[str]) -> Any:
     from pycocotools.coco import COCO
 
-    boxes: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
-        for box, kind, score in zip(image.boxes, image.classes, image.scores, strict=True):
-            left, top, right, bottom = (float(v) for v in box)
-            sides = [left, top, right - left, bottom - top]
-            entry = {
-                "id": len(boxes) + 1,
+        boxes, kinds = image.boxes.tolist(), image.classes.tolist()
+        for box, kind, score in zip(boxes, kinds, image.scores.tolist(), strict=True):
+            left, top, right, bottom = box
+            width, height = right - left, bottom - top
+            annotation = {
+                "id": len(annotations) + 1,
                 "image_id": number,
-                "category_id": int(kind) + 1,
-                "bbox": sides,
+                "category_id": kind + 1,
+                "bbox": [left, top, width, height],
+                "area": width * height,
                 "iscrowd": 0,
+                "score": score,
             }
-            boxes.append({**entry, "area": sides[2] * sides[3], "score": float(score)})
+            annotations.append(annotation)
     result = COCO()
     result.dataset = {
         "info": {},
-        "images": [{"id": i} for i in range(1, len(images) + 1)],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(categories, start=1)],
-        "annotations": boxes,
+        "images": [{"id": number} for number in range(1, len(images) + 1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(categories, start=1)],
+        "annotations": annotations,
     }
     result.createIndex()
     return result
 
 
-def _twelve(precision: np.ndarray, recall: np.ndarray) -> list[float]:
-    """COCO's numbers from its tables ``[T, R, K, area, most]`` and ``[T, K, area, most]``, where −1 means undefined."""
-    parts = [
-        precision[..., 0, 2],
-        precision[0, ..., 0, 2],
-        precision[5, ..., 0, 2],
-        *(precision[..., area, 2] for area in (1, 2, 3)),
-    ]
-    parts += [recall[..., 0, most] for most in (0, 1, 2)] + [recall[..., area, 2] for area in (1, 2, 3)]
-    return [float(part[part > -1].mean()) if (part > -1).any() else float("nan") for part in parts]
+def _named_twelve(name: str, precision: np.ndarray, recall: np.ndarray) -> dict[tuple[str, str], float]:
+    """COCO's numbers from its tables ``[T, R, K, area, most]`` and ``[T, K, area, most]``, where −1 means undefined.
+
+    Of ``area`` the first is all sizes and the others are small, medium and large; of ``most`` the last is 100.
+    """
+    any_size, hundred = 0, 2
+    at_fifty, at_seventy_five = 0, 5
+    at_hundred = precision[..., any_size, hundred]
+    parts = [at_hundred, at_hundred[at_fifty], at_hundred[at_seventy_five]]
+    for area in (1, 2, 3):
+        parts.append(precision[..., area, hundred])
+    for most in (0, 1, 2):
+        parts.append(recall[..., any_size, most])
+    for area in (1, 2, 3):
+        parts.append(recall[..., area, hundred])
+    values = {}
+    for metric, part in zip(COCO_METRICS, parts, strict=True):
+        defined = part[part > -1]
+        values[name, metric] = float(defined.mean()) if defined.size else float("nan")
+    return values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ import numpy as np
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.run import DATASET_FILE
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.intervals import intervals
-from medkd.evaluation.detection.metrics import Key, compare_boxes, froc_curve
+from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes, froc_curve
 from medkd.evaluation.detection.predictions import (
     PREDICTIONS_FILE,
     Boxes,
     DetectionPredictions,
-    ImagePredictions,
     truth_of,
 )
 from medkd.evaluation.detection.results import Curve, DetectionSummary, Rules, ordered
@@ -71,31 +72,60 @@ def evaluate_detections(
     names = _chosen(classes, known)
     rules = (rules or Rules()).resolved(names)
     cases = sorted(references.annotations)
-    _check_sizes(predictions, references, [c for c in cases if c not in missing])
+    _check_sizes(predictions, references, [case for case in cases if case not in missing])
     truths = {case: _truth(references, case, known, names) for case in cases}
-    found = [
-        _EMPTY if c in missing else _renamed(predictions.images[c].found, predictions.categories, names) for c in cases
-    ]
-    drawn = list(truths.values())
+    found = _found(predictions, cases, missing, names)
     matches = compare_boxes(
-        found, drawn, names, excluded=rules.excluded or (), threshold=rules.threshold, criterion=rules.criterion
+        found,
+        list(truths.values()),
+        names,
+        excluded=rules.excluded or (),
+        threshold=rules.threshold,
+        criterion=rules.criterion,
     )
-    patients = {c: p for c, p in references.patients.items() if c in truths}
-    values: dict[Key, Interval] = intervals(matches, groups_of(cases, patients))
-    number = next(iter(values.values())).n
-    for key, value in coco_scores(found, drawn, names).items():
-        old = values.get(key, Interval(value, float("nan"), float("nan"), number))
-        values[key] = Interval(value, old.low, old.high, number)
-    curves = {name: _thinned(*froc_curve(m)) for name, m in zip((*names, ""), matches.froc, strict=True)}
+    patients = {case: patient for case, patient in references.patients.items() if case in truths}
+    values = intervals(matches, groups_of(cases, patients))
+    scores = coco_scores(found, list(truths.values()), names)
     return DetectionSummary(
         categories=names,
         truths=truths,
-        values=ordered(values),
-        curves=curves,
+        values=ordered(_with_coco(values, scores)),
+        curves=_curves(matches),
         rules=rules,
         patients=patients,
         missing=tuple(missing),
     )
+
+
+def _found(
+    predictions: DetectionPredictions, cases: Sequence[str], missing: Sequence[str], names: Sequence[str]
+) -> list[Boxes]:
+    """Per case the detections of the classes ``names``; none of a case that is missing."""
+    found = []
+    for case in cases:
+        if case in missing:
+            found.append(_EMPTY)
+        else:
+            found.append(_renamed(predictions.images[case].found, predictions.categories, names))
+    return found
+
+
+def _with_coco(own: Mapping[Key, Interval], scores: Mapping[Key, float]) -> dict[Key, Interval]:
+    """Our values with their means as COCO's tool gives them, and its other numbers without bounds."""
+    values = dict(own)
+    number = next(iter(own.values())).n
+    unknown = Interval(math.nan, math.nan, math.nan, number)
+    for key, mean in scores.items():
+        values[key] = replace(own.get(key, unknown), mean=mean, n=number)
+    return values
+
+
+def _curves(matches: Matches) -> dict[str, Curve]:
+    """The FROC curve of every class, and under an empty name that of all together."""
+    curves = {}
+    for name, matched in zip((*matches.categories, ""), matches.froc, strict=True):
+        curves[name] = _thinned(*froc_curve(matched))
+    return curves
 
 
 def evaluate_detection_folder(
@@ -150,22 +180,28 @@ def read_references(folder: Path, cases: Sequence[str] = (), dataset_json: Path 
         DataError: there are no annotations, or one cannot be read.
     """
     folder = _label_folder(Path(folder), cases)
-    files = []
+    annotations = {}
     for path in sorted(folder.glob(f"*{LABEL_ENDING}")):
         if not path.name.startswith(".") and path.name not in _OTHERS:
-            files.append(path)
-    if not files:
+            case = path.name.removesuffix(LABEL_ENDING)
+            annotations[case] = BoxAnnotation.load(path)
+    if not annotations:
         raise DataError(
             f"{folder}: expected annotations named CASE{LABEL_ENDING}, found none; give labelsTr or a raw detection "
             "data set."
         )
-    where = (folder / "dataset.json", folder.absolute().parent / "dataset.json")
-    described = dataset_json or next((place for place in where if place.exists()), None)
-    annotations = {file.name.removesuffix(LABEL_ENDING): BoxAnnotation.load(file) for file in files}
+    described = dataset_json or _description_near(folder)
     if described is None:
         return References(folder, annotations)
     description = DatasetDescription.load(described)
     return References(folder, annotations, description.categories, description.patients)
+
+
+def _description_near(folder: Path) -> Path | None:
+    for place in (folder, folder.absolute().parent):
+        if (place / DATASET_FILE).exists():
+            return place / DATASET_FILE
+    return None
 
 
 def _label_folder(folder: Path, cases: Sequence[str]) -> Path:
@@ -209,27 +245,30 @@ def _truth(references: References, case: str, known: Sequence[str], names: Seque
 
 def _renamed(boxes: Boxes, old: Sequence[str], new: Sequence[str]) -> Boxes:
     """The boxes of the classes in ``new``, with places there instead of in ``old``."""
-    places = np.array([new.index(name) if name in new else -1 for name in old], np.int64)
+    places = np.full(len(old), -1, np.int64)
+    for place, name in enumerate(old):
+        if name in new:
+            places[place] = new.index(name)
     moved = Boxes(boxes.boxes, places[boxes.classes], boxes.scores)
     return moved.only(moved.classes >= 0)
 
 
 def _check_sizes(predictions: DetectionPredictions, references: References, cases: Sequence[str]) -> None:
-    def differs(image: ImagePredictions, annotation: BoxAnnotation) -> bool:
-        return (image.width, image.height) != (annotation.width, annotation.height)
-
-    wrong = [c for c in cases if differs(predictions.images[c], references.annotations[c])]
+    wrong = []
+    for case in cases:
+        image, annotation = predictions.images[case], references.annotations[case]
+        if (image.width, image.height) != (annotation.width, annotation.height):
+            wrong.append(case)
     if wrong:
         image, annotation = predictions.images[wrong[0]], references.annotations[wrong[0]]
+        sizes = f"{image.width}×{image.height} and {annotation.width}×{annotation.height} px"
         raise DataError(
             f"{len(wrong)} of {len(cases)} images were predicted in another size than they were annotated in: "
-            f"{', '.join(wrong)} "
-            f"({wrong[0]}: {image.width}×{image.height} and {annotation.width}×{annotation.height} px); predict the "
-            "data set's own images."
+            f"{', '.join(wrong)} ({wrong[0]}: {sizes}); predict the data set's own images."
         )
 
 
 def _thinned(false: np.ndarray, true: np.ndarray, score: np.ndarray) -> Curve:
     """The first point of every sensitivity: the curve is a staircase and nothing is lost."""
-    first = np.flatnonzero(np.diff(true, prepend=-1) > 0)
-    return Curve(false[first], true[first], score[first])
+    rises = np.diff(true, prepend=-1) > 0
+    return Curve(false[rises], true[rises], score[rises])

@@ -90,8 +90,11 @@ class DetectionFolds:
         """The table, and below it the average precision of each fold."""
         lines = [summary_text(scores.summary)]
         for fold, means in scores.summary.extra["fold_means"].items():
-            shown = {metric: "–" if means[metric] is None else f"{means[metric]:.4f}" for metric in _MEANS}
-            lines.append(f"fold {fold}: AP {shown['AP']}, AP50 {shown['AP50']} over {means['images']} images")
+            shown = []
+            for metric in _MEANS:
+                value = means[metric]
+                shown.append(f"{metric} –" if value is None else f"{metric} {value:.4f}")
+            lines.append(f"fold {fold}: {', '.join(shown)} over {means['images']} images")
         return "\n".join(lines)
 
 
@@ -100,7 +103,12 @@ def _annotations(part: FoldDetections) -> dict[str, BoxAnnotation]:
     result = {}
     for case, truth in part.summary.truths.items():
         image = part.found.images[case]
-        names = tuple(part.summary.categories[kind] for kind in truth.classes)
-        boxes = tuple(map(tuple, truth.boxes.tolist()))
-        result[case] = BoxAnnotation(width=image.width, height=image.height, boxes=boxes, names=names)
+        names = [part.summary.categories[kind] for kind in truth.classes]
+        boxes = map(tuple, truth.boxes.tolist())
+        result[case] = BoxAnnotation(
+            width=image.width,
+            height=image.height,
+            boxes=tuple(boxes),
+            names=tuple(names),
+        )
     return result

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of detection scores and paired comparisons: every metric of boxes on the same samples of images."""
+"""Bootstrap intervals of detection scores and paired comparisons: every metric on the same samples of images."""
 
 from __future__ import annotations
 
@@ -39,10 +39,16 @@ def intervals(
         (class or empty, metric) → estimate, bounds (NaN for fewer than two groups), and the number of groups.
     """
     groups = np.arange(matches.number) if groups is None else groups
-    estimates = measure(matches, np.ones((1, matches.number), np.int32))
-    samples = measure(matches, resampled_weights(groups, resamples, seed))
     count = len(np.unique(groups))
-    return {key: percentile_interval(float(value[0]), samples[key], count, level) for key, value in estimates.items()}
+    estimates = _estimates(matches)
+    samples = measure(matches, resampled_weights(groups, resamples, seed))
+    return {key: percentile_interval(estimates[key], samples[key], count, level) for key in estimates}
+
+
+def _estimates(matches: Matches) -> dict[Key, float]:
+    """Every metric where each image counts once."""
+    once = np.ones((1, matches.number), np.int32)
+    return {key: float(value[0]) for key, value in measure(matches, once).items()}
 
 
 def paired_differences(
@@ -70,20 +76,29 @@ def paired_differences(
     Raises:
         DataError: the two do not have the same images, reference boxes and classes.
     """
-    same = first.categories == second.categories and first.excluded == second.excluded and first.number == second.number
-    if not same or any((a.truths != b.truths).any() for a, b in zip(first.froc, second.froc, strict=True)):
+    if not _comparable(first, second):
         raise DataError(
             "Two sets of detections can be compared on the same images, reference boxes and classes only; score them "
             "alike."
         )
     groups = np.arange(first.number) if groups is None else groups
     count = len(np.unique(groups))
-    one, weights = np.ones((1, first.number), np.int32), resampled_weights(groups, resamples, seed)
-    estimates = [measure(m, one) for m in (first, second)]
-    samples = [measure(m, weights) for m in (first, second)]
+    weights = resampled_weights(groups, resamples, seed)
+    ours, theirs = _estimates(first), _estimates(second)
+    our_samples, their_samples = measure(first, weights), measure(second, weights)
     found = {}
-    for key in estimates[0]:
-        value, drawn = float(estimates[0][key][0] - estimates[1][key][0]), samples[0][key] - samples[1][key]
-        interval = percentile_interval(value, drawn, count, level)
-        found[key] = PairedDifference(value, interval.low, interval.high, count, resampled_p(drawn, count))
+    for key in ours:
+        drawn = our_samples[key] - their_samples[key]
+        interval = percentile_interval(ours[key] - theirs[key], drawn, count, level)
+        p = resampled_p(drawn, count)
+        found[key] = PairedDifference(interval.mean, interval.low, interval.high, count, p)
     return found
+
+
+def _comparable(first: Matches, second: Matches) -> bool:
+    if (first.categories, first.excluded) != (second.categories, second.excluded):
+        return False
+    if first.number != second.number:
+        return False
+    pairs = zip(first.froc, second.froc, strict=True)
+    return all(np.array_equal(ours.truths, theirs.truths) for ours, theirs in pairs)

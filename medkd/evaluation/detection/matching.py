@@ -37,15 +37,18 @@ class Matched:
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Intersection over union ``(n, m)`` of boxes ``(n, 4)`` and ``(m, 4)``; 0 where both have no area."""
-    sides = np.minimum(first[:, None, 2:], second[None, :, 2:]) - np.maximum(first[:, None, :2], second[None, :, :2])
-    common = np.clip(sides, 0, None).prod(axis=-1)
+    ours, theirs = first[:, None], second[None]
+    ends = np.minimum(ours[..., 2:], theirs[..., 2:])
+    starts = np.maximum(ours[..., :2], theirs[..., :2])
+    common = np.clip(ends - starts, 0, None).prod(axis=-1)
     union = areas(first)[:, None] + areas(second)[None] - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
     """Areas ``(n,)`` of boxes ``(n, 4)``."""
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left, top, right, bottom = boxes.T
+    return (right - left) * (bottom - top)
 
 
 def match_coco(found: Sequence[Boxes], truths: Sequence[Boxes], category: int, *, most: int = MOST) -> Matched:
@@ -61,7 +64,7 @@ def match_coco(found: Sequence[Boxes], truths: Sequence[Boxes], category: int, *
         category: the class.
         most: detections of the class per image that count.
     """
-    return _collect([_of(f, category, most) for f in found], [_of(t, category) for t in truths], _coco_image)
+    return _collect(_of_all(found, category, most), _of_all(truths, category), _coco_image)
 
 
 def match_froc(
@@ -90,7 +93,11 @@ def match_froc(
     def one(boxes: Boxes, drawn: Boxes) -> np.ndarray:
         return _froc_image(boxes, drawn, threshold, criterion)
 
-    return _collect([_of(f, category, most) for f in found], [_of(t, category) for t in truths], one)
+    return _collect(_of_all(found, category, most), _of_all(truths, category), one)
+
+
+def _of_all(images: Sequence[Boxes], category: int | None, most: int | None = None) -> list[Boxes]:
+    return [_of(boxes, category, most) for boxes in images]
 
 
 def _of(boxes: Boxes, category: int | None, most: int | None = None) -> Boxes:
@@ -100,12 +107,17 @@ def _of(boxes: Boxes, category: int | None, most: int | None = None) -> Boxes:
 
 
 def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[Boxes, Boxes], np.ndarray]) -> Matched:
-    hits = [match(f, t) for f, t in zip(found, truths, strict=True)]
-    scores = np.concatenate([f.scores for f in found]) if found else np.zeros(0)
-    image = np.repeat(np.arange(len(found)), [len(f) for f in found])
-    order = np.argsort(-scores, kind="stable")
+    scores, images = [np.zeros(0)], [np.zeros(0, np.int64)]
+    hits = []
+    for number, (boxes, drawn) in enumerate(zip(found, truths, strict=True)):
+        hits.append(match(boxes, drawn))
+        scores.append(boxes.scores)
+        images.append(np.full(len(boxes), number))
+    score, image = np.concatenate(scores), np.concatenate(images)
     hit = np.concatenate(hits) if hits else np.zeros((0, len(THRESHOLDS)), np.int8)
-    return Matched(scores[order], image[order], hit[order], np.array([len(t) for t in truths], np.int64))
+    order = np.argsort(-score, kind="stable")
+    counts = np.array([len(drawn) for drawn in truths], np.int64)
+    return Matched(score[order], image[order], hit[order], counts)
 
 
 def _coco_image(found: Boxes, truths: Boxes) -> np.ndarray:
@@ -129,20 +141,24 @@ def _froc_image(found: Boxes, truths: Boxes, threshold: float, criterion: Criter
     if not len(truths) or not len(found):
         return hit
     iou = overlaps(found.boxes, truths.boxes)
-    touches = iou >= threshold if criterion == "iou" else _centres_inside(found.boxes, truths.boxes)
+    if criterion == "iou":
+        touches = iou >= threshold
+    else:
+        touches = _centres_inside(found.boxes, truths.boxes)
     touches &= found.classes[:, None] == truths.classes[None]
     free = np.ones(len(truths), bool)
     for i in np.flatnonzero(touches.any(axis=1)):
         candidates = touches[i] & free
+        hit[i] = TRUE if candidates.any() else REPEATED
         if candidates.any():
-            free[np.where(candidates, iou[i], -1.0).argmax()] = False
-            hit[i] = TRUE
-        else:
-            hit[i] = REPEATED
+            best = np.where(candidates, iou[i], -1.0).argmax()
+            free[best] = False
     return hit
 
 
 def _centres_inside(found: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """Whether the centre of each of ``(n, 4)`` lies in each of ``(m, 4)``, borders included: ``(n, m)``."""
     centre = (found[:, None, :2] + found[:, None, 2:]) / 2
-    return ((centre >= truths[None, :, :2]) & (centre <= truths[None, :, 2:])).all(axis=-1)
+    after_start = centre >= truths[None, :, :2]
+    before_end = centre <= truths[None, :, 2:]
+    return (after_start & before_end).all(axis=-1)

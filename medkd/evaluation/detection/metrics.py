@@ -73,20 +73,36 @@ def compare_boxes(
         threshold: IoU of a hit for FROC.
         criterion: what a hit is for FROC.
     """
+    coco, froc = [], []
+    for k in range(len(categories)):
+        coco.append(match_coco(found, truths, k))
+        froc.append(match_froc(found, truths, k, threshold=threshold, criterion=criterion))
     kept = np.array([name not in excluded for name in categories], bool)
-    rest_found, rest_truths = ([b.only(kept[b.classes]) for b in side] for side in (found, truths))
-    classes = range(len(categories))
-    froc = [match_froc(found, truths, k, threshold=threshold, criterion=criterion) for k in classes]
+    rest_found = _only_classes(found, kept)
+    rest_truths = _only_classes(truths, kept)
     froc.append(match_froc(rest_found, rest_truths, None, threshold=threshold, criterion=criterion))
     return Matches(
-        tuple(categories),
-        tuple(name for name in categories if name in excluded),
-        tuple(match_coco(found, truths, k) for k in classes),
-        tuple(froc),
-        np.array([[*(_top(f, f.classes == k) for k in classes), _top(f, kept[f.classes])] for f in found]).reshape(
-            -1, len(categories) + 1
-        ),
+        categories=tuple(categories),
+        excluded=tuple(name for name in categories if name in excluded),
+        coco=tuple(coco),
+        froc=tuple(froc),
+        scores=_highest_scores(found, kept),
     )
+
+
+def _only_classes(images: Sequence[Boxes], kept: np.ndarray) -> list[Boxes]:
+    """The boxes of the classes for which ``kept`` ``(classes,)`` is True."""
+    return [boxes.only(kept[boxes.classes]) for boxes in images]
+
+
+def _highest_scores(found: Sequence[Boxes], kept: np.ndarray) -> np.ndarray:
+    """``(images, classes + 1)`` highest score in each image per class, the last one of all kept classes."""
+    scores = np.zeros((len(found), len(kept) + 1))
+    for row, boxes in zip(scores, found, strict=True):
+        for k in range(len(kept)):
+            row[k] = _top(boxes, boxes.classes == k)
+        row[-1] = _top(boxes, kept[boxes.classes])
+    return scores
 
 
 def measure(matches: Matches, weights: np.ndarray) -> Values:
@@ -104,18 +120,23 @@ def measure(matches: Matches, weights: np.ndarray) -> Values:
         (class or empty, metric) → ``(samples,)``.
     """
     values: Values = {}
-    tables = [_in_chunks(average_precisions, m, weights) for m in matches.coco]
-    for name, table in zip(matches.categories, tables, strict=True):
-        values |= {(name, "AP"): table.mean(axis=1), (name, "AP50"): table[:, 0], (name, "AP75"): table[:, 5]}
+    for name, matched in zip(matches.categories, matches.coco, strict=True):
+        table = _in_chunks(average_precisions, matched, weights)
+        values[name, "AP"] = table.mean(axis=1)
+        values[name, "AP50"] = table[:, 0]
+        values[name, "AP75"] = table[:, 5]
     for metric in ("AP", "AP50", "AP75"):
-        values["", metric] = _mean([values[name, metric] for name in matches.categories], len(weights))
+        values["", metric] = _mean_over(values, metric, matches.categories, len(weights))
     if matches.excluded:
         rest = [name for name in matches.categories if name not in matches.excluded]
-        values["", rest_key(matches.excluded)] = _mean([values[name, "AP"] for name in rest], len(weights))
+        values["", rest_key(matches.excluded)] = _mean_over(values, "AP", rest, len(weights))
     for place, name in enumerate((*matches.categories, "")):
-        found = _in_chunks(sensitivities, matches.froc[place], weights)
-        values |= {(name, rate_key(rate)): found[:, i] for i, rate in enumerate(RATES)}
-        values[name, "AUC"] = _in_chunks_of_images(matches.scores[:, place], matches.froc[place].truths > 0, weights)
+        matched = matches.froc[place]
+        found = _in_chunks(sensitivities, matched, weights)
+        for column, rate in enumerate(RATES):
+            values[name, rate_key(rate)] = found[:, column]
+        with_box = matched.truths > 0
+        values[name, "AUC"] = _in_chunks_of_images(matches.scores[:, place], with_box, weights)
     return values
 
 
@@ -139,9 +160,10 @@ def average_precisions(matched: Matched, weights: np.ndarray) -> np.ndarray:
         matched: from :func:`~medkd.evaluation.detection.matching.match_coco`.
         weights: ``(samples, images)``.
     """
-    total = (weights @ matched.truths).astype(np.float64)
+    total = (weights @ matched.truths).astype(np.float64)[:, None]
     places = np.flatnonzero((matched.hit == TRUE).any(axis=1))
-    listed = _counted_until(places, np.ones(len(matched.scores), bool), matched, weights)
+    every = np.ones(len(matched.scores), bool)
+    listed = _counted_until(places, every, matched, weights)
     drawn = weights[:, matched.image[places]].astype(np.float64)
     result = np.zeros((len(weights), len(THRESHOLDS)))
     for t in range(len(THRESHOLDS)):
@@ -150,10 +172,18 @@ def average_precisions(matched: Matched, weights: np.ndarray) -> np.ndarray:
             continue
         true = np.cumsum(drawn[:, here], axis=1)
         precision = true / np.maximum(listed[:, here], 1)
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, true / np.maximum(total, 1)[:, None], side="right")
-        result[:, t] = (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
-    return np.where(total[:, None] > 0, result, np.nan)
+        recall = true / np.maximum(total, 1)
+        result[:, t] = _area_under(precision, recall)
+    return np.where(total > 0, result, np.nan)
+
+
+def _area_under(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Mean over 101 recalls ``(samples,)`` of the highest precision there or beyond; both ``(samples, places)``."""
+    backwards = np.maximum.accumulate(precision[:, ::-1], axis=1)
+    highest = backwards[:, ::-1]
+    reached = np.searchsorted(RECALLS, recall, side="right")
+    steps = np.diff(reached, axis=1, prepend=0)
+    return (highest * steps).sum(axis=1) / len(RECALLS)
 
 
 def sensitivities(matched: Matched, weights: np.ndarray, rates: Sequence[float] = RATES) -> np.ndarray:
@@ -165,13 +195,16 @@ def sensitivities(matched: Matched, weights: np.ndarray, rates: Sequence[float] 
         weights: ``(samples, images)``.
         rates: false positives per image.
     """
-    total, images = (weights @ matched.truths).astype(np.float64), weights.sum(axis=1)
+    total = (weights @ matched.truths).astype(np.float64)
+    images = weights.sum(axis=1)[:, None]
     true, false = _operating_points(matched, weights)
     result = np.zeros((len(weights), len(rates)))
-    for i, rate in enumerate(rates):
-        allowed = (false <= rate * images[:, None] + 1e-9).sum(axis=1) - 1
-        found = np.take_along_axis(true, np.maximum(allowed, 0)[:, None], axis=1)[:, 0]
-        result[:, i] = np.where(allowed >= 0, found, 0) / np.maximum(total, 1)
+    for column, rate in enumerate(rates):
+        within = false <= rate * images + 1e-9
+        last = within.sum(axis=1) - 1
+        found = np.take_along_axis(true, np.maximum(last, 0)[:, None], axis=1)[:, 0]
+        found = np.where(last >= 0, found, 0)
+        result[:, column] = found / np.maximum(total, 1)
     return np.where(total[:, None] > 0, result, np.nan)
 
 
@@ -179,12 +212,12 @@ def froc_curve(matched: Matched) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The whole curve: false positives per image, sensitivity, and the score that gives them; empty without reference
     boxes.
     """
-    ones = np.ones((1, len(matched.truths)), np.int32)
-    total = matched.truths.sum()
+    images, total = len(matched.truths), matched.truths.sum()
     if not total:
         return np.zeros(0), np.zeros(0), np.zeros(0)
-    true, false = _operating_points(matched, ones)
-    return false[0] / len(matched.truths), true[0] / total, np.append(np.inf, matched.scores[_points(matched)])
+    true, false = _operating_points(matched, np.ones((1, images), np.int32))
+    scores = np.append(np.inf, matched.scores[_points(matched)])
+    return false[0] / images, true[0] / total, scores
 
 
 def image_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -201,11 +234,13 @@ def image_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> 
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     drawn = weights[:, order].astype(np.float64)
-    with_box = np.add.reduceat(drawn * positive[order], starts, axis=1)
-    without = np.add.reduceat(drawn * ~positive[order], starts, axis=1)
+    kind = positive[order]
+    with_box = np.add.reduceat(drawn * kind, starts, axis=1)
+    without = np.add.reduceat(drawn * ~kind, starts, axis=1)
     below = np.cumsum(without, axis=1) - without / 2
+    won = (with_box * below).sum(axis=1)
     pairs = with_box.sum(axis=1) * without.sum(axis=1)
-    return np.where(pairs > 0, (with_box * below).sum(axis=1) / np.maximum(pairs, 1), np.nan)
+    return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan)
 
 
 def average_precision(found: Sequence[Any], truths: Sequence[Any], categories: Sequence[str]) -> dict[str, float]:
@@ -220,23 +255,28 @@ def average_precision(found: Sequence[Any], truths: Sequence[Any], categories: S
     Returns:
         ``AP``, ``AP50``, ``AP75`` (NaN where no image has a box), and ``AP50/NAME`` of each class that has one.
     """
-    left = [Boxes.of(f.boxes, f.classes, f.scores) for f in found]
-    right = [Boxes.of(t.boxes, t.classes) for t in truths]
+    left = [Boxes.of(image.boxes, image.classes, image.scores) for image in found]
+    right = [Boxes.of(image.boxes, image.classes) for image in truths]
     ones = np.ones((1, len(left)), np.int32)
-    tables = [average_precisions(match_coco(left, right, k), ones) for k in range(len(categories))]
-    present = [(name, table) for name, table in zip(categories, tables, strict=True) if np.isfinite(table[0, 0])]
-    mean = np.concatenate([t for _, t in present]).mean(axis=0) if present else np.full(len(THRESHOLDS), np.nan)
-    values = {"AP": float(mean.mean()), "AP50": float(mean[0]), "AP75": float(mean[5])}
-    return values | {f"AP50/{name}": float(table[0, 0]) for name, table in present}
+    tables, by_class = [], {}
+    for k, name in enumerate(categories):
+        row = average_precisions(match_coco(left, right, k), ones)[0]
+        if np.isfinite(row[0]):
+            tables.append(row)
+            by_class[f"AP50/{name}"] = float(row[0])
+    mean = np.mean(tables, axis=0) if tables else np.full(len(THRESHOLDS), np.nan)
+    return {"AP": float(mean.mean()), "AP50": float(mean[0]), "AP75": float(mean[5]), **by_class}
 
 
 def _operating_points(matched: Matched, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted true and false positives ``(samples, points)`` at :func:`_points`, and before them the point where
     nothing is accepted.
     """
-    places, hit, start = _points(matched), matched.hit[:, 0], np.zeros((len(weights), 1))
-    true, false = (_counted_until(places, hit == kind, matched, weights) for kind in (TRUE, FALSE))
-    return np.concatenate([start, true], axis=1), np.concatenate([start, false], axis=1)
+    places, hit = _points(matched), matched.hit[:, 0]
+    nothing = np.zeros((len(weights), 1))
+    true = _counted_until(places, hit == TRUE, matched, weights)
+    false = _counted_until(places, hit == FALSE, matched, weights)
+    return np.concatenate([nothing, true], axis=1), np.concatenate([nothing, false], axis=1)
 
 
 def _points(matched: Matched) -> np.ndarray:
@@ -256,28 +296,39 @@ def _counted_until(places: np.ndarray, chosen: np.ndarray, matched: Matched, wei
     """
     stretch = np.searchsorted(places, np.arange(len(matched.scores)))
     used = np.flatnonzero(chosen & (stretch < len(places)))
+    cells = (stretch[used], matched.image[used])
     shape = (len(places), len(matched.truths))
-    table = sparse.csr_matrix((np.ones(len(used)), (stretch[used], matched.image[used])), shape=shape)
-    return np.cumsum((table @ weights.T.astype(np.float64)).T, axis=1)
+    table = sparse.csr_matrix((np.ones(len(used)), cells), shape=shape)
+    counts = table @ weights.T.astype(np.float64)
+    return np.cumsum(counts.T, axis=1)
 
 
 def _top(boxes: Boxes, keep: np.ndarray) -> float:
     return float(boxes.scores[keep].max(initial=0.0))
 
 
-def _mean(columns: Sequence[np.ndarray], samples: int) -> np.ndarray:
-    """Mean over the columns that are defined, ``(samples,)``; NaN where none is."""
+def _mean_over(values: Values, metric: str, categories: Sequence[str], samples: int) -> np.ndarray:
+    """Mean of a metric over the classes for which it is defined, ``(samples,)``; NaN where there is none."""
+    columns = [values[name, metric] for name in categories]
     table = np.stack(columns) if columns else np.full((1, samples), np.nan)
     known = np.isfinite(table)
+    count = known.sum(axis=0)
     total = np.where(known, table, 0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _in_chunks(function: Any, matched: Matched, weights: np.ndarray) -> np.ndarray:
-    rows = max(1, _CHUNK // max(int((matched.hit == TRUE).any(axis=1).sum()), 1))
-    return np.concatenate([function(matched, weights[i : i + rows]) for i in range(0, len(weights), rows)])
+    true = (matched.hit == TRUE).any(axis=1)
+    parts = [function(matched, part) for part in _parts(weights, int(true.sum()))]
+    return np.concatenate(parts)
 
 
 def _in_chunks_of_images(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    rows = max(1, _CHUNK // max(len(scores), 1))
-    return np.concatenate([image_auc(scores, positive, weights[i : i + rows]) for i in range(0, len(weights), rows)])
+    parts = [image_auc(scores, positive, part) for part in _parts(weights, len(scores))]
+    return np.concatenate(parts)
+
+
+def _parts(weights: np.ndarray, columns: int) -> list[np.ndarray]:
+    """The samples in parts for which a table of so many columns is not too large."""
+    rows = max(1, _CHUNK // max(columns, 1))
+    return [weights[start : start + rows] for start in range(0, len(weights), rows)]

@@ -82,11 +82,10 @@ class DetectionPredictions:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``predictions.json``; coordinates are rounded to 0.01 px and scores to 6 decimals."""
-        return {
-            "schema": SCHEMA,
-            "categories": list(self.categories),
-            "images": {case: image_json(image, self.categories) for case, image in sorted(self.images.items())},
-        }
+        images = {}
+        for case in sorted(self.images):
+            images[case] = image_json(self.images[case], self.categories)
+        return {"schema": SCHEMA, "categories": list(self.categories), "images": images}
 
     def save(self, folder: Path) -> Path:
         """Write ``predictions.json``, ``coco_results.json`` and ``coco_images.json`` atomically; returns the first
@@ -105,25 +104,13 @@ class DetectionPredictions:
         """COCO's result list, boxes as ``[left, top, width, height]``, and the meaning of its ids, which count from
         1.
         """
-        results = []
-        heads = []
-        for number, (case, image) in enumerate(sorted(self.images.items()), start=1):
-            heads.append(
-                {
-                    "id": number,
-                    "file_name": Path(image.file).name,
-                    "case": case,
-                    "width": image.width,
-                    "height": image.height,
-                }
-            )
-            for box, kind, score in zip(image.found.boxes, image.found.classes, image.found.scores, strict=True):
-                left, top, right, bottom = (round(float(v), 2) for v in box)
-                sides = [left, top, round(right - left, 2), round(bottom - top, 2)]
-                results.append(
-                    {"image_id": number, "category_id": int(kind) + 1, "bbox": sides, "score": round(float(score), 6)}
-                )
-        names = [{"id": i, "name": name} for i, name in enumerate(self.categories, start=1)]
+        results, heads = [], []
+        for number, case in enumerate(sorted(self.images), start=1):
+            image = self.images[case]
+            head = {"id": number, "file_name": Path(image.file).name, "case": case}
+            heads.append({**head, "width": image.width, "height": image.height})
+            results += _coco_results(number, image.found)
+        names = [{"id": place, "name": name} for place, name in enumerate(self.categories, start=1)]
         return results, {"images": heads, "categories": names}
 
     @classmethod
@@ -134,7 +121,9 @@ class DetectionPredictions:
             DataError: the file is missing, of another form or schema, or a detection names an unknown class or is no
                 box.
         """
-        path = Path(path) / PREDICTIONS_FILE if Path(path).is_dir() else Path(path)
+        path = Path(path)
+        if path.is_dir():
+            path = path / PREDICTIONS_FILE
         data = Entry.read(path, "predict again")
         data.check_schema(SCHEMA)
         categories = data.texts("categories")
@@ -146,15 +135,28 @@ class DetectionPredictions:
         return DetectionPredictions(self.categories, {case: self.images[case] for case in cases})
 
 
+def _coco_results(number: int, found: Boxes) -> list[dict[str, Any]]:
+    """The detections of the image with this id, as entries of COCO's result list."""
+    results = []
+    corners = np.round(found.boxes, 2)
+    for box, kind, score in zip(corners.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True):
+        left, top, right, bottom = box
+        sides = [left, top, round(right - left, 2), round(bottom - top, 2)]
+        entry = {"image_id": number, "category_id": kind + 1, "bbox": sides}
+        results.append({**entry, "score": round(score, 6)})
+    return results
+
+
 def image_json(image: ImagePredictions, categories: Sequence[str]) -> dict[str, Any]:
     """One image's entry of ``predictions.json``."""
+    names = [categories[place] for place in image.found.classes]
     return {
         "file": image.file,
         "width": image.width,
         "height": image.height,
         "boxes": np.round(image.found.boxes, 2).tolist(),
         "scores": np.round(image.found.scores, 6).tolist(),
-        "classes": [categories[k] for k in image.found.classes],
+        "classes": names,
     }
 
 
@@ -188,7 +190,7 @@ def _image_from(entry: Entry, categories: Sequence[str]) -> ImagePredictions:
 
 def truth_of(annotation: BoxAnnotation, categories: Sequence[str]) -> Boxes:
     """The reference boxes of an image; see :meth:`medkd.core.boxes.BoxAnnotation.indices` for its error."""
-    return Boxes.of(np.array(annotation.boxes, np.float64).reshape(-1, 4), annotation.indices(categories))
+    return Boxes.of(annotation.boxes, annotation.indices(categories))
 
 
 def _array(value: Any, kind: type) -> np.ndarray:

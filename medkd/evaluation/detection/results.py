@@ -23,6 +23,7 @@ from medkd.evaluation.table import format_interval, text_table
 
 SCHEMA = 1
 TEXT = "text"
+_ALL = "all classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,13 @@ class DetectionSummary:
 
     def boxes(self, category: str | None = None) -> int:
         """How many reference boxes there are."""
-        found = [t.classes for t in self.truths.values()]
-        chosen = None if category is None else self.categories.index(category)
-        return int(sum(len(c) if chosen is None else (c == chosen).sum() for c in found))
+        if category is None:
+            return sum(len(truth) for truth in self.truths.values())
+        place = self.categories.index(category)
+        number = 0
+        for truth in self.truths.values():
+            number += int((truth.classes == place).sum())
+        return number
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -129,36 +134,50 @@ class DetectionSummary:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``summary.json``; undefined values are null."""
+        rules = {
+            "excluded": list(self.rules.excluded or ()),
+            "threshold": self.rules.threshold,
+            "criterion": self.rules.criterion,
+        }
         return {
             **self.extra,
             "schema": SCHEMA,
             "task": "detection",
             "definitions": definitions(self.rules),
-            "rules": {
-                "excluded": list(self.rules.excluded or ()),
-                "threshold": self.rules.threshold,
-                "criterion": self.rules.criterion,
-            },
+            "rules": rules,
             "confidence_level": LEVEL,
-            "images": len(self.truths),
-            "images_with_boxes": sum(len(t) > 0 for t in self.truths.values()),
-            "boxes": self.boxes(),
-            "patients": len({self.patients.get(c, c) for c in self.truths}) if self.patients else None,
+            **self._counts_json(),
             "skipped_classes": list(self.skipped),
             "missing_predictions": list(self.missing),
-            "mean": {m: interval_json(self.value(m)) for m in self.metrics()},
-            "classes": {
-                name: {"boxes": self.boxes(name), **{m: interval_json(self.value(m, name)) for m in self.metrics(name)}}
-                for name in self.categories
-            },
-            "froc": {name or "all classes": _curve_json(curve) for name, curve in self.curves.items()},
+            "mean": self._values_json(""),
+            "classes": {name: self._class_json(name) for name in self.categories},
+            "froc": {name or _ALL: _curve_json(curve) for name, curve in self.curves.items()},
             "cases": {case: self._case_json(case) for case in sorted(self.truths)},
         }
 
+    def _counts_json(self) -> dict[str, int | None]:
+        with_boxes = [case for case, truth in self.truths.items() if len(truth)]
+        patients = {self.patients.get(case, case) for case in self.truths}
+        return {
+            "images": len(self.truths),
+            "images_with_boxes": len(with_boxes),
+            "boxes": self.boxes(),
+            "patients": len(patients) if self.patients else None,
+        }
+
+    def _values_json(self, category: str) -> dict[str, Any]:
+        return {metric: interval_json(self.value(metric, category)) for metric in self.metrics(category)}
+
+    def _class_json(self, category: str) -> dict[str, Any]:
+        return {"boxes": self.boxes(category), **self._values_json(category)}
+
     def _case_json(self, case: str) -> dict[str, Any]:
         truth = self.truths[case]
-        entry = {"boxes": np.round(truth.boxes, 3).tolist(), "classes": [self.categories[k] for k in truth.classes]}
-        return entry | ({"patient": self.patients[case]} if case in self.patients else {})
+        names = [self.categories[place] for place in truth.classes]
+        entry = {"boxes": np.round(truth.boxes, 3).tolist(), "classes": names}
+        if case in self.patients:
+            entry["patient"] = self.patients[case]
+        return entry
 
     def save(self, path: Path) -> None:
         """Write ``summary.json`` atomically."""
@@ -201,18 +220,21 @@ def summary_text(summary: DetectionSummary) -> str:
     """One line per class and one for their mean, as a plain-text table for the terminal."""
     metrics = ("AP", "AP50", "AP75", rate_key(1), "AUC")
 
+    def shown(metric: str, name: str = "") -> str:
+        return format_interval(summary.value(metric, name), 3)
+
     def row(name: str) -> list[str]:
-        count = summary.boxes(name) if name else summary.boxes()
-        scores = [format_interval(summary.value(metric, name), 3) for metric in metrics]
-        return [name or "all classes", str(count), *scores]
+        count = summary.boxes(name or None)
+        scores = [shown(metric, name) for metric in metrics]
+        return [name or _ALL, str(count), *scores]
 
     rows = [row(name) for name in summary.categories if name not in summary.skipped]
     lines = text_table(["class", "boxes", *metrics], rows, row(""))
-    froc = ", ".join(f"{rate:g}: {format_interval(summary.value(rate_key(rate)), 3)}" for rate in RATES)
+    froc = ", ".join(f"{rate:g}: {shown(rate_key(rate))}" for rate in RATES)
     lines.append(f"sensitivity at false positives per image: {froc}")
     for metric in summary.metrics():
         if metric.startswith("AP without"):
-            lines.append(f"{metric}: {format_interval(summary.value(metric), 3)}")
+            lines.append(f"{metric}: {shown(metric)}")
     if summary.skipped:
         lines.append(f"classes without a reference box, not counted: {', '.join(summary.skipped)}")
     unit = "patients" if summary.patients else "images"
@@ -225,34 +247,40 @@ def summary_text(summary: DetectionSummary) -> str:
 
 def ordered(values: Mapping[Key, Interval]) -> dict[Key, Interval]:
     """Values in the order in which people look for them: COCO's, then FROC, then the rest."""
-    first = [*COCO_METRICS, *(rate_key(rate) for rate in RATES)]
-    places = {metric: i for i, metric in enumerate(first)}
-    return dict(sorted(values.items(), key=lambda item: places.get(item[0][1], len(first))))
+    first = [*COCO_METRICS, *map(rate_key, RATES)]
+
+    def place(key: Key) -> int:
+        _, metric = key
+        return first.index(metric) if metric in first else len(first)
+
+    return {key: values[key] for key in sorted(values, key=place)}
 
 
 def _curve_json(curve: Curve) -> dict[str, list[float | None]]:
     return {
         "false_positives_per_image": np.round(curve.false_positives, 6).tolist(),
         "sensitivity": np.round(curve.sensitivity, 6).tolist(),
-        "score": [finite(float(s)) for s in curve.score],
+        "score": [finite(score) for score in curve.score.tolist()],
     }
 
 
 def _from_json(data: Entry) -> DetectionSummary:
-    classes = dict(data.objects("classes"))
-    values = {("", metric): data.object("mean").interval(metric) for metric in data.object("mean").values}
-    for name, entry in classes.items():
-        values |= {(name, metric): entry.interval(metric) for metric in entry.values if metric != "boxes"}
-    categories = tuple(classes)
+    values = _values("", data.object("mean"))
+    categories = []
+    for name, entry in data.objects("classes"):
+        categories.append(name)
+        values |= _values(name, entry)
     truths, patients = {}, {}
     for case, entry in data.objects("cases"):
         truths[case] = _truth(entry, categories)
         if "patient" in entry:
             patients[case] = entry.text("patient")
-    curves = {"" if name == "all classes" else name: _curve(entry) for name, entry in data.objects("froc")}
-    own = set(DetectionSummary(categories=categories, truths={}, values={}).to_json())
+    curves = {}
+    for name, entry in data.objects("froc"):
+        curves["" if name == _ALL else name] = _curve(entry)
+    own = DetectionSummary(categories=tuple(categories), truths={}, values={}).to_json()
     return DetectionSummary(
-        categories=categories,
+        categories=tuple(categories),
         truths=truths,
         values=values,
         curves=curves,
@@ -263,30 +291,40 @@ def _from_json(data: Entry) -> DetectionSummary:
     )
 
 
+def _values(category: str, entry: Entry) -> dict[Key, Interval]:
+    """The intervals of a class, or of all where its name is empty."""
+    metrics = [name for name in entry.values if name != "boxes" or not category]
+    return {(category, metric): entry.interval(metric) for metric in metrics}
+
+
 def _truth(entry: Entry, categories: Sequence[str]) -> Boxes:
     boxes, names = entry.numbers("boxes", 4), entry.texts("classes")
-    unknown = [name for name in names if name not in categories]
-    if unknown:
-        entry.fail(f"{entry.where}: classes", f"classes among {', '.join(categories)}", unknown[0])
+    _check_known(entry, "classes", names, categories)
     if len(names) != len(boxes) or not np.isfinite(boxes).all():
         entry.fail(entry.where, f"one class for each of {len(boxes)} finite boxes", len(names))
-    return Boxes.of(boxes, [categories.index(name) for name in names])
+    places = [categories.index(name) for name in names]
+    return Boxes.of(boxes, places)
+
+
+def _check_known(entry: Entry, key: str, names: Sequence[str], categories: Sequence[str]) -> None:
+    for name in names:
+        if name not in categories:
+            entry.fail(f"{entry.where}: {key}", f"classes among {', '.join(categories)}", name)
 
 
 def _rules(entry: Entry, categories: Sequence[str]) -> Rules:
     threshold = entry.number("threshold")
     if threshold is None or not 0 < threshold <= 1:
         entry.fail(f"{entry.where}: threshold", "an IoU above 0 and at most 1", threshold)
-    criterion: Criterion = "iou" if entry.choice("criterion", "iou", "centre") == "iou" else "centre"
     excluded = entry.texts("excluded")
-    unknown = [name for name in excluded if name not in categories]
-    if unknown:
-        entry.fail(f"{entry.where}: excluded", f"classes among {', '.join(categories)}", unknown[0])
-    return Rules(excluded, threshold, criterion)
+    _check_known(entry, "excluded", excluded, categories)
+    if entry.choice("criterion", "iou", "centre") == "centre":
+        return Rules(excluded, threshold, "centre")
+    return Rules(excluded, threshold, "iou")
 
 
 def _curve(entry: Entry) -> Curve:
-    columns = [entry.numbers(key) for key in ("false_positives_per_image", "sensitivity", "score")]
-    if len({len(column) for column in columns}) > 1:
-        entry.fail(entry.where, "three lists of one length", len(columns[0]))
-    return Curve(*columns)
+    false, sensitivity, score = map(entry.numbers, ("false_positives_per_image", "sensitivity", "score"))
+    if not len(false) == len(sensitivity) == len(score):
+        entry.fail(entry.where, "three lists of one length", len(false))
+    return Curve(false, sensitivity, score)

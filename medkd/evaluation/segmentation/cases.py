@@ -109,11 +109,11 @@ def evaluate_case(
     for name, values in labels.foreground:
         tp, fp, fn, tn = _counts(counts, values)
         status = status_of(tp + fp, tp + fn)
-        hd95: float | None = None
-        nsd: float | None = None
+        hd95, nsd = None, None
         if status == "scored":
             box = _join([boxes[value] for value in values], reference.shape)
-            distances = surface_distances(_mask(prediction[box], values), _mask(reference[box], values), spacing)
+            ours, theirs = _mask(prediction[box], values), _mask(reference[box], values)
+            distances = surface_distances(ours, theirs, spacing)
             hd95 = hausdorff95_of(distances, definition)
             nsd = normalized_surface_distance_of(distances, nsd_tolerance_mm)
         elif status != "absent":
@@ -122,8 +122,8 @@ def evaluate_case(
             name=name,
             values=values,
             status=status,
-            dice=None if status == "absent" else 2 * tp / (2 * tp + fp + fn),
-            iou=None if status == "absent" else tp / (tp + fp + fn),
+            dice=_ratio(2 * tp, 2 * tp + fp + fn),
+            iou=_ratio(tp, tp + fp + fn),
             tp=tp,
             fp=fp,
             fn=fn,
@@ -133,6 +133,11 @@ def evaluate_case(
         )
         result.append(score)
     return tuple(result)
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    """None for an absent structure, of which there is no voxel in either map."""
+    return part / whole if whole else None
 
 
 def _diagonal(shape: tuple[int, ...], spacing: Sequence[float]) -> float:
@@ -152,20 +157,15 @@ def status_of(n_pred: int, n_ref: int) -> Status:
 
 def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: LabelSpec, case: str) -> np.ndarray:
     """Voxel counts ``[reference value, prediction value]`` in one pass; the ignored voxels are left out."""
+    _check_values("prediction", prediction, labels, case)
+    _check_values("reference", reference, labels, case)
     size = max(labels.values) + 1
-    for what, array in (("prediction", prediction), ("reference", reference)):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise DataError(f"{case}: the {what} must hold integer label values, found {array.dtype}.")
-        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-        if low < 0 or high >= size:
-            raise DataError(
-                f"{case}: the {what} holds the value {low if low < 0 else high}, the labels are {list(labels.values)}."
-            )
-    flat_p, flat_r = prediction.reshape(-1), reference.reshape(-1)
+    ours, theirs = prediction.reshape(-1), reference.reshape(-1)
     total = np.zeros(size * size, dtype=np.int64)
-    for start in range(0, flat_p.size, _CHUNK):
+    for start in range(0, ours.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        total += np.bincount(flat_r[part].astype(np.int32) * size + flat_p[part], minlength=size * size)
+        pairs = theirs[part].astype(np.int32) * size + ours[part]
+        total += np.bincount(pairs, minlength=size * size)
     counts = total.reshape(size, size)
     if labels.ignore is not None:
         counts[labels.ignore] = 0
@@ -174,6 +174,20 @@ def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: LabelSpec,
                 f"{case}: the prediction holds the ignore label {labels.ignore} where the reference is annotated."
             )
     return counts
+
+
+def _check_values(what: str, array: np.ndarray, labels: LabelSpec, case: str) -> None:
+    """A label map holds integers between 0 and the largest label.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{case}: the {what} must hold integer label values, found {array.dtype}.")
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    if low < 0 or high > max(labels.values):
+        wrong = low if low < 0 else high
+        raise DataError(f"{case}: the {what} holds the value {wrong}, the labels are {list(labels.values)}.")
 
 
 def _counts(confusion: np.ndarray, values: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -190,18 +204,24 @@ Box = tuple[slice, ...] | None
 def _boxes(prediction: np.ndarray, reference: np.ndarray, labels: LabelSpec) -> dict[int, Box]:
     """Bounding box of each label value over both maps; one pass over each map."""
     top = max(labels.values)
-    found = [ndimage.find_objects(array, max_label=top) for array in (prediction, reference)]
-    return {v: _join([f[v - 1] for f in found], reference.shape, margin=0) for v in range(1, top + 1)}
+    ours = ndimage.find_objects(prediction, max_label=top)
+    theirs = ndimage.find_objects(reference, max_label=top)
+    boxes = {}
+    for value, pair in enumerate(zip(ours, theirs, strict=True), start=1):
+        boxes[value] = _join(pair, reference.shape, margin=0)
+    return boxes
 
 
 def _join(boxes: Sequence[Box], shape: tuple[int, ...], margin: int = 1) -> Box:
-    present = [b for b in boxes if b is not None]
+    present = [box for box in boxes if box is not None]
     if not present:
         return None
-    return tuple(
-        slice(max(min(b[a].start for b in present) - margin, 0), min(max(b[a].stop for b in present) + margin, n))
-        for a, n in enumerate(shape)
-    )
+    sides = []
+    for axis, length in enumerate(shape):
+        start = min(box[axis].start for box in present) - margin
+        stop = max(box[axis].stop for box in present) + margin
+        sides.append(slice(max(start, 0), min(stop, length)))
+    return tuple(sides)
 
 
 def _mask(array: np.ndarray, values: tuple[int, ...]) -> np.ndarray:

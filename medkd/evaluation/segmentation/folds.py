@@ -10,7 +10,7 @@ from typing import Any
 from medkd.core.dataset import DatasetDescription
 from medkd.core.run import DATASET_FILE
 from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
-from medkd.evaluation.segmentation.results import METRICS, Summary, structure_key, summary_text
+from medkd.evaluation.segmentation.results import METRICS, CaseScores, Summary, structure_key, summary_text
 from medkd.evaluation.statistics import finite
 
 
@@ -35,24 +35,28 @@ class SegmentationFolds:
         """Means over the structures and of each of them."""
         structures: dict[str, Any] = {}
         for index, (name, values) in enumerate(scores.structures):
-            means = {metric: finite(scores.interval(metric, index).mean) for metric in METRICS}
-            structures[structure_key(values)] = {"name": name, **means}
+            structures[structure_key(values)] = {"name": name, **_means(scores, index)}
         return {
             "cases": len(scores.cases),
             "counts": scores.counts(),
-            "foreground": {metric: finite(scores.interval(metric).mean) for metric in METRICS},
+            "foreground": _means(scores, None),
             "structures": structures,
         }
 
     def merge(self, run: Path, parts: Mapping[int, Summary]) -> Summary:
         """All cases, sorted by their reference."""
         first = next(iter(parts.values()))
-        cases = [case for part in parts.values() for case in part.cases]
+        cases: list[CaseScores] = []
+        missing: list[str] = []
+        for part in parts.values():
+            cases += part.cases
+            missing += part.missing
+        cases.sort(key=lambda case: case.reference_file)
         return Summary(
-            tuple(sorted(cases, key=lambda case: case.reference_file)),
-            first.nsd_tolerance_mm,
-            first.hd95_definition,
-            tuple(name for part in parts.values() for name in part.missing),
+            cases=tuple(cases),
+            nsd_tolerance_mm=first.nsd_tolerance_mm,
+            hd95_definition=first.hd95_definition,
+            missing=tuple(missing),
         )
 
     def with_extra(self, scores: Summary, extra: Mapping[str, Any]) -> Summary:
@@ -71,3 +75,7 @@ class SegmentationFolds:
             shown = "–" if dice is None else f"{dice:.4f}"
             lines.append(f"fold {fold}: Dice {shown} over {means['cases']} cases")
         return "\n".join(lines)
+
+
+def _means(scores: Summary, structure: int | None) -> dict[str, float | None]:
+    return {metric: finite(scores.interval(metric, structure).mean) for metric in METRICS}

@@ -26,7 +26,7 @@ KEY = "legacy"
 """Of the scores in ``summary.json``, under ``"medkd"``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LegacyScores:
     """Scores of a set of cases.
 
@@ -48,12 +48,14 @@ class LegacyScores:
 
     def text(self) -> str:
         """One line for people."""
-        shown = [("–" if value is None else f"{value:.2f}") for value in (self.dice, self.hd95)]
         return (
-            f"legacy metric: Dice {shown[0]} %, HD95 {shown[1]} voxels; of {self.pairs} structures, "
-            f"{self.dice_dropped} had no Dice and "
-            f"{self.hd95_dropped} no HD95 and were dropped"
+            f"legacy metric: Dice {_shown(self.dice)} %, HD95 {_shown(self.hd95)} voxels; of {self.pairs} structures, "
+            f"{self.dice_dropped} had no Dice and {self.hd95_dropped} no HD95 and were dropped"
         )
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def legacy_case(
@@ -69,10 +71,11 @@ def legacy_case(
     """
     dice, hd95 = [], []
     for _, values in labels.foreground:
-        ours, theirs = (np.isin(array, values) for array in (prediction, reference))
-        ours_size, size = int(np.count_nonzero(ours)), int(np.count_nonzero(theirs))
-        dice.append(200 * int(np.count_nonzero(ours & theirs)) / (ours_size + size) if size else nan)
-        hd95.append(hausdorff95(ours, theirs, voxels) if ours_size and size else nan)
+        ours, theirs = np.isin(prediction, values), np.isin(reference, values)
+        our_size, size = int(np.count_nonzero(ours)), int(np.count_nonzero(theirs))
+        common = int(np.count_nonzero(ours & theirs))
+        dice.append(200 * common / (our_size + size) if size else nan)
+        hd95.append(hausdorff95(ours, theirs, voxels) if our_size and size else nan)
     return dice, hd95
 
 
@@ -103,28 +106,33 @@ def legacy_scores(
     """
 
     def one(case: str) -> tuple[list[float], list[float]]:
-        prediction, reference = (read_label(folder / f"{case}{file_ending}") for folder in (predictions, references))
+        prediction = read_label(predictions / f"{case}{file_ending}")
+        reference = read_label(references / f"{case}{file_ending}")
         if prediction.array.shape != reference.array.shape:
             raise DataError(
                 f"{case}: prediction {prediction.array.shape} and reference {reference.array.shape} differ in shape."
             )
-        counted = reference.geometry.spacing if voxel_mm is None else tuple(voxel_mm)
-        lengths = [own / unit for own, unit in zip(reference.geometry.spacing, counted, strict=True)]
-        return legacy_case(prediction.array, reference.array, labels, lengths)
+        own = np.array(reference.geometry.spacing)
+        counted = own if voxel_mm is None else np.array(voxel_mm)
+        return legacy_case(prediction.array, reference.array, labels, tuple(own / counted))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        tables = [np.array(table, dtype=np.float64) for table in zip(*pool.map(one, cases), strict=True)]
-    dice, hd95 = tables
+        scores = np.array(list(pool.map(one, cases)), dtype=np.float64)  # (cases, 2, structures)
+    dice, hd95 = scores[:, 0], scores[:, 1]
     return LegacyScores(
-        _mean_of_cases(dice),
-        _mean_of_cases(hd95),
-        int(np.isnan(dice).sum()),
-        int(np.isnan(hd95).sum()),
-        dice.size,
-        None if voxel_mm is None else tuple(voxel_mm),
+        dice=_mean_of_cases(dice),
+        hd95=_mean_of_cases(hd95),
+        dice_dropped=int(np.isnan(dice).sum()),
+        hd95_dropped=int(np.isnan(hd95).sum()),
+        pairs=dice.size,
+        voxel_mm=None if voxel_mm is None else tuple(voxel_mm),
     )
 
 
 def _mean_of_cases(table: np.ndarray) -> float | None:
-    rounded = [round(float(np.nanmean(row)), 2) for row in table if not np.isnan(row).all()]
-    return round(float(np.mean(rounded)), 2) if rounded else None
+    scores = []
+    for row in table:
+        known = row[np.isfinite(row)]
+        if known.size:
+            scores.append(round(float(known.mean()), 2))
+    return round(float(np.mean(scores)), 2) if scores else None

@@ -38,8 +38,9 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     0.667
     """
     check_masks(prediction, reference)
+    common = int(np.count_nonzero(prediction & reference))
     total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else float("nan")
+    return 2 * common / total if total else float("nan")
 
 
 def hausdorff95(
@@ -71,7 +72,10 @@ def hausdorff95(
     """
     check_masks(prediction, reference, spacing)
     empty = _if_empty(prediction, reference, float("inf"))
-    return hausdorff95_of(surface_distances(prediction, reference, spacing), definition) if empty is None else empty
+    if empty is not None:
+        return empty
+    distances = surface_distances(prediction, reference, spacing)
+    return hausdorff95_of(distances, definition)
 
 
 def normalized_surface_distance(
@@ -102,19 +106,19 @@ def normalized_surface_distance(
     """
     check_masks(prediction, reference, spacing)
     empty = _if_empty(prediction, reference, 0.0)
-    return (
-        normalized_surface_distance_of(surface_distances(prediction, reference, spacing), tolerance_mm)
-        if empty is None
-        else empty
-    )
+    if empty is not None:
+        return empty
+    distances = surface_distances(prediction, reference, spacing)
+    return normalized_surface_distance_of(distances, tolerance_mm)
 
 
 def hausdorff95_of(distances: SurfaceDistances, definition: HausdorffDefinition = "max") -> float:
     """:func:`hausdorff95` from distances that are already known."""
+    both = distances.to_reference, distances.to_prediction
     if definition == "max":
-        return float(max(np.percentile(distances.to_reference, 95), np.percentile(distances.to_prediction, 95)))
+        return max(float(np.percentile(directed, 95)) for directed in both)
     if definition == "pooled":
-        return float(np.percentile(np.concatenate([distances.to_reference, distances.to_prediction]), 95))
+        return float(np.percentile(np.concatenate(both), 95))
     raise DataError(f"Unknown definition of HD95 '{definition}'; expected 'max' or 'pooled'.")
 
 
@@ -123,8 +127,8 @@ def normalized_surface_distance_of(distances: SurfaceDistances, tolerance_mm: fl
     if not 0 <= tolerance_mm < float("inf"):
         raise DataError(f"The tolerance of the surface distance must be 0 mm or more, found {tolerance_mm}.")
     limit = tolerance_mm + 1e-6  # 1 nm, so that 5 voxels of 0.4 mm lie within 2 mm in spite of rounding
-    within = np.count_nonzero(distances.to_reference <= limit) + np.count_nonzero(distances.to_prediction <= limit)
-    return float(within / (len(distances.to_reference) + len(distances.to_prediction)))
+    both = np.concatenate([distances.to_reference, distances.to_prediction])
+    return float(np.count_nonzero(both <= limit) / len(both))
 
 
 def _if_empty(prediction: np.ndarray, reference: np.ndarray, one_empty: float) -> float | None:

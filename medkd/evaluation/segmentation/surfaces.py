@@ -39,13 +39,19 @@ def surface(mask: np.ndarray) -> np.ndarray:
         bool array of the same shape.
     """
     inside = mask.copy()
-    for axis in (a for a in range(mask.ndim) if mask.shape[a] > 1):
-        here, there = _slices(mask.ndim, axis)
-        inside[here] &= mask[there]
-        inside[there] &= mask[here]
-        for edge in (0, -1):
-            inside[(slice(None),) * axis + (edge,)] = False
+    for axis, length in enumerate(mask.shape):
+        if length > 1:
+            _erode_along(inside, mask, axis)
     return mask & ~inside
+
+
+def _erode_along(inside: np.ndarray, mask: np.ndarray, axis: int) -> None:
+    """Take from ``inside`` the voxels that have a neighbour along an axis outside of ``mask``, in place."""
+    inner, whole = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
+    inner[:-1] &= whole[1:]
+    inner[1:] &= whole[:-1]
+    inner[0] = False
+    inner[-1] = False
 
 
 def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
@@ -72,11 +78,13 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
     # the margin keeps a structure of a single slice 3D: cut to length 1, the axis would look like that of a 2D image
     ours, theirs = surface(prediction[box]), surface(reference[box])
     scale = np.asarray(spacing, dtype=np.float64)
-    shared = int(np.count_nonzero(ours & theirs))
-    to_reference = _nearest(np.argwhere(ours & ~theirs) * scale, theirs, scale)
-    to_prediction = _nearest(np.argwhere(theirs & ~ours) * scale, ours, scale)
-    zeros = np.zeros(shared)
-    return SurfaceDistances(np.concatenate([zeros, to_reference]), np.concatenate([zeros, to_prediction]))
+    shared = np.zeros(int(np.count_nonzero(ours & theirs)))
+    to_reference = _nearest(ours & ~theirs, theirs, scale)
+    to_prediction = _nearest(theirs & ~ours, ours, scale)
+    return SurfaceDistances(
+        to_reference=np.concatenate([shared, to_reference]),
+        to_prediction=np.concatenate([shared, to_prediction]),
+    )
 
 
 def joint_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...] | None:
@@ -84,10 +92,12 @@ def joint_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, ...] | None
     union = first | second
     slices = []
     for axis in range(union.ndim):
-        present = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != axis)))
+        others = set(range(union.ndim)) - {axis}
+        present = np.flatnonzero(union.any(axis=tuple(others)))
         if not present.size:
             return None
-        slices.append(slice(max(int(present[0]) - 1, 0), int(present[-1]) + 2))
+        start, stop = int(present[0]) - 1, int(present[-1]) + 2
+        slices.append(slice(max(start, 0), stop))
     return tuple(slices)
 
 
@@ -107,19 +117,18 @@ def check_masks(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence
             f"The prediction has shape {prediction.shape}, the reference {reference.shape}; they must lie on the same "
             "grid."
         )
-    if spacing is not None and (len(spacing) != prediction.ndim or not all(0 < s < float("inf") for s in spacing)):
+    if spacing is None:
+        return
+    sizes = [size for size in spacing if 0 < size < float("inf")]
+    if len(spacing) != prediction.ndim or len(sizes) != prediction.ndim:
         raise DataError(f"Expected {prediction.ndim} positive voxel sizes in mm, found {tuple(spacing)}.")
 
 
-def _nearest(points: np.ndarray, target: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    if not len(points):
+def _nearest(chosen: np.ndarray, target: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Distance in mm from each voxel of one mask to the nearest one of another."""
+    if not chosen.any():
         return np.zeros(0)
     # building a balanced, compact tree costs more than it saves on surfaces of organs
     tree = cKDTree(np.argwhere(target) * scale, balanced_tree=False, compact_nodes=False)
-    return tree.query(points)[0]
-
-
-def _slices(rank: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    before = (slice(None),) * axis
-    after = (slice(None),) * (rank - axis - 1)
-    return (*before, slice(None, -1), *after), (*before, slice(1, None), *after)
+    distances, _ = tree.query(np.argwhere(chosen) * scale)
+    return distances
