@@ -7,14 +7,14 @@ doi:10.7303/syn3193805.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset_conversion.folder import list_volumes, volume_job
 from dataset_conversion.layout import contents, existing_folder, find_parent
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.splits import PublishedSplit, finish_converted
+from dataset_conversion.splits import PublishedSplit, finish_converted, named_split
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
@@ -72,9 +72,10 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         raise DataError(f"{training}: expected images img0001.nii.gz and label maps label0001.nii.gz, found no pair.")
     tests = next((training / name for name in _TESTS if (training / name).is_dir()), None)
     jobs += [_job(number, path, None) for number, path in sorted(_numbered(tests).items())] if tests else []
-    split = _split(source, training, options)
+    numbers = images.keys() | labels.keys()
+    split, entries = _split(source, training, options, [f"img{number}" for number in numbers])
     writer = RawWriter(folder, "btcv", training, options)
-    writer.report_findings(findings)
+    writer.report_findings([*findings, *entries])
     writer.convert(jobs)
     return finish_converted(
         writer, "btcv", DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=0), split
@@ -119,20 +120,33 @@ def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path], training: 
     return findings
 
 
-def _split(source: Path, training: Path, options: ConversionOptions) -> PublishedSplit | None:
-    given = options.settings.get("split")
-    folders = (training, training.parent, source)
-    path = Path(given) if given else next((f / _SPLIT for f in folders if (f / _SPLIT).exists()), None)
+def _split(
+    source: Path, training: Path, options: ConversionOptions, cases: Sequence[str]
+) -> tuple[PublishedSplit | None, list[Finding]]:
+    """The split of MONAI's file, and an error for each of its entries that is no training case."""
+    path = _split_file(source, training, options)
     if path is None:
-        return None
+        return None, []
     data = read_json(path)
     try:
-        train, val = ([stem(Path(entry["image"])) for entry in data[key]] for key in ("training", "validation"))
+        train = [entry["image"] for entry in data["training"]]
+        val = [entry["image"] for entry in data["validation"]]
     except (TypeError, KeyError) as error:
         raise DataError(
             f"{path}: expected the lists 'training' and 'validation' of objects with 'image', as MONAI's {_SPLIT}."
         ) from error
-    return PublishedSplit.single(train, val, f"training and validation lists of {path.name}")
+    texts = PublishedSplit.single(map(str, train), map(str, val), f"training and validation lists of {path.name}")
+    return named_split(texts, cases, path)
+
+
+def _split_file(source: Path, training: Path, options: ConversionOptions) -> Path | None:
+    given = options.settings.get("split")
+    if given:
+        return Path(given)
+    for folder in (training, training.parent, source):
+        if (folder / _SPLIT).exists():
+            return folder / _SPLIT
+    return None
 
 
 CONVERTERS.register("btcv")(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion.splits import PublishedSplit, read_split
+from dataset_conversion.splits import PublishedSplit, named_split, read_split
 from medkd.core.folds import joined_groups
 from medkd.io.checks import Finding
 
@@ -67,27 +67,42 @@ def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, 
     return replace(split, folds=tuple(folds), source=source), sorted(equal), sorted(same)
 
 
-def leak_findings(path: Path, kin: Kinship) -> list[Finding]:
-    """An error for each fold of a ``splits_final.json`` that trains on what it must not; the file is its owner's and is
-    not changed.
+def leak_findings(path: Path, kin: Kinship, cases: Iterable[str]) -> list[Finding]:
+    """An error for each fold of a ``splits_final.json`` that trains on what it must not, and for each entry that is no
+    case; the file is its owner's and is not changed.
+
+    Args:
+        path: the file, which need not be there.
+        kin: which cases show the same.
+        cases: the training cases.
 
     Raises:
         DataError: the file is damaged.
     """
-    findings = []
-    for number, (train, val) in enumerate(read_split(path) if path.exists() else []):
+    if not path.exists():
+        return []
+    stated = PublishedSplit(tuple(read_split(path)), path.name)
+    split, findings = named_split(stated, cases, path)
+    for number, (train, val) in enumerate(split.folds):
         equal, same = kin.leaks(train, val)
-        found = [f"{len(equal)} that equal one ({_some(sorted(equal))})"] if equal else []
-        found += [kin.named(same)] if same else []
+        found = []
+        if equal:
+            found.append(f"{len(equal)} that equal one ({_some(sorted(equal))})")
+        if same:
+            found.append(kin.named(same))
         if found:
-            expected = (
-                f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient"
-            )
-            action = "take them out of 'train', or delete the file and convert again"
-            findings.append(
-                Finding(case="", file=str(path), expected=expected, found=" and ".join(found), action=action)
-            )
+            findings.append(_leak(path, number, " and ".join(found)))
     return findings
+
+
+def _leak(path: Path, number: int, found: str) -> Finding:
+    return Finding(
+        case="",
+        file=str(path),
+        expected=f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient",
+        found=found,
+        action="take them out of 'train', or delete the file and convert again",
+    )
 
 
 def _some(names: Sequence[str]) -> str:

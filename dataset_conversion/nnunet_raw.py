@@ -12,7 +12,7 @@ from dataset_conversion.decathlon import is_version_1, listed_pairs, modalities,
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted, read_split
+from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted, named_split, read_split
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
@@ -56,13 +56,14 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     jobs = [_job(case, description, "Tr") for case in content.cases]
     jobs += [_job(case, description, "Ts") for case in _test_cases(source, description)]
     writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
-    writer.report_findings(content.findings)
+    split, entries = _split(source, content)
+    writer.report_findings([*content.findings, *entries])
     writer.convert(jobs)
     known = {case: patient for case, patient in description.patients.items() if case in writer.training_cases}
     # 'dataset' listed the files, which now have their usual names
     extra = {key: value for key, value in description.extra.items() if key != "dataset"}
     notes = [*content.notes, "the files are linked to the source; keep it where it is"]
-    return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=known), _split(source), notes)
+    return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=known), split, notes)
 
 
 @dataclass(frozen=True)
@@ -160,16 +161,20 @@ def _names(folder: Path, ending: str) -> list[str]:
     return sorted(p.name.removesuffix(suffix) for p in folder.glob(f"*{suffix}") if not p.name.startswith("."))
 
 
-def _split(source: Path) -> PublishedSplit | None:
-    places = [source, source.absolute().parents[1] / "nnUNet_preprocessed" / source.absolute().name]
+def _split(source: Path, content: _Content) -> tuple[PublishedSplit | None, list[Finding]]:
+    """The user's folds, and an error for each entry that is no training case."""
+    place = source.absolute()
+    places = [place, place.parents[1] / "nnUNet_preprocessed" / place.name]
     if os.environ.get(_VARIABLE):
-        places.append(Path(os.environ[_VARIABLE]) / source.absolute().name)
-    for place in places:
-        path = place / SPLITS_FILE
+        places.append(Path(os.environ[_VARIABLE]) / place.name)
+    for folder in places:
+        path = folder / SPLITS_FILE
         if path.exists():
+            cases = [files.case for files in content.cases]
+            cases += [finding.case for finding in content.findings if finding.case]
             name = f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}"
-            return PublishedSplit(tuple(read_split(path)), name)
-    return None
+            return named_split(PublishedSplit(tuple(read_split(path)), name), cases, path)
+    return None, []
 
 
 CONVERTERS.register("nnunet")(

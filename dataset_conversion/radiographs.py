@@ -293,7 +293,7 @@ def finish_radiographs(
     writer.report_findings(_contradictions(twins, classes))
     kin = Kinship(writer.patients, twins, {key[3:] for key in entries if key.startswith("Ts/")})
     split, more = _split(writer, kin, official, classes)
-    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin))
+    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin, writer.training_cases))
     description = DatasetDescription.detection(CHANNELS, rules.categories)
     own = dict(extra)
     if twins:

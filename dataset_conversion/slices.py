@@ -24,7 +24,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
-from medkd.core.resolve import files_below
+from medkd.core.resolve import NameIndex, files_below, part_of_name, path_parts, read_lines
 from medkd.io.checks import Finding, finite_finding, label_finding, label_values
 from medkd.io.volumes import Volume, as_label
 
@@ -32,11 +32,11 @@ UNIT_SPACING = "the source states no voxel size: 1 mm is written along every axi
 
 _ENDINGS = (".npy.h5", ".h5", ".hdf5", ".npz")
 _HDF5 = (".h5", ".hdf5")
-_SLICE = re.compile(r"^(?P<case>.+?)_slice_?(?P<phase>[A-Za-z]{2})?_?(?P<index>\d+)$")
-_VOLUME = re.compile(r"^(?P<case>.+?)_volume_?(?P<phase>[A-Za-z]{2})$")
+_SLICE = re.compile(r"^(?P<case>.+?)_slice_?(?P<phase>[A-Za-z]{2})?_?(?P<index>\d+)$", re.IGNORECASE)
+_VOLUME = re.compile(r"^(?P<case>.+?)_volume_?(?P<phase>[A-Za-z]{2})$", re.IGNORECASE)
 _PATIENT = re.compile(r"^(?P<patient>.+?)_(?:frame\d+|E[DS])$")
 _IMAGE, _LABEL = ("image", "img"), ("label", "mask")
-_LISTS = {"val.list": "val", "valid.list": "val", "test.list": "test"}
+_ORDER = ("train", "val", "test")
 
 
 @dataclass
@@ -58,8 +58,9 @@ def convert_slices(
 ) -> ConversionReport:
     """Convert a tree of slices and volumes.
 
-    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``val.list``
-    and ``test.list`` (one case per line) say the same.
+    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``train.list``,
+    ``val.list`` and ``test.list`` (one case or file per line) say the same. A line that is no case, or may be several,
+    is an error that names it, and so is a case that lists have in two parts.
 
     Args:
         format: name of the converter.
@@ -77,7 +78,7 @@ def convert_slices(
     if not cases:
         raise DataError(f"{source}: expected .npz or .h5 files with slices or volumes, found {contents(source)}.")
     for case in cases.values():
-        if any(path.name.endswith(_HDF5) for path in case.files):
+        if any(path.name.lower().endswith(_HDF5) for path in case.files):
             _h5py()
     labels = LabelSpec.from_names(options.labels) if options.labels else labels
     jobs = [_job(name, case, labels) for name, case in sorted(cases.items())]
@@ -92,39 +93,108 @@ def convert_slices(
 
 
 def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
-    """All cases below a folder by name, and the files that were not used."""
+    """All cases below a folder by name, and the files that were not used and the lines of lists that are wrong.
+
+    Raises:
+        DataError: a list cannot be read, or none of its lines is a case.
+    """
     cases: dict[str, SlicedCase] = {}
     findings = []
-    listed = _listed(source)
     for path in files_below(source):
-        if not path.name.endswith(_ENDINGS):
+        if not path.name.lower().endswith(_ENDINGS):
             continue
         name, index = _case_and_index(path)
-        part = listed.get(name) or _part(path.relative_to(source))
+        part = _part(path.relative_to(source))
         case = cases.setdefault(name, SlicedCase(part))
         case.part = _stricter(case.part, part)
         first = case.volume if index is None else case.slices.get(index)
         if first is not None:
-            findings.append(
-                Finding(
-                    case=name,
-                    file=str(path),
-                    expected="each slice and each volume once",
-                    found=f"also {first}",
-                    action="the first one was used",
-                    error=False,
-                )
-            )
+            findings.append(_twice(name, path, first))
         elif index is None:
             case.volume = path
         else:
             case.slices[index] = path
-    return cases, findings
+    return cases, [*findings, *_apply_lists(source, cases)]
+
+
+def _twice(name: str, path: Path, first: Path) -> Finding:
+    return Finding(
+        case=name,
+        file=str(path),
+        expected="each slice and each volume once",
+        found=f"also {first}",
+        action="the first one was used",
+        error=False,
+    )
+
+
+def _apply_lists(source: Path, cases: dict[str, SlicedCase]) -> list[Finding]:
+    """Give the cases the parts that lists state; those that lists have in two parts are left out."""
+    index = NameIndex(cases, _case_spellings)
+    parts: dict[str, dict[str, Path]] = {}
+    findings = []
+    for path in files_below(source, "*.list"):
+        part = part_of_name(path.stem)
+        if part is None:
+            continue
+        lines = [line for _, line in read_lines(path)]
+        listed, faults = index.find_all(lines)
+        if lines and not listed:
+            raise DataError(f"{path}: none of its lines is a case below {source}, the first is '{lines[0][:200]}'.")
+        for case in listed:
+            parts.setdefault(case, {})[part] = path
+        findings += [_line_finding(path, text, fault) for text, fault in faults.items()]
+    for case, stated in parts.items():
+        if len(stated) > 1:
+            del cases[case]
+            where = " and ".join(str(path) for path in stated.values())
+            findings.append(_line_finding(next(iter(stated.values())), case, f"'{case}' in {where}"))
+            continue
+        part = next(iter(stated))
+        findings += _other_folder(case, cases[case], part, stated[part])
+        cases[case].part = _stricter(cases[case].part, part)
+    return findings
+
+
+def _case_spellings(name: str) -> list[str]:
+    """What a line of a list may call a case: the case, one of its files, or one of its slices."""
+    spellings = [name]
+    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), None)
+    if ending is not None:
+        spellings.append(name[: -len(ending)])
+    spellings.append(_parsed(spellings[-1])[0])
+    return spellings
+
+
+def _line_finding(path: Path, text: str, found: str) -> Finding:
+    parts = path_parts(text)
+    case = _case_spellings(parts[-1])[-1] if parts else ""
+    expected = "lines that are a case each, in one list"
+    return Finding(case=case, file=str(path), expected=expected, found=found, action="correct or remove the line")
+
+
+def _other_folder(name: str, case: SlicedCase, part: str, path: Path) -> list[Finding]:
+    """A warning where the folder says something else than the list; folders without a part are ``train``."""
+    if case.part in ("train", part):
+        return []
+    return [
+        Finding(
+            case=name,
+            file=str(path),
+            expected=f"the part of its folder, {case.part}",
+            found=part,
+            action=f"it was taken for {_stricter(case.part, part)}; correct the list or move the files",
+            error=False,
+        )
+    ]
 
 
 def _case_and_index(path: Path) -> tuple[str, int | None]:
     """The case that a file name says, and the number of the slice; None for a volume."""
-    name = _name(path)
+    return _parsed(_name(path))
+
+
+def _parsed(name: str) -> tuple[str, int | None]:
     match = _SLICE.match(name) or _VOLUME.match(name)
     if match is None:
         return name, None
@@ -140,7 +210,7 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
         DataError: the file is damaged, lacks one of the two, or h5py is not installed.
     """
     try:
-        if path.name.endswith(_HDF5):
+        if path.name.lower().endswith(_HDF5):
             with _h5py().File(path, "r") as stored:
                 return _arrays(path, stored)
         with np.load(path, allow_pickle=False) as archive:
@@ -170,7 +240,7 @@ def _h5py() -> ModuleType:
 
 
 def _name(path: Path) -> str:
-    return next(path.name[: -len(ending)] for ending in _ENDINGS if path.name.endswith(ending))
+    return next(path.name[: -len(ending)] for ending in _ENDINGS if path.name.lower().endswith(ending))
 
 
 def _part(path: Path) -> str:
@@ -180,15 +250,7 @@ def _part(path: Path) -> str:
 
 def _stricter(first: str, second: str) -> str:
     """A case that lies in several folders belongs to the part that training must not see."""
-    return max(first, second, key=("train", "val", "test").index)
-
-
-def _listed(source: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(source.rglob("*.list")):
-        for line in path.read_text(encoding="utf-8").split() if path.name in _LISTS else ():
-            found[line.removesuffix(".h5")] = _LISTS[path.name]
-    return found
+    return max(first, second, key=_ORDER.index)
 
 
 def _job(name: str, case: SlicedCase, labels: LabelSpec) -> CaseJob:

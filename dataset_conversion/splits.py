@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import RawWriter
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
+from medkd.core.resolve import NameIndex, case_spellings, path_parts
+from medkd.core.splits import load_splits
+from medkd.io.checks import Finding
 
 SPLITS_FILE = "splits_final.json"
 
@@ -80,13 +82,46 @@ def read_split(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     Raises:
         DataError: the file is not a list of ``{"train": [...], "val": [...]}``.
     """
-    data = read_json(path)
-    try:
-        return [(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in data]
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f'{path}: expected a list of {{"train": [...], "val": [...]}}, one entry per fold; mend or remove it.'
-        ) from error
+    return [(split.train, split.val) for split in load_splits(path)]
+
+
+def named_split(
+    split: PublishedSplit,
+    cases: Iterable[str],
+    path: Path,
+    spellings: Callable[[str], Sequence[str]] | None = None,
+) -> tuple[PublishedSplit, list[Finding]]:
+    """The split in case ids, whatever its entries are called (``imagesTr/case_01_0000.nii.gz``), and what is wrong.
+
+    An entry that is no case, or may be several, is an error that names it, and so is a case in both parts of a fold.
+
+    Args:
+        split: as its file states it.
+        cases: all training cases of the source, those that cannot be converted too.
+        path: the file, for the report.
+        spellings: see :class:`~medkd.core.resolve.NameIndex`.
+    """
+    index = NameIndex(cases, spellings)
+    folds: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    findings: list[Finding] = []
+    for number, (train, val) in enumerate(split.folds):
+        named: list[tuple[str, ...]] = []
+        for part, texts in (("train", train), ("val", val)):
+            found, faults = index.find_all(texts)
+            named.append(tuple(found))
+            for text, fault in faults.items():
+                findings.append(_entry_finding(path, text, f"in '{part}' of fold {number}: {fault}"))
+        for case in sorted({*named[0]} & {*named[1]}):
+            findings.append(_entry_finding(path, case, f"'{case}' in 'train' and in 'val' of fold {number}"))
+        folds.append((named[0], named[1]))
+    return replace(split, folds=tuple(folds)), findings
+
+
+def _entry_finding(path: Path, text: str, found: str) -> Finding:
+    parts = path_parts(text)
+    case = case_spellings(parts[-1])[-1] if parts else ""
+    expected = "cases of this data set, each in one part of a fold"
+    return Finding(case=case, file=str(path), expected=expected, found=found, action="correct or remove the entry")
 
 
 def _present(split: PublishedSplit, cases: Collection[str]) -> list[dict[str, list[str]]]:

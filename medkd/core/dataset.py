@@ -12,6 +12,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import read_json, understood, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
+from medkd.core.resolve import FileIndex, case_spellings, files_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,19 +215,21 @@ class CaseFiles:
 def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
     """List the training cases of a raw data set, sorted by case id; existence of the files is not checked here.
 
-    ``dataset.json`` may list the files itself under ``"dataset"`` (nnU-Net's alternative form); otherwise the cases are
-    the label files in ``labelsTr``.
+    ``dataset.json`` may list the files itself under ``"dataset"`` (nnU-Net's alternative form), which are found however
+    they are spelled, see :mod:`medkd.core.resolve`; otherwise the cases are the label files in ``labelsTr``. A listed
+    file that is not there keeps the path that is stated, by which it is missed when it is read.
 
     The boxes of a detection data set are ``labelsTr/CASE.json``.
 
     Raises:
-        DataError: there are no training cases, or the list of files is of the wrong form.
+        DataError: there are no training cases, the list of files is of the wrong form, an entry of it means several
+            files, or two cases have one label map.
     """
     if description.task == "detection" and not description.extra.get("dataset"):
         return detection_cases(folder, description)
     listed = _object(description.extra.get("dataset"), f"{folder / 'dataset.json'}: 'dataset'")
     if listed:
-        cases = [_listed_case(folder, case, files) for case, files in sorted(listed.items())]
+        cases = _listed_cases(folder, listed)
     else:
         ending = description.file_ending
         ids = sorted(
@@ -254,20 +257,61 @@ def check_case_name(case: str, where: str) -> None:
         raise DataError(f"{where}: expected case ids that are plain file names, found {case!r:.100}; rename the case.")
 
 
-def _listed_case(folder: Path, case: str, files: Any) -> CaseFiles:
-    check_case_name(case, str(folder / "dataset.json"))
-    images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
-    if (
-        not isinstance(images, list)
-        or not images
-        or not all(isinstance(name, str) for name in images)
-        or not isinstance(label, str)
-    ):
-        expected = "'images', a list of files, and 'label', a file"
-        raise DataError(
-            f"{folder / 'dataset.json'}: 'dataset' must give {expected}, for each case, found {files!r} for {case}."
+class _ListedFiles:
+    """The files below a data set's folder, found by what its ``dataset.json`` calls them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._where = folder / "dataset.json"
+        self._index: FileIndex | None = None
+
+    def find(self, text: str, case: str, near: str) -> Path:
+        """The file that an entry of a case names, first looked for in the sub-folder ``near``.
+
+        Raises:
+            DataError: several files are meant.
+        """
+        stated = self._folder / text
+        if "\0" not in text and stated.exists():
+            return stated
+        if self._index is None:
+            self._index = FileIndex(self._folder, files_below(self._folder), lambda name: case_spellings(name)[:2][-1])
+        try:
+            return self._index.find(text, self._folder / near) or stated
+        except DataError as error:
+            raise DataError(f"{self._where}: 'dataset' names no file of its own for {case}. {error}") from error
+
+
+def _listed_cases(folder: Path, listed: Mapping[str, Any]) -> list[CaseFiles]:
+    where = folder / "dataset.json"
+    files_there = _ListedFiles(folder)
+    owners: dict[Path | None, str] = {}
+    cases: list[CaseFiles] = []
+    for case, files in sorted(listed.items()):
+        images, label = _stated_files(where, case, files)
+        found = CaseFiles(
+            case,
+            tuple(files_there.find(text, case, "imagesTr") for text in images),
+            files_there.find(label, case, "labelsTr"),
         )
-    return CaseFiles(case, tuple(folder / name for name in images), folder / label)
+        owner = owners.setdefault(found.label, case)
+        if owner != case or found.label in found.images:
+            raise DataError(
+                f"{where}: 'dataset' must give a label map of its own for each case, found {label!r} for {case}, which "
+                f"is {found.label}, a file of {owner} as well; correct the entry."
+            )
+        cases.append(found)
+    return cases
+
+
+def _stated_files(where: Path, case: str, files: Any) -> tuple[list[str], str]:
+    check_case_name(case, str(where))
+    images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
+    names = images if isinstance(images, list) else []
+    if names and all(isinstance(name, str) for name in names) and isinstance(label, str):
+        return names, label
+    expected = "'images', a list of files, and 'label', a file"
+    raise DataError(f"{where}: 'dataset' must give {expected}, for each case, found {files!r} for {case}.")
 
 
 def detection_cases(

@@ -1,4 +1,4 @@
-"""Finding the files that lists and annotations name, whoever wrote them on whatever machine.
+"""Finding the files and cases that lists and annotations name, whoever wrote them on whatever machine.
 
 A statement may have another machine's folders before it, ``\\`` between its folders, ``%20`` for a blank, ``..`` in it,
 capitals that the file has not, accents composed in another way, or no ending. It means one file or it is an error: what
@@ -28,6 +28,12 @@ _PARTS = {
     "test": "test",
     "testing": "test",
 }
+_CHANNEL = re.compile(r"_\d{4}$")
+_ENDINGS = (
+    (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
+    + (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+    + (".json", ".txt", ".xml", ".npz", ".npy", ".h5", ".hdf5", ".pkl", ".b2nd")
+)
 _MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 
 
@@ -144,12 +150,16 @@ class FileIndex:
                 depths[path] = depth
         best, deepest = _deepest(depths)
         if len(best) > 1 and folders:
-            whole = [path for path in best if len(self._parts[path]) - 1 == deepest]
-            if not deepest and not whole:  # by the name alone, which is not the only one
-                return []
-            best = _fewer(best, whole)
-        inside = [path for path in best if any(base in path.parents for base in near)]
+            best = self._whole(best, deepest)
+        inside = [path for path in best if _is_below(path, near)]
         return _fewer(best, inside)
+
+    def _whole(self, best: list[Path], deepest: int) -> list[Path]:
+        """Of files that agree equally, the one all of whose folders were stated; none where it is by the name alone."""
+        whole = [path for path in best if len(self._parts[path]) - 1 == deepest]
+        if not deepest and not whole:
+            return []
+        return _fewer(best, whole)
 
     def _named(self, level: int, name: str) -> list[Path]:
         table = self._by_key[level]
@@ -167,6 +177,73 @@ class FileIndex:
                 parts = {part_of_name(wanted), part_of_name(found)} - {None}
                 return None if wanted in self._folders or len(parts) == 2 else depth
         return min(len(stated), len(there))
+
+
+class NameIndex:
+    """Case ids found by what others call them: ``case_01.nii.gz`` and ``imagesTr\\case_01_0000.nii.gz`` are ``case_01``.
+
+    Args:
+        names: the case ids.
+        spellings: what a file name may call a case, the likeliest first; None is :func:`case_spellings`.
+    """
+
+    def __init__(self, names: Iterable[str], spellings: Callable[[str], Sequence[str]] | None = None) -> None:
+        self._spellings = spellings or case_spellings
+        self._names: dict[str, None] = dict.fromkeys(names)
+        self._composed: dict[str, list[str]] = defaultdict(list)
+        self._folded: dict[str, list[str]] = defaultdict(list)
+        for name in self._names:
+            self._composed[unicodedata.normalize("NFC", name)].append(name)
+            self._folded[_plain(name)].append(name)
+
+    def find(self, text: str) -> str | None:
+        """The name that ``text`` means; None where it means none.
+
+        Raises:
+            DataError: several names are meant.
+        """
+        if text in self._names:
+            return text
+        for reading in _readings(text):
+            parts = path_parts(reading)
+            for spelling in self._spellings(parts[-1]) if parts else ():
+                found = self._called(spelling)
+                if len(found) > 1:
+                    shown = ", ".join(sorted(found)[:3])
+                    raise DataError(f"The name '{text}' means {len(found)} cases: {shown}; write it as the case is.")
+                if found:
+                    return found[0]
+        return None
+
+    def find_all(self, texts: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+        """The names that texts mean, each once, and for each text that means none, or several, why not."""
+        found: dict[str, None] = {}
+        faults: dict[str, str] = {}
+        for text in texts:
+            try:
+                name = self.find(text)
+            except DataError as error:
+                faults[text] = str(error).rstrip(".")
+                continue
+            if name is None:
+                faults[text] = f"'{text[:200]}', which is no case"
+            else:
+                found[name] = None
+        return list(found), faults
+
+    def _called(self, spelling: str) -> list[str]:
+        composed = self._composed.get(unicodedata.normalize("NFC", spelling))
+        return composed or self._folded.get(_plain(spelling), [])
+
+
+def case_spellings(name: str) -> list[str]:
+    """What a file name may call a case: itself, itself without the ending of a file, and without a channel's number."""
+    spellings = [name]
+    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
+    if ending:
+        spellings.append(name[: -len(ending)])
+    spellings.append(_CHANNEL.sub("", spellings[-1]))
+    return list(dict.fromkeys(spelling for spelling in spellings if spelling))
 
 
 def path_parts(text: str) -> tuple[str, ...]:
@@ -192,6 +269,10 @@ def _only(found: list[Path], text: str) -> Path:
 def _deepest(depths: dict[Path, int]) -> tuple[list[Path], int]:
     deepest = max(depths.values(), default=0)
     return [path for path, depth in depths.items() if depth == deepest], deepest
+
+
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(folder in path.parents for folder in folders)
 
 
 def _fewer(all_of_them: list[Path], some: list[Path]) -> list[Path]:

@@ -16,6 +16,7 @@ from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.folds import joined_groups
+from medkd.core.resolve import NameIndex
 from medkd.core.run import DATASET_FILE
 
 SPLITS_FILE = "splits_final.json"
@@ -86,6 +87,25 @@ def load_splits(path: Path) -> list[Split]:
             )
         splits.append(Split(train, val))
     return splits
+
+
+def load_named_splits(path: Path, cases: Iterable[str]) -> list[Split]:
+    """Read a ``splits_final.json`` whose entries may be spelled as files are (``imagesTr/case_01_0000.nii.gz``).
+
+    An entry that is no case of ``cases`` stays as it is; :func:`split_of_fold` refuses the fold that it is in.
+
+    Raises:
+        DataError: as for :func:`load_splits`, or an entry means several cases.
+    """
+    index = NameIndex(cases)
+
+    def named(texts: Iterable[str]) -> tuple[str, ...]:
+        try:
+            return tuple(dict.fromkeys(index.find(text) or text for text in texts))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    return [Split(named(split.train), named(split.val)) for split in load_splits(path)]
 
 
 @dataclass(frozen=True)
@@ -203,12 +223,12 @@ def ensure_splits(
     known, owners = _known(cases, patients, given)
     twins = _twins(folder)
     if own.exists():
-        splits = load_splits(own)
-        if users and users.exists() and _parts(load_splits(users)) != _parts(splits):
+        splits = load_named_splits(own, known)
+        if users and users.exists() and _parts(load_named_splits(users, known)) != _parts(splits):
             _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
     else:
         splits = (
-            load_splits(users)
+            load_named_splits(users, known)
             if users and users.exists()
             else _nnunet_splits(folder.name, known, owners)
             or make_splits([*known], joined_groups(known, owners, twins) if twins else owners)
@@ -296,7 +316,7 @@ def _nnunet_splits(dataset: str, known: set[str], patients: Mapping[str, str]) -
     if not folder or patients or not (Path(folder) / dataset / SPLITS_FILE).exists():
         return None
     path = Path(folder) / dataset / SPLITS_FILE
-    splits = load_splits(path)
+    splits = load_named_splits(path, known)
     foreign = {case for split in splits for case in (*split.train, *split.val)} - known
     if foreign:
         _log.warning("%s is not used, since it names cases that this data set does not have: %s", path, _some(foreign))

@@ -18,12 +18,12 @@ from tests.dataset_conversion.trees import SHAPE, SPACING, convert, folds, make_
 TRAINING = "Abdomen/RawData/Training"
 
 
-def monai_json(path: Path) -> Path:
+def monai_json(path: Path, train: tuple[int, ...] = (1, 2, 10, 21, 23)) -> Path:
     def entry(number: int) -> dict[str, str]:
         return {"image": f"imagesTr/img{number:04d}.nii.gz", "label": f"labelsTr/label{number:04d}.nii.gz"}
 
     content = {
-        "training": [entry(n) for n in (1, 2, 10, 21, 23)],
+        "training": [entry(n) for n in train],
         "validation": [entry(35)],
         "test": ["imagesTs/img0061.nii.gz"],
     }
@@ -64,12 +64,14 @@ def test_any_folder_above_the_scans_will_do(tmp_path: Path, start: str) -> None:
     assert result.ok and len(result.conversion.converted) == 7
 
 
-def test_monais_split_becomes_fold_0_without_the_cases_that_are_not_there(tmp_path: Path) -> None:
+def test_monais_split_becomes_fold_0_and_the_case_that_is_not_there_is_named(tmp_path: Path) -> None:
     source = make_btcv(tmp_path / "download")
     monai_json(source / "Abdomen/RawData/dataset_0.json")
     result = convert("btcv", source / "Abdomen/RawData", tmp_path / "root")
     assert folds(result.folder) == [{"train": ["img0001", "img0002", "img0010", "img0021"], "val": ["img0035"]}]
     assert own(result.folder)["split_source"] == "training and validation lists of dataset_0.json"
+    assert result.conversion.left_out == ("img0023",) and not result.ok
+    assert "'imagesTr/img0023.nii.gz', which is no case" in result.conversion.problems[0].text()
     assert any("4 + 1; 1 cases are in no fold" in note for note in result.conversion.notes)
     given = convert("btcv", source, tmp_path / "other", settings={"split": str(monai_json(tmp_path / "mine.json"))})
     assert folds(given.folder) == folds(result.folder)
@@ -78,7 +80,7 @@ def test_monais_split_becomes_fold_0_without_the_cases_that_are_not_there(tmp_pa
 def test_the_command_takes_the_split_and_refuses_it_where_it_means_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, split = make_btcv(tmp_path / "download"), monai_json(tmp_path / "mine.json")
+    source, split = make_btcv(tmp_path / "download"), monai_json(tmp_path / "mine.json", (1, 2, 10, 21))
     root = ["--root", str(tmp_path / "root")]
     assert main(["btcv", str(source), "-d", "10", *root, "--split", str(split)]) == 0
     assert folds(tmp_path / "root/raw/Dataset010_BTCV")[0]["val"] == ["img0035"]
