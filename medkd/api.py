@@ -289,20 +289,22 @@ def evaluate(
         DataError: files are missing or do not fit together, or a setting belongs to the other task.
         RunError: a setting is unknown.
     """
+    from medkd.evaluation.scoring import ScoringRequest
+
     folder = Path(predictions)
     task = task_of_predictions(folder)
     refuse_foreign(task, "evaluate", settings, str(folder), DataError)
     _known("evaluate", settings, task.own["evaluate"])
-    return task.evaluate(
-        folder,
-        Path(references),
+    request = ScoringRequest(
+        predictions=folder,
+        references=Path(references),
         labels=labels,
         dataset_json=None if dataset_json is None else Path(dataset_json),
         allow_missing=allow_missing,
         workers=workers,
         progress=progress,
-        **settings,
     )
+    return task.evaluate(request, **settings)
 
 
 def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = None) -> Any:

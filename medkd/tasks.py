@@ -37,7 +37,7 @@ class Task:
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
         measure: time the runs of a data set together, through the predictor.
-        evaluate: score predictions; returns a summary.
+        evaluate: score what a :class:`medkd.evaluation.scoring.ScoringRequest` names; returns a summary.
         summary_text: a summary as a text.
         predictions_file: the file that holds this task's predictions; None for a file per case.
         list_networks: rows of ``medkd_list networks``.

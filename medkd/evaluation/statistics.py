@@ -112,9 +112,7 @@ def mean_interval(
     >>> round(interval.mean, 3), interval.low < interval.mean < interval.high
     (0.875, True)
     """
-    table = np.asarray(values, dtype=np.float64)
-    table = table[:, None] if table.ndim == 1 else table
-    table = table[np.isfinite(table).any(axis=1)] if table.size else table.reshape(0, 1)
+    table = _rows_with_values(np.asarray(values, dtype=np.float64))
     n = len(table)
     if not n:
         return UNDEFINED
@@ -139,8 +137,9 @@ def mean_interval(
         vectorized=True,
         batch=max(1, 2_000_000 // table.size),
         random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), n)
+    )
+    low, high = found.confidence_interval
+    return Interval(mean, float(low), float(high), n)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0) -> PairedDifference:
@@ -157,23 +156,35 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: in
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     interval = mean_interval(difference, level, seed)
-    table = difference[:, None] if difference.ndim == 1 else difference
-    table = table[np.isfinite(table).any(axis=1)] if table.size else table.reshape(0, 1)
-    per_case = np.nanmean(table, axis=1) if len(table) else np.zeros(0)
-    if interval.n < 2:
-        p = nan
-    elif not per_case.any():
-        p = 1.0
-    else:
-        p = float(stats.wilcoxon(per_case).pvalue)
+    p = _wilcoxon_p(_rows_with_values(difference))
     return PairedDifference(interval.mean, interval.low, interval.high, interval.n, p)
+
+
+def _wilcoxon_p(table: np.ndarray) -> float:
+    """Of the cases' means over the classes ``(cases, classes)``; 1 where no case differs, NaN for fewer than two."""
+    if len(table) < 2:
+        return nan
+    per_case = np.nanmean(table, axis=1)
+    return float(stats.wilcoxon(per_case).pvalue) if per_case.any() else 1.0
+
+
+def _rows_with_values(values: np.ndarray) -> np.ndarray:
+    """The cases that have a value, as a table ``(cases, classes)``."""
+    table = values[:, None] if values.ndim == 1 else values
+    if not table.size:
+        return table.reshape(0, 1)
+    has_value = np.isfinite(table).any(axis=1)
+    return table[has_value]
 
 
 def groups_of(cases: Sequence[str], patients: Mapping[str, str]) -> np.ndarray:
     """Place of each case's patient ``(cases,)``; a case without a known patient is a patient of its own."""
-    names = [f"patient {patients[case]}" if case in patients else f"case {case}" for case in cases]
-    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    return np.array([order[name] for name in names], np.int64)
+    places: dict[str, int] = {}
+    groups = []
+    for case in cases:
+        name = f"patient {patients[case]}" if case in patients else f"case {case}"
+        groups.append(places.setdefault(name, len(places)))
+    return np.array(groups, np.int64)
 
 
 def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -185,7 +196,8 @@ def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int 
     count = int(groups.max(initial=-1)) + 1
     if not count:
         return np.zeros((resamples, 0), np.int32)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn.astype(np.int32)[:, groups]
 
 
@@ -210,8 +222,9 @@ def resampled_p(differences: np.ndarray, count: int) -> float:
     known = differences[np.isfinite(differences)]
     if count < FEWEST or not len(known):
         return nan
-    side = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (side + 1) / (len(known) + 1)))
+    below, above = np.count_nonzero(known <= 0), np.count_nonzero(known >= 0)
+    share = (min(below, above) + 1) / (len(known) + 1)
+    return min(1.0, 2 * share)
 
 
 def finite(value: float | None) -> float | None:
@@ -221,11 +234,17 @@ def finite(value: float | None) -> float | None:
 
 def interval_json(interval: Interval) -> dict[str, float | int | None]:
     """An interval as JSON values; undefined ones are null."""
-    return {"mean": finite(interval.mean), "low": finite(interval.low), "high": finite(interval.high), "n": interval.n}
+    return {
+        "mean": finite(interval.mean),
+        "low": finite(interval.low),
+        "high": finite(interval.high),
+        "n": interval.n,
+    }
 
 
 def _mean_of_means(filled: np.ndarray, known: np.ndarray) -> np.ndarray:
     """``(samples, cases, classes)`` → ``(samples,)``; classes without a value in a sample are left out of it."""
     count = known.sum(axis=-2)
     means = filled.sum(axis=-2) / np.maximum(count, 1)
-    return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
+    classes = (count > 0).sum(axis=-1)
+    return means.sum(axis=-1) / np.maximum(classes, 1)

@@ -23,11 +23,11 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], last: Sequenc
     row.
     """
     table = [head, *rows, last]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
+    columns = []
+    for number, column in enumerate(zip(*table, strict=True)):
+        width = max(map(len, column))
+        justified = [cell.rjust(width) if number else cell.ljust(width) for cell in column]
+        columns.append(justified)
+    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
     rule = "-" * len(lines[0])
     return [lines[0], rule, *lines[1:-1], rule, lines[-1]]

@@ -13,7 +13,6 @@ import numpy as np
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.run import DATASET_FILE
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.intervals import intervals
 from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes, froc_curve
@@ -24,6 +23,7 @@ from medkd.evaluation.detection.predictions import (
     truth_of,
 )
 from medkd.evaluation.detection.results import Curve, DetectionSummary, Rules, ordered
+from medkd.evaluation.scoring import description_near
 from medkd.evaluation.statistics import Interval, groups_of
 
 _EMPTY = Boxes.of([], [], [])
@@ -190,18 +190,11 @@ def read_references(folder: Path, cases: Sequence[str] = (), dataset_json: Path 
             f"{folder}: expected annotations named CASE{LABEL_ENDING}, found none; give labelsTr or a raw detection "
             "data set."
         )
-    described = dataset_json or _description_near(folder)
+    described = dataset_json or description_near(folder)
     if described is None:
         return References(folder, annotations)
     description = DatasetDescription.load(described)
     return References(folder, annotations, description.categories, description.patients)
-
-
-def _description_near(folder: Path) -> Path | None:
-    for place in (folder, folder.absolute().parent):
-        if (place / DATASET_FILE).exists():
-            return place / DATASET_FILE
-    return None
 
 
 def _label_folder(folder: Path, cases: Sequence[str]) -> Path:

@@ -14,7 +14,7 @@ from medkd.core.errors import DataError
 from medkd.evaluation.cross_validation import merge_folds
 from medkd.evaluation.detection.folds import DetectionFolds
 from medkd.evaluation.detection.intervals import paired_differences
-from medkd.evaluation.detection.matching import TRUE, match_froc
+from medkd.evaluation.detection.matching import FALSE, TRUE, match_froc
 from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
@@ -62,12 +62,13 @@ class DetectionScores:
         Raises:
             DataError: they were scored with other classes, rules or reference boxes.
         """
-        if (self.summary.categories, self.summary.rules) != (other.summary.categories, other.summary.rules):
+        ours, theirs = self.summary, other.summary
+        if (ours.categories, ours.rules) != (theirs.categories, theirs.rules):
             raise DataError("Two runs were scored with other classes or rules; validate them anew.")
         shared = sorted(set(self.cases) & set(other.cases))
         if not shared:
             return DetectionDifferences({})
-        groups = groups_of(shared, self.summary.patients)
+        groups = groups_of(shared, ours.patients)
         return DetectionDifferences(paired_differences(self.matches(shared), other.matches(shared), groups))
 
     @cached_property
@@ -101,11 +102,12 @@ class DetectionScores:
 
     def balance(self, case: str) -> tuple[int, int, int]:
         """Boxes found, missed, and false detections in an image at :attr:`cut`, classes told apart."""
-        found, truth, rules = self.boxes(case, self.cut), self.summary.truths[case], self.summary.rules
+        truth, rules = self.summary.truths[case], self.summary.rules
+        found = self.boxes(case, self.cut)
         matched = match_froc([found], [truth], None, threshold=rules.threshold, criterion=rules.criterion)
-        hit = matched.hit[:, 0]
-        true = int((hit == TRUE).sum())
-        return true, len(truth) - true, int((hit == 0).sum())
+        true = int(np.count_nonzero(matched.hit == TRUE))
+        false = int(np.count_nonzero(matched.hit == FALSE))
+        return true, len(truth) - true, false
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class SegmentationScores:
 
     def value(self, metric: str, part: str = "") -> Interval:
         """A metric's mean over cases; of all structures the mean of their means."""
-        return self.summary.interval(_metric(metric), self.parts.index(part) if part else None)
+        structure = self.parts.index(part) if part else None
+        return self.summary.interval(_metric(metric), structure)
 
     def compare(self, other: SegmentationScores) -> SegmentationDifferences:
         """Case by case.
@@ -66,13 +67,21 @@ class SegmentationScores:
         """Mean Dice over the structures of each case; NaN where all are absent."""
         table = self.summary.table("Dice")
         known = np.isfinite(table)
+        count = known.sum(axis=1)
         total = np.where(known, table, 0).sum(axis=1)
-        return np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def case_rows(self, metric: str) -> dict[str, np.ndarray]:
+        """Case → a metric of each structure."""
+        return dict(zip(self.cases, self.summary.table(_metric(metric)), strict=True))
 
     def failures(self, case: str) -> list[str]:
         """What went wrong in a case: ``spleen missed``, ``liver invented``."""
-        scores = self.summary.cases[self.cases.index(case)].scores
-        return [f"{score.name} {score.status}" for score in scores if score.status in ("missed", "invented")]
+        failed = []
+        for score in self.summary.cases[self.cases.index(case)].scores:
+            if score.status in ("missed", "invented"):
+                failed.append(f"{score.name} {score.status}")
+        return failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +98,12 @@ class SegmentationDifferences:
 
 @cache
 def _difference(pair: SegmentationDifferences, metric: str, part: str) -> PairedDifference | None:
-    rows = []
-    for scores in (pair.first, pair.second):
-        rows.append(dict(zip(scores.cases, scores.summary.table(_metric(metric)), strict=True)))
-    mine, theirs = rows
+    mine, theirs = pair.first.case_rows(metric), pair.second.case_rows(metric)
     shared = sorted(set(mine) & set(theirs))
     if not shared:
         return None
-    a, b = (np.array([table[name] for name in shared]) for table in rows)
+    a = np.array([mine[case] for case in shared])
+    b = np.array([theirs[case] for case in shared])
     if part:
         index = pair.first.parts.index(part)
         a, b = a[:, index], b[:, index]

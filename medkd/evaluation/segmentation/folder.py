@@ -84,11 +84,18 @@ def evaluate_folder(
         reference, prediction = truths[case], predictions / f"{case}{ending}"
         try:
             truth = read_label(reference)
-            found = None if case in missing else read_label(prediction)
-            array = np.zeros_like(truth.array) if found is None else _on_same_grid(found, truth, case, shifted)
-            spacing = truth.geometry.spacing
+            if case in missing:
+                array = np.zeros_like(truth.array)
+            else:
+                array = _on_same_grid(read_label(prediction), truth, case, shifted)
             scores = evaluate_case(
-                array, truth.array, spacing, labels, nsd_tolerance_mm=nsd_tolerance_mm, definition=definition, case=case
+                array,
+                truth.array,
+                truth.geometry.spacing,
+                labels,
+                nsd_tolerance_mm=nsd_tolerance_mm,
+                definition=definition,
+                case=case,
             )
         except MedkdError as error:
             return str(error)
@@ -96,29 +103,43 @@ def evaluate_folder(
 
     threads = _workers(list(truths.values())) if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:
-        results = list(_bar(pool.map(one, truths), len(truths), progress))
-    problems = [r for r in results if isinstance(r, str)]
-    if problems:
-        raise DataError(f"{len(problems)} of {len(truths)} cases cannot be scored: " + " ".join(problems))
+        scored = _without_problems(_bar(pool.map(one, truths), len(truths), progress))
     _warn_of(shifted, len(truths))
-    return Summary(tuple(r for r in results if isinstance(r, CaseScores)), nsd_tolerance_mm, definition, tuple(missing))
+    return Summary(scored, nsd_tolerance_mm, definition, tuple(missing))
+
+
+def _without_problems(results: Iterable[CaseScores | str]) -> tuple[CaseScores, ...]:
+    """The scores, where every case could be scored.
+
+    Raises:
+        DataError: some could not; each says why.
+    """
+    scored, problems = [], []
+    for result in results:
+        if isinstance(result, str):
+            problems.append(result)
+        else:
+            scored.append(result)
+    if problems:
+        total = len(scored) + len(problems)
+        raise DataError(f"{len(problems)} of {total} cases cannot be scored: " + " ".join(problems))
+    return tuple(scored)
 
 
 def _references(
     references: Path | Mapping[str, Path], ending: str, cases: Sequence[str] | None, predictions: Path
 ) -> dict[str, Path]:
     """Case id → reference of the cases to score, sorted by case id."""
-    shown: dict[str, str] = {}
     if isinstance(references, Mapping):
         names = sorted(references if cases is None else set(cases))
         paths = {name: Path(path) for name, path in references.items()}
-        shown, expected = {name: f"{name} ({path})" for name, path in paths.items()}, "No reference"
+        shown = {name: f"{name} ({path})" for name, path in paths.items()}
+        _check_present(names, paths, shown, "No reference", predictions)
     else:
         folder = Path(references)
         names = _cases_in(folder, ending) if cases is None else sorted(set(cases))
         paths = {name: folder / f"{name}{ending}" for name in names}
-        expected = f"{folder}: no reference (CASE{ending})"
-    _check_present(names, paths, shown, expected, predictions)
+        _check_present(names, paths, {}, f"{folder}: no reference (CASE{ending})", predictions)
     return {name: paths[name] for name in names}
 
 
@@ -127,22 +148,33 @@ def _check_present(
 ) -> None:
     if not names:
         raise DataError(f"There is no case to score in {predictions}: the list of cases is empty.")
-    unknown = [name for name in names if name not in paths or not paths[name].exists()]
+    unknown = []
+    for name in names:
+        if name not in paths or not paths[name].exists():
+            unknown.append(shown.get(name, name))
     if unknown:
-        listed = ", ".join(shown.get(name, name) for name in unknown)
         raise DataError(
-            f"{expected} for {len(unknown)} of {len(names)} cases: {listed}; restore the files or leave these cases "
-            "out."
+            f"{expected} for {len(unknown)} of {len(names)} cases: {', '.join(unknown)}; restore the files or leave "
+            "these cases out."
         )
 
 
 def _cases_in(folder: Path, ending: str) -> list[str]:
-    names = sorted(p.name[: -len(ending)] for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
+    names = _names_in(folder, ending)
     if not names:
         raise DataError(
             f"{folder}: expected label maps named CASE{ending}, found none; check the folder and the file ending."
         )
     return names
+
+
+def _names_in(folder: Path, ending: str) -> list[str]:
+    """Names of the cases whose files lie in a folder, sorted; hidden files are none."""
+    names = []
+    for path in folder.glob(f"*{ending}"):
+        if not path.name.startswith("."):
+            names.append(path.name.removesuffix(ending))
+    return sorted(names)
 
 
 def _ending(predictions: Path, references: str) -> str:
@@ -152,19 +184,17 @@ def _ending(predictions: Path, references: str) -> str:
 
 
 def _missing(predictions: Path, names: Sequence[str], ending: str, allowed: bool) -> list[str]:
-    missing = [n for n in names if not (predictions / f"{n}{ending}").exists()]
+    missing = [name for name in names if not (predictions / f"{name}{ending}").exists()]
     if missing and not allowed:
         raise DataError(
             f"{predictions}: no prediction (CASE{ending}) for {len(missing)} of {len(names)} cases: "
             f"{', '.join(missing)}. "
             "Predict them, or allow missing ones to count as missed."
         )
-    extra = {p.name[: -len(ending)] for p in predictions.glob(f"*{ending}") if not p.name.startswith(".")} - set(names)
+    extra = sorted(set(_names_in(predictions, ending)) - set(names))
     if extra:
         _log.warning(
-            "%d predictions are not scored, since they are not among the references: %s",
-            len(extra),
-            ", ".join(sorted(extra)),
+            "%d predictions are not scored, since they are not among the references: %s", len(extra), ", ".join(extra)
         )
     return missing
 
@@ -176,11 +206,14 @@ def _tell_skipped(folder: Path, ending: str) -> None:
         name = path.name
         if name.startswith(".") or name.endswith(ending) or not path.is_file():
             continue
-        if any(name.lower().endswith(other) for other in VOLUME_ENDINGS):
+        if name.lower().endswith(VOLUME_ENDINGS):
             skipped.append(name)
-    if skipped:
-        shown = ", ".join(skipped[:_SHOWN]) + (f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else "")
-        _log.warning("%s: %d volumes are skipped, since they do not end in %s: %s", folder, len(skipped), ending, shown)
+    if not skipped:
+        return
+    shown = ", ".join(skipped[:_SHOWN])
+    if len(skipped) > _SHOWN:
+        shown += f" and {len(skipped) - _SHOWN} more"
+    _log.warning("%s: %d volumes are skipped, since they do not end in %s: %s", folder, len(skipped), ending, shown)
 
 
 def _on_same_grid(prediction: Volume, reference: Volume, case: str, shifted: dict[str, float]) -> np.ndarray:
@@ -222,10 +255,11 @@ def _rounded(volume: Volume) -> tuple[float, ...]:
 def _workers(files: Sequence[Path]) -> int:
     """Threads that fit the memory: the costly parts (inflating, k-d trees, NumPy) release the interpreter's lock."""
     try:
-        largest = max(prod(read_geometry(f).shape) for f in files)
+        largest = max(prod(read_geometry(path).shape) for path in files)
     except MedkdError:
         return 1  # the unreadable file is reported with its case later
-    fitting = int(0.5 * psutil.virtual_memory().available / (_BYTES_PER_VOXEL * max(largest, 1)))
+    usable = 0.5 * psutil.virtual_memory().available
+    fitting = int(usable / (_BYTES_PER_VOXEL * max(largest, 1)))
     return max(1, min(os.cpu_count() or 1, fitting, len(files)))
 
 

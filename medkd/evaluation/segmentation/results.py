@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,11 @@ class CaseScores:
         """File name of the reference, which tells cases apart."""
         return Path(self.reference_file).name
 
+    @property
+    def structures(self) -> tuple[tuple[int, ...], ...]:
+        """Label values of the scored structures."""
+        return tuple(score.values for score in self.scores)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -65,12 +70,16 @@ class Summary:
     @property
     def structures(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Name and label values of the scored structures."""
-        return tuple((s.name, s.values) for s in self.cases[0].scores) if self.cases else ()
+        if not self.cases:
+            return ()
+        return tuple((score.name, score.values) for score in self.cases[0].scores)
 
     def table(self, metric: Metric) -> np.ndarray:
         """``(cases, structures)`` float64; NaN where a structure is absent or the metric was not computed."""
-        rows = [[getattr(s, metric.lower()) for s in case.scores] for case in self.cases]
-        return np.array(rows, dtype=np.float64).reshape(len(self.cases), len(self.structures))
+        table = np.full((len(self.cases), len(self.structures)), np.nan)
+        for row, case in zip(table, self.cases, strict=True):
+            row[:] = [getattr(score, metric.lower()) for score in case.scores]
+        return table
 
     def interval(
         self, metric: Metric, structure: int | None = None, *, level: float = LEVEL, seed: int = 0
@@ -88,8 +97,12 @@ class Summary:
 
     def counts(self, structure: int | None = None) -> dict[Status, int]:
         """How many structures were scored, missed, invented and absent; over all structures where none is given."""
-        found = [s.status for case in self.cases for i, s in enumerate(case.scores) if structure in (None, i)]
-        return {status: found.count(status) for status in STATUSES}
+        counts = dict.fromkeys(STATUSES, 0)
+        for case in self.cases:
+            chosen = case.scores if structure is None else case.scores[structure : structure + 1]
+            for score in chosen:
+                counts[score.status] += 1
+        return counts
 
     @property
     def mean_dice(self) -> float:
@@ -102,27 +115,33 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """nnU-Net's keys, and ours under ``"medkd"``; undefined values are null."""
-        keys = [structure_key(values) for _, values in self.structures]
-        means = {key: self._means(i) for i, key in enumerate(keys)}
+        means, structures = {}, {}
+        for index, (name, values) in enumerate(self.structures):
+            key = structure_key(values)
+            means[key] = _means([_metrics_of(case.scores[index]) for case in self.cases])
+            structures[key] = {"name": name, "values": list(values), **self._counts_and_intervals(index)}
         own = {
             "schema": SCHEMA,
             "nsd_tolerance_mm": self.nsd_tolerance_mm,
             "hd95_definition": self.hd95_definition,
             "definitions": self.definitions(),
             "confidence_level": LEVEL,
-            "foreground": {"counts": self.counts(), **self._intervals(None)},
-            "structures": {
-                key: {"name": name, "values": list(values), "counts": self.counts(i), **self._intervals(i)}
-                for i, (key, (name, values)) in enumerate(zip(keys, self.structures, strict=True))
-            },
+            "foreground": self._counts_and_intervals(None),
+            "structures": structures,
             "missing_predictions": list(self.missing),
         }
         return {
-            "foreground_mean": {k: _mean([m[k] for m in means.values()]) for k in _metrics_of(None)},
+            "foreground_mean": _means(list(means.values())),
             "mean": means,
             "metric_per_case": [_case_json(case) for case in self.cases],
             "medkd": {**self.extra, **own},
         }
+
+    def _counts_and_intervals(self, structure: int | None) -> dict[str, Any]:
+        found: dict[str, Any] = {"counts": self.counts(structure)}
+        for metric in METRICS:
+            found[metric] = interval_json(self.interval(metric, structure))
+        return found
 
     def save(self, path: Path) -> None:
         """Write ``summary.json`` atomically."""
@@ -144,22 +163,16 @@ class Summary:
         own.check_schema(SCHEMA)
         named = _named(own, labels)
         cases = tuple(_case_from(entry, named) for entry in data.listed_objects("metric_per_case"))
-        if len({tuple(score.values for score in case.scores) for case in cases}) > 1:
+        structures = {case.structures for case in cases}
+        if len(structures) > 1:
             raise DataError(f"{path}: its cases list different structures; evaluate again.")
         return cls(
-            cases,
-            own.number("nsd_tolerance_mm"),
-            _hd95_definition(own),
-            own.texts("missing_predictions") if "missing_predictions" in own else (),
-            {key: value for key, value in own.values.items() if key not in _OWN},
+            cases=cases,
+            nsd_tolerance_mm=own.number("nsd_tolerance_mm"),
+            hd95_definition=_hd95_definition(own),
+            missing=own.texts("missing_predictions") if "missing_predictions" in own else (),
+            extra={key: value for key, value in own.values.items() if key not in _OWN},
         )
-
-    def _means(self, structure: int) -> dict[str, float | None]:
-        metrics = [_metrics_of(case.scores[structure]) for case in self.cases]
-        return {key: _mean([m[key] for m in metrics]) for key in _metrics_of(None)}
-
-    def _intervals(self, structure: int | None) -> dict[str, dict[str, float | int | None]]:
-        return {metric: interval_json(self.interval(metric, structure)) for metric in METRICS}
 
 
 def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefinition) -> dict[str, str]:
@@ -168,13 +181,14 @@ def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefini
         "max": "the larger one of the two directed 95th percentiles (as MONAI)",
         "pooled": "the 95th percentile of both directions' distances pooled (as MedPy)",
     }[hd95_definition]
+    nsd = "not computed"
+    if nsd_tolerance_mm is not None:
+        nsd = f"share of both surfaces' voxels within {nsd_tolerance_mm} mm of the other surface"
     return {
         "Dice": "2 TP / (2 TP + FP + FN), over the voxels of the native image",
         "IoU": "TP / (TP + FP + FN)",
         "HD95": f"95th percentile of the Hausdorff distance in mm between surface voxels' centres: {percentile}",
-        "NSD": f"share of both surfaces' voxels within {nsd_tolerance_mm} mm of the other surface"
-        if nsd_tolerance_mm is not None
-        else "not computed",
+        "NSD": nsd,
         "surface": "foreground voxels with a background voxel among their face neighbours; outside the image is "
         "background",
         "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the "
@@ -202,13 +216,16 @@ def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str
     shown: tuple[Status, ...] = ("missed", "invented", "absent")
 
     def row(name: str, index: int | None) -> list[str]:
+        cells = [name]
+        for metric in metrics:
+            cells.append(format_interval(summary.interval(metric, index), decimals(metric)))
         counts = summary.counts(index)
-        scores = [format_interval(summary.interval(metric, index), decimals(metric)) for metric in metrics]
-        return [name, *scores, *(str(counts[status]) for status in shown)]
+        cells += [str(counts[status]) for status in shown]
+        return cells
 
-    head = ["structure", *(f"{metric} mm" if metric == "HD95" else metric for metric in metrics), *shown]
+    titles = ["HD95 mm" if metric == "HD95" else metric for metric in metrics]
     rows = [row(name, index) for index, (name, _) in enumerate(summary.structures)]
-    lines = text_table(head, rows, row("foreground mean", None))
+    lines = text_table(["structure", *titles, *shown], rows, row("foreground mean", None))
     lines.append(f"{len(summary.cases)} cases; mean [95 % interval over cases]")
     return "\n".join(lines)
 
@@ -216,17 +233,24 @@ def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str
 _KEYS = ("Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref", "HD95", "NSD")
 
 
-def _metrics_of(score: ClassScore | None) -> dict[str, float | None]:
-    return {key: None if score is None else getattr(score, key.lower()) for key in _KEYS}
+def _metrics_of(score: ClassScore) -> dict[str, float | None]:
+    return {key: getattr(score, key.lower()) for key in _KEYS}
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Of every key the mean of the values that there are; None where there is none."""
+    means: dict[str, float | None] = {}
+    for key in _KEYS:
+        column = np.array([row[key] for row in rows], dtype=np.float64)  # None becomes NaN
+        known = column[~np.isnan(column)]
+        means[key] = float(known.mean()) if known.size else None
+    return means
 
 
 def _case_json(case: CaseScores) -> dict[str, Any]:
-    metrics = {structure_key(s.values): {**_metrics_of(s), "status": s.status} for s in case.scores}
+    metrics = {}
+    for score in case.scores:
+        metrics[structure_key(score.values)] = {**_metrics_of(score), "status": score.status}
     return {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
 
 
@@ -242,18 +266,21 @@ def _named(own: Entry, labels: LabelSpec | None) -> dict[str, str]:
     for name, values in labels.foreground if labels else ():
         named[structure_key(values)] = name
     if "structures" in own:
-        named |= {key: structure.text("name") for key, structure in own.objects("structures")}
+        for key, structure in own.objects("structures"):
+            named[key] = structure.text("name")
     return named
 
 
 def _case_from(entry: Entry, names: Mapping[str, str]) -> CaseScores:
-    scores = tuple(_score_from(key, metrics, names.get(key, key)) for key, metrics in entry.objects("metrics"))
-    return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), scores)
+    scores = []
+    for key, metrics in entry.objects("metrics"):
+        scores.append(_score_from(key, metrics, names.get(key, key)))
+    return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), tuple(scores))
 
 
 def _score_from(key: str, metrics: Entry, name: str) -> ClassScore:
-    tp, fp, fn, tn = (metrics.count(count) for count in ("TP", "FP", "FN", "TN"))
-    dice, iou, hd95, nsd = (metrics.number(metric) for metric in METRICS)  # nnU-Net writes NaN where both are empty
+    tp, fp, fn, tn = map(metrics.count, ("TP", "FP", "FN", "TN"))
+    dice, iou, hd95, nsd = map(metrics.number, METRICS)  # nnU-Net writes NaN where both are empty
     return ClassScore(
         name=name,
         values=_values_of(key, metrics),
@@ -271,11 +298,18 @@ def _score_from(key: str, metrics: Entry, name: str) -> ClassScore:
 
 def _values_of(key: str, metrics: Entry) -> tuple[int, ...]:
     """The label values of :func:`structure_key`."""
-    parts = [part.strip() for part in key.strip("()").split(",")]
-    values = [part for part in parts if part]
-    if not values or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in values):
+    values: list[int] = []
+    for part in key.strip("()").split(","):
+        digits = part.strip()
+        if not digits:  # behind the last comma of (1,)
+            continue
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            values.clear()
+            break
+        values.append(int(digits))
+    if not values:
         metrics.fail(metrics.where, "a label like 1 or a region like (1, 2) as the name", key)
-    return tuple(int(part) for part in values)
+    return tuple(values)
 
 
 # of the "medkd" block, what a summary holds itself; the rest is kept as it is
