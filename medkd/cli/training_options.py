@@ -96,6 +96,24 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help=f"most disk space of cached targets (default: {_DEFAULTS.targets_limit:g})",
     )
+    add(
+        "--unlabelled-share",
+        type=float,
+        metavar="SHARE",
+        help="share of the samples that are drawn from scans without labels, those in imagesUn (default: by number of "
+        "cases; 0 leaves them out)",
+    )
+    add(
+        "--labels",
+        choices=("given", "none"),
+        help=f"none: no label is looked at, all comes from the teacher (default: {_DEFAULTS.labels})",
+    )
+    add(
+        "--confidence",
+        type=float,
+        metavar="P",
+        help="leave voxels where the teacher's largest probability is below P out of the method's terms (default: 0)",
+    )
 
 
 def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.resolve import FileIndex, case_spellings, files_below
 
+UNLABELLED_FOLDER = "imagesUn"  # scans without labels; nnU-Net passes over a folder of this name
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
@@ -242,9 +244,40 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     if not cases:
         raise DataError(
             f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check "
-            "'file_ending' in dataset.json."
+            f"'file_ending' in dataset.json, or move scans that have no labels from imagesTr to {UNLABELLED_FOLDER}."
         )
     return cases
+
+
+def labelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
+    """:func:`training_cases`, or none where the data set consists of scans without labels.
+
+    Raises:
+        DataError: as for :func:`training_cases`; scans in ``imagesTr`` must have labels.
+    """
+    files = [p for place in ("imagesTr", "labelsTr") for p in (folder / place).glob("[!.]*")]
+    if not files and not description.extra.get("dataset") and unlabelled_cases(folder, description):
+        return []
+    return training_cases(folder, description)
+
+
+def unlabelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
+    """The cases in ``imagesUn``, sorted by case id; existence of all their channels is not checked here.
+
+    Scans without labels can only be learnt from with a teacher. They are never among the cases on which networks are
+    judged against labels.
+
+    Raises:
+        DataError: there is such a folder with files, but no scan is named as it should be.
+    """
+    place = folder / UNLABELLED_FOLDER
+    if description.task == "detection" or not any(place.glob("[!.]*")):
+        return []
+    suffix = f"_0000{description.file_ending}"
+    ids = sorted(path.name.removesuffix(suffix) for path in place.glob(f"[!.]*{suffix}"))
+    if not ids:
+        raise DataError(f"{place}: expected scans named CASE{suffix} (one file per channel), found none; rename them.")
+    return [CaseFiles(case, _channels(place, case, description)) for case in ids]
 
 
 def check_case_name(case: str, where: str) -> None:

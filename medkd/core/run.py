@@ -78,6 +78,9 @@ class RunDescription:
         targets_tta: whether cached outputs are means over mirrored copies.
         backbone_weights: file of weights that a detector started from; None for random ones.
         init: ``teacher`` where a student's first weights were fitted to its teacher, else ``random``.
+        unlabelled_share: of the samples that came from scans without labels; None is their share among all cases.
+        labels: ``given``, or ``none`` where no label was looked at.
+        confidence: least probability of the teacher where its method counts.
         modules: name of a network or method from outside the package → the module that registered it. It is shown to
             the user, and never imported.
     """
@@ -95,6 +98,9 @@ class RunDescription:
     targets_tta: bool = False
     backbone_weights: str | None = None
     init: str = "random"
+    unlabelled_share: float | None = None
+    labels: str = "given"
+    confidence: float = 0.0
     modules: Mapping[str, str] = field(default_factory=dict)
     schema: int = 1
 

@@ -30,10 +30,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Split:
-    """The case ids one fold trains on and is judged on; fold ``all`` is judged on none."""
+    """The case ids one fold trains on and is judged on; fold ``all`` is judged on none.
+
+    Attributes:
+        train: labelled training cases.
+        val: validation cases.
+        unlabelled: scans without labels from which a teacher teaches; never in a file of splits.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
 
 
 def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None) -> list[Split]:
@@ -116,11 +123,13 @@ class FoldRecord:
         train: training cases.
         val: validation cases.
         teacher_train: cases that its teacher has seen.
+        unlabelled: training cases without labels.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     teacher_train: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> FoldRecord:
@@ -131,10 +140,10 @@ class FoldRecord:
         """
         data = read_json(path)
         found = {}
-        for key in ("train", "val", "teacher_train"):
+        for key in ("train", "val", "teacher_train", "unlabelled"):
             value = data.get(key, []) if isinstance(data, Mapping) else None
             names = _case_names(value)
-            if names is None or (key != "teacher_train" and key not in data):
+            if names is None or (key in ("train", "val") and key not in data):
                 raise DataError(
                     f"{path}: expected an object with lists of case names under 'train' and 'val', found another form "
                     f"of '{key}'; train this fold anew with --overwrite."

@@ -13,6 +13,7 @@ from medkd.core.features import Outputs, Progress, Target
 from medkd.distillation.averaging import logits_of, mean_of, mirrorings, probabilities_of
 from medkd.distillation.base import METHODS, Method
 from medkd.distillation.capture import Capture
+from medkd.distillation.completion import completed
 from medkd.distillation.prompts.first_stage import SegmentationTeacher
 
 
@@ -34,6 +35,8 @@ class Distiller:
         method: the distillation method, whose helpers are trained with the student.
         cached: the teacher's outputs are given to every call of :meth:`terms`, and no teacher is needed.
         partners: further networks of the same outputs that only take part in averages: other folds of the teacher.
+        confidence: voxels where the teacher's largest probability is lower are left out of the method's terms, see
+            :func:`medkd.distillation.completion.completed`.
 
     Raises:
         MethodError: the method needs a teacher and there is none, or more of it than the outputs that are cached, a
@@ -42,9 +45,16 @@ class Distiller:
     """
 
     def __init__(
-        self, teacher: nn.Module | None, method: Method, *, cached: bool = False, partners: Sequence[nn.Module] = ()
+        self,
+        teacher: nn.Module | None,
+        method: Method,
+        *,
+        cached: bool = False,
+        partners: Sequence[nn.Module] = (),
+        confidence: float = 0.0,
     ) -> None:
         _check_source(method, teacher, cached)
+        self._confidence = confidence
         self.method = method
         self.partners = [_frozen(network) for network in partners]
         self.teacher = _frozen(teacher) if teacher is not None and method.needs_teacher else None
@@ -101,6 +111,8 @@ class Distiller:
                 f"{tuple(student.logits.shape)}; "
                 "both must be trained for the same labels and patch."
             )
+        if cached is not None or self.teacher is not None:
+            target = completed(target, teacher.logits, self.method.context.regions, self._confidence)
         with torch.autocast(image.device.type, enabled=False):
             terms = self.method(student, teacher, target)
         self.clear()
@@ -187,7 +199,16 @@ class Distiller:
                 drawn.
         """
         if self.teacher is not None and self.needs_preparation:
-            self.method.prepare(SegmentationTeacher(self.teacher, self.method.context), batches)
+            self.method.prepare(SegmentationTeacher(self.teacher, self.method.context), map(self._completed, batches))
+
+    def _completed(self, batch: tuple[Tensor, Target]) -> tuple[Tensor, Target]:
+        """A batch of the first stage, with the teacher's predictions where there are no labels."""
+        image, target = batch
+        if target.labelled is None or self.teacher is None:
+            return batch
+        with torch.no_grad():
+            logits = _outputs(self.teacher(image), {}, {}, None).logits
+        return image, completed(target, logits, self.method.context.regions)
 
     def parameters(self) -> list[nn.Parameter]:
         """The method's trainable helpers, for the optimiser; the teacher's are never among them."""

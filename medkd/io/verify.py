@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.geometry import Geometry
@@ -33,6 +33,7 @@ from medkd.io.comparison import compare_cases
 from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
 from medkd.io.symmetry import MirrorPair, along_patient, common_pairs, mirror_pairs, network_axes
 from medkd.io.verify_detection import DetectionCheck, check_detection
+from medkd.io.verify_unlabelled import check_layout
 from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
 
 _log = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ def verify_dataset(
 ) -> Report:
     """Check ``dataset.json`` and the training cases of a raw data set; nothing is changed.
 
+    Scans without labels (``imagesUn``) are checked for what can be wrong with a scan.
+
     Checked: the description itself, ``numTraining``, missing and additional channels, images without label and labels
     without image, label maps that are not named after their case, unreadable files, NaN and infinity, label values
     outside ``dataset.json``, one grid for all files of a case, labels that never occur. The cases are compared with
@@ -165,7 +168,7 @@ def verify_dataset(
         description = DatasetDescription.load(folder / "dataset.json")
         if description.task == "detection":
             return _report(folder, *check_detection(folder, description, workers=workers))
-        cases = training_cases(folder, description)
+        cases = labelled_cases(folder, description)
     except DataError as error:
         finding = Finding(
             case="",
@@ -175,13 +178,17 @@ def verify_dataset(
             action="mend it, then verify again",
         )
         return Report(dataset=folder.name, good_cases=(), bad_cases=(), problems=(finding,), warnings=())
-    largest = (path for case in cases for path in (*case.images[:1], case.label) if path)
+    plain, layout = check_layout(folder, description, {case.case for case in cases})
+    largest = (path for case in (*cases, *plain) for path in (*case.images[:1], case.label) if path)
     with ThreadPoolExecutor(workers or worker_count(largest)) as pool:
         every = max(len(cases) // _MIRROR_CASES, 1)  # structures that are mirror images are so in any case
         looked_at = {case.case for case in cases[::every]}
         checks = list(pool.map(lambda case: check_case(case, description.labels, case.case in looked_at), cases))
+        unlabelled = list(pool.map(lambda case: check_case(case, None), plain))
     facts = [check.facts for check in checks if check.facts is not None]
     findings = _count_findings(folder, description, cases)
+    findings += layout
+    findings += [finding for check in unlabelled for finding in check.findings]
     findings += _listed_names(folder, cases)
     findings += _stray_files(folder, description, cases)
     findings += compare_cases(facts, description.channel_names, structures_of(description.labels), orientation)

@@ -16,6 +16,7 @@ from medkd.core.splits import ALL, FoldRecord, Split
 from medkd.models.base import ModelFolder, Trained
 
 T = TypeVar("T", bound=Trained)
+UNKNOWN = ""  # stands among the cases that a network has seen for those that nobody can name
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,24 @@ def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: 
     )
 
 
+def choose_any_fold(model: ModelFolder[T], fold: int | str, cases: Sequence[str], raw: Path) -> Teacher[T]:
+    """The teacher's fold that teaches where no case has a label, so that nobody is judged by labels.
+
+    What it has seen is recorded where it is known, and :data:`UNKNOWN` where not, for students of the student.
+
+    Raises:
+        RunError: the teacher has no finished fold.
+    """
+    folds = sorted(model.teaching_folds, key=lambda f: (f != ALL, f != str(fold), f))
+    if not folds:
+        raise RunError(f"The teacher {model.path} has no finished fold; finish its training first.")
+    try:
+        seen = model.seen(folds[0], cases, raw)
+    except RunError:
+        seen = frozenset({UNKNOWN})
+    return Teacher(model, folds[0], seen)
+
+
 def allowed_folds(first: Teacher[T], split: Split, cases: Sequence[str], raw: Path) -> list[Teacher[T]]:
     """``first``, and every other fold of the same model that has seen none of the cases on which the student is judged.
 
@@ -98,9 +117,10 @@ def write_split(folder: Path, split: Split, taught_by: frozenset[str] = frozense
         split: training and validation cases.
         taught_by: the cases its teacher has seen.
     """
-    write_json(
-        folder / SPLIT_FILE, {"train": list(split.train), "val": list(split.val), "teacher_train": sorted(taught_by)}
-    )
+    content = {"train": list(split.train), "val": list(split.val), "teacher_train": sorted(taught_by)}
+    if split.unlabelled:
+        content["unlabelled"] = list(split.unlabelled)
+    write_json(folder / SPLIT_FILE, content)
 
 
 def seen_by(folder: Path) -> frozenset[str]:
@@ -115,7 +135,12 @@ def seen_by(folder: Path) -> frozenset[str]:
             f"{path} is missing, so nobody can say which cases this teacher has seen; train it again with medkd_train."
         )
     known = FoldRecord.load(path)
-    return frozenset(known.train) | frozenset(known.teacher_train)
+    if UNKNOWN in known.teacher_train:
+        raise RunError(
+            f"{path}: the network was taught on scans without labels by a teacher of which nobody can say what it has "
+            "seen, so it may not teach where students are judged by labels; take another teacher."
+        )
+    return frozenset(known.train) | frozenset(known.teacher_train) | frozenset(known.unlabelled)
 
 
 def short_name(run: Path) -> str:

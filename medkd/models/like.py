@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.errors import PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -60,11 +60,11 @@ def plan_like(
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
     description = DatasetDescription.load(raw / DATASET_FILE)
-    cases = [files.case for files in training_cases(raw, description)]
+    cases = [files.case for files in labelled_cases(raw, description)]
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)
     teacher.check_fits(plan, described.configuration.name, description)
-    splits = teacher.splits(cases, raw)
+    splits = teacher.splits(cases, raw) if cases else None  # without labels nobody is judged on the teacher's folds
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
         raise PlanError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import IntensityStatistics
@@ -27,6 +27,15 @@ _BUDGET = 10_000_000  # foreground voxels of all cases together; below it the st
 _SEED = 1234
 
 
+@dataclass(frozen=True)
+class PlainScan:
+    """A scan without a label: what it looks like as stored, its voxel size in mm and the voxels of its non-zero box."""
+
+    facts: CaseFacts
+    spacing: tuple[float, ...]
+    shape_after_crop: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """``fingerprint.json``; axes are ``(z, y, x)``, not transposed.
@@ -40,6 +49,8 @@ class Fingerprint:
         orientation: axis code that the scans were turned to before; None as they are stored.
         facts: what each case looks like, as stored.
         source: stands for names, sizes and times of change of the raw files it was made from.
+        unlabelled: the scans without labels. Nothing above counts them, so that a plan does not depend on them:
+            foreground intensities need labels, as in nnU-Net.
     """
 
     cases: tuple[str, ...]
@@ -50,6 +61,7 @@ class Fingerprint:
     source: str = ""
     orientation: str | None = None
     facts: tuple[CaseFacts, ...] = ()
+    unlabelled: tuple[PlainScan, ...] = ()
     schema: int = 1
 
 
@@ -65,7 +77,7 @@ class _Case:
 def make_fingerprint(
     raw: Path, description: DatasetDescription, workers: int | None = None, orientation: str | None = None
 ) -> Fingerprint:
-    """Read all training cases once and describe them.
+    """Read all cases once, labelled and unlabelled, and describe them.
 
     nnU-Net draws an equal number of foreground voxels of every case with replacement (10⁸ together). The same
     distribution is computed here without the noise of drawing: each case's voxels share an equal weight, and only cases
@@ -81,25 +93,30 @@ def make_fingerprint(
     Raises:
         DataError: a case cannot be read, or no case has any foreground.
     """
-    files = {case.case: case for case in training_cases(raw, description)}
-    quota = max(_BUDGET // len(files), 1)
+    labelled = labelled_cases(raw, description)
+    files = {case.case: case for case in (*labelled, *unlabelled_cases(raw, description))}
+    quota = max(_BUDGET // max(len(labelled), 1), 1)
     largest = max(_voxels(case) for case in files.values())
     count = worker_count(largest * (4 * len(description.channel_names) + 8), len(files), workers)
 
     def look(case: str) -> _Case:
         return _describe(files[case], description.labels.ignore, quota, orientation)
 
-    found = run_cases(look, list(files), count, "fingerprint")
+    every = run_cases(look, list(files), count, "fingerprint")
+    found = {case.case: every[case.case] for case in labelled}
+    plain = [every[case] for case in files if case not in found]
     channels = [[case.voxels[i] for case in found.values()] for i in range(len(description.channel_names))]
+    counted = list(found.values()) or plain
     return Fingerprint(
         cases=tuple(found),
         spacings=tuple(case.spacing for case in found.values()),
         shapes_after_crop=tuple(case.shape for case in found.values()),
-        intensities=tuple(_statistics(parts, raw) for parts in channels),
-        median_relative_size_after_crop=float(np.median([case.relative_size for case in found.values()])),
+        intensities=tuple(_statistics(parts, raw) for parts in channels) if found else (),
+        median_relative_size_after_crop=float(np.median([case.relative_size for case in counted])),
         source=source_of(list(files.values())),
         orientation=orientation,
         facts=tuple(case.facts for case in found.values()),
+        unlabelled=tuple(PlainScan(case.facts, case.spacing, case.shape) for case in plain),
     )
 
 
@@ -123,9 +140,7 @@ def _voxels(case: CaseFiles) -> int:
 
 def _describe(files: CaseFiles, ignore: int | None, quota: int, orientation: str | None) -> _Case:
     image, geometry = read_image(files.images, files.case)
-    if files.label is None:
-        raise DataError(f"Case {files.case} has no label map; expected one in labelsTr.")
-    label = read_label(files.label).array
+    label = np.zeros(image.shape[1:], np.uint8) if files.label is None else read_label(files.label).array
     if label.shape != image.shape[1:]:
         raise DataError(
             f"Case {files.case}: image {image.shape[1:]} and label {label.shape} differ in shape; verify the raw data "

@@ -11,7 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import TypeVar
 
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+import numpy as np
+
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
@@ -103,7 +105,13 @@ def plan_and_preprocess(
     old = Plan.load(path) if path.exists() else None
     kept = None if overwrite_plan else old
     turn_to = orientation_of(kept, wishes, description, path)
-    files = training_cases(raw, description)
+    labelled = labelled_cases(raw, description)
+    if not labelled and kept is None:
+        raise DataError(
+            f"{raw} has scans without labels only, and intensities and structures to plan from need labels; take over "
+            "the preprocessing of a model with --like MODEL."
+        )
+    files = [*labelled, *unlabelled_cases(raw, description)]
     mirrored = mirrored_axes(kept) if wishes.mirror_axes is None else wishes.mirror_axes
     raw_data = _RawData(raw, description, files, turn_to, mirrored)
     fingerprint = _fingerprint(raw_data, folder, workers, verify, strict, again=wishes.mirror_axes is not None)
@@ -136,7 +144,7 @@ def preprocess_dataset(
     removed.
 
     Args:
-        files: the training cases.
+        files: the training cases, and the scans without labels.
         folder: ``<root>/preprocessed/DATASET``.
         plan: the plan.
         configuration: one of the plan's configurations.
@@ -150,19 +158,23 @@ def preprocess_dataset(
     store = CaseStore(folder / configuration.name)
     recipe = recipe_of(plan, configuration, description.labels)
     by_name = {case.case: case for case in files}
-    for case in set(store.cases()) - set(by_name):
-        store.remove(case)
-    todo = [case for case in by_name if not store.is_current(case, _paths(by_name[case]), recipe)]
+    place = {case: store if files.label else store.unlabelled for case, files in by_name.items()}
+    for part in (store, store.unlabelled):
+        for case in part.cases():
+            if case not in place or place[case].labelled != part.labelled:
+                part.remove(case)
+    todo = [case for case in by_name if not place[case].is_current(case, _paths(by_name[case]), recipe)]
     if not todo:
         _log.info("%s: all %d cases are up to date", configuration.name, len(by_name))
         return store
 
     def make(case: str) -> None:
-        paths = _paths(by_name[case])
-        sources = [describe_source(path) for path in paths]
-        image, geometry = read_image(paths[:-1], case)
-        label = read_label(paths[-1]).array
-        store.write(
+        files = by_name[case]
+        sources = [describe_source(path) for path in _paths(files)]
+        image, geometry = read_image(files.images, case)
+        blank = np.zeros(image.shape[1:], np.uint8)  # of a scan without labels the non-zero mask is kept
+        label = blank if files.label is None else read_label(files.label).array
+        place[case].write(
             case,
             preprocess_case(case, image, geometry, plan, configuration, label, overwrite=True),
             description.labels,
@@ -172,7 +184,7 @@ def preprocess_dataset(
 
     bytes_per_case = _bytes_per_case(fingerprint, plan, configuration, len(description.channel_names))
     run_cases(make, todo, worker_count(bytes_per_case, len(todo), workers), f"preprocess {configuration.name}")
-    lost = [case for case in by_name if not store.is_complete(case)]
+    lost = [case for case in by_name if not place[case].is_complete(case)]
     if lost:
         raise DataError(
             f"{store.folder} lost {len(lost)} of its {len(by_name)} cases while they were made, for example {lost[0]}; "
@@ -182,9 +194,7 @@ def preprocess_dataset(
 
 
 def _paths(case: CaseFiles) -> list[Path]:
-    if case.label is None:
-        raise DataError(f"Case {case.case} has no label map; expected one in labelsTr.")
-    return [*case.images, case.label]
+    return [*case.images, *([] if case.label is None else [case.label])]
 
 
 @dataclass(frozen=True)
@@ -240,7 +250,9 @@ def _existing(path: Path, kind: type[T]) -> T | None:
 def _bytes_per_case(fingerprint: Fingerprint, plan: Plan, configuration: Configuration, channels: int) -> float:
     """Peak memory of the largest case: image, masks and label as read, one channel in flight, and the results."""
     largest = 0.0
-    for shape, native in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True):
+    grids = list(zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True))
+    grids += [(scan.shape_after_crop, scan.spacing) for scan in fingerprint.unlabelled]
+    for shape, native in grids:
         transposed, spacing = [shape[axis] for axis in plan.transpose], [native[axis] for axis in plan.transpose]
         target = (*spacing[: len(spacing) - configuration.rank], *configuration.spacing)
         before, after = prod(shape), prod(resampled_shape(transposed, spacing, target))

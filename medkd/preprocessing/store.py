@@ -25,6 +25,9 @@ ANNOTATED = 0  # key of the locations of annotated voxels, present only where th
 _MAX_LOCATIONS = 10_000  # nnU-Net: per structure at most so many voxels are remembered,
 _MIN_SHARE = 0.01  # but at least this share of them
 _SEED = 1234
+_UNLABELLED = "unlabelled"  # folder of the scans without labels
+_LABELLED_PARTS = ("json", "image.npy", "label.npy", "locations.npz")  # the record first
+_UNLABELLED_PARTS = ("json", "image.npy", "mask.npy")
 
 
 @dataclass(frozen=True)
@@ -59,28 +62,46 @@ class StoredCase:
 
     Attributes:
         image: memory-mapped ``(C, z, y, x)`` float32.
-        label: memory-mapped ``(z, y, x)`` int16, -1 outside the non-zero mask.
+        label: memory-mapped ``(z, y, x)`` int16, -1 outside the non-zero mask. Of a scan without labels only this mask
+            is known, int8: 0 inside and -1 outside.
         locations: voxels ``(n, 3)`` int32 of each structure, by its 1-based position in ``LabelSpec.foreground``; with
             an ``ignore`` label also, under 0, of all annotated voxels.
         properties: the way back to the native grid.
+        labelled: whether there is a label map.
     """
 
     image: np.ndarray
     label: np.ndarray
     locations: Mapping[int, np.ndarray]
     properties: CaseProperties
+    labelled: bool = True
 
 
 class CaseStore:
     """The preprocessed cases of one configuration: ``CASE.image.npy``, ``.label.npy``, ``.locations.npz`` and
     ``.json``.
 
+    Scans without labels lie in a store of their own below, :attr:`unlabelled`, as ``.image.npy``, ``.mask.npy`` and
+    ``.json``; :meth:`open` and :meth:`record` find them, too.
+
     Args:
         folder: ``<root>/preprocessed/DATASET/CONFIGURATION``.
+        labelled: whether its cases have labels.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, labelled: bool = True) -> None:
         self.folder = Path(folder)
+        self.labelled = labelled
+        self._parts = _LABELLED_PARTS if labelled else _UNLABELLED_PARTS
+
+    @property
+    def unlabelled(self) -> CaseStore:
+        """The store of the scans without labels."""
+        return CaseStore(self.folder / _UNLABELLED, labelled=False)
+
+    def has_label(self, case: str) -> bool:
+        """Whether a case is one of those with labels."""
+        return self.labelled and self._path(case, "json").exists()
 
     def cases(self) -> list[str]:
         """The ids of all complete cases, sorted."""
@@ -92,16 +113,20 @@ class CaseStore:
         Raises:
             DataError: the case was not preprocessed, or a file of it is missing or damaged.
         """
+        if self._is_unlabelled(case):
+            return self.unlabelled.open(case)
         record = self.record(case)
+        locations: dict[int, np.ndarray] = {}
         try:
-            image, label = (np.load(self._path(case, part), mmap_mode="r") for part in ("image.npy", "label.npy"))
-            with np.load(self._path(case, "locations.npz")) as stored:
-                locations = {int(key): stored[key] for key in stored.files}
+            image, label = (np.load(self._path(case, part), mmap_mode="r") for part in self._parts[1:3])
+            if self.labelled:
+                with np.load(self._path(case, "locations.npz")) as stored:
+                    locations = {int(key): stored[key] for key in stored.files}
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again."
             ) from error
-        return StoredCase(image, label, locations, record.properties)
+        return StoredCase(image, label, locations, record.properties, self.labelled)
 
     def record(self, case: str) -> CaseRecord:
         """Read what a case was made from.
@@ -109,6 +134,8 @@ class CaseStore:
         Raises:
             DataError: the case was not preprocessed, or by another version of medkd.
         """
+        if self._is_unlabelled(case):
+            return self.unlabelled.record(case)
         path = self._path(case, "json")
         if not path.exists():
             raise DataError(
@@ -120,17 +147,23 @@ class CaseStore:
     def write(
         self, case: str, content: Preprocessed, labels: LabelSpec, files: Sequence[SourceFile], recipe: str
     ) -> None:
-        """Store a labelled case; a reader sees the old case, no case, or the new one, never a mixture.
+        """Store a case; a reader sees the old case, no case, or the new one, never a mixture.
+
+        In a store of scans without labels, what ``content`` says besides the mask is not kept.
 
         Raises:
-            DataError: the case has no label, or the folder cannot be written to.
+            DataError: the case has no label (or mask), or the folder cannot be written to.
         """
         if content.label is None:
             raise DataError(f"Case {case}: only labelled cases are stored for training; this one has no label map.")
         self.remove(case)
-        for part, array in (("image.npy", content.image), ("label.npy", content.label)):
+        label = content.label if self.labelled else np.minimum(content.label, 0).astype(np.int8)
+        for part, array in zip(self._parts[1:3], (content.image, label), strict=True):
             with atomic_path(self._path(case, part)) as temporary:
                 np.save(temporary, array)
+        if not self.labelled:
+            save(self._path(case, "json"), CaseRecord(content.properties, tuple(files), recipe))
+            return
         with atomic_path(self._path(case, "locations.npz")) as temporary:
             locations: dict[str, Any] = {
                 str(entry): voxels for entry, voxels in sample_locations(content.label, labels).items()
@@ -140,7 +173,7 @@ class CaseStore:
 
     def remove(self, case: str) -> None:
         """Delete a case, its record first."""
-        for part in ("json", "image.npy", "label.npy", "locations.npz"):
+        for part in self._parts:
             self._path(case, part).unlink(missing_ok=True)
 
     def is_current(self, case: str, paths: Sequence[Path], recipe: str) -> bool:
@@ -161,7 +194,11 @@ class CaseStore:
 
     def is_complete(self, case: str) -> bool:
         """Whether all files of a case are there."""
-        return all(self._path(case, part).exists() for part in ("json", "image.npy", "label.npy", "locations.npz"))
+        return all(self._path(case, part).exists() for part in self._parts)
+
+    def _is_unlabelled(self, case: str) -> bool:
+        """Whether the case lies in the store below."""
+        return self.labelled and not self._path(case, "json").exists() and self.unlabelled.is_complete(case)
 
     def _path(self, case: str, part: str) -> Path:
         check_case_name(case, str(self.folder))

@@ -136,7 +136,8 @@ def mirrored_axes(plan: Plan | None) -> tuple[int, ...] | None:
 
 def with_twins(description: DatasetDescription, fingerprint: Fingerprint) -> DatasetDescription:
     """The description with the groups of equal scans, which new folds keep together."""
-    twins = [list(cases) for cases in twin_groups(fingerprint.facts)]
+    facts = fingerprint.facts or [scan.facts for scan in fingerprint.unlabelled]  # folds are made of one kind
+    twins = [list(cases) for cases in twin_groups(facts)]
     if not twins:
         return description
     own = {**description.extra.get("medkd", {}), "duplicates": twins}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
 from medkd.inference.predictor import Precision, Predictor, Settings
 from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
-from medkd.preprocessing.store import CaseStore
+from medkd.preprocessing.store import CaseStore, sample_locations
 from medkd.runtime.tiles import tile_starts
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
 
@@ -104,6 +105,7 @@ def cache_targets(
     *,
     tta: bool,
     limit: float,
+    places: Sequence[str] = (),
 ) -> Path:
     """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work
     is reused.
@@ -112,10 +114,12 @@ def cache_targets(
         teachers: folds of one teacher, each allowed to teach this student.
         networks: theirs.
         store: the preprocessed cases.
-        cases: which of them.
+        cases: those whose logits are stored.
         device: where to predict, in half precision on CUDA.
         tta: average over the mirrorings that the teacher was trained with.
         limit: most GiB that the targets of these cases may take on disk.
+        places: those of which it is stored where the teacher sees structures, so that patches can be centred on them
+            without labels; they need not be among ``cases``.
 
     Returns:
         The folder of a :class:`~medkd.training.targets.TargetStore`, named by what the values depend on.
@@ -125,19 +129,74 @@ def cache_targets(
     """
     described = describe_targets(teachers, networks, "fp16" if device.type == "cuda" else "fp32", tta=tta)
     folder = store.folder.parent / f"{store.folder.name}_targets" / described.key
-    records = {case: store.record(case) for case in cases}
-    sources = {case: source_of(record) for case, record in records.items()}
-    target = TargetStore(folder)
-    missing = [case for case in cases if not target.has(case, sources[case])]
-    shapes = {case: records[case].properties.shape for case in cases}
-    _check_size(described, shapes, missing, folder, limit)
-    if missing:
+    wanted = list(dict.fromkeys([*cases, *places]))
+    records = {case: store.record(case) for case in wanted}
+    work = _Work(
+        described=described,
+        store=store,
+        target=TargetStore(folder),
+        sources={case: source_of(record) for case, record in records.items()},
+        logits=frozenset(cases),
+        places=frozenset(places),
+    )
+    shapes = {case: records[case].properties.shape for case in wanted}
+    missing = [case for case in cases if work.lacks_logits(case)]
+    _check_size(described, {case: shapes[case] for case in cases}, missing, folder, limit)
+    todo = [case for case in wanted if work.lacks(case)]
+    if todo:
         save(folder / DESCRIPTION, described)
-        predictor = _predictor(described, teachers[0].model.describe(), networks, device)
-        _predict(predictor, described, store, target, {case: shapes[case] for case in missing}, sources)
+        model = teachers[0].model.describe()
+        _predict(_predictor(described, model, networks, device), work, {case: shapes[case] for case in todo})
     else:
-        _log.info("targets of %d cases are cached in %s", len(cases), folder)
+        _log.info("targets of %d cases are cached in %s", len(wanted), folder)
     return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What is to be stored, and where.
+
+    Attributes:
+        sources: case → hash of the preprocessed case.
+        logits: cases whose logits are stored.
+        places: cases of which it is stored where the teacher sees structures.
+    """
+
+    described: TargetDescription
+    store: CaseStore
+    target: TargetStore
+    sources: Mapping[str, str]
+    logits: frozenset[str]
+    places: frozenset[str]
+
+    def lacks(self, case: str) -> bool:
+        """Whether anything of the case is missing."""
+        return self.lacks_logits(case) or self.lacks_places(case)
+
+    def lacks_logits(self, case: str) -> bool:
+        """Whether its logits are wanted and missing."""
+        return case in self.logits and not self.target.has(case, self.sources[case])
+
+    def lacks_places(self, case: str) -> bool:
+        """Whether its places are wanted and missing."""
+        return case in self.places and not self.target.has_places(case, self.sources[case])
+
+    def make(self, case: str, predictor: Predictor) -> None:
+        """Predict what is missing; places follow from logits that are stored."""
+        source, regions = self.sources[case], self.described.regions
+        if self.target.has(case, source):
+            stored = self.target.open(case)
+            logits = stored.coding.decode(torch.from_numpy(np.array(stored.codes)))
+        else:
+            logits = predictor.predict_preprocessed(self.store.open(case).image)
+            if self.described.average == "probabilities":
+                logits = logits_of(logits[None], regions)[0]
+        if self.lacks_logits(case):
+            self.target.write(case, source, logits, regions)
+        if self.lacks_places(case):
+            labels = predictor.labels
+            seen = sample_locations(labels.decode(logits).cpu().numpy().astype(np.int16), labels)
+            self.target.write_places(case, source, seen)
 
 
 def describe_targets(
@@ -205,29 +264,18 @@ def _predictor(
     )
 
 
-def _predict(
-    predictor: Predictor,
-    described: TargetDescription,
-    store: CaseStore,
-    target: TargetStore,
-    shapes: Mapping[str, tuple[int, ...]],
-    sources: Mapping[str, str],
-) -> None:
+def _predict(predictor: Predictor, work: _Work, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    described = work.described
     tiles = {case: _tiles(shape, described) for case, shape in shapes.items()}
-    size = sum(channels(described.outputs, described.regions) * prod(shape) for shape in shapes.values())
+    each = channels(described.outputs, described.regions)
+    size = sum(each * prod(shape) for case, shape in shapes.items() if case in work.logits)
     seconds = sum(tiles.values()) * _seconds_per_tile(predictor, len(predictor.configuration.normalization))
     what = f"caching targets of {len(shapes)} cases, {described.passes} passes per tile"
-    _log.info("%s: %.1f MiB, about %s, in %s", what, size / 2**20, _duration(seconds), target.folder)
+    _log.info("%s: %.1f MiB, about %s, in %s", what, size / 2**20, _duration(seconds), work.target.folder)
     with tqdm(total=sum(tiles.values()), unit="tile", desc="targets", disable=None) as bar:
         for case in shapes:
-            if not target.has(case, sources[case]):  # a run beside this one may have made it in the meantime
-                predicted = predictor.predict_preprocessed(store.open(case).image)
-                logits = (
-                    logits_of(predicted[None], described.regions)[0]
-                    if described.average == "probabilities"
-                    else predicted
-                )
-                target.write(case, sources[case], logits, described.regions)
+            if work.lacks(case):  # a run beside this one may have made it in the meantime
+                work.make(case, predictor)
             bar.update(tiles[case])
 
 

@@ -76,7 +76,7 @@ class DistillationTrainer(SegmentationTrainer):
         images, target = self.move(batch, progress)
         with self.autocast(), self.distiller.student_capture(self.network):
             logits = self.network(images)
-        supervised = self.loss(logits, target.labels, target.valid)
+        supervised = self.supervised(logits, target)
         cached = batch[2].to(self.settings.device, non_blocking=True) if len(batch) > 2 else None
         with self.autocast():
             taught = self.distiller.terms(images, logits, target, cached)

@@ -220,6 +220,19 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
             MedkdError: the first thing that does not fit.
         """
 
+    def unlabelled(self, store: Store) -> tuple[str, ...]:
+        """The preprocessed cases that have no labels; by itself none."""
+        return ()
+
+    def with_unlabelled(self, data: FoldData[Plan, Store, Options], method: str | None) -> Split:
+        """The split with the cases without labels from which a method learns.
+
+        Raises:
+            LeakError: one of them is also a case on which the fold is judged.
+            MedkdError: there is nothing to learn from.
+        """
+        return data.split
+
     def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: Options) -> None:
         """Prepare a data set that has no plan yet like its teacher, where the task knows how."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,12 +15,27 @@ from torch.utils.data import Dataset
 from medkd.preprocessing.store import CaseStore, StoredCase
 from medkd.training.augmentation import Augment, centre_crop
 from medkd.training.loading import load_batches
-from medkd.training.sampling import PatchSampler
-from medkd.training.targets import SoftPatch, open_target
+from medkd.training.sampling import UNLABELLED, PatchSampler
+from medkd.training.targets import SoftPatch, open_places, open_target
 
 Batch = tuple[Tensor, ...]  # images, labels, and with cached targets the teacher's logits
 FOREGROUND = 0.33  # nnU-Net's share of patches centred on a structure
 _OPEN_CASES = 128  # memory-mapped cases kept open per process, well below the usual limit of 1024 files
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Cases whose labels are not known, or not used.
+
+    Attributes:
+        cases: their ids.
+        share: of the samples that are drawn from them.
+        places: folder of a :class:`~medkd.training.targets.TargetStore` that says where the teacher sees structures.
+    """
+
+    cases: tuple[str, ...]
+    share: float
+    places: Path
 
 
 class PatchBatches(Dataset[Batch]):
@@ -40,6 +56,8 @@ class PatchBatches(Dataset[Batch]):
         foreground: share of a batch's patches that are centred on a structure.
         targets: folder of a :class:`~medkd.training.targets.TargetStore` that holds the teacher's output for the cases,
             if any; images and labels do not depend on it.
+        unlabelled: further cases, of which patches are labelled :data:`~medkd.training.sampling.UNLABELLED` throughout;
+            their patches are centred on structures that the teacher sees.
     """
 
     def __init__(
@@ -54,6 +72,7 @@ class PatchBatches(Dataset[Batch]):
         stream: int = 0,
         foreground: float = FOREGROUND,
         targets: Path | None = None,
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         self._store = store
         self._cases = list(cases)
@@ -65,6 +84,7 @@ class PatchBatches(Dataset[Batch]):
         self._stream = stream
         self._foreground = foreground
         self._targets = targets
+        self._unlabelled = unlabelled
 
     def __len__(self) -> int:
         return self._steps
@@ -77,11 +97,21 @@ class PatchBatches(Dataset[Batch]):
 
     def _sample(self, step: int, index: int) -> Batch:
         rng = np.random.default_rng([self._seed, self._stream, step, index])
-        case = self._cases[rng.integers(len(self._cases))]
+        unlabelled = self._unlabelled
+        if unlabelled is None or rng.random() >= unlabelled.share:
+            case = self._cases[rng.integers(len(self._cases))]
+            return self._patch(case, _open(self._store, case), rng, index)
+        case = unlabelled.cases[rng.integers(len(unlabelled.cases))]
+        seen = replace(_open(self._store, case), locations=open_places(unlabelled.places, case))
+        sample = self._patch(case, seen, rng, index)
+        sample[1].fill_(UNLABELLED)
+        return sample
+
+    def _patch(self, name: str, case: StoredCase, rng: np.random.Generator, index: int) -> Batch:
         foreground = index >= round(self._batch_size * (1 - self._foreground))
-        target = None if self._targets is None else open_target(self._targets, case)
-        arrays = self._sampler.sample(_open(self._store, case), rng, target, foreground=foreground)
-        image, label = (torch.from_numpy(a) for a in arrays[:2])
+        target = None if self._targets is None else open_target(self._targets, name)
+        arrays = self._sampler.sample(case, rng, target, foreground=foreground)
+        image, label = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]).to(torch.int16)
         soft: list[SoftPatch] = list(arrays[2:])
         if self._augmentation is None:
             size, first = self._sampler.patch_size, self._sampler.margin

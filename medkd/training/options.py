@@ -92,6 +92,10 @@ class TrainOptions(RunOptions):
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
         init: what a student's weights are before the first step: ``random``, or ``teacher``, see
             :mod:`medkd.networks.inheritance`.
+        unlabelled_share: of a batch's samples that are drawn from scans without labels; None is their share among all
+            training cases, 0 leaves them out.
+        labels: ``given``, or ``none``: no label is looked at, and labelled scans count as unlabelled.
+        confidence: voxels where the teacher's largest probability is below it are left out of the method's terms.
         mirror_axes: axes of the patch that training and test-time augmentation mirror; () is none, None the plan's.
 
     Raises:
@@ -113,6 +117,9 @@ class TrainOptions(RunOptions):
     targets_tta: bool = False
     targets_limit: float = 50.0
     init: Literal["random", "teacher"] = "random"
+    unlabelled_share: float | None = None
+    labels: Literal["given", "none"] = "given"
+    confidence: float = 0.0
     mirror_axes: tuple[int, ...] | None = None
 
     whole_numbers: ClassVar[Mapping[str, int]] = {**RunOptions.whole_numbers, "width_divisor": 1, "save_every": 1}
@@ -122,6 +129,9 @@ class TrainOptions(RunOptions):
         super().__post_init__()
         check_choice("--targets", self.targets, ("live", "cached"))
         check_choice("--init", self.init, ("random", "teacher"))
+        check_choice("--labels", self.labels, ("given", "none"))
+        check_share("unlabelled_share", self.unlabelled_share)
+        check_share("confidence", self.confidence)
         self._check_mirror_axes()
         patch = self.patch_size
         if patch is None:
@@ -129,8 +139,8 @@ class TrainOptions(RunOptions):
         sides = patch if isinstance(patch, (tuple, list)) else ()
         if not sides or not all(is_whole(side, 1) for side in sides):
             raise RunError(
-                f"{option_name('patch_size')} expects whole numbers of at least 1, one per axis, found {patch!r}; leave "
-                "it out for the default."
+                f"{option_name('patch_size')} expects whole numbers of at least 1, one per axis, found {patch!r}; "
+                "leave it out for the default."
             )
 
     def _check_mirror_axes(self) -> None:
@@ -143,6 +153,17 @@ class TrainOptions(RunOptions):
                 "--mirror-axes expects none, or numbers of axes in rising order (0 is the first axis of the patch), "
                 f"found {axes!r}; leave it out for the plan's."
             )
+
+
+def check_share(name: str, value: float | None) -> None:
+    """See that an option is a share of a whole; None passes.
+
+    Raises:
+        RunError: it is not a number from 0 to 1.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):
+        raise RunError(f"{option_name(name)} expects a number from 0 to 1, found {value!r}.")
 
 
 def check_choice(option: str, found: object, known: tuple[object, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from medkd.core.device import pick_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
-from medkd.core.splits import find_split
+from medkd.core.splits import Split, find_split
 from medkd.models.base import ModelFolder, find_model
-from medkd.models.guard import choose_teacher
+from medkd.models.guard import Teacher, choose_any_fold, choose_teacher
 from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained
 from medkd.training.lock import fold_lock
@@ -156,12 +157,15 @@ def read_fold(
     plan, configuration = task.read_plan(folder / PLANS_FILE), task.configuration(options)
     description = DatasetDescription.load(folder / DATASET_FILE)
     store = task.open_store(folder, plan, configuration)
-    cases = store.cases()
+    labelled = store.cases()
+    cases = labelled or list(task.unlabelled(store))
     if not cases:
         raise DataError(
             f"{name} has no preprocessed {task.noun} for {configuration}; run medkd_plan_and_preprocess -d {name}."
         )
     split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
+    if not labelled:
+        split = Split((), split.val, split.train)
     return FoldData(
         dataset=name,
         root=root,
@@ -197,11 +201,12 @@ def make_job(
         MedkdError: anything else that does not fit.
     """
     task.check(data, network, method)
+    data = replace(data, split=task.with_unlabelled(data, method))
     _warn_of_absent_structures(task, data)
     teacher = None
     if model is not None:
         model.check_fits(data.plan, data.configuration, data.description)
-        teacher = choose_teacher(model, data.fold, data.split, data.store.cases(), data.raw)
+        teacher = _choose(model, data)
         warn_of_a_poor_teacher(teacher, task.score)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
@@ -252,6 +257,14 @@ def _fit(task: AnyTask, job: AnyJob) -> None:
     begin(job, lesson.seen)
     with explained(job.folder):
         lesson.fit()
+
+
+def _choose(model: ModelFolder[Any], data: FoldData[Any, Any, Any]) -> Teacher[Any]:
+    """The fold that teaches; where no case has a label, nobody is judged by labels, and any fold may."""
+    cases = data.store.cases()
+    if not cases:
+        return choose_any_fold(model, data.fold, data.split.unlabelled, data.raw)
+    return choose_teacher(model, data.fold, data.split, cases, data.raw)
 
 
 def _stored_facts(task: AnyTask, path: Path, configuration: str) -> Any:

@@ -102,6 +102,7 @@ def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
     parts = (
         ("train", "training", split.train, f"restore {SPLITS_FILE} and the cases"),
         ("val", "validation", split.val, f"restore {SPLITS_FILE}"),
+        ("unlabelled", "unlabelled training", split.unlabelled, "restore these scans"),
         ("teacher_train", "teacher's training", taught_by, "take the teacher with the folds that it had"),
     )
     for key, what, now, remedy in parts:

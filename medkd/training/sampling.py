@@ -12,6 +12,7 @@ from medkd.preprocessing.store import StoredCase
 from medkd.training.targets import SoftPatch, StoredTarget, read_padded
 
 OUTSIDE = -1  # label of voxels outside the image and outside its non-zero mask, as in nnU-Net
+UNLABELLED = -2  # label of every voxel of a patch of which nobody knows the labels
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class PatchSampler:
             which nothing is read.
         """
         shape, image, label, codes = (
-            case.label.shape,
+            case.image.shape[1:],
             case.image,
             case.label[None],
             None if soft is None else soft.codes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration
 from medkd.core.protocol import TrainingRule
 from medkd.core.splits import Split
+from medkd.distillation.base import zero_like
 from medkd.networks import SegmentationNetwork
 from medkd.training.augmentation import Augment, Augmentation, read_size
-from medkd.training.loader import Batch, PatchBatches, iterate
+from medkd.training.loader import Batch, PatchBatches, Unlabelled, iterate
 from medkd.training.losses import SegmentationLoss
-from medkd.training.sampling import PatchSampler
+from medkd.training.sampling import UNLABELLED, PatchSampler
 from medkd.training.simple_augmentation import SimpleAugmentation
 from medkd.training.trainer import LoopSettings, Trainer
 
@@ -39,6 +40,7 @@ class SegmentationData:
         workers: loader processes.
         rule: loss, augmentation and sampling; the default is nnU-Net's.
         targets: folder of the teacher's cached outputs for the training cases, if there are any.
+        unlabelled: training cases whose labels are not known, or not used; they may be among those of the split.
     """
 
     store: Path
@@ -50,6 +52,7 @@ class SegmentationData:
     workers: int
     rule: TrainingRule = field(default_factory=TrainingRule)
     targets: Path | None = None
+    unlabelled: Unlabelled | None = None
 
 
 class SegmentationTrainer(Trainer):
@@ -98,13 +101,29 @@ class SegmentationTrainer(Trainer):
         images, target = self.move(batch, progress)
         with self.autocast():
             logits = self.network(images)
-        return self.loss(logits, target.labels, target.valid)
+        return self.supervised(logits, target)
+
+    def supervised(self, logits: Tensor | Sequence[Tensor], target: Target) -> dict[str, Tensor]:
+        """Dice and cross-entropy over the samples that have labels; 0 where none has."""
+        own = target.labelled
+        if own is None:
+            return self.loss(logits, target.labels, target.valid)
+        scales = [logits] if isinstance(logits, Tensor) else list(logits)
+        if not own.any():
+            names = ("dice", "ce") if self.loss.cross_entropy else ("dice",)
+            nothing = zero_like(scales[0])
+            return dict.fromkeys(names, nothing)
+        chosen = [scale[own] for scale in scales]
+        valid = None if target.valid is None else target.valid[own]
+        return self.loss(chosen[0] if isinstance(logits, Tensor) else chosen, target.labels[own], valid)
 
     def move(self, batch: Batch, progress: Progress) -> tuple[Tensor, Target]:
         """Bring a batch to the device and encode its labels there."""
         images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch[:2])
         encoded, valid = self.data.labels.encode(labels)
-        return images, Target(encoded, valid, progress)
+        own = batch[1].flatten(1)[:, 0] != UNLABELLED
+        labelled = None if bool(own.all()) else own.to(self.settings.device)
+        return images, Target(encoded, valid, progress, labelled)
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
@@ -153,7 +172,17 @@ class SegmentationTrainer(Trainer):
     ) -> PatchBatches:
         sampler = PatchSampler(read, self.data.patch_size)
         budget, share = self.settings.budget, self.data.rule.foreground
-        targets = self.data.targets if stream == 0 else None
+        training = stream == 0
         return PatchBatches(
-            self.data.store, cases, sampler, budget.batch_size, steps, budget.seed, augmentation, stream, share, targets
+            self.data.store,
+            cases,
+            sampler,
+            budget.batch_size,
+            steps,
+            budget.seed,
+            augmentation,
+            stream,
+            share,
+            targets=self.data.targets if training else None,
+            unlabelled=self.data.unlabelled if training else None,
         )

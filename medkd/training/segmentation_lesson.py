@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from medkd.training.job import HELPER_SEED, Lesson
 from medkd.training.losses import SegmentationLoss
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
+from medkd.training.unlabelled import drawn_from, unlabelled_of
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
@@ -50,6 +52,7 @@ class SegmentationLesson(Lesson):
     def __init__(self, job: SegmentationJob, *, weightless: bool = False) -> None:
         self.job = job
         self._targets: Path | None = None
+        self._places: Path | None = None
         torch.manual_seed(job.options.seed)
         self.student = build_weightless(job.run.network) if weightless else build_network(job.run.network)
         self.distiller: Distiller | None = None
@@ -60,18 +63,24 @@ class SegmentationLesson(Lesson):
         self.seen = job.seen.union(*(teacher.seen for teacher in self._teachers))
 
     def prepare(self) -> None:
-        """Predict the cached targets that are missing; afterwards nothing here holds the teacher."""
+        """Predict what is missing: cached targets, and where the teacher sees structures in scans without labels."""
         job = self.job
-        if job.run.targets == CACHED and self.distiller is not None and self.distiller.needs_teacher:
-            self._targets = cache_targets(
-                self._teachers,
-                self._networks,
-                job.store,
-                job.split.train,
-                job.device,
-                tta=job.run.targets_tta,
-                limit=job.options.targets_limit,
-            )
+        unlabelled = unlabelled_of(job)
+        cached = job.run.targets == CACHED
+        if self.distiller is None or not self.distiller.needs_teacher or not (cached or unlabelled):
+            return
+        folder = cache_targets(
+            self._teachers,
+            self._networks,
+            job.store,
+            (*job.split.train, *job.split.unlabelled) if cached else (),
+            job.device,
+            tta=job.run.targets_tta,
+            limit=job.options.targets_limit,
+            places=unlabelled,
+        )
+        self._targets = folder if cached else None
+        self._places = folder if unlabelled else None
 
     def fit(self) -> None:
         """Train in the loop."""
@@ -79,7 +88,7 @@ class SegmentationLesson(Lesson):
 
     def trainer(self) -> SegmentationTrainer:
         """The loop, ready to start; a student that inherits has its first weights."""
-        job, data, settings = self.job, fold_data(self.job, self._targets), loop_settings(self.job)
+        job, data, settings = self.job, fold_data(self.job, self._targets, self._places), loop_settings(self.job)
         if self.distiller is None:
             return SegmentationTrainer(self.student, data, settings, job.folder)
         trainer = DistillationTrainer(self.student, self.distiller, data, settings, job.folder)
@@ -120,9 +129,10 @@ class SegmentationLesson(Lesson):
                 f"only its fold {teacher.fold} may teach; use kd without --targets-tta."
             )
         if run.targets == CACHED:
-            self.distiller = Distiller(None, method, cached=True)
+            self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
         else:
-            self.distiller = Distiller(network, method, partners=self._networks[1:])
+            partners = self._networks[1:]
+            self.distiller = Distiller(network, method, partners=partners, confidence=run.confidence)
 
 
 def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:
@@ -145,17 +155,19 @@ def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: Segm
     return build_method(job.run.method or "none", context, job.run.method_parameters)
 
 
-def fold_data(job: SegmentationJob, targets: Path | None = None) -> SegmentationData:
+def fold_data(job: SegmentationJob, targets: Path | None = None, places: Path | None = None) -> SegmentationData:
     """What the loop reads.
 
     Args:
         job: what is trained.
         targets: folder of the teacher's cached outputs.
+        places: folder that says where the teacher sees structures in scans without labels.
     """
+    judged = tuple(case for case in job.split.val if job.store.has_label(case))
     workers = default_workers() if job.options.workers is None else job.options.workers
     return SegmentationData(
         store=job.store.folder,
-        split=job.split,
+        split=replace(job.split, val=judged),
         labels=job.description.labels,
         configuration=job.plan.configuration(job.configuration),
         patch_size=job.run.network.patch_size,
@@ -163,6 +175,7 @@ def fold_data(job: SegmentationJob, targets: Path | None = None) -> Segmentation
         workers=workers,
         rule=_rule(job),
         targets=targets,
+        unlabelled=drawn_from(job, places),
     )
 
 

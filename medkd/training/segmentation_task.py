@@ -14,6 +14,7 @@ from medkd.core.errors import RunError
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import Budget, NetworkSpec, RunDescription, RunFolder
+from medkd.core.splits import Split
 from medkd.distillation import METHODS
 from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
@@ -21,11 +22,13 @@ from medkd.models.like import prepare_if_new
 from medkd.models.segmentation import TrainedModel
 from medkd.networks import NETWORKS, fit_patch
 from medkd.preprocessing.store import CaseStore
+from medkd.training.agreement import write_agreement
 from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
 from medkd.training.options import TrainOptions
 from medkd.training.plausibility import Score, number_at
 from medkd.training.segmentation_lesson import INIT_FROM_TEACHER, SegmentationLesson
+from medkd.training.unlabelled import split_with_unlabelled
 from medkd.training.validation import finish_fold
 
 SegmentationFold = FoldData[Plan, CaseStore, TrainOptions]
@@ -74,8 +77,11 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
 
     def structures_of(self, data: SegmentationFold, case: str) -> frozenset[str]:
         """Those of which the case has voxels."""
-        locations = data.store.open(case).locations
         names = self.structures(data)
+        stored = data.store.open(case)
+        if not stored.labelled:
+            return frozenset(names)  # nobody knows; nobody is warned
+        locations = stored.locations
         return frozenset(names[entry - 1] for entry, voxels in locations.items() if entry > 0 and len(voxels))
 
     def check(self, data: SegmentationFold, network: str, method: str | None) -> None:
@@ -87,6 +93,14 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
                 f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found "
                 f"'{options.init}'."
             )
+
+    def unlabelled(self, store: CaseStore) -> tuple[str, ...]:
+        """The preprocessed scans of ``imagesUn``."""
+        return tuple(store.unlabelled.cases())
+
+    def with_unlabelled(self, data: SegmentationFold, method: str | None) -> Split:
+        """See :func:`medkd.training.unlabelled.split_with_unlabelled`."""
+        return split_with_unlabelled(data, method)
 
     def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: TrainOptions) -> None:
         """Take over the preprocessing of a teacher that was trained elsewhere, where there is no plan yet."""
@@ -116,7 +130,15 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         if method is None:
             return run
         averaged = _averages_targets(options, method)
-        return replace(run, targets=options.targets, targets_tta=averaged, init=options.init)
+        return replace(
+            run,
+            targets=options.targets,
+            targets_tta=averaged,
+            init=options.init,
+            unlabelled_share=options.unlabelled_share,
+            labels=options.labels,
+            confidence=float(options.confidence),
+        )
 
     def score(self, summary: Mapping[str, Any]) -> Score | None:
         """The mean foreground Dice."""
@@ -128,7 +150,10 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         return SegmentationLesson(job, weightless=weightless)
 
     def validate(self, job: SegmentationJob, cases: tuple[str, ...]) -> None:
-        """Predict the cases in their native grid and score them."""
+        """Predict the cases in their native grid and score them; without labels, compare them with the teacher's."""
+        if cases and not any(job.store.has_label(case) for case in cases):
+            write_agreement(job, cases)
+            return
         finish_fold(RunFolder.load(job.folder.parent), job.folder, job.store, job.raw, cases, job.device)
 
 

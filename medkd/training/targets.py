@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from medkd.preprocessing.store import CaseRecord
 
 REACH = 16.0  # logits further than this below the largest one (regions: from 0) are clipped: probabilities below 1e-7
 DESCRIPTION = "targets.json"
+_PLACES = ".places.npz"  # where the teacher sees structures
 _TOP, _HALF = (
     255.0,
     127.0,
@@ -179,7 +181,8 @@ class SoftPatch:
 
 
 class TargetStore:
-    """The soft targets of one teacher for the cases of one configuration: ``CASE.npy`` and ``CASE.json``.
+    """The soft targets of one teacher for the cases of one configuration: ``CASE.npy`` and ``CASE.json``; of scans
+    without labels also ``CASE.places.npz``.
 
     Args:
         folder: ``<root>/preprocessed/DATASET/CONFIGURATION_targets/KEY``.
@@ -212,6 +215,37 @@ class TargetStore:
             del codes
         save(self.folder / f"{case}.json", TargetRecord(source, coding))
 
+    def has_places(self, case: str, source: str) -> bool:
+        """Whether it is known where the teacher sees structures in this very preprocessed case."""
+        path = self.folder / f"{case}{_PLACES}"
+        if not path.exists():
+            return False
+        with np.load(path) as stored:
+            return str(stored["source"]) == source
+
+    def write_places(self, case: str, source: str, places: Mapping[int, np.ndarray]) -> None:
+        """Store voxels ``(n, 3)`` of each structure that the teacher sees, for sampling patches around them.
+
+        Raises:
+            DataError: the folder cannot be written to.
+        """
+        named: dict[str, Any] = {str(entry): voxels for entry, voxels in places.items()}
+        with atomic_path(self.folder / f"{case}{_PLACES}") as temporary:
+            np.savez(temporary, source=np.array(source), **named)
+
+    def places(self, case: str) -> dict[int, np.ndarray]:
+        """What :meth:`write_places` stored.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        path = self.folder / f"{case}{_PLACES}"
+        try:
+            with np.load(path) as stored:
+                return {int(key): stored[key] for key in stored.files if key != "source"}
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"{path} is damaged ({error}); delete it and start again.") from error
+
     def open(self, case: str) -> StoredTarget:
         """Open a target for reading; cheap, no voxels are read.
 
@@ -231,6 +265,12 @@ class TargetStore:
 def open_target(folder: Path, case: str) -> StoredTarget:
     """:meth:`TargetStore.open`, remembered."""
     return TargetStore(folder).open(case)
+
+
+@lru_cache(maxsize=_OPEN_TARGETS)
+def open_places(folder: Path, case: str) -> dict[int, np.ndarray]:
+    """:meth:`TargetStore.places`, remembered."""
+    return TargetStore(folder).places(case)
 
 
 def source_of(record: CaseRecord) -> str:

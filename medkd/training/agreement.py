@@ -1,0 +1,69 @@
+"""How far a student follows its teacher on scans that neither has labels for; this says nothing about who is right."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from medkd.core.files import write_json
+from medkd.core.run import FINAL
+from medkd.evaluation.segmentation.folder import evaluate_folder
+from medkd.inference.export import logits_to_labels
+from medkd.inference.inputs import writable_ending
+from medkd.inference.predictor import Predictor
+from medkd.io.volumes import write_volume
+
+if TYPE_CHECKING:
+    from medkd.training.segmentation_task import SegmentationJob
+
+FOLDER = "agreement"
+AGREEMENT_FILE = "agreement.json"
+_WHAT = "agreement with the teacher (overlap of both predictions; no reference was involved)"
+_log = logging.getLogger(__name__)
+
+
+def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
+    """Predict held-out scans with student and teacher, in their native grid, and write ``agreement/agreement.json``.
+
+    Args:
+        job: what was trained.
+        cases: the held-out scans.
+
+    Returns:
+        The file.
+    """
+    folder, teacher = job.folder / FOLDER, job.teacher
+    assert teacher is not None  # narrowed for the type checker: without labels there is no training without a teacher
+    ending = writable_ending(job.description.file_ending)
+    student = Predictor.from_run(job.folder.parent, [job.fold], job.device)
+    model = Predictor.of(
+        teacher.model, [teacher.fold], job.device, checkpoint=teacher.model.checkpoint_of(teacher.fold)
+    )
+    changed = (job.folder / FINAL).stat().st_mtime
+    for name, predictor in (("student", student), ("teacher", model)):
+        for case in tqdm(cases, unit="case", desc=f"agreement, {name}", disable=None):
+            path = folder / name / f"{case}{ending}"
+            if not path.exists() or path.stat().st_mtime < changed:
+                _predict(job, predictor, case, path)
+    others = {case: folder / "teacher" / f"{case}{ending}" for case in cases}
+    found = evaluate_folder(folder / "student", others, job.description.labels, prediction_ending=ending)
+    _log.info("fold %s: agreement with the teacher %.4f on %d scans", job.fold, found.mean_dice, len(cases))
+    content: dict[str, Any] = {
+        "what": _WHAT,
+        "teacher": teacher.model.recorded,
+        "teacher_fold": teacher.fold,
+        "cases": list(cases),
+        "agreement": found.mean_dice,
+    }
+    write_json(folder / AGREEMENT_FILE, content)
+    return folder / AGREEMENT_FILE
+
+
+def _predict(job: SegmentationJob, predictor: Predictor, case: str, path: Path) -> None:
+    stored = job.store.open(case)
+    logits = predictor.predict_preprocessed(stored.image)
+    labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
+    write_volume(path, labels, stored.properties.geometry)
