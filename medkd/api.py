@@ -239,7 +239,7 @@ def predict(
         device: None picks CUDA where present, else the CPU.
         resume: leave out what is predicted already.
         settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
-            ``strict``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``,
+            ``strict``, ``engine``, ``threads``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``,
             ``pictures``, ``picture_score``, ``strict``, see :func:`medkd.detection.predict.predict_detections`.
 
     Returns:

@@ -79,7 +79,10 @@ TASKS: dict[str, Task] = {
                 "init",
                 "mirror_axes",
             ),
-            "predict": ("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
+            "predict": (
+                *("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
+                *("engine", "threads"),
+            ),
             "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),
         },
         training_options=Lazy("medkd.training.options:TrainOptions"),

@@ -21,7 +21,7 @@ TABLE: dict[str, set[str]] = {
     "distillation": {"core"},
     "evaluation": {"core", "io"},
     "preprocessing": {"core", "io"},
-    "models": {"core", "io", "networks", "preprocessing"},
+    "models": {"core", "io", "networks", "preprocessing", "runtime"},
     "runtime": {"core", "preprocessing"},
     "inference": {"core", "preprocessing", "models", "io", "runtime"},
     "exporting": {"core", "io", "networks", "preprocessing", "models", "runtime", "inference"},

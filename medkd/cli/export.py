@@ -48,6 +48,7 @@ def _export(options: argparse.Namespace) -> None:
         folds=options.folds,
         checkpoint=options.checkpoint,
         scan=options.scan,
+        root=options.root,
         overwrite=options.overwrite,
     )
     differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"

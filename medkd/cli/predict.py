@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
     )
+    arguments.add_argument(
+        "--engine", choices=("onnxruntime", "openvino"), help="of an exported model (default: what is installed)"
+    )
+    arguments.add_argument("--threads", type=common.positive, help="of an exported model's engine (default: all cores)")
     arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")
     arguments.add_argument(
         "--strict", action="store_true", help="refuse scans that do not look like the training cases"
@@ -70,7 +74,7 @@ def _add_inputs(arguments: argparse.ArgumentParser) -> None:
         help="folder for the label maps or predictions.json; for one scan also the very file, seg.nii.gz",
     )
     arguments.add_argument(
-        "-m", dest="model", required=True, help="run folder, or DATASET/RUN below the results folder"
+        "-m", dest="model", required=True, help="run folder, exported model, or DATASET/RUN below the results folder"
     )
     arguments.add_argument(
         "-f",

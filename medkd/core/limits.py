@@ -19,6 +19,7 @@ _FLAGS = {
     "gpu_memory_gb": "--gpu-memory",
     "mirror": "--tta",
     "resume": "--continue",
+    "folds": "-f",
     "method_parameters": "--set",
 }
 _commanded: ContextVar[bool] = ContextVar("commanded", default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,20 +12,22 @@ from typing import Any
 
 from medkd import __version__
 from medkd.core.checkpoint import weights_digest
-from medkd.core.errors import RunError
+from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import write_json, write_text
+from medkd.core.paths import Root
 from medkd.core.protocol import InferenceRule
+from medkd.core.run import DATASET_FILE
 from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
 from medkd.exporting.parity import Parity, compare, scan_for
-from medkd.models.base import Checkpoint, open_model
+from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
-
-RECORD = "export.json"
-"""In every exported folder: its format, what it was made from, and how it compared."""
+from medkd.runtime.package import RECORD
 
 CARD = "README.md"
+_log = logging.getLogger(__name__)
 
 
 def export_model(
@@ -35,6 +38,7 @@ def export_model(
     folds: Sequence[int | str] | None = None,
     checkpoint: Checkpoint = "final",
     scan: Sequence[Path] | None = None,
+    root: Path | None = None,
     overwrite: bool = False,
 ) -> Parity:
     """Export a model for segmentation, and prove that it predicts the same.
@@ -48,6 +52,8 @@ def export_model(
             has the checkpoint.
         checkpoint: ``"final"`` or ``"best"``.
         scan: channel files of a scan on which both are compared; None compares on a synthetic one.
+        root: medkd's folder; where it holds the raw data set of a model from elsewhere, the record can say which cases
+            the model has seen.
         overwrite: replace an exported model that is there.
 
     Returns:
@@ -70,12 +76,36 @@ def export_model(
         folder = Path(name) / "exported"
         folder.mkdir()
         parity = _fill(folder, parcel, FORMATS[format], scan)
-        write_json(folder / RECORD, {"format": format, "made_from": parcel.origin, "parity": asdict(parity)})
+        seen = seen_cases(source, trained, root)
+        record = {"format": format, "made_from": parcel.origin, "seen": seen, "parity": asdict(parity)}
+        write_json(folder / RECORD, record)
         write_text(folder / CARD, model_card(parcel, format, parity))
         if output.exists():
             shutil.rmtree(output)
         folder.rename(output)
     return parity
+
+
+def seen_cases(source: ModelFolder[TrainedModel], trained: TrainedModel, root: Path | None) -> list[str] | None:
+    """Every case that the exported folds, or teachers of theirs, were trained on; None where nobody can say.
+
+    A run says so itself; a model from elsewhere needs the raw data set of its plan.
+    """
+    raw = Root.resolve(root).raw / trained.plan.dataset
+    described = raw / DATASET_FILE
+    cases: list[str] = []
+    seen: set[str] = set()
+    try:
+        if described.is_file():
+            cases = [case.case for case in training_cases(raw, DatasetDescription.load(described))]
+        elif source.kind != "run":
+            return None
+        for fold in trained.folds or source.folds():
+            seen |= source.seen(fold, cases, raw)
+    except MedkdError as error:
+        _log.warning("The exported model cannot say which cases it has seen, so that it may not teach: %s", error)
+        return None
+    return sorted(seen)
 
 
 def _fill(folder: Path, parcel: Parcel, format: ExportFormat, scan: Sequence[Path] | None) -> Parity:

@@ -9,22 +9,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-import torch
 from tqdm import tqdm
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
+from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
-from medkd.inference.predictor import Precision, Prediction, Predictor
 from medkd.inference.settings import PredictSettings
 from medkd.io.volumes import read_image
 from medkd.models.base import Checkpoint
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.preprocessing.ranges import compare_scan
+from medkd.runtime.engines import EngineName
+from medkd.runtime.prediction import CasePredictor, Prediction
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # wrong for every further case, too
 logger = logging.getLogger(__name__)
@@ -58,8 +59,10 @@ def predict_folder(
     step_size: float | None = None,
     mirror: bool | None = None,
     save_probabilities: bool = False,
-    device: torch.device | str | None = None,
-    precision: Precision | None = None,
+    device: str | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    engine: EngineName | None = None,
+    threads: int | None = None,
     part: tuple[int, int] = (0, 1),
     resume: bool = False,
     strict: bool = False,
@@ -73,7 +76,7 @@ def predict_folder(
         inputs: a folder, a scan, or the channel files of one case; see :func:`medkd.inference.inputs.find_cases`.
         outputs: folder for ``CASE.nii.gz``, with :data:`~medkd.inference.settings.SETTINGS_FILE` beside them; for one
             case also the very file (``seg.nii.gz``), then without settings.
-        run: run folder, or another model for segmentation.
+        run: run folder, or another model for segmentation; of an exported one torch is not loaded.
         folds: folds to average; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
         step_size: tile distance as a share of the patch; None is the protocol's of the plan, else 0.5.
@@ -82,6 +85,8 @@ def predict_folder(
         save_probabilities: write ``CASE.npz`` with ``probabilities`` ``(K, z, y, x)`` float16 too, as nnU-Net does.
         device: None picks CUDA where present, else the CPU.
         precision: None is fp16 on CUDA, fp32 elsewhere.
+        engine: of an exported model; None takes what is installed and reads it.
+        threads: of an exported model's engine; None leaves them to it.
         part: (index from 0, count): predict only every count-th case, for several machines.
         resume: leave out cases whose files are there already.
         strict: refuse scans that do not look like the training cases (orientation, spacing, size, intensities, empty
@@ -95,9 +100,17 @@ def predict_folder(
         DataError: there are no inputs, one file is named for several, the output folder cannot be written to, or the
             disk is full.
     """
-    predictor = Predictor.from_run(
-        run, folds, device, step_size=step_size, mirror=mirror, precision=precision, checkpoint=checkpoint
-    )  # fmt: skip
+    predictor = open_predictor(
+        run,
+        folds,
+        device=device,
+        step_size=step_size,
+        mirror=mirror,
+        precision=precision,
+        checkpoint=checkpoint,
+        engine=engine,
+        threads=threads,
+    )
     cases = find_cases(inputs, len(predictor.configuration.normalization))
     if not 0 <= part[0] < part[1]:
         raise RunError(f"The part must be I of N with I from 1 to N, found {part[0] + 1} of {part[1]}.")
@@ -110,7 +123,7 @@ def predict_folder(
 
 
 def predict_cases(
-    predictor: Predictor,
+    predictor: CasePredictor,
     cases: Sequence[CaseFiles],
     outputs: Outputs,
     *,
@@ -132,7 +145,7 @@ def predict_cases(
 
 
 def _predict_each(
-    predictor: Predictor, waiting: Sequence[CaseFiles], outputs: Outputs, report: PredictReport, strict: bool
+    predictor: CasePredictor, waiting: Sequence[CaseFiles], outputs: Outputs, report: PredictReport, strict: bool
 ) -> None:
     """Predict one case while the next is read and the last is written."""
     bar = tqdm(total=len(waiting), desc="predicting", unit="case", disable=None)
@@ -162,7 +175,7 @@ def _prefetched(
                 yield case, current
 
 
-def _prepare(predictor: Predictor, strict: bool, case: CaseFiles) -> Preprocessed:
+def _prepare(predictor: CasePredictor, strict: bool, case: CaseFiles) -> Preprocessed:
     image, geometry = read_image(case.images, case.case)
     findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
     if findings and strict:
@@ -172,7 +185,9 @@ def _prepare(predictor: Predictor, strict: bool, case: CaseFiles) -> Preprocesse
     return preprocess_case(case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True)
 
 
-def _predict(predictor: Predictor, prepared: Future[Preprocessed], probabilities: bool) -> tuple[Prediction, Geometry]:
+def _predict(
+    predictor: CasePredictor, prepared: Future[Preprocessed], probabilities: bool
+) -> tuple[Prediction, Geometry]:
     case = prepared.result()
     return predictor.predict(case, probabilities=probabilities), case.properties.geometry
 
@@ -202,6 +217,7 @@ def _attempt(case: CaseFiles, report: PredictReport, action: Callable[[], T]) ->
 
 
 def _unforeseen(error: Exception) -> str:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    # torch's own error is known by its name: exported models are predicted without torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory ran out; close other programs, use a larger machine, or predict with --device cpu."
     return f"{type(error).__name__}: {error}; run with -v for details."

@@ -12,10 +12,11 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
-from medkd.inference.predictor import Predictor
+from medkd.inference.opening import open_predictor
 from medkd.io.volumes import read_image, write_volume
 from medkd.models.base import ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
+from medkd.runtime.prediction import CasePredictor
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Loaded:
 
     task = "segmentation"
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: CasePredictor) -> None:
         self.predictor = predictor
         self.labels = dict(predictor.labels.entries)
         self.channels = len(predictor.configuration.normalization)
@@ -62,9 +63,9 @@ class Loaded:
     @classmethod
     def of(cls, model: ModelFolder[TrainedModel], folds: Sequence[int | str] | None = None, **more: Any) -> Loaded:
         """Load the networks of a model; ``folds`` and ``more`` as for
-        :meth:`~medkd.inference.predictor.Predictor.of`.
+        :func:`~medkd.inference.opening.open_predictor`.
         """
-        return cls(Predictor.of(model, folds, **more))
+        return cls(open_predictor(model, folds, **more))
 
     @overload
     def predict(self, scan: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -124,10 +125,10 @@ def load(path: Path | str, folds: Sequence[int | str] | None = None, **more: Any
     """The model for segmentation in a folder, loaded once to be used often.
 
     Args:
-        path: run folder, model folder of nnU-Net v2, MONAI bundle, or folder with a ``teacher.json``.
+        path: run folder, model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, or exported model.
         folds: folds to average; None takes every trained one.
-        more: ``device``, ``checkpoint``, ``step_size``, ``mirror``, ``precision``, as for
-            :meth:`~medkd.inference.predictor.Predictor.of`.
+        more: ``device``, ``checkpoint``, ``step_size``, ``mirror``, ``precision``, and of exported models ``engine``
+            and ``threads``, as for :func:`~medkd.inference.opening.open_predictor`.
 
     Raises:
         RunError: there is no model for segmentation, or it is not trained.

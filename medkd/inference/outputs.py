@@ -14,8 +14,8 @@ from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import output_ending
-from medkd.inference.predictor import Prediction
 from medkd.io.volumes import WRITABLE, file_ending, stem, write_volume
+from medkd.runtime.prediction import Prediction
 
 logger = logging.getLogger(__name__)
 

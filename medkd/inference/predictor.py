@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
+from medkd.core.limits import option_name
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import InferenceRule
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
@@ -26,6 +28,7 @@ from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.models.weights import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.runtime.prediction import Prediction
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,16 +61,9 @@ class Settings:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Label map ``(z, y, x)`` and, where asked for, probabilities ``(K, z, y, x)`` float16, both in the native grid."""
-
-    labels: np.ndarray
-    probabilities: np.ndarray | None = None
-
-
 class Predictor:
-    """Networks (one per fold) with all that is needed to predict raw cases.
+    """Networks (one per fold) with all that is needed to predict raw cases; a
+    :class:`~medkd.runtime.prediction.CasePredictor`.
 
     Args:
         networks: networks in evaluation mode; their logits are averaged.
@@ -80,6 +76,8 @@ class Predictor:
         settings: step size, mirroring, precision.
         folds: names of the folds that the networks belong to.
     """
+
+    engine_name = "torch"
 
     def __init__(
         self,
@@ -132,6 +130,8 @@ class Predictor:
         mirror: bool | None = None,
         precision: Precision | None = None,
         checkpoint: Checkpoint = "final",
+        engine: str | None = None,
+        threads: int | None = None,
     ) -> Predictor:
         """The predictor of a model.
 
@@ -143,10 +143,18 @@ class Predictor:
             mirror: see :class:`Settings`; None is what the plan's protocol says, else True.
             precision: see :class:`Settings`.
             checkpoint: ``"final"`` or ``"best"``.
+            engine: of exported models; must be None here.
+            threads: of exported models; must be None here.
 
         Raises:
-            RunError: a fold is not trained, or the step size is not a share of the patch.
+            RunError: a fold is not trained, the step size is not a share of the patch, or an engine was chosen.
         """
+        for name, value in (("engine", engine), ("threads", threads)):
+            if value is not None:
+                raise RunError(
+                    f"{option_name(name)} is for exported models, but {model.path} is {model.title}, which torch "
+                    "predicts with; leave it out, or export the model with medkd_export first."
+                )
         loaded, device = model.load(folds, checkpoint=checkpoint), pick_device(device)
         rule = loaded.plan.protocol.inference if loaded.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
@@ -163,13 +171,36 @@ class Predictor:
             folds=loaded.folds,
         )
 
+    @property
+    def step_size(self) -> float:
+        """Distance of neighbouring tiles as a share of the patch."""
+        return self.settings.step_size
+
+    @property
+    def used_axes(self) -> tuple[int, ...]:
+        """Axes of the patch that are mirrored; empty without test-time augmentation."""
+        return self.mirror_axes if self.settings.mirror else ()
+
+    @property
+    def blending(self) -> str:
+        """``gaussian`` or ``constant`` weights of a tile's voxels."""
+        return self.settings.blending
+
+    @property
+    def arithmetic(self) -> str:
+        """Arithmetic of the forwards."""
+        return self.precision
+
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each network's weights."""
+        return tuple(weights_digest(network.state_dict()) for network in self.networks)
+
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:
         """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""
         tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
         outputs = self.labels.num_outputs
         if self._fits_on_device(tensor, outputs):
             tensor = tensor.to(self.device)
-        axes = self.mirror_axes if self.settings.mirror else ()
         with self._autocast():
             return predict_logits(
                 self._forward,
@@ -178,7 +209,7 @@ class Predictor:
                 outputs,
                 step_size=self.settings.step_size,
                 tile_batch=self.settings.tile_batch,
-                mirror_axes=axes,
+                mirror_axes=self.used_axes,
                 device=self.device,
                 blending=self.settings.blending,
             )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from medkd.core.checkpoint import weights_digest
+from medkd import __version__
 from medkd.core.errors import RunError
 from medkd.core.serial import load, save
 from medkd.inference.inputs import SETTINGS_FILE
-from medkd.inference.predictor import Predictor
+from medkd.runtime.prediction import CasePredictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,7 @@ class PredictSettings:
         medkd: version.
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
         weights: a hash of each network's weights.
+        engine: what computed the networks.
     """
 
     run: str
@@ -38,21 +38,23 @@ class PredictSettings:
     medkd: str
     blending: str = "gaussian"
     weights: tuple[str, ...] = ()
+    engine: str = "torch"
     schema: int = 1
 
     @classmethod
-    def of(cls, predictor: Predictor, run: Path, checkpoint: str) -> PredictSettings:
+    def of(cls, predictor: CasePredictor, run: Path, checkpoint: str) -> PredictSettings:
         """What a predictor predicts with."""
         return cls(
             run=str(run),
             folds=tuple(predictor.folds),
             checkpoint=checkpoint,
-            step_size=predictor.settings.step_size,
-            mirror_axes=predictor.mirror_axes if predictor.settings.mirror else (),
-            precision=predictor.precision,
-            medkd=medkd_version(),
-            blending=predictor.settings.blending,
-            weights=tuple(weights_digest(network.state_dict()) for network in predictor.networks),
+            step_size=predictor.step_size,
+            mirror_axes=predictor.used_axes,
+            precision=predictor.arithmetic,
+            medkd=__version__,
+            blending=predictor.blending,
+            weights=predictor.digests(),
+            engine=predictor.engine_name,
         )
 
     def write(self, folder: Path, *, resume: bool) -> None:
@@ -74,11 +76,3 @@ class PredictSettings:
                     "choose another folder, or leave out --continue."
                 )
         save(path, self)
-
-
-def medkd_version() -> str:
-    """The version that is installed."""
-    try:
-        return version("medkd")
-    except PackageNotFoundError:
-        return "unknown"

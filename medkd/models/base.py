@@ -6,22 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.plugins import each_installed, load_installed, resolve
 from medkd.core.run import RUN_FILE
 from medkd.core.serial import nearest
-from medkd.core.splits import Split
+
+if TYPE_CHECKING:  # what predicts with exported models does without torch
+    from torch import nn
+
+    from medkd.core.splits import Split
 
 Task = Literal["segmentation", "detection"]
 Checkpoint = Literal["final", "best"]
 _GROUP = "medkd.models"  # of entry points
 
 MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
+    "exported": "medkd.models.exported:ExportedFolder",
     "bundle": "medkd.models.bundle.folder:BundleFolder",
     "described": "medkd.models.described:DescribedFolder",
     "nnunet": "medkd.models.nnunet.folder:NnunetFolder",
@@ -176,7 +179,9 @@ class ModelFolder(ABC, Generic[T]):
     @abstractmethod
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> T: ...
 
-    def _check_finite(self, network: torch.nn.Module, fold: str) -> None:
+    def _check_finite(self, network: nn.Module, fold: str) -> None:
+        import torch
+
         for name, value in network.state_dict().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise RunError(
@@ -219,14 +224,21 @@ def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     Raises:
         RunError: there is none of these, or it does something else.
     """
-    kind = _kind_of(Path(path), task)
+    try:
+        kind = _kind_of(Path(path), task)
+        known = "" if kind is not None else _titles(None)
+    except ImportError as error:  # nothing but what predicts with exported models is installed
+        raise RunError(
+            f"{path} is no exported model, and this installation can open no other ({error}); install medkd with "
+            "torch, or export the model with medkd_export."
+        ) from error
     if kind is not None and task in (None, kind.task):
         return kind(Path(path))
     if kind is not None:
         raise RunError(f"{path} is {kind.title}, which does {kind.task}, expected a model for {task}.")
     raise RunError(
         f"{path} is not a medkd run folder (it has no {RUN_FILE}), nor any other model that medkd knows "
-        f"({_titles(None)}); give a folder <root>/results/DATASET/RUN or such a model."
+        f"({known}); give a folder <root>/results/DATASET/RUN or such a model."
     )
 
 

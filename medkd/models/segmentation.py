@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
@@ -49,9 +49,15 @@ class TrainedModel(Trained):
 
 
 class SegmentationFolder(ModelFolder[TrainedModel]):
-    """A model for segmentation."""
+    """A model for segmentation.
+
+    Attributes:
+        predictor: ``module:Class`` of what predicts with it, a
+            :class:`~medkd.runtime.prediction.CasePredictor` with a class method ``of``.
+    """
 
     task = "segmentation"
+    predictor: ClassVar[str] = "medkd.inference.predictor:Predictor"
 
     def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
         """Teacher and student must see the same input and mean the same by their outputs.

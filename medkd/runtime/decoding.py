@@ -30,12 +30,12 @@ def decode_labels(
     Returns:
         ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
     """
-    native = tuple(properties.geometry.shape[axis] for axis in plan.transpose)
+    native = tuple(properties.grid.shape[axis] for axis in plan.transpose)
     result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
     box = result[tuple(slice(*edges) for edges in properties.crop)]
     for rows, slab in resampled_slabs(logits, box.shape, logits_orders(properties, plan, configuration)):
         box[rows] = _values(slab, labels, result.dtype)
-    return np.ascontiguousarray(result.transpose(plan.transpose_back))
+    return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
 
 def decode_probabilities(
@@ -45,21 +45,22 @@ def decode_probabilities(
 
     Outside the crop the background of plain labels has probability 1. Arguments as for :func:`decode_labels`.
     """
-    native = tuple(properties.geometry.shape[axis] for axis in plan.transpose)
+    native = tuple(properties.grid.shape[axis] for axis in plan.transpose)
     result = np.zeros((logits.shape[0], *native), dtype=np.float16)
     if not labels.regions:
         result[0] = 1
     box = result[(slice(None), *(slice(*edges) for edges in properties.crop))]
     for rows, slab in resampled_slabs(logits, box.shape[1:], logits_orders(properties, plan, configuration)):
         box[:, rows] = _sigmoid(slab) if labels.regions else _softmax(slab)
-    return np.ascontiguousarray(result.transpose(0, *(axis + 1 for axis in plan.transpose_back)))
+    stored = result.transpose(0, *(axis + 1 for axis in plan.transpose_back))
+    return np.ascontiguousarray(properties.turn_back(stored))
 
 
 def logits_orders(properties: CaseProperties, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
     """Interpolation order of the logits along each axis: the anisotropy rule, from the network's spacing to the native
     one.
     """
-    native = tuple(properties.geometry.spacing[axis] for axis in plan.transpose)
+    native = tuple(properties.grid.spacing[axis] for axis in plan.transpose)
     network = (*native[: 3 - configuration.rank], *configuration.spacing)
     return axis_orders(network, native, configuration.resampling, "logits")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from medkd.core.errors import RunError
 EngineName = Literal["onnxruntime", "openvino"]
 Engine = Callable[[np.ndarray], np.ndarray]
 
-_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
 
 
 def open_engine(network: Path, engine: EngineName | None = None, threads: int | None = None) -> Engine:
@@ -30,15 +31,15 @@ def open_engine(network: Path, engine: EngineName | None = None, threads: int | 
     Raises:
         RunError: the engine is not installed, or the file is none that it can read.
     """
-    chosen = engine or _choose(network)
-    if chosen == "onnxruntime" and network.suffix == ".xml":
-        raise RunError(f"{network} is a network of OpenVINO; give --engine openvino, or export with --format onnx.")
+    chosen = choose_engine(network, engine)
+    if threads is not None and threads < 1:
+        raise RunError(f"--threads expects a whole number of at least 1, found {threads}.")
     opener = {"onnxruntime": _onnxruntime, "openvino": _openvino}[chosen]
     try:
         return opener(network, threads)
     except ImportError as error:
         raise RunError(
-            f"{network} needs the package {_PACKAGES[chosen]}, which is not installed: pip install 'medkd[runtime]'."
+            f"{network} needs the package {chosen}, which is not installed: pip install {chosen}."
         ) from error
     except Exception as error:
         first = str(error).strip().splitlines()
@@ -48,12 +49,28 @@ def open_engine(network: Path, engine: EngineName | None = None, threads: int | 
         ) from error
 
 
-def _choose(network: Path) -> EngineName:
-    if network.suffix == ".xml":
-        return "openvino"
-    from importlib.util import find_spec
+def choose_engine(network: Path, engine: EngineName | None = None) -> EngineName:
+    """The engine that runs a network; arguments as for :func:`open_engine`.
 
-    return "onnxruntime" if find_spec("onnxruntime") is not None else "openvino"
+    Raises:
+        RunError: there is no engine of this name, or it cannot read this file.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise RunError(f"--engine expects {' or '.join(ENGINES)}, found '{engine}'.")
+    if network.suffix == ".xml":
+        if engine == "onnxruntime":
+            raise RunError(f"{network} is a network of OpenVINO; give --engine openvino, or export with --format onnx.")
+        return "openvino"
+    if engine is not None:
+        return engine
+    return "openvino" if not _installed("onnxruntime") and _installed("openvino") else "onnxruntime"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # an entry of sys.modules that is None
+        return False
 
 
 def _onnxruntime(network: Path, threads: int | None) -> Engine:

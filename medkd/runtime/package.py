@@ -15,6 +15,8 @@ from medkd.core.serial import load, save
 
 FILE = "preprocessing.json"
 NETWORKS = ("model.onnx", "model.xml")
+RECORD = "export.json"
+"""In every exported folder: its format, what it was made from and has seen, and how it compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,12 @@ class Exported:
     def label_spec(self) -> LabelSpec:
         """The labels, checked."""
         return LabelSpec.from_json(self.labels, list(self.regions_class_order) or None, FILE)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """Names of the folds that were averaged."""
+        stated = self.made_from.get("folds", ())
+        return tuple(str(fold) for fold in stated) if isinstance(stated, (list, tuple)) else ()
 
     @property
     def planned(self) -> Configuration:

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
+from medkd.core.limits import option_name
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels, decode_probabilities
-from medkd.runtime.engines import Engine, EngineName, open_engine
+from medkd.runtime.engines import Engine, EngineName, choose_engine, open_engine
 from medkd.runtime.package import Exported, check_network, read_exported
+from medkd.runtime.prediction import Prediction
 from medkd.runtime.window import sliding_logits
 
 
-@dataclass(frozen=True)
-class RuntimePrediction:
-    """Label map ``(z, y, x)`` and, where asked for, probabilities ``(K, z, y, x)`` float16, both in the native grid."""
+class HasPath(Protocol):
+    """A model in a folder."""
 
-    labels: np.ndarray
-    probabilities: np.ndarray | None = None
+    path: Path
 
 
 class RuntimePredictor:
-    """An exported model that is loaded once and used often.
+    """An exported model that is loaded once and used often; a :class:`~medkd.runtime.prediction.CasePredictor`.
 
     Args:
         exported: its description.
         engine: runs its network.
+        engine_name: which engine that is.
         step_size: distance of neighbouring tiles as a share of the patch; None is the description's.
         mirror: average over mirrored copies; None is the description's.
+
+    Raises:
+        RunError: the step size is not above 0 and at most 1.
     """
 
+    arithmetic = "fp32"
+
     def __init__(
-        self, exported: Exported, engine: Engine, *, step_size: float | None = None, mirror: bool | None = None
+        self,
+        exported: Exported,
+        engine: Engine,
+        engine_name: EngineName = "onnxruntime",
+        *,
+        step_size: float | None = None,
+        mirror: bool | None = None,
     ) -> None:
-        self.exported, self.engine = exported, engine
+        self.exported, self.engine, self.engine_name = exported, engine, engine_name
         self.labels, self.plan, self.configuration = exported.label_spec, exported.plan, exported.planned
         self.step_size = exported.step_size if step_size is None else step_size
         self.mirror = exported.mirror if mirror is None else mirror
+        self.blending = exported.blending
+        self.folds = exported.folds
         if not 0 < self.step_size <= 1:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 
@@ -60,8 +75,53 @@ class RuntimePredictor:
             MedkdError: it is damaged, or its engine is not installed.
         """
         exported = read_exported(folder)
-        network = open_engine(check_network(folder, exported), engine, threads)
-        return cls(exported, network, step_size=step_size, mirror=mirror)
+        network = check_network(folder, exported)
+        chosen = choose_engine(network, engine)
+        return cls(exported, open_engine(network, chosen, threads), chosen, step_size=step_size, mirror=mirror)
+
+    @classmethod
+    def of(
+        cls,
+        model: HasPath,
+        folds: Sequence[int | str] | None = None,
+        device: object = None,
+        *,
+        step_size: float | None = None,
+        mirror: bool | None = None,
+        precision: str | None = None,
+        checkpoint: str = "final",
+        engine: EngineName | None = None,
+        threads: int | None = None,
+    ) -> RuntimePredictor:
+        """The predictor of an exported model, asked for as every model's.
+
+        Raises:
+            RunError: ``folds``, ``checkpoint``, ``precision`` or another ``device`` than the CPU was chosen, which was
+                settled when the model was exported.
+            MedkdError: see :meth:`open`.
+        """
+        chosen = {
+            "folds": folds,
+            "checkpoint": None if checkpoint == "final" else checkpoint,
+            "precision": precision,
+            "device": None if device is None or str(device) == "cpu" else device,
+        }
+        for name, value in chosen.items():
+            if value is not None:
+                raise RunError(
+                    f"{option_name(name)} does not apply to {model.path}, since an exported model is one network in "
+                    "float32 for the CPU; leave it out, or predict with the model that it was made from."
+                )
+        return cls.open(model.path, engine=engine, threads=threads, step_size=step_size, mirror=mirror)
+
+    @property
+    def used_axes(self) -> tuple[int, ...]:
+        """Axes of the patch that are mirrored; empty without test-time augmentation."""
+        return tuple(self.exported.mirror_axes) if self.mirror else ()
+
+    def digests(self) -> tuple[str, ...]:
+        """The hash of the network's file."""
+        return (self.exported.digest,)
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""
@@ -71,17 +131,17 @@ class RuntimePredictor:
             self.exported.patch_size,
             self.labels.num_outputs,
             step_size=self.step_size,
-            mirror_axes=self.exported.mirror_axes if self.mirror else (),
-            blending=self.exported.blending,
+            mirror_axes=self.used_axes,
+            blending=self.blending,
         )
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
         return self.predict(preprocess_case(case, image, geometry, self.plan, self.configuration)).labels
 
-    def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> RuntimePrediction:
+    def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
         logits = self.logits(prepared.image)
         way_back = (prepared.properties, self.plan, self.configuration, self.labels)
         found = decode_probabilities(logits, *way_back) if probabilities else None
-        return RuntimePrediction(decode_labels(logits, *way_back), found)
+        return Prediction(decode_labels(logits, *way_back), found)

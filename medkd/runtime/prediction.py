@@ -1,0 +1,66 @@
+"""What every predictor of scans offers, whatever computes the network: the contract between commands and engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.preprocessing.pipeline import Preprocessed
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Label map ``(z, y, x)`` and, where asked for, probabilities ``(K, z, y, x)`` float16, both in the native grid."""
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+class CasePredictor(Protocol):
+    """A model that is loaded once and predicts one case after the other.
+
+    Attributes:
+        plan: gives orientation, axis order and intensities.
+        configuration: the plan's configuration that the model was trained on.
+        labels: what its outputs mean.
+        folds: names of the folds that are averaged.
+    """
+
+    plan: Plan
+    configuration: Configuration
+    labels: LabelSpec
+    folds: tuple[str, ...]
+
+    @property
+    def step_size(self) -> float:
+        """Distance of neighbouring tiles as a share of the patch."""
+
+    @property
+    def used_axes(self) -> tuple[int, ...]:
+        """Axes of the patch that are mirrored; empty without test-time augmentation."""
+
+    @property
+    def blending(self) -> str:
+        """``gaussian`` or ``constant`` weights of a tile's voxels."""
+
+    @property
+    def arithmetic(self) -> str:
+        """Arithmetic of the network: ``fp32``, ``bf16`` or ``fp16``."""
+
+    @property
+    def engine_name(self) -> str:
+        """What computes the network: ``torch``, ``onnxruntime`` or ``openvino``."""
+
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each network's weights."""
+
+    def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
+        """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
+
+    def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
+        """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
