@@ -49,7 +49,7 @@ EXTRAS = {
     "dicom": ["pydicom>=3.0"],
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
-    "export": ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
+    "export": ["safetensors>=0.4", "onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [
         "pytest>=8",

@@ -7,6 +7,7 @@ COMMANDS = {
     "train_distill": ("train_distill", "train a student with a teacher, and score it"),
     "score_teacher": ("score_teacher", "score a teacher that was trained elsewhere, for the report"),
     "predict": ("predict", "label maps for scans, boxes for radiographs"),
+    "export": ("export", "a trained model as a folder or file that runs without torch"),
     "evaluate": ("evaluate", "score a folder of predictions"),
     "cross_validate": ("cross_validate", "put the folds of a run together"),
     "report": ("report", "one page: teacher, student alone and distilled student side by side"),

@@ -9,19 +9,21 @@ from pathlib import Path
 from medkd import api
 from medkd.cli import common
 
-FORMATS = ("onnx", "openvino", "nnunet")
+FORMATS = ("onnx", "openvino", "nnunet", "folder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_export``."""
     arguments = common.parser(
         "Export a trained model (a run, an nnU-Net v2 folder, a MONAI bundle, …) as a network for ONNX Runtime or "
-        "OpenVINO with everything from a scan to the network and back, or as a model folder for stock nnU-Net v2. The "
-        "exported network is compared with the model first; nothing is left where they differ.",
+        "OpenVINO with everything from a scan to the network and back, as a model folder for stock nnU-Net v2, or (folder) "
+        "a run as one .zip. The exported network is compared with the model first; nothing is left where they differ.",
         "medkd_export 4/unet_tiny__3d_fullres -o exported --format onnx",
     )
     arguments.add_argument("model", metavar="MODEL", help="model folder, or DATASET/RUN below the results folder")
-    arguments.add_argument("-o", dest="output", type=Path, required=True, help="folder to be made")
+    arguments.add_argument(
+        "-o", dest="output", type=Path, required=True, help="folder to be made; of --format folder the file, run.zip"
+    )
     arguments.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
     arguments.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all)")
     arguments.add_argument(
@@ -39,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.format == "folder":
+        _pack(options)
+        return
     from medkd.exporting.export import export_model
 
     parity = export_model(
@@ -53,3 +58,17 @@ def _export(options: argparse.Namespace) -> None:
     )
     differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"
     print(f"{options.output}: {differing}, logits by up to {parity.logits:.2g}")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from medkd.exporting.packing import pack_run
+
+    packed = pack_run(
+        api.find_model(options.model, options.root),
+        options.output,
+        folds=options.folds,
+        checkpoint=options.checkpoint,
+        overwrite=options.overwrite,
+    )
+    folds = ", ".join(packed.folds)
+    print(f"{options.output}: folds {folds}, {packed.parameters:,} parameters each, {packed.size / 1e6:.1f} MB")

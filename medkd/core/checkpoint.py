@@ -19,6 +19,8 @@ from torch import Tensor
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
 
+SAFETENSORS = ".safetensors"
+_NO_SAFETENSORS = "{} needs the package safetensors, which is not installed: pip install safetensors."
 _WRITER = (
     "inline_container",
     "PytorchStreamWriter",
@@ -85,13 +87,16 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing anything that it may contain.
 
     Args:
-        path: the file.
+        path: the file; where only its weights are there, as safetensors under the same name, those.
         allowed: harmless types and functions that the file may name beyond tensors and plain values, as
             :class:`torch.serialization.safe_globals` takes them.
 
     Raises:
         RunError: the file is missing, empty, damaged, or holds more than tensors and plain values.
     """
+    path = stored_checkpoint(Path(path))
+    if path.suffix == SAFETENSORS:
+        return {"network": _read_safetensors(path)}
     if not Path(path).exists():
         raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
     if not Path(path).is_dir() and Path(path).stat().st_size == 0:
@@ -112,6 +117,41 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"{path} is not a medkd checkpoint: expected a dictionary, found {type(content).__name__}.")
     return content
+
+
+def stored_checkpoint(path: Path) -> Path:
+    """The file that holds a checkpoint: itself, or its weights beside it as safetensors where it is not there."""
+    weights = path.with_suffix(SAFETENSORS)
+    return weights if not path.exists() and weights.exists() else path
+
+
+def save_safetensors(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights, and nothing else, as safetensors; atomically.
+
+    Raises:
+        RunError: the package safetensors is not installed.
+        DataError: the folder cannot be written to.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise RunError(_NO_SAFETENSORS.format(path)) from error
+    apart = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    with atomic_path(path) as temporary:
+        save_file(apart, temporary)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise RunError(_NO_SAFETENSORS.format(path)) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # changed bytes make errors of several kinds
+        raise RunError(
+            f"{path} is damaged or holds no safetensors ({_first_line(error)}); restore the file."
+        ) from error
 
 
 @contextmanager

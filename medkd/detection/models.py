@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medkd.core.checkpoint import load_checkpoint
+from medkd.core.checkpoint import load_checkpoint, stored_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import read_json
@@ -169,8 +169,11 @@ class DetectorRun(DetectorFolder):
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The folds that have the checkpoint."""
-        files = self.path.glob(f"fold_*/{CHECKPOINTS[checkpoint]}")
-        return tuple(sorted(file.parent.name.removeprefix("fold_") for file in files))
+        found = []
+        for folder in sorted(self.path.glob("fold_*")):
+            if stored_checkpoint(folder / CHECKPOINTS[checkpoint]).exists():
+                found.append(folder.name.removeprefix("fold_"))
+        return tuple(found)
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """What the fold's ``split.json`` says, whatever the data set."""
@@ -178,7 +181,7 @@ class DetectorRun(DetectorFolder):
 
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint."""
-        return self.run.fold(fold) / FINAL
+        return stored_checkpoint(self.run.fold(fold) / FINAL)
 
     def _describe(self) -> TrainedDetector:
         return TrainedDetector(folds=self.folds(), spec=self.run.spec)

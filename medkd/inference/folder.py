@@ -220,4 +220,7 @@ def _unforeseen(error: Exception) -> str:
     # torch's own error is known by its name: exported models are predicted without torch
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "memory ran out; close other programs, use a larger machine, or predict with --device cpu."
+    if isinstance(error, ImportError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"this file needs the package {package}, which is not installed; pip install {package}."
     return f"{type(error).__name__}: {error}; run with -v for details."

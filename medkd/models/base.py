@@ -13,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.plugins import each_installed, load_installed, resolve
 from medkd.core.run import RUN_FILE
 from medkd.core.serial import nearest
+from medkd.models.packed import unpacked
 
 if TYPE_CHECKING:  # what predicts with exported models does without torch
     from torch import nn
@@ -217,27 +218,28 @@ def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     """The model in a folder.
 
     Args:
-        path: run folder, model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, or a detector's
-            weights.
+        path: run folder, model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, exported model, or a
+            detector's weights; a ``.zip`` of one is unpacked for as long as the process lives.
         task: that it must do; None for any.
 
     Raises:
         RunError: there is none of these, or it does something else.
     """
+    given, path = path, unpacked(Path(path))
     try:
-        kind = _kind_of(Path(path), task)
+        kind = _kind_of(path, task)
         known = "" if kind is not None else _titles(None)
     except ImportError as error:  # nothing but what predicts with exported models is installed
         raise RunError(
-            f"{path} is no exported model, and this installation can open no other ({error}); install medkd with "
+            f"{given} is no exported model, and this installation can open no other ({error}); install medkd with "
             "torch, or export the model with medkd_export."
         ) from error
     if kind is not None and task in (None, kind.task):
-        return kind(Path(path))
+        return kind(path)
     if kind is not None:
-        raise RunError(f"{path} is {kind.title}, which does {kind.task}, expected a model for {task}.")
+        raise RunError(f"{given} is {kind.title}, which does {kind.task}, expected a model for {task}.")
     raise RunError(
-        f"{path} is not a medkd run folder (it has no {RUN_FILE}), nor any other model that medkd knows "
+        f"{given} is not a medkd run folder (it has no {RUN_FILE}), nor any other model that medkd knows "
         f"({known}); give a folder <root>/results/DATASET/RUN or such a model."
     )
 
@@ -256,7 +258,7 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
         RunError: there is no such model, or it does not do this task; the existing runs are named.
     """
     other = None
-    for path in (Path(text), results / text, results / f"{text}__{configuration}"):
+    for path in (unpacked(Path(text)), results / text, results / f"{text}__{configuration}"):
         kind = _kind_of(path, task)
         if kind is not None and kind.task == task:
             return kind(path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medkd.core.checkpoint import load_checkpoint
+from medkd.core.checkpoint import load_checkpoint, stored_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.run import BEST, FINAL, RUN_FILE, RunFolder, is_detection
 from medkd.models.base import Checkpoint
@@ -45,8 +45,11 @@ class SegmentationRun(SegmentationFolder):
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The folds that have the checkpoint."""
-        files = self.path.glob(f"fold_*/{CHECKPOINTS[checkpoint]}")
-        return tuple(sorted(file.parent.name.removeprefix("fold_") for file in files))
+        found = []
+        for folder in sorted(self.path.glob("fold_*")):
+            if stored_checkpoint(folder / CHECKPOINTS[checkpoint]).exists():
+                found.append(folder.name.removeprefix("fold_"))
+        return tuple(found)
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """What the fold's ``split.json`` says, whatever the data set."""
@@ -54,7 +57,7 @@ class SegmentationRun(SegmentationFolder):
 
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint."""
-        return self.run.fold(fold) / FINAL
+        return stored_checkpoint(self.run.fold(fold) / FINAL)
 
     def _describe(self) -> TrainedModel:
         described = self.run.run

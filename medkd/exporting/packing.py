@@ -1,0 +1,158 @@
+"""A run as one ``.zip`` to send to somebody: what prediction needs, and no teacher, helper, log or path of this
+machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from medkd import __version__
+from medkd.core.checkpoint import (
+    SAFETENSORS,
+    load_checkpoint,
+    save_checkpoint,
+    save_safetensors,
+    stored_checkpoint,
+    weights_digest,
+)
+from medkd.core.errors import RunError
+from medkd.core.files import atomic_path, read_json, write_json, write_text
+from medkd.core.run import BEST, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
+from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.packed import ENDING, unpacked
+
+_KINDS = ("run", "detector_run")
+_CHECKPOINTS = {"final": FINAL, "best": BEST}
+_PATHS = ("teacher", "backbone_weights")  # keys of run.json that may hold a folder of this machine
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A run that was packed.
+
+    Attributes:
+        folds: whose weights are in it.
+        parameters: of one network.
+        size: of the file, in bytes.
+    """
+
+    folds: tuple[str, ...]
+    parameters: int
+    size: int
+
+
+def pack_run(
+    model: Path | str,
+    output: Path,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: Checkpoint = "final",
+    overwrite: bool = False,
+) -> Packed:
+    """Pack a run of medkd, for segmentation or detection, and prove that it opens with the same weights.
+
+    Args:
+        model: run folder.
+        output: ``*.zip``, which ``medkd_predict -m`` takes.
+        folds: 0-4 or ``"all"``; None packs every fold that has the checkpoint.
+        checkpoint: ``"final"`` or ``"best"``; in the file the weights are called final.
+        overwrite: replace a file that is there.
+
+    Raises:
+        RunError: the model is no run, a fold is not trained, or the output is there or no ``.zip``.
+    """
+    output = Path(output)
+    if output.suffix.lower() != ENDING:
+        raise RunError(f"--format folder writes one file; name it, as in -o {output.name or 'model'}{ENDING}.")
+    if output.exists() and not overwrite:
+        raise RunError(f"{output} is there already; give --overwrite to replace it.")
+    source = open_model(model)
+    if source.kind not in _KINDS:
+        raise RunError(f"{model} is {source.title}; --format folder packs runs of medkd, send that folder as it is.")
+    loaded = source.load(folds, checkpoint=checkpoint)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / source.path.name
+        folder.mkdir()
+        _fill(folder, source, loaded.folds, checkpoint)
+        with atomic_path(output) as temporary:
+            _zip(folder, temporary)
+    _check(output, loaded.networks, loaded.folds)
+    parameters = sum(value.numel() for value in loaded.networks[0].parameters())
+    return Packed(tuple(loaded.folds), parameters, output.stat().st_size)
+
+
+def _fill(folder: Path, source: ModelFolder[Any], folds: Sequence[str], checkpoint: Checkpoint) -> None:
+    described = read_json(source.path / RUN_FILE)
+    write_json(folder / RUN_FILE, _without_paths(described))
+    for name in (PLANS_FILE, DATASET_FILE):
+        write_json(folder / name, read_json(source.path / name))
+    for fold in folds:
+        theirs, ours = source.path / f"fold_{fold}", folder / f"fold_{fold}"
+        ours.mkdir()
+        content = load_checkpoint(stored_checkpoint(theirs / _CHECKPOINTS[checkpoint]))
+        _write_weights(ours / FINAL, content["network"])
+        if (theirs / SPLIT_FILE).is_file():
+            write_json(ours / SPLIT_FILE, read_json(theirs / SPLIT_FILE))
+    write_text(folder / _CARD, _card(source.path.name, described, folds, checkpoint))
+
+
+def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:
+    """``run.json`` with the mere names of what lies somewhere on this machine."""
+    cleaned = dict(described)
+    for key in _PATHS:
+        value = cleaned.get(key)
+        if isinstance(value, str):
+            cleaned[key] = value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return cleaned
+
+
+def _write_weights(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    if find_spec("safetensors") is not None:
+        save_safetensors(checkpoint.with_suffix(SAFETENSORS), weights)
+    else:
+        save_checkpoint(checkpoint, {"network": dict(weights)})
+
+
+def _zip(folder: Path, file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                way = zipfile.ZIP_DEFLATED if path.suffix in (".json", ".md") else zipfile.ZIP_STORED
+                archive.write(path, path.relative_to(folder.parent).as_posix(), way)
+
+
+def _check(output: Path, networks: Sequence[Any], folds: Sequence[str]) -> None:
+    opened = open_model(unpacked(output)).load(folds)
+    for ours, theirs, fold in zip(networks, opened.networks, folds, strict=True):
+        if weights_digest(ours.state_dict()) != weights_digest(theirs.state_dict()):
+            output.unlink()
+            raise RunError(f"{output} holds other weights than fold {fold}; nothing was exported.")
+
+
+def _card(name: str, described: Mapping[str, Any], folds: Sequence[str], checkpoint: Checkpoint) -> str:
+    lines = [
+        f"# {name}",
+        "",
+        f"Packed by medkd {__version__}. Research software, not a medical device; not for diagnosis.",
+        "",
+        f"- data set: {described.get('dataset')}, configuration {described.get('configuration')}",
+        f"- network: {described.get('network', {}).get('name')}, folds {', '.join(folds)} ({checkpoint} weights)",
+        f"- method: {described.get('method') or 'trained alone'}",
+        "",
+        "## Use",
+        "",
+        "```",
+        f"medkd_predict -i scans -o predictions -m {name}.zip",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
