@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ MOST_RATIO = 200
 
 _SMALL = 2**20  # entries that may grow by any ratio
 _BLOCK = 2**20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, RuntimeError)
 _unpacked: dict[tuple[str, int, int], Path] = {}
 
 
@@ -49,11 +52,10 @@ def _unpack(path: Path) -> Path:
             _check_entries(path, archive.infolist())
             for entry in archive.infolist():
                 _extract(path, archive, entry, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
-        raise RunError(f"{path} is damaged or no zip ({error}); copy it again, or pack the model again.") from error
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
+        if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
+            raise RunError(f"{path} is damaged or no zip ({error}); copy it again, or pack the model again.") from error
         raise
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     inside = list(folder.iterdir())
@@ -88,6 +90,8 @@ def _check_form(path: Path, entry: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise RunError(f"{path} holds '{entry.filename}', which is a link or no plain file; it is not unpacked.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise RunError(f"{path} is damaged or no zip that medkd wrote ('{entry.filename}'); pack the model again.")
     if entry.flag_bits & 1:
         raise RunError(f"{path} is encrypted ('{entry.filename}'); unpack it yourself and give the folder.")
     if entry.file_size > max(_SMALL, MOST_RATIO * entry.compress_size):
