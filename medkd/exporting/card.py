@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 _USE = {
     "onnx": ("pip install 'medkd[runtime]'", "medkd_predict -i scans -o predictions -m THIS_FOLDER"),
     "openvino": ("pip install openvino medkd", "medkd_predict -i scans -o predictions -m THIS_FOLDER"),
+    "bundle": (
+        "pip install 'medkd[runtime]'  # the bundle's chain is medkd's own: MONAI's transforms resample otherwise",
+        "python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir scans "
+        "--output_dir predictions",
+    ),
+    "triton": (
+        "pip install medkd_runtime-*.whl  # in the environment of Triton's Python backend",
+        "tritonserver --model-repository THIS_FOLDER",
+    ),
     "nnunet": ("pip install nnunetv2", "nnUNetv2_predict_from_modelfolder -i scans -o predictions -m THIS_FOLDER"),
 }
 

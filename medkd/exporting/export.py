@@ -47,7 +47,8 @@ def export_model(
         model: whatever :func:`~medkd.models.base.open_model` opens: a run, an nnU-Net v2 folder, a bundle, …
         output: folder to be made, with a model card.
         format: ``onnx`` or ``openvino`` (weights in fp16): a network and ``preprocessing.json`` for
-            :mod:`medkd.runtime`; ``nnunet``: a model folder for stock nnU-Net v2.
+            :mod:`medkd.runtime`; ``nnunet``: a model folder for stock nnU-Net v2; ``bundle``: a MONAI bundle;
+            ``triton``: a model repository for Triton.
         folds: 0-4 or ``"all"``; of the first two formats the network is the mean of theirs. None takes every fold that
             has the checkpoint.
         checkpoint: ``"final"`` or ``"best"``.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medkd.core.protocol import InferenceRule
+from medkd.exporting import bundle, triton
 from medkd.exporting.nnunet import write_nnunet
 from medkd.exporting.onnx import export_onnx
 from medkd.exporting.openvino import export_openvino
@@ -17,7 +18,8 @@ from medkd.inference.predictor import Predictor, Settings
 from medkd.models.base import open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.pipeline import Preprocessed
-from medkd.runtime.package import Exported, digest_of, write_exported
+from medkd.runtime.engines import open_engine
+from medkd.runtime.package import Exported, check_network, digest_of, read_exported, write_exported
 from medkd.runtime.predictor import RuntimePredictor
 
 
@@ -76,6 +78,15 @@ class InRuntime:
         return self._predictor.logits(image)
 
 
+class InRepository(InRuntime):
+    """Reopened as Triton's two models without a server: the chain's description, the network in its engine."""
+
+    def __init__(self, parcel: Parcel, folder: Path) -> None:
+        exported = read_exported(triton.version_folder(folder, triton.CHAIN))
+        network = check_network(triton.version_folder(folder, triton.NETWORK), exported)
+        self._predictor = RuntimePredictor(exported, open_engine(network))
+
+
 class InTorch:
     """Reopened as whatever kind of model the folder is."""
 
@@ -118,16 +129,32 @@ def _write_openvino(parcel: Parcel, folder: Path) -> None:
     _describe(parcel, folder, "model.xml")
 
 
+def _write_bundle(parcel: Parcel, folder: Path) -> None:
+    _write_onnx(parcel, folder)
+    bundle.write_module(parcel.trained, folder)
+    bundle.write_configurations(parcel.trained, str(parcel.origin["name"]), folder)
+
+
+def _write_triton(parcel: Parcel, folder: Path) -> None:
+    trained = parcel.trained
+    network, chain = (triton.version_folder(folder, model) for model in (triton.NETWORK, triton.CHAIN))
+    network.mkdir(parents=True)
+    chain.mkdir(parents=True)
+    export_onnx(trained.networks, len(trained.channels), trained.patch_size, network / "model.onnx")
+    _describe(parcel, chain, "model.onnx", digest_of(network / "model.onnx"))
+    triton.write_configurations(trained, folder)
+
+
 def _write_nnunet(parcel: Parcel, folder: Path) -> None:
     write_nnunet(parcel.trained, folder)
 
 
-def _describe(parcel: Parcel, folder: Path, network: str) -> None:
+def _describe(parcel: Parcel, folder: Path, network: str, digest: str | None = None) -> None:
     trained, rule = parcel.trained, parcel.rule
     stated = trained.labels.to_json()
     described = Exported(
         network=network,
-        digest=digest_of(folder / network),
+        digest=digest or digest_of(folder / network),
         channel_names=trained.channels,
         labels=stated["labels"],
         regions_class_order=tuple(stated.get("regions_class_order", ())),
@@ -147,5 +174,7 @@ FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(_write_onnx, InRuntime),
     "openvino": ExportFormat(_write_openvino, InRuntime, tolerance=5e-3),
     "nnunet": ExportFormat(_write_nnunet, InTorch),
+    "bundle": ExportFormat(_write_bundle, InRuntime),
+    "triton": ExportFormat(_write_triton, InRepository),
 }
 """Every format by its name on the command line; OpenVINO's weights are stored in half precision."""

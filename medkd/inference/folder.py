@@ -51,8 +51,8 @@ class PredictReport:
 
 def predict_folder(
     inputs: Path | str | Sequence[Path | str],
-    outputs: Path,
-    run: Path,
+    outputs: Path | str,
+    run: Path | str,
     *,
     folds: Sequence[int | str] | None = None,
     checkpoint: Checkpoint = "final",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medkd.core.run import NetworkSpec
+from medkd.models.base import open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.networks.base import SegmentationNetwork
 from medkd.runtime.engines import open_engine
@@ -45,6 +46,16 @@ class EngineNetwork(SegmentationNetwork):
     def __reduce__(self) -> tuple[object, ...]:
         """Copies load the file again: a session of an engine cannot be copied."""
         return (_reopened, (self.spec, self._file))
+
+
+def open_network(folder: Path | str) -> EngineNetwork:
+    """The network of an exported model, for configurations that name a function by its path.
+
+    Raises:
+        MedkdError: the folder holds no exported model, or it is damaged.
+    """
+    network: EngineNetwork = open_model(folder, "segmentation").load().networks[0]
+    return network
 
 
 def _reopened(spec: NetworkSpec, network: Path) -> EngineNetwork:

@@ -1,0 +1,192 @@
+"""A student as a MONAI bundle that MONAI runs, and as a repository for Triton that fits its published schema."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medkd.core.files import read_json
+from medkd.exporting.export import export_model
+from medkd.exporting.triton import CHAIN, NETWORK, version_folder
+from medkd.io.volumes import read_image, read_label
+from medkd.models.base import open_model
+from medkd.runtime.engines import open_engine
+
+OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
+STUDENT = OLD / "plain_unet_w2__3d_fullres__kd+at__from_plain_unet"
+REQUIRED = (  # by MONAI's meta_schema_20240725.json
+    *("version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task"),
+    *("description", "authors", "copyright", "network_data_format"),
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    export_model(STUDENT, folder, format="bundle", scan=[OLD / "scan_0000.nii.gz"])
+    return folder
+
+
+def test_monai_runs_the_bundle_to_the_same_label_map(bundle: Path, tmp_path: Path) -> None:
+    from monai.bundle import run
+
+    (tmp_path / "scans").mkdir()
+    shutil.copy(OLD / "scan_0000.nii.gz", tmp_path / "scans")
+    run(
+        run_id="run",
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        bundle_root=str(bundle),
+        dataset_dir=str(tmp_path / "scans"),
+        output_dir=str(tmp_path / "out"),
+    )
+    found = read_label(tmp_path / "out" / "scan.nii.gz").array
+    assert np.array_equal(found, read_label(STUDENT / "expected.nii.gz").array)
+
+
+def test_the_metadata_say_what_monai_asks_for(bundle: Path) -> None:
+    """As ``verify_net_in_out`` reads them: the network takes what they state and gives what they state."""
+    from monai.bundle import ConfigParser
+
+    metadata = read_json(bundle / "configs" / "metadata.json")
+    assert [key for key in REQUIRED if key not in metadata] == []
+    given = metadata["network_data_format"]["inputs"]["image"]
+    taken = metadata["network_data_format"]["outputs"]["pred"]
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser["bundle_root"] = str(bundle)
+    network = parser.get_parsed_content("network_def")
+    logits = network(torch.zeros(1, given["num_channels"], *given["spatial_shape"]))
+    assert logits.shape == (1, taken["num_channels"], *taken["spatial_shape"])
+    traced = torch.jit.load(str(bundle / "models" / "model.ts"))
+    noise = torch.randn(1, given["num_channels"], *given["spatial_shape"])
+    assert torch.allclose(traced(noise), network(noise), atol=1e-3)
+    assert sorted(taken["channel_def"]) == [str(i) for i in range(taken["num_channels"])]
+
+
+def test_medkd_takes_the_bundle_as_an_exported_model(bundle: Path) -> None:
+    assert open_model(bundle).kind == "exported"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("exported") / "triton"
+    export_model(STUDENT, folder, format="triton", scan=[OLD / "scan_0000.nii.gz"])
+    return folder
+
+
+def model_config() -> Any:
+    """The part of Triton's ``ModelConfig`` that the files may use, field for field as it is published."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    kinds = {"string": field.TYPE_STRING, "int32": field.TYPE_INT32, "int64": field.TYPE_INT64}
+    tensor = [("name", 1, "string"), ("data_type", 2, "DataType")]
+    messages = {
+        "ModelInput": [*tensor, ("dims", 4, "int64*")],
+        "ModelOutput": [*tensor, ("dims", 3, "int64*")],
+        "ModelInstanceGroup": [("name", 1, "string"), ("count", 2, "int32"), ("kind", 4, "Kind")],
+        "ModelConfig": [
+            *[("name", 1, "string"), ("platform", 2, "string"), ("max_batch_size", 4, "int32")],
+            *[("input", 5, "ModelInput*"), ("output", 6, "ModelOutput*")],
+            *[("instance_group", 7, "ModelInstanceGroup*"), ("backend", 17, "string")],
+        ],
+    }
+    types = [*("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")]
+    types += ["FP16", "FP32", "FP64", "STRING", "BF16"]
+    enums = {
+        "DataType": [f"TYPE_{name}" for name in types],
+        "Kind": ["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"],
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto3")
+    for name, values in enums.items():
+        enum = file.enum_type.add(name=name)
+        for number, value in enumerate(values):
+            enum.value.add(name=value, number=number)
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for title, number, kind in fields:
+            added = message.field.add(name=title, number=number)
+            plain = kind.rstrip("*")
+            added.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
+            if plain in kinds:
+                added.type = kinds[plain]
+            else:
+                added.type = field.TYPE_ENUM if plain in enums else field.TYPE_MESSAGE
+                added.type_name = f".inference.{plain}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))()
+
+
+def test_the_configurations_fit_the_published_schema(repository: Path) -> None:
+    pytest.importorskip("google.protobuf")
+    import onnx
+    from google.protobuf import text_format
+
+    network, chain = (
+        text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config()) for name in (NETWORK, CHAIN)
+    )
+    assert (network.name, chain.name) == (NETWORK, CHAIN)
+    graph = onnx.load(version_folder(repository, NETWORK) / "model.onnx").graph
+    for stated, found in ((network.input[0], graph.input[0]), (network.output[0], graph.output[0])):
+        shape = [side.dim_value for side in found.type.tensor_type.shape.dim]
+        assert (stated.name, list(stated.dims)) == (found.name, shape[1:])
+    assert [tensor.name for tensor in chain.input] == ["image", "affine"]
+    assert chain.instance_group[0].kind == 2
+
+
+class Backend(ModuleType):
+    """What Triton gives to a Python model, with the network of the repository behind it."""
+
+    TritonModelException = RuntimeError
+    TritonError = str
+
+    def __init__(self, repository: Path) -> None:
+        super().__init__("triton_python_backend_utils")
+        self.engine = open_engine(version_folder(repository, NETWORK) / "model.onnx")
+
+    def Tensor(self, name: str, values: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(name=name, as_numpy=lambda: values)
+
+    def InferenceRequest(
+        self, model_name: str, requested_output_names: list[str], inputs: list[Any]
+    ) -> SimpleNamespace:
+        assert (model_name, requested_output_names, inputs[0].name) == (NETWORK, ["logits"], "image")
+        answer = {"logits": self.engine(inputs[0].as_numpy())}
+        return SimpleNamespace(exec=lambda: SimpleNamespace(has_error=lambda: False, tensors=answer))
+
+    def InferenceResponse(self, output_tensors: list[Any], error: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(outputs=output_tensors, error=error)
+
+    def get_output_tensor_by_name(self, response: SimpleNamespace, name: str) -> SimpleNamespace:
+        return self.Tensor(name, response.tensors[name])
+
+    def get_input_tensor_by_name(self, request: dict[str, np.ndarray], name: str) -> SimpleNamespace:
+        return self.Tensor(name, request[name])
+
+
+def test_the_chain_answers_a_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Backend(repository))
+    folder = version_folder(repository, CHAIN)
+    spec = importlib.util.spec_from_file_location("chain", folder / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.TritonPythonModel()
+    model.initialize({"model_repository": str(folder.parent), "model_version": folder.name})
+    image, geometry = read_image([OLD / "scan_0000.nii.gz"], "scan")
+    sound = {"image": image, "affine": np.array(geometry.affine)}
+    good, bad = model.execute([sound, {**sound, "image": image[0]}])
+    assert np.array_equal(good.outputs[0].as_numpy(), read_label(STUDENT / "expected.nii.gz").array)
+    assert bad.outputs == [] and bad.error
