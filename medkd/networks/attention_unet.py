@@ -31,12 +31,13 @@ class AttentionUNet(EncoderDecoder):
         widths = WIDTHS[self.rank]
         self.steps = len(widths) - 1
         self.net = AttentionUnet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps)
-        encoder = [self.tap(f"enc{i}", widths[i], 2**i, self._block_path(i)) for i in range(self.steps)]
-        bottleneck = self.tap("bottleneck", widths[-1], 2**self.steps, self._block_path(self.steps))
-        levels = range(self.steps - 1, -1, -1)
-        decoder = [self.tap(f"dec{i}", widths[i], 2**i, f"{self._layer_path(i)}.merge") for i in levels]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        *blocks, deepest = (self._block_path(level) for level in range(self.steps + 1))
+        merges = [f"{self._layer_path(level)}.merge" for level in range(self.steps)]
+        self.set_taps(
+            self.encoder_taps(widths, blocks),
+            self.tap("bottleneck", widths[-1], 2**self.steps, deepest),
+            self.decoder_taps(widths[-2::-1], merges[::-1]),
+        )
 
     def _layer_path(self, level: int) -> str:
         """Path of the gated layer whose skip has stride ``2**level``."""
@@ -46,7 +47,8 @@ class AttentionUNet(EncoderDecoder):
         """Path of the encoder block whose output has stride ``2**level``; the deepest one is the bottleneck."""
         if level == 0:
             return "net.model.0"
-        return f"{self._layer_path(level - 1)}.submodule" + (".0" if level < self.steps else "")
+        below = f"{self._layer_path(level - 1)}.submodule"
+        return f"{below}.0" if level < self.steps else below
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of all encoder blocks, finest first."""
@@ -59,8 +61,9 @@ class AttentionUNet(EncoderDecoder):
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Transposed convolution, gate on the skip, join and merge."""
         layer: Any = self.get_submodule(self._layer_path(self.steps - 1 - index))
-        up, skip = layer.upconv(x), features[-(index + 2)]
-        return layer.merge(torch.cat((layer.attention(g=up, x=skip), up), 1))
+        up = layer.upconv(x)
+        gated = layer.attention(g=up, x=self.skip(index, features))
+        return layer.merge(torch.cat((gated, up), 1))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """1 × 1 convolution."""

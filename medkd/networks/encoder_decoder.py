@@ -4,6 +4,8 @@ any step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from medkd.core.errors import RunError
@@ -53,7 +55,8 @@ class EncoderDecoder(SegmentationNetwork):
             self._features = features
         if not (self.training and self.deep_supervision):
             return self._finish(0, features[-1], features)
-        x, logits = features[-1], []
+        x = features[-1]
+        logits = []
         for index in range(self.steps):
             x = self.step(index, x, features)
             logits.append(self.head(index, x))
@@ -77,7 +80,11 @@ class EncoderDecoder(SegmentationNetwork):
         self, name: str, channels: int, stride: int, module: str, *, correction: bool = False, raw: bool = False
     ) -> Tap:
         """A tap of the same stride along every axis; ``enc…``, ``bottleneck`` and ``dec…`` say where it lies."""
-        stage: Stage = "encoder" if name.startswith("enc") else "decoder" if name.startswith("dec") else "bottleneck"
+        stage: Stage = "bottleneck"
+        if name.startswith("enc"):
+            stage = "encoder"
+        elif name.startswith("dec"):
+            stage = "decoder"
         return Tap(
             name=name,
             channels=channels,
@@ -88,7 +95,64 @@ class EncoderDecoder(SegmentationNetwork):
             raw=raw,
         )
 
+    def encoder_taps(
+        self, widths: Sequence[int], modules: Sequence[str], *, stride: int = 1, correction: bool = False
+    ) -> list[Tap]:
+        """Taps ``enc0``, ``enc1``, … of these widths at these modules.
+
+        Args:
+            widths: channels per tap.
+            modules: paths, one per tap.
+            stride: of the first tap; every further one has twice the stride of the one before.
+            correction: whether a module adds its input to a residual branch.
+        """
+        taps = []
+        for level, module in enumerate(modules):
+            width = widths[level]
+            taps.append(self.tap(f"enc{level}", width, stride, module, correction=correction))
+            stride *= 2
+        return taps
+
+    def decoder_taps(
+        self, widths: Sequence[int], modules: Sequence[str], *, finest: int = 0, correction: bool = False
+    ) -> list[Tap]:
+        """Taps ``dec…`` of these widths at these modules, from coarse to fine; ``dec2`` has stride 4.
+
+        Args:
+            widths: channels per tap.
+            modules: paths, one per tap.
+            finest: number of the last tap.
+            correction: whether a module adds its input to a residual branch.
+        """
+        taps = []
+        level = finest + len(modules)
+        for width, module in zip(widths, modules, strict=True):
+            level -= 1
+            taps.append(self.tap(f"dec{level}", width, 2**level, module, correction=correction))
+        return taps
+
+    def set_taps(self, encoder: Sequence[Tap], bottleneck: Tap, decoder: Sequence[Tap]) -> None:
+        """Set :attr:`taps`, and :attr:`resume` for a decoder whose taps are the results of its steps."""
+        self.taps = (*encoder, bottleneck, *decoder)
+        self.resume = {bottleneck.name: 0}
+        for index, tap in enumerate(decoder):
+            self.resume[tap.name] = index + 1
+
+    @staticmethod
+    def skip(index: int, features: list[Tensor]) -> Tensor:
+        """The encoder's feature map that decoder step ``index`` joins: the coarsest but one first."""
+        return features[-(index + 2)]
+
     def _finish(self, start: int, x: Tensor, features: list[Tensor]) -> Tensor:
         for index in range(start, self.steps):
             x = self.step(index, x, features)
         return self.head(self.steps - 1, x)
+
+
+def numbered(path: str, count: int, ending: str = "") -> list[str]:
+    """Paths of the first modules of a list.
+
+    >>> numbered("net.up_layers", 2, ".0")
+    ['net.up_layers.0.0', 'net.up_layers.1.0']
+    """
+    return [f"{path}.{index}{ending}" for index in range(count)]

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 from medkd.networks.initialization import kaiming_fan_out
 from medkd.networks.layers import average_pool, batch_norm, convolution, global_average_pool, linear_mode
 
@@ -33,7 +33,15 @@ def _conv(
     rank: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
 ) -> nn.Module:
     padding = dilation * (kernel // 2)
-    return convolution(rank)(inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+    layer = convolution(rank)
+    return layer(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+
+
+def _pyramids(count: int, rank: int, width: int, limit: int) -> nn.Sequential:
+    units: list[nn.Module] = []
+    for _ in range(count):
+        units.append(Pyramid(rank, width, width, limit))
+    return nn.Sequential(*units)
 
 
 class Pyramid(nn.Module):
@@ -53,12 +61,24 @@ class Pyramid(nn.Module):
     def __init__(self, rank: int, inputs: int, outputs: int, limit: int, stride: int = 1) -> None:
         super().__init__()
         width = outputs // BRANCHES
-        dilations = sorted(d if 2 * d + 1 <= limit else 1 for d in range(1, BRANCHES + 1))
-        self.reduce = nn.Sequential(_conv(rank, inputs, width, 1, groups=BRANCHES), *_norm_act(rank, width))
-        self.branches = nn.ModuleList(_conv(rank, width, width, 3, stride, groups=width, dilation=d) for d in dilations)
+        reduction = _conv(rank, inputs, width, 1, groups=BRANCHES)
+        self.reduce = nn.Sequential(reduction, *_norm_act(rank, width))
+        self.branches = nn.ModuleList()
+        for dilation in self._dilations(limit):
+            self.branches.append(_conv(rank, width, width, 3, stride, width, dilation))
         self.merge = nn.Sequential(*_norm_act(rank, outputs))
-        self.expand = nn.Sequential(_conv(rank, outputs, outputs, 1, groups=BRANCHES), batch_norm(rank)(outputs))
+        expansion = _conv(rank, outputs, outputs, 1, groups=BRANCHES)
+        self.expand = nn.Sequential(expansion, batch_norm(rank)(outputs))
         self.act = nn.PReLU(outputs) if stride == 1 else None
+
+    @staticmethod
+    def _dilations(limit: int) -> list[int]:
+        """Dilation per branch, rising: 1, 2, … as far as a kernel of 3 stays within the limit, else 1."""
+        dilations = []
+        for dilation in range(1, BRANCHES + 1):
+            field = 2 * dilation + 1
+            dilations.append(dilation if field <= limit else 1)
+        return sorted(dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, *spatial / stride)``."""
@@ -89,7 +109,8 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` and the image at half of that resolution → ``(B, outputs, *spatial / 2)``."""
-        return self.act(torch.cat((self.pool(x), self.pyramid(x)), 1) + self.reinforce(image))
+        halved = torch.cat((self.pool(x), self.pyramid(x)), 1)
+        return self.act(halved + self.reinforce(image))
 
 
 class PyramidPool(nn.Module):
@@ -107,22 +128,28 @@ class PyramidPool(nn.Module):
         super().__init__()
         self.mode = linear_mode(rank)
         self.shrink: Any = functional.adaptive_avg_pool3d if rank == 3 else functional.adaptive_avg_pool2d
-        self.project = nn.Sequential(_conv(rank, inputs, width, 1), *_norm_act(rank, width))
-        self.scales = nn.ModuleList(_conv(rank, width, width, 3, groups=width) for _ in SCALES)
+        projection = _conv(rank, inputs, width, 1)
+        self.project = nn.Sequential(projection, *_norm_act(rank, width))
+        self.scales = nn.ModuleList()
+        for _ in SCALES:
+            self.scales.append(_conv(rank, width, width, 3, groups=width))
         joined = width * len(SCALES)
         self.norm = nn.Sequential(*_norm_act(rank, joined))
-        self.fuse = nn.Sequential(_conv(rank, joined, width, 3, groups=width), *_norm_act(rank, width))
+        fusion = _conv(rank, joined, width, 3, groups=width)
+        self.fuse = nn.Sequential(fusion, *_norm_act(rank, width))
         self.out = convolution(rank)(width, outputs, 1, bias=logits)
         self.act = nn.Identity() if logits else nn.Sequential(*_norm_act(rank, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, *spatial)``."""
         x = self.project(x)
-        maps = self.norm(
-            torch.cat([self._at_scale(x, conv, scale) for conv, scale in zip(self.scales, SCALES, strict=True)], 1)
-        )
+        maps = []
+        for conv, scale in zip(self.scales, SCALES, strict=True):
+            maps.append(self._at_scale(x, conv, scale))
+        joined = self.norm(torch.cat(maps, 1))
         # shuffle: the five scales of one channel side by side, as the grouped convolution wants them
-        shuffled = maps.unflatten(1, (len(SCALES), -1)).transpose(1, 2).flatten(1, 2)
+        by_scale = joined.unflatten(1, (len(SCALES), -1))
+        shuffled = by_scale.transpose(1, 2).flatten(1, 2)
         return self.act(self.out(self.fuse(shuffled)))
 
     def _at_scale(self, x: Tensor, conv: nn.Module, scale: float) -> Tensor:
@@ -143,10 +170,10 @@ class GatedProjection(nn.Module):
 
     def __init__(self, rank: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.gate = nn.Sequential(global_average_pool(rank), _conv(rank, inputs, outputs, 1), nn.Sigmoid())
-        self.project = nn.Sequential(
-            _conv(rank, inputs, outputs, 3, groups=gcd(inputs, outputs)), *_norm_act(rank, outputs)
-        )
+        weighing = _conv(rank, inputs, outputs, 1)
+        self.gate = nn.Sequential(global_average_pool(rank), weighing, nn.Sigmoid())
+        projection = _conv(rank, inputs, outputs, 3, groups=gcd(inputs, outputs))
+        self.project = nn.Sequential(projection, *_norm_act(rank, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, *spatial)``."""
@@ -165,25 +192,30 @@ class EspNetV2(EncoderDecoder):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
-        rank, image = self.rank, spec.in_channels
+        rank = self.rank
+        image = spec.in_channels
         width = max(min(spec.num_outputs // 2, WIDEST_PYRAMID), NARROWEST_PYRAMID)
         self.mode = linear_mode(rank)
         self.pool = average_pool(rank)(3, 2, 1)
-        self.level1 = nn.Sequential(_conv(rank, image, WIDTHS[0], 3, 2), *_norm_act(rank, WIDTHS[0]))
+        first = _conv(rank, image, WIDTHS[0], 3, stride=2)
+        self.level1 = nn.Sequential(first, *_norm_act(rank, WIDTHS[0]))
         self.down2 = Down(rank, image, WIDTHS[0], WIDTHS[1], limit=13)
         self.down3 = Down(rank, image, WIDTHS[1], WIDTHS[2], limit=11)
-        self.level3 = nn.Sequential(*(Pyramid(rank, WIDTHS[2], WIDTHS[2], limit=9) for _ in range(3)))
+        self.level3 = _pyramids(3, rank, WIDTHS[2], limit=9)
         self.down4 = Down(rank, image, WIDTHS[2], WIDTHS[3], limit=9)
-        self.level4 = nn.Sequential(*(Pyramid(rank, WIDTHS[3], WIDTHS[3], limit=7) for _ in range(7)))
+        self.level4 = _pyramids(7, rank, WIDTHS[3], limit=7)
         self.steps = len(DECODER_WIDTHS)
-        inputs = (WIDTHS[-1], *DECODER_WIDTHS)
-        self.pools = nn.ModuleList(
-            PyramidPool(rank, i, width, o) for i, o in zip(inputs[:-1], DECODER_WIDTHS, strict=True)
-        )
-        self.skips = nn.ModuleList(
-            GatedProjection(rank, i, o) for i, o in zip(WIDTHS[-2::-1], DECODER_WIDTHS, strict=True)
-        )
-        self.merges = nn.ModuleList(nn.Sequential(*_norm_act(rank, width)) for width in DECODER_WIDTHS)
+        self.pools = nn.ModuleList()
+        inputs = WIDTHS[-1]
+        for outputs in DECODER_WIDTHS:
+            self.pools.append(PyramidPool(rank, inputs, width, outputs))
+            inputs = outputs
+        self.skips = nn.ModuleList()
+        for skip, outputs in zip(WIDTHS[-2::-1], DECODER_WIDTHS, strict=True):
+            self.skips.append(GatedProjection(rank, skip, outputs))
+        self.merges = nn.ModuleList()
+        for outputs in DECODER_WIDTHS:
+            self.merges.append(nn.Sequential(*_norm_act(rank, outputs)))
         self.classify = PyramidPool(rank, DECODER_WIDTHS[-1], width, spec.num_outputs, logits=True)
         self.apply(kaiming_fan_out)
         encoder = (
@@ -191,11 +223,10 @@ class EspNetV2(EncoderDecoder):
             self.tap("enc1", 64, 4, "down2"),
             self.tap("enc2", 128, 8, "level3.2", correction=True),
         )
-        decoder = [
-            self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"merges.{i}") for i, width in enumerate(DECODER_WIDTHS)
-        ]
-        self.taps = (*encoder, self.tap("bottleneck", 256, 16, "level4.6", correction=True), *decoder)
-        self.resume = {"bottleneck": 0, "dec3": 1, "dec2": 2, "dec1": 3}
+        bottleneck = self.tap("bottleneck", 256, 16, "level4.6", correction=True)
+        merges = numbered("merges", self.steps)
+        decoder = self.decoder_taps(DECODER_WIDTHS, merges, finest=1)
+        self.set_taps(encoder, bottleneck, decoder)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of the four levels, strides 2, 4, 8 and 16."""
@@ -204,11 +235,14 @@ class EspNetV2(EncoderDecoder):
         first = self.level1(x)
         second = self.down2(first, quarter)
         third = self.level3(self.down3(second, eighth))
-        return [first, second, third, self.level4(self.down4(third, self.pool(eighth)))]
+        fourth = self.level4(self.down4(third, self.pool(eighth)))
+        return [first, second, third, fourth]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Pyramid pooling, double the resolution, add the projected skip."""
-        return self.merges[index](self._double(self.pools[index](x)) + self.skips[index](features[-(index + 2)]))
+        finer = self._double(self.pools[index](x))
+        projected = self.skips[index](self.skip(index, features))
+        return self.merges[index](finer + projected)
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Pyramid pooling to logits, doubled in resolution."""

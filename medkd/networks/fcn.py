@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medkd.core.errors import RunError
+from medkd.core.features import Tap
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
@@ -15,6 +17,7 @@ from medkd.networks.initialization import kaiming_fan_out
 
 WIDTHS = {18: (64, 128, 256, 512), 50: (256, 512, 1024, 2048)}
 STRIDES = (4, 8, 8, 8)
+NAMES = ("enc0", "enc1", "enc2", "bottleneck")
 
 
 def timm_model(network: str, name: str, **options: Any) -> Any:
@@ -59,18 +62,13 @@ class Fcn(EncoderDecoder):
         self.classify = nn.Conv2d(inner, spec.num_outputs, 1)
         self.reduce.apply(kaiming_fan_out)
         self.steps = 1
-        paths = [f"net.layer{i + 1}.{len(getattr(self.net, f'layer{i + 1}')) - 1}" for i in range(4)]
-        names = ("enc0", "enc1", "enc2", "bottleneck")
-        self.taps = (
-            *(self.tap(n, w, s, p, correction=True) for n, w, s, p in zip(names, widths, STRIDES, paths, strict=True)),
-            self.tap("dec3", inner, 8, "reduce"),
-        )
-        self.resume = {"bottleneck": 0, "dec3": 1}
+        *encoder, bottleneck = resnet_taps(self, widths)
+        self.set_taps(encoder, bottleneck, [self.tap("dec3", inner, 8, "reduce")])
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Output of the last layer, stride 8; there are no skips."""
-        x = self.net.maxpool(self.net.act1(self.net.bn1(self.net.conv1(x))))
-        return [self.net.layer4(self.net.layer3(self.net.layer2(self.net.layer1(x))))]
+        third = to_third_layer(self.net, x)
+        return [self.net.layer4(third)]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Convolution, batch norm, ReLU, dropout."""
@@ -78,7 +76,31 @@ class Fcn(EncoderDecoder):
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Classifier, then bilinear interpolation to the input's resolution."""
-        return functional.interpolate(self.classify(x), scale_factor=8, mode="bilinear", align_corners=False)
+        return enlarged(self.classify(x))
+
+
+def resnet_taps(network: EncoderDecoder, widths: Sequence[int]) -> list[Tap]:
+    """Taps on the last blocks of the four layers of a dilated ResNet ``net``; the fourth is the bottleneck."""
+    taps = []
+    for number, name in enumerate(NAMES, start=1):
+        width = widths[number - 1]
+        stride = STRIDES[number - 1]
+        blocks = getattr(network.net, f"layer{number}")
+        last = f"net.layer{number}.{len(blocks) - 1}"
+        taps.append(network.tap(name, width, stride, last, correction=True))
+    return taps
+
+
+def to_third_layer(resnet: Any, x: Tensor) -> Tensor:
+    """A ResNet of timm up to its third layer."""
+    stem = resnet.act1(resnet.bn1(resnet.conv1(x)))
+    first = resnet.layer1(resnet.maxpool(stem))
+    return resnet.layer3(resnet.layer2(first))
+
+
+def enlarged(logits: Tensor) -> Tensor:
+    """Logits of stride 8 at the input's resolution."""
+    return functional.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=False)
 
 
 for _depth in WIDTHS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -83,7 +84,10 @@ def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], se
     seen, roots = _watch(wide, order, images, seed)
     kept = _choose(narrow, wide, order, roots)
     bar = tqdm(order, unit="layer", desc="weights from the teacher", disable=None)
-    return [_fit(narrow, wide, layer, kept, seen[layer.conv], images) for layer in bar]
+    fits = []
+    for layer in bar:
+        fits.append(_fit(narrow, wide, layer, kept, seen[layer.conv], images))
+    return fits
 
 
 def _run(network: PlannedUNet, image: Tensor) -> None:
@@ -102,14 +106,22 @@ def _hooked(network: PlannedUNet, hooks: Mapping[str, Callable[..., None]], *, b
     for path, hook in hooks.items():
         module = network.net.get_submodule(path)
         if before:
-            handles.append(module.register_forward_pre_hook(lambda _, given, hook=hook: hook(given[0])))
+            handles.append(module.register_forward_pre_hook(_on_input(hook)))
         else:
-            handles.append(module.register_forward_hook(lambda _, __, output, hook=hook: hook(output)))
+            handles.append(module.register_forward_hook(_on_output(hook)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _on_input(hook: Callable[..., None]) -> Callable[..., None]:
+    return lambda module, given: hook(given[0])
+
+
+def _on_output(hook: Callable[..., None]) -> Callable[..., None]:
+    return lambda module, given, output: hook(output)
 
 
 def _watch(
@@ -127,27 +139,38 @@ def _watch(
 
     def after_conv(layer: Layer, output: Tensor) -> None:
         size = output.shape[2:]
-        flat = torch.randperm(prod(size), generator=generator)[:_PLACES].to(output.device)
+        order_of_places = torch.randperm(prod(size), generator=generator)
+        flat = order_of_places[:_PLACES].to(output.device)
         y = output[0].flatten(1).float()
-        weight = float((y.var(1, correction=0) + 1e-5).rsqrt().mean()) if layer.norm else 1.0
+        weight = 1.0
+        if layer.norm:
+            variances = y.var(1, correction=0)
+            weight = float((variances + 1e-5).rsqrt().mean())
         seen[layer.conv].append(_Seen(_unravel(flat, size), y[:, flat].T, weight))
 
     def after_output(layer: Layer, output: Tensor) -> None:
-        features = _at(output[0].float(), seen[layer.conv][-1].places).double()
-        rows = torch.cat([features.new_ones(len(features), 1), features], 1)  # the ones take the mean away
-        above = roots.get(layer.conv, rows.new_zeros(rows.shape[1], rows.shape[1]))
-        roots[layer.conv] = torch.linalg.qr(torch.cat([above, rows]), mode="r").R
+        places = seen[layer.conv][-1].places
+        features = _at(output[0].float(), places).double()
+        ones = features.new_ones(len(features), 1)  # they take the mean away
+        rows = torch.cat([ones, features], 1)
+        if layer.conv in roots:
+            rows = torch.cat([roots[layer.conv], rows])
+        else:
+            width = rows.shape[1]
+            rows = torch.cat([rows.new_zeros(width, width), rows])
+        roots[layer.conv] = torch.linalg.qr(rows, mode="r").R
 
-    convs = {layer.conv: lambda y, layer=layer: after_conv(layer, y) for layer in order}
-    outputs = {
-        layer.output: lambda y, layer=layer: after_output(layer, y)
-        for layer in order
-        if layer.output and not layer.is_head
-    }
+    convs: dict[str, Callable[..., None]] = {}
+    outputs: dict[str, Callable[..., None]] = {}
+    for layer in order:
+        convs[layer.conv] = partial(after_conv, layer)
+        if layer.output and not layer.is_head:
+            outputs[layer.output] = partial(after_output, layer)
     with _hooked(teacher, convs), _hooked(teacher, outputs):
         for image in images:
             _run(teacher, image)
-    return seen, {name: root[1:, 1:] for name, root in roots.items()}
+    without_ones = {name: root[1:, 1:] for name, root in roots.items()}
+    return seen, without_ones
 
 
 def _choose(
@@ -157,16 +180,20 @@ def _choose(
     group.
     """
     used = _use(teacher, order)
+    groups: dict[str, list[Layer]] = {}
+    for layer in order:
+        groups.setdefault(layer.group, []).append(layer)
     chosen = {}
-    for group in dict.fromkeys(layer.group for layer in order):
-        members = [layer for layer in order if layer.group == group]
+    for group, members in groups.items():
         width = student.net.get_submodule(members[0].conv).out_channels
         if members[0].is_head:
             chosen[group] = torch.arange(width)
             continue
-        root = torch.cat([roots[layer.conv] for layer in members if layer.output]) * used[group].sqrt()
-        pivots = scipy.linalg.qr(root.cpu().numpy(), mode="r", pivoting=True)[1]
-        chosen[group] = torch.as_tensor(pivots[:width].copy()).long().sort().values
+        spread = torch.cat([roots[layer.conv] for layer in members if layer.output])
+        weighted = (spread * used[group].sqrt()).cpu().numpy()
+        pivots = scipy.linalg.qr(weighted, mode="r", pivoting=True)[1]
+        best = torch.as_tensor(pivots[:width].copy())
+        chosen[group] = best.long().sort().values
     return {layer.conv: chosen[layer.group] for layer in order}
 
 
@@ -178,10 +205,9 @@ def _use(teacher: PlannedUNet, order: Sequence[Layer]) -> dict[str, Tensor]:
         if not layer.sources:
             continue
         weight = teacher.net.get_submodule(layer.conv).weight.double()
-        others = [axis for axis in range(weight.ndim) if axis != _input_axis(teacher, layer)]
+        by_input = weight.square().movedim(_input_axis(teacher, layer), 0).flatten(1).sum(1)
         widths = [teacher.net.get_submodule(source).out_channels for source in layer.sources]
-        shares = weight.square().sum(others).split(widths)
-        for source, share in zip(layer.sources, shares, strict=True):
+        for source, share in zip(layer.sources, by_input.split(widths), strict=True):
             group = groups[source]
             used[group] = used[group] + share if group in used else share
     return used
@@ -200,9 +226,13 @@ class _Regression:
 
     def __init__(self, prior: Tensor) -> None:
         inputs, outputs = prior.shape
-        self.prior, self.count = prior, 0
-        self.gram, self.cross = prior.new_zeros(inputs, inputs), torch.zeros_like(prior)
-        self.sum_x, self.sum_y, self.square = prior.new_zeros(inputs), prior.new_zeros(outputs), 0.0
+        self.prior = prior
+        self.count = 0
+        self.gram = prior.new_zeros(inputs, inputs)
+        self.cross = torch.zeros_like(prior)
+        self.sum_x = prior.new_zeros(inputs)
+        self.sum_y = prior.new_zeros(outputs)
+        self.square = 0.0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Inputs ``(N, P)`` and targets ``(N, C)``."""
@@ -218,15 +248,20 @@ class _Regression:
         mean.
         """
         count = max(self.count, 1)
-        mean_x, mean_y = self.sum_x / count, self.sum_y / count
+        mean_x = self.sum_x / count
+        mean_y = self.sum_y / count
         gram = self.gram - torch.outer(self.sum_x, mean_x)
         cross = self.cross - torch.outer(self.sum_x, mean_y)
         pulled = gram.clone()
-        pulled.diagonal().add_(_RIDGE * float(gram.diagonal().mean()) + 1e-9)
+        ridge = _RIDGE * float(gram.diagonal().mean()) + 1e-9
+        pulled.diagonal().add_(ridge)
         weights = self.prior + torch.linalg.solve(pulled, cross - gram @ self.prior)
         variance = self.square - float(self.sum_y @ mean_y)
-        residual = variance - 2 * float((weights * cross).sum()) + float((weights * (gram @ weights)).sum())
-        return weights, mean_y - mean_x @ weights, residual, variance
+        explained = float((weights * cross).sum())
+        fitted = float((weights * (gram @ weights)).sum())
+        residual = variance - 2 * explained + fitted
+        bias = mean_y - mean_x @ weights
+        return weights, bias, residual, variance
 
 
 def _fit(
@@ -238,64 +273,84 @@ def _fit(
     images: Sequence[Tensor],
 ) -> Fit:
     """Set kernel, bias and norm of one layer of the student."""
-    conv, theirs = (network.net.get_submodule(layer.conv) for network in (student, teacher))
+    conv = student.net.get_submodule(layer.conv)
+    kernel = teacher.net.get_submodule(layer.conv).weight.double()
+    outputs = kept[layer.conv].to(kernel.device)
+    inputs = _kept_inputs(teacher, layer, kept).to(kernel.device)
     turned = _input_axis(teacher, layer) == 0
-    kernel, outputs, inputs = (
-        theirs.weight.double(),
-        kept[layer.conv].to(theirs.weight.device),
-        _kept_inputs(teacher, layer, kept),
-    )
-    kernel = (kernel.transpose(0, 1) if turned else kernel)[outputs][:, inputs.to(kernel.device)]
-    problems = _problems(conv, layer, seen, _inputs(student, layer.conv, images), kernel, outputs)
-    fitted, bias, residual, variance = torch.empty_like(kernel), kernel.new_zeros(len(outputs)), 0.0, 0.0
+    if turned:
+        kernel = kernel.transpose(0, 1)
+    kernel = kernel[outputs][:, inputs]
+    given = _inputs(student, layer.conv, images)
+    problems = _problems(conv, layer, seen, given, kernel, outputs)
+    fitted = torch.empty_like(kernel)
+    bias = kernel.new_zeros(len(outputs))
+    residual = variance = 0.0
     for place, problem in problems.items():
         weights, own_bias, left, whole = problem.solve()
         index: tuple[Any, ...] = (..., *place)
         fitted[index] = weights.T.view(fitted[index].shape)
-        bias, residual, variance = bias + own_bias / len(problems), residual + left, variance + whole
+        bias = bias + own_bias / len(problems)
+        residual += left
+        variance += whole
     conv.weight.copy_(fitted.transpose(0, 1) if turned else fitted)
     if conv.bias is not None:
         conv.bias.copy_(bias)
     if layer.norm:
-        ours, norm = (network.net.get_submodule(layer.norm) for network in (student, teacher))
-        ours.weight.copy_(norm.weight[outputs])
-        ours.bias.copy_(norm.bias[outputs])
+        _copy_norm(student, teacher, layer.norm, outputs)
     return Fit(layer.conv, 1 - residual / max(variance, 1e-12))
+
+
+def _copy_norm(student: PlannedUNet, teacher: PlannedUNet, path: str, kept: Tensor) -> None:
+    ours = student.net.get_submodule(path)
+    theirs = teacher.net.get_submodule(path)
+    ours.weight.copy_(theirs.weight[kept])
+    ours.bias.copy_(theirs.bias[kept])
 
 
 def _problems(
     conv: Any, layer: Layer, seen: Sequence[_Seen], given: Iterator[Tensor], kernel: Tensor, outputs: Tensor
 ) -> dict[tuple[int, ...], _Regression]:
     """The regressions of a layer, by place in the kernel, with all images in them."""
-    pairs = _of_transposed if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d) else _of_kernel
+    transposed = isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d)
+    pairs = _of_transposed if transposed else _of_kernel
     problems: dict[tuple[int, ...], _Regression] = {}
     for one, features in zip(seen, given, strict=True):
         for place, x, y in pairs(conv, one, features):
             if place not in problems:
                 index: tuple[Any, ...] = (..., *place)
                 problems[place] = _Regression(kernel[index].flatten(1).T)
-            x, y = (x, y[:, outputs]) if layer.norm is None else _centred(x, y[:, outputs], one.weight)
+            y = y[:, outputs]
+            if layer.norm is not None:
+                x, y = _centred(x, y, one.weight)
             problems[place].add(x, y)
     return problems
 
 
 def _centred(x: Tensor, y: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """What an instance norm leaves of the image's mean and scale: nothing, so that they shall not steer the fit."""
-    return (x - x.mean(0)) * weight, (y - y.mean(0)) * weight
+    centred_x = x - x.mean(0)
+    centred_y = y - y.mean(0)
+    return centred_x * weight, centred_y * weight
 
 
-_Pairs = Iterator[
-    tuple[tuple[int, ...], Tensor, Tensor]
-]  # place in the kernel (() for all of it), inputs (N, P), targets (N, C)
+# place in the kernel (() for all of it), inputs (N, P), targets (N, C)
+_Pairs = Iterator[tuple[tuple[int, ...], Tensor, Tensor]]
 
 
 def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     """The neighbourhoods that a convolution sees, ``P`` channels times kernel."""
-    padded = F.pad(given, [p for pad in reversed(conv.padding) for p in (pad, pad)])
+    both_sides: list[int] = []
+    for padding in reversed(conv.padding):
+        both_sides += [padding, padding]
+    padded = F.pad(given, both_sides)
     corner = seen.places * torch.tensor(conv.stride, device=given.device)
-    shifts = (torch.tensor(shift, device=given.device) for shift in product(*map(range, conv.kernel_size)))
-    columns = [_at(padded, corner + shift) for shift in shifts]
-    yield (), torch.stack(columns, 2).flatten(1).double(), seen.target.double()
+    columns = []
+    for place in product(*map(range, conv.kernel_size)):
+        shift = torch.tensor(place, device=given.device)
+        columns.append(_at(padded, corner + shift))
+    inputs = torch.stack(columns, 2).flatten(1)
+    yield (), inputs.double(), seen.target.double()
 
 
 def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
@@ -305,7 +360,8 @@ def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     stride = torch.tensor(conv.stride, device=given.device)
     values = _at(given, seen.places // stride).double()
     for place in product(*map(range, conv.stride)):
-        chosen = (seen.places % stride == torch.tensor(place, device=given.device)).all(1)
+        shift = torch.tensor(place, device=given.device)
+        chosen = (seen.places % stride == shift).all(1)
         yield place, values[chosen], seen.target[chosen].double()
 
 
@@ -325,14 +381,16 @@ def _inputs(student: PlannedUNet, path: str, images: Sequence[Tensor]) -> Iterat
 
 def _input_axis(network: PlannedUNet, layer: Layer) -> int:
     """Of the kernel: torch stores those of transposed convolutions the other way round."""
-    return 0 if isinstance(network.net.get_submodule(layer.conv), nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
+    conv = network.net.get_submodule(layer.conv)
+    return 0 if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
 
 
 def _kept_inputs(teacher: PlannedUNet, layer: Layer, kept: Mapping[str, Tensor]) -> Tensor:
     """The teacher's input channels of a layer that the student has, too."""
     if not layer.sources:
         return torch.arange(teacher.net.get_submodule(layer.conv).in_channels)
-    found, begin = [], 0
+    found = []
+    begin = 0
     for source in layer.sources:
         found.append(kept[source] + begin)
         begin += teacher.net.get_submodule(source).out_channels

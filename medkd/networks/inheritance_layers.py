@@ -4,7 +4,7 @@ shares channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -42,13 +42,27 @@ class Layer:
         return ".seg_layers." in self.conv
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The width of a convolution, and what must be equal in teacher and student."""
+
+    width: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+Shapes = dict[str, Shape]  # by the path of the convolution
+
+
 def layers(network: PlannedUNet) -> list[Layer]:
     """Its convolutions, every one after those that feed it."""
-    found, skips = (_residual_encoder if isinstance(network, ResEncUNet) else _plain_encoder)(network.net.encoder)
-    last = skips[-1]
+    describe = _residual_encoder if isinstance(network, ResEncUNet) else _plain_encoder
+    found, skips = describe(network.net.encoder)
+    last = skips.pop()
     for s, stage in enumerate(network.net.decoder.stages):
         up = _alone(f"decoder.transpconvs.{s}", (last,))
-        block = _stack(f"decoder.stages.{s}", len(stage.convs), (up.conv, skips[-(s + 2)]))
+        sources = (up.conv, skips.pop())
+        block = _stack(f"decoder.stages.{s}", len(stage.convs), sources)
         last = block[-1].conv
         found += [up, *block, _alone(f"decoder.seg_layers.{s}", (last,))]
     return found
@@ -59,7 +73,8 @@ def _plain_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
     found: list[Layer] = []
     skips: list[str] = []
     for i, stage in enumerate(encoder.stages):
-        found += _stack(f"encoder.stages.{i}.0", len(stage[0].convs), tuple(skips[-1:]))
+        before = tuple(skips[-1:])
+        found += _stack(f"encoder.stages.{i}.0", len(stage[0].convs), before)
         skips.append(found[-1].conv)
     return found, skips
 
@@ -74,15 +89,32 @@ def _residual_encoder(encoder: Any) -> tuple[list[Layer], list[str]]:
     skips: list[str] = []
     for i, stage in enumerate(encoder.stages):
         for j, block in enumerate(stage.blocks):
-            path, before = f"encoder.stages.{i}.blocks.{j}", found[-1]
-            shortcut = block.skip if isinstance(block.skip, nn.Sequential) else ()
-            projections = [f"{path}.skip.{k}" for k, module in enumerate(shortcut) if hasattr(module, "conv")]
-            group = f"{projections[0]}.conv" if projections else before.group
-            found += [Layer(f"{way}.conv", f"{way}.norm", (before.conv,), None, group) for way in projections]
-            first = _unit(f"{path}.conv1", (before.conv,))
-            found += [first, Layer(f"{path}.conv2.conv", f"{path}.conv2.norm", (first.conv,), path, group)]
+            path = f"encoder.stages.{i}.blocks.{j}"
+            found += _residual_block(path, block, found[-1])
         skips.append(found[-1].conv)
     return found, skips
+
+
+def _residual_block(path: str, block: Any, before: Layer) -> list[Layer]:
+    """The projections of its shortcut, and its two convolutions."""
+    projections = _projections(path, block)
+    group = f"{projections[0]}.conv" if projections else before.group
+    found = []
+    for way in projections:
+        found.append(Layer(f"{way}.conv", f"{way}.norm", (before.conv,), None, group))
+    first = _unit(f"{path}.conv1", (before.conv,))
+    second = Layer(f"{path}.conv2.conv", f"{path}.conv2.norm", (first.conv,), path, group)
+    return [*found, first, second]
+
+
+def _projections(path: str, block: Any) -> list[str]:
+    """Paths of the convolutions, with their norms, in the shortcut of a block."""
+    found = []
+    if isinstance(block.skip, nn.Sequential):
+        for k, module in enumerate(block.skip):
+            if hasattr(module, "conv"):
+                found.append(f"{path}.skip.{k}")
+    return found
 
 
 def _stack(path: str, count: int, sources: tuple[str, ...]) -> list[Layer]:
@@ -114,51 +146,53 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUN
         RunError: they are not two plain or two residual-encoder U-Nets with instance norms, their plans differ, the
             student is wider somewhere, or one has a projection in a shortcut where the other has none.
     """
-    pair = _of_one_kind(student, teacher)
-    for network, role in zip(pair, ("student", "teacher"), strict=True):
-        _check_norms(network, role)
-    _check_shapes(*(_shapes(network) for network in pair))
-    return pair
+    narrow, wide = _of_one_kind(student, teacher)
+    _check_norms(narrow, "student")
+    _check_norms(wide, "teacher")
+    _check_shapes(_shapes(narrow), _shapes(wide))
+    return narrow, wide
 
 
-def _check_shapes(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any, ...]]) -> None:
+def _check_shapes(ours: Shapes, theirs: Shapes) -> None:
     """Refuse a student of another plan, one that is wider somewhere, and projections in one of the two only."""
-    shared = [name for name in ours if name in theirs]
-    single = sorted(set(ours) ^ set(theirs), key=[*ours, *theirs].index)
     if not _of_one_plan(ours, theirs):
         raise RunError(
             f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}."
         )
-    wider = [name for name in shared if ours[name][0] > theirs[name][0]]
-    if wider:
-        raise RunError(
-            f"--init teacher needs a student that is nowhere wider than its teacher, but {wider[0]} has "
-            f"{ours[wider[0]][0]} channels there and {theirs[wider[0]][0]} in the teacher; raise --width-divisor, or "
-            f"{_HINT}."
-        )
-    if single:
-        raise RunError(
-            f"--init teacher needs a student whose stages grow where its teacher's do, but {single[0]} is in one of "
-            f"the two only; lower --width-divisor, or {_HINT}."
-        )
+    for name in ours:
+        if name in theirs and ours[name].width > theirs[name].width:
+            raise RunError(
+                f"--init teacher needs a student that is nowhere wider than its teacher, but {name} has "
+                f"{ours[name].width} channels there and {theirs[name].width} in the teacher; raise --width-divisor, or "
+                f"{_HINT}."
+            )
+    for name in (*ours, *theirs):
+        if name not in ours or name not in theirs:
+            raise RunError(
+                f"--init teacher needs a student whose stages grow where its teacher's do, but {name} is in one of "
+                f"the two only; lower --width-divisor, or {_HINT}."
+            )
 
 
-def _of_one_plan(ours: dict[str, tuple[Any, ...]], theirs: dict[str, tuple[Any, ...]]) -> bool:
+def _of_one_plan(ours: Shapes, theirs: Shapes) -> bool:
     """Whether both have the same layers but for projections in shortcuts, with equal kernels and strides."""
     for name in set(ours) | set(theirs):
         if name not in ours or name not in theirs:
             if ".skip." not in name:
                 return False
-        elif ours[name][1:] != theirs[name][1:]:
+        elif replace(ours[name], width=0) != replace(theirs[name], width=0):
             return False
     return True
 
 
 def _check_norms(network: PlannedUNet, role: str) -> None:
     """Refuse other norms than instance norms."""
-    norms = [network.net.get_submodule(layer.norm) for layer in layers(network) if layer.norm]
-    if not all(isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) for norm in norms):
-        raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
+    for layer in layers(network):
+        if layer.norm is None:
+            continue
+        norm = network.net.get_submodule(layer.norm)
+        if not isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d):
+            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
 
 
 def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, PlannedUNet]:
@@ -167,12 +201,13 @@ def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, P
             return student, teacher
     raise RunError(
         "--init teacher needs two networks 'plain_unet' or two 'resenc_unet_*', but the student is a "
-        f"{type(student).__name__} and the "
-        f"teacher is a {type(teacher).__name__}; choose another teacher, or {_HINT}."
+        f"{type(student).__name__} and the teacher is a {type(teacher).__name__}; choose another teacher, or {_HINT}."
     )
 
 
-def _shapes(network: PlannedUNet) -> dict[str, tuple[Any, ...]]:
-    """Per layer: its width, and what must be equal in teacher and student."""
-    convs = {layer.conv: network.net.get_submodule(layer.conv) for layer in layers(network)}
-    return {name: (conv.out_channels, conv.kernel_size, conv.stride) for name, conv in convs.items()}
+def _shapes(network: PlannedUNet) -> Shapes:
+    found = {}
+    for layer in layers(network):
+        conv: Any = network.net.get_submodule(layer.conv)
+        found[layer.conv] = Shape(conv.out_channels, conv.kernel_size, conv.stride)
+    return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 from medkd.networks.initialization import kaiming_fan_out
 from medkd.networks.layers import average_pool, batch_norm, convolution, linear_mode, max_pool
 
@@ -18,7 +18,8 @@ WIDTHS = (16, 32, 64, 128, 256)
 
 def _layer(rank: int, inputs: int, outputs: int, kernel: tuple[int, ...], groups: int = 1) -> nn.Sequential:
     kind: Any = convolution(rank)
-    layer = kind(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel), groups=groups, bias=False)
+    padding = tuple(k // 2 for k in kernel)
+    layer = kind(inputs, outputs, kernel, padding=padding, groups=groups, bias=False)
     return nn.Sequential(layer, batch_norm(rank)(outputs), nn.ReLU6(inplace=True))
 
 
@@ -89,36 +90,43 @@ class LcovNet(EncoderDecoder):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
         rank = self.rank
-        inputs = (spec.in_channels, *WIDTHS[:-2])
-        self.encoder = nn.ModuleList(Block(rank, i, o) for i, o in zip(inputs, WIDTHS[:-1], strict=True))
+        self.encoder = nn.ModuleList()
+        inputs = spec.in_channels
+        for width in WIDTHS[:-1]:
+            self.encoder.append(Block(rank, inputs, width))
+            inputs = width
         self.pool = max_pool(rank)(2)
         self.bottleneck = Bottleneck(rank, WIDTHS[-2], WIDTHS[-1])
-        wide, narrow = WIDTHS[:0:-1], WIDTHS[-2::-1]
-        self.ups = nn.ModuleList(
-            nn.Sequential(_layer(rank, i, o, (1,) * rank), _upsample(rank)) for i, o in zip(wide, narrow, strict=True)
-        )
-        self.decoder = nn.ModuleList(Block(rank, i, o) for i, o in zip(wide, narrow, strict=True))
+        narrow = WIDTHS[-2::-1]
+        steps = list(zip(WIDTHS[:0:-1], narrow, strict=True))
+        self.ups = nn.ModuleList()
+        for inputs, outputs in steps:
+            halving = _layer(rank, inputs, outputs, (1,) * rank)
+            self.ups.append(nn.Sequential(halving, _upsample(rank)))
+        self.decoder = nn.ModuleList()
+        for inputs, outputs in steps:
+            self.decoder.append(Block(rank, inputs, outputs))
         self.classify = convolution(rank)(WIDTHS[0], spec.num_outputs, 1, bias=False)
         self.apply(kaiming_fan_out)
         self.steps = len(self.decoder)
-        encoder = [self.tap(f"enc{i}", WIDTHS[i], 2**i, f"encoder.{i}") for i in range(self.steps)]
-        bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, "bottleneck")
-        decoder = [
-            self.tap(f"dec{i}", WIDTHS[i], 2**i, f"decoder.{self.steps - 1 - i}") for i in range(self.steps - 1, -1, -1)
-        ]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        self.set_taps(
+            self.encoder_taps(WIDTHS, numbered("encoder", self.steps)),
+            self.tap("bottleneck", WIDTHS[-1], 2**self.steps, "bottleneck"),
+            self.decoder_taps(narrow, numbered("decoder", self.steps)),
+        )
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of the four levels and of the bottleneck, finest first."""
         features: list[Tensor] = []
         for level in self.encoder:
-            features.append(level(self.pool(features[-1]) if features else x))
-        return [*features, self.bottleneck(self.pool(features[-1]))]
+            features.append(level(x))
+            x = self.pool(features[-1])
+        return [*features, self.bottleneck(x)]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Halve the channels, double the resolution, join the skip, one block."""
-        return self.decoder[index](torch.cat((features[-(index + 2)], self.ups[index](x)), 1))
+        finer = self.ups[index](x)
+        return self.decoder[index](torch.cat((self.skip(index, features), finer), 1))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """1 × 1 convolution."""

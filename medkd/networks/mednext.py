@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from medkd.core.features import Tap
@@ -39,20 +41,18 @@ class MedNext(EncoderDecoder):
         if variant == [PAPER]:
             self._expand_as_the_authors(EXPANSION[size])
         self.steps = len(self.net.dec_stages)
-        encoder, decoder = [], []
-        for level, blocks in enumerate(self.net.enc_stages):
-            encoder.append(self._level(f"enc{level}", level, f"enc_stages.{level}", len(blocks)))  # type: ignore[arg-type]
-        bottleneck = self._level("bottleneck", self.steps, "bottleneck", len(self.net.bottleneck))
-        for index, blocks in enumerate(self.net.dec_stages):
+        encoder = []
+        decoder = []
+        for level in range(self.steps):
+            encoder.append(self._level(f"enc{level}", level, f"enc_stages.{level}"))
+        bottleneck = self._level("bottleneck", self.steps, "bottleneck")
+        for index in range(self.steps):
             level = self.steps - 1 - index
-            decoder.append(self._level(f"dec{level}", level, f"dec_stages.{index}", len(blocks)))  # type: ignore[arg-type]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+            decoder.append(self._level(f"dec{level}", level, f"dec_stages.{index}"))
+        self.set_taps(encoder, bottleneck, decoder)
         self.deep_supervision = spec.deep_supervision
-        self.deep_supervision_strides = (
-            tuple((2**level,) * self.rank for level in range(self.steps)) if spec.deep_supervision else ()
-        )
         if spec.deep_supervision:
+            self.deep_supervision_strides = tuple((2**level,) * self.rank for level in range(self.steps))
             del self.net.out_blocks[0]  # logits of the bottleneck, before any decoder step
 
     def _expand_as_the_authors(self, ratios: tuple[int, ...]) -> None:
@@ -70,12 +70,16 @@ class MedNext(EncoderDecoder):
                 dim=f"{self.rank}d",
             )
 
-    def _level(self, name: str, level: int, stage: str, blocks: int) -> Tap:
-        return self.tap(name, WIDTH * 2**level, 2**level, f"net.{stage}.{blocks - 1}", correction=True)
+    def _level(self, name: str, level: int, stage: str) -> Tap:
+        """A tap on the last block of a stage of stride ``2**level``."""
+        blocks: Any = self.net.get_submodule(stage)
+        last = f"net.{stage}.{len(blocks) - 1}"
+        return self.tap(name, WIDTH * 2**level, 2**level, last, correction=True)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of all encoder stages and of the bottleneck, finest first."""
-        x, features = self.net.stem(x), []
+        x = self.net.stem(x)
+        features = []
         for stage, down in zip(self.net.enc_stages, self.net.down_blocks, strict=True):
             features.append(stage(x))
             x = down(features[-1])
@@ -83,16 +87,18 @@ class MedNext(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Double the resolution, add the skip, blocks."""
-        return self.net.dec_stages[index](self.net.up_blocks[index](x) + features[-(index + 2)])
+        finer = self.net.up_blocks[index](x)
+        return self.net.dec_stages[index](finer + self.skip(index, features))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """The 1 × 1 convolution of a decoder stage."""
-        return self.net.out_0(x) if index == self.steps - 1 else self.net.out_blocks[index](x)
+        if index == self.steps - 1:
+            return self.net.out_0(x)
+        return self.net.out_blocks[index](x)
 
 
+_ENTRY = NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True)
 for _size in ("s", "b", "m", "l"):
-    NETWORKS.register(f"mednext_{_size}")(NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True))
+    NETWORKS.register(f"mednext_{_size}")(_ENTRY)
 for _size in EXPANSION:
-    NETWORKS.register(f"mednext_{_size}_{PAPER}")(
-        NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True)
-    )
+    NETWORKS.register(f"mednext_{_size}_{PAPER}")(_ENTRY)

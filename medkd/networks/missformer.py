@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 
 WIDTHS = (64, 128, 320, 512)
 HEADS = (1, 2, 5, 8)
@@ -46,13 +46,29 @@ class MixFeedForward(nn.Module):
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Tokens ``(B, H W, C)`` of a map of ``size`` → tokens of the same shape."""
         y = self.widen(x)
-        return self.narrow(functional.gelu(self.norm(y + to_tokens(self.depthwise(to_map(y, size))))))
+        mixed = to_tokens(self.depthwise(to_map(y, size)))
+        return self.narrow(functional.gelu(self.norm(y + mixed)))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention of tokens ``(B, N, C)`` over keys and values ``(B, M, C)``."""
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    found = functional.scaled_dot_product_attention(
+        _by_head(query, heads), _by_head(key, heads), _by_head(value, heads)
+    )
+    return found.transpose(1, 2).flatten(2)
+
+
+def _by_head(tokens: Tensor, heads: int) -> Tensor:
+    """Tokens ``(B, N, C)`` to ``(B, heads, N, C / heads)``."""
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _blocks(level: int) -> nn.ModuleList:
+    """The transformer blocks of a stage."""
+    blocks = nn.ModuleList()
+    for _ in range(DEPTH):
+        blocks.append(Block(WIDTHS[level], HEADS[level], REDUCTIONS[level]))
+    return blocks
 
 
 class EfficientAttention(nn.Module):
@@ -81,7 +97,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
         self.attention = EfficientAttention(width, heads, reduction)
         self.feed_forward = MixFeedForward(width)
 
@@ -96,10 +113,12 @@ class EncoderStage(nn.Module):
 
     def __init__(self, level: int, inputs: int) -> None:
         super().__init__()
-        width, kernel, stride = WIDTHS[level], 7 if level == 0 else 3, 4 if level == 0 else 2
+        width = WIDTHS[level]
+        kernel, stride = (7, 4) if level == 0 else (3, 2)
         self.embed = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
-        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, HEADS[level], REDUCTIONS[level]) for _ in range(DEPTH))
+        self.norm_in = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width)
+        self.blocks = _blocks(level)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` → ``(B, width, H / stride, W / stride)``."""
@@ -119,25 +138,37 @@ class BridgeLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm_keys = nn.LayerNorm(UNIT), nn.LayerNorm(UNIT), nn.LayerNorm(UNIT)
-        self.query, self.key_value, self.project = (
-            nn.Linear(UNIT, UNIT),
-            nn.Linear(UNIT, 2 * UNIT),
-            nn.Linear(UNIT, UNIT),
-        )
-        self.reduce = nn.ModuleList(nn.Conv2d(w, w, r, r) for w, r in zip(WIDTHS, REDUCTIONS, strict=True) if r > 1)
-        self.feed_forward = nn.ModuleList(MixFeedForward(width) for width in WIDTHS)
+        self.norm1 = nn.LayerNorm(UNIT)
+        self.norm2 = nn.LayerNorm(UNIT)
+        self.norm_keys = nn.LayerNorm(UNIT)
+        self.query = nn.Linear(UNIT, UNIT)
+        self.key_value = nn.Linear(UNIT, 2 * UNIT)
+        self.project = nn.Linear(UNIT, UNIT)
+        self.reduce = nn.ModuleList()
+        for width, reduction in zip(WIDTHS, REDUCTIONS, strict=True):
+            if reduction > 1:
+                self.reduce.append(nn.Conv2d(width, width, reduction, reduction))
+        self.feed_forward = nn.ModuleList()
+        for width in WIDTHS:
+            self.feed_forward.append(MixFeedForward(width))
 
     def forward(self, x: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
         """Tokens ``(B, N, 64)`` of maps of ``sizes``, finest first → tokens of the same shape."""
         x = x + self._attention(self.norm1(x), sizes)
-        parts = zip(split_scales(self.norm2(x), sizes), self.feed_forward, sizes, strict=True)
-        return x + join_scales([feed_forward(tokens, size) for tokens, feed_forward, size in parts])
+        scales = split_scales(self.norm2(x), sizes)
+        fed = []
+        for tokens, feed_forward, size in zip(scales, self.feed_forward, sizes, strict=True):
+            fed.append(feed_forward(tokens, size))
+        return x + join_scales(fed)
 
     def _attention(self, x: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
         *fine, coarsest = split_scales(x, sizes)
-        reduced = [to_tokens(r(to_map(t, s))) for t, r, s in zip(fine, self.reduce, sizes[:-1], strict=True)]
-        key, value = self.key_value(self.norm_keys(join_scales([*reduced, coarsest]))).chunk(2, dim=2)
+        scales = []
+        for tokens, reduce, size in zip(fine, self.reduce, sizes[:-1], strict=True):
+            reduced = reduce(to_map(tokens, size))
+            scales.append(to_tokens(reduced))
+        source = self.norm_keys(join_scales([*scales, coarsest]))
+        key, value = self.key_value(source).chunk(2, dim=2)
         return self.project(attend(self.query(x), key, value, 1))
 
 
@@ -148,9 +179,15 @@ def join_scales(tokens: Sequence[Tensor]) -> Tensor:
 
 def split_scales(x: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
     """The inverse of :func:`join_scales` for maps of ``sizes``."""
-    places = [size[0] * size[1] for size in sizes]
-    parts = x.split([n * width // UNIT for n, width in zip(places, WIDTHS, strict=True)], 1)
-    return [part.reshape(x.shape[0], n, width) for part, n, width in zip(parts, places, WIDTHS, strict=True)]
+    scales = []
+    begin = 0
+    for (height, breadth), width in zip(sizes, WIDTHS, strict=True):
+        places = height * breadth
+        units = places * width // UNIT
+        part = x[:, begin : begin + units]
+        scales.append(part.reshape(x.shape[0], places, width))
+        begin += units
+    return scales
 
 
 class Expand(nn.Module):
@@ -166,7 +203,8 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, width, H, W)`` → ``(B, outputs, factor H, factor W)``."""
-        finer = functional.pixel_shuffle(to_map(self.widen(to_tokens(x)), x.shape[2:]), self.factor)
+        wide = to_map(self.widen(to_tokens(x)), x.shape[2:])
+        finer = functional.pixel_shuffle(wide, self.factor)
         return to_map(self.norm(to_tokens(finer)), finer.shape[2:])
 
 
@@ -178,11 +216,12 @@ class DecoderStage(nn.Module):
         width = WIDTHS[level]
         self.expand = Expand(inputs, inputs // 2, 2)
         self.join = nn.Linear(inputs // 2 + width, width)
-        self.blocks = nn.ModuleList(Block(width, HEADS[level], REDUCTIONS[level]) for _ in range(DEPTH))
+        self.blocks = _blocks(level)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` and the skip ``(B, width, 2H, 2W)`` → ``(B, width, 2H, 2W)``."""
-        tokens = self.join(to_tokens(torch.cat((self.expand(x), skip), 1)))
+        joined = torch.cat((self.expand(x), skip), 1)
+        tokens = self.join(to_tokens(joined))
         for block in self.blocks:
             tokens = block(tokens, skip.shape[2:])
         return to_map(tokens, skip.shape[2:])
@@ -200,22 +239,26 @@ class MissFormer(EncoderDecoder):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
-        self.encoder = nn.ModuleList(EncoderStage(i, (spec.in_channels, *WIDTHS)[i]) for i in range(len(WIDTHS)))
+        self.encoder = nn.ModuleList()
+        inputs = spec.in_channels
+        for level, width in enumerate(WIDTHS):
+            self.encoder.append(EncoderStage(level, inputs))
+            inputs = width
         self.bridge = nn.ModuleList(BridgeLayer() for _ in range(BRIDGES))
-        levels = (2, 1, 0)
-        self.decoder = nn.ModuleList(DecoderStage(level, WIDTHS[level + 1]) for level in levels)
+        self.decoder = nn.ModuleList()
+        for level in (2, 1, 0):
+            self.decoder.append(DecoderStage(level, WIDTHS[level + 1]))
         self.expand = Expand(WIDTHS[0], WIDTHS[0], 4)
         self.classify = nn.Conv2d(WIDTHS[0], spec.num_outputs, 1)
         self.apply(_initialise)
-        self.steps = len(levels) + 1
-        encoder = [self.tap(f"enc{i}", WIDTHS[i], 4 * 2**i, f"encoder.{i}") for i in range(3)]
-        decoder = [
-            self.tap(f"dec{level + 2}", WIDTHS[level], 4 * 2**level, f"decoder.{i}") for i, level in enumerate(levels)
-        ]
+        self.steps = len(self.decoder) + 1
+        encoder = self.encoder_taps(WIDTHS, numbered("encoder", 3), stride=4)
+        bottleneck = self.tap("bottleneck", WIDTHS[-1], 32, "encoder.3")
+        decoder = self.decoder_taps(WIDTHS[2::-1], numbered("decoder", 3), finest=2)
         decoder.append(self.tap("dec0", WIDTHS[0], 1, "expand"))
-        self.taps = (*encoder, self.tap("bottleneck", WIDTHS[-1], 32, "encoder.3"), *decoder)
+        self.set_taps(encoder, bottleneck, decoder)
         # the bridge lies between the bottleneck's tap and the decoder, so the continuation begins behind the first step
-        self.resume = {tap.name: index + 1 for index, tap in enumerate(decoder)}
+        del self.resume[bottleneck.name]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The four scales, strides 4 to 32, after the bridge."""
@@ -227,11 +270,14 @@ class MissFormer(EncoderDecoder):
         tokens = join_scales([to_tokens(m) for m in maps])
         for layer in self.bridge:
             tokens = layer(tokens, sizes)
-        return [to_map(t, size) for t, size in zip(split_scales(tokens, sizes), sizes, strict=True)]
+        bridged = split_scales(tokens, sizes)
+        return [to_map(scale, size) for scale, size in zip(bridged, sizes, strict=True)]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """A decoder stage; the last step expands to full resolution without a skip."""
-        return self.expand(x) if index == self.steps - 1 else self.decoder[index](x, features[-(index + 2)])
+        if index == self.steps - 1:
+            return self.expand(x)
+        return self.decoder[index](x, self.skip(index, features))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """1 × 1 convolution."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 from medkd.networks.initialization import kaiming_fan_out
 from medkd.networks.layers import batch_norm, convolution, transposed_convolution
 
@@ -28,10 +28,9 @@ def _conv_norm(
     rank: int, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, up: bool = False
 ) -> list[nn.Module]:
     kind = transposed_convolution(rank) if up else convolution(rank)
-    return [
-        kind(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False),
-        batch_norm(rank)(outputs),
-    ]
+    padding = (kernel - 1) // 2
+    layer = kind(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+    return [layer, batch_norm(rank)(outputs)]
 
 
 class InvertedResidual(nn.Module):
@@ -52,20 +51,23 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = inputs * expansion
+        kernel = 4 if up else 3
         self.body = nn.Sequential(
             *_conv_norm(rank, inputs, inner, 1),
             nn.ReLU6(inplace=True),
-            *_conv_norm(rank, inner, inner, 4 if up else 3, stride=stride, groups=inner, up=up),
+            *_conv_norm(rank, inner, inner, kernel, stride=stride, groups=inner, up=up),
             nn.ReLU6(inplace=True),
             *_conv_norm(rank, inner, outputs, 1),
         )
         self.residual = stride == 1
-        projected = self.residual and inputs != outputs
-        self.shortcut = convolution(rank)(inputs, outputs, 1, bias=False) if projected else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if self.residual and inputs != outputs:
+            self.shortcut = convolution(rank)(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, *spatial)`` → ``(B, outputs, …)``, halved for stride 2, doubled for ``up``."""
-        return self.body(x) + self.shortcut(x) if self.residual else self.body(x)
+        y = self.body(x)
+        return y + self.shortcut(x) if self.residual else y
 
 
 class Up(nn.Module):
@@ -80,12 +82,21 @@ class Up(nn.Module):
         return self.block(x) + skip
 
 
-def _stage(rank: int, inputs: int, groups: tuple[tuple[int, int, int, int], ...]) -> nn.Sequential:
+Groups = tuple[tuple[int, int, int, int], ...]
+
+
+def _width(groups: Groups) -> int:
+    """Channels of a stage: those of its last group."""
+    return groups[-1][0]
+
+
+def _stage(rank: int, inputs: int, groups: Groups) -> nn.Sequential:
     blocks: list[nn.Module] = []
     for width, expansion, count, stride in groups:
-        for number in range(count):
-            blocks.append(InvertedResidual(rank, inputs, width, expansion, stride if number == 0 else 1))
+        for _ in range(count):
+            blocks.append(InvertedResidual(rank, inputs, width, expansion, stride))
             inputs = width
+            stride = 1
     return nn.Sequential(*blocks)
 
 
@@ -103,38 +114,44 @@ class MobileUNet(EncoderDecoder):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
         rank = self.rank
+        image = spec.in_channels
         self.stem = nn.Sequential(
-            *_conv_norm(rank, spec.in_channels, spec.in_channels, 3, stride=2, groups=spec.in_channels),
+            *_conv_norm(rank, image, image, 3, stride=2, groups=image),
             nn.ReLU6(inplace=True),
-            convolution(rank)(spec.in_channels, STEM, 1, bias=False),
+            convolution(rank)(image, STEM, 1, bias=False),
         )
-        inputs = (STEM, *(groups[-1][0] for groups in STAGES))
-        self.encoder = nn.ModuleList(_stage(rank, i, groups) for i, groups in zip(inputs, STAGES, strict=False))
-        self.widen = convolution(rank)(inputs[-1], BOTTLENECK, 1)
-        wide = (BOTTLENECK, *DECODER_WIDTHS[:-1])
-        self.decoder = nn.ModuleList(Up(rank, i, o) for i, o in zip(wide, DECODER_WIDTHS, strict=True))
+        widths = [_width(groups) for groups in STAGES]
+        self.encoder = nn.ModuleList()
+        inputs = STEM
+        for groups, width in zip(STAGES, widths, strict=True):
+            self.encoder.append(_stage(rank, inputs, groups))
+            inputs = width
+        self.widen = convolution(rank)(inputs, BOTTLENECK, 1)
+        self.decoder = nn.ModuleList()
+        inputs = BOTTLENECK
+        for width in DECODER_WIDTHS:
+            self.decoder.append(Up(rank, inputs, width))
+            inputs = width
         last = DECODER_WIDTHS[-1]
         self.finest = transposed_convolution(rank)(last, last, 4, 2, 1, groups=last, bias=False)
         self.classify = convolution(rank)(last, spec.num_outputs, 1)
         self.apply(kaiming_fan_out)
         self.steps = len(DECODER_WIDTHS) + 1
-        # the last block of every stage but the first has an identity shortcut
-        ends = [f"encoder.{i}.{sum(group[2] for group in groups) - 1}" for i, groups in enumerate(STAGES)]
-        encoder = [self.tap(f"enc{i}", STAGES[i][-1][0], 2 ** (i + 1), ends[i], correction=i > 0) for i in range(4)]
-        decoder = [
-            self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)
-        ]
-        self.taps = (
-            *encoder,
-            self.tap("bottleneck", BOTTLENECK, 32, "widen"),
-            *decoder,
-            self.tap("dec0", last, 1, "finest"),
-        )
-        self.resume = {"bottleneck": 0, "dec4": 1, "dec3": 2, "dec2": 3, "dec1": 4, "dec0": 5}
+        encoder = []
+        for level, stage in enumerate(list(self.encoder)[:-1]):
+            blocks = len(stage)  # type: ignore[arg-type]
+            path = f"encoder.{level}.{blocks - 1}"
+            shortcut = level > 0  # the last block of every stage but the first has an identity shortcut
+            encoder.append(self.tap(f"enc{level}", widths[level], 2 ** (level + 1), path, correction=shortcut))
+        bottleneck = self.tap("bottleneck", BOTTLENECK, 32, "widen")
+        decoder = self.decoder_taps(DECODER_WIDTHS, numbered("decoder", 4), finest=1)
+        decoder.append(self.tap("dec0", last, 1, "finest"))
+        self.set_taps(encoder, bottleneck, decoder)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of the stages of stride 2, 4, 8 and 16, and the widened one of stride 32."""
-        x, features = self.stem(x), []
+        x = self.stem(x)
+        features = []
         for stage in self.encoder:
             x = stage(x)
             features.append(x)
@@ -142,7 +159,9 @@ class MobileUNet(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Double the resolution and add the skip; the last step has none."""
-        return self.finest(x) if index == self.steps - 1 else self.decoder[index](x, features[-(index + 2)])
+        if index == self.steps - 1:
+            return self.finest(x)
+        return self.decoder[index](x, self.skip(index, features))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """1 × 1 convolution."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from medkd.core.features import Tap
 from medkd.core.run import NetworkSpec
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.initialization import kaiming_fan_out
@@ -28,7 +29,20 @@ class MonaiUNet(EncoderDecoder):
             self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps, num_res_units=residual_units
         )
         self.net.apply(kaiming_fan_out)
-        self.resume = {"bottleneck": 0, **{f"dec{level}": self.steps - level for level in range(self.steps - 1, 0, -1)}}
+        self.resume = {"bottleneck": 0}
+        for level in self.inner_levels():
+            self.resume[f"dec{level}"] = self.steps - level
+
+    def inner_levels(self) -> range:
+        """Levels of the decoder stages before the one that yields the logits, from coarse to fine."""
+        return range(self.steps - 1, 0, -1)
+
+    def down_taps(self, widths: Sequence[int]) -> list[Tap]:
+        """Taps on the down paths and on the bottleneck."""
+        downs = [f"{self.stage_path(level)}.0" for level in range(self.steps)]
+        deepest = self.stage_path(self.steps)
+        bottleneck = self.tap("bottleneck", widths[-1], 2**self.steps, deepest)
+        return [*self.encoder_taps(widths, downs, stride=2), bottleneck]
 
     def stage_path(self, level: int) -> str:
         """Dotted path of the stage that is entered after ``level`` others; ``level == steps`` is the bottleneck."""

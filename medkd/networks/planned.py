@@ -32,16 +32,14 @@ class PlannedUNet(EncoderDecoder):
         super().__init__(spec)
         self.architecture = architecture
         self.strides = total_strides(architecture.strides)
-        if any(p % s for p, s in zip(spec.patch_size, self.strides[-1], strict=True)):
-            raise RunError(
-                f"'{spec.name}' needs patch axes that are multiples of {self.strides[-1]}, found {spec.patch_size}; "
-                "change --patch-size."
-            )
-        self.widths = tuple(max(f // spec.width_divisor, MIN_WIDTH) for f in architecture.features_per_stage)
+        self._check_patch()
+        self.widths = _narrowed(architecture.features_per_stage, spec.width_divisor)
         self.net: Any = self.build(keywords(spec, architecture, self.widths))
         self.steps = len(self.widths) - 1
         self.taps = (*self._encoder_taps(), *self._decoder_taps())
-        self.resume = {"bottleneck": 0, **{f"dec{self.steps - 1 - s}": s + 1 for s in range(self.steps)}}
+        self.resume = {"bottleneck": 0}
+        for index in range(self.steps):
+            self.resume[f"dec{self.steps - 1 - index}"] = index + 1
         self.deep_supervision = spec.deep_supervision
         self.deep_supervision_strides = self.strides[:-1]
 
@@ -56,23 +54,39 @@ class PlannedUNet(EncoderDecoder):
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Transposed convolution, skip, convolutions."""
         decoder = self.net.decoder
-        return decoder.stages[index](torch.cat((decoder.transpconvs[index](x), features[-(index + 2)]), 1))
+        finer = decoder.transpconvs[index](x)
+        return decoder.stages[index](torch.cat((finer, self.skip(index, features)), 1))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """The 1 × 1 convolution of a decoder stage."""
         return self.net.decoder.seg_layers[index](x)
 
+    def _check_patch(self) -> None:
+        patch = self.spec.patch_size
+        total = self.strides[-1]
+        for size, stride in zip(patch, total, strict=True):
+            if size % stride:
+                raise RunError(
+                    f"'{self.spec.name}' needs patch axes that are multiples of {total}, found {patch}; "
+                    "change --patch-size."
+                )
+
     def _encoder_taps(self) -> list[Tap]:
-        taps, inputs = [], self.widths[0]  # a stem, where there is one, has the first stage's width
-        for i, (width, stride, blocks) in enumerate(
-            zip(self.widths, self.architecture.strides, self.architecture.blocks_encoder, strict=True)
-        ):
-            last = i == len(self.widths) - 1
-            same = blocks > 1 or (inputs == width and set(stride) == {1} and self.has_stem)
-            module = f"net.encoder.stages.{i}.{self.block_path}.{blocks - 1}"
-            name = "bottleneck" if last else f"enc{i}"
+        taps = []
+        inputs = self.widths[0]  # a stem, where there is one, has the first stage's width
+        for level, blocks in enumerate(self.architecture.blocks_encoder):
+            width = self.widths[level]
+            kept = inputs == width and set(self.architecture.strides[level]) == {1}
+            last = level == self.steps
             stage: Stage = "bottleneck" if last else "encoder"
-            tap = Tap(name=name, channels=width, stride=self.strides[i], module=module, stage=stage, correction=same)
+            tap = Tap(
+                name="bottleneck" if last else f"enc{level}",
+                channels=width,
+                stride=self.strides[level],
+                module=f"net.encoder.stages.{level}.{self.block_path}.{blocks - 1}",
+                stage=stage,
+                correction=blocks > 1 or (kept and self.has_stem),
+            )
             taps.append(tap)
             inputs = width
         return taps
@@ -106,8 +120,14 @@ def total_strides(strides: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...]
     """Stride of each stage relative to the input, per axis: the cumulative product of the stages' own strides."""
     total = [tuple(strides[0])]
     for stride in strides[1:]:
-        total.append(tuple(a * b for a, b in zip(total[-1], stride, strict=True)))
+        axes = zip(total[-1], stride, strict=True)
+        total.append(tuple(before * own for before, own in axes))
     return tuple(total)
+
+
+def _narrowed(widths: tuple[int, ...], divisor: int) -> tuple[int, ...]:
+    """The plan's widths of a student, none of them too narrow."""
+    return tuple(max(width // divisor, MIN_WIDTH) for width in widths)
 
 
 def keywords(spec: NetworkSpec, architecture: Architecture, widths: tuple[int, ...]) -> dict[str, Any]:

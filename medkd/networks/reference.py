@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from medkd.core.plan import Architecture
@@ -27,8 +29,10 @@ def reference_spec(name: str, rank: int) -> NetworkSpec:
         RunError: the name is unknown.
     """
     patch = fit_patch(name, PATCHES[rank])
-    architecture = _architecture(patch, name.startswith("resenc")) if NETWORKS[name].planned else None
-    return NetworkSpec(name=name, in_channels=1, num_outputs=CLASSES, patch_size=patch, architecture=architecture)
+    spec = NetworkSpec(name=name, in_channels=1, num_outputs=CLASSES, patch_size=patch)
+    if not NETWORKS[name].planned:
+        return spec
+    return replace(spec, architecture=_architecture(patch, name.startswith("resenc")))
 
 
 def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
@@ -46,16 +50,21 @@ def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
 
 
 def _architecture(patch: tuple[int, ...], residual: bool) -> Architecture:
-    rank, stages, size = len(patch), 1, patch[0]
+    rank = len(patch)
+    widths = [32]
+    size = patch[0]
     while size >= 8:
         size //= 2
-        stages += 1
+        widths.append(min(2 * widths[-1], WIDEST[rank]))
+    stages = len(widths)
+    halvings = stages - 1
+    plain = (2,) * stages
     return Architecture(
         patch_size=patch,
         batch_size=2,
-        features_per_stage=tuple(min(32 * 2**i, WIDEST[rank]) for i in range(stages)),
+        features_per_stage=tuple(widths),
         kernel_sizes=((3,) * rank,) * stages,
-        strides=((1,) * rank, *((2,) * rank,) * (stages - 1)),
-        blocks_encoder=RESIDUAL_BLOCKS[:stages] if residual else (2,) * stages,
-        blocks_decoder=((1 if residual else 2),) * (stages - 1),
+        strides=((1,) * rank, *(((2,) * rank,) * halvings)),
+        blocks_encoder=RESIDUAL_BLOCKS[:stages] if residual else plain,
+        blocks_decoder=(1 if residual else 2,) * halvings,
     )

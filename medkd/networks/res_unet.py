@@ -21,14 +21,10 @@ class ResUNet(MonaiUNet):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec, WIDTHS, residual_units=2)
-        encoder = [self.tap(f"enc{i}", WIDTHS[i], 2 ** (i + 1), f"{self.stage_path(i)}.0") for i in range(self.steps)]
-        bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, self.stage_path(self.steps))
         # the unit after the transposed convolution has an identity shortcut
-        levels = range(self.steps - 1, 0, -1)
-        decoder = [
-            self.tap(f"dec{i}", WIDTHS[i - 1], 2**i, f"{self.stage_path(i)}.2.1", correction=True) for i in levels
-        ]
-        self.taps = (*encoder, bottleneck, *decoder)
+        units = [f"{self.stage_path(level)}.2.1" for level in self.inner_levels()]
+        decoder = self.decoder_taps(WIDTHS[-3::-1], units, finest=1, correction=True)
+        self.taps = (*self.down_taps(WIDTHS), *decoder)
 
 
 NETWORKS.register("res_unet")(NetworkEntry(ResUNet, ResUNet.citation, divisor=8))

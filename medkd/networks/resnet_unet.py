@@ -6,7 +6,7 @@ from torch import Tensor
 
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 
 ENCODER_WIDTHS = {18: (64, 64, 128, 256, 512), 50: (64, 256, 512, 1024, 2048)}
 DECODER_WIDTHS = (256, 128, 64, 32, 16)
@@ -33,16 +33,16 @@ class ResNetUNet(EncoderDecoder):
         self.net = FlexibleUNet(
             spec.in_channels, spec.num_outputs, backbone, decoder_channels=DECODER_WIDTHS, spatial_dims=self.rank
         )
-        layers = (self.net.encoder.layer1, self.net.encoder.layer2, self.net.encoder.layer3, self.net.encoder.layer4)
-        paths = [f"net.encoder.layer{i + 1}.{len(layer) - 1}" for i, layer in enumerate(layers)]
-        encoder = [self.tap(f"enc{i}", widths[i], 2 ** (i + 1), paths[i - 1], correction=True) for i in range(1, 4)]
-        bottleneck = self.tap("bottleneck", widths[-1], 32, paths[-1], correction=True)
-        decoder = [
-            self.tap(f"dec{4 - i}", width, 2 ** (4 - i), f"net.decoder.blocks.{i}")
-            for i, width in enumerate(DECODER_WIDTHS)
-        ]
-        self.taps = (self.tap("enc0", widths[0], 2, "net.encoder.act"), *encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        encoder = [self.tap("enc0", widths[0], 2, "net.encoder.act")]
+        for layer in range(1, 5):
+            name = f"enc{layer}" if layer < 4 else "bottleneck"
+            blocks = len(getattr(self.net.encoder, f"layer{layer}"))
+            path = f"net.encoder.layer{layer}.{blocks - 1}"
+            encoder.append(self.tap(name, widths[layer], 2 ** (layer + 1), path, correction=True))
+        bottleneck = encoder.pop()
+        steps = numbered("net.decoder.blocks", self.steps)
+        decoder = self.decoder_taps(DECODER_WIDTHS, steps)
+        self.set_taps(encoder, bottleneck, decoder)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of the stem and of the four layers, strides 2 to 32."""
@@ -50,7 +50,8 @@ class ResNetUNet(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Double the resolution, join the skip (the last step has none), two convolutions."""
-        return self.net.decoder.blocks[index](x, features[-(index + 2)] if index < self.steps - 1 else None)
+        skip = self.skip(index, features) if index < self.steps - 1 else None
+        return self.net.decoder.blocks[index](x, skip)
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Convolution to logits."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medkd.core.features import Tap
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 from medkd.networks.initialization import kaiming_fan_out
 
 WIDTH = 16
@@ -30,19 +29,22 @@ class SegResNetwork(EncoderDecoder):
         super().__init__(spec)
         self.steps = len(BLOCKS) - 1
         self.net = SegResNet(
-            self.rank, WIDTH, spec.in_channels, spec.num_outputs, blocks_down=BLOCKS, blocks_up=(1,) * self.steps
+            self.rank,
+            WIDTH,
+            spec.in_channels,
+            spec.num_outputs,
+            blocks_down=BLOCKS,
+            blocks_up=(1,) * self.steps,
         )
         self.net.apply(kaiming_fan_out)
-        encoder = [self._level(f"enc{i}", i, f"net.down_layers.{i}.{BLOCKS[i]}") for i in range(self.steps)]
-        bottleneck = self._level("bottleneck", self.steps, f"net.down_layers.{self.steps}.{BLOCKS[-1]}")
-        decoder = [
-            self._level(f"dec{i}", i, f"net.up_layers.{self.steps - 1 - i}.0") for i in range(self.steps - 1, -1, -1)
-        ]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
-
-    def _level(self, name: str, level: int, module: str) -> Tap:
-        return self.tap(name, WIDTH * 2**level, 2**level, module, correction=True)
+        widths = [WIDTH * 2**level for level in range(self.steps)]
+        *downs, deepest = (f"net.down_layers.{level}.{blocks}" for level, blocks in enumerate(BLOCKS))
+        ups = numbered("net.up_layers", self.steps, ".0")
+        self.set_taps(
+            self.encoder_taps(widths, downs, correction=True),
+            self.tap("bottleneck", WIDTH * 2**self.steps, 2**self.steps, deepest, correction=True),
+            self.decoder_taps(widths[::-1], ups, correction=True),
+        )
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Outputs of all encoder stages, finest first."""
@@ -50,7 +52,8 @@ class SegResNetwork(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Halve the channels, double the resolution, add the skip, one residual block."""
-        return self.net.up_layers[index](self.net.up_samples[index](x) + features[-(index + 2)])
+        finer = self.net.up_samples[index](x)
+        return self.net.up_layers[index](finer + self.skip(index, features))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Group norm, ReLU, 1 × 1 convolution."""

@@ -32,31 +32,34 @@ def check_patch(network: SegmentationNetwork, build: Callable[[NetworkSpec], Seg
     """
     spec = network.spec
     steps = _deepest(network)
-    thin = any(p <= s for p, s in zip(spec.patch_size, steps, strict=True))
+    thin = any(size <= step for size, step in zip(spec.patch_size, steps, strict=True))
     if not thin or prod(spec.patch_size) > _CELLS * prod(steps):
         return
     problem = _problem(network)
     if problem is None:
         return
-    works = next((patch for patch in _larger(spec.patch_size, steps) if _builds(build, spec, patch)), None)
-    if works is not None:
-        raise RunError(
-            f"'{spec.name}' cannot be trained on patches of {_text(spec.patch_size)}, of which too little is left at "
-            f"its bottleneck ({problem}); the smallest larger patch that works is {_text(works)} (--patch-size)."
-        )
+    for works in _larger(spec.patch_size, steps):
+        if _builds(build, spec, works):
+            raise RunError(
+                f"'{spec.name}' cannot be trained on patches of {_text(spec.patch_size)}, of which too little is left "
+                f"at its bottleneck ({problem}); the smallest larger patch that works is {_text(works)} (--patch-size)."
+            )
 
 
 def _deepest(network: SegmentationNetwork) -> tuple[int, ...]:
     """The largest stride of its taps per axis; without taps its patch."""
     strides = [tap.stride for tap in network.taps]
-    return tuple(max(axis) for axis in zip(*strides, strict=True)) if strides else network.spec.patch_size
+    if not strides:
+        return network.spec.patch_size
+    return tuple(map(max, zip(*strides, strict=True)))
 
 
 def _larger(patch: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Patches with one axis more, then with several, up to twice the size everywhere; the smallest first."""
-    shares = sorted(product((0, 1), repeat=len(patch)), key=lambda more: (sum(more), more))
-    for more in shares[1:]:
-        yield tuple(p + m * s for p, m, s in zip(patch, more, steps, strict=True))
+    larger = [(size, size + step) for size, step in zip(patch, steps, strict=True)]
+    choices = product((0, 1), repeat=len(patch))
+    for choice in sorted(choices, key=lambda more: (sum(more), more))[1:]:
+        yield tuple(sizes[more] for sizes, more in zip(larger, choice, strict=True))
 
 
 def _builds(build: Callable[[NetworkSpec], SegmentationNetwork], spec: NetworkSpec, patch: tuple[int, ...]) -> bool:
@@ -76,11 +79,12 @@ def _problem(network: SegmentationNetwork) -> str | None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             functional_call(network, kept, (image,))
     except (ValueError, RuntimeError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        lines = str(error).splitlines()
+        return lines[0] if lines else type(error).__name__
     finally:
         network.train(training)
     return None
 
 
 def _text(patch: tuple[int, ...]) -> str:
-    return " × ".join(str(axis) for axis in patch)
+    return " × ".join(map(str, patch))

@@ -30,12 +30,14 @@ class SwinUNETRNetwork(EncoderDecoder):
         self.steps = len(DECODERS)
         # stage 1 sees the image, the others the transformer's stages; all but the first keep their width
         widths = (WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH)
-        encoder = [self.tap(f"enc{i}", w, 2**i, f"net.{ENCODERS[i]}", correction=i > 0) for i, w in enumerate(widths)]
+        encoder = []
+        for level, width in enumerate(widths):
+            module = f"net.{ENCODERS[level]}"
+            encoder.append(self.tap(f"enc{level}", width, 2**level, module, correction=level > 0))
         bottleneck = self.tap("bottleneck", 16 * WIDTH, 32, "net.encoder10", correction=True)
         narrowing = (8 * WIDTH, 4 * WIDTH, 2 * WIDTH, WIDTH, WIDTH)
-        decoder = [self.tap(f"dec{4 - i}", w, 2 ** (4 - i), f"net.{DECODERS[i]}") for i, w in enumerate(narrowing)]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        steps = [f"net.{name}" for name in DECODERS]
+        self.set_taps(encoder, bottleneck, self.decoder_taps(narrowing, steps))
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Skip features of strides 1, 2, 4, 8 and 16, and the bottleneck of stride 32."""
@@ -50,7 +52,8 @@ class SwinUNETRNetwork(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """Transposed convolution, skip, residual block."""
-        return getattr(self.net, DECODERS[index])(x, features[-(index + 2)])
+        decoder = getattr(self.net, DECODERS[index])
+        return decoder(x, self.skip(index, features))
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """1 × 1 convolution."""

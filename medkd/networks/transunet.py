@@ -9,7 +9,7 @@ from torch.nn import functional
 from medkd.core.errors import RunError
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
 from medkd.networks.fcn import timm_model
 
 TOKEN = 768
@@ -20,7 +20,8 @@ DECODER_WIDTHS = (256, 128, 64, 16)
 
 def layer(inputs: int, outputs: int) -> list[nn.Module]:
     """Convolution, batch norm, ReLU."""
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 class Up(nn.Module):
@@ -33,7 +34,19 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """``(B, inputs, H, W)`` and the skip ``(B, skip, 2H, 2W)`` or None → ``(B, outputs, 2H, 2W)``."""
         x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-        return self.convs(x if skip is None else torch.cat((x, skip), 1))
+        if skip is not None:
+            x = torch.cat((x, skip), 1)
+        return self.convs(x)
+
+
+def decoder_steps() -> nn.ModuleList:
+    """The four up-sampling steps; the last one has no skip."""
+    steps = nn.ModuleList()
+    inputs = HIDDEN
+    for skip, outputs in zip((*SKIP_WIDTHS[::-1], 0), DECODER_WIDTHS, strict=True):
+        steps.append(Up(inputs, skip, outputs))
+        inputs = outputs
+    return steps
 
 
 class TransUNet(EncoderDecoder):
@@ -51,11 +64,15 @@ class TransUNet(EncoderDecoder):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
-        options = {"img_size": spec.patch_size, "in_chans": spec.in_channels, "class_token": False}
-        self.net = timm_model(spec.name, "vit_base_r50_s16_224", **options)
+        self.net = timm_model(
+            spec.name,
+            "vit_base_r50_s16_224",
+            img_size=spec.patch_size,
+            in_chans=spec.in_channels,
+            class_token=False,
+        )
         self.reduce = nn.Sequential(*layer(TOKEN, HIDDEN))
-        inputs, skips = (HIDDEN, *DECODER_WIDTHS[:-1]), (*SKIP_WIDTHS[::-1], 0)
-        self.decoder = nn.ModuleList(Up(i, s, o) for i, s, o in zip(inputs, skips, DECODER_WIDTHS, strict=True))
+        self.decoder = decoder_steps()
         self.classify = nn.Conv2d(DECODER_WIDTHS[-1], spec.num_outputs, 3, padding=1)
         self.steps = len(DECODER_WIDTHS)
         stem = "net.patch_embed.backbone"
@@ -66,19 +83,14 @@ class TransUNet(EncoderDecoder):
             self.tap("enc3", 1024, 16, f"{stem}.stages.2.blocks.8", correction=True),
         )
         bottleneck = self.tap("bottleneck", HIDDEN, 16, "reduce")
-        decoder = [
-            self.tap(f"dec{3 - i}", width, 2 ** (3 - i), f"decoder.{i}") for i, width in enumerate(DECODER_WIDTHS)
-        ]
-        self.taps = (*encoder, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        decoder = self.decoder_taps(DECODER_WIDTHS, numbered("decoder", self.steps))
+        self.set_taps(encoder, bottleneck, decoder)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Convolutional features of strides 2, 4 and 8, and the transformer's at stride 16 as a map of 512 channels."""
-        if tuple(x.shape[2:]) != self.spec.patch_size:
-            raise RunError(
-                f"'{self.spec.name}' was built for patches of {self.spec.patch_size}, found {tuple(x.shape[2:])}."
-            )
-        backbone, embed = self.net.patch_embed.backbone, self.net.patch_embed
+        check_size(x, self.spec)
+        embed = self.net.patch_embed
+        backbone = embed.backbone
         features = [backbone.stem.norm(backbone.stem.conv(x))]
         x = backbone.stem.pool(features[0])
         for stage in backbone.stages:
@@ -90,11 +102,19 @@ class TransUNet(EncoderDecoder):
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """One up-sampling step; the last one has no skip."""
-        return self.decoder[index](x, features[-(index + 2)] if index < self.steps - 1 else None)
+        skip = self.skip(index, features) if index < self.steps - 1 else None
+        return self.decoder[index](x, skip)
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Convolution to logits."""
         return self.classify(x)
+
+
+def check_size(x: Tensor, spec: NetworkSpec) -> None:
+    """Refuse an input of another size than the training patch."""
+    size = tuple(x.shape[2:])
+    if size != spec.patch_size:
+        raise RunError(f"'{spec.name}' was built for patches of {spec.patch_size}, found {size}.")
 
 
 NETWORKS.register("transunet")(NetworkEntry(TransUNet, TransUNet.citation, ranks=(2,), divisor=16))

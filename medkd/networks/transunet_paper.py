@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medkd.core.errors import RunError
 from medkd.core.run import NetworkSpec
 from medkd.networks.base import NETWORKS, NetworkEntry
-from medkd.networks.encoder_decoder import EncoderDecoder
-from medkd.networks.transunet import DECODER_WIDTHS, HIDDEN, SKIP_WIDTHS, TOKEN, Up, layer
+from medkd.networks.encoder_decoder import EncoderDecoder, numbered
+from medkd.networks.transunet import DECODER_WIDTHS, HIDDEN, TOKEN, check_size, decoder_steps, layer
 
 STEM = 64
 BLOCKS = (3, 4, 9)
+DEEPEST = 16 * STEM
 DEPTH, HEADS, MLP = 12, 12, 3072
 DROPOUT = 0.1
 _COLOURS = 3
@@ -25,9 +25,14 @@ class StandardConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As a convolution."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        each_kernel = (1, 2, 3)
+        variance, mean = torch.var_mean(self.weight, each_kernel, keepdim=True, correction=0)
         weight = (self.weight - mean) / torch.sqrt(variance + 1e-5)
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(_GROUPS, width, _EPS)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> StandardConv:
@@ -40,18 +45,23 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         middle = outputs // 4
-        self.conv1, self.norm1 = _conv(inputs, middle, 1), nn.GroupNorm(_GROUPS, middle, _EPS)
-        self.conv2, self.norm2 = _conv(middle, middle, 3, stride), nn.GroupNorm(_GROUPS, middle, _EPS)
-        self.conv3, self.norm3 = _conv(middle, outputs, 1), nn.GroupNorm(_GROUPS, outputs, _EPS)
+        self.conv1 = _conv(inputs, middle, 1)
+        self.norm1 = _norm(middle)
+        self.conv2 = _conv(middle, middle, 3, stride)
+        self.norm2 = _norm(middle)
+        self.conv3 = _conv(middle, outputs, 1)
+        self.norm3 = _norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride != 1:
-            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.GroupNorm(outputs, outputs))
+            projection = _conv(inputs, outputs, 1, stride)
+            self.shortcut = nn.Sequential(projection, nn.GroupNorm(outputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` → ``(B, outputs, H / stride, W / stride)``."""
         y = functional.relu(self.norm1(self.conv1(x)))
         y = functional.relu(self.norm2(self.conv2(y)))
-        return functional.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+        y = self.norm3(self.conv3(y))
+        return functional.relu(y + self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -59,12 +69,23 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(TOKEN, TOKEN) for _ in range(4))
+        self.query = nn.Linear(TOKEN, TOKEN)
+        self.key = nn.Linear(TOKEN, TOKEN)
+        self.value = nn.Linear(TOKEN, TOKEN)
+        self.out = nn.Linear(TOKEN, TOKEN)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(B, N, 768)`` → the same shape."""
-        heads = [part(tokens).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)]
-        return self.out(functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        query = self._by_head(self.query(tokens))
+        key = self._by_head(self.key(tokens))
+        value = self._by_head(self.value(tokens))
+        found = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(found.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _by_head(tokens: Tensor) -> Tensor:
+        """``(B, N, 768)`` → ``(B, 12, N, 64)``."""
+        return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -72,16 +93,30 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(TOKEN, _EPS), nn.LayerNorm(TOKEN, _EPS)
+        self.norm1 = nn.LayerNorm(TOKEN, _EPS)
+        self.norm2 = nn.LayerNorm(TOKEN, _EPS)
         self.attention = Attention()
-        self.mlp = nn.Sequential(
-            nn.Linear(TOKEN, MLP), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(MLP, TOKEN), nn.Dropout(DROPOUT)
-        )
+        widen = nn.Linear(TOKEN, MLP)
+        narrow = nn.Linear(MLP, TOKEN)
+        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Dropout(DROPOUT), narrow, nn.Dropout(DROPOUT))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(B, N, 768)`` → the same shape."""
         tokens = tokens + self.attention(self.norm1(tokens))
         return tokens + self.mlp(self.norm2(tokens))
+
+
+def _residual_stages() -> nn.ModuleList:
+    """ResNet-50's first three stages, strides 4, 8 and 16; the first does not halve, since a pooling lies before it."""
+    stages = nn.ModuleList()
+    inputs, outputs, stride = STEM, 4 * STEM, 1
+    for blocks in BLOCKS:
+        units = [Bottleneck(inputs, outputs, stride)]
+        for _ in range(blocks - 1):
+            units.append(Bottleneck(outputs, outputs, 1))
+        stages.append(nn.Sequential(*units))
+        inputs, outputs, stride = outputs, 2 * outputs, 2
+    return stages
 
 
 class TransUNetPaper(EncoderDecoder):
@@ -102,53 +137,47 @@ class TransUNetPaper(EncoderDecoder):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
         self.colours = _COLOURS if spec.in_channels == 1 else spec.in_channels
-        self.stem = nn.Sequential(
-            StandardConv(self.colours, STEM, 7, 2, 3, bias=False), nn.GroupNorm(_GROUPS, STEM, _EPS), nn.ReLU()
-        )
-        stages, inputs = [], STEM
-        for index, blocks in enumerate(BLOCKS):
-            outputs = 4 * STEM * 2**index
-            units = [Bottleneck(inputs, outputs, 1 if index == 0 else 2)]
-            units += [Bottleneck(outputs, outputs, 1) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(*units))
-            inputs = outputs
-        self.stages = nn.ModuleList(stages)
-        self.embed = nn.Conv2d(inputs, TOKEN, 1)
-        places = spec.patch_size[0] // 16 * (spec.patch_size[1] // 16)
+        self.stem = nn.Sequential(_conv(self.colours, STEM, 7, 2), _norm(STEM), nn.ReLU())
+        self.stages = _residual_stages()
+        self.embed = nn.Conv2d(DEEPEST, TOKEN, 1)
+        height, width = spec.patch_size
+        places = (height // 16) * (width // 16)
         self.position = nn.Parameter(torch.zeros(1, places, TOKEN))
         self.drop = nn.Dropout(DROPOUT)
         self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
         self.norm = nn.LayerNorm(TOKEN, _EPS)
         self.reduce = nn.Sequential(*layer(TOKEN, HIDDEN))
-        joined = zip((HIDDEN, *DECODER_WIDTHS[:-1]), (*SKIP_WIDTHS[::-1], 0), DECODER_WIDTHS, strict=True)
-        self.decoder = nn.ModuleList(Up(i, s, o) for i, s, o in joined)
+        self.decoder = decoder_steps()
         self.classify = nn.Conv2d(DECODER_WIDTHS[-1], spec.num_outputs, 3, padding=1)
         self.steps = len(DECODER_WIDTHS)
-        deepest = self.tap("enc3", inputs, 16, f"stages.2.{BLOCKS[2] - 1}", correction=True)
+        last = f"stages.2.{BLOCKS[2] - 1}"
+        encoder = (self.tap("enc0", STEM, 2, "stem"), self.tap("enc3", DEEPEST, 16, last, correction=True))
         bottleneck = self.tap("bottleneck", HIDDEN, 16, "reduce")
-        decoder = [self.tap(f"dec{3 - i}", w, 2 ** (3 - i), f"decoder.{i}") for i, w in enumerate(DECODER_WIDTHS)]
-        self.taps = (self.tap("enc0", STEM, 2, "stem"), deepest, bottleneck, *decoder)
-        self.resume = {tap.name: index for index, tap in enumerate((bottleneck, *decoder))}
+        decoder = self.decoder_taps(DECODER_WIDTHS, numbered("decoder", self.steps))
+        self.set_taps(encoder, bottleneck, decoder)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Convolutional features of strides 2, 4 and 8, and the transformer's at stride 16 as a map of 512 channels."""
-        size = tuple(x.shape[2:])
-        if size != self.spec.patch_size:
-            raise RunError(f"'{self.spec.name}' was built for patches of {self.spec.patch_size}, found {size}.")
+        check_size(x, self.spec)
+        height, width = self.spec.patch_size
+        stride = 4
         features = [self.stem(x.expand(-1, self.colours, -1, -1))]
         x = functional.max_pool2d(features[0], 3, 2)
-        for index, stage in enumerate(self.stages):
+        for stage in self.stages:
             x = stage(x)
-            wanted = [side // 2 ** (index + 2) for side in size]
-            missing = [w - have for w, have in zip(wanted, x.shape[2:], strict=True)]
-            features.append(functional.pad(x, (0, missing[1], 0, missing[0])))
-        tokens = self.drop(self.embed(x).flatten(2).transpose(1, 2) + self.position)
-        tokens = self.norm(self.blocks(tokens)).transpose(1, 2)
-        return [*features[:-1], self.reduce(tokens.unflatten(2, x.shape[2:]))]
+            below = height // stride - x.shape[2]
+            beside = width // stride - x.shape[3]
+            features.append(functional.pad(x, (0, beside, 0, below)))
+            stride *= 2
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = self.blocks(self.drop(tokens + self.position))
+        deepest = self.norm(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        return [*features[:-1], self.reduce(deepest)]
 
     def step(self, index: int, x: Tensor, features: list[Tensor]) -> Tensor:
         """One up-sampling step; the last one has no skip."""
-        return self.decoder[index](x, features[-(index + 2)] if index < self.steps - 1 else None)
+        skip = self.skip(index, features) if index < self.steps - 1 else None
+        return self.decoder[index](x, skip)
 
     def head(self, index: int, x: Tensor) -> Tensor:
         """Convolution to logits."""

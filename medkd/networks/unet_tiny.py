@@ -24,19 +24,13 @@ class UNetTiny(MonaiUNet):
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec, WIDTHS, residual_units=0)
-        encoder = [self.tap(f"enc{i}", WIDTHS[i], 2 ** (i + 1), f"{self.stage_path(i)}.0") for i in range(self.steps)]
-        bottleneck = self.tap("bottleneck", WIDTHS[-1], 2**self.steps, self.stage_path(self.steps))
-        self.taps = (
-            *encoder,
-            bottleneck,
-            *(tap for level in range(self.steps - 1, 0, -1) for tap in self._decoder_taps(level)),
-        )
-
-    def _decoder_taps(self, level: int) -> tuple[Tap, Tap]:
-        width, module = WIDTHS[level - 1], f"{self.stage_path(level)}.2"
-        return self.tap(f"dec{level}.conv", width, 2**level, f"{module}.conv", raw=True), self.tap(
-            f"dec{level}", width, 2**level, module
-        )
+        decoder: list[Tap] = []
+        for level in self.inner_levels():
+            width = WIDTHS[level - 1]
+            module = f"{self.stage_path(level)}.2"
+            raw = self.tap(f"dec{level}.conv", width, 2**level, f"{module}.conv", raw=True)
+            decoder += [raw, self.tap(f"dec{level}", width, 2**level, module)]
+        self.taps = (*self.down_taps(WIDTHS), *decoder)
 
 
 NETWORKS.register("unet_tiny")(NetworkEntry(UNetTiny, UNetTiny.citation, divisor=8))

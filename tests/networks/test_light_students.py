@@ -85,7 +85,7 @@ def test_espnet_pyramid_fuses_the_scales_of_each_channel() -> None:
 
 
 def test_lcov_net_in_3d_works_across_the_first_axis() -> None:
-    block = build_network(small("lcov_net", 3, patch=16)).encoder[0]
+    block = build_network(small("lcov_net", 3, patch=32)).encoder[0]
     assert block.across[0].kernel_size == (3, 1, 1)
     assert block.within[0].kernel_size == (1, 3, 3)
 
