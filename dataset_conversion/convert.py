@@ -5,27 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion.contact_sheet import make_contact_sheet
 from dataset_conversion.registry import CONVERTERS, ConversionOptions
 from dataset_conversion.report import REPORT_FILE, ConversionReport
-from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.paths import Root, new_dataset_name
 from medkd.io.orientation import check_code
 from medkd.io.verify import REPORT_FILE as VERIFICATION_FILE
-from medkd.io.verify import Report, verify_dataset
+from medkd.io.verify import Report
+from medkd.tasks import task_of_dataset
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the raw folder, what was done, what the check of the result says, and whether the labels
-    are boxes.
-    """
+    """A finished conversion: the raw folder, what was done, and what the check of the result says."""
 
     folder: Path
     conversion: ConversionReport
     verification: Report
-    detection: bool = False
 
     @property
     def ok(self) -> bool:
@@ -74,7 +70,9 @@ def convert_dataset(
         raise DataError(
             f"No case of {source} could be converted (see {folder / REPORT_FILE}). The first problem: {reason}"
         )
-    verification = verify_dataset(folder)
+    task = task_of_dataset(full_name, root)
+    verification = task.verify(folder)
     verification.save(folder / VERIFICATION_FILE)
-    make_contact_sheet(folder, report, (*verification.problems, *verification.warnings))
-    return Converted(folder, report, verification, DatasetDescription.load(folder / "dataset.json").task == "detection")
+    if task.contact_sheet is not None:
+        task.contact_sheet(folder, report, (*verification.problems, *verification.warnings))
+    return Converted(folder, report, verification)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +10,19 @@ from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.serial import nearest
-from medkd.tasks import Task, refuse_foreign, task_of_dataset, task_of_model, task_of_predictions
+from medkd.tasks import (
+    TASKS,
+    Task,
+    chosen_options,
+    refuse_foreign,
+    refuse_unknown,
+    task_of_dataset,
+    task_of_predictions,
+)
 
 if TYPE_CHECKING:
     from medkd.core.plan import Plan
+    from medkd.core.timing import Timings
     from medkd.detection.loaded import LoadedDetector
     from medkd.detection.options import DetectorOptions
     from medkd.detection.plan import DetectionPlan
@@ -44,6 +52,7 @@ def plan_and_preprocess(
     strict: bool = False,
     image_size: int | None = None,
     batch_size: int | None = None,
+    **settings: Any,
 ) -> Plan | DetectionPlan:
     """Make a raw data set ready for training: verify, measure, plan, preprocess; what did not change is not done again.
 
@@ -62,15 +71,18 @@ def plan_and_preprocess(
         strict: refuse raw data that raise a warning.
         image_size: detection: side of the input in pixels, a multiple of 32.
         batch_size: detection: images per step.
+        settings: what a task from outside the package takes.
 
     Returns:
         The plan.
 
     Raises:
         DataError: the data set is not there, or its verification found problems.
+        RunError: a setting is unknown.
         PlanError: a plan that is there does not fit what is asked, or an option belongs to the other task.
     """
     task = task_of_dataset(dataset, root)
+    refuse_unknown("plan_and_preprocess", settings, task.options_of("prepare"))
     own = {
         "configurations": configurations,
         "gpu_memory_gb": gpu_memory_gb,
@@ -79,6 +91,7 @@ def plan_and_preprocess(
         "mirror_axes": mirror_axes,
         "image_size": image_size,
         "batch_size": batch_size,
+        **settings,
     }
     wanted = {name: value for name, value in own.items() if value is not None}
     refuse_foreign(task, "prepare", wanted, str(dataset), PlanError)
@@ -117,7 +130,7 @@ def train(
         RunError: an option is unknown, outside of its limits, or belongs to the other task.
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
-    task, chosen = _training(dataset, options, settings)
+    task, chosen = chosen_options(dataset, options, settings)
     return task.train(dataset, network, fold, chosen)
 
 
@@ -149,8 +162,8 @@ def train_distill(
         RunError: an option is unknown, outside of its limits, or belongs to the other task.
         MedkdError: anything else that does not fit.
     """
-    task, chosen = _training(dataset, options, settings)
-    return task.train_distill(dataset, str(teacher), student, method, fold, chosen)
+    task, chosen = chosen_options(dataset, options, settings)
+    return task.column("train_distill")(dataset, str(teacher), student, method, fold, chosen)
 
 
 def dry_run(
@@ -178,10 +191,10 @@ def dry_run(
     Raises:
         MedkdError: whatever the training itself would refuse.
     """
-    task, chosen = _training(dataset, options, settings)
+    task, chosen = chosen_options(dataset, options, settings)
     teaching = {} if teacher is None else {"teacher": str(teacher), "method": method or "none"}
-    found = task.dry_run(dataset, network, fold, chosen, **teaching)
-    return found if isinstance(found, list) else found.lines()
+    lines: list[str] = task.dry_run(dataset, network, fold, chosen, **teaching)
+    return lines
 
 
 def load(
@@ -252,7 +265,7 @@ def predict(
     folder = find_model(model, root)
     task = task_of_model(folder)
     refuse_foreign(task, "predict", settings, folder.name, RunError)
-    _known("predict", settings, task.own["predict"])
+    refuse_unknown("predict", settings, task.options_of("predict"))
     shared = {"folds": folds, "checkpoint": checkpoint, "device": device, "resume": resume}
     return task.predict(inputs, Path(outputs), folder, **shared, **settings)
 
@@ -294,7 +307,7 @@ def evaluate(
     folder = Path(predictions)
     task = task_of_predictions(folder)
     refuse_foreign(task, "evaluate", settings, str(folder), DataError)
-    _known("evaluate", settings, task.own["evaluate"])
+    refuse_unknown("evaluate", settings, task.options_of("evaluate"))
     request = ScoringRequest(
         predictions=folder,
         references=Path(references),
@@ -332,6 +345,66 @@ def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = No
     return cross_validation.cross_validate(place.results / name / run, expected=expected)
 
 
+def score_teacher(
+    dataset: str | int,
+    teacher: str | Path,
+    fold: int | str,
+    *,
+    root: str | Path | None = None,
+    device: str | None = None,
+) -> Path:
+    """Predict and score a fold's validation cases with a teacher that was trained elsewhere, for the report.
+
+    Args:
+        dataset: number or full name.
+        teacher: folder of a model from elsewhere.
+        fold: 0-4.
+        root: medkd's folder.
+        device: None picks CUDA where present, else the CPU.
+
+    Returns:
+        The fold folder, of what looks like a run without weights.
+
+    Raises:
+        RunError: the folder is no such model, or the data set's task has no such teachers.
+        LeakError: the teacher has seen validation cases of this fold.
+    """
+    score = task_of_dataset(dataset, root).column("score_teacher")
+    return score(dataset, Path(teacher), fold, root=root, device=device)
+
+
+def measure(
+    dataset: str | int, *, root: str | Path | None = None, runs: Sequence[str] = (), **settings: Any
+) -> Timings:
+    """Time all trained runs of a data set together, in turns, through the predictor; a report then shows the times.
+
+    Args:
+        dataset: number or full name.
+        root: medkd's folder.
+        runs: names or patterns of runs; all where empty.
+        settings: ``repetitions`` and ``device``.
+
+    Raises:
+        RunError: there is no trained run.
+    """
+    place = Root.resolve(root)
+    name = place.dataset_name(dataset)
+    return task_of_dataset(dataset, root).column("measure")(
+        place.results / name, place.raw_dataset(name), runs=runs, **settings
+    )
+
+
+def task_of_model(model: Path) -> Task:
+    """The task of a run folder, or of another model.
+
+    Raises:
+        RunError: the folder holds no model.
+    """
+    from medkd.models.base import open_model  # loads torch, which the other questions do without
+
+    return TASKS[open_model(model).task]
+
+
 def find_model(model: str | Path, root: str | Path | None = None) -> Path:
     """A folder that can predict, given as a path or as ``DATASET/RUN``.
 
@@ -349,34 +422,3 @@ def find_model(model: str | Path, root: str | Path | None = None) -> Path:
         known = ", ".join(runs) or "none"
         raise RunError(f"{folder} has no run '{run}'.{nearest(run, runs)} Runs: {known}.")
     return folder / run
-
-
-def _training(dataset: str | int, options: Any, settings: Mapping[str, Any]) -> tuple[Task, Any]:
-    """The task, and its options: those of the object that differ from the defaults, and the single settings."""
-    known = {} if options is None else _changed(options)
-    values = {**known, **settings}
-    task = task_of_dataset(dataset, values.get("root"))
-    refuse_foreign(task, "train", values, str(dataset), RunError)
-    kind = task.training_options.load()
-    _known("train", values, [field.name for field in fields(kind)])
-    return task, kind(**values)
-
-
-def _changed(options: Any) -> dict[str, Any]:
-    if not is_dataclass(options) or isinstance(options, type):
-        raise RunError(f"options must be a TrainOptions, found {options!r}; single settings are given by their name.")
-    found = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        if value != default:
-            found[field.name] = value
-    return found
-
-
-def _known(function: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
-    for name in given:
-        if name not in names:
-            raise RunError(
-                f"medkd.{function} has no setting '{name}'.{nearest(name, names)} Known: {', '.join(names)}."
-            )

@@ -1,20 +1,28 @@
 """The tasks that medkd knows: a row each, with the functions behind the commands. A further task is a package and a
-row.
+row, which :func:`register_task` enters from outside as well (``--import``, or an entry point of ``medkd.tasks``).
+
+Columns name their functions by text and import them when they are called, so that every package may read the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
-from medkd.core.dataset import dataset_task
-from medkd.core.errors import MedkdError
+from medkd.core.dataset import SEGMENTATION, dataset_task
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.plugins import Lazy
+from medkd.core.registry import Registry
+from medkd.core.run import RunDescription
+from medkd.core.serial import nearest
 
-SEGMENTATION = "segmentation"
+Column = Callable[..., Any]
+"""A function; of medkd's own tasks a :class:`~medkd.core.plugins.Lazy` one."""
+
 DETECTION = "detection"
 
 
@@ -24,46 +32,103 @@ class Task:
     for the options that :attr:`own` names.
 
     Attributes:
-        name: of the task.
+        name: of the task; ``dataset.json``, ``plans.json`` and ``summary.json`` say it under ``task``, and ``run.json``
+            as its configuration. Segmentation, which came first, is what says nothing.
         inputs: what is predicted, for sentences: ``scans``.
         own: step (``prepare``, ``train``, ``predict``, ``evaluate``) → options that this task alone takes.
+        add_options: called with the parser of a command and a step, adds those of the task's own options that the
+            command has not; None where it has all.
+        verify: check a raw data set; returns a report.
+        contact_sheet: draw what a conversion made; None for no pictures.
         training_options: the dataclass of what may be set for training.
         prepare: plan and preprocess; returns the plan.
         prepare_like: the same for the students of a model that was trained elsewhere; None where there are none.
         describe_plan: the plan as a text.
+        plan_line: the content of ``plans.json`` in a few words.
         train: train alone.
-        train_distill: train with a teacher.
+        train_distill: train with a teacher; None where nothing can be distilled.
         dry_run: what training would do, in lines.
+        score_teacher: score a teacher that was trained elsewhere; None where there are none.
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
-        measure: time the runs of a data set together, through the predictor.
+        measure: time the runs of a data set together, through the predictor; None where that is not possible.
         evaluate: score what a :class:`medkd.evaluation.scoring.ScoringRequest` names; returns a summary.
         summary_text: a summary as a text.
+        score_line: the content of a fold's ``summary.json`` in a few words.
         predictions_file: the file that holds this task's predictions; None for a file per case.
-        list_networks: rows of ``medkd_list networks``.
+        folds: what :func:`medkd.evaluation.cross_validation.cross_validate` asks about folds; None where they cannot
+            be put together.
+        report: the :class:`~medkd.evaluation.report.data.ReportTask`, or where to import it; None for no report.
+        list_networks: rows of ``medkd_list networks``; None for no rows.
     """
 
     name: str
     inputs: str
-    own: Mapping[str, Sequence[str]]
-    training_options: Lazy
-    prepare: Lazy
-    prepare_like: Lazy | None = None
-    describe_plan: Lazy
-    train: Lazy
-    train_distill: Lazy
-    dry_run: Lazy
-    load: Lazy
-    predict: Lazy
-    measure: Lazy
-    evaluate: Lazy
-    summary_text: Lazy
+    own: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    add_options: Column | None = None
+    verify: Column
+    contact_sheet: Column | None = None
+    training_options: Lazy | type
+    prepare: Column
+    prepare_like: Column | None = None
+    describe_plan: Column
+    plan_line: Column
+    train: Column
+    train_distill: Column | None = None
+    dry_run: Column
+    score_teacher: Column | None = None
+    load: Column
+    predict: Column
+    measure: Column | None = None
+    evaluate: Column
+    summary_text: Column
+    score_line: Column
     predictions_file: str | None = None
-    list_networks: Lazy
+    folds: Column | None = None
+    report: Any = None
+    list_networks: Column | None = None
+
+    def options_of(self, step: str) -> Sequence[str]:
+        """Options of a step that this task alone takes."""
+        return self.own.get(step, ())
+
+    def column(self, name: str) -> Any:
+        """A column that some tasks leave empty, imported.
+
+        Raises:
+            RunError: this task leaves it empty.
+        """
+        found = getattr(self, name)
+        if found is None:
+            raise RunError(f"There is no {name} for {self.name}; use a data set of another task.")
+        return found.load() if isinstance(found, Lazy) else found
 
 
-TASKS: dict[str, Task] = {
-    SEGMENTATION: Task(
+TASKS: Registry[Task] = Registry("task", DataError, "medkd.tasks")
+
+
+def register_task(task: Task) -> Task:
+    """Make a task known by its name.
+
+    Raises:
+        ValueError: the name is taken.
+
+    >>> register_task(Task(**vars(TASKS["detection"])))
+    Traceback (most recent call last):
+        ...
+    ValueError: task 'detection' is registered twice
+    """
+    return TASKS.register(task.name)(task)
+
+
+def every_task() -> Iterator[Task]:
+    """The rows of the table."""
+    for name in TASKS:
+        yield TASKS[name]
+
+
+register_task(
+    Task(
         name=SEGMENTATION,
         inputs="scans",
         own={
@@ -85,21 +150,30 @@ TASKS: dict[str, Task] = {
             ),
             "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),
         },
+        verify=Lazy("medkd.io.verify:verify_dataset"),
+        contact_sheet=Lazy("dataset_conversion.contact_sheet:make_contact_sheet"),
         training_options=Lazy("medkd.training.options:TrainOptions"),
         prepare=Lazy("medkd.preprocessing.prepare:plan_and_preprocess"),
         prepare_like=Lazy("medkd.models.like:plan_like"),
         describe_plan=Lazy("medkd.cli.plan_tables:segmentation_plan"),
+        plan_line=Lazy("medkd.cli.plan_tables:segmentation_line"),
         train=Lazy("medkd.training.segmentation_task:train"),
         train_distill=Lazy("medkd.training.segmentation_task:train_distill"),
         dry_run=Lazy("medkd.training.segmentation_task:dry_run"),
+        score_teacher=Lazy("medkd.training.teacher_scores:score_teacher"),
         load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),
         measure=Lazy("medkd.inference.latency:measure_scans"),
         evaluate=Lazy("medkd.evaluation.segmentation.scoring:score_label_maps"),
         summary_text=Lazy("medkd.evaluation.segmentation.scoring:scores_text"),
+        score_line=Lazy("medkd.cli.plan_tables:segmentation_score"),
+        folds=Lazy("medkd.evaluation.segmentation.folds:SegmentationFolds"),
+        report=Lazy("medkd.evaluation.report.segmentation_task:SEGMENTATION"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
-    ),
-    DETECTION: Task(
+    )
+)
+register_task(
+    Task(
         name=DETECTION,
         inputs="radiographs",
         own={
@@ -108,9 +182,12 @@ TASKS: dict[str, Task] = {
             "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict"),
             "evaluate": ("hit", "exclude"),
         },
+        verify=Lazy("medkd.io.verify:verify_dataset"),
+        contact_sheet=Lazy("dataset_conversion.contact_sheet:make_contact_sheet"),
         training_options=Lazy("medkd.detection.options:DetectorOptions"),
         prepare=Lazy("medkd.detection.prepare:plan_and_preprocess_detection"),
         describe_plan=Lazy("medkd.cli.plan_tables:detection_plan"),
+        plan_line=Lazy("medkd.cli.plan_tables:detection_line"),
         train=Lazy("medkd.detection.task:train"),
         train_distill=Lazy("medkd.detection.task:train_distill"),
         dry_run=Lazy("medkd.detection.task:dry_run"),
@@ -119,10 +196,13 @@ TASKS: dict[str, Task] = {
         measure=Lazy("medkd.detection.latency:measure_images"),
         evaluate=Lazy("medkd.evaluation.detection.scoring:score_boxes"),
         summary_text=Lazy("medkd.evaluation.detection.results:summary_text"),
+        score_line=Lazy("medkd.cli.plan_tables:detection_score"),
+        folds=Lazy("medkd.evaluation.detection.folds:DetectionFolds"),
+        report=Lazy("medkd.evaluation.report.detection_task:DETECTION"),
         predictions_file="predictions.json",
         list_networks=Lazy("medkd.cli.list_entries:detector_rows"),
-    ),
-}
+    )
+)
 
 
 def task_of_dataset(dataset: str | int, root: str | Path | None = None) -> Task:
@@ -134,24 +214,27 @@ def task_of_dataset(dataset: str | int, root: str | Path | None = None) -> Task:
     return TASKS[dataset_task(Root.resolve(root), dataset)]
 
 
-def task_of_model(model: Path) -> Task:
-    """The task of a run folder, or of another model.
+def task_of_run(run: RunDescription) -> Task:
+    """The task of a run, by its configuration: those that have just one call it as the task."""
+    return TASKS[run.configuration if run.configuration in TASKS else SEGMENTATION]
 
-    Raises:
-        RunError: the folder holds no model.
-    """
-    from medkd.models.base import open_model  # loads torch, which the other questions do without
 
-    return TASKS[open_model(model).task]
+def task_of_file(content: Mapping[str, Any]) -> Task:
+    """The task of a ``plans.json`` or ``summary.json``, by its content."""
+    return TASKS[content.get("task", SEGMENTATION)]
 
 
 def task_of_predictions(predictions: Path) -> Task:
     """The task whose predictions a folder holds, or a file is."""
-    named = {task.predictions_file: task for task in TASKS.values() if task.predictions_file is not None}
-    for file, task in named.items():
-        if predictions.suffix == Path(file).suffix or (predictions / file).exists():
+    rows = list(every_task())
+    written = [task for task in rows if task.predictions_file is not None]
+    for task in written:
+        if task.predictions_file == predictions.name or (predictions / str(task.predictions_file)).exists():
             return task
-    return next(task for task in TASKS.values() if task.predictions_file is None)
+    for task in written:  # a copy by another name
+        if predictions.suffix == Path(str(task.predictions_file)).suffix:
+            return task
+    return next(task for task in rows if task.predictions_file is None)
 
 
 def refuse_foreign(task: Task, step: str, given: Iterable[str], subject: str, error: type[MedkdError]) -> None:
@@ -167,12 +250,53 @@ def refuse_foreign(task: Task, step: str, given: Iterable[str], subject: str, er
     Raises:
         MedkdError: an option belongs to another task alone; of the class ``error``.
     """
-    names = list(given)
-    for other in TASKS.values():
+    names, own = list(given), task.options_of(step)
+    for other in every_task():
         if other is task:
             continue
-        foreign = [name for name in names if name in other.own[step] and name not in task.own[step]]
+        foreign = [name for name in names if name in other.options_of(step) and name not in own]
         if foreign:
             raise error(
                 f"{option_name(foreign[0])} is for {other.name}, but {subject} is for {task.name}; leave it out."
+            )
+
+
+def chosen_options(dataset: str | int, options: Any, settings: Mapping[str, Any]) -> tuple[Task, Any]:
+    """The task of a training, and its options: those of the object that differ from the defaults, and the single
+    settings.
+
+    Raises:
+        RunError: an option is unknown, outside of its limits, or belongs to another task.
+    """
+    known = {} if options is None else _changed(options)
+    values = {**known, **settings}
+    task = task_of_dataset(dataset, values.get("root"))
+    refuse_foreign(task, "train", values, str(dataset), RunError)
+    kind = task.column("training_options")
+    refuse_unknown("train", values, [field.name for field in fields(kind)])
+    return task, kind(**values)
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    if not is_dataclass(options) or isinstance(options, type):
+        raise RunError(f"options must be a TrainOptions, found {options!r}; single settings are given by their name.")
+    found = {}
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if value != default:
+            found[entry.name] = value
+    return found
+
+
+def refuse_unknown(function: str, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Settings that no task knows are not silently ignored.
+
+    Raises:
+        RunError: a setting is none of the names; the nearest one is proposed.
+    """
+    for name in given:
+        if name not in names:
+            raise RunError(
+                f"medkd.{function} has no setting '{name}'.{nearest(name, names)} Known: {', '.join(names)}."
             )

@@ -19,7 +19,8 @@ TABLE: dict[str, set[str]] = {
     "io": {"core"},
     "networks": {"core"},
     "distillation": {"core"},
-    "evaluation": {"core", "io"},
+    "tasks": {"core"},
+    "evaluation": {"core", "io", "tasks"},
     "preprocessing": {"core", "io"},
     "models": {"core", "io", "networks", "preprocessing", "runtime"},
     "runtime": {"core", "preprocessing"},
@@ -37,14 +38,13 @@ TABLE: dict[str, set[str]] = {
         "runtime",
     },
     "detection": {"core", "io", "networks", "distillation", "evaluation", "models", "training"},
-    "tasks": {"core", "models"},
-    "api": {"core", "evaluation", "inference", "training", "detection", "tasks"},
+    "api": {"core", "evaluation", "inference", "models", "training", "detection", "tasks"},
     "register": {"core", "networks", "distillation", "detection", "dataset_conversion"},
     "cli": {
         *("core", "io", "networks", "distillation", "evaluation", "training", "detection"),
         *("tasks", "api", "exporting", "dataset_conversion"),
     },
-    "dataset_conversion": {"core", "io"},
+    "dataset_conversion": {"core", "io", "tasks"},
 }
 
 FACE = "medkd"  # medkd/__init__.py and medkd/__main__.py, which may import everything, late; all may read the version
@@ -275,3 +275,43 @@ def test_the_document_shows_the_same_table() -> None:
     rows = re.findall(r"^\| \d \| `([\w/]+)` \|.*\| ([^|]*) \|$", text, flags=re.MULTILINE)
     shown = {name.removeprefix("medkd/"): set(re.findall(r"[a-z_]+", allowed)) - {"nothing"} for name, allowed in rows}
     assert shown == TABLE
+
+
+def askers(modules: dict[str, str], called: str) -> set[str]:
+    """The modules that call a method or function of this name."""
+    found = set()
+    for module, source in modules.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == called:
+                found.add(module)
+    return found
+
+
+def test_one_module_asks_what_kind_of_model_a_folder_is() -> None:
+    """Whoever predicts or teaches holds a ``ModelFolder``: a teacher's way to the loss never comes back to its path."""
+    modules = sources()
+    assert askers(modules, "recognises") == {"medkd.models.base"}
+    assert askers(modules, "kind_of") == {"medkd.models.base", "medkd.models.like"}
+    assert askers(modules, "is_detection") == {"medkd.models.run", "medkd.detection.models"}
+    assert askers({"a": "x.recognises(path)", "b": "def recognises(path): ..."}, "recognises") == {"a"}
+
+
+# the rooms that a teacher enters on its way from the command to the loss, in this order
+ROOMS = (
+    "medkd.cli.train_distill",
+    "medkd.api",
+    "medkd.training.segmentation_task",
+    "medkd.training.run",
+    "medkd.training.segmentation_lesson",
+    "medkd.distillation.distiller",
+)
+"""And :mod:`medkd.models`, whose ``find_model`` and ``choose_teacher`` the training calls."""
+
+
+def test_a_teacher_goes_through_few_rooms_and_never_back() -> None:
+    modules = sources()
+    for index, room in enumerate(ROOMS):
+        earlier = set(ROOMS[:index])
+        used = {name for target, _ in imports(modules[room], room) for name in (target, target.rpartition(".")[0])}
+        late = {"medkd.training.segmentation_task"} if room == "medkd.training.segmentation_lesson" else set()
+        assert used & earlier - late == set(), f"{room} leads back"  # a lesson knows its job by type only

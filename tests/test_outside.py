@@ -14,7 +14,9 @@ from medkd.cli.overview import main as medkd
 from medkd.core.files import read_json, write_json
 from medkd.detection.base import DETECTORS
 from medkd.distillation import METHODS
+from medkd.models.base import MODEL_KINDS
 from medkd.networks import NETWORKS
+from medkd.tasks import TASKS
 from tests.dataset_conversion.trees import write_pair
 from tests.detection.builders import make_dataset as make_radiographs
 from tests.training.builders import make_dataset
@@ -80,7 +82,8 @@ def another_process() -> Iterator[None]:
     """What is imported and registered here is forgotten afterwards, as if a process had ended."""
     before, path = set(sys.modules), list(sys.path)
     with pytest.MonkeyPatch.context() as patch:
-        for registry in (NETWORKS, METHODS, DETECTORS, CONVERTERS):
+        patch.setattr("medkd.models.base.MODEL_KINDS", dict(MODEL_KINDS))
+        for registry in (NETWORKS, METHODS, DETECTORS, CONVERTERS, TASKS):
             patch.setattr(registry, "_entries", dict(registry._entries))
             patch.setattr(registry, "_modules", dict(registry._modules))
         yield

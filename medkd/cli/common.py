@@ -87,6 +87,15 @@ def positive(text: str) -> int:
     return value
 
 
+def add_options_of_tasks(parser: argparse.ArgumentParser, step: str) -> None:
+    """Add the options that a task brings with it (:attr:`medkd.tasks.Task.add_options`)."""
+    from medkd.tasks import every_task  # which the overview of the commands does without
+
+    for task in every_task():
+        if task.add_options is not None:
+            task.add_options(parser, step)
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names joined by commas, as the type of an argument.
 

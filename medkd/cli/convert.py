@@ -97,6 +97,6 @@ def _main(arguments: argparse.Namespace) -> int:
         if len(lines) > len(shown):
             print(f"… and {len(lines) - len(shown)} more lines in the report")
     print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt, contact_sheet.png")
-    if result.ok and not result.detection:
+    if result.ok:
         print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}")
     return 0 if result.ok else 1

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from medkd import api
 from medkd.cli import common
-from medkd.tasks import TASKS, task_of_predictions
+from medkd.tasks import every_task, task_of_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score predictions against references, print a table and write ``summary.json``."""
+    return common.run(_evaluate, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     arguments = common.parser(
         "Score predicted label maps: Dice, IoU, HD95 and NSD per case and structure, in millimetres; or predicted "
         "boxes: COCO's average "
@@ -67,11 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=common.names,
         help="classes to leave out of a second mean and of FROC (default: text, where there is such a class)",
     )
-    return common.run(_evaluate, arguments, argv)
+    common.add_options_of_tasks(arguments, "evaluate")
+    return arguments
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    own = {name for task in TASKS.values() for name in task.own["evaluate"]}
+    own = {name for task in every_task() for name in task.options_of("evaluate")}
     settings = common.given(options, sorted(own))
     summary = api.evaluate(
         options.predictions,

@@ -12,9 +12,9 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError
 from medkd.core.files import read_json
 from medkd.core.paths import Root
-from medkd.core.run import BEST, DATASET_FILE, DETECTION, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
+from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
-from medkd.tasks import TASKS
+from medkd.tasks import every_task, task_of_file
 
 Row = tuple[str, ...]
 ABSENT = "-"
@@ -159,9 +159,7 @@ def _first(*paths: Path) -> DatasetDescription | None:
 def _planned(path: Path) -> str:
     try:
         plan = read_json(path)
-        if plan.get("task") == DETECTION:
-            return f"{DETECTION}, {plan['image_size']} px"
-        return ", ".join(plan["configurations"])
+        return task_of_file(plan).plan_line(plan)
     except (MedkdError, KeyError, TypeError, AttributeError):
         return ABSENT
 
@@ -184,10 +182,7 @@ def _state(fold: Path) -> str:
     if summary.exists():
         try:
             scores = read_json(summary)
-            if scores.get("task") == DETECTION:
-                found = scores["mean"]["AP"]["mean"]
-                return "no boxes to find" if found is None else f"AP {found:.4f}"
-            return f"{scores['foreground_mean']['Dice']:.4f}"
+            return task_of_file(scores).score_line(scores)
         except (MedkdError, KeyError, TypeError, AttributeError):
             return "summary.json is not readable"
     if (fold / FINAL).exists():
@@ -197,8 +192,9 @@ def _state(fold: Path) -> str:
 
 def _every_network() -> list[Row]:
     rows: list[Row] = []
-    for task in TASKS.values():
-        rows += task.list_networks()
+    for task in every_task():
+        if task.list_networks is not None:
+            rows += task.list_networks()
     return rows
 
 

@@ -6,15 +6,16 @@ import argparse
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from medkd import api
-from medkd.cli.common import axes, axis, parser, positive, run
-from medkd.tasks import task_of_dataset
+from medkd.cli.common import add_options_of_tasks, axes, axis, given, parser, positive, run
+from medkd.tasks import every_task, task_of_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan and preprocess one or more data sets."""
-    return run(_main, _arguments(), argv)
+    return run(_main, _arguments, argv)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     result.add_argument("--strict", action="store_true", help="refuse raw data that raise a warning")
     result.add_argument("--no-verify", action="store_true", help="do not check the raw data first")
+    add_options_of_tasks(result, "prepare")
     return result
 
 
@@ -104,8 +106,15 @@ def _main(options: argparse.Namespace) -> None:
             mirror_axes=axes(options.mirror_axes),
             image_size=options.image_size,
             batch_size=options.batch_size,
+            **_of_outside(options),
         )
         print(task_of_dataset(dataset, options.root).describe_plan(plan))
+
+
+def _of_outside(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the options that tasks from outside the package bring."""
+    names = {name for task in every_task() if task.add_options is not None for name in task.options_of("prepare")}
+    return given(options, sorted(names))
 
 
 def _above_zero(text: str) -> float:

@@ -1,8 +1,9 @@
-"""Plans as tables, for ``medkd_plan_and_preprocess``."""
+"""Plans as tables, for ``medkd_plan_and_preprocess``, and plans and scores in a few words, for ``medkd_list``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medkd.core.plan import Plan
@@ -37,7 +38,28 @@ def detection_plan(plan: DetectionPlan) -> str:
         "negatives": "all" if plan.negatives is None else f"{plan.negatives:g} per image with boxes",
     }
     follows = f", protocol {plan.protocol}" if plan.protocol else ""
-    head = f"{plan.dataset}: {', '.join(plan.categories)}{follows}"
-    return "\n".join(
-        [head, *(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip() for name, value in shown.items())]
-    )
+    lines = [f"{plan.dataset}: {', '.join(plan.categories)}{follows}"]
+    for name, value in shown.items():
+        lines.append(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def segmentation_line(plan: Mapping[str, Any]) -> str:
+    """The configurations of a ``plans.json``."""
+    return ", ".join(plan["configurations"])
+
+
+def detection_line(plan: Mapping[str, Any]) -> str:
+    """The size of the input of a ``plans.json``."""
+    return f"detection, {plan['image_size']} px"
+
+
+def segmentation_score(scores: Mapping[str, Any]) -> str:
+    """The mean foreground Dice of a ``summary.json``."""
+    return f"{scores['foreground_mean']['Dice']:.4f}"
+
+
+def detection_score(scores: Mapping[str, Any]) -> str:
+    """The AP of a ``summary.json``."""
+    found = scores["mean"]["AP"]["mean"]
+    return "no boxes to find" if found is None else f"AP {found:.4f}"

@@ -10,11 +10,15 @@ from typing import Any
 from medkd import api
 from medkd.cli import common
 from medkd.core.allocator import reuse_freed_memory
-from medkd.tasks import TASKS
+from medkd.tasks import every_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_predict``; status 1 where a case failed."""
+    return common.run(_predict, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     arguments = common.parser(
         "Predict raw scans with a trained run; the label maps have the scans' own size, spacing, origin and "
         "direction. A run of a detector takes radiographs (PNG, JPEG, DICOM) and writes predictions.json with boxes in "
@@ -53,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
     _add_box_options(arguments)
-    return common.run(_predict, arguments, argv)
+    common.add_options_of_tasks(arguments, "predict")
+    return arguments
 
 
 def _add_inputs(arguments: argparse.ArgumentParser) -> None:
@@ -127,7 +132,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What was given of the settings that belong to one task; ``--no-tta`` is given, too."""
-    names = {name for task in TASKS.values() for name in task.own["predict"]}
+    names = {name for task in every_task() for name in task.options_of("predict")}
     settings = common.given(options, sorted(names))
     if options.mirror is not None:
         settings["mirror"] = options.mirror

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medkd.cli.common import parser, positive, run
+from medkd import api
+from medkd.cli.common import given, parser, positive, run
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
-from medkd.tasks import task_of_dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,20 +67,14 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from medkd.core.timing import TIMINGS_FILE, readable_seconds
+    from medkd.core.timing import TIMINGS_FILE, Spread, readable_seconds
 
     root = Root.resolve(options.root)
     name = root.dataset_name(options.dataset)
-    given = {"repetitions": options.repetitions, "device": options.device}
-    task = task_of_dataset(options.dataset, options.root)
-    timings = task.measure(
-        root.results / name,
-        root.raw_dataset(name),
-        runs=options.runs,
-        **{key: value for key, value in given.items() if value is not None},
-    )
+    chosen = given(options, ("repetitions", "device"))
+    timings = api.measure(options.dataset, root=options.root, runs=options.runs, **chosen)
     for run_name in timings.seconds:
-        spread = timings.of(run_name)
+        spread = Spread.of(timings.seconds[run_name])
         print(
             f"{run_name}: {readable_seconds(spread.median)} per {timings.unit} "
             f"({readable_seconds(spread.low)} to {readable_seconds(spread.high)})"

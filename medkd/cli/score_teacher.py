@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from medkd import api
 from medkd.cli.common import parser, run
 from medkd.core.allocator import reuse_freed_memory
 
@@ -32,6 +33,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score(options: argparse.Namespace) -> None:
     reuse_freed_memory()
-    from medkd.training.teacher_scores import score_teacher
-
-    print(score_teacher(options.dataset, options.teacher, options.fold, root=options.root, device=options.device))
+    print(api.score_teacher(options.dataset, options.teacher, options.fold, root=options.root, device=options.device))

@@ -13,6 +13,10 @@ from medkd.core.allocator import reuse_freed_memory
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_train``."""
+    return common.run(_run, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = common.parser(
         "Train a network alone on one fold and score it on the fold's validation cases.",
         "medkd_train 4 plain_unet 0 --epochs 250",
@@ -21,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("network", metavar="NETWORK", help="a network name, see medkd_list networks")
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
     add_training_options(parser)
-    return common.run(_run, parser, argv)
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,10 @@ _TEACHER = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_train_distill``."""
+    return common.run(_run, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = common.parser(
         "Train a student with a teacher on one fold and score it on the fold's validation cases. The teacher must not "
         "have seen them.",
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_target_options(parser)
     add_training_options(parser)
-    return common.run(_run, parser, argv)
+    return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:

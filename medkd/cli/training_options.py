@@ -9,20 +9,15 @@ from typing import Any
 
 from medkd.cli import common
 from medkd.core.errors import MethodError
-from medkd.detection.options import DetectorOptions
+from medkd.tasks import every_task
 from medkd.training.options import TrainOptions
 
 _DEFAULTS = TrainOptions()
-_FIELDS = sorted(
-    {field.name for options in (TrainOptions, DetectorOptions) for field in fields(options)}
-    - {"method_parameters", "validate"}
-)
+_OTHERWISE = {"method_parameters", "validate"}  # which no option of the same name sets
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of both tasks (:class:`~medkd.training.options.TrainOptions`,
-    :class:`~medkd.detection.options.DetectorOptions`).
-    """
+    """Add the options of all tasks, see :attr:`medkd.tasks.Task.training_options`."""
     add = parser.add_argument
     add("-c", "--configuration", help=f"2d, 3d_fullres or 3d_lowres (default: {_DEFAULTS.configuration})")
     add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's; detection: the plan's)")
@@ -72,6 +67,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder"
     )
+    common.add_options_of_tasks(parser, "train")
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -117,13 +113,13 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 
 def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was given for training, by the names of :class:`~medkd.training.options.TrainOptions` and
-    :class:`~medkd.detection.options.DetectorOptions`.
+    """What was given for training, by the names of the tasks' :attr:`~medkd.tasks.Task.training_options`.
 
     Raises:
         MethodError: an entry of ``--set`` is not of the form METHOD.PARAMETER=VALUE.
     """
-    settings = common.given(arguments, _FIELDS)
+    known = {field.name for task in every_task() for field in fields(task.column("training_options"))}
+    settings = common.given(arguments, sorted(known - _OTHERWISE))
     if "mirror_axes" in settings:
         settings["mirror_axes"] = common.axes(settings["mirror_axes"])
     if "patch_size" in settings:

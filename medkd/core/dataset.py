@@ -16,6 +16,9 @@ from medkd.core.resolve import FileIndex, case_spellings, files_below
 
 UNLABELLED_FOLDER = "imagesUn"  # scans without labels; nnU-Net passes over a folder of this name
 
+SEGMENTATION = "segmentation"
+"""The task of a data set that names none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
@@ -29,7 +32,7 @@ class DatasetDescription:
         file_ending: for example ``".nii.gz"``.
         patients: case id → patient id, where known; splits are grouped by it.
         extra: any other keys of the file, kept as they are.
-        task: ``"detection"`` where the labels are boxes.
+        task: ``"detection"`` where the labels are boxes; a name in :data:`medkd.tasks.TASKS`.
         categories: for detection, the classes of the boxes in order.
     """
 
@@ -39,7 +42,7 @@ class DatasetDescription:
     file_ending: str = ".nii.gz"
     patients: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    task: Literal["segmentation", "detection"] = "segmentation"
+    task: str = SEGMENTATION
     categories: tuple[str, ...] = ()
 
     @classmethod
@@ -86,8 +89,8 @@ class DatasetDescription:
             )
         if "channel_names" not in data and "modality" in data:  # Decathlon and nnU-Net v1 say "modality"
             data["channel_names"] = data.pop("modality")
-        detection = data.get("task") == "detection"
-        categories = _categories(data, where) if detection else ()
+        task = _task(data.pop("task", SEGMENTATION), where)
+        categories = _categories(data, where) if task == "detection" else ()
         for key in ("channel_names", "labels", "file_ending"):
             if key not in data:
                 raise DataError(f"{where}: the key '{key}' is missing; see nnU-Net v2's dataset.json format.")
@@ -109,7 +112,7 @@ class DatasetDescription:
             file_ending=ending,
             patients=patients,
             extra=extra,
-            task="detection" if detection else "segmentation",
+            task=task,
             categories=categories,
         )
 
@@ -118,7 +121,8 @@ class DatasetDescription:
         own = {**self.extra.get("medkd", {}), **({"patients": dict(self.patients)} if self.patients else {})}
         rest = {k: v for k, v in self.extra.items() if k != "medkd"}
         head = {"channel_names": {str(i): n for i, n in enumerate(self.channel_names)}, **self.labels.to_json()}
-        head |= {"task": self.task, "categories": list(self.categories)} if self.task == "detection" else {}
+        head |= {"task": self.task} if self.task != SEGMENTATION else {}
+        head |= {"categories": list(self.categories)} if self.task == "detection" else {}
         head |= {"numTraining": self.num_training, "file_ending": self.file_ending, **rest}
         return {**head, **({"medkd": own} if own else {})}
 
@@ -164,11 +168,15 @@ def _patients(value: Any, where: str) -> dict[str, str]:
     return {case: str(patient) for case, patient in patients.items()}
 
 
+def _task(found: Any, where: str) -> str:
+    """What ``"task"`` says; which names there are, the table of tasks knows."""
+    if not isinstance(found, str) or not found:
+        raise DataError(f"{where}: 'task' must be the name of a task, found {found!r}; mend it, or leave it out.")
+    return found
+
+
 def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Take ``task`` and ``categories`` out of the content of a ``dataset.json``, and see to it that it has
-    ``labels``.
-    """
-    del data["task"]
+    """Take ``categories`` out of the content of a ``dataset.json``, and see to it that it has ``labels``."""
     listed = data.pop("categories", None)
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise DataError(

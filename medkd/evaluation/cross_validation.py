@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
-from medkd.core.run import RUN_FILE, SPLIT_FILE, is_detection
+from medkd.core.run import RUN_FILE, SPLIT_FILE, RunDescription
+from medkd.core.serial import load
+from medkd.tasks import task_of_run
 
 _log = logging.getLogger(__name__)
 
@@ -57,17 +58,9 @@ class FoldScoring(Protocol[S]):
         ...
 
 
-# kind of run → module and name of its FoldScoring
-SCORINGS = {
-    "segmentation": ("medkd.evaluation.segmentation.folds", "SegmentationFolds"),
-    "detection": ("medkd.evaluation.detection.folds", "DetectionFolds"),
-}
-
-
 def scoring_of(run: Path) -> FoldScoring[Any]:
     """What scores the folds of this run's task."""
-    module, name = SCORINGS["detection" if is_detection(run) else "segmentation"]
-    scoring: FoldScoring[Any] = getattr(importlib.import_module(module), name)()
+    scoring: FoldScoring[Any] = task_of_run(load(RunDescription, run / RUN_FILE)).column("folds")()
     return scoring
 
 

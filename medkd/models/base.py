@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what predicts with exported models does without torch
 
     from medkd.core.splits import Split
 
-Task = Literal["segmentation", "detection"]
+Task = str  # a name in medkd.tasks.TASKS
 Checkpoint = Literal["final", "best"]
 _GROUP = "medkd.models"  # of entry points
 
@@ -227,7 +227,7 @@ def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     """
     given, path = path, unpacked(Path(path))
     try:
-        kind = _kind_of(path, task)
+        kind = kind_of(path, task)
         known = "" if kind is not None else _titles(None)
     except ImportError as error:  # nothing but what predicts with exported models is installed
         raise RunError(
@@ -259,7 +259,7 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
     """
     other = None
     for path in (unpacked(Path(text)), results / text, results / f"{text}__{configuration}"):
-        kind = _kind_of(path, task)
+        kind = kind_of(path, task)
         if kind is not None and kind.task == task:
             return kind(path)
         other = other or kind
@@ -276,7 +276,7 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
     )
 
 
-def _kind_of(path: Path, task: Task | None) -> type[ModelFolder[Any]] | None:
+def kind_of(path: Path, task: Task | None = None) -> type[ModelFolder[Any]] | None:
     """The first kind that recognises a folder and does the task; else the first that recognises it."""
     other = None
     if not path.exists():

@@ -15,7 +15,7 @@ from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import save
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, save_splits
-from medkd.models.base import ModelFolder, model_kinds
+from medkd.models.base import ModelFolder, kind_of, model_kinds
 from medkd.preprocessing.prepare import plan_and_preprocess
 
 _log = logging.getLogger(__name__)
@@ -100,12 +100,11 @@ def open_imported(path: Path) -> ModelFolder[Any]:
     Raises:
         RunError: it is no such model.
     """
-    kinds = [kind for kind in model_kinds() if kind.prepares]
-    found = next((kind(path) for kind in kinds if kind.recognises(path)), None)
-    if found is None:
-        titles = ", nor ".join(kind.title for kind in kinds)
+    kind = kind_of(path)
+    if kind is None or not kind.prepares:
+        titles = ", nor ".join(kind.title for kind in model_kinds() if kind.prepares)
         raise RunError(f"{path} is no model that was trained elsewhere: neither {titles}.")
-    return found
+    return kind(path)
 
 
 def _differing(folder: Path, plan: Plan, splits: list[Split] | None) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medkd.core.errors import RunError
+from medkd.core.errors import MethodError, RunError
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import LATEST
 from medkd.core.workers import default_workers
 from medkd.distillation import Distiller, Method, build_method
 from medkd.distillation.base import Context
+from medkd.distillation.gradient_check import sentence, silent_terms
 from medkd.models.guard import Teacher, allowed_folds
 from medkd.models.segmentation import TrainedModel
 from medkd.networks import SegmentationNetwork, build_network
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
 
 INIT_FROM_TEACHER = "teacher"  # value of ``--init``
+_TRIED = 4  # samples of the step that shows whether terms can teach; relations between samples need several
+_log = logging.getLogger(__name__)
 
 
 class SegmentationLesson(Lesson):
@@ -83,7 +87,10 @@ class SegmentationLesson(Lesson):
         self._places = folder if unlabelled else None
 
     def fit(self) -> None:
-        """Train in the loop."""
+        """Train in the loop; what cannot teach is said before the first step."""
+        silent = self.silent()
+        if silent:
+            _log.warning("%s", silent)
         self.trainer().fit(resume=self.job.options.resume)
 
     def trainer(self) -> SegmentationTrainer:
@@ -108,8 +115,20 @@ class SegmentationLesson(Lesson):
         return describe_run(job.run, job.folder, self.student, loss, self.distiller, guard)
 
     def lines(self) -> list[str]:
-        """The same, for people."""
-        return self.describe().lines()
+        """The same, for people, with what cannot teach."""
+        silent = self.silent()  # first, since describing takes the method's weights
+        lines = self.describe().lines()
+        return [*lines, f"attention  {silent}"] if silent else lines
+
+    def silent(self) -> str:
+        """A sentence about terms of the method that cannot reach the student; empty where there are none."""
+        if self.distiller is None:
+            return ""
+        batch = min(self.job.run.budget.batch_size, _TRIED)
+        try:
+            return sentence(silent_terms(self.distiller.method, batch))
+        except MethodError:  # of random outputs; what it refuses in earnest, it says in earnest
+            return ""
 
     def _take(self, teacher: Teacher[TrainedModel]) -> None:
         """Build the method, and load of the teacher what it needs."""

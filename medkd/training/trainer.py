@@ -20,7 +20,7 @@ from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import LATEST, Budget
 from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
-from medkd.training.hooks.terms import MEASURED_STEPS
+from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
 from medkd.training.options import PrecisionName
 
@@ -237,17 +237,7 @@ class Trainer:
         return {name: term.detach() for name, term in terms.items()}, norms
 
     def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """How hard each term pulls at the network's weights: terms of very different norm are badly scaled."""
-        weights = [p for p in self.network.parameters() if p.requires_grad]
-        norms = {}
-        for name, term in terms.items():
-            if not term.requires_grad:
-                norms[name] = 0.0
-                continue
-            grads = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            squares = [grad.float().square().sum() for grad in grads if grad is not None]
-            norms[name] = float(torch.stack(squares or [torch.zeros(())]).sum().sqrt())
-        return norms
+        return gradient_norms(terms, [p for p in self.network.parameters() if p.requires_grad])
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the chosen precision."""

@@ -16,7 +16,7 @@ def test_merges_the_folds_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     run = make_run(tmp_path, "unet_tiny__3d_fullres", "unet_tiny", 1.0, {0: [0], 1: [1, 2]})
     splits = tmp_path / "preprocessed" / "Dataset004_Test" / "splits_final.json"
     splits.parent.mkdir(parents=True)
-    splits.write_text(json.dumps([{"train": [], "val": []}] * 3))
+    splits.write_text(json.dumps([{"train": ["a"], "val": ["b"]}] * 3))
     assert main(["4", run.name, "--root", str(tmp_path)]) == 0
     assert json.loads((run / "crossval" / "summary.json").read_text())["medkd"]["missing_folds"] == [2]
     out = capsys.readouterr().out

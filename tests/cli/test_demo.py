@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +66,10 @@ def test_the_commands_it_prints_are_understood(
         module = import_module(f"medkd.cli.{name.removeprefix('medkd_')}")
         for holder in (module, import_module("medkd.cli.common")):
             monkeypatch.setattr(
-                holder, "run", lambda work, parser, argv: parsed.append(parser.parse_args(argv)) or 0, raising=False
+                holder,
+                "run",
+                lambda work, parser, argv: parsed.append(made(parser).parse_args(argv)) or 0,
+                raising=False,
             )
         assert module.main(arguments) == 0
     assert len(parsed) == len(commands)
@@ -107,3 +112,8 @@ def test_the_table_lines_up() -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split() == ["teacher", "big", "18.96", "M", "412", "0.900", "–"]
     assert lines[3].split() == ["s", "1.95", "M", "31", "0.851", "0.700"]
+
+
+def made(parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """The parser of a command, which most commands make only when they run."""
+    return parser if isinstance(parser, argparse.ArgumentParser) else parser()

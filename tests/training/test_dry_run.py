@@ -130,6 +130,23 @@ def test_commands_print_it(trained: Path, capsys: pytest.CaptureFixture[str]) ->
     assert _files(trained) == before
 
 
+def test_terms_that_cannot_teach_are_said_before_a_step_is_done(
+    trained: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fewer than three places have no angles, and two have one distance."""
+    small = ["--patch-size", "8", "8", "16", "--batch-size", "1", "--set", "rkd.taps=bottleneck"]
+    words = ["900", "plain_unet", "unet_tiny", "rkd", "0", "--root", str(trained), "--device", "cpu", *small]
+    assert distill_command([*words, "--dry-run"]) == 0
+    said = "have no gradient to the student, so that nothing is learnt from it"
+    assert "attention  The terms rkd_distance, rkd_angle " + said in capsys.readouterr().out
+    assert distill_command([*words, "--epochs", "1", "--iterations-per-epoch", "1", "--no-validate"]) == 0
+    assert said in caplog.text + capsys.readouterr().err
+
+    fine = ["900", "plain_unet", "unet_tiny", "kd", "0", "--root", str(trained), "--device", "cpu", "--dry-run"]
+    assert distill_command(fine) == 0
+    assert "attention" not in capsys.readouterr().out
+
+
 def test_cached_targets_are_named_in_place_of_a_teacher_that_is_not_run(trained: Path) -> None:
     found = dry_run(
         900, "unet_tiny", 0, _options(trained, tag="c", targets="cached"), teacher="plain_unet", method="kd"

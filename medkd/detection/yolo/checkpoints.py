@@ -115,3 +115,9 @@ def write_plain(path: Path, average: nn.Module, facts: Mapping[str, Any]) -> Non
     date = datetime.now().astimezone().isoformat()
     with atomic_path(path) as temporary:
         torch.save({**_HEADER, "date": date, **content, **facts}, temporary)
+
+
+def forget_states(weights: Path) -> None:
+    """Remove what only continuing needs; can be repeated."""
+    for path in state_files(weights):
+        path.unlink()

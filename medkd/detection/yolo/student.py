@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medkd.core.features import Progress
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import DetectionModel
+from medkd.detection.yolo.watch import FirstEpoch
 
 if TYPE_CHECKING:
     from medkd.detection.distiller import DetectorDistiller
@@ -31,25 +32,37 @@ class Student(DetectionModel):
         detector: whose network is trained.
         distiller: gives the terms.
         progress: where training stands.
+        watch: is shown the method's terms of every step.
     """
 
-    def __init__(self, detector: YoloDetector, distiller: DetectorDistiller, progress: Callable[[], Progress]) -> None:
+    def __init__(
+        self,
+        detector: YoloDetector,
+        distiller: DetectorDistiller,
+        progress: Callable[[], Progress],
+        watch: FirstEpoch | None = None,
+    ) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(detector.network.__dict__)
         self._modules = dict(detector.network._modules)
         self.criterion = None
-        self.__dict__["_parts"] = (detector, distiller, progress)
+        self.__dict__["_parts"] = (detector, distiller, progress, watch)
         self.helpers = distiller.method
         self._names: tuple[str, ...] = ()
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The detector's terms and the method's, times the batch size as ultralytics counts, and what to log."""
-        detector, distiller, progress = self.__dict__["_parts"]
+        detector, distiller, progress, watch = self.__dict__["_parts"]
         if self.criterion is None:
             self.criterion = self.init_criterion()
         terms, outputs, target = detector.losses_of(batch, self.criterion)
-        extra = distiller.terms(batch["img"], outputs, replace(target, progress=progress()))
-        items = {**terms, **{(f"kd_{name}" if name in terms else name): value for name, value in extra.items()}}
+        now = progress()
+        extra = {}
+        for name, value in distiller.terms(batch["img"], outputs, replace(target, progress=now)).items():
+            extra[f"kd_{name}" if name in terms else name] = value
+        if watch is not None:
+            watch.after_terms(extra, now)
+        items = {**terms, **extra}
         self._names = self._names or tuple(items)
         zero = outputs.logits.new_zeros((), dtype=torch.float32)
         # ultralytics averages over the epoch the names of its first batch; a term may have nothing to say in one batch

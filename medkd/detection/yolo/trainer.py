@@ -23,6 +23,7 @@ from medkd.detection.yolo.assignment import from_batch
 from medkd.detection.yolo.checkpoints import (
     SCHEMA,
     can_continue,
+    forget_states,
     read_state,
     state_files,
     state_path,
@@ -41,6 +42,7 @@ from medkd.detection.yolo.library import (
 )
 from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of
 from medkd.detection.yolo.student import Student
+from medkd.detection.yolo.watch import FirstEpoch
 from medkd.training.logs import EpochRecord, RunLog
 
 FOLDER = "ultralytics"
@@ -78,6 +80,7 @@ class YoloTrainer(DetectionTrainer):
         self._bar: tqdm | None = None
         self._frozen: list[torch.nn.Parameter] = []
         self._steps: dict[int, int] = {}
+        self._watch = FirstEpoch(self.detector.network, _log.warning)
         super().__init__(overrides=settings)
         self.add_callback("on_train_epoch_start", YoloTrainer._begin_epoch)
         self.add_callback("on_train_batch_end", YoloTrainer._end_step)
@@ -139,7 +142,7 @@ class YoloTrainer(DetectionTrainer):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
         self._frozen = [p for p in distiller.method.parameters() if not p.requires_grad]
-        self.model = Student(self.detector, distiller, self._progress)
+        self.model = Student(self.detector, distiller, self._progress, self._watch)
         return self._state
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
@@ -321,7 +324,7 @@ class YoloTrainer(DetectionTrainer):
         """
         self.detector.load_state_dict(self._averaged().state_dict())
         self.detector.eval()
-        _finish(self.wdir)
+        forget_states(self.wdir)
 
     # logs
 
@@ -343,6 +346,7 @@ class YoloTrainer(DetectionTrainer):
             validation_score=float(metrics[_AP]) if _AP in metrics else None,
         )
         self._run_log.add(record)
+        self._watch.after_epoch(self.epoch, terms)
 
     def close(self) -> None:
         """Close the log and the progress bar."""
@@ -373,7 +377,7 @@ def fit(job: DetectionJob) -> None:
     folder = job.folder / FOLDER
     weights = folder / "weights"
     if job.resume and (job.folder / FINAL).exists():
-        _finish(weights)
+        forget_states(weights)
         return
     resume = job.resume and can_continue(weights)
     if not resume:
@@ -397,9 +401,3 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     for name in (BEST, FINAL):
         (folder / name).unlink(missing_ok=True)
-
-
-def _finish(weights: Path) -> None:
-    """Remove what only continuing needs; can be repeated."""
-    for path in state_files(weights):
-        path.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,14 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Protocol
 
 from medkd.core.errors import RunError
-from medkd.core.run import DETECTION, RUN_FILE, RunDescription
+from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.run_files import COST_FILE, LOG_FILE, Cost, chosen_runs, read_cost, read_log, scored_teachers
 from medkd.core.serial import load
 from medkd.core.timing import Spread, Timings
 from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, scored_folds
 from medkd.evaluation.report.labels import short_names
 from medkd.evaluation.statistics import Interval, PairedDifference
+from medkd.tasks import task_of_run
 
 Role = Literal["teacher", "alone", "distilled"]
 ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
@@ -148,13 +148,6 @@ class ReportTask:
         return self.metrics[0]
 
 
-# kind of run → module and name of its ReportTask
-TASKS = {
-    "segmentation": ("medkd.evaluation.report.segmentation_task", "SEGMENTATION"),
-    "detection": ("medkd.evaluation.report.detection_task", "DETECTION"),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that a page shows.
@@ -277,8 +270,7 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
 
 def task_of(run: RunDescription) -> ReportTask:
     """The report's parts for the task of a run."""
-    module, attribute = TASKS["detection" if run.configuration == DETECTION else "segmentation"]
-    found: ReportTask = getattr(importlib.import_module(module), attribute)
+    found: ReportTask = task_of_run(run).column("report")
     return found
 
 

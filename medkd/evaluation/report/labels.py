@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from medkd.core.run import DETECTION
+from medkd.tasks import TASKS
 
 if TYPE_CHECKING:
     from medkd.evaluation.report.data import RunEntry
@@ -38,7 +38,7 @@ def short_name(entry: RunEntry) -> str:
     notes = [part for place, part in enumerate(parts) if part not in known and place != teacher]
     if entry.run.init != "random":
         notes.append("starts from its teacher")
-    if entry.run.configuration not in ("3d_fullres", DETECTION):
+    if entry.run.configuration not in ("3d_fullres", *TASKS):
         notes.append(entry.run.configuration)
     method = f" + {entry.run.method}" if entry.role == "distilled" else ""
     return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from medkd.core.run import DETECTION
 from medkd.evaluation.cross_validation import validation_cases
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.html import table, without_folders
+from medkd.tasks import TASKS
 
 
 def settings(report: Report) -> str:
@@ -57,7 +57,7 @@ def command(entry: RunEntry) -> str:
     else:
         words.append(run.network.name)
     words.append(folds)
-    if run.configuration != DETECTION:
+    if run.configuration not in TASKS:  # which has just one
         words += ["-c", run.configuration]
     words += ["--epochs", str(budget.epochs), "--iterations-per-epoch", str(budget.iterations_per_epoch)]
     words += ["--batch-size", str(budget.batch_size), "--learning-rate", f"{budget.learning_rate:g}"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from medkd.training.hooks.base import Hook
@@ -17,6 +18,22 @@ MEASURED_STEPS = 3
 """First steps of a training whose gradients are measured; after the first one, helpers that begin at 0 have moved."""
 
 _SHOWN_AS_ZERO = 5e-5  # a log says 0.0000
+
+
+def gradient_norms(terms: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
+    """How hard each term pulls at the weights: terms of very different norm are badly scaled, one of 0 teaches nothing.
+
+    The terms' graph is kept.
+    """
+    norms = {}
+    for name, term in terms.items():
+        if not term.requires_grad:
+            norms[name] = 0.0
+            continue
+        gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    return norms
 
 
 class TermWatch:
