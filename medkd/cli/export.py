@@ -36,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="compare on this scan, a file per channel (default: a synthetic one)",
     )
+    arguments.add_argument("--int8", action="store_true", help="quantise the network (onnx) and compare it with itself")
+    arguments.add_argument(
+        "--scans", type=Path, metavar="FOLDER", help="for --int8: scans to calibrate on (default: the data set's)"
+    )
+    arguments.add_argument(
+        "--tolerance", type=float, default=0.005, help="for --int8: largest loss of Dice (default: 0.005)"
+    )
     arguments.add_argument("--overwrite", action="store_true", help="replace an exported model that is there")
     return common.run(_export, arguments, argv)
 
@@ -54,6 +61,9 @@ def _export(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint,
         scan=options.scan,
         root=options.root,
+        int8=options.int8,
+        scans=options.scans,
+        tolerance=options.tolerance,
         overwrite=options.overwrite,
     )
     differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"

@@ -12,7 +12,7 @@ from typing import Any
 
 from medkd import __version__
 from medkd.core.checkpoint import weights_digest
-from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import write_json, write_text
 from medkd.core.paths import Root
@@ -22,6 +22,8 @@ from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
 from medkd.exporting.parity import Parity, compare, scan_for
+from medkd.exporting.quantising import TOLERANCE, quantise
+from medkd.inference.inputs import find_cases
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.runtime.package import RECORD
@@ -39,6 +41,9 @@ def export_model(
     checkpoint: Checkpoint = "final",
     scan: Sequence[Path] | None = None,
     root: Path | None = None,
+    int8: bool = False,
+    scans: Path | None = None,
+    tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> Parity:
     """Export a model for segmentation, and prove that it predicts the same.
@@ -55,6 +60,10 @@ def export_model(
         scan: channel files of a scan on which both are compared; None compares on a synthetic one.
         root: medkd's folder; where it holds the raw data set of a model from elsewhere, the record can say which cases
             the model has seen.
+        int8: quantise the network of the format ``onnx``, see :func:`~medkd.exporting.quantising.quantise`.
+        scans: folder of scans to calibrate and compare the quantised network on; None takes the training and the
+            validation cases of the model's data set below ``root``.
+        tolerance: largest loss of Dice that quantising may cost.
         overwrite: replace an exported model that is there.
 
     Returns:
@@ -66,6 +75,8 @@ def export_model(
     """
     if format not in FORMATS:
         raise RunError(f"Unknown format '{format}'.{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    if int8 and format != "onnx":
+        raise RunError(f"--int8 quantises --format onnx, not {format}; leave out one of the two.")
     output = Path(output)
     _check_output(output, overwrite)
     source = open_model(model, "segmentation")
@@ -79,12 +90,31 @@ def export_model(
         parity = _fill(folder, parcel, FORMATS[format], scan)
         seen = seen_cases(source, trained, root)
         record = {"format": format, "made_from": parcel.origin, "seen": seen, "parity": asdict(parity)}
+        if int8:
+            calibration, judged = _scans_for_int8(trained, seen, scans, root)
+            record["int8"] = asdict(quantise(folder, calibration, judged, tolerance=tolerance))
         write_json(folder / RECORD, record)
         write_text(folder / CARD, model_card(parcel, format, parity))
         if output.exists():
             shutil.rmtree(output)
         folder.rename(output)
     return parity
+
+
+def _scans_for_int8(
+    trained: TrainedModel, seen: Sequence[str] | None, scans: Path | None, root: Path | None
+) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """Scans to calibrate on, and to compare on: of the data set those that training has and has not seen."""
+    if scans is not None:
+        given = find_cases(scans, len(trained.channels))
+        return given, given
+    raw = Root.resolve(root).raw / trained.plan.dataset
+    if not (raw / DATASET_FILE).is_file():
+        raise RunError(f"--int8 needs scans, but there is no data set {raw}; give a folder of scans with --scans.")
+    cases = training_cases(raw, DatasetDescription.load(raw / DATASET_FILE))
+    trained_on = [case for case in cases if seen is not None and case.case in seen]
+    held_out = [case for case in cases if case not in trained_on]
+    return trained_on or cases, held_out or cases
 
 
 def seen_cases(source: ModelFolder[TrainedModel], trained: TrainedModel, root: Path | None) -> list[str] | None:

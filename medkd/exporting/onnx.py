@@ -54,7 +54,7 @@ def export_onnx(networks: Sequence[nn.Module], channels: int, patch_size: Sequen
         import onnxscript  # noqa: F401  (torch's exporter needs it, and says so in a page of text)
     except ImportError as error:
         raise RunError("Export needs the packages onnx and onnxscript: pip install 'medkd[export]'.") from error
-    with atomic_path(path) as temporary, _quiet(), exportable_operators(), torch.no_grad():
+    with atomic_path(path) as temporary, quiet(), exportable_operators(), torch.no_grad():
         try:
             torch.onnx.export(
                 joined,
@@ -84,7 +84,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's pages of advice on standard output and in logs."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
