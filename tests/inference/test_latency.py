@@ -13,7 +13,7 @@ from medkd.cli.report import main
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
-from medkd.core.timing import Timings
+from medkd.core.timing import TIMINGS_FILE, Timings
 from medkd.inference.latency import measure_scans
 from medkd.io.volumes import write_volume
 from tests.inference.conftest import LABELS
@@ -44,6 +44,7 @@ def test_all_trained_runs_are_timed_on_one_scan(
     timings = Timings.load(run.parent)
     assert timings is not None and (timings.unit, timings.case, timings.size) == ("scan", "case_0", (12, 20, 18))
     assert {name: len(taken) for name, taken in timings.seconds.items()} == {run.name: 2, "plain_unet__3d__second": 2}
+    assert str(tmp_path) not in (run.parent / TIMINGS_FILE).read_text()
     assert "8 mirrored copies" in timings.settings and "step size 0.5" in timings.settings
     assert main([*arguments[:3], "--device", "cpu"]) == 1
     assert "are for measuring" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isfinite
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Protocol
 
 from medkd.core.errors import RunError
@@ -113,7 +113,7 @@ class RunEntry:
     @property
     def teacher_name(self) -> str:
         """The teacher's name without any folder; empty where there is none."""
-        return PurePath(self.run.teacher).name if self.run.teacher else ""
+        return PureWindowsPath(self.run.teacher).name if self.run.teacher else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import isfinite
+from pathlib import PureWindowsPath
 
 from medkd.evaluation.report.style import SCRIPT, STYLE
 from medkd.evaluation.statistics import Interval, PairedDifference
 
+_FROM_THE_ROOT = r"(?:[A-Za-z]:)?[/\\]"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -145,5 +147,11 @@ def _kind(value: PairedDifference, more_is_better: bool) -> str:
 
 
 def without_folders(text: str) -> str:
-    """A text in which every absolute path is only the name of its last part: a page is sent to other people."""
-    return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\,;\s\"']+[/\\])*([^/\\,;\s\"']*)", r"\1", text)
+    """A text in which every absolute path is only the name of its last part: a page is sent to other people.
+
+    A path with spaces is known as one where it is the whole text, or stands in quotes.
+    """
+    if re.match(_FROM_THE_ROOT, text):
+        return PureWindowsPath(text).name
+    unquoted = re.sub(rf"""(['"]){_FROM_THE_ROOT}(?:[^'"]*[/\\])?([^'"/\\]*)\1""", r"\1\2\1", text)
+    return re.sub(rf"(?<![\w.]){_FROM_THE_ROOT}(?:[^/\\,;\s\"']+[/\\])*([^/\\,;\s\"']*)", r"\1", unquoted)

@@ -31,14 +31,27 @@ def _alike(entries: Sequence[RunEntry], labels: Mapping[str, str]) -> list[RunEn
 
 def short_name(entry: RunEntry) -> str:
     """Network (with its width divisor), method, and what a tag added to the run's name."""
-    network, *parts = entry.path.name.split("__")
-    # an imported teacher is recorded by its path, so that its part of the name is known by its place
-    teacher = parts.index(entry.run.method) + 1 if entry.run.method in parts else None
-    known = (entry.run.configuration, entry.run.method, f"from_{entry.run.teacher}")
-    notes = [part for place, part in enumerate(parts) if part not in known and place != teacher]
+    network, *_ = entry.path.name.split("__")
+    notes = []
+    tag = tag_of(entry)
+    if tag:
+        notes.append(tag.replace("__", ", "))
     if entry.run.init != "random":
         notes.append("starts from its teacher")
     if entry.run.configuration not in ("3d_fullres", *TASKS):
         notes.append(entry.run.configuration)
-    method = f" + {entry.run.method}" if entry.role == "distilled" else ""
-    return f"{network}{method}" + (f" ({', '.join(notes)})" if notes else "")
+    name = f"{network} + {entry.run.method}" if entry.role == "distilled" else network
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def tag_of(entry: RunEntry) -> str:
+    """What ``--tag`` added to the run's name; empty where nothing was."""
+    _, *parts = entry.path.name.split("__")
+    # an imported teacher is recorded by its path, so that its part of the name is known by its place
+    teacher = parts.index(entry.run.method) + 1 if entry.run.method in parts else None
+    known = (entry.run.configuration, entry.run.method, f"from_{entry.run.teacher}")
+    added = []
+    for place, part in enumerate(parts):
+        if part not in known and place != teacher:
+            added.append(part)
+    return "__".join(added)

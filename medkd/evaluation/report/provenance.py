@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from html import escape
 
+from medkd.core.run import RunDescription
 from medkd.evaluation.cross_validation import validation_cases
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.html import table, without_folders
+from medkd.evaluation.report.labels import tag_of
 from medkd.tasks import TASKS
 
 
@@ -16,7 +19,9 @@ def settings(report: Report) -> str:
     rows = []
     for entry in report.entries:
         run, budget = entry.run, entry.run.budget
-        parameters = ", ".join(f"{name} = {value}" for name, value in run.method_parameters.items())
+        parameters = []
+        for name, value in run.method_parameters.items():
+            parameters.append(f"{name} = {without_folders(str(value))}")
         cells = (
             entry.name,
             run.configuration,
@@ -27,7 +32,7 @@ def settings(report: Report) -> str:
             run.precision,
             str(budget.seed),
             ", ".join(entry.folds) or "–",
-            without_folders(parameters) or "–",
+            ", ".join(parameters) or "–",
         )
         rows.append([escape(cell) for cell in cells])
     return table([*head, "method parameters"], rows, "wide")
@@ -38,32 +43,75 @@ def provenance(report: Report) -> str:
     rows = []
     for entry in report.entries:
         counts = [f"fold {fold}: {_split(entry, fold)}" for fold in entry.folds]
-        rows.append([escape(entry.name), escape("; ".join(counts) or "–"), f"<code>{escape(command(entry))}</code>"])
-    return table(["run", "validation cases", "command"], rows, "wide")
+        commands = [f"<code>{escape(command)}</code>" for command in commands_of(entry)]
+        rows.append([escape(entry.name), escape("; ".join(counts) or "–"), "<br>".join(commands)])
+    return table(["run", "validation cases", "commands"], rows, "wide")
 
 
 def _split(entry: RunEntry, fold: str) -> str:
     cases = validation_cases(entry.path / f"fold_{fold}")
-    return f"{len(cases)} cases ({', '.join(cases[:3])}{', …' if len(cases) > 3 else ''})" if cases else "not recorded"
+    if not cases:
+        return "not recorded"
+    shown = ", ".join(cases[:3])
+    return f"{len(cases)} cases ({shown}{', …' if len(cases) > 3 else ''})"
 
 
-def command(entry: RunEntry) -> str:
-    """The command that trains this run, without the folders of this machine."""
-    run, budget = entry.run, entry.run.budget
-    folds = entry.folds[0] if entry.folds else "0"
-    words: list[str] = ["medkd_train" if run.method is None else "medkd_train_distill", run.dataset]
-    if run.method is not None:
-        words += [entry.teacher_name or "TEACHER", run.network.name, run.method]
+def commands_of(entry: RunEntry) -> list[str]:
+    """The commands that train this run, one per fold, without the folders of this machine: a file or model of
+    elsewhere is only its name, and must be given where it lies.
+    """
+    run = entry.run
+    if run.method is None:
+        start = ["medkd_train", run.dataset, run.network.name]
     else:
-        words.append(run.network.name)
-    words.append(folds)
-    if run.configuration not in TASKS:  # which has just one
-        words += ["-c", run.configuration]
-    words += ["--epochs", str(budget.epochs), "--iterations-per-epoch", str(budget.iterations_per_epoch)]
-    words += ["--batch-size", str(budget.batch_size), "--learning-rate", f"{budget.learning_rate:g}"]
-    words += ["--seed", str(budget.seed), "--precision", run.precision]
+        start = ["medkd_train_distill", run.dataset, entry.teacher_name or "TEACHER", run.network.name, run.method]
+    options = [*_budget_options(run), *_network_options(run), *_teacher_options(run)]
+    for module in dict.fromkeys(run.modules.values()):
+        options += ["--import", module]
+    tag = tag_of(entry)
+    if tag:
+        options += ["--tag", tag]
+    return [shlex.join([*start, fold, *options]) for fold in entry.folds or ("0",)]
+
+
+def _budget_options(run: RunDescription) -> list[str]:
+    budget = run.budget
+    options = {
+        "--epochs": str(budget.epochs),
+        "--iterations-per-epoch": str(budget.iterations_per_epoch),
+        "--batch-size": str(budget.batch_size),
+        "--learning-rate": f"{budget.learning_rate:g}",
+        "--seed": str(budget.seed),
+        "--precision": run.precision,
+    }
+    return [word for option in options.items() for word in option]
+
+
+def _network_options(run: RunDescription) -> list[str]:
+    """Configuration and patch, or the side of the image; and what the network was started from."""
+    size = [str(side) for side in run.network.patch_size]
+    options = []
+    if run.configuration in TASKS:  # which has just one
+        if "image_size" in TASKS[run.configuration].own["train"]:
+            options += ["--image-size", size[0]]
+    else:
+        options += ["-c", run.configuration, "--patch-size", *size]
+        options += ["--mirror-axes", *(map(str, run.mirror_axes) if run.mirror_axes else ["none"])]
     if run.network.width_divisor != 1:
-        words += ["--width-divisor", str(run.network.width_divisor)]
+        options += ["--width-divisor", str(run.network.width_divisor)]
+    if run.backbone_weights is not None:
+        options += ["--backbone-weights", without_folders(run.backbone_weights)]
+    return options
+
+
+def _teacher_options(run: RunDescription) -> list[str]:
+    options = []
+    if run.targets != "live":
+        options += ["--targets", run.targets]
+    if run.targets_tta:
+        options.append("--targets-tta")
+    if run.init != "random":
+        options += ["--init", run.init]
     for name, value in run.method_parameters.items():
-        words += ["--set", f"{name}={without_folders(str(value))}"]
-    return " ".join(words)
+        options += ["--set", f"{name}={without_folders(str(value))}"]
+    return options

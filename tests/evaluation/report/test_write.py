@@ -124,8 +124,13 @@ def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
     run = make_run(tmp_path, KD, "unet_tiny", 1.0, {0: range(6)}, method="kd", teacher=teacher)
     described = run / "run.json"
     described.write_text(described.read_text().replace('"kd.weight": 1.0', '"kd.file": "/home/somebody/prompts.pt"'))
-    text = make_report(4, root=tmp_path).read_text(encoding="utf-8")
-    assert "somebody" not in text and "nnUNetTrainer__nnUNetPlans__3d_fullres" in text and "prompts.pt" in text
+    make_timings(tmp_path, {KD: (1.0, 1.1)})
+    page = make_report(4, root=tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "nnUNetTrainer__nnUNetPlans__3d_fullres" in text and "prompts.pt" in text
+    for path in (page, page.with_suffix(".csv"), page.with_suffix(".tex")):
+        written = path.read_text(encoding="utf-8")
+        assert "somebody" not in written and str(tmp_path) not in written and str(Path.home()) not in written
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,9 @@ def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
         ("/a/b/c.pt", "c.pt"),
         ("kd.file = /a/b/c.pt, kd.weight = 1/2", "kd.file = c.pt, kd.weight = 1/2"),
         (r"C:\\data\\best.pt", "best.pt"),
+        ("/home/some body/a file.pt", "a file.pt"),
+        ("/home/some body/models/", "models"),
+        ("['/home/some body/a.pt', 'x', \"/b/c d.pt\"]", "['a.pt', 'x', \"c d.pt\"]"),
         ("1.0", "1.0"),
     ],
 )
