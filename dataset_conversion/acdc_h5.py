@@ -15,15 +15,18 @@ from medkd.core.labels import LabelSpec
 
 GUIDE = """\
 ACDC cardiac MR, preprocessed: 100 patients, end diastole and end systole of each, 3 structures.
-download:  the original: https://www.creatis.insa-lyon.fr/Challenge/acdc; as .h5: https://github.com/HiLab-git/SSL4MIS (data/ACDC);
-           a few hundred MB; needs h5py: pip install 'medkd[h5]'
+download:  the original: https://www.creatis.insa-lyon.fr/Challenge/acdc
+           as .h5: https://github.com/HiLab-git/SSL4MIS (data/ACDC); a few hundred MB;
+           needs h5py: pip install 'medkd[h5]'
 licence:   that of the challenge: research, with citation
 source:    the folder with .h5 (or .npz) files that hold the arrays image and label, anywhere below it:
              patient001_frame01.h5                 all slices (y, x) of one phase, or
              patient001_frame01_slice_0.h5         one slice; the volume is used where both are there
              case001_slice0.h5, case_001_sliceED_0.npz, case_001_volume_ED.npz     other copies
-           Folders named test... hold test cases, val... the validation cases of fold 0; val.list and test.list say the same.
-result:    one volume per phase; both phases of a patient share a fold. No voxel size is known, so 1 mm is written (see the report).
+           Folders named test... hold test cases, val... the validation cases of fold 0; train.list, val.list and
+           test.list say the same.
+result:    one volume per phase; both phases of a patient share a fold. No voxel size is known, so 1 mm is written (see
+           the report).
 labels:    1 right ventricle, 2 myocardium, 3 left ventricle."""
 
 STRUCTURES = ("right_ventricle", "myocardium", "left_ventricle")

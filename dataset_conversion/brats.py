@@ -7,9 +7,11 @@ arXiv:2107.02314.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.folder import volume_job
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
@@ -19,8 +21,9 @@ from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
+from medkd.core.resolve import files_ending
 from medkd.io.checks import Finding, label_values
-from medkd.io.volumes import file_ending, read_label, stem
+from medkd.io.volumes import READERS, read_label, stem
 
 GUIDE = """\
 BraTS adult glioma: four registered, skull-stripped MR sequences at 1 mm; about 1,251 training cases, about 13 GB.
@@ -31,8 +34,9 @@ source:    the unpacked folder, or any folder above it; each case has its folder
              BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz                  2021
              BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t2f,t1n,t1c,t2w,seg}.nii.gz           2023
            Cases of a folder that has no seg file at all (validation data) become test cases.
-result:    channels t1c, t1n, t2f, t2w; labels 1 necrosis, 2 edema, 3 enhancing tumour (4 in 2021 becomes 3) in nnU-Net's region
-           form: whole tumour {1,2,3}, tumour core {1,3}, enhancing tumour {3}. Time points of one patient share a fold."""
+result:    channels t1c, t1n, t2f, t2w; labels 1 necrosis, 2 edema, 3 enhancing tumour (4 in 2021 becomes 3) in
+           nnU-Net's region form: whole tumour {1,2,3}, tumour core {1,3}, enhancing tumour {3}.
+           Time points of one patient share a fold."""
 
 CHANNELS = ("t1c", "t1n", "t2f", "t2w")
 # painted in this order, each over the ones before: edema, necrosis, enhancing tumour
@@ -76,31 +80,31 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
             f"{source}: expected files such as BraTS2021_00000_flair.nii.gz or BraTS-GLI-00000-000-t2f.nii.gz, found "
             "none."
         )
-    labelled = {case.group for case in cases.values() if "seg" in case.files}
-    jobs = []
-    for name, case in sorted(cases.items()):
-        wanted = (*CHANNELS, "seg") if case.group in labelled else CHANNELS
-        missing = [kind for kind in wanted if kind not in case.files]
-        if missing:
-            action = "download the case again, or remove its folder"
-            findings.append(
-                Finding(
-                    case=name,
-                    file=str(next(iter(case.files.values())).parent),
-                    expected=f"the file {', '.join(missing)}",
-                    found="none",
-                    action=action,
-                )
-            )
-        else:
-            jobs.append(_job(name, case))
+    jobs, incomplete = _jobs(cases)
     writer = RawWriter(folder, "brats", source, options)
-    writer.report_findings(findings)
+    writer.report_findings([*findings, *incomplete])
     writer.convert(jobs)
     split = strided_split(writer.training_cases) if rule else None
     return finish_converted(
         writer, "brats", DatasetDescription(channel_names=CHANNELS, labels=LABELS, num_training=0), split
     )
+
+
+def _jobs(cases: Mapping[str, _Case]) -> tuple[list[CaseJob], list[Finding]]:
+    """A job for each complete case, and an error for each of the others."""
+    labelled = {case.group for case in cases.values() if "seg" in case.files}
+    jobs: list[CaseJob] = []
+    findings: list[Finding] = []
+    for name, case in sorted(cases.items()):
+        wanted = (*CHANNELS, "seg") if case.group in labelled else CHANNELS
+        missing = [kind for kind in wanted if kind not in case.files]
+        if not missing:
+            jobs.append(_job(name, case))
+            continue
+        folder = next(iter(case.files.values())).parent
+        action = "download the case again, or remove its folder"
+        findings.append(problem(name, folder, f"the file {', '.join(missing)}", "none", action))
+    return jobs, findings
 
 
 def strided_split(cases: tuple[str, ...]) -> PublishedSplit:
@@ -119,29 +123,18 @@ def strided_split(cases: tuple[str, ...]) -> PublishedSplit:
 def _cases(source: Path) -> tuple[dict[str, _Case], list[Finding]]:
     cases: dict[str, _Case] = {}
     findings = []
-    for path in sorted(p for p in source.rglob("*") if file_ending(p) and not p.name.startswith(".")):
+    for path in files_ending(source, *READERS):
         match = _NAME.match(stem(path))
         if match is None:
             expected, action = "a BraTS file name", "it was ignored; check whether it belongs to a case"
-            findings.append(
-                Finding(case="", file=str(path), expected=expected, found=path.name, action=action, error=False)
-            )
+            findings.append(warning("", path, expected, path.name, action))
             continue
         name = match["case"] or match["case23"]
         sequence = match["new"] or _SAME.get(match["old"], match["old"])
         case = cases.setdefault(name, _Case({}, match["patient"], path.parent.parent))
         if case.files.setdefault(sequence, path) is not path:
             expected = f"one file {sequence} per case"
-            findings.append(
-                Finding(
-                    case=name,
-                    file=str(path),
-                    expected=expected,
-                    found=f"also {case.files[sequence]}",
-                    action="the first one was used",
-                    error=False,
-                )
-            )
+            findings.append(warning(name, path, expected, f"also {case.files[sequence]}", "the first one was used"))
     return cases, findings
 
 
@@ -172,15 +165,7 @@ def _ambiguous(name: str, label: Path, content: CaseContent) -> list[Finding]:
     if not {_OLD_ENHANCING, _ENHANCING} <= set(label_values(read_label(label).array)):
         return []
     expected = "the enhancing tumour as 4 (2021) or as 3 (2023)"
-    return [
-        Finding(
-            case=name,
-            file=str(label),
-            expected=expected,
-            found="both values",
-            action="download the case again; the two cannot be told apart",
-        )
-    ]
+    return [problem(name, label, expected, "both values", "download the case again; the two cannot be told apart")]
 
 
 CONVERTERS.register("brats")(

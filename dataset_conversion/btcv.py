@@ -7,9 +7,10 @@ doi:10.7303/syn3193805.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.folder import list_volumes, volume_job
 from dataset_conversion.layout import contents, existing_folder, find_parent
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
@@ -32,8 +33,8 @@ source:    the unpacked folder, or any folder above it:
              RawData/Training/label/label0001.nii.gz
              RawData/Testing/img/img0061.nii.gz        optional, without labels
            or the same files in imagesTr, labelsTr, imagesTs, as MONAI's tutorials arrange them
-split:     dataset_0.json of MONAI's tutorials (24 training, 6 validation cases), found beside these folders or given with
-           --split FILE, becomes fold 0; without it training makes five folds."""
+split:     dataset_0.json of MONAI's tutorials (24 training, 6 validation cases), found beside these folders or given
+           with --split FILE, becomes fold 0; without it training makes five folds."""
 
 ORGANS = (
     "spleen",
@@ -55,7 +56,7 @@ LABELS = LabelSpec.from_names(ORGANS)
 _LAYOUTS = (("img", "label"), ("imagesTr", "labelsTr"))
 _TESTS = ("../Testing/img", "Testing/img", "imagesTs")
 _SPLIT = "dataset_0.json"
-_NUMBER = re.compile(r"^(?:img|label)(\d{4})$")
+_NUMBER = re.compile(r"^(?:img|label)(\d{4})$", re.IGNORECASE)
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -66,12 +67,16 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """
     source = existing_folder(source, "btcv")
     training, images, labels = _training(source)
+    tests = next((training / name for name in _TESTS if (training / name).is_dir()), None)
+    scans = _numbered(tests) if tests else {}
     findings = _unpaired(images, labels, training)
+    used = {*images.values(), *labels.values(), *scans.values()}
+    for place in _folders(training, tests):
+        findings += _unnumbered(place, used)
     jobs = [_job(number, images[number], labels[number]) for number in sorted(images.keys() & labels.keys())]
     if not jobs:
         raise DataError(f"{training}: expected images img0001.nii.gz and label maps label0001.nii.gz, found no pair.")
-    tests = next((training / name for name in _TESTS if (training / name).is_dir()), None)
-    jobs += [_job(number, path, None) for number, path in sorted(_numbered(tests).items())] if tests else []
+    jobs += [_job(number, path, None) for number, path in sorted(scans.items())]
     numbers = images.keys() | labels.keys()
     split, entries = _split(source, training, options, [f"img{number}" for number in numbers])
     writer = RawWriter(folder, "btcv", training, options)
@@ -96,6 +101,22 @@ def _numbered(folder: Path) -> dict[str, Path]:
     return {match[1]: path for match, path in matches if match}
 
 
+def _folders(training: Path, tests: Path | None) -> list[Path]:
+    """The folders that hold scans or label maps, where they are there."""
+    folders = [training / name for names in _LAYOUTS for name in names]
+    return [*folders, tests] if tests else folders
+
+
+def _unnumbered(folder: Path, used: Collection[Path]) -> list[Finding]:
+    """A warning for each scan or label map whose name says no number."""
+    expected, action = "a name such as img0001.nii.gz or label0001.nii.gz", "it was ignored; rename or remove it"
+    found = []
+    for path in list_volumes(folder):
+        if path not in used:
+            found.append(warning("", path, expected, path.name, action))
+    return found
+
+
 def _job(number: str, image: Path, label: Path | None) -> CaseJob:
     return volume_job(
         f"img{number}", [image], label, 1, LABELS.values if label else None, split="Tr" if label else "Ts"
@@ -108,15 +129,7 @@ def _unpaired(images: Mapping[str, Path], labels: Mapping[str, Path], training: 
         path = images.get(number) or labels[number]
         missing = f"label{number}.nii.gz" if number in images else f"img{number}.nii.gz"
         action = "unpack the download again, or remove the file"
-        findings.append(
-            Finding(
-                case=f"img{number}",
-                file=str(path),
-                expected=f"{missing} for it below {training}",
-                found="none",
-                action=action,
-            )
-        )
+        findings.append(problem(f"img{number}", path, f"{missing} for it below {training}", "none", action))
     return findings
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset_conversion.boxes import Drawn
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.items import SPLIT_NAMES, Item, convert_items, split_name
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.radiographs import SETTINGS, Rules, image_index
@@ -16,8 +17,8 @@ from dataset_conversion.read_coco import Coco, read_coco
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
-from medkd.core.files import is_file, read_json
-from medkd.core.resolve import FileIndex, files_below
+from medkd.core.files import check_file, read_json
+from medkd.core.resolve import FileIndex, files_ending
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -25,9 +26,10 @@ Radiographs of your own with boxes in COCO files (CVAT, Label Studio, Roboflow, 
 source:    a folder with one COCO file, or one each for training, validation and test, and the images anywhere below it:
              annotations/instances_train.json, instances_val.json    or    train/_annotations.coco.json, valid/...
              images/...                                              found by 'file_name'
-Files whose name or folder says train, val (valid) or test give fold 0 and the test cases; one file alone gives five folds.
-Boxes are 'bbox', else the polygons' ends. Images with a crowd (iscrowd 1) or an annotation without either are left out, and named.
-Images without boxes are negatives; --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
+Files whose name or folder says train, val (valid) or test give fold 0 and the test cases; one file alone gives five
+folds. Boxes are 'bbox', else the polygons' ends. Images with a crowd (iscrowd 1) or an annotation without either are
+left out, and named. Images without boxes are negatives; --labels chooses and orders classes; --patients keeps a
+patient's images in one fold."""
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -37,7 +39,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         DataError: there is no COCO file or image, a setting is unknown, or the output cannot be written.
     """
     source = existing_folder(source, "coco")
-    files = {path: read_coco(path) for path in _coco_files(source)}
+    paths, passed_over = _coco_files(source)
+    files = {path: read_coco(path) for path in paths}
     if not files:
         raise DataError(
             f"{source}: expected a JSON file with 'images', 'annotations' and 'categories', found none; see --help."
@@ -48,6 +51,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     rules = Rules.choose(tuple(known), options)
     index = image_index(source)
     items, findings = _items(files, index, source)
+    findings += passed_over
     listed = {item.image for item in items}
     for path in index.paths:
         if path not in listed:
@@ -55,28 +59,44 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     return convert_items("coco", source, folder, items, rules, options, findings)
 
 
-def _coco_files(source: Path) -> list[Path]:
-    """JSON files that are COCO files; the others (settings of tools, other formats) are none of our business."""
+def _coco_files(source: Path) -> tuple[list[Path], list[Finding]]:
+    """JSON files that are COCO files, and a warning for each that is no JSON; the others (settings of tools, other
+    formats) are none of our business.
+
+    Raises:
+        DataError: a file that was to be a COCO file, or something in the place of a file, cannot be read.
+    """
     found = []
-    for path in files_below(source, "*.json"):
+    passed_over = []
+    for path in files_ending(source, ".json"):
         try:
             data = read_json(path)
-        except DataError:
+        except DataError as error:
             if _looks_like_coco(path):
                 raise
+            passed_over.append(_passed_over(path, error))
             continue
-        if isinstance(data, Mapping) and {"images", "categories"} <= set(data):
+        if isinstance(data, Mapping) and {"images", "categories"} & set(data):
             found.append(path)
-    return found
+    return found, passed_over
 
 
 def _looks_like_coco(path: Path) -> bool:
     """Whether a file that is no JSON was to be a COCO file: a truncated one must not be passed over."""
-    if not is_file(path):
-        return False
+    check_file(path)
     with path.open("rb") as stream:
-        start = stream.read(1 << 20)
+        start = stream.read(1 << 20).replace(b"\0", b"")  # UTF-16 too
     return any(key in start for key in (b'"images"', b'"annotations"', b'"file_name"'))
+
+
+def _passed_over(path: Path, error: DataError) -> Finding:
+    return warning(
+        "",
+        path,
+        "JSON in a file of this name",
+        str(error).rstrip("."),
+        "it was passed over; restore the file if it is a COCO file, or remove it",
+    )
 
 
 def _items(files: Mapping[Path, Coco], index: FileIndex, source: Path) -> tuple[list[Item], list[Finding]]:
@@ -121,42 +141,41 @@ def _find(name: str, path: Path, index: FileIndex, source: Path) -> tuple[Path |
         image = index.find(name, path.parent, path.parent.parent / "images")
     except DataError as error:
         found, action = str(error).rstrip("."), "rename or remove one"
-        return None, Finding(case=case, file=str(path), expected="one image of this name", found=found, action=action)
+        return None, problem(case, path, "one image of this name", found, action)
     if image is not None:
         return image, None
     expected = f"an image below {source}, as {path.name} lists"
     action = "add the image or remove it from the file"
-    return None, Finding(case=case, file=name, expected=expected, found="no such file", action=action)
+    return None, problem(case, name, expected, "no such file", action)
 
 
 def _unlisted(path: Path) -> Finding:
-    return Finding(
-        case="",
-        file=str(path),
-        expected="an image that a COCO file lists",
-        found="an unlisted image",
-        action="it was left out, since it may have boxes; list it in 'images' if it has none",
-        error=False,
+    return warning(
+        "",
+        path,
+        "an image that a COCO file lists",
+        "an unlisted image",
+        "it was left out, since it may have boxes; list it in 'images' if it has none",
     )
 
 
 def _without_part(path: Path) -> Finding:
-    return Finding(
-        case="",
-        file=str(path),
-        expected=f"a name or folder with {', '.join(SPLIT_NAMES)}",
-        found=path.name,
-        action="its images were left out, since other files say of which part they are; rename it",
+    return problem(
+        "",
+        path,
+        f"a name or folder with {', '.join(SPLIT_NAMES)}",
+        path.name,
+        "its images were left out, since other files say of which part they are; rename it",
     )
 
 
 def _claimed_twice(image: Path, path: Path, names: Sequence[str]) -> Finding:
-    return Finding(
-        case=image.stem,
-        file=str(path),
-        expected="each image under one name",
-        found=f"{image} as {' and as '.join(names)}",
-        action="it was left out; correct one of the names",
+    return problem(
+        image.stem,
+        path,
+        "each image under one name",
+        f"{image} as {' and as '.join(names)}",
+        "it was left out; correct one of the names",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +67,21 @@ def make_contact_sheet(folder: Path, report: ConversionReport, warnings: Iterabl
     """
     description = DatasetDescription.load(folder / "dataset.json")
     files = _files(folder, description)
-    sections = choose_cases(files, report, warnings, _MOST[description.task], set(report.lists.get("negative", ())))
+    negatives = set(report.lists.get("negative", ()))
+    sections = choose_cases(files, report, warnings, _MOST[description.task], negatives)
     if not sections:
         return None
-    shown = list(dict.fromkeys(case for section in sections for case in section.cases))
-    with ThreadPoolExecutor(_THREADS if description.task == "detection" else 2) as pool:  # a volume takes a gigabyte
-        tiles = dict(zip(shown, pool.map(lambda case: _tile(files[case], description), shown), strict=True))
-    sheet = _Sheet(len(max((s.cases for s in sections), key=len)))
-    names = description.categories or tuple(name for name, _ in description.labels.foreground)
-    sheet.head(f"{report.dataset}", f"{report.format} · {len(files)} cases · {len(shown)} shown", names)
+    shown: dict[str, CaseFiles] = {}
+    for section in sections:
+        for case in section.cases:
+            shown[case] = files[case]
+    threads = _THREADS if description.task == "detection" else 2  # a volume takes a gigabyte
+    with ThreadPoolExecutor(threads) as pool:
+        pictures = pool.map(lambda case: _tile(case, description), shown.values())
+        tiles = dict(zip(shown, pictures, strict=True))
+    sheet = _Sheet(max(len(section.cases) for section in sections))
+    names = description.categories or [name for name, _ in description.labels.foreground]
+    sheet.head(report.dataset, f"{report.format} · {len(files)} cases · {len(shown)} shown", names)
     for section in sections:
         sheet.add(section, tiles)
     target = folder / SHEET_FILE
@@ -93,31 +101,54 @@ def choose_cases(
 
     No more than ``most`` in all (examples come on top); what does not fit is counted in :attr:`Section.hidden`.
     """
-    sections: list[Section] = []
-    seen: set[str] = set()
-
-    def add(title: str, reason: str, cases: Iterable[str]) -> None:
-        wanted = [c for c in dict.fromkeys(cases) if c in known and c not in seen]
-        room = max(0, most - len(seen))
-        seen.update(wanted[:room])
-        if wanted:
-            sections.append(Section(title, reason, tuple(wanted[:room]), len(wanted[room:])))
-
-    for name, reason in _SECTIONS.items():
-        members = [case for member in report.lists.get(name, ()) for case in member.split(" = ")]
-        with_label = sorted(members, key=lambda case: case in (negatives or set())) if name != "duplicates" else members
-        add(name, reason, with_label)
-    add("warnings", "see the reports", (f.case for f in (*report.warnings, *warnings) if f.case))
     without = negatives or set()
-    most += 2 * _EXAMPLES
-    add("examples", "evenly spaced", _spaced([c for c in sorted(known) if c not in seen | without]))
-    add("negatives", "without a box", _spaced([c for c in sorted(without & set(known)) if c not in seen]))
-    return sections
+    choice = _Choice(known, most)
+    for name, reason in _SECTIONS.items():
+        members: list[str] = []
+        for member in report.lists.get(name, ()):
+            members += member.split(" = ")
+        if name != "duplicates":  # those with boxes first
+            members.sort(key=without.__contains__)
+        choice.add(name, reason, members)
+    warned = [finding.case for finding in (*report.warnings, *warnings)]
+    choice.add("warnings", "see the reports", warned)
+    choice.most += 2 * _EXAMPLES
+    cases = sorted(known)
+    with_label = choice.unseen(cases, set(cases) - without)
+    choice.add("examples", "evenly spaced", _spaced(with_label))
+    negative = choice.unseen(cases, without)
+    choice.add("negatives", "without a box", _spaced(negative))
+    return choice.sections
+
+
+class _Choice:
+    """Sections in which no case is shown twice, with no more than ``most`` cases in all."""
+
+    def __init__(self, known: Mapping[str, CaseFiles], most: int) -> None:
+        self.most = most
+        self.sections: list[Section] = []
+        self._known = known
+        self._seen: set[str] = set()
+
+    def add(self, title: str, reason: str, cases: Iterable[str]) -> None:
+        """A section with those of the cases that are there and not shown yet; none where there is no such case."""
+        wanted = self.unseen(dict.fromkeys(cases), self._known)
+        room = max(0, self.most - len(self._seen))
+        self._seen.update(wanted[:room])
+        hidden = len(wanted[room:])
+        if wanted:
+            self.sections.append(Section(title, reason, tuple(wanted[:room]), hidden))
+
+    def unseen(self, cases: Iterable[str], among: Collection[str]) -> list[str]:
+        """The cases that are among others and not shown yet."""
+        return [case for case in cases if case in among and case not in self._seen]
 
 
 def _spaced(cases: Sequence[str]) -> list[str]:
-    count = min(_EXAMPLES, len(cases))
-    return [cases[(2 * i + 1) * len(cases) // (2 * count)] for i in range(count)]
+    total = len(cases)
+    count = min(_EXAMPLES, total)
+    places = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    return [cases[place] for place in places]
 
 
 def _files(folder: Path, description: DatasetDescription) -> dict[str, CaseFiles]:
@@ -132,14 +163,21 @@ def _tile(files: CaseFiles, description: DatasetDescription) -> tuple[Image.Imag
     try:
         if description.task != "detection":
             return volume_picture(files, _SIDE), ""
-        picture = radiograph_picture(files.images[0], files.label, description.categories, _SIDE)
+        image, label = files.images[0], files.label
+        picture = radiograph_picture(image, label, description.categories, _SIDE)
         annotation = BoxAnnotation.load(files.label) if files.label else None
     except DataError:
         return Image.new("RGB", (_SIDE, _SIDE), _EMPTY), "unreadable"
     if annotation is None:
         return picture, ""
-    counts = ", ".join(f"{annotation.names.count(name)} {name}" for name in dict.fromkeys(annotation.names))
+    counted = Counter(annotation.names)  # in the order of their first box
+    counts = ", ".join(f"{times} {name}" for name, times in counted.items())
     return picture, f"{annotation.width} x {annotation.height}, {counts or 'no box'}"
+
+
+_Place = tuple[int, int]
+_Text = tuple[_Place, str, int, Colour]
+_Tile = tuple[Image.Image, str]
 
 
 class _Sheet:
@@ -153,48 +191,54 @@ class _Sheet:
         self._columns = max(3, min(_COLUMNS, widest))
         self._width = 2 * _MARGIN + self._columns * (_SIDE + _GAP) - _GAP
         self._y = _MARGIN
-        self._texts: list[tuple[tuple[int, int], str, int, Colour]] = []
-        self._tiles: list[tuple[tuple[int, int], Image.Image]] = []
+        self._texts: list[_Text] = []
+        self._tiles: list[tuple[_Place, Image.Image]] = []
 
     def head(self, title: str, subtitle: str, names: Sequence[str]) -> None:
         """The title, and the names of the classes in their colours."""
-        self._texts += [((_MARGIN, self._y), title, 26, _TEXT), ((_MARGIN, self._y + 34), subtitle, 15, _FAINT)]
+        self._write(_MARGIN, self._y, title, 26)
+        self._write(_MARGIN, self._y + 34, subtitle, 15, _FAINT)
         self._y += 62
         x = _MARGIN
         for i, name in enumerate(names):
             width = round(_font(14).getlength(name)) + 34
             if x + width > self._width - _MARGIN:
                 x, self._y = _MARGIN, self._y + 22
-            self._tiles.append(((x, self._y + 3), Image.new("RGB", (12, 12), colour(i))))
-            self._texts.append(((x + 18, self._y), name, 14, _TEXT))
+            square = Image.new("RGB", (12, 12), colour(i))
+            self._tiles.append(((x, self._y + 3), square))
+            self._write(x + 18, self._y, name, 14)
             x += width
         self._y += 22
 
-    def add(self, section: Section, tiles: Mapping[str, tuple[Image.Image, str]]) -> None:
+    def add(self, section: Section, tiles: Mapping[str, _Tile]) -> None:
         """A heading and rows of pictures."""
         count = len(section.cases) + section.hidden
         more = f"; {section.hidden} more in the report" if section.hidden else ""
         heading = f"{section.title} ({count})"
         self._y += 22
-        self._texts.append(((_MARGIN, self._y), heading, 19, _TEXT))
-        self._texts.append(
-            ((_MARGIN + round(_font(19).getlength(heading)) + 12, self._y + 4), section.reason + more, 14, _FAINT)
-        )
+        self._write(_MARGIN, self._y, heading, 19)
+        width = round(_font(19).getlength(heading))
+        self._write(_MARGIN + width + 12, self._y + 4, section.reason + more, 14, _FAINT)
         self._y += 34
+        height = _SIDE + _CAPTION + _GAP
         for i, case in enumerate(section.cases):
-            x = _MARGIN + (i % self._columns) * (_SIDE + _GAP)
-            y = self._y + (i // self._columns) * (_SIDE + _CAPTION + _GAP)
+            row, column = divmod(i, self._columns)
+            x = _MARGIN + column * (_SIDE + _GAP)
+            y = self._y + row * height
             picture, caption = tiles[case]
             self._tiles.append(((x, y), picture))
-            self._texts += [
-                ((x, y + _SIDE + 3), _fitted(case, 14), 14, _TEXT),
-                ((x, y + _SIDE + 20), _fitted(caption, 12), 12, _FAINT),
-            ]
-        self._y += -(-len(section.cases) // self._columns) * (_SIDE + _CAPTION + _GAP)
+            self._write(x, y + _SIDE + 3, _fitted(case, 14), 14)
+            self._write(x, y + _SIDE + 20, _fitted(caption, 12), 12, _FAINT)
+        rows = math.ceil(len(section.cases) / self._columns)
+        self._y += rows * height
+
+    def _write(self, x: int, y: int, text: str, size: int, shade: Colour = _TEXT) -> None:
+        self._texts.append(((x, y), text, size, shade))
 
     def image(self) -> Image.Image:
         """The finished sheet."""
-        sheet = Image.new("RGB", (self._width, self._y + _MARGIN - _GAP), _BACKGROUND)
+        height = self._y + _MARGIN - _GAP
+        sheet = Image.new("RGB", (self._width, height), _BACKGROUND)
         for place, tile in self._tiles:
             sheet.paste(tile, place)
         draw = ImageDraw.Draw(sheet)

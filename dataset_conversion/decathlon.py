@@ -11,9 +11,9 @@ from dataset_conversion.folder import list_volumes, split_channel
 from medkd.core.dataset import is_version_1 as is_version_1
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
-from medkd.core.resolve import FileIndex, files_below
+from medkd.core.resolve import FileIndex, files_ending
 from medkd.io.checks import Finding
-from medkd.io.volumes import file_ending, stem
+from medkd.io.volumes import READERS, file_ending, stem
 
 Images = tuple[Path, ...]
 
@@ -74,8 +74,7 @@ def listed_pairs(task: Path, entries: Any) -> Pairs | None:
     """
     if not isinstance(entries, list) or not entries:
         return None
-    volumes = filter(file_ending, files_below(task))
-    index = FileIndex(task, volumes, _stem)
+    index = FileIndex(task, files_ending(task, *READERS), _stem)
     pairs = Pairs()
     images_of: dict[Images, str] = {}
     for entry in entries:
@@ -107,8 +106,10 @@ def _texts_of(entry: Any, task: Path) -> tuple[str, str]:
 
 
 def images_without_label(folder: Path, channels: int) -> dict[str, Images]:
-    """Case → images in a folder without labels: four digits at the end of a name are a channel only where a case has all
-    of them (``word_0001`` and ``word_0002`` are two cases).
+    """Case → images in a folder without labels.
+
+    Four digits at the end of a name are a channel only where a case has all of them (``word_0001`` and ``word_0002``
+    are two cases).
     """
     grouped: dict[str, dict[int, Path]] = {}
     for path in list_volumes(folder):

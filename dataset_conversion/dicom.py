@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.findings import problem, some, warning
 from dataset_conversion.folder import compact_label, list_volumes, named_labels, recode_values
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
@@ -25,13 +26,15 @@ from medkd.io.volumes import Volume, read_label, stem
 GUIDE = """\
 DICOM series (CT, MR, ...) and label maps: every series becomes a case, in rescaled values (HU for CT), on its own grid.
 needs:     pip install 'medkd[dicom]'
-source:    a folder with a series, or any tree with several; files may have any name, DICOMDIR and other files are ignored
+source:    a folder with a series, or any tree with several; files may have any name, DICOMDIR and other files are
+           ignored
              SOURCE/patient1/CT/*          case patient1_CT: the folders below SOURCE, joined by _
              SOURCE/patient2/*             series that share a folder get their number and description appended
-labels:    --label-folder FOLDER with FOLDER/patient1_CT.nii.gz, named like the case and on the same grid; its axes may be
-           flipped or permuted, they are brought to the order of the series. Name the values with --labels A,B.
+labels:    --label-folder FOLDER with FOLDER/patient1_CT.nii.gz, named like the case and on the same grid; its axes may
+           be flipped or permuted, they are brought to the order of the series. Name the values with --labels A,B.
            Series without a label map become test cases (imagesTs). To predict only, give the series to medkd_predict.
-refused:   gantry tilt, missing or double slices, mixed orientations, sizes or spacings within a series: each with its reason
+refused:   gantry tilt, missing or double slices, mixed orientations, sizes or spacings within a series: each with its
+           reason
 left out:  localizers, single slices, screenshots, reports, segmentations; the report lists them
 privacy:   no name, birth date or patient number is taken over; folder names and series descriptions are"""
 
@@ -52,23 +55,33 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     if not study.scans:
         raise DataError(no_scan_text(source, study))
     label_folder, labels = _labels(options)
-    training = {series.name: labels[series.name] for series in study.scans if series.name in labels}
-    if not training:
-        names = _listed(series.name for series in study.scans)
-        found_names = _listed(path.name for path in labels.values()) or "none"
-        raise DataError(f"{label_folder}: expected label maps named like the series ({names}), found {found_names}.")
+    training = _training(study, labels, label_folder)
     channel, notes = _channel(study, training, options)
     spec, recode, found = named_labels(options, training, label_folder)
     notes += found
     jobs, other = _jobs(study, training, spec, recode)
     writer = RawWriter(folder, "dicom", source, options)
-    writer.report_findings([*_unmatched(labels, training, source), *other, *_damaged(study)])
+    writer.report_findings(_unmatched(labels, training, source))
+    writer.report_findings([*other, *_damaged(study)])
     writer.convert(jobs)
     writer.report_list("series", (f"{series.name} = {series.text()}" for series in study.scans))
     writer.report_list("not scans", (f"{series.text()}: {series.not_a_scan}" for series in study.others))
-    return finish_converted(
-        writer, "dicom", DatasetDescription(channel_names=(channel,), labels=spec, num_training=0), None, notes
-    )
+    description = DatasetDescription(channel_names=(channel,), labels=spec, num_training=0)
+    return finish_converted(writer, "dicom", description, None, notes)
+
+
+def _training(study: Study, labels: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Series that have a label map → the label map.
+
+    Raises:
+        DataError: there is none.
+    """
+    names = sorted(series.name for series in study.scans)
+    training = {name: labels[name] for name in names if name in labels}
+    if not training:
+        found = some(sorted(path.name for path in labels.values())) or "none"
+        raise DataError(f"{folder}: expected label maps named like the series ({some(names)}), found {found}.")
+    return training
 
 
 def align(label: Volume, grid: Geometry) -> Volume:
@@ -100,9 +113,13 @@ def _labels(options: ConversionOptions) -> tuple[Path, dict[str, Path]]:
 
 def _channel(study: Study, training: Mapping[str, Path], options: ConversionOptions) -> tuple[str, list[str]]:
     """The name of the only channel, and a note where it was taken from the series."""
-    modalities = {series.headers[0].modality: series.name for series in study.scans if series.name in training}
+    modalities: dict[str, str] = {}
+    for series in study.scans:
+        if series.name in training:
+            modalities[series.headers[0].modality] = series.name
     if len(modalities) > 1:
-        found = ", ".join(f"{modality or 'unnamed'} ({name})" for modality, name in sorted(modalities.items()))
+        pairs = sorted(modalities.items())
+        found = ", ".join(f"{modality or 'unnamed'} ({name})" for modality, name in pairs)
         raise DataError(
             f"The labelled series must be of one modality, found {found}; convert each with a label folder of its own."
         )
@@ -123,26 +140,19 @@ def _jobs(
     study: Study, training: Mapping[str, Path], spec: LabelSpec, recode: Mapping[int, int] | None
 ) -> tuple[list[CaseJob], list[Finding]]:
     """Jobs for all series of the training cases' modality, and findings about the rest."""
-    used = {series.headers[0].modality for series in study.scans if series.name in training}
-    patients = _patients([series for series in study.scans if series.name in training])
+    labelled = [series for series in study.scans if series.name in training]
+    used = {series.headers[0].modality for series in labelled}
+    patients = _patients(labelled)
     jobs: list[CaseJob] = []
     findings: list[Finding] = []
     for series in study.scans:
         modality = series.headers[0].modality
         if modality not in used:
             expected = f"series of the modality {', '.join(used)}"
-            findings.append(
-                Finding(
-                    case=series.name,
-                    file=str(series.folder),
-                    expected=expected,
-                    found=modality or "none",
-                    action="it was left out",
-                    error=False,
-                )
-            )
+            findings.append(warning(series.name, series.folder, expected, modality or "none", "it was left out"))
             continue
-        jobs.append(_job(series, training.get(series.name), spec, recode, patients.get(series.name)))
+        label, patient = training.get(series.name), patients.get(series.name)
+        jobs.append(_job(series, label, spec, recode, patient))
     return jobs, findings
 
 
@@ -167,14 +177,19 @@ def _job(
         geometry = aligned.geometry if findings else image.geometry  # equal but for rounding in the label's header
         return CaseContent((image,), compact_label(Volume(aligned.array, geometry)), values, tuple(findings))
 
-    recipe = json.dumps([list(spec.values), sorted((recode or {}).items())])
-    sources = (*series.files, *([label] if label else []))
+    renumbered = sorted((recode or {}).items())
+    recipe = json.dumps([list(spec.values), renumbered])
+    sources = (*series.files, label) if label else tuple(series.files)
     return CaseJob(series.name, sources, prepare, recipe, "Tr" if label else "Ts", patient)
 
 
 def _patients(scans: list[Series]) -> dict[str, str]:
     """Case → a running number instead of the PatientID; empty where the IDs do not tell patients apart."""
-    ids = {series.name: series.headers[0].patient for series in scans if series.headers[0].patient}
+    ids: dict[str, str] = {}
+    for series in scans:
+        patient = series.headers[0].patient
+        if patient:
+            ids[series.name] = patient
     different = sorted(set(ids.values()))
     if len(different) < 2:  # removed, or the same dummy in all files
         return {}
@@ -184,27 +199,18 @@ def _patients(scans: list[Series]) -> dict[str, str]:
 def _unmatched(labels: Mapping[str, Path], training: Mapping[str, Path], source: Path) -> Iterator[Finding]:
     for name in sorted(labels.keys() - training.keys()):
         action = "rename the label map like its case (the report lists them), or remove it"
-        yield Finding(
-            case=name, file=str(labels[name]), expected=f"a series {name} in {source}", found="none", action=action
-        )
+        yield problem(name, labels[name], f"a series {name} in {source}", "none", action)
 
 
 def _damaged(study: Study) -> Iterator[Finding]:
     """Damaged files that are in no scan's folder; the others are reported with their case."""
-    reported = {path for series in study.scans for path in series.damaged}
+    reported: set[Path] = set()
+    for series in study.scans:
+        reported.update(series.damaged)
     for path in sorted(study.damaged.keys() - reported):
-        yield Finding(
-            case="",
-            file=str(path),
-            expected="a DICOM file that can be read",
-            found=study.damaged[path].rstrip("."),
-            action="restore the file or remove it",
+        yield problem(
+            "", path, "a DICOM file that can be read", study.damaged[path].rstrip("."), "restore the file or remove it"
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
 
 
 CONVERTERS.register("dicom")(

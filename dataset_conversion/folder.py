@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_conversion.findings import problem
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
+from medkd.core.resolve import stands_for_file
 from medkd.io.checks import Finding, finite_finding, grid_findings, label_finding, label_values, unreadable_finding
 from medkd.io.verify import worker_count
 from medkd.io.volumes import Volume, as_label, file_ending, read_channels, read_label, read_volume, stem
@@ -39,12 +42,18 @@ class Pairs:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted, links to nothing among them; hidden files and the ``._`` files that macOS
-    leaves in archives are ignored.
+    """The image files of a folder, sorted, links to nothing among them, and empty folders called like one; hidden files
+    and the ``._`` files that macOS leaves in archives are ignored.
     """
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and file_ending(p) and not p.is_dir())
+    found = []
+    for path in folder.iterdir():
+        if path.name.startswith(".") or not file_ending(path):
+            continue
+        if not path.is_dir() or stands_for_file(path):
+            found.append(path)
+    return sorted(found)
 
 
 def split_channel(name: str) -> tuple[str, int]:
@@ -65,23 +74,15 @@ def pair_files(images: Path, labels: Path) -> Pairs:
             grouped.setdefault(case, {})[channel] = path
         else:
             action = f"add the label map, or move the image to {images.parent / 'imagesTs'}"
-            findings.append(
-                Finding(
-                    case=case, file=str(path), expected=f"a label map {case} in {labels}", found="none", action=action
-                )
-            )
+            findings.append(problem(case, path, f"a label map {case} in {labels}", "none", action))
     for case, path in label_files.items():
         if case not in grouped:
             findings.append(
-                Finding(
-                    case=case,
-                    file=str(path),
-                    expected=f"an image {case} in {images}",
-                    found="none",
-                    action="add the image or remove the label map",
-                )
+                problem(case, path, f"an image {case} in {images}", "none", "add the image or remove the label map")
             )
-    return Pairs(grouped, {case: path for case, path in label_files.items() if case in grouped}, tuple(findings))
+    for case in label_files.keys() - grouped.keys():
+        del label_files[case]
+    return Pairs(grouped, label_files, tuple(findings))
 
 
 def find_values(labels: Mapping[str, Path], workers: int | None = None) -> dict[int, int]:
@@ -93,11 +94,10 @@ def find_values(labels: Mapping[str, Path], workers: int | None = None) -> dict[
         except DataError:  # the case itself is reported when it is converted
             return ()
 
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     with ThreadPoolExecutor(workers or worker_count(labels.values())) as pool:
         for found in pool.map(values, labels.values()):
-            for value in found:
-                counts[value] = counts.get(value, 0) + 1
+            counts.update(found)
     return dict(sorted(counts.items()))
 
 
@@ -114,22 +114,30 @@ def name_values(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dic
     Raises:
         DataError: there is no positive value, or the values are those of an image.
     """
-    values = [v for v in counts if v != 0]
-    if not values or values[0] < 0 or len(values) > 255:
-        found = f"{values[0]}..{values[-1]} ({len(values)} values)" if values else "only background"
-        raise DataError(
-            f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the "
-            "folder."
-        )
+    values = [value for value in counts if value != 0]
+    _check_values(values, labels)
     seen = ", ".join(f"{value} (in {cases} cases)" for value, cases in counts.items())
     names = [f"label_{value}" for value in values]
     notes = [f"label values found: {seen}; they were named {', '.join(names)}; give --labels for better names"]
     spec = LabelSpec.from_names(names)
     recode = dict(zip(values, range(1, len(values) + 1), strict=True))
-    if all(old == new for old, new in recode.items()):
+    if values == list(range(1, len(values) + 1)):
         return spec, None, notes
-    notes.append(f"label values were renumbered: {', '.join(f'{old}→{new}' for old, new in recode.items())}")
+    pairs = ", ".join(f"{old}→{new}" for old, new in recode.items())
+    notes.append(f"label values were renumbered: {pairs}")
     return spec, recode, notes
+
+
+def _check_values(values: Sequence[int], labels: Path) -> None:
+    if not values:
+        found = "only background"
+    elif values[0] < 0 or len(values) > 255:
+        found = f"{values[0]}..{values[-1]} ({len(values)} values)"
+    else:
+        return
+    raise DataError(
+        f"{labels}: expected a few positive label values, found {found}; name them with --labels, or check the folder."
+    )
 
 
 def named_labels(
@@ -211,12 +219,12 @@ def _prepare_images(
 
 
 def _channels_finding(case: str, count: int, paths: Sequence[Path], channels: int) -> Finding:
-    return Finding(
-        case=case,
-        file="",
-        expected=f"{channels} channels",
-        found=f"{count} ({', '.join(path.name for path in paths)})",
-        action="add the missing files or name the channels with --channels",
+    return problem(
+        case,
+        "",
+        f"{channels} channels",
+        f"{count} ({', '.join(path.name for path in paths)})",
+        "add the missing files or name the channels with --channels",
     )
 
 
@@ -229,7 +237,7 @@ def _is_plain(path: Path) -> bool:
 
 def recode_values(array: np.ndarray, recode: Mapping[int, int]) -> bool:
     """Replace values in place by a lookup table; returns whether anything changed."""
-    if all(old == new for old, new in recode.items()) or not array.size:
+    if not array.size:
         return False
     low, high = int(array.min()), int(array.max())
     table = np.arange(low, high + 1, dtype=array.dtype)
@@ -244,10 +252,15 @@ def recode_values(array: np.ndarray, recode: Mapping[int, int]) -> bool:
 
 def compact_label(label: Volume) -> Volume:
     """The label map as uint8 where its values fit."""
-    low, high = (int(label.array.min()), int(label.array.max())) if label.array.size else (0, 0)
-    return Volume(label.array.astype(np.uint8) if low >= 0 and high < 256 else label.array, label.geometry)
+    array = label.array
+    if not array.size or (array.min() >= 0 and array.max() < 256):
+        array = array.astype(np.uint8)
+    return Volume(array, label.geometry)
 
 
 def first_existing(folder: Path, names: Iterable[str]) -> Path | None:
     """The first of these sub-folders that exists."""
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    return None

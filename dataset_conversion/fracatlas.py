@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dataset_conversion.boxes import Drawn, Size, disagreement
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.layout import existing_folder, find_parent
 from dataset_conversion.radiographs import (
     SETTINGS,
@@ -20,7 +21,6 @@ from dataset_conversion.radiographs import (
     finish_radiographs,
     image_index,
     radiograph_job,
-    read_table,
 )
 from dataset_conversion.read_coco import Coco, read_coco
 from dataset_conversion.read_voc import read_voc
@@ -28,7 +28,8 @@ from dataset_conversion.read_yolo import read_yolo
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
-from dataset_conversion.writer import CaseJob, RawWriter
+from dataset_conversion.tables import read_table
+from dataset_conversion.writer import CaseJob, RawWriter, Split
 from medkd.core.errors import DataError
 from medkd.core.resolve import FileIndex, path_parts
 from medkd.io.checks import Finding
@@ -42,8 +43,9 @@ source:    the unpacked folder:
              FracAtlas/Annotations/YOLO/, PASCAL VOC/                    compared with them, where they are there
              FracAtlas/Utilities/Fracture Split/{train,valid,test}.csv   fold 0 and the test cases
              FracAtlas/dataset.csv
-The official split has fractured images only. Images without fracture are training cases (--negatives), so that the validation and
-test cases are those that others report on; --folds five makes five folds with negatives in all of them instead."""
+The official split has fractured images only. Images without fracture are training cases (--negatives), so that the
+validation and test cases are those that others report on; --folds five makes five folds with negatives in all of them
+instead."""
 
 _TOLERANCE = 1.5  # pixels: VOC rounds down to whole ones, YOLO has four digits
 _SPLITS = "Utilities/Fracture Split"
@@ -61,7 +63,8 @@ class _Source:
     @property
     def negatives(self) -> list[str]:
         """Images that should have no box, on disk or not."""
-        return sorted((set(self.rows) | set(self.images)) - set(self.coco.images))
+        known = {*self.rows, *self.images}
+        return sorted(known - set(self.coco.images))
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -73,22 +76,34 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """
     found = _read(existing_folder(source, "fracatlas"))
     rules = Rules.choose(_KNOWN, options)
-    negatives = choose_negatives(
-        [n for n in found.negatives if n in found.images and not _in_fractured(found, n)], options
-    )
+    negatives = choose_negatives(_whole(found), options)
     folds = options.settings.get("folds", "official")
     if folds not in ("official", "five"):
         raise DataError(f"--folds must be official or five, found '{folds}'.")
     writer = RawWriter(folder, "fracatlas", found.root, options, file_ending=".jpg")
-    writer.report_findings([*found.coco.findings, *_table_findings(found), *_absent(writer, found, options)])
-    fractured = sorted(set(found.coco.images) & set(found.images))
-    writer.convert([_job(found, name, rules) for name in [*fractured, *negatives]])
+    writer.report_findings(found.coco.findings)
+    writer.report_findings(_table_findings(found))
+    writer.report_findings(_absent(writer, found, options))
+    fractured = sorted(found.coco.images.keys() & found.images.keys())
+    converted = [*fractured, *negatives]
+    writer.convert([_job(found, name, rules) for name in converted])
     notes = [
         f"{len(fractured)} images with and {len(negatives)} without fracture were found",
         "images that are not upright or not whole were written as PNG, all others stay the JPEGs they are",
     ]
-    official = _official(found, fractured, negatives) if folds == "official" and found.splits else None
+    official = None
+    if folds == "official" and found.splits:
+        official = _official(found, fractured, negatives)
     return finish_radiographs(writer, "fracatlas", rules, official, notes)
+
+
+def _whole(source: _Source) -> list[str]:
+    """Images without fracture: they are there, without boxes, and not in the folder of the fractured ones."""
+    names = []
+    for name in source.negatives:
+        if name in source.images and not _in_fractured(source, name):
+            names.append(name)
+    return names
 
 
 def _read(source: Path) -> _Source:
@@ -106,8 +121,11 @@ def _read(source: Path) -> _Source:
     for row in read_table(root / "dataset.csv", ("image_id", "fractured", "fracture_count")):
         rows[_name(index, row["image_id"])] = row
     content = read_coco(files[0])
-    stated = {_name(index, name): drawn for name, drawn in content.images.items()}
-    return _Source(root, replace(content, images=stated), rows, images, _splits(root, index))
+    stated: dict[str, Drawn] = {}
+    for text, drawn in content.images.items():
+        stated[_name(index, text)] = drawn
+    content = replace(content, images=stated)
+    return _Source(root, content, rows, images, _splits(root, index))
 
 
 def _name(index: FileIndex, text: str) -> str:
@@ -118,17 +136,24 @@ def _name(index: FileIndex, text: str) -> str:
     """
     image = index.find(text)
     parts = path_parts(text)
-    return image.name if image is not None else parts[-1] if parts else text
+    if image is not None:
+        return image.name
+    return parts[-1] if parts else text
 
 
 def _splits(root: Path, index: FileIndex) -> dict[str, frozenset[str]]:
-    """The names that the lists of the official split have; none where one of the lists is missing."""
+    """The names that the lists of the official split have; none where there are no lists.
+
+    Raises:
+        DataError: one of the lists is missing or cannot be read, or two have the same image.
+    """
     splits: dict[str, frozenset[str]] = {}
+    if not (root / _SPLITS).is_dir() or not any((root / _SPLITS).iterdir()):
+        return {}
     for part in ("train", "valid", "test"):
         path = root / _SPLITS / f"{part}.csv"
-        if not path.exists():
-            return {}
-        splits[part] = frozenset(_name(index, row["image_id"]) for row in read_table(path, ("image_id",)))
+        rows = read_table(path, ("image_id",))
+        splits[part] = frozenset(_name(index, row["image_id"]) for row in rows)
         for other, names in splits.items():
             both = sorted(names & splits[part])
             if other != part and both:
@@ -148,9 +173,13 @@ def _job(source: _Source, name: str, rules: Rules) -> CaseJob:
         recipe = f"{stated.size} {stated.boxes}" + (f" {stated.unusable}" if stated.unusable else "")
     annotations = [path for path in (yolo, voc) if path.exists()]
     annotate = _annotator(name, stated, yolo, voc)
-    return radiograph_job(
-        Path(name).stem, source.images[name], annotate, annotations, rules, recipe=recipe, split="Ts" if test else "Tr"
-    )
+    image = source.images[name]
+    split: Split = "Ts" if test else "Tr"
+    return radiograph_job(_case(name), image, annotate, annotations, rules, recipe=recipe, split=split)
+
+
+def _case(name: str) -> str:
+    return Path(name).stem
 
 
 def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annotate:
@@ -159,8 +188,11 @@ def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annota
     def annotate(size: Size) -> tuple[Drawn, list[Finding]]:
         drawn = stated or Drawn(voc)
         frame = drawn.size or size
-        others = [read_yolo(yolo, _KNOWN, frame)] if yolo.exists() else []
-        others += [read_voc(voc)[0]] if voc.exists() else []
+        others = []
+        if yolo.exists():
+            others.append(read_yolo(yolo, _KNOWN, frame))
+        if voc.exists():
+            others.append(read_voc(voc)[0])
         findings = []
         for other in others:
             found = disagreement(drawn.boxes, other.boxes, _TOLERANCE)
@@ -168,16 +200,7 @@ def _annotator(name: str, stated: Drawn | None, yolo: Path, voc: Path) -> Annota
                 found = f"an image of {other.size} px"
             if found:
                 action = "the COCO file was believed; look at the contact sheet"
-                findings.append(
-                    Finding(
-                        case=Path(name).stem,
-                        file=str(other.file),
-                        expected="the boxes of the COCO file",
-                        found=found,
-                        action=action,
-                        error=False,
-                    )
-                )
+                findings.append(warning(Path(name).stem, other.file, "the boxes of the COCO file", found, action))
         return drawn, findings
 
     return annotate
@@ -197,29 +220,22 @@ def _in_fractured(source: _Source, name: str) -> bool:
 
 def _absent(writer: RawWriter, source: _Source, options: ConversionOptions) -> list[Finding]:
     """Images that are listed but not there: one finding for each with boxes, one for all negatives."""
-    absent = sorted((set(source.coco.images) | set(source.rows)) - set(source.images))
-    with_boxes = [name for name in absent if name in source.coco.images]
-    negatives = [name for name in absent if name not in source.coco.images]
+    with_boxes = sorted(source.coco.images.keys() - source.images.keys())
+    negatives = sorted(source.rows.keys() - source.images.keys() - source.coco.images.keys())
     action = "download it again, or go on without it"
     findings = [
-        Finding(
-            case=Path(n).stem,
-            file=n,
-            expected="an image in images/Fractured, as the COCO file lists",
-            found="no such file",
-            action=action,
-        )
+        problem(Path(n).stem, n, "an image in images/Fractured, as the COCO file lists", "no such file", action)
         for n in with_boxes
     ]
     if negatives and options.settings.get("negatives", "all") == "all":
         found = f"{len(negatives)} of them are not there (listed as absent, without boxes)"
         findings.append(
-            Finding(
-                case="",
-                file="dataset.csv",
-                expected="all images without fracture",
-                found=found,
-                action="download them, or choose a number with --negatives",
+            problem(
+                "",
+                "dataset.csv",
+                "all images without fracture",
+                found,
+                "download them, or choose a number with --negatives",
             )
         )
     writer.report_list("absent, with boxes", with_boxes)
@@ -231,44 +247,21 @@ def _table_findings(source: _Source) -> list[Finding]:
     """What dataset.csv, the folders and the split say differently from the COCO file."""
     findings = []
     for name, row in sorted(source.rows.items()):
-        boxes = len(source.coco.images[name].boxes) if name in source.coco.images else 0
+        stated = source.coco.images.get(name)
+        boxes = len(stated.boxes) if stated is not None else 0
         flag = row["fractured"] == "1"
         if flag != bool(boxes) or row["fracture_count"] != str(boxes):
             found = f"fractured {row['fractured']}, fracture_count {row['fracture_count']}"
             expected = f"what the COCO file has, {boxes} boxes"
-            findings.append(
-                Finding(
-                    case=Path(name).stem,
-                    file="dataset.csv",
-                    expected=expected,
-                    found=found,
-                    action="the COCO file was believed",
-                    error=False,
-                )
-            )
-    for name in sorted(set(source.images) - set(source.rows)):
-        findings.append(
-            Finding(
-                case=Path(name).stem,
-                file=str(source.images[name]),
-                expected="a row in dataset.csv",
-                found="none",
-                action="check the file",
-                error=False,
-            )
-        )
-    for name in sorted(set(source.images) - set(source.coco.images)):
+            findings.append(warning(Path(name).stem, "dataset.csv", expected, found, "the COCO file was believed"))
+    for name in sorted(source.images.keys() - source.rows.keys()):
+        findings.append(warning(Path(name).stem, source.images[name], "a row in dataset.csv", "none", "check the file"))
+    for name in sorted(source.images.keys() - source.coco.images.keys()):
         if _in_fractured(source, name):
             path = str(source.images[name])
             action = "annotate it, or move it to Non_fractured"
             findings.append(
-                Finding(
-                    case=Path(name).stem,
-                    file=path,
-                    expected="boxes in the COCO file for an image in Fractured",
-                    found="none",
-                    action=action,
-                )
+                problem(Path(name).stem, path, "boxes in the COCO file for an image in Fractured", "none", action)
             )
     return [*findings, *_split_findings(source)]
 
@@ -292,10 +285,14 @@ def _split_findings(source: _Source) -> list[Finding]:
 
 
 def _official(source: _Source, fractured: list[str], negatives: list[str]) -> PublishedSplit:
-    named = {n for names in source.splits.values() for n in names}
-    train = [Path(n).stem for n in [*fractured, *negatives] if n in source.splits["train"] or n not in named]
-    val = [Path(n).stem for n in fractured if n in source.splits["valid"]]
-    sizes = " / ".join(str(len(source.splits[part])) for part in ("train", "valid", "test"))
+    named = frozenset[str]().union(*source.splits.values())
+    train, val = [], []
+    for name in (*fractured, *negatives):
+        if name in source.splits["train"] or name not in named:
+            train.append(_case(name))
+        if name in source.splits["valid"] and name in source.coco.images:
+            val.append(_case(name))
+    sizes = " / ".join(str(len(names)) for names in source.splits.values())
     return PublishedSplit.single(
         train,
         val,
@@ -310,7 +307,7 @@ CONVERTERS.register("fracatlas")(
         convert,
         lambda _: "FracAtlas",
         {
-            **{k: v for k, v in SETTINGS.items() if k == "negatives"},
+            "negatives": SETTINGS["negatives"],
             "folds": "official (default: train.csv and valid.csv as fold 0) or five",
         },
     )

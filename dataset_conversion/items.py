@@ -4,28 +4,26 @@ data set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_conversion.findings import file_names, problem, warning
 from dataset_conversion.patients import patients_note, read_patients
-from dataset_conversion.radiographs import (
-    Annotate,
-    Rules,
-    choose_negatives,
-    finish_radiographs,
-    radiograph_job,
-    unique_cases,
-)
+from dataset_conversion.radiographs import Annotate, Rules, choose_negatives, finish_radiographs, radiograph_job
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
+from dataset_conversion.tables import unique_cases
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.errors import DataError
 from medkd.core.resolve import FileIndex, part_of_name, read_lines
 from medkd.io.checks import Finding
 
+Names = Mapping[Path, str]
+"""Image → case id."""
 SPLIT_NAMES = ("train", "val", "test")
+_FLAGS = (" 1", " 0", " -1")
 
 
 @dataclass(frozen=True)
@@ -80,21 +78,32 @@ def convert_items(
         raise _no_items(format, source, findings)
     names = unique_cases((item.image for item in items), source)
     patients, rows = read_patients(options, names, source)
-    negatives = [names[item.image] for item in items if item.negative]
-    dropped = set(negatives).difference(choose_negatives(negatives, options))
-    items = [item for item in items if names[item.image] not in dropped]
+    items = _with_chosen_negatives(items, names, options)
     writer = RawWriter(folder, format, source, options, file_ending=".png")
     writer.report_findings([*findings, *rows])
-    writer.convert([_job(item, names[item.image], rules, patients.get(item.image)) for item in items])
+    jobs: list[CaseJob] = []
+    shown: dict[Path, str] = {}
+    for item in items:
+        shown[item.image] = names[item.image]
+        jobs.append(_job(item, names[item.image], rules, patients.get(item.image)))
+    writer.convert(jobs)
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
-    notes += patients_note({item.image: names[item.image] for item in items}, patients)
+    notes += patients_note(shown, patients)
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
+
+
+def _with_chosen_negatives(items: Sequence[Item], names: Names, options: ConversionOptions) -> list[Item]:
+    """The images without those negatives that ``--negatives`` leaves out."""
+    negatives = [names[item.image] for item in items if item.negative]
+    dropped = set(negatives).difference(choose_negatives(negatives, options))
+    return [item for item in items if names[item.image] not in dropped]
 
 
 def _no_items(format: str, source: Path, findings: Iterable[Finding]) -> DataError:
     problems = [finding for finding in findings if finding.error]
     if problems:
-        return DataError(f"{source}: no image can be used; the first of {len(problems)} problems: {problems[0].text()}")
+        first = problems[0].text()
+        return DataError(f"{source}: no image can be used; the first of {len(problems)} problems: {first}")
     return DataError(
         f"{source}: expected images with annotations, found none; medkd_convert {format} --help shows the layout."
     )
@@ -111,33 +120,33 @@ def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
         known = first.setdefault(item.image, item)
         if known is item:
             continue
-        if known.part != item.part and None not in (known.part, item.part):
+        if known.part and item.part and known.part != item.part:
             torn.add(item.image)
-            findings.append(part_finding(item.image, [str(known.part), str(item.part)], "the annotation files"))
+            findings.append(part_finding(item.image, [known.part, item.part], "the annotation files"))
         else:
             findings.append(_twice(item))
-    return [first[path] for path in sorted(first) if path not in torn], findings
+    whole = sorted(first.keys() - torn)
+    return [first[path] for path in whole], findings
 
 
 def _twice(item: Item) -> Finding:
-    return Finding(
-        case=item.image.stem,
-        file=str(item.image),
-        expected="each image in one annotation file",
-        found=f"it again{f' in {item.part}' if item.part else ''}",
-        action="the first one was used",
-        error=False,
+    return warning(
+        item.image.stem,
+        item.image,
+        "each image in one annotation file",
+        f"it again{f' in {item.part}' if item.part else ''}",
+        "the first one was used",
     )
 
 
 def part_finding(image: Path, parts: Iterable[str], where: str) -> Finding:
     """An image in two parts of a data set; nobody knows whether it may be trained on."""
-    return Finding(
-        case=image.stem,
-        file=str(image),
-        expected=f"each image in one of train, val and test, as {where} divide them",
-        found=f"it in {' and '.join(sorted(set(parts)))}",
-        action="it was left out; remove it from all but one",
+    return problem(
+        image.stem,
+        image,
+        f"each image in one of train, val and test, as {where} divide them",
+        f"it in {' and '.join(sorted(set(parts)))}",
+        "it was left out; remove it from all but one",
     )
 
 
@@ -175,7 +184,9 @@ class PartLists:
         lines = read_lines(path)
         faults = []
         for number, line in lines:
-            name = line.rsplit(maxsplit=1)[0] if flags and line.endswith((" 1", " 0", " -1")) else line
+            name = line
+            if flags and line.endswith(_FLAGS):
+                name = line.rsplit(maxsplit=1)[0]
             try:
                 image = self._index.find(name, path.parent, *near)
             except DataError as error:
@@ -204,20 +215,21 @@ class PartLists:
 
     def torn(self) -> list[Path]:
         """Images in several parts."""
-        return sorted(image for image, parts in self._parts.items() if len(parts) > 1)
+        several = [image for image, parts in self._parts.items() if len(parts) > 1]
+        return sorted(several)
 
     def torn_findings(self) -> list[Finding]:
         """An error for each image in several parts."""
-        where = ", ".join(path.name for path in self.lists)
+        where = file_names(self.lists)
         return [part_finding(image, self._parts[image], where) for image in self.torn()]
 
     def _fault(self, path: Path, number: int, name: str, found: str) -> Finding:
-        return Finding(
-            case=Path(name.replace("\\", "/")).stem,
-            file=f"{path}, line {number}",
-            expected=f"one image below {self._source}",
-            found=found[:400],
-            action="correct the line or remove it",
+        return problem(
+            Path(name.replace("\\", "/")).stem,
+            f"{path}, line {number}",
+            f"one image below {self._source}",
+            found[:400],
+            "correct the line or remove it",
         )
 
 
@@ -234,9 +246,11 @@ def _job(item: Item, case: str, rules: Rules, patient: str | None) -> CaseJob:
     )
 
 
-def _official(items: Sequence[Item], names: dict[Path, str], source: Path) -> PublishedSplit | None:
-    val = [names[item.image] for item in items if item.part == "val"]
+def _official(items: Sequence[Item], names: Names, source: Path) -> PublishedSplit | None:
+    members: dict[str, list[str]] = {part: [] for part in SPLIT_NAMES}
+    for item in items:
+        members[item.part or "train"].append(names[item.image])
+    train, val = members["train"], members["val"]
     if not val:
         return None
-    train = [names[item.image] for item in items if item.part in ("train", None)]
     return PublishedSplit.single(train, val, f"train and val as {source.name} has them")

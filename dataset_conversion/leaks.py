@@ -8,11 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dataset_conversion.findings import problem, some
 from dataset_conversion.splits import PublishedSplit, named_split, read_split
 from medkd.core.folds import joined_groups
 from medkd.io.checks import Finding
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Kinship:
         cases = set(cases)
         found = sorted({self.patients[case] for case in cases if case in self.patients})
         count = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
-        return f"{len(cases)} image{'' if len(cases) == 1 else 's'} of {count} ({_some(found)})"
+        return f"{len(cases)} image{'' if len(cases) == 1 else 's'} of {count} ({some(found)})"
 
 
 def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, list[str], list[str]]:
@@ -87,7 +86,7 @@ def leak_findings(path: Path, kin: Kinship, cases: Iterable[str]) -> list[Findin
         equal, same = kin.leaks(train, val)
         found = []
         if equal:
-            found.append(f"{len(equal)} that equal one ({_some(sorted(equal))})")
+            found.append(f"{len(equal)} that equal one ({some(sorted(equal))})")
         if same:
             found.append(kin.named(same))
         if found:
@@ -96,14 +95,10 @@ def leak_findings(path: Path, kin: Kinship, cases: Iterable[str]) -> list[Findin
 
 
 def _leak(path: Path, number: int, found: str) -> Finding:
-    return Finding(
-        case="",
-        file=str(path),
-        expected=f"in 'train' of fold {number} no image that is validated or tested on, and no other one of its patient",
-        found=found,
-        action="take them out of 'train', or delete the file and convert again",
+    return problem(
+        "",
+        path,
+        f"in 'train' of fold {number} no image that is validated or tested on, nor another one of its patient",
+        found,
+        "take them out of 'train', or delete the file and convert again",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -26,15 +26,15 @@ from medkd.io.checks import Finding
 
 GUIDE = """\
 Medical Segmentation Decathlon: ten tasks, CT and MR, CC BY-SA 4.0.
-download:  http://medicaldecathlon.com (TaskNN_Name.tar, from about 27 MB for Task04_Hippocampus to 27 GB for Task03_Liver)
+download:  http://medicaldecathlon.com (TaskNN_Name.tar, from 27 MB for Task04_Hippocampus to 27 GB for Task03_Liver)
 source:    the .tar itself, or the unpacked folder:
              TaskNN_Name/dataset.json               names of modalities and labels, list of the training pairs
              TaskNN_Name/imagesTr/CASE.nii.gz       4D images hold one modality per volume; they are split
              TaskNN_Name/labelsTr/CASE.nii.gz
              TaskNN_Name/imagesTs/CASE.nii.gz       optional
-also:      any folder with imagesTr and labelsTr (or images and labels) and no dataset.json: files are paired by name, one file
-           per channel may be named CASE_0000, CASE_0001, ...; give --labels and --channels (CT selects the CT normalisation).
-           Without --labels the label values that are found become label_1, label_2, ..."""
+also:      any folder with imagesTr and labelsTr (or images and labels) and no dataset.json: files are paired by name,
+           one file per channel may be named CASE_0000, CASE_0001, ...; give --labels and --channels (CT selects the CT
+           normalisation). Without --labels the label values that are found become label_1, label_2, ..."""
 
 _IMAGES = ("imagesTr", "images", "img", "image")
 _LABELS = ("labelsTr", "labels", "label", "masks")
@@ -93,17 +93,23 @@ def find_task(source: Path) -> Path:
     Raises:
         DataError: there is none, or more than one.
     """
-    below = sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path, source))
     if _is_task(source):
         return source
+    below: list[Path] = []
+    for path in sorted(source.iterdir()):
+        if path.is_dir() and not is_hidden(path, source):
+            below.append(path)
     found = [path for path in below if _is_task(path)]
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(path.name for path in found)
-        raise DataError(f"{source} holds several tasks ({names}); give one of these folders.")
-    content = ", ".join(path.name for path in below) or "no folders"
+        raise DataError(f"{source} holds several tasks ({_names(found)}); give one of these folders.")
+    content = _names(below) or "no folders"
     raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 def _is_task(folder: Path) -> bool:

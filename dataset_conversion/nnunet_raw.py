@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from dataset_conversion.decathlon import is_version_1, listed_pairs, modalities, numbered_labels
+from dataset_conversion.findings import file_names, problem, warning
+from dataset_conversion.folder import list_volumes, split_channel
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted, named_split, read_split
-from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
+from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.io.checks import Finding
 from medkd.io.verify import check_case
-from medkd.io.volumes import file_ending
+from medkd.io.volumes import file_ending, stem
 
 GUIDE = """\
 A data set in nnU-Net v2's raw layout; every case is checked, and the good ones are linked, not copied.
@@ -30,12 +32,14 @@ source:    nnUNet_raw/DatasetNNN_Name with
              labelsTr/CASE.nii.gz
              imagesTs, labelsTs                optional
 also:      a task folder of nnU-Net v1 (TaskNNN_Name, labels by number in dataset.json)
-split:     a splits_final.json in this folder, or nnU-Net's own in nnUNet_preprocessed/DatasetNNN_Name beside nnUNet_raw, is taken
-           over, so that both tools train on the same folds.
-medkd also reads an nnUNet_raw folder as it is (set nnUNet_raw, or lay it under <root>/raw); conversion adds the check and leaves
-out bad cases."""
+split:     a splits_final.json in this folder, or nnU-Net's own in nnUNet_preprocessed/DatasetNNN_Name beside
+           nnUNet_raw, is taken over, so that both tools train on the same folds.
+medkd also reads an nnUNet_raw folder as it is (set nnUNet_raw, or lay it under <root>/raw); conversion adds the check
+and leaves out bad cases."""
 
 _VARIABLE = "nnUNet_preprocessed"
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+_FORM = {"images": "CASE_0000 and one for each further channel", "labels": "named like the case"}
 _TWO_FILES = (".mhd", ".nhdr")  # a header that names the file of the voxels
 
 
@@ -57,11 +61,15 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     jobs += [_job(case, description, "Ts") for case in _test_cases(source, description)]
     writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
     split, entries = _split(source, content)
-    writer.report_findings([*content.findings, *entries])
+    writer.report_findings([*content.findings, *entries, *_unused(source, jobs, content)])
     writer.convert(jobs)
-    known = {case: patient for case, patient in description.patients.items() if case in writer.training_cases}
+    known: dict[str, str] = {}
+    for case in writer.training_cases:
+        if case in description.patients:
+            known[case] = description.patients[case]
     # 'dataset' listed the files, which now have their usual names
-    extra = {key: value for key, value in description.extra.items() if key != "dataset"}
+    extra = dict(description.extra)
+    extra.pop("dataset", None)
     notes = [*content.notes, "the files are linked to the source; keep it where it is"]
     return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=known), split, notes)
 
@@ -101,8 +109,7 @@ def _version_1(source: Path, data: Mapping[str, Any], options: ConversionOptions
         cases.append(CaseFiles(case, images, label))
         if len(images) != len(channels):
             expected = f"{len(channels)} channels, {case}_0000 to {case}_{len(channels) - 1:04d}"
-            names = ", ".join(path.name for path in images)
-            findings.append(_finding(case, where, expected, names, "add the missing files"))
+            findings.append(problem(case, where, expected, file_names(images), "add the missing files"))
             cases.pop()
     description = DatasetDescription(channel_names=channels, labels=labels, num_training=len(cases))
     return _Content(description, cases, findings, ("this is a task folder of nnU-Net v1",))
@@ -118,28 +125,26 @@ def _check_ending(ending: str, where: Path) -> None:
         )
 
 
-def _finding(case: str, path: Path, expected: str, found: str, action: str) -> Finding:
-    return Finding(case=case, file=str(path), expected=expected, found=found, action=action)
-
-
-def _job(case: CaseFiles, description: DatasetDescription, split: str) -> CaseJob:
-    files = (*case.images, *([case.label] if case.label else []))
+def _job(case: CaseFiles, description: DatasetDescription, split: Split) -> CaseJob:
+    files = (*case.images, case.label) if case.label else case.images
     labels: LabelSpec | None = description.labels if case.label else None
 
     def prepare() -> CaseContent:
         check = check_case(case, labels)
         return CaseContent(case.images, case.label, check.values, check.findings)
 
-    return CaseJob(case.case, files, prepare, str(description.labels), "Ts" if split == "Ts" else "Tr")
+    return CaseJob(case.case, files, prepare, str(description.labels), split)
 
 
 def _test_cases(source: Path, description: DatasetDescription) -> list[CaseFiles]:
     """Cases of ``imagesTs``; a missing channel is found when the case is converted."""
     ending, cases = description.file_ending, []
-    for name in _names(source / "imagesTs", ending):
-        images = tuple(source / "imagesTs" / f"{name}_{i:04d}{ending}" for i in range(len(description.channel_names)))
+    folder = source / "imagesTs"
+    channels = range(len(description.channel_names))
+    for name in _names(folder, ending):
+        images = tuple(folder / f"{name}_{channel:04d}{ending}" for channel in channels)
         label = source / "labelsTs" / f"{name}{ending}"
-        cases.append(CaseFiles(name, images, label if label.exists() else None))
+        cases.append(CaseFiles(name, images, label if os.path.lexists(label) else None))
     return cases
 
 
@@ -152,13 +157,33 @@ def _without_label(source: Path, description: DatasetDescription, cases: list[Ca
     for name in _names(where, ending):
         if name not in known:
             expected, action = f"a label map labelsTr/{name}{ending}", "add the label map or move the image to imagesTs"
-            findings.append(_finding(name, where / f"{name}_0000{ending}", expected, "none", action))
+            path = where / f"{name}_0000{ending}"
+            findings.append(problem(name, path, expected, "none", action))
+    return findings
+
+
+def _unused(source: Path, jobs: Sequence[CaseJob], content: _Content) -> list[Finding]:
+    """A warning for each scan or label map in the usual folders that belongs to no case."""
+    used: set[Path] = set()
+    for job in jobs:
+        used.update(job.sources)
+    said: set[str] = set()
+    for finding in content.findings:
+        said.update((finding.file, finding.case))
+    findings = []
+    for name in _FOLDERS:
+        for path in list_volumes(source / name):
+            case = split_channel(stem(path))[0]
+            if path not in used and str(path) not in said and case not in said:
+                expected, action = f"a file of a case, {_FORM[name[:6]]}", "it was ignored; rename or remove it"
+                findings.append(warning("", path, expected, "none", action))
     return findings
 
 
 def _names(folder: Path, ending: str) -> list[str]:
     suffix = f"_0000{ending}"
-    return sorted(p.name.removesuffix(suffix) for p in folder.glob(f"*{suffix}") if not p.name.startswith("."))
+    files = [path for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")]
+    return sorted(path.name.removesuffix(suffix) for path in files)
 
 
 def _split(source: Path, content: _Content) -> tuple[PublishedSplit | None, list[Finding]]:
@@ -170,10 +195,11 @@ def _split(source: Path, content: _Content) -> tuple[PublishedSplit | None, list
     for folder in places:
         path = folder / SPLITS_FILE
         if path.exists():
-            cases = [files.case for files in content.cases]
-            cases += [finding.case for finding in content.findings if finding.case]
+            cases = {files.case for files in content.cases}
+            cases.update(finding.case for finding in content.findings)
             name = f"{SPLITS_FILE} of {path.parent.parent.name}/{source.name}"
-            return named_split(PublishedSplit(tuple(read_split(path)), name), cases, path)
+            stated = PublishedSplit(tuple(read_split(path)), name)
+            return named_split(stated, cases - {""}, path)
     return None, []
 
 

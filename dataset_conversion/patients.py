@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dataset_conversion.radiographs import read_table
 from dataset_conversion.registry import ConversionOptions
+from dataset_conversion.tables import read_table
 from medkd.core.errors import DataError
 from medkd.core.resolve import FileIndex
 from medkd.io.checks import Finding
@@ -36,23 +36,37 @@ def read_patients(
     if "patients" not in options.settings:
         return {}, []
     path = Path(options.settings["patients"])
-    index = FileIndex(source, images, lambda name: Path(name).stem)
+    index = FileIndex(source, images, _stem)
     certain: dict[Path, str] = {}
     likely: dict[Path, str] = {}
     unmatched: list[str] = []
-    rows = read_table(path, ("image", "patient"))
-    for text, patient in [(row["image"], row["patient"]) for row in rows if row["image"] and row["patient"]]:
+    for text, patient in _rows(path):
         image = _find(index, text, path)
         if image is None:
             unmatched.append(text)
-        else:
-            _enter(certain if index.agrees(text, image) else likely, image, patient, path)
+            continue
+        known = certain if index.agrees(text, image) else likely
+        _enter(known, image, patient, path)
     if not certain and not likely:
         raise DataError(
             f"{path}: expected the images of {source} in the column 'image', but no row names one of them; {_FIX}."
         )
-    known = {**likely, **certain}
-    return known, _unmatched(unmatched, path, [image for image in index.paths if image not in known])
+    patients = {**likely, **certain}
+    without = [image for image in index.paths if image not in patients]
+    return patients, _unmatched(unmatched, path, without)
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    """Image and patient of each row that has both."""
+    rows = []
+    for row in read_table(path, ("image", "patient")):
+        if row["image"] and row["patient"]:
+            rows.append((row["image"], row["patient"]))
+    return rows
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem
 
 
 def _find(index: FileIndex, text: str, table: Path) -> Path | None:

@@ -28,10 +28,14 @@ _SHAPE = (24, 56, 72)
 _SPACING = (3.0, 1.5, 1.5)
 _FINE = (2, 3, 3)  # sub-samples per voxel along (z, y, x)
 _AIR, _FAT, _MUSCLE = -1000.0, -100.0, 45.0  # HU
-_EVERYWHERE = (np.full(3, -np.inf, np.float32), np.full(3, np.inf, np.float32))
+_FAR = np.full(3, np.inf, np.float32)
+_EVERYWHERE = (-_FAR, _FAR)
 _CT_RANGE = (-1024, 3071)  # what a 12-bit scanner stores
 
 
+_Random = np.random.Generator
+_Numbers = tuple[float, ...]
+_Size = tuple[int, int, int]
 _Box = tuple[np.ndarray, np.ndarray]
 _Inside = Callable[[np.ndarray], np.ndarray]
 
@@ -61,7 +65,7 @@ class _Shape:
 
 
 def make_phantom(
-    folder: Path, cases: int = 20, *, test_cases: int = 4, seed: int = 0, shape: tuple[int, int, int] = _SHAPE
+    folder: Path, cases: int = 20, *, test_cases: int = 4, seed: int = 0, shape: _Size = _SHAPE
 ) -> DatasetDescription:
     """Write a phantom as a raw data set (nnU-Net v2's layout, int16 NIfTI).
 
@@ -90,17 +94,18 @@ def make_phantom(
     )
     if (folder / "dataset.json").exists():  # written last, so the cases are complete
         return DatasetDescription.load(folder / "dataset.json")
-    for index in range(cases + test_cases):
-        part, number = ("Tr", index) if index < cases else ("Ts", index - cases)
-        name = f"phantom{'' if part == 'Tr' else '_test'}_{number:03d}"
-        image, label, geometry = phantom_case(1000 * seed + (number if part == "Tr" else 500 + number), shape)
-        write_volume(folder / f"images{part}" / f"{name}_0000.nii.gz", np.round(image).astype(np.int16), geometry)
-        write_volume(folder / f"labels{part}" / f"{name}.nii.gz", label, geometry)
+    for part, name, count, first in (("Tr", "phantom", cases, 0), ("Ts", "phantom_test", test_cases, 500)):
+        for number in range(count):
+            case = f"{name}_{number:03d}"
+            image, label, geometry = phantom_case(1000 * seed + first + number, shape)
+            whole = np.round(image).astype(np.int16)
+            write_volume(folder / f"images{part}" / f"{case}_0000.nii.gz", whole, geometry)
+            write_volume(folder / f"labels{part}" / f"{case}.nii.gz", label, geometry)
     description.save(folder / "dataset.json")
     return description
 
 
-def phantom_case(seed: int, shape: tuple[int, int, int] = _SHAPE) -> PhantomCase:
+def phantom_case(seed: int, shape: _Size = _SHAPE) -> PhantomCase:
     """Make one scan; the same seed gives the same scan.
 
     Spacing varies between cases (2.4-3.6 mm through plane, 1.35-1.65 mm in plane), every third seed has flipped axes,
@@ -112,161 +117,214 @@ def phantom_case(seed: int, shape: tuple[int, int, int] = _SHAPE) -> PhantomCase
     return PhantomCase(_scanner(image, geometry, rng), label, geometry)
 
 
-def _grid(rng: np.random.Generator, seed: int, shape: tuple[int, int, int]) -> Geometry:
-    scale = rng.uniform([0.8, 0.9], [1.2, 1.1])
-    spacing = np.array([_SPACING[0] * scale[0], _SPACING[1] * scale[1], _SPACING[2] * scale[1]])
+def _grid(rng: _Random, seed: int, shape: _Size) -> Geometry:
+    through_plane, in_plane = rng.uniform([0.8, 0.9], [1.2, 1.1])
+    spacing = np.array(_SPACING) * [through_plane, in_plane, in_plane]
     # the field of view stays that of the nominal grid, so the number of voxels varies
-    voxels = np.maximum(np.round(np.array(shape) * np.array(_SPACING) / spacing), 8).astype(int)
+    extent = np.array(shape) * np.array(_SPACING)
+    voxels = np.maximum(np.round(extent / spacing), 8).astype(int)
     axes = np.diag(spacing[::-1])
     if seed % 3 == 1:
         axes = axes @ np.diag([-1.0, -1.0, 1.0])  # LPS, as scanners write
     if seed % 4 == 2:
-        axes = _rotation(np.deg2rad(rng.uniform(-10, 10, 3))) @ axes
+        angles = np.deg2rad(rng.uniform(-10, 10, 3))
+        axes = _rotation(angles) @ axes
     affine = np.eye(4)
     affine[:3, :3] = axes
-    affine[:3, 3] = -axes @ ((voxels[::-1] - 1) / 2)  # the anatomy lies around the origin
-    return Geometry.from_affine(tuple(int(v) for v in voxels), affine)
+    middle = (voxels[::-1] - 1) / 2
+    affine[:3, 3] = -axes @ middle  # the anatomy lies around the origin
+    return Geometry.from_affine(tuple(map(int, voxels)), affine)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
     result = np.eye(3)
     for axis, angle in enumerate(angles):
         turn = np.eye(3)
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        i = (axis + 1) % 3
+        j = (axis + 2) % 3
+        turn[i, i] = np.cos(angle)
+        turn[j, j] = np.cos(angle)
+        turn[i, j] = -np.sin(angle)
+        turn[j, i] = np.sin(angle)
         result = turn @ result
     return result
 
 
-def _anatomy(rng: np.random.Generator) -> list[_Shape]:
+def _anatomy(rng: _Random) -> list[_Shape]:
     """The structures in painting order, later ones over earlier ones; positions in mm, +x right, +y anterior, +z
     superior.
     """
 
-    def organ(centre: tuple[float, ...], radii: tuple[float, ...], mean: float, spread: float, label: int) -> _Shape:
+    def organ(centre: _Numbers, radii: _Numbers, mean: float, spread: float, label: int) -> _Shape:
         hu = rng.normal(mean, spread)
         return _Shape(*_ellipsoid(rng, centre, radii), lambda p: hu, label)
 
     body = rng.uniform(0.95, 1.05, 2) * (46.0, 34.0)
     shapes = [
-        _Shape(_EVERYWHERE, lambda p: (p[0] / body[0]) ** 2 + (p[1] / body[1]) ** 2 < 1, lambda p: _FAT),
-        _Shape(_EVERYWHERE, lambda p: (p[0] / (body[0] - 5)) ** 2 + (p[1] / (body[1] - 5)) ** 2 < 1, lambda p: _MUSCLE),
+        _Shape(_EVERYWHERE, _cylinder(body), lambda p: _FAT),
+        _Shape(_EVERYWHERE, _cylinder(body - 5), lambda p: _MUSCLE),
     ]
-    for _ in range(rng.integers(6, 10)):  # bowel: soft tissue, contrast agent or gas
-        centre, radii = rng.uniform([-30, -2, -36], [25, 24, 20]), rng.uniform(3, 8, 3)
-        mean, spread = rng.choice([(20, 10), (120, 30), (-700, 100)], p=[0.4, 0.4, 0.2])
+    contents = [(20, 10), (120, 30), (-700, 100)]  # soft tissue, contrast agent, gas: mean and spread
+    for _ in range(rng.integers(6, 10)):  # bowel
+        centre = rng.uniform([-30, -2, -36], [25, 24, 20])
+        radii = rng.uniform(3, 8, 3)
+        mean, spread = rng.choice(contents, p=[0.4, 0.4, 0.2])
         shapes.append(organ(tuple(centre), tuple(radii), mean, spread, 0))
+    vena_cava, aorta = (6, -9), (-4, -8)
     shapes += [
         organ((21, 5, 13), (21, 22, 24), 105, 12, LIVER),
         organ((-29, -8, 15), (9, 14, 17), 118, 12, SPLEEN),
         *_kidneys(rng),
-        _tube(rng, (6, -9), 4.5, rng.normal(130, 25), 0),  # the vena cava, not labelled
-        _tube(rng, (-4, -8), 4.0, rng.normal(185, 30), AORTA),
+        _tube(rng, vena_cava, 4.5, rng.normal(130, 25), 0),  # not labelled
+        _tube(rng, aorta, 4.0, rng.normal(185, 30), AORTA),
         _spine(rng),
     ]
     return shapes
 
 
-def _ellipsoid(rng: np.random.Generator, centre: tuple[float, ...], radii: tuple[float, ...]) -> tuple[_Box, _Inside]:
-    middle = (np.array(centre) + rng.normal(0, 2.0, 3)).astype(np.float32)
-    size = (np.array(radii) * rng.uniform(0.85, 1.12, 3)).astype(np.float32)
+def _cylinder(radii: np.ndarray) -> _Inside:
+    """Along z through the origin."""
+
+    def inside(points: np.ndarray) -> np.ndarray:
+        x, y = points[0] / radii[0], points[1] / radii[1]
+        return x**2 + y**2 < 1
+
+    return inside
+
+
+def _ellipsoid(rng: _Random, centre: _Numbers, radii: _Numbers) -> tuple[_Box, _Inside]:
+    moved = np.array(centre) + rng.normal(0, 2.0, 3)
+    scaled = np.array(radii) * rng.uniform(0.85, 1.12, 3)
+    middle, size = moved.astype(np.float32), scaled.astype(np.float32)
     amplitude = float(size.min()) / 4
     bend = _deformation(rng, amplitude)
 
     def inside(points: np.ndarray) -> np.ndarray:
-        return (((points + bend(points) - middle[:, None]) / size[:, None]) ** 2).sum(0) < 1
+        away = points + bend(points) - middle[:, None]
+        return ((away / size[:, None]) ** 2).sum(0) < 1
 
     return (middle - size - amplitude, middle + size + amplitude), inside
 
 
-def _deformation(rng: np.random.Generator, amplitude: float, modes: int = 3) -> Callable[[np.ndarray], np.ndarray]:
+def _deformation(rng: _Random, amplitude: float, modes: int = 3) -> _Inside:
     """A smooth displacement in mm: per axis the mean of ``modes`` plane waves of 25 to 70 mm length and this
     amplitude.
     """
     waves = rng.normal(size=(3, modes, 3))
-    waves *= (2 * np.pi / rng.uniform(25, 70, (3, modes, 1))) / np.linalg.norm(waves, axis=2, keepdims=True)
+    lengths = rng.uniform(25, 70, (3, modes, 1))
+    waves *= (2 * np.pi / lengths) / np.linalg.norm(waves, axis=2, keepdims=True)
     phases = rng.uniform(0, 2 * np.pi, (3, modes, 1)).astype(np.float32)
     waves = waves.astype(np.float32)
+    height = np.float32(amplitude / modes)
 
     def displace(points: np.ndarray) -> np.ndarray:
-        return np.stack([np.sin(w @ points + q).sum(0) for w, q in zip(waves, phases, strict=True)]) * np.float32(
-            amplitude / modes
-        )
+        moves = []
+        for wave, phase in zip(waves, phases, strict=True):
+            moves.append(np.sin(wave @ points + phase).sum(0))
+        return np.stack(moves) * height
 
     return displace
 
 
-def _kidneys(rng: np.random.Generator) -> list[_Shape]:
+def _kidneys(rng: _Random) -> list[_Shape]:
     cortex = rng.normal(165, 20)
     result = []
     for side in (-1, 1):
         centre = np.array([side * 24.0, -15.0, -15.0]) + rng.normal(0, 1.5, 3)
         radii = rng.uniform(0.9, 1.1) * np.array([8.5, 9.0, 15.0])
-        result.append(_Shape(*_ellipsoid(rng, tuple(centre), tuple(radii)), lambda p: cortex, KIDNEYS))
+        whole = _ellipsoid(rng, tuple(centre), tuple(radii))
+        result.append(_Shape(*whole, lambda p: cortex, KIDNEYS))
         # the medulla is darker than the cortex but belongs to the kidney
-        result.append(_Shape(*_ellipsoid(rng, tuple(centre), tuple(radii * 0.5)), lambda p: cortex - 60, KIDNEYS))
+        medulla = _ellipsoid(rng, tuple(centre), tuple(radii * 0.5))
+        result.append(_Shape(*medulla, lambda p: cortex - 60, KIDNEYS))
     return result
 
 
-def _tube(rng: np.random.Generator, centre: tuple[float, float], radius: float, hu: float, label: int) -> _Shape:
-    middle = (np.array(centre) + rng.normal(0, 1.0, 2)).astype(np.float32)
+def _tube(rng: _Random, centre: _Numbers, radius: float, hu: float, label: int) -> _Shape:
+    moved = np.array(centre) + rng.normal(0, 1.0, 2)
+    middle = moved.astype(np.float32)
     size = np.float32(radius * rng.uniform(0.85, 1.15))
     bend = _deformation(rng, 3.0)
 
     def inside(points: np.ndarray) -> np.ndarray:
-        return ((points[:2] + bend(points)[:2] - middle[:, None]) ** 2).sum(0) < size**2
+        away = points[:2] + bend(points)[:2] - middle[:, None]
+        return (away**2).sum(0) < size**2
 
-    return _Shape(
-        (np.append(middle - size - 3, -np.inf), np.append(middle + size + 3, np.inf)), inside, lambda p: hu, label
-    )
+    low = np.append(middle - size - 3, -np.inf)
+    high = np.append(middle + size + 3, np.inf)
+    return _Shape((low, high), inside, lambda p: hu, label)
 
 
-def _spine(rng: np.random.Generator) -> _Shape:
-    bone, disc = rng.normal(320, 40), rng.normal(90, 10)
-    height, phase = rng.uniform(17, 22), rng.uniform(0, 20)
+def _spine(rng: _Random) -> _Shape:
+    bone = rng.normal(320, 40)
+    disc = rng.normal(90, 10)
+    height = rng.uniform(17, 22)
+    phase = rng.uniform(0, 20)
+
+    def value(points: np.ndarray) -> np.ndarray:
+        """A fifth of every vertebra's height is disc, which is as bright as an organ."""
+        above = (points[2] + phase) % height
+        return np.where(above < height / 5, disc, bone)
+
     column = _tube(rng, (0, -20), 7.5, bone, SPINE)
-    # a fifth of every vertebra's height is disc, which is as bright as an organ
-    return replace(column, value=lambda p: np.where((p[2] + phase) % height < height / 5, disc, bone))
+    return replace(column, value=value)
 
 
-def _paint(geometry: Geometry, shapes: list[_Shape], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _paint(geometry: Geometry, shapes: list[_Shape], rng: _Random) -> tuple[np.ndarray, np.ndarray]:
     """Paint on the fine grid, then average HU and take each voxel's most frequent label."""
-    fine = tuple(n * f for n, f in zip(geometry.shape, _FINE, strict=True))
+    fine = tuple(np.multiply(geometry.shape, _FINE))
     points = _fine_points(geometry)
     points += _deformation(rng, 3.0)(points)
-    image = np.full(points.shape[1], _AIR, dtype=np.float32)
-    label = np.zeros(points.shape[1], dtype=np.uint8)
+    count = points.shape[1]
+    image = np.full(count, _AIR, dtype=np.float32)
+    label = np.zeros(count, dtype=np.uint8)
     for shape in shapes:
-        near = np.flatnonzero(
-            np.logical_and.reduce([(p > low) & (p < high) for p, low, high in zip(points, *shape.near, strict=True)])
-        )
+        near = _points_near(points, shape.near)
         where = near[shape.inside(points[:, near])]
         image[where] = shape.value(points[:, where])
         label[where] = shape.label
-    votes = np.stack([_pool((label == value).reshape(fine)) for value in range(len(LABELS.entries))])
-    return _pool(image.reshape(fine)), votes.argmax(0).astype(np.uint8)
+    votes = []
+    for value in range(len(LABELS.entries)):
+        votes.append(_pool((label == value).reshape(fine)))
+    winners = np.stack(votes).argmax(0)
+    return _pool(image.reshape(fine)), winners.astype(np.uint8)
+
+
+def _points_near(points: np.ndarray, box: _Box) -> np.ndarray:
+    """The numbers of the points inside of a box."""
+    inside = np.ones(points.shape[1], dtype=bool)
+    for position, low, high in zip(points, *box, strict=True):
+        inside &= (position > low) & (position < high)
+    return np.flatnonzero(inside)
 
 
 def _fine_points(geometry: Geometry) -> np.ndarray:
     """World positions ``(3, n)`` (x, y, z in mm) of the sub-samples in array order, float32."""
-    z, y, x = (
-        ((np.arange(n * f) + 0.5) / f - 0.5).astype(np.float32) for n, f in zip(geometry.shape, _FINE, strict=True)
-    )
+    indices = []
+    for length, fine in zip(geometry.shape, _FINE, strict=True):
+        index = (np.arange(length * fine) + 0.5) / fine - 0.5
+        indices.append(index.astype(np.float32))
+    z, y, x = indices[0][:, None, None], indices[1][:, None], indices[2]
     matrix = geometry.matrix.astype(np.float32)
-    return np.stack([m[0] * x + m[1] * y[:, None] + m[2] * z[:, None, None] + m[3] for m in matrix[:3]]).reshape(3, -1)
+    points = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in matrix[:3]]
+    return np.stack(points).reshape(3, -1)
 
 
 def _pool(fine: np.ndarray) -> np.ndarray:
-    blocks = [v for n, f in zip(fine.shape, _FINE, strict=True) for v in (n // f, f)]
+    blocks: list[int] = []
+    for length, factor in zip(fine.shape, _FINE, strict=True):
+        blocks += (length // factor, factor)
     return fine.reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _scanner(image: np.ndarray, geometry: Geometry, rng: np.random.Generator) -> np.ndarray:
+def _scanner(image: np.ndarray, geometry: Geometry, rng: _Random) -> np.ndarray:
     """Blur by the scanner's point spread, cupping of up to 12 HU, and noise that is correlated within a slice."""
     blurred = gaussian_filter(image, (0.0, 0.5, 0.5))
-    grid = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in geometry.shape), indexing="ij", sparse=True)
-    cupping = rng.uniform(-12, 12) * (1 - grid[1] ** 2) * (1 - grid[2] ** 2)
-    noise = gaussian_filter(rng.standard_normal(image.shape, dtype=np.float32), (0.0, 0.6, 0.6))
-    noisy = blurred + cupping + noise * (rng.uniform(15, 25) / noise.std())
+    axes = [np.linspace(-1, 1, length, dtype=np.float32) for length in geometry.shape]
+    _, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+    cupping = rng.uniform(-12, 12) * (1 - y**2) * (1 - x**2)
+    white = rng.standard_normal(image.shape, dtype=np.float32)
+    noise = gaussian_filter(white, (0.0, 0.6, 0.6))
+    strength = rng.uniform(15, 25) / noise.std()
+    noisy = blurred + cupping + noise * strength
     return np.clip(noisy, *_CT_RANGE).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import get_args
 
 import numpy as np
 
-from dataset_conversion.boxes import Drawn, Size, clean_boxes
+from dataset_conversion.boxes import Box, Drawn, Size, clean_boxes
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.leaks import Kinship, leak_findings, without_leaks
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
@@ -21,9 +21,8 @@ from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.files import check_file
 from medkd.core.folds import SEED, joined_groups, stratified_folds
-from medkd.core.resolve import FileIndex, files_below
+from medkd.core.resolve import FileIndex, files_ending
 from medkd.core.serial import to_data
 from medkd.io.checks import Finding
 from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
@@ -32,22 +31,29 @@ from medkd.io.verify_detection import duplicate_findings, duplicate_groups, pixe
 Annotate = Callable[[Size], tuple[Drawn, list[Finding]]]
 """(width, height) of the upright image → its boxes, and what was noticed on the way."""
 
+Classes = Mapping[str, Sequence[int]]
+"""Case → the numbers of the classes that it has boxes of."""
+Marks = tuple[str, ...]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 CHANNELS = ("X-ray",)
 RESERVED = ("background", "ignore")
 SETTINGS = {
     "negatives": "images without a box: all (default), none, or how many of them",
     "patients": "CSV file with the columns image and patient; a patient's images stay in one fold",
-    "scaling": "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the highest value)",
+    "scaling": (
+        "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the "
+        "highest value)"
+    ),
 }
 
 
-_NOBODY_LEFT = Finding(
-    case="",
-    file="",
-    expected="training images of patients who are not validated or tested on",
-    found="none",
-    action="divide the images anew, by patients",
+_NOBODY_LEFT = problem(
+    "",
+    "",
+    "training images of patients who are not validated or tested on",
+    "none",
+    "divide the images anew, by patients",
 )
 
 
@@ -76,9 +82,9 @@ class Rules:
         if options.reorient is not None:
             raise DataError("--reorient turns scans, but this data set has radiographs; leave it out.")
         wanted = options.labels or tuple(known)
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise DataError(f"--labels names '{unknown[0]}', but the classes of this data set are {', '.join(known)}.")
+        for name in wanted:
+            if name not in known:
+                raise DataError(f"--labels names '{name}', but the classes of this data set are {', '.join(known)}.")
         _check_classes(wanted, known)
         scaling = options.settings.get("scaling", "percentile")
         if scaling not in get_args(Scaling):
@@ -95,22 +101,23 @@ def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
     """Refuse, before anything is converted, what cannot be the classes of a data set."""
     for name in wanted:
         if name in RESERVED or not name.strip():
-            others = ",".join(sorted(set(known).difference(RESERVED, [name]), key=list(known).index))
+            others = [other for other in dict.fromkeys(known) if other not in (*RESERVED, name)]
             raise DataError(
                 f"A class cannot be called '{name}'; rename it in the annotations, or choose the others with --labels "
-                f"{others}."
+                f"{','.join(others)}."
             )
     _check_spellings(known)
     for names in (known, wanted):
-        repeated = [name for name, times in Counter(names).items() if times > 1]
-        if repeated:
-            raise DataError(f"The class '{repeated[0]}' is named twice; name each class once.")
+        name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+        if times > 1:
+            raise DataError(f"The class '{name}' is named twice; name each class once.")
 
 
 def _check_spellings(known: Sequence[str]) -> None:
     spellings: dict[str, str] = {}
     for name in known:
-        other = spellings.setdefault(" ".join(name.split()).casefold(), name)
+        plain = " ".join(name.split()).casefold()
+        other = spellings.setdefault(plain, name)
         if other != name:
             raise DataError(
                 f"The classes '{other}' and '{name}' differ in capitals or blanks only; call them the same in the "
@@ -120,8 +127,7 @@ def _check_spellings(known: Sequence[str]) -> None:
 
 def image_index(folder: Path) -> FileIndex:
     """The image files below a folder, found by the names that lists and annotations give them."""
-    images = [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
-    return FileIndex(folder, images, _image_stem)
+    return FileIndex(folder, files_ending(folder, *SUFFIXES), _image_stem)
 
 
 def _image_stem(name: str) -> str:
@@ -160,25 +166,32 @@ def radiograph_job(
         radiograph = read_radiograph(image)
         drawn, remarks = annotate(radiograph.size)
         radiograph, mismatch = _fit(case, image, radiograph, drawn)
-        boxes, faults = clean_boxes(case, drawn, radiograph.size, rules.known)
-        boxes = [(name, box) for name, box in boxes if name in rules.categories]
+        stated, faults = clean_boxes(case, drawn, radiograph.size, rules.known)
+        names: list[str] = []
+        boxes: list[Box] = []
+        for name, box in stated:
+            if name in rules.categories:
+                names.append(name)
+                boxes.append(box)
         marks, noticed = _marks(case, image, radiograph, not boxes)
         pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
         wide = radiograph.pixels.dtype != np.uint8
+        width, height = radiograph.size
         annotation = BoxAnnotation(
-            width=radiograph.size[0],
-            height=radiograph.size[1],
-            boxes=tuple(box for _, box in boxes),
-            names=tuple(name for name, _ in boxes),
-            window=window if wide else None,
+            width=width, height=height, boxes=tuple(boxes), names=tuple(names), window=window if wide else None
         )
-        values = tuple(sorted({rules.categories.index(name) + 1 for name, _ in boxes}))
-        findings = (*remarks, *mismatch, *faults, *noticed)
-        piece = image if radiograph.plain else pixels
-        return CaseContent((piece,), to_data(annotation), values, findings, marks, pixel_digest(pixels))
+        return CaseContent(
+            images=(image if radiograph.plain else pixels,),
+            label=to_data(annotation),
+            values=tuple(number for number, name in enumerate(rules.categories, 1) if name in names),
+            findings=(*remarks, *mismatch, *faults, *noticed),
+            marks=marks,
+            digest=pixel_digest(pixels),
+        )
 
     fingerprint = json.dumps([rules.known, rules.categories, rules.scaling, recipe])
-    return CaseJob(case, (image, *annotations), prepare, fingerprint, split, patient)
+    sources = (image, *annotations)
+    return CaseJob(case, sources, prepare, fingerprint, split, patient)
 
 
 def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[str]:
@@ -188,78 +201,17 @@ def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[s
     Raises:
         DataError: the setting is something else.
     """
-    wanted, names = options.settings.get("negatives", "all"), sorted(names)
+    wanted = options.settings.get("negatives", "all")
+    names = sorted(names)
     if wanted == "all":
         return names
     if wanted == "none":
         return []
     if not wanted.isdigit():
         raise DataError(f"--negatives must be all, none or a number, found '{wanted}'.")
-    count = min(int(wanted), len(names))
-    return [names[i * len(names) // count] for i in range(count)]
-
-
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file, values stripped; the byte order mark that spreadsheets write is ignored.
-
-    Raises:
-        DataError: the file is missing, unreadable or lacks one of the columns.
-    """
-    check_file(path)
-    rows: list[dict[str, str]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            for row in csv.DictReader(stream):
-                rows.append(_stripped(row))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
-    for column in columns:
-        if not rows or column not in rows[0]:
-            found = ", ".join(rows[0]) if rows else "no rows"
-            raise DataError(f"{path}: expected the column '{column}', found {found}.")
-    return rows
-
-
-def _stripped(row: Mapping[str | None, object]) -> dict[str, str]:
-    """A row without blanks, and without the cells beyond the last column, which are a list."""
-    cells: dict[str, str] = {}
-    for column, value in row.items():
-        if value is None or isinstance(value, str):
-            cells[(column or "").strip()] = (value or "").strip()
-    return cells
-
-
-def unique_cases(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """A case id for each image, no two equal: its stem; its path below ``folder`` where several have the same stem;
-    with ``_2``, ``_3``, … appended where that does not tell them apart either (``a b.png`` and ``a_b.png``, ``c.jpg``
-    and ``c.png``), in the order of their paths.
-    """
-    names = {p: case_name(p.name) for p in sorted(paths)}
-    count = Counter(names.values())
-    names = {
-        p: n if count[n] == 1 else case_name("_".join(below(p.with_suffix(""), folder)) + ".x")
-        for p, n in names.items()
-    }
-    taken = set(names.values())
-    first: set[str] = set()
-    for path, name in names.items():
-        if name in first:
-            names[path] = next(new for i in range(2, len(names) + 2) if (new := f"{name}_{i}") not in taken)
-            taken.add(names[path])
-        first.add(name)
-    return names
-
-
-def below(path: Path, folder: Path) -> tuple[str, ...]:
-    """The parts of a path below a folder; of a path elsewhere all of them."""
-    return path.relative_to(folder).parts if path.is_relative_to(folder) else path.parts[1:]
-
-
-def case_name(name: str) -> str:
-    """A case id from a file name: its stem, with anything but letters, digits, ``.``, ``_`` and ``-`` replaced by
-    ``_``.
-    """
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in Path(name).stem)
+    total = len(names)
+    count = min(int(wanted), total)
+    return [names[i * total // count] for i in range(count)]
 
 
 def finish_radiographs(
@@ -285,25 +237,34 @@ def finish_radiographs(
         extra: further keys for ``"medkd"`` in ``dataset.json``.
     """
     entries = writer.entries
-    digests = {key[3:]: entry.digest for key, entry in entries.items()}
-    classes = {key[3:]: entry.values for key, entry in entries.items()}
+    digests: dict[str, str] = {}
+    classes: dict[str, tuple[int, ...]] = {}
+    tests: set[str] = set()
+    for key, entry in entries.items():
+        part, _, case = key.partition("/")
+        digests[case] = entry.digest
+        classes[case] = entry.values
+        if part == "Ts":
+            tests.add(case)
     twins = duplicate_groups(digests)
     writer.report_findings(duplicate_findings(digests))
     writer.report_list("duplicates", (" = ".join(group) for group in twins))
     writer.report_findings(_contradictions(twins, classes))
-    kin = Kinship(writer.patients, twins, {key[3:] for key in entries if key.startswith("Ts/")})
+    kin = Kinship(writer.patients, twins, tests)
     split, more = _split(writer, kin, official, classes)
-    writer.report_findings(leak_findings(writer.folder / SPLITS_FILE, kin, writer.training_cases))
-    description = DatasetDescription.detection(CHANNELS, rules.categories)
+    users = writer.folder / SPLITS_FILE
+    writer.report_findings(leak_findings(users, kin, writer.training_cases))
     own = dict(extra)
     if twins:
         own["duplicates"] = twins
+    description = DatasetDescription.detection(CHANNELS, rules.categories)
+    description = replace(description, extra={"medkd": own})
     all_notes = [*notes, *rules.notes(), *more]
-    return finish_converted(writer, format, replace(description, extra={"medkd": own}), split, all_notes)
+    return finish_converted(writer, format, description, split, all_notes)
 
 
 def _split(
-    writer: RawWriter, kin: Kinship, official: PublishedSplit | None, classes: Mapping[str, Sequence[int]]
+    writer: RawWriter, kin: Kinship, official: PublishedSplit | None, classes: Classes
 ) -> tuple[PublishedSplit | None, list[str]]:
     """The folds without leaks, and notes about what was taken out of training."""
     training = writer.training_cases
@@ -318,7 +279,7 @@ def _split(
         groups = joined_groups(training, writer.patients, kin.twins)
         split = make_folds({case: classes[case] for case in usable}, groups)
     writer.report_list("taken out of training with their patients", same)
-    if same and not (split and any(train for train, _ in split.folds)):
+    if same and not _trains(split):
         writer.report_findings([_NOBODY_LEFT])
     notes = []
     if equal:
@@ -329,7 +290,12 @@ def _split(
     return split, notes
 
 
-def make_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, str]) -> PublishedSplit | None:
+def _trains(split: PublishedSplit | None) -> bool:
+    """Whether some fold has a training case."""
+    return split is not None and any(train for train, _ in split.folds)
+
+
+def make_folds(classes: Classes, groups: Mapping[str, str]) -> PublishedSplit | None:
     """Five folds, stratified by the rarest class of an image, groups kept whole (scikit-learn's
     ``StratifiedGroupKFold``).
 
@@ -356,27 +322,12 @@ def _fit(case: str, path: Path, image: Radiograph, drawn: Drawn) -> tuple[Radiog
     found = f"{image.size[0]}×{image.size[1]} px"
     if drawn.size == image.stored_size:
         action = "it was drawn on the image as stored, so the image was not turned; look at it in the contact sheet"
-        note = Finding(
-            case=case,
-            file=str(path),
-            expected=expected,
-            found=f"{found} after EXIF orientation {image.orientation}",
-            action=action,
-            error=False,
-        )
+        note = warning(case, path, expected, f"{found} after EXIF orientation {image.orientation}", action)
         return read_radiograph(path, upright=False), [note]
-    return image, [
-        Finding(
-            case=case,
-            file=str(path),
-            expected=expected,
-            found=found,
-            action="find the image that was annotated, or remove it",
-        )
-    ]
+    return image, [problem(case, path, expected, found, "find the image that was annotated, or remove it")]
 
 
-def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tuple[str, ...], list[Finding]]:
+def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[Marks, list[Finding]]:
     facts = {
         "negative": negative,
         "rotated": image.orientation != 1,
@@ -387,24 +338,18 @@ def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[tu
     if image.truncated:
         action = "what can be read was written as PNG, the rest is black; look at it in the contact sheet"
         found = f"one whose end is missing, and with it {image.lost:.1%} of the pixels"
-        findings.append(
-            Finding(case=case, file=str(path), expected="a whole JPEG", found=found, action=action, error=False)
-        )
-    return tuple(name for name, holds in facts.items() if holds), findings
+        findings.append(warning(case, path, "a whole JPEG", found, action))
+    marks = tuple(name for name, holds in facts.items() if holds)
+    return marks, findings
 
 
-def _contradictions(twins: Sequence[Sequence[str]], classes: Mapping[str, Sequence[int]]) -> list[Finding]:
+def _contradictions(twins: Sequence[Sequence[str]], classes: Classes) -> list[Finding]:
     """Equal images of which one has boxes of a class that the other one has not."""
-    expected, found = "boxes of the same classes in equal images", "different classes, or boxes in one of them only, in"
-    return [
-        Finding(
-            case=group[0],
-            file="",
-            expected=expected,
-            found=f"{found} {', '.join(group)}",
-            action="correct or remove one of them",
-            error=False,
-        )
-        for group in twins
-        if len({tuple(classes[case]) for case in group}) > 1
-    ]
+    expected = "boxes of the same classes in equal images"
+    findings = []
+    for group in twins:
+        different = {tuple(classes[case]) for case in group}
+        if len(different) > 1:
+            found = f"different classes, or boxes in one of them only, in {', '.join(group)}"
+            findings.append(warning(group[0], "", expected, found, "correct or remove one of them"))
+    return findings

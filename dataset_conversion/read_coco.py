@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dataset_conversion.boxes import Drawn, Size
+from dataset_conversion.findings import problem, warning
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.io.checks import Finding
 
 Corners = tuple[float, ...]
+Annotations = Mapping[Any, list[Mapping[str, Any]]]
+"""Image id → its annotations."""
 _ROUNDING = 1.0  # pixels
 _ENOUGH = 3
 """Boxes of a file that must agree before it is said to be written in another convention."""
@@ -52,14 +55,8 @@ def read_coco(path: Path) -> Coco:
     try:
         names = _category_names(data)
         files = _file_names(path, data["images"])
-        sizes = {_key(image["id"]): _size(image) for image in data["images"]}
-        annotations, strays = _by_image(data.get("annotations") or [], files)
-        drawn: dict[Any, Drawn] = {}
-        for key in files:
-            found = Drawn(path, size=sizes[key])
-            for annotation in annotations[key]:
-                found = found.joined(_annotation(path, annotation, names))
-            drawn[key] = found
+        annotations, strays = _by_image(data["annotations"] or [], files)
+        drawn = _drawn(path, data["images"], annotations, names)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: expected a COCO file with 'images', 'annotations' and 'categories', found {error!r}."
@@ -71,14 +68,29 @@ def read_coco(path: Path) -> Coco:
             f"{strays[0]}; correct 'image_id', or list the images."
         )
     if strays:
-        drawn = {key: _doubtful(found, len(strays)) for key, found in drawn.items()}
+        for key, found in drawn.items():
+            drawn[key] = _doubtful(found, len(strays))
     images, findings = _by_name(path, files, drawn)
     if strays:
         found_text = f"{len(strays)} of no image, the first has {strays[0]}"
         action = "list their images in 'images', or correct 'image_id'"
         expected = "annotations of listed images"
-        findings.append(Finding(case="", file=str(path), expected=expected, found=found_text, action=action))
+        findings.append(problem("", path, expected, found_text, action))
     return Coco(tuple(dict.fromkeys(names.values())), images, tuple(findings))
+
+
+def _drawn(
+    path: Path, images: Sequence[Mapping[str, Any]], annotations: Annotations, names: Mapping[Any, str]
+) -> dict[Any, Drawn]:
+    """Image id → what is drawn in it."""
+    drawn: dict[Any, Drawn] = {}
+    for image in images:
+        key = _key(image["id"])
+        drawn[key] = Drawn(path, size=_size(image))
+    for key in drawn:
+        for annotation in annotations[key]:
+            drawn[key] = drawn[key].joined(_annotation(path, annotation, names))
+    return drawn
 
 
 def _key(value: Any) -> Any:
@@ -93,8 +105,11 @@ def _key(value: Any) -> Any:
 
 def _category_names(data: Mapping[str, Any]) -> dict[Any, str]:
     """Id → name, in the order of the ids."""
-    listed = [(_key(category["id"]), str(category["name"]).strip()) for category in data["categories"]]
-    return dict(sorted(listed, key=lambda entry: (isinstance(entry[0], str), entry[0])))
+    names: dict[Any, str] = {}
+    for category in data["categories"]:
+        names[_key(category["id"])] = str(category["name"]).strip()
+    keys = sorted(names, key=lambda key: (isinstance(key, str), key))
+    return {key: names[key] for key in keys}
 
 
 def _file_names(path: Path, images: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
@@ -110,9 +125,7 @@ def _file_names(path: Path, images: Sequence[Mapping[str, Any]]) -> dict[Any, st
     return names
 
 
-def _by_image(
-    annotations: Sequence[Mapping[str, Any]], files: Mapping[Any, str]
-) -> tuple[Mapping[Any, list[Mapping[str, Any]]], list[str]]:
+def _by_image(annotations: Sequence[Mapping[str, Any]], files: Mapping[Any, str]) -> tuple[Annotations, list[str]]:
     """The annotations of each image, and the image ids of those that belong to none."""
     found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     strays = []
@@ -135,16 +148,7 @@ def _by_name(
         if name in images:
             images[name] = images[name].joined(drawn[key])
             action = "its boxes were put together"
-            findings.append(
-                Finding(
-                    case="",
-                    file=f"{path}: {name}",
-                    expected="each image once",
-                    found="the image again",
-                    action=action,
-                    error=False,
-                )
-            )
+            findings.append(warning("", f"{path}: {name}", "each image once", "the image again", action))
         else:
             images[name] = drawn[key]
     return images, findings
@@ -161,7 +165,9 @@ def _doubtful(drawn: Drawn, strays: int) -> Drawn:
 def _size(image: Mapping[str, Any]) -> Size | None:
     """(width, height) as stated; None where it is absent, null or 0, so that the image's own is taken."""
     width, height = image.get("width"), image.get("height")
-    return (int(width), int(height)) if width and height else None
+    if not width or not height:
+        return None
+    return int(width), int(height)
 
 
 def _annotation(path: Path, annotation: Mapping[str, Any], names: Mapping[Any, str]) -> Drawn:
@@ -181,12 +187,13 @@ def _annotation(path: Path, annotation: Mapping[str, Any], names: Mapping[Any, s
 
 def _corners(annotation: Mapping[str, Any]) -> Corners:
     if annotation.get("bbox"):
-        x, y, width, height = (float(value) for value in annotation["bbox"])
+        x, y, width, height = map(float, annotation["bbox"])
         return x, y, x + width, y + height
     points: list[float] = []
     for polygon in annotation["segmentation"]:
-        points += [float(value) for value in polygon]
-    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
+        points += map(float, polygon)
+    xs, ys = points[::2], points[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _check_convention(path: Path, drawn: Sequence[Drawn]) -> None:
@@ -207,6 +214,6 @@ def _check_convention(path: Path, drawn: Sequence[Drawn]) -> None:
         outside += right > width + _ROUNDING or bottom > height + _ROUNDING
     if outside and len(boxes) >= _ENOUGH:
         raise DataError(
-            f"{path}: expected 'bbox' as x, y, width and height, but all {len(boxes)} of them are corners (x_min, y_min, "
-            f"x_max, y_max), for read as COCO has it {outside} reach out of their images; convert them."
+            f"{path}: expected 'bbox' as x, y, width and height, but all {len(boxes)} of them are corners (x_min, "
+            f"y_min, x_max, y_max), for read as COCO has it {outside} reach out of their images; convert them."
         )

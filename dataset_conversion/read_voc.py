@@ -32,12 +32,26 @@ def read_voc(path: Path, *, one_based: bool = False) -> tuple[Drawn, str]:
         root = ET.parse(path).getroot()
         if root.tag != "annotation":
             raise DataError(f"{path}: expected a Pascal VOC annotation, found <{root.tag}>.")
-        boxes = [_box(item, 1.0 if one_based else 0.0) for item in root.iter("object")]
-        width, height = (int(float(root.findtext(f"size/{side}", "0") or 0)) for side in ("width", "height"))
+        first = 1.0 if one_based else 0.0
+        boxes = [_box(item, first) for item in root.iter("object")]
+        _check_boxes(root, len(boxes))
+        width, height = _side(root, "width"), _side(root, "height")
     except (ET.ParseError, OSError, ValueError, OverflowError, LookupError) as error:
         raise DataError(f"{path}: expected a Pascal VOC annotation, found {error}; export it again.") from error
     size = (width, height) if width and height else None
     return Drawn(path, tuple(boxes), size), (root.findtext("filename") or "").strip()
+
+
+def _check_boxes(root: ET.Element, objects: int) -> None:
+    """See to it that every box belongs to an object: a misspelt <object> must not make a negative of its image."""
+    if not objects and root.find(".//bndbox") is not None:
+        raise ValueError("a bndbox without an object")
+
+
+def _side(root: ET.Element, name: str) -> int:
+    """Width or height as stated; 0 where it is not."""
+    text = root.findtext(f"size/{name}", "0") or "0"
+    return int(float(text))
 
 
 def _box(item: ET.Element, shift: float) -> NamedBox:
@@ -45,4 +59,5 @@ def _box(item: ET.Element, shift: float) -> NamedBox:
     if corners is None:
         raise ValueError("an object without bndbox")
     left, top, right, bottom = (float(corners.findtext(name, "")) for name in _CORNERS)
-    return (item.findtext("name") or "").strip(), (left - shift, top - shift, right, bottom)
+    name = item.findtext("name") or ""
+    return name.strip(), (left - shift, top - shift, right, bottom)

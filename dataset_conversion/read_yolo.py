@@ -11,6 +11,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import check_file
 from medkd.core.resolve import read_lines
 
+Corners = tuple[float, float, float, float]
 _EQUAL = 0.01
 """How far, as a share of the image, a box and the ends of the polygon behind it may differ: labels have few digits."""
 
@@ -44,7 +45,8 @@ def read_yolo(path: Path, names: Sequence[str], size: Size, key_points: int = 0)
             continue
         left, top, right, bottom = box
         width, height = size
-        boxes.append((names[index], (left * width, top * height, right * width, bottom * height)))
+        corners = (left * width, top * height, right * width, bottom * height)
+        boxes.append((names[index], corners))
     return Drawn(path, tuple(boxes), None, tuple(unknown))
 
 
@@ -86,13 +88,15 @@ def _numbers(line: str) -> tuple[int, list[float]]:
     first, *rest = line.split()
     try:
         number = float(first)
-        values = [float(value) for value in rest]
+        values = list(map(float, rest))
     except ValueError:
         return -1, []
-    return (int(number), values) if number.is_integer() else (-1, [])
+    if not number.is_integer():
+        return -1, []
+    return int(number), values
 
 
-def _fractions(values: Sequence[float], key_points: int) -> tuple[float, float, float, float] | None:
+def _fractions(values: Sequence[float], key_points: int) -> Corners | None:
     """The box of a line as fractions of the image (x_min, y_min, x_max, y_max); None where it has none."""
     if len(values) == 4 or (key_points and len(values) == 4 + key_points):
         return _around(values)
@@ -103,14 +107,16 @@ def _fractions(values: Sequence[float], key_points: int) -> tuple[float, float, 
     return _ends(values)
 
 
-def _around(values: Sequence[float]) -> tuple[float, float, float, float]:
+def _around(values: Sequence[float]) -> Corners:
     x, y, width, height = values[:4]
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _ends(points: Sequence[float]) -> tuple[float, float, float, float]:
-    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
+def _ends(points: Sequence[float]) -> Corners:
+    xs, ys = points[::2], points[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _close(box: Sequence[float], other: Sequence[float]) -> bool:
-    return all(abs(a - b) <= _EQUAL for a, b in zip(box, other, strict=True))
+    pairs = zip(box, other, strict=True)
+    return all(abs(a - b) <= _EQUAL for a, b in pairs)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.layout import contents, existing_folder
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
@@ -24,11 +26,14 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
-from medkd.core.resolve import NameIndex, files_below, part_of_name, path_parts, read_lines
+from medkd.core.resolve import NameIndex, files_ending, part_of_name, path_parts, read_lines
 from medkd.io.checks import Finding, finite_finding, label_finding, label_values
 from medkd.io.volumes import Volume, as_label
 
-UNIT_SPACING = "the source states no voxel size: 1 mm is written along every axis, so that HD95 and NSD count voxels; train the configuration 2d"
+UNIT_SPACING = (
+    "the source states no voxel size: 1 mm is written along every axis, so that HD95 and NSD count voxels; train the "
+    "configuration 2d"
+)
 
 _ENDINGS = (".npy.h5", ".h5", ".hdf5", ".npz")
 _HDF5 = (".h5", ".hdf5")
@@ -36,6 +41,10 @@ _SLICE = re.compile(r"^(?P<case>.+?)_slice_?(?P<phase>[A-Za-z]{2})?_?(?P<index>\
 _VOLUME = re.compile(r"^(?P<case>.+?)_volume_?(?P<phase>[A-Za-z]{2})$", re.IGNORECASE)
 _PATIENT = re.compile(r"^(?P<patient>.+?)_(?:frame\d+|E[DS])$")
 _IMAGE, _LABEL = ("image", "img"), ("label", "mask")
+_DAMAGED = (OSError, ValueError, EOFError, LookupError, RuntimeError, TypeError, OverflowError, MemoryError) + (
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ORDER = ("train", "val", "test")
 
 
@@ -50,7 +59,10 @@ class SlicedCase:
     @property
     def files(self) -> tuple[Path, ...]:
         """What the case is made from: the volume where there is one, else its slices in order."""
-        return (self.volume,) if self.volume else tuple(path for _, path in sorted(self.slices.items()))
+        if self.volume is not None:
+            return (self.volume,)
+        numbers = sorted(self.slices)
+        return tuple(self.slices[number] for number in numbers)
 
 
 def convert_slices(
@@ -58,9 +70,9 @@ def convert_slices(
 ) -> ConversionReport:
     """Convert a tree of slices and volumes.
 
-    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0; ``train.list``,
-    ``val.list`` and ``test.list`` (one case or file per line) say the same. A line that is no case, or may be several,
-    is an error that names it, and so is a case that lists have in two parts.
+    Folders whose name begins with ``test`` hold test cases, with ``val`` the validation cases of fold 0;
+    ``train.list``, ``val.list`` and ``test.list`` (one case or file per line) say the same. A line that is no case, or
+    may be several, is an error that names it, and so is a case that lists have in two parts.
 
     Args:
         format: name of the converter.
@@ -77,19 +89,43 @@ def convert_slices(
     cases, findings = find_cases(source)
     if not cases:
         raise DataError(f"{source}: expected .npz or .h5 files with slices or volumes, found {contents(source)}.")
-    for case in cases.values():
-        if any(path.name.lower().endswith(_HDF5) for path in case.files):
-            _h5py()
-    labels = LabelSpec.from_names(options.labels) if options.labels else labels
-    jobs = [_job(name, case, labels) for name, case in sorted(cases.items())]
+    _check_reader(cases.values())
+    if options.labels:
+        labels = LabelSpec.from_names(options.labels)
     writer = RawWriter(folder, format, source, options)
     writer.report_findings(findings)
-    writer.convert(jobs)
-    train = [name for name, case in cases.items() if case.part == "train"]
-    val = [name for name, case in cases.items() if case.part == "val"]
-    split = PublishedSplit.single(train, val, "validation cases of the download") if val else None
+    writer.convert(_jobs(cases, labels))
+    split = _split(cases)
     description = DatasetDescription(channel_names=options.channels or (channel,), labels=labels, num_training=0)
     return finish_converted(writer, format, description, split, [UNIT_SPACING])
+
+
+def _check_reader(cases: Iterable[SlicedCase]) -> None:
+    """Ask for h5py before anything is converted, if one of the files needs it."""
+    for case in cases:
+        for path in case.files:
+            if path.name.lower().endswith(_HDF5):
+                _h5py()
+                return
+
+
+def _jobs(cases: Mapping[str, SlicedCase], labels: LabelSpec) -> list[CaseJob]:
+    """A job for each case; the slices of all are numbered from 0 or all from 1."""
+    first = 1
+    for case in cases.values():
+        if 0 in case.slices:
+            first = 0
+    return [_job(name, case, labels, first) for name, case in sorted(cases.items())]
+
+
+def _split(cases: Mapping[str, SlicedCase]) -> PublishedSplit | None:
+    """The training and validation cases as fold 0; None without validation cases."""
+    parts: dict[str, list[str]] = {part: [] for part in _ORDER}
+    for name, case in cases.items():
+        parts[case.part].append(name)
+    if not parts["val"]:
+        return None
+    return PublishedSplit.single(parts["train"], parts["val"], "validation cases of the download")
 
 
 def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
@@ -99,11 +135,11 @@ def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
         DataError: a list cannot be read, or none of its lines is a case.
     """
     cases: dict[str, SlicedCase] = {}
+    names: dict[str, str] = {}
     findings = []
-    for path in files_below(source):
-        if not path.name.lower().endswith(_ENDINGS):
-            continue
+    for path in files_ending(source, *_ENDINGS):
         name, index = _case_and_index(path)
+        name = names.setdefault(name.casefold(), name)
         part = _part(path.relative_to(source))
         case = cases.setdefault(name, SlicedCase(part))
         case.part = _stricter(case.part, part)
@@ -118,14 +154,7 @@ def find_cases(source: Path) -> tuple[dict[str, SlicedCase], list[Finding]]:
 
 
 def _twice(name: str, path: Path, first: Path) -> Finding:
-    return Finding(
-        case=name,
-        file=str(path),
-        expected="each slice and each volume once",
-        found=f"also {first}",
-        action="the first one was used",
-        error=False,
-    )
+    return warning(name, path, "each slice and each volume once", f"also {first}", "the first one was used")
 
 
 def _apply_lists(source: Path, cases: dict[str, SlicedCase]) -> list[Finding]:
@@ -133,9 +162,10 @@ def _apply_lists(source: Path, cases: dict[str, SlicedCase]) -> list[Finding]:
     index = NameIndex(cases, _case_spellings)
     parts: dict[str, dict[str, Path]] = {}
     findings = []
-    for path in files_below(source, "*.list"):
+    for path in files_ending(source, ".list"):
         part = part_of_name(path.stem)
         if part is None:
+            findings.append(_unknown_list(path))
             continue
         lines = [line for _, line in read_lines(path)]
         listed, faults = index.find_all(lines)
@@ -143,34 +173,50 @@ def _apply_lists(source: Path, cases: dict[str, SlicedCase]) -> list[Finding]:
             raise DataError(f"{path}: none of its lines is a case below {source}, the first is '{lines[0][:200]}'.")
         for case in listed:
             parts.setdefault(case, {})[part] = path
-        findings += [_line_finding(path, text, fault) for text, fault in faults.items()]
-    for case, stated in parts.items():
+        for text, fault in faults.items():
+            findings.append(_line_finding(path, text, fault))
+    return [*findings, *_apply_parts(parts, cases)]
+
+
+def _apply_parts(parts: Mapping[str, Mapping[str, Path]], cases: dict[str, SlicedCase]) -> list[Finding]:
+    """Case → part → the list that states it."""
+    findings = []
+    for name, stated in parts.items():
+        part, path = next(iter(stated.items()))
         if len(stated) > 1:
-            del cases[case]
-            where = " and ".join(str(path) for path in stated.values())
-            findings.append(_line_finding(next(iter(stated.values())), case, f"'{case}' in {where}"))
+            del cases[name]
+            where = " and ".join(map(str, stated.values()))
+            findings.append(_line_finding(path, name, f"'{name}' in {where}"))
             continue
-        part = next(iter(stated))
-        findings += _other_folder(case, cases[case], part, stated[part])
-        cases[case].part = _stricter(cases[case].part, part)
+        findings += _other_folder(name, cases[name], part, path)
+        cases[name].part = _stricter(cases[name].part, part)
     return findings
+
+
+def _unknown_list(path: Path) -> Finding:
+    expected, action = "a list called train, val or test", "it was passed over; rename or remove it"
+    return warning("", path, expected, path.name, action)
 
 
 def _case_spellings(name: str) -> list[str]:
     """What a line of a list may call a case: the case, one of its files, or one of its slices."""
-    spellings = [name]
-    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), None)
-    if ending is not None:
-        spellings.append(name[: -len(ending)])
-    spellings.append(_parsed(spellings[-1])[0])
-    return spellings
+    short = _without_ending(name)
+    case, _ = _parsed(short)
+    return [name, short, case]
+
+
+def _without_ending(name: str) -> str:
+    for ending in _ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
 
 
 def _line_finding(path: Path, text: str, found: str) -> Finding:
     parts = path_parts(text)
     case = _case_spellings(parts[-1])[-1] if parts else ""
     expected = "lines that are a case each, in one list"
-    return Finding(case=case, file=str(path), expected=expected, found=found, action="correct or remove the line")
+    return problem(case, path, expected, found, "correct or remove the line")
 
 
 def _other_folder(name: str, case: SlicedCase, part: str, path: Path) -> list[Finding]:
@@ -178,20 +224,19 @@ def _other_folder(name: str, case: SlicedCase, part: str, path: Path) -> list[Fi
     if case.part in ("train", part):
         return []
     return [
-        Finding(
-            case=name,
-            file=str(path),
-            expected=f"the part of its folder, {case.part}",
-            found=part,
-            action=f"it was taken for {_stricter(case.part, part)}; correct the list or move the files",
-            error=False,
+        warning(
+            name,
+            path,
+            f"the part of its folder, {case.part}",
+            part,
+            f"it was taken for {_stricter(case.part, part)}; correct the list or move the files",
         )
     ]
 
 
 def _case_and_index(path: Path) -> tuple[str, int | None]:
     """The case that a file name says, and the number of the slice; None for a volume."""
-    return _parsed(_name(path))
+    return _parsed(_without_ending(path.name))
 
 
 def _parsed(name: str) -> tuple[str, int | None]:
@@ -215,7 +260,7 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 return _arrays(path, stored)
         with np.load(path, allow_pickle=False) as archive:
             return _arrays(path, archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path} is truncated or damaged ({error}); download it again.") from error
 
 
@@ -239,13 +284,14 @@ def _h5py() -> ModuleType:
     return h5py
 
 
-def _name(path: Path) -> str:
-    return next(path.name[: -len(ending)] for ending in _ENDINGS if path.name.lower().endswith(ending))
-
-
 def _part(path: Path) -> str:
-    folders = [name.lower() for name in path.parts[:-1]]
-    return next((part for part in ("test", "val") if any(name.startswith(part) for name in folders)), "train")
+    """What the folders above a file say; ``train`` where they say nothing."""
+    found = "train"
+    for name in path.parts[:-1]:
+        for part in ("val", "test"):
+            if name.lower().startswith(part):
+                found = _stricter(found, part)
+    return found
 
 
 def _stricter(first: str, second: str) -> str:
@@ -253,17 +299,22 @@ def _stricter(first: str, second: str) -> str:
     return max(first, second, key=_ORDER.index)
 
 
-def _job(name: str, case: SlicedCase, labels: LabelSpec) -> CaseJob:
+def _job(name: str, case: SlicedCase, labels: LabelSpec, first: int) -> CaseJob:
     split: Split = "Ts" if case.part == "test" else "Tr"
     match = _PATIENT.match(name)
     recipe = f"stacked, labels {labels.values}"
     return CaseJob(
-        name, case.files, lambda: _prepare(name, case, labels), recipe, split, match["patient"] if match else None
+        name,
+        case.files,
+        lambda: _prepare(name, case, labels, first),
+        recipe,
+        split,
+        match["patient"] if match else None,
     )
 
 
-def _prepare(name: str, case: SlicedCase, labels: LabelSpec) -> CaseContent:
-    gaps = [] if case.volume else _gaps(name, case.slices)
+def _prepare(name: str, case: SlicedCase, labels: LabelSpec, first: int) -> CaseContent:
+    gaps = [] if case.volume else _gaps(name, case.slices, first)
     if gaps:
         return CaseContent((), findings=tuple(gaps))
     image, label = _volume(case.volume) if case.volume else _stack(case.files)
@@ -272,8 +323,10 @@ def _prepare(name: str, case: SlicedCase, labels: LabelSpec) -> CaseContent:
     mapped = as_label(Volume(label, grid), path)
     values = label_values(mapped.array)
     findings = [*finite_finding(name, path, image), *label_finding(name, path, values, labels.values)]
-    small = Volume(mapped.array.astype(np.uint8) if min(values) >= 0 and max(values) < 256 else mapped.array, grid)
-    return CaseContent((Volume(image, grid),), small, values, tuple(findings))
+    small = mapped.array
+    if min(values) >= 0 and max(values) < 256:
+        small = small.astype(np.uint8)
+    return CaseContent((Volume(image, grid),), Volume(small, grid), values, tuple(findings))
 
 
 def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -286,32 +339,30 @@ def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stack(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for path in paths:
         image, label = read_pair(path)
-        expected = pairs[0][0].shape if pairs else image.shape
+        expected = images[0].shape if images else image.shape
         if image.ndim != 2 or image.shape != expected or label.shape != expected:
             raise DataError(
                 f"{path}: expected image and label slices of shape {expected}, found {image.shape} and {label.shape}."
             )
-        pairs.append((image.astype(np.float32), label))
-    return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
+        images.append(image.astype(np.float32))
+        labels.append(label)
+    return np.stack(images), np.stack(labels)
 
 
-def _gaps(name: str, slices: Mapping[int, Path]) -> list[Finding]:
-    """Slices that are missing in between; numbering may begin at 0 or 1."""
-    numbers = range(0 if 0 in slices else 1, max(slices) + 1)
+def _gaps(name: str, slices: Mapping[int, Path], first: int) -> list[Finding]:
+    """Slices that are missing in between; the numbers of a data set begin at ``first``, 0 or 1."""
+    numbers = range(first, max(slices) + 1)
     missing = [number for number in numbers if number not in slices]
     if not missing:
         return []
     found = f"no slice {', '.join(map(str, missing[:10]))}" + (" …" if len(missing) > 10 else "")
     folder = str(next(iter(slices.values())).parent)
     return [
-        Finding(
-            case=name,
-            file=folder,
-            expected=f"all slices from {numbers[0]} to {numbers[-1]}",
-            found=found,
-            action="download the missing files again",
+        problem(
+            name, folder, f"all slices from {numbers[0]} to {numbers[-1]}", found, "download the missing files again"
         )
     ]

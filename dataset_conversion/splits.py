@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dataset_conversion.findings import problem
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import RawWriter
 from medkd.core.dataset import DatasetDescription
@@ -121,7 +122,7 @@ def _entry_finding(path: Path, text: str, found: str) -> Finding:
     parts = path_parts(text)
     case = case_spellings(parts[-1])[-1] if parts else ""
     expected = "cases of this data set, each in one part of a fold"
-    return Finding(case=case, file=str(path), expected=expected, found=found, action="correct or remove the entry")
+    return problem(case, path, expected, found, "correct or remove the entry")
 
 
 def _present(split: PublishedSplit, cases: Collection[str]) -> list[dict[str, list[str]]]:

@@ -14,16 +14,16 @@ from medkd.core.labels import LabelSpec
 
 GUIDE = """\
 Synapse multi-organ CT, preprocessed: 18 training scans as slices, 12 test scans as volumes, 8 organs.
-download:  see https://github.com/Beckschen/TransUNet (datasets/README.md); made from BTCV's scans (medkd_convert btcv --help);
-           about 3 GB; needs h5py: pip install 'medkd[h5]'
+download:  see https://github.com/Beckschen/TransUNet (datasets/README.md); made from BTCV's scans (medkd_convert btcv
+           --help); about 3 GB; needs h5py: pip install 'medkd[h5]'
 licence:   that of BTCV
 source:    the folder with
              train_npz/case0005_slice000.npz     arrays image (values 0 to 1) and label, 512 x 512
              test_vol_h5/case0001.npy.h5         the same, all slices of a scan
-result:    one volume per scan; the slices state no voxel size, so 1 mm is written (see the report). Test scans go to imagesTs and
-           labelsTs: train fold all for the published comparison, or folds 0-4 of the training scans.
-labels:    1 aorta, 2 gallbladder, 3 left kidney, 4 right kidney, 5 liver, 6 pancreas, 7 spleen, 8 stomach, as in the published tables;
-           give --labels where your copy differs."""
+result:    one volume per scan; the slices state no voxel size, so 1 mm is written (see the report). Test scans go to
+           imagesTs and labelsTs: train fold all for the published comparison, or folds 0-4 of the training scans.
+labels:    1 aorta, 2 gallbladder, 3 left kidney, 4 right kidney, 5 liver, 6 pancreas, 7 spleen, 8 stomach, as in the
+           published tables; give --labels where your copy differs."""
 
 ORGANS = ("aorta", "gallbladder", "left_kidney", "right_kidney", "liver", "pancreas", "spleen", "stomach")
 

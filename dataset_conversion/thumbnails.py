@@ -53,22 +53,22 @@ def radiograph_picture(image: Path, label: Path | None, categories: Sequence[str
     pixels, _ = to_eight_bit(read_radiograph(image).pixels)
     full = Image.fromarray(pixels).convert("RGB")
     scale = side / max(full.size)
-    picture = full.resize(
-        (max(1, round(full.width * scale)), max(1, round(full.height * scale))), Image.Resampling.LANCZOS
-    )
-    annotation = BoxAnnotation.load(label) if label else BoxAnnotation(width=full.width, height=full.height)
-    colours = [colour(categories.index(name)) if name in categories else PALETTE[2] for name in annotation.names]
+    picture = full.resize(_scaled(full.size, scale), Image.Resampling.LANCZOS)
+    annotation = BoxAnnotation(width=full.width, height=full.height)
+    if label:
+        annotation = BoxAnnotation.load(label)
+    numbers = {name: number for number, name in enumerate(categories)}
+    colours = [colour(numbers.get(name, 2)) for name in annotation.names]
     draw = ImageDraw.Draw(picture)
     for box, shade in zip(annotation.boxes, colours, strict=True):
-        _outline(draw, [v * scale for v in box], shade)
-    canvas = Image.new("RGB", (side, side), _BLACK)
-    corner = ((side - picture.width) // 2, (side - picture.height) // 2)
-    canvas.paste(picture, corner)
+        _outline(draw, np.multiply(box, scale).tolist(), shade)
+    canvas, corner = _centred(picture, side)
     if annotation.boxes:
-        first = min(range(len(colours)), key=lambda i: _area(annotation.boxes[i]))
+        areas = [_area(box) for box in annotation.boxes]
+        first = areas.index(min(areas))
         box = annotation.boxes[first]
-        if max(box[2] - box[0], box[3] - box[1]) * scale < _SMALL * side:
-            centre = [(box[i] + box[i + 2]) / 2 * scale + corner[i] for i in (0, 1)]
+        if _length(box) * scale < _SMALL * side:
+            centre = np.add(np.multiply(_middle(box), scale), corner).tolist()
             _inset(canvas, full, box, colours[first], centre)
     return canvas
 
@@ -99,12 +99,24 @@ def volume_picture(files: CaseFiles, side: int) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels[::-1, ::-1].swapaxes(0, 1)))
     physical = (picture.width * spacing[0], picture.height * spacing[1])
     scale = side / max(physical)
-    picture = picture.resize(
-        (max(1, round(physical[0] * scale)), max(1, round(physical[1] * scale))), Image.Resampling.BICUBIC
-    )
+    picture = picture.resize(_scaled(physical, scale), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (side, side), _BLACK)
     canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return canvas
+
+
+def _scaled(size: tuple[float, float], scale: float) -> tuple[int, int]:
+    """A size in whole pixels, at least one."""
+    width, height = size
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _centred(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A black square with a picture in its middle, and where the picture's corner is."""
+    canvas = Image.new("RGB", (side, side), _BLACK)
+    corner = ((side - picture.width) // 2, (side - picture.height) // 2)
+    canvas.paste(picture, corner)
+    return canvas, corner
 
 
 def _upright(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -124,18 +136,22 @@ def _upright(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, tuple[f
 def _window(image: np.ndarray, place: int) -> np.ndarray:
     """Grey values 0 to 255: soft tissue for CT, else the 0.5th to 99.5th percentile of the slice."""
     chosen = image[..., place]
-    if float(image[:: max(1, image.shape[0] // 32), :: max(1, image.shape[1] // 32)].min()) < _AIR:
+    steps = [max(1, length // 32) for length in image.shape[:2]]
+    thinned = image[:: steps[0], :: steps[1]]
+    if float(thinned.min()) < _AIR:
         low, high = -160.0, 240.0
     else:
-        low, high = (float(v) for v in np.percentile(chosen, (0.5, 99.5)))
-    return np.clip((chosen.astype(np.float32) - low) * (255 / max(high - low, 1e-6)), 0, 255)
+        low, high = map(float, np.percentile(chosen, (0.5, 99.5)))
+    scale = 255 / max(high - low, 1e-6)
+    return np.clip((chosen.astype(np.float32) - low) * scale, 0, 255)
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Sequence[float], shade: Colour, width: int = 2) -> None:
     """A frame just outside the box, with a dark edge, so that it covers nothing and is seen on white bone too."""
-    left, top, right, bottom = box
-    draw.rectangle((left - width - 1, top - width - 1, right + width + 1, bottom + width + 1), outline=_BLACK, width=1)
-    draw.rectangle((left - width, top - width, right + width, bottom + width), outline=shade, width=width)
+    for far, line, paint in ((width + 1, 1, _BLACK), (width, width, shade)):
+        left, top, right, bottom = box
+        frame = (left - far, top - far, right + far, bottom + far)
+        draw.rectangle(frame, outline=paint, width=line)
 
 
 def _inset(
@@ -143,17 +159,30 @@ def _inset(
 ) -> None:
     """The box enlarged, in the corner farthest from it."""
     side = round(canvas.width * _INSET)
-    half = max(box[2] - box[0], box[3] - box[1]) * _CONTEXT / 2
-    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    region = (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
+    half = _length(box) * _CONTEXT / 2
+    x, y = _middle(box)
+    region = (x - half, y - half, x + half, y + half)
     inset = full.transform((side, side), Image.Transform.EXTENT, region, Image.Resampling.BICUBIC)
     scale = side / (2 * half)
-    origin = (region[0], region[1], region[0], region[1])
-    _outline(ImageDraw.Draw(inset), [(v - o) * scale for v, o in zip(box, origin, strict=True)], shade, 1)
-    x = 0 if centre[0] > canvas.width / 2 else canvas.width - side
-    y = 0 if centre[1] > canvas.height / 2 else canvas.height - side
-    canvas.paste(inset, (x, y))
-    ImageDraw.Draw(canvas).rectangle((x, y, x + side - 1, y + side - 1), outline=shade, width=1)
+    origin = region[:2] * 2
+    enlarged = (np.subtract(box, origin) * scale).tolist()
+    _outline(ImageDraw.Draw(inset), enlarged, shade, 1)
+    left = 0 if centre[0] > canvas.width / 2 else canvas.width - side
+    top = 0 if centre[1] > canvas.height / 2 else canvas.height - side
+    canvas.paste(inset, (left, top))
+    frame = (left, top, left + side - 1, top + side - 1)
+    ImageDraw.Draw(canvas).rectangle(frame, outline=shade, width=1)
+
+
+def _length(box: Sequence[float]) -> float:
+    """The longer side."""
+    left, top, right, bottom = box
+    return max(right - left, bottom - top)
+
+
+def _middle(box: Sequence[float]) -> tuple[float, float]:
+    left, top, right, bottom = box
+    return (left + right) / 2, (top + bottom) / 2
 
 
 def _area(box: Sequence[float]) -> float:

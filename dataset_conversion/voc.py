@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_conversion.boxes import Drawn
+from dataset_conversion.findings import warning
 from dataset_conversion.items import Item, PartLists, convert_items, split_name
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.radiographs import SETTINGS, Annotate, Rules, image_index
@@ -18,7 +19,7 @@ from dataset_conversion.read_voc import read_voc
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
-from medkd.core.resolve import FileIndex, files_below, path_parts
+from medkd.core.resolve import FileIndex, files_ending, path_parts
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -26,9 +27,11 @@ Radiographs of your own with boxes as Pascal VOC files (one XML per image; Label
 source:    a folder with the XML files and the images anywhere below it:
              Annotations/STEM.xml, JPEGImages/STEM.jpg     found by <filename> and by the name of the XML file; where
                                                            these are two images, --match says which one is right
-             ImageSets/Main/{train,val,test}.txt           fold 0 and the test cases; otherwise folders called train, val (valid), test
-Without a split there are five folds. Images without an XML file are negatives. The classes are those that occur, in alphabetical order,
-or --labels. Coordinates count from 0, as annotation tools write them; --base 1 for those of the original VOC data."""
+             ImageSets/Main/{train,val,test}.txt           fold 0 and the test cases; otherwise folders called train,
+                                                           val (valid), test
+Without a split there are five folds. Images without an XML file are negatives. The classes are those that occur, in
+alphabetical order, or --labels. Coordinates count from 0, as annotation tools write them; --base 1 for
+those of the original VOC data."""
 
 _SETS = "ImageSets/Main"
 _MATCHES = ("filename", "stem", "both")
@@ -77,7 +80,7 @@ class _Content:
 
 def _read(source: Path, one_based: bool) -> _Content:
     content = _Content()
-    for path in files_below(source, "*.xml"):
+    for path in files_ending(source, ".xml"):
         try:
             content.drawn[path] = read_voc(path, one_based=one_based)
         except DataError as error:
@@ -161,17 +164,32 @@ class _Matcher:
             self._fail(path, expected, f"{found}, with other boxes", "remove one of the two")
 
     def _find(self, path: Path, name: str) -> Path | None:
-        stated = self._named(name, path) if name and self._match != "stem" else None
-        own = self._named(path.stem, path) if self._match != "filename" else None
-        if stated is not None and own is not None:
-            if stated != own:
-                self._contradict(path, name, stated, own)
-            return stated if stated == own else None
+        stated, own = self._meant(path, name)
         if stated is None and own is None:
             self._fail(path, f"an image {name or path.stem}", "no such file", "add the image or remove the annotation")
-        elif own is not None and self._match == "both" and path_parts(name)[-1:] not in ((), (own.name,)):
+        if stated is None:
+            if own is not None:
+                self._note_name(path, name, own)
+            return own
+        if own is None or stated == own:
+            return stated
+        self._contradict(path, name, stated, own)
+        return None
+
+    def _meant(self, path: Path, name: str) -> tuple[Path | None, Path | None]:
+        """The image that ``<filename>`` names, and the one that is called like the XML file, as far as they count."""
+        stated = own = None
+        if name and self._match != "stem":
+            stated = self._named(name, path)
+        if self._match != "filename":
+            own = self._named(path.stem, path)
+        return stated, own
+
+    def _note_name(self, path: Path, name: str, own: Path) -> None:
+        """Remember an XML file whose ``<filename>`` names no image, while its own name does."""
+        last = path_parts(name)[-1:]
+        if self._match == "both" and last and last != (own.name,):
             self._renamed.append((path, name))
-        return stated or own
 
     def _contradict(self, path: Path, name: str, stated: Path, own: Path) -> None:
         self.doubtful |= {stated, own}
@@ -208,13 +226,12 @@ def _finding(path: Path, expected: str, found: str, action: str, *, error: bool 
 
 
 def _outside(images: Sequence[Path]) -> Finding:
-    return Finding(
-        case="",
-        file=_SETS,
-        expected="all images in its lists",
-        found=f"{len(images)} in none of them, the first is {images[0]}",
-        action="they were left out; add them to a list",
-        error=False,
+    return warning(
+        "",
+        _SETS,
+        "all images in its lists",
+        f"{len(images)} in none of them, the first is {images[0]}",
+        "they were left out; add them to a list",
     )
 
 
@@ -244,7 +261,7 @@ CONVERTERS.register("voc")(
         {
             **SETTINGS,
             "base": "number of the first pixel: 0 (default) or 1 (original VOC data)",
-            "match": "which name is that of the image: filename (<filename>), stem (the XML file's own), both (default)",
+            "match": "which name is the image's: filename (<filename>), stem (the XML file's own), both (default)",
         },
     )
 )

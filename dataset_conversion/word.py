@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset_conversion.findings import problem
 from dataset_conversion.folder import list_volumes, pair_files, volume_job
 from dataset_conversion.layout import contents, existing_folder, find_parent
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
@@ -68,8 +69,9 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         )
     notes = [] if val else [f"{root} has no imagesVal and labelsVal, so the official split is not known"]
     writer = RawWriter(folder, "word", root, options)
-    writer.report_findings([*findings, *more])
-    writer.convert([*train, *val, *_test(root)])
+    tests, strays = _test(root)
+    writer.report_findings([*findings, *more, *strays])
+    writer.convert([*train, *val, *tests])
     split = None
     if val:
         names = "official folders imagesTr and imagesVal of WORD"
@@ -88,10 +90,18 @@ def _labelled(root: Path, part: str) -> tuple[list[CaseJob], tuple[Finding, ...]
     return jobs, pairs.findings
 
 
-def _test(root: Path) -> list[CaseJob]:
+def _test(root: Path) -> tuple[list[CaseJob], list[Finding]]:
+    """The test scans, with label maps where there are some, and an error for each label map without a scan."""
     labels = {stem(path): path for path in list_volumes(root / "labelsTs")}
-    images = {stem(path): path for path in list_volumes(root / "imagesTs")}
-    return [volume_job(case, [path], labels.get(case), 1, LABELS.values, split="Ts") for case, path in images.items()]
+    jobs = []
+    for path in list_volumes(root / "imagesTs"):
+        case = stem(path)
+        jobs.append(volume_job(case, [path], labels.pop(case, None), 1, LABELS.values, split="Ts"))
+    findings = []
+    for case, path in labels.items():
+        expected, action = f"an image {case} in {root / 'imagesTs'}", "add the image or remove the label map"
+        findings.append(problem(case, path, expected, "none", action))
+    return jobs, findings
 
 
 CONVERTERS.register("word")(Converter("WORD: CT, 16 abdominal organs", GUIDE, convert, lambda _: "WORD"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dataset_conversion.findings import has_errors, problem, warning
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.state import Entry, State
@@ -110,7 +112,8 @@ class RawWriter:
         self._source = Path(source).absolute()
         for name in ("", *_FOLDERS):
             sweep(self.folder / name)
-        self._state = State.open(self.folder, format, str(Path(label or source).absolute()))
+        called = Path(label or source).absolute()
+        self._state = State.open(self.folder, format, str(called))
         self._entries: dict[str, Entry] = {}
         self._patients: dict[str, str] = {}
         self._problems: list[Finding] = []
@@ -156,7 +159,8 @@ class RawWriter:
         pool = ThreadPoolExecutor(self._options.workers or worker_count(scans))
         try:
             futures = [pool.submit(self._run, job) for job in jobs]
-            for future in tqdm(as_completed(futures), total=len(jobs), desc="converting", unit="case", disable=None):
+            finished = as_completed(futures)
+            for future in tqdm(finished, total=len(jobs), desc="converting", unit="case", disable=None):
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -164,7 +168,12 @@ class RawWriter:
     @property
     def training_cases(self) -> tuple[str, ...]:
         """The training cases that are written by now, sorted."""
-        return tuple(sorted(key.removeprefix("Tr/") for key in self._entries if key.startswith("Tr/")))
+        cases = []
+        for key in self._entries:
+            part, _, case = key.partition("/")
+            if part == "Tr":
+                cases.append(case)
+        return tuple(sorted(cases))
 
     def finish(self, description: DatasetDescription, notes: Iterable[str] = ()) -> ConversionReport:
         """Write ``dataset.json`` (with the number of training cases and the patients) and the report.
@@ -176,8 +185,12 @@ class RawWriter:
             self._entries
         ):  # of an earlier run; the source or the options have changed
             self._state.discard(key)
-        for mark in sorted({mark for entry in self._entries.values() for mark in entry.marks}):
-            self.report_list(mark, (key[3:] for key, entry in self._entries.items() if mark in entry.marks))
+        marked: dict[str, list[str]] = {}
+        for key, entry in self._entries.items():
+            for mark in entry.marks:
+                marked.setdefault(mark, []).append(key[3:])
+        for mark, cases in sorted(marked.items()):
+            self.report_list(mark, cases)
         report = ConversionReport(
             self.folder.name,
             self._state.format,
@@ -185,8 +198,8 @@ class RawWriter:
             tuple(sorted(self._converted)),
             tuple(sorted(self._unchanged)),
             tuple(sorted(self._left_out)),
-            tuple(sorted(self._problems, key=lambda f: (f.case, f.file))),
-            tuple(sorted(self._warnings, key=lambda f: (f.case, f.file))),
+            tuple(sorted(self._problems, key=_place_of)),
+            tuple(sorted(self._warnings, key=_place_of)),
             tuple(notes),
             self._lists,
         )
@@ -216,7 +229,7 @@ class RawWriter:
             raise RuntimeError(f"converting case {job.case} failed: {error}") from error
         if entry is not None:
             self._accept(job, key, entry, self._unchanged)
-        elif any(finding.error for finding in content.findings):
+        elif has_errors(content.findings):
             self._state.discard(key)
             self.report_findings(content.findings)
             if job.case not in self._left_out:
@@ -226,7 +239,7 @@ class RawWriter:
 
     def _prepare(self, job: CaseJob) -> CaseContent:
         content = job.prepare()
-        if self._options.reorient is None or any(finding.error for finding in content.findings):
+        if self._options.reorient is None or has_errors(content.findings):
             return content
         from dataset_conversion.reorient import reorient
 
@@ -235,8 +248,9 @@ class RawWriter:
     def _write(self, job: CaseJob, key: str, signature: str, content: CaseContent) -> None:
         earlier = self._state.entries.get(key)
         files = self._place_all(job, content)
-        for name in set(earlier.files if earlier else ()) - set(files):  # the same image under another ending
-            (self.folder / name).unlink(missing_ok=True)
+        for name in earlier.files if earlier else ():
+            if name not in files:  # the same image under another ending
+                (self.folder / name).unlink(missing_ok=True)
         entry = Entry(
             case=key,
             signature=signature,
@@ -259,15 +273,14 @@ class RawWriter:
     def _place_all(self, job: CaseJob, content: CaseContent) -> dict[str, int]:
         """Write all files of a case, or none."""
         placed: dict[str, int] = {}
-        images = {
-            f"images{job.split}/{job.case}_{i:04d}{self._ending(piece)}": piece
-            for i, piece in enumerate(content.images)
-        }
+        pieces: dict[str, Piece] = {}
+        for channel, piece in enumerate(content.images):
+            pieces[f"images{job.split}/{job.case}_{channel:04d}{self._ending(piece)}"] = piece
         if content.label is not None:
             ending = ".json" if isinstance(content.label, Mapping) else self.file_ending
-            images[f"labels{job.split}/{job.case}{ending}"] = content.label
+            pieces[f"labels{job.split}/{job.case}{ending}"] = content.label
         try:
-            for name, piece in images.items():
+            for name, piece in pieces.items():
                 self._place(piece, self.folder / name)
                 placed[name] = (self.folder / name).stat().st_size
         except BaseException:
@@ -283,13 +296,17 @@ class RawWriter:
         if isinstance(piece, np.ndarray):
             return ".png"
         own = piece.suffix.lower() if isinstance(piece, Path) else ""
-        return {".jpeg": ".jpg"}.get(own, own) if own in IMAGE_ENDINGS else self.file_ending
+        if own not in IMAGE_ENDINGS:
+            return self.file_ending
+        return ".jpg" if own == ".jpeg" else own
 
     def _common_ending(self) -> str:
         """The ending of most images; only radiographs have more than one."""
-        names = [name for entry in self._entries.values() for name in entry.files if name.startswith("images")]
-        endings = [Path(name).suffix for name in names if Path(name).suffix in IMAGE_ENDINGS]
-        return max(sorted(set(endings)), key=endings.count) if endings else self.file_ending
+        endings: Counter[str] = Counter()
+        for entry in self._entries.values():
+            endings.update(Path(name).suffix for name in entry.files if name.startswith("images"))
+        known = [ending for ending in sorted(endings) if ending in IMAGE_ENDINGS]
+        return max(known, key=endings.__getitem__, default=self.file_ending)
 
     def _place(self, piece: Piece, target: Path) -> None:
         if isinstance(piece, Volume):
@@ -321,26 +338,17 @@ class RawWriter:
         for job in jobs:
             if unique.setdefault((job.split, job.case), job) is not job:
                 expected, found = "each case once", "the case a second time"
-                self._warnings.append(
-                    Finding(
-                        case=job.case,
-                        file=str(job.sources[0]),
-                        expected=expected,
-                        found=found,
-                        action="the first one was used",
-                        error=False,
-                    )
-                )
+                self._warnings.append(warning(job.case, job.sources[0], expected, found, "the first one was used"))
         return list(unique.values())
 
 
+def _place_of(finding: Finding) -> tuple[str, str]:
+    return finding.case, finding.file
+
+
 def _unreadable(case: str, error: DataError) -> Finding:
-    return Finding(
-        case=case,
-        file="",
-        expected="a case that can be read",
-        found=str(error).rstrip("."),
-        action="mend or replace the file, then convert again",
+    return problem(
+        case, "", "a case that can be read", str(error).rstrip("."), "mend or replace the file, then convert again"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from dataset_conversion.boxes import Drawn, Size
+from dataset_conversion.findings import problem, warning
 from dataset_conversion.items import Item, PartLists, convert_items, split_name
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.radiographs import SETTINGS, SUFFIXES, Annotate, Rules, image_index
@@ -18,17 +19,20 @@ from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
 from medkd.core.files import check_file, is_file
-from medkd.core.resolve import FileIndex, files_below, is_hidden, part_of_name, path_parts, read_lines
+from medkd.core.resolve import FileIndex, files_ending, is_hidden, part_of_name, path_parts, read_lines
 from medkd.io.checks import Finding
 
 GUIDE = """\
-Radiographs of your own with boxes as YOLO files (class x_centre y_centre width height, relative to the image; or polygons).
+Radiographs of your own with boxes as YOLO files (class x_centre y_centre width height, relative to the image; or
+polygons).
 source:    a folder:
-             data.yaml                 'names' in the order of the class numbers; 'train', 'val' and 'test' if they are separate
+             data.yaml                 'names' in the order of the class numbers; 'train', 'val' and 'test' if they are
+                                       separate
              images/... and labels/... the same sub-folders and names in both (or train/images and train/labels, ...)
            Without data.yaml the names are taken from classes.txt or labels.txt (one per line), else from --labels.
-train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file, or with an empty one,
-are negatives; images that share a label file (c.jpg and c.png with c.txt) are left out, since it is the label of one of them.
+train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file, or with
+an empty one, are negatives; images that share a label file (c.jpg and c.png with c.txt) are left out, since it is the
+label of one of them.
 --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
 
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -148,7 +152,7 @@ def _label_files(source: Path, lists: Collection[Path]) -> set[Path]:
     """Text files that are neither names of classes, nor lists of images, nor a README."""
     known = {path.resolve() for path in lists}
     found = set()
-    for path in files_below(source, "*.txt"):
+    for path in files_ending(source, ".txt"):
         if path.name not in _LISTS and not path.name.lower().startswith("readme") and path.resolve() not in known:
             found.add(path)
     return found
@@ -159,25 +163,18 @@ def _without_image(labels: Iterable[Path], source: Path, image_folders: Collecti
     for label in labels:
         if "labels" in label.relative_to(source).parts or label.parent in image_folders:
             findings.append(
-                Finding(
-                    case=label.stem,
-                    file=str(label),
-                    expected="an image of the same name",
-                    found="none",
-                    action="add the image or remove the labels",
-                )
+                problem(label.stem, label, "an image of the same name", "none", "add the image or remove the labels")
             )
     return findings
 
 
 def _outside(images: Sequence[Path]) -> Finding:
-    return Finding(
-        case="",
-        file="data.yaml",
-        expected="images in the folders named by train, val and test",
-        found=f"{len(images)} images elsewhere, the first is {images[0]}",
-        action="they were left out; name their folder in data.yaml",
-        error=False,
+    return warning(
+        "",
+        "data.yaml",
+        "images in the folders named by train, val and test",
+        f"{len(images)} images elsewhere, the first is {images[0]}",
+        "they were left out; name their folder in data.yaml",
     )
 
 
@@ -331,12 +328,12 @@ def _undecided(image: Path, label: Path, others: Sequence[Path]) -> Annotate:
     """The boxes of one label file are those of one image; which one it is nobody says, so that all of them are left
     out.
     """
-    finding = Finding(
-        case="",
-        file=str(image),
-        expected="a label file of its own",
-        found=f"{label}, which is that of {', '.join(map(str, others[:3]))} as well",
-        action="rename images and label files, or remove the other image",
+    finding = problem(
+        "",
+        image,
+        "a label file of its own",
+        f"{label}, which is that of {', '.join(map(str, others[:3]))} as well",
+        "rename images and label files, or remove the other image",
     )
     return lambda size: (Drawn(image), [finding])
 

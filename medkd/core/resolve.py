@@ -40,7 +40,7 @@ _MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
 def part_of_name(name: str) -> str | None:
     """``train``, ``val`` or ``test`` where the words in a file or folder name say one of them, and only one."""
     words = re.findall("[a-z]+", name.lower())
-    found = {_PARTS[word] for word in words if word in _PARTS}
+    found = {_PARTS.get(word) for word in words} - {None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -50,10 +50,31 @@ def is_hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") or part in _SERVICE_FOLDERS for part in parts)
 
 
-def files_below(folder: Path, pattern: str = "*") -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """The files in a folder and its sub-folders, sorted, without hidden ones; links to nothing are among them."""
     folder = Path(folder)
-    return sorted(path for path in folder.rglob(pattern) if not path.is_dir() and not is_hidden(path, folder))
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(path for path in files if not is_hidden(path, folder))
+
+
+def files_ending(folder: Path, *endings: str) -> list[Path]:
+    """The files below a folder whose names have one of these endings, in any capitals, sorted, without hidden ones.
+
+    Links to nothing are among them, and empty folders of such a name, so that they are missed when they are read.
+    """
+    folder = Path(folder)
+    found = []
+    for path in folder.rglob("*"):
+        named = path.name.lower().endswith(endings) and not is_hidden(path, folder)
+        if named and (not path.is_dir() or stands_for_file(path)):
+            found.append(path)
+    return sorted(found)
+
+
+def stands_for_file(folder: Path) -> bool:
+    """Whether a folder lies where a file should: it has a file's ending and no file in it."""
+    inside = map(Path.is_file, folder.rglob("*"))
+    return "." in folder.name and not any(inside)
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -87,7 +108,7 @@ class FileIndex:
         self._stem = stem
         self._by_place = {os.path.abspath(path): path for path in self.paths}
         self._parts: dict[Path, tuple[str, ...]] = {}
-        self._by_key: tuple[dict[str, list[Path]], ...] = (defaultdict(list), defaultdict(list), defaultdict(list))
+        self._by_key: list[dict[str, list[Path]]] = [defaultdict(list) for _ in range(3)]
         self._folders: set[str] = set()
         for path in self.paths:
             self._enter(path)
@@ -108,7 +129,7 @@ class FileIndex:
                 place = _join(base, reading)
                 if place in self._by_place:
                     return self._by_place[place]
-        meant = dict.fromkeys(parts for parts in map(path_parts, readings) if parts)
+        meant = dict.fromkeys(filter(None, map(path_parts, readings)))
         for level in range(len(self._by_key)):
             for parts in meant:
                 found = self._agreeing(level, parts, near)
@@ -117,8 +138,10 @@ class FileIndex:
         return None
 
     def _enter(self, path: Path) -> None:
-        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else Path(path.name)
-        parts = tuple(_plain(part) for part in below.parts)
+        below = Path(path.name)
+        if path.is_relative_to(self.folder):
+            below = path.relative_to(self.folder)
+        parts = tuple(map(_plain, below.parts))
         self._parts[path] = parts
         self._folders.update(parts[:-1])
         for table, key in zip(self._by_key, self._keys(path.name), strict=True):
@@ -135,14 +158,15 @@ class FileIndex:
         """
         there = self._parts[path][:-1]
         for reading in _readings(text):
-            folders = tuple(_plain(part) for part in path_parts(reading)[:-1])
-            if self._depth(folders, there) == min(len(folders), len(there)):
+            folders = tuple(map(_plain, path_parts(reading)[:-1]))
+            most = min(len(folders), len(there))
+            if self._depth(folders, there) == most:
                 return True
         return False
 
     def _agreeing(self, level: int, parts: tuple[str, ...], near: Sequence[Path]) -> list[Path]:
         """The files of this name whose folders agree best with the statement; one, if there is a best."""
-        folders = tuple(_plain(part) for part in parts[:-1])
+        folders = tuple(map(_plain, parts[:-1]))
         depths: dict[Path, int] = {}
         for path in self._named(level, parts[-1]):
             depth = self._depth(folders, self._parts[path][:-1])
@@ -170,7 +194,8 @@ class FileIndex:
 
     def _depth(self, stated: Sequence[str], there: Sequence[str]) -> int | None:
         """How many folders before the name agree; None where one of them contradicts."""
-        for depth, (wanted, found) in enumerate(zip(reversed(stated), reversed(there), strict=False)):
+        pairs = zip(reversed(stated), reversed(there), strict=False)
+        for depth, (wanted, found) in enumerate(pairs):
             if wanted != found:
                 if wanted in there:  # images/a.png for images/left/a.png
                     return depth
@@ -180,7 +205,7 @@ class FileIndex:
 
 
 class NameIndex:
-    """Case ids found by what others call them: ``case_01.nii.gz`` and ``imagesTr\\case_01_0000.nii.gz`` are ``case_01``.
+    """Case ids found by what others call them: ``imagesTr\\case_01_0000.nii.gz`` is ``case_01``.
 
     Args:
         names: the case ids.
@@ -206,7 +231,8 @@ class NameIndex:
             return text
         for reading in _readings(text):
             parts = path_parts(reading)
-            for spelling in self._spellings(parts[-1]) if parts else ():
+            spellings = self._spellings(parts[-1]) if parts else ()
+            for spelling in spellings:
                 found = self._called(spelling)
                 if len(found) > 1:
                     shown = ", ".join(sorted(found)[:3])
@@ -239,11 +265,12 @@ class NameIndex:
 def case_spellings(name: str) -> list[str]:
     """What a file name may call a case: itself, itself without the ending of a file, and without a channel's number."""
     spellings = [name]
-    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
-    if ending:
-        spellings.append(name[: -len(ending)])
+    for ending in _ENDINGS:
+        if name.lower().endswith(ending):
+            spellings.append(name[: -len(ending)])
+            break
     spellings.append(_CHANNEL.sub("", spellings[-1]))
-    return list(dict.fromkeys(spelling for spelling in spellings if spelling))
+    return list(dict.fromkeys(filter(None, spellings)))
 
 
 def path_parts(text: str) -> tuple[str, ...]:
@@ -259,7 +286,8 @@ def path_parts(text: str) -> tuple[str, ...]:
 
 def _only(found: list[Path], text: str) -> Path:
     if len(found) > 1:
-        shown = ", ".join(map(str, sorted(found)[:3]))
+        first = sorted(found)[:3]
+        shown = ", ".join(map(str, first))
         raise DataError(
             f"The file '{text}' is there {len(found)} times: {shown}; give its path, or rename or remove the others."
         )
@@ -288,8 +316,9 @@ def _readings(text: str) -> list[str]:
     address = re.fullmatch(r"[a-z][a-z0-9+.-]+://(.*?)([?#].*)?", plain, re.IGNORECASE)
     if address:
         readings.append("/" + address[1])
-    readings += [unquote(reading) for reading in readings if "%" in reading]
-    return [reading for reading in dict.fromkeys(readings) if reading and "\0" not in reading]
+    readings += list(map(unquote, readings))
+    different = dict.fromkeys(readings)
+    return [reading for reading in different if reading and "\0" not in reading]
 
 
 def _join(base: Path, reading: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medkd.core.errors import DataError
-from medkd.core.resolve import FileIndex, files_below, path_parts, read_lines
+from medkd.core.resolve import FileIndex, files_below, files_ending, path_parts, read_lines
 
 FILES = (
     "images/a b.png",
@@ -94,6 +94,11 @@ def test_what_systems_add_is_no_file_of_the_source(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "e.txt").symlink_to("nowhere")
     assert [path.name for path in files_below(tmp_path)] == ["a.txt", "e.txt"]
+    (tmp_path / "F.TXT").write_text("")
+    (tmp_path / "g.txt").mkdir()  # in the place of a file
+    (tmp_path / "h.txt/inside").mkdir(parents=True)
+    (tmp_path / "h.txt/inside/i.png").write_text("")
+    assert [path.name for path in files_ending(tmp_path, ".txt", ".csv")] == ["F.TXT", "a.txt", "e.txt", "g.txt"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -135,7 +135,10 @@ def make_fracatlas(root: Path) -> Path:
 
 GRAZ_BOXES = {"fracture": (10.0, 8.0, 24.0, 21.0), "text": (40.0, 2.0, 56.0, 9.0), "metal": (30.0, 20.0, 38.0, 33.0)}
 GRAZ_NUMBERS = {"fracture": 3, "metal": 4, "text": 8}
-GRAZ_COLUMNS = "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,fracture_visible"
+GRAZ_COLUMNS = (
+    "filestem,patient_id,study_number,timehash,gender,age,laterality,projection,initial_exam,ao_classification,cast,"
+    "fracture_visible"
+)
 
 
 def graz_stem(patient: int, study: int, projection: int) -> str:

@@ -1,4 +1,4 @@
-"""Splits and lists name cases and files in many spellings: each means one of them, or is an error that names the entry."""
+"""Splits and lists name cases and files in many spellings: each means one of them, or is an error that names it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dataset_conversion.items import split_name
-from dataset_conversion.radiographs import make_folds, unique_cases
+from dataset_conversion.radiographs import make_folds
+from dataset_conversion.tables import unique_cases
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
