@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_conversion.folder import list_volumes, split_channel
-from medkd.core.dataset import is_version_1 as is_version_1
+from medkd.core.dataset_keys import is_version_1 as is_version_1
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.resolve import FileIndex, files_ending

@@ -21,7 +21,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.io.checks import Finding
-from medkd.io.verify import check_case
+from medkd.io.verify_case import check_case
 from medkd.io.volumes import file_ending, stem
 
 GUIDE = """\

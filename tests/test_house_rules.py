@@ -17,7 +17,6 @@ MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION = 400, 60, 35
 STILL_LONG = {
     "dataset_conversion/radiographs.py": 406,
     "medkd/detection/yolo/trainer.py": 405,
-    "medkd/io/verify.py": 429,
     "tests/dataset_conversion/test_protocols.py": 407,
     "tests/io/test_dicom.py": 403,
     "tests/models/test_bundle.py": 447,
@@ -26,7 +25,6 @@ STILL_LONG = {
 # functions of tests that are longer than they should be, with their lines; the list may only become shorter
 STILL_LONG_FUNCTIONS = {
     "tests/evaluation/report/test_detection_write.py make_run": 64,
-    "tests/faults/test_json.py samples": 67,
     "tests/training/builders.py make_dataset": 65,
 }
 
@@ -56,7 +54,7 @@ STILL_POSITIONAL = {
 
 # constants that stand in more than one place; the numbers may only become smaller
 STILL_REPEATED: dict[object, int] = {"splits_final.json": 2, "plans.json": 6}
-MOST_COMPLEX_FILES = 68
+MOST_COMPLEX_FILES = 44
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -57,7 +57,7 @@ class BoxAnnotation:
                 "boxes."
             )
         for box in annotation.boxes:
-            if len(box) != 4 or not all(math.isfinite(v) for v in box):
+            if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise DataError(f"{path}: expected boxes as [x_min, y_min, x_max, y_max] in pixels, found {list(box)}.")
         return annotation
 
@@ -91,10 +91,12 @@ class BoxAnnotation:
 def box_faults(box: Sequence[float], width: int, height: int, tolerance: float = 1e-3) -> str | None:
     """Why a box cannot be used as it is: outside of the image or without area; None for a sound one."""
     left, top, right, bottom = box
-    if not all(math.isfinite(v) for v in box):
+    if not all(map(math.isfinite, box)):
         return "a coordinate that is no number"
     if right - left <= 0 or bottom - top <= 0:
         return "no area"
-    if left < -tolerance or top < -tolerance or right > width + tolerance or bottom > height + tolerance:
+    before = min(left, top) < -tolerance
+    behind = right > width + tolerance or bottom > height + tolerance
+    if before or behind:
         return f"a part outside of the image of {width}×{height} px"
     return None

@@ -97,9 +97,9 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     path = stored_checkpoint(Path(path))
     if path.suffix == SAFETENSORS:
         return {"network": _read_safetensors(path)}
-    if not Path(path).exists():
+    if not path.exists():
         raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
-    if not Path(path).is_dir() and Path(path).stat().st_size == 0:
+    if not path.is_dir() and path.stat().st_size == 0:
         raise RunError(f"{path} is empty, as a full disk or a crash may leave it; train again or restore the file.")
     try:
         with _only(allowed):
@@ -249,7 +249,10 @@ def inert_state(module: Any, depth: int = 0) -> dict[str, Tensor]:
         raise RunError("holds no network.")
     hidden = getattr(module, "_non_persistent_buffers_set", ())
     own = {**getattr(module, "_parameters", {}), **getattr(module, "_buffers", {})}
-    state = {str(n): value for n, value in own.items() if isinstance(value, Tensor) and n not in hidden}
+    state: dict[str, Tensor] = {}
+    for name, value in own.items():
+        if isinstance(value, Tensor) and name not in hidden:
+            state[str(name)] = value
     for name, part in parts.items():
         if part is not None:
             for below, value in inert_state(part, depth + 1).items():
@@ -273,7 +276,8 @@ class _InertUnpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
             "torch._utils._rebuild_parameter": _rebuild_parameter,
         }
-        if f"{self._folder}byteorder" in archive.namelist() and archive.read(f"{self._folder}byteorder") != b"little":
+        order = f"{self._folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
             raise RunError("was written on a machine of another byte order.")
 
     def find_class(self, module: str, name: str) -> Any:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medkd.core.boxes import IMAGE_ENDINGS, LABEL_ENDING
+from medkd.core.dataset_keys import (
+    all_texts,
+    as_object,
+    channel_names_of,
+    check_categories,
+    file_ending_of,
+    is_version_1,
+    number_of_cases,
+    take_categories,
+    take_patients,
+    task_of,
+    without_empty,
+)
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, understood, write_json
 from medkd.core.labels import LabelSpec
@@ -52,7 +65,7 @@ class DatasetDescription:
         Raises:
             DataError: no category, one twice, or one called ``background`` or ``ignore``.
         """
-        _check_categories(categories, "categories")
+        check_categories(categories, "categories")
         return cls(
             channel_names=channels,
             labels=LabelSpec.from_names(categories),
@@ -89,27 +102,21 @@ class DatasetDescription:
             )
         if "channel_names" not in data and "modality" in data:  # Decathlon and nnU-Net v1 say "modality"
             data["channel_names"] = data.pop("modality")
-        task = _task(data.pop("task", SEGMENTATION), where)
-        categories = _categories(data, where) if task == "detection" else ()
+        task = task_of(data.pop("task", SEGMENTATION), where)
+        categories = take_categories(data, where) if task == "detection" else ()
         for key in ("channel_names", "labels", "file_ending"):
             if key not in data:
                 raise DataError(f"{where}: the key '{key}' is missing; see nnU-Net v2's dataset.json format.")
-        names = _channel_names(data.pop("channel_names"), where)
-        labels = LabelSpec.from_json(data.pop("labels"), data.pop("regions_class_order", None), where)
-        own = _object(data.pop("medkd", None), f"{where}: 'medkd'")
-        patients = _patients(own.get("patients", data.pop("patients", None)), where)
-        extra = {**data, "medkd": {k: v for k, v in own.items() if k != "patients"}}
-        extra = {k: v for k, v in extra.items() if v not in ({}, None)}
-        count, ending = extra.pop("numTraining", 0), extra.pop("file_ending", None)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise DataError(f"{where}: 'numTraining' must be the number of training cases, found {count!r}.")
-        if not isinstance(ending, str) or not ending:
-            raise DataError(f"{where}: 'file_ending' must be a text such as \".nii.gz\", found {ending!r}.")
+        names = channel_names_of(data.pop("channel_names"), where)
+        order = data.pop("regions_class_order", None)
+        labels = LabelSpec.from_json(data.pop("labels"), order, where)
+        patients = take_patients(data, where)
+        extra = without_empty(data)
         return cls(
             channel_names=names,
             labels=labels,
-            num_training=count,
-            file_ending=ending,
+            num_training=number_of_cases(extra.pop("numTraining", 0), where),
+            file_ending=file_ending_of(extra.pop("file_ending", None), where),
             patients=patients,
             extra=extra,
             task=task,
@@ -118,81 +125,26 @@ class DatasetDescription:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``dataset.json``; region order is kept."""
-        own = {**self.extra.get("medkd", {}), **({"patients": dict(self.patients)} if self.patients else {})}
-        rest = {k: v for k, v in self.extra.items() if k != "medkd"}
-        head = {"channel_names": {str(i): n for i, n in enumerate(self.channel_names)}, **self.labels.to_json()}
-        head |= {"task": self.task} if self.task != SEGMENTATION else {}
-        head |= {"categories": list(self.categories)} if self.task == "detection" else {}
-        head |= {"numTraining": self.num_training, "file_ending": self.file_ending, **rest}
-        return {**head, **({"medkd": own} if own else {})}
+        data: dict[str, Any] = {"channel_names": {}}
+        for number, name in enumerate(self.channel_names):
+            data["channel_names"][str(number)] = name
+        data |= self.labels.to_json()
+        if self.task != SEGMENTATION:
+            data["task"] = self.task
+        if self.task == "detection":
+            data["categories"] = list(self.categories)
+        data |= {"numTraining": self.num_training, "file_ending": self.file_ending}
+        data |= self.extra
+        own = dict(data.pop("medkd", {}))
+        if self.patients:
+            own["patients"] = dict(self.patients)
+        if own:  # the last key of the file
+            data["medkd"] = own
+        return data
 
     def save(self, path: Path) -> None:
         """Write ``dataset.json``."""
         write_json(path, self.to_json())
-
-
-def is_version_1(data: Any) -> bool:
-    """Whether the content of a ``dataset.json`` is of nnU-Net v1 or the Decathlon: labels are numbers with names."""
-    labels = data.get("labels") if isinstance(data, Mapping) else None
-    if not isinstance(labels, Mapping) or not labels:
-        return False
-    return all(str(key).isdecimal() for key in labels) and all(isinstance(name, str) for name in labels.values())
-
-
-def _channel_names(value: Any, where: str) -> tuple[str, ...]:
-    """The names of the channels in order, from an object of numbers and names, or a list of names."""
-    names: list[Any] = []
-    if isinstance(value, list):
-        names = value
-    elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
-        names = [value[key] for key in sorted(value, key=int)]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
-            f"found {value!r}."
-        )
-    return tuple(names)
-
-
-def _object(value: Any, what: str) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise DataError(f"{what} must be an object, found {value!r}.")
-    return value or {}
-
-
-def _patients(value: Any, where: str) -> dict[str, str]:
-    patients = _object(value, f"{where}: 'patients'")
-    for case, patient in patients.items():
-        if isinstance(patient, bool) or not isinstance(patient, (str, int)):
-            raise DataError(f"{where}: 'patients' must name a patient for each case, found {patient!r} for {case}.")
-    return {case: str(patient) for case, patient in patients.items()}
-
-
-def _task(found: Any, where: str) -> str:
-    """What ``"task"`` says; which names there are, the table of tasks knows."""
-    if not isinstance(found, str) or not found:
-        raise DataError(f"{where}: 'task' must be the name of a task, found {found!r}; mend it, or leave it out.")
-    return found
-
-
-def _categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
-    """Take ``categories`` out of the content of a ``dataset.json``, and see to it that it has ``labels``."""
-    listed = data.pop("categories", None)
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise DataError(
-            f"{where}: a detection data set needs 'categories', a list of the names of its classes; found {listed!r}."
-        )
-    _check_categories(listed, where)
-    data["labels"] = {"background": 0, **{name: i + 1 for i, name in enumerate(listed)}}
-    return tuple(listed)
-
-
-def _check_categories(names: Sequence[str], where: str) -> None:
-    if not names or len(set(names)) < len(names) or {"background", "ignore"} & set(names):
-        raise DataError(
-            f"{where}: expected one or more different categories, none called background or ignore, found "
-            f"{list(names)}."
-        )
 
 
 def dataset_task(root: Root, dataset: str | int) -> str:
@@ -206,9 +158,10 @@ def dataset_task(root: Root, dataset: str | int) -> str:
         DataError: there is no such data set, or its description is missing or damaged.
     """
     name = root.dataset_name(dataset)
-    places = [folder / name / "dataset.json" for folder in (root.preprocessed, root.raw)]
-    found = next((path for path in places if path.exists()), root.raw_dataset(name) / "dataset.json")
-    return DatasetDescription.load(found).task
+    for folder in (root.preprocessed / name, root.raw / name):
+        if (folder / "dataset.json").exists():
+            return DatasetDescription.load(folder / "dataset.json").task
+    return DatasetDescription.load(root.raw_dataset(name) / "dataset.json").task
 
 
 @dataclass(frozen=True)
@@ -237,18 +190,14 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     """
     if description.task == "detection" and not description.extra.get("dataset"):
         return detection_cases(folder, description)
-    listed = _object(description.extra.get("dataset"), f"{folder / 'dataset.json'}: 'dataset'")
+    listed = as_object(description.extra.get("dataset"), f"{folder / 'dataset.json'}: 'dataset'")
     if listed:
         cases = _listed_cases(folder, listed)
     else:
-        ending = description.file_ending
-        ids = sorted(
-            p.name[: -len(ending)] for p in (folder / "labelsTr").glob(f"*{ending}") if not p.name.startswith(".")
-        )
-        cases = [
-            CaseFiles(c, _channels(folder / "imagesTr", c, description), folder / "labelsTr" / f"{c}{ending}")
-            for c in ids
-        ]
+        cases = []
+        for case in _cases_in(folder / "labelsTr", description.file_ending):
+            images = _channels(folder / "imagesTr", case, description)
+            cases.append(CaseFiles(case, images, folder / "labelsTr" / f"{case}{description.file_ending}"))
     if not cases:
         raise DataError(
             f"{folder / 'labelsTr'}: found no label files with the ending '{description.file_ending}'; check "
@@ -263,8 +212,9 @@ def labelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     Raises:
         DataError: as for :func:`training_cases`; scans in ``imagesTr`` must have labels.
     """
-    files = [p for place in ("imagesTr", "labelsTr") for p in (folder / place).glob("[!.]*")]
-    if not files and not description.extra.get("dataset") and unlabelled_cases(folder, description):
+    has_files = any((folder / "imagesTr").glob("[!.]*")) or any((folder / "labelsTr").glob("[!.]*"))
+    listed = description.extra.get("dataset")
+    if not has_files and not listed and unlabelled_cases(folder, description):
         return []
     return training_cases(folder, description)
 
@@ -282,10 +232,19 @@ def unlabelled_cases(folder: Path, description: DatasetDescription) -> list[Case
     if description.task == "detection" or not any(place.glob("[!.]*")):
         return []
     suffix = f"_0000{description.file_ending}"
-    ids = sorted(path.name.removesuffix(suffix) for path in place.glob(f"[!.]*{suffix}"))
-    if not ids:
+    names = _cases_in(place, suffix)
+    if not names:
         raise DataError(f"{place}: expected scans named CASE{suffix} (one file per channel), found none; rename them.")
-    return [CaseFiles(case, _channels(place, case, description)) for case in ids]
+    return [CaseFiles(case, _channels(place, case, description)) for case in names]
+
+
+def _cases_in(folder: Path, ending: str) -> list[str]:
+    """The names of a folder's files without their common ending, sorted; hidden files are left out."""
+    found = []
+    for path in folder.glob(f"*{ending}"):
+        if not path.name.startswith("."):
+            found.append(path.name[: -len(ending)])
+    return sorted(found)
 
 
 def check_case_name(case: str, where: str) -> None:
@@ -326,31 +285,29 @@ class _ListedFiles:
 def _listed_cases(folder: Path, listed: Mapping[str, Any]) -> list[CaseFiles]:
     where = folder / "dataset.json"
     files_there = _ListedFiles(folder)
-    owners: dict[Path | None, str] = {}
+    owners: dict[Path, str] = {}
     cases: list[CaseFiles] = []
     for case, files in sorted(listed.items()):
-        images, label = _stated_files(where, case, files)
-        found = CaseFiles(
-            case,
-            tuple(files_there.find(text, case, "imagesTr") for text in images),
-            files_there.find(label, case, "labelsTr"),
-        )
-        owner = owners.setdefault(found.label, case)
-        if owner != case or found.label in found.images:
+        names, label_name = _stated_files(where, case, files)
+        images = tuple(files_there.find(name, case, "imagesTr") for name in names)
+        label = files_there.find(label_name, case, "labelsTr")
+        owner = owners.setdefault(label, case)
+        if owner != case or label in images:
             raise DataError(
-                f"{where}: 'dataset' must give a label map of its own for each case, found {label!r} for {case}, which "
-                f"is {found.label}, a file of {owner} as well; correct the entry."
+                f"{where}: 'dataset' must give a label map of its own for each case, found {label_name!r} for {case}, "
+                f"which is {label}, a file of {owner} as well; correct the entry."
             )
-        cases.append(found)
+        cases.append(CaseFiles(case, images, label))
     return cases
 
 
 def _stated_files(where: Path, case: str, files: Any) -> tuple[list[str], str]:
+    """What an entry names: the images of the channels, and the label map."""
     check_case_name(case, str(where))
-    images, label = (files.get("images"), files.get("label")) if isinstance(files, Mapping) else (None, None)
-    names = images if isinstance(images, list) else []
-    if names and all(isinstance(name, str) for name in names) and isinstance(label, str):
-        return names, label
+    stated = files if isinstance(files, Mapping) else {}
+    images, label = stated.get("images"), stated.get("label")
+    if images and all_texts(images) and isinstance(label, str):
+        return images, label
     expected = "'images', a list of files, and 'label', a file"
     raise DataError(f"{where}: 'dataset' must give {expected}, for each case, found {files!r} for {case}.")
 
@@ -366,25 +323,28 @@ def detection_cases(
     Raises:
         DataError: there are no training cases; a data set need not have test cases.
     """
-    labels = sorted(p for p in (folder / f"labels{split}").glob(f"*{LABEL_ENDING}") if not p.name.startswith("."))
-    if not labels and split == "Tr":
-        raise DataError(
-            f"{folder / 'labelsTr'}: expected the boxes of the training cases as CASE{LABEL_ENDING}, found none."
-        )
-    images = _images_by_case(folder / f"images{split}")
-    wanted = ((p.name.removesuffix(LABEL_ENDING), p) for p in labels)
-    missing = folder / f"images{split}"
-    return [
-        CaseFiles(c, (images.get(c, missing / f"{c}_0000{description.file_ending}"),), label) for c, label in wanted
-    ]
+    image_folder, label_folder = folder / f"images{split}", folder / f"labels{split}"
+    names = _cases_in(label_folder, LABEL_ENDING)
+    if not names and split == "Tr":
+        raise DataError(f"{label_folder}: expected the boxes of the training cases as CASE{LABEL_ENDING}, found none.")
+    images = _images_by_case(image_folder)
+    cases = []
+    for case in names:
+        missing = image_folder / f"{case}_0000{description.file_ending}"
+        cases.append(CaseFiles(case, (images.get(case, missing),), label_folder / f"{case}{LABEL_ENDING}"))
+    return cases
 
 
 def _images_by_case(folder: Path) -> dict[str, Path]:
     """Case id → ``CASE_0000.png`` or ``.jpg``; one listing of the folder, since tens of thousands are common."""
     if not folder.is_dir():
         return {}
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
-    return {p.stem.removesuffix("_0000"): p for p in images if p.stem.endswith("_0000")}
+    images = {}
+    for path in folder.iterdir():
+        is_image = path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+        if is_image and path.stem.endswith("_0000"):
+            images[path.stem.removesuffix("_0000")] = path
+    return images
 
 
 def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
@@ -396,19 +356,30 @@ def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles
     suffix = f"_0000{description.file_ending}"
     if not folder.is_dir():
         raise DataError(f"The folder {folder} does not exist.")
-    if description.task == "detection" and (images := _images_by_case(folder)):
-        return [CaseFiles(case, (path,)) for case, path in sorted(images.items())]
-    ids = sorted(p.name[: -len(suffix)] for p in folder.glob(f"*{suffix}") if not p.name.startswith("."))
-    if not ids:
+    if description.task == "detection":
+        images = _images_by_case(folder)
+        if images:
+            return [CaseFiles(case, (path,)) for case, path in sorted(images.items())]
+    names = _cases_in(folder, suffix)
+    if not names:
         raise DataError(f"{folder}: expected images named CASE{suffix} (one file per channel), found none.")
-    cases = [CaseFiles(c, _channels(folder, c, description)) for c in ids]
-    for missing in (p for c in cases for p in c.images if not p.exists()):
-        raise DataError(
-            f"{missing}: this channel of the case is missing; expected {len(description.channel_names)} channels per "
-            "case."
-        )
+    cases = [CaseFiles(case, _channels(folder, case, description)) for case in names]
+    for case in cases:
+        _check_channels(case)
     return cases
 
 
+def _check_channels(case: CaseFiles) -> None:
+    for path in case.images:
+        if not path.exists():
+            raise DataError(
+                f"{path}: this channel of the case is missing; expected {len(case.images)} channels per case."
+            )
+
+
 def _channels(folder: Path, case: str, description: DatasetDescription) -> tuple[Path, ...]:
-    return tuple(folder / f"{case}_{i:04d}{description.file_ending}" for i in range(len(description.channel_names)))
+    """The image files of a case, one per channel."""
+    paths = []
+    for channel in range(len(description.channel_names)):
+        paths.append(folder / f"{case}_{channel:04d}{description.file_ending}")
+    return tuple(paths)

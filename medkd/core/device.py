@@ -31,13 +31,17 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         raise RunError(f"Networks do not run on the device '{device}'; use cpu, cuda, cuda:N or mps.")
     count = there[found.type]
     if (found.index or 0) >= count:
-        numbers = (
-            f"only {found.type}:0" + (f" to {found.type}:{count - 1}" if count > 1 else "")
-            if count
-            else f"no {found.type} device"
-        )
         raise RunError(
-            f"The device '{device}' was asked for, but torch sees {numbers} here; use one that is there, or --device "
-            "cpu."
+            f"The device '{device}' was asked for, but torch sees {_numbers(found.type, count)} here; use one that is "
+            "there, or --device cpu."
         )
     return found
+
+
+def _numbers(kind: str, count: int) -> str:
+    """Which devices of a kind there are, for an error text."""
+    if count == 0:
+        return f"no {kind} device"
+    if count == 1:
+        return f"only {kind}:0"
+    return f"only {kind}:0 to {kind}:{count - 1}"

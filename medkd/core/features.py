@@ -111,26 +111,29 @@ def pair_by_stride(student: Iterable[Tap], teacher: Iterable[Tap], stages: Seque
     of ``|log2|`` ratios) is taken; where several student taps want the same teacher tap, the closest wins. Raw taps are
     left out.
     """
-    teachers = [t for t in teacher if t.stage in stages and not t.raw]
-    wanted = sorted(
-        (
-            (_distance(s, t), i, j, s, t)
-            for i, s in enumerate(x for x in student if x.stage in stages and not x.raw)
-            for j, t in enumerate(teachers)
-            if s.stage == t.stage
-        ),
-        key=lambda entry: entry[:3],
-    )
-    used_s: set[int] = set()
-    used_t: set[int] = set()
+    students, teachers = _pairable(student, stages), _pairable(teacher, stages)
+    candidates = []
+    for i, own in enumerate(students):
+        for j, other in enumerate(teachers):
+            if own.stage == other.stage:
+                candidates.append((_distance(own, other), i, j))
+    used_students: set[int] = set()
+    used_teachers: set[int] = set()
     pairs = []
-    for _, i, j, s, t in wanted:
-        if i not in used_s and j not in used_t:
-            used_s.add(i)
-            used_t.add(j)
-            pairs.append((s, t))
+    for _, i, j in sorted(candidates):
+        if i not in used_students and j not in used_teachers:
+            used_students.add(i)
+            used_teachers.add(j)
+            pairs.append((students[i], teachers[j]))
     return sorted(pairs, key=lambda pair: prod(pair[0].stride))
 
 
+def _pairable(taps: Iterable[Tap], stages: Sequence[Stage]) -> list[Tap]:
+    return [tap for tap in taps if tap.stage in stages and not tap.raw]
+
+
 def _distance(a: Tap, b: Tap) -> float:
-    return sum(abs(log2(x / y)) for x, y in zip(a.stride, b.stride, strict=True))
+    distance = 0.0
+    for own, other in zip(a.stride, b.stride, strict=True):
+        distance += abs(log2(own / other))
+    return distance

@@ -56,6 +56,14 @@ def is_file(path: Path) -> bool:
     return True
 
 
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, links and ``..`` followed; one that no file can have lies nowhere."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
+        return False
+
+
 def _kind(mode: int) -> str:
     kinds = {
         "a folder": stat.S_ISDIR,
@@ -64,7 +72,10 @@ def _kind(mode: int) -> str:
         "a disk": stat.S_ISBLK,
         "a socket": stat.S_ISSOCK,
     }
-    return next((name for name, holds in kinds.items() if holds(mode)), "something else")
+    for name, holds in kinds.items():
+        if holds(mode):
+            return name
+    return "something else"
 
 
 @contextmanager

@@ -31,13 +31,26 @@ def stratified_folds(classes: Mapping[str, Sequence[int]], groups: Mapping[str, 
     folds = min(FOLDS, len(set(names)))
     if folds < 2:
         return []
-    frequency = Counter(c for found in classes.values() for c in set(found))
-    strata = [min(classes[case], key=lambda c: (frequency[c], c), default=0) for case in cases]
-    strata = strata if max(Counter(strata).values()) >= folds else [0] * len(cases)
+    strata = _rarest_classes([classes[case] for case in cases])
+    if max(Counter(strata).values()) < folds:
+        strata = [0] * len(cases)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class rarer than the folds: nothing can be done about it
-        parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=SEED).split(cases, strata, names))
-    return [(tuple(cases[i] for i in train), tuple(cases[i] for i in val)) for train, val in parts]
+        parts = list(splitter.split(cases, strata, names))
+    return [(_picked(cases, train), _picked(cases, val)) for train, val in parts]
+
+
+def _rarest_classes(images: Sequence[Sequence[int]]) -> list[int]:
+    """Of the classes in each image the one that the fewest images have; 0 for an image without boxes."""
+    frequency: Counter[int] = Counter()
+    for found in images:
+        frequency.update(set(found))
+    return [min(found, key=lambda c: (frequency[c], c), default=0) for found in images]
+
+
+def _picked(cases: Sequence[str], places: Iterable[int]) -> tuple[str, ...]:
+    return tuple(cases[place] for place in places)
 
 
 def joined_groups(cases: Iterable[str], patients: Mapping[str, str], twins: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -48,9 +61,12 @@ def joined_groups(cases: Iterable[str], patients: Mapping[str, str], twins: Sequ
         patients: case → patient, where known.
         twins: cases with equal images, two or more each.
     """
-    groups = {case: f"patient {patients[case]}" if case in patients else case for case in cases}
+    groups = {}
+    for case in cases:
+        groups[case] = f"patient {patients[case]}" if case in patients else case
     for twin in twins:
         members = [groups[case] for case in twin if case in groups]
-        for case in [c for c, group in groups.items() if group in members]:
-            groups[case] = min(members)
+        for case, group in groups.items():
+            if group in members:
+                groups[case] = min(members)
     return groups

@@ -12,7 +12,8 @@ Triple = tuple[float, float, float]
 
 def nested(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
     """A matrix as tuples of floats."""
-    return tuple(tuple(float(value) for value in row) for row in np.asarray(matrix, dtype=np.float64))
+    rows = np.asarray(matrix, dtype=np.float64).tolist()
+    return tuple(map(tuple, rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Geometry:
     @classmethod
     def from_affine(cls, shape: tuple[int, ...], affine: np.ndarray, forms: NiftiForms | None = None) -> Geometry:
         """Build from an array shape ``(z, y, x)`` and a 4 × 4 affine for the index ``(x, y, z)``."""
-        return cls(tuple(int(s) for s in shape), nested(affine), forms)
+        return cls(tuple(map(int, shape)), nested(affine), forms)
 
     @classmethod
     def from_spacing(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Geometry:
@@ -90,22 +91,23 @@ class Geometry:
             other: the grid to compare with.
             tolerance: mm for spacing; ten times that for the origin; absolute for direction cosines.
         """
-        found = []
-        if self.shape != other.shape:
-            found.append("shape")
-        if not np.allclose(self.spacing, other.spacing, rtol=0, atol=tolerance):
-            found.append("spacing")
-        if not np.allclose(self.matrix[:3, 3], other.matrix[:3, 3], rtol=0, atol=10 * tolerance):
-            found.append("origin")
-        if not np.allclose(self._directions(), other._directions(), rtol=0, atol=tolerance):
-            found.append("direction")
+        found = [] if self.shape == other.shape else ["shape"]
+        compared = (
+            ("spacing", self.spacing, other.spacing, tolerance),
+            ("origin", self.matrix[:3, 3], other.matrix[:3, 3], 10 * tolerance),
+            ("direction", self._directions(), other._directions(), tolerance),
+        )
+        for name, own, others, most in compared:
+            if not np.allclose(own, others, rtol=0, atol=most):
+                found.append(name)
         return found
 
     def corner_shift(self, affine: np.ndarray) -> float:
         """How far in mm the corner of the volume that moves most does so under another affine for the same voxels."""
-        last = [size - 1 for size in reversed(self.shape)]
-        corners = np.array([[*corner, 1] for corner in product(*((0, index) for index in last))]).T
-        return float(np.linalg.norm(((self.matrix - affine) @ corners)[:3], axis=0).max())
+        ends = [(0, size - 1) for size in reversed(self.shape)]
+        corners = np.array([[*corner, 1] for corner in product(*ends)]).T
+        moved = (self.matrix - affine) @ corners
+        return float(np.linalg.norm(moved[:3], axis=0).max())
 
     def _directions(self) -> np.ndarray:
         columns = self.matrix[:3, :3]

@@ -44,7 +44,10 @@ class LabelSpec:
     @classmethod
     def from_names(cls, names: list[str] | tuple[str, ...]) -> LabelSpec:
         """Plain labels 1..n with these foreground names."""
-        return cls((("background", (0,)), *((name, (i + 1,)) for i, name in enumerate(names))))
+        entries = [("background", (0,))]
+        for value, name in enumerate(names, start=1):
+            entries.append((name, (value,)))
+        return cls(tuple(entries))
 
     @classmethod
     def from_json(cls, labels: Any, order: Any, where: str) -> LabelSpec:
@@ -56,16 +59,12 @@ class LabelSpec:
                 consecutive, ``ignore`` is not the largest value, or a region order is missing, of the wrong length, or
                 paints a perfect prediction wrongly (:func:`medkd.core.regions.check_order`).
         """
-        if not isinstance(labels, Mapping):
-            raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
-        read = {str(name): _values(value, f"{where}: label '{name}'") for name, value in labels.items()}
+        read = _read_labels(labels, where)
         ignore = read.pop("ignore", (None,))
         if len(ignore) > 1:
             raise DataError(f"{where}: label 'ignore' must be one integer, found {list(ignore)}.")
         regions = any(len(values) > 1 for values in read.values())
-        # as in nnU-Net: plain labels by value; regions, which have an order of their own, stay as in the file behind
-        # the background
-        entries = sorted(read.items(), key=lambda entry: (entry[1] != (0,), () if regions else entry[1]))
+        entries = _in_order(read, regions)
         if not entries or entries[0][1] != (0,):
             raise DataError(f'{where}: no label has the value 0; name the background, for example "background": 0.')
         if len(entries) < 2:
@@ -73,38 +72,50 @@ class LabelSpec:
         if not isinstance(order, (list, tuple, type(None))):
             raise DataError(f"{where}: 'regions_class_order' must be a list of integers, found {order!r}.")
         painted = _values(order, f"{where}: 'regions_class_order'") if regions and order else ()
-        spec = cls(tuple(entries), regions, painted, ignore[0])
+        spec = cls(entries, regions, painted, ignore[0])
         spec._validate(where)
         return spec
 
     def _validate(self, where: str) -> None:
-        present = sorted({v for _, values in self.entries for v in values})
+        present = self._present()
         if present != list(range(len(present))):
             raise DataError(f"{where}: label values must be consecutive from 0, found {present}; renumber the labels.")
-        if self.ignore is not None and self.ignore != present[-1] + 1:
-            raise DataError(
-                f"{where}: 'ignore' must be the largest label plus one ({present[-1] + 1}), found {self.ignore}."
-            )
-        if self.regions and len(self.order) != len(self.entries) - 1:
-            raise DataError(
-                f"{where}: regions need 'regions_class_order', one label per region ({len(self.entries) - 1}), found "
-                f"{list(self.order)}."
-            )
+        behind = present[-1] + 1
+        if self.ignore is not None and self.ignore != behind:
+            raise DataError(f"{where}: 'ignore' must be the largest label plus one ({behind}), found {self.ignore}.")
         if self.regions:
-            check_order(self.foreground, self.order, where)
-        if not self.regions and [values[0] for _, values in self.entries] != present:
+            self._validate_regions(where)
+        elif [values[0] for _, values in self.entries] != present:
             raise DataError(
                 f"{where}: plain labels must have a value each of their own, found {self.to_json()['labels']}."
             )
 
+    def _validate_regions(self, where: str) -> None:
+        if len(self.order) != len(self.foreground):
+            raise DataError(
+                f"{where}: regions need 'regions_class_order', one label per region ({len(self.foreground)}), found "
+                f"{list(self.order)}."
+            )
+        check_order(self.foreground, self.order, where)
+
+    def _present(self) -> list[int]:
+        """All label values but ``ignore``, in order."""
+        present: set[int] = set()
+        for _, values in self.entries:
+            present.update(values)
+        return sorted(present)
+
     def to_json(self) -> dict[str, Any]:
         """The keys ``labels`` and, for regions, ``regions_class_order`` of ``dataset.json``."""
-        labels: dict[str, Any] = {
-            name: (values[0] if len(values) == 1 else list(values)) for name, values in self.entries
-        }
+        labels: dict[str, Any] = {}
+        for name, values in self.entries:
+            labels[name] = values[0] if len(values) == 1 else list(values)
         if self.ignore is not None:
             labels["ignore"] = self.ignore
-        return {"labels": labels, **({"regions_class_order": list(self.order)} if self.regions else {})}
+        data: dict[str, Any] = {"labels": labels}
+        if self.regions:
+            data["regions_class_order"] = list(self.order)
+        return data
 
     @property
     def foreground(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -119,8 +130,10 @@ class LabelSpec:
     @property
     def values(self) -> tuple[int, ...]:
         """Every label value that a label map may hold, ``ignore`` included."""
-        present = sorted({v for _, values in self.entries for v in values})
-        return (*present, *(() if self.ignore is None else (self.ignore,)))
+        present = self._present()
+        if self.ignore is not None:
+            present.append(self.ignore)
+        return tuple(present)
 
     def encode(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Turn label values into training targets.
@@ -168,8 +181,33 @@ class LabelSpec:
         return logits.sigmoid() if self.regions else logits.softmax(dim)
 
 
+def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:
+    if not isinstance(labels, Mapping):
+        raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
+    read = {}
+    for name, value in labels.items():
+        read[str(name)] = _values(value, f"{where}: label '{name}'")
+    return read
+
+
+def _in_order(read: dict[str, tuple[int, ...]], regions: bool) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Background first, then as in nnU-Net: plain labels by value; regions, which have an order of their own, as in
+    the file.
+    """
+
+    def place(entry: tuple[str, tuple[int, ...]]) -> tuple[bool, tuple[int, ...]]:
+        _, values = entry
+        return values != (0,), () if regions else values
+
+    return tuple(sorted(read.items(), key=place))
+
+
 def _values(value: Any, what: str) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    if not values or not all(map(_is_integer, values)):
         raise DataError(f"{what} must be an integer or a list of integers, found {value!r}.")
     return values
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -63,17 +63,29 @@ def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[s
     """
     defaults = {field.name: field.default for field in fields(options)}
     for name in (*least, *above_zero):
-        value, expected = getattr(options, name), "a number above 0"
+        value = getattr(options, name)
         if value is None and defaults[name] is None:
             continue
+        expected = None
         if name in least:
-            most = LARGEST_SEED if name == "seed" else None
-            expected = f"a whole number of at least {least[name]}" + ("" if most is None else f" and at most {most}")
-            fits = is_whole(value, least[name]) and (most is None or value <= most)
-        else:
-            fits = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and float(value) > 0
-        if not fits:
+            expected = _unmet_whole(value, least[name], LARGEST_SEED if name == "seed" else None)
+        elif not _is_above_zero(value):
+            expected = "a number above 0"
+        if expected is not None:
             raise RunError(f"{option_name(name)} expects {expected}, found {value!r}; leave it out for the default.")
+
+
+def _unmet_whole(value: object, least: int, most: int | None) -> str | None:
+    """What is expected of a whole number, where this is not it; None where it is."""
+    if is_whole(value, least) and (most is None or value <= most):  # type: ignore[operator]
+        return None
+    expected = f"a whole number of at least {least}"
+    return expected if most is None else f"{expected} and at most {most}"
+
+
+def _is_above_zero(value: object) -> bool:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and isfinite(value) and float(value) > 0  # type: ignore[arg-type]
 
 
 def is_whole(value: object, least: int) -> bool:

@@ -44,28 +44,33 @@ class Root:
             DataError: nothing, or more than one data set, has this number or name.
         """
         text = str(dataset)
-        folders = [self.raw, self.preprocessed, self.results, *_nnunet_folders("nnUNet_raw", "nnUNet_preprocessed")]
-        names = {
-            p.name
-            for folder in folders
-            if folder.is_dir()
-            for p in folder.iterdir()
-            if p.is_dir() and _NAME.match(p.name)
-        }
+        names = self._dataset_names()
         if text in names:
             return text
         number = text.removeprefix("Dataset")
-        wanted = int(number) if re.fullmatch(r"[0-9]{1,3}", number) else None
-        found = sorted(name for name in names if int(name[7:10]) == wanted)
+        found = []
+        if re.fullmatch(r"[0-9]{1,3}", number):
+            found = [name for name in names if name.startswith(f"Dataset{int(number):03d}_")]
         if len(found) == 1:
             return found[0]
         if found:
             raise DataError(f"Data set {text} is ambiguous: {', '.join(found)}; give the full name.")
-        known = ", ".join(sorted(names)) or "none"
+        known = ", ".join(names) or "none"
         raise DataError(
             f"Data set '{text}' was not found below {self.raw.parent} (known: {known}); run medkd_convert first, or "
             "give --root."
         )
+
+    def _dataset_names(self) -> list[str]:
+        """Full names of all data sets that have a folder somewhere, sorted."""
+        folders = [self.raw, self.preprocessed, self.results, *_nnunet_folders("nnUNet_raw", "nnUNet_preprocessed")]
+        names = set()
+        for folder in folders:
+            paths = folder.iterdir() if folder.is_dir() else ()
+            for path in paths:
+                if _NAME.match(path.name) and path.is_dir():
+                    names.add(path.name)
+        return sorted(names)
 
     def raw_dataset(self, name: str) -> Path:
         """Folder of a raw data set: below :attr:`raw`, else below ``$nnUNet_raw`` (for reading)."""

@@ -74,8 +74,9 @@ def import_plugin(name: str) -> ModuleType:
     """
     if not is_module_name(name) or name.endswith(".py"):
         raise MedkdError(f"--import expects the name of a module, for example my_networks, found '{name}'.")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
+    here = os.getcwd()
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
     with _naming(name):
         try:
             return import_module(name)

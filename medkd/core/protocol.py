@@ -7,17 +7,9 @@ Every value here is read by some part of medkd; what a publication does and medk
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
-from medkd.core.errors import PlanError
-from medkd.core.files import read_json
-from medkd.core.serial import from_data, nearest
-
-FOLDER = Path(__file__).parents[1] / "protocols"
 SCHEMA = 1
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,100 +182,3 @@ class ProtocolFile:
     variants: Mapping[str, Protocol] = field(default_factory=dict)
     detection: Mapping[str, DetectionProtocol] = field(default_factory=dict)
     schema: int = SCHEMA
-
-
-def protocol_names() -> tuple[str, ...]:
-    """The protocols that come with medkd."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-
-
-def read_protocols(name: str) -> ProtocolFile:
-    """Read a protocol by its name, or a JSON file of the user's own.
-
-    Raises:
-        PlanError: there is no such protocol; the nearest name is given.
-        DataError: the file is damaged or has an unknown key.
-    """
-    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
-    if not path.exists():
-        raise PlanError(
-            f"Unknown protocol '{name}'.{nearest(name, protocol_names())} Known: {', '.join(protocol_names())}, or a "
-            ".json file."
-        )
-    return from_data(ProtocolFile, read_json(path), str(path))
-
-
-def find_protocol(text: str, extra: Mapping[str, Any]) -> Protocol:
-    """The protocol that ``--protocol`` names, for one data set.
-
-    Args:
-        text: ``NAME`` or ``FILE.json``, with ``:VARIANT`` where the data set does not say which variant it follows.
-        extra: of the data set's description; ``medkd.format`` names the variant.
-
-    Raises:
-        PlanError: protocol or variant do not exist, it is one for detection, or a setting is unknown.
-        DataError: the file is damaged or has an unknown key.
-    """
-    content, name, variant = _named(text, extra)
-    if not content.variants:
-        raise PlanError(f"The protocol {content.name} is for detection; it cannot plan a segmentation data set.")
-    protocol = _variant(content.variants, content.name, name, variant)
-    protocol = replace(protocol, name=f"{content.name}:{variant}", reference=content.reference)
-    _check(protocol)
-    return protocol
-
-
-def find_detection_protocol(text: str, extra: Mapping[str, Any]) -> tuple[str, DetectionProtocol]:
-    """The protocol that ``--protocol`` names, for one detection data set, and its full name.
-
-    Args:
-        text: ``NAME`` or ``FILE.json``, with ``:VARIANT`` where several variants are for this data set.
-        extra: of the data set's description; ``medkd.format`` starts the names of its variants.
-
-    Raises:
-        PlanError: protocol or variant do not exist, it is one for segmentation, or several variants fit.
-        DataError: the file is damaged or has an unknown key.
-    """
-    content, name, variant = _named(text, extra)
-    if not content.detection:
-        raise PlanError(f"The protocol {content.name} is for segmentation; it cannot plan a detection data set.")
-    fitting = [
-        known for known in content.detection if known == variant or (variant and known.startswith(f"{variant}_"))
-    ]
-    variant = fitting[0] if len(fitting) == 1 else variant
-    return f"{content.name}:{variant}", _variant(content.detection, content.name, name, variant)
-
-
-def _named(text: str, extra: Mapping[str, Any]) -> tuple[ProtocolFile, str, str]:
-    """The file that ``NAME:VARIANT`` is about, the name, and the variant, which the data set may say."""
-    name, colon, variant = text.rpartition(":")
-    name, variant = (name, variant) if colon else (text, str(extra.get("medkd", {}).get("format", "")))
-    return read_protocols(name), name, variant
-
-
-def _variant(variants: Mapping[str, V], title: str, name: str, variant: str) -> V:
-    if variant not in variants:
-        known = [v for v in variants if variant and v.startswith(f"{variant}_")] or list(variants)
-        several = not variant or len(known) < len(variants)
-        said = (
-            "several variants, and the data set does not say which one it follows"
-            if several
-            else f"no variant '{variant}'"
-        )
-        raise PlanError(
-            f"The protocol {title} has {said}; give --protocol {name}:VARIANT with one of {', '.join(known)}."
-        )
-    return variants[variant]
-
-
-def _check(protocol: Protocol) -> None:
-    """Words that the file's form does not check."""
-    allowed = (
-        ("configuration", protocol.preprocessing.configuration, ("2d", "3d_fullres")),
-        ("interpolation", protocol.preprocessing.interpolation, ("spline", "linear")),
-        ("decay", protocol.training.decay, ("epoch", "step")),
-        ("blending", protocol.inference.blending, ("gaussian", "constant")),
-    )
-    for what, value, known in allowed:
-        if value not in known:
-            raise PlanError(f"Protocol {protocol.name}: {what} must be one of {', '.join(known)}, found '{value}'.")

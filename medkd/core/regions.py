@@ -60,11 +60,8 @@ def _right_order(regions: Sequence[Region], order: Sequence[int]) -> list[int] |
     right: list[int] = []
     for index, (_, values) in enumerate(regions):
         decided = [value for value in values if _regions_of(value, regions)[-1] == index]
-        if decided:
-            wanted = order[index] if order[index] in decided else decided[0]
-        else:  # later regions paint over all of it
-            wanted = order[index] if order[index] in values else values[0]
-        right.append(wanted)
+        allowed = decided or values  # of a region that decides nothing later ones paint over all
+        right.append(order[index] if order[index] in allowed else allowed[0])
     return right if _fault(regions, right) is None else None
 
 
@@ -89,8 +86,12 @@ def _other_sequence(regions: Sequence[Region], order: Sequence[int]) -> str:
 
 
 def _values(regions: Sequence[Region]) -> list[int]:
-    return sorted({value for _, values in regions for value in values})
+    found: set[int] = set()
+    for _, values in regions:
+        found.update(values)
+    return sorted(found)
 
 
 def _regions_of(value: int, regions: Sequence[Region]) -> list[int]:
+    """Places of the regions that hold a label value."""
     return [index for index, (_, values) in enumerate(regions) if value in values]

@@ -79,20 +79,18 @@ def chosen_runs(results: Path, patterns: Sequence[str] = ()) -> list[Path]:
     Raises:
         RunError: there is no run, or none fits a pattern.
     """
-    paths = [path.parent for path in sorted(results.glob(f"*/{RUN_FILE}"))]
-    if not paths:
+    names = [path.parent.name for path in sorted(results.glob(f"*/{RUN_FILE}"))]
+    if not names:
         raise RunError(f"{results}: found no run; train a network first (medkd_train, medkd_train_distill).")
-    names = [path.name for path in paths]
+    chosen = set() if patterns else set(names)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
             raise RunError(
                 f"--runs: no run is called '{pattern}'.{nearest(pattern, names)} There are: {', '.join(names)}."
             )
-    return [path for path in paths if not patterns or _fits(path.name, patterns)]
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+        chosen.update(fitting)
+    return [results / name for name in names if name in chosen]
 
 
 @dataclass(frozen=True)
@@ -114,12 +112,14 @@ def trained_places(results: Path, patterns: Sequence[str] = ()) -> list[TrainedP
     """The runs of :func:`chosen_runs` that have weights: their first trained fold."""
     found = []
     for run in chosen_runs(results, patterns):
-        own = sorted(path.parent.name.removeprefix("fold_") for path in run.glob(f"fold_*/{FINAL}"))
-        elsewhere = [record for record in scored_teachers(run).values() if Path(record.path).is_dir()]
+        own = sorted(path.parent.name for path in run.glob(f"fold_*/{FINAL}"))
         if own:
-            found.append(TrainedPlace(run.name, run, own[0]))
-        elif elsewhere:
-            found.append(TrainedPlace(run.name, Path(elsewhere[0].path), elsewhere[0].fold))
+            found.append(TrainedPlace(run.name, run, own[0].removeprefix("fold_")))
+            continue
+        for record in scored_teachers(run).values():
+            if Path(record.path).is_dir():
+                found.append(TrainedPlace(run.name, Path(record.path), record.fold))
+                break
     return found
 
 
@@ -134,9 +134,13 @@ def read_cost(path: Path) -> Cost:
     data = read_json(path)
     if not isinstance(data, Mapping):
         raise DataError(f"{path}: expected an object, found {type(data).__name__}; delete it, or train the fold anew.")
-    shown = {key: value for key, value in data.items() if key in Cost.__dataclass_fields__ and value is not None}
+    shown = {}
+    for name in Cost.__dataclass_fields__:
+        if data.get(name) is not None:
+            shown[name] = data[name]
     cost = from_data(Cost, shown, str(path))
-    for name, value in (("parameters", cost.parameters), ("macs", cost.macs), ("latency_ms", cost.latency_ms)):
+    for name in ("parameters", "macs", "latency_ms"):
+        value = getattr(cost, name)
         if value is not None and not 0 <= value < 1e30:
             raise DataError(f"{path}: {name}: expected a number of at least 0, found {value}; train the fold anew.")
     return cost
@@ -175,8 +179,9 @@ def _is_epoch(record: Any) -> bool:
     if not isinstance(record, Mapping):
         return False
     epoch, terms = record.get("epoch"), record.get("terms")
-    known = isinstance(epoch, int) and not isinstance(epoch, bool) and abs(epoch) < 1e9
-    return known and (terms is None or isinstance(terms, Mapping))
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or abs(epoch) >= 1e9:
+        return False
+    return terms is None or isinstance(terms, Mapping)
 
 
 def number_of(value: Any) -> float | None:

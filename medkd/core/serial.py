@@ -34,7 +34,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def to_data(value: Any) -> Any:
     """Turn dataclasses, tuples and paths into what ``json`` can write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        data = {}
+        for field in dataclasses.fields(value):
+            data[field.name] = to_data(getattr(value, field.name))
+        return data
     if isinstance(value, Mapping):
         return {str(k): to_data(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,7 +60,7 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise DataError(f"{where}: expected an object with the keys of {cls.__name__}, found {type(data).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             raise DataError(f"{where}: unknown key '{key}'.{nearest(key, fields)}")
@@ -84,7 +87,7 @@ def load(cls: type[T], path: Path) -> T:
         DataError: see :func:`from_data` and :func:`medkd.core.files.read_json`.
     """
     data = read_json(path)
-    known = next((f.default for f in dataclasses.fields(cls) if f.name == "schema"), None)  # type: ignore[arg-type]
+    known = getattr(cls, "schema", None)
     if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
         raise DataError(
             f"{path}: has schema {data['schema']}, this medkd reads schema {known}; make the file anew with this "
@@ -99,24 +102,39 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A JSON value as what the type ``hint`` of a field says."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        return _optional(args, value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_data(hint, value, where)
     if origin is tuple:
         return _tuple(args, value, where)
     if origin is typing.Literal:
-        if value not in args:
-            raise DataError(f"{where}: expected one of {', '.join(map(str, args))}, found {_short(value)}.")
-        return value
-    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if not isinstance(value, Mapping):
-            raise DataError(f"{where}: expected an object, found {type(value).__name__}.")
-        return {k: _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return _choice(args, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _mapping(args[1], value, where)
     return _plain(hint, value, where)
+
+
+def _optional(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A value or None, of a union of one type and None."""
+    if value is None and type(None) in args:
+        return None
+    kinds = [kind for kind in args if kind is not type(None)]
+    return _convert(kinds[0], value, where)
+
+
+def _choice(known: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in known:
+        raise DataError(f"{where}: expected one of {', '.join(map(str, known))}, found {_short(value)}.")
+    return value
+
+
+def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: expected an object, found {type(value).__name__}.")
+    return {key: _convert(kind, item, f"{where}.{key}") for key, item in value.items()}
 
 
 def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -125,25 +143,34 @@ def _tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
     if len(kinds) != len(value):
         raise DataError(f"{where}: expected {len(kinds)} values, found {len(value)}.")
-    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    items = []
+    for place, item in enumerate(value):
+        items.append(_convert(kinds[place], item, f"{where}[{place}]"))
+    return tuple(items)
 
 
 def _plain(hint: Any, value: Any, where: str) -> Any:
-    """A number, text or truth value; numbers are finite."""
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise DataError(f"{where}: expected a finite number, found {_short(value)}.")
-        return number
-    wrong_kind = hint in (int, float, str, bool) and not isinstance(value, hint)
-    if wrong_kind or (hint is int and isinstance(value, bool)):
-        raise DataError(f"{where}: expected {hint.__name__}, found {_short(value)}.")
+    """A number, text or truth value; numbers are finite, and truth values are no numbers."""
+    is_truth = isinstance(value, bool)
+    if hint is float and isinstance(value, (int, float)) and not is_truth:
+        return _finite(value, where)
+    if hint in (int, float, str, bool):
+        fits = isinstance(value, hint) and not (hint is int and is_truth)
+        if not fits:
+            raise DataError(f"{where}: expected {hint.__name__}, found {_short(value)}.")
     if hint is int and abs(value) > _LARGEST:
         raise DataError(f"{where}: expected a number of at most 19 digits, found {_short(value)}.")
     return value
+
+
+def _finite(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"{where}: expected a finite number, found {_short(value)}.")
+    return number
 
 
 def _short(value: Any) -> str:

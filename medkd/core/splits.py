@@ -59,19 +59,25 @@ def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None)
     >>> sorted(case for split in splits for case in split.val) == cases
     True
     """
+    owners = patients or {}
     groups: dict[str, list[str]] = {}
     for case in sorted(cases):
-        groups.setdefault((patients or {}).get(case, case), []).append(case)
+        groups.setdefault(owners.get(case, case), []).append(case)
     keys = np.array(sorted(groups))
     if len(keys) < 2:
         raise DataError(
             f"Cross-validation needs at least two cases or patients, found {len(keys)}; train fold 'all' instead."
         )
     folds = KFold(min(_FOLDS, len(keys)), shuffle=True, random_state=_SEED).split(keys)
-    return [
-        Split(*(tuple(sorted(c for k in keys[part] for c in groups[k])) for part in (train, val)))
-        for train, val in folds
-    ]
+    return [Split(_cases_of(groups, keys[train]), _cases_of(groups, keys[val])) for train, val in folds]
+
+
+def _cases_of(groups: Mapping[str, Sequence[str]], chosen: Iterable[str]) -> tuple[str, ...]:
+    """The cases of some groups, sorted."""
+    cases: list[str] = []
+    for group in chosen:
+        cases += groups[group]
+    return tuple(sorted(cases))
 
 
 def load_splits(path: Path) -> list[Split]:
@@ -85,9 +91,9 @@ def load_splits(path: Path) -> list[Split]:
         raise DataError(f"{path}: expected {_SPLITS_FORM}, found {_found(data)}; mend or delete the file.")
     splits = []
     for number, fold in enumerate(data):
-        parts = [fold.get(part) if isinstance(fold, Mapping) else None for part in ("train", "val")]
-        train, val = (_case_names(part) for part in parts)
-        if train is None or val is None or not train:
+        stated = fold if isinstance(fold, Mapping) else {}
+        train, val = _case_names(stated.get("train")), _case_names(stated.get("val"))
+        if not train or val is None:
             raise DataError(
                 f"{path}: expected {_SPLITS_FORM}, with cases in 'train', but entry {number} is not; mend or delete "
                 "the file."
@@ -139,11 +145,11 @@ class FoldRecord:
             DataError: the file is missing, or not of this form.
         """
         data = read_json(path)
+        stated = {"teacher_train": [], "unlabelled": []} | dict(data) if isinstance(data, Mapping) else {}
         found = {}
         for key in ("train", "val", "teacher_train", "unlabelled"):
-            value = data.get(key, []) if isinstance(data, Mapping) else None
-            names = _case_names(value)
-            if names is None or (key in ("train", "val") and key not in data):
+            names = _case_names(stated.get(key))
+            if names is None:
                 raise DataError(
                     f"{path}: expected an object with lists of case names under 'train' and 'val', found another form "
                     f"of '{key}'; train this fold anew with --overwrite."
@@ -156,9 +162,12 @@ def _case_names(value: Any) -> tuple[str, ...] | None:
     """A list of names (or numbers) as texts; None for anything else."""
     if not isinstance(value, list):
         return None
-    if any(isinstance(name, bool) or not isinstance(name, (str, int)) for name in value):
-        return None
-    return tuple(name if isinstance(name, str) else f"{name:d}" for name in value)
+    names = []
+    for name in value:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            return None
+        names.append(str(name))
+    return tuple(names)
 
 
 def _found(data: Any) -> str:
@@ -228,57 +237,75 @@ def ensure_splits(
     Raises:
         DataError: a file of splits is damaged, or there are too few cases for new ones.
     """
-    own, users = folder / SPLITS_FILE, given / SPLITS_FILE if given else None
+    own = folder / SPLITS_FILE
+    users = given / SPLITS_FILE if given else own
     known, owners = _known(cases, patients, given)
     twins = _twins(folder)
+    theirs = load_named_splits(users, known) if users.exists() else None
     if own.exists():
         splits = load_named_splits(own, known)
-        if users and users.exists() and _parts(load_named_splits(users, known)) != _parts(splits):
+        if theirs is not None and _parts(theirs) != _parts(splits):
             _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
     else:
-        splits = (
-            load_named_splits(users, known)
-            if users and users.exists()
-            else _nnunet_splits(folder.name, known, owners)
-            or make_splits([*known], joined_groups(known, owners, twins) if twins else owners)
-        )
+        splits = theirs or _nnunet_splits(folder.name, known, owners) or _new_splits(known, owners, twins)
         if write:
             save_splits(own, splits)
-    _warn_of_torn_twins(splits, twins, own if own.exists() or not users else users)
-    unused = known - {case for split in splits for case in (*split.train, *split.val)}
-    if unused:
-        source = own if own.exists() or not users else users
-        _log.warning(
-            "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them "
-            "there, or delete "
-            "the file to make new splits, for which networks are trained anew",
-            _count(unused),
-            source,
-            _some(unused),
-        )
+    source = own if own.exists() else users
+    _warn_of_torn_twins(splits, twins, source)
+    _warn_of_unused(known - _all_cases(splits), source)
     return splits
+
+
+def _new_splits(cases: set[str], patients: Mapping[str, str], twins: Sequence[Sequence[str]]) -> list[Split]:
+    """Folds that keep patients together, and cases with equal scans."""
+    groups = joined_groups(cases, patients, twins) if twins else patients
+    return make_splits([*cases], groups)
+
+
+def _all_cases(splits: Iterable[Split]) -> set[str]:
+    cases: set[str] = set()
+    for split in splits:
+        cases.update(split.train, split.val)
+    return cases
 
 
 def _twins(folder: Path) -> list[list[str]]:
     """Groups of cases with equal scans, as preprocessing found them."""
     try:
-        found = DatasetDescription.load(folder / DATASET_FILE).extra.get("medkd", {}).get("duplicates", [])
+        own = DatasetDescription.load(folder / DATASET_FILE).extra.get("medkd", {})
     except DataError:  # reported where the description is needed
         return []
-    return [group for group in found if isinstance(group, list)] if isinstance(found, list) else []
+    found = own.get("duplicates", [])
+    if not isinstance(found, list):
+        return []
+    return [group for group in found if isinstance(group, list)]
+
+
+def _warn_of_unused(cases: set[str], source: Path) -> None:
+    if cases:
+        _log.warning(
+            "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them "
+            "there, or delete the file to make new splits, for which networks are trained anew",
+            _count(cases),
+            source,
+            _some(cases),
+        )
 
 
 def _warn_of_torn_twins(splits: Sequence[Split], twins: Sequence[Sequence[str]], source: Path) -> None:
     for group in twins:
-        members = set(group)
-        torn = [split for split in splits if members & set(split.train) and members & set(split.val)]
-        if torn:
+        if any(_tears(split, set(group)) for split in splits):
             _log.warning(
                 "equal scans are in training and validation at once in %s: %s; delete the file to make new splits, for "
                 "which networks are trained anew",
                 source,
                 ", ".join(group),
             )
+
+
+def _tears(split: Split, members: set[str]) -> bool:
+    """Whether some of these cases are trained on and others judged on."""
+    return not members.isdisjoint(split.train) and not members.isdisjoint(split.val)
 
 
 def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]) -> Split:
@@ -292,12 +319,11 @@ def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]
     if str(fold) not in map(str, range(len(splits))):
         raise DataError(f"Fold '{fold}' does not exist; there are folds 0 to {len(splits) - 1} and '{ALL}'.")
     split = splits[int(fold)]
-    unknown = sorted({*split.train, *split.val} - set(cases))
+    unknown = sorted(_all_cases([split]) - set(cases))
     if unknown:
         raise DataError(
             f"Fold {fold} names {len(unknown)} cases that are not preprocessed ({_some(unknown)}); run "
-            "medkd_plan_and_preprocess, or take "
-            f"them out of {SPLITS_FILE}."
+            f"medkd_plan_and_preprocess, or take them out of {SPLITS_FILE}."
         )
     both = sorted(set(split.train) & set(split.val))
     if both:
@@ -309,24 +335,27 @@ def _known(
     cases: Sequence[str], patients: Mapping[str, str] | None, given: Path | None
 ) -> tuple[set[str], dict[str, str]]:
     """All cases of a data set, raw and preprocessed, and their patients."""
+    known, owners = set(cases), dict(patients or {})
     if given is None:
-        return set(cases), dict(patients or {})
+        return known, owners
     try:
         description = DatasetDescription.load(given / DATASET_FILE)
-        raw = [files.case for files in training_cases(given, description)]
+        raw = {files.case for files in training_cases(given, description)}
     except DataError:  # raw data may be removed after preprocessing
-        return set(cases), dict(patients or {})
-    return {*cases, *raw}, {**(patients or {}), **description.patients}
+        return known, owners
+    return known | raw, owners | dict(description.patients)
 
 
 def _nnunet_splits(dataset: str, known: set[str], patients: Mapping[str, str]) -> list[Split] | None:
     """The splits in ``$nnUNet_preprocessed``; None where there are none that fit this data set."""
     folder = os.environ.get(_PREPROCESSED)
-    if not folder or patients or not (Path(folder) / dataset / SPLITS_FILE).exists():
+    if not folder or patients:
         return None
     path = Path(folder) / dataset / SPLITS_FILE
+    if not path.exists():
+        return None
     splits = load_named_splits(path, known)
-    foreign = {case for split in splits for case in (*split.train, *split.val)} - known
+    foreign = _all_cases(splits) - known
     if foreign:
         _log.warning("%s is not used, since it names cases that this data set does not have: %s", path, _some(foreign))
         return None
@@ -346,4 +375,5 @@ def _count(cases: Iterable[str]) -> str:
 def _some(cases: Iterable[str]) -> str:
     """The first few names, in order."""
     names = sorted(cases)
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+    shown = ", ".join(names[:5])
+    return f"{shown} …" if len(names) > 5 else shown

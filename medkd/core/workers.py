@@ -27,7 +27,9 @@ _log = logging.getLogger(__name__)
 
 def available_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def default_workers() -> int:
@@ -47,7 +49,9 @@ def available_memory() -> int:
         used = int((group / "memory.current").read_text())
     except (OSError, ValueError):
         return free
-    return min(free, max(int(limit) - used, 0)) if limit.isdigit() else free
+    if not limit.isdigit():  # "max"
+        return free
+    return min(free, max(int(limit) - used, 0))
 
 
 def worker_count(bytes_per_task: float, tasks: int, wanted: int | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from medkd.core.checkpoint import load_checkpoint, stored_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
-from medkd.core.files import read_json
+from medkd.core.files import lies_within, read_json
 from medkd.core.run import (
     BEST,
     DATASET_FILE,
@@ -230,7 +230,7 @@ class DetectorWeights(DetectorFolder):
         self.described = load(DetectorFile, self.path / FILE)
         check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
-        if not self.file.resolve().is_relative_to(self.path.resolve()):
+        if not lies_within(self.file, self.path):
             raise RunError(
                 f"{self.path / FILE}: the weights '{self.described.weights}' lie outside of the folder; put them "
                 "beside the description."

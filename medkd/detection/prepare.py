@@ -14,7 +14,8 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError, PlanError
 from medkd.core.folds import joined_groups, stratified_folds
 from medkd.core.paths import Root
-from medkd.core.protocol import DetectionProtocol, find_detection_protocol
+from medkd.core.protocol import DetectionProtocol
+from medkd.core.protocol_files import find_detection_protocol
 from medkd.core.run import DATASET_FILE, DETECTION, PLANS_FILE
 from medkd.core.serial import load, save
 from medkd.core.splits import SPLITS_FILE, Split, ensure_splits, save_splits

@@ -24,6 +24,7 @@ from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
 
 INDEX_FILE = "cases.json"
 JOURNAL_FILE = "cases.jsonl"
+_ANEW = "delete the file and run medkd_plan_and_preprocess again"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class StoredCase:
     boxes: tuple[tuple[float, ...], ...] = ()
     classes: tuple[int, ...] = ()
     source: str = ""
+
+    def check(self, categories: int, where: str) -> None:
+        """See that every box has four coordinates and one of so many categories.
+
+        Raises:
+            DataError: one has not.
+        """
+        for box in self.boxes:
+            if len(box) != 4:
+                raise DataError(f"{where}: expected boxes of four coordinates, found {list(box)}; {_ANEW}.")
+        if len(self.classes) != len(self.boxes) or not set(self.classes) <= set(range(categories)):
+            raise DataError(
+                f"{where}: expected one of {categories} classes per box, found {list(self.classes)} for "
+                f"{len(self.boxes)} boxes; {_ANEW}."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,10 @@ class DetectionStore:
                 f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); run "
                 "medkd_plan_and_preprocess."
             )
-        return load(StoreIndex, path)
+        index = load(StoreIndex, path)
+        for case, entry in index.cases.items():
+            entry.check(len(index.categories), f"{path}: {case}")
+        return index
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -39,8 +39,14 @@ class Finding:
 
     def text(self) -> str:
         """One sentence."""
-        where = ": ".join(part for part in (f"case {self.case}" if self.case else "", self.file) if part)
-        return f"{where or 'the data set'}: expected {self.expected}, found {self.found}; {self.action}."
+        case = f"case {self.case}" if self.case else ""
+        where = ": ".join(filter(None, (case, self.file))) or "the data set"
+        return f"{where}: expected {self.expected}, found {self.found}; {self.action}."
+
+
+def has_error(findings: Iterable[Finding]) -> bool:
+    """Whether one of these is an error."""
+    return any(finding.error for finding in findings)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
     """NaN and infinite voxels of an image, counted; an empty list where all are finite."""
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return []
-    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    nan = np.count_nonzero(np.isnan(array))
+    infinite = np.count_nonzero(np.isinf(array))
     found = f"{nan} NaN and {infinite} infinite of {array.size} voxels"
     return [
         Finding(
@@ -89,10 +96,10 @@ def finite_finding(case: str, path: Path, array: np.ndarray) -> list[Finding]:
 def header_findings(case: str, path: Path, remarks: Iterable[tuple[str, str]]) -> list[Finding]:
     """What is odd in a header that can be read, see :class:`medkd.io.volumes.Volume`."""
     action = "programs see the scan in different places or sizes: mend the header, or export the scan again"
-    return [
-        Finding(case=case, file=str(path), expected=expected, found=found, action=action, error=False)
-        for expected, found in remarks
-    ]
+    findings = []
+    for expected, found in remarks:
+        findings.append(Finding(case=case, file=str(path), expected=expected, found=found, action=action, error=False))
+    return findings
 
 
 def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other: Geometry) -> list[Finding]:
@@ -106,8 +113,9 @@ def grid_findings(case: str, reference: Path, grid: Geometry, path: Path, other:
     if deviation is None:
         return []
     names = deviation.names
-    expected = f"the same {' and '.join(names)} as {reference.name} ({'; '.join(_value(grid, n) for n in names)})"
-    found = "; ".join(_value(other, n) for n in names)
+    wanted = "; ".join(_value(grid, name) for name in names)
+    expected = f"the same {' and '.join(names)} as {reference.name} ({wanted})"
+    found = "; ".join(_value(other, name) for name in names)
     if deviation.moved_mm is None:
         action = "resample one of the two onto the other's grid, or leave the case out"
     else:
@@ -164,22 +172,34 @@ def label_counts(array: np.ndarray) -> dict[int, int]:
     counts = np.zeros(high - low + 1, np.int64)
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE):  # bincount works on an int64 copy
-        counts += np.bincount(flat[start : start + _PIECE].astype(np.int64) - low, minlength=counts.size)
-    return {int(value) + low: int(counts[value]) for value in np.flatnonzero(counts)}
+        piece = flat[start : start + _PIECE].astype(np.int64)
+        counts += np.bincount(piece - low, minlength=counts.size)
+    found = {}
+    for place in np.flatnonzero(counts).tolist():
+        found[place + low] = int(counts[place])
+    return found
 
 
 def _value(grid: Geometry, name: str) -> str:
+    """The shape, spacing, origin or direction of a grid, for a text."""
     matrix = grid.matrix
     if name == "shape":
         return f"shape {'×'.join(map(str, grid.shape))}"
     if name == "spacing":
-        return f"spacing {' × '.join(f'{v:.4g}' for v in grid.spacing)} mm"
+        return f"spacing {_joined(grid.spacing, ' × ')} mm"
     if name == "origin":
-        return f"origin ({', '.join(f'{v:.4g}' for v in matrix[:3, 3])})"
+        return f"origin ({_joined(matrix[:3, 3], ', ')})"
     directions = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
-    return f"direction ({'; '.join(' '.join(f'{v:.4g}' for v in row) for row in directions)})"
+    rows = [_joined(row, " ") for row in directions]
+    return f"direction ({'; '.join(rows)})"
+
+
+def _joined(values: Iterable[float], between: str) -> str:
+    return between.join(f"{value:.4g}" for value in values)
 
 
 def _listed(values: list[int]) -> str:
     shown = ", ".join(map(str, values[:20]))
-    return shown + (f", … ({len(values)} in all)" if len(values) > 20 else "")
+    if len(values) > 20:
+        shown += f", … ({len(values)} in all)"
+    return shown

@@ -59,16 +59,22 @@ def twin_groups(facts: Sequence[CaseFacts]) -> list[tuple[str, ...]]:
     for case in facts:
         if case.digest:
             same[case.digest].append(case.case)
-    return [tuple(cases) for cases in same.values() if len(cases) > 1]
+    groups = []
+    for cases in same.values():
+        if len(cases) > 1:
+            groups.append(tuple(cases))
+    return groups
 
 
 def twin_findings(facts: Sequence[CaseFacts]) -> list[Finding]:
     """A warning for each group of equal scans."""
     action = "keep one of them; new folds keep them together, folds that exist already may not"
     expected = "different images in different cases"
-    return [
-        _warning(cases[0], expected, f"the same voxels in {', '.join(cases)}", action) for cases in twin_groups(facts)
-    ]
+    findings = []
+    for cases in twin_groups(facts):
+        found = f"the same voxels in {', '.join(cases)}"
+        findings.append(_warning(cases[0], expected, found, action))
+    return findings
 
 
 def outliers(values: Sequence[float], least: float) -> list[int]:
@@ -76,7 +82,7 @@ def outliers(values: Sequence[float], least: float) -> list[int]:
     array = np.asarray(values, dtype=np.float64)
     distance = np.abs(array - np.median(array))
     limit = max(least, _DEVIATIONS * float(np.median(distance)))
-    return [int(index) for index in np.flatnonzero(distance > limit)]
+    return np.flatnonzero(distance > limit).tolist()
 
 
 def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:
@@ -85,11 +91,9 @@ def _mixed_orientations(facts: Sequence[CaseFacts]) -> list[Finding]:
         cases[case.orientation].append(case.case)
     if len(cases) < 2:
         return []
-    ordered = sorted(cases.items(), key=lambda item: -len(item[1]))
-    found = "; ".join(f"{code} in {len(names)} ({some(names)})" for code, names in ordered)
-    action = (
-        f"a network would see the patient mirrored or turned in some: turn all to one with --reorient {ordered[0][0]}"
-    )
+    ordered = sorted(cases, key=lambda code: -len(cases[code]))
+    found = "; ".join(f"{code} in {len(cases[code])} ({some(cases[code])})" for code in ordered)
+    action = f"a network would see the patient mirrored or turned in some: turn all to one with --reorient {ordered[0]}"
     return [_warning("", "scans that are all stored in one orientation", found, action)]
 
 
@@ -114,18 +118,17 @@ def _odd_sizes(facts: Sequence[CaseFacts]) -> list[Finding]:
         large = outliers(sizes[:, axis].tolist(), _SCALE)
         odd_spacing |= set(coarse) & set(large)
     odd_size = set(outliers(sizes.mean(axis=1).tolist(), _SCALE)) - odd_spacing
-    usual_spacing, usual_size = np.exp(np.median(spacings, axis=0)), np.exp(np.median(sizes, axis=0))
+    usual_spacing = millimetres(np.exp(np.median(spacings, axis=0)))
+    usual_size = millimetres(np.exp(np.median(sizes, axis=0)))
     action = "check the unit and the header of the scan; correct them or leave the case out"
     findings = []
     for index in sorted(odd_spacing):
         case = facts[index]
         found = f"{millimetres(case.spacing)}, which makes the scan {millimetres(case.size_mm)} large"
-        findings.append(
-            _warning(case.case, f"a spacing near the others' ({millimetres(usual_spacing)})", found, action)
-        )
+        findings.append(_warning(case.case, f"a spacing near the others' ({usual_spacing})", found, action))
     for index in sorted(odd_size):
         case = facts[index]
-        expected = f"a scan about as large as the others ({millimetres(usual_size)})"
+        expected = f"a scan about as large as the others ({usual_size})"
         findings.append(_warning(case.case, expected, millimetres(case.size_mm), action))
     return findings
 
@@ -134,16 +137,25 @@ def _odd_intensities(facts: Sequence[CaseFacts], channels: Sequence[str]) -> lis
     findings = []
     action = "check the unit and the rescaling of the scan; correct it or leave the case out"
     for index, name in enumerate(channels):
-        filled = [case for case in facts if index < len(case.channels) and not case.channels[index].constant]
-        if len(filled) < _FEWEST:
+        cases, values = _filled(facts, index)
+        if len(cases) < _FEWEST:
             continue
-        values = [case.channels[index] for case in filled]
-        low, high = np.median([value.low for value in values]), np.median([value.high for value in values])
+        low, high = np.median([(value.low, value.high) for value in values], axis=0)
         expected = f"intensities of channel {_channel_name(channels, index)} near the others' ({low:.4g} to {high:.4g})"
         for place in _odd_channels(values, is_ct(name)):
             found = f"{values[place].low:.4g} to {values[place].high:.4g}"
-            findings.append(_warning(filled[place].case, expected, found, action))
+            findings.append(_warning(cases[place], expected, found, action))
     return findings
+
+
+def _filled(facts: Sequence[CaseFacts], index: int) -> tuple[list[str], list[ChannelFacts]]:
+    """The cases that have a channel which is not constant, and this channel of each."""
+    cases, values = [], []
+    for case in facts:
+        if index < len(case.channels) and not case.channels[index].constant:
+            cases.append(case.case)
+            values.append(case.channels[index])
+    return cases, values
 
 
 def _odd_channels(values: Sequence[ChannelFacts], in_hu: bool) -> list[int]:
@@ -158,20 +170,31 @@ def _odd_channels(values: Sequence[ChannelFacts], in_hu: bool) -> list[int]:
 
 def _odd_structures(facts: Sequence[CaseFacts], structures: Mapping[int, str]) -> list[Finding]:
     """Structures that few cases lack, or that are far too small or large in one; and cases without any."""
-    labelled = [case for case in facts if case.volumes]
     findings = []
-    empty = [case.case for case in facts if not case.volumes]
-    if len(facts) >= _MANY and labelled and len(labelled) >= _USUAL * len(facts) and empty:
+    labelled = [case for case in facts if case.volumes]
+    empty = _names_without(facts, labelled)
+    if _is_rare(len(empty), len(facts)):
         action = "check that their label maps are finished"
         findings.append(_warning("", "a structure in every label map, as in most", f"none in {some(empty)}", action))
     for value, name in structures.items():
         having = [case for case in labelled if str(value) in case.volumes]
-        lacking = [case.case for case in labelled if str(value) not in case.volumes]
-        if len(labelled) >= _MANY and lacking and len(having) >= _USUAL * len(labelled):
+        lacking = _names_without(labelled, having)
+        if _is_rare(len(lacking), len(labelled)):
             expected = f"the structure {name} ({value}), which {len(having)} of {len(labelled)} cases show"
             findings.append(_warning("", expected, f"none in {some(lacking)}", "check their label maps"))
         findings += _odd_volumes(having, value, name)
     return findings
+
+
+def _names_without(cases: Sequence[CaseFacts], others: Sequence[CaseFacts]) -> list[str]:
+    """Names of the cases that are not among the others."""
+    known = {case.case for case in others}
+    return [case.case for case in cases if case.case not in known]
+
+
+def _is_rare(lacking: int, cases: int) -> bool:
+    """Whether so few of many cases lack something that it belongs there."""
+    return cases >= _MANY and lacking > 0 and cases - lacking >= _USUAL * cases
 
 
 def _odd_volumes(having: Sequence[CaseFacts], value: int, name: str) -> list[Finding]:
@@ -181,7 +204,7 @@ def _odd_volumes(having: Sequence[CaseFacts], value: int, name: str) -> list[Fin
     usual = float(np.median(volumes))
     action = "check its label map, and the spacing in its header"
     findings = []
-    for place in outliers([log(volume) for volume in volumes], _VOLUME):
+    for place in outliers(list(map(log, volumes)), _VOLUME):
         expected = f"{name} ({value}) about as large as in the others ({usual:.3g} mm³)"
         findings.append(_warning(having[place].case, expected, f"{volumes[place]:.3g} mm³", action))
     return findings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,15 @@ class Series:
     @property
     def files(self) -> tuple[Path, ...]:
         """Its files and the damaged ones; pass them to :func:`read_files` or :func:`medkd.io.volumes.read_image`."""
-        return (*(header.path for header in self.headers), *self.damaged)
+        return tuple(header.path for header in self.headers) + self.damaged
 
     @property
     def frames(self) -> tuple[Frame, ...]:
         """All its planes, unsorted."""
-        return tuple(frame for header in self.headers for frame in header.frames)
+        frames: list[Frame] = []
+        for header in self.headers:
+            frames += header.frames
+        return tuple(frames)
 
     @property
     def not_a_scan(self) -> str:
@@ -61,9 +64,8 @@ class Series:
     def text(self) -> str:
         """What a person needs to recognise it; nothing about the patient."""
         first = self.headers[0]
-        title = " ".join(
-            part for part in (first.modality, first.number and f"series {first.number}", first.description) if part
-        )
+        number = f"series {first.number}" if first.number else ""
+        title = " ".join(filter(None, (first.modality, number, first.description)))
         return f"{title or first.uid} ({len(self.frames)} images in {self.folder})"
 
 
@@ -106,9 +108,14 @@ def find_series(source: Path) -> Study:
             continue
         if header is not None:
             groups.setdefault(header.uid, []).append(header)
-    found = [_series(headers, damaged) for _, headers in sorted(groups.items())]
-    scans = [series for series in found if not series.not_a_scan]
-    return Study(tuple(_named(scans, source)), tuple(series for series in found if series.not_a_scan), damaged)
+    scans, others = [], []
+    for uid in sorted(groups):
+        series = _series(groups[uid], damaged)
+        if series.not_a_scan:
+            others.append(series)
+        else:
+            scans.append(series)
+    return Study(tuple(_named(scans, source)), tuple(others), damaged)
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
@@ -143,12 +150,17 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: as for :func:`read_voxels`; also for files of different series.
     """
-    headers = [header for path in paths if (header := read_file_header(path)) is not None]
+    headers = []
+    for path in paths:
+        header = read_file_header(path)
+        if header is not None:
+            headers.append(header)
     if not headers:
         raise DataError(f"{paths[0]} holds no DICOM image; give the slices of one series.")
-    if len({header.uid for header in headers}) > 1:
-        other = next(header for header in headers if header.uid != headers[0].uid)
-        raise DataError(f"{headers[0].path} and {other.path} belong to different series; give the files of one series.")
+    first = headers[0]
+    for header in headers:
+        if header.uid != first.uid:
+            raise DataError(f"{first.path} and {header.path} belong to different series; give the files of one series.")
     return _voxels(_checked(_series(headers, {}), Path(paths[0]).parent))
 
 
@@ -230,16 +242,22 @@ def _checked(series: Series, path: Path) -> Stack:
 
 def _dicom_files(source: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        folders[:] = _visible(folders)
+        for name in _visible(names):
             path = Path(folder, name)
-            if not name.startswith(".") and name.upper() != "DICOMDIR" and is_dicom(path):
+            if name.upper() != "DICOMDIR" and is_dicom(path):
                 yield path
 
 
+def _visible(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def _series(headers: list[Header], damaged: Iterable[Path]) -> Series:
+    """A series that has no name yet, with the damaged files of its folders."""
     folders = {header.path.parent for header in headers}
-    return Series("", headers[0].path.parent, tuple(headers), tuple(path for path in damaged if path.parent in folders))
+    beside = [path for path in damaged if path.parent in folders]
+    return Series("", headers[0].path.parent, tuple(headers), tuple(beside))
 
 
 def _named(scans: list[Series], source: Path) -> list[Series]:
@@ -255,5 +273,5 @@ def _named(scans: list[Series], source: Path) -> list[Series]:
         while name in named:
             count += 1
             name = f"{base}_{count}"
-        named[name] = Series(name, series.folder, series.headers, series.damaged)
-    return [series for _, series in sorted(named.items())]
+        named[name] = replace(series, name=name)
+    return [named[name] for name in sorted(named)]

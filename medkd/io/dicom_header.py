@@ -21,9 +21,8 @@ from medkd.core.errors import DataError
 from medkd.core.files import is_file
 
 DIRECTORY = "1.2.840.10008.1.3.10"
-_BARE = re.compile(
-    rb"[\x02\x08]\0.\0([A-Z]{2}|.{2}\0\0)", re.DOTALL
-)  # a first data element without preamble: tag, then VR or length
+# a first data element without preamble: tag, then VR or length
+_BARE = re.compile(rb"[\x02\x08]\0.\0([A-Z]{2}|.{2}\0\0)", re.DOTALL)
 _DERIVED = {"SEG": "a segmentation", "RTDOSE": "a dose distribution", "PR": "a presentation state"}
 _TAGS = [
     "SOPClassUID", "ImageType", "Modality", "PatientID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
@@ -135,17 +134,28 @@ def _header(path: Path, dataset: Any) -> Header | None:
             return None
         raise EOFError("the file ends within its header")  # of which pydicom says nothing
     reason = _not_a_scan(dataset)
-    number, description = (str(dataset.get(key) or "").strip() for key in ("SeriesNumber", "SeriesDescription"))
+    number = text_of(dataset, "SeriesNumber").strip()
+    description = text_of(dataset, "SeriesDescription").strip()
     return Header(
         path=path,
-        uid=str(dataset.get("SeriesInstanceUID") or "") or f"{path.parent}|{number}|{description}",
-        modality=str(dataset.get("Modality") or ""),
-        patient=str(dataset.get("PatientID") or "").strip(),
+        uid=text_of(dataset, "SeriesInstanceUID") or f"{path.parent}|{number}|{description}",
+        modality=text_of(dataset, "Modality"),
+        patient=text_of(dataset, "PatientID").strip(),
         number=number,
         description=description,
         not_a_scan=reason,
         frames=() if reason else tuple(_frames(path, dataset)),
     )
+
+
+def text_of(dataset: Any, key: str) -> str:
+    """A value of a header as text; empty where the file does not say it."""
+    return str(dataset.get(key) or "")
+
+
+def has_pixels(dataset: Any) -> bool:
+    """Whether the header says that there is an image."""
+    return bool(dataset.get("Rows") and dataset.get("Columns"))
 
 
 @contextmanager
@@ -164,18 +174,28 @@ def told(path: Path) -> Iterator[None]:
 
 
 def _not_a_scan(dataset: Any) -> str:
-    modality = str(dataset.get("Modality") or "")
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        kind = getattr(dataset.get("SOPClassUID"), "name", "") or modality or "of unknown kind"
-        return f"it holds no image, only an object '{kind}'"
+    """Why a file is no plane of a scan; empty if it is one."""
+    modality = text_of(dataset, "Modality")
+    if not has_pixels(dataset):
+        return f"it holds no image, only an object '{_kind(dataset) or modality or 'of unknown kind'}'"
     if modality in _DERIVED:
         return f"it is {_DERIVED[modality]}, not a scan"
-    colour = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if int(dataset.get("SamplesPerPixel") or 1) > 1 or not colour.startswith("MONOCHROME"):
+    colour = text_of(dataset, "PhotometricInterpretation") or "MONOCHROME2"
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if samples > 1 or not colour.startswith("MONOCHROME"):
         return f"it is a colour image ({colour}), for example a screenshot"
-    if "LOCALIZER" in (dataset.get("ImageType") or ()):
+    if _is_localizer(dataset):
         return "it is a localizer (scout), not a stack of slices"
     return ""
+
+
+def _is_localizer(dataset: Any) -> bool:
+    return "LOCALIZER" in (dataset.get("ImageType") or ())
+
+
+def _kind(dataset: Any) -> str:
+    """What an object is, in words; empty where the file does not say it."""
+    return getattr(dataset.get("SOPClassUID"), "name", "")
 
 
 def _frames(path: Path, dataset: Any) -> list[Frame]:
@@ -185,11 +205,16 @@ def _frames(path: Path, dataset: Any) -> list[Frame]:
     if len(groups) != count:
         raise ValueError(f"{count} frames, but functional groups for {len(groups)}")
     shared = dataset.get("SharedFunctionalGroupsSequence") or ()
-    if (
+    unplaced = (
         count > 1 and groups[0] is dataset
-    ):  # an old multi-frame image (ultrasound, nuclear medicine) places no single frame
-        return [Frame(path=path, index=i, size=size, position=(), orientation=(), spacing=()) for i in range(count)]
-    return [_frame(path, i, size, [group, *shared, dataset]) for i, group in enumerate(groups)]
+    )  # old multi-frame images (ultrasound, nuclear medicine) place no frame
+    frames = []
+    for index, group in enumerate(groups):
+        if unplaced:
+            frames.append(Frame(path=path, index=index, size=size, position=(), orientation=(), spacing=()))
+        else:
+            frames.append(_frame(path, index, size, [group, *shared, dataset]))
+    return frames
 
 
 def _frame(path: Path, index: int, size: tuple[int, int], places: list[Any]) -> Frame:
@@ -224,7 +249,7 @@ def _find(places: list[Any], sequence: str, key: str) -> Any:
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in (() if value is None else value))
+    numbers = () if value is None else tuple(map(float, value))
     if numbers and (len(numbers) != count or not np.isfinite(numbers).all()):
         raise ValueError(f"expected {count} numbers, found {list(numbers)}")
     return numbers

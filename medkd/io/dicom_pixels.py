@@ -24,27 +24,32 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
     Raises:
         DataError: a file has no pixels, fewer than it announces, or none of the decoders can read its compression.
     """
-    planes = np.empty((len(frames), *frames[0].size), _TYPES[0])
+    rank = 0
+    planes = np.empty((len(frames), *frames[0].size), _TYPES[rank])
     path: Path | None = None
-    for i, frame in enumerate(frames):
+    for place, frame in enumerate(frames):
         if frame.path != path:  # the frames of a multi-frame file follow each other
-            path, (stored, rescaled) = frame.path, _decode(frame.path)
+            path = frame.path
+            stored, rescaled = _decode(path)
             if stored.ndim != 3 or stored.shape[1:] != frame.size or len(stored) <= frame.index:
                 raise DataError(
                     f"{path}: expected images of {frame.size} pixels, found the shape {stored.shape}; export it again."
                 )
-        plane = stored[frame.index] if rescaled else _rescale(stored[frame.index], frame.slope, frame.intercept)
-        needed = _TYPES[max(_rank(plane), _TYPES.index(planes.dtype.type))]
-        planes = planes.astype(needed, copy=False)  # scanners' values fit into int16, so this hardly ever copies
-        planes[i] = plane
+        plane = stored[frame.index]
+        if not rescaled:
+            plane = _rescale(plane, frame.slope, frame.intercept)
+        rank = max(rank, _rank(plane))
+        planes = planes.astype(_TYPES[rank], copy=False)  # scanners' values fit into int16: this hardly ever copies
+        planes[place] = plane
     return planes
 
 
 def _rescale(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    whole = slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2**31
-    if plane.dtype.kind in "iu" and whole:
-        small = plane.dtype.itemsize <= 2 and abs(slope) < 2**14 and abs(intercept) < 2**29
-        values: np.ndarray = plane.astype(np.int32 if small else np.int64)
+    whole = slope.is_integer() and intercept.is_integer()
+    if plane.dtype.kind in "iu" and whole and max(abs(slope), abs(intercept)) < 2**31:
+        small = abs(slope) < 2**14 and abs(intercept) < 2**29
+        short = plane.dtype.itemsize <= 2
+        values: np.ndarray = plane.astype(np.int32 if small and short else np.int64)
         np.multiply(values, int(slope), out=values)
         np.add(values, int(intercept), out=values)
         return values
@@ -56,7 +61,10 @@ def _rank(plane: np.ndarray) -> int:
     if plane.dtype.kind == "f":
         return 2
     low, high = int(plane.min()), int(plane.max())
-    return next((i for i, limit in enumerate(_LIMITS) if -limit <= low and high < limit), 2)
+    for rank, limit in enumerate(_LIMITS):
+        if -limit <= low and high < limit:
+            return rank
+    return 2
 
 
 def _decode(path: Path) -> tuple[np.ndarray, bool]:
@@ -96,8 +104,7 @@ def _decode_by_itk(path: Path, syntax: str, dataset: Any) -> np.ndarray:
     except RuntimeError as error:
         raise DataError(
             f"{path}: no decoder that is installed can read its compression, {syntax}; install pylibjpeg with "
-            "pylibjpeg-libjpeg and "
-            "pylibjpeg-openjpeg, or decompress the series (gdcmconv --raw)."
+            "pylibjpeg-libjpeg and pylibjpeg-openjpeg, or decompress the series (gdcmconv --raw)."
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import DataError
-from medkd.io.dicom_header import is_dicom, read_dataset
+from medkd.io.dicom_header import has_pixels, is_dicom, read_dataset, text_of
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ def read_eight_bit(path: Path, *, strict: bool = False) -> np.ndarray:
     try:
         return to_eight_bit(radiograph.pixels)[0]
     except DataError as error:
-        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
 
 
 def read_dicom_radiograph(path: Path) -> np.ndarray:
@@ -73,14 +75,17 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
             f"{path}: its rescaling or window is damaged ({type(error).__name__}: {error}); export it again."
         ) from error
     padding = _padding(stored, dataset)
-    shown = _by_percentiles(values, padding) if shown is None else shown
-    seen = 255 - shown if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1" else shown
-    return np.where(padding, 0, seen).astype(np.uint8)
+    if shown is None:
+        shown = _by_percentiles(values, padding)
+    if text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+        shown = 255 - shown
+    return np.where(padding, 0, shown).astype(np.uint8)
 
 
 def _check(path: Path, dataset: Any) -> None:
-    modality, frames = str(dataset.get("Modality") or ""), int(dataset.get("NumberOfFrames") or 1)
-    if not dataset.get("Rows") or not dataset.get("Columns") or "PixelData" not in dataset:
+    modality = text_of(dataset, "Modality")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if not has_pixels(dataset) or "PixelData" not in dataset:
         raise DataError(f"{path} holds no image; expected a radiograph (CR, DX).")
     if modality in _SECTIONS:
         raise DataError(
@@ -91,7 +96,7 @@ def _check(path: Path, dataset: Any) -> None:
         raise DataError(
             f"{path} holds {frames} frames, expected one radiograph per file; export the frames one by one."
         )
-    if str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR":
+    if text_of(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         raise DataError(f"{path} is a palette image, expected a radiograph in grey levels; convert it to PNG first.")
 
 
@@ -118,8 +123,7 @@ def _pixels_by_itk(path: Path, dataset: Any) -> np.ndarray:
         syntax = dataset.file_meta.TransferSyntaxUID
         raise DataError(
             f"{path}: no decoder that is installed can read its compression, {syntax.name}; install pylibjpeg with "
-            "pylibjpeg-libjpeg and "
-            "pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)."
+            "pylibjpeg-libjpeg and pylibjpeg-openjpeg, or decompress it (gdcmconv --raw)."
         ) from error
     for key in ("RescaleSlope", "RescaleIntercept"):
         if key in dataset:
@@ -140,39 +144,50 @@ def _windowed(values: np.ndarray, dataset: Any) -> np.ndarray | None:
 
         table = apply_voi(np.rint(values).astype(np.int64), dataset)
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.rint(np.clip(table / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
-    centre, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
+        return _grey(table / (2**bits - 1))
+    centre = _first(dataset.get("WindowCenter"))
+    width = _first(dataset.get("WindowWidth"))
     if centre is None or width is None or width < 1:
         return None
-    kind = str(dataset.get("VOILUTFunction") or "LINEAR")
+    kind = text_of(dataset, "VOILUTFunction") or "LINEAR"
     if kind == "SIGMOID":
-        share = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    elif kind == "LINEAR_EXACT":
-        share = (values - centre) / width + 0.5
-    else:
-        share = (values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
+        exponent = -4 * (values - centre) / width
+        return _grey(1 / (1 + np.exp(np.clip(exponent, -700, 700))))
+    if kind == "LINEAR_EXACT":
+        return _grey((values - centre) / width + 0.5)
+    return _grey((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5)
+
+
+def _grey(share: np.ndarray) -> np.ndarray:
+    """Brightness from 0 to 1, clipped, as uint8."""
     return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8)
 
 
 def _first(value: Any) -> float | None:
+    """The number, or the first one of several."""
     if value is None or value == "":
         return None
-    return float(value) if isinstance(value, (int, float, str)) else float(value[0])
+    single = isinstance(value, (int, float, str))
+    return float(value if single else value[0])
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
     """Mask of the pixels outside of the exposed field, where the file says so by a value or by the ends of a range
     (PS3.3, C.7.5.1.1.2).
     """
-    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    value = dataset.get("PixelPaddingValue")
+    limit = dataset.get("PixelPaddingRangeLimit")
     if not isinstance(value, int):
         return np.zeros(stored.shape, bool)
-    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    if not isinstance(limit, int):
+        limit = value
+    low, high = min(value, limit), max(value, limit)
     return (stored >= low) & (stored <= high)
 
 
 def _by_percentiles(values: np.ndarray, padding: np.ndarray) -> np.ndarray:
-    inside = values[~padding] if not padding.all() else values.reshape(-1)
-    whole = bool((inside == np.rint(inside)).all())
-    _, (low, high) = to_eight_bit(inside[None].astype(np.int64 if whole else np.float64))
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    inside = values.reshape(-1) if padding.all() else values[~padding]
+    if (inside == np.rint(inside)).all():
+        inside = inside.astype(np.int64)
+    _, (low, high) = to_eight_bit(inside[None])
+    return _grey((values - low) / (high - low))

@@ -50,33 +50,32 @@ def stack_frames(frames: Sequence[Frame], where: str) -> Stack:
     across, down, normal = _axes(frames[0], where)
     positions = np.array([frame.position for frame in frames])
     order = np.argsort(positions @ normal, kind="stable")
-    ordered, positions = [frames[i] for i in order], positions[order]
+    ordered = [frames[place] for place in order]
+    positions = positions[order]
     depths = positions @ normal
     _check_depths(ordered, depths, where)
     step = (depths[-1] - depths[0]) / (len(frames) - 1)
     _check_shear(ordered, positions, normal, where)
-    affine = np.eye(4)
     between_rows, between_columns = frames[0].spacing
-    affine[:3] = np.column_stack([across * between_columns, down * between_rows, normal * step, positions[0]])
+    affine = np.eye(4)
+    affine[:3, 0] = across * between_columns
+    affine[:3, 1] = down * between_rows
+    affine[:3, 2] = normal * step
+    affine[:3, 3] = positions[0]
     return Stack(tuple(ordered), _RAS @ affine)
 
 
 def _check_alike(frames: Sequence[Frame], where: str) -> None:
     for frame in frames:
-        for value, tag in (
-            (frame.position, "ImagePositionPatient"),
-            (frame.orientation, "ImageOrientationPatient"),
-            (frame.spacing, "PixelSpacing"),
-        ):
-            if not value:
-                kind = "multi-frame image" if any(other.index for other in frames) else "image"
-                raise DataError(
-                    f"{where}: the {kind} {frame.path.name} does not say where it lies ({tag} is missing); {_EXPORT}."
-                )
-    if min(v for f in frames for v in f.spacing) <= 0:
-        raise DataError(
-            f"{where}: the pixel spacing must be positive, found {min(f.spacing for f in frames)} mm; {_EXPORT}."
-        )
+        tag = _missing_tag(frame)
+        if tag is not None:
+            kind = "multi-frame image" if any(other.index for other in frames) else "image"
+            raise DataError(
+                f"{where}: the {kind} {frame.path.name} does not say where it lies ({tag} is missing); {_EXPORT}."
+            )
+    spacings = [frame.spacing for frame in frames]
+    if min(map(min, spacings)) <= 0:
+        raise DataError(f"{where}: the pixel spacing must be positive, found {min(spacings)} mm; {_EXPORT}.")
     _check_same(frames, lambda f: f.size, 0, "sizes (rows × columns)", where)
     _check_same(frames, lambda f: f.orientation, _COSINE, "orientations", where)
     _check_same(frames, lambda f: f.spacing, 1e-3 * min(frames[0].spacing), "pixel spacings", where)
@@ -86,17 +85,34 @@ def _check_alike(frames: Sequence[Frame], where: str) -> None:
         )
 
 
+def _missing_tag(frame: Frame) -> str | None:
+    """What a plane does not say of its place."""
+    needed = {
+        "ImagePositionPatient": frame.position,
+        "ImageOrientationPatient": frame.orientation,
+        "PixelSpacing": frame.spacing,
+    }
+    for tag, value in needed.items():
+        if not value:
+            return tag
+    return None
+
+
 def _check_same(
     frames: Sequence[Frame], value: Callable[[Frame], tuple[float, ...]], tolerance: float, what: str, where: str
 ) -> None:
     first = value(frames[0])
     for frame in frames:
         if not np.allclose(value(frame), first, rtol=0, atol=tolerance):
-            a, b = (" × ".join(f"{v:.5g}" for v in numbers) for numbers in (first, value(frame)))
+            a, b = _listed(first), _listed(value(frame))
             raise DataError(
                 f"{where} mixes slices of different {what}: {a} in {frames[0].path.name}, {b} in {frame.path.name}; "
                 "sort them into one folder and series each."
             )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return " × ".join(f"{number:.5g}" for number in numbers)
 
 
 def _axes(frame: Frame, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,30 +134,28 @@ def _check_depths(frames: Sequence[Frame], depths: np.ndarray, where: str) -> No
     gaps = np.diff(depths)
     twice = np.flatnonzero(gaps < _SAME_PLACE)
     if twice.size:
-        a, b = (_name(frames[i]) for i in (twice[0], twice[0] + 1))
+        a, b = map(_name, frames[twice[0] : twice[0] + 2])
         raise DataError(
             f"{where}: {twice.size} of {len(frames)} slices lie where another one lies (first {a} and {b}); remove "
-            "copies, or split "
-            "time points and echoes into one series each."
+            "copies, or split time points and echoes into one series each."
         )
     step = (depths[-1] - depths[0]) / len(gaps)
     tolerance = min(max(0.1 * step, 0.1), 0.25 * step)
-    off = np.abs(depths - (depths[0] + step * np.arange(len(depths))))
-    if off.max() <= tolerance:
+    even = depths[0] + step * np.arange(len(depths))
+    if np.abs(depths - even).max() <= tolerance:
         return
-    usual, widest = float(np.median(gaps)), int(np.argmax(gaps))
-    a, b = (_name(frames[i]) for i in (widest, widest + 1))
+    usual = float(np.median(gaps))
+    widest = int(np.argmax(gaps))
     if gaps[widest] > 1.5 * usual:
         missing = int(np.sum(np.rint(gaps / usual) - 1))
+        a, b = map(_name, frames[widest : widest + 2])
         raise DataError(
             f"{where}: about {max(missing, 1)} slices are missing: they lie {usual:.4g} mm apart, but {a} and {b} "
-            f"{gaps[widest]:.4g} mm; "
-            "copy or export the complete series."
+            f"{gaps[widest]:.4g} mm; copy or export the complete series."
         )
     raise DataError(
         f"{where}: the slices must be evenly spaced, found distances from {gaps.min():.4g} to {gaps.max():.4g} mm; "
-        "resample the "
-        "series onto a regular grid, or export a reconstruction with even spacing."
+        "resample the series onto a regular grid, or export a reconstruction with even spacing."
     )
 
 

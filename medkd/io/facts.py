@@ -71,14 +71,19 @@ def describe_case(
         counts: voxels per label value.
         digest: hash of the voxels.
     """
-    axes = patient_axes(geometry)
     voxel = abs(float(np.linalg.det(geometry.matrix[:3, :3])))
-    volumes = {str(value): count * voxel for value, count in (counts or {}).items() if value}
+    volumes = {}
+    for value, count in (counts or {}).items():
+        if value:
+            volumes[str(value)] = count * voxel
+    axes = list(patient_axes(geometry))
+    spacing = np.array(geometry.spacing)[axes]
+    size = spacing * np.array(geometry.shape)[axes]
     return CaseFacts(
         case=case,
         orientation=axis_code(geometry),
-        spacing=tuple(geometry.spacing[axis] for axis in axes),
-        size_mm=tuple(geometry.spacing[axis] * geometry.shape[axis] for axis in axes),
+        spacing=tuple(spacing.tolist()),
+        size_mm=tuple(size.tolist()),
         channels=tuple(channels),
         volumes=volumes,
         digest=digest,
@@ -95,5 +100,5 @@ def describe_channel(channel: np.ndarray) -> ChannelFacts:
         step += step % 2 == 0  # an odd step does not fall into step with even rows
     sample = flat[::step]
     places = [round(level * (sample.size - 1)) for level in (0.005, 0.5, 0.995)]
-    low, median, high = (float(value) for value in np.partition(sample, places)[places])
-    return ChannelFacts(low, median, high, constant)
+    low, median, high = np.partition(sample, places)[places].tolist()
+    return ChannelFacts(float(low), float(median), float(high), constant)

@@ -23,7 +23,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """
     with _told(path):
         image = _load(path)
-        return tuple(int(n) for n in image.shape), np.asarray(image.affine, dtype=np.float64)
+        return tuple(map(int, image.shape)), np.asarray(image.affine, dtype=np.float64)
 
 
 def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +47,10 @@ def _load(path: Path) -> Any:
 
 def _check_size(path: Path, image: Any) -> None:
     """A wrong size in a header must not ask for all the memory."""
-    announced = prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
-    most = path.stat().st_size * (_PACKED if path.suffix.lower() == ".mgz" else 1)
+    announced = prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+    most = path.stat().st_size
+    if path.suffix.lower() == ".mgz":
+        most *= _PACKED
     if announced > most:
         raise DataError(f"{path} is truncated: its header announces {announced} bytes of voxels; copy the file again.")
 

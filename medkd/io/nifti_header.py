@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from math import sqrt
+from itertools import product
+from math import hypot, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from medkd.core.geometry import NiftiForms, nested
 HEADER_BYTES = 544  # NIfTI-2's 540 and the extension flag
 _MAGICS = {b"n+1\0": 1, b"n+2\0": 2}
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown (taken as mm), metre, millimetre, micrometre
-_OVERSHOOT = 0.01  # of a quaternion's length beyond 1 that rounding may explain
+_OVERSHOOT = 0.01  # of a quaternion's squared length beyond 1 that rounding may explain
 _REL = 0.01  # of a spacing
 _TINY = 1e-6  # between the entries of two matrices that are one
 
@@ -64,13 +65,13 @@ def parse_header(path: Path, start: bytes) -> NiftiHeader:
     """
     header = _raw_header(path, start)
     try:
-        shape = tuple(int(size) for size in header.get_data_shape())
+        shape = tuple(map(int, header.get_data_shape()))
         dtype = header.get_data_dtype()
         offset = int(header.get_data_offset())
         slope, inter = header.get_slope_inter()
     except Exception as error:  # nibabel raises what the bytes lead it into: KeyError, OverflowError, ValueError, …
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0:
         raise _damaged(path, f"negative sizes {shape}")
     if offset < int(header.sizeof_hdr):
         raise _damaged(path, f"the voxels start at byte {offset}")
@@ -110,34 +111,75 @@ def _raw_header(path: Path, start: bytes) -> Any:
 
 def _placement(path: Path, header: Any) -> tuple[np.ndarray, NiftiForms | None, list[tuple[str, str]]]:
     """The affine that counts, all forms where they are not plain, and what is odd about them."""
-    fields = header.structarr
     remarks: list[tuple[str, str]] = []
-    scale = _unit(int(fields["xyzt_units"]), remarks)
-    pixdim = np.array(fields["pixdim"][1:4], dtype=np.float64) * scale
-    sound = bool(np.isfinite(pixdim).all() and (pixdim > 0).all())
-    s_code, q_code = int(fields["sform_code"]), int(fields["qform_code"])
-    sform = _sform(path, header, scale) if s_code else None
-    qform, fault = _qform(fields, scale) if q_code else (None, "")
-    if sform is None and (fault or not sound):
-        raise _damaged(path, fault or f"voxel sizes {pixdim.tolist()}")
-    if fault:
-        remarks.append(("a qform that places the voxels", fault))
-    elif not sound:
-        remarks.append(("voxel sizes above 0 in pixdim", f"{_listed(pixdim)} beside a sane sform"))
-    affine = next((form for form in (sform, qform) if form is not None), None)
-    if affine is None:
-        affine = _scaled(header.get_base_affine(), scale)
-    remarks += _disagreements(header.get_data_shape(), affine, qform, pixdim if sound else None)
-    if s_code == q_code == 1 and not remarks:
+    placed = _placed(path, header, _unit(int(header.structarr["xyzt_units"]), remarks))
+    if placed.sform is None and (placed.fault or not placed.sound):
+        raise _damaged(path, placed.fault or f"voxel sizes {placed.pixdim.tolist()}")
+    if placed.fault:
+        remarks.append(("a qform that places the voxels", placed.fault))
+    elif not placed.sound:
+        remarks.append(("voxel sizes above 0 in pixdim", f"{_listed(placed.pixdim)} beside a sane sform"))
+    affine = placed.affine
+    remarks += _disagreements(header.get_data_shape(), affine, placed)
+    if placed.sform_code == placed.qform_code == 1 and not remarks:
         return affine, None, remarks
-    forms = NiftiForms(
-        sform=None if sform is None else nested(sform),
-        sform_code=s_code,
-        qform=None if qform is None else nested(qform),
-        qform_code=0 if qform is None else q_code,
-        pixdim=tuple((pixdim if sound else np.linalg.norm(affine[:3, :3], axis=0)).tolist()),
+    return affine, placed.forms(), remarks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    """The ways in which a header places its voxels, in mm.
+
+    Attributes:
+        pixdim: voxel sizes.
+        affine: the one that counts.
+        sform: where it is coded.
+        qform: where it is coded and makes sense.
+        fault: why a coded qform makes no sense, or nothing.
+    """
+
+    pixdim: np.ndarray
+    affine: np.ndarray
+    sform: np.ndarray | None
+    sform_code: int
+    qform: np.ndarray | None
+    qform_code: int
+    fault: str
+
+    @property
+    def sound(self) -> bool:
+        """Whether the voxel sizes in ``pixdim`` can be used."""
+        return bool(np.isfinite(self.pixdim).all() and (self.pixdim > 0).all())
+
+    def forms(self) -> NiftiForms:
+        """All that is to be written back with what is made from the scan."""
+        pixdim = self.pixdim if self.sound else np.linalg.norm(self.affine[:3, :3], axis=0)
+        return NiftiForms(
+            sform=None if self.sform is None else nested(self.sform),
+            sform_code=self.sform_code,
+            qform=None if self.qform is None else nested(self.qform),
+            qform_code=0 if self.qform is None else self.qform_code,
+            pixdim=tuple(pixdim.tolist()),
+        )
+
+
+def _placed(path: Path, header: Any, scale: float) -> _Placed:
+    fields = header.structarr
+    sform_code, qform_code = int(fields["sform_code"]), int(fields["qform_code"])
+    sform = _sform(path, header, scale) if sform_code else None
+    qform, fault = _qform(fields, scale) if qform_code else (None, "")
+    affine = qform if sform is None else sform
+    if affine is None:  # by the voxel sizes alone
+        affine = _scaled(header.get_base_affine(), scale)
+    return _Placed(
+        pixdim=np.array(fields["pixdim"][1:4], dtype=np.float64) * scale,
+        affine=affine,
+        sform=sform,
+        sform_code=sform_code,
+        qform=qform,
+        qform_code=qform_code,
+        fault=fault,
     )
-    return affine, forms, remarks
 
 
 def _sform(path: Path, header: Any, scale: float) -> np.ndarray:
@@ -157,26 +199,28 @@ def _unit(code: int, remarks: list[tuple[str, str]]) -> float:
 
 def _qform(fields: Any, scale: float) -> tuple[np.ndarray | None, str]:
     """The qform's matrix in mm, or None and why there is none."""
-    b, c, d = (float(fields[f"quatern_{letter}"]) for letter in "bcd")
-    length = b * b + c * c + d * d
-    offsets = np.array([float(fields[f"qoffset_{axis}"]) for axis in "xyz"])
+    quaternion = [float(fields[f"quatern_{letter}"]) for letter in "bcd"]
+    offsets = np.array([fields[f"qoffset_{axis}"] for axis in "xyz"], dtype=np.float64)
     sizes = np.array(fields["pixdim"][1:4], dtype=np.float64)
-    if not np.isfinite([length, *offsets, *sizes]).all() or not (sizes > 0).all():
-        return None, f"its qform has sizes {_listed(sizes)}, quaternion {_listed((b, c, d))}, offset {_listed(offsets)}"
-    if length > 1 + _OVERSHOOT:
-        return None, f"the quaternion of its qform is {sqrt(length):.4g} long, more than 1"
+    length = hypot(*quaternion)
+    finite = np.isfinite([length, *offsets, *sizes]).all()
+    if not finite or not (sizes > 0).all():
+        stated = f"sizes {_listed(sizes)}, quaternion {_listed(quaternion)}, offset {_listed(offsets)}"
+        return None, f"its qform has {stated}"
+    if length > sqrt(1 + _OVERSHOOT):
+        return None, f"the quaternion of its qform is {length:.4g} long, more than 1"
     if length > 1:  # by rounding: the rotation is one by 180 degrees
-        b, c, d = (value / sqrt(length) for value in (b, c, d))
-    a = sqrt(max(1 - b * b - c * c - d * d, 0.0))
+        quaternion = [value / length for value in quaternion]
     flip = -1.0 if float(fields["pixdim"][0]) < 0 else 1.0  # 0 counts as 1, as in the reference implementation
     matrix = np.eye(4)
-    matrix[:3, :3] = _rotation(a, b, c, d) * (sizes * scale * (1, 1, flip))
+    matrix[:3, :3] = _rotation(*quaternion) * (sizes * scale * (1, 1, flip))
     matrix[:3, 3] = offsets * scale
     return matrix, ""
 
 
-def _rotation(a: float, b: float, c: float, d: float) -> np.ndarray:
-    """The rotation of a unit quaternion (nifti1.h, method 2)."""
+def _rotation(b: float, c: float, d: float) -> np.ndarray:
+    """The rotation of the unit quaternion ``a + bi + cj + dk`` (nifti1.h, method 2)."""
+    a = sqrt(max(1 - b * b - c * c - d * d, 0.0))
     return np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
@@ -186,24 +230,27 @@ def _rotation(a: float, b: float, c: float, d: float) -> np.ndarray:
     )
 
 
-def _disagreements(
-    shape: tuple[int, ...], affine: np.ndarray, qform: np.ndarray | None, pixdim: np.ndarray | None
-) -> list[tuple[str, str]]:
-    lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    remarks = []
+def _disagreements(shape: tuple[int, ...], affine: np.ndarray, placed: _Placed) -> list[tuple[str, str]]:
+    """What other programs see in another place or size than the affine says."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    qform, pixdim = placed.qform, placed.pixdim
     if qform is not None and len(shape) >= 3 and np.abs(affine - qform).max() > _TINY:
-        corners = np.stack(np.meshgrid(*((0, max(size - 1, 0)) for size in shape[:3]), [1], indexing="ij")).reshape(
-            4, -1
-        )
-        moved = float(np.linalg.norm(((affine - qform) @ corners)[:3], axis=0).max())
+        moved = _farthest(shape, affine - qform)
         if moved > max(0.1 * float(lengths.min()), 0.01):
             found = f"sform and qform that place the same voxels up to {moved:.3g} mm apart"
-            remarks.append(("sform and qform that agree", found))
-            return remarks
-    if pixdim is not None and (np.abs(lengths - pixdim) > _REL * lengths + 1e-4).any():
+            return [("sform and qform that agree", found)]
+    if placed.sound and (np.abs(lengths - pixdim) > _REL * lengths + 1e-4).any():
         found = f"pixdim {_listed(pixdim)} mm beside {_listed(lengths)} mm of the sform"
-        remarks.append(("one voxel size", found))
-    return remarks
+        return [("one voxel size", found)]
+    return []
+
+
+def _farthest(shape: tuple[int, ...], difference: np.ndarray) -> float:
+    """How far in mm two affines move a corner of the volume apart, at most."""
+    ends = [(0, max(size - 1, 0)) for size in shape[:3]]
+    corners = np.array([[*corner, 1] for corner in product(*ends)]).T
+    apart = (difference @ corners)[:3]
+    return float(np.linalg.norm(apart, axis=0).max())
 
 
 def _scaled(matrix: np.ndarray, scale: float) -> np.ndarray:

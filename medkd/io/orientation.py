@@ -11,9 +11,17 @@ from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 
 _PAIRS = ("LR", "PA", "IS")
-CODES = tuple(
-    "".join(letters) for pairs in permutations(_PAIRS) for letters in product(*pairs)
-)  # all 48 axis codes, "RAS" among them
+
+
+def _codes() -> tuple[str, ...]:
+    codes: list[str] = []
+    for pairs in permutations(_PAIRS):
+        codes += map("".join, product(*pairs))
+    return tuple(codes)
+
+
+CODES = _codes()
+"""All 48 axis codes, ``RAS`` among them."""
 
 
 def check_code(code: str) -> str:
@@ -37,9 +45,20 @@ def axis_code(geometry: Geometry) -> str:
 
 def patient_axes(geometry: Geometry) -> tuple[int, ...]:
     """The array axes of ``(z, y, x)`` that run nearest to head-foot, front-back and left-right."""
-    code = axis_code(geometry)
-    index = {pair: 2 - next(i for i, letter in enumerate(code) if letter in pair) for pair in _PAIRS}
-    return index["IS"], index["PA"], index["LR"]
+    return array_axes(axis_code(geometry))
+
+
+def array_axes(code: str) -> tuple[int, ...]:
+    """The array axes of ``(z, y, x)`` that run along head-foot, front-back and left-right under an axis code.
+
+    >>> array_axes("RAS"), array_axes("SLP")
+    ((0, 1, 2), (2, 0, 1))
+    """
+    axes = []
+    for first, second in ("IS", "PA", "LR"):
+        place = code.index(first if first in code else second)
+        axes.append(2 - place)
+    return tuple(axes)
 
 
 def turn_geometry(geometry: Geometry, code: str) -> Geometry:
@@ -47,10 +66,10 @@ def turn_geometry(geometry: Geometry, code: str) -> Geometry:
     from nibabel.orientations import inv_ornt_aff
 
     change = _change(axis_code(geometry), code)
-    shape = geometry.shape[::-1]
-    affine = geometry.matrix @ inv_ornt_aff(change, shape)
-    turned = tuple(shape[int(axis)] for axis in np.argsort(change[:, 0]))
-    return Geometry.from_affine(turned[::-1], affine)
+    shape = np.array(geometry.shape[::-1])
+    affine = geometry.matrix @ inv_ornt_aff(change, tuple(shape))
+    turned = shape[np.argsort(change[:, 0])]
+    return Geometry.from_affine(tuple(turned[::-1].tolist()), affine)
 
 
 def turn(array: np.ndarray, old: str, new: str) -> np.ndarray:

@@ -77,8 +77,10 @@ def read_radiograph(path: Path, *, upright: bool = True) -> Radiograph:
     try:
         return _decode(path, content, upright)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "it is empty" if not content else str(error).replace("<_io.BytesIO object at", "<").rstrip(".")
-        if isinstance(error, UnidentifiedImageError) and content:
+        reason = str(error).replace("<_io.BytesIO object at", "<").rstrip(".")
+        if not content:
+            reason = "it is empty"
+        elif isinstance(error, UnidentifiedImageError):
             reason = "it is no image in a known format"
         raise DataError(f"Cannot read the radiograph {path}: {reason}; export or download it again.") from error
 
@@ -93,11 +95,10 @@ def radiograph_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if isinstance(
-                image, TiffImageFile
-            ):  # some versions of Pillow have swapped its size by now, others have not
+            if isinstance(image, TiffImageFile):  # some versions of Pillow have swapped its size by now, others not
                 width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
-            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+            on_its_side = _orientation(image) in (5, 6, 7, 8)
+            return (height, width) if on_its_side else (width, height)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         raise DataError(f"Cannot read the radiograph {path}: {error}; export or download it again.") from error
 
@@ -129,7 +130,7 @@ def to_eight_bit(pixels: np.ndarray, scaling: Scaling = "percentile") -> tuple[n
         return pixels.astype(np.uint8), (0.0, 255.0)
     low, high = min(lowest, 0.0), highest
     if scaling == "percentile":
-        low, high = (float(v) for v in np.percentile(pixels, _TAIL))
+        low, high = np.percentile(pixels, _TAIL).tolist()
     if high <= low:  # all but a few pixels are equal
         low, high = lowest, highest
     if high <= low:
@@ -148,40 +149,43 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
-    image = Image.open(BytesIO(content))
-    kind, mode = image.format or "", image.mode
-    orientation = _orientation(image)
-    wide_colour = kind == "PNG" and _png_is_wide_colour(content)
-    truncated = False
-    try:
-        image.load()
-    except OSError:
-        if kind not in ("JPEG", "MPO"):
-            raise
-        image = Image.open(
-            BytesIO(content + _END_OF_JPEG)
-        )  # what Pillow's global switch does too, but safe among threads
-        image.load()
-        truncated = True
-    pixels, lost = _wide_colour(path) if wide_colour else _pixels(image), 0.0
-    if truncated:
-        pixels, lost = _blacken_lost(pixels)
+    opened = Image.open(BytesIO(content))
+    kind, mode = str(opened.format), opened.mode
+    orientation = _orientation(opened)
+    image, truncated = _load(opened, kind, content)
+    wide_colour = _is_wide_colour_png(kind, content)
+    pixels = _wide_colour(path) if wide_colour else _pixels(image)
+    pixels, lost = _blacken_lost(pixels) if truncated else (pixels, 0.0)
     if _orientation(image) != orientation:  # Pillow turns TIFFs while it loads them, and takes the tag away
         pixels = _turn(pixels, _INVERSE.get(orientation, orientation))
     stored = pixels.shape[1], pixels.shape[0]
-    if upright and orientation != 1:
+    if upright:
         pixels = _turn(pixels, orientation)
-    plain = kind in ("PNG", "JPEG") and mode in ("L", "RGB") and not truncated and not wide_colour and orientation == 1
-    plain = plain and pixels.dtype == np.uint8
+    usual = kind in ("PNG", "JPEG") and mode in ("L", "RGB")
+    eight_bit = not wide_colour and pixels.dtype == np.uint8
     return Radiograph(
         pixels=np.ascontiguousarray(pixels),
         orientation=orientation,
         stored_size=stored,
         truncated=truncated,
         ending=_ENDINGS.get(kind, ""),
-        plain=plain,
+        plain=usual and eight_bit and orientation == 1 and not truncated,
         lost=lost,
     )
+
+
+def _load(image: Image.Image, kind: str, content: bytes) -> tuple[Image.Image, bool]:
+    """The image with its pixels, as far as they go, and whether the end of a JPEG is missing."""
+    try:
+        image.load()
+    except OSError:
+        if kind not in ("JPEG", "MPO"):
+            raise
+        # what Pillow's global switch does too, but safe among threads
+        whole = Image.open(BytesIO(content + _END_OF_JPEG))
+        whole.load()
+        return whole, True
+    return image, False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -196,11 +200,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if image.mode in _WIDE_MODES:
         array = np.asarray(image)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return (
-            _black_is_zero(array)
-            if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-            else array
-        )
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            return _black_is_zero(array)
+        return array
     if image.mode in ("L", "RGB"):
         return np.asarray(image)
     if image.mode in ("1", "LA", "La"):
@@ -221,16 +223,19 @@ def _blacken_lost(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     The decoder gives mid-grey blocks there (all coefficients 0), row by row to the lower right corner. A grey field is
     found in damaged images only, so that a network could take it for a sign; black is the common border of radiographs.
     """
-    grey = pixels == 128 if pixels.ndim == 2 else (pixels == 128).all(-1)
-    lost = np.flip(np.logical_and.accumulate(np.flip(grey, 1), axis=1), 1)  # grey from here to the right edge
-    lost &= np.flip(np.logical_and.accumulate(np.flip(grey[:, -1])))[:, None]  # in the last rows only
+    grey = pixels == 128
+    if grey.ndim == 3:
+        grey = grey.all(axis=-1)
+    to_right_edge = np.logical_and.accumulate(grey[:, ::-1], axis=1)[:, ::-1]  # grey from here on
+    last_rows = np.logical_and.accumulate(grey[::-1, -1])[::-1]
+    lost = to_right_edge & last_rows[:, None]
     cleaned = pixels.copy()
     cleaned[lost] = 0
     return cleaned, float(lost.mean())
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Orientation 2 to 8 as flips and a transposition (EXIF 2.3, section 4.6.4)."""
+    """Orientation 1 to 8 as flips and a transposition (EXIF 2.3, section 4.6.4)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -240,9 +245,9 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _png_is_wide_colour(content: bytes) -> bool:
+def _is_wide_colour_png(kind: str, content: bytes) -> bool:
     """16 bits per channel and more than one channel: Pillow would silently keep the high bytes only."""
-    return content[12:16] == b"IHDR" and content[24] == 16 and content[25] != 0
+    return kind == "PNG" and content[12:16] == b"IHDR" and content[24] == 16 and content[25] != 0
 
 
 def _wide_colour(path: Path) -> np.ndarray:
@@ -254,4 +259,5 @@ def _wide_colour(path: Path) -> np.ndarray:
         raise DataError(
             f"Cannot read the radiograph {path}: {str(error).strip().splitlines()[-1]}; save it with 8 bits."
         ) from error
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]  # the last of 2 or 4 channels is opacity
+    has_colours = pixels.shape[-1] >= 3  # the last of 2 or 4 channels is opacity
+    return pixels[..., :3] if has_colours else pixels[..., 0]

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import mode
 
 import numpy as np
 
 from medkd.core.geometry import Geometry
 from medkd.io.facts import CaseFacts
-from medkd.io.orientation import axis_code, patient_axes
+from medkd.io.orientation import array_axes, axis_code, patient_axes
 
 _VOLUME_RATIO = 1.6  # of the larger to the smaller of two structures
 _SIZE_RATIO = 1.5  # of their boxes along each axis, beside a slack of three voxels
@@ -47,19 +48,33 @@ def mirror_pairs(label: np.ndarray, counts: Mapping[int, int], spacing: Sequence
         counts: voxels per label value.
         spacing: voxel size in mm per array axis.
     """
-    wanted = [value for value, count in counts.items() if value > 0 and count >= _SMALLEST]
-    alike = [
-        (a, b)
-        for a, b in combinations(sorted(wanted), 2)
-        if max(counts[a], counts[b]) <= _VOLUME_RATIO * min(counts[a], counts[b])
-    ]
+    alike = _alike_in_volume(counts)
     if not alike:
         return ()
     from scipy import ndimage  # takes longer to load than a command's help may take
 
-    boxes = ndimage.find_objects(label, max_label=max(value for pair in alike for value in pair))
-    found = (_mirrored(label, boxes, a, b, np.asarray(spacing)) for a, b in alike)
-    return tuple(pair for pair in found if pair is not None)
+    largest_value = max(second for _, second in alike)
+    boxes = ndimage.find_objects(label, max_label=largest_value)
+    found = []
+    for first, second in alike:
+        pair = _mirrored(label, boxes, first, second, np.asarray(spacing))
+        if pair is not None:
+            found.append(pair)
+    return tuple(found)
+
+
+def _alike_in_volume(counts: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Pairs of label values, the smaller one first, that have about as many voxels."""
+    wanted = []
+    for value, count in sorted(counts.items()):
+        if value > 0 and count >= _SMALLEST:
+            wanted.append(value)
+    alike = []
+    for first, second in combinations(wanted, 2):
+        fewer, more = sorted((counts[first], counts[second]))
+        if more <= _VOLUME_RATIO * fewer:
+            alike.append((first, second))
+    return alike
 
 
 def common_pairs(cases: Iterable[tuple[Sequence[MirrorPair], Iterable[int]]]) -> list[MirrorPair]:
@@ -73,7 +88,11 @@ def common_pairs(cases: Iterable[tuple[Sequence[MirrorPair], Iterable[int]]]) ->
     for pairs, values in cases:
         votes.update(pairs)
         shown.update(combinations(sorted(values), 2))
-    return [pair for pair, count in votes.items() if count >= _SHARE * shown[pair.first, pair.second]]
+    common = []
+    for pair, count in votes.items():
+        if count >= _SHARE * shown[pair.first, pair.second]:
+            common.append(pair)
+    return common
 
 
 def along_patient(pair: MirrorPair, geometry: Geometry) -> MirrorPair:
@@ -92,37 +111,46 @@ def network_axes(facts: Sequence[CaseFacts], orientation: str | None) -> tuple[i
         facts: what the cases look like.
         orientation: the axis code that scans are turned to; None takes the most frequent one.
     """
-    code = orientation or Counter(case.orientation for case in facts).most_common(1)[0][0]
-    spacing = np.median([case.spacing for case in facts], axis=0)
-    stored = [2 - next(i for i, letter in enumerate(code) if letter in pair) for pair in ("IS", "PA", "LR")]
-    by_array = {axis: float(spacing[i]) for i, axis in enumerate(stored)}
-    coarsest = max(range(3), key=lambda axis: (by_array[axis], -axis))
-    order = [coarsest, *(axis for axis in range(3) if axis != coarsest)]
+    code = orientation or mode(case.orientation for case in facts)
+    stored = array_axes(code)
+    median = np.median([case.spacing for case in facts], axis=0)
+    spacing = np.empty(3)
+    spacing[list(stored)] = median
+    coarsest = int(np.argmax(spacing))  # the first of equal ones
+    order = [0, 1, 2]
+    order.remove(coarsest)
+    order.insert(0, coarsest)
     return tuple(order.index(axis) for axis in stored)
 
 
 def _mirrored(
-    label: np.ndarray, boxes: Sequence[tuple[slice, ...]], a: int, b: int, spacing: np.ndarray
+    label: np.ndarray, boxes: Sequence[tuple[slice, ...]], first: int, second: int, spacing: np.ndarray
 ) -> MirrorPair | None:
-    box_a, box_b = boxes[a - 1], boxes[b - 1]
-    size_a = np.array([part.stop - part.start for part in box_a])
-    size_b = np.array([part.stop - part.start for part in box_b])
-    larger, smaller = np.maximum(size_a, size_b), np.minimum(size_a, size_b)
+    """The pair that two structures are, if they are mirror images; ``boxes`` are all structures' bounding boxes."""
+    box, other_box = boxes[first - 1], boxes[second - 1]
+    size, centre = _size_and_centre(box)
+    other_size, other_centre = _size_and_centre(other_box)
+    larger, smaller = np.maximum(size, other_size), np.minimum(size, other_size)
     if (larger > np.maximum(smaller * _SIZE_RATIO, smaller + _SLACK)).any():
         return None
-    centre_a = np.array([part.start + part.stop for part in box_a]) / 2
-    centre_b = np.array([part.start + part.stop for part in box_b]) / 2
-    apart = (centre_b - centre_a) * spacing
+    voxels_apart = other_centre - centre
+    apart = voxels_apart * spacing
     axis = int(np.argmax(np.abs(apart)))
     distance = float(np.linalg.norm(apart))
     if distance == 0 or abs(apart[axis]) < _ALONG * distance:
         return None
-    if abs(centre_b[axis] - centre_a[axis]) < smaller[axis] / 2:  # they lie inside each other, side by side they do not
+    if abs(voxels_apart[axis]) < smaller[axis] / 2:  # they lie inside each other, side by side they do not
         return None
-    mask_a, mask_b = label[box_a] == a, np.flip(label[box_b] == b, axis)
-    if _overlap(mask_a, mask_b) < _OVERLAP:
+    mask, other_mask = label[box] == first, label[other_box] == second
+    if _overlap(mask, np.flip(other_mask, axis)) < _OVERLAP:
         return None
-    return MirrorPair(a, b, axis, bool(apart[axis] > 0))
+    return MirrorPair(first, second, axis, bool(apart[axis] > 0))
+
+
+def _size_and_centre(box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels per axis of a bounding box, and where its middle lies."""
+    start, stop = np.array([(part.start, part.stop) for part in box]).T
+    return stop - start, (start + stop) / 2
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,6 +159,5 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     together = np.zeros(shape, np.uint8)
     for mask in (a, b):
         start = (shape - mask.shape) // 2
-        part = tuple(slice(first, first + size) for first, size in zip(start, mask.shape, strict=True))
-        together[part] += mask
+        together[tuple(map(slice, start, start + mask.shape))] += mask
     return 2 * float((together == 2).sum()) / float(a.sum() + b.sum())

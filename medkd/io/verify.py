@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -17,24 +16,15 @@ import psutil
 from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
-from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import save
-from medkd.io.checks import (
-    Finding,
-    finite_finding,
-    grid_findings,
-    header_findings,
-    label_counts,
-    label_finding,
-    unreadable_finding,
-)
+from medkd.io.checks import Finding
 from medkd.io.comparison import compare_cases
-from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
-from medkd.io.symmetry import MirrorPair, along_patient, common_pairs, mirror_pairs, network_axes
+from medkd.io.symmetry import common_pairs, network_axes
+from medkd.io.verify_case import CaseCheck, check_case
 from medkd.io.verify_detection import DetectionCheck, check_detection
 from medkd.io.verify_unlabelled import check_layout
-from medkd.io.volumes import file_ending, read_label, read_shape, read_volume, stem
+from medkd.io.volumes import file_ending, read_shape, stem
 
 _log = logging.getLogger(__name__)
 REPORT_FILE = "verification_report.json"
@@ -111,32 +101,6 @@ def accept(report: Report, path: Path, strict: bool = False) -> None:
     _log.info("%s%s", report.summary(), where)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseCheck:
-    """What the files of one case hold.
-
-    Attributes:
-        findings: problems and warnings.
-        values: label values present.
-        facts: what the case looks like, to compare it with the others; None where it is not good.
-        looked_at: whether it was searched for structures that are mirror images of each other.
-        pairs: the structures that are, axes along the patient (0 = head-foot, 1 = front-back,
-            2 = left-right).
-    """
-
-    case: str
-    findings: tuple[Finding, ...]
-    values: tuple[int, ...] = ()
-    facts: CaseFacts | None = None
-    looked_at: bool = True
-    pairs: tuple[MirrorPair, ...] = ()
-
-    @property
-    def good(self) -> bool:
-        """Whether the case can be used."""
-        return not any(f.error for f in self.findings)
-
-
 def verify_dataset(
     folder: Path,
     *,
@@ -179,105 +143,56 @@ def verify_dataset(
         )
         return Report(dataset=folder.name, good_cases=(), bad_cases=(), problems=(finding,), warnings=())
     plain, layout = check_layout(folder, description, {case.case for case in cases})
-    largest = (path for case in (*cases, *plain) for path in (*case.images[:1], case.label) if path)
-    with ThreadPoolExecutor(workers or worker_count(largest)) as pool:
-        every = max(len(cases) // _MIRROR_CASES, 1)  # structures that are mirror images are so in any case
-        looked_at = {case.case for case in cases[::every]}
-        checks = list(pool.map(lambda case: check_case(case, description.labels, case.case in looked_at), cases))
-        unlabelled = list(pool.map(lambda case: check_case(case, None), plain))
+    checks, unlabelled = _check_cases(cases, plain, description.labels, workers)
     facts = [check.facts for check in checks if check.facts is not None]
     findings = _count_findings(folder, description, cases)
     findings += layout
-    findings += [finding for check in unlabelled for finding in check.findings]
+    for check in unlabelled:
+        findings += check.findings
     findings += _listed_names(folder, cases)
     findings += _stray_files(folder, description, cases)
     findings += compare_cases(facts, description.channel_names, structures_of(description.labels), orientation)
-    findings += _mirror_images(checks, description.labels, orientation, mirror_axes)
+    if facts:
+        network = network_axes(facts, orientation)
+        findings += _mirror_images(checks, description.labels, network, mirror_axes)
     findings += _unused_labels(description.labels, checks)
     return _report(folder, checks, findings)
 
 
+def _check_cases(
+    cases: Sequence[CaseFiles], plain: Sequence[CaseFiles], labels: LabelSpec, workers: int | None
+) -> tuple[list[CaseCheck], list[CaseCheck]]:
+    """Check all cases, and scans without labels, in threads; some cases also for structures that are mirror images."""
+    largest: list[Path] = []
+    for case in (*cases, *plain):
+        largest += case.images[:1]
+        if case.label is not None:
+            largest.append(case.label)
+    every = max(len(cases) // _MIRROR_CASES, 1)  # structures that are mirror images are so in any case
+    looked_at = {case.case for case in cases[::every]}
+    with ThreadPoolExecutor(workers or worker_count(largest)) as pool:
+        checks = list(pool.map(lambda case: check_case(case, labels, case.case in looked_at), cases))
+        return checks, list(pool.map(lambda case: check_case(case, None), plain))
+
+
 def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck], others: list[Finding]) -> Report:
-    findings = [*(f for check in checks for f in check.findings), *others]
+    findings: list[Finding] = []
+    good: list[str] = []
+    bad: list[str] = []
+    for check in checks:
+        findings += check.findings
+        if check.good:
+            good.append(check.case)
+        else:
+            bad.append(check.case)
+    findings += others
     return Report(
         dataset=folder.name,
-        good_cases=tuple(check.case for check in checks if check.good),
-        bad_cases=tuple(sorted(check.case for check in checks if not check.good)),
-        problems=tuple(f for f in findings if f.error),
-        warnings=tuple(f for f in findings if not f.error),
+        good_cases=tuple(good),
+        bad_cases=tuple(sorted(bad)),
+        problems=tuple(finding for finding in findings if finding.error),
+        warnings=tuple(finding for finding in findings if not finding.error),
     )
-
-
-def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True) -> CaseCheck:
-    """Check the files of one case; one volume is in memory at a time.
-
-    Args:
-        files: image files in channel order, and the label map.
-        labels: which label values are allowed; None allows all.
-        mirrored: also look for structures that are mirror images of each other.
-    """
-    findings: list[Finding] = []
-    grid: tuple[Path, Geometry] | None = None
-    channels: list[ChannelFacts] = []
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files.images:
-        try:
-            volume = read_volume(path)
-        except DataError as error:
-            findings.append(unreadable_finding(files.case, path, error))
-            continue
-        findings += finite_finding(files.case, path, volume.array)
-        findings += header_findings(files.case, path, volume.remarks)
-        grid = grid or (path, volume.geometry)
-        findings += grid_findings(files.case, *grid, path, volume.geometry)
-        digest.update(volume.array.data)
-        channels.append(describe_channel(volume.array))
-    label = _Label()
-    if files.label is not None:
-        label = _check_label(files.case, files.label, grid, labels, mirrored)
-        findings += label.findings
-    facts = None
-    if grid is not None and not any(f.error for f in findings):
-        ignore = labels.ignore if labels else None
-        counts = {value: count for value, count in label.counts.items() if value != ignore}
-        facts = describe_case(files.case, grid[1], channels, counts, digest.hexdigest())
-    return CaseCheck(
-        case=files.case,
-        findings=tuple(findings),
-        values=tuple(label.counts),
-        facts=facts,
-        looked_at=mirrored,
-        pairs=label.pairs,
-    )
-
-
-@dataclass(frozen=True)
-class _Label:
-    """What a label map holds: findings, voxels per value, structures that are mirror images."""
-
-    findings: tuple[Finding, ...] = ()
-    counts: Mapping[int, int] = field(default_factory=dict)
-    pairs: tuple[MirrorPair, ...] = ()
-
-
-def _check_label(
-    case: str, path: Path, grid: tuple[Path, Geometry] | None, labels: LabelSpec | None, mirrored: bool
-) -> _Label:
-    try:
-        label = read_label(path)
-    except DataError as error:
-        return _Label((unreadable_finding(case, path, error),))
-    counts = label_counts(label.array)
-    findings = header_findings(case, path, label.remarks)
-    findings += grid_findings(case, *grid, path, label.geometry) if grid else []
-    findings += label_finding(case, path, counts, labels.values) if labels else []
-    pairs: tuple[MirrorPair, ...] = ()
-    if mirrored and not findings:
-        ignore = labels.ignore if labels else None
-        structures = {value: count for value, count in counts.items() if value != ignore}
-        found = mirror_pairs(label.array, structures, label.geometry.spacing)
-        pairs = tuple(along_patient(pair, label.geometry) for pair in found)
-    return _Label(tuple(findings), counts, pairs)
 
 
 def worker_count(paths: Iterable[Path], *, bytes_per_voxel: int = 16) -> int:
@@ -294,7 +209,9 @@ def worker_count(paths: Iterable[Path], *, bytes_per_voxel: int = 16) -> int:
 
 def findings_text(problems: Iterable[Finding], warnings: Iterable[Finding]) -> list[str]:
     """One line per finding, problems first."""
-    return [*(f"problem: {f.text()}" for f in problems), *(f"warning: {f.text()}" for f in warnings)]
+    lines = [f"problem: {finding.text()}" for finding in problems]
+    lines += [f"warning: {finding.text()}" for finding in warnings]
+    return lines
 
 
 def _count_findings(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
@@ -315,11 +232,14 @@ def _count_findings(folder: Path, description: DatasetDescription, cases: list[C
 
 def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
     """Label maps of a listing in ``dataset.json`` (nnU-Net's alternative form) that are not named after their case."""
-    others = [case for case in cases if case.label is not None and stem(case.label) != case.case]
+    others = []
+    for case in cases:
+        if case.label is not None and stem(case.label) != case.case:
+            others.append(f"{case.label} of case {case.case}")
     if not others:
         return []
     expected = "label maps named after their cases (in any folder), since scores are told apart by these names"
-    found = f"{len(others)} others, for example {others[0].label} of case {others[0].case}"
+    found = f"{len(others)} others, for example {others[0]}"
     action = (
         f"link the files under their usual names with 'medkd_convert nnunet {folder} -d NNN' and use the new data set"
     )
@@ -328,99 +248,116 @@ def _listed_names(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
 
 def _stray_files(folder: Path, description: DatasetDescription, cases: list[CaseFiles]) -> list[Finding]:
     """Files of ``imagesTr`` that belong to no case: further channels, images without label, other endings."""
-    known = {path.name for case in cases for path in case.images}
-    headers = (
-        {name.removesuffix(description.file_ending) for name in known}
-        if description.file_ending in _DETACHED
-        else set()
-    )
+    known: set[str] = set()
+    for case in cases:
+        known.update(path.name for path in case.images)
+    headers = set()
+    if description.file_ending in _DETACHED:
+        headers = {name.removesuffix(description.file_ending) for name in known}
     ids = {case.case for case in cases}
-    channels = len(description.channel_names)
     findings = []
-    for path in sorted((folder / "imagesTr").glob("*")) if (folder / "imagesTr").is_dir() else []:
-        if path.name.startswith(".") or path.name in known or path.is_dir():
-            continue
-        if file_ending(path) is None and Path(path.name.removesuffix(".gz")).stem in headers:
-            continue  # the voxels that a header names
-        case, _, channel = path.name.removesuffix(description.file_ending).rpartition("_")
-        if not path.name.endswith(description.file_ending) or not channel.isdigit():
-            expected = f"files named CASE_0000{description.file_ending}"
-            severe = file_ending(path) is not None
-            findings.append(
-                Finding(
-                    case="",
-                    file=str(path),
-                    expected=expected,
-                    found=path.name,
-                    action="rename, convert or remove it",
-                    error=severe,
-                )
-            )
-        elif case in ids:
-            expected = f"{channels} channels per case ({', '.join(description.channel_names)})"
-            findings.append(
-                Finding(
-                    case=case,
-                    file=str(path),
-                    expected=expected,
-                    found=f"a channel {channel}",
-                    action="name it in channel_names or remove it",
-                )
-            )
-        else:
-            action = "add the label map or move the image to imagesTs"
-            findings.append(
-                Finding(
-                    case=case,
-                    file=str(path),
-                    expected=f"a label map labelsTr/{case}{description.file_ending}",
-                    found="none",
-                    action=action,
-                )
-            )
+    for path in _visible_files(folder / "imagesTr"):
+        voxels_of = Path(path.name.removesuffix(".gz")).stem  # the header that names such a file
+        detached = file_ending(path) is None and voxels_of in headers
+        if path.name not in known and not detached:
+            findings.append(_stray_file(path, description, ids))
     return findings
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """The files of a folder, sorted, without hidden ones; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    paths = []
+    for path in folder.iterdir():
+        if not path.name.startswith(".") and not path.is_dir():
+            paths.append(path)
+    return sorted(paths)
+
+
+def _stray_file(path: Path, description: DatasetDescription, ids: set[str]) -> Finding:
+    """What is wrong with a file that belongs to no case."""
+    ending = description.file_ending
+    case, _, channel = path.name.removesuffix(ending).rpartition("_")
+    if not path.name.endswith(ending) or not channel.isdigit():
+        return Finding(
+            case="",
+            file=str(path),
+            expected=f"files named CASE_0000{ending}",
+            found=path.name,
+            action="rename, convert or remove it",
+            error=file_ending(path) is not None,
+        )
+    if case in ids:
+        names = description.channel_names
+        return Finding(
+            case=case,
+            file=str(path),
+            expected=f"{len(names)} channels per case ({', '.join(names)})",
+            found=f"a channel {channel}",
+            action="name it in channel_names or remove it",
+        )
+    return Finding(
+        case=case,
+        file=str(path),
+        expected=f"a label map labelsTr/{case}{ending}",
+        found="none",
+        action="add the label map or move the image to imagesTs",
+    )
 
 
 def structures_of(labels: LabelSpec) -> dict[int, str]:
     """Label value → name of the structures; a label that is only a part of regions is called after its value."""
-    names = {value: f"label {value}" for value in labels.values if value not in (0, labels.ignore)}
-    names.update({members[0]: name for name, members in labels.foreground if len(members) == 1})
+    names = {}
+    for value in labels.values:
+        if value not in (0, labels.ignore):
+            names[value] = f"label {value}"
+    for name, members in labels.foreground:
+        if len(members) == 1:
+            names[members[0]] = name
     return names
 
 
 def _mirror_images(
-    checks: Sequence[CaseCheck], labels: LabelSpec, orientation: str | None, mirror_axes: tuple[int, ...] | None
+    checks: Sequence[CaseCheck], labels: LabelSpec, network: Sequence[int], mirror_axes: tuple[int, ...] | None
 ) -> list[Finding]:
-    """One warning for all structures that are mirror images of each other along one axis."""
-    facts = [check.facts for check in checks if check.facts is not None]
-    if not facts:
-        return []
+    """One warning for all structures that are mirror images of each other along one axis of the network.
+
+    Args:
+        checks: of the cases.
+        labels: give the structures' names.
+        network: axis of the network along each axis of the patient.
+        mirror_axes: axes of the network that training mirrors; None is all of them.
+    """
     names = structures_of(labels)
-    network = network_axes(facts, orientation)
     found: dict[int, list[str]] = defaultdict(list)
     for pair in common_pairs((check.pairs, check.values) for check in checks if check.looked_at):
         found[network[pair.axis]].append(f"{names[pair.first]} and {names[pair.second]}")
     findings = []
-    for axis, pairs in sorted(found.items()):
-        if mirror_axes is not None and axis not in mirror_axes:
-            continue
-        others = " ".join(str(other) for other in range(3) if other != axis)
-        findings.append(
-            Finding(
-                case="",
-                file="",
-                expected="structures that a network can tell apart in a mirrored patch",
-                found=f"mirror images of each other along axis {axis}: {', '.join(pairs)}",
-                action=f"plan without mirroring along it (--mirror-axes {others}), unless their surroundings differ",
-                error=False,
-            )
-        )
+    for axis in sorted(found):
+        if mirror_axes is None or axis in mirror_axes:
+            findings.append(_mirror_finding(axis, found[axis]))
     return findings
 
 
+def _mirror_finding(axis: int, pairs: Sequence[str]) -> Finding:
+    others = " ".join(str(other) for other in range(3) if other != axis)
+    return Finding(
+        case="",
+        file="",
+        expected="structures that a network can tell apart in a mirrored patch",
+        found=f"mirror images of each other along axis {axis}: {', '.join(pairs)}",
+        action=f"plan without mirroring along it (--mirror-axes {others}), unless their surroundings differ",
+        error=False,
+    )
+
+
 def _unused_labels(labels: LabelSpec, checks: list[CaseCheck]) -> list[Finding]:
-    present = {v for check in checks for v in check.values}
-    unused = [v for v in labels.values if v not in present and v not in (0, labels.ignore)]
+    present: set[int] = set()
+    for check in checks:
+        present.update(check.values)
+    expected = set(labels.values) - {0, labels.ignore}
+    unused = sorted(expected - present)
     if not unused or not present:
         return []
     found = f"no voxel with {', '.join(map(str, unused))} in any case"

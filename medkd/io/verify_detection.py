@@ -15,7 +15,7 @@ import numpy as np
 from medkd.core.boxes import IMAGE_ENDINGS, BoxAnnotation, box_faults
 from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases
 from medkd.core.errors import DataError
-from medkd.io.checks import Finding
+from medkd.io.checks import Finding, has_error
 from medkd.io.radiographs import Radiograph, read_radiograph
 
 _MEND = "correct the file or leave the case out"
@@ -39,7 +39,7 @@ class DetectionCheck:
     @property
     def good(self) -> bool:
         """Whether the case can be used."""
-        return not any(f.error for f in self.findings)
+        return not has_error(self.findings)
 
 
 def check_detection(
@@ -62,25 +62,26 @@ def check_detection(
     Raises:
         DataError: there are no training cases.
     """
-    training, test = detection_cases(folder, description), detection_cases(folder, description, "Ts")
+    training = detection_cases(folder, description)
+    cases = training + detection_cases(folder, description, "Ts")
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
-        checks = list(pool.map(lambda case: check_detection_case(case, description.categories), [*training, *test]))
-    findings = [f for check in checks[len(training) :] for f in check.findings] + duplicate_findings(
-        {c.case: c.digest for c in checks}
-    )
+        checks = list(pool.map(lambda case: check_detection_case(case, description.categories), cases))
+    findings: list[Finding] = []
+    for check in checks[len(training) :]:
+        findings += check.findings
+    findings += duplicate_findings({check.case: check.digest for check in checks})
     if description.num_training != len(training):
-        expected = f"{description.num_training} training cases (numTraining)"
-        action = "correct numTraining or restore the missing cases"
         findings.append(
             Finding(
                 case="",
                 file=str(folder / "dataset.json"),
-                expected=expected,
+                expected=f"{description.num_training} training cases (numTraining)",
                 found=f"{len(training)} annotations",
-                action=action,
+                action="correct numTraining or restore the missing cases",
             )
         )
-    findings += _stray_images(folder / "imagesTr", training) + _unused(description.categories, checks)
+    findings += _stray_images(folder / "imagesTr", training)
+    findings += _unused(description.categories, checks)
     return checks[: len(training)], findings
 
 
@@ -141,17 +142,19 @@ def duplicate_groups(digests: Mapping[str, str]) -> list[list[str]]:
 def duplicate_findings(digests: Mapping[str, str]) -> list[Finding]:
     """A warning for each group of cases with equal images."""
     action = "they must be in one fold; keep one of them if their boxes contradict each other"
-    return [
-        Finding(
-            case=cases[0],
-            file="",
-            expected="different images in different cases",
-            found=f"the same pixels in {', '.join(cases)}",
-            action=action,
-            error=False,
+    findings = []
+    for cases in duplicate_groups(digests):
+        findings.append(
+            Finding(
+                case=cases[0],
+                file="",
+                expected="different images in different cases",
+                found=f"the same pixels in {', '.join(cases)}",
+                action=action,
+                error=False,
+            )
         )
-        for cases in duplicate_groups(digests)
-    ]
+    return findings
 
 
 def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
@@ -191,19 +194,27 @@ def _annotation_findings(
                 action=_MEND,
             )
         )
-    for name, count in Counter(n for n in annotation.names if n not in categories).items():
-        expected = f"only the categories {', '.join(categories)} of dataset.json"
-        findings.append(
-            Finding(
-                case=case,
-                file=str(path),
-                expected=expected,
-                found=f"{count} boxes of '{name}'",
-                action=f"add it to 'categories' or {_MEND}",
+    for name, count in Counter(annotation.names).items():
+        if name not in categories:
+            findings.append(
+                Finding(
+                    case=case,
+                    file=str(path),
+                    expected=f"only the categories {', '.join(categories)} of dataset.json",
+                    found=f"{count} boxes of '{name}'",
+                    action=f"add it to 'categories' or {_MEND}",
+                )
             )
-        )
-    for box, name in zip(annotation.boxes, annotation.names, strict=True):
-        if fault := box_faults(box, *size):
+    return findings + _box_findings(case, path, annotation)
+
+
+def _box_findings(case: str, path: Path, annotation: BoxAnnotation) -> list[Finding]:
+    """Boxes outside of the image or without area, and boxes that are there several times."""
+    findings = []
+    boxes = list(zip(annotation.boxes, annotation.names, strict=True))
+    for box, name in boxes:
+        fault = box_faults(box, annotation.width, annotation.height)
+        if fault is not None:
             findings.append(
                 Finding(
                     case=case,
@@ -213,16 +224,14 @@ def _annotation_findings(
                     action=_MEND,
                 )
             )
-    pairs = Counter(zip(annotation.boxes, annotation.names, strict=True))
-    for (box, name), count in pairs.items():
+    for (box, name), count in Counter(boxes).items():
         if count > 1:
-            found = f"{name} {list(box)} {count} times"
             findings.append(
                 Finding(
                     case=case,
                     file=str(path),
                     expected="each box once",
-                    found=found,
+                    found=f"{name} {list(box)} {count} times",
                     action="remove the copies",
                     error=False,
                 )
@@ -233,7 +242,8 @@ def _annotation_findings(
 def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
     known = {case.images[0].name for case in cases}
     findings = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
         if path.name in known or path.name.startswith("."):
             continue
         severe = path.suffix.lower() in IMAGE_ENDINGS
@@ -252,7 +262,9 @@ def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
 
 
 def _unused(categories: tuple[str, ...], checks: list[DetectionCheck]) -> list[Finding]:
-    present = {name for check in checks for name in check.names}
+    present: set[str] = set()
+    for check in checks:
+        present.update(check.names)
     unused = [name for name in categories if name not in present]
     if not unused:
         return []

@@ -25,8 +25,12 @@ def check_layout(
         cases = unlabelled_cases(folder, description)
     except DataError as error:
         return [], [_layout_finding(folder, error)]
-    findings = [_labelled_finding(case) for case in cases if case.case in labelled]
-    return cases, findings + _stray_findings(folder / UNLABELLED_FOLDER, description, cases)
+    findings = []
+    for case in cases:
+        if case.case in labelled:
+            findings.append(_labelled_finding(case))
+    findings += _stray_findings(folder / UNLABELLED_FOLDER, description, cases)
+    return cases, findings
 
 
 def _layout_finding(folder: Path, error: DataError) -> Finding:
@@ -51,7 +55,9 @@ def _labelled_finding(case: CaseFiles) -> Finding:
 
 def _stray_findings(place: Path, description: DatasetDescription, cases: Sequence[CaseFiles]) -> list[Finding]:
     """Files that belong to no case: further channels, other endings, cases without a first channel."""
-    known = {path.name for case in cases for path in case.images}
+    known: set[str] = set()
+    for case in cases:
+        known.update(path.name for path in case.images)
     names = ", ".join(description.channel_names)
     findings = []
     for path in sorted(place.glob("[!.]*")):

@@ -41,12 +41,16 @@ class Volume:
 def file_ending(path: Path) -> str | None:
     """The ending of a file that medkd can read (``".nii.gz"``), or None."""
     name = path.name.lower()
-    return next((ending for ending in READERS if name.endswith(ending)), None)
+    for ending in READERS:
+        if name.endswith(ending):
+            return ending
+    return None
 
 
 def stem(path: Path) -> str:
     """File name without the image ending: ``a.b.nii.gz`` → ``a.b``."""
-    return path.name[: -len(file_ending(path) or "") or None]
+    ending = file_ending(path) or ""
+    return path.name[: len(path.name) - len(ending)]
 
 
 def read_geometry(path: Path) -> Geometry:
@@ -82,7 +86,9 @@ def read_shape(path: Path) -> tuple[int, ...]:
     Raises:
         DataError: the header cannot be read.
     """
-    return tuple(_reader(Path(path)).read_header(Path(path))[0])
+    path = Path(path)
+    shape, _ = _reader(path).read_header(path)
+    return tuple(shape)
 
 
 def read_volume(path: Path, dtype: DTypeLike | None = np.float32) -> Volume:
@@ -114,7 +120,10 @@ def read_channels(path: Path, dtype: DTypeLike | None = None) -> list[Volume]:
     if voxels.ndim != 4 or voxels.shape[3] == 1:
         shape = _spatial(path, voxels.shape)
         return [_volume(path, voxels.reshape(shape, order="F"), stored, dtype)]
-    return [_volume(path, voxels[..., i], stored, dtype) for i in range(voxels.shape[3])]
+    channels = []
+    for channel in range(voxels.shape[3]):
+        channels.append(_volume(path, voxels[..., channel], stored, dtype))
+    return channels
 
 
 def split_channels(path: Path, folder: Path, case: str | None = None) -> list[Path]:
@@ -141,28 +150,36 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     Raises:
         DataError: a channel is unreadable, holds NaN or infinity, or lies on another grid than the first.
     """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise DataError(f"Case {case} has no image files; expected one per channel.")
+    if len(files) > 1 and all(map(_is_dicom_file, files)):
+        stored = _Stored(*dicom.read_files(files))
+        volume = _volume(files[0].parent, stored.voxels, stored, np.float32)
+        return volume.array[None], volume.geometry
+    first = _read_channel(files[0], case, None)
+    if len(files) == 1:
+        return first.array[None], first.geometry
+    geometry = first.geometry
+    image = np.empty((len(files), *geometry.shape), np.float32)
+    image[0] = first.array
+    del first  # two channels at once are enough
+    for channel, path in enumerate(files[1:], start=1):
+        image[channel] = _read_channel(path, case, (files[0], geometry)).array
+    return image, geometry
+
+
+def _read_channel(path: Path, case: str, grid: tuple[Path, Geometry] | None) -> Volume:
+    """One channel of a case, whose voxels are finite and lie on the grid of the first file."""
     from medkd.io.checks import finite_finding, grid_findings
 
-    if len(paths) > 1 and all(_is_dicom_file(Path(path)) for path in paths):
-        stored = _Stored(*dicom.read_files([Path(path) for path in paths]))
-        volume = _volume(Path(paths[0]).parent, stored.voxels, stored, np.float32)
-        return volume.array[None], volume.geometry
-    image, first = np.empty(0, np.float32), None
-    for i, path in enumerate(paths):
-        volume = read_volume(path)
-        first = first or volume.geometry
-        findings = [f for f in grid_findings(case, Path(paths[0]), first, Path(path), volume.geometry) if f.error]
-        findings += finite_finding(case, Path(path), volume.array)
-        if findings:
-            raise DataError(findings[0].text())
-        if len(paths) == 1:
-            return volume.array[None], first
-        if i == 0:
-            image = np.empty((len(paths), *first.shape), np.float32)
-        image[i] = volume.array
-    if first is None:
-        raise DataError(f"Case {case} has no image files; expected one per channel.")
-    return image, first
+    volume = read_volume(path)
+    findings = [] if grid is None else grid_findings(case, *grid, path, volume.geometry)
+    findings = [finding for finding in findings if finding.error]
+    findings += finite_finding(case, path, volume.array)
+    if findings:
+        raise DataError(findings[0].text())
+    return volume
 
 
 def read_label(path: Path) -> Volume:
@@ -186,10 +203,10 @@ def as_label(volume: Volume, path: Path) -> Volume:
         # not exactly: files that scale their values store slopes like 1/255, and 255 × 1/255 = 1.0000001
         wrong = ~(np.abs(array - whole) <= 1e-3)  # negated, so that NaN counts as wrong
         if wrong.any():
+            example, count = float(array[wrong][0]), np.count_nonzero(wrong)
             raise DataError(
-                f"{path}: a label map must hold whole numbers, found {float(array[wrong][0]):.6g} ({int(wrong.sum())} "
-                "such voxels); "
-                "export it again with nearest-neighbour interpolation, and check that it is not the image."
+                f"{path}: a label map must hold whole numbers, found {example:.6g} ({count} such voxels); export it "
+                "again with nearest-neighbour interpolation, and check that it is not the image."
             )
         array = whole
     if array.size and (array.min() < -32768 or array.max() > 32767):
@@ -249,8 +266,7 @@ def _spatial(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(spatial) == 4:
         raise DataError(
             f"{path}: expected a 3D image, found 4D with {spatial[3]} volumes {shape}; write each channel or time "
-            "point to its own file "
-            "(medkd.io.volumes.split_channels does it)."
+            "point to its own file (medkd.io.volumes.split_channels does it)."
         )
     if len(spatial) != 3 or 0 in spatial:
         raise DataError(
@@ -288,9 +304,13 @@ def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, forms: Nif
 
 def _volume(path: Path, voxels: np.ndarray, stored: _Stored, dtype: DTypeLike | None) -> Volume:
     geometry = _geometry(path, voxels.shape, stored.affine, stored.forms)
+    if dtype is None:
+        dtype = voxels.dtype.newbyteorder("=")
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinity and is found as such
-        array = np.ascontiguousarray(voxels.T, dtype=voxels.dtype.newbyteorder("=") if dtype is None else dtype)
-    return Volume(array if array.flags.writeable else array.copy(), geometry, stored.remarks)
+        array = np.ascontiguousarray(voxels.T, dtype=dtype)
+    if not array.flags.writeable:
+        array = array.copy()
+    return Volume(array, geometry, stored.remarks)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
@@ -299,6 +319,9 @@ def _storable(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.float16:
         return array.astype(np.float32)
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-        return array.astype(np.promote_types(np.min_scalar_type(min(low, -1)), np.min_scalar_type(high)))
+        low, high = 0, 0
+        if array.size:
+            low, high = int(array.min()), int(array.max())
+        signed = np.min_scalar_type(min(low, -1))
+        return array.astype(np.promote_types(signed, np.min_scalar_type(high)))
     return array

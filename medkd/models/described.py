@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import DataError, RunError
-from medkd.core.files import read_json
+from medkd.core.files import lies_within, read_json
 from medkd.core.run import NetworkSpec
 from medkd.core.serial import load
 from medkd.io.volumes import file_ending
@@ -100,7 +100,7 @@ class DescribedFolder(ImportedFolder):
         found = self.read()
         model = model_of(found, self.path)
         file = self.path / found.weights
-        if not file.resolve().is_relative_to(self.path.resolve()):
+        if not lies_within(file, self.path):
             raise RunError(
                 f"{self.path / FILE}: the weights '{found.weights}' lie outside of the folder; put them beside the "
                 "description."

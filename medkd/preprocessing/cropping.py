@@ -53,8 +53,12 @@ def bounding_box(mask: np.ndarray) -> Box:
     """
     spans = []
     for axis in range(mask.ndim):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        spans.append((int(used[0]), int(used[-1]) + 1) if used.size else (0, mask.shape[axis]))
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        used = np.flatnonzero(mask.any(axis=others))
+        if used.size:
+            spans.append((int(used[0]), int(used[-1]) + 1))
+        else:
+            spans.append((0, mask.shape[axis]))
     return tuple(spans)
 
 

@@ -94,39 +94,59 @@ def make_fingerprint(
         DataError: a case cannot be read, or no case has any foreground.
     """
     labelled = labelled_cases(raw, description)
-    files = {case.case: case for case in (*labelled, *unlabelled_cases(raw, description))}
+    unlabelled = unlabelled_cases(raw, description)
+    files = {case.case: case for case in labelled + unlabelled}
     quota = max(_BUDGET // max(len(labelled), 1), 1)
-    largest = max(_voxels(case) for case in files.values())
-    count = worker_count(largest * (4 * len(description.channel_names) + 8), len(files), workers)
+    channels = len(description.channel_names)
+    largest = max(map(_voxels, files.values()))
+    count = worker_count(largest * (4 * channels + 8), len(files), workers)
 
     def look(case: str) -> _Case:
         return _describe(files[case], description.labels.ignore, quota, orientation)
 
     every = run_cases(look, list(files), count, "fingerprint")
-    found = {case.case: every[case.case] for case in labelled}
-    plain = [every[case] for case in files if case not in found]
-    channels = [[case.voxels[i] for case in found.values()] for i in range(len(description.channel_names))]
-    counted = list(found.values()) or plain
+    cases = [every[case.case] for case in labelled]
+    plain = [every[case.case] for case in unlabelled]
+    sizes = [case.relative_size for case in cases or plain]
     return Fingerprint(
-        cases=tuple(found),
-        spacings=tuple(case.spacing for case in found.values()),
-        shapes_after_crop=tuple(case.shape for case in found.values()),
-        intensities=tuple(_statistics(parts, raw) for parts in channels) if found else (),
-        median_relative_size_after_crop=float(np.median([case.relative_size for case in counted])),
-        source=source_of(list(files.values())),
+        cases=tuple(case.facts.case for case in cases),
+        spacings=tuple(case.spacing for case in cases),
+        shapes_after_crop=tuple(case.shape for case in cases),
+        intensities=_intensities(cases, channels, raw),
+        median_relative_size_after_crop=float(np.median(sizes)),
+        source=source_of(labelled + unlabelled),
         orientation=orientation,
-        facts=tuple(case.facts for case in found.values()),
-        unlabelled=tuple(PlainScan(case.facts, case.spacing, case.shape) for case in plain),
+        facts=tuple(case.facts for case in cases),
+        unlabelled=tuple(map(_plain_scan, plain)),
     )
+
+
+def _plain_scan(case: _Case) -> PlainScan:
+    return PlainScan(case.facts, case.spacing, case.shape)
+
+
+def _intensities(cases: Sequence[_Case], channels: int, raw: Path) -> tuple[IntensityStatistics, ...]:
+    """Foreground statistics of each channel; none where there are no cases."""
+    if not cases:
+        return ()
+    found = []
+    for channel in range(channels):
+        voxels = [case.voxels[channel] for case in cases]
+        found.append(_statistics(voxels, raw))
+    return tuple(found)
 
 
 def source_of(files: Sequence[CaseFiles]) -> str:
     """A hash of the names, sizes and times of change of all raw files; a missing file counts as empty."""
     digest = hashlib.blake2b(digest_size=16)
     for case in files:
-        for path in (*case.images, *([case.label] if case.label else [])):
-            state = path.stat() if path.exists() else None
-            digest.update(f"{case.case}|{path.name}|{state and state.st_size}|{state and state.st_mtime_ns}\n".encode())
+        paths = case.images if case.label is None else (*case.images, case.label)
+        for path in paths:
+            size, changed = None, None
+            if path.exists():
+                state = path.stat()
+                size, changed = state.st_size, state.st_mtime_ns
+            digest.update(f"{case.case}|{path.name}|{size}|{changed}\n".encode())
     return digest.hexdigest()
 
 
@@ -149,25 +169,32 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int, orientation: str
     facts = _facts(files.case, image, label, geometry, ignore)
     if orientation is not None:
         stored = axis_code(geometry)
-        image, label = turn(image, stored, orientation), turn(label, stored, orientation)
+        image = turn(image, stored, orientation)
+        label = turn(label, stored, orientation)
         geometry = turn_geometry(geometry, orientation)
-    box = bounding_box(nonzero_mask(image))
-    shape = tuple(stop - start for start, stop in box)
-    inside = label[box_slices(box)]
-    chosen = np.flatnonzero((inside > 0) if ignore is None else ((inside > 0) & (inside != ignore)))
+    box = box_slices(bounding_box(nonzero_mask(image)))
+    inside = label[box]
+    foreground = inside > 0
+    if ignore is not None:
+        foreground &= inside != ignore
+    chosen = np.flatnonzero(foreground)
     if len(chosen) > quota:
-        chosen = np.sort(np.random.default_rng(_SEED).choice(chosen, quota, replace=False, shuffle=False))
-    where = np.unravel_index(chosen, shape)
-    voxels = np.stack([channel[box_slices(box)][where] for channel in image])
-    return _Case(facts, geometry.spacing, shape, prod(shape) / label.size, voxels)
+        draw = np.random.default_rng(_SEED)
+        chosen = np.sort(draw.choice(chosen, quota, replace=False, shuffle=False))
+    where = np.unravel_index(chosen, inside.shape)
+    voxels = np.stack([channel[box][where] for channel in image])
+    return _Case(facts, geometry.spacing, inside.shape, inside.size / label.size, voxels)
 
 
 def _facts(case: str, image: np.ndarray, label: np.ndarray, geometry: Geometry, ignore: int | None) -> CaseFacts:
     digest = hashlib.blake2b(digest_size=16)
     for channel in image:
         digest.update(np.ascontiguousarray(channel).data)
-    counts = {value: count for value, count in label_counts(label).items() if value != ignore}
-    return describe_case(case, geometry, [describe_channel(channel) for channel in image], counts, digest.hexdigest())
+    counts = label_counts(label)
+    if ignore is not None:
+        counts.pop(ignore, None)
+    channels = list(map(describe_channel, image))
+    return describe_case(case, geometry, channels, counts, digest.hexdigest())
 
 
 def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
@@ -178,9 +205,11 @@ def _statistics(parts: Sequence[np.ndarray], raw: Path) -> IntensityStatistics:
             "labels."
         )
     values = np.concatenate(filled).astype(np.float64)
-    weights = np.concatenate([np.full(part.size, 1 / (part.size * len(filled))) for part in filled])
+    sizes = np.array(list(map(len, filled)))
+    weights = np.repeat(1 / (sizes * len(filled)), sizes)  # every case weighs the same
     mean = float(np.dot(weights, values))
-    std = float(np.sqrt(np.dot(weights, (values - mean) ** 2)))
+    variance = np.dot(weights, (values - mean) ** 2)
+    std = float(np.sqrt(variance))
     order = np.argsort(values, kind="stable")
     low, median, high = _quantiles(values[order], weights[order], (0.005, 0.5, 0.995))
     return IntensityStatistics(
@@ -199,4 +228,5 @@ def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float])
     weights).
     """
     middles = np.cumsum(weights) - weights / 2
-    return [float(value) for value in np.interp(np.array(levels) * weights.sum(), middles, values)]
+    wanted = np.array(levels) * weights.sum()
+    return np.interp(wanted, middles, values).tolist()

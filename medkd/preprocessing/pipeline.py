@@ -61,31 +61,37 @@ def preprocess_case(
     """
     _check(case, image, geometry, configuration, label)
     turned = turned_grid(geometry, plan.orientation)
-    if turned is not None and plan.orientation is not None:
-        stored = axis_code(geometry)
-        image = turn(image, stored, plan.orientation)
-        label = None if label is None else turn(label, stored, plan.orientation)
-    grid = turned or geometry
-    image = image.transpose(0, *(axis + 1 for axis in plan.transpose))
-    label = None if label is None else label.transpose(plan.transpose)
-    spacing = tuple(grid.spacing[axis] for axis in plan.transpose)
+    image = _network_axes(image, geometry, plan)
+    spacing = tuple((turned or geometry).spacing[axis] for axis in plan.transpose)
 
     mask = nonzero_mask(image)
     box = crop_box(image, mask, configuration.crop)
-    image, mask = image[(slice(None), *box_slices(box))], mask[box_slices(box)]
-    image = image if overwrite and image.dtype == np.float32 else np.array(image, dtype=np.float32, order="C")
+    inside = box_slices(box)
+    image, mask = image[(slice(None), *inside)], mask[inside]
+    if not overwrite or image.dtype != np.float32:
+        image = np.array(image, dtype=np.float32, order="C")
     if label is not None or any(configuration.use_mask_for_norm):
         mask = fill_holes(mask)
 
     _normalise(case, image, mask, plan, configuration)
-    target = (*spacing[: image.ndim - 1 - configuration.rank], *configuration.spacing)
+    target = (*spacing[: len(spacing) - configuration.rank], *configuration.spacing)
     shape = resampled_shape(image.shape[1:], spacing, target)
     _check_memory(case, image.shape, shape, spacing, target)
-    image = np.ascontiguousarray(resample_image(image, shape, spacing, target, configuration.resampling))
+    image = resample_image(image, shape, spacing, target, configuration.resampling)
     if label is not None:
-        label = _crop_label(label, box, mask)
-        label = np.ascontiguousarray(resample_label(label, shape, spacing, target, configuration.resampling))
-    return Preprocessed(image, label, CaseProperties(case, geometry, box, shape, turned))
+        label = _crop_label(_network_axes(label, geometry, plan), box, mask)
+        label = resample_label(label, shape, spacing, target, configuration.resampling)
+        label = np.ascontiguousarray(label)
+    properties = CaseProperties(case, geometry, box, shape, turned)
+    return Preprocessed(np.ascontiguousarray(image), label, properties)
+
+
+def _network_axes(array: np.ndarray, geometry: Geometry, plan: Plan) -> np.ndarray:
+    """A view of ``(..., z, y, x)``, turned and transposed as the plan says."""
+    if plan.orientation is not None:
+        array = turn(array, axis_code(geometry), plan.orientation)
+    source = [axis - 3 for axis in plan.transpose]  # counted from the last axis, before which there may be channels
+    return np.moveaxis(array, source, (-3, -2, -1))
 
 
 def turned_grid(geometry: Geometry, orientation: str | None) -> Geometry | None:
@@ -99,9 +105,11 @@ def _check_memory(
     case: str, stored: tuple[int, ...], shape: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]
 ) -> None:
     """A wrong voxel size in a header makes a scan of any size; it is named before memory runs out."""
-    needed = stored[0] * prod(shape) * np.dtype(np.float32).itemsize
-    if prod(shape) > prod(stored[1:]) and needed > available_memory():
-        before, after = (" × ".join(map(str, sizes)) for sizes in (stored[1:], shape))
+    channels, *sizes = stored
+    needed = channels * prod(shape) * np.dtype(np.float32).itemsize
+    if prod(shape) > prod(sizes) and needed > available_memory():
+        before = " × ".join(map(str, sizes))
+        after = " × ".join(map(str, shape))
         raise DataError(
             f"Case {case}: at the plan's spacing of {millimetres(target)} its {before} voxels of "
             f"{millimetres(spacing)} would become {after}, {needed / 1e9:.3g} GB, more than the memory; check the "
@@ -126,14 +134,11 @@ def _check(
 
 def _normalise(case: str, image: np.ndarray, mask: np.ndarray, plan: Plan, configuration: Configuration) -> None:
     for index, channel in enumerate(image):
+        scheme = configuration.normalization[index]
         statistics = plan.intensities[index] if index < len(plan.intensities) else None
+        inside = mask if configuration.use_mask_for_norm[index] else None
         try:
-            normalise(
-                channel,
-                configuration.normalization[index],
-                statistics,
-                mask if configuration.use_mask_for_norm[index] else None,
-            )
+            normalise(channel, scheme, statistics, inside)
         except DataError as error:
             raise DataError(f"Case {case}, channel {index}: {error}") from error
 

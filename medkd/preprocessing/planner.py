@@ -6,9 +6,10 @@ Methods 18 (2021), doi:10.1038/s41592-020-01008-z.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from operator import truediv
 
 import numpy as np
 
@@ -41,7 +42,18 @@ _LOWRES_MIN_RATIO = 2.0  # a low resolution that saves less than this factor of 
 _MASK_BELOW = 0.75  # z-score inside the non-zero mask when cropping leaves less than this share of a case
 
 
-@dataclass(frozen=True)
+_LINEAR = Resampling(
+    image_order=1,
+    image_order_z=1,
+    label_order=0,
+    label_order_z=0,
+    logits_order=1,
+    logits_order_z=1,
+    force_separate_z=False,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Need:
     """What the patch search has to respect: median voxels of a case, voxels of the data set, outputs, memory in GB or
     None.
@@ -83,35 +95,65 @@ def make_plan(
             raise PlanError(
                 f"Unknown configuration '{name}'.{nearest(name, CONFIGURATIONS)} Known: {', '.join(CONFIGURATIONS)}."
             )
-    spacing = (protocol and protocol.preprocessing.spacing) or target_spacing(fingerprint)
+    spacing = target_spacing(fingerprint)
+    if protocol is not None and protocol.preprocessing.spacing:
+        spacing = protocol.preprocessing.spacing
     transpose = _transpose(spacing)
-    shapes = [
-        resampled_shape(shape, old, spacing)
-        for shape, old in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
-    ]
-    median = tuple(float(np.median([shape[axis] for shape in shapes])) for axis in transpose)
-    cases = description.num_training or len(shapes)
-    outputs = len(description.labels.entries) + (
-        description.labels.ignore is not None
-    )  # nnU-Net counts every named label
-    need = _Need(tuple(spacing[axis] for axis in transpose), median, prod(median) * cases, outputs, gpu_memory_gb)
+    cases = description.num_training or len(fingerprint.shapes_after_crop)
+    need = _need(fingerprint, description, spacing, transpose, cases, gpu_memory_gb)
     planned = _plan_all(need, cases, description, fingerprint)
-    wanted = tuple(configurations or ([protocol.preprocessing.configuration] if protocol else planned))
+    wanted: Sequence[str] = configurations or ()
+    if not wanted:
+        wanted = [protocol.preprocessing.configuration] if protocol else list(planned)
+    return Plan(
+        dataset=dataset_name,
+        transpose=transpose,
+        intensities=fingerprint.intensities,
+        configurations=_chosen(planned, wanted, protocol, dataset_name),
+        protocol=protocol,
+    )
+
+
+def _need(
+    fingerprint: Fingerprint,
+    description: DatasetDescription,
+    spacing: Sequence[float],
+    transpose: tuple[int, ...],
+    cases: int,
+    memory_gb: float | None,
+) -> _Need:
+    """What the data set asks of a patch, at a target spacing."""
+    shapes = []
+    for shape, old in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True):
+        shapes.append(resampled_shape(shape, old, spacing))
+    axes = list(transpose)
+    median = tuple(np.median(shapes, axis=0)[axes].tolist())
+    outputs = len(description.labels.entries)
+    if description.labels.ignore is not None:  # nnU-Net counts every named label
+        outputs += 1
+    return _Need(
+        spacing=tuple(np.array(spacing)[axes].tolist()),
+        median=median,
+        dataset_voxels=prod(median) * cases,
+        num_outputs=outputs,
+        memory_gb=memory_gb,
+    )
+
+
+def _chosen(
+    planned: Mapping[str, Configuration], wanted: Sequence[str], protocol: Protocol | None, dataset_name: str
+) -> dict[str, Configuration]:
+    """The wanted ones of the planned configurations, with what a protocol replaces."""
     for name in wanted:
         if name not in planned:
             raise PlanError(
                 f"{dataset_name} has no use for the configuration '{name}'; planned for it: {', '.join(planned)}."
             )
-    chosen = {name: planned[name] for name in planned if name in wanted}
-    if protocol is not None:
-        chosen = {name: _follow(chosen[name], protocol, dataset_name) for name in chosen}
-    return Plan(
-        dataset=dataset_name,
-        transpose=transpose,
-        intensities=fingerprint.intensities,
-        configurations=chosen,
-        protocol=protocol,
-    )
+    chosen = {}
+    for name, configuration in planned.items():
+        if name in wanted:
+            chosen[name] = _follow(configuration, protocol, dataset_name) if protocol else configuration
+    return chosen
 
 
 def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
@@ -124,12 +166,14 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[float, ...]:
     target = np.percentile(spacings, 50, axis=0)
     sizes = np.percentile(np.array(fingerprint.shapes_after_crop), 50, axis=0)
     worst = int(np.argmax(target))
-    others = [axis for axis in range(len(target)) if axis != worst]
-    coarsest = target[others].max()
-    if target[worst] > ANISOTROPY_THRESHOLD * coarsest and sizes[worst] * ANISOTROPY_THRESHOLD < sizes[others].min():
+    coarsest_other = np.delete(target, worst).max()
+    smallest_other = np.delete(sizes, worst).min()
+    coarse = target[worst] > ANISOTROPY_THRESHOLD * coarsest_other
+    few_voxels = sizes[worst] * ANISOTROPY_THRESHOLD < smallest_other
+    if coarse and few_voxels:
         chosen = np.percentile(spacings[:, worst], 10)
-        target[worst] = chosen if chosen >= coarsest else coarsest + 1e-5
-    return tuple(float(value) for value in target)
+        target[worst] = chosen if chosen >= coarsest_other else coarsest_other + 1e-5
+    return tuple(target.tolist())
 
 
 def plan_architecture(preset: Preset, need: _Need) -> Architecture:
@@ -141,7 +185,8 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
     rank = len(need.spacing)
     batch = _REFERENCE_BATCH[rank]
     memory = preset.memory_gb if need.memory_gb is None else need.memory_gb
-    reference = (preset.reference_2d if rank == 2 else preset.reference_3d) * memory / preset.memory_gb
+    reference = preset.reference_2d if rank == 2 else preset.reference_3d
+    reference = reference * memory / preset.memory_gb
     # nnU-Net's plain planner lets the batch shrink to 2 before the patch shrinks; its residual planner keeps the
     # reference batch
     allowed = reference if preset.residual else reference * batch / _MIN_BATCH
@@ -152,13 +197,16 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
         elements = feature_map_elements(preset, shape, shape.patch_size, need.num_outputs)
     size = round(reference / elements * batch)
     covered = round(need.dataset_voxels * preset.covered / prod(shape.patch_size))
+    return _architecture(preset, shape, max(min(size, covered), _MIN_BATCH))
+
+
+def _architecture(preset: Preset, shape: Topology, batch_size: int) -> Architecture:
     stages = len(shape.strides)
     encoder, decoder = blocks(preset, stages)
-    features = features_per_stage(stages, rank)
     return Architecture(
         patch_size=shape.patch_size,
-        batch_size=max(min(size, covered), _MIN_BATCH),
-        features_per_stage=features,
+        batch_size=batch_size,
+        features_per_stage=features_per_stage(stages, len(shape.patch_size)),
         kernel_sizes=shape.kernels,
         strides=shape.strides,
         blocks_encoder=encoder,
@@ -168,38 +216,37 @@ def plan_architecture(preset: Preset, need: _Need) -> Architecture:
 
 def _follow(planned: Configuration, protocol: Protocol, dataset_name: str) -> Configuration:
     """The configuration with what the protocol replaces."""
-    rule, training = protocol.preprocessing, protocol.training
-    channels, schemes = len(planned.normalization), rule.normalization or planned.normalization
-    schemes = schemes * channels if len(schemes) == 1 else schemes
-    if (
-        planned.name != rule.configuration
-        or len(schemes) != channels
-        or (training.patch_size and len(training.patch_size) != planned.rank)
-    ):
+    rule, patch_size = protocol.preprocessing, protocol.training.patch_size
+    channels = len(planned.normalization)
+    schemes = rule.normalization or planned.normalization
+    if len(schemes) == 1:
+        schemes *= channels
+    other_rank = patch_size is not None and len(patch_size) not in (0, planned.rank)
+    if planned.name != rule.configuration or len(schemes) != channels or other_rank:
         raise PlanError(
             f"The protocol {protocol.name} is for {rule.configuration} and {len(schemes)} channels; {dataset_name} has "
-            f"{channels} channels "
-            f"and {planned.name} was asked for."
+            f"{channels} channels and {planned.name} was asked for."
         )
-    linear = Resampling(
-        image_order=1,
-        image_order_z=1,
-        label_order=0,
-        label_order_z=0,
-        logits_order=1,
-        logits_order_z=1,
-        force_separate_z=False,
-    )
-    masked = planned.use_mask_for_norm if rule.use_mask_for_norm is None else (rule.use_mask_for_norm,) * channels
+    masked = planned.use_mask_for_norm
+    if rule.use_mask_for_norm is not None:
+        masked = (rule.use_mask_for_norm,) * channels
+    architectures = {}
+    for network, architecture in planned.architectures.items():
+        architectures[network] = _fixed(architecture, PRESETS[network], planned.spacing, protocol)
     return replace(
         planned,
         normalization=schemes,
-        use_mask_for_norm=tuple(use and scheme == "zscore" for use, scheme in zip(masked, schemes, strict=True)),
+        use_mask_for_norm=_masked_zscores(masked, schemes),
         batch_dice=False,
-        architectures={n: _fixed(a, PRESETS[n], planned.spacing, protocol) for n, a in planned.architectures.items()},
-        resampling=linear if rule.interpolation == "linear" else planned.resampling,
+        architectures=architectures,
+        resampling=_LINEAR if rule.interpolation == "linear" else planned.resampling,
         crop=rule.crop,
     )
+
+
+def _masked_zscores(masked: Sequence[bool], schemes: Sequence[str]) -> tuple[bool, ...]:
+    """Of the channels that may be normalised inside the mask those that are, by z-scoring."""
+    return tuple(use and scheme == "zscore" for use, scheme in zip(masked, schemes, strict=True))
 
 
 def _fixed(planned: Architecture, preset: Preset, spacing: Sequence[float], protocol: Protocol) -> Architecture:
@@ -212,28 +259,19 @@ def _fixed(planned: Architecture, preset: Preset, spacing: Sequence[float], prot
             f"The protocol {protocol.name} has a patch of {patch}, which must be a multiple of {shape.divisor}; choose "
             "another."
         )
-    stages = len(shape.strides)
-    encoder, decoder = blocks(preset, stages)
-    return Architecture(
-        patch_size=shape.patch_size,
-        batch_size=batch,
-        features_per_stage=features_per_stage(stages, len(patch)),
-        kernel_sizes=shape.kernels,
-        strides=shape.strides,
-        blocks_encoder=encoder,
-        blocks_decoder=decoder,
-    )
+    return _architecture(preset, shape, batch)
 
 
 def _first_patch(need: _Need) -> tuple[float, ...]:
     rank = len(need.spacing)
     aspect = [1 / value for value in need.spacing]
     scale = (_FIRST_PATCH[rank] ** rank / prod(aspect)) ** (1 / rank)
-    return tuple(min(round(a * scale), m) for a, m in zip(aspect, need.median, strict=True))
+    wanted = [round(value * scale) for value in aspect]
+    return tuple(map(min, wanted, need.median))
 
 
 def _shrunk(shape: Topology, need: _Need) -> Topology:
-    relative = [size / median for size, median in zip(shape.patch_size, need.median, strict=True)]
+    relative = list(map(truediv, shape.patch_size, need.median))
     axis = max(range(len(relative)), key=lambda i: (relative[i], i))
     # a step of the current divisor may jump over a valid size (256 -> 192 over 224), so the divisor of the smaller
     # patch is used
@@ -242,21 +280,25 @@ def _shrunk(shape: Topology, need: _Need) -> Topology:
 
 
 def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
-    return tuple(size - step if i == axis else size for i, size in enumerate(patch))
+    """The patch, smaller by a step along one axis."""
+    sizes = list(patch)
+    sizes[axis] -= step
+    return tuple(sizes)
 
 
 def _plan_all(
     need: _Need, cases: int, description: DatasetDescription, fingerprint: Fingerprint
 ) -> dict[str, Configuration]:
-    normalization = tuple(scheme_of(name) for name in description.channel_names)
-    masked = fingerprint.median_relative_size_after_crop < _MASK_BELOW or bool(
-        description.extra.get("use_mask_for_norm")
-    )
-    use_mask = tuple(masked and scheme == "zscore" for scheme in normalization)
+    normalization = tuple(map(scheme_of, description.channel_names))
+    much_cropped = fingerprint.median_relative_size_after_crop < _MASK_BELOW
+    masked = much_cropped or bool(description.extra.get("use_mask_for_norm"))
+    use_mask = _masked_zscores([masked] * len(normalization), normalization)
 
     def configuration(name: str, what: _Need, batch_dice: bool) -> Configuration:
-        median = tuple(round(value) for value in what.median)
-        networks = {network: plan_architecture(preset, what) for network, preset in PRESETS.items()}
+        median = tuple(map(round, what.median))
+        networks = {}
+        for network, preset in PRESETS.items():
+            networks[network] = plan_architecture(preset, what)
         return Configuration(
             name=name,
             spacing=what.spacing,
@@ -267,7 +309,7 @@ def _plan_all(
             architectures=networks,
         )
 
-    flat = _Need(need.spacing[1:], need.median[1:], need.dataset_voxels, need.num_outputs, need.memory_gb)
+    flat = replace(need, spacing=need.spacing[1:], median=need.median[1:])
     planned = {"2d": configuration("2d", flat, True)}
     if need.median[0] != 1:
         low = _lowres(need, cases)
@@ -281,24 +323,28 @@ def _lowres(need: _Need, cases: int) -> _Need | None:
     """Coarsen by 3 % steps, finer axes last, until the plain U-Net's patch covers a quarter of the median case."""
     preset = PRESETS["plain_unet"]
     full = np.array(need.spacing)
-    spacing, low, voxels = full.copy(), None, prod(need.median)
+    spacing, low = full.copy(), need
+    all_voxels = voxels = prod(need.median)
     patch = prod(plan_architecture(preset, need).patch_size)
     while patch / voxels < _LOWRES_BELOW:
         finer = spacing.max() / spacing > 2
-        spacing[finer if finer.any() else slice(None)] *= _LOWRES_STEP
+        if not finer.any():
+            finer[:] = True
+        spacing[finer] *= _LOWRES_STEP
         median = full / spacing * np.array(need.median)
         voxels = float(np.prod(median))
-        low = _Need(
-            tuple(spacing.tolist()),
-            tuple(float(round(m)) for m in median),
-            voxels * cases,
-            need.num_outputs,
-            need.memory_gb,
+        low = replace(
+            need,
+            spacing=tuple(spacing.tolist()),
+            median=tuple(np.rint(median).tolist()),
+            dataset_voxels=voxels * cases,
         )
         patch = prod(plan_architecture(preset, low).patch_size)
-    return low if low is not None and prod(need.median) / voxels >= _LOWRES_MIN_RATIO else None
+    return low if all_voxels / voxels >= _LOWRES_MIN_RATIO else None
 
 
 def _transpose(spacing: Sequence[float]) -> tuple[int, ...]:
-    coarsest = int(np.argmax(spacing))
-    return (coarsest, *(axis for axis in range(len(spacing)) if axis != coarsest))
+    """Coarsest axis first."""
+    axes = list(range(len(spacing)))
+    coarsest = axes.pop(int(np.argmax(spacing)))
+    return (coarsest, *axes)

@@ -5,7 +5,7 @@ changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,7 +17,8 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, un
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
-from medkd.core.protocol import find_protocol
+from medkd.core.protocol import Protocol
+from medkd.core.protocol_files import find_protocol
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import load, save
 from medkd.core.workers import run_cases, worker_count
@@ -90,14 +91,10 @@ def plan_and_preprocess(
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
-    description = DatasetDescription.load(raw / DATASET_FILE)
-    if description.task == "detection":
-        raise DataError(
-            f"{name} holds boxes for detection; it is prepared by medkd_plan_and_preprocess or medkd.detection.prepare."
-        )
+    description = _description(raw)
     wishes = Wishes(
         gpu_memory_gb=gpu_memory_gb,
-        protocol=find_protocol(protocol, description.extra) if protocol else None,
+        protocol=_protocol(protocol, description),
         orientation=check_code(orientation) if orientation else None,
         mirror_axes=check_mirror_axes(mirror_axes),
     )
@@ -105,30 +102,53 @@ def plan_and_preprocess(
     old = Plan.load(path) if path.exists() else None
     kept = None if overwrite_plan else old
     turn_to = orientation_of(kept, wishes, description, path)
+    files = _scans(raw, description, kept)
+    chosen_axes = wishes.mirror_axes is not None
+    mirrored = wishes.mirror_axes if chosen_axes else mirrored_axes(kept)
+    raw_data = _RawData(raw, description, files, turn_to, mirrored)
+    fingerprint = _fingerprint(raw_data, folder, workers, verify, strict, again=chosen_axes)
+    plan = keep_plan(kept, wishes, path) if kept else new_plan(name, fingerprint, description, wishes, old)
+    if plan != old:
+        save(path, plan)
+    chosen = [plan.configuration(key) for key in configurations or plan.configurations]
+    with_twins(description, fingerprint).save(folder / DATASET_FILE)
+    for configuration in chosen:
+        preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
+    _check_still_there(folder)
+    return plan
+
+
+def _description(raw: Path) -> DatasetDescription:
+    """What the raw data set says of itself; it has label maps."""
+    description = DatasetDescription.load(raw / DATASET_FILE)
+    if description.task == "detection":
+        raise DataError(
+            f"{raw.name} holds boxes for detection; it is prepared by medkd_plan_and_preprocess or "
+            "medkd.detection.prepare."
+        )
+    return description
+
+
+def _scans(raw: Path, description: DatasetDescription, kept: Plan | None) -> list[CaseFiles]:
+    """The cases, and scans without labels behind them; a new plan needs cases."""
     labelled = labelled_cases(raw, description)
     if not labelled and kept is None:
         raise DataError(
             f"{raw} has scans without labels only, and intensities and structures to plan from need labels; take over "
             "the preprocessing of a model with --like MODEL."
         )
-    files = [*labelled, *unlabelled_cases(raw, description)]
-    mirrored = mirrored_axes(kept) if wishes.mirror_axes is None else wishes.mirror_axes
-    raw_data = _RawData(raw, description, files, turn_to, mirrored)
-    fingerprint = _fingerprint(raw_data, folder, workers, verify, strict, again=wishes.mirror_axes is not None)
-    if kept is not None:
-        plan = keep_plan(kept, wishes, path)
-    else:
-        plan = new_plan(name, fingerprint, description, wishes, old)
-    if plan != old:
-        save(path, plan)
-    chosen = [plan.configuration(c) for c in configurations or plan.configurations]
-    with_twins(description, fingerprint).save(folder / DATASET_FILE)
-    for configuration in chosen:
-        preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
-    gone = [name for name in (PLANS_FILE, DATASET_FILE, FINGERPRINT_FILE) if not (folder / name).exists()]
-    if gone:
-        raise DataError(f"{folder} lost its {gone[0]} meanwhile; run the command again, and let nothing remove it.")
-    return plan
+    return labelled + unlabelled_cases(raw, description)
+
+
+def _protocol(named: str | None, description: DatasetDescription) -> Protocol | None:
+    return find_protocol(named, description.extra) if named else None
+
+
+def _check_still_there(folder: Path) -> None:
+    """Somebody may have removed the folder in the meantime."""
+    for name in (PLANS_FILE, DATASET_FILE, FINGERPRINT_FILE):
+        if not (folder / name).exists():
+            raise DataError(f"{folder} lost its {name} meanwhile; run the command again, and let nothing remove it.")
 
 
 def preprocess_dataset(
@@ -158,12 +178,12 @@ def preprocess_dataset(
     store = CaseStore(folder / configuration.name)
     recipe = recipe_of(plan, configuration, description.labels)
     by_name = {case.case: case for case in files}
-    place = {case: store if files.label else store.unlabelled for case, files in by_name.items()}
-    for part in (store, store.unlabelled):
-        for case in part.cases():
-            if case not in place or place[case].labelled != part.labelled:
-                part.remove(case)
-    todo = [case for case in by_name if not place[case].is_current(case, _paths(by_name[case]), recipe)]
+    stores = {case: store if files.label else store.unlabelled for case, files in by_name.items()}
+    _remove_others(store, stores)
+    todo = []
+    for name, case_files in by_name.items():
+        if not stores[name].is_current(name, _paths(case_files), recipe):
+            todo.append(name)
     if not todo:
         _log.info("%s: all %d cases are up to date", configuration.name, len(by_name))
         return store
@@ -174,17 +194,12 @@ def preprocess_dataset(
         image, geometry = read_image(files.images, case)
         blank = np.zeros(image.shape[1:], np.uint8)  # of a scan without labels the non-zero mask is kept
         label = blank if files.label is None else read_label(files.label).array
-        place[case].write(
-            case,
-            preprocess_case(case, image, geometry, plan, configuration, label, overwrite=True),
-            description.labels,
-            sources,
-            recipe,
-        )
+        made = preprocess_case(case, image, geometry, plan, configuration, label, overwrite=True)
+        stores[case].write(case, made, description.labels, sources, recipe)
 
     bytes_per_case = _bytes_per_case(fingerprint, plan, configuration, len(description.channel_names))
     run_cases(make, todo, worker_count(bytes_per_case, len(todo), workers), f"preprocess {configuration.name}")
-    lost = [case for case in by_name if not place[case].is_complete(case)]
+    lost = [case for case in by_name if not stores[case].is_complete(case)]
     if lost:
         raise DataError(
             f"{store.folder} lost {len(lost)} of its {len(by_name)} cases while they were made, for example {lost[0]}; "
@@ -193,8 +208,20 @@ def preprocess_dataset(
     return store
 
 
+def _remove_others(store: CaseStore, stores: Mapping[str, CaseStore]) -> None:
+    """Remove stored cases that are no cases any longer, or have got or lost their label map since."""
+    for part in (store, store.unlabelled):
+        for case in part.cases():
+            if case not in stores or stores[case].labelled != part.labelled:
+                part.remove(case)
+
+
 def _paths(case: CaseFiles) -> list[Path]:
-    return [*case.images, *([] if case.label is None else [case.label])]
+    """The files of a case, its label map last."""
+    paths = list(case.images)
+    if case.label is not None:
+        paths.append(case.label)
+    return paths
 
 
 @dataclass(frozen=True)
@@ -224,20 +251,26 @@ def _fingerprint(
     path, report_path = folder / FINGERPRINT_FILE, folder / REPORT_FILE
     source = source_of(raw.files)
     known = _existing(path, Fingerprint)
-    current = known is not None and known.source == source and known.orientation == raw.orientation and known.facts
+    if known is not None and not _is_current(known, source, raw):
+        known = None
     if verify:
-        report = _existing(report_path, Report) if current and not again else None
+        report = None if known is None or again else _existing(report_path, Report)
         if report is None:
             report = verify_dataset(
                 raw.folder, workers=workers, orientation=raw.orientation, mirror_axes=raw.mirror_axes
             )
             report.save(report_path)
         accept(report, report_path, strict)
-    if known is not None and current:
+    if known is not None:
         return known
     fingerprint = make_fingerprint(raw.folder, raw.description, workers, raw.orientation)
     save(path, fingerprint)
     return fingerprint
+
+
+def _is_current(known: Fingerprint, source: str, raw: _RawData) -> bool:
+    """Whether a fingerprint is one of these very data, and made by a version that described each case."""
+    return known.source == source and known.orientation == raw.orientation and bool(known.facts)
 
 
 def _existing(path: Path, kind: type[T]) -> T | None:
@@ -249,12 +282,15 @@ def _existing(path: Path, kind: type[T]) -> T | None:
 
 def _bytes_per_case(fingerprint: Fingerprint, plan: Plan, configuration: Configuration, channels: int) -> float:
     """Peak memory of the largest case: image, masks and label as read, one channel in flight, and the results."""
+    axes = list(plan.transpose)
     largest = 0.0
     grids = list(zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True))
     grids += [(scan.shape_after_crop, scan.spacing) for scan in fingerprint.unlabelled]
     for shape, native in grids:
-        transposed, spacing = [shape[axis] for axis in plan.transpose], [native[axis] for axis in plan.transpose]
+        transposed, spacing = np.array(shape)[axes].tolist(), np.array(native)[axes].tolist()
         target = (*spacing[: len(spacing) - configuration.rank], *configuration.spacing)
-        before, after = prod(shape), prod(resampled_shape(transposed, spacing, target))
-        largest = max(largest, before * (4 * channels + 12) + after * (4 * channels + 12) + 4 * max(before, after))
+        before = prod(shape)
+        after = prod(resampled_shape(transposed, spacing, target))
+        needed = (before + after) * (4 * channels + 12) + 4 * max(before, after)
+        largest = max(largest, needed)
     return largest

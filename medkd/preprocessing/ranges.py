@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import log
 
 import numpy as np
@@ -14,7 +14,7 @@ from medkd.core.plan import ChannelRange, Configuration, DataRanges, Interval, P
 from medkd.io.checks import Finding, header_findings
 from medkd.io.comparison import count_orientations, is_ct, millimetres
 from medkd.io.dicom import modality
-from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.facts import CaseFacts, describe_case, describe_channel
 from medkd.io.volumes import header_remarks
 
 _SCALE = log(4)  # beyond what was seen, of the voxel's or the scan's edge (geometric mean of the axes)
@@ -35,24 +35,33 @@ def ranges_of(facts: Sequence[CaseFacts], channels: Sequence[str], orientation: 
     """
     if not facts:
         return None
-    found = []
-    for index, name in enumerate(channels):
-        seen = [case.channels[index] for case in facts if index < len(case.channels)]
-        filled = [channel for channel in seen if not channel.constant] or seen
-        found.append(
-            ChannelRange(
-                name,
-                _interval([channel.low for channel in filled]),
-                _interval([channel.median for channel in filled]),
-                _interval([channel.high for channel in filled]),
-            )
-        )
     return DataRanges(
         orientations={orientation: len(facts)} if orientation else count_orientations(facts),
-        spacing=tuple(_interval([case.spacing[axis] for case in facts]) for axis in range(3)),
-        size_mm=tuple(_interval([case.size_mm[axis] for case in facts]) for axis in range(3)),
-        channels=tuple(found),
+        spacing=_intervals([case.spacing for case in facts]),
+        size_mm=_intervals([case.size_mm for case in facts]),
+        channels=tuple(_channel_range(facts, index, name) for index, name in enumerate(channels)),
     )
+
+
+def _channel_range(facts: Sequence[CaseFacts], index: int, name: str) -> ChannelRange:
+    """Of the cases in which the channel is not constant, or of all where it is so in all."""
+    seen, filled = [], []
+    for case in facts:
+        if index < len(case.channels):
+            channel = case.channels[index]
+            values = (channel.low, channel.median, channel.high)
+            seen.append(values)
+            if not channel.constant:
+                filled.append(values)
+    return ChannelRange(name, *_intervals(filled or seen))
+
+
+def _intervals(values: Sequence[Sequence[float]]) -> tuple[Interval, ...]:
+    """The interval of each column of values ``(cases, n)``."""
+    table = np.array(values, dtype=np.float64)
+    lowest = table.min(axis=0).tolist()
+    highest = table.max(axis=0).tolist()
+    return tuple(map(Interval, lowest, highest))
 
 
 def compare_scan(
@@ -67,7 +76,7 @@ def compare_scan(
         plan: the plan; without ranges (of an older version) only the spacing and empty channels are looked at.
         configuration: the configuration that the network was trained on.
     """
-    facts = describe_case(files.case, geometry, [describe_channel(channel) for channel in image])
+    facts = describe_case(files.case, geometry, list(map(describe_channel, image)))
     findings = _headers(files) + _constant(facts)
     ranges = plan.ranges
     if ranges is None:
@@ -76,9 +85,10 @@ def compare_scan(
         findings.append(_orientation(facts, ranges))
     findings += _sizes(facts, ranges)
     dicom = modality(files.images)
-    for index, (channel, seen) in enumerate(zip(facts.channels, ranges.channels, strict=False)):
-        if not channel.constant:
-            findings += _intensities(facts.case, index, channel, seen, dicom)
+    known = min(len(facts.channels), len(ranges.channels))
+    for index in range(known):
+        if not facts.channels[index].constant:
+            findings += _intensities(facts, index, ranges.channels[index], dicom)
     return findings
 
 
@@ -110,8 +120,7 @@ def _orientation(facts: CaseFacts, ranges: DataRanges) -> Finding:
 
 def _sizes(facts: CaseFacts, ranges: DataRanges) -> list[Finding]:
     action = "check the unit and the header of the scan"
-    spacing, size = _beyond(facts.spacing, ranges.spacing), _beyond(facts.size_mm, ranges.size_mm)
-    one_axis = any(abs(s) > _AXIS and abs(e) > _SCALE and s * e > 0 for s, e in zip(spacing, size, strict=True))
+    one_axis = _one_axis_beyond(facts, ranges)
     if one_axis or _mean_beyond(facts.spacing, ranges.spacing) > _SCALE:
         expected = f"a spacing as in the training cases ({_shown(ranges.spacing)})"
         found = f"{millimetres(facts.spacing)}, which makes the scan {millimetres(facts.size_mm)} large"
@@ -122,71 +131,89 @@ def _sizes(facts: CaseFacts, ranges: DataRanges) -> list[Finding]:
     return []
 
 
+def _one_axis_beyond(facts: CaseFacts, ranges: DataRanges) -> bool:
+    """Whether spacing and extent of one axis are both too large, or both too small."""
+    spacing = _beyond(facts.spacing, ranges.spacing)
+    size = _beyond(facts.size_mm, ranges.size_mm)
+    too_large = (spacing > _AXIS) & (size > _SCALE)
+    too_small = (spacing < -_AXIS) & (size < -_SCALE)
+    return bool((too_large | too_small).any())
+
+
 def _against_target(facts: CaseFacts, configuration: Configuration) -> list[Finding]:
-    target = float(np.mean(np.log(configuration.spacing)))
-    own = float(np.mean(np.log(sorted(facts.spacing)[: configuration.rank])))
-    if abs(own - target) <= log(8):
+    finest = sorted(facts.spacing)[: configuration.rank]
+    factor = _log_mean(finest) - _log_mean(configuration.spacing)
+    if abs(factor) <= log(8):
         return []
     expected = f"a spacing near the plan's ({millimetres(configuration.spacing)})"
     action = "check the unit and the header of the scan"
     return [_warning(facts.case, expected, millimetres(facts.spacing), action)]
 
 
-def _intensities(case: str, index: int, channel: ChannelFacts, seen: ChannelRange, dicom: str) -> list[Finding]:
+def _intensities(facts: CaseFacts, index: int, seen: ChannelRange, dicom: str) -> list[Finding]:
+    channel = facts.channels[index]
     in_hu = is_ct(seen.name)
-    spreads = Interval(_least_spread(seen), max(seen.high.high - seen.low.low, 1e-12))
-    odd = _outside(log(max(channel.spread, 1e-12)), spreads, log) > _SPREAD[in_hu]
+    spread = log(max(channel.spread, 1e-12))
+    odd = _outside(spread, _log_spreads(seen)) > _SPREAD[in_hu]
     if in_hu:
         odd |= _outside(channel.low, seen.low) > _HU_SHIFT
-    odd |= seen.low.low >= 0 and channel.low < _AIR and not in_hu
+    else:
+        odd |= seen.low.low >= 0 and channel.low < _AIR
     other = _other_modality(dicom, seen.name)
     if not odd and not other:
         return []
     expected = (
         f"intensities of channel {index} ({seen.name}) from {_ends(seen.low)} to {_ends(seen.high)}, as in training"
     )
-    found = f"{channel.low:.4g} to {channel.high:.4g}" + (f" in a series of modality {other}" if other else "")
-    return [_warning(case, expected, found, "check that it is a scan of the same kind and its values are rescaled")]
+    found = f"{channel.low:.4g} to {channel.high:.4g}"
+    if other:
+        found += f" in a series of modality {other}"
+    action = "check that it is a scan of the same kind and its values are rescaled"
+    return [_warning(facts.case, expected, found, action)]
 
 
-def _least_spread(seen: ChannelRange) -> float:
-    """At least the narrowest case's range of intensities, as far as the intervals tell."""
-    return max(seen.high.low - seen.low.high, (seen.high.low - seen.low.low) / 4, 1e-12)
+def _log_spreads(seen: ChannelRange) -> Interval:
+    """Logarithm of the narrowest (at least, as far as the intervals tell) and the widest range of intensities."""
+    surely = seen.high.low - seen.low.high
+    likely = (seen.high.low - seen.low.low) / 4
+    widest = seen.high.high - seen.low.low
+    return Interval(log(max(surely, likely, 1e-12)), log(max(widest, 1e-12)))
 
 
 def _other_modality(dicom: str, channel: str) -> str:
     """The series' modality where it is known and contradicts the channel's name."""
     name = channel.strip().casefold()
-    wrong = (dicom == "MR" and is_ct(channel)) or (dicom == "CT" and name in _MR_NAMES)
-    return dicom if wrong else ""
+    if dicom == "MR":
+        return dicom if is_ct(channel) else ""
+    return dicom if dicom == "CT" and name in _MR_NAMES else ""
 
 
-def _interval(values: Sequence[float]) -> Interval:
-    return Interval(float(min(values)), float(max(values)))
+def _outside(value: float, seen: Interval) -> float:
+    """How far a value lies outside of an interval."""
+    return max(seen.low - value, value - seen.high, 0.0)
 
 
-def _outside(value: float, seen: Interval, scale: Callable[[float], float] = float) -> float:
-    """How far a value lies outside of an interval, whose ends are brought to the value's scale."""
-    return max(scale(seen.low) - value, value - scale(seen.high), 0.0)
-
-
-def _beyond(values: Sequence[float], seen: Sequence[Interval]) -> list[float]:
+def _beyond(values: Sequence[float], seen: Sequence[Interval]) -> np.ndarray:
     """Logarithm of the factor by which each value is smaller (negative) or larger than what was seen; 0 inside."""
-    found = []
-    for value, interval in zip(values, seen, strict=True):
-        found.append(min(log(value / interval.low), 0.0) + max(log(value / interval.high), 0.0))
-    return found
+    logs = np.log(values)
+    low, high = np.log([(interval.low, interval.high) for interval in seen]).T
+    return np.minimum(logs - low, 0.0) + np.maximum(logs - high, 0.0)
 
 
 def _mean_beyond(values: Sequence[float], seen: Sequence[Interval]) -> float:
     """The same for the geometric mean of the axes, without the sign."""
-    low, high = (float(np.mean(np.log([getattr(i, end) for i in seen]))) for end in ("low", "high"))
-    mean = float(np.mean(np.log(values)))
-    return max(low - mean, mean - high, 0.0)
+    low = _log_mean([interval.low for interval in seen])
+    high = _log_mean([interval.high for interval in seen])
+    return _outside(_log_mean(values), Interval(low, high))
+
+
+def _log_mean(values: Sequence[float]) -> float:
+    """Logarithm of the geometric mean."""
+    return float(np.mean(np.log(values)))
 
 
 def _shown(intervals: Sequence[Interval]) -> str:
-    return " × ".join(_ends(interval) for interval in intervals) + " mm"
+    return " × ".join(map(_ends, intervals)) + " mm"
 
 
 def _ends(interval: Interval) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -41,7 +42,8 @@ def axis_matrix(size_in: int, size_out: int, order: int) -> np.ndarray:
     elif size_in == size_out:
         matrix = np.eye(size_in)
     else:
-        matrix = ndimage.zoom(np.eye(size_in), (size_out / size_in, 1), order=order, mode="nearest", grid_mode=True)
+        factors = (size_out / size_in, 1)
+        matrix = ndimage.zoom(np.eye(size_in), factors, order=order, mode="nearest", grid_mode=True)
     matrix.setflags(write=False)
     return matrix
 
@@ -49,7 +51,8 @@ def axis_matrix(size_in: int, size_out: int, order: int) -> np.ndarray:
 def nearest_index(size_in: int, size_out: int) -> np.ndarray:
     """Index of the input voxel that each output voxel takes under order 0, ``(size_out,)``."""
     centres = size_in / size_out * (np.arange(size_out) + 0.5) - 0.5
-    return np.clip(np.floor(centres + 0.5).astype(np.intp), 0, size_in - 1)
+    nearest = np.floor(centres + 0.5).astype(np.intp)
+    return np.clip(nearest, 0, size_in - 1)
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
@@ -59,7 +62,10 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing:
     >>> resampled_shape((40, 512, 512), (5.0, 0.8, 0.8), (2.5, 1.6, 1.6))
     (80, 256, 256)
     """
-    return tuple(max(1, round(old / new * size)) for old, new, size in zip(spacing, new_spacing, shape, strict=True))
+    sizes = []
+    for size, old, new in zip(shape, spacing, new_spacing, strict=True):
+        sizes.append(max(1, round(old / new * size)))
+    return tuple(sizes)
 
 
 def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], force: bool | None = None) -> int | None:
@@ -80,10 +86,10 @@ def coarse_axis(spacing: Sequence[float], new_spacing: Sequence[float], force: b
     """
     if force is False:
         return None
-    for candidate in (spacing, new_spacing):
-        if force or max(candidate) / min(candidate) > ANISOTROPY_THRESHOLD:
-            axes = [i for i, value in enumerate(candidate) if value == max(candidate)]
-            return axes[0] if len(axes) == 1 else None
+    for candidate in map(list, (spacing, new_spacing)):
+        coarsest = max(candidate)
+        if force or coarsest / min(candidate) > ANISOTROPY_THRESHOLD:
+            return candidate.index(coarsest) if candidate.count(coarsest) == 1 else None
     return None
 
 
@@ -135,8 +141,9 @@ def resample_image(
     orders = axis_orders(spacing, new_spacing, resampling, "image")
     coarse = coarse_axis(spacing, new_spacing, resampling.force_separate_z)
     result = np.empty((array.shape[0], *shape), dtype=np.float32)
-    for channel, out in zip(array, result, strict=True):
-        out[...] = _resample_channel(np.ascontiguousarray(channel, dtype=np.float32), shape, orders, coarse)
+    for index, channel in enumerate(array):
+        channel = np.ascontiguousarray(channel, dtype=np.float32)
+        result[index] = _resample_channel(channel, shape, orders, coarse)
     return result
 
 
@@ -167,28 +174,40 @@ def resample_label(
     if label.shape == shape:
         return label
     orders = axis_orders(spacing, new_spacing, resampling, "label")
-    matrices = [axis_matrix(n_in, n_out, order) for n_in, n_out, order in zip(label.shape, shape, orders, strict=True)]
-    return _largest_score(label, shape, matrices)
+    return _largest_score(label, shape, list(map(axis_matrix, label.shape, shape, orders)))
 
 
 def multiply(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
     """Apply ``matrix`` ``(m, n)`` along ``axis`` (of size n) of a float32 array, skipping the zeros away from its
     band.
     """
-    outer, inner = int(np.prod(array.shape[:axis])), int(np.prod(array.shape[axis + 1 :]))
+    before, behind = array.shape[:axis], array.shape[axis + 1 :]
+    outer, inner = prod(before), prod(behind)
     rows, columns = matrix.shape
     weights = matrix.astype(np.float32)
-    source = np.ascontiguousarray(array).reshape((outer, columns) if inner == 1 else (outer, columns, inner))
-    result = np.empty((outer, rows) if inner == 1 else (outer, rows, inner), dtype=np.float32)
+    source = np.ascontiguousarray(array).reshape(outer, columns, inner)
+    result = np.empty((outer, rows, inner), dtype=np.float32)
     for start in range(0, rows, _ROWS):
         block = weights[start : start + _ROWS]
-        used = np.flatnonzero((np.abs(block) > _NEGLIGIBLE).any(axis=0))
-        first, last = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
+        used = _band(block, axis=0)
+        block = block[:, used]
+        out = result[:, start : start + _ROWS]
         if inner == 1:
-            np.matmul(source[:, first:last], block[:, first:last].T, out=result[:, start : start + _ROWS])
+            np.matmul(source[:, used, 0], block.T, out=out[..., 0])
         else:
-            np.matmul(block[:, first:last], source[:, first:last], out=result[:, start : start + _ROWS])
-    return result.reshape(*array.shape[:axis], rows, *array.shape[axis + 1 :])
+            np.matmul(block, source[:, used], out=out)
+    return result.reshape(*before, rows, *behind)
+
+
+def _band(matrix: np.ndarray, axis: int) -> slice:
+    """The rows (axis 1) or columns (axis 0) of a matrix from the first to the last that is not negligible along an
+    axis; one where all are.
+    """
+    large = np.abs(matrix) > _NEGLIGIBLE
+    used = np.flatnonzero(large.any(axis=axis))
+    if not used.size:
+        return slice(0, 1)
+    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 def _resample_channel(
@@ -196,27 +215,31 @@ def _resample_channel(
 ) -> np.ndarray:
     if coarse is None:
         return _spline(channel, shape, orders, range(channel.ndim))
-    shrinks = shape[coarse] < channel.shape[coarse]
-    if shrinks and orders[coarse] == 0:  # slices that nobody takes need no in-plane work
-        channel = np.take(channel, nearest_index(channel.shape[coarse], shape[coarse]), axis=coarse)
-    result = _spline(channel, shape, orders, [axis for axis in range(channel.ndim) if axis != coarse])
-    if result.shape[coarse] == shape[coarse]:
+    old, new, order = channel.shape[coarse], shape[coarse], orders[coarse]
+    in_plane = [axis for axis in range(channel.ndim) if axis != coarse]
+    if new < old and order == 0:  # slices that nobody takes need no in-plane work
+        channel = np.take(channel, nearest_index(old, new), axis=coarse)
+        return _spline(channel, shape, orders, in_plane)
+    result = _spline(channel, shape, orders, in_plane)
+    if new == old:
         return result
-    if orders[coarse] == 0:
-        return np.take(result, nearest_index(result.shape[coarse], shape[coarse]), axis=coarse)
-    return multiply(axis_matrix(result.shape[coarse], shape[coarse], orders[coarse]), result, coarse)
+    if order == 0:
+        return np.take(result, nearest_index(old, new), axis=coarse)
+    return multiply(axis_matrix(old, new, order), result, coarse)
 
 
 def _spline(channel: np.ndarray, shape: tuple[int, ...], orders: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
     """Interpolate along ``axes``; overshoot is clipped to the range over these axes (per slice along the others)."""
-    changing = [
-        axis for axis in _cheapest_order(channel.shape, shape) if axis in axes and shape[axis] != channel.shape[axis]
-    ]
     result = channel
-    for axis in changing:
-        result = multiply(axis_matrix(channel.shape[axis], shape[axis], orders[axis]), result, axis)
-    if changing and max(orders[axis] for axis in changing) > 1:
-        low, high = channel.min(axis=tuple(axes), keepdims=True), channel.max(axis=tuple(axes), keepdims=True)
+    overshoots = False
+    for axis in _cheapest_order(channel.shape, shape):
+        old, new = channel.shape[axis], shape[axis]
+        if axis in axes and old != new:
+            result = multiply(axis_matrix(old, new, orders[axis]), result, axis)
+            overshoots |= orders[axis] > 1
+    if overshoots:
+        low = channel.min(axis=tuple(axes), keepdims=True)
+        high = channel.max(axis=tuple(axes), keepdims=True)
         np.clip(result, low, high, out=result)
     return result
 
@@ -225,16 +248,13 @@ def _largest_score(label: np.ndarray, shape: tuple[int, ...], matrices: Sequence
     """Running arg-max over labels; each is interpolated only where its bounding box reaches."""
     lowest = int(label.min())
     boxes = ndimage.find_objects(label.astype(np.int32) - (lowest - 1))
-    present = [(lowest + i, box) for i, box in enumerate(boxes) if box is not None]
-    filler = (
-        0 if any(value == 0 for value, _ in present) else present[-1][0]
-    )  # the label that is not interpolated: 1 - the others
+    present = {value: box for value, box in enumerate(boxes, start=lowest) if box is not None}
+    filler = 0 if 0 in present else max(present)  # the label that is not interpolated: 1 - the others
+    del present[filler]
     result = np.full(shape, filler, dtype=label.dtype)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)
-    for value, box in present:
-        if value == filler:
-            continue
+    for value, box in present.items():
         region, score = _score(label[box] == value, box, matrices)
         total[region] += score
         wins = (score >= best[region] - _TIE) & (score > _TIE)
@@ -252,18 +272,22 @@ def _score(
     """Interpolate a mask that is empty outside ``box``: the region of the output that it reaches, and its values
     there.
     """
-    region, score = [], mask.astype(np.float32)
-    parts = []
+    region, parts = [], []
     for matrix, part in zip(matrices, box, strict=True):
         columns = matrix[:, part]
-        reached = np.flatnonzero((np.abs(columns) > _NEGLIGIBLE).any(axis=1))
-        first, last = (int(reached[0]), int(reached[-1]) + 1) if reached.size else (0, 0)
-        region.append(slice(first, last))
-        parts.append(columns[first:last])
-    for axis in _cheapest_order(mask.shape, [len(part) for part in parts]):
-        if parts[axis].shape[0] != parts[axis].shape[1] or not np.array_equal(parts[axis], np.eye(len(parts[axis]))):
+        reached = _band(columns, axis=1)
+        region.append(reached)
+        parts.append(columns[reached])
+    score = mask.astype(np.float32)
+    for axis in _cheapest_order(mask.shape, list(map(len, parts))):
+        if not _is_identity(parts[axis]):
             score = multiply(parts[axis], score, axis)
     return tuple(region), score
+
+
+def _is_identity(matrix: np.ndarray) -> bool:
+    rows, columns = matrix.shape
+    return rows == columns and np.array_equal(matrix, np.eye(rows))
 
 
 def _cheapest_order(old: Sequence[int], new: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,11 @@ class CaseStore:
 
     def cases(self) -> list[str]:
         """The ids of all complete cases, sorted."""
-        return sorted(p.name.removesuffix(".json") for p in self.folder.glob("*.json") if not p.name.startswith("."))
+        found = []
+        for path in self.folder.glob("*.json"):
+            if not path.name.startswith("."):
+                found.append(path.name.removesuffix(".json"))
+        return sorted(found)
 
     def open(self, case: str) -> StoredCase:
         """Open a case for reading.
@@ -118,7 +123,8 @@ class CaseStore:
         record = self.record(case)
         locations: dict[int, np.ndarray] = {}
         try:
-            image, label = (np.load(self._path(case, part), mmap_mode="r") for part in self._parts[1:3])
+            image = np.load(self._path(case, self._parts[1]), mmap_mode="r")
+            label = np.load(self._path(case, self._parts[2]), mmap_mode="r")
             if self.labelled:
                 with np.load(self._path(case, "locations.npz")) as stored:
                     locations = {int(key): stored[key] for key in stored.files}
@@ -164,10 +170,10 @@ class CaseStore:
         if not self.labelled:
             save(self._path(case, "json"), CaseRecord(content.properties, tuple(files), recipe))
             return
+        locations: dict[str, Any] = {}
+        for entry, voxels in sample_locations(content.label, labels).items():
+            locations[str(entry)] = voxels
         with atomic_path(self._path(case, "locations.npz")) as temporary:
-            locations: dict[str, Any] = {
-                str(entry): voxels for entry, voxels in sample_locations(content.label, labels).items()
-            }
             np.savez(temporary, **locations)
         save(self._path(case, "json"), CaseRecord(content.properties, tuple(files), recipe))
 
@@ -185,12 +191,9 @@ class CaseStore:
             record = self.record(case)
         except DataError:
             return False
-        same = record.recipe == recipe and len(record.files) == len(paths)
-        return (
-            self.is_complete(case)
-            and same
-            and all(_unchanged(file, path) for file, path in zip(record.files, paths, strict=True))
-        )
+        if record.recipe != recipe or len(record.files) != len(paths) or not self.is_complete(case):
+            return False
+        return all(map(_unchanged, record.files, paths))
 
     def is_complete(self, case: str) -> bool:
         """Whether all files of a case are there."""
@@ -234,7 +237,8 @@ def recipe_of(plan: Plan, configuration: Configuration, labels: LabelSpec) -> st
         parts["crop"] = configuration.crop
     if plan.orientation is not None:
         parts["orientation"] = plan.orientation
-    return hashlib.blake2b(json.dumps(to_data(parts), sort_keys=True).encode(), digest_size=16).hexdigest()
+    text = json.dumps(to_data(parts), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def sample_locations(label: np.ndarray, labels: LabelSpec) -> dict[int, np.ndarray]:
@@ -259,14 +263,18 @@ def sample_locations(label: np.ndarray, labels: LabelSpec) -> dict[int, np.ndarr
         wanted = values == members[0] if len(members) == 1 else np.isin(values, members)
         found[entry] = _draw(foreground[wanted], label.shape, rng)
     if labels.ignore is not None:
-        found[ANNOTATED] = _draw(np.flatnonzero((flat >= 0) & (flat != labels.ignore)), label.shape, rng)
+        annotated = (flat >= 0) & (flat != labels.ignore)
+        found[ANNOTATED] = _draw(np.flatnonzero(annotated), label.shape, rng)
     return found
 
 
 def _draw(indices: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    count = max(min(_MAX_LOCATIONS, len(indices)), int(np.ceil(len(indices) * _MIN_SHARE)))
-    chosen = rng.choice(indices, count, replace=False, shuffle=False) if len(indices) else indices
-    return np.stack(np.unravel_index(np.sort(chosen), shape), axis=1).astype(np.int32)
+    """Some of the flat indices, drawn at random, as voxels ``(n, 3)``."""
+    least = ceil(len(indices) * _MIN_SHARE)
+    count = max(min(_MAX_LOCATIONS, len(indices)), least)
+    if count:
+        indices = np.sort(rng.choice(indices, count, replace=False, shuffle=False))
+    return np.stack(np.unravel_index(indices, shape), axis=1).astype(np.int32)
 
 
 def _unchanged(file: SourceFile, path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from operator import floordiv, mul
 
 MIN_EDGE = 4  # voxels per axis that a bottleneck keeps
 BASE_FEATURES = 32
@@ -109,37 +110,54 @@ def topology(spacing: Sequence[float], patch_size: Sequence[float]) -> Topology:
     """
     rank = len(spacing)
     spacings, sizes = list(spacing), list(patch_size)
-    strides, kernels, kernel = [(1,) * rank], [], [1] * rank
-    while axes := _axes_to_halve(spacings, sizes):
+    strides, divisor = [(1,) * rank], [1] * rank
+    kernels, kernel = [], [1] * rank
+    axes = _axes_to_halve(spacings, sizes)
+    while axes:
         finest = min(spacings)
-        kernel = [3 if k == 3 or s / finest < 2 else 1 for k, s in zip(kernel, spacings, strict=True)]
-        kernels.append(tuple(kernel))
-        strides.append(tuple(2 if axis in axes else 1 for axis in range(rank)))
+        stride = [1] * rank
+        for axis in range(rank):
+            if spacings[axis] / finest < 2:
+                kernel[axis] = 3
         for axis in axes:
+            stride[axis] = 2
+            divisor[axis] *= 2
             spacings[axis] *= 2
             sizes[axis] = ceil(sizes[axis] / 2)
+        kernels.append(tuple(kernel))
+        strides.append(tuple(stride))
+        axes = _axes_to_halve(spacings, sizes)
     kernels.append((3,) * rank)
-    divisor = tuple(prod(stride[axis] for stride in strides) for axis in range(rank))
-    padded = tuple(ceil(size / d) * d for size, d in zip(patch_size, divisor, strict=True))
-    return Topology(tuple(strides), tuple(kernels), padded, divisor)
+    padded = tuple(map(_next_multiple, patch_size, divisor))
+    return Topology(tuple(strides), tuple(kernels), padded, tuple(divisor))
+
+
+def _next_multiple(size: float, divisor: int) -> int:
+    return ceil(size / divisor) * divisor
 
 
 def _axes_to_halve(spacings: Sequence[float], sizes: Sequence[float]) -> list[int]:
     large = [axis for axis, size in enumerate(sizes) if size >= 2 * MIN_EDGE]
-    finest = min((spacings[axis] for axis in large), default=0.0)
+    if not large:
+        return []
+    finest = min(spacings[axis] for axis in large)
     axes = [axis for axis in large if spacings[axis] / finest < 2]
-    return [] if len(axes) == 1 and sizes[axes[0]] < 3 * MIN_EDGE else axes
+    if len(axes) == 1 and sizes[axes[0]] < 3 * MIN_EDGE:
+        return []
+    return axes
 
 
 def features_per_stage(stages: int, rank: int) -> tuple[int, ...]:
     """``min(32·2^i, 320)`` channels at stage i in 3D, at most 512 in 2D."""
-    return tuple(min(BASE_FEATURES * 2**stage, 512 if rank == 2 else 320) for stage in range(stages))
+    most = 512 if rank == 2 else 320
+    return tuple(min(BASE_FEATURES * 2**stage, most) for stage in range(stages))
 
 
 def blocks(preset: Preset, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Blocks per encoder stage and convolutions per decoder stage."""
     given = preset.blocks_encoder
-    return tuple(given[min(stage, len(given) - 1)] for stage in range(stages)), (preset.blocks_decoder,) * (stages - 1)
+    encoder = given + given[-1:] * (stages - len(given))  # the last value goes on
+    return encoder[:stages], (preset.blocks_decoder,) * (stages - 1)
 
 
 def feature_map_elements(preset: Preset, shape: Topology, patch_size: Sequence[int], num_outputs: int) -> int:
@@ -162,11 +180,19 @@ def feature_map_elements(preset: Preset, shape: Topology, patch_size: Sequence[i
     encoder, decoder = blocks(preset, stages)
     voxels, size = [], list(patch_size)
     for stride in shape.strides:
-        size = [n // s for n, s in zip(size, stride, strict=True)]
+        size = list(map(floordiv, size, stride))
         voxels.append(prod(size))
-    total = features[0] * prod(patch_size) if preset.residual else 0
-    for stage, (f, v, n) in enumerate(zip(features, voxels, encoder, strict=True)):
-        projected = stage > 0  # every later stage strides
-        total += f * v * ((2 * n + projected) if preset.residual else n)
-    total += sum((n + 1) * f * v for n, f, v in zip(decoder, features, voxels, strict=False))
-    return total + num_outputs * voxels[0]
+    maps = list(map(mul, features, voxels))  # elements of one convolution's output per stage
+    total = num_outputs * voxels[0]
+    if preset.residual:
+        stem, projections = features[0] * prod(patch_size), sum(maps[1:])  # every stage but the first strides
+        total += stem + projections + 2 * _sumprod(encoder, maps)
+    else:
+        total += _sumprod(encoder, maps)
+    transposed = sum(maps[:-1])
+    return total + _sumprod(decoder, maps) + transposed
+
+
+def _sumprod(counts: Sequence[int], values: Sequence[int]) -> int:
+    """Sum of products, over as many pairs as there are counts."""
+    return sum(map(mul, counts, values))

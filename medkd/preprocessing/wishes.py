@@ -52,7 +52,7 @@ def check_mirror_axes(axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """
     if axes is None:
         return None
-    if any(axis not in (0, 1, 2) for axis in axes):
+    if not set(axes) <= {0, 1, 2}:
         listed = " ".join(map(str, axes))
         raise PlanError(f"--mirror-axes expects none, or some of the axes 0, 1 and 2 of the network, found {listed}.")
     return tuple(sorted(set(axes)))
@@ -71,12 +71,7 @@ def orientation_of(old: Plan | None, wishes: Wishes, description: DatasetDescrip
         PlanError: the plan that is kept turns scans otherwise, or the reader is none of :data:`READERS`.
     """
     reader = description.extra.get("overwrite_image_reader_writer")
-    if reader is not None and reader not in READERS:
-        raise PlanError(
-            f"dataset.json asks for nnU-Net's {reader} (overwrite_image_reader_writer), which medkd has no equal of; "
-            f"it reads scans as {', '.join(READERS)} do, so convert the scans to NIfTI and name one of these or none."
-        )
-    meant = wishes.orientation or (READERS[reader] if reader else None)
+    meant = wishes.orientation or _turned_by(reader)
     if old is None:
         return meant
     if wishes.orientation and wishes.orientation != old.orientation:
@@ -96,6 +91,18 @@ def orientation_of(old: Plan | None, wishes: Wishes, description: DatasetDescrip
     return old.orientation
 
 
+def _turned_by(reader: str | None) -> str | None:
+    """The axis code that one of nnU-Net's readers turns scans to."""
+    if reader is None:
+        return None
+    if reader not in READERS:
+        raise PlanError(
+            f"dataset.json asks for nnU-Net's {reader} (overwrite_image_reader_writer), which medkd has no equal of; "
+            f"it reads scans as {', '.join(READERS)} do, so convert the scans to NIfTI and name one of these or none."
+        )
+    return READERS[reader]
+
+
 def new_plan(
     name: str, fingerprint: Fingerprint, description: DatasetDescription, wishes: Wishes, old: Plan | None
 ) -> Plan:
@@ -104,8 +111,11 @@ def new_plan(
     """
     plan = make_plan(name, fingerprint, description, gpu_memory_gb=wishes.gpu_memory_gb, protocol=wishes.protocol)
     if old is not None and wishes.protocol is None:
-        custom = {key: value for key, value in old.configurations.items() if key not in CONFIGURATIONS}
-        plan = replace(plan, configurations={**plan.configurations, **custom})
+        configurations = dict(plan.configurations)
+        for key, configuration in old.configurations.items():
+            if key not in CONFIGURATIONS:
+                configurations[key] = configuration
+        plan = replace(plan, configurations=configurations)
     ranges = ranges_of(fingerprint.facts, description.channel_names, fingerprint.orientation)
     return _mirrored(replace(plan, orientation=fingerprint.orientation, ranges=ranges), wishes.mirror_axes)
 
@@ -128,7 +138,9 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path) -> Plan:
 
 def mirrored_axes(plan: Plan | None) -> tuple[int, ...] | None:
     """The axes that a plan's 3D networks may mirror; None for all of them, and where there is no such plan."""
-    for configuration in plan.configurations.values() if plan else ():
+    if plan is None:
+        return None
+    for configuration in plan.configurations.values():
         if configuration.rank == 3:
             return configuration.mirror_axes
     return None
@@ -147,11 +159,17 @@ def with_twins(description: DatasetDescription, fingerprint: Fingerprint) -> Dat
 def _mirrored(plan: Plan, axes: tuple[int, ...] | None) -> Plan:
     if axes is None:
         return plan
-    changed = {name: _limited(configuration, axes) for name, configuration in plan.configurations.items()}
+    changed = {}
+    for name, configuration in plan.configurations.items():
+        changed[name] = _limited(configuration, axes)
     return replace(plan, configurations=changed)
 
 
 def _limited(configuration: Configuration, axes: tuple[int, ...]) -> Configuration:
     """A 2D network has the last two axes of the volume."""
     skipped = 3 - configuration.rank
-    return replace(configuration, mirror_axes=tuple(axis - skipped for axis in axes if axis >= skipped))
+    kept = []
+    for axis in axes:
+        if axis >= skipped:
+            kept.append(axis - skipped)
+    return replace(configuration, mirror_axes=tuple(kept))

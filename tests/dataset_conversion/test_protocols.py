@@ -20,15 +20,8 @@ from medkd.core.features import Progress
 from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Plan, Resampling
-from medkd.core.protocol import (
-    FOLDER,
-    AugmentationRule,
-    Protocol,
-    TrainingRule,
-    find_protocol,
-    protocol_names,
-    read_protocols,
-)
+from medkd.core.protocol import AugmentationRule, Protocol, TrainingRule
+from medkd.core.protocol_files import FOLDER, find_protocol, protocol_names, read_protocols
 from medkd.core.run import Budget
 from medkd.core.serial import load, save
 from medkd.inference.predictor import Predictor

@@ -11,7 +11,8 @@ import pytest
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError, PlanError
 from medkd.core.files import read_json, write_json
-from medkd.core.protocol import DetectionProtocol, find_detection_protocol, read_protocols
+from medkd.core.protocol import DetectionProtocol
+from medkd.core.protocol_files import find_detection_protocol, read_protocols
 from medkd.detection.fingerprint import DetectionFingerprint, make_fingerprint
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.planner import Wishes, make_plan

@@ -19,7 +19,7 @@ from medkd.core.dataset import CaseFiles
 from medkd.core.errors import MedkdError
 from medkd.core.geometry import Geometry
 from medkd.io.radiographs import read_radiograph
-from medkd.io.verify import check_case
+from medkd.io.verify_case import check_case
 from medkd.io.volumes import header_remarks, read_geometry, read_volume, write_volume
 from tests.faults.tally import Tally, mutations
 from tests.io.dicom_series import write_series

@@ -12,30 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medkd.core.boxes import BoxAnnotation
-from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import MedkdError
-from medkd.core.plan import Plan
-from medkd.core.protocol import ProtocolFile
-from medkd.core.run import RunDescription, is_detection
-from medkd.core.serial import load
-from medkd.core.splits import FoldRecord, load_splits
-from medkd.evaluation.detection.predictions import DetectionPredictions
-from medkd.evaluation.segmentation.results import Summary
-from medkd.io.verify import Report, verify_dataset
-from medkd.preprocessing.fingerprint import Fingerprint
-from medkd.preprocessing.prepare import plan_and_preprocess
-from medkd.preprocessing.store import CaseRecord
-from medkd.training.logs import read_log
+from tests.faults.json_samples import Sample, sound_files
 from tests.faults.tally import Tally, mutations
-from tests.preprocessing.builders import make_raw
-
-Reader = Callable[[Path], object]
-
-
-def read_description(path: Path, raw: Path) -> object:
-    description = DatasetDescription.load(path)
-    return training_cases(raw, description), description.to_json()
 
 
 def one_line(reader: Callable[[], object]) -> str:
@@ -100,88 +79,27 @@ def change(holder: Any, key: Any, rng: np.random.Generator) -> None:
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Reader]]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     """One sound file of each kind, and what reads it."""
-    root = tmp_path_factory.mktemp("samples")
-    raw = make_raw(root, cases=3)
-    plan_and_preprocess(1, root=root, configurations=["3d_fullres"])
-    prepared = root / "preprocessed" / "Dataset001_Test"
-    verify_dataset(raw).save(root / "report.json")
-    run = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
-    found: dict[str, tuple[Path, Reader]] = {
-        "dataset.json": (raw / "dataset.json", lambda path: read_description(path, raw)),
-        "plans.json": (prepared / "plans.json", Plan.load),
-        "fingerprint.json": (prepared / "fingerprint.json", lambda path: load(Fingerprint, path)),
-        "case record": (prepared / "3d_fullres" / "c0.json", lambda path: load(CaseRecord, path)),
-        "verification_report.json": (root / "report.json", lambda path: load(Report, path)),
-    }
-    for name, reader in (
-        ("run.json", lambda path: (load(RunDescription, path), is_detection(path.parent))),
-        ("split.json", FoldRecord.load),
-        ("log.jsonl", lambda path: read_log(path.parent)),
-        ("summary.json", Summary.load),
-    ):
-        path = next(iter(sorted(run.rglob(name))), None)
-        if path is not None:
-            found[name] = (path, reader)
-    protocol = Path(__file__).parents[2] / "medkd" / "protocols" / "acf_bckd.json"
-    found["protocol"] = (protocol, lambda path: load(ProtocolFile, path))
-    written = {
-        "summary.json": (
-            {
-                "metric_per_case": [
-                    {
-                        "reference_file": "a.nii.gz", "prediction_file": "b.nii.gz",
-                        "metrics": {
-                            "1": {
-                                "Dice": 0.5, "IoU": 0.4, "TP": 3, "FP": 1, "FN": 1, "TN": 5, "n_pred": 4, "n_ref": 4,
-                            }
-                        },
-                    }
-                ]
-            },
-            Summary.load,
-        ),
-        "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a"]}], load_splits),
-        "split.json": ({"train": ["a"], "val": ["b"], "teacher_train": ["a"]}, FoldRecord.load),
-        "boxes": (
-            {"width": 10, "height": 9, "boxes": [[1, 2, 3, 4]], "names": ["a"], "window": None, "schema": 1},
-            BoxAnnotation.load,
-        ),
-        "predictions.json": (
-            {
-                "schema": 1,
-                "categories": ["a"],
-                "images": {
-                    "x": {
-                        "file": "x.png", "width": 10, "height": 9, "boxes": [[1, 2, 3, 4]], "scores": [0.5],
-                        "classes": ["a"],
-                    }
-                },
-            },
-            DetectionPredictions.load,
-        ),
-    }  # fmt: skip
-    for name, (data, reader) in written.items():
-        path = root / "written" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(data))
-        found.setdefault(name, (path, reader))
-    return found
+    return sound_files(tmp_path_factory.mktemp("samples"))
 
 
 KINDS = (
     "dataset.json", "plans.json", "fingerprint.json", "case record", "verification_report.json", "run.json",
     "split.json", "log.jsonl", "summary.json", "protocol", "splits_final.json", "boxes", "predictions.json",
+    "model.json", "teacher.json", "predict_settings.json", "detector's teacher.json", "detection plans.json",
+    "cases.json", "detection summary.json", "detection predict_settings.json",
 )  # fmt: skip
+
+
+def test_every_kind_is_tried(samples: dict[str, Sample]) -> None:
+    assert sorted(samples) == sorted(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_are_understood_or_refused(
-    samples: dict[str, tuple[Path, Reader]], kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    samples: dict[str, Sample], kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if kind not in samples:
-        pytest.skip(f"no sound {kind} at hand")
     source, reader = samples[kind]
     target = tmp_path / source.name
     shutil.copy(source, target)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,41 @@ def test_cases_fail_one_by_one_while_preprocessing(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match=r"(?s)1 of 4 cases failed.*c1: MemoryError: no room"):
         plan_and_preprocess(1, root=tmp_path, configurations=["3d_fullres"])
     assert CaseStore(tmp_path / FOLDER / "3d_fullres").cases() == ["c0", "c2", "c3"]
+
+
+@pytest.mark.parametrize(
+    ("removed", "after", "said"),
+    [
+        ("raw", "c1", "2 of 4 cases failed"),
+        ("preprocessed", "c1", "lost 1 of its 4 cases"),
+        ("preprocessed", "c3", "lost 3 of its 4 cases"),
+        (FOLDER, "c1", "lost 1 of its 4 cases"),
+        (f"{FOLDER}/3d_fullres", "c3", "lost 3 of its 4 cases"),
+        (f"{FOLDER}/plans.json", "c3", "lost its plans.json"),
+    ],
+)
+def test_what_is_deleted_meanwhile_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str, after: str, said: str
+) -> None:
+    raw = make_raw(tmp_path)
+    shutil.copytree(raw, tmp_path / "copy")
+    genuine = api.preprocess_case
+
+    def deleting(case: str, *args: object, **options: object) -> object:
+        made = genuine(case, *args, **options)  # type: ignore[arg-type]
+        if case == after:
+            target = tmp_path / removed
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+        return made
+
+    monkeypatch.setattr(api, "preprocess_case", deleting)
+    with pytest.raises(DataError) as error:
+        plan_and_preprocess(1, root=tmp_path, configurations=["3d_fullres"], workers=1)
+    assert said in str(error.value) and "run the command again" in str(error.value)
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "copy", raw, dirs_exist_ok=True)
+    plan_and_preprocess(1, root=tmp_path, configurations=["3d_fullres"])
+    assert CaseStore(tmp_path / FOLDER / "3d_fullres").cases() == ["c0", "c1", "c2", "c3"]
 
 
 def test_an_edited_plan_is_kept_and_custom_configurations_survive_replanning(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""The keys of a ``dataset.json``, checked one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medkd.core.errors import DataError
+
+
+def is_version_1(data: Any) -> bool:
+    """Whether the content of a ``dataset.json`` is of nnU-Net v1 or the Decathlon: labels are numbers with names."""
+    labels = data.get("labels") if isinstance(data, Mapping) else None
+    if not isinstance(labels, Mapping) or not labels:
+        return False
+    return all_texts(list(labels.values())) and all(str(key).isdecimal() for key in labels)
+
+
+def channel_names_of(value: Any, where: str) -> tuple[str, ...]:
+    """The names of the channels in order, from an object of numbers and names, or a list of names."""
+    names: list[Any] = []
+    if isinstance(value, list):
+        names = value
+    elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
+        names = [value[key] for key in sorted(value, key=int)]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
+            f"found {value!r}."
+        )
+    return tuple(names)
+
+
+def as_object(value: Any, what: str) -> Mapping[str, Any]:
+    """The value of a key as an object, empty where there is none; refused where it is something else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise DataError(f"{what} must be an object, found {value!r}.")
+    return value or {}
+
+
+def take_patients(data: dict[str, Any], where: str) -> dict[str, str]:
+    """Take ``patients`` out of the content of a ``dataset.json``: from below ``medkd``, else from the top."""
+    own = dict(as_object(data.pop("medkd", None), f"{where}: 'medkd'"))
+    at_the_top = data.pop("patients", None)
+    stated = own.pop("patients", at_the_top)
+    data["medkd"] = own
+    patients = {}
+    for case, patient in as_object(stated, f"{where}: 'patients'").items():
+        if isinstance(patient, bool) or not isinstance(patient, (str, int)):
+            raise DataError(f"{where}: 'patients' must name a patient for each case, found {patient!r} for {case}.")
+        patients[case] = str(patient)
+    return patients
+
+
+def without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of the file when keys that say nothing are left out."""
+    kept = {}
+    for key, value in data.items():
+        if value not in ({}, None):
+            kept[key] = value
+    return kept
+
+
+def number_of_cases(value: Any, where: str) -> int:
+    """The value of ``numTraining``, refused where it is no number of cases."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DataError(f"{where}: 'numTraining' must be the number of training cases, found {value!r}.")
+    return value
+
+
+def file_ending_of(value: Any, where: str) -> str:
+    """The value of ``file_ending``, refused where it is no text."""
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: 'file_ending' must be a text such as \".nii.gz\", found {value!r}.")
+    return value
+
+
+def all_texts(values: Any) -> bool:
+    """Whether this is a list of texts."""
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def task_of(found: Any, where: str) -> str:
+    """What ``"task"`` says; which names there are, the table of tasks knows."""
+    if not isinstance(found, str) or not found:
+        raise DataError(f"{where}: 'task' must be the name of a task, found {found!r}; mend it, or leave it out.")
+    return found
+
+
+def take_categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Take ``categories`` out of the content of a ``dataset.json``, and see to it that it has ``labels``."""
+    listed = data.pop("categories", None)
+    if not all_texts(listed):
+        raise DataError(
+            f"{where}: a detection data set needs 'categories', a list of the names of its classes; found {listed!r}."
+        )
+    check_categories(listed, where)
+    values = {"background": 0}
+    for value, name in enumerate(listed, start=1):
+        values[name] = value
+    data["labels"] = values
+    return tuple(listed)
+
+
+def check_categories(names: Sequence[str], where: str) -> None:
+    """Refuse the names of classes where they are none, equal, or taken by what is no class."""
+    different = set(names)
+    if not names or len(different) < len(names) or {"background", "ignore"} & different:
+        raise DataError(
+            f"{where}: expected one or more different categories, none called background or ignore, found "
+            f"{list(names)}."
+        )

@@ -1,0 +1,149 @@
+"""Check the files of one training case: images, label map, and what they look like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medkd.core.dataset import CaseFiles
+from medkd.core.errors import DataError
+from medkd.core.geometry import Geometry
+from medkd.core.labels import LabelSpec
+from medkd.io.checks import (
+    Finding,
+    finite_finding,
+    grid_findings,
+    has_error,
+    header_findings,
+    label_counts,
+    label_finding,
+    unreadable_finding,
+)
+from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.symmetry import MirrorPair, along_patient, mirror_pairs
+from medkd.io.volumes import read_label, read_volume
+
+Grid = tuple[Path, Geometry]
+"""A file and the grid of its voxels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseCheck:
+    """What the files of one case hold.
+
+    Attributes:
+        findings: problems and warnings.
+        values: label values present.
+        facts: what the case looks like, to compare it with the others; None where it is not good.
+        looked_at: whether it was searched for structures that are mirror images of each other.
+        pairs: the structures that are, axes along the patient (0 = head-foot, 1 = front-back,
+            2 = left-right).
+    """
+
+    case: str
+    findings: tuple[Finding, ...]
+    values: tuple[int, ...] = ()
+    facts: CaseFacts | None = None
+    looked_at: bool = True
+    pairs: tuple[MirrorPair, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether the case can be used."""
+        return not has_error(self.findings)
+
+
+def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True) -> CaseCheck:
+    """Check the files of one case; one volume is in memory at a time.
+
+    Args:
+        files: image files in channel order, and the label map.
+        labels: which label values are allowed; None allows all.
+        mirrored: also look for structures that are mirror images of each other.
+    """
+    images = _check_images(files.case, files.images)
+    findings = [*images.findings]
+    label = _Label()
+    if files.label is not None:
+        label = _check_label(files.case, files.label, images.grid, labels, mirrored)
+        findings += label.findings
+    facts = None
+    if images.grid is not None and not has_error(findings):
+        counts = _annotated(label.counts, labels)
+        facts = describe_case(files.case, images.grid[1], images.channels, counts, images.digest)
+    return CaseCheck(
+        case=files.case,
+        findings=tuple(findings),
+        values=tuple(label.counts),
+        facts=facts,
+        looked_at=mirrored,
+        pairs=label.pairs,
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the channels of a case hold; the grid is the first one's, None where none can be read."""
+
+    findings: list[Finding]
+    channels: list[ChannelFacts]
+    grid: Grid | None
+    digest: str
+
+
+def _check_images(case: str, paths: Iterable[Path]) -> _Images:
+    findings: list[Finding] = []
+    channels: list[ChannelFacts] = []
+    grid: Grid | None = None
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            volume = read_volume(path)
+        except DataError as error:
+            findings.append(unreadable_finding(case, path, error))
+            continue
+        findings += finite_finding(case, path, volume.array)
+        findings += header_findings(case, path, volume.remarks)
+        if grid is None:
+            grid = path, volume.geometry
+        findings += grid_findings(case, *grid, path, volume.geometry)
+        digest.update(volume.array.data)
+        channels.append(describe_channel(volume.array))
+    return _Images(findings, channels, grid, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What a label map holds: findings, voxels per value, structures that are mirror images."""
+
+    findings: tuple[Finding, ...] = ()
+    counts: Mapping[int, int] = field(default_factory=dict)
+    pairs: tuple[MirrorPair, ...] = ()
+
+
+def _check_label(case: str, path: Path, grid: Grid | None, labels: LabelSpec | None, mirrored: bool) -> _Label:
+    try:
+        label = read_label(path)
+    except DataError as error:
+        return _Label((unreadable_finding(case, path, error),))
+    counts = label_counts(label.array)
+    findings = header_findings(case, path, label.remarks)
+    if grid is not None:
+        findings += grid_findings(case, *grid, path, label.geometry)
+    if labels is not None:
+        findings += label_finding(case, path, counts, labels.values)
+    pairs: tuple[MirrorPair, ...] = ()
+    if mirrored and not findings:
+        found = mirror_pairs(label.array, _annotated(counts, labels), label.geometry.spacing)
+        pairs = tuple(along_patient(pair, label.geometry) for pair in found)
+    return _Label(tuple(findings), counts, pairs)
+
+
+def _annotated(counts: Mapping[int, int], labels: LabelSpec | None) -> dict[int, int]:
+    """Voxels per label value, without those that are not annotated."""
+    kept = dict(counts)
+    if labels is not None and labels.ignore is not None:
+        kept.pop(labels.ignore, None)
+    return kept
