@@ -46,8 +46,8 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def only(self, keep: np.ndarray) -> Boxes:
-        """The boxes that a mask ``(n,)`` or places choose."""
+    def only(self, keep: np.ndarray | slice) -> Boxes:
+        """The boxes that a mask ``(n,)``, places or a slice choose."""
         return Boxes(self.boxes[keep], self.classes[keep], self.scores[keep])
 
 

@@ -62,9 +62,9 @@ def _cost_cards(report: Report, star: RunEntry, teacher: RunEntry) -> list[str]:
     if own and theirs:
         found.append(card("smaller", f"{theirs / own:.1f} ×", f"{human(own)} instead of {human(theirs)} parameters"))
     if report.timings is not None and star.time is not None and teacher.time is not None:
-        own_time, teachers = star.time.median, teacher.time.median
-        note = f"{readable_seconds(own_time)} instead of {readable_seconds(teachers)} per {report.timings.unit}"
-        found.append(card("faster", f"{teachers / own_time:.1f} ×", note))
+        own_time, teachers = readable_seconds(star.time.median), readable_seconds(teacher.time.median)
+        word, ratio = _faster(star.time, teacher.time)
+        found.append(card(word, ratio, f"{own_time} instead of {teachers} per {report.timings.unit}"))
     return found
 
 
@@ -109,7 +109,7 @@ def overview(report: Report) -> str:
     main = report.task.main
     head = ["run", *(escape(metric.name) for metric in report.task.metrics)]
     head += [f"{main.name} against teacher", f"{main.name} against alone", "gap closed", "parameters"]
-    head.append(f"time of a {report.timings.unit}" if report.timings is not None else "time")
+    head.append(f"time per {report.timings.unit}" if report.timings is not None else "time")
     failures = any(hasattr(entry.scores, "failures") for entry in report.scored)
     if failures:
         head.append("failures")
@@ -168,8 +168,20 @@ def _time(own: Spread | None, teachers: Spread | None) -> str:
     if own is None:
         return "<small>not measured</small>"
     spread = f"{readable_seconds(own.low)} to {readable_seconds(own.high)}"
-    faster = _ratio(own.median, teachers.median if teachers else None, "faster")
-    return f"<b>{readable_seconds(own.median)}</b><small>{spread}</small>{faster}"
+    compared = ""
+    if teachers is not None:
+        word, ratio = _faster(own, teachers)
+        compared = f"<small>{ratio} {word}</small>"
+    return f"<b>{readable_seconds(own.median)}</b><small>{spread}</small>{compared}"
+
+
+def _faster(own: Spread, teachers: Spread) -> tuple[str, str]:
+    """``faster`` or ``slower`` and how many times; the same speed where the quartiles overlap: noise is no gain."""
+    if own.high >= teachers.low and teachers.high >= own.low:
+        return "speed", "the same"
+    if own.median < teachers.median:
+        return "faster", f"{teachers.median / own.median:.1f} ×"
+    return "slower", f"{own.median / teachers.median:.1f} ×"
 
 
 def _ratio(own: float | None, teachers: float | None, word: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from medkd.evaluation.report.data import RunEntry
 
 MOST_RUNS = 5
-GROUND = "#10161c"
 
 
 def judge_of(entries: Sequence[RunEntry]) -> RunEntry | None:

@@ -51,8 +51,6 @@ figcaption { font-size:13px; color:var(--muted); margin-top:8px; overflow-wrap:a
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr)); gap:22px 30px;
   align-items:start; }
 .chart img { max-width:620px; }
-.picture { margin-top:16px; } .picture img { border-radius:10px; background:#10161c; }
-.picture strong, .viewer strong { color:var(--ink); }
 .legend span { display:inline-flex; align-items:center; margin:0 16px 4px 0; font-size:13px; color:var(--muted); }
 .legend.runs { margin-bottom:12px; }
 .legend i { width:18px; height:0; border-top:3px solid; margin-right:7px; border-radius:2px; }
@@ -63,6 +61,8 @@ figcaption { font-size:13px; color:var(--muted); margin-top:8px; overflow-wrap:a
   align-items:end; }
 .panel em { display:block; font-style:normal; font-size:12px; color:#e8eef3; text-align:center; padding-bottom:4px;
   overflow-wrap:anywhere; }
+.panel img { width:auto; max-width:100%; max-height:560px; margin:0 auto; border-radius:6px; }
+.panel figcaption { text-align:center; font-size:12px; margin-top:4px; }
 .pane { position:relative; width:100%; max-width:420px; margin:0 auto; }
 .pane div { position:absolute; inset:0; background-repeat:no-repeat; background-size:100% calc(100% * var(--n));
   background-position:0 calc(100% * var(--i) / max(var(--n) - 1, 1)); -webkit-print-color-adjust:exact;

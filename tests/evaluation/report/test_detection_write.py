@@ -231,7 +231,8 @@ def test_pictures_show_the_worst_and_the_best_with_boxes(root: Path) -> None:
     quality = [2 * t / (2 * t + m + f) for t, m, f in (p.counts[judge] for p in shown[:3])]
     assert quality == sorted(quality) and quality[2] == 1.0
     assert [(p.rank, p.case) for p in shown] == ranked_images(report.entries[2].scores)
-    with Image.open(BytesIO(shown[0].png)) as drawn:
+    assert [list(p.panels) for p in shown] == [[e.label for e in report.entries]] * len(shown)
+    with Image.open(BytesIO(shown[0].panels[judge])) as drawn:
         pixels = np.asarray(drawn.convert("RGB")).astype(int)
     assert (np.abs(pixels - 255).sum(-1) < 30).sum() > 200  # reference boxes in white
     assert radiograph_pictures(replace(report, raw=root / "nowhere")) == ([], "")

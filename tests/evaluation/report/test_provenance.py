@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
@@ -68,8 +68,8 @@ def entry(name: str) -> RunEntry:
 def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """What the command's own parser makes of a line."""
 
-    def parse(main: Any, parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-        return parser.parse_args(argv)
+    def parse(main: Any, parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str]) -> argparse.Namespace:
+        return parser().parse_args(argv)
 
     monkeypatch.setattr(common, "run", parse)
     name, *words = shlex.split(command)

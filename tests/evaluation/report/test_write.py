@@ -12,6 +12,7 @@ from PIL import Image
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
+from medkd.core.timing import Spread
 from medkd.evaluation.report.data import Report, baseline_of, compare, gather, read_report, teacher_of
 from medkd.evaluation.report.decision import verdict
 from medkd.evaluation.report.figures import human
@@ -87,6 +88,17 @@ def test_a_time_that_was_not_measured_is_not_made_up(tmp_path: Path) -> None:
     make_run(tmp_path, KD, "unet_tiny", 1.0, {0: range(6)}, method="kd", teacher="res_unet")
     text = make_report(4, root=tmp_path).read_text(encoding="utf-8")
     assert "not measured" in text and "× faster" not in text and "--measure" in text
+
+
+def test_times_that_overlap_are_no_gain(root: Path, tmp_path: Path) -> None:
+    report = read_report(results(root))
+    for own, expected in ((Spread(0.9, 0.8, 1.0, 5), "the same speed"), (Spread(8.2, 8.0, 8.4, 5), "2.0 × slower")):
+        entries = [
+            replace(entry, time=own if entry.name == KD else Spread(4.1, 0.99, 4.2, 5)) for entry in report.entries
+        ]
+        write_report(tmp_path / "page.html", replace(report, entries=tuple(entries)))
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert expected in text and "× faster" not in text
 
 
 def test_any_subset_of_runs_gives_a_page(root: Path, tmp_path: Path) -> None:
