@@ -21,7 +21,9 @@ _SPELLINGS = {
     "pet": ("fdg", "fdgpet", "petct", "suv"),
     "mri": ("mr", "magneticresonance"),
 }
-_SAME = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings)}
+_SAME: dict[str, str] = {}
+for _name, _others in _SPELLINGS.items():
+    _SAME |= dict.fromkeys((_name, *_others), _name)
 _SILENT = re.compile(
     r"\d*|(channel|ch|c|image|img|input|modality|mod|scan|volume|data|series|sequence|nonorm|none|zscore|grayscale"
     r"|gray|grey|intensity|rescaleto01|rescale01|rgbto01|rgb01)\d*"
@@ -36,10 +38,11 @@ def differing_channels(theirs: Sequence[str], ours: Sequence[str]) -> str | None
         theirs: names in the order of the teacher's input.
         ours: names in the order of the student's.
     """
-    found, expected = [_plain(name) for name in theirs], [_plain(name) for name in ours]
+    found = list(map(_plain, theirs))
+    expected = list(map(_plain, ours))
     if len(found) != len(expected):
         return "another number of input channels"
-    if all(_agree(a, b) for a, b in zip(found, expected, strict=True)):
+    if all(map(_agree, found, expected)):
         return None
     return "the same channels in another order" if sorted(found) == sorted(expected) else "other channels"
 

@@ -150,13 +150,23 @@ def _monai_network(
 
 def _weights(content: Mapping[str, Any], expected: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """The state dict inside a checkpoint, without the prefixes that wrappers put before the ``expected`` names."""
-    if not expected & set(content):
+    tensors = _tensors_in(content, expected)
+    for prefix in _PREFIXES:
+        if not expected.isdisjoint(tensors):
+            break
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _tensors_in(content: Mapping[str, Any], expected: frozenset[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, out of the entries that wrap them."""
+    if expected.isdisjoint(content):
         for key in _WRAPPERS:
             if isinstance(content.get(key), Mapping):
-                return _weights(content[key], expected)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in _PREFIXES:
-        strange = not expected & set(tensors)
-        if tensors and strange and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+                return _tensors_in(content[key], expected)
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[str(key)] = value
     return tensors

@@ -94,16 +94,15 @@ def checked(found: ExternalModel, folder: Path) -> ExternalModel:
         PlanError: the numbers of channels or axes disagree.
     """
     found = _named(found, folder)
-    divisor = NETWORKS[found.network].divisor if found.network in NAMES else 1
-    channels, rank = len(found.channels), len(found.patch_size)
+    channels = len(found.channels)
+    rank = len(found.patch_size)
     statistics = (channels,) if "ct" in found.normalization else (0, channels)
     fits = {
         "normalization": len(found.normalization) == channels,
         "intensities": len(found.intensities) in statistics,
         "use_mask_for_norm": len(found.use_mask_for_norm) in (0, channels),
         "spacing": len(found.spacing) == rank and rank in (2, 3) and min(found.spacing) > 0,
-        "patch_size": all(size > 0 and size % divisor == 0 for size in found.patch_size)
-        and prod(found.patch_size) <= LARGEST_PATCH,
+        "patch_size": _patch_fits(found),
         "batch_size": 1 <= found.batch_size <= MOST_CHANNELS,
         "transpose": sorted(found.transpose) == [0, 1, 2],
         "interpolation": found.interpolation in _INTERPOLATIONS,
@@ -116,6 +115,13 @@ def checked(found: ExternalModel, folder: Path) -> ExternalModel:
             f"{found.network}; see docs/nnunet-teacher.md."
         )
     return found
+
+
+def _patch_fits(found: ExternalModel) -> bool:
+    """Whether the network can be built for the patch, and the patch held in memory."""
+    divisor = NETWORKS[found.network].divisor if found.network in NAMES else 1
+    divisible = all(size > 0 and size % divisor == 0 for size in found.patch_size)
+    return divisible and prod(found.patch_size) <= LARGEST_PATCH
 
 
 def model_of(found: ExternalModel, folder: Path) -> TrainedModel:

@@ -17,6 +17,7 @@ from medkd.core.features import Stage, Tap
 from medkd.core.run import NetworkSpec
 from medkd.models.limits import check_argument, check_parameters, check_spec
 from medkd.networks.base import SegmentationNetwork
+from medkd.networks.encoder_decoder import numbered
 
 CLASSES = ("SegResNet", "SwinUNETR", "UNet", "AttentionUnet", "DynUNet")
 # the same networks in medkd's registry, which can also be continued from a tap
@@ -85,12 +86,26 @@ def registered(kind: str, arguments: Mapping[str, Any], rank: int) -> str | None
     if kind not in _REGISTERED or rank != 3:
         return None
     name, ours = _REGISTERED[kind]
-    parameters = inspect.signature(_class(kind)).parameters
-    given = {k: tuple_of(v) for k, v in arguments.items() if k not in (*_NEUTRAL, *_FROM_DESCRIPTION)}
-    expected = {**{k: p.default for k, p in parameters.items() if k not in (*_NEUTRAL, *_FROM_DESCRIPTION)}, **ours}
-    expected.pop("spatial_dims")
-    found = {**{k: p.default for k, p in parameters.items() if k in expected}, **given}
-    return name if {k: tuple_of(v) for k, v in expected.items()} == found else None
+    defaults = _defaults(kind)
+    expected = defaults | ours
+    expected.pop("spatial_dims", None)
+    found = {}
+    for argument, default in defaults.items():
+        if argument in expected:
+            found[argument] = default
+    for argument, value in arguments.items():
+        if argument not in (*_NEUTRAL, *_FROM_DESCRIPTION):
+            found[argument] = tuple_of(value)
+    return name if tuple_of_each(expected) == found else None
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """The arguments of a class that say what the network is, with their defaults."""
+    found = {}
+    for name, parameter in inspect.signature(_class(kind)).parameters.items():
+        if name not in (*_NEUTRAL, *_FROM_DESCRIPTION):
+            found[name] = parameter.default
+    return found
 
 
 def check_arguments(kind: str, arguments: Mapping[str, Any], where: str) -> None:
@@ -112,7 +127,14 @@ def check_arguments(kind: str, arguments: Mapping[str, Any], where: str) -> None
 
 def tuple_of(value: Any) -> Any:
     """Lists as tuples, at any depth."""
-    return tuple(tuple_of(v) for v in value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(tuple_of, value))
+    return value
+
+
+def tuple_of_each(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with lists as tuples."""
+    return {name: tuple_of(value) for name, value in values.items()}
 
 
 def _class(kind: str) -> type[nn.Module]:
@@ -122,73 +144,108 @@ def _class(kind: str) -> type[nn.Module]:
 
 
 def _build(spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> nn.Module:
-    network = _class(kind)
+    network: Any = _class(kind)
     accepted = inspect.signature(network).parameters
-    size = {"img_size": spec.patch_size} if "img_size" in accepted else {}
-    given = {
-        k: tuple_of(v) for k, v in arguments.items() if k in accepted and k not in ("img_size", *_FROM_DESCRIPTION)
-    }
+    given: dict[str, Any] = {}
+    if "img_size" in accepted:
+        given["img_size"] = spec.patch_size
+    for name, value in arguments.items():
+        if name in accepted and name not in ("img_size", *_FROM_DESCRIPTION):
+            given[name] = tuple_of(value)
     if "deep_supervision" in given:
         given["deep_supervision"] = bool(given["deep_supervision"])
-    return network(
-        **size, **given, spatial_dims=len(spec.patch_size), in_channels=spec.in_channels, out_channels=spec.num_outputs
-    )  # fmt: skip
+    given["spatial_dims"] = len(spec.patch_size)
+    return network(in_channels=spec.in_channels, out_channels=spec.num_outputs, **given)
 
 
 def _parameters(spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> float:
     """How many weights a network is going to have, without memory for them."""
     if kind == "SwinUNETR":  # its constructor needs values; twelve square matrices per block, eight times the features
-        features, depths = arguments.get("feature_size", 24), arguments.get("depths", (2, 2, 2, 2))
-        return float(12 * (8 * features) ** 2 * sum(depths))
+        features = 8 * arguments.get("feature_size", 24)
+        blocks = sum(arguments.get("depths", (2, 2, 2, 2)))
+        return float(12 * features**2 * blocks)
     with torch.device("meta"):
-        return float(sum(weight.numel() for weight in _build(spec, kind, arguments).parameters()))
+        network = _build(spec, kind, arguments)
+    return float(sum(weight.numel() for weight in network.parameters()))
 
 
 def _plain(value: Any) -> bool:
     if isinstance(value, str):
         return not value.startswith(("$", "@", "%"))
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and not k.startswith("_") and _plain(v) for k, v in value.items())
+        return all(map(_plain_key, value)) and all(map(_plain, value.values()))
     if isinstance(value, (list, tuple)):
-        return all(_plain(v) for v in value)
+        return all(map(_plain, value))
     return value is None or isinstance(value, (bool, int, float))
+
+
+def _plain_key(key: Any) -> bool:
+    return isinstance(key, str) and not key.startswith("_")
 
 
 def _places(kind: str, network: Any) -> list[Place]:
     """Where the features of a network lie: name, module path, stage; encoder, bottleneck, decoder from coarse to
     fine.
     """
-    if kind == "SegResNet":
-        encoder = [f"down_layers.{i}.{len(layer) - 1}" for i, layer in enumerate(network.down_layers)]
-        return _named(encoder, [f"up_layers.{i}.{len(layer) - 1}" for i, layer in enumerate(network.up_layers)])
+    finders = {"SegResNet": _segresnet, "DynUNet": _dynunet, "UNet": _unet, "AttentionUnet": _attention}
     if kind == "SwinUNETR":
         return _named([*_SWIN_ENCODER, "encoder10"], _SWIN_DECODER)
-    if kind == "DynUNet":
-        encoder = ["input_block", *(f"downsamples.{i}" for i in range(len(network.downsamples))), "bottleneck"]
-        return _named(encoder, [f"upsamples.{i}" for i in range(len(network.upsamples))])
-    if kind == "UNet":
-        steps = len(network.channels) - 1
-        stages = ["model" + ".1.submodule" * i for i in range(steps + 1)]
-        # the finest decoder step yields the logits
-        return _named([*(f"{s}.0" for s in stages[:-1]), stages[-1]], [f"{s}.2" for s in stages[-2:0:-1]], finest=1)
-    return _attention(network)
+    return finders[kind](network)
+
+
+def _segresnet(network: Any) -> list[Place]:
+    down = _last_blocks("down_layers", network.down_layers)
+    return _named(down, _last_blocks("up_layers", network.up_layers))
+
+
+def _last_blocks(path: str, stages: Any) -> list[str]:
+    return [f"{path}.{i}.{len(stage) - 1}" for i, stage in enumerate(stages)]
+
+
+def _dynunet(network: Any) -> list[Place]:
+    downsamples = numbered("downsamples", len(network.downsamples))
+    upsamples = numbered("upsamples", len(network.upsamples))
+    return _named(["input_block", *downsamples, "bottleneck"], upsamples)
+
+
+def _unet(network: Any) -> list[Place]:
+    encoder = []
+    decoder = []
+    stage = "model"
+    for _ in network.channels[:-1]:
+        encoder.append(f"{stage}.0")
+        decoder.append(f"{stage}.2")
+        stage = f"{stage}.1.submodule"
+    # the finest decoder step yields the logits
+    return _named([*encoder, stage], decoder[:0:-1], finest=1)
 
 
 def _attention(network: Any) -> list[Place]:
-    encoder, decoder, layer, path = ["model.0"], [], network.model[1], "model.1"
+    encoder = ["model.0"]
+    decoder = []
+    path = "model.1"
+    layer = network.model[1]
     while True:
         decoder.append(f"{path}.merge")
         inner = layer.submodule
         if not isinstance(inner, nn.Sequential) or not hasattr(inner[1], "merge"):
             return _named([*encoder, f"{path}.submodule"], decoder[::-1])
         encoder.append(f"{path}.submodule.0")
-        layer, path = inner[1], f"{path}.submodule.1"
+        path = f"{path}.submodule.1"
+        layer = inner[1]
 
 
 def _named(encoder: Sequence[str], decoder: Sequence[str], finest: int = 0) -> list[Place]:
-    places: list[Place] = [(f"enc{i}", path, "encoder") for i, path in enumerate(encoder[:-1])]
-    places.append(("bottleneck", encoder[-1], "bottleneck"))
-    return [*places, *((f"dec{finest + len(decoder) - 1 - i}", path, "decoder") for i, path in enumerate(decoder))]
+    *skips, deepest = encoder
+    places: list[Place] = []
+    for level, path in enumerate(skips):
+        places.append((f"enc{level}", path, "encoder"))
+    places.append(("bottleneck", deepest, "bottleneck"))
+    level = finest + len(decoder)
+    for path in decoder:
+        level -= 1
+        places.append((f"dec{level}", path, "decoder"))
+    return places
 
 
 def _taps(network: nn.Module, places: Sequence[Place], spec: NetworkSpec) -> tuple[Tap, ...]:
@@ -199,7 +256,8 @@ def _taps(network: nn.Module, places: Sequence[Place], spec: NetworkSpec) -> tup
 
         def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor, name: str = name) -> None:
             first = inputs[0] if len(inputs) == 1 else None
-            shapes[name] = output.shape, isinstance(first, Tensor) and first.shape == output.shape
+            same = isinstance(first, Tensor) and first.shape == output.shape
+            shapes[name] = output.shape, same
 
         handles.append(network.get_submodule(path).register_forward_hook(note))
     try:
@@ -211,10 +269,23 @@ def _taps(network: nn.Module, places: Sequence[Place], spec: NetworkSpec) -> tup
     found = []
     for name, path, stage in places:
         shape, same = shapes[name]
-        if any(p % s for p, s in zip(spec.patch_size, shape[2:], strict=True)):
-            raise ValueError(f"the patch is not a multiple of the feature map {tuple(shape[2:])} at {path}")
-        stride = tuple(p // s for p, s in zip(spec.patch_size, shape[2:], strict=True))
         found.append(
-            Tap(name=name, channels=shape[1], stride=stride, module=f"net.{path}", stage=stage, correction=same)
+            Tap(
+                name=name,
+                channels=shape[1],
+                stride=_stride(spec.patch_size, shape[2:], path),
+                module=f"net.{path}",
+                stage=stage,
+                correction=same,
+            )
         )
     return tuple(found)
+
+
+def _stride(patch: tuple[int, ...], size: Sequence[int], path: str) -> tuple[int, ...]:
+    stride = []
+    for voxels, cells in zip(patch, size, strict=True):
+        if voxels % cells:
+            raise ValueError(f"the patch is not a multiple of the feature map {tuple(size)} at {path}")
+        stride.append(voxels // cells)
+    return tuple(stride)

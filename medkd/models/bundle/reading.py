@@ -36,7 +36,7 @@ def read_bundle(path: Path, overriding: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: something that is needed is missing, is an expression, or is not known to medkd; it is named.
     """
-    file = next(path / file for file in INFERENCE if (path / file).is_file())
+    file = next(file for file in map(path.joinpath, INFERENCE) if file.is_file())
     config = Config(read_file(file), file)
     metadata = Config(read_json(path / METADATA), path / METADATA, ("channels",))
     found: dict[str, Any] = {"weights": WEIGHTS.as_posix()}
@@ -69,24 +69,26 @@ def _labels(config: Config, metadata: Config) -> dict[str, int]:
     regions have.
     """
     names = _names(metadata, "network_data_format::outputs::pred::channel_def")
-    doubt = None
-    if isinstance(config.content, Mapping) and _has_sigmoid(
-        config, config.content.get("postprocessing"), "postprocessing"
-    ):
-        doubt = f"{config.file}: 'postprocessing' applies a sigmoid"
-    elif not names or names[0].casefold() != "background":
-        doubt = (
-            f"{metadata.file}: channel 0 of the outputs is {repr(names[0]) if names else 'missing'}, not the background"
-        )
+    doubt = _doubt(config, metadata, names)
     if doubt:
         raise RunError(
             f"{doubt}, so the channels {', '.join(names)} may be regions, whose label values the bundle does not say; "
-            f"{metadata.remedy}, "
-            "regions in the order of the channels with their regions_class_order, for example "
-            '{"labels": {"background": 0, '
-            '"whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}.'
+            f"{metadata.remedy}, regions in the order of the channels with their regions_class_order, for example "
+            '{"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}.'
         )
     return {name: i for i, name in enumerate(names)}
+
+
+def _doubt(config: Config, metadata: Config, names: list[str]) -> str | None:
+    """Why the output channels may be no classes; None where nothing speaks against it."""
+    if isinstance(config.content, Mapping):
+        last = config.content.get("postprocessing")
+        if _has_sigmoid(config, last, "postprocessing"):
+            return f"{config.file}: 'postprocessing' applies a sigmoid"
+    if not names or names[0].casefold() != "background":
+        first = repr(names[0]) if names else "missing"
+        return f"{metadata.file}: channel 0 of the outputs is {first}, not the background"
+    return None
 
 
 def _has_sigmoid(config: Config, value: Any, key: str, depth: int = 0) -> bool:
@@ -94,19 +96,22 @@ def _has_sigmoid(config: Config, value: Any, key: str, depth: int = 0) -> bool:
     config.count(key, depth)
     value = config.followed(value)
     if isinstance(value, list):
-        return any(_has_sigmoid(config, v, f"{key}::{i}", depth + 1) for i, v in enumerate(value))
+        parts = enumerate(value)
+        return any(_has_sigmoid(config, part, f"{key}::{i}", depth + 1) for i, part in parts)
     if not isinstance(value, Mapping) or disabled(config, value, key):
         return False
     if str(value.get("_target_")).rpartition(".")[2].startswith("Activations"):
         stated = config.followed(value.get("sigmoid"))
-        return any(flag not in (None, False) for flag in (stated if isinstance(stated, list) else [stated]))
-    return _has_sigmoid(config, value.get("transforms"), f"{key}::transforms", depth + 1)
+        flags = stated if isinstance(stated, list) else [stated]
+        return any(flag not in (None, False) for flag in flags)
+    inner = value.get("transforms")
+    return _has_sigmoid(config, inner, f"{key}::transforms", depth + 1)
 
 
 def _names(metadata: Config, key: str) -> list[str]:
     """Names of the channels, by their numbers."""
     named = metadata.get(key)
-    if not isinstance(named, Mapping) or sorted(named) != sorted(map(str, range(len(named)))):
+    if not isinstance(named, Mapping) or set(named) != set(map(str, range(len(named)))):
         raise RunError(
             f"{metadata.file}: '{key}' must number its names from 0, found {str(named)[:80]}; {metadata.remedy}."
         )

@@ -25,7 +25,10 @@ _NEUTRAL = (
 def _base(target: str) -> str:
     """A transform's name without the ending of those that work on dictionaries."""
     name = short(target)
-    return next((name.removesuffix(end) for end in ("Dict", "d", "D") if name.endswith(end)), name)
+    for end in ("Dict", "d", "D"):
+        if name.endswith(end):
+            return name.removesuffix(end)
+    return name
 
 
 def preprocessing(config: Config, known: Mapping[str, Any], stated: frozenset[str]) -> dict[str, Any]:
@@ -40,25 +43,15 @@ def preprocessing(config: Config, known: Mapping[str, Any], stated: frozenset[st
         if base in _NEUTRAL or disabled(config, entry, key):
             continue
         if base not in _TRANSFORMS:
-            if {"spacing", "normalization"} <= stated:
-                continue  # whoever states what is done to the voxels has seen it
-            says = config.stating("spacing", "normalization").remedy
-            raise RunError(
-                f"{config.file}: the transform '{target}' is not one that medkd can repeat; {says} and include its "
-                "effect."
-            )
+            _check_unknown(config, target, stated)
+            continue
         part, reader = _TRANSFORMS[base]
         if part in stated:
             if isinstance(known[part], list):
                 found[part] = known[part]  # a crop that follows must know what it follows
             continue
         reading = config.stating(part)
-        values = {
-            k: reading.plain(v, f"{key}::{k}")
-            for k, v in entry.items()
-            if not k.startswith("_") and k not in ("keys", "mode")
-        }
-        problem = reader(values, found, channels)
+        problem = reader(_arguments(reading, entry, key), found, channels)
         if problem:
             raise RunError(
                 f"{config.file}: the transform '{target}' {problem}, which medkd does not repeat; {reading.remedy}."
@@ -69,20 +62,43 @@ def preprocessing(config: Config, known: Mapping[str, Any], stated: frozenset[st
     return found
 
 
+def _check_unknown(config: Config, target: str, stated: frozenset[str]) -> None:
+    """Refuse a transform that medkd does not know, unless somebody states what is done to the voxels."""
+    if {"spacing", "normalization"} <= stated:
+        return
+    says = config.stating("spacing", "normalization").remedy
+    raise RunError(
+        f"{config.file}: the transform '{target}' is not one that medkd can repeat; {says} and include its effect."
+    )
+
+
+def _arguments(config: Config, entry: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The arguments of a transform that change values."""
+    values = {}
+    for name, value in entry.items():
+        if not name.startswith("_") and name not in ("keys", "mode"):
+            values[name] = config.plain(value, f"{key}::{name}")
+    return values
+
+
 def _spacing(values: dict[str, Any], found: dict[str, Any], channels: int) -> str | None:
     pixdim = values.get("pixdim")
-    if not isinstance(pixdim, list) or any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) or v <= 0 for v in pixdim
-    ):
+    if not isinstance(pixdim, list) or not all(map(_is_length, pixdim)):
         return f"has pixdim {pixdim}"
     found["spacing"] = pixdim
     return None
 
 
+def _is_length(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return value > 0
+
+
 def _orientation(values: dict[str, Any], found: dict[str, Any], channels: int) -> str | None:
     letters = str(values.get("axcodes", ""))
-    axes = ["".join(pair) for pair in ("LR", "PA", "IS")]
-    order = [next((i for i, pair in enumerate(axes) if letter in pair), -1) for letter in letters]
+    axes = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+    order = [axes.get(letter, -1) for letter in letters]
     if sorted(order) != [0, 1, 2]:
         return f"has axcodes {letters!r}"
     found["transpose"] = [2 - axis for axis in order]  # from the order (z, y, x)
@@ -93,7 +109,8 @@ def _window(values: dict[str, Any], found: dict[str, Any], channels: int) -> str
     low, high = values.get("a_min"), values.get("a_max")
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
         return f"has a_min {low} and a_max {high}"
-    if (values.get("b_min"), values.get("b_max"), values.get("clip")) != (0, 1, True):
+    target = (values.get("b_min"), values.get("b_max"), values.get("clip"))
+    if target != (0, 1, True):
         return "maps to another range than 0..1 with clipping"
     return _normalise(found, f"window({_decimal(low)}, {_decimal(high)})", channels)
 
@@ -108,7 +125,8 @@ def _z_score(values: dict[str, Any], found: dict[str, Any], channels: int) -> st
 
 
 def _rescale(values: dict[str, Any], found: dict[str, Any], channels: int) -> str | None:
-    if (values.get("minv", 0), values.get("maxv", 1)) != (0, 1) or values.get("factor") is not None:
+    target = (values.get("minv", 0), values.get("maxv", 1))
+    if target != (0, 1) or values.get("factor") is not None:
         return "maps to another range than 0..1"
     if channels > 1 and not values.get("channel_wise"):
         return "scales all channels together"
@@ -117,16 +135,17 @@ def _rescale(values: dict[str, Any], found: dict[str, Any], channels: int) -> st
 
 def _crop(values: dict[str, Any], found: dict[str, Any], channels: int) -> str | None:
     """The box of the voxels above 0; after a window, above its lower end."""
-    if (
-        values.get("select_fn") is not None
-        or values.get("margin", 0) not in (0, [0, 0, 0])
-        or values.get("k_divisible", 1) != 1
-    ):
+    margin = values.get("margin", 0)
+    selection = values.get("select_fn")
+    if selection is not None or margin not in (0, [0, 0, 0]) or values.get("k_divisible", 1) != 1:
         return "has a margin or a selection of its own"
     scheme = str(next(iter(found["normalization"]), "none"))
     if scheme != "none" and not scheme.startswith("window("):
         return "crops by normalised values"
-    found["crop"] = "above(0)" if scheme == "none" else f"above({scheme[7:].split(',')[0]})"
+    lowest = "0"
+    if scheme != "none":
+        lowest = scheme.removeprefix("window(").partition(",")[0]
+    found["crop"] = f"above({lowest})"
     return None
 
 

@@ -49,7 +49,8 @@ class NnunetFolder(ImportedFolder):
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The folds that have the checkpoint, ``"all"`` last."""
-        return tuple(fold for fold, kinds in trained_folds(self.path).items() if checkpoint in kinds)
+        found = trained_folds(self.path)
+        return tuple(fold for fold in found if checkpoint in found[fold])
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """The fold's training cases by :func:`~medkd.models.nnunet.splits.nnunet_splits`, provided that the weights
@@ -63,8 +64,10 @@ class NnunetFolder(ImportedFolder):
             )
         splits = nnunet_splits(self.path, cases, raw)
         if fold == ALL:
-            listed = {case for split in splits for case in (*split.train, *split.val)}
-            return frozenset(cases) | listed
+            listed = set(cases)
+            for split in splits:
+                listed.update(split.train, split.val)
+            return frozenset(listed)
         if not fold.isdigit() or int(fold) >= len(splits):
             raise RunError(
                 f"{self.path}: nobody can say which cases fold_{fold} has seen, since there are splits for folds 0 to "
@@ -120,7 +123,8 @@ class NnunetFolder(ImportedFolder):
         return wanted
 
     def _refuse_folds(self, missing: Sequence[str], trained: Sequence[str], checkpoint: Checkpoint) -> None:
-        lacking, known = ", ".join(missing) or "of any number", ", ".join(trained) or "none"
+        lacking = ", ".join(missing) or "of any number"
+        known = ", ".join(trained) or "none"
         raise RunError(
             f"{self.path}: fold {lacking} has no {CHECKPOINTS[checkpoint]}; there are: {known}{self._hint(missing)}."
         )

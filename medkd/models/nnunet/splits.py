@@ -47,7 +47,11 @@ def _recorded(path: Path) -> Path | None:
     preprocessed = os.environ.get(_PREPROCESSED)
     if preprocessed:
         places.append(Path(preprocessed) / str(load_plans(path / PLANS_FILE).get("dataset_name")))
-    return next((place / SPLITS_FILE for place in places if (place / SPLITS_FILE).exists()), None)
+    for place in places:
+        file = place / SPLITS_FILE
+        if file.exists():
+            return file
+    return None
 
 
 def _check_agreement(path: Path, splits: Sequence[Split], cases: Sequence[str], source: str, ending: str) -> None:
@@ -61,7 +65,7 @@ def _check_agreement(path: Path, splits: Sequence[Split], cases: Sequence[str], 
             "has seen; name the cases as they were named in its training."
         )
     for fold, split in enumerate(splits):
-        scored = _scored(path / f"fold_{fold}" / "validation" / "summary.json", ending)
+        scored = _scored(_summary(path, fold), ending)
         if scored and scored != set(split.val):
             raise RunError(
                 f"{path}: nnU-Net scored fold {fold} on other cases than {source} holds out, so nobody can say which "
@@ -77,20 +81,25 @@ def _borne_out(users: Path, path: Path, cases: Sequence[str], ending: str) -> Pa
         RunError: it says something else.
     """
     splits = load_splits(users)
-    scored = [
-        (_scored(path / f"fold_{fold}" / "validation" / "summary.json", ending), set(split.val))
-        for fold, split in enumerate(splits)
-    ]
-    known = [pair for pair in scored if pair[0]]
-    if known and all(found == held_out for found, held_out in known):
+    held_out = [set(split.val) for split in splits]
+    agreeing = []
+    for fold, cases_of_fold in enumerate(held_out):
+        scored = _scored(_summary(path, fold), ending)
+        if scored:
+            agreeing.append(scored == cases_of_fold)
+    if agreeing and all(agreeing):
         return users
-    if [set(split.val) for split in splits] == [set(split.val) for split in make_splits(cases)]:
+    by_rule = [set(split.val) for split in make_splits(cases)]
+    if held_out == by_rule:
         return None
     raise RunError(
         f"{users} need not hold the folds that {path} was trained with, so nobody can say which cases they have seen; "
-        "put the "
-        f"{SPLITS_FILE} of its training into the model folder."
+        f"put the {SPLITS_FILE} of its training into the model folder."
     )
+
+
+def _summary(path: Path, fold: int) -> Path:
+    return path / f"fold_{fold}" / "validation" / "summary.json"
 
 
 def _scored(summary: Path, ending: str) -> set[str]:
@@ -100,5 +109,8 @@ def _scored(summary: Path, ending: str) -> set[str]:
     data = read_json(summary)
     with understood(summary, "a summary.json of nnU-Net", "validate the fold again"):
         named = [str(case.get("prediction_file", "")) for case in data.get("metric_per_case", ())]
-    files = [name.replace("\\", "/") for name in named]
-    return {file.rpartition("/")[2].removesuffix(ending) for file in files}
+    found = set()
+    for file in named:
+        name = file.replace("\\", "/").rpartition("/")[2]
+        found.add(name.removesuffix(ending))
+    return found
