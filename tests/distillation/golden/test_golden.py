@@ -56,6 +56,32 @@ def test_every_departure_names_a_method_and_is_shown_on_its_card() -> None:
     assert departures_of("fourier")[0].id == "fourier.shift"
 
 
+def test_every_network_that_is_not_its_original_says_so() -> None:
+    named = {entry.name for entry in all_departures() if entry.kind == "network"}
+    with_originals = {
+        "transunet": "transunet_paper",
+        "mednext_b": "mednext_b_paper",
+        "mednext_m": "mednext_m_paper",
+        "mednext_l": "mednext_l_paper",
+        "fcn_r18": "fcn_r18_d8",
+        "fcn_r50": "fcn_r50_d8",
+    }
+    for name, original in with_originals.items():
+        assert original not in named
+        assert any(original in entry.why for entry in departures_of(name, "network")), name
+    assert named - set(with_originals) == {
+        "attention_unet",
+        "espnetv2",
+        "lcov_net",
+        "missformer",
+        "mobile_unet",
+        "res_unet",
+        "unet_r18",
+        "unet_r50",
+        "unet_tiny",
+    }
+
+
 def test_the_numbers_cover_every_method_small_batches_odd_sides_and_two_classes() -> None:
     assert set(METHODS) - set(index()) == WITHOUT_NUMBERS
     names = [name for _, name in CASES]
