@@ -18,7 +18,6 @@ STILL_LONG = {
     "dataset_conversion/radiographs.py": 406,
     "medkd/detection/yolo/trainer.py": 405,
     "tests/dataset_conversion/test_protocols.py": 407,
-    "tests/io/test_dicom.py": 403,
     "tests/models/test_bundle.py": 447,
 }
 

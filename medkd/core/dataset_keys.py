@@ -23,7 +23,7 @@ def channel_names_of(value: Any, where: str) -> tuple[str, ...]:
         names = value
     elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
         names = [value[key] for key in sorted(value, key=int)]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all_texts(names):
         raise DataError(
             f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
             f"found {value!r}."

@@ -34,7 +34,7 @@ _ENDINGS = (
     + (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
     + (".json", ".txt", ".xml", ".npz", ".npy", ".h5", ".hdf5", ".pkl", ".b2nd")
 )
-_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"", "utf-8-sig"))
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # at the beginning of a file
 
 
 def part_of_name(name: str) -> str | None:
@@ -53,8 +53,11 @@ def is_hidden(path: Path, folder: Path) -> bool:
 def files_below(folder: Path) -> list[Path]:
     """The files in a folder and its sub-folders, sorted, without hidden ones; links to nothing are among them."""
     folder = Path(folder)
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
-    return sorted(path for path in files if not is_hidden(path, folder))
+    found = []
+    for path in folder.rglob("*"):
+        if not path.is_dir() and not is_hidden(path, folder):
+            found.append(path)
+    return sorted(found)
 
 
 def files_ending(folder: Path, *endings: str) -> list[Path]:
@@ -86,11 +89,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     check_file(path)
     try:
         content = path.read_bytes()
-        encoding = next(encoding for mark, encoding in _MARKS if content.startswith(mark))
+        encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
         lines = content.decode(encoding).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            found.append((number, line.strip()))
+    return found
 
 
 class FileIndex:
@@ -167,16 +174,24 @@ class FileIndex:
     def _agreeing(self, level: int, parts: tuple[str, ...], near: Sequence[Path]) -> list[Path]:
         """The files of this name whose folders agree best with the statement; one, if there is a best."""
         folders = tuple(map(_plain, parts[:-1]))
-        depths: dict[Path, int] = {}
-        for path in self._named(level, parts[-1]):
-            depth = self._depth(folders, self._parts[path][:-1])
-            if depth is not None:
-                depths[path] = depth
-        best, deepest = _deepest(depths)
+        best, deepest = self._deepest(folders, self._named(level, parts[-1]))
         if len(best) > 1 and folders:
             best = self._whole(best, deepest)
-        inside = [path for path in best if _is_below(path, near)]
+        inside = [path for path in best if not set(near).isdisjoint(path.parents)]
         return _fewer(best, inside)
+
+    def _deepest(self, folders: tuple[str, ...], candidates: Sequence[Path]) -> tuple[list[Path], int]:
+        """The files with which most stated folders agree, and how many do; those that contradict are left out."""
+        best: list[Path] = []
+        deepest = 0
+        for path in candidates:
+            depth = self._depth(folders, self._parts[path][:-1])
+            if depth is None or depth < deepest:
+                continue
+            if depth > deepest:
+                best, deepest = [], depth
+            best.append(path)
+        return best, deepest
 
     def _whole(self, best: list[Path], deepest: int) -> list[Path]:
         """Of files that agree equally, the one all of whose folders were stated; none where it is by the name alone."""
@@ -292,15 +307,6 @@ def _only(found: list[Path], text: str) -> Path:
             f"The file '{text}' is there {len(found)} times: {shown}; give its path, or rename or remove the others."
         )
     return found[0]
-
-
-def _deepest(depths: dict[Path, int]) -> tuple[list[Path], int]:
-    deepest = max(depths.values(), default=0)
-    return [path for path, depth in depths.items() if depth == deepest], deepest
-
-
-def _is_below(path: Path, folders: Sequence[Path]) -> bool:
-    return any(folder in path.parents for folder in folders)
 
 
 def _fewer(all_of_them: list[Path], some: list[Path]) -> list[Path]:

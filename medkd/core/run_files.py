@@ -70,7 +70,10 @@ def scored_teachers(run: Path) -> dict[Path, ScoredTeacher]:
     Raises:
         DataError: a record cannot be read.
     """
-    return {file.parent: load(ScoredTeacher, file) for file in sorted(run.glob(f"fold_*/{SCORED_TEACHER}"))}
+    found = {}
+    for file in sorted(run.glob(f"fold_*/{SCORED_TEACHER}")):
+        found[file.parent] = load(ScoredTeacher, file)
+    return found
 
 
 def chosen_runs(results: Path, patterns: Sequence[str] = ()) -> list[Path]:

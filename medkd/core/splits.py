@@ -176,7 +176,10 @@ def _found(data: Any) -> str:
 
 def save_splits(path: Path, splits: Sequence[Split]) -> None:
     """Write splits in nnU-Net's form."""
-    write_json(path, [{"train": list(s.train), "val": list(s.val)} for s in splits])
+    entries = []
+    for split in splits:
+        entries.append({"train": list(split.train), "val": list(split.val)})
+    write_json(path, entries)
 
 
 def find_split(

@@ -91,3 +91,14 @@ def plane_dataset(plane: np.ndarray, *, signed: bool = False, syntax: str = Expl
     order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
     dataset.PixelData = plane.astype(f"{order}{'i' if signed else 'u'}2").tobytes()
     return dataset
+
+
+def on_slice(number: int, **tags: Any) -> Callable[[int, Any], None]:
+    """Set tags on one slice, or on all of them (-1)."""
+
+    def change(z: int, dataset: Any) -> None:
+        if z == number or number < 0:
+            for tag, value in tags.items():
+                delattr(dataset, tag) if value is None else setattr(dataset, tag, value)
+
+    return change

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 
 from medkd.core.errors import DataError
-from medkd.io.dicom import find_series, is_dicom, read_files
+from medkd.io.dicom import find_series, is_dicom
 from medkd.io.dicom_header import Frame
 from medkd.io.dicom_pixels import read_planes
 from medkd.io.volumes import read_geometry, read_image, read_label, read_volume
-from tests.io.dicom_series import AXIAL, SHAPE, plane_dataset, pydicom, stored_values, write_series
+from tests.io.dicom_series import AXIAL, SHAPE, on_slice, plane_dataset, pydicom, stored_values, write_series
 
 from pydicom import uid as uids  # isort: skip
 
@@ -201,17 +200,6 @@ def unevenly(z: int, dataset: Any) -> None:
     dataset.ImagePositionPatient = [-31.5, 12.25, -700 + 2.5 * z + 0.1 * z * z]
 
 
-def on_slice(number: int, **tags: Any) -> Callable[[int, Any], None]:
-    """Set tags on one slice, or on all of them (-1)."""
-
-    def change(z: int, dataset: Any) -> None:
-        if z == number or number < 0:
-            for tag, value in tags.items():
-                delattr(dataset, tag) if value is None else setattr(dataset, tag, value)
-
-    return change
-
-
 REFUSED = {
     "gantry tilt": (tilted, r"sheared \(gantry tilt\).*17\.7°.*slice\d+ is 4 mm off"),
     "uneven": (unevenly, r"evenly spaced, found distances from 2\.6 to 3\.4 mm"),
@@ -300,79 +288,6 @@ def test_a_slice_that_ends_within_its_header_is_not_silently_left_out(tmp_path: 
         len(find_series(tmp_path).scans) == 1
     )  # a prediction of the tree must report it, not pass it over as no image
     with pytest.raises(DataError, match=bad.name):
-        read_volume(tmp_path)
-
-
-def clutter(folder: Path) -> None:
-    """What lies beside the slices on a disc from a hospital."""
-    folder.mkdir(parents=True, exist_ok=True)
-    directory = plane_dataset(np.zeros((2, 2)))
-    directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = uids.MediaStorageDirectoryStorage
-    for name in ("DICOMDIR", "directory.bak"):
-        directory.save_as(folder / name, enforce_file_format=True)
-    (folder / "readme.txt").write_text("viewer")
-    (folder / "AUTORUN").write_bytes(b"\x08\x00 not DICOM at all" + bytes(300))
-    (folder / "empty").touch()
-    (folder / "._slice").write_bytes(bytes(128) + b"DICM")
-    write_series(folder / ".trash")
-
-
-def test_a_tree_is_split_into_series_and_everything_else_is_passed_over(tmp_path: Path) -> None:
-    clutter(tmp_path / "disc")
-    first, second, third = (stored_values(seed=i) for i in range(3))
-    write_series(tmp_path / "disc" / "Müller 1" / "CT", first)
-    together = tmp_path / "disc" / "p2"
-    write_series(
-        together,
-        second,
-        name=lambda z: f"b{z}",
-        change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"),
-    )
-    write_series(
-        together,
-        third,
-        name=lambda z: f"a{z}",
-        change=on_slice(-1, SeriesNumber=4, SeriesDescription="Körper 3.0 / axial"),
-    )
-    write_series(
-        together, third[:1], name=lambda z: "scout", change=on_slice(-1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    )
-    write_series(
-        together, third[:1], name=lambda z: "report", change=on_slice(-1, Modality="SR", Rows=None, PixelData=None)
-    )
-    study = find_series(tmp_path / "disc")
-    assert not study.damaged
-    assert [series.name for series in study.scans] == [
-        "M_ller_1_CT",
-        "p2_4_K_rper_3_0_axial",
-        "p2_4_K_rper_3_0_axial_2",
-    ]
-    found = [read_image(series.files, series.name)[0][0] for series in study.scans]
-    assert np.array_equal(found[0], first - 1024)
-    assert {tuple(a[0, 0]) for a in found[1:]} == {tuple(a[0, 0] - 1024) for a in (second, third)}
-    assert sorted(series.not_a_scan.split()[3] for series in study.others) == ["image,", "localizer"]
-    with pytest.raises(DataError, match=r"expected one DICOM series, found 3: CT series"):
-        read_volume(tmp_path / "disc")
-    with pytest.raises(DataError, match="different series"):
-        read_files([study.scans[0].files[0], study.scans[1].files[0]])
-
-
-def test_one_scan_among_other_objects_needs_no_choice(tmp_path: Path) -> None:
-    clutter(tmp_path)
-    write_series(tmp_path / "x", stored_values())
-    write_series(tmp_path / "scout", stored_values((1, 4, 4)))
-    assert np.array_equal(read_volume(tmp_path, None).array, stored_values() - 1024)
-
-
-def test_anonymised_series_without_uid_are_told_apart_by_folder(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_series(tmp_path / name, change=on_slice(-1, SeriesInstanceUID=""))
-    assert [series.name for series in find_series(tmp_path).scans] == ["a", "b"]
-
-
-def test_a_folder_without_dicom_says_so(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match="folder without DICOM images"):
         read_volume(tmp_path)
 
 
