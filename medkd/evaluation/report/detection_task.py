@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medkd.evaluation.detection.metrics import RATES, rate_key
 from medkd.evaluation.detection.results import Rules, definitions
 from medkd.evaluation.report import figures
-from medkd.evaluation.report.data import Report, ReportTask
+from medkd.evaluation.report.data import Report, ReportTask, RunEntry
 from medkd.evaluation.report.detection_pictures import picture_section
 from medkd.evaluation.report.detection_scores import METRICS, DetectionScores
 from medkd.evaluation.report.html import chart, dot, interval, number, section, table
 from medkd.evaluation.report.page import legend, part_table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _AP50 = METRICS[1]
+_RATE_NAMES = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
 
 
 def _sections(report: Report) -> list[str]:
@@ -54,17 +59,14 @@ def froc_figure(report: Report) -> bytes | None:
     low, high = RATES[0] / 1.25, RATES[-1] * 1.25
     for place, (entry, curve) in enumerate(known):
         shade = shades[entry.name]
-        x, y = np.append(curve.false_positives, high), np.append(curve.sensitivity, curve.sensitivity[-1])
+        x = np.append(curve.false_positives, high)
+        y = np.append(curve.sensitivity, curve.sensitivity[-1])
         axes.step(np.maximum(x, low), y, where="post", color=shade, lw=1.8)
         nudge = 1 + 0.03 * (place - (len(known) - 1) / 2)  # intervals of different runs side by side
-        for rate in RATES:
-            value = entry.scores.value(rate_key(rate))
-            if np.isfinite(value.low):
-                axes.plot([rate * nudge] * 2, [value.low, value.high], color=shade, lw=2.2, alpha=0.4)
-            axes.plot([rate * nudge], [value.mean], "o", color=shade, ms=4.5)
+        _rates(axes, entry, nudge, shade)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_xticks(RATES, ["1/8", "1/4", "1/2", *(f"{rate:g}" for rate in RATES[3:])])
+    axes.set_xticks(RATES, _RATE_NAMES)
     axes.minorticks_off()
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("false positives per image (log)")
@@ -72,12 +74,24 @@ def froc_figure(report: Report) -> bytes | None:
     return figures.figure_png(figure)
 
 
+def _rates(axes: Axes, entry: RunEntry, nudge: float, shade: str) -> None:
+    """Dots with intervals at the fixed rates, a factor to the side."""
+    for rate in RATES:
+        value = entry.scores.value(rate_key(rate))
+        place = rate * nudge
+        if np.isfinite(value.low):
+            axes.plot([place, place], [value.low, value.high], color=shade, lw=2.2, alpha=0.4)
+        axes.plot([place], [value.mean], "o", color=shade, ms=4.5)
+
+
 def _rate_table(report: Report) -> str:
     """Sensitivity at every rate of false positives, one row per run."""
     rows = []
     for entry in report.scored:
-        values = [interval(entry.scores.value(rate_key(rate)), 3) for rate in RATES]
-        rows.append([_named(report, entry.name, entry.label), *values])
+        row = [_named(report, entry)]
+        for rate in RATES:
+            row.append(interval(entry.scores.value(rate_key(rate)), 3))
+        rows.append(row)
     return table(["false positives per image", *(f"{rate:g}" for rate in RATES)], rows)
 
 
@@ -85,16 +99,20 @@ def _coco_table(report: Report) -> str:
     """The rest of COCO's numbers, one row per run."""
     if not report.scored:
         return ""
-    metrics = [name for name in report.scored[0].scores.summary.metrics() if name.startswith(("AP75", "AP ", "AR"))]
+    every = report.scored[0].scores.summary.metrics()
+    metrics = [name for name in every if name.startswith(("AP75", "AP ", "AR"))]
     rows = []
     for entry in report.scored:
-        values = [number(entry.scores.value(metric).mean) for metric in metrics]
-        rows.append([_named(report, entry.name, entry.label), *values])
-    return table(["run", *(escape(metric) for metric in metrics)], rows)
+        row = [_named(report, entry)]
+        for metric in metrics:
+            row.append(number(entry.scores.value(metric).mean))
+        rows.append(row)
+    return table(["run", *map(escape, metrics)], rows)
 
 
-def _named(report: Report, name: str, label: str) -> str:
-    return f"{dot(figures.colours(report.entries)[name])}{escape(label)}"
+def _named(report: Report, entry: RunEntry) -> str:
+    shade = figures.colours(report.entries)[entry.name]
+    return f"{dot(shade)}{escape(entry.label)}"
 
 
 def _definitions(scores: DetectionScores | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 INK, MUTED, LINE = "#1c2733", "#667585", "#dfe5ea"
 TEACHER, ALONE = ("#22406b", "#6d8fc2"), ("#8b98a5", "#b8a27c", "#a9b8a0")
 DISTILLED = ("#0b8f7a", "#d9782b", "#7a55c7", "#c9415c", "#2f7fd1", "#8a7a1f", "#b04fa0", "#4f7d3a")
+_TONES: dict[Role, tuple[str, ...]] = {"teacher": TEACHER, "alone": ALONE, "distilled": DISTILLED}
 _DPI = 170
 _MOST_TICKS = 4  # labels of a logarithmic axis
 
 
 def colours(entries: Sequence[RunEntry]) -> dict[str, str]:
     """A colour per run: navy for teachers, grey for students alone, bright for distilled ones."""
-    shades: dict[Role, tuple[str, ...]] = {"teacher": TEACHER, "alone": ALONE, "distilled": DISTILLED}
-    found: dict[str, str] = {}
-    for role, tones in shades.items():
-        names = [e.name for e in entries if e.role == role]
-        found |= {name: tones[i % len(tones)] for i, name in enumerate(names)}
+    shades = {role: cycle(tones) for role, tones in _TONES.items()}
+    found = {}
+    for entry in entries:
+        found[entry.name] = next(shades[entry.role])
     return found
 
 
@@ -43,13 +44,13 @@ def trade_off(report: Report, metric: Metric) -> bytes | None:
     figure, axes = new_axes(4.6, 2.9)
     shades = colours(report.entries)
     for position, (entry, cost) in enumerate(zip(known, costs, strict=True)):
-        value = entry.scores.value(metric.key)
+        shade, value = shades[entry.name], entry.scores.value(metric.key)
         # runs of one network have the same cost up to noise: a small step apart keeps their intervals legible
-        near = [other for other in costs[:position] if abs(np.log(cost / other)) < 0.1]
-        place = cost * (1 + 0.035 * len(near))
+        distances = np.abs(np.log(cost / np.array(costs[:position])))
+        place = cost * (1 + 0.035 * np.count_nonzero(distances < 0.1))
         if np.isfinite(value.low):
-            axes.plot([place, place], [value.low, value.high], color=shades[entry.name], lw=2.2)
-        axes.plot([place], [value.mean], "o", color=shades[entry.name], ms=9)
+            axes.plot([place, place], [value.low, value.high], color=shade, lw=2.2)
+        axes.plot([place], [value.mean], "o", color=shade, ms=9)
     low, high = min(costs) / 1.6, max(costs) * 1.8
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -66,8 +67,12 @@ def _costs(report: Report, metric: Metric) -> tuple[list[RunEntry], list[float],
     times = [entry.time.median for entry in scored if entry.time is not None]
     if scored and len(times) == len(scored):
         return scored, times, True
-    sized = [entry for entry in scored if entry.cost.parameters]
-    return sized, [float(entry.cost.parameters or 1) for entry in sized], False
+    sized, parameters = [], []
+    for entry in scored:
+        if entry.cost.parameters:
+            sized.append(entry)
+            parameters.append(float(entry.cost.parameters))
+    return sized, parameters, False
 
 
 def _with_score(report: Report, metric: Metric) -> list[RunEntry]:
@@ -81,20 +86,26 @@ def per_part(report: Report, metric: Metric) -> bytes | None:
         return None
     names = list(known[0].scores.parts)
     rows = [*names, ""] if len(names) > 1 else names
-    step = 0.72 / len(known)
-    figure, axes = new_axes(4.6, 0.75 + len(rows) * max(0.34, 0.13 * len(known)))
+    row_height = max(0.34, 0.13 * len(known))
+    figure, axes = new_axes(4.6, 0.75 + row_height * len(rows))
     shades = colours(report.entries)
-    for place, entry in enumerate(known):
-        offset = (place - (len(known) - 1) / 2) * step
+    offsets = 0.72 * _spread_out(len(known))
+    for entry, offset in zip(known, offsets, strict=True):
         for row, part in enumerate(rows):
-            _dot_with_interval(axes, entry.scores.value(metric.key, part), row + offset, shades[entry.name])
+            value = entry.scores.value(metric.key, part)
+            _dot_with_interval(axes, value, row + offset, shades[entry.name])
     for row in range(1, len(rows), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=LINE, alpha=0.35, lw=0, zorder=0)
-    axes.set_yticks(range(len(rows)), [wrapped(name) if name else "mean" for name in rows])
+    axes.set_yticks(range(len(rows)), [wrapped(name or "mean") for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"{metric.name}  →  better" if metric.more_is_better else f"{metric.name}  ←  better")
     axes.grid(axis="y", visible=False)
     return figure_png(figure)
+
+
+def _spread_out(count: int) -> np.ndarray:
+    """Places ``(count,)`` of things side by side, one apart over the whole, around 0."""
+    return (np.arange(count) - (count - 1) / 2) / count
 
 
 def _dot_with_interval(axes: Axes, value: Interval, y: float, shade: str) -> None:
@@ -113,11 +124,13 @@ def per_case(report: Report, means: Mapping[str, np.ndarray], title: str) -> byt
     figure, axes = new_axes(4.6, 0.75 + 0.44 * len(known))
     shades = colours(report.entries)
     for row, entry in enumerate(known):
-        values = means[entry.name][np.isfinite(means[entry.name])]
+        scores = means[entry.name]
+        values = scores[np.isfinite(scores)]
         jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(values))
         axes.plot(values, row + jitter, "o", ms=4, color=shades[entry.name], alpha=0.5, mec="none")
         if len(values):
-            axes.plot([np.median(values)] * 2, [row - 0.32, row + 0.32], color=INK, lw=1.6)
+            median = float(np.median(values))
+            axes.plot([median, median], [row - 0.32, row + 0.32], color=INK, lw=1.6)
     axes.set_yticks(range(len(known)), [wrapped(entry.label) for entry in known])
     axes.set_ylim(len(known) - 0.5, -0.5)
     axes.set_xlabel(f"{title}  →  better   (bar: median)")
@@ -133,31 +146,38 @@ def wrapped(label: str, width: int = 24) -> str:
 def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
     """One training curve per run of a value of the log; None where no run has any."""
     shades = colours(entries)
-    drawn = {entry.name: _points(entry.log, key) for entry in entries}
-    if not any(len(points) for points in drawn.values()):
+    drawn = {}
+    for entry in entries:
+        points = _points(entry.log, key)
+        if len(points):
+            drawn[entry.name] = points
+    if not drawn:
         return None
     figure, axes = new_axes(4.6, 2.7)
     for name, points in drawn.items():
-        if len(points):
-            axes.plot(points[:, 0], points[:, 1], color=shades[name], lw=1.8)
+        epochs, values = points.T
+        axes.plot(epochs, values, color=shades[name], lw=1.8)
     _epochs(axes, title)
     return figure_png(figure)
 
 
 def loss_terms(entry: RunEntry) -> bytes | None:
     """The loss terms of one run on a logarithmic scale; None where there are fewer than two."""
+    log = []
     names: dict[str, None] = {}
     for record in entry.log:
-        names |= dict.fromkeys(record.get("terms") or {})
+        terms = record.get("terms") or {}
+        names |= dict.fromkeys(terms)
+        log.append({**terms, "epoch": record["epoch"]})
     if len(names) < 2:
         return None
     figure, axes = new_axes(4.6, 2.7)
-    for place, name in enumerate(names):
-        points = _points([{**(record.get("terms") or {}), "epoch": record["epoch"]} for record in entry.log], name)
-        positive = points[points[:, 1] > 0]
-        if len(positive):
-            shade = (ALONE[0], *DISTILLED)[place % (len(DISTILLED) + 1)]
-            axes.plot(positive[:, 0], positive[:, 1], color=shade, lw=1.8, label=wrapped(name))
+    shades = cycle((ALONE[0], *DISTILLED))
+    for name, shade in zip(names, shades, strict=False):
+        epochs, values = _points(log, name).T
+        positive = values > 0
+        if positive.any():
+            axes.plot(epochs[positive], values[positive], color=shade, lw=1.8, label=wrapped(name))
     axes.set_yscale("log")
     axes.tick_params(which="minor", length=0)
     _epochs(axes, f"loss terms · {entry.label}")
@@ -171,27 +191,19 @@ def _epochs(axes: Axes, title: str) -> None:
     _whole_numbers(axes)
 
 
-def new_figure(
-    width: float, height: float, columns: int = 1, *, padding: float = 0.04, gap: float = 0.02
-) -> tuple[Figure, Any]:
-    """A figure that no window system and no global state knows of, and its axes in a row; sizes in inches."""
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one chart in the report's style, that no window system and no global state knows of; sizes in
+    inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding, wspace=gap)
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one chart in the report's style; sizes in inches."""
-    figure, grid = new_figure(width, height)
-    axes: Axes = grid[0]
+    axes = figure.subplots()
     axes.set_facecolor("none")
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(side == "bottom")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(colors=MUTED, labelsize=8.5, length=0)
     axes.xaxis.label.set(color=MUTED, fontsize=8.5)
@@ -211,10 +223,12 @@ def _plain_log(axes: Axes, low: float, high: float, text: Callable[[float], str]
     """Label a logarithmic axis in plain numbers: at 1, 2 and 5 times powers of ten, or fewer where these would run into
     each other.
     """
+    powers = 10.0 ** np.arange(-6, 13)
     ticks: list[float] = []
     for multiples in ((1, 2, 5), (1, 3), (1,)):
-        every = [multiple * 10.0**exponent for exponent in range(-6, 13) for multiple in multiples]
-        ticks = [tick for tick in every if low <= tick <= high]
+        every = np.outer(powers, multiples).ravel()
+        within = (low <= every) & (every <= high)
+        ticks = every[within].tolist()
         if len(ticks) <= _MOST_TICKS:
             break
     axes.set_xticks(ticks, [text(tick) for tick in ticks])
@@ -241,11 +255,11 @@ def _points(log: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def figure_png(figure: Figure, *, facecolor: str = "none") -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """Render a figure on a clear ground, grown to hold all of its labels; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(
-        buffer, format="png", metadata={"Software": None}, facecolor=facecolor, bbox_inches="tight", pad_inches=0.05
+        buffer, format="png", metadata={"Software": None}, facecolor="none", bbox_inches="tight", pad_inches=0.05
     )
     figure.clear()
     return buffer.getvalue()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medkd.evaluation.report.data import RunEntry
+from medkd.evaluation.report.data import Role, RunEntry
 
 MOST_RUNS = 5
 
 
 def judge_of(entries: Sequence[RunEntry]) -> RunEntry | None:
     """The run that ranks the cases: the first distilled one, else the first."""
-    distilled = [entry for entry in entries if entry.role == "distilled"]
+    distilled = _of_role(entries, "distilled")
     return next(iter([*distilled, *entries]), None)
 
 
 def shown_beside(entries: Sequence[RunEntry], judge: RunEntry, most: int = MOST_RUNS) -> list[RunEntry]:
     """At most so many panels: a teacher, students alone and distilled ones, the judge always among them."""
-    teachers = [entry for entry in entries if entry.role == "teacher"]
-    alone = [entry for entry in entries if entry.role == "alone"]
-    distilled = [entry for entry in entries if entry.role == "distilled"]
-    order = [*teachers[:1], *alone[:1], judge, *distilled, *teachers[1:], *alone[1:]]
-    return list({entry.name: entry for entry in order}.values())[:most]
+    teachers, alone = _of_role(entries, "teacher"), _of_role(entries, "alone")
+    order = [*teachers[:1], *alone[:1], judge, *_of_role(entries, "distilled")]
+    order += [*teachers[1:], *alone[1:]]
+    once = {entry.name: entry for entry in order}
+    return list(once.values())[:most]
+
+
+def _of_role(entries: Sequence[RunEntry], role: Role) -> list[RunEntry]:
+    return [entry for entry in entries if entry.role == role]
