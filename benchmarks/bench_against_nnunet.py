@@ -96,15 +96,16 @@ def compare(options: argparse.Namespace, mirror: bool, scans: Path, folder: Path
         "dice": agreement(folder / f"medkd_{mirror}", folder / f"nnunet_{mirror}", values, description.file_ending)
     }
     for which, key in ((0, "wall"), (1, "processor")):
-        times = {program: [run[which] for run in found] for program, found in runs.items()}
-        result[f"{key}_seconds"] = {p: {"all": t, "minimum": min(t), "median": median(t)} for p, t in times.items()}
-        ratios = [a / b for a, b in zip(times["medkd"], times["nnunet"], strict=True)]
-        result[f"{key}_ratio"] = {
-            "pairs": ratios,
-            "median": median(ratios),
-            "of_minima": min(times["medkd"]) / min(times["nnunet"]),
-        }
+        own, other = ([run[which] for run in runs[program]] for program in ("medkd", "nnunet"))
+        ratios = [a / b for a, b in zip(own, other, strict=True)]
+        result[f"{key}_seconds"] = {"medkd": spread(own), "nnunet": spread(other)}
+        result[f"{key}_ratio"] = {"pairs": ratios, "median": median(ratios), "of_minima": min(own) / min(other)}
     return result
+
+
+def spread(times: list[float]) -> dict[str, Any]:
+    """All times, the smallest and the middle one."""
+    return {"all": times, "minimum": min(times), "median": median(times)}
 
 
 def main() -> None:

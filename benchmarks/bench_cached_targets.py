@@ -126,17 +126,19 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         for folder_of in (None, target.folder)
     )
     steps = {kind: step_of(kind, cached if kind == "cached" else plain, options, teacher, labels) for kind in KINDS}
-    taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for index in range(options.steps + 1):
-        for kind, run in steps.items():
-            seconds = timed(run, index)
-            if index:  # the first one pays for allocations
-                taken[kind].append(seconds)
-    loading: dict[str, list[float]] = {"without": [], "with targets": []}
-    for index in range(4 * options.steps):
-        for name, batches in (("without", plain), ("with targets", cached)):
-            loading[name].append(timed(batches.__getitem__, index))
-    return {"targets": made, "steps": summary(taken), "loading": summary(loading)}
+    taken = in_turns(steps, options.steps + 1)
+    without_first = {kind: seconds[1:] for kind, seconds in taken.items()}  # which pays for allocations
+    loading = in_turns({"without": plain.__getitem__, "with targets": cached.__getitem__}, 4 * options.steps)
+    return {"targets": made, "steps": summary(without_first), "loading": summary(loading)}
+
+
+def in_turns(actions: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of every action in every round."""
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for index in range(rounds):
+        for name, action in actions.items():
+            taken[name].append(timed(action, index))
+    return taken
 
 
 def main() -> None:

@@ -163,8 +163,9 @@ def main() -> None:
         name: json.loads(subprocess.run([*command, name], check=True, capture_output=True, text=True).stdout)
         for name in LIBRARIES
     }
+    size = " x ".join(map(str, options.shape))
     content = {
-        "what": f"one case, {ORGANS} organs, {' x '.join(map(str, options.shape))} voxels of {SPACING} mm; Dice, HD95, NSD (MedPy: no NSD)",
+        "what": f"one case, {ORGANS} organs, {size} voxels of {SPACING} mm; Dice, HD95, NSD (MedPy: no NSD)",
         "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
         "versions": {p: version(p) for p in ("numpy", "scipy", "torch", "monai", "medpy")}
         | {"python": platform.python_version()},

@@ -146,12 +146,8 @@ def measure(
         )
     with phases("normalise"):
         for i, channel in enumerate(image):
-            normalise(
-                channel,
-                configuration.normalization[i],
-                plan.intensities[i],
-                mask if configuration.use_mask_for_norm[i] else None,
-            )
+            inside = mask if configuration.use_mask_for_norm[i] else None
+            normalise(channel, configuration.normalization[i], plan.intensities[i], inside)
     target = (*spacing[: 3 - configuration.rank], *configuration.spacing)
     shape = resampled_shape(image.shape[1:], spacing, target)
     axis_matrix.cache_clear()
@@ -160,23 +156,28 @@ def measure(
     with phases("resample label"):
         small_label = resample_label(label, shape, spacing, target, configuration.resampling)
     if reference and shape != image.shape[1:]:
-        with phases("(skimage image)"):
-            expected = np.stack(
-                [resize(c.astype(np.float64), shape, order=3, mode="edge", anti_aliasing=False) for c in image]
-            )
-        print(
-            f"largest difference to scikit-image: {np.abs(small - expected).max() / np.ptp(expected):.1e} of the range"
-        )
-        del expected
-        with phases("(skimage label)"):
-            for value in np.unique(label):
-                resize((label == value).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False)
+        compare_with_skimage(image, label, small, phases)
     content = Preprocessed(small, small_label, CaseProperties(files.case, geometry, box, shape))
     labels = LabelSpec.from_names([str(i) for i in range(1, max(int(label.max()), 1) + 1)])
     with phases("hash of the sources"):
         sources = [describe_source(path) for path in (*files.images, files.label)]
     with phases("store"):
         store.write(files.case, content, labels, sources, "bench")
+
+
+def compare_with_skimage(image: np.ndarray, label: np.ndarray, small: np.ndarray, phases: Phases) -> None:
+    """Resample with scikit-image too, and print how far our image is from its."""
+    shape = small.shape[1:]
+    channels = []
+    with phases("(skimage image)"):
+        for channel in image:
+            channels.append(resize(channel.astype(np.float64), shape, order=3, mode="edge", anti_aliasing=False))
+    expected = np.stack(channels)
+    difference = np.abs(small - expected).max() / np.ptp(expected)
+    print(f"largest difference to scikit-image: {difference:.1e} of the range")
+    with phases("(skimage label)"):
+        for value in np.unique(label):
+            resize((label == value).astype(np.float64), shape, order=1, mode="edge", anti_aliasing=False)
 
 
 def machine() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def make_store(folder: Path, patch: tuple[int, ...], labels: LabelSpec) -> CaseS
         grid = np.ogrid[tuple(slice(0, s) for s in shape)]
         for value in range(1, labels.num_outputs):
             centre = [rng.uniform(0.2, 0.8) * s for s in shape]
-            label[sum(((g - c) / (0.15 * s)) ** 2 for g, c, s in zip(grid, centre, shape, strict=True)) < 1] = value  # type: ignore[arg-type]
+            distances = [((g - c) / (0.15 * s)) ** 2 for g, c, s in zip(grid, centre, shape, strict=True)]
+            label[sum(distances) < 1] = value  # type: ignore[arg-type]
         image = (label + rng.normal(0, 1, shape))[None].astype(np.float32)
         prepared = preprocess_case(
             f"case_{index}", image, Geometry.from_spacing(shape, (1.0,) * 3), plan, configuration, label
@@ -95,58 +97,88 @@ def network_of(name: str, patch: tuple[int, ...], classes: int) -> torch.nn.Modu
     )
 
 
+def distiller_of(options: argparse.Namespace, network: torch.nn.Module) -> Distiller | None:
+    """Teacher and method; None for a network alone."""
+    if not options.teacher:
+        return None
+    patch = tuple(options.patch)
+    teacher = network_of(options.teacher, patch, options.classes)
+    context = Context(
+        student_taps=network.taps,
+        teacher_taps=teacher.taps,
+        num_outputs=options.classes,
+        regions=False,
+        spacing=(1.0,) * 3,
+        patch_size=patch,
+    )  # type: ignore[arg-type]
+    return Distiller(teacher, build_method(options.method, context))
+
+
+class Steps:
+    """Training steps, phase by phase.
+
+    Args:
+        options: of the command line.
+        precision: ``fp32`` or ``bf16``.
+        labels: of the synthetic data.
+    """
+
+    def __init__(self, options: argparse.Namespace, precision: str, labels: LabelSpec) -> None:
+        self.labels = labels
+        self.network = network_of(options.network, tuple(options.patch), options.classes).train()
+        self.distiller = distiller_of(options, self.network)
+        self.parameters = [*self.network.parameters()]
+        if self.distiller:
+            self.parameters += self.distiller.parameters()
+        self.optimizer = torch.optim.SGD(self.parameters, 1e-3, 0.99, nesterov=True)
+        self.loss = SegmentationLoss(regions=False, batch_dice=False)
+        self.dtype = torch.bfloat16 if precision == "bf16" else None
+
+    def autocast(self) -> torch.autocast:
+        """The precision's context."""
+        return torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None)
+
+    def prepare(self, batches: PatchBatches) -> None:
+        """The first stage of the methods that have one; not measured."""
+        if self.distiller:
+            pairs = (batches[0], batches[1])
+            self.distiller.prepare((images, Target(*self.labels.encode(raw))) for images, raw in pairs)
+
+    def run(self, phases: Phases, images: torch.Tensor, raw: torch.Tensor, progress: Progress) -> None:
+        """One step."""
+        target, valid = self.labels.encode(raw)
+        captured = self.distiller.student_capture(self.network) if self.distiller else nullcontext()
+        with phases("forward"), self.autocast(), captured:
+            logits = self.network(images)
+        with phases("loss"):
+            terms = self.loss(logits, target, valid)
+        if self.distiller:
+            with phases("distillation"), self.autocast():
+                terms |= self.distiller.terms(images, logits, Target(target, valid, progress))
+        with phases("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+        with phases("update"):
+            torch.nn.utils.clip_grad_norm_(self.parameters, 12.0)
+            self.optimizer.step()
+
+
 def measure(options: argparse.Namespace, precision: str) -> Phases:
     """Run the steps phase by phase; the first step of each phase warms up and is not counted."""
     patch, labels = tuple(options.patch), LabelSpec.from_names([f"class {i}" for i in range(1, options.classes)])
-    network = network_of(options.network, patch, options.classes).train()
-    distiller = None
-    if options.teacher:
-        teacher = network_of(options.teacher, patch, options.classes)
-        context = Context(
-            student_taps=network.taps,
-            teacher_taps=teacher.taps,
-            num_outputs=options.classes,
-            regions=False,
-            spacing=(1.0,) * 3,
-            patch_size=patch,
-        )  # type: ignore[arg-type]
-        distiller = Distiller(teacher, build_method(options.method, context))
-    parameters = [*network.parameters(), *(distiller.parameters() if distiller else [])]
-    optimizer = torch.optim.SGD(parameters, 1e-3, 0.99, nesterov=True)
-    loss = SegmentationLoss(regions=False, batch_dice=False)
-    dtype = torch.bfloat16 if precision == "bf16" else None
+    steps = Steps(options, precision, labels)
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), patch, labels)
-        sampler = PatchSampler(read_size(patch), patch)
-        batches = PatchBatches(
-            store.folder, store.cases(), sampler, options.batch, 10_000, 0, Augmentation(patch, (0, 1, 2))
-        )
-        if distiller:  # the first stage of the methods that have one; not measured
-            distiller.prepare((images, Target(*labels.encode(raw))) for images, raw in (batches[0], batches[1]))
+        sampler, augment = PatchSampler(read_size(patch), patch), Augmentation(patch, (0, 1, 2))
+        batches = PatchBatches(store.folder, store.cases(), sampler, options.batch, 10_000, 0, augment)
+        steps.prepare(batches)
+        phases = Phases()
         for step in range(options.steps + 1):
-            if step <= 1:
+            if step == 1:
                 phases = Phases()
             with phases("load+augment"):
                 images, raw = batches[step]
-            target, valid = labels.encode(raw)
-            progress = Target(target, valid, Progress(step, options.steps + 1, step))
-            with phases("forward"), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-                if distiller:
-                    with distiller.student_capture(network):
-                        logits = network(images)
-                else:
-                    logits = network(images)
-            with phases("loss"):
-                terms = loss(logits, target, valid)
-            if distiller:
-                with phases("distillation"), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-                    terms |= distiller.terms(images, logits, progress)
-            with phases("backward"):
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(terms.values())).sum().backward()
-            with phases("update"):
-                torch.nn.utils.clip_grad_norm_(parameters, 12.0)
-                optimizer.step()
+            steps.run(phases, images, raw, Progress(step, options.steps + 1, step))
     return phases
 
 

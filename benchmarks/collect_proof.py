@@ -95,12 +95,7 @@ def row(
     """One method of one student."""
     summary, run = entries[0].scores.summary, entries[0].run
     names = [name for name, _ in summary.structures]
-    own, base = ({m: scores(some, m) for m in METRICS} for some in (entries, alone))
-    level = mean(mean(curve(e)[-max(len(e.log) // 10, 1) :]) for e in alone)
-    gap = float(scores([teacher], "Dice").mean() - base["Dice"].mean())
-    before = start_seconds if run.init != "random" else 0.0
-    per_step = mean(step_seconds(e) for e in entries)
-    reached = [steps_to(e, level) for e in entries]
+    own = {metric: scores(entries, metric) for metric in METRICS}
     result: dict[str, Any] = {
         "method": run.method,
         "settings": dict(run.method_parameters),
@@ -108,19 +103,40 @@ def row(
         "targets": run.targets,
         "runs": [e.path.name for e in entries],
         "steps": run.budget.epochs * run.budget.iterations_per_epoch,
-        "Dice of each seed": [round(e.scores.summary.mean_dice, 5) for e in entries if e.scores],
-        "scores": {m: by_structure(own[m], names) for m in METRICS},
-        "rise over the last tenth": [round(rise(e), 5) for e in entries],
-        "flat": all(rise(e) < FLAT for e in entries),
-        "seconds per step": round(per_step, 4),
-        "steps to alone": reached,
-        "seconds to alone": [None if r is None else round(r * per_step + before, 1) for r in reached],
+        "Dice of each seed": [round(entry.scores.summary.mean_dice, 5) for entry in entries],
+        "scores": {metric: by_structure(own[metric], names) for metric in METRICS},
+        "rise over the last tenth": [round(rise(entry), 5) for entry in entries],
+        "flat": max(map(rise, entries)) < FLAT,
+        **speed(entries, alone, start_seconds),
     }
     if {e.path for e in entries} != {e.path for e in alone}:
-        result["difference to alone"] = {m: by_structure(own[m], names, base[m]) for m in METRICS}
-        result["gap closed"] = round(float(own["Dice"].mean() - base["Dice"].mean()) / gap, 4)
-        result["difference to teacher"] = {m: by_structure(own[m], names, scores([teacher], m)) for m in METRICS}
+        result |= differences(own, names, alone, teacher)
     return result
+
+
+def differences(
+    own: dict[str, np.ndarray], names: Sequence[str], alone: Sequence[RunEntry], teacher: RunEntry
+) -> dict[str, Any]:
+    """Metric → paired difference to the student alone and to the teacher, and how much of their gap is closed."""
+    base = {metric: scores(alone, metric) for metric in METRICS}
+    taught = {metric: scores([teacher], metric) for metric in METRICS}
+    gap = float(taught["Dice"].mean() - base["Dice"].mean())
+    gain = float(own["Dice"].mean() - base["Dice"].mean())
+    return {
+        "difference to alone": {m: by_structure(own[m], names, base[m]) for m in METRICS},
+        "gap closed": round(gain / gap, 4),
+        "difference to teacher": {m: by_structure(own[m], names, taught[m]) for m in METRICS},
+    }
+
+
+def speed(entries: Sequence[RunEntry], alone: Sequence[RunEntry], start_seconds: float) -> dict[str, Any]:
+    """Seconds per step, and the steps and seconds until a student is as good as the student alone at its end."""
+    level = mean(mean(curve(entry)[-max(len(entry.log) // 10, 1) :]) for entry in alone)
+    before = start_seconds if entries[0].run.init != "random" else 0.0
+    per_step = mean(step_seconds(entry) for entry in entries)
+    reached = [steps_to(entry, level) for entry in entries]
+    seconds = [None if steps is None else round(steps * per_step + before, 1) for steps in reached]
+    return {"seconds per step": round(per_step, 4), "steps to alone": reached, "seconds to alone": seconds}
 
 
 def others(
@@ -137,17 +153,26 @@ def others(
     return found
 
 
+Key = tuple[str, str, int, str]  # method, start, steps, parameters
+
+
+def grouped(entries: Sequence[RunEntry], teacher: RunEntry) -> dict[str, dict[Key, list[RunEntry]]]:
+    """Student → what was done with it → its scored runs, which differ in their seeds."""
+    groups: dict[str, dict[Key, list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        run = entry.run
+        if entry is teacher or entry.scores is None or run.method is None:
+            continue
+        settings = " ".join(f"{name}={value}" for name, value in sorted(run.method_parameters.items()))
+        key = run.method, run.init, run.budget.epochs * run.budget.iterations_per_epoch, settings
+        groups[entry.path.name.split("__")[0]][key].append(entry)
+    return groups
+
+
 def students(entries: Sequence[RunEntry], teacher: RunEntry, start_seconds: float) -> dict[str, Any]:
     """Every student with its rows, by falling Dice."""
-    groups: dict[str, dict[tuple[str, str, int, str], list[RunEntry]]] = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        if entry is not teacher and entry.scores is not None and entry.run.method is not None:
-            budget = entry.run.budget
-            settings = " ".join(f"{k}={v}" for k, v in sorted(entry.run.method_parameters.items()))
-            key = entry.run.method, entry.run.init, budget.epochs * budget.iterations_per_epoch, settings
-            groups[entry.path.name.split("__")[0]][key].append(entry)
     found = {}
-    for student, methods in groups.items():
+    for student, methods in grouped(entries, teacher).items():
         candidates = [runs for key, runs in methods.items() if key[:2] == ("none", "random")]
         if not candidates:
             print(f"{student}: left out, since it was never trained alone")

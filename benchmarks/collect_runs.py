@@ -29,12 +29,6 @@ def collect(results: Path, fold: str) -> list[dict[str, Any]]:
 
 
 def _describe(entry: RunEntry, report: Report) -> dict[str, Any]:
-    scores = {}
-    for metric in _METRICS:
-        parts = {part or "mean": entry.scores.value(metric, part) for part in ("", *entry.scores.parts)}
-        scores[metric] = {name: rounded(asdict(value)) for name, value in parts.items()}
-    alone = report.alone(entry)
-    differences = {metric: report.difference(entry, alone, metric) for metric in _METRICS}
     seconds = [float(line["seconds"]) for line in entry.log]
     steps = entry.run.budget.iterations_per_epoch * len(seconds)
     return {
@@ -45,17 +39,44 @@ def _describe(entry: RunEntry, report: Report) -> dict[str, Any]:
         "method_parameters": to_data(entry.run.method_parameters),
         "cases": len(entry.scores.cases),
         "definitions": entry.scores.summary.definitions(),
-        "scores": scores,
-        "difference_to_student_alone": {m: rounded(asdict(d)) for m, d in differences.items() if d is not None},
+        "scores": _scores(entry),
+        "difference_to_student_alone": _differences(entry, report),
         "gap_closed": report.gap_closed(entry),
         "cost": to_data(entry.cost),
         "training_seconds": round(sum(seconds), 1),
         "seconds_per_step": round(sum(seconds) / max(steps, 1), 4),
         "validation_dice_by_epoch": [line["validation_dice"] for line in entry.log],
-        "last_gradient_norms": next(
-            (line["gradient_norms"] for line in reversed(entry.log) if line["gradient_norms"]), {}
-        ),
+        "last_gradient_norms": _last_norms(entry),
     }
+
+
+def _scores(entry: RunEntry) -> dict[str, Any]:
+    """Metric → the mean, and every structure."""
+    found: dict[str, Any] = {}
+    for metric in _METRICS:
+        found[metric] = {}
+        for part in ("", *entry.scores.parts):
+            found[metric][part or "mean"] = rounded(asdict(entry.scores.value(metric, part)))
+    return found
+
+
+def _differences(entry: RunEntry, report: Report) -> dict[str, Any]:
+    """Metric → paired difference to the student alone, where there is one."""
+    alone, found = report.alone(entry), {}
+    for metric in _METRICS:
+        difference = report.difference(entry, alone, metric)
+        if difference is not None:
+            found[metric] = rounded(asdict(difference))
+    return found
+
+
+def _last_norms(entry: RunEntry) -> dict[str, float]:
+    """The gradients' norms that were logged last."""
+    for line in reversed(entry.log):
+        if line["gradient_norms"]:
+            norms: dict[str, float] = line["gradient_norms"]
+            return norms
+    return {}
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -116,10 +116,8 @@ def repeated_blocks(modules: list[Source]) -> list[tuple[str, str]]:
     return found
 
 
-def main() -> None:
-    """Print the figures."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
-    modules = sources(root)
+def print_packages(modules: list[Source]) -> None:
+    """Size and density of every package."""
     packages: dict[str, list[Source]] = defaultdict(list)
     for module in modules:
         packages[module.package].append(module)
@@ -127,11 +125,30 @@ def main() -> None:
     for name, members in [*sorted(packages.items()), ("all", modules)]:
         lines = sum(len(module.lines) for module in members)
         print(f"{name:<28}{lines:>11}{dense_line(members):>17.1f}{comprehensions(members):>21.1f}")
+
+
+def grade(paths: int) -> str:
+    """In which class of complexity a function is."""
+    if paths > 20:
+        return "above 20"
+    return "11-20" if paths > 10 else "up to 10"
+
+
+def print_functions(modules: list[Source]) -> None:
+    """How many functions are how complex, and the worst ones."""
     measured = sorted(functions(modules), reverse=True)
-    grades = Counter("above 20" if paths > 20 else "11-20" if paths > 10 else "up to 10" for paths, _ in measured)
-    print(f"\nfunctions by complexity: {', '.join(f'{grade}: {count}' for grade, count in sorted(grades.items()))}")
+    grades = Counter(grade(paths) for paths, _ in measured)
+    print(f"\nfunctions by complexity: {', '.join(f'{name}: {count}' for name, count in sorted(grades.items()))}")
     for paths, place in measured[:10]:
         print(f"  {paths:>3}  {place}")
+
+
+def main() -> None:
+    """Print the figures."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1]
+    modules = sources(root)
+    print_packages(modules)
+    print_functions(modules)
     blocks = repeated_blocks(modules)
     print(f"\nblocks of {BLOCK} lines that stand in two files: {len(blocks)}")
     for first, second in blocks:

@@ -95,9 +95,10 @@ class SharedDistiller(Distiller):
         super().__init__(shared.network, method)
         self._shared = shared
 
-    def _run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
+    def run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
+        """What the shared teacher said of these images."""
         if self.method.averages:  # its own passes over mirrored copies cannot be shared
-            return super()._run_teacher(image, progress)
+            return super().run_teacher(image, progress)
         seen = self._shared.look(image)
         return Outputs(
             logits=seen.logits,
@@ -207,13 +208,19 @@ def table(results: Path, fold: str) -> list[dict[str, Any]]:
         run["step"] = read_json(path) if path.exists() else None
         for key in ("training_seconds", "seconds_per_step"):
             run.pop(key)
-    alone = next((r["step"] for r in runs if "__none__" in r["run"] and r["step"]), None)
-    for run in (r for r in runs if r["step"] and alone):
-        run["step"]["relative_to_none"] = (run["step"]["own_seconds"] + run["step"]["teacher_seconds"]) / alone[
-            "own_seconds"
-        ]
-        run["step"]["relative_without_teacher"] = run["step"]["own_seconds"] / alone["own_seconds"]
+    measured = [run for run in runs if run["step"]]
+    alone = [run["step"]["own_seconds"] for run in measured if "__none__" in run["run"]]
+    if alone:
+        for run in measured:
+            _relate(run["step"], alone[0])
     return runs
+
+
+def _relate(step: dict[str, float], alone: float) -> None:
+    """Add how much longer a step takes than that of the student alone."""
+    own = step["own_seconds"]
+    step["relative_to_none"] = (own + step["teacher_seconds"]) / alone
+    step["relative_without_teacher"] = own / alone
 
 
 def folds(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[SegmentationFold, str]]:

@@ -14,12 +14,13 @@ from dataset_conversion.folder import list_volumes, split_channel
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted, named_split, read_split
+from dataset_conversion.splits import PublishedSplit, finish_converted, named_split, read_split
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
+from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
 from medkd.io.verify_case import check_case
 from medkd.io.volumes import file_ending, stem

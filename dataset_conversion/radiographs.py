@@ -16,14 +16,16 @@ from dataset_conversion.findings import problem, warning
 from dataset_conversion.leaks import Kinship, leak_findings, without_leaks
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
-from dataset_conversion.splits import SPLITS_FILE, PublishedSplit, finish_converted
+from dataset_conversion.splits import PublishedSplit, finish_converted
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.folds import SEED, joined_groups, stratified_folds
+from medkd.core.numbers import whole_number
 from medkd.core.resolve import FileIndex, files_ending
 from medkd.core.serial import to_data
+from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
 from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
 from medkd.io.verify_detection import duplicate_findings, duplicate_groups, pixel_digest
@@ -207,10 +209,11 @@ def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[s
         return names
     if wanted == "none":
         return []
-    if not wanted.isdigit():
+    number = whole_number(wanted)
+    if number is None:
         raise DataError(f"--negatives must be all, none or a number, found '{wanted}'.")
     total = len(names)
-    count = min(int(wanted), total)
+    count = min(number, total)
     return [names[i * total // count] for i in range(count)]
 
 

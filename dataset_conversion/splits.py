@@ -12,10 +12,8 @@ from dataset_conversion.writer import RawWriter
 from medkd.core.dataset import DatasetDescription
 from medkd.core.files import read_json, write_json
 from medkd.core.resolve import NameIndex, case_spellings, path_parts
-from medkd.core.splits import load_splits
+from medkd.core.splits import SPLITS_FILE, load_splits
 from medkd.io.checks import Finding
-
-SPLITS_FILE = "splits_final.json"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
-from medkd.core.serial import nearest
+from medkd.models.named import find_model, task_of_model
 from medkd.tasks import (
-    TASKS,
-    Task,
     chosen_options,
     refuse_foreign,
     refuse_unknown,
@@ -389,36 +387,5 @@ def measure(
     """
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
-    return task_of_dataset(dataset, root).column("measure")(
-        place.results / name, place.raw_dataset(name), runs=runs, **settings
-    )
-
-
-def task_of_model(model: Path) -> Task:
-    """The task of a run folder, or of another model.
-
-    Raises:
-        RunError: the folder holds no model.
-    """
-    from medkd.models.base import open_model  # loads torch, which the other questions do without
-
-    return TASKS[open_model(model).task]
-
-
-def find_model(model: str | Path, root: str | Path | None = None) -> Path:
-    """A folder that can predict, given as a path or as ``DATASET/RUN``.
-
-    Raises:
-        RunError: neither exists; the runs of the data set are named.
-    """
-    path = Path(model)
-    if path.exists() or len(path.parts) != 2:
-        return path
-    dataset, run = path.parts
-    place = Root.resolve(root)
-    folder = place.results / place.dataset_name(dataset)
-    if not (folder / run).is_dir():
-        runs = sorted(entry.name for entry in folder.glob("*") if entry.is_dir())
-        known = ", ".join(runs) or "none"
-        raise RunError(f"{folder} has no run '{run}'.{nearest(run, runs)} Runs: {known}.")
-    return folder / run
+    time_runs = task_of_dataset(dataset, root).column("measure")
+    return time_runs(place.results / name, place.raw_dataset(name), runs=runs, **settings)

@@ -22,7 +22,7 @@ TABLE: dict[str, set[str]] = {
     "tasks": {"core"},
     "evaluation": {"core", "io", "tasks"},
     "preprocessing": {"core", "io"},
-    "models": {"core", "io", "networks", "preprocessing", "runtime"},
+    "models": {"core", "io", "networks", "preprocessing", "runtime", "tasks"},
     "runtime": {"core", "preprocessing"},
     "inference": {"core", "preprocessing", "models", "io", "runtime"},
     "exporting": {"core", "io", "networks", "preprocessing", "models", "runtime", "inference"},

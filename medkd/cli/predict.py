@@ -10,6 +10,7 @@ from typing import Any
 from medkd import api
 from medkd.cli import common
 from medkd.core.allocator import reuse_freed_memory
+from medkd.core.numbers import whole_number
 from medkd.tasks import every_task
 
 
@@ -141,9 +142,10 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _part(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+    number, parts = whole_number(index), whole_number(count)
+    if not slash or number is None or parts is None or not 1 <= number <= parts:
         raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, for example 1/4, found {text!r}")
-    return int(index) - 1, int(count)
+    return number - 1, parts
 
 
 if __name__ == "__main__":

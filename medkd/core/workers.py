@@ -49,7 +49,7 @@ def available_memory() -> int:
         used = int((group / "memory.current").read_text())
     except (OSError, ValueError):
         return free
-    if not limit.isdigit():  # "max"
+    if not limit.isdecimal():  # "max"
         return free
     return min(free, max(int(limit) - used, 0))
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from medkd.core.errors import DataError, PlanError
 from medkd.core.files import read_json
+from medkd.core.run import PLANS_FILE
 from medkd.core.serial import load, save
 
 STRIDE = 32
@@ -96,7 +97,7 @@ class DetectionPlan:
         plan.check(str(path))
         return plan
 
-    def check(self, where: str = "plans.json") -> None:
+    def check(self, where: str = PLANS_FILE) -> None:
         """See that every value can be used.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +31,7 @@ _log = logging.getLogger(__name__)
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionSettings:
     """``predict_settings.json``: what the detections beside it were made with.
 
@@ -110,30 +109,45 @@ def predict_detections(
     sources = find_radiographs(inputs, outputs, strict=strict)
     loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
     detectors = [detector.to(target) for detector in loaded.networks]
-    settings = DetectionSettings(
-        run=str(run),
-        folds=loaded.folds,
-        checkpoint=checkpoint,
-        score=score,
-        overlap=detectors[0].overlap if overlap is None else overlap,  # the folds of a run are of one kind
-        most=most,
-        image_size=loaded.spec.image_size,
-        medkd=_version(),
-        weights=tuple(weights_digest(detector.state_dict()) for detector in detectors),
-    )
+    settings = _settings(Path(run), loaded, checkpoint, limits)
     replaced = [] if resume else _remove_earlier(Path(outputs))
     _write_settings(Path(outputs), settings, resume)
-    journal = Journal(outputs, loaded.categories, asdict(replace(settings, run="", medkd="")), resume=resume)
-    earlier = finished(Path(outputs)) if resume else None
-    if earlier is not None:
-        journal.adopt(earlier)
-    waiting = [s for s in sources if not _done(s, journal, Path(outputs), pictures)]
+    journal = _journal(Path(outputs), loaded.categories, settings, resume)
+    done = {source.case for source in sources if _done(source, journal, Path(outputs), pictures)}
+    waiting = [source for source in sources if source.case not in done]
     draw = partial(_draw, Path(outputs), loaded.categories, picture_score) if pictures else None
     report = detect_images(detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=draw)
     report.replaced = replaced
-    report.skipped = [s.case for s in sources if s not in waiting]
-    journal.finish([s.case for s in sources if s.case not in report.failed])
+    report.skipped = sorted(done)
+    journal.finish([source.case for source in sources if source.case not in report.failed])
     return report
+
+
+def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits: Limits) -> DetectionSettings:
+    """What the predictions are made with."""
+    overlap = limits.overlap
+    if overlap is None:
+        overlap = loaded.networks[0].overlap  # the folds of a run are of one kind
+    return DetectionSettings(
+        run=str(run),
+        folds=loaded.folds,
+        checkpoint=checkpoint,
+        score=limits.score,
+        overlap=overlap,
+        most=limits.most,
+        image_size=loaded.spec.image_size,
+        medkd=_version(),
+        weights=tuple(weights_digest(detector.state_dict()) for detector in loaded.networks),
+    )
+
+
+def _journal(outputs: Path, categories: Sequence[str], settings: DetectionSettings, resume: bool) -> Journal:
+    """Where predictions are kept as they are made, with those of an earlier call that goes on."""
+    journal = Journal(outputs, categories, asdict(replace(settings, run="", medkd="")), resume=resume)
+    earlier = finished(outputs) if resume else None
+    if earlier is not None:
+        journal.adopt(earlier)
+    return journal
 
 
 def find_radiographs(
@@ -163,13 +177,17 @@ def find_radiographs(
             f"{paths[0]}: expected radiographs ({', '.join(e[1:] for e in ENDINGS)}, or DICOM files without ending), "
             "found none."
         )
-    same: dict[str, list[Path]] = defaultdict(list)
-    for case, path in found:
-        same[case].append(path)
-    for case, files in same.items():
-        if len(files) > 1:
-            raise DataError(f"{files[0]} and {files[1]} would both be the case {case}; rename one of them.")
+    _refuse_twins(found)
     return [Source(case, str(path), partial(read_eight_bit, path, strict=strict)) for case, path in sorted(found)]
+
+
+def _refuse_twins(found: Sequence[tuple[str, Path]]) -> None:
+    """No two files may be one case."""
+    known: dict[str, Path] = {}
+    for case, path in found:
+        if case in known:
+            raise DataError(f"{known[case]} and {path} would both be the case {case}; rename one of them.")
+        known[case] = path
 
 
 def case_id(path: Path) -> str:

@@ -101,7 +101,7 @@ class Distiller:
             teacher = Outputs(logits=cached.float(), average=cached.float())
         else:
             teacher = (
-                self._run_teacher(image, target.progress)
+                self.run_teacher(image, target.progress)
                 if self.teacher is not None
                 else Outputs(logits=student.logits.detach())
             )
@@ -129,7 +129,8 @@ class Distiller:
             )
         return found
 
-    def _run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
+    def run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
+        """What the teacher says of a batch of images, without a gradient; whoever shares a teacher overrides it."""
         assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
         self.teacher.eval()
         wanted = self.method.wants_average(progress) and self._other_passes > 0

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
+from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
@@ -110,7 +111,8 @@ def cross_validate(
 def scored_folds(run: Path) -> list[int]:
     """The numbered folds of a run that have a validation summary (``all`` has no validation cases of its own)."""
     names = (path.parents[1].name.removeprefix("fold_") for path in run.glob(f"fold_*/{VALIDATION_SUMMARY}"))
-    return sorted(int(name) for name in names if name.isdigit())
+    numbers = map(whole_number, names)
+    return sorted(number for number in numbers if number is not None)
 
 
 def merge_folds(run: Path, folds: Sequence[int], scoring: FoldScoring[S]) -> S:

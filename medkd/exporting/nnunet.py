@@ -11,6 +11,7 @@ from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import write_json
 from medkd.core.plan import Configuration, Plan, Resampling
+from medkd.core.run import PLANS_FILE
 from medkd.models.nnunet.plans import NORMALIZATIONS
 from medkd.models.segmentation import TrainedModel
 from medkd.networks.planned import PlannedUNet
@@ -43,7 +44,7 @@ def write_nnunet(trained: TrainedModel, folder: Path) -> None:
         "file_ending": ".nii.gz",
         "name": trained.plan.dataset,
     }
-    write_json(folder / "plans.json", plans)
+    write_json(folder / PLANS_FILE, plans)
     write_json(folder / "dataset.json", dataset)
     for network, fold in zip(networks, trained.folds, strict=True):
         content = {

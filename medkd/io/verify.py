@@ -17,6 +17,7 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.labels import LabelSpec
+from medkd.core.numbers import whole_number
 from medkd.core.serial import save
 from medkd.io.checks import Finding
 from medkd.io.comparison import compare_cases
@@ -279,7 +280,7 @@ def _stray_file(path: Path, description: DatasetDescription, ids: set[str]) -> F
     """What is wrong with a file that belongs to no case."""
     ending = description.file_ending
     case, _, channel = path.name.removesuffix(ending).rpartition("_")
-    if not path.name.endswith(ending) or not channel.isdigit():
+    if not path.name.endswith(ending) or whole_number(channel) is None:
         return Finding(
             case="",
             file=str(path),

@@ -4,7 +4,7 @@ leaks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
-from medkd.core.features import Tap
 from medkd.core.live_memory import LivePeak
 from medkd.core.run import FINAL, LATEST, RunDescription
 from medkd.distillation import Distiller, Method
 from medkd.distillation.capture import Capture
-from medkd.distillation.pairs import PairMethod
 from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork
 from medkd.networks.complexity import count_macs, count_parameters
+from medkd.training.tap_pairs import TapPair, pair_table, tap_pairs
 
 T = TypeVar("T")
 _UNKNOWN = (NotImplementedError, RuntimeError)  # what code raises that wants to see values where there are only shapes
@@ -37,25 +36,6 @@ class NetworkCost:
     name: str
     parameters: int
     macs: int | None
-
-
-@dataclass(frozen=True)
-class TapShape:
-    """A tap and what it gives for one patch: ``shape`` is ``(C, *spatial)``."""
-
-    name: str
-    stage: str
-    stride: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TapPair:
-    """What a method compares; ``teacher`` or ``student`` is None for a feature that it takes without a partner."""
-
-    method: str
-    student: TapShape | None
-    teacher: TapShape | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +83,7 @@ class LeakGuard:
         return f"fold {self.fold} of {self.teacher} teaches; it has seen {self.seen} cases, {judged}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DryRun:
     """What a training would do.
 
@@ -142,7 +122,7 @@ class DryRun:
             f"student    {_cost(self.student)}{deep}{inherits}",
             *self._teaching(),
         ]
-        text += [f"taps       {line}" for line in _table(self.pairs)]
+        text += [f"taps       {line}" for line in pair_table(self.pairs)]
         text += [f"memory     {line}" for line in self._memory()]
         if self.guard is not None:
             text.append(f"leak guard {self.guard}")
@@ -195,50 +175,39 @@ def describe_run(
         RunError: the network cannot be trained on this patch.
     """
     shape = (1, run.network.in_channels, *run.network.patch_size)
-    state = "finished" if (folder / FINAL).exists() else "continues" if (folder / LATEST).exists() else "new"
     with _patch_fits(run):
         cost = NetworkCost(run.network.name, count_parameters(student), count_macs(student, shape))
-    method = None if distiller is None else distiller.method
-    helpers = 0 if distiller is None else sum(p.numel() for p in distiller.parameters())
-    pairs = () if method is None else tap_pairs(method, run.method or "none", run.network.patch_size)
-    net = None if distiller is None else distiller.teacher
-    teacher = None
-    if net is not None and guard is not None:
-        teacher = NetworkCost(guard.teacher, count_parameters(net), _attempt(lambda: count_macs(net.to("meta"), shape)))
+    helpers, teacher = 0, None
+    pairs: tuple[TapPair, ...] = ()
+    if distiller is not None:
+        helpers = sum(parameter.numel() for parameter in distiller.parameters())
+        pairs = tap_pairs(distiller.method, run.method or "none", run.network.patch_size)
+        if distiller.teacher is not None and guard is not None:
+            teacher = _cost_of_teacher(guard.teacher, distiller.teacher, shape)
     with _patch_fits(run):
         memory = _attempt(lambda: step_memory(run, student, loss, distiller))
-    return DryRun(run, folder, state, cost, teacher, helpers, pairs, memory, guard)
+    return DryRun(
+        run=run,
+        folder=folder,
+        state=_state(folder),
+        student=cost,
+        teacher=teacher,
+        helpers=helpers,
+        pairs=pairs,
+        memory=memory,
+        guard=guard,
+    )
 
 
-def tap_pairs(method: Method, name: str, patch: tuple[int, ...]) -> tuple[TapPair, ...]:
-    """The taps that a method reads, paired where it compares pairs, and what they give for a patch.
-
-    Args:
-        method: the method, or several joined.
-        name: its name.
-        patch: voxels per axis.
-    """
-    joined = getattr(method, "parts", None)
-    if isinstance(joined, nn.ModuleDict):
-        return tuple(pair for part, m in joined.items() if isinstance(m, Method) for pair in tap_pairs(m, part, patch))
-    if isinstance(method, PairMethod):
-        return tuple(TapPair(name, _shape(s, patch), _shape(t, patch)) for s, t in method.pairs)
-    return _unpaired(method, name, patch)
+def _state(folder: Path) -> str:
+    if (folder / FINAL).exists():
+        return "finished"
+    return "continues" if (folder / LATEST).exists() else "new"
 
 
-def _unpaired(method: Method, name: str, patch: tuple[int, ...]) -> tuple[TapPair, ...]:
-    """The taps of a method that compares no pairs; one on either side are shown together."""
-    needs, context = method.needs(), method.context
-    students = _named(context.student_taps, needs.student, patch)
-    teachers = _named(context.teacher_taps, (*needs.teacher, *needs.teacher_corrections), patch)
-    if len(students) == len(teachers) == 1:
-        return (TapPair(name, students[0], teachers[0]),)
-    alone = [TapPair(name, student, None) for student in students]
-    return (*alone, *(TapPair(name, None, teacher) for teacher in teachers))
-
-
-def _named(taps: Sequence[Tap], names: Sequence[str], patch: tuple[int, ...]) -> list[TapShape]:
-    return [_shape(tap, patch) for tap in taps if tap.name in names]
+def _cost_of_teacher(name: str, network: nn.Module, shape: tuple[int, ...]) -> NetworkCost:
+    macs = _attempt(lambda: count_macs(network.to("meta"), shape))
+    return NetworkCost(name, count_parameters(network), macs)
 
 
 def step_memory(
@@ -275,37 +244,36 @@ def _activations(
     run: RunDescription, student: SegmentationNetwork, loss: nn.Module, distiller: Distiller | None
 ) -> tuple[int, int]:
     """Most bytes alive at once, and the method's announced share of them."""
-    batch, spec = run.budget.batch_size, run.network
-    image = torch.empty(batch, spec.in_channels, *spec.patch_size, device="meta")
-    regions = bool(getattr(loss, "regions", False))
-    labels = torch.empty(
-        batch,
-        spec.num_outputs if regions else 1,
-        *spec.patch_size,
-        device="meta",
-        dtype=None if regions else torch.long,
-    )
-    half = 1.0 if run.precision == "fp32" else 0.5
-    needs = None if distiller is None else distiller.method.needs()
+    image, labels = _batch_of(run, bool(getattr(loss, "regions", False)))
+    method = 0
     with LivePeak() as live:
         with nullcontext() if distiller is None else distiller.student_capture(student) as captured:
             logits = student(image)
         networks = live.alive
         total = torch.stack([*loss(logits, labels).values()]).sum()
-        method = 0
-        if distiller is not None and needs is not None and captured is not None:
+        if distiller is not None and captured is not None:
             finest = logits if isinstance(logits, Tensor) else logits[0]
             features = list(captured.features.values())
             kept, compared = _teacher(distiller, image)
-            announced = distiller.method.announced(_bytes([finest]), _bytes(features) + compared, batch)
-            method = announced if distiller.needs_teacher else 0
+            if distiller.needs_teacher:
+                method = distiller.method.announced(_bytes([finest]), _bytes(features) + compared, len(image))
             live.highest = max(live.highest, live.alive + method)
-            total = total + sum((f.sum() for f in features), torch.zeros((), device="meta"))
+            for feature in features:
+                total = total + feature.sum()
             distiller.clear()
             del features, kept
         total.backward()
-    saved = int((1 - half) * networks)
+    saved = 0 if run.precision == "fp32" else networks // 2
     return live.highest - saved + _bytes([image, labels]), method
+
+
+def _batch_of(run: RunDescription, regions: bool) -> tuple[Tensor, Tensor]:
+    """Images and labels without content."""
+    batch, spec = run.budget.batch_size, run.network
+    image = torch.empty(batch, spec.in_channels, *spec.patch_size, device="meta")
+    if regions:
+        return image, torch.empty(batch, spec.num_outputs, *spec.patch_size, device="meta")
+    return image, torch.empty(batch, 1, *spec.patch_size, device="meta", dtype=torch.long)
 
 
 def _teacher(distiller: Distiller, image: Tensor) -> tuple[object, int]:
@@ -364,12 +332,6 @@ def _weights(network: nn.Module) -> int:
     return _bytes(network.parameters()) + _bytes(network.buffers())
 
 
-def _shape(tap: Tap, patch: tuple[int, ...]) -> TapShape:
-    return TapShape(
-        tap.name, tap.stage, tap.stride, (tap.channels, *(-(-p // s) for p, s in zip(patch, tap.stride, strict=True)))
-    )
-
-
 def _cost(network: NetworkCost) -> str:
     macs = "unknown multiply-adds" if network.macs is None else f"{network.macs / 1e9:.2f} G multiply-adds per patch"
     return f"{network.name}, {network.parameters / 1e6:.3f} M parameters, {macs}"
@@ -377,20 +339,3 @@ def _cost(network: NetworkCost) -> str:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _table(pairs: Sequence[TapPair]) -> list[str]:
-    """One line per pair, in columns; the method is named where there are several."""
-    if not pairs:
-        return ["none; outputs suffice, if anything is taught at all"]
-    rows = [(_side(pair.student), _side(pair.teacher), pair.method) for pair in pairs]
-    several = len({pair.method for pair in pairs}) > 1
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return [f"{s:{widths[0]}} ↔ {t:{widths[1]}}{f'  ({name})' if several else ''}".rstrip() for s, t, name in rows]
-
-
-def _side(tap: TapShape | None) -> str:
-    if tap is None:
-        return "-"
-    stride = "×".join(map(str, tap.stride))
-    return f"{tap.name} ({tap.stage}, stride {stride}, {' × '.join(map(str, tap.shape))})"

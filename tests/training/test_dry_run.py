@@ -18,12 +18,13 @@ from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.distillation import METHODS, Context, Distiller, build_method
 from medkd.networks import build_network
 from medkd.networks.reference import build_weightless
-from medkd.training.dry_run import DryRun, LeakGuard, step_memory, tap_pairs
+from medkd.training.dry_run import DryRun, LeakGuard, step_memory
 from medkd.training.losses import SegmentationLoss
 from medkd.training.options import TrainOptions
 from medkd.training.run import rehearse
 from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.segmentation_task import SegmentationTask, train, train_distill
+from medkd.training.tap_pairs import tap_pairs
 from tests.training.builders import NAME, make_dataset
 
 

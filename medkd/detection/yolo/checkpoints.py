@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from medkd.core.checkpoint import Inert, inert_state, load_checkpoint, read_inert
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
+from medkd.core.numbers import whole_number
 
 SCHEMA = 2
 _LAST = "last.pt"
@@ -37,7 +38,8 @@ def state_path(weights: Path, epoch: int) -> Path:
 def state_files(weights: Path) -> list[Path]:
     """The states that were written, the newest first."""
     numbers = [path.stem.removeprefix("state_") for path in weights.glob("state_*.pt")]
-    return [state_path(weights, epoch) for epoch in sorted((int(n) for n in numbers if n.isdigit()), reverse=True)]
+    epochs = [epoch for epoch in map(whole_number, numbers) if epoch is not None]
+    return [state_path(weights, epoch) for epoch in sorted(epochs, reverse=True)]
 
 
 def can_continue(weights: Path) -> bool:

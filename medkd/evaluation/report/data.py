@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Protocol
 
 from medkd.core.errors import RunError
+from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.run_files import COST_FILE, LOG_FILE, Cost, chosen_runs, read_cost, read_log, scored_teachers
 from medkd.core.serial import load
@@ -362,8 +363,9 @@ def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | st
     first = path / f"fold_{folds[0]}" if folds else path
     scored = []
     for fold in folds:
-        if str(fold).isdigit() and (path / f"fold_{fold}" / VALIDATION_SUMMARY).exists():
-            scored.append(int(fold))
+        number = whole_number(str(fold))
+        if number is not None and (path / f"fold_{fold}" / VALIDATION_SUMMARY).exists():
+            scored.append(number)
     scores = task.read(path, scored) if scored else None
     merit = scores.value(task.main.key).mean if scores is not None else -1.0
     return RunEntry(

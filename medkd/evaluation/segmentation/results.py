@@ -12,6 +12,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
 from medkd.core.labels import LabelSpec
+from medkd.core.numbers import whole_number
 from medkd.evaluation.entries import Entry
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status, status_of
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
@@ -303,7 +304,7 @@ def _values_of(key: str, metrics: Entry) -> tuple[int, ...]:
         digits = part.strip()
         if not digits:  # behind the last comma of (1,)
             continue
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        if whole_number(digits) is None:
             values.clear()
             break
         values.append(int(digits))

@@ -8,6 +8,7 @@ from typing import Any
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
+from medkd.core.numbers import whole_number
 from medkd.models.limits import MOST_VALUES, leaves
 
 METADATA = Path("configs") / "metadata.json"
@@ -119,7 +120,7 @@ class Config:
         for part in key.split("::"):
             if isinstance(value, Mapping) and part in value:
                 value = value[part]
-            elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            elif isinstance(value, list) and (whole_number(part) or 0) < len(value) and whole_number(part) is not None:
                 value = value[int(part)]
             else:
                 raise RunError(f"{self.file}: '{key}' is missing; {self.remedy}.")

@@ -17,7 +17,7 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.plan import Plan
-from medkd.core.run import NetworkSpec
+from medkd.core.run import PLANS_FILE, NetworkSpec
 from medkd.models.base import Checkpoint
 from medkd.models.limits import check_spec
 from medkd.models.nnunet.plans import load_plans, network_of, plan_from_nnunet
@@ -83,10 +83,10 @@ class NnunetCheckpoint:
         content = load_checkpoint(file, allowed=ALLOWED)
         _check(content, file)
         path = file.parent.parent
-        plans, dataset = load_plans(path / "plans.json"), DatasetDescription.load(path / "dataset.json")
+        plans, dataset = load_plans(path / PLANS_FILE), DatasetDescription.load(path / "dataset.json")
         # the plan decides, as in nnU-Net
         plans.setdefault("image_reader_writer", dataset.extra.get("overwrite_image_reader_writer"))
-        where, configuration = str(path / "plans.json"), str(content["init_args"]["configuration"])
+        where, configuration = str(path / PLANS_FILE), str(content["init_args"]["configuration"])
         plan = plan_from_nnunet(plans, configuration, where)
         name, batch_norm = network_of(plans, configuration, where)
         architecture = plan.configuration(configuration).architecture(name)
@@ -123,7 +123,7 @@ class NnunetCheckpoint:
         Raises:
             RunError: the weights are not those of the planned network.
         """
-        check_spec(self.spec, str(self.file.parent.parent / "plans.json"))
+        check_spec(self.spec, str(self.file.parent.parent / PLANS_FILE))
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             network = build_network(self.spec)
         if self.batch_norm:

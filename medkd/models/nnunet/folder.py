@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medkd.core.errors import RunError
+from medkd.core.numbers import whole_number
 from medkd.core.run import DATASET_FILE, PLANS_FILE, RUN_FILE
 from medkd.core.splits import ALL, Split
 from medkd.models.base import Checkpoint
@@ -68,7 +69,8 @@ class NnunetFolder(ImportedFolder):
             for split in splits:
                 listed.update(split.train, split.val)
             return frozenset(listed)
-        if not fold.isdigit() or int(fold) >= len(splits):
+        number = whole_number(fold)
+        if number is None or number >= len(splits):
             raise RunError(
                 f"{self.path}: nobody can say which cases fold_{fold} has seen, since there are splits for folds 0 to "
                 f"{len(splits) - 1} only."

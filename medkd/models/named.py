@@ -1,0 +1,40 @@
+"""Models as users name them: by a folder, or by data set and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medkd.core.errors import RunError
+from medkd.core.paths import Root
+from medkd.core.serial import nearest
+from medkd.tasks import TASKS, Task
+
+
+def find_model(model: str | Path, root: str | Path | None = None) -> Path:
+    """A folder that can predict, given as a path or as ``DATASET/RUN``.
+
+    Raises:
+        RunError: neither exists; the runs of the data set are named.
+    """
+    path = Path(model)
+    if path.exists() or len(path.parts) != 2:
+        return path
+    dataset, run = path.parts
+    place = Root.resolve(root)
+    folder = place.results / place.dataset_name(dataset)
+    if not (folder / run).is_dir():
+        runs = sorted(entry.name for entry in folder.glob("*") if entry.is_dir())
+        known = ", ".join(runs) or "none"
+        raise RunError(f"{folder} has no run '{run}'.{nearest(run, runs)} Runs: {known}.")
+    return folder / run
+
+
+def task_of_model(model: Path) -> Task:
+    """The task of a run folder, or of another model.
+
+    Raises:
+        RunError: the folder holds no model.
+    """
+    from medkd.models.base import open_model  # loads torch, which the other questions do without
+
+    return TASKS[open_model(model).task]
