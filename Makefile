@@ -43,7 +43,7 @@ format: $(STAMP)
 environment: $(STAMP)
 
 # One pip call for everything, so that the resolver picks a torch and a torchvision that belong together
-$(STAMP): setup.py pyproject.toml
+$(STAMP): setup.py pyproject.toml medkd/__init__.py medkd/cli/__init__.py
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "medkd needs Python 3.10 to 3.12, found %d.%d; choose one with PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."

@@ -133,6 +133,15 @@ def register_detector(
 
     Raises:
         ValueError: the name is taken.
+
+    >>> from medkd.detection.base import DETECTORS
+    >>> @register_detector("fcos_by_another_name", about="FCOS with a ResNet-18")
+    ... def build(spec):
+    ...     from medkd.detection.tv.dense_models import FCOS
+    ...
+    ...     return FCOS(spec, "r18")
+    >>> DETECTORS["fcos_by_another_name"].family
+    'torchvision'
     """
     from medkd.detection.base import DETECTORS, DetectorEntry
 
@@ -168,6 +177,13 @@ def register_converter(
 
     Raises:
         ValueError: the name is taken.
+
+    >>> from dataset_conversion import CONVERTERS
+    >>> @register_converter("decathlon_inside", summary="a Decathlon folder, one folder deeper")
+    ... def convert(source, folder, options):
+    ...     return CONVERTERS["msd"].convert(source / "inside", folder, options)
+    >>> CONVERTERS["decathlon_inside"].summary
+    'a Decathlon folder, one folder deeper'
     """
     from dataset_conversion.registry import CONVERTERS, Converter, name_from_path
 

@@ -225,7 +225,11 @@ def task_of_file(content: Mapping[str, Any]) -> Task:
 
 
 def task_of_predictions(predictions: Path) -> Task:
-    """The task whose predictions a folder holds, or a file is."""
+    """The task whose predictions a folder holds, or a file is.
+
+    >>> task_of_predictions(Path("somewhere/predictions.json")).name
+    'detection'
+    """
     rows = list(every_task())
     written = [task for task in rows if task.predictions_file is not None]
     for task in written:
