@@ -103,7 +103,7 @@ def writable_ending(ending: str | None) -> str:
 def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     refuse_dangling(entries)
-    scans = [path for path in entries if path.is_file() and file_ending(path)]
+    scans = _scans_of(entries)
     cases = _cases_of(scans, channels)
     if cases:
         _check_strays(folder, scans, cases, channels)
@@ -112,13 +112,22 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
         cases = _dicom_cases(folder, channels)
     _check_formats(folder, scans, entries)
     if not cases:
-        only = f", only {_listed(scans)}; rename them" if scans else ""
-        raise DataError(
-            f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or "
-            f"DICOM series; found none{only}."
-        )
+        raise DataError(_no_scans_text(folder, scans, channels))
     _check_names(folder, cases)
     return cases
+
+
+def _scans_of(entries: Sequence[Path]) -> list[Path]:
+    """The files among them whose ending is one of a scan."""
+    return [path for path in entries if path.is_file() and file_ending(path)]
+
+
+def _no_scans_text(folder: Path, scans: Sequence[Path], channels: int) -> str:
+    only = f", only {_listed(scans)}; rename them" if scans else ""
+    return (
+        f"{folder}: expected scans named {_expected(channels)}, one file per channel ({', '.join(READERS)}), or DICOM "
+        f"series; found none{only}."
+    )
 
 
 def _cases_of(scans: Sequence[Path], channels: int) -> list[CaseFiles]:
