@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medkd import api
 from medkd.cli import common
+from medkd.core.errors import RunError
 
 FORMATS = ("onnx", "openvino", "nnunet", "bundle", "triton", "folder")
 
@@ -51,10 +52,14 @@ def _export(options: argparse.Namespace) -> None:
     if options.format == "folder":
         _pack(options)
         return
+    model = api.find_model(options.model, options.root)
+    if options.format == "onnx" and api.task_of_model(model).name == "detection":
+        _detector(model, options)
+        return
     from medkd.exporting.export import export_model
 
     parity = export_model(
-        api.find_model(options.model, options.root),
+        model,
         options.output,
         format=options.format,
         folds=options.folds,
@@ -82,3 +87,14 @@ def _pack(options: argparse.Namespace) -> None:
     )
     folds = ", ".join(packed.folds)
     print(f"{options.output}: folds {folds}, {packed.parameters:,} parameters each, {packed.size / 1e6:.1f} MB")
+
+
+def _detector(model: Path, options: argparse.Namespace) -> None:
+    from medkd.exporting.detectors import export_detector
+
+    if options.int8 or options.scan:
+        raise RunError("--int8 and --scan are for segmentation; leave them out for a detector.")
+    parity = export_detector(
+        model, options.output, folds=options.folds, checkpoint=options.checkpoint, overwrite=options.overwrite
+    )
+    print(f"{options.output}: boxes differ by up to {parity.pixels:.2g} pixels, scores by {parity.score:.2g}")

@@ -21,6 +21,7 @@ from medkd.core.run import DATASET_FILE
 from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
+from medkd.exporting.output import check_output
 from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
@@ -78,7 +79,7 @@ def export_model(
     if int8 and format != "onnx":
         raise RunError(f"--int8 quantises --format onnx, not {format}; leave out one of the two.")
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     source = open_model(model, "segmentation")
     trained: TrainedModel = source.load(folds, checkpoint=checkpoint)
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
@@ -144,15 +145,6 @@ def _fill(folder: Path, parcel: Parcel, format: ExportFormat, scan: Sequence[Pat
     image, geometry, case = scan_for(parcel.trained, scan)
     predictor = predictor_of(parcel.trained, parcel.rule)
     return compare(predictor, format.reopen(parcel, folder), image, geometry, case, tolerance=format.tolerance)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / RECORD).is_file():
-        raise RunError(f"{output} is in use and holds no exported model; choose a new folder.")
-    if not overwrite:
-        raise RunError(f"{output} holds an exported model already; give --overwrite to replace it.")
 
 
 def _origin(name: str, trained: TrainedModel) -> dict[str, Any]:

@@ -48,8 +48,21 @@ def export_onnx(networks: Sequence[nn.Module], channels: int, patch_size: Sequen
         RunError: the exporter is not installed, or cannot express one of the network's operators.
     """
     joined = MeanOfNetworks(networks).eval()
-    sample = torch.zeros(2, channels, *patch_size)
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    write_graph(joined, torch.zeros(2, channels, *patch_size), ["logits"], path)
+
+
+def write_graph(network: nn.Module, sample: Tensor, outputs: Sequence[str], path: Path) -> None:
+    """Write a module as an ONNX file with the input ``image``, whose first axis is free.
+
+    Args:
+        network: in evaluation mode, on the CPU; its forward has one argument, ``image``.
+        sample: an input of at least two items.
+        outputs: names of what it returns.
+        path: ``*.onnx``.
+
+    Raises:
+        RunError: see :func:`export_onnx`.
+    """
     try:
         import onnxscript  # noqa: F401  (torch's exporter needs it, and says so in a page of text)
     except ImportError as error:
@@ -57,22 +70,27 @@ def export_onnx(networks: Sequence[nn.Module], channels: int, patch_size: Sequen
     with atomic_path(path) as temporary, quiet(), exportable_operators(), torch.no_grad():
         try:
             torch.onnx.export(
-                joined,
+                network,
                 (sample,),
                 str(temporary),
                 dynamo=True,
                 input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes={"image": {0: batch}},
+                output_names=list(outputs),
+                dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=1024)}},
                 opset_version=OPSET,
                 external_data=False,
             )
         except Exception as error:
-            names = ", ".join(sorted({type(network).__name__ for network in networks}))
+            names = ", ".join(sorted({type(part).__name__ for part in _parts(network)}))
             raise RunError(
                 f"{names} cannot be written as ONNX: {type(error).__name__}: {_first_line(error)}; choose another "
                 "network for the student, or export with --format folder."
             ) from error
+
+
+def _parts(network: nn.Module) -> Sequence[nn.Module]:
+    """The networks inside of a wrapper."""
+    return list(network.networks) if isinstance(network, MeanOfNetworks) else list(network.children())
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,20 +13,24 @@ from medkd.core.errors import RunError
 
 EngineName = Literal["onnxruntime", "openvino"]
 Engine = Callable[[np.ndarray], np.ndarray]
+Outputs = Callable[[np.ndarray], list[np.ndarray]]
 
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
 
 
-def open_engine(network: Path, engine: EngineName | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    network: Path, engine: EngineName | None = None, threads: int | None = None, *, every: bool = False
+) -> Any:
     """Load an exported network.
 
     Args:
         network: ``*.onnx``, or ``*.xml`` of OpenVINO, which only that runs.
         engine: None takes OpenVINO for its own files, else ONNX Runtime where it is installed, else OpenVINO.
         threads: None leaves it to the engine.
+        every: give the list of all outputs instead of the first; ONNX Runtime only.
 
     Returns:
-        ``(B, C, *patch) → (B, K, *patch)``, float32.
+        An :data:`Engine`, ``(B, C, *patch) → (B, K, *patch)``, float32; or what gives the list.
 
     Raises:
         RunError: the engine is not installed, or the file is none that it can read.
@@ -36,7 +40,8 @@ def open_engine(network: Path, engine: EngineName | None = None, threads: int | 
         raise RunError(f"--threads expects a whole number of at least 1, found {threads}.")
     opener = {"onnxruntime": _onnxruntime, "openvino": _openvino}[chosen]
     try:
-        return opener(network, threads)
+        run = opener(network, threads)
+        return run if every else lambda batch: run(batch)[0]
     except ImportError as error:
         raise RunError(
             f"{network} needs the package {chosen}, which is not installed: pip install {chosen}."
@@ -73,7 +78,7 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _onnxruntime(network: Path, threads: int | None) -> Engine:
+def _onnxruntime(network: Path, threads: int | None) -> Outputs:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -83,13 +88,13 @@ def _onnxruntime(network: Path, threads: int | None) -> Engine:
     session = onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: batch})[0]
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        return list(session.run(None, {name: batch}))
 
     return run
 
 
-def _openvino(network: Path, threads: int | None) -> Engine:
+def _openvino(network: Path, threads: int | None) -> Outputs:
     import openvino
 
     # OpenVINO would choose bf16 by itself where the processor has it, which changes label maps
@@ -99,8 +104,8 @@ def _openvino(network: Path, threads: int | None) -> Engine:
     compiled = openvino.Core().compile_model(str(network), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def run(batch: np.ndarray) -> np.ndarray:
+    def run(batch: np.ndarray) -> list[np.ndarray]:
         request.infer({0: batch})
-        return np.array(request.get_output_tensor(0).data)
+        return [np.array(request.get_output_tensor(0).data)]
 
     return run

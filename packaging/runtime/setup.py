@@ -55,4 +55,5 @@ setup(
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["medkd_predict = medkd.cli.predict:main"]},
+    options={"egg_info": {"egg_base": "."}},  # beside this file, not among the sources of medkd itself
 )
