@@ -102,8 +102,8 @@ class Rules:
 def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
     """Refuse, before anything is converted, what cannot be the classes of a data set."""
     for name in wanted:
-        if name in RESERVED or not name.strip():
-            others = [other for other in dict.fromkeys(known) if other not in (*RESERVED, name)]
+        if _is_reserved(name):
+            others = [other for other in dict.fromkeys(known) if other != name and not _is_reserved(other)]
             raise DataError(
                 f"A class cannot be called '{name}'; rename it in the annotations, or choose the others with --labels "
                 f"{','.join(others)}."
@@ -113,6 +113,10 @@ def _check_classes(wanted: Sequence[str], known: Sequence[str]) -> None:
         name, times = Counter(names).most_common(1)[0] if names else ("", 0)
         if times > 1:
             raise DataError(f"The class '{name}' is named twice; name each class once.")
+
+
+def _is_reserved(name: str) -> bool:
+    return not name.strip() or name.strip().casefold() in RESERVED
 
 
 def _check_spellings(known: Sequence[str]) -> None:

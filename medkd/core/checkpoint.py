@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,8 @@ def load_checkpoint(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     if not path.is_dir() and path.stat().st_size == 0:
         raise RunError(f"{path} is empty, as a full disk or a crash may leave it; train again or restore the file.")
     try:
-        with _only(allowed):
+        with _only(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles' versions and TorchScript: what matters is refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # no pickle at all
@@ -224,6 +226,8 @@ def read_inert(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise RunError(f"There is no checkpoint {path}; train this fold first, or name a fold that was trained.")
+    if not path.is_file():
+        raise RunError(f"{path} is no file; give a checkpoint.")
     try:
         with zipfile.ZipFile(path) as archive:
             content = _InertUnpickler(archive).load()
@@ -265,7 +269,7 @@ class _InertUnpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         (entry,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-        super().__init__(io.BytesIO(archive.read(entry)))
+        super().__init__(io.BytesIO(_stored(archive, entry)))
         self._archive = archive
         self._folder = entry.removesuffix("data.pkl")
         self._storages: dict[str, Tensor] = {}
@@ -301,15 +305,23 @@ class _InertUnpickler(pickle.Unpickler):
         _, kind, key, _, count = identity
         if key not in self._storages:
             dtype = _STORAGES[getattr(kind, "named", "")]
-            entry = self._archive.getinfo(f"{self._folder}data/{key}")
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise RunError("is compressed, which torch never does.")
-            data = bytearray(self._archive.read(entry))
+            data = bytearray(_stored(self._archive, f"{self._folder}data/{key}"))
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             if len(flat) < count:
                 raise RunError("is cut short.")
             self._storages[key] = flat
         return self._storages[key]
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of an entry, which unpack to no more than the file holds.
+
+    Raises:
+        RunError: it is compressed.
+    """
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise RunError("is compressed, which torch never does.")
+    return archive.read(name)
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:

@@ -104,9 +104,9 @@ def take_categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 
 def check_categories(names: Sequence[str], where: str) -> None:
     """Refuse the names of classes where they are none, equal, or taken by what is no class."""
-    different = set(names)
-    if not names or len(different) < len(names) or {"background", "ignore"} & different:
+    spelled = {" ".join(name.split()).casefold() for name in names}
+    if not names or len(set(names)) < len(names) or {"background", "ignore", ""} & spelled:
         raise DataError(
-            f"{where}: expected one or more different categories, none called background or ignore, found "
-            f"{list(names)}."
+            f"{where}: expected one or more different categories, none called background or ignore or without a name, "
+            f"found {list(names)}."
         )

@@ -82,6 +82,7 @@ def check_detection(
         )
     findings += _stray_images(folder / "imagesTr", training)
     findings += _unused(description.categories, checks)
+    findings += _spellings(folder / "dataset.json", description.categories)
     return checks[: len(training)], findings
 
 
@@ -166,7 +167,7 @@ def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
     elif not image.plain:
         found = f"{image.pixels.dtype} pixels or a format that readers decode differently"
     if found is None:
-        return []
+        return _constant(case, path, image)
     return [
         Finding(
             case=case,
@@ -174,6 +175,23 @@ def _image_findings(case: str, path: Path, image: Radiograph) -> list[Finding]:
             expected="an upright, whole 8-bit image with one or three channels",
             found=found,
             action="convert the data set with medkd_convert",
+        )
+    ]
+
+
+def _constant(case: str, path: Path, image: Radiograph) -> list[Finding]:
+    """A warning about a picture of nothing."""
+    value = image.pixels.flat[0]
+    if not (image.pixels == value).all():
+        return []
+    return [
+        Finding(
+            case=case,
+            file=str(path),
+            expected="an image that shows something",
+            found=f"the value {value} in all pixels",
+            action="an empty image says nothing to the network: restore it, or leave the case out",
+            error=False,
         )
     ]
 
@@ -258,6 +276,26 @@ def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
                 error=severe,
             )
         )
+    return findings
+
+
+def _spellings(file: Path, categories: tuple[str, ...]) -> list[Finding]:
+    """A warning for each two categories that are probably one."""
+    spelled: dict[str, str] = {}
+    findings = []
+    for name in categories:
+        other = spelled.setdefault(" ".join(name.split()).casefold(), name)
+        if other != name:
+            findings.append(
+                Finding(
+                    case="",
+                    file=str(file),
+                    expected="categories that differ in more than capitals and blanks",
+                    found=f"'{other}' and '{name}'",
+                    action="call them the same if they are one",
+                    error=False,
+                )
+            )
     return findings
 
 

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
-from medkd.core.errors import RunError
-from medkd.core.files import write_text
+from medkd.core.errors import DataError, RunError
 
 _BEAT_SECONDS = 20.0
 _STALE_SECONDS = 300.0  # of another machine, whose processes nobody here can see
@@ -83,37 +82,51 @@ def fold_lock(folder: Path) -> Iterator[None]:
 
 
 def _take(file: Path, folder: Path) -> None:
+    """Write this process into the lock. Of two that find a stale lock at once the system lets one in first."""
     mine = Holder.this_process()
-    holder = _read(file)
-    if holder is not None and holder != mine and holder.is_alive(file):
-        _refuse(holder, folder)
-    if holder is None and not file.exists():
-        _create(file, mine, folder)
-        return
-    write_text(file, json.dumps(asdict(mine)) + "\n")
-    winner = _read(file)  # of two processes that take over the same stale lock the last one wins
-    if winner is not None and winner != mine:
-        _refuse(winner, folder)
-
-
-def _create(file: Path, mine: Holder, folder: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        other = _read(file) or Holder("this machine", 0, 0.0)
-        _refuse(other, folder)
-        return
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        opened.write(json.dumps(asdict(mine)) + "\n")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(file) as opened:
+            holder = _parsed(opened.read())
+            if holder is not None and holder != mine and holder.is_alive(file):
+                _refuse(holder, folder)
+            opened.seek(0)
+            opened.truncate()
+            opened.write(json.dumps(asdict(mine)) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {file}: {error.strerror or error}; choose a folder that can be written to."
+        ) from error
 
 
-def _read(file: Path) -> Holder | None:
-    """Who holds the lock; None where there is none, or a kill left half of it."""
+@contextmanager
+def _exclusive(file: Path) -> Iterator[TextIO]:
+    """The lock's file, opened or made, that no other process on this machine looks at meanwhile."""
+    while True:
+        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+        with os.fdopen(handle, "r+", encoding="utf-8", errors="replace") as opened:
+            with suppress(ImportError, OSError):  # systems and file systems that cannot
+                import fcntl
+
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            if _is_still(file, opened):  # else its holder removed it while this process waited
+                yield opened
+                return
+
+
+def _is_still(file: Path, opened: TextIO) -> bool:
     try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
+        return os.path.samestat(os.fstat(opened.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _parsed(text: str) -> Holder | None:
+    """Who holds the lock; None where nobody does, or a kill left half of it."""
+    try:
+        data: Any = json.loads(text)
         return Holder(str(data["host"]), int(data["process"]), float(data["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

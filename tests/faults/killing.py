@@ -107,6 +107,7 @@ def _child(command: Command, arguments: Sequence[str], striker: _Striker) -> Non
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     sys.addaudithook(striker)
     status = 70
     try:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
 from medkd.io.radiographs import write_png
 from medkd.io.verify import Report, verify_dataset
 
@@ -115,3 +116,23 @@ def test_test_cases_are_checked_too(tmp_path: Path) -> None:
     BoxAnnotation(width=31, height=20).save(tmp_path / "labelsTs/t.json")
     report = verify_dataset(tmp_path)
     assert not report.ok and report.problems[0].case == "t" and len(report.good_cases) == 3
+
+
+def test_a_picture_of_nothing_and_categories_that_are_probably_one_are_warnings(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    write_png(folder / "imagesTr/c1_0000.png", np.full((20, 30), 7, np.uint8))
+    categories = ("fracture", "Fracture ", "other")
+    DatasetDescription.detection(("X-ray",), categories, num_training=3, file_ending=".png").save(
+        folder / "dataset.json"
+    )
+    report = verify_dataset(folder)
+    texts = [finding.text() for finding in report.warnings]
+    assert report.ok
+    assert any("case c1" in text and "found the value 7 in all pixels" in text for text in texts)
+    assert any("'fracture' and 'Fracture '" in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["background", "Background", " IGNORE ", ""])
+def test_a_category_cannot_be_called_so(name: str) -> None:
+    with pytest.raises(DataError, match="none called background"):
+        DatasetDescription.detection(("X-ray",), ("fracture", name))
