@@ -24,6 +24,7 @@ from dataset_conversion.splits import PublishedSplit, finish_converted
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.files import check_file
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.resolve import NameIndex, files_ending, part_of_name, path_parts, read_lines
@@ -254,6 +255,7 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: the file is damaged, lacks one of the two, or h5py is not installed.
     """
+    check_file(path)
     try:
         if path.name.lower().endswith(_HDF5):
             with _h5py().File(path, "r") as stored:
@@ -270,7 +272,10 @@ def _arrays(path: Path, stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, n
         key = next((name for name in names if name in stored), None)
         if key is None:
             raise DataError(f"{path}: expected the arrays 'image' and 'label', found {', '.join(stored) or 'none'}.")
-        arrays.append(np.asarray(stored[key]))
+        array = np.asarray(stored[key])
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{path}: expected numbers in '{key}', found {array.dtype}; download it again.")
+        arrays.append(array)
     return arrays[0], arrays[1]
 
 

@@ -32,6 +32,8 @@ UNLABELLED_FOLDER = "imagesUn"  # scans without labels; nnU-Net passes over a fo
 SEGMENTATION = "segmentation"
 """The task of a data set that names none."""
 
+_LONGEST_NAME = 200  # bytes of a case id, to which files add their endings; file systems take 255 in all
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetDescription:
@@ -251,9 +253,10 @@ def check_case_name(case: str, where: str) -> None:
     """See to it that a case id is a plain file name: files are called after it.
 
     Raises:
-        DataError: it has a separator or a NUL, is empty, or begins with a dot.
+        DataError: it has a separator or an unprintable letter, is empty, longer than 200 bytes, or begins with a dot.
     """
-    if not case or case.startswith(".") or any(letter in case for letter in "/\\\0"):
+    odd = case.startswith(".") or not case.isprintable() or any(letter in case for letter in "/\\")
+    if not case or odd or len(case.encode(errors="replace")) > _LONGEST_NAME:
         raise DataError(f"{where}: expected case ids that are plain file names, found {case!r:.100}; rename the case.")
 
 

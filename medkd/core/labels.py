@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor  # loaded where tensors are made: commands that read labels only do without torch
 
 
+_MOST = 10_000  # labels of a data set; label maps are int16
+
+
 @dataclass(frozen=True)
 class LabelSpec:
     """The labels of a data set, as nnU-Net's ``dataset.json`` states them.
@@ -70,7 +73,7 @@ class LabelSpec:
         if len(entries) < 2:
             raise DataError(f"{where}: only the background is named; at least one structure is needed.")
         if not isinstance(order, (list, tuple, type(None))):
-            raise DataError(f"{where}: 'regions_class_order' must be a list of integers, found {order!r}.")
+            raise DataError(f"{where}: 'regions_class_order' must be a list of integers, found {order!r:.200}.")
         painted = _values(order, f"{where}: 'regions_class_order'") if regions and order else ()
         spec = cls(entries, regions, painted, ignore[0])
         spec._validate(where)
@@ -79,7 +82,7 @@ class LabelSpec:
     def _validate(self, where: str) -> None:
         present = self._present()
         if present != list(range(len(present))):
-            raise DataError(f"{where}: label values must be consecutive from 0, found {present}; renumber the labels.")
+            raise DataError(f"{where}: label values must be consecutive from 0, found {present!s:.200}; renumber.")
         behind = present[-1] + 1
         if self.ignore is not None and self.ignore != behind:
             raise DataError(f"{where}: 'ignore' must be the largest label plus one ({behind}), found {self.ignore}.")
@@ -183,7 +186,9 @@ class LabelSpec:
 
 def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:
     if not isinstance(labels, Mapping):
-        raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r}.")
+        raise DataError(f"{where}: 'labels' must be an object from names to values, found {labels!r:.200}.")
+    if len(labels) > _MOST:
+        raise DataError(f"{where}: expected at most {_MOST} labels, found {len(labels)}; correct 'labels'.")
     read = {}
     for name, value in labels.items():
         read[str(name)] = _values(value, f"{where}: label '{name}'")
@@ -205,7 +210,7 @@ def _in_order(read: dict[str, tuple[int, ...]], regions: bool) -> tuple[tuple[st
 def _values(value: Any, what: str) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not values or not all(map(_is_integer, values)):
-        raise DataError(f"{what} must be an integer or a list of integers, found {value!r}.")
+        raise DataError(f"{what} must be an integer or a list of integers, found {value!r:.200}.")
     return values
 
 

@@ -183,12 +183,14 @@ class Plan:
         """Read ``plans.json``.
 
         Raises:
-            PlanError: there is no plan yet.
+            PlanError: there is no plan yet, or it makes no sense (:func:`medkd.core.plan_checks.check_plan`).
             DataError: the file is not a valid plan.
         """
         if not Path(path).exists():
             raise PlanError(f"There is no plan at {path}; run medkd_plan_and_preprocess first.")
-        return load(cls, path)
+        from medkd.core.plan_checks import check_plan
+
+        return check_plan(load(cls, path), str(path))
 
     def configuration(self, name: str) -> Configuration:
         """The named configuration.

@@ -20,6 +20,7 @@ from medkd.core.geometry import NiftiForms
 from medkd.io.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
 
 _GZIP = b"\x1f\x8b"
+_BEHIND_VOXELS = 2**24  # bytes that other programs leave there
 
 
 def parsed_header(path: Path) -> NiftiHeader:
@@ -62,10 +63,18 @@ def read_parsed(path: Path) -> tuple[np.ndarray, NiftiHeader]:
     """
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == _GZIP else content
+        packed = content[:2] == _GZIP
+        start = zlib.decompressobj(31).decompress(content, HEADER_BYTES) if packed else content[:HEADER_BYTES]
+        header = parse_header(path, start)
+        if packed:
+            content = _unpacked(content, header.offset + prod(header.shape) * header.dtype.itemsize)
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    header = parse_header(path, content[:HEADER_BYTES])
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: its header announces {' × '.join(map(str, header.shape))} voxels, more than fit into the memory; "
+            "check the header, or free memory."
+        ) from error
     if header.dtype.fields or header.dtype.kind not in "buif":
         raise DataError(
             f"{path}: expected one number per voxel, found the data type {header.dtype}; convert colour or complex "
@@ -123,6 +132,28 @@ def _scaled(voxels: np.ndarray, slope: float | None, inter: float | None) -> np.
     result *= kind.type(slope)
     result += kind.type(inter)
     return result
+
+
+def _unpacked(content: bytes, expected: int) -> bytes:
+    """A gzip file's content to its end, so that its checksum is compared; no more than is expected and 16 MB.
+
+    Raises:
+        EOFError: it is cut off.
+        OSError: it holds more.
+        zlib.error: it is damaged.
+    """
+    parts = []
+    left = expected + _BEHIND_VOXELS
+    while content:
+        packer = zlib.decompressobj(31)
+        parts.append(packer.decompress(content, left + 1))
+        left -= len(parts[-1])
+        if left < 0:
+            raise OSError(f"it holds more than the {expected} bytes that its header announces")
+        if not packer.eof:
+            raise EOFError("the compressed data end before their end mark")
+        content = packer.unused_data.lstrip(b"\0")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _open(path: Path) -> BinaryIO:

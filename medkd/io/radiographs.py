@@ -8,6 +8,7 @@ it), and a JPEG whose last bytes are missing is read as far as it goes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ _WIDTH, _HEIGHT, _PHOTOMETRIC, _ORIENTATION = 256, 257, 262, 274  # TIFF tags, t
 _WHITE_IS_ZERO = 0
 _INVERSE = {6: 8, 8: 6}  # of an orientation; the others are their own
 _END_OF_JPEG = b"\xff\xd9"
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "GIF", "WEBP", "JPEG2000")  # none of them starts a program
 _TAIL = (0.05, 99.95)  # percent; a few burnt-in letters or dead pixels must not decide about the contrast of the bone
 _ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg"}
 _WIDE_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -93,7 +95,7 @@ def radiograph_size(path: Path) -> tuple[int, int]:
     """
     check_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # some versions of Pillow have swapped its size by now, others not
                 width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
@@ -148,8 +150,15 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _decode(path: Path, content: bytes, upright: bool) -> Radiograph:
-    opened = Image.open(BytesIO(content))
+    opened = Image.open(BytesIO(content), formats=_formats())
     kind, mode = str(opened.format), opened.mode
     orientation = _orientation(opened)
     image, truncated = _load(opened, kind, content)
@@ -182,7 +191,7 @@ def _load(image: Image.Image, kind: str, content: bytes) -> tuple[Image.Image, b
         if kind not in ("JPEG", "MPO"):
             raise
         # what Pillow's global switch does too, but safe among threads
-        whole = Image.open(BytesIO(content + _END_OF_JPEG))
+        whole = Image.open(BytesIO(content + _END_OF_JPEG), formats=_formats())
         whole.load()
         return whole, True
     return image, False

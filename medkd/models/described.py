@@ -99,6 +99,8 @@ class DescribedFolder(ImportedFolder):
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
         found = self.read()
         model = model_of(found, self.path)
+        if "\0" in found.weights:
+            raise RunError(f"{self.path / FILE}: 'weights' holds a null character, which no name may; correct it.")
         file = self.path / found.weights
         if not lies_within(file, self.path):
             raise RunError(

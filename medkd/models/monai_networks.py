@@ -70,7 +70,8 @@ class MonaiNetwork(SegmentationNetwork):
         ) as error:
             detail = " ".join(str(error).split())
             raise RunError(
-                f"MONAI's {kind} does not accept {dict(arguments)} with the patch {spec.patch_size}: {detail[:200]}"
+                f"MONAI's {kind} does not accept {dict(arguments)!s:.300} with the patch {spec.patch_size}: "
+                f"{detail[:200]}"
             ) from error
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -14,7 +16,7 @@ import numpy as np
 
 from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, check_file
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save, to_data
@@ -123,12 +125,16 @@ class CaseStore:
         record = self.record(case)
         locations: dict[int, np.ndarray] = {}
         try:
+            for part in self._parts[1:]:
+                if self._path(case, part).exists():
+                    check_file(self._path(case, part))
             image = np.load(self._path(case, self._parts[1]), mmap_mode="r")
             label = np.load(self._path(case, self._parts[2]), mmap_mode="r")
             if self.labelled:
                 with np.load(self._path(case, "locations.npz")) as stored:
                     locations = {int(key): stored[key] for key in stored.files}
-        except (OSError, ValueError, EOFError) as error:
+            _check_arrays(image, label, locations)
+        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again."
             ) from error
@@ -206,6 +212,21 @@ class CaseStore:
     def _path(self, case: str, part: str) -> Path:
         check_case_name(case, str(self.folder))
         return self.folder / f"{case}.{part}"
+
+
+def _check_arrays(image: np.ndarray, label: np.ndarray, locations: Mapping[int, np.ndarray]) -> None:
+    """Arrays as :meth:`CaseStore.write` leaves them.
+
+    Raises:
+        ValueError: they are of another form.
+    """
+    if image.ndim != 4 or label.shape != image.shape[1:]:
+        raise ValueError(f"image and label map have the shapes {image.shape} and {label.shape}")
+    if image.dtype.kind != "f" or label.dtype.kind not in "biu":
+        raise ValueError(f"image and label map hold {image.dtype} and {label.dtype}")
+    for entry, voxels in locations.items():
+        if voxels.ndim != 2 or voxels.shape[1] != 3 or voxels.dtype.kind not in "iu":
+            raise ValueError(f"the voxels of structure {entry} have the shape {voxels.shape} and hold {voxels.dtype}")
 
 
 def describe_source(path: Path) -> SourceFile:

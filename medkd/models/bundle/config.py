@@ -14,6 +14,7 @@ from medkd.models.limits import MOST_VALUES, leaves
 METADATA = Path("configs") / "metadata.json"
 INFERENCE = tuple(Path("configs") / f"inference.{ending}" for ending in ("json", "yaml", "yml"))
 _MOST_REFERENCES = 20  # one after the other
+_MOST_BRACKETS = 200  # inside each other, in YAML
 DEEPEST = 50  # lists, objects and references inside each other
 
 
@@ -144,6 +145,7 @@ def read_file(file: Path) -> Any:
         ) from error
     try:
         text = file.read_text(encoding="utf-8")
+        _refuse_depth(text, file)
         _refuse_merges(yaml.scan(text), file)
         content = yaml.safe_load(text)  # plain values only: tags that would make objects are errors
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -151,6 +153,15 @@ def read_file(file: Path) -> Any:
             f"{file} is not plain YAML ({' '.join(str(error).split())[:160]}); mend it, or save it as JSON."
         ) from error
     return _refuse_expansion(content, file)
+
+
+def _refuse_depth(text: str, file: Path) -> None:
+    """Brackets in brackets cost the square of their number while they are read."""
+    depth = 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if depth > _MOST_BRACKETS:
+            raise RunError(f"{file} is nested more than {_MOST_BRACKETS} times; mend it, or save it as JSON.")
 
 
 def _refuse_merges(tokens: Iterable[Any], file: Path) -> None:
