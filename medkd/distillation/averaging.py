@@ -15,13 +15,15 @@ SMALLEST = 1e-7  # probabilities are clipped here before their logarithm is take
 
 def probabilities_of(logits: Tensor, regions: bool) -> Tensor:
     """Softmax over channels, or sigmoid of each, of ``(B, K, *spatial)``, in float32."""
-    return logits.float().sigmoid() if regions else logits.float().softmax(1)
+    logits = logits.float()
+    return logits.sigmoid() if regions else logits.softmax(1)
 
 
 def mean_of(every: Iterable[Tensor]) -> Tensor:
     """The mean of tensors of one shape, kept in one of them; there must be at least one."""
     parts = iter(every)
-    total, count = next(parts).clone(), 1
+    total = next(parts).clone()
+    count = 1
     for part in parts:
         total += part
         count += 1
@@ -33,10 +35,15 @@ def logits_of(probabilities: Tensor, regions: bool) -> Tensor:
 
     Probabilities beyond 1e-7 and 1 − 1e-7 are clipped.
     """
-    return torch.logit(probabilities, SMALLEST) if regions else probabilities.clamp(min=SMALLEST).log()
+    if regions:
+        return torch.logit(probabilities, SMALLEST)
+    return probabilities.clamp(min=SMALLEST).log()
 
 
 def mirrorings(axes: Iterable[int]) -> list[tuple[int, ...]]:
     """All combinations of the mirrored axes of a patch, the plain one first, as dimensions of ``(B, C, *patch)``."""
-    chosen = tuple(axes)
-    return [tuple(a + 2 for a in some) for n in range(len(chosen) + 1) for some in combinations(chosen, n)]
+    dimensions = [axis + 2 for axis in axes]
+    found: list[tuple[int, ...]] = []
+    for number in range(len(dimensions) + 1):
+        found += combinations(dimensions, number)
+    return found

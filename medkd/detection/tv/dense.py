@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import ClassVar
 
 import torch
@@ -46,22 +47,22 @@ class DenseDetector(Detector):
         self.pyramid = Pyramid(backbone, first=3)
         names, strides = self.pyramid.names, self.pyramid.strides
         self.grid = AnchorGrid(names, strides, [[size * stride for size in sizes] for stride in strides], ratios)
-        self._anchors = (
-            tuple((float(size), float(ratio)) for size in sizes for ratio in ratios) if self.anchored else ()
-        )
+        self._anchors: tuple[tuple[float, float], ...] = ()
+        if self.anchored:
+            self._anchors = tuple(product(map(float, sizes), map(float, ratios)))
         self.head = DenseHead(shape, names)
         tower = f"blocks.{shape.hold - 1}"
-        towers = [
-            Tap(
-                name=f"{name}.{kind}",
-                channels=CHANNELS,
-                stride=(stride, stride),
-                module=f"head.{kind}_tower.{tower}",
-                stage="head",
+        towers = []
+        for (name, stride), kind in product(zip(names, strides, strict=True), ("class", "box")):
+            towers.append(
+                Tap(
+                    name=f"{name}.{kind}",
+                    channels=CHANNELS,
+                    stride=(stride, stride),
+                    module=f"head.{kind}_tower.{tower}",
+                    stage="head",
+                )
             )
-            for name, stride in zip(names, strides, strict=True)
-            for kind in ("class", "box")
-        ]
         self.taps = (*self.pyramid.taps("pyramid"), *towers)
 
     @property

@@ -12,9 +12,10 @@ FAMILIES = {
     "yolo11": "YOLO11{size}, anchor-free, DFL boxes, attention",
     "yolo26": "YOLO26{size}, end-to-end head without NMS, no DFL",
 }
-STANDARD: dict[str, str] = {
-    f"{family}{size}": text.format(size=size) for family, text in FAMILIES.items() for size in SIZES
-}
+STANDARD: dict[str, str] = {}
+for _family, _text in FAMILIES.items():
+    for _size in SIZES:
+        STANDARD[f"{_family}{_size}"] = _text.format(size=_size)
 """Name → one line, of the detectors whose description ultralytics ships (``NAME.yaml``)."""
 
 Row = list[Any]

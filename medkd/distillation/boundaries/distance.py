@@ -26,12 +26,22 @@ def bounding_boxes(masks: Tensor) -> list[Box | None]:
     all.
     """
     axes = range(1, masks.ndim)
-    profiles = [masks.any([a for a in axes if a != axis]) for axis in axes]
+    profiles = []
+    for axis in axes:
+        others = [a for a in axes if a != axis]
+        profiles.append(masks.any(others))
+    sizes = list(masks.shape[1:])
     boxes: list[Box | None] = []
     for row in torch.cat(profiles, 1).cpu():
-        found = [part.nonzero().flatten() for part in row.split([p.shape[1] for p in profiles])]
-        boxes.append(tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found) if len(found[0]) else None)
+        found = [part.nonzero().flatten() for part in row.split(sizes)]
+        empty = len(found[0]) == 0
+        boxes.append(None if empty else tuple(map(_span, found)))
     return boxes
+
+
+def _span(places: Tensor) -> slice:
+    """From the first to the last of rising places."""
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def squared_distance(mask: Tensor, box: Box, spacing: Sequence[float]) -> Tensor:
@@ -49,11 +59,10 @@ def squared_distance(mask: Tensor, box: Box, spacing: Sequence[float]) -> Tensor
     # Only the pass that comes last runs over the whole patch, so it should be along the axis where the box is shortest;
     # passes along the first memory axis have contiguous planes, so that axis is the last one.
     order = sorted(range(mask.ndim), key=lambda axis: box[axis].stop - box[axis].start)
-    field = (
-        _line_distance(mask[box].permute(order), box[order[-1]].start, mask.shape[order[-1]])
-        .mul_(spacing[order[-1]])
-        .square_()
-    )
+    last = order[-1]
+    inside = mask[box].permute(order)
+    field = _line_distance(inside, box[last].start, mask.shape[last])
+    field.mul_(spacing[last]).square_()
     for place in reversed(range(mask.ndim - 1)):
         axis = order[place]
         field = _envelope(field, place, box[axis].start, mask.shape[axis], spacing[axis])
@@ -80,16 +89,21 @@ def _envelope(field: Tensor, axis: int, start: int, size: int, spacing: float) -
     reach = size
     if length == size:  # then result(i) ≤ field(i) ≤ max, which no parabola from further away can undercut
         highest = float(field.max())
-        reach = size if highest == float("inf") else min(size, int(highest**0.5 / spacing) + 1)
+        if highest != float("inf"):
+            reach = min(size, int(highest**0.5 / spacing) + 1)
     offsets = torch.arange(1 - start - length, size - start, device=field.device).float()
     costs = (offsets * spacing).square().reshape(-1, *(1,) * (field.ndim - axis - 1))
-    result = torch.full([size if a == axis else n for a, n in enumerate(field.shape)], torch.inf, device=field.device)
+    widened = list(field.shape)
+    widened[axis] = size
+    result = torch.full(widened, torch.inf, device=field.device)
     candidate = torch.empty_like(result)
     for j in range(length):
-        low, high = max(start + j - reach, 0), min(start + j + reach + 1, size)
+        low = max(start + j - reach, 0)
+        high = min(start + j + reach + 1, size)
         there = result.narrow(axis, low, high - low)
         sum_ = candidate.narrow(axis, 0, high - low)
-        torch.add(field.narrow(axis, j, 1), costs[low - j + length - 1 : high - j + length - 1], out=sum_)
+        first = length - 1 - j  # of the costs, for place 0
+        torch.add(field.narrow(axis, j, 1), costs[first + low : first + high], out=sum_)
         torch.minimum(there, sum_, out=there)
     return result
 
@@ -130,19 +144,25 @@ def squared_boundary_distances(masks: Tensor, spacing: Sequence[float]) -> list[
         For each mask ``(*spatial)``, float32, or None where the mask is all False or all True and the distance is taken
         as 0.
     """
-    return [
-        _squared_boundary_distance(m, box, spacing) if box else None
-        for m, box in zip(masks, bounding_boxes(masks), strict=True)
-    ]
+    found: list[Tensor | None] = []
+    for mask, box in zip(masks, bounding_boxes(masks), strict=True):
+        found.append(_squared_boundary_distance(mask, box, spacing) if box else None)
+    return found
 
 
 def _squared_boundary_distance(mask: Tensor, box: Box, spacing: Sequence[float]) -> Tensor | None:
     # A nearest voxel outside the mask never lies beyond the one-voxel rim of its box: moving it back onto the rim
     # brings it nearer.
-    rim = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, mask.shape, strict=True))
+    rim = tuple(map(_widened, box, mask.shape))
     outside = ~mask[rim]
     if not outside.any():
         return None
     distance = squared_distance(mask, box, spacing)
-    distance[rim] += squared_distance(outside, tuple(slice(0, n) for n in outside.shape), spacing)
+    whole = tuple(slice(0, size) for size in outside.shape)
+    distance[rim] += squared_distance(outside, whole, spacing)
     return distance
+
+
+def _widened(side: slice, size: int) -> slice:
+    """One voxel more on both sides, within the mask."""
+    return slice(max(side.start - 1, 0), min(side.stop + 1, size))

@@ -81,7 +81,10 @@ class FourierKD(PairMethod):
         super().__init__(context, "fourier", taps)
         self.paper = variant == "paper"
         detection = context.task == "detection"
-        own = (7.0 if detection else 41.0) if self.paper else (1.0 if detection else 0.2)
+        if self.paper:
+            own = 7.0 if detection else 41.0
+        else:
+            own = 1.0 if detection else 0.2
         self.weight = positive("fourier", "weight", own if weight is None else weight)
         self.fusions = nn.ModuleList(SpectrumFusion(pair) for pair in self.pairs)
 
@@ -94,23 +97,30 @@ class FourierKD(PairMethod):
         return {"fourier": self.weight * self.joined(levels)}
 
     def _level(self, fusion: nn.Module, student: Tensor, teacher: Tensor, generator: torch.Generator) -> Tensor:
-        adapted = resize(fusion.adapt(student), teacher.shape[2:])  # type: ignore[operator]
-        own = self.paper and student.shape[1] == teacher.shape[1]
-        compared = resize(student, teacher.shape[2:]) if own else adapted
-        attention = 1 - F.cosine_similarity(compared.flatten(2), teacher.flatten(2), dim=2)
+        size = teacher.shape[2:]
+        adapted = resize(fusion.adapt(student), size)  # type: ignore[operator]
+        compared = adapted
+        if self.paper and student.shape[1] == teacher.shape[1]:
+            compared = resize(student, size)
+        likeness = F.cosine_similarity(compared.flatten(2), teacher.flatten(2), dim=2)
+        attention = 1 - likeness
         if not self.paper:
             attention = attention.detach()
         axes = tuple(range(2, teacher.ndim))
-        f_s, f_t = (torch.fft.rfftn(x, dim=axes, norm="ortho") for x in (adapted, teacher))
+        f_s = torch.fft.rfftn(adapted, dim=axes, norm="ortho")
+        f_t = torch.fft.rfftn(teacher, dim=axes, norm="ortho")
         amplitude = f_s.abs()
         fused = fusion(amplitude, f_t.abs())
-        fused = fused * torch.rand(fused.shape, generator=generator, device=fused.device)
+        noise = torch.rand(fused.shape, generator=generator, device=fused.device)
+        fused = fused * noise
         g_s = fused * f_s / (amplitude + 1e-8)
         attention = attention.view(*attention.shape, *(1,) * self.context.rank)
         columns = Columns(teacher.shape[-1], f_t.real)
         total = zero_like(fused)
-        for part, (a, b) in enumerate(zip(_sphere(g_s), _sphere(f_t), strict=True)):
-            total = total + columns.mean(attention * columns.difference(a, b, odd=part == IMAGINARY)) / 2
+        coordinates = zip(_sphere(g_s), _sphere(f_t), strict=True)
+        for part, (ours, theirs) in enumerate(coordinates):
+            difference = columns.difference(ours, theirs, odd=part == IMAGINARY)
+            total = total + columns.mean(attention * difference) / 2
         return total
 
 
@@ -145,9 +155,9 @@ class Columns:
             odd: whether the values of the other half have the opposite sign.
         """
         kept = self.alone if odd else torch.ones_like(self.alone)  # of a value, in the mean of both places
-        (s, mean_s), (t, mean_t) = self._scaled(student, kept), self._scaled(teacher, kept)
-        apart, between = s - t, mean_s - mean_t
-        return _squares(apart, between, kept)
+        s, mean_s = self._scaled(student, kept)
+        t, mean_t = self._scaled(teacher, kept)
+        return _squares(s - t, mean_s - mean_t, kept)
 
     def _scaled(self, values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Values and their mean, both divided by their spread."""
@@ -160,10 +170,12 @@ class Columns:
 
 def _squares(values: Tensor, mean: Tensor, kept: Tensor) -> Tensor:
     """``(x − m)²`` where the value is kept, and where it has both signs the mean of both, ``x² + m²``."""
-    return (values - mean * kept).square() + mean.square() * (1 - kept)
+    around = (values - mean * kept).square()
+    return around + mean.square() * (1 - kept)
 
 
 def _sphere(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Stereographic coordinates of complex numbers."""
     square = z.real.square() + z.imag.square()
-    return 2 * z.real / (square + 1), 2 * z.imag / (square + 1), (square - 1) / (square + 1)
+    below = square + 1
+    return 2 * z.real / below, 2 * z.imag / below, (square - 1) / below

@@ -36,9 +36,11 @@ class Decoupling(nn.Module):
         self.smooth = nn.Identity() if same else pointwise(student.rank, student.channels, teacher.channels)
         shape = (1, teacher.channels, *(1,) * student.rank)
         self.gain = nn.Parameter(torch.stack((torch.ones(shape), torch.zeros(shape))))  # real and imaginary part
-        self.attention = nn.Sequential(nn.Linear(k, max(k // 2, 1)), nn.ReLU(), nn.Linear(max(k // 2, 1), k))
+        hidden = max(k // 2, 1)
+        self.attention = nn.Sequential(nn.Linear(k, hidden), nn.ReLU(), nn.Linear(hidden, k))
         nn.init.constant_(self.attention[2].bias, START)  # type: ignore[arg-type]
-        self.k, self.lowest = k, lowest
+        self.k = k
+        self.lowest = lowest
 
     def low_pass(self, features: Tensor, cutoff: float) -> Tensor:
         """Scale every channel's spectrum by a trainable complex number and keep frequencies up to ``cutoff`` along
@@ -49,10 +51,11 @@ class Decoupling(nn.Module):
         spectrum = torch.fft.rfftn(features, dim=axes)
         spectrum = spectrum * torch.complex(self.gain[0], self.gain[1])
         for axis in axes:
-            last = axis == axes[-1]
-            frequencies = (torch.fft.rfftfreq if last else torch.fft.fftfreq)(size[axis - 2], device=features.device)
-            keep = (frequencies.abs() <= cutoff).view([-1 if a == axis else 1 for a in range(features.ndim)])
-            spectrum = spectrum * keep
+            of_axis = torch.fft.rfftfreq if axis == axes[-1] else torch.fft.fftfreq
+            frequencies = of_axis(size[axis - 2], device=features.device)
+            shape = [1] * features.ndim
+            shape[axis] = -1
+            spectrum = spectrum * (frequencies.abs() <= cutoff).view(shape)
         return torch.fft.irfftn(spectrum, s=size, dim=axes)
 
     def low_rank(self, features: Tensor) -> Tensor:
@@ -64,7 +67,8 @@ class Decoupling(nn.Module):
             basis, values = leading_directions(matrix, self.k)
         relative = values / values[:, :1].clamp(min=1e-12)
         relative = torch.nn.functional.pad(relative, (0, self.k - relative.shape[1]))
-        share = self.lowest + (1 - self.lowest) * torch.sigmoid(self.attention(relative))
+        attention = torch.sigmoid(self.attention(relative))
+        share = self.lowest + (1 - self.lowest) * attention
         share = share[:, : values.shape[1]].unsqueeze(1)
         if basis.shape[1] == matrix.shape[1]:  # directions of the channels
             low = (basis * share) @ (basis.transpose(1, 2) @ matrix)
@@ -83,7 +87,9 @@ def leading_directions(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     short = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.transpose(1, 2)
     squares, vectors = torch.linalg.eigh(short @ short.transpose(1, 2))
     k = min(k, short.shape[1])
-    return vectors.flip(2)[:, :, :k], squares.flip(1)[:, :k].clamp(min=0).sqrt()
+    leading = vectors.flip(2)[:, :, :k]
+    values = squares.flip(1)[:, :k]
+    return leading, values.clamp(min=0).sqrt()
 
 
 @METHODS.register("sfd")
@@ -139,25 +145,35 @@ class SFD(PairMethod):
         self.share = at_least("sfd", "share", share, 0.0)
         self.cutoff = positive("sfd", "cutoff", cutoff)
         kept = 128 if k is None and self.paper else k
-        widths = [
-            max(t.channels // 2, 1) if kept is None else min(int(positive("sfd", "k", kept)), t.channels)
-            for _, t in self.pairs
-        ]
-        self.parts = nn.ModuleList(
-            Decoupling(pair, width, self.paper, 0.0 if self.paper else 0.5)
-            for pair, width in zip(self.pairs, widths, strict=True)
-        )
+        lowest = 0.0 if self.paper else 0.5
+        self.parts = nn.ModuleList()
+        for pair in self.pairs:
+            channels = pair[1].channels
+            if kept is None:
+                width = max(channels // 2, 1)
+            else:
+                width = min(int(positive("sfd", "k", kept)), channels)
+            self.parts.append(Decoupling(pair, width, self.paper, lowest))
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``sfd_whole`` and ``sfd_smooth``."""
-        whole, smooth = [], []
+        whole = []
+        smooth = []
         for part, (s, t) in zip(self.parts, self.features(student, teacher), strict=True):
             if not isinstance(part, Decoupling):
                 continue
-            norm = (lambda x: x) if self.paper else standardize
-            whole.append((norm(resize(part.whole(s), t.shape[2:])) - norm(t)).square().mean())
-            passed = part.low_pass(resize(part.smooth(s), t.shape[2:]), self.cutoff)
-            smooth.append((norm(passed) - norm(part.low_rank(t))).square().mean())
-        levels = torch.stack(whole), torch.stack(smooth)
-        first, second = (x.sum() if self.paper else x.mean() for x in levels)
-        return {"sfd_whole": self.weight * self.share * first, "sfd_smooth": self.weight * (1 - self.share) * second}
+            size = t.shape[2:]
+            whole.append(self._apart(resize(part.whole(s), size), t))
+            passed = part.low_pass(resize(part.smooth(s), size), self.cutoff)
+            smooth.append(self._apart(passed, part.low_rank(t)))
+        return {
+            "sfd_whole": self.weight * self.share * self.joined(whole),
+            "sfd_smooth": self.weight * (1 - self.share) * self.joined(smooth),
+        }
+
+    def _apart(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """``mean (norm(S) − norm(T))²``, in the paper's variant without ``norm``."""
+        if not self.paper:
+            student = standardize(student)
+            teacher = standardize(teacher)
+        return (student - teacher).square().mean()

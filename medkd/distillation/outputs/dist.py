@@ -69,10 +69,14 @@ class DIST(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``dist_intra`` and, for classes, ``dist_inter``."""
-        p_s, p_t = (self._probabilities(o.logits) for o in (student, teacher))
-        counted = torch.ones_like(p_s[:, :1]) if target.valid is None else target.valid.to(p_s.dtype)
+        p_s = self._probabilities(student.logits)
+        p_t = self._probabilities(teacher.logits)
+        counted = torch.ones_like(p_s[:, :1])
+        if target.valid is not None:
+            counted = target.valid.to(p_s.dtype)
         scale = self.weight * self.temperature**2
-        terms = {"dist_intra": scale * self.gamma * self._intra(p_s, p_t, counted, target)}
+        intra = self._intra(p_s, p_t, counted, target)
+        terms = {"dist_intra": scale * self.gamma * intra}
         if self.among_classes:
             rows = (1 - _correlation(p_s, p_t, None, (1,))) * counted
             terms["dist_inter"] = scale * self.beta * rows.sum() / counted.sum().clamp(min=1.0)
@@ -102,9 +106,19 @@ class DIST(Method):
 def _correlation(a: Tensor, b: Tensor, counted: Tensor | None, axes: tuple[int, ...]) -> Tensor:
     """Pearson's correlation of ``a`` and ``b`` along ``axes`` (which are kept with size 1), over the counted voxels."""
     if counted is None:
-        a, b = (x - x.mean(axes, keepdim=True) for x in (a, b))
+        a = a - a.mean(axes, keepdim=True)
+        b = b - b.mean(axes, keepdim=True)
     else:
-        number = counted.sum(axes, keepdim=True).clamp(min=1.0)
-        a, b = ((x - (x * counted).sum(axes, keepdim=True) / number) * counted for x in (a, b))
-    norms = (a.square().sum(axes, keepdim=True) * b.square().sum(axes, keepdim=True)).clamp(min=1e-16).sqrt()
+        a = _centred(a, counted, axes)
+        b = _centred(b, counted, axes)
+    squares_a = a.square().sum(axes, keepdim=True)
+    squares_b = b.square().sum(axes, keepdim=True)
+    norms = (squares_a * squares_b).clamp(min=1e-16).sqrt()
     return (a * b).sum(axes, keepdim=True) / norms
+
+
+def _centred(values: Tensor, counted: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The values less their mean over the counted voxels, and 0 elsewhere."""
+    number = counted.sum(axes, keepdim=True).clamp(min=1.0)
+    mean = (values * counted).sum(axes, keepdim=True) / number
+    return (values - mean) * counted

@@ -41,9 +41,12 @@ def haar(features: Tensor, scales: int) -> tuple[Tensor, list[Tensor]]:
     for _ in range(scales):
         bands = [features]
         for axis in range(2, features.ndim):
-            bands = [half for band in bands for half in _split(band, axis)]
-        features, high = bands[0], torch.stack(bands[1:], 2)
-        highs.append(high)
+            halves: list[Tensor] = []
+            for band in bands:
+                halves += _split(band, axis)
+            bands = halves
+        features = bands[0]
+        highs.append(torch.stack(bands[1:], 2))
     return features, highs
 
 
@@ -61,7 +64,10 @@ def inverse_haar(low: Tensor, highs: Sequence[Tensor], size: Sequence[int]) -> T
     for high, whole in zip(reversed(highs), reversed(sizes), strict=True):
         bands = [low, *high.unbind(2)]
         for axis in reversed(range(2, low.ndim)):
-            bands = [_join(a, b, axis, whole[axis - 2]) for a, b in zip(bands[::2], bands[1::2], strict=True)]
+            joined = []
+            for total, difference in zip(bands[::2], bands[1::2], strict=True):
+                joined.append(_join(total, difference, axis, whole[axis - 2]))
+            bands = joined
         low = bands[0]
     return low
 
@@ -74,5 +80,7 @@ def _split(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _join(total: Tensor, difference: Tensor, axis: int, length: int) -> Tensor:
-    pair = torch.stack(((total + difference) * _ROOT, (total - difference) * _ROOT), axis + 1)
+    first = (total + difference) * _ROOT
+    second = (total - difference) * _ROOT
+    pair = torch.stack((first, second), axis + 1)
     return pair.flatten(axis, axis + 1).narrow(axis, 0, length)

@@ -94,11 +94,15 @@ class CIRKD(PairMethod):
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``cirkd_batch``, ``cirkd_kd`` and, for classes, ``cirkd_voxels`` and ``cirkd_means``."""
         s, t = next(self.features(student, teacher))
-        divergence = masked_mean(voxel_kl(student.logits, teacher.logits, self.context.regions), target.valid)
-        terms = {"cirkd_batch": self.batch_weight * self._batch(s, t), "cirkd_kd": self.kd_weight * divergence}
+        divergence = voxel_kl(student.logits, teacher.logits, self.context.regions)
+        terms = {
+            "cirkd_batch": self.batch_weight * self._batch(s, t),
+            "cirkd_kd": self.kd_weight * masked_mean(divergence, target.valid),
+        }
         if not self.context.regions:
             voxels, means = self._memory(s, t, target)
-            terms |= {"cirkd_voxels": self.memory_weight * voxels, "cirkd_means": self.memory_weight * means}
+            terms["cirkd_voxels"] = self.memory_weight * voxels
+            terms["cirkd_means"] = self.memory_weight * means
         return terms
 
     def pairwise(self, batch: int) -> int:
@@ -108,25 +112,34 @@ class CIRKD(PairMethod):
         voxels = batch * self.max_nodes
         remembered = 0 if self.context.regions else self.context.num_outputs * DRAWN
         channels = sum(tap.channels for tap in self.pairs[0])
-        return 8 * voxels**2 + 8 * voxels * (remembered + channels) + 4 * remembered * channels
+        among_voxels = 8 * voxels**2
+        to_remembered = 8 * voxels * (remembered + channels)
+        return among_voxels + to_remembered + 4 * remembered * channels
 
     def _batch(self, student: Tensor, teacher: Tensor) -> Tensor:
-        n_s, n_t = (F.normalize(nodes, dim=1, eps=1e-8) for nodes in pool_alike(student, teacher, self.max_nodes))
-        a_s, a_t = (torch.einsum("acn,bcm->abnm", n, n) / self.temperature for n in (n_s, n_t))
-        return _row_kl(a_s, a_t).mean()
+        nodes_s, nodes_t = pool_alike(student, teacher, self.max_nodes)
+        return _row_kl(self._cosines(nodes_s), self._cosines(nodes_t)).mean()
+
+    def _cosines(self, nodes: Tensor) -> Tensor:
+        """Softened cosines of the places of every two samples: ``(B, C, n)`` → ``(B, B, n, n)``."""
+        units = F.normalize(nodes, dim=1, eps=1e-8)
+        return torch.einsum("acn,bcm->abnm", units, units) / self.temperature
 
     def _memory(self, student: Tensor, teacher: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        teacher = resize(teacher, student.shape[2:])
-        masks = class_masks(target, self.context.num_outputs, False, student.shape[2:])
+        size = student.shape[2:]
+        teacher = resize(teacher, size)
+        masks = class_masks(target, self.context.num_outputs, False, size)
         generator = torch.Generator(teacher.device).manual_seed(target.progress.step)
         self._remember(teacher, masks, generator)
-        chosen, counted = _anchors(masks[:, 1:].sum(1).flatten(1), self.max_nodes, generator)
+        foreground = masks[:, 1:].sum(1).flatten(1)
+        chosen, counted = _anchors(foreground, self.max_nodes, generator)
         anchors_s = _units_at(self.projection(student), chosen).flatten(0, 1)
         anchors_t = _units_at(teacher, chosen).flatten(0, 1)
         terms = []
         for memory in self._memories():
             keys, filled = memory.draw(DRAWN, generator)
-            ours, theirs = (_likeness(anchors, keys, filled) for anchors in (anchors_s, anchors_t))
+            ours = _likeness(anchors_s, keys, filled)
+            theirs = _likeness(anchors_t, keys, filled)
             rows = _row_kl(ours, theirs) * counted
             terms.append(rows.sum() / counted.sum().clamp(min=1.0))
         return terms[0], terms[1]
@@ -137,7 +150,8 @@ class CIRKD(PairMethod):
         by_voxel, by_mean = self._memories()
         means = F.normalize(masked_means(teacher, masks), dim=2, eps=1e-8)
         chosen, counts = _of_every_class(masks.flatten(2), PUSHED, generator)
-        voxels = _units_at(teacher, chosen.flatten(1)).view(*chosen.shape, -1)
+        units = _units_at(teacher, chosen.flatten(1))
+        voxels = units.view(*chosen.shape, -1)
         for n in range(len(teacher)):
             by_voxel.push(voxels[n], counts[n].clamp(max=PUSHED))
             by_mean.push(means[n].unsqueeze(1), counts[n].clamp(max=1))
@@ -163,7 +177,8 @@ def _of_every_class(masks: Tensor, number: int, generator: torch.Generator) -> t
     batch, classes, voxels = masks.shape
     lots = 0.99 * torch.rand(batch, voxels, generator=generator, device=masks.device)
     none = classes * (1 - masks.sum(1))
-    label = torch.einsum("bkv,k->bv", masks, torch.arange(classes, device=masks.device, dtype=masks.dtype))
+    numbers = torch.arange(classes, device=masks.device, dtype=masks.dtype)
+    label = torch.einsum("bkv,k->bv", masks, numbers)
     order = (label + none + lots).argsort(1)
     counts = masks.sum(2).long()
     starts = counts.cumsum(1) - counts
@@ -175,14 +190,17 @@ def _of_every_class(masks: Tensor, number: int, generator: torch.Generator) -> t
 def _anchors(mask: Tensor, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Up to ``number`` random places of every mask ``(B, V)``: ``(B, n)``, and 1 for those that count ``(B · n,)``."""
     lots = torch.rand(mask.shape, generator=generator, device=mask.device)
-    best = lots.masked_fill_(mask < 0.5, -1.0).topk(min(number, mask.shape[1]), 1)
-    return best.indices, (best.values >= 0).flatten().float()
+    lots.masked_fill_(mask < 0.5, -1.0)
+    best = lots.topk(min(number, mask.shape[1]), 1)
+    counted = best.values >= 0
+    return best.indices, counted.flatten().float()
 
 
 def _units_at(features: Tensor, places: Tensor) -> Tensor:
     """Vectors of ``(B, C, *spatial)`` at places ``(B, n)``, scaled to unit length: ``(B, n, C)``."""
     index = places.unsqueeze(1).expand(-1, features.shape[1], -1)
-    return F.normalize(features.flatten(2).gather(2, index), dim=1, eps=1e-8).transpose(1, 2)
+    vectors = features.flatten(2).gather(2, index)
+    return F.normalize(vectors, dim=1, eps=1e-8).transpose(1, 2)
 
 
 def _likeness(anchors: Tensor, keys: Tensor, filled: Tensor) -> Tensor:
@@ -192,5 +210,6 @@ def _likeness(anchors: Tensor, keys: Tensor, filled: Tensor) -> Tensor:
 
 def _row_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """``KL(softmax(teacher row) ‖ softmax(student row))`` of every row."""
-    log_s, log_t = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    log_s = F.log_softmax(student, -1)
+    log_t = F.log_softmax(teacher, -1)
     return (log_t.exp() * (log_t - log_s)).sum(-1)

@@ -80,19 +80,24 @@ class EMKD(PairMethod):
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``emkd_prediction``, ``emkd_importance`` and ``emkd_affinity``."""
         t = self.temperature
-        divergence = masked_mean(voxel_kl(student.logits, teacher.logits, self.context.regions, t), target.valid)
-        pairs = list(self.features(student, teacher))
-        importance = [self._importance(a, b) for a, b in pairs]
-        affinity = [self._affinity(a, b, target) for a, b in pairs]
+        divergence = voxel_kl(student.logits, teacher.logits, self.context.regions, t)
+        prediction = masked_mean(divergence, target.valid)
+        importance = []
+        affinity = []
+        for of_student, of_teacher in self.features(student, teacher):
+            importance.append(self._importance(of_student, of_teacher))
+            affinity.append(self._affinity(of_student, of_teacher, target))
         return {
-            "emkd_prediction": self.prediction_weight * t**2 * divergence,
+            "emkd_prediction": self.prediction_weight * t**2 * prediction,
             "emkd_importance": self.importance_weight * self.joined(importance),
             "emkd_affinity": self.affinity_weight * self.joined(affinity),
         }
 
     def _importance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        e_s, e_t = (f.square().square().mean(1) for f in (student, teacher))
-        return attention_distance(resize_nearest(e_s, e_t.shape[1:]), e_t)
+        energy_s = student.square().square().mean(1)
+        energy_t = teacher.square().square().mean(1)
+        resized = resize_nearest(energy_s, energy_t.shape[1:])
+        return attention_distance(resized, energy_t)
 
     def _affinity(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
         """The mean over images of the squared differences, summed (default: averaged) over an image's pairs."""
@@ -101,7 +106,10 @@ class EMKD(PairMethod):
         both = present & also
         chosen = torch.triu(both.unsqueeze(1) & both.unsqueeze(2), 1)
         squares = ((c_s - c_t).square() * chosen).sum((1, 2))
-        return squares.mean() if self.paper else (squares / chosen.sum((1, 2)).clamp(min=1)).mean()
+        if self.paper:
+            return squares.mean()
+        pairs = chosen.sum((1, 2)).clamp(min=1)
+        return (squares / pairs).mean()
 
     def _cosines(self, features: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Cosines between the classes' mean features ``(B, K, K)``, and which classes are present ``(B, K)``."""
