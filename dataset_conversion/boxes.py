@@ -80,9 +80,12 @@ def clean_boxes(
 
 def _faults_of_annotation(case: str, drawn: Drawn, categories: Collection[str]) -> list[Finding]:
     """Classes that nobody knows, and annotations without a box."""
-    unknown = [name for name, _ in drawn.boxes if name not in categories]
+    stated = dict.fromkeys(drawn.unknown)
+    for name, _ in drawn.boxes:
+        if name not in categories:
+            stated[name] = None
     findings = []
-    for name in dict.fromkeys((*drawn.unknown, *unknown)):
+    for name in stated:
         expected = f"the classes {', '.join(categories)}"
         findings.append(_finding(case, drawn.file, expected, f"'{name}'", "name it, or correct the file"))
     for text in drawn.unusable:
@@ -93,7 +96,8 @@ def _faults_of_annotation(case: str, drawn: Drawn, categories: Collection[str]) 
 
 
 def _is_there(name: str, box: Box, boxes: Sequence[NamedBox]) -> bool:
-    return any(name == other and max(map(_gap, box, twin)) <= _EQUAL for other, twin in boxes)
+    same_class = [twin for other, twin in boxes if other == name]
+    return any(max(map(_gap, box, twin)) <= _EQUAL for twin in same_class)
 
 
 def disagreement(first: Sequence[NamedBox], second: Sequence[NamedBox], tolerance: float) -> str | None:
@@ -124,12 +128,12 @@ def _cut(case: str, file: Path, name: str, box: Box, size: Size) -> tuple[Box | 
     """The box within the image and a finding, if there is one; None instead of a box that cannot be used."""
     expected = f"a box inside the image of {size[0]}×{size[1]} px"
     stated = _text(name, box)
-    if not all(math.isfinite(value) for value in box):
+    if not all(map(math.isfinite, box)):
         return None, _finding(case, file, expected, stated, _CORRECT)
     if max(box) <= 1 and min(box) >= 0 and min(size) > _SMALLEST:
         action = "multiply it by the image's width and height"
         return None, _finding(case, file, f"{expected} in pixels", f"{stated}, fractions of the image", action)
-    cut = tuple(round(min(max(v, 0.0), float(limit)), 3) for v, limit in zip(box, (*size, *size), strict=True))
+    cut = tuple(map(_within, box, size * 2))
     outside = max(map(_gap, box, cut))
     if fault := box_faults(cut, *size):
         found = f"{stated} with {fault if outside <= _ROUNDING else 'nothing inside'}"
@@ -142,6 +146,12 @@ def _cut(case: str, file: Path, name: str, box: Box, size: Size) -> tuple[Box | 
 
 def _finding(case: str, file: Path, expected: str, found: str, action: str, *, error: bool = True) -> Finding:
     return Finding(case=case, file=str(file), expected=expected, found=found, action=action, error=error)
+
+
+def _within(value: float, limit: int) -> float:
+    """A coordinate inside of the image, in thousandths of a pixel."""
+    inside = min(max(value, 0.0), float(limit))
+    return round(inside, 3)
 
 
 def _gap(a: float, b: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataset_conversion.findings import problem, warning
+from dataset_conversion.findings import has_errors, problem, warning
 from dataset_conversion.folder import volume_job
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
@@ -149,7 +149,7 @@ def _job(name: str, case: _Case) -> CaseJob:
     def prepare() -> CaseContent:
         """Refuse a label map with both conventions before they are merged."""
         content = job.prepare()
-        if any(finding.error for finding in content.findings):
+        if has_errors(content.findings):
             return content
         findings = _ambiguous(name, label, content)
         return replace(content, findings=(*content.findings, *findings))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dataset_conversion.findings import problem, warning
-from dataset_conversion.folder import list_volumes, volume_job
+from dataset_conversion.folder import first_existing, list_volumes, volume_job
 from dataset_conversion.layout import contents, existing_folder, find_parent
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
@@ -67,18 +67,20 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     """
     source = existing_folder(source, "btcv")
     training, images, labels = _training(source)
-    tests = next((training / name for name in _TESTS if (training / name).is_dir()), None)
+    tests = first_existing(training, _TESTS)
     scans = _numbered(tests) if tests else {}
     findings = _unpaired(images, labels, training)
     used = {*images.values(), *labels.values(), *scans.values()}
     for place in _folders(training, tests):
         findings += _unnumbered(place, used)
-    jobs = [_job(number, images[number], labels[number]) for number in sorted(images.keys() & labels.keys())]
+    both = sorted(images.keys() & labels.keys())
+    jobs = [_job(number, images[number], labels[number]) for number in both]
     if not jobs:
         raise DataError(f"{training}: expected images img0001.nii.gz and label maps label0001.nii.gz, found no pair.")
-    jobs += [_job(number, path, None) for number, path in sorted(scans.items())]
-    numbers = images.keys() | labels.keys()
-    split, entries = _split(source, training, options, [f"img{number}" for number in numbers])
+    for number, path in sorted(scans.items()):
+        jobs.append(_job(number, path, None))
+    cases = [f"img{number}" for number in images.keys() | labels.keys()]
+    split, entries = _split(source, training, options, cases)
     writer = RawWriter(folder, "btcv", training, options)
     writer.report_findings([*findings, *entries])
     writer.convert(jobs)
@@ -97,14 +99,20 @@ def _training(source: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
 
 
 def _numbered(folder: Path) -> dict[str, Path]:
-    matches = ((_NUMBER.match(stem(path)), path) for path in list_volumes(folder))
-    return {match[1]: path for match, path in matches if match}
+    numbered: dict[str, Path] = {}
+    for path in list_volumes(folder):
+        match = _NUMBER.match(stem(path))
+        if match:
+            numbered[match[1]] = path
+    return numbered
 
 
 def _folders(training: Path, tests: Path | None) -> list[Path]:
     """The folders that hold scans or label maps, where they are there."""
-    folders = [training / name for names in _LAYOUTS for name in names]
-    return [*folders, tests] if tests else folders
+    folders = [tests] if tests else []
+    for images, labels in _LAYOUTS:
+        folders += (training / images, training / labels)
+    return folders
 
 
 def _unnumbered(folder: Path, used: Collection[Path]) -> list[Finding]:

@@ -5,6 +5,7 @@ Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.031
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _looks_like_coco(path: Path) -> bool:
     check_file(path)
     with path.open("rb") as stream:
         start = stream.read(1 << 20).replace(b"\0", b"")  # UTF-16 too
-    return any(key in start for key in (b'"images"', b'"annotations"', b'"file_name"'))
+    return re.search(rb'"(images|annotations|file_name)"', start) is not None
 
 
 def _passed_over(path: Path, error: DataError) -> Finding:
@@ -102,7 +103,10 @@ def _passed_over(path: Path, error: DataError) -> Finding:
 def _items(files: Mapping[Path, Coco], index: FileIndex, source: Path) -> tuple[list[Item], list[Finding]]:
     items: list[Item] = []
     findings: list[Finding] = []
-    parts = {path: split_name(path, source) if len(files) > 1 else None for path in files}
+    parts: dict[Path, str | None] = dict.fromkeys(files)
+    if len(files) > 1:
+        for path in files:
+            parts[path] = split_name(path, source)
     for path, content in files.items():
         findings += content.findings
         if parts[path] is None and any(parts.values()):

@@ -147,8 +147,11 @@ class _Choice:
 def _spaced(cases: Sequence[str]) -> list[str]:
     total = len(cases)
     count = min(_EXAMPLES, total)
-    places = [(2 * i + 1) * total // (2 * count) for i in range(count)]
-    return [cases[place] for place in places]
+    chosen = []
+    for i in range(count):
+        place = (2 * i + 1) * total // (2 * count)
+        chosen.append(cases[place])
+    return chosen
 
 
 def _files(folder: Path, description: DatasetDescription) -> dict[str, CaseFiles]:

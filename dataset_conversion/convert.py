@@ -58,11 +58,11 @@ def convert_dataset(
         options = replace(options, reorient=check_code(options.reorient))
     raw = Root.resolve(root).raw
     full_name = new_dataset_name(number, name or converter.name(Path(source)))
-    others = [p.name for p in raw.glob(f"Dataset{number:03d}_*") if p.name != full_name] if raw.is_dir() else []
-    if others:
-        raise DataError(
-            f"Number {number} is taken by {raw / others[0]}; choose another number, or --name to continue that one."
-        )
+    for other in raw.glob(f"Dataset{number:03d}_*"):
+        if other.name != full_name:
+            raise DataError(
+                f"Number {number} is taken by {other}; choose another number, or --name to continue that one."
+            )
     folder = raw / full_name
     report = converter.convert(Path(source), folder, options)
     if not (folder / "dataset.json").exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,17 @@ class Pairs:
     split: bool = False
 
 
+def _are_numbers(keys: Iterable[object]) -> bool:
+    return all(map(str.isdecimal, map(str, keys)))
+
+
 def modalities(table: object, where: str) -> tuple[str, ...]:
     """The names of the channels in the order of their numbers.
 
     Raises:
         DataError: these are no numbers with names.
     """
-    if not isinstance(table, dict) or not all(str(key).isdecimal() for key in table):
+    if not isinstance(table, dict) or not _are_numbers(table):
         raise DataError(
             f'{where}: expected \'modality\' as numbers with names, such as {{"0": "CT"}}, found {table!r}; give '
             "--channels instead."
@@ -55,7 +59,7 @@ def numbered_labels(labels: Mapping[str, Any], names: Sequence[str], where: str)
     """
     if names:
         return LabelSpec.from_names(tuple(names))
-    if not all(str(key).isdecimal() for key in labels):
+    if not _are_numbers(labels):
         return LabelSpec.from_json(labels, None, where)
     values: dict[str, int] = {}
     for key in sorted(labels, key=int):
@@ -91,7 +95,8 @@ def listed_pairs(task: Path, entries: Any) -> Pairs | None:
             pairs.cases.pop(other, None)
         else:
             pairs.cases[case] = images, label
-    pairs.split = any(stem(images[0]).endswith("_0000") for images, _ in pairs.cases.values())
+    for images, _ in pairs.cases.values():
+        pairs.split = pairs.split or stem(images[0]).endswith("_0000")
     pairs.findings += _unlisted(task, pairs)
     return pairs
 
@@ -159,7 +164,9 @@ def _images(index: FileIndex, text: str) -> Images:
 
 
 def _unlisted(task: Path, pairs: Pairs) -> list[Finding]:
-    listed = {path.name for images, _ in pairs.cases.values() for path in images}
+    listed: set[str] = set()
+    for images, _ in pairs.cases.values():
+        listed.update(path.name for path in images)
     named = " ".join(finding.file for finding in pairs.findings)
     findings = []
     for path in list_volumes(task / "imagesTr"):

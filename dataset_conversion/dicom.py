@@ -38,6 +38,8 @@ refused:   gantry tilt, missing or double slices, mixed orientations, sizes or s
 left out:  localizers, single slices, screenshots, reports, segmentations; the report lists them
 privacy:   no name, birth date or patient number is taken over; folder names and series descriptions are"""
 
+Labels = Mapping[str, Path]
+"""Case → label map."""
 _SETTING = "label-folder"
 
 
@@ -64,8 +66,10 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     writer.report_findings(_unmatched(labels, training, source))
     writer.report_findings([*other, *_damaged(study)])
     writer.convert(jobs)
-    writer.report_list("series", (f"{series.name} = {series.text()}" for series in study.scans))
-    writer.report_list("not scans", (f"{series.text()}: {series.not_a_scan}" for series in study.others))
+    scans = [f"{series.name} = {series.text()}" for series in study.scans]
+    writer.report_list("series", scans)
+    others = [f"{series.text()}: {series.not_a_scan}" for series in study.others]
+    writer.report_list("not scans", others)
     description = DatasetDescription(channel_names=(channel,), labels=spec, num_training=0)
     return finish_converted(writer, "dicom", description, None, notes)
 
@@ -79,7 +83,8 @@ def _training(study: Study, labels: Mapping[str, Path], folder: Path) -> dict[st
     names = sorted(series.name for series in study.scans)
     training = {name: labels[name] for name in names if name in labels}
     if not training:
-        found = some(sorted(path.name for path in labels.values())) or "none"
+        files = sorted(path.name for path in labels.values())
+        found = some(files) or "none"
         raise DataError(f"{folder}: expected label maps named like the series ({some(names)}), found {found}.")
     return training
 
@@ -111,7 +116,7 @@ def _labels(options: ConversionOptions) -> tuple[Path, dict[str, Path]]:
     return folder, {stem(path): path for path in list_volumes(folder)}
 
 
-def _channel(study: Study, training: Mapping[str, Path], options: ConversionOptions) -> tuple[str, list[str]]:
+def _channel(study: Study, training: Labels, options: ConversionOptions) -> tuple[str, list[str]]:
     """The name of the only channel, and a note where it was taken from the series."""
     modalities: dict[str, str] = {}
     for series in study.scans:
@@ -137,7 +142,7 @@ def _channel(study: Study, training: Mapping[str, Path], options: ConversionOpti
 
 
 def _jobs(
-    study: Study, training: Mapping[str, Path], spec: LabelSpec, recode: Mapping[int, int] | None
+    study: Study, training: Labels, spec: LabelSpec, recode: Mapping[int, int] | None
 ) -> tuple[list[CaseJob], list[Finding]]:
     """Jobs for all series of the training cases' modality, and findings about the rest."""
     labelled = [series for series in study.scans if series.name in training]
@@ -193,10 +198,12 @@ def _patients(scans: list[Series]) -> dict[str, str]:
     different = sorted(set(ids.values()))
     if len(different) < 2:  # removed, or the same dummy in all files
         return {}
-    return {case: f"patient_{different.index(patient) + 1}" for case, patient in ids.items()}
+    for case, patient in ids.items():
+        ids[case] = f"patient_{different.index(patient) + 1}"
+    return ids
 
 
-def _unmatched(labels: Mapping[str, Path], training: Mapping[str, Path], source: Path) -> Iterator[Finding]:
+def _unmatched(labels: Labels, training: Labels, source: Path) -> Iterator[Finding]:
     for name in sorted(labels.keys() - training.keys()):
         action = "rename the label map like its case (the report lists them), or remove it"
         yield problem(name, labels[name], f"a series {name} in {source}", "none", action)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.findings import problem
+from dataset_conversion.findings import file_names, has_errors, problem
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
 from medkd.core.errors import DataError
@@ -23,6 +23,8 @@ from medkd.io.checks import Finding, finite_finding, grid_findings, label_findin
 from medkd.io.verify import worker_count
 from medkd.io.volumes import Volume, as_label, file_ending, read_channels, read_label, read_volume, stem
 
+NamedLabels = tuple[LabelSpec, dict[int, int] | None, list[str]]
+"""Labels, source value → new value where values were renumbered, and notes for the report."""
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -59,7 +61,9 @@ def list_volumes(folder: Path) -> list[Path]:
 def split_channel(name: str) -> tuple[str, int]:
     """``case_0002`` → ``("case", 2)``; a name without such an ending is channel 0."""
     match = _CHANNEL.match(name)
-    return (match["case"], int(match["channel"])) if match else (name, 0)
+    if match is None:
+        return name, 0
+    return match["case"], int(match["channel"])
 
 
 def pair_files(images: Path, labels: Path) -> Pairs:
@@ -101,7 +105,7 @@ def find_values(labels: Mapping[str, Path], workers: int | None = None) -> dict[
     return dict(sorted(counts.items()))
 
 
-def name_values(counts: Mapping[int, int], labels: Path) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
+def name_values(counts: Mapping[int, int], labels: Path) -> NamedLabels:
     """Labels for values that the source does not name; gaps are closed, since labels must be consecutive.
 
     Args:
@@ -140,9 +144,7 @@ def _check_values(values: Sequence[int], labels: Path) -> None:
     )
 
 
-def named_labels(
-    options: ConversionOptions, labels: Mapping[str, Path], folder: Path
-) -> tuple[LabelSpec, dict[int, int] | None, list[str]]:
+def named_labels(options: ConversionOptions, labels: Mapping[str, Path], folder: Path) -> NamedLabels:
     """The labels that ``--labels`` names, else those that the label maps hold; see :func:`name_values`."""
     if options.labels:
         return LabelSpec.from_names(options.labels), None, []
@@ -187,13 +189,19 @@ def volume_job(
             return CaseContent(pieces, findings=(*findings, unreadable_finding(case, label, error)))
         changed = recode is not None and recode_values(volume.array, recode)
         values = label_values(volume.array)
-        findings += grid_findings(case, *first, label, volume.geometry) if first else []
-        findings += label_finding(case, label, values, allowed) if allowed is not None else []
-        keep = not changed and stored.array.dtype.kind in "iu" and _is_plain(label)
-        return CaseContent(pieces, label if keep else compact_label(volume), values, tuple(findings))
+        if first:
+            findings += grid_findings(case, *first, label, volume.geometry)
+        if allowed is not None:
+            findings += label_finding(case, label, values, allowed)
+        whole_numbers = stored.array.dtype.kind in "iu"
+        keep = not changed and whole_numbers and _is_plain(label)
+        written = label if keep else compact_label(volume)
+        return CaseContent(pieces, written, values, tuple(findings))
 
-    recipe = json.dumps([channels, list(allowed or ()), sorted((recode or {}).items())])
-    return CaseJob(case, (*images, *([label] if label else [])), prepare, recipe, split, patient)
+    renumbered = sorted((recode or {}).items())
+    recipe = json.dumps([channels, list(allowed or ()), renumbered])
+    sources = (*images, label) if label else tuple(images)
+    return CaseJob(case, sources, prepare, recipe, split, patient)
 
 
 def _prepare_images(
@@ -213,7 +221,7 @@ def _prepare_images(
         for volume in volumes:
             findings += finite_finding(case, path, volume.array)
         pieces += [path] if len(volumes) == 1 and _is_plain(path) else volumes
-    if len(pieces) != channels and not any(finding.error for finding in findings):
+    if len(pieces) != channels and not has_errors(findings):
         findings.append(_channels_finding(case, len(pieces), paths, channels))
     return tuple(pieces), findings, first
 
@@ -223,7 +231,7 @@ def _channels_finding(case: str, count: int, paths: Sequence[Path], channels: in
         case,
         "",
         f"{channels} channels",
-        f"{count} ({', '.join(path.name for path in paths)})",
+        f"{count} ({file_names(paths)})",
         "add the missing files or name the channels with --channels",
     )
 
@@ -244,10 +252,10 @@ def recode_values(array: np.ndarray, recode: Mapping[int, int]) -> bool:
     for old, new in recode.items():
         if low <= old <= high:
             table[old - low] = new
-    changed = bool((table != np.arange(low, high + 1)).any())
-    if changed:
+    same = np.array_equal(table, np.arange(low, high + 1))
+    if not same:
         array[...] = table[array - low if low else array]
-    return changed
+    return not same
 
 
 def compact_label(label: Volume) -> Volume:

@@ -223,10 +223,10 @@ def _absent(writer: RawWriter, source: _Source, options: ConversionOptions) -> l
     with_boxes = sorted(source.coco.images.keys() - source.images.keys())
     negatives = sorted(source.rows.keys() - source.images.keys() - source.coco.images.keys())
     action = "download it again, or go on without it"
-    findings = [
-        problem(Path(n).stem, n, "an image in images/Fractured, as the COCO file lists", "no such file", action)
-        for n in with_boxes
-    ]
+    expected = "an image in images/Fractured, as the COCO file lists"
+    findings = []
+    for name in with_boxes:
+        findings.append(problem(_case(name), name, expected, "no such file", action))
     if negatives and options.settings.get("negatives", "all") == "all":
         found = f"{len(negatives)} of them are not there (listed as absent, without boxes)"
         findings.append(

@@ -324,8 +324,8 @@ def _missing_values(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
     empty: Counter[str] = Counter()
     for row in rows.values():
         empty.update(column for column, value in row.items() if not value)
-    listed = ", ".join(f"{column} {count / len(rows):.1%}" for column, count in empty.most_common())
-    return [f"empty cells in dataset.csv: {listed}"] if listed else []
+    shares = [f"{column} {count / len(rows):.1%}" for column, count in empty.most_common()]
+    return [f"empty cells in dataset.csv: {', '.join(shares)}"] if shares else []
 
 
 def _number(text: str) -> str:

@@ -126,7 +126,7 @@ def _once(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
         else:
             findings.append(_twice(item))
     whole = sorted(first.keys() - torn)
-    return [first[path] for path in whole], findings
+    return list(map(first.__getitem__, whole)), findings
 
 
 def _twice(item: Item) -> Finding:

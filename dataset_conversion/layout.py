@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from medkd.core.errors import DataError
@@ -33,22 +35,30 @@ def find_parent(source: Path, names: Sequence[str], depth: int = 4) -> Path | No
     """
     level = [Path(source)]
     for _ in range(depth + 1):
-        found = [folder for folder in level if all((folder / name).is_dir() for name in names)]
+        found = [folder for folder in level if _holds(folder, names)]
         if len(found) > 1:
             raise DataError(
                 f"{source} holds several such data sets ({', '.join(map(str, found))}); give one of these folders."
             )
         if found:
             return found[0]
-        level = [child for folder in level for child in _folders(folder)]
+        level = list(chain.from_iterable(map(_folders, level)))
     return None
 
 
 def contents(folder: Path) -> str:
     """The names in a folder, for error texts."""
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") or "nothing"
 
 
+def _holds(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder has sub-folders of all these names."""
+    there = [folder / name for name in names]
+    return all(map(Path.is_dir, there))
+
+
 def _folders(folder: Path) -> Iterator[Path]:
-    return (p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith("."))
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield path

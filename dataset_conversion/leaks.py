@@ -34,15 +34,20 @@ class Kinship:
         """
         train, val = set(train), set(val)
         held_out = {*val, *self.test}
-        equal = {case for twin in self.twins if held_out & set(twin) for case in twin} & train - val
+        equal: set[str] = set()
+        for twin in self.twins:
+            if not held_out.isdisjoint(twin):
+                equal.update(twin)
+        equal &= train - val
         groups = joined_groups({*train, *held_out}, self.patients, self.twins)
         seen = {groups[case] for case in held_out}
-        return equal, {case for case in train if groups[case] in seen} - equal - val
+        relatives = {case for case in train if groups[case] in seen}
+        return equal, relatives - equal - val
 
     def named(self, cases: Iterable[str]) -> str:
         """``12 images of 2 patients (P1, P2)``."""
         cases = set(cases)
-        found = sorted({self.patients[case] for case in cases if case in self.patients})
+        found = sorted({self.patients[case] for case in cases & self.patients.keys()})
         count = f"{len(found)} patient{'' if len(found) == 1 else 's'}"
         return f"{len(cases)} image{'' if len(cases) == 1 else 's'} of {count} ({some(found)})"
 
@@ -59,7 +64,9 @@ def without_leaks(split: PublishedSplit, kin: Kinship) -> tuple[PublishedSplit, 
         twins, relatives = kin.leaks(train, val)
         equal |= twins
         same |= relatives
-        folds.append((tuple(case for case in train if case not in twins | relatives), val))
+        held_back = twins | relatives
+        kept = tuple(case for case in train if case not in held_back)
+        folds.append((kept, val))
     reasons = [f"{len(equal)} training images that equal a validation or test image"] if equal else []
     reasons += [f"{len(same)} training images of patients who are validated or tested on"] if same else []
     source = ", without ".join([split.source, " and ".join(reasons)]) if reasons else split.source

@@ -13,6 +13,7 @@ from typing import Any
 
 from dataset_conversion.archive import is_tar, unpack_tar
 from dataset_conversion.decathlon import images_without_label, listed_pairs, modalities, numbered_labels
+from dataset_conversion.findings import file_names
 from dataset_conversion.folder import first_existing, named_labels, pair_files, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
@@ -103,13 +104,9 @@ def find_task(source: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{source} holds several tasks ({_names(found)}); give one of these folders.")
-    content = _names(below) or "no folders"
+        raise DataError(f"{source} holds several tasks ({file_names(found)}); give one of these folders.")
+    content = file_names(below) or "no folders"
     raise DataError(f"{source}: expected the folders imagesTr and labelsTr (or images and labels), found {content}.")
-
-
-def _names(paths: Iterable[Path]) -> str:
-    return ", ".join(path.name for path in paths)
 
 
 def _is_task(folder: Path) -> bool:
@@ -171,7 +168,11 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
 
 def _texts(data: Mapping[str, Any]) -> dict[str, str]:
     keys = ("description", "reference", "licence", "license", "release")
-    return {key: data[key] for key in keys if isinstance(data.get(key), str)}
+    found: dict[str, str] = {}
+    for key in keys:
+        if isinstance(data.get(key), str):
+            found[key] = data[key]
+    return found
 
 
 def _plain(task: Path, options: ConversionOptions) -> _Task:
@@ -208,13 +209,19 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
 
 def _made_up_channels(training: Mapping[str, tuple[tuple[Path, ...], Path]]) -> tuple[str, ...]:
     width = max(len(files) for files, _ in training.values())
-    return tuple(f"channel_{number}" for number in range(width)) if width > 1 else ("image",)
+    if width == 1:
+        return ("image",)
+    return tuple(f"channel_{number}" for number in range(width))
 
 
 def _in_order(
     images: Mapping[str, Mapping[int, Path]], labels: Mapping[str, Path]
 ) -> dict[str, tuple[tuple[Path, ...], Path]]:
-    return {case: (tuple(images[case][i] for i in sorted(images[case])), labels[case]) for case in sorted(labels)}
+    pairs: dict[str, tuple[tuple[Path, ...], Path]] = {}
+    for case in sorted(labels):
+        channels = sorted(images[case].items())
+        pairs[case] = tuple(path for _, path in channels), labels[case]
+    return pairs
 
 
 def _wanted(name: PurePosixPath) -> bool:

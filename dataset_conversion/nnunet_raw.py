@@ -59,15 +59,16 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     content = _describe(source, options)
     description = content.description
     jobs = [_job(case, description, "Tr") for case in content.cases]
-    jobs += [_job(case, description, "Ts") for case in _test_cases(source, description)]
+    for case in _test_cases(source, description):
+        jobs.append(_job(case, description, "Ts"))
     writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
     split, entries = _split(source, content)
     writer.report_findings([*content.findings, *entries, *_unused(source, jobs, content)])
     writer.convert(jobs)
     known: dict[str, str] = {}
-    for case in writer.training_cases:
-        if case in description.patients:
-            known[case] = description.patients[case]
+    for name in writer.training_cases:
+        if name in description.patients:
+            known[name] = description.patients[name]
     # 'dataset' listed the files, which now have their usual names
     extra = dict(description.extra)
     extra.pop("dataset", None)
@@ -183,8 +184,11 @@ def _unused(source: Path, jobs: Sequence[CaseJob], content: _Content) -> list[Fi
 
 def _names(folder: Path, ending: str) -> list[str]:
     suffix = f"_0000{ending}"
-    files = [path for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")]
-    return sorted(path.name.removesuffix(suffix) for path in files)
+    names = []
+    for path in folder.glob(f"*{suffix}"):
+        if not path.name.startswith("."):
+            names.append(path.name.removesuffix(suffix))
+    return sorted(names)
 
 
 def _split(source: Path, content: _Content) -> tuple[PublishedSplit | None, list[Finding]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dataset_conversion.findings import some
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.tables import read_table
 from medkd.core.errors import DataError
@@ -85,7 +86,7 @@ def _enter(patients: dict[Path, str], image: Path, patient: str, table: Path) ->
 def _unmatched(rows: list[str], table: Path, without: list[Path]) -> list[Finding]:
     if not rows:
         return []
-    shown = ", ".join(f"'{text}'" for text in rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
+    shown = some([f"'{text}'" for text in rows], _SHOWN)
     found = f"{len(rows)} rows of no image ({shown})"
     if without:
         found += f", and {len(without)} images without a row, the first is {without[0]}"

@@ -255,7 +255,7 @@ def finish_radiographs(
             tests.add(case)
     twins = duplicate_groups(digests)
     writer.report_findings(duplicate_findings(digests))
-    writer.report_list("duplicates", (" = ".join(group) for group in twins))
+    writer.report_list("duplicates", map(" = ".join, twins))
     writer.report_findings(_contradictions(twins, classes))
     kin = Kinship(writer.patients, twins, tests)
     split, more = _split(writer, kin, official, classes)
@@ -346,7 +346,7 @@ def _marks(case: str, path: Path, image: Radiograph, negative: bool) -> tuple[Ma
         action = "what can be read was written as PNG, the rest is black; look at it in the contact sheet"
         found = f"one whose end is missing, and with it {image.lost:.1%} of the pixels"
         findings.append(warning(case, path, "a whole JPEG", found, action))
-    marks = tuple(name for name, holds in facts.items() if holds)
+    marks = tuple(filter(facts.__getitem__, facts))
     return marks, findings
 
 

@@ -67,11 +67,9 @@ class ConversionReport:
         """The report for people."""
         notes = [f"note: {note}" for note in self.notes]
         counts = [f"{name}: {len(members)}" for name, members in self.lists.items()]
-        lists = [
-            part
-            for name, members in self.lists.items()
-            for part in ("", f"{name} ({len(members)}):", *_wrapped(members))
-        ]
+        lists: list[str] = []
+        for name, members in self.lists.items():
+            lists += ["", f"{name} ({len(members)}):", *_wrapped(members)]
         head = [self.summary(), *([", ".join(counts)] if counts else []), *notes]
         return "\n".join([*head, *findings_text(self.problems, self.warnings), *lists]) + "\n"
 

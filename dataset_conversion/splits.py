@@ -125,15 +125,20 @@ def _entry_finding(path: Path, text: str, found: str) -> Finding:
 
 def _present(split: PublishedSplit, cases: Collection[str]) -> list[dict[str, list[str]]]:
     known = set(cases)
-    folds = [
-        {"train": [c for c in train if c in known], "val": [c for c in val if c in known]} for train, val in split.folds
-    ]
-    return [fold for fold in folds if fold["train"] and fold["val"]]
+    folds = []
+    for train, val in split.folds:
+        fold = {"train": list(filter(known.__contains__, train)), "val": list(filter(known.__contains__, val))}
+        if fold["train"] and fold["val"]:
+            folds.append(fold)
+    return folds
 
 
 def _sizes(folds: list[dict[str, list[str]]], cases: Collection[str]) -> str:
-    text = ", ".join(f"{len(fold['train'])} + {len(fold['val'])}" for fold in folds)
-    unnamed = set(cases) - {case for fold in folds for part in fold.values() for case in part}
+    sizes = [f"{len(fold['train'])} + {len(fold['val'])}" for fold in folds]
+    text = ", ".join(sizes)
+    unnamed = set(cases)
+    for fold in folds:
+        unnamed.difference_update(fold["train"], fold["val"])
     return f"training + validation cases per fold: {text}" + (
         f"; {len(unnamed)} cases are in no fold" if unnamed else ""
     )

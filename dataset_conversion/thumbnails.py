@@ -92,7 +92,8 @@ def volume_picture(files: CaseFiles, side: int) -> Image.Image:
     marked = np.count_nonzero(label, axis=(0, 1))
     place = int(marked.argmax()) if marked.any() else image.shape[2] // 2
     grey = _window(image, place)
-    colours = np.array([_BLACK, *(colour(v) for v in range(max(int(label.max()), 1)))], np.float32)
+    highest = max(int(label.max()), 1)
+    colours = np.array([_BLACK, *map(colour, range(highest))], np.float32)
     painted = np.maximum(label[..., place], 0)
     mask = (painted > 0)[..., None] * np.float32(_OPACITY)
     pixels = (grey[..., None] * (1 - mask) + colours[painted] * mask).astype(np.uint8)

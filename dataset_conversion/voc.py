@@ -54,8 +54,10 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     content = _read(source, base == "1")
     if not content.drawn:
         raise DataError(f"{source}: expected Pascal VOC files (.xml), found none; see medkd_convert voc --help.")
-    names = sorted({name for stated, _ in content.drawn.values() for name, _ in stated.boxes})
-    known = tuple(dict.fromkeys((*options.labels, *names)))
+    names: set[str] = set()
+    for stated, _ in content.drawn.values():
+        names.update(name for name, _ in stated.boxes)
+    known = tuple(dict.fromkeys((*options.labels, *sorted(names))))
     if not known:
         raise DataError(f"{source}: no XML file has a box, so the classes are not known; give --labels.")
     rules = Rules.choose(known, options)

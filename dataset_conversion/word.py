@@ -75,18 +75,22 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     split = None
     if val:
         names = "official folders imagesTr and imagesVal of WORD"
-        split = PublishedSplit.single([job.case for job in train], [job.case for job in val], names)
+        split = PublishedSplit.single(map(_case, train), map(_case, val), names)
     return finish_converted(
         writer, "word", DatasetDescription(channel_names=("CT",), labels=LABELS, num_training=0), split, notes
     )
 
 
+def _case(job: CaseJob) -> str:
+    return job.case
+
+
 def _labelled(root: Path, part: str) -> tuple[list[CaseJob], tuple[Finding, ...]]:
     pairs = pair_files(root / f"images{part}", root / f"labels{part}")
-    jobs = [
-        volume_job(case, list(pairs.images[case].values()), label, 1, LABELS.values)
-        for case, label in sorted(pairs.labels.items())
-    ]
+    jobs = []
+    for case, label in sorted(pairs.labels.items()):
+        images = list(pairs.images[case].values())
+        jobs.append(volume_job(case, images, label, 1, LABELS.values))
     return jobs, pairs.findings
 
 

@@ -155,7 +155,9 @@ class RawWriter:
                 removed.
         """
         jobs = self._without_duplicates(jobs)
-        scans = [path for job in jobs for path in job.sources if file_ending(path)]
+        scans: list[Path] = []
+        for job in jobs:
+            scans += filter(file_ending, job.sources)
         pool = ThreadPoolExecutor(self._options.workers or worker_count(scans))
         try:
             futures = [pool.submit(self._run, job) for job in jobs]

@@ -103,7 +103,8 @@ def _key_points(path: Path, settings: Mapping[str, Any]) -> int:
     shape = settings.get("kpt_shape")
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(value, int) for value in shape):
+    types = list(map(type, shape)) if isinstance(shape, list) else []
+    if types != [int, int]:
         raise DataError(f"{path}: expected two numbers in 'kpt_shape', found {shape!r}.")
     return int(shape[0] * shape[1])
 
@@ -125,7 +126,8 @@ def _items(source: Path, description: _Description) -> tuple[list[Item], list[Fi
         items.append(_item(image, label, sharing, part, description))
     findings = [*parts.lists.findings, *parts.lists.torn_findings()]
     used = {label for label, _ in owners.values() if label is not None}
-    findings += _without_image(sorted(labels - used), source, {image.parent for image in index.paths})
+    folders = {image.parent for image in index.paths}
+    findings += _without_image(sorted(labels - used), source, folders)
     if outside:
         findings.append(_outside(outside))
     return items, findings
@@ -198,7 +200,8 @@ def _owners(
             owners[image] = None, []
             continue
         rank, label = found[image]
-        owners[image] = label, [other for other in claims[label] if other != image and found[other][0] <= rank]
+        rivals = [other for other in claims[label] if other != image]
+        owners[image] = label, [other for other in rivals if found[other][0] <= rank]
     return owners
 
 
@@ -312,7 +315,7 @@ class _Parts:
 def _is_label(path: Path) -> bool:
     """Whether a text file holds boxes: numbers alone."""
     lines = read_lines(path)
-    return not lines or all(character in "0123456789.-+e \t" for character in lines[0][1])
+    return not lines or not set(lines[0][1]) - set("0123456789.-+e \t")
 
 
 def _roots(source: Path, description: _Description) -> list[Path]:

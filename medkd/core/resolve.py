@@ -47,7 +47,11 @@ def part_of_name(name: str) -> str | None:
 def is_hidden(path: Path, folder: Path) -> bool:
     """Whether a file below ``folder`` is one that systems add: ``.name``, the ``._name`` of macOS, ``__MACOSX/...``."""
     parts = path.relative_to(folder).parts
-    return any(part.startswith(".") or part in _SERVICE_FOLDERS for part in parts)
+    return any(map(_is_service, parts))
+
+
+def _is_service(name: str) -> bool:
+    return name.startswith(".") or name in _SERVICE_FOLDERS
 
 
 def files_below(folder: Path) -> list[Path]:
