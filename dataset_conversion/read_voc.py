@@ -34,7 +34,7 @@ def read_voc(path: Path, *, one_based: bool = False) -> tuple[Drawn, str]:
             raise DataError(f"{path}: expected a Pascal VOC annotation, found <{root.tag}>.")
         first = 1.0 if one_based else 0.0
         boxes = [_box(item, first) for item in root.iter("object")]
-        _check_boxes(root, len(boxes))
+        _check_boxes(root)
         width, height = _side(root, "width"), _side(root, "height")
     except (ET.ParseError, OSError, ValueError, OverflowError, LookupError) as error:
         raise DataError(f"{path}: expected a Pascal VOC annotation, found {error}; export it again.") from error
@@ -42,9 +42,12 @@ def read_voc(path: Path, *, one_based: bool = False) -> tuple[Drawn, str]:
     return Drawn(path, tuple(boxes), size), (root.findtext("filename") or "").strip()
 
 
-def _check_boxes(root: ET.Element, objects: int) -> None:
+def _check_boxes(root: ET.Element) -> None:
     """See to it that every box belongs to an object: a misspelt <object> must not make a negative of its image."""
-    if not objects and root.find(".//bndbox") is not None:
+    strays = set(root.iter("bndbox"))
+    for item in root.iter("object"):
+        strays.difference_update(item.iter("bndbox"))
+    if strays:
         raise ValueError("a bndbox without an object")
 
 
