@@ -15,8 +15,8 @@ from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.io.volumes import Volume, read_label, read_volume, write_volume
 from tests.dataset_conversion.trees import convert, own, tree
-from tests.io.dicom_series import SHAPE, stored_values, write_series
-from tests.io.test_dicom import ORIENTATIONS, on_slice
+from tests.io.dicom_series import SHAPE, on_slice, stored_values, write_series
+from tests.io.test_dicom import ORIENTATIONS
 
 FLIPS = [
     ((0, 1, 2), (1, 1, 1)),

@@ -14,8 +14,8 @@ from medkd.core.geometry import Geometry
 from medkd.inference.folder import predict_folder
 from medkd.inference.inputs import SETTINGS_FILE, case_name, find_cases
 from medkd.io.volumes import read_geometry, read_image, read_label, write_volume
-from tests.io.dicom_series import SHAPE, stored_values, write_series
-from tests.io.test_dicom import ORIENTATIONS, clutter
+from tests.io.dicom_series import SHAPE, clutter, stored_values, write_series
+from tests.io.test_dicom import ORIENTATIONS
 
 
 def test_every_series_of_a_tree_is_predicted_on_its_own_grid(make_run: Callable[..., Path], tmp_path: Path) -> None:

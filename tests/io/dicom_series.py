@@ -12,7 +12,12 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    generate_uid,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SHAPE = (6, 8, 10)
@@ -102,3 +107,17 @@ def on_slice(number: int, **tags: Any) -> Callable[[int, Any], None]:
                 delattr(dataset, tag) if value is None else setattr(dataset, tag, value)
 
     return change
+
+
+def clutter(folder: Path) -> None:
+    """What lies beside the slices on a disc from a hospital."""
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = plane_dataset(np.zeros((2, 2)))
+    directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = MediaStorageDirectoryStorage
+    for name in ("DICOMDIR", "directory.bak"):
+        directory.save_as(folder / name, enforce_file_format=True)
+    (folder / "readme.txt").write_text("viewer")
+    (folder / "AUTORUN").write_bytes(b"\x08\x00 not DICOM at all" + bytes(300))
+    (folder / "empty").touch()
+    (folder / "._slice").write_bytes(bytes(128) + b"DICM")
+    write_series(folder / ".trash")

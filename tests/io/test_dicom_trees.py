@@ -10,23 +10,7 @@ import pytest
 from medkd.core.errors import DataError
 from medkd.io.dicom import find_series, read_files
 from medkd.io.volumes import read_image, read_volume
-from tests.io.dicom_series import on_slice, plane_dataset, stored_values, write_series
-
-from pydicom import uid as uids  # isort: skip
-
-
-def clutter(folder: Path) -> None:
-    """What lies beside the slices on a disc from a hospital."""
-    folder.mkdir(parents=True, exist_ok=True)
-    directory = plane_dataset(np.zeros((2, 2)))
-    directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = uids.MediaStorageDirectoryStorage
-    for name in ("DICOMDIR", "directory.bak"):
-        directory.save_as(folder / name, enforce_file_format=True)
-    (folder / "readme.txt").write_text("viewer")
-    (folder / "AUTORUN").write_bytes(b"\x08\x00 not DICOM at all" + bytes(300))
-    (folder / "empty").touch()
-    (folder / "._slice").write_bytes(bytes(128) + b"DICM")
-    write_series(folder / ".trash")
+from tests.io.dicom_series import clutter, on_slice, stored_values, write_series
 
 
 def test_a_tree_is_split_into_series_and_everything_else_is_passed_over(tmp_path: Path) -> None:
