@@ -57,7 +57,7 @@ def quantise(
     Args:
         folder: made by the format ``onnx``.
         calibration: scans whose patches give the ranges of activations.
-        judged: scans on which both networks are compared; best ones that training has not seen.
+        judged: scans on which both networks are compared, without mirroring; best ones that training has not seen.
         tolerance: largest loss of Dice that is accepted.
 
     Raises:
@@ -66,7 +66,7 @@ def quantise(
     """
     if not calibration or not judged:
         raise RunError("--int8 needs scans to calibrate and to compare on; give a folder of them with --scans.")
-    float_network = RuntimePredictor.open(folder)
+    float_network = RuntimePredictor.open(folder, mirror=False)
     source, target = folder / float_network.exported.network, folder / "int8.onnx"
     patches = _patches(float_network, [_prepared(float_network, case) for case in calibration[:CALIBRATION_SCANS]])
     _write(source, target, patches)
@@ -74,7 +74,7 @@ def quantise(
     expected = [_labels(float_network, case) for case in judged[:JUDGED_SCANS]]
     target.replace(source)
     write_exported(folder, replace(read_exported(folder), digest=digest_of(source)))
-    int8_network = RuntimePredictor.open(folder)
+    int8_network = RuntimePredictor.open(folder, mirror=False)
     dice: list[float] = []
     for case, reference in zip(judged, expected, strict=False):
         dice += _dice(_labels(int8_network, case), reference)
