@@ -120,7 +120,8 @@ class BCKD(Method):
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Per voxel: ``(B, 1, *spatial)``."""
         if self.context.regions:
-            return (torch.sigmoid(student) - torch.sigmoid(teacher)).square().sum(1, keepdim=True)
+            apart = torch.sigmoid(student) - torch.sigmoid(teacher)
+            return apart.square().sum(1, keepdim=True)
         return softmax_kl(student, teacher)
 
     def _bands(self, target: Target) -> Tensor:
@@ -130,8 +131,11 @@ class BCKD(Method):
             masks = labels > 0.5
         else:
             masks = one_hot(labels, occurring(labels, self.context.num_outputs))
-        bands = boundary_band(masks.flatten(0, 1), replicate=not self.paper).view_as(masks)
-        return bands if target.valid is None else bands & well_inside(target.valid[:, 0]).unsqueeze(1)
+        flat = boundary_band(masks.flatten(0, 1), replicate=not self.paper)
+        bands = flat.view_as(masks)
+        if target.valid is None:
+            return bands
+        return bands & well_inside(target.valid[:, 0]).unsqueeze(1)
 
     def soft_boundary(self, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
         """The soft term of logits ``(B, K, *spatial)``, without weight."""
@@ -144,7 +148,8 @@ class BCKD(Method):
             else:
                 weight *= valid
                 weight /= valid.expand_as(weight).sum().clamp(min=1)
-        return torch.log1p(((probability - truth.float()).square() * weight).sum())
+        error = (probability - truth.float()).square()
+        return torch.log1p((error * weight).sum())
 
     def _foreground(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The student's probabilities and the teacher's hard prediction (bool) of the foreground classes or regions."""

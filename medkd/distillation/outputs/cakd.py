@@ -44,7 +44,8 @@ class CAKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """One term, ``cakd``."""
-        g_s, g_t = (self._affinity(o.logits, target.valid) for o in (student, teacher))
+        g_s = self._affinity(student.logits, target.valid)
+        g_t = self._affinity(teacher.logits, target.valid)
         likeness = F.cosine_similarity(g_s, g_t, dim=1, eps=1e-12).mean()
         return {"cakd": self.weight * (-likeness if self.paper else 1 - likeness)}
 

@@ -57,9 +57,14 @@ class IFVD(PairMethod):
 
     def forward(self, student: Outputs, teacher: Outputs, target: Target) -> dict[str, Tensor]:
         """Terms ``ifvd`` and ``ifvd_kd``."""
-        levels = torch.stack([self._level(s, t, target) for s, t in self.features(student, teacher)])
+        levels = []
+        for s, t in self.features(student, teacher):
+            levels.append(self._level(s, t, target))
         divergence = voxel_kl(student.logits, teacher.logits, self.context.regions)
-        return {"ifvd": self.weight * levels.mean(), "ifvd_kd": self.kd_weight * masked_mean(divergence, target.valid)}
+        return {
+            "ifvd": self.weight * torch.stack(levels).mean(),
+            "ifvd_kd": self.kd_weight * masked_mean(divergence, target.valid),
+        }
 
     def _level(self, student: Tensor, teacher: Tensor, target: Target) -> Tensor:
         size = student.shape[2:]
@@ -71,7 +76,9 @@ class IFVD(PairMethod):
     def _difference(self, student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
         """Mean over the voxels that are in one of the masks, which do not overlap."""
         chosen = masks.flatten(2)
-        change = (similarity_to_means(student, masks) - similarity_to_means(teacher, masks)).square()
+        of_student = similarity_to_means(student, masks)
+        of_teacher = similarity_to_means(teacher, masks)
+        change = (of_student - of_teacher).square()
         return (change * chosen).sum() / chosen.sum().clamp(min=1.0)
 
     def _inside_and_outside(self, masks: Tensor) -> list[Tensor]:
