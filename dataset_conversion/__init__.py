@@ -11,6 +11,7 @@ from dataset_conversion import fracatlas as fracatlas
 from dataset_conversion import grazpedwri as grazpedwri
 from dataset_conversion import msd as msd
 from dataset_conversion import nnunet_raw as nnunet_raw
+from dataset_conversion import scans as scans
 from dataset_conversion import synapse_slices as synapse_slices
 from dataset_conversion import voc as voc
 from dataset_conversion import word as word

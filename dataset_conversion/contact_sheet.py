@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.thumbnails import Colour, colour, radiograph_picture, volume_picture
 from medkd.core.boxes import BoxAnnotation
-from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 from medkd.io.checks import Finding
@@ -155,7 +155,7 @@ def _spaced(cases: Sequence[str]) -> list[str]:
 
 
 def _files(folder: Path, description: DatasetDescription) -> dict[str, CaseFiles]:
-    cases = training_cases(folder, description)
+    cases = labelled_cases(folder, description) or unlabelled_cases(folder, description)
     if description.task == "detection":
         cases += detection_cases(folder, description, "Ts")
     return {files.case: files for files in cases}

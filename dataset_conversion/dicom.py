@@ -14,7 +14,7 @@ from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import finish_converted
-from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
+from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -157,13 +157,30 @@ def _jobs(
             findings.append(warning(series.name, series.folder, expected, modality or "none", "it was left out"))
             continue
         label, patient = training.get(series.name), patients.get(series.name)
-        jobs.append(_job(series, label, spec, recode, patient))
+        split: Split = "Tr" if label else "Ts"
+        jobs.append(series_job(series, label, spec, recode, patient, split))
     return jobs, findings
 
 
-def _job(
-    series: Series, label: Path | None, spec: LabelSpec, recode: Mapping[int, int] | None, patient: str | None
+def series_job(
+    series: Series,
+    label: Path | None,
+    spec: LabelSpec,
+    recode: Mapping[int, int] | None,
+    patient: str | None,
+    split: Split,
 ) -> CaseJob:
+    """A job for a DICOM series.
+
+    Args:
+        series: which becomes a case.
+        label: its label map, or None.
+        spec: the labels that may occur.
+        recode: source value → value in the new data set.
+        patient: patient id where known.
+        split: where the case belongs.
+    """
+
     def prepare() -> CaseContent:
         voxels, affine = read_files(series.files)
         array = np.ascontiguousarray(voxels.T)
@@ -185,7 +202,7 @@ def _job(
     renumbered = sorted((recode or {}).items())
     recipe = json.dumps([list(spec.values), renumbered])
     sources = (*series.files, label) if label else tuple(series.files)
-    return CaseJob(series.name, sources, prepare, recipe, "Tr" if label else "Ts", patient)
+    return CaseJob(series.name, sources, prepare, recipe, split, patient)
 
 
 def _patients(scans: list[Series]) -> dict[str, str]:

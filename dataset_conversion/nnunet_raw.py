@@ -16,7 +16,7 @@ from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit, finish_converted, named_split, read_split
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
@@ -61,6 +61,8 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     jobs = [_job(case, description, "Tr") for case in content.cases]
     for case in _test_cases(source, description):
         jobs.append(_job(case, description, "Ts"))
+    for case in unlabelled_cases(source, description):
+        jobs.append(_job(case, description, "Un"))
     writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
     split, entries = _split(source, content)
     writer.report_findings([*content.findings, *entries, *_unused(source, jobs, content)])
@@ -93,7 +95,7 @@ def _describe(source: Path, options: ConversionOptions) -> _Content:
         return _version_1(source, data, options)
     description = DatasetDescription.from_json(data, str(where))
     _check_ending(description.file_ending, where)
-    cases = training_cases(source, description)
+    cases = labelled_cases(source, description)
     return _Content(description, cases, _without_label(source, description, cases))
 
 

@@ -29,7 +29,7 @@ from medkd.io.verify import worker_count
 from medkd.io.volumes import Volume, file_ending, write_volume
 
 Mode = Literal["copy", "link", "move"]
-Split = Literal["Tr", "Ts"]
+Split = Literal["Tr", "Ts", "Un"]
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 Piece = Path | Volume | np.ndarray | Mapping[str, Any]
 
@@ -180,9 +180,10 @@ class RawWriter:
     def finish(self, description: DatasetDescription, notes: Iterable[str] = ()) -> ConversionReport:
         """Write ``dataset.json`` (with the number of training cases and the patients) and the report.
 
-        Where no training case could be converted there is no ``dataset.json``.
+        Where no training case (nor a scan without labels) could be converted there is no ``dataset.json``.
         """
         training = len(self.training_cases)
+        unlabelled = any(key.startswith("Un/") for key in self._entries)
         for key in set(self._state.entries) - set(
             self._entries
         ):  # of an earlier run; the source or the options have changed
@@ -206,7 +207,7 @@ class RawWriter:
             self._lists,
         )
         report.save(self.folder)
-        if training:
+        if training or unlabelled:
             patients = {**description.patients, **self._patients}
             description = replace(
                 description, num_training=training, file_ending=self._common_ending(), patients=patients

@@ -64,6 +64,7 @@ from medkd.tasks import (
 )
 
 if TYPE_CHECKING:
+    from medkd.core.dataset import DatasetDescription
     from medkd.core.plan import Plan
     from medkd.core.timing import Timings
     from medkd.detection.loaded import LoadedDetector
@@ -434,3 +435,21 @@ def measure(
     name = place.dataset_name(dataset)
     time_runs = task_of_dataset(dataset, root).column("measure")
     return time_runs(place.results / name, place.raw_dataset(name), runs=runs, **settings)
+
+
+def data_of_model(path: str | Path) -> DatasetDescription:
+    """Labels and channels of the data that a model for segmentation takes, as a ``dataset.json`` says them.
+
+    Args:
+        path: the model's folder.
+
+    Raises:
+        MedkdError: there is no such model, or it cannot be rebuilt.
+    """
+    from medkd.core.dataset import DatasetDescription
+    from medkd.models.base import open_model  # loads torch
+
+    found = open_model(Path(path), "segmentation").describe()
+    count = len(found.configuration.normalization)
+    names = found.channels or tuple(f"channel_{number}" for number in range(count))
+    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dataset_conversion import CONVERTERS, ConversionOptions, convert_dataset
+from medkd.api import data_of_model
 from medkd.cli.common import IMPORT_HELP, ROOT_HELP, names, parser, positive, run
 
 _SHOWN = 20
@@ -75,10 +77,12 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in vars(arguments).items():
         if key.startswith(_SETTING) and value is not None:
             settings[key.removeprefix(_SETTING)] = value
+    if arguments.format == "folder" and "like" in settings:
+        settings["like"] = data_of_model(settings["like"])
     options = ConversionOptions(
         labels=arguments.labels,
         channels=arguments.channels,
@@ -98,5 +102,6 @@ def _main(arguments: argparse.Namespace) -> int:
             print(f"… and {len(lines) - len(shown)} more lines in the report")
     print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt, contact_sheet.png")
     if result.ok:
-        print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}")
+        like = f" --like {vars(arguments)[_SETTING + 'like']}" if arguments.format == "folder" else ""
+        print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}{like}")
     return 0 if result.ok else 1

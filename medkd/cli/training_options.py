@@ -105,6 +105,14 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help=f"none: no label is looked at, all comes from the teacher (default: {_DEFAULTS.labels})",
     )
     add(
+        "--teacher",
+        dest="teachers",
+        action="append",
+        metavar="TEACHER",
+        help="a further teacher, for structures that the first does not know or to average with it; needs --targets "
+        "cached; may be repeated",
+    )
+    add(
         "--confidence",
         type=float,
         metavar="P",
@@ -122,6 +130,8 @@ def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = common.given(arguments, sorted(known - _OTHERWISE))
     if "mirror_axes" in settings:
         settings["mirror_axes"] = common.axes(settings["mirror_axes"])
+    if "teachers" in settings:
+        settings["teachers"] = tuple(settings["teachers"])
     if "patch_size" in settings:
         settings["patch_size"] = tuple(settings["patch_size"])
     parameters = parse_settings(getattr(arguments, "set", None) or [])

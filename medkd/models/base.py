@@ -30,6 +30,7 @@ MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
     "described": "medkd.models.described:DescribedFolder",
     "nnunet": "medkd.models.nnunet.folder:NnunetFolder",
     "run": "medkd.models.run:SegmentationRun",
+    "several": "medkd.models.several:SeveralTeachers",
     "detector_run": "medkd.detection.models:DetectorRun",
     "detector_weights": "medkd.detection.models:DetectorWeights",
 }
@@ -66,6 +67,7 @@ class ModelFolder(ABC, Generic[T]):
         title: what it is in error texts, with its article: ``a MONAI bundle``.
         task: what its networks do.
         prepares: whether a data set without a plan is prepared like it; True for models trained elsewhere.
+        merges: whether it is several models, of which only merged predictions of whole cases are to be had.
         path: the folder, absolute.
     """
 
@@ -73,6 +75,7 @@ class ModelFolder(ABC, Generic[T]):
     title: ClassVar[str]
     task: ClassVar[Task]
     prepares: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).absolute()

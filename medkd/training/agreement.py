@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from medkd.core.files import write_json
@@ -15,6 +17,7 @@ from medkd.inference.export import logits_to_labels
 from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import write_volume
+from medkd.training.segmentation_lesson import merged_predictor, merged_teachers
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
@@ -39,15 +42,12 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     assert teacher is not None  # narrowed for the type checker: without labels there is no training without a teacher
     ending = writable_ending(job.description.file_ending)
     student = Predictor.from_run(job.folder.parent, [job.fold], job.device)
-    model = Predictor.of(
-        teacher.model, [teacher.fold], job.device, checkpoint=teacher.model.checkpoint_of(teacher.fold)
-    )
     changed = (job.folder / FINAL).stat().st_mtime
-    for name, predictor in (("student", student), ("teacher", model)):
+    for name, predict in (("student", _own(job, student)), ("teacher", _theirs(job))):
         for case in tqdm(cases, unit="case", desc=f"agreement, {name}", disable=None):
             path = folder / name / f"{case}{ending}"
             if not path.exists() or path.stat().st_mtime < changed:
-                _predict(job, predictor, case, path)
+                _write(job, predict(case), case, path)
     others = {case: folder / "teacher" / f"{case}{ending}" for case in cases}
     found = evaluate_folder(folder / "student", others, job.description.labels, prediction_ending=ending)
     _log.info("fold %s: agreement with the teacher %.4f on %d scans", job.fold, found.mean_dice, len(cases))
@@ -62,8 +62,23 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     return folder / AGREEMENT_FILE
 
 
-def _predict(job: SegmentationJob, predictor: Predictor, case: str, path: Path) -> None:
-    stored = job.store.open(case)
-    logits = predictor.predict_preprocessed(stored.image)
-    labels = logits_to_labels(logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels)
-    write_volume(path, labels, stored.properties.geometry)
+def _own(job: SegmentationJob, predictor: Predictor) -> Callable[[str], Tensor]:
+    """Case → logits on the student's grid, by a network that shares its preprocessing."""
+    return lambda case: predictor.predict_preprocessed(job.store.open(case).image)
+
+
+def _theirs(job: SegmentationJob) -> Callable[[str], Tensor]:
+    """Case → the teacher's logits on the student's grid."""
+    teacher = job.teacher
+    assert teacher is not None  # narrowed for the type checker
+    if merged_teachers(job) is not None:
+        merged = merged_predictor(job)
+        return lambda case: merged.logits(case, job.store.record(case).properties)
+    checkpoint = teacher.model.checkpoint_of(teacher.fold)
+    return _own(job, Predictor.of(teacher.model, [teacher.fold], job.device, checkpoint=checkpoint))
+
+
+def _write(job: SegmentationJob, logits: Tensor, case: str, path: Path) -> None:
+    properties, configuration = job.store.record(case).properties, job.plan.configuration(job.configuration)
+    labels = logits_to_labels(logits, properties, job.plan, configuration, job.description.labels)
+    write_volume(path, labels, properties.geometry)

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
 from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
@@ -27,6 +28,7 @@ from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore, sample_locations
 from medkd.runtime.tiles import tile_starts
+from medkd.training.merged import MergedDescription, MergedPredictor
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
 
 CACHED = "cached"  # value of ``--targets``
@@ -128,28 +130,41 @@ def cache_targets(
         RunError: the targets would take more than the limit, or than the disk has.
     """
     described = describe_targets(teachers, networks, "fp16" if device.type == "cuda" else "fp32", tta=tta)
-    folder = store.folder.parent / f"{store.folder.name}_targets" / described.key
-    wanted = list(dict.fromkeys([*cases, *places]))
-    records = {case: store.record(case) for case in wanted}
-    work = _Work(
-        described=described,
-        store=store,
-        target=TargetStore(folder),
-        sources={case: source_of(record) for case, record in records.items()},
-        logits=frozenset(cases),
-        places=frozenset(places),
-    )
-    shapes = {case: records[case].properties.shape for case in wanted}
-    missing = [case for case in cases if work.lacks_logits(case)]
-    _check_size(described, {case: shapes[case] for case in cases}, missing, folder, limit)
-    todo = [case for case in wanted if work.lacks(case)]
+    work = _Work.of(described, store, cases, places)
+    todo = _begin(work, limit)
     if todo:
-        save(folder / DESCRIPTION, described)
-        model = teachers[0].model.describe()
-        _predict(_predictor(described, model, networks, device), work, {case: shapes[case] for case in todo})
+        predictor = _predictor(described, teachers[0].model.describe(), networks, device)
+        _predict(predictor, described, store, work, todo)
+    return work.target.folder
+
+
+def cache_merged(
+    merged: MergedPredictor, store: CaseStore, cases: Sequence[str], *, limit: float, places: Sequence[str] = ()
+) -> Path:
+    """:func:`cache_targets` for several teachers; the arguments are the same.
+
+    Raises:
+        RunError: the targets would take more than the limit, or than the disk has.
+    """
+    work = _Work.of(merged.described, store, cases, places)
+    todo = _begin(work, limit)
+    for case in tqdm(todo, unit="case", desc="targets", disable=None):
+        if work.lacks(case):
+            work.make(case, lambda case: merged.logits(case, store.record(case).properties), merged.labels)
+    return work.target.folder
+
+
+def _begin(work: _Work, limit: float) -> list[str]:
+    """The cases of which anything is missing; that there is room for them is known, and what they are is written."""
+    folder = work.target.folder
+    stored = {case: shape for case, shape in work.shapes.items() if case in work.logits}
+    _check_size(work.described, stored, [case for case in stored if work.lacks_logits(case)], folder, limit)
+    todo = [case for case in work.shapes if work.lacks(case)]
+    if todo:
+        save(folder / DESCRIPTION, work.described)
     else:
-        _log.info("targets of %d cases are cached in %s", len(wanted), folder)
-    return folder
+        _log.info("targets of %d cases are cached in %s", len(work.shapes), folder)
+    return todo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +173,36 @@ class _Work:
 
     Attributes:
         sources: case → hash of the preprocessed case.
+        shapes: case → its voxels per axis.
         logits: cases whose logits are stored.
         places: cases of which it is stored where the teacher sees structures.
     """
 
-    described: TargetDescription
-    store: CaseStore
+    described: TargetDescription | MergedDescription
     target: TargetStore
     sources: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
     logits: frozenset[str]
     places: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        described: TargetDescription | MergedDescription,
+        store: CaseStore,
+        cases: Sequence[str],
+        places: Sequence[str],
+    ) -> _Work:
+        """What is wanted of these cases; the arguments are those of :func:`cache_targets`."""
+        records = {case: store.record(case) for case in dict.fromkeys([*cases, *places])}
+        return cls(
+            described=described,
+            target=TargetStore(store.folder.parent / f"{store.folder.name}_targets" / described.key),
+            sources={case: source_of(record) for case, record in records.items()},
+            shapes={case: record.properties.shape for case, record in records.items()},
+            logits=frozenset(cases),
+            places=frozenset(places),
+        )
 
     def lacks(self, case: str) -> bool:
         """Whether anything of the case is missing."""
@@ -181,20 +216,17 @@ class _Work:
         """Whether its places are wanted and missing."""
         return case in self.places and not self.target.has_places(case, self.sources[case])
 
-    def make(self, case: str, predictor: Predictor) -> None:
-        """Predict what is missing; places follow from logits that are stored."""
-        source, regions = self.sources[case], self.described.regions
+    def make(self, case: str, predict: Callable[[str], Tensor], labels: LabelSpec) -> None:
+        """Make what is missing, from logits on the student's grid; places follow from logits that are stored."""
+        source = self.sources[case]
         if self.target.has(case, source):
             stored = self.target.open(case)
             logits = stored.coding.decode(torch.from_numpy(np.array(stored.codes)))
         else:
-            logits = predictor.predict_preprocessed(self.store.open(case).image)
-            if self.described.average == "probabilities":
-                logits = logits_of(logits[None], regions)[0]
+            logits = predict(case)
         if self.lacks_logits(case):
-            self.target.write(case, source, logits, regions)
+            self.target.write(case, source, logits, self.described.regions)
         if self.lacks_places(case):
-            labels = predictor.labels
             seen = sample_locations(labels.decode(logits).cpu().numpy().astype(np.int16), labels)
             self.target.write_places(case, source, seen)
 
@@ -224,7 +256,7 @@ def describe_targets(
 
 
 def _check_size(
-    described: TargetDescription,
+    described: TargetDescription | MergedDescription,
     shapes: Mapping[str, tuple[int, ...]],
     missing: Sequence[str],
     folder: Path,
@@ -264,18 +296,24 @@ def _predictor(
     )
 
 
-def _predict(predictor: Predictor, work: _Work, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    described = work.described
-    tiles = {case: _tiles(shape, described) for case, shape in shapes.items()}
+def _predict(
+    predictor: Predictor, described: TargetDescription, store: CaseStore, work: _Work, todo: Sequence[str]
+) -> None:
+    tiles = {case: _tiles(work.shapes[case], described) for case in todo}
     each = channels(described.outputs, described.regions)
-    size = sum(each * prod(shape) for case, shape in shapes.items() if case in work.logits)
+    size = sum(each * prod(work.shapes[case]) for case in todo if case in work.logits)
     seconds = sum(tiles.values()) * _seconds_per_tile(predictor, len(predictor.configuration.normalization))
-    what = f"caching targets of {len(shapes)} cases, {described.passes} passes per tile"
+    what = f"caching targets of {len(todo)} cases, {described.passes} passes per tile"
     _log.info("%s: %.1f MiB, about %s, in %s", what, size / 2**20, _duration(seconds), work.target.folder)
+
+    def logits(case: str) -> Tensor:
+        found = predictor.predict_preprocessed(store.open(case).image)
+        return logits_of(found[None], described.regions)[0] if described.average == "probabilities" else found
+
     with tqdm(total=sum(tiles.values()), unit="tile", desc="targets", disable=None) as bar:
-        for case in shapes:
+        for case in todo:
             if work.lacks(case):  # a run beside this one may have made it in the meantime
-                work.make(case, predictor)
+                work.make(case, logits, predictor.labels)
             bar.update(tiles[case])
 
 

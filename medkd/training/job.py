@@ -220,6 +220,14 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
             MedkdError: the first thing that does not fit.
         """
 
+    def further_teachers(self, options: Options) -> tuple[str, ...]:
+        """Teachers that are named beside the first; by itself none."""
+        return ()
+
+    def together(self, models: Sequence[ModelFolder[Any]]) -> ModelFolder[Any]:
+        """Several teachers as one, where the task knows how."""
+        raise NotImplementedError
+
     def unlabelled(self, store: Store) -> tuple[str, ...]:
         """The preprocessed cases that have no labels; by itself none."""
         return ()

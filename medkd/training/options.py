@@ -95,6 +95,7 @@ class TrainOptions(RunOptions):
         unlabelled_share: of a batch's samples that are drawn from scans without labels; None is their share among all
             training cases, 0 leaves them out.
         labels: ``given``, or ``none``: no label is looked at, and labelled scans count as unlabelled.
+        teachers: further teachers beside the first, named like it.
         confidence: voxels where the teacher's largest probability is below it are left out of the method's terms.
         mirror_axes: axes of the patch that training and test-time augmentation mirror; () is none, None the plan's.
 
@@ -119,6 +120,7 @@ class TrainOptions(RunOptions):
     init: Literal["random", "teacher"] = "random"
     unlabelled_share: float | None = None
     labels: Literal["given", "none"] = "given"
+    teachers: tuple[str, ...] = ()
     confidence: float = 0.0
     mirror_axes: tuple[int, ...] | None = None
 

@@ -131,7 +131,9 @@ def rehearse(
 def find_teacher(task: AnyTask, dataset: str | int, teacher: str, options: RunOptions) -> ModelFolder[Any]:
     """The model that a TEACHER argument names, see :func:`medkd.models.base.find_model`."""
     root = Root.resolve(options.root)
-    return find_model(teacher, root.results / root.dataset_name(dataset), task.configuration(options), task.name)
+    results, configuration = root.results / root.dataset_name(dataset), task.configuration(options)
+    found = [find_model(text, results, configuration, task.name) for text in (teacher, *task.further_teachers(options))]
+    return found[0] if len(found) == 1 else task.together(found)
 
 
 def read_fold(

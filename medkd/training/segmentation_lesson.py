@@ -13,19 +13,21 @@ from medkd.core.errors import MethodError, RunError
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import LATEST
 from medkd.core.workers import default_workers
-from medkd.distillation import Distiller, Method, build_method
+from medkd.distillation import METHODS, Distiller, Method, build_method
 from medkd.distillation.base import Context
 from medkd.distillation.gradient_check import sentence, silent_terms
 from medkd.models.guard import Teacher, allowed_folds
 from medkd.models.segmentation import TrainedModel
+from medkd.models.several import SeveralTeachers
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import build_weightless
-from medkd.training.cached import CACHED, cache_targets
+from medkd.training.cached import CACHED, cache_merged, cache_targets
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
-from medkd.training.job import HELPER_SEED, Lesson
+from medkd.training.job import HELPER_SEED, Lesson, method_names
 from medkd.training.losses import SegmentationLoss
+from medkd.training.merged import MergedPredictor
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, unlabelled_of
@@ -73,16 +75,21 @@ class SegmentationLesson(Lesson):
         cached = job.run.targets == CACHED
         if self.distiller is None or not self.distiller.needs_teacher or not (cached or unlabelled):
             return
-        folder = cache_targets(
-            self._teachers,
-            self._networks,
-            job.store,
-            (*job.split.train, *job.split.unlabelled) if cached else (),
-            job.device,
-            tta=job.run.targets_tta,
-            limit=job.options.targets_limit,
-            places=unlabelled,
-        )
+        cases = (*job.split.train, *job.split.unlabelled) if cached else ()
+        limit = job.options.targets_limit
+        if merged_teachers(job) is not None:
+            folder = cache_merged(merged_predictor(job), job.store, cases, limit=limit, places=unlabelled)
+        else:
+            folder = cache_targets(
+                self._teachers,
+                self._networks,
+                job.store,
+                cases,
+                job.device,
+                tta=job.run.targets_tta,
+                limit=limit,
+                places=unlabelled,
+            )
         self._targets = folder if cached else None
         self._places = folder if unlabelled else None
 
@@ -133,6 +140,9 @@ class SegmentationLesson(Lesson):
     def _take(self, teacher: Teacher[TrainedModel]) -> None:
         """Build the method, and load of the teacher what it needs."""
         job, run = self.job, self.job.run
+        if merged_teachers(job) is not None:
+            self._take_several()
+            return
         network = teacher.network()
         if run.init == INIT_FROM_TEACHER:
             check_inheritance(self.student, network)
@@ -152,6 +162,36 @@ class SegmentationLesson(Lesson):
         else:
             partners = self._networks[1:]
             self.distiller = Distiller(network, method, partners=partners, confidence=run.confidence)
+
+    def _take_several(self) -> None:
+        """Build the method; whole cases are predicted before training, see :mod:`medkd.training.merged`."""
+        run = self.job.run
+        if run.targets != CACHED or run.init == INIT_FROM_TEACHER:
+            raise RunError(
+                "Several teachers teach by merged predictions of whole cases: expected --targets cached and no --init "
+                f"teacher, found --targets {run.targets} and --init {run.init}."
+            )
+        deep = [name for name in method_names(run.method or "none") if not METHODS[name].outputs_only]
+        if deep and METHODS[deep[0]].needs_teacher:
+            raise RunError(
+                f"The method {deep[0]} needs more than a teacher's outputs, and several teachers have nothing else in "
+                "common; choose a method that needs outputs only (medkd_list methods)."
+            )
+        method = method_for(self.job, self.student, self.student)
+        self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
+
+
+def merged_teachers(job: SegmentationJob) -> SeveralTeachers | None:
+    """The teachers of a job, where there are several."""
+    model = None if job.teacher is None else job.teacher.model
+    return model if isinstance(model, SeveralTeachers) else None
+
+
+def merged_predictor(job: SegmentationJob) -> MergedPredictor:
+    """What predicts cases as several teachers see them."""
+    model, teacher = merged_teachers(job), job.teacher
+    assert model is not None and teacher is not None  # narrowed for the type checker
+    return MergedPredictor(model, teacher.fold, job.plan, job.raw, job.device, tta=job.run.targets_tta)
 
 
 def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:

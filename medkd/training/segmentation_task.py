@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
 from medkd.models.like import prepare_if_new
 from medkd.models.segmentation import TrainedModel
+from medkd.models.several import SeveralTeachers
 from medkd.networks import NETWORKS, fit_patch
 from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
@@ -93,6 +94,14 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
                 f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found "
                 f"'{options.init}'."
             )
+
+    def further_teachers(self, options: TrainOptions) -> tuple[str, ...]:
+        """What ``--teacher`` says."""
+        return options.teachers
+
+    def together(self, models: Sequence[ModelFolder[Any]]) -> ModelFolder[Any]:
+        """Their predictions are merged."""
+        return SeveralTeachers.of(models)
 
     def unlabelled(self, store: CaseStore) -> tuple[str, ...]:
         """The preprocessed scans of ``imagesUn``."""
@@ -213,7 +222,8 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
     options, configuration = data.options, configured(data)
     planned = configuration.architecture(network)
     # a teacher is best on the patch it was trained on: another size changes how much padding it sees
-    known = planned.patch_size if teacher is None else teacher.model.describe().patch_size
+    # (several teachers have none in common)
+    known = planned.patch_size if teacher is None else teacher.model.describe().patch_size or planned.patch_size
     size = fit_patch(network, options.patch_size or known)
     if len(size) != configuration.rank:
         raise RunError(f"--patch-size needs {configuration.rank} values for {data.configuration}, found {len(size)}.")

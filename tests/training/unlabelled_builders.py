@@ -25,13 +25,25 @@ def write_scan(path: Path, seed: int) -> np.ndarray:
 
 
 def make_mixed(
-    root: Path, *, labels: LabelSpec | None = None, labelled: int = LABELLED, unlabelled: int = UNLABELLED
+    root: Path,
+    *,
+    labels: LabelSpec | None = None,
+    labelled: int = LABELLED,
+    unlabelled: int = UNLABELLED,
+    only: int | None = None,
 ) -> Path:
-    """A raw data set ``case_00``, … with labels and ``scan_00``, … without, planned and preprocessed."""
+    """A raw data set ``case_00``, … with labels and ``scan_00``, … without, planned and preprocessed.
+
+    With ``only`` its label maps show this structure alone, as label 1.
+    """
     folder = make_dataset(root, labelled, labels=labels)
     raw = root / "raw" / NAME
     for index in range(labelled):
-        write_scan(raw / "imagesTr" / f"case_{index:02d}_0000.nii.gz", index)
+        label = write_scan(raw / "imagesTr" / f"case_{index:02d}_0000.nii.gz", index)
+        if only is not None:
+            shown = (label == only).astype(np.uint8)
+            geometry = Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0))
+            write_volume(raw / "labelsTr" / f"case_{index:02d}.nii.gz", shown, geometry)
     for index in range(unlabelled):
         write_scan(raw / "imagesUn" / f"scan_{index:02d}_0000.nii.gz", 100 + index)
     shutil.rmtree(folder / "3d_fullres")

@@ -1,0 +1,77 @@
+"""Scans without labels, for a model that somebody else trained: labels, channels and their names are the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataset_conversion.decathlon import images_without_label
+from dataset_conversion.dicom import series_job
+from dataset_conversion.folder import list_volumes, volume_job
+from dataset_conversion.layout import existing_folder
+from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
+from dataset_conversion.report import ConversionReport
+from dataset_conversion.writer import CaseJob, RawWriter
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+
+GUIDE = """\
+Scans without labels, to teach students on them with a model that you have.
+source:    a folder of volumes (SOURCE/CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... with one file per channel), or
+           any tree with DICOM series (needs: pip install 'medkd[dicom]')
+needed:    --like MODEL: labels, channels and their names are those of the model (an nnU-Net v2 folder, a MONAI bundle, a run)
+result:    all scans are in imagesUn, there is no labelsTr; next: medkd_plan_and_preprocess -d NNN --like MODEL"""
+
+_LIKE = "like"
+
+
+def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
+    """Convert scans without labels.
+
+    The setting ``like`` is the description (:class:`~medkd.core.dataset.DatasetDescription`) of the model's data.
+
+    Raises:
+        DataError: there is no model, no scan, or the scans cannot have the model's channels.
+    """
+    source = existing_folder(source, "folder")
+    model = options.settings.get(_LIKE)
+    if not isinstance(model, DatasetDescription):
+        raise DataError("Scans without labels need a model that says what is to be seen in them; give it with --like.")
+    if options.labels or options.channels:
+        raise DataError("Labels and channels are those of the model (--like); leave out --labels and --channels.")
+    if model.task == "detection":
+        raise DataError("The model of --like is a detector; expected one for segmentation.")
+    writer = RawWriter(folder, "folder", source, options)
+    writer.convert(_jobs(source, model, options))
+    described = DatasetDescription(channel_names=model.channel_names, labels=model.labels, num_training=0)
+    return writer.finish(described, ("labels and channels are those of the model",))
+
+
+def _jobs(source: Path, model: DatasetDescription, options: ConversionOptions) -> list[CaseJob]:
+    channels = len(model.channel_names)
+    if list_volumes(source):
+        images = images_without_label(source, channels)
+        return [volume_job(case, files, None, channels, None, split="Un") for case, files in images.items()]
+    from medkd.io.dicom import find_series, no_scan_text
+
+    study = find_series(source)
+    if not study.scans:
+        raise DataError(no_scan_text(source, study))
+    if options.mode == "link":
+        raise DataError("DICOM slices become one .nii.gz file per series and cannot be linked to; leave out --link.")
+    if channels > 1:
+        raise DataError(
+            f"Each DICOM series is a case with one channel, but the model has {channels} "
+            f"({', '.join(model.channel_names)}); give a folder of volumes named CASE_0000 and so on."
+        )
+    return [series_job(series, None, model.labels, None, None, "Un") for series in study.scans]
+
+
+CONVERTERS.register("folder")(
+    Converter(
+        "scans without labels, for students of a model that you have",
+        GUIDE,
+        convert,
+        name_from_path,
+        {_LIKE: "folder of the model whose labels and channels these are"},
+    )
+)

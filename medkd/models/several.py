@@ -1,0 +1,212 @@
+"""Several models as one teacher: each knows some of the structures, or all of one set, which makes an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import RunError
+from medkd.core.files import read_json
+from medkd.core.labels import LabelSpec
+from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.channels import differing_channels
+from medkd.models.segmentation import SegmentationFolder, TrainedModel
+
+TEACHERS_FILE = "teachers.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several teachers, and the folds of it that are averaged; none leaves that to the student's fold."""
+
+    model: ModelFolder[TrainedModel]
+    folds: tuple[str, ...] = ()
+
+    def folds_for(self, fold: str) -> tuple[str, ...]:
+        """The folds that teach a student of a fold: those that were asked for, else its own, else the first."""
+        trained = self.model.teaching_folds
+        if not trained:
+            raise RunError(f"The teacher {self.model.path} has no finished fold; finish its training first.")
+        missing = [name for name in self.folds if name not in trained]
+        if missing:
+            raise RunError(
+                f"The teacher {self.model.path} has no finished fold {missing[0]}, only {', '.join(trained)}."
+            )
+        return self.folds or ((fold,) if fold in trained else trained[:1])
+
+
+class SeveralTeachers(SegmentationFolder):
+    """Models whose predictions of whole cases are merged, see :mod:`medkd.training.merged`.
+
+    Each keeps its own preprocessing; the student's is its own choice. ``teachers.json`` lists them::
+
+        {"teachers": ["MODEL_A", {"model": "MODEL_B", "folds": [0, 1]}]}
+
+    Paths are relative to the file.
+    """
+
+    kind = "several"
+    title = "a list of several teachers"
+    merges = True
+
+    def __init__(self, path: Path, members: Sequence[Member] = ()) -> None:
+        super().__init__(path)
+        self.members = tuple(members) or _read(self._file)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether it is a ``teachers.json`` or the folder of one."""
+        return (path.name == TEACHERS_FILE and path.is_file()) or (path / TEACHERS_FILE).is_file()
+
+    @classmethod
+    def of(cls, models: Sequence[ModelFolder[TrainedModel]]) -> SeveralTeachers:
+        """These models together."""
+        return cls(models[0].path, [Member(model) for model in models])
+
+    @property
+    def name(self) -> str:
+        """The names of all."""
+        return "_and_".join(dict.fromkeys(member.model.name for member in self.members))
+
+    @property
+    def recorded(self) -> str:
+        """What ``run.json`` says of all."""
+        return " + ".join(str(member.model.path) for member in self.members)
+
+    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
+        """Every fold that a member has: the others take part with what they have."""
+        every = [fold for member in self.members for fold in (member.folds or member.model.teaching_folds)]
+        return tuple(dict.fromkeys(every))
+
+    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+        """What the members have seen together."""
+        found: set[str] = set()
+        for member in self.members:
+            for own in member.folds_for(fold):
+                found |= member.model.seen(own, cases, raw)
+        return frozenset(found)
+
+    def weights_file(self, fold: str) -> Path:
+        """The first member's."""
+        first = self.members[0]
+        return first.model.weights_file(first.folds_for(fold)[0])
+
+    def check_fits(self, plan: Any, configuration: str, description: DatasetDescription) -> None:
+        """Every structure of the student must have one teacher, or several of equal labels; all see its channels.
+
+        Raises:
+            RunError: the first thing that does not fit.
+        """
+        groups_of(self.members, description.labels)
+        for member in self.members:
+            model = member.model.describe()
+            count, names = len(model.configuration.normalization), description.channel_names
+            differs = differing_channels(model.channels, names) if model.channels else None
+            if count != len(names) or differs:
+                raise RunError(
+                    f"The teacher {member.model.path} takes the channels {', '.join(model.channels) or count}, the "
+                    f"data set has {', '.join(names)}; order and name the data set's channels as the teacher's."
+                )
+
+    def _describe(self) -> TrainedModel:
+        first = self.members[0].model.describe()
+        every = [member.model.describe() for member in self.members]
+        axes = tuple(axis for axis in first.mirror_axes if all(axis in model.mirror_axes for model in every))
+        known = all(model.mirror_axes_known for model in every)
+        return replace(first, networks=(), folds=(), patch_size=(), mirror_axes=axes, mirror_axes_known=known)
+
+    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
+        raise RunError(
+            f"{self.path}: several teachers have no single network; they teach by --targets cached, with methods that "
+            "need outputs only and without --init teacher."
+        )
+
+    @property
+    def _file(self) -> Path:
+        return self.path / TEACHERS_FILE if self.path.is_dir() else self.path
+
+
+@dataclass(frozen=True)
+class Group:
+    """Teachers of one set of structures, which are averaged.
+
+    Attributes:
+        members: positions among the teachers.
+        outputs: structure's output channel of the student → its output channel of these teachers.
+    """
+
+    members: tuple[int, ...]
+    outputs: dict[int, int]
+
+
+def groups_of(members: Sequence[Member], labels: LabelSpec) -> list[Group]:
+    """Which teachers answer for which of the student's structures; names are compared whatever the case of letters.
+
+    Args:
+        members: the teachers.
+        labels: of the student.
+
+    Raises:
+        RunError: a structure has no teacher, or teachers of different sets of structures claim it; labels and regions
+            are mixed; a teacher knows none of the structures.
+    """
+    wanted = _channels(labels)
+    found: dict[tuple[str, ...], Group] = {}
+    for position, member in enumerate(members):
+        theirs = member.model.describe().labels
+        if theirs.regions != labels.regions:
+            raise RunError(
+                f"The teacher {member.model.path} and the data set differ: one has labels, the other regions."
+            )
+        own = _channels(theirs)
+        common = {wanted[name]: own[name] for name in wanted if name in own}
+        if not common:
+            raise RunError(
+                f"The teacher {member.model.path} knows {', '.join(own)}, none of the data set's structures "
+                f"({', '.join(wanted)}); leave it out, or name the labels alike."
+            )
+        key = tuple(sorted(own))
+        same = found.get(key)
+        if same is not None and same.outputs != common:
+            raise RunError(f"The teacher {member.model.path} orders its labels otherwise than one of equal names.")
+        found[key] = Group((*(same.members if same else ()), position), common)
+    _check_owners(list(found.values()), members, wanted)
+    return list(found.values())
+
+
+def _check_owners(groups: Sequence[Group], members: Sequence[Member], wanted: dict[str, int]) -> None:
+    for name, output in wanted.items():
+        owners = [group for group in groups if output in group.outputs]
+        if not owners:
+            raise RunError(f"No teacher knows the structure '{name}'; add one that does, or name its label alike.")
+        if len(owners) > 1:
+            first, second = (members[group.members[0]].model.path for group in owners[:2])
+            raise RunError(
+                f"The teachers {first} and {second} both know '{name}' but differ in their other structures, so that "
+                "it need not mean the same; leave one of them out."
+            )
+
+
+def _channels(labels: LabelSpec) -> dict[str, int]:
+    """Structure → output channel; the background has none of its own."""
+    first = 0 if labels.regions else 1
+    return {name.casefold(): channel for channel, (name, _) in enumerate(labels.foreground, start=first)}
+
+
+def _read(path: Path) -> tuple[Member, ...]:
+    data = read_json(path)
+    listed = data.get("teachers") if isinstance(data, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise RunError(f'{path}: expected {{"teachers": [MODEL, ...]}}, found {data!r:.100}.')
+    return tuple(_member(entry, path) for entry in listed)
+
+
+def _member(entry: Any, path: Path) -> Member:
+    content = {"model": entry} if isinstance(entry, str) else entry
+    folds = content.get("folds", []) if isinstance(content, dict) else None
+    if not isinstance(folds, list) or not isinstance(content.get("model"), str):
+        raise RunError(f'{path}: expected a folder, or {{"model": FOLDER, "folds": [0]}}, found {entry!r:.100}.')
+    return Member(open_model(path.parent / content["model"], "segmentation"), tuple(str(fold) for fold in folds))

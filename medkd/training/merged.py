@@ -1,0 +1,174 @@
+"""Merged targets of several teachers, on the student's grid.
+
+The rule, at every voxel: a structure's probability is that of its teacher (the mean over teachers of equal labels and
+their folds). A teacher's background means "not mine", so the student's background is the product over teachers of the
+probability that the voxel belongs to none of a teacher's structures. All are divided by their sum, which also settles
+conflicts. Regions are independent of each other and taken as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medkd.core.checkpoint import weights_digest
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
+from medkd.core.errors import RunError
+from medkd.core.plan import Plan
+from medkd.core.run import DATASET_FILE
+from medkd.core.serial import to_data
+from medkd.distillation.averaging import logits_of
+from medkd.inference.export import logits_to_probabilities
+from medkd.inference.predictor import Precision, Predictor
+from medkd.io.orientation import axis_code, turn
+from medkd.io.volumes import read_image
+from medkd.models.several import Group, SeveralTeachers, groups_of
+from medkd.preprocessing.pipeline import preprocess_case
+from medkd.preprocessing.properties import CaseProperties
+from medkd.preprocessing.resampling import axis_matrix, multiply
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedDescription:
+    """``targets.json`` of merged targets; the fields mean what those of
+    :class:`~medkd.training.cached.TargetDescription` mean, per teacher where they are plural.
+
+    Attributes:
+        rule: how they were merged.
+    """
+
+    teacher: str
+    weights: tuple[str, ...]
+    groups: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...]
+    mirror_axes: tuple[tuple[int, ...], ...]
+    precision: Precision
+    outputs: int
+    regions: bool
+    rule: str = "own probabilities, background = product of what is not theirs, normalised"
+    schema: int = 1
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: a hash of all that the values depend on."""
+        parts = to_data(replace(self, teacher=""))
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def merge(probabilities: Sequence[Tensor], groups: Sequence[Group], outputs: int, regions: bool) -> Tensor:
+    """Probabilities ``(K, *size)`` of the student's outputs by the module's rule.
+
+    Args:
+        probabilities: of each teacher ``(K_t, *size)``, on one grid.
+        groups: which teachers answer for which outputs.
+        outputs: K.
+        regions: sigmoid regions instead of softmax classes.
+    """
+    size = probabilities[0].shape[1:]
+    result = torch.zeros((outputs, *size))
+    nothing = torch.ones(size)
+    for group in groups:
+        mean = torch.stack([probabilities[position].float() for position in group.members]).mean(0)
+        for output, channel in group.outputs.items():
+            result[output] = mean[channel]
+        if not regions:
+            own = torch.stack([mean[channel] for channel in group.outputs.values()]).sum(0)
+            nothing = nothing * (1 - own).clamp(min=0)
+    if regions:
+        return result
+    result[0] = nothing
+    return result / result.sum(0, keepdim=True).clamp(min=1e-12)
+
+
+class MergedPredictor:
+    """Several teachers, and how they see the cases of a student's data set.
+
+    Args:
+        model: the teachers.
+        fold: of the student's teacher.
+        plan: the student's.
+        raw: raw data set, since every teacher preprocesses for itself.
+        device: where to predict.
+        tta: average over the mirrorings that each teacher was trained with.
+    """
+
+    def __init__(
+        self, model: SeveralTeachers, fold: str, plan: Plan, raw: Path, device: torch.device, *, tta: bool
+    ) -> None:
+        self._plan = plan
+        description = DatasetDescription.load(raw / DATASET_FILE)
+        self.labels = description.labels
+        self.groups = groups_of(model.members, self.labels)
+        self._files = _files(raw, description)
+        self._predictors = [
+            Predictor.of(
+                member.model,
+                member.folds_for(fold),
+                device,
+                mirror=tta,
+                checkpoint=member.model.checkpoint_of(member.folds_for(fold)[0]),
+            )
+            for member in model.members
+        ]
+        every = [network for predictor in self._predictors for network in predictor.networks]
+        self.described = MergedDescription(
+            teacher=model.recorded,
+            weights=tuple(weights_digest(network.state_dict()) for network in every),
+            groups=tuple((group.members, tuple(group.outputs.items())) for group in self.groups),
+            mirror_axes=tuple(predictor.mirror_axes if tta else () for predictor in self._predictors),
+            precision=self._predictors[0].precision,
+            outputs=self.labels.num_outputs,
+            regions=self.labels.regions,
+        )
+
+    def logits(self, case: str, properties: CaseProperties) -> Tensor:
+        """Logits ``(K, z, y, x)`` of a case on the student's grid.
+
+        Args:
+            case: of the data set.
+            properties: of the student's preprocessed case.
+
+        Raises:
+            RunError: its raw files are not there any more.
+        """
+        if case not in self._files:
+            raise RunError(
+                f"The raw scan of {case} is not there any more; several teachers preprocess for themselves and need it."
+            )
+        image, geometry = read_image(self._files[case].images, case)
+        found = []
+        for predictor in self._predictors:
+            prepared = preprocess_case(case, image, geometry, predictor.plan, predictor.configuration)
+            logits = predictor.predict_preprocessed(prepared.image)
+            native = logits_to_probabilities(
+                logits, prepared.properties, predictor.plan, predictor.configuration, predictor.labels
+            )
+            found.append(to_student(native, properties, self._plan))
+        merged = merge(found, self.groups, self.labels.num_outputs, self.labels.regions)
+        return logits_of(merged[None], self.labels.regions)[0]
+
+
+def to_student(probabilities: np.ndarray, properties: CaseProperties, plan: Plan) -> Tensor:
+    """Probabilities ``(K, z, y, x)`` on the native grid to the student's: turned, transposed, cropped, resampled
+    linearly.
+    """
+    if properties.turned is not None:
+        probabilities = turn(probabilities, axis_code(properties.geometry), axis_code(properties.turned))
+    moved = probabilities.transpose(0, *(axis + 1 for axis in plan.transpose))
+    box = tuple(slice(*bounds) for bounds in properties.crop)
+    result = np.ascontiguousarray(moved[(slice(None), *box)], dtype=np.float32)
+    for axis, size in enumerate(properties.shape, start=1):
+        if result.shape[axis] != size:
+            result = multiply(axis_matrix(result.shape[axis], size, 1), result, axis)
+    return torch.from_numpy(result)
+
+
+def _files(raw: Path, description: DatasetDescription) -> dict[str, CaseFiles]:
+    every = [*labelled_cases(raw, description), *unlabelled_cases(raw, description)]
+    return {files.case: files for files in every}
