@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.dataset import DatasetDescription, labelled_cases
+from medkd.core.dataset import DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -65,6 +65,9 @@ def plan_like(
     plan = replace(described.plan, dataset=name)
     teacher.check_fits(plan, described.configuration.name, description)
     splits = teacher.splits(cases, raw) if cases else None  # without labels nobody is judged on the teacher's folds
+    plain = {files.case for files in unlabelled_cases(raw, description)}
+    if splits is not None and plain:
+        splits = [_without(split, plain) for split in splits]
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
         raise PlanError(
@@ -105,6 +108,12 @@ def open_imported(path: Path) -> ModelFolder[Any]:
         titles = ", nor ".join(kind.title for kind in model_kinds() if kind.prepares)
         raise RunError(f"{path} is no model that was trained elsewhere: neither {titles}.")
     return kind(path)
+
+
+def _without(split: Split, cases: set[str]) -> Split:
+    """The split, of the cases that have labels in this data set."""
+    train = tuple(case for case in split.train if case not in cases)
+    return Split(train, tuple(case for case in split.val if case not in cases))
 
 
 def _differing(folder: Path, plan: Plan, splits: list[Split] | None) -> list[str]:
