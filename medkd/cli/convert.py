@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset_conversion import CONVERTERS, ConversionOptions, convert_dataset
-from medkd.api import data_of_model
 from medkd.cli.common import IMPORT_HELP, ROOT_HELP, names, parser, positive, run
 
 _SHOWN = 20
@@ -82,6 +81,8 @@ def _main(arguments: argparse.Namespace) -> int:
         if key.startswith(_SETTING) and value is not None:
             settings[key.removeprefix(_SETTING)] = value
     if arguments.format == "folder" and "like" in settings:
+        from medkd.api import data_of_model
+
         settings["like"] = data_of_model(settings["like"])
     options = ConversionOptions(
         labels=arguments.labels,
