@@ -134,7 +134,10 @@ def _predicted(entries: Sequence[RunEntry], case: str) -> list[tuple[RunEntry, P
 def ranked(scores: SegmentationScores) -> list[tuple[str, str]]:
     """(rank, file name of the reference) of the cases to show, each once."""
     means = scores.case_means()
-    order = [scores.cases[index] for index in np.argsort(means, kind="stable") if np.isfinite(means[index])]
+    order = []
+    for index in np.argsort(means, kind="stable"):
+        if np.isfinite(means[index]):
+            order.append(scores.cases[index])
     if not order:
         return []
     failed = [name for name in order if scores.failures(name)]
@@ -248,14 +251,18 @@ class View:
         from nibabel.orientations import apply_orientation
 
         turned = apply_orientation(np.transpose(array), self.orientation)
-        slices = [np.take(turned, index, self.axis)[self.box][::-1, ::-1].T for index in self.indices]
+        slices = []
+        for index in self.indices:
+            plane = np.take(turned, index, self.axis)[self.box]
+            slices.append(np.flip(plane).T)
         return np.stack(slices)
 
     @property
     def pixels(self) -> tuple[int, int]:
         """Width and height of a drawn slice."""
+        width, height = self.size
         factor = _SIDE / max(self.size)
-        return max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
+        return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _indices(amount: np.ndarray) -> tuple[int, ...]:
@@ -273,16 +280,17 @@ def _span(present: np.ndarray, spacing: float) -> slice:
     where = np.flatnonzero(present)
     if not where.size:
         return slice(0, len(present))
-    margin = int(max(0.25 * (where[-1] - where[0]), 10 / spacing)) + 1
-    return slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, len(present)))
+    first, last = int(where[0]), int(where[-1])
+    margin = int(max(0.25 * (last - first), 10 / spacing)) + 1
+    return slice(max(first - margin, 0), min(last + margin + 1, len(present)))
 
 
 def _grey(view: View, slices: np.ndarray, low: float, high: float) -> bytes:
-    scaled = np.clip((slices - low) / max(high - low, 1e-6), 0, 1) * 255
+    shades = np.clip((slices - low) / max(high - low, 1e-6), 0, 1)
     drawn = []
-    for plane in scaled.astype(np.uint8):
-        picture = Image.fromarray(np.ascontiguousarray(plane)).resize(view.pixels, Image.Resampling.BICUBIC)
-        drawn.append(np.asarray(picture))
+    for plane in (shades * 255).astype(np.uint8):
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        drawn.append(np.asarray(picture.resize(view.pixels, Image.Resampling.BICUBIC)))
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(drawn)).save(buffer, format="JPEG", quality=72)
     return buffer.getvalue()
@@ -298,9 +306,13 @@ def _contours(view: View, array: np.ndarray, labels: LabelSpec, colours: Sequenc
     canvas = np.zeros(enlarged.shape, np.uint8)
     for index, (_, values) in enumerate(labels.foreground):
         mask = np.isin(enlarged, values)
-        canvas[mask & ~_eroded(mask)] = 1 + index % len(colours)
+        border = mask & ~_eroded(mask)
+        canvas[border] = 1 + index % len(colours)
+    palette = [0, 0, 0]
+    for colour in colours:
+        palette += bytes.fromhex(colour.removeprefix("#"))
     picture = Image.fromarray(canvas.reshape(-1, width))
-    picture.putpalette([0, 0, 0, *(part for colour in colours for part in bytes.fromhex(colour[1:]))])
+    picture.putpalette(palette)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", transparency=0, optimize=True)
     return buffer.getvalue()
@@ -308,11 +320,10 @@ def _contours(view: View, array: np.ndarray, labels: LabelSpec, colours: Sequenc
 
 def _eroded(masks: np.ndarray) -> np.ndarray:
     """Masks ``(n, height, width)`` without their outermost pixels; the border of the picture is no border."""
-    inside = masks.copy()
-    for _ in range(_LINE):
-        padded = np.pad(inside, ((0, 0), (1, 1), (1, 1)), mode="edge")
-        inside = inside & padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
-    return inside
+    from skimage.morphology import diamond, erosion
+
+    neighbours = diamond(_LINE)
+    return np.stack([erosion(mask, neighbours) for mask in masks])
 
 
 def _viewer(picture: Picture) -> str:
@@ -352,7 +363,10 @@ def _viewer(picture: Picture) -> str:
 
 
 def _caption(picture: Picture) -> str:
-    scores = " · ".join(f"{escape(label)} {number(dice)}" for label, dice in picture.dice.items() if isfinite(dice))
+    scores = []
+    for label, dice in picture.dice.items():
+        if isfinite(dice):
+            scores.append(f"{escape(label)} {number(dice)}")
     rank = "Failure" if picture.rank == "failure" else f"{picture.rank.capitalize()} case"
     failed = f" · {escape(', '.join(picture.failures))}" if picture.failures else ""
-    return f"<strong>{rank}</strong> · {escape(picture.case)}{failed} · Dice: {scores}"
+    return f"<strong>{rank}</strong> · {escape(picture.case)}{failed} · Dice: {' · '.join(scores)}"

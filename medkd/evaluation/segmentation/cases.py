@@ -195,7 +195,8 @@ def _counts(confusion: np.ndarray, values: tuple[int, ...]) -> tuple[int, int, i
     tp = int(confusion[np.ix_(chosen, chosen)].sum())
     fn = int(confusion[chosen].sum()) - tp
     fp = int(confusion[:, chosen].sum()) - tp
-    return tp, fp, fn, int(confusion.sum()) - tp - fp - fn
+    tn = int(confusion.sum()) - tp - fp - fn
+    return tp, fp, fn, tn
 
 
 Box = tuple[slice, ...] | None
