@@ -66,7 +66,8 @@ class DetectionFolds:
         annotations: dict[str, BoxAnnotation] = {}
         patients: dict[str, str] = {}
         for part in parts.values():
-            images |= {case: part.found.images[case] for case in part.summary.truths}
+            for case in part.summary.truths:
+                images[case] = part.found.images[case]
             annotations |= _annotations(part)
             patients |= part.summary.patients
         together = DetectionPredictions(first.categories, dict(sorted(images.items())))

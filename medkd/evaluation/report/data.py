@@ -177,8 +177,10 @@ class Report:
     @cached_property
     def headline(self) -> RunEntry | None:
         """The run that the page is about: the distilled student of the highest merit, else the first scored run."""
-        distilled = [entry for entry in self.scored if entry.role == "distilled"]
-        return next(iter([*distilled, *self.scored]), None)
+        for entry in self.scored:
+            if entry.role == "distilled":
+                return entry
+        return self.scored[0] if self.scored else None
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str], Differences]:
@@ -218,7 +220,9 @@ class Report:
         if teacher is None or alone is None or not self.has_learnt(teacher):
             return None
         gap, gain = self.difference(teacher, alone), self.difference(entry, alone)
-        if gap is None or gain is None or not gap.clear or not gain.clear or gap.mean <= 0:
+        if gap is None or gain is None:
+            return None
+        if not gap.clear or not gain.clear or gap.mean <= 0:
             return None
         return gain.mean / gap.mean
 
@@ -283,8 +287,10 @@ def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None
     """
     same = []
     for other in entries:
-        if other.role != "distilled" and other.scores is not None and other is not entry:
-            same += [other] if _kind(other) == _kind(entry) else []
+        if other is entry or other.role == "distilled" or other.scores is None:
+            continue
+        if _kind(other) == _kind(entry):
+            same.append(other)
     return min(same, key=lambda e: (e.run.method != "none", e.run.budget != entry.run.budget), default=None)
 
 
@@ -347,11 +353,14 @@ def _names(teacher: str | None, path: Path, run: RunDescription, student: RunDes
     """Whether ``teacher`` (a network's name, a run's name or a folder) means this run."""
     if teacher is None or run.configuration != student.configuration:
         return False
-    scored = scored_teachers(path).values()
-    if scored:  # many models' folders have the same name
-        places = [os.path.abspath(place) for record in scored for place in (record.path, *record.former)]
+    places = set()
+    for record in scored_teachers(path).values():
+        places |= {os.path.abspath(place) for place in (record.path, *record.former)}
+    if places:  # many models' folders have the same name
         return os.path.abspath(teacher) in places
-    return (run.method is None and run.network.name == teacher) or path.name in (teacher, Path(teacher).name)
+    if run.method is None and run.network.name == teacher:
+        return True
+    return path.name in (teacher, Path(teacher).name)
 
 
 def _kind(entry: RunEntry) -> tuple[str, str, int]:

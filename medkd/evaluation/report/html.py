@@ -72,9 +72,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") ->
         return ""
     labels = [escape(re.sub(r"<[^>]*>", "", name), quote=True) for name in head]
     lines = []
-    for row in rows:
-        cells = [f"<td>{row[0]}</td>"]
-        cells += [f'<td data-label="{name}">{cell}</td>' for name, cell in zip(labels[1:], row[1:], strict=True)]
+    for first, *others in rows:
+        cells = [f"<td>{first}</td>"]
+        for label, cell in zip(labels[1:], others, strict=True):
+            cells.append(f'<td data-label="{label}">{cell}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
     titles = "".join(f"<th>{name}</th>" for name in head)
     body = f"<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody>"
