@@ -15,7 +15,7 @@ import torch
 from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
 from medkd.core.errors import DataError, MedkdError, RunError
-from medkd.core.serial import load, save
+from medkd.core.settled import write_settings
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal, finished
 from medkd.detection.models import TrainedDetector
@@ -111,7 +111,7 @@ def predict_detections(
     detectors = [detector.to(target) for detector in loaded.networks]
     settings = _settings(Path(run), loaded, checkpoint, limits)
     replaced = [] if resume else _remove_earlier(Path(outputs))
-    _write_settings(Path(outputs), settings, resume)
+    write_settings(Path(outputs) / SETTINGS_FILE, settings, resume=resume)
     journal = _journal(Path(outputs), loaded.categories, settings, resume)
     done = {source.case for source in sources if _done(source, journal, Path(outputs), pictures)}
     waiting = [source for source in sources if source.case not in done]
@@ -259,15 +259,3 @@ def _version() -> str:
         return version("medkd")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _write_settings(outputs: Path, settings: DetectionSettings, resume: bool) -> None:
-    path = outputs / SETTINGS_FILE
-    if resume and path.exists():
-        old = load(DetectionSettings, path)
-        if replace(old, medkd=settings.medkd, run=settings.run) != settings:
-            raise RunError(
-                f"{path} says that the predictions there were made with other settings or weights; "
-                "choose another folder, or leave out --continue."
-            )
-    save(path, settings)

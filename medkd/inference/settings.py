@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from medkd import __version__
-from medkd.core.errors import RunError
-from medkd.core.serial import load, save
+from medkd.core.settled import write_settings
 from medkd.inference.inputs import SETTINGS_FILE
 from medkd.runtime.prediction import CasePredictor
 
@@ -67,12 +66,4 @@ class PredictSettings:
         Raises:
             RunError: they were made with others.
         """
-        path = folder / SETTINGS_FILE
-        if resume and path.exists():
-            old = load(PredictSettings, path)
-            if replace(old, medkd=self.medkd, run=self.run) != self:
-                raise RunError(
-                    f"{path} says that the predictions there were made with other settings or weights; "
-                    "choose another folder, or leave out --continue."
-                )
-        save(path, self)
+        write_settings(folder / SETTINGS_FILE, self, resume=resume)

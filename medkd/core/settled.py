@@ -1,0 +1,35 @@
+"""The settings of predictions, beside which no others may be put."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import RunError
+from medkd.core.serial import load, save
+
+_WHEREABOUTS = ("medkd", "run")  # may differ: another version, or the run at another place
+
+
+def write_settings(path: Path, settings: Any, *, resume: bool) -> None:
+    """Write the settings that predictions are made with.
+
+    Args:
+        path: of the file.
+        settings: a dataclass.
+        resume: the predictions that are there are kept, so they must have been made with the same settings.
+
+    Raises:
+        RunError: they were made with others.
+    """
+    if resume and path.exists():
+        old = load(type(settings), path)
+        for field in fields(settings):
+            same = getattr(old, field.name) == getattr(settings, field.name)
+            if not same and field.name not in _WHEREABOUTS:
+                raise RunError(
+                    f"{path} says that the predictions there were made with other settings or weights; "
+                    "choose another folder, or leave out --continue."
+                )
+    save(path, settings)
