@@ -1,8 +1,9 @@
-"""Scans without labels on the hippocampus data: a student alone on 20 labels, with a teacher and 140 scans more, with no
-label at all, and alone on all 160.
+"""Scans without labels on the hippocampus data: a student alone on 20 labels, with a teacher and 140 scans more, with
+no label at all, and alone on all 160.
 
-``python -m benchmarks.bench_unlabelled DATA MODEL ROOT`` does what is missing and goes on where it stopped. ``--epochs``,
-``--iterations``, ``--training`` and ``--held-out`` make it short, to see that it works; the result says with what it was made.
+``python -m benchmarks.bench_unlabelled DATA MODEL ROOT`` does what is missing and goes on where it stopped.
+``--epochs``, ``--iterations``, ``--training`` and ``--held-out`` make it short, to see that it works; the result says
+with what it was made.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from medkd.core.errors import DataError
 
 GUIDE = """\
 Scans without labels, to teach students on them with a model that you have.
-source:    a folder of volumes (SOURCE/CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... with one file per channel), or
-           any tree with DICOM series (needs: pip install 'medkd[dicom]')
-needed:    --like MODEL: labels, channels and their names are those of the model (an nnU-Net v2 folder, a MONAI bundle, a run)
+source:    a folder of volumes (SOURCE/CASE.nii.gz, or CASE_0000.nii.gz, CASE_0001.nii.gz, ... with one file per
+           channel), or any tree with DICOM series (needs: pip install 'medkd[dicom]')
+needed:    --like MODEL: labels, channels and their names are those of the model (an nnU-Net v2 folder, a MONAI
+           bundle, a run)
 result:    all scans are in imagesUn, there is no labelsTr; next: medkd_plan_and_preprocess -d NNN --like MODEL"""
 
 _LIKE = "like"

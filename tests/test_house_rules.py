@@ -14,12 +14,7 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE, MAX_FUNCTION, USUAL_FUNCTION = 400, 60, 35
 
 # files that are longer than that, with their lines; the list may only become shorter
-STILL_LONG = {
-    "dataset_conversion/radiographs.py": 406,
-    "medkd/detection/yolo/trainer.py": 405,
-    "tests/dataset_conversion/test_protocols.py": 407,
-    "tests/models/test_bundle.py": 447,
-}
+STILL_LONG: dict[str, int] = {}
 
 # functions of tests that are longer than they should be, with their lines; the list may only become shorter
 STILL_LONG_FUNCTIONS = {
@@ -53,7 +48,7 @@ STILL_POSITIONAL = {
 
 # constants that stand in more than one place; the numbers may only become smaller
 STILL_REPEATED: dict[object, int] = {}
-MOST_COMPLEX_FILES = 3
+MOST_COMPLEX_FILES = 0
 MOST_COMPLEX = 10  # of a function, grade B
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -76,6 +76,29 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    options = ConversionOptions(
+        labels=arguments.labels,
+        channels=arguments.channels,
+        mode=arguments.mode,
+        workers=arguments.workers,
+        reorient=arguments.reorient,
+        settings=_settings(arguments),
+    )
+    result = convert_dataset(
+        arguments.format, arguments.source, arguments.dataset, name=arguments.name, root=arguments.root, options=options
+    )
+    for text in (result.conversion.text(), result.verification.text()):
+        _show(text, arguments.verbose)
+    print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt, contact_sheet.png")
+    if not result.ok:
+        return 1
+    like = f" --like {vars(arguments)[_SETTING + 'like']}" if arguments.format == "folder" else ""
+    print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}{like}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the format itself; a model that scans are converted for is read here."""
     settings: dict[str, Any] = {}
     for key, value in vars(arguments).items():
         if key.startswith(_SETTING) and value is not None:
@@ -84,25 +107,13 @@ def _main(arguments: argparse.Namespace) -> int:
         from medkd.api import data_of_model
 
         settings["like"] = data_of_model(settings["like"])
-    options = ConversionOptions(
-        labels=arguments.labels,
-        channels=arguments.channels,
-        mode=arguments.mode,
-        workers=arguments.workers,
-        reorient=arguments.reorient,
-        settings=settings,
-    )
-    result = convert_dataset(
-        arguments.format, arguments.source, arguments.dataset, name=arguments.name, root=arguments.root, options=options
-    )
-    for text in (result.conversion.text(), result.verification.text()):
-        lines = text.splitlines()
-        shown = lines if arguments.verbose else lines[:_SHOWN]
-        print("\n".join(shown))
-        if len(lines) > len(shown):
-            print(f"… and {len(lines) - len(shown)} more lines in the report")
-    print(f"reports: {result.folder}/conversion_report.txt, verification_report.txt, contact_sheet.png")
-    if result.ok:
-        like = f" --like {vars(arguments)[_SETTING + 'like']}" if arguments.format == "folder" else ""
-        print(f"next: medkd_plan_and_preprocess -d {arguments.dataset}{like}")
-    return 0 if result.ok else 1
+    return settings
+
+
+def _show(text: str, verbose: bool) -> None:
+    """Print a report; its first lines suffice unless more is asked for."""
+    lines = text.splitlines()
+    shown = lines if verbose else lines[:_SHOWN]
+    print("\n".join(shown))
+    if len(lines) > len(shown):
+        print(f"… and {len(lines) - len(shown)} more lines in the report")

@@ -38,16 +38,34 @@ _SAME = str.maketrans("LPI", "RAS")
 
 
 def _check_configuration(plan: Plan, name: str, configuration: Configuration, where: str) -> None:
+    _check_name(name, configuration, where)
+    _check_spacing(configuration, where)
+    _check_lengths(len(plan.intensities), configuration, where)
+    _check_orders(configuration, where)
+    if "plain_unet" not in configuration.architectures:
+        raise _error(where, "architectures", "plain_unet among them", sorted(configuration.architectures))
+    for network, architecture in configuration.architectures.items():
+        _check_architecture(architecture, configuration.rank, f"{where}.{network}")
+
+
+def _check_name(name: str, configuration: Configuration, where: str) -> None:
     letters_are_fine = name.isprintable() and not any(letter in name for letter in "/\\:")
     if not name or name.startswith(".") or len(name) > _LONGEST_NAME or not letters_are_fine:
         raise PlanError(f"{where} expects a name that can be that of a folder; rename the configuration.")
     if configuration.name != name:
         raise _error(where, "name", f"'{name}', as it is listed", configuration.name)
-    spacing, rank = configuration.spacing, configuration.rank
-    if rank not in (2, 3) or not all(isfinite(value) and _FINEST <= value <= _COARSEST for value in spacing):
+
+
+def _check_spacing(configuration: Configuration, where: str) -> None:
+    spacing = configuration.spacing
+    sizes_are_fine = all(isfinite(value) and _FINEST <= value <= _COARSEST for value in spacing)
+    if configuration.rank not in (2, 3) or not sizes_are_fine:
         expected = f"2 or 3 voxel sizes in mm from {_FINEST:g} to {_COARSEST:g}"
         raise _error(where, "spacing", expected, list(spacing))
-    channels = len(plan.intensities)
+
+
+def _check_lengths(channels: int, configuration: Configuration, where: str) -> None:
+    rank = configuration.rank
     for key in ("normalization", "use_mask_for_norm"):
         values = getattr(configuration, key)
         if len(values) != channels:
@@ -56,11 +74,6 @@ def _check_configuration(plan: Plan, name: str, configuration: Configuration, wh
         raise _error(where, "median_shape", f"{rank} numbers, as the spacing has", list(configuration.median_shape))
     if any(axis not in range(rank) for axis in configuration.mirrored):
         raise _error(where, "mirror_axes", f"some of the axes 0 to {rank - 1}", list(configuration.mirrored))
-    _check_orders(configuration, where)
-    if "plain_unet" not in configuration.architectures:
-        raise _error(where, "architectures", "plain_unet among them", sorted(configuration.architectures))
-    for network, architecture in configuration.architectures.items():
-        _check_architecture(architecture, rank, f"{where}.{network}")
 
 
 def _check_orders(configuration: Configuration, where: str) -> None:

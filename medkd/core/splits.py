@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import KFold
 
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError
@@ -59,6 +58,8 @@ def make_splits(cases: Sequence[str], patients: Mapping[str, str] | None = None)
     >>> sorted(case for split in splits for case in split.val) == cases
     True
     """
+    from sklearn.model_selection import KFold  # heavy, and most commands make no splits
+
     owners = patients or {}
     groups: dict[str, list[str]] = {}
     for case in sorted(cases):

@@ -1,4 +1,4 @@
-"""INT8 after training: an exported network with quantised convolutions, calibrated on scans and judged by its label maps.
+"""INT8 after training: an exported network with quantised convolutions, calibrated on scans, judged by its label maps.
 
 Static quantisation by ONNX Runtime (QDQ, a scale per output channel). The first convolution and the one that makes the
 logits stay in float, as do norms, activations and transposed convolutions.

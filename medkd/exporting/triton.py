@@ -16,7 +16,7 @@ CHAIN = "segmentation"
 _VERSION = "1"
 _MOST_PATCHES = 8  # of one request
 
-_BACKEND = '''"""The chain from a scan to its label map, for Triton's Python backend; needs medkd-runtime in its environment.
+_BACKEND = '''"""The chain from a scan to its label map, for Triton's Python backend; needs medkd-runtime.
 
 Inputs: ``image`` (C, z, y, x) float32 with the values of the scan, ``affine`` (4, 4) float64 from voxels (x, y, z) to
 millimetres in RAS, as NIfTI has it. Output: ``labels`` (z, y, x) int16 in the scan's own grid.

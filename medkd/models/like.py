@@ -64,10 +64,7 @@ def plan_like(
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)
     teacher.check_fits(plan, described.configuration.name, description)
-    splits = teacher.splits(cases, raw) if cases else None  # without labels nobody is judged on the teacher's folds
-    plain = {files.case for files in unlabelled_cases(raw, description)}
-    if splits is not None and plain:
-        splits = [_without(split, plain) for split in splits]
+    splits = _labelled_splits(teacher, cases, raw, description)
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
         raise PlanError(
@@ -84,6 +81,17 @@ def plan_like(
     return plan_and_preprocess(
         name, root=root, configurations=configurations, workers=workers, verify=verify, strict=strict
     )
+
+
+def _labelled_splits(
+    teacher: ModelFolder[Any], cases: Sequence[str], raw: Path, description: DatasetDescription
+) -> list[Split] | None:
+    """The teacher's folds over labelled cases; None where it has none, or where nothing is labelled to judge by."""
+    splits = teacher.splits(cases, raw) if cases else None
+    if splits is None:
+        return None
+    plain = {files.case for files in unlabelled_cases(raw, description)}
+    return [_without(split, plain) for split in splits] if plain else splits
 
 
 def prepare_if_new(

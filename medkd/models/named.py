@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medkd.core.errors import RunError
 from medkd.core.paths import Root
 from medkd.core.serial import nearest
 from medkd.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from medkd.core.dataset import DatasetDescription
 
 
 def find_model(model: str | Path, root: str | Path | None = None) -> Path:
@@ -38,3 +42,21 @@ def task_of_model(model: Path) -> Task:
     from medkd.models.base import open_model  # loads torch, which the other questions do without
 
     return TASKS[open_model(model).task]
+
+
+def data_of_model(path: str | Path) -> DatasetDescription:
+    """Labels and channels of the data that a model for segmentation takes, as a ``dataset.json`` says them.
+
+    Args:
+        path: the model's folder.
+
+    Raises:
+        MedkdError: there is no such model, or it cannot be rebuilt.
+    """
+    from medkd.core.dataset import DatasetDescription
+    from medkd.models.base import open_model  # loads torch
+
+    found = open_model(Path(path), "segmentation").describe()
+    count = len(found.configuration.normalization)
+    names = found.channels or tuple(f"channel_{number}" for number in range(count))
+    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0)

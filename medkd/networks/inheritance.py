@@ -5,7 +5,7 @@ closed form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medkd.networks.inheritance_hooks import hooked, run_all_layers
 from medkd.networks.inheritance_layers import Layer, check_inheritance, layers
 from medkd.networks.planned import PlannedUNet
 
@@ -90,40 +91,6 @@ def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], se
     return fits
 
 
-def _run(network: PlannedUNet, image: Tensor) -> None:
-    """A forward pass through all layers, the heads of the coarse resolutions included."""
-    features = network.encode(image)
-    x = features[-1]
-    for index in range(network.steps):
-        x = network.step(index, x, features)
-        network.head(index, x)
-
-
-@contextmanager
-def _hooked(network: PlannedUNet, hooks: Mapping[str, Callable[..., None]], *, before: bool = False) -> Iterator[None]:
-    """Call ``hook(input or output of the module)`` while the block runs."""
-    handles = []
-    for path, hook in hooks.items():
-        module = network.net.get_submodule(path)
-        if before:
-            handles.append(module.register_forward_pre_hook(_on_input(hook)))
-        else:
-            handles.append(module.register_forward_hook(_on_output(hook)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _on_input(hook: Callable[..., None]) -> Callable[..., None]:
-    return lambda module, given: hook(given[0])
-
-
-def _on_output(hook: Callable[..., None]) -> Callable[..., None]:
-    return lambda module, given, output: hook(output)
-
-
 def _watch(
     teacher: PlannedUNet, order: Sequence[Layer], images: Sequence[Tensor], seed: int
 ) -> tuple[dict[str, list[_Seen]], dict[str, Tensor]]:
@@ -166,9 +133,9 @@ def _watch(
         convs[layer.conv] = partial(after_conv, layer)
         if layer.output and not layer.is_head:
             outputs[layer.output] = partial(after_output, layer)
-    with _hooked(teacher, convs), _hooked(teacher, outputs):
+    with hooked(teacher, convs), hooked(teacher, outputs):
         for image in images:
-            _run(teacher, image)
+            run_all_layers(teacher, image)
     without_ones = {name: root[1:, 1:] for name, root in roots.items()}
     return seen, without_ones
 
@@ -374,8 +341,8 @@ def _inputs(student: PlannedUNet, path: str, images: Sequence[Tensor]) -> Iterat
         raise _ReachedError
 
     for image in images:
-        with _hooked(student, {path: stop}, before=True), suppress(_ReachedError):
-            _run(student, image)
+        with hooked(student, {path: stop}, before=True), suppress(_ReachedError):
+            run_all_layers(student, image)
         yield got.pop()
 
 

@@ -19,16 +19,8 @@ from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import BEST, FINAL
 from medkd.detection.job import DetectionJob
+from medkd.detection.yolo import checkpoints as saved
 from medkd.detection.yolo.assignment import from_batch
-from medkd.detection.yolo.checkpoints import (
-    SCHEMA,
-    can_continue,
-    forget_states,
-    read_state,
-    state_files,
-    state_path,
-    write_plain,
-)
 from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import (
@@ -235,8 +227,8 @@ class YoloTrainer(DetectionTrainer):
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Load weights, helpers, optimiser, average and what ultralytics remembers of the best epoch."""
         self._load_state(ckpt)
-        for saved, group in zip(ckpt["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-            saved["fused"] = group.get("fused")  # the device at hand picks the kernel
+        for stored, group in zip(ckpt["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            stored["fused"] = group.get("fused")  # the device at hand picks the kernel
         self.optimizer.load_state_dict(ckpt["optimizer"])
         if ckpt.get("scaler"):
             self.scaler.load_state_dict(ckpt["scaler"])
@@ -269,15 +261,15 @@ class YoloTrainer(DetectionTrainer):
             "train_results": self.read_results_csv(),
             "version": version,
         }
-        write_plain(self.last, average, facts)
+        saved.write_plain(self.last, average, facts)
         if self.best_fitness == self.fitness:
-            write_plain(self.best, average, facts)
+            saved.write_plain(self.best, average, facts)
             save_checkpoint(self.job.folder / BEST, self._content())
         if self.epoch + 1 >= self.epochs:
             save_checkpoint(self.job.folder / FINAL, self._content())
-        state = state_path(self.wdir, self.epoch)
+        state = saved.state_path(self.wdir, self.epoch)
         save_checkpoint(state, self._state_now())
-        for path in state_files(self.wdir):
+        for path in saved.state_files(self.wdir):
             if path != state:
                 path.unlink()
         return True
@@ -288,7 +280,7 @@ class YoloTrainer(DetectionTrainer):
         best = None if self.best_fitness is None else float(self.best_fitness)
         stopper = {"best_fitness": float(self.stopper.best_fitness), "best_epoch": int(self.stopper.best_epoch)}
         return {
-            "schema": SCHEMA,
+            "schema": saved.SCHEMA,
             "epoch": self.epoch,
             "network": self.detector.state_dict(),
             "helpers": helpers,
@@ -324,7 +316,7 @@ class YoloTrainer(DetectionTrainer):
         """
         self.detector.load_state_dict(self._averaged().state_dict())
         self.detector.eval()
-        forget_states(self.wdir)
+        saved.forget_states(self.wdir)
 
     # logs
 
@@ -377,13 +369,13 @@ def fit(job: DetectionJob) -> None:
     folder = job.folder / FOLDER
     weights = folder / "weights"
     if job.resume and (job.folder / FINAL).exists():
-        forget_states(weights)
+        saved.forget_states(weights)
         return
-    resume = job.resume and can_continue(weights)
+    resume = job.resume and saved.can_continue(weights)
     if not resume:
         _clear(job.folder)
     settings = settings_of(job, write_data(job, folder), folder)
-    state = read_state(weights) if resume else None
+    state = saved.read_state(weights) if resume else None
     if is_builtin(job):
         builtin_teacher(job)
     with unchanged_process(), quiet():

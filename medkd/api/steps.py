@@ -1,49 +1,4 @@
-"""The steps as functions, for all tasks: what the commands call, and what :mod:`medkd` exports.
-
-On a phantom of six scans, with trainings of one step:
-
->>> import medkd
->>> from dataset_conversion.phantom import make_phantom
->>> from pathlib import Path
->>> from tempfile import TemporaryDirectory
->>> folder = TemporaryDirectory()
->>> root = Path(folder.name)
->>> raw = root / "raw" / "Dataset004_Phantom"
->>> _ = make_phantom(raw, cases=5, test_cases=1, shape=(24, 40, 40))
->>> plan = medkd.plan_and_preprocess(4, root=root, configurations=["3d_fullres"], orientation="RAS")
->>> plan.configuration("3d_fullres").normalization
-('ct',)
-
-What training would do, and training itself, without and with a teacher:
-
->>> short = medkd.TrainOptions(
-...     root=root, epochs=1, iterations_per_epoch=1, batch_size=2, patch_size=(16, 32, 32), workers=0, device="cpu"
-... )
->>> medkd.dry_run(4, "unet_tiny", 0, short)[1]
-'budget     1 epochs of 1 steps, 2 patches of 16 × 32 × 32, fp32, learning rate 0.01, seed 0'
->>> medkd.train(4, "unet_tiny", 0, short, validate=False).parent.name
-'unet_tiny__3d_fullres'
->>> student = medkd.train_distill(4, "unet_tiny", "unet_tiny", "kd", 0, short, validate=False)
->>> student.parent.name
-'unet_tiny__3d_fullres__kd__from_unet_tiny'
-
-Prediction of a folder, or with a model that is loaded once; and the scores of a student that has learnt nothing:
-
->>> run = f"4/{student.parent.name}"
->>> medkd.predict(raw / "imagesTs", root / "predictions", run, root=root, device="cpu", mirror=False).predicted
-['phantom_test_000']
->>> model = medkd.load(run, root=root, device="cpu", mirror=False)
->>> model.predict(next((raw / "imagesTs").iterdir())).labels.ndim
-3
->>> scores = medkd.evaluate(root / "predictions", raw / "labelsTs", dataset_json=raw / "dataset.json")
->>> scores.mean_dice < 0.5
-True
->>> medkd.train(4, "unet_tiny", 0, root=root, epoch=1)
-Traceback (most recent call last):
-    ...
-medkd.core.errors.RunError: medkd.train has no setting 'epoch'. Did you mean 'epochs'? Known: ...
->>> folder.cleanup()
-"""
+"""From raw data to predictions: plan, train, distil, load, predict."""
 
 from __future__ import annotations
 
@@ -51,28 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medkd.core.errors import DataError, PlanError, RunError
+from medkd.core.errors import PlanError, RunError
 from medkd.core.limits import option_name
-from medkd.core.paths import Root
 from medkd.models.named import find_model, task_of_model
 from medkd.tasks import (
     chosen_options,
     refuse_foreign,
     refuse_unknown,
     task_of_dataset,
-    task_of_predictions,
 )
 
 if TYPE_CHECKING:
-    from medkd.core.dataset import DatasetDescription
     from medkd.core.plan import Plan
-    from medkd.core.timing import Timings
     from medkd.detection.loaded import LoadedDetector
     from medkd.detection.options import DetectorOptions
     from medkd.detection.plan import DetectionPlan
     from medkd.detection.predict import DetectReport
-    from medkd.evaluation.detection.results import DetectionSummary
-    from medkd.evaluation.segmentation.results import Summary
     from medkd.inference.folder import PredictReport
     from medkd.inference.loaded import Loaded
     from medkd.training.options import TrainOptions
@@ -296,8 +245,9 @@ def predict(
         device: None picks CUDA where present, else the CPU.
         resume: leave out what is predicted already.
         settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
-            ``strict``, ``engine``, ``threads``, see :func:`medkd.inference.folder.predict_folder`; detection: ``score``, ``overlap``, ``most``,
-            ``pictures``, ``picture_score``, ``strict``, see :func:`medkd.detection.predict.predict_detections`.
+            ``strict``, ``engine``, ``threads``, see :func:`medkd.inference.folder.predict_folder`; detection:
+            ``score``, ``overlap``, ``most``, ``pictures``, ``picture_score``, ``strict``, see
+            :func:`medkd.detection.predict.predict_detections`.
 
     Returns:
         What became of each input: ``predicted``, ``skipped`` and ``failed``.
@@ -312,144 +262,3 @@ def predict(
     refuse_unknown("predict", settings, task.options_of("predict"))
     shared = {"folds": folds, "checkpoint": checkpoint, "device": device, "resume": resume}
     return task.predict(inputs, Path(outputs), folder, **shared, **settings)
-
-
-def evaluate(
-    predictions: str | Path,
-    references: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    dataset_json: str | Path | None = None,
-    allow_missing: bool = False,
-    workers: int | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> Summary | DetectionSummary:
-    """Score predicted label maps, or predicted boxes.
-
-    Args:
-        predictions: folder with ``CASE.nii.gz``, or with ``predictions.json``.
-        references: folder with ``CASE.nii.gz``; for boxes with ``CASE.json``, or a raw data set.
-        labels: names of the labels 1, 2, …; for boxes the classes to score. None takes those of ``dataset_json``.
-        dataset_json: names the labels; None looks beside predictions and references.
-        allow_missing: count a missing prediction as an empty one instead of refusing.
-        workers: threads; None follows from cores and free memory.
-        progress: show a progress bar.
-        settings: segmentation: ``file_ending``, ``nsd_tolerance``, ``hd95``, ``legacy``, see
-            :func:`medkd.evaluation.segmentation.scoring.score_label_maps`; detection: ``hit``, ``exclude``, see
-            :func:`medkd.evaluation.detection.scoring.score_boxes`.
-
-    Returns:
-        The scores, with a method ``save``.
-
-    Raises:
-        DataError: files are missing or do not fit together, or a setting belongs to the other task.
-        RunError: a setting is unknown.
-    """
-    from medkd.evaluation.scoring import ScoringRequest
-
-    folder = Path(predictions)
-    task = task_of_predictions(folder)
-    refuse_foreign(task, "evaluate", settings, str(folder), DataError)
-    refuse_unknown("evaluate", settings, task.options_of("evaluate"))
-    request = ScoringRequest(
-        predictions=folder,
-        references=Path(references),
-        labels=labels,
-        dataset_json=None if dataset_json is None else Path(dataset_json),
-        allow_missing=allow_missing,
-        workers=workers,
-        progress=progress,
-    )
-    return task.evaluate(request, **settings)
-
-
-def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = None) -> Any:
-    """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``.
-
-    Args:
-        dataset: number or full name.
-        run: name of a run.
-        root: medkd's folder.
-
-    Returns:
-        The merged scores.
-
-    Raises:
-        RunError: there is no such run, or no fold has been validated.
-        DataError: folds were scored differently, or on the same cases.
-    """
-    from medkd.core.splits import SPLITS_FILE, load_splits
-    from medkd.evaluation import cross_validation
-
-    place = Root.resolve(root)
-    name = place.dataset_name(dataset)
-    splits = place.preprocessed / name / SPLITS_FILE
-    expected = len(load_splits(splits)) if splits.exists() else cross_validation.FOLDS
-    return cross_validation.cross_validate(place.results / name / run, expected=expected)
-
-
-def score_teacher(
-    dataset: str | int,
-    teacher: str | Path,
-    fold: int | str,
-    *,
-    root: str | Path | None = None,
-    device: str | None = None,
-) -> Path:
-    """Predict and score a fold's validation cases with a teacher that was trained elsewhere, for the report.
-
-    Args:
-        dataset: number or full name.
-        teacher: folder of a model from elsewhere.
-        fold: 0-4.
-        root: medkd's folder.
-        device: None picks CUDA where present, else the CPU.
-
-    Returns:
-        The fold folder, of what looks like a run without weights.
-
-    Raises:
-        RunError: the folder is no such model, or the data set's task has no such teachers.
-        LeakError: the teacher has seen validation cases of this fold.
-    """
-    score = task_of_dataset(dataset, root).column("score_teacher")
-    return score(dataset, Path(teacher), fold, root=root, device=device)
-
-
-def measure(
-    dataset: str | int, *, root: str | Path | None = None, runs: Sequence[str] = (), **settings: Any
-) -> Timings:
-    """Time all trained runs of a data set together, in turns, through the predictor; a report then shows the times.
-
-    Args:
-        dataset: number or full name.
-        root: medkd's folder.
-        runs: names or patterns of runs; all where empty.
-        settings: ``repetitions`` and ``device``.
-
-    Raises:
-        RunError: there is no trained run.
-    """
-    place = Root.resolve(root)
-    name = place.dataset_name(dataset)
-    time_runs = task_of_dataset(dataset, root).column("measure")
-    return time_runs(place.results / name, place.raw_dataset(name), runs=runs, **settings)
-
-
-def data_of_model(path: str | Path) -> DatasetDescription:
-    """Labels and channels of the data that a model for segmentation takes, as a ``dataset.json`` says them.
-
-    Args:
-        path: the model's folder.
-
-    Raises:
-        MedkdError: there is no such model, or it cannot be rebuilt.
-    """
-    from medkd.core.dataset import DatasetDescription
-    from medkd.models.base import open_model  # loads torch
-
-    found = open_model(Path(path), "segmentation").describe()
-    count = len(found.configuration.normalization)
-    names = found.channels or tuple(f"channel_{number}" for number in range(count))
-    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0)
