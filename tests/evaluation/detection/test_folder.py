@@ -16,6 +16,8 @@ from medkd.cli.evaluate import main
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
+from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.serial import save
 from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.folder import evaluate_detection_folder
@@ -196,7 +198,12 @@ def test_folds_are_scored_together_as_if_one_detector_had_made_them(
     run.mkdir(parents=True)
     with pytest.raises(RunError, match="not a medkd run folder"):
         cross_validate(run)
-    (run / "run.json").write_text(json.dumps({"configuration": "detection"}))
+    network = NetworkSpec(name="yolov8n", in_channels=3, num_outputs=2, patch_size=(64, 64))
+    budget = Budget(epochs=1, iterations_per_epoch=1, batch_size=1, learning_rate=0.1, seed=0)
+    described = RunDescription(
+        dataset=run.parent.name, configuration="detection", network=network, budget=budget, mirror_axes=()
+    )
+    save(run / "run.json", described)
     with pytest.raises(RunError, match="train at least one fold"):
         cross_validate(run)
     make_fold(run, 0, pair, range(0, 5))
