@@ -25,7 +25,10 @@ MODULES = {  # top-level module → distribution that setup.py requires, or that
     "tqdm": "tqdm",
 }
 # imported inside functions that prediction with exported models never calls
-ELSEWHERE = {"medkd", "medkd.api", "medkd.core.labels", "medkd.models.base", "medkd.models.exported"}
+ELSEWHERE = {
+    *("medkd", "medkd.api.steps", "medkd.api.scores", "medkd.core.labels", "medkd.core.splits"),
+    *("medkd.models.base", "medkd.models.exported", "medkd.models.named"),
+}
 
 
 def closure() -> ModuleType:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[2]
 ENTRIES = (
+    "medkd.core.plan_checks",
     "medkd.cli.predict",
     "medkd.inference.folder",
     "medkd.inference.loaded",
     "medkd.models.exported",
     "medkd.runtime.predictor",
 )
-"""Command, functions behind it, and the kind of model, which are imported by their names at run time."""
+"""Command, functions behind it, the checks of plans and the kind of model, which are imported at run time."""
 
 
 def packaged() -> list[str]:

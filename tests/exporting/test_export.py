@@ -76,9 +76,6 @@ for name in ("torch", "monai", "torchvision"):
 from pathlib import Path
 from medkd.io.volumes import read_image
 from medkd.runtime.predictor import RuntimePredictor
-from medkd.training.options import TrainOptions
-from medkd.training.segmentation_task import train
-from tests.training.builders import make_dataset
 image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
 print(int((RuntimePredictor.open(Path({str(exported)!r})).predict_case(image, geometry, "scan") > 0).sum()))
 """

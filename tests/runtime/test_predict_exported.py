@@ -196,13 +196,14 @@ def test_nnunets_own_model_predicts_its_reference_without_torch(real_data: Path,
     pytest.importorskip("onnxscript")
     source = real_data / "nnunet_model"
     (tmp_path / "in").mkdir()
-    for case in ("hippocampus_024", "hippocampus_056"):
+    cases = ("hippocampus_056",)
+    for case in cases:
         shutil.copy(source / "input" / f"{case}_0000.nii.gz", tmp_path / "in")
     export_model(source / "model", tmp_path / "exported")
     done = predict("-i", tmp_path / "in", "-o", tmp_path / "out", "-m", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
     predict_folder(tmp_path / "in", tmp_path / "torch", source / "model", device="cpu")
-    for case in ("hippocampus_024", "hippocampus_056"):
+    for case in cases:
         found = read_label(tmp_path / "out" / f"{case}.nii.gz").array
         for folder in (source / "reference_predictions", tmp_path / "torch"):
             reference = read_label(folder / f"{case}.nii.gz").array

@@ -176,7 +176,11 @@ def test_terms_that_teach_are_not_warned_of(tmp_path: Path, caplog: pytest.LogCa
     assert [bool(record.gradient_norms) for record in read_log(tmp_path)] == [True, True, True]
 
 
-def test_the_bar_stays_out_of_redirected_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_stays_out_of_redirected_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a command that ran before in this process left a handler that writes to a stream that is closed by now
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     Line(tmp_path, [0.1]).fit()
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
