@@ -186,7 +186,9 @@ def _claimed_twice(image: Path, path: Path, names: Sequence[str]) -> Finding:
 def _item(image: Path, drawn: Drawn, part: str | None) -> Item:
     negative = not (drawn.boxes or drawn.unknown or drawn.unusable)
     recipe = f"{drawn.size} {drawn.boxes} {drawn.unknown}" + (f" {drawn.unusable}" if drawn.unusable else "")
-    return Item(image, lambda size: (drawn, []), (), part, negative, recipe)
+    return Item(
+        image=image, annotate=lambda size: (drawn, []), annotations=(), part=part, negative=negative, recipe=recipe
+    )
 
 
 CONVERTERS.register("coco")(Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS))

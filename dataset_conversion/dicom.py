@@ -186,23 +186,28 @@ def series_job(
         array = np.ascontiguousarray(voxels.T)
         image = Volume(array, Geometry.from_affine(array.shape, affine))
         if label is None:
-            return CaseContent((image,))
+            return CaseContent(images=(image,))
         try:
             aligned = align(read_label(label), image.geometry)
         except DataError as error:
-            return CaseContent((image,), findings=(unreadable_finding(series.name, label, error),))
+            return CaseContent(images=(image,), findings=(unreadable_finding(series.name, label, error),))
         if recode is not None:
             recode_values(aligned.array, recode)
         values = label_values(aligned.array)
         findings = grid_findings(series.name, series.folder, image.geometry, label, aligned.geometry)
         findings += label_finding(series.name, label, values, spec.values)
         geometry = aligned.geometry if findings else image.geometry  # equal but for rounding in the label's header
-        return CaseContent((image,), compact_label(Volume(aligned.array, geometry)), values, tuple(findings))
+        return CaseContent(
+            images=(image,),
+            label=compact_label(Volume(aligned.array, geometry)),
+            values=values,
+            findings=tuple(findings),
+        )
 
     renumbered = sorted((recode or {}).items())
     recipe = json.dumps([list(spec.values), renumbered])
     sources = (*series.files, label) if label else tuple(series.files)
-    return CaseJob(series.name, sources, prepare, recipe, split, patient)
+    return CaseJob(case=series.name, sources=sources, prepare=prepare, recipe=recipe, split=split, patient=patient)
 
 
 def _patients(scans: list[Series]) -> dict[str, str]:

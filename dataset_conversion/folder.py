@@ -181,12 +181,12 @@ def volume_job(
     def prepare() -> CaseContent:
         pieces, findings, first = _prepare_images(case, images, channels)
         if label is None:
-            return CaseContent(pieces, findings=tuple(findings))
+            return CaseContent(images=pieces, findings=tuple(findings))
         try:
             stored = read_volume(label, None)
             volume = as_label(stored, label)
         except DataError as error:
-            return CaseContent(pieces, findings=(*findings, unreadable_finding(case, label, error)))
+            return CaseContent(images=pieces, findings=(*findings, unreadable_finding(case, label, error)))
         changed = recode is not None and recode_values(volume.array, recode)
         values = label_values(volume.array)
         if first:
@@ -196,12 +196,12 @@ def volume_job(
         whole_numbers = stored.array.dtype.kind in "iu"
         keep = not changed and whole_numbers and _is_plain(label)
         written = label if keep else compact_label(volume)
-        return CaseContent(pieces, written, values, tuple(findings))
+        return CaseContent(images=pieces, label=written, values=values, findings=tuple(findings))
 
     renumbered = sorted((recode or {}).items())
     recipe = json.dumps([channels, list(allowed or ()), renumbered])
     sources = (*images, label) if label else tuple(images)
-    return CaseJob(case, sources, prepare, recipe, split, patient)
+    return CaseJob(case=case, sources=sources, prepare=prepare, recipe=recipe, split=split, patient=patient)
 
 
 def _prepare_images(

@@ -26,7 +26,7 @@ SPLIT_NAMES = ("train", "val", "test")
 _FLAGS = (" 1", " 0", " -1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One image and how to get its boxes.
 

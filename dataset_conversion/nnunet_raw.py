@@ -135,9 +135,9 @@ def _job(case: CaseFiles, description: DatasetDescription, split: Split) -> Case
 
     def prepare() -> CaseContent:
         check = check_case(case, labels)
-        return CaseContent(case.images, case.label, check.values, check.findings)
+        return CaseContent(images=case.images, label=case.label, values=check.values, findings=check.findings)
 
-    return CaseJob(case.case, files, prepare, str(description.labels), split)
+    return CaseJob(case=case.case, sources=files, prepare=prepare, recipe=str(description.labels), split=split)
 
 
 def _test_cases(source: Path, description: DatasetDescription) -> list[CaseFiles]:

@@ -197,7 +197,7 @@ def radiograph_job(
 
     fingerprint = json.dumps([rules.known, rules.categories, rules.scaling, recipe])
     sources = (image, *annotations)
-    return CaseJob(case, sources, prepare, fingerprint, split, patient)
+    return CaseJob(case=case, sources=sources, prepare=prepare, recipe=fingerprint, split=split, patient=patient)
 
 
 def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[str]:

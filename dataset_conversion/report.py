@@ -16,7 +16,7 @@ REPORT_FILE = "conversion_report.json"
 _NAMED = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConversionReport:
     """``conversion_report.json``.
 

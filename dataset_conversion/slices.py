@@ -309,19 +309,19 @@ def _job(name: str, case: SlicedCase, labels: LabelSpec, first: int) -> CaseJob:
     match = _PATIENT.match(name)
     recipe = f"stacked, labels {labels.values}"
     return CaseJob(
-        name,
-        case.files,
-        lambda: _prepare(name, case, labels, first),
-        recipe,
-        split,
-        match["patient"] if match else None,
+        case=name,
+        sources=case.files,
+        prepare=lambda: _prepare(name, case, labels, first),
+        recipe=recipe,
+        split=split,
+        patient=match["patient"] if match else None,
     )
 
 
 def _prepare(name: str, case: SlicedCase, labels: LabelSpec, first: int) -> CaseContent:
     gaps = [] if case.volume else _gaps(name, case.slices, first)
     if gaps:
-        return CaseContent((), findings=tuple(gaps))
+        return CaseContent(images=(), findings=tuple(gaps))
     image, label = _volume(case.volume) if case.volume else _stack(case.files)
     grid = Geometry.from_spacing(image.shape, (1.0, 1.0, 1.0))
     path = case.files[0]
@@ -331,7 +331,9 @@ def _prepare(name: str, case: SlicedCase, labels: LabelSpec, first: int) -> Case
     small = mapped.array
     if min(values) >= 0 and max(values) < 256:
         small = small.astype(np.uint8)
-    return CaseContent((Volume(image, grid),), Volume(small, grid), values, tuple(findings))
+    return CaseContent(
+        images=(Volume(image, grid),), label=Volume(small, grid), values=values, findings=tuple(findings)
+    )
 
 
 def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from medkd.io.checks import Finding
 STATE_FILE = ".conversion.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One finished case.
 
@@ -94,7 +94,7 @@ class State:
             return
         for name in entry.files:
             (self.folder / name).unlink(missing_ok=True)
-        self.add(Entry(case, "", {}, removed=True))
+        self.add(Entry(case=case, signature="", files={}, removed=True))
 
     def _append(self, line: object) -> None:
         try:

@@ -108,7 +108,16 @@ def _items(source: Path, content: _Content, match: str, recipe: str) -> tuple[li
     for image, (stated, files) in stated_by.items():
         part = sets.part(image) if sets.lists else split_name(image.parent, source)
         if part is not None or not sets.lists:
-            items.append(Item(image, _always(stated), files, part, not stated.boxes, recipe))
+            items.append(
+                Item(
+                    image=image,
+                    annotate=_always(stated),
+                    annotations=files,
+                    part=part,
+                    negative=not stated.boxes,
+                    recipe=recipe,
+                )
+            )
         else:
             outside.append(image)
     outside = sorted(set(outside).difference(sets.torn()))

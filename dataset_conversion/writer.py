@@ -34,7 +34,7 @@ _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 Piece = Path | Volume | np.ndarray | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseContent:
     """One case, ready to be written.
 
@@ -56,7 +56,7 @@ class CaseContent:
     digest: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseJob:
     """A case to convert.
 
@@ -195,16 +195,16 @@ class RawWriter:
         for mark, cases in sorted(marked.items()):
             self.report_list(mark, cases)
         report = ConversionReport(
-            self.folder.name,
-            self._state.format,
-            self._state.source,
-            tuple(sorted(self._converted)),
-            tuple(sorted(self._unchanged)),
-            tuple(sorted(self._left_out)),
-            tuple(sorted(self._problems, key=_place_of)),
-            tuple(sorted(self._warnings, key=_place_of)),
-            tuple(notes),
-            self._lists,
+            dataset=self.folder.name,
+            format=self._state.format,
+            source=self._state.source,
+            converted=tuple(sorted(self._converted)),
+            unchanged=tuple(sorted(self._unchanged)),
+            left_out=tuple(sorted(self._left_out)),
+            problems=tuple(sorted(self._problems, key=_place_of)),
+            warnings=tuple(sorted(self._warnings, key=_place_of)),
+            notes=tuple(notes),
+            lists=self._lists,
         )
         report.save(self.folder)
         if training or unlabelled:
@@ -222,10 +222,10 @@ class RawWriter:
         try:
             signature = self._signature(job)
             entry = self._state.finished(key, signature)
-            content = CaseContent(()) if entry is not None else self._prepare(job)
+            content = CaseContent(images=()) if entry is not None else self._prepare(job)
         except DataError as error:
             entry, signature = None, ""
-            content = CaseContent((), findings=(_unreadable(job.case, error),))
+            content = CaseContent(images=(), findings=(_unreadable(job.case, error),))
         except MedkdError:
             raise
         except Exception as error:

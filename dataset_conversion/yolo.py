@@ -137,17 +137,21 @@ def _item(
     image: Path, label: Path | None, sharing: Sequence[Path], part: str | None, description: _Description
 ) -> Item:
     if label is None:
-        return Item(image, _always(Drawn(image)), (), part, negative=True)
+        return Item(image=image, annotate=_always(Drawn(image)), annotations=(), part=part, negative=True)
     if sharing:
         recipe = "the label file of several images"
-        return Item(image, _undecided(image, label, sharing), (label,), part, recipe=recipe)
+        return Item(
+            image=image, annotate=_undecided(image, label, sharing), annotations=(label,), part=part, recipe=recipe
+        )
     names, key_points = description.names, description.key_points
 
     def annotate(size: Size) -> tuple[Drawn, list[Finding]]:
         return read_yolo(label, names, size, key_points), []
 
     recipe = f"key points {key_points}" if key_points else ""
-    return Item(image, annotate, (label,), part, _is_empty(label), recipe)
+    return Item(
+        image=image, annotate=annotate, annotations=(label,), part=part, negative=_is_empty(label), recipe=recipe
+    )
 
 
 def _label_files(source: Path, lists: Collection[Path]) -> set[Path]:

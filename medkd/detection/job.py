@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medkd.detection.distiller import DetectorDistiller
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionJob:
     """One fold of one run.
 

@@ -15,7 +15,7 @@ STRIDE = 32
 """The sides of a detector's input are multiples of this."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionAugmentation:
     """Random changes of training images; probabilities and ranges as ultralytics names them.
 
@@ -40,7 +40,7 @@ class DetectionAugmentation:
     brightness: float = 0.4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectionPlan:
     """How a detection data set is prepared and trained.
 

@@ -60,7 +60,14 @@ def make_plan(
     batch, reasons["batch_size"] = _batch_size(fingerprint)
     sampling, reasons["sampling"] = _sampling(categories, fingerprint)
     negatives, reasons["negatives"] = _negatives(fingerprint)
-    plan = DetectionPlan(dataset, categories, size, batch, sampling=sampling, negatives=negatives)
+    plan = DetectionPlan(
+        dataset=dataset,
+        categories=categories,
+        image_size=size,
+        batch_size=batch,
+        sampling=sampling,
+        negatives=negatives,
+    )
     if protocol is not None:
         plan = _follow(plan, *protocol, reasons)
     plan = apply_wishes(replace(plan, reasons=reasons), wishes or Wishes())

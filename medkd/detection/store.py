@@ -27,7 +27,7 @@ JOURNAL_FILE = "cases.jsonl"
 _ANEW = "delete the file and run medkd_plan_and_preprocess again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredCase:
     """One image as it lies in the store.
 
@@ -320,7 +320,13 @@ def source_of_case(image: Path, label: Path) -> str:
 
 def _entry(annotation: BoxAnnotation, size: tuple[int, int], categories: Sequence[str], source: str) -> StoredCase:
     """Boxes scaled to the stored size and clipped to it."""
-    entry = StoredCase(*size, annotation.width, annotation.height, source=source)
+    entry = StoredCase(
+        width=size[0],
+        height=size[1],
+        original_width=annotation.width,
+        original_height=annotation.height,
+        source=source,
+    )
     factor = np.array([size[0] / annotation.width, size[1] / annotation.height] * 2)
     boxes = np.clip(np.array(annotation.boxes, np.float64).reshape(-1, 4) * factor, 0, np.array([*size, *size]))
     rounded = tuple(tuple(round(float(value), 4) for value in box) for box in boxes)

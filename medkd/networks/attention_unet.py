@@ -70,4 +70,4 @@ class AttentionUNet(EncoderDecoder):
         return self.net.model[2](x)
 
 
-NETWORKS.register("attention_unet")(NetworkEntry(AttentionUNet, AttentionUNet.citation, divisor=16))
+NETWORKS.register("attention_unet")(NetworkEntry(build=AttentionUNet, citation=AttentionUNet.citation, divisor=16))

@@ -67,7 +67,7 @@ class SegmentationNetwork(nn.Module):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkEntry:
     """A registered network.
 

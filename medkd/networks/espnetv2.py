@@ -252,4 +252,4 @@ class EspNetV2(EncoderDecoder):
         return functional.interpolate(x, scale_factor=2, mode=self.mode, align_corners=True)
 
 
-NETWORKS.register("espnetv2")(NetworkEntry(EspNetV2, EspNetV2.citation, divisor=16))
+NETWORKS.register("espnetv2")(NetworkEntry(build=EspNetV2, citation=EspNetV2.citation, divisor=16))

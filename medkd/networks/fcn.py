@@ -104,4 +104,4 @@ def enlarged(logits: Tensor) -> Tensor:
 
 
 for _depth in WIDTHS:
-    NETWORKS.register(f"fcn_r{_depth}")(NetworkEntry(Fcn, Fcn.citation, ranks=(2,), divisor=8))
+    NETWORKS.register(f"fcn_r{_depth}")(NetworkEntry(build=Fcn, citation=Fcn.citation, ranks=(2,), divisor=8))

@@ -83,5 +83,5 @@ class FcnD8(EncoderDecoder):
 
 for _depth in WIDTHS:
     NETWORKS.register(f"fcn_r{_depth}_d8")(
-        NetworkEntry(FcnD8, FcnD8.citation, ranks=(2,), divisor=8, deep_supervision=True)
+        NetworkEntry(build=FcnD8, citation=FcnD8.citation, ranks=(2,), divisor=8, deep_supervision=True)
     )

@@ -133,4 +133,4 @@ class LcovNet(EncoderDecoder):
         return self.classify(x)
 
 
-NETWORKS.register("lcov_net")(NetworkEntry(LcovNet, LcovNet.citation, divisor=16))
+NETWORKS.register("lcov_net")(NetworkEntry(build=LcovNet, citation=LcovNet.citation, divisor=16))

@@ -97,7 +97,7 @@ class MedNext(EncoderDecoder):
         return self.net.out_blocks[index](x)
 
 
-_ENTRY = NetworkEntry(MedNext, MedNext.citation, divisor=16, deep_supervision=True)
+_ENTRY = NetworkEntry(build=MedNext, citation=MedNext.citation, divisor=16, deep_supervision=True)
 for _size in ("s", "b", "m", "l"):
     NETWORKS.register(f"mednext_{_size}")(_ENTRY)
 for _size in EXPANSION:

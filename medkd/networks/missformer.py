@@ -291,4 +291,4 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-NETWORKS.register("missformer")(NetworkEntry(MissFormer, MissFormer.citation, ranks=(2,), divisor=32))
+NETWORKS.register("missformer")(NetworkEntry(build=MissFormer, citation=MissFormer.citation, ranks=(2,), divisor=32))

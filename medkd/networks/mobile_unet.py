@@ -168,4 +168,4 @@ class MobileUNet(EncoderDecoder):
         return self.classify(x)
 
 
-NETWORKS.register("mobile_unet")(NetworkEntry(MobileUNet, MobileUNet.citation, divisor=32))
+NETWORKS.register("mobile_unet")(NetworkEntry(build=MobileUNet, citation=MobileUNet.citation, divisor=32))

@@ -34,4 +34,6 @@ class PlainUNet(PlannedUNet):
         return PlainConvUNet(n_conv_per_stage=self.architecture.blocks_encoder, **shape).apply(kaiming_leaky)
 
 
-NETWORKS.register("plain_unet")(NetworkEntry(PlainUNet, PlainUNet.citation, planned=True, deep_supervision=True))
+NETWORKS.register("plain_unet")(
+    NetworkEntry(build=PlainUNet, citation=PlainUNet.citation, planned=True, deep_supervision=True)
+)

@@ -27,4 +27,4 @@ class ResUNet(MonaiUNet):
         self.taps = (*self.down_taps(WIDTHS), *decoder)
 
 
-NETWORKS.register("res_unet")(NetworkEntry(ResUNet, ResUNet.citation, divisor=8))
+NETWORKS.register("res_unet")(NetworkEntry(build=ResUNet, citation=ResUNet.citation, divisor=8))

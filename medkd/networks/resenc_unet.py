@@ -39,5 +39,5 @@ class ResEncUNet(PlannedUNet):
 
 for _size in ("m", "l", "xl"):
     NETWORKS.register(f"resenc_unet_{_size}")(
-        NetworkEntry(ResEncUNet, ResEncUNet.citation, planned=True, deep_supervision=True)
+        NetworkEntry(build=ResEncUNet, citation=ResEncUNet.citation, planned=True, deep_supervision=True)
     )

@@ -59,4 +59,4 @@ class ResNetUNet(EncoderDecoder):
 
 
 for _depth in ENCODER_WIDTHS:
-    NETWORKS.register(f"unet_r{_depth}")(NetworkEntry(ResNetUNet, ResNetUNet.citation, divisor=32))
+    NETWORKS.register(f"unet_r{_depth}")(NetworkEntry(build=ResNetUNet, citation=ResNetUNet.citation, divisor=32))

@@ -60,4 +60,4 @@ class SegResNetwork(EncoderDecoder):
         return self.net.conv_final(x)
 
 
-NETWORKS.register("segresnet")(NetworkEntry(SegResNetwork, SegResNetwork.citation, divisor=8))
+NETWORKS.register("segresnet")(NetworkEntry(build=SegResNetwork, citation=SegResNetwork.citation, divisor=8))

@@ -60,4 +60,4 @@ class SwinUNETRNetwork(EncoderDecoder):
         return self.net.out(x)
 
 
-NETWORKS.register("swin_unetr")(NetworkEntry(SwinUNETRNetwork, SwinUNETRNetwork.citation, divisor=32))
+NETWORKS.register("swin_unetr")(NetworkEntry(build=SwinUNETRNetwork, citation=SwinUNETRNetwork.citation, divisor=32))

@@ -117,4 +117,4 @@ def check_size(x: Tensor, spec: NetworkSpec) -> None:
         raise RunError(f"'{spec.name}' was built for patches of {spec.patch_size}, found {size}.")
 
 
-NETWORKS.register("transunet")(NetworkEntry(TransUNet, TransUNet.citation, ranks=(2,), divisor=16))
+NETWORKS.register("transunet")(NetworkEntry(build=TransUNet, citation=TransUNet.citation, ranks=(2,), divisor=16))

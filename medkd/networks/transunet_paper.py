@@ -184,4 +184,6 @@ class TransUNetPaper(EncoderDecoder):
         return self.classify(x)
 
 
-NETWORKS.register("transunet_paper")(NetworkEntry(TransUNetPaper, TransUNetPaper.citation, ranks=(2,), divisor=16))
+NETWORKS.register("transunet_paper")(
+    NetworkEntry(build=TransUNetPaper, citation=TransUNetPaper.citation, ranks=(2,), divisor=16)
+)

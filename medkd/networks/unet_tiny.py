@@ -33,4 +33,4 @@ class UNetTiny(MonaiUNet):
         self.taps = (*self.down_taps(WIDTHS), *decoder)
 
 
-NETWORKS.register("unet_tiny")(NetworkEntry(UNetTiny, UNetTiny.citation, divisor=8))
+NETWORKS.register("unet_tiny")(NetworkEntry(build=UNetTiny, citation=UNetTiny.citation, divisor=8))

@@ -36,7 +36,7 @@ _GIB = 2**30
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TargetDescription:
     """``targets.json``: what the targets of a folder are, and what they were predicted with.
 
@@ -241,17 +241,17 @@ def describe_targets(
     average = "probabilities" if axes or len(networks) > 1 else "logits"
     labels = model.labels
     return TargetDescription(
-        source.recorded,
-        tuple(teacher.fold for teacher in teachers),
-        tuple(weights_digest(network.state_dict()) for network in networks),
-        model.patch_size,
-        axes,
-        rule.step_size,
-        rule.blending,
-        precision,
-        average,
-        labels.num_outputs,
-        labels.regions,
+        teacher=source.recorded,
+        folds=tuple(teacher.fold for teacher in teachers),
+        weights=tuple(weights_digest(network.state_dict()) for network in networks),
+        patch_size=model.patch_size,
+        mirror_axes=axes,
+        step_size=rule.step_size,
+        blending=rule.blending,
+        precision=precision,
+        average=average,
+        outputs=labels.num_outputs,
+        regions=labels.regions,
     )
 
 

@@ -87,7 +87,9 @@ def test_data_sets_show_labels_and_plans_and_name_what_is_broken(root: Root) -> 
 
 def test_detection_has_its_own_plan_and_score(root: Root) -> None:
     DatasetDescription.detection(("X-ray",), ("fracture",)).save(root.raw / "Dataset006_Bones" / "dataset.json")
-    DetectionPlan("Dataset006_Bones", ("fracture",), 480, 8).save(root.preprocessed / "Dataset006_Bones" / "plans.json")
+    DetectionPlan(dataset="Dataset006_Bones", categories=("fracture",), image_size=480, batch_size=8).save(
+        root.preprocessed / "Dataset006_Bones" / "plans.json"
+    )
     assert dataset_rows(root)[-1] == ("Dataset006_Bones", "0", "X-ray", "fracture", "detection, 480 px")
     run = root.results / "Dataset006_Bones" / "yolov8n__detection"
     write_run(run)

@@ -22,7 +22,18 @@ from medkd.io.volumes import write_volume
 
 def report(warned: tuple[str, ...] = (), **lists: tuple[str, ...]) -> ConversionReport:
     warnings = tuple(Finding(case=case, file="f", expected="a", found="b", action="c", error=False) for case in warned)
-    return ConversionReport("Dataset001_A", "coco", "s", (), (), (), (), warnings, (), lists)
+    return ConversionReport(
+        dataset="Dataset001_A",
+        format="coco",
+        source="s",
+        converted=(),
+        unchanged=(),
+        left_out=(),
+        problems=(),
+        warnings=warnings,
+        notes=(),
+        lists=lists,
+    )
 
 
 def cases(count: int) -> dict[str, CaseFiles]:

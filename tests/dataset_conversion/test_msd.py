@@ -261,7 +261,7 @@ def test_number_name_and_source_must_not_clash(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_error_names_its_case(tmp_path: Path) -> None:
-    job = writer_module.CaseJob("c7", (), lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    job = writer_module.CaseJob(case="c7", sources=(), prepare=lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     writer = writer_module.RawWriter(tmp_path / "Dataset001_A", "x", tmp_path, ConversionOptions())
     with pytest.raises(RuntimeError, match="case c7"):
         writer.convert([job])

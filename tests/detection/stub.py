@@ -95,7 +95,9 @@ def make_run(
             teacher=teacher,
         ),
     )
-    DetectionPlan(raw.name, description.categories, size, 2).save(folder / "plans.json")
+    DetectionPlan(dataset=raw.name, categories=description.categories, image_size=size, batch_size=2).save(
+        folder / "plans.json"
+    )
     description.save(folder / "dataset.json")
     for fold, threshold in enumerate(folds):
         save_checkpoint(
@@ -111,4 +113,14 @@ def make_job(run: Path, store: Path, val: tuple[str, ...], fold: int = 0) -> Det
     detector = BrightSpots(DetectorSpec(NAME, plan.categories, plan.image_size))
     folder = run / f"fold_{fold}"
     write_json(folder / "split.json", {"train": [], "val": list(val)})
-    return DetectionJob(detector, None, plan, store, (), val, Budget(1, 1, 1, 0.1, 0), folder, torch.device("cpu"))
+    return DetectionJob(
+        detector=detector,
+        distiller=None,
+        plan=plan,
+        store=store,
+        train=(),
+        val=val,
+        budget=Budget(1, 1, 1, 0.1, 0),
+        folder=folder,
+        device=torch.device("cpu"),
+    )

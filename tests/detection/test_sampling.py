@@ -12,7 +12,14 @@ CATEGORIES = ("fracture", "metal", "text")
 
 
 def plan(sampling: dict[str, float] | None = None, negatives: float | None = None) -> DetectionPlan:
-    return DetectionPlan("Dataset001_X", CATEGORIES, 64, 2, sampling=sampling or {}, negatives=negatives)
+    return DetectionPlan(
+        dataset="Dataset001_X",
+        categories=CATEGORIES,
+        image_size=64,
+        batch_size=2,
+        sampling=sampling or {},
+        negatives=negatives,
+    )
 
 
 def annotations() -> dict[str, tuple[str, ...]]:

@@ -78,7 +78,7 @@ class Deep(SegmentationNetwork):
 
 
 def test_networks_from_elsewhere_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NETWORKS._entries, "deep", NetworkEntry(Deep, "", ranks=(2,), divisor=16))
+    monkeypatch.setitem(NETWORKS._entries, "deep", NetworkEntry(build=Deep, citation="", ranks=(2,), divisor=16))
     with pytest.raises(RunError, match="that works is 16 × 32"):
         build_network(spec_of("deep", (16, 16)))
     network = build_network(spec_of("deep", (32, 16)))

@@ -47,7 +47,11 @@ class RetinaNet(DenseDetector):
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
         sizes = [spec.anchor_scale * octave for octave in _OCTAVES]
         super().__init__(
-            spec, backbone, sizes, _RATIOS, HeadShape(len(spec.categories), len(sizes) * len(_RATIOS), hold=3)
+            spec,
+            backbone,
+            sizes,
+            _RATIOS,
+            HeadShape(classes=len(spec.categories), per_cell=len(sizes) * len(_RATIOS), hold=3),
         )
         self._coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
@@ -79,7 +83,9 @@ class FCOS(DenseDetector):
     anchored: ClassVar[bool] = False
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
-        super().__init__(spec, backbone, [1.0], [1.0], HeadShape(len(spec.categories), 1, hold=2, centerness=True))
+        super().__init__(
+            spec, backbone, [1.0], [1.0], HeadShape(classes=len(spec.categories), per_cell=1, hold=2, centerness=True)
+        )
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: distances in strides, not below zero."""
@@ -113,7 +119,7 @@ class ATSS(DenseDetector):
     matching: ClassVar[Matching] = staticmethod(match_adaptively)
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
-        shape = HeadShape(len(spec.categories), 1, hold=3, centerness=True, scaled=True)
+        shape = HeadShape(classes=len(spec.categories), per_cell=1, hold=3, centerness=True, scaled=True)
         super().__init__(spec, backbone, [2 * spec.anchor_scale], [1.0], shape)
         self._coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
@@ -151,7 +157,7 @@ class GFL(DenseDetector):
     matching: ClassVar[Matching] = staticmethod(match_adaptively)
 
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
-        shape = HeadShape(len(spec.categories), 1, hold=3, bins=BINS, scaled=True)
+        shape = HeadShape(classes=len(spec.categories), per_cell=1, hold=3, bins=BINS, scaled=True)
         super().__init__(spec, backbone, [2 * spec.anchor_scale], [1.0], shape)
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:

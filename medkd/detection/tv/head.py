@@ -49,7 +49,7 @@ class Tower(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadShape:
     """What a dense head predicts.
 

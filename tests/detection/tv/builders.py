@@ -58,7 +58,11 @@ def job(folder: Path, store: DetectionStore, detector: Detector, epochs: int = 2
     """Two steps of two images per epoch, and one validation image."""
     cases = tuple(store.cases())
     plan = DetectionPlan(
-        "Dataset502_Tiny", store.categories, SIZE, 2, augmentation=DetectionAugmentation(degrees=5.0, flipud=0.5)
+        dataset="Dataset502_Tiny",
+        categories=store.categories,
+        image_size=SIZE,
+        batch_size=2,
+        augmentation=DetectionAugmentation(degrees=5.0, flipud=0.5),
     )
     settings: dict = {
         "distiller": None,

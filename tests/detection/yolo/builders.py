@@ -68,7 +68,7 @@ def make_job(
     job = DetectionJob(
         detector=detector,
         distiller=distiller,
-        plan=DetectionPlan("Dataset502_Tiny", categories, SIZE, 2),
+        plan=DetectionPlan(dataset="Dataset502_Tiny", categories=categories, image_size=SIZE, batch_size=2),
         store=folder / "store",
         train=tuple(cases[:2] + cases[4:]),
         val=tuple(cases[2:4]),

@@ -238,7 +238,9 @@ def test_passes_of_the_sampler_walk_through_the_epochs() -> None:
 
 def test_the_plan_becomes_ultralytics_arguments(tmp_path: Path) -> None:
     job = make_job(tmp_path, make())
-    augmentation = DetectionAugmentation(0.1, 3, 0.2, 0.3, 0.4, 0.05, 6.0, 0.7)
+    augmentation = DetectionAugmentation(
+        mosaic=0.1, close_mosaic=3, fliplr=0.2, flipud=0.3, scale=0.4, translate=0.05, degrees=6.0, brightness=0.7
+    )
     job = replace(job, plan=replace(job.plan, augmentation=augmentation), precision="bf16", workers=3)
     settings = settings_of(job, tmp_path / "data.yaml", tmp_path)
     expected = {
