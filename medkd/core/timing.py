@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from medkd.core.errors import RunError
 from medkd.core.serial import load, save
 
 TIMINGS_FILE = "latency.json"
@@ -113,3 +114,46 @@ def readable_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s"
+
+
+def time_in_turns(
+    results: Path,
+    actions: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    *,
+    unit: str,
+    case: str,
+    size: tuple[int, ...],
+    device: str,
+    settings: str,
+) -> Timings:
+    """Time the predictions of several runs, interleaved, and keep the times beside the runs.
+
+    Args:
+        results: results folder of the data set.
+        actions: run → predicts one and the same case.
+        repetitions: timed predictions of each run, after one that is not timed.
+        unit: what is predicted: ``scan`` or ``image``.
+        case: its id.
+        size: in voxels or pixels.
+        device: where the networks run.
+        settings: with which, for people.
+
+    Raises:
+        RunError: there is no run.
+    """
+    import torch
+
+    if not actions:
+        raise RunError(f"{results}: no run has trained weights to measure; train one to its end first.")
+    timings = Timings(
+        unit=unit,
+        case=case,
+        size=size,
+        device=device,
+        threads=torch.get_num_threads(),
+        settings=settings,
+        seconds=interleaved(actions, repetitions),
+    )
+    timings.save(results)
+    return timings

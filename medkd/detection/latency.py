@@ -12,9 +12,9 @@ import torch
 
 from medkd.core.dataset import DatasetDescription, detection_cases
 from medkd.core.device import pick_device
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError
 from medkd.core.run_files import trained_places
-from medkd.core.timing import Timings, interleaved
+from medkd.core.timing import Timings, time_in_turns
 from medkd.detection.detecting import detect_pixels
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 from medkd.models.base import open_model
@@ -53,20 +53,16 @@ def measure_images(
         detectors = [detector.to(target) for detector in loaded.networks]
         sizes[loaded.spec.image_size] = None
         actions[place.run] = partial(detect_pixels, detectors, pixels, target)
-    if not actions:
-        raise RunError(f"{results}: no run has trained weights to measure; train one to its end first.")
-    seconds = interleaved(actions, repetitions)
-    timings = Timings(
+    return time_in_turns(
+        results,
+        actions,
+        repetitions,
         unit="image",
         case=case,
         size=(int(pixels.shape[0]), int(pixels.shape[1])),
         device=str(target),
-        threads=torch.get_num_threads(),
         settings=f"input of {' or '.join(map(str, sizes))} pixels a side",
-        seconds=seconds,
     )
-    timings.save(results)
-    return timings
 
 
 def _first_image(raw: Path) -> tuple[str, Path]:

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medkd.core.checkpoint import load_checkpoint, stored_checkpoint
+from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import lies_within, read_json
 from medkd.core.run import (
-    BEST,
     DATASET_FILE,
     DETECTION,
-    FINAL,
     PLANS_FILE,
     RUN_FILE,
     SPLIT_FILE,
@@ -30,10 +28,10 @@ from medkd.detection.families import register_detectors
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.weights import load_into, read_detector_weights
 from medkd.models.base import Checkpoint, ModelFolder, Trained
-from medkd.models.guard import seen_by, short_name
+from medkd.models.guard import seen_by
 from medkd.models.limits import LARGEST_IMAGE, check_size
+from medkd.models.own_run import CHECKPOINTS, OwnRun
 
-CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
 FILE = "teacher.json"
 GIVEN = "given"
 """The only fold of a detector that nobody cross-validated."""
@@ -141,11 +139,12 @@ class DetectorFolder(ModelFolder[TrainedDetector]):
         )
 
 
-class DetectorRun(DetectorFolder):
+class DetectorRun(OwnRun, DetectorFolder):
     """A run folder ``<root>/results/DATASET/RUN`` of a detector."""
 
     kind = "detector_run"
     title = "a run folder of a detector"
+    run: DetectionRun
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -157,39 +156,11 @@ class DetectorRun(DetectorFolder):
         """Whether there is a ``run.json`` of a detector."""
         return is_detection(path)
 
-    @property
-    def name(self) -> str:
-        """The network, and how it was distilled if it was."""
-        return short_name(self.path)
-
-    @property
-    def recorded(self) -> str:
-        """Students name a run of their own data set by its short name."""
-        return self.name
-
-    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
-        """The folds that have the checkpoint."""
-        found = []
-        for folder in sorted(self.path.glob("fold_*")):
-            if stored_checkpoint(folder / CHECKPOINTS[checkpoint]).exists():
-                found.append(folder.name.removeprefix("fold_"))
-        return tuple(found)
-
-    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
-        """What the fold's ``split.json`` says, whatever the data set."""
-        return seen_by(self.run.fold(fold))
-
-    def weights_file(self, fold: str) -> Path:
-        """The fold's final checkpoint."""
-        return stored_checkpoint(self.run.fold(fold) / FINAL)
-
     def _describe(self) -> TrainedDetector:
         return TrainedDetector(folds=self.folds(), spec=self.run.spec)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
-        names = tuple(str(fold) for fold in folds) if folds else self.folds(checkpoint)
-        if not names:
-            raise RunError(f"{self.path}: no fold has a {CHECKPOINTS[checkpoint]}; train one to its end first.")
+        names = self.wanted_folds(folds, checkpoint)
         name = self.run.run.network.name
         module = self.run.run.modules.get(name)
         register_detectors("" if module else name)

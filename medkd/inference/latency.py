@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError
 from medkd.core.run_files import trained_places
-from medkd.core.timing import Timings, interleaved
+from medkd.core.timing import Timings, time_in_turns
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image
 from medkd.models.base import open_model
@@ -50,20 +50,16 @@ def measure_scans(
         predictor = Predictor.of(open_model(place.model, "segmentation"), [place.fold], device)
         predictors.append(predictor)
         actions[place.run] = partial(predictor.predict_case, image, geometry, case.case)
-    if not predictors:
-        raise RunError(f"{results}: no run has trained weights to measure; train one to its end first.")
-    seconds = interleaved(actions, repetitions)
-    timings = Timings(
+    return time_in_turns(
+        results,
+        actions,
+        repetitions,
         unit="scan",
         case=case.case,
         size=tuple(geometry.shape),
-        device=str(predictors[0].device),
-        threads=torch.get_num_threads(),
+        device=str(predictors[0].device) if predictors else "",
         settings=", or ".join(dict.fromkeys(_settings(predictor) for predictor in predictors)),
-        seconds=seconds,
     )
-    timings.save(results)
-    return timings
 
 
 def _first_scan(raw: Path) -> CaseFiles:

@@ -1,0 +1,75 @@
+"""What runs of medkd have in common as models, whatever their task: names, folds, and what each fold has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from medkd.core.checkpoint import stored_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.run import BEST, FINAL
+from medkd.models.base import Checkpoint, ModelFolder
+from medkd.models.guard import seen_by, short_name
+
+CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
+
+
+class RunOnDisk(Protocol):
+    """A run folder that was read, of any task."""
+
+    def fold(self, fold: int | str) -> Path:
+        """Folder of one fold."""
+        ...
+
+
+class OwnRun(ModelFolder[Any]):
+    """A run folder ``<root>/results/DATASET/RUN``; the kind of each task reads it as :attr:`run` and loads networks."""
+
+    run: RunOnDisk
+
+    @property
+    def name(self) -> str:
+        """The network, and how it was distilled if it was."""
+        return short_name(self.path)
+
+    @property
+    def recorded(self) -> str:
+        """Students name a run of their own data set by its short name."""
+        return self.name
+
+    def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
+        """The folds that have the checkpoint."""
+        found = []
+        for folder in sorted(self.path.glob("fold_*")):
+            if stored_checkpoint(folder / CHECKPOINTS[checkpoint]).exists():
+                found.append(folder.name.removeprefix("fold_"))
+        return tuple(found)
+
+    def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+        """What the fold's ``split.json`` says, whatever the data set."""
+        return seen_by(self.run.fold(fold))
+
+    def weights_file(self, fold: str) -> Path:
+        """The fold's final checkpoint."""
+        return stored_checkpoint(self.run.fold(fold) / FINAL)
+
+    def wanted_folds(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """The folds to load: those that were asked for, else all that have the checkpoint.
+
+        Raises:
+            RunError: there is none, or one of them has no such checkpoint.
+        """
+        trained = self.folds(checkpoint)
+        wanted = tuple(str(fold) for fold in folds) if folds else trained
+        if not wanted:
+            raise RunError(
+                f"{self.path}: no fold has a {CHECKPOINTS[checkpoint]}; finish the training of at least one fold first."
+            )
+        for fold in wanted:
+            if fold not in trained:
+                known = ", ".join(trained) or "none"
+                raise RunError(
+                    f"{self.path}: fold {fold} has no {CHECKPOINTS[checkpoint]}; the folds that have one: {known}."
+                )
+        return wanted
