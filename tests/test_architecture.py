@@ -39,6 +39,7 @@ TABLE: dict[str, set[str]] = {
     },
     "detection": {"core", "io", "networks", "distillation", "evaluation", "models", "training"},
     "api": {"core", "evaluation", "inference", "models", "training", "detection", "tasks"},
+    "reproduction": {"core"},
     "register": {"core", "networks", "distillation", "detection", "dataset_conversion"},
     "cli": {
         *("core", "io", "networks", "distillation", "evaluation", "training", "detection"),

@@ -1,0 +1,93 @@
+"""Recipes: what is refused, and that every recipe of the project can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medkd.core.errors import DataError
+from medkd.reproduction.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """A small recipe with some keys replaced."""
+    content: dict[str, Any] = {
+        "title": "toy",
+        "dataset": {"number": 900, "name": "Phantom", "format": "phantom"},
+        "teachers": {"large": {"network": "res_unet"}, "given": {"model": "somewhere"}},
+        "students": {"tiny": {"network": "unet_tiny"}, "plain": {"network": "plain_unet"}},
+        "methods": {"alone": {"method": "none"}, "kd": {"method": "kd"}},
+    }
+    return content | changes
+
+
+def read(folder: Path, content: Any) -> Any:
+    path = folder / "toy.json"
+    path.write_text(json.dumps(content))
+    return load_recipe(path)
+
+
+def test_rows_are_the_product_without_what_is_left_out(tmp_path: Path) -> None:
+    found = read(tmp_path, recipe(without=[{"teacher": "given", "student": "plain"}]))
+    assert sorted(found.combinations(), key=str) == sorted(
+        [
+            (None, "tiny", "alone"),
+            (None, "plain", "alone"),
+            ("large", "tiny", "kd"),
+            ("given", "tiny", "kd"),
+            ("large", "plain", "kd"),
+        ],
+        key=str,
+    )
+
+
+def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
+    methods = {"start": {"method": "none", "settings": {"init": "teacher"}}}
+    found = read(tmp_path, recipe(methods=methods))
+    assert {teacher for teacher, _, _ in found.combinations()} == {"large", "given"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tilte": "x"}, "unknown key 'tilte'. Did you mean 'title'?"),
+        ({"folds": ["5"]}, "folds: expected some of 0, 1, 2, 3, 4, all, found '5'"),
+        ({"folds": []}, "folds: expected one or more different values"),
+        ({"seeds": [1, 1]}, "seeds: expected one or more different values, found [1, 1]"),
+        ({"teachers": {}}, "methods need a teacher"),
+        ({"teachers": {"x": {}}}, "teachers.x: expected either 'network' or 'model', found neither"),
+        ({"teachers": {"x": {"network": "a", "model": "b"}}}, "found both"),
+        ({"teachers": {"x": {"model": "b", "settings": {"epochs": 3}}}}, "is not trained"),
+        ({"teachers": {"x": {"network": "a", "taught_by": "x"}}}, "needs both 'taught_by' and 'method'"),
+        ({"teachers": {"x": {"network": "a", "taught_by": "x", "method": "kd"}}}, "in a circle (x ← x)"),
+        ({"teachers": {"x": {"network": "a", "taught_by": "z", "method": "kd"}}}, "has no teacher 'z'"),
+        ({"teachers": {"x/..": {"network": "a"}}}, "names are letters, digits"),
+        ({"settings": {"seed": 3}}, "settings: 'seed' is set by medkd_reproduce"),
+        ({"without": [{"method": "kdd"}]}, "without[0]: the recipe has no method 'kdd'. Did you mean 'kd'?"),
+        ({"without": [{}]}, "no row is left"),
+        ({"published": [{"scores": {}, "source": "", "student": "big"}]}, "published[0]: the recipe has no student"),
+        (
+            {"dataset": {"number": 0, "name": "P", "format": "phantom"}},
+            "dataset.number: expected 1 to 999, found 0",
+        ),
+        (
+            {"dataset": {"number": 1, "name": "P", "format": "phantom", "prepare": {"like": "large"}}},
+            "has no plan of its own",
+        ),
+    ],
+)
+def test_what_means_nothing_is_refused_in_one_sentence(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        read(tmp_path, recipe(**changes))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_is_read(path: Path) -> None:
+    assert load_recipe(path).title
