@@ -45,6 +45,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="detection: start from these weights, for example of ImageNet",
     )
+    add(
+        "--protocol",
+        metavar="NAME",
+        help="train as this published protocol says, settings of the method included; --set and the other options win "
+        "(default: the plan's protocol, if it has one; none for none)",
+    )
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",

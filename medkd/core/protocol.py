@@ -8,8 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolRow:
+    """What a publication sets for some rows of its tables: for a method, for networks, or for both.
+
+    All rows that match a training apply in their order, so that a later one wins.
+
+    Attributes:
+        source: file of the publication's code, with the line where it is known.
+        method: whose rows these are; empty for all, and for networks that are trained alone.
+        networks: those that are trained; empty for all.
+        teachers: networks that teach; empty for all.
+        parameters: of the method, by name.
+        training: settings of the variant (:class:`TrainingRule`, or for detectors :class:`DetectionProtocol`) that are
+            others in these rows.
+        note: what else a reader must know of them.
+    """
+
+    source: str
+    method: str = ""
+    networks: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +91,9 @@ class AugmentationRule:
 class TrainingRule:
     """How a network is trained; a user's options win over it.
 
-    The learning rate is ``floor + (learning_rate - floor) (1 - t)^power`` at the share ``t`` of the training.
+    The learning rate is ``floor + (learning_rate - floor) f(t)`` at the share ``t`` of the training, where ``f`` is
+    ``(1 - t)^power`` (``poly``), ``(1 + cos πt) / 2`` (``cosine``), or a tenth for every milestone before ``t``
+    (``steps``).
 
     Attributes:
         patch_size: voxels per axis of the plan; None keeps the planned one.
@@ -77,12 +106,17 @@ class TrainingRule:
         distilled_floor: at the end, of a student; None is ``floor``.
         power: of the decay.
         decay: ``epoch`` or ``step``: how often the rate changes.
+        schedule: the form of the decay.
+        milestones: shares of the training where ``steps`` divides the rate by ten.
+        warmup: steps over which the rate rises linearly.
+        optimizer: ``sgd``, or ``adamw``, which has no momentum.
         momentum: of SGD.
         nesterov: Nesterov's momentum.
         weight_decay: L2 penalty.
         clip: largest gradient norm; None does not clip.
         cross_entropy: Dice and cross-entropy, else Dice alone.
         dice_background: the Dice of plain labels includes the background.
+        auxiliary: weight of an auxiliary head's loss beside 1 for the main one; None halves with every resolution.
         foreground: share of each batch's patches that are centred on a structure.
         augmentation: None is nnU-Net's.
     """
@@ -97,12 +131,17 @@ class TrainingRule:
     distilled_floor: float | None = None
     power: float = 0.9
     decay: str = "epoch"
+    schedule: Literal["poly", "cosine", "steps"] = "poly"
+    milestones: tuple[float, ...] = ()
+    warmup: int = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.99
     nesterov: bool = True
     weight_decay: float = 3e-5
     clip: float | None = 12.0
     cross_entropy: bool = True
     dice_background: bool = False
+    auxiliary: float | None = None
     foreground: float = 0.33
     augmentation: AugmentationRule | None = None
 
@@ -132,6 +171,7 @@ class Protocol:
         inference: what replaces medkd's own prediction settings.
         legacy_metric: validation also computes the original's metric (:mod:`medkd.evaluation.segmentation.legacy`)
             beside the correct one.
+        rows: what the publication sets per method and network.
         name: ``acf_bckd:btcv``.
         reference: the publication.
     """
@@ -140,6 +180,7 @@ class Protocol:
     training: TrainingRule = field(default_factory=TrainingRule)
     inference: InferenceRule = field(default_factory=InferenceRule)
     legacy_metric: bool = False
+    rows: tuple[ProtocolRow, ...] = ()
     name: str = ""
     reference: str = ""
 
@@ -160,6 +201,11 @@ class DetectionProtocol:
             medkd's own.
         sampling: see :class:`medkd.detection.plan.DetectionPlan`; keys with categories that a data set has not are left
             out.
+        milestones: epochs after which the rate is divided by ten, in place of the linear decay.
+        warmup: steps over which the rate rises linearly.
+        clip: largest gradient norm; 0 does not clip.
+        rows: what the publication sets per method and detector.
+        source: file of the publication's code.
     """
 
     image_size: int
@@ -171,6 +217,11 @@ class DetectionProtocol:
     weight_decay: float | None = None
     augmentation: Mapping[str, float] = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
+    milestones: tuple[int, ...] = ()
+    warmup: int | None = None
+    clip: float | None = None
+    rows: tuple[ProtocolRow, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 
 from medkd.core.errors import PlanError
 from medkd.core.files import read_json
+from medkd.core.plugins import Lazy
 from medkd.core.protocol import DetectionProtocol, Protocol, ProtocolFile
 from medkd.core.serial import from_data, nearest
 
 FOLDER = Path(__file__).parents[1] / "protocols"
 V = TypeVar("V")
+# what a protocol's rows may name is known on higher floors, which are imported when a protocol is read
+_check_rows = Lazy("medkd.training.published:check_protocol")
+_check_detection_rows = Lazy("medkd.detection.published:check_protocol")
 
 
 def protocol_names() -> tuple[str, ...]:
@@ -54,6 +58,8 @@ def find_protocol(text: str, extra: Mapping[str, Any]) -> Protocol:
     protocol = _variant(content.variants, content.name, name, variant)
     protocol = replace(protocol, name=f"{content.name}:{variant}", reference=content.reference)
     _check(protocol)
+    if protocol.rows:
+        _check_rows(protocol)
     return protocol
 
 
@@ -74,7 +80,10 @@ def find_detection_protocol(text: str, extra: Mapping[str, Any]) -> tuple[str, D
     if variant not in content.detection:
         fitting = _beginning_with(variant, content.detection)
         variant = fitting[0] if len(fitting) == 1 else variant
-    return f"{content.name}:{variant}", _variant(content.detection, content.name, name, variant)
+    full, protocol = f"{content.name}:{variant}", _variant(content.detection, content.name, name, variant)
+    if protocol.rows:
+        _check_detection_rows(full, protocol)
+    return full, protocol
 
 
 def _named(text: str, extra: Mapping[str, Any]) -> tuple[ProtocolFile, str, str]:

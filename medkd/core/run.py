@@ -81,6 +81,9 @@ class RunDescription:
         unlabelled_share: of the samples that came from scans without labels; None is their share among all cases.
         labels: ``given``, or ``none`` where no label was looked at.
         confidence: least probability of the teacher where its method counts.
+        protocol: the published protocol that was followed, where it says anything about this training's rows, or was
+            asked for.
+        published: setting or parameter that the protocol's rows gave → value and source.
         modules: name of a network or method from outside the package → the module that registered it. It is shown to
             the user, and never imported.
     """
@@ -101,6 +104,8 @@ class RunDescription:
     unlabelled_share: float | None = None
     labels: str = "given"
     confidence: float = 0.0
+    protocol: str | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
     schema: int = 1
 

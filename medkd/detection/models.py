@@ -219,6 +219,11 @@ class DetectorWeights(DetectorFolder):
         stated = read_json(path / FILE) if (path / FILE).is_file() else None
         return isinstance(stated, Mapping) and "categories" in stated
 
+    @property
+    def network_name(self) -> str:
+        """What the description says."""
+        return self.described.network
+
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The one that was given."""
         return (GIVEN,)

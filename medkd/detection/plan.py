@@ -8,6 +8,7 @@ from typing import Literal
 
 from medkd.core.errors import DataError, PlanError
 from medkd.core.files import read_json
+from medkd.core.protocol import ProtocolRow
 from medkd.core.run import PLANS_FILE
 from medkd.core.serial import load, save
 
@@ -61,6 +62,11 @@ class DetectionPlan:
         final_learning_rate: at the end of a linear decay; None leaves the schedule to the detector's family.
         momentum: of SGD; None leaves it to the detector's family.
         weight_decay: L2 penalty; None leaves it to the detector's family.
+        milestones: epochs after which the learning rate is divided by ten, in place of the decay
+            (torchvision's family).
+        warmup: steps over which the learning rate rises; None leaves it to the detector's family.
+        clip: largest gradient norm, 0 for none; None leaves it to the detector's family.
+        rows: what the protocol sets per method and detector.
         protocol: the published settings that it follows, ``sfd_kd:fracatlas_yolo``; empty for medkd's own.
     """
 
@@ -78,6 +84,10 @@ class DetectionPlan:
     final_learning_rate: float | None = None
     momentum: float | None = None
     weight_decay: float | None = None
+    milestones: tuple[int, ...] = ()
+    warmup: int | None = None
+    clip: float | None = None
+    rows: tuple[ProtocolRow, ...] = ()
     protocol: str = ""
     task: Literal["detection"] = "detection"
     schema: int = 1
@@ -115,11 +125,16 @@ class DetectionPlan:
             f"{', '.join(shares)} of the augmentation from 0 to 1": all(
                 0 <= getattr(changes, name) <= 1 for name in shares
             ),
+            "milestones in rising order, and a warmup and clip from 0 on": self._has_a_schedule(),
             "close_mosaic and degrees of the augmentation from 0 on": min(changes.close_mosaic, changes.degrees) >= 0,
         }
         for what, holds in allowed.items():
             if not holds:
                 raise PlanError(f"{where}: expected {what}; correct the plan, or make it anew with --overwrite-plan.")
+
+    def _has_a_schedule(self) -> bool:
+        limits = [value for value in (self.warmup, self.clip) if value is not None]
+        return list(self.milestones) == sorted(set(self.milestones)) and min(limits, default=0) >= 0
 
     def save(self, path: Path) -> None:
         """Write it atomically."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import ceil
+from typing import Any
 
 from medkd.core.errors import PlanError
 from medkd.core.protocol import DetectionProtocol
@@ -22,6 +23,11 @@ _IMAGES_SHOWN = 60_000  # over the whole training, where the number of epochs al
 _COMMON = 0.25  # a set of categories that more of the images with boxes than this have is drawn less often
 _LEAST_WEIGHT = 0.1
 _STRIDE = 8  # of the finest level with anchors
+_SAID = (
+    *("image_size", "batch_size", "epochs", "learning_rate", "final_learning_rate"),
+    *("momentum", "weight_decay", "milestones", "warmup", "clip"),
+)
+"""What a protocol may say under the name that the plan has for it."""
 
 
 @dataclass(frozen=True)
@@ -187,21 +193,20 @@ def _anchor_scale(size: int, found: DetectionFingerprint) -> tuple[float, str]:
     return scale, f"a tenth of the boxes is smaller than {pixels:.0f} px (square root of the area)"
 
 
+def follow_training(plan: DetectionPlan, name: str, protocol: DetectionProtocol) -> DetectionPlan:
+    """The plan with what a publication says of training; the size of the images stays as they are stored."""
+    reasons = dict(plan.reasons)
+    followed = _follow(plan, name, replace(protocol, image_size=plan.image_size), reasons)
+    return replace(followed, reasons=reasons)
+
+
 def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons: dict[str, str]) -> DetectionPlan:
     """The plan with what a publication says; the rest stays."""
-    said = {
-        key: value
-        for key in (
-            "image_size",
-            "batch_size",
-            "epochs",
-            "learning_rate",
-            "final_learning_rate",
-            "momentum",
-            "weight_decay",
-        )
-        if (value := getattr(protocol, key)) is not None
-    }
+    said: dict[str, Any] = {}
+    for key in _SAID:
+        value = getattr(protocol, key)
+        if value is not None and value != ():
+            said[key] = value
     reasons.update(dict.fromkeys(said, f"protocol {name}"))
     if protocol.augmentation:
         reasons["augmentation"] = f"protocol {name}"
@@ -209,7 +214,7 @@ def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons
     sampling = {key: weight for key, weight in protocol.sampling.items() if _unambiguous(key, plan.categories)}
     if sampling:
         said["sampling"], reasons["sampling"] = sampling, f"protocol {name}"
-    return replace(plan, **said, protocol=name)
+    return replace(plan, **said, rows=protocol.rows, protocol=name)
 
 
 def _augmentation_of(said: object, name: str) -> DetectionAugmentation:

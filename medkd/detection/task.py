@@ -13,6 +13,7 @@ import torch
 import medkd.training.run as training_run
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError, RunError
+from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import DETECTION, FINAL, Budget, NetworkSpec, RunDescription
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
@@ -24,13 +25,14 @@ from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
+from medkd.detection.published import followed
 from medkd.detection.sampling import draw_epoch
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher
 from medkd.networks.complexity import count_parameters
-from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run
+from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
 from medkd.training.plausibility import Score, number_at
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
@@ -45,6 +47,9 @@ _SHARED = (
     "final_learning_rate",
     "momentum",
     "weight_decay",
+    "milestones",
+    "warmup",
+    "clip",
     "protocol",
 )
 _AP_OF_NOTHING = 0.001
@@ -101,6 +106,16 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         """The categories of the image's boxes."""
         return frozenset(data.store.names(case))
 
+    def follow(self, data: DetectionFold, network: str, method: str | None, teacher: str | None) -> DetectionFold:
+        """The protocol that is asked for, else the plan's; its rows set what the user did not."""
+        given, text = data.options.method_parameters, data.options.protocol
+        plan, found = followed(data.plan, text, data.description, (method, network, teacher))
+        options = replace(data.options, method_parameters=merged_parameters(found, given))
+        named = plan.protocol if found.sources or text else None
+        return replace(
+            data, plan=plan, options=options, protocol=named or None, published=published_lines(found, given)
+        )
+
     def check(self, data: DetectionFold, network: str, method: str | None) -> None:
         """Refuse unknown names, and a fold without boxes."""
         if not any(data.store.names(case) for case in data.split.train):
@@ -110,7 +125,11 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
             )
         drawn_images(data)
         register_detectors(network)
-        DETECTORS[network]
+        if DETECTORS[network].family == "yolo" and data.plan.milestones:
+            raise PlanError(
+                f"{network} is trained by ultralytics, whose learning rate has no steps, but the plan has milestones "
+                f"{data.plan.milestones}; take them out of plans.json, or give --protocol none."
+            )
         if method is not None:
             check_known(method)
 
@@ -214,6 +233,7 @@ class DetectionLesson(Lesson):
             f"images     {len(job.split.train)} for training, {len(job.split.val)} for validation",
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters",
         ]
+        lines += protocol_lines(job.run)
         return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
 
     def _lines_of_teacher(self, chosen: Teacher[TrainedDetector]) -> list[str]:

@@ -92,6 +92,11 @@ class ModelFolder(ABC, Generic[T]):
         return self.path.name
 
     @property
+    def network_name(self) -> str | None:
+        """The registry name of its networks; None where they are none of medkd's, or nobody says."""
+        return None
+
+    @property
     def recorded(self) -> str:
         """What the ``run.json`` of a student says of its teacher."""
         return str(self.path)

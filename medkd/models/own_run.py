@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from medkd.core.checkpoint import stored_checkpoint
 from medkd.core.errors import RunError
-from medkd.core.run import BEST, FINAL
+from medkd.core.run import BEST, FINAL, RunDescription
 from medkd.models.base import Checkpoint, ModelFolder
 from medkd.models.guard import seen_by, short_name
 
@@ -17,6 +17,11 @@ CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
 
 class RunOnDisk(Protocol):
     """A run folder that was read, of any task."""
+
+    @property
+    def run(self) -> RunDescription:
+        """What was trained."""
+        ...
 
     def fold(self, fold: int | str) -> Path:
         """Folder of one fold."""
@@ -32,6 +37,11 @@ class OwnRun(ModelFolder[Any]):
     def name(self) -> str:
         """The network, and how it was distilled if it was."""
         return short_name(self.path)
+
+    @property
+    def network_name(self) -> str:
+        """What ``run.json`` says."""
+        return self.run.run.network.name
 
     @property
     def recorded(self) -> str:

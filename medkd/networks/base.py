@@ -24,6 +24,7 @@ class SegmentationNetwork(nn.Module):
         taps: places where features can be read, encoder → bottleneck → decoder, the decoder from coarse to fine.
         deep_supervision: whether training mode returns several resolutions (False where the network offers none).
         deep_supervision_strides: stride of each returned resolution, per axis; empty where it offers none.
+        auxiliary_weight: of the second output's loss, where that is an auxiliary head's and no coarser resolution.
         remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward
             pass); off by default, since they take memory and stand in the way of exporters.
     """
@@ -36,6 +37,7 @@ class SegmentationNetwork(nn.Module):
         self.taps: tuple[Tap, ...] = ()
         self.deep_supervision = False
         self.deep_supervision_strides: tuple[tuple[int, ...], ...] = ()
+        self.auxiliary_weight: float | None = None
         self.remember = False
 
     @property

@@ -13,6 +13,7 @@ from medkd.networks.initialization import kaiming_fan_out
 
 _STEM = 32
 _DROPOUT = 0.1
+_AUXILIARY = 0.5  # weight of the auxiliary head's loss in the library's configuration
 
 
 def _layer(inputs: int, outputs: int) -> nn.Sequential:
@@ -57,6 +58,7 @@ class FcnD8(EncoderDecoder):
         self.steps = 1
         *encoder, bottleneck = resnet_taps(self, widths)
         self.set_taps(encoder, bottleneck, [self.tap("dec3", inner, 8, "join")])
+        self.auxiliary_weight = _AUXILIARY
         self.deep_supervision = spec.deep_supervision
         self.deep_supervision_strides = ((1, 1), (1, 1)) if spec.deep_supervision else ()
 

@@ -126,7 +126,9 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path) -> Plan:
     Raises:
         PlanError: it does not follow the protocol that is asked for.
     """
-    if wishes.protocol is not None and old.protocol != wishes.protocol:
+    if wishes.protocol is not None and _prepares_alike(old.protocol, wishes.protocol):
+        return _mirrored(replace(old, protocol=wishes.protocol), wishes.mirror_axes)
+    if wishes.protocol is not None:
         follows = old.protocol.name if old.protocol else "no protocol"
         raise PlanError(
             f"{path} follows {follows}, not {wishes.protocol.name}; give --overwrite-plan to make it anew, which "
@@ -134,6 +136,16 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path) -> Plan:
         )
     _log.info("%s is kept as it is; --overwrite-plan makes a new one", path)
     return _mirrored(old, wishes.mirror_axes)
+
+
+def _prepares_alike(old: Protocol | None, new: Protocol) -> bool:
+    """Whether two protocols of one name differ in nothing that has been planned or preprocessed, as those of an earlier
+    version may.
+    """
+    if old is None or old.name != new.name or old.preprocessing != new.preprocessing:
+        return False
+    planned = [(protocol.training.patch_size, protocol.training.batch_size) for protocol in (old, new)]
+    return planned[0] == planned[1]
 
 
 def mirrored_axes(plan: Plan | None) -> tuple[int, ...] | None:

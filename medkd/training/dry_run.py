@@ -21,6 +21,7 @@ from medkd.distillation.capture import Capture
 from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork
 from medkd.networks.complexity import count_macs, count_parameters
+from medkd.training.job import protocol_lines
 from medkd.training.tap_pairs import TapPair, pair_table, tap_pairs
 
 T = TypeVar("T")
@@ -121,6 +122,7 @@ class DryRun:
             f"{patch}, {self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
             f"student    {_cost(self.student)}{deep}{inherits}",
             *self._teaching(),
+            *protocol_lines(self.run),
         ]
         text += [f"taps       {line}" for line in pair_table(self.pairs)]
         text += [f"memory     {line}" for line in self._memory()]

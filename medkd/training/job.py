@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -51,8 +51,10 @@ class FoldData(Generic[Plan, Store, Options]):
         store: the preprocessed cases.
         split: the fold's training and validation cases.
         fold: 0-4 or ``all``.
-        options: what the user set.
+        options: what the user set, with what the protocol says of the method.
         device: where to train.
+        protocol: the published protocol that the training follows, where its rows say something about it.
+        published: what they say, see :attr:`medkd.core.run.RunDescription.published`.
     """
 
     dataset: str
@@ -65,6 +67,8 @@ class FoldData(Generic[Plan, Store, Options]):
     fold: str
     options: Options
     device: torch.device
+    protocol: str | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def raw(self) -> Path:
@@ -129,8 +133,20 @@ def describe_run(
         method=method,
         method_parameters=dict(data.options.method_parameters),
         teacher=None if teacher is None else teacher.model.recorded,
+        protocol=data.protocol,
+        published=data.published,
         modules=foreign_modules(*named),
     )
+
+
+def protocol_lines(run: RunDescription) -> list[str]:
+    """The protocol that a training follows, with what its rows say about it, and what the user set himself."""
+    if run.protocol is None:
+        return []
+    lines = [f"protocol   {run.protocol}"]
+    lines += [f"           {name} = {said}" for name, said in run.published.items()]
+    own = [name for name in run.method_parameters if name not in run.published]
+    return lines + [f"           {name} = {run.method_parameters[name]} (--set)" for name in own]
 
 
 def method_names(method: str) -> list[str]:
@@ -219,6 +235,19 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         Raises:
             MedkdError: the first thing that does not fit.
         """
+
+    def follow(
+        self, data: FoldData[Plan, Store, Options], network: str, method: str | None, teacher: str | None
+    ) -> FoldData[Plan, Store, Options]:
+        """The data with what a published protocol says of this training; by itself nothing.
+
+        Args:
+            data: of the fold.
+            network: what is trained.
+            method: with which the teacher teaches.
+            teacher: the teacher's network, where it is one of medkd's.
+        """
+        return data
 
     def further_teachers(self, options: Options) -> tuple[str, ...]:
         """Teachers that are named beside the first; by itself none."""

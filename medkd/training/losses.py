@@ -38,6 +38,8 @@ def soft_dice_loss(
 class SegmentationLoss(nn.Module):
     """Dice + cross-entropy for classes, Dice + binary cross-entropy for regions; all terms in float32.
 
+    Of a network with an auxiliary head, the main output weighs 1 and the other ``auxiliary``.
+
     Dice leaves out the background of plain labels unless asked for it. With deep supervision, resolution ``i`` weighs
     ``1 / 2^i``, the coarsest nothing, and the weights sum to one; targets are brought to each resolution by nearest
     neighbour.
@@ -47,19 +49,27 @@ class SegmentationLoss(nn.Module):
         batch_dice: see :func:`soft_dice_loss`.
         background: Dice includes the background of plain labels.
         cross_entropy: add the cross-entropy; otherwise Dice alone.
+        auxiliary: weight of an auxiliary head's output; None where outputs are resolutions.
 
     References:
         Isensee et al., nnU-Net, Nature Methods 18, 2021, doi 10.1038/s41592-020-01008-z.
     """
 
     def __init__(
-        self, *, regions: bool, batch_dice: bool, background: bool = False, cross_entropy: bool = True
+        self,
+        *,
+        regions: bool,
+        batch_dice: bool,
+        background: bool = False,
+        cross_entropy: bool = True,
+        auxiliary: float | None = None,
     ) -> None:
         super().__init__()
         self.regions = regions
         self.batch_dice = batch_dice
         self.background = background
         self.cross_entropy = cross_entropy
+        self.auxiliary = auxiliary
 
     def forward(
         self, logits: Tensor | Sequence[Tensor], target: Tensor, valid: Tensor | None = None
@@ -72,7 +82,7 @@ class SegmentationLoss(nn.Module):
             valid: mask of annotated voxels, or None.
         """
         scales = [logits] if isinstance(logits, Tensor) else list(logits)
-        weights = scale_weights(len(scales))
+        weights = scale_weights(len(scales), self.auxiliary)
         total: dict[str, Tensor] = {}
         for weight, scale in zip(weights, scales, strict=True):
             if weight == 0:
@@ -101,8 +111,16 @@ class SegmentationLoss(nn.Module):
         }
 
 
-def scale_weights(scales: int) -> list[float]:
-    """Weight of each resolution: ``1 / 2^i``, the coarsest 0 where there are several, summing to 1."""
+def scale_weights(scales: int, auxiliary: float | None = None) -> list[float]:
+    """Weight of each resolution: ``1 / 2^i``, the coarsest 0 where there are several, summing to 1.
+
+    With an auxiliary head the first output weighs 1 and every other as given.
+
+    >>> scale_weights(2), scale_weights(2, 0.5)
+    ([1.0, 0.0], [1.0, 0.5])
+    """
+    if auxiliary is not None:
+        return [1.0] + [auxiliary] * (scales - 1)
     raw = [0.5**i for i in range(scales)]
     if scales > 1:
         raw[-1] = 0.0

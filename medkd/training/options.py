@@ -32,7 +32,9 @@ class RunOptions:
         overwrite: throw away what an earlier run left in the fold folder.
         tag: text added to the run's name, for runs that differ in settings which the name does not show.
         workers: loader processes; None follows from the cores, 0 loads in the training process.
-        method_parameters: ``method.parameter`` → value.
+        method_parameters: ``method.parameter`` → value; it wins over a protocol's.
+        protocol: name or file of a published protocol whose settings are taken, ``none`` for no protocol; None takes
+            the plan's.
         validate: predict and score the fold's validation cases at the end.
 
     Raises:
@@ -52,6 +54,7 @@ class RunOptions:
     tag: str | None = None
     workers: int | None = None
     method_parameters: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
     validate: bool = True
 
     whole_numbers: ClassVar[Mapping[str, int]] = {

@@ -202,6 +202,7 @@ def make_job(
         LeakError: the model, or the weights that training starts from, have seen validation cases of this fold.
         MedkdError: anything else that does not fit.
     """
+    data = task.follow(data, network, method, None if model is None else model.network_name)
     task.check(data, network, method)
     data = replace(data, split=task.with_unlabelled(data, method))
     _warn_of_absent_structures(task, data)

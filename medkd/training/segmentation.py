@@ -77,6 +77,7 @@ class SegmentationTrainer(Trainer):
             batch_dice=data.configuration.batch_dice,
             background=data.rule.dice_background,
             cross_entropy=data.rule.cross_entropy,
+            auxiliary=network.auxiliary_weight if data.rule.auxiliary is None else data.rule.auxiliary,
         )
         self._augment, self._read = self._augmentation()
         self._validation: list[Batch] | None = None

@@ -255,6 +255,10 @@ def loop_settings(job: SegmentationJob) -> LoopSettings:
         nesterov=rule.nesterov,
         floor=(rule.distilled_floor or 0.0) if distilled else rule.floor,
         per_step=rule.decay == "step",
+        warmup=rule.warmup,
+        schedule=rule.schedule,
+        milestones=rule.milestones,
+        optimizer=rule.optimizer,
     )
 
 

@@ -13,6 +13,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
+from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.core.splits import Split
 from medkd.distillation import METHODS
@@ -28,6 +29,7 @@ from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
 from medkd.training.options import TrainOptions
 from medkd.training.plausibility import Score, number_at
+from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import INIT_FROM_TEACHER, SegmentationLesson
 from medkd.training.unlabelled import split_with_unlabelled
 from medkd.training.validation import finish_fold
@@ -115,6 +117,16 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         """Take over the preprocessing of a teacher that was trained elsewhere, where there is no plan yet."""
         prepare_if_new(dataset, model, options.root)
 
+    def follow(self, data: SegmentationFold, network: str, method: str | None, teacher: str | None) -> SegmentationFold:
+        """The protocol that is asked for, else the plan's; its rows set what the user did not."""
+        plan = chosen_plan(data.plan, data.options.protocol, data.description)
+        plan, found = followed(plan, method, network, teacher)
+        given = data.options.method_parameters
+        parameters = merged_parameters(found, given)
+        named = plan.protocol.name if plan.protocol and (found.sources or data.options.protocol) else None
+        options = replace(data.options, method_parameters=parameters)
+        return replace(data, plan=plan, options=options, protocol=named, published=published_lines(found, given))
+
     def network_label(self, network: str, options: TrainOptions) -> str:
         """The network, and by how much its channels are divided."""
         return network if options.width_divisor == 1 else f"{network}_w{options.width_divisor}"
@@ -129,7 +141,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         budget = Budget(
             options.epochs or epochs,
             options.iterations_per_epoch or rule.iterations_per_epoch,
-            options.batch_size or planned.batch_size,
+            options.batch_size or (rule.batch_size if options.protocol else None) or planned.batch_size,
             options.learning_rate or rule.learning_rate,
             options.seed,
         )
@@ -223,7 +235,8 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
     planned = configuration.architecture(network)
     # a teacher is best on the patch it was trained on: another size changes how much padding it sees
     # (several teachers have none in common)
-    known = planned.patch_size if teacher is None else teacher.model.describe().patch_size or planned.patch_size
+    known = _patch_alone(data, network) if teacher is None else teacher.model.describe().patch_size
+    known = known or planned.patch_size
     size = fit_patch(network, options.patch_size or known)
     if len(size) != configuration.rank:
         raise RunError(f"--patch-size needs {configuration.rank} values for {data.configuration}, found {len(size)}.")
@@ -236,6 +249,16 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
         width_divisor=options.width_divisor,
         deep_supervision=NETWORKS[network].deep_supervision,
     )
+
+
+def _patch_alone(data: SegmentationFold, network: str) -> tuple[int, ...] | None:
+    """The patch of a protocol that is asked for, of a network that is not planned; a plan that follows the protocol has
+    it already.
+    """
+    configuration, patch = configured(data), rule_of(data.plan).patch_size
+    if not data.options.protocol or network in configuration.architectures:
+        return None
+    return patch if patch is not None and len(patch) == configuration.rank else None
 
 
 def _averages_targets(options: TrainOptions, method: str) -> bool:

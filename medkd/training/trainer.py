@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,8 @@ from medkd.training.options import PrecisionName
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ABSURD_NORM = 1e6
+_STEP = 0.1  # what a milestone leaves of the learning rate
+_ROUNDING = 1e-9  # of shares of the training, such as 8 of 12 epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class LoopSettings:
         floor: learning rate at the end.
         per_step: change the learning rate with every step instead of every epoch.
         warmup: steps over which the learning rate rises linearly to what it would be without.
+        schedule: ``poly`` is the decay above, ``cosine`` takes ``(1 + cos πt) / 2`` for ``(1 − t)^power``, ``steps`` a
+            tenth for every milestone before ``t``.
+        milestones: shares of the training, of ``steps``.
+        optimizer: ``sgd``, or ``adamw`` without momentum.
     """
 
     budget: Budget
@@ -60,13 +66,25 @@ class LoopSettings:
     floor: float = 0.0
     per_step: bool = False
     warmup: int = 0
+    schedule: Literal["poly", "cosine", "steps"] = "poly"
+    milestones: tuple[float, ...] = ()
+    optimizer: Literal["sgd", "adamw"] = "sgd"
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """The learning rate of a step, counted from the start of the training."""
         b = self.budget
         done = step / (b.epochs * b.iterations_per_epoch) if self.per_step else epoch / b.epochs
-        rate = self.floor + (b.learning_rate - self.floor) * (1 - done) ** self.power
+        rate = self.floor + (b.learning_rate - self.floor) * self._remaining(done)
         return rate * (step + 1) / self.warmup if step < self.warmup else rate
+
+    def _remaining(self, done: float) -> float:
+        """What is left of the learning rate at a share of the training."""
+        if self.schedule == "cosine":
+            return (1 + cos(pi * done)) / 2
+        if self.schedule == "steps":
+            passed = [share for share in self.milestones if done >= share - _ROUNDING]
+            return float(_STEP ** len(passed))
+        return float((1 - done) ** self.power)
 
 
 class Trainer:
@@ -253,8 +271,10 @@ class Trainer:
         return [p for m in (self.network, *([helpers] if helpers else [])) for p in m.parameters() if p.requires_grad]
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """SGD on everything that is trained."""
+        """SGD or AdamW on everything that is trained."""
         s = self.settings
+        if s.optimizer == "adamw":
+            return torch.optim.AdamW(self._trained(), s.budget.learning_rate, weight_decay=s.weight_decay)
         return torch.optim.SGD(
             self._trained(), s.budget.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
         )

@@ -54,14 +54,18 @@ def fmt(name: str) -> dict:
 
 
 def test_every_shipped_protocol_is_valid_and_says_what_it_is_for() -> None:
-    assert set(protocol_names()) == {"acf_bckd", "mmseg_kd", "sfd_kd"} == {p.stem for p in FOLDER.glob("*.json")}
+    assert (
+        set(protocol_names())
+        == {"acf_bckd", "crosskd", "fourier_kd", "mmseg_kd", "sfd_kd"}
+        == {p.stem for p in FOLDER.glob("*.json")}
+    )
     assert set(read_protocols("acf_bckd").variants) == set(ACF)
     assert set(read_protocols("mmseg_kd").variants) == {"synapse_slices"}
     sfd = read_protocols("sfd_kd")
     assert (
         not sfd.variants
         and sfd.detection["grazpedwri_faster_rcnn"].image_size == 640
-        and sfd.detection["fracatlas_yolo"].epochs is None
+        and sfd.detection["fracatlas_yolo"].epochs == 300
     )
     for format in ACF:
         protocol = find_protocol("acf_bckd", fmt(format))
@@ -275,7 +279,7 @@ def test_training_uses_the_protocols_settings_and_the_users_options_win(
 ) -> None:
     rule = replace(find_protocol("acf_bckd", fmt("brats")).training, patch_size=None, batch_size=None)
     rule = replace(rule, epochs=4, distilled_epochs=2, iterations_per_epoch=3)
-    boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule))
+    boxes_with(tmp_path, replace(find_protocol("acf_bckd", fmt("brats")), training=rule, rows=()))
     seen: list[SegmentationTrainer] = []
     monkeypatch.setattr(SegmentationTrainer, "fit", lambda trainer, *, resume=False: seen.append(trainer))
     monkeypatch.setattr(training_run, "finish", lambda task, job: job.folder)

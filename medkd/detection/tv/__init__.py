@@ -13,9 +13,10 @@ from medkd.detection.base import DETECTORS, Detector, DetectorEntry, DetectorSpe
 if TYPE_CHECKING:
     from medkd.detection.job import DetectionJob
 
+_FASTER = ("r18", "r50", "r101", "efficientnet_lite0", "efficientnet_es")
 _KINDS = {
-    "faster_rcnn": ("Faster R-CNN", ("r18", "r50", "efficientnet_es", "resnest50", "swin_t", "pvt_v2_b5")),
-    "retinanet": ("RetinaNet", ("r18", "r50", "r101", "swin_t")),
+    "faster_rcnn": ("Faster R-CNN", (*_FASTER, "resnest50", "swin_t", "pvt_v2_b5")),
+    "retinanet": ("RetinaNet", ("r18", "r50", "r101", "x101_64x4d", "swin_t", "pvt_v2_b2", "mobilenet_v2")),
     "fcos": ("FCOS", ("r18", "r50", "r101")),
     "gfl": ("GFL (generalized focal loss)", ("r18", "r50", "r101")),
     "atss": ("ATSS", ("r18", "r50", "r101")),
@@ -24,6 +25,10 @@ _BACKBONES = {
     "r18": "ResNet-18",
     "r50": "ResNet-50",
     "r101": "ResNet-101",
+    "x101_64x4d": "ResNeXt-101 (64x4d)",
+    "mobilenet_v2": "MobileNetV2",
+    "pvt_v2_b2": "PVTv2-B2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
     "efficientnet_es": "EfficientNet-EdgeTPU-S",
     "resnest50": "ResNeSt-50",
     "swin_t": "Swin-T",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50, resnet101, swin_t
+from torchvision.models import resnet18, resnet50, resnet101, resnext101_64x4d, swin_t
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
@@ -95,8 +95,13 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
     "r50": lambda used: _ResNet(resnet50, (256, 512, 1024, 2048)),
     "r101": lambda used: _ResNet(resnet101, (256, 512, 1024, 2048)),
     "swin_t": _Swin,
+    "x101_64x4d": lambda used: _ResNet(resnext101_64x4d, (256, 512, 1024, 2048)),
+    "x101_32x4d": lambda used: _Timm("resnext101_32x4d"),
+    "mobilenet_v2": lambda used: _Timm("mobilenetv2_100"),
+    "efficientnet_lite0": lambda used: _Timm("efficientnet_lite0"),
     "efficientnet_es": lambda used: _Timm("efficientnet_es"),
     "resnest50": lambda used: _Timm("resnest50d"),
+    "pvt_v2_b2": lambda used: _Timm("pvt_v2_b2"),
     "pvt_v2_b5": lambda used: _Timm("pvt_v2_b5"),
 }
 
@@ -111,7 +116,9 @@ class Pyramid(nn.Module):
     al., "FCOS", ICCV 2019, arXiv 1904.01355.
 
     Args:
-        backbone: ``r18``, ``r50``, ``r101``, ``swin_t``, ``efficientnet_es``, ``resnest50`` or ``pvt_v2_b5``.
+        backbone: ``r18``, ``r50``, ``r101``, ``x101_64x4d``, ``swin_t`` (torchvision), ``x101_32x4d``,
+            ``mobilenet_v2``, ``efficientnet_lite0``, ``efficientnet_es``, ``resnest50``, ``pvt_v2_b2`` or ``pvt_v2_b5``
+            (timm).
         first: finest level, 2 or 3.
 
     Attributes:

@@ -41,6 +41,7 @@ def loop_settings(job: DetectionJob) -> LoopSettings:
     """How the loop runs: the plan's values where it has them."""
     plan = job.plan
     budget = replace(job.budget, iterations_per_epoch=steps_per_epoch(job))
+    steps = budget.epochs * budget.iterations_per_epoch
     return LoopSettings(
         budget=budget,
         device=job.device,
@@ -48,12 +49,14 @@ def loop_settings(job: DetectionJob) -> LoopSettings:
         save_every=1,
         momentum=_MOMENTUM if plan.momentum is None else plan.momentum,
         weight_decay=_WEIGHT_DECAY if plan.weight_decay is None else plan.weight_decay,
-        clip=_CLIP,
+        clip=(_CLIP if plan.clip is None else plan.clip) or None,
         power=0.9 if plan.final_learning_rate is None else 1.0,
         nesterov=False,
         floor=plan.final_learning_rate or 0.0,
         per_step=True,
-        warmup=min(_WARMUP_STEPS, int(_WARMUP_SHARE * budget.epochs * budget.iterations_per_epoch)),
+        warmup=min(_WARMUP_STEPS if plan.warmup is None else plan.warmup, int(_WARMUP_SHARE * steps)),
+        schedule="steps" if plan.milestones else "poly",
+        milestones=tuple(epoch / budget.epochs for epoch in plan.milestones),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medkd.core.errors import MethodError
 from medkd.core.features import Outputs, Target
 from medkd.distillation.base import METHODS, Context, Method, Variant, masked_mean
 from medkd.distillation.options import positive
@@ -21,8 +22,9 @@ class KD(Method):
 
     which depends neither on the patch size nor on the batch nor on the number of classes. For regions the divergence is
     the sum over channels of the binary one. ``variant="paper"`` is the released code of the 3D comparison: ``10 · mean
-    over voxels and classes`` of the same divergence at ``τ = 1`` without ``τ²``, and for regions ``10 · mean (σ(z_S) −
-    σ(z_T))²``.
+    over voxels and classes`` of the same divergence at ``τ = 1`` without ``τ²`` (the 2D library has it: ``squared``),
+    and for regions ``10 · mean (σ(z_S) − σ(z_T))²``, which is what that code computes of classes as well unless it is
+    told otherwise (``sigmoid``).
 
     Citation: G. Hinton, O. Vinyals, J. Dean, NIPS Deep Learning Workshop 2014, arXiv 1503.02531.
 
@@ -34,6 +36,8 @@ class KD(Method):
             that are paid twice per voxel predict background longer.
         temperature: ``τ``.
         variant: ``default`` or ``paper``.
+        squared: multiply the paper variant by ``τ²``.
+        sigmoid: the paper variant compares classes by their sigmoids, too.
     """
 
     citation = "Hinton, Vinyals, Dean; NIPS-W 2014; arXiv 1503.02531"
@@ -43,9 +47,19 @@ class KD(Method):
     bound = "a few copies of the logits"
 
     def __init__(
-        self, context: Context, weight: float | None = None, temperature: float = 1.0, variant: Variant = "default"
+        self,
+        context: Context,
+        weight: float | None = None,
+        temperature: float = 1.0,
+        variant: Variant = "default",
+        squared: bool = False,
+        sigmoid: bool = False,
     ) -> None:
         super().__init__(context)
+        if (sigmoid or squared) and variant != "paper":
+            raise MethodError("kd.sigmoid and kd.squared are readings of released code; add kd.variant=paper.")
+        self.squared = squared
+        self.sigmoids = context.regions or sigmoid
         self.paper = variant == "paper"
         self.weight = positive("kd", "weight", weight if weight is not None else self._default())
         self.temperature = positive("kd", "temperature", temperature)
@@ -64,6 +78,7 @@ class KD(Method):
 
     def _paper(self, student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
         t = self.temperature
-        if self.context.regions:
+        if self.sigmoids:
             return masked_mean((torch.sigmoid(student / t) - torch.sigmoid(teacher / t)) ** 2, valid)
-        return masked_mean(voxel_kl(student, teacher, False, t), valid) / student.shape[1]
+        scale = t**2 if self.squared else 1.0
+        return scale * masked_mean(voxel_kl(student, teacher, False, t), valid) / student.shape[1]

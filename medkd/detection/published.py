@@ -1,0 +1,67 @@
+"""Following a protocol when a detector is trained: its rows are checked when it is read, and set what they say before
+anything is built.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from medkd.core.dataset import DatasetDescription
+from medkd.core.protocol import DetectionProtocol
+from medkd.core.protocol_files import find_detection_protocol
+from medkd.core.protocol_rows import NO_PROTOCOL, Published, check_rows, published_for, with_settings
+from medkd.detection.base import DETECTORS
+from medkd.detection.families import register_detectors
+from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.plan import DetectionPlan
+from medkd.detection.planner import follow_training
+from medkd.distillation import METHODS, parameters_of
+
+_log = logging.getLogger(__name__)
+
+
+def check_protocol(name: str, protocol: DetectionProtocol) -> None:
+    """See that every row of a protocol is about methods, parameters, detectors and settings that exist.
+
+    Raises:
+        MedkdError: the first one that is not.
+    """
+    register_detectors()
+    methods: dict[str, Any] = {}
+    for method in METHODS:
+        if METHODS[method].detection:
+            methods[method] = parameters_of(METHODS[method])
+    for method in DETECTION_METHODS:
+        methods[method] = parameters_of(DETECTION_METHODS[method])
+    check_rows(protocol.rows, name, protocol, methods, DETECTORS)
+
+
+def followed(
+    plan: DetectionPlan, text: str | None, description: DatasetDescription, row: tuple[str | None, str, str | None]
+) -> tuple[DetectionPlan, Published]:
+    """The plan as a protocol and its rows for this training say, and what the rows say.
+
+    Args:
+        plan: of the data set.
+        text: value of ``--protocol``; None keeps the plan's, ``none`` takes it out.
+        description: of the data set.
+        row: method, network and the teacher's network.
+
+    Raises:
+        MedkdError: there is no such protocol for this data set, or a setting has the wrong form.
+    """
+    if text == NO_PROTOCOL:
+        return replace(plan, protocol="", rows=()), Published()
+    if text is not None:
+        name, protocol = find_detection_protocol(text, description.extra)
+        if plan.protocol != name:
+            _log.warning("the data were planned by %s, not by %s", plan.protocol or "medkd's own rules", name)
+        plan = follow_training(plan, name, protocol)
+    found = published_for(plan.rows, *row)
+    if not found.training:
+        return plan, found
+    rule = DetectionProtocol(image_size=plan.image_size, batch_size=plan.batch_size)
+    rule = with_settings(rule, found.training, f"Protocol {plan.protocol}")
+    return follow_training(plan, plan.protocol, replace(rule, rows=plan.rows)), found
