@@ -5,6 +5,7 @@ MONAI and timm, which take seconds to load, are imported when a network of their
 
 from medkd.networks import (
     attention_unet,
+    deeplabv3,
     espnetv2,
     fcn,
     fcn_d8,
@@ -13,6 +14,7 @@ from medkd.networks import (
     missformer,
     mobile_unet,
     plain_unet,
+    pspnet,
     res_unet,
     resenc_unet,
     resnet_unet,
@@ -20,6 +22,7 @@ from medkd.networks import (
     swin_unetr,
     transunet,
     transunet_paper,
+    unet_d8,
     unet_tiny,
 )
 from medkd.networks.base import NETWORKS, NetworkEntry, SegmentationNetwork, build_network, fit_patch
@@ -30,6 +33,7 @@ __all__ = [
     "SegmentationNetwork",
     "attention_unet",
     "build_network",
+    "deeplabv3",
     "espnetv2",
     "fcn",
     "fcn_d8",
@@ -39,6 +43,7 @@ __all__ = [
     "missformer",
     "mobile_unet",
     "plain_unet",
+    "pspnet",
     "res_unet",
     "resenc_unet",
     "resnet_unet",
@@ -46,5 +51,6 @@ __all__ = [
     "swin_unetr",
     "transunet",
     "transunet_paper",
+    "unet_d8",
     "unet_tiny",
 ]

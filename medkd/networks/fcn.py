@@ -15,7 +15,7 @@ from medkd.networks.base import NETWORKS, NetworkEntry
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.initialization import kaiming_fan_out
 
-WIDTHS = {18: (64, 128, 256, 512), 50: (256, 512, 1024, 2048)}
+WIDTHS = {18: (64, 128, 256, 512), 50: (256, 512, 1024, 2048), 101: (256, 512, 1024, 2048)}
 STRIDES = (4, 8, 8, 8)
 NAMES = ("enc0", "enc1", "enc2", "bottleneck")
 
@@ -103,5 +103,5 @@ def enlarged(logits: Tensor) -> Tensor:
     return functional.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=False)
 
 
-for _depth in WIDTHS:
+for _depth in (18, 50):
     NETWORKS.register(f"fcn_r{_depth}")(NetworkEntry(build=Fcn, citation=Fcn.citation, ranks=(2,), divisor=8))
