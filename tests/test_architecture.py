@@ -39,11 +39,11 @@ TABLE: dict[str, set[str]] = {
     },
     "detection": {"core", "io", "networks", "distillation", "evaluation", "models", "training"},
     "api": {"core", "evaluation", "inference", "models", "training", "detection", "tasks"},
-    "reproduction": {"core"},
+    "reproduction": {"core", "tasks", "networks", "distillation", "evaluation", "detection", "dataset_conversion"},
     "register": {"core", "networks", "distillation", "detection", "dataset_conversion"},
     "cli": {
         *("core", "io", "networks", "distillation", "evaluation", "training", "detection"),
-        *("tasks", "api", "exporting", "dataset_conversion"),
+        *("tasks", "api", "exporting", "reproduction", "dataset_conversion"),
     },
     "dataset_conversion": {"core", "io", "tasks"},
 }

@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a folder of predictions"),
     "cross_validate": ("cross_validate", "put the folds of a run together"),
     "report": ("report", "one page: teacher, student alone and distilled student side by side"),
+    "reproduce": ("reproduce", "all runs of a recipe, resumable, and their table"),
     "list": ("list_entries", "networks, methods, data sets, runs"),
     "demo": ("demo", "the whole way on a phantom, or on your own folder"),
 }

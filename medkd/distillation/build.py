@@ -33,12 +33,27 @@ def build_method(
     Raises:
         MethodError: an unknown method or parameter, a bad value, or a method that is not defined for this context.
     """
-    kinds = _named(name, context, own)
+    kinds = _named(name, context.task, own)
     chosen = _parameters(name, kinds, method_parameters or {})
     built = {part: kind(context, **chosen[part]) for part, kind in kinds.items()}
     if len(built) == 1:
         return built[next(iter(built))]
     return JoinedMethods(context, built)
+
+
+def check_method(name: str, method_parameters: Mapping[str, Any], task: str, own: Methods | None = None) -> None:
+    """See that a method, or several joined by ``+``, exists for a task and takes some parameters; builds nothing.
+
+    Args:
+        name: as for :func:`build_method`.
+        method_parameters: likewise.
+        task: ``segmentation`` or ``detection``.
+        own: as for :func:`build_method`.
+
+    Raises:
+        MethodError: an unknown method or parameter, a bad value, or a method that is not defined for the task.
+    """
+    _parameters(name, _named(name, task, own), method_parameters)
 
 
 def parameters_of(method: type[Method]) -> dict[str, inspect.Parameter]:
@@ -49,7 +64,7 @@ def parameters_of(method: type[Method]) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def _named(name: str, context: Context, own: Methods | None) -> dict[str, type[Method]]:
+def _named(name: str, task: str, own: Methods | None) -> dict[str, type[Method]]:
     """The classes of the methods that ``name`` joins, by their names."""
     names = [part.strip() for part in name.split("+")]
     if len(set(names)) != len(names):
@@ -57,7 +72,7 @@ def _named(name: str, context: Context, own: Methods | None) -> dict[str, type[M
     kinds = {}
     for part in names:
         kinds[part] = own[part] if own is not None and part in own else METHODS[part]
-        if context.task == "detection" and not kinds[part].detection:
+        if task == "detection" and not kinds[part].detection:
             raise MethodError(f"'{part}' is not defined for detectors; see medkd_list methods for those that are.")
     return kinds
 

@@ -64,12 +64,12 @@ def _number(value: float) -> str:
 def latex_text(report: Report) -> str:
     """The table of runs for a paper (packages booktabs): scores with intervals, difference to the teacher, size."""
     metrics, main = report.task.metrics, report.task.main
-    head = ["Run", *(_escaped(metric.name) for metric in metrics)]
-    head += [f"{_escaped(main.name)} $-$ teacher", "Parameters"]
+    head = ["Run", *(latex_escaped(metric.name) for metric in metrics)]
+    head += [f"{latex_escaped(main.name)} $-$ teacher", "Parameters"]
     columns = "l" + "r" * (len(head) - 1)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line(head), r"\midrule"]
     for entry in report.scored:
-        cells = [_escaped(entry.label)]
+        cells = [latex_escaped(entry.label)]
         for metric in metrics:
             cells.append(_cell(entry.scores.value(metric.key), metric.decimals))
         difference = report.difference(entry, report.teacher(entry))
@@ -91,5 +91,6 @@ def _cell(value: Interval | None, decimals: int, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]" if isfinite(value.low) else mean
 
 
-def _escaped(text: str) -> str:
+def latex_escaped(text: str) -> str:
+    """Text for LaTeX."""
     return text.translate(_ESCAPES)

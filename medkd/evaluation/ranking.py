@@ -1,0 +1,171 @@
+"""Comparing several methods at once: corrected p-values, seeds beside cases, how firm an order of methods is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan, sqrt
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from medkd.evaluation.statistics import LEVEL, RESAMPLES, Interval, PairedDifference, paired_difference
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6(2), 1979).
+
+    Args:
+        p_values: of the comparisons of one family; NaN stays NaN and does not count.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    places = [place for place, p in enumerate(p_values) if isfinite(p)]
+    places.sort(key=lambda place: p_values[place])
+    corrected = [nan] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(places):
+        largest = max(largest, min(1.0, (len(places) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0) -> PairedDifference:
+    """Mean of ``a − b`` where both were trained with several seeds: seeds and cases are both drawn anew.
+
+    Seeds are a random effect: another training would have another one. Each bootstrap sample draws the seeds of ``a``,
+    those of ``b`` and the cases with replacement, the cases the same for both (Owen, Annals of Applied Statistics 1(2),
+    2007, doi:10.1214/07-AOAS122). With one seed on each side it is
+    :func:`~medkd.evaluation.statistics.paired_difference`. The p-value is Wilcoxon's, of the cases' means over the
+    seeds.
+
+    Args:
+        a: ``(seeds, cases)``, NaN where there is no value.
+        b: ``(other seeds, cases)``, the same cases in the same order.
+        level: coverage of the interval.
+        seed: of the resampling.
+    """
+    first, second = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
+    known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
+    first, second = first[:, known], second[:, known]
+    plain = paired_difference(first.mean(axis=0), second.mean(axis=0), level, seed)
+    if len(first) == len(second) == 1 or plain.n < 2:
+        return plain
+    random = np.random.default_rng(seed)
+    samples = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        cases = random.integers(plain.n, size=plain.n)
+        mine = first[random.integers(len(first), size=len(first))][:, cases]
+        theirs = second[random.integers(len(second), size=len(second))][:, cases]
+        samples[number] = mine.mean() - theirs.mean()
+    low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
+    return PairedDifference(plain.mean, float(low), float(high), plain.n, plain.p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Where a method stands among others.
+
+    Attributes:
+        name: of the method.
+        mean: its rank, averaged over the cases; 1 is best.
+        place: of its mean score among all, from 1.
+        interval: of that place over bootstrap samples of the cases.
+        first: share of the samples in which it comes first.
+    """
+
+    name: str
+    mean: float
+    place: int
+    interval: Interval
+    first: float
+
+
+def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0) -> list[Rank]:
+    """How firm the order of methods by their mean score is, over bootstrap samples of the cases.
+
+    Wiesenfarth et al., Scientific Reports 11, 2021, doi:10.1038/s41598-021-82017-6.
+
+    Args:
+        scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
+        seed: of the resampling.
+
+    Returns:
+        The methods by their place.
+    """
+    names = list(scores)
+    table = np.array([np.asarray(scores[name], float) for name in names])
+    table = table[:, np.isfinite(table).all(axis=0)]
+    cases = table.shape[1]
+    if not names or not cases:
+        return []
+    places = stats.rankdata(-table.mean(axis=1), method="min").astype(int)
+    ranks = stats.rankdata(-table, axis=0).mean(axis=1)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(cases, size=(RESAMPLES, cases))
+    means = table[:, drawn].mean(axis=2)
+    sampled = stats.rankdata(-means, axis=0, method="min")
+    found = []
+    for index, name in enumerate(names):
+        low, high = np.percentile(sampled[index], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+        interval = Interval(float(places[index]), float(low), float(high), cases)
+        first = float((sampled[index] == 1).mean())
+        found.append(
+            Rank(name=name, mean=float(ranks[index]), place=int(places[index]), interval=interval, first=first)
+        )
+    return sorted(found, key=lambda rank: (rank.place, rank.name))
+
+
+@dataclass(frozen=True)
+class CriticalDifference:
+    """Groups of methods that the Nemenyi test cannot tell apart.
+
+    Attributes:
+        distance: of mean ranks from which two methods differ at 5 %.
+        p: of Friedman's test that any methods differ.
+        groups: names of neighbours by mean rank that do not differ, at least two each.
+    """
+
+    distance: float
+    p: float
+    groups: tuple[tuple[str, ...], ...]
+
+
+def critical_difference(scores: Mapping[str, ArrayLike]) -> CriticalDifference | None:
+    """Friedman's and Nemenyi's tests over cases (Demšar, JMLR 7, 2006).
+
+    Args:
+        scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
+
+    Returns:
+        None for fewer than three methods or cases.
+    """
+    names = list(scores)
+    table = np.array([np.asarray(scores[name], float) for name in names])
+    if len(names) < 3:
+        return None
+    table = table[:, np.isfinite(table).all(axis=0)]
+    cases = table.shape[1]
+    if cases < 3:
+        return None
+    p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
+    quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
+    distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * cases)))
+    ranks = stats.rankdata(-table, axis=0).mean(axis=1)
+    order = sorted(range(len(names)), key=lambda index: ranks[index])
+    return CriticalDifference(distance, p, _groups(order, ranks, distance, names))
+
+
+def _groups(order: list[int], ranks: np.ndarray, distance: float, names: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Longest stretches of neighbours within the distance, none inside another."""
+    stretches: list[tuple[int, int]] = []
+    for start in range(len(order)):
+        end = start
+        while end + 1 < len(order) and ranks[order[end + 1]] - ranks[order[start]] < distance:
+            end += 1
+        inside = stretches and end <= stretches[-1][1]
+        if end > start and not inside:
+            stretches.append((start, end))
+    return tuple(tuple(names[index] for index in order[start : end + 1]) for start, end in stretches)

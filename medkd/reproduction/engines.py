@@ -1,0 +1,114 @@
+"""Where the commands of a recipe run: on this machine, on a Ray cluster, or under Slurm. None schedules by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from medkd.core.errors import RunError
+from medkd.core.plugins import Lazy
+
+ENGINES = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A command to run.
+
+    Attributes:
+        name: of the run.
+        command: words, the program first.
+        output: file for its standard output.
+        log: file for its standard error.
+        environment: further variables.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    output: Path
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an engine is asked for.
+
+    Attributes:
+        jobs: most commands at a time; None follows from the devices.
+        gpus: per command; a part of one lets several commands share it.
+        cpus: per command.
+        memory_gb: per command; None asks for none in particular.
+        address: of a Ray cluster; None starts one on this machine.
+        options: of Slurm, such as ``{"partition": "gpu", "timeout_min": "600"}``.
+        folder: for the engine's own files, on a file system that all machines share.
+    """
+
+    jobs: int | None = None
+    gpus: float = 0.0
+    cpus: int = 1
+    memory_gb: float | None = None
+    address: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+
+
+AGAIN = -1
+"""The exit status of a command that an earlier runner began and whose own nobody saw: it is begun again, and goes on
+from what it kept."""
+
+
+class Handle(Protocol):
+    """A command that was begun."""
+
+    ticket: str
+    """By which :meth:`Engine.find` finds it when the runner was killed; empty where it ends with the runner."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs commands."""
+
+    def free(self) -> int:
+        """How many more commands may be begun now."""
+        ...
+
+    def begin(self, orders: Sequence[Order]) -> Sequence[Handle]:
+        """Begin some commands; :meth:`free` said that there is room.
+
+        Raises:
+            RunError: the engine refuses.
+        """
+        ...
+
+    def find(self, ticket: str) -> Handle | None:
+        """A command that an earlier runner began and that still runs; None where it has ended."""
+        ...
+
+    def stop(self) -> None:
+        """End what runs; each command keeps what it has computed."""
+        ...
+
+
+_KNOWN = {
+    "local": Lazy("medkd.reproduction.local:LocalEngine"),
+    "ray": Lazy("medkd.reproduction.ray_cluster:RayEngine"),
+    "slurm": Lazy("medkd.reproduction.slurm:SlurmEngine"),
+}
+
+
+def make_engine(name: str, needs: Needs) -> Engine:
+    """An engine by its name.
+
+    Raises:
+        RunError: there is none of this name, its package is not installed, or it cannot be reached.
+    """
+    if name not in _KNOWN:
+        raise RunError(f"--engine must be one of {', '.join(ENGINES)}, found '{name}'.")
+    engine: Engine = _KNOWN[name](needs)
+    return engine

@@ -1,0 +1,256 @@
+"""A recipe as a graph of commands: what has to be done, and what must be there before."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from medkd.core.errors import DataError, RunError
+from medkd.core.serial import nearest
+from medkd.reproduction.recipe import Recipe, TeacherRow
+from medkd.tasks import every_task
+
+PREPARE = "prepare"
+Kind = Literal["prepare", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """In a command: the name of the run that another node trained."""
+
+    node: str
+
+
+Word = str | Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One command.
+
+    Attributes:
+        name: unique, and part of file names.
+        kind: ``prepare``, ``teacher`` or ``student``.
+        words: of the command, after ``medkd``; names of runs are known when these are there.
+        needs: nodes that must be done before.
+        teacher: the row's teacher; None for a network alone.
+        student: the row's student; None for a teacher.
+        method: the row's method; None for a teacher.
+        fold: ``0`` to ``4`` or ``all``.
+        seed: of the training.
+    """
+
+    name: str
+    kind: Kind
+    words: tuple[Word, ...]
+    needs: tuple[str, ...] = ()
+    teacher: str | None = None
+    student: str | None = None
+    method: str | None = None
+    fold: str = ""
+    seed: int = 0
+
+    def command(self, runs: Mapping[str, str]) -> list[str]:
+        """The words, with the names of the runs that other nodes trained."""
+        return [runs[word.node] if isinstance(word, Trained) else word for word in self.words]
+
+    def shown(self) -> str:
+        """The command for people; runs that are not there yet stand as ``<node>``."""
+        words = [f"<{word.node}>" if isinstance(word, Trained) else word for word in self.words]
+        return f"medkd_{words[0]} {shlex.join(words[1:])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a recipe is worked on.
+
+    Attributes:
+        name: of the recipe, which becomes a part of its runs' names.
+        root: medkd's folder.
+        models: teacher → folder, for teachers from elsewhere.
+        device: of every training; None leaves it to medkd.
+    """
+
+    name: str
+    root: Path
+    models: Mapping[str, Path]
+    device: str | None = None
+
+
+def build_graph(recipe: Recipe, place: Place) -> dict[str, Node]:
+    """All commands of a recipe by their names, in an order in which they may be done.
+
+    Raises:
+        DataError: a setting is none of a training's options.
+    """
+    builder = _Builder(recipe, place)
+    builder.prepare()
+    for name in recipe.teachers:
+        for fold in recipe.folds:
+            builder.teacher(name, fold)
+    for teacher, student, method in recipe.combinations():
+        for seed in recipe.seeds:
+            for fold in recipe.folds:
+                builder.student(teacher, student, method, fold, seed)
+    return builder.nodes
+
+
+def chosen_nodes(nodes: Mapping[str, Node], patterns: Sequence[str]) -> dict[str, Node]:
+    """The nodes whose names fit a pattern, with all that they need; all nodes where there is no pattern.
+
+    Raises:
+        RunError: a pattern fits nothing.
+    """
+    wanted = set() if patterns else set(nodes)
+    for pattern in patterns:
+        fitting = [name for name in nodes if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise RunError(
+                f"--only: no run is called '{pattern}'.{nearest(pattern, nodes)} --status lists the names; * stands "
+                "for any letters."
+            )
+        wanted.update(fitting)
+    open_names = list(wanted)
+    while open_names:
+        for need in nodes[open_names.pop()].needs:
+            if need not in wanted:
+                wanted.add(need)
+                open_names.append(need)
+    return {name: node for name, node in nodes.items() if name in wanted}
+
+
+class _Builder:
+    """Adds nodes one by one; a teacher's node comes before those that need it."""
+
+    def __init__(self, recipe: Recipe, place: Place) -> None:
+        self.recipe, self.place = recipe, place
+        self.nodes: dict[str, Node] = {}
+        self.dataset = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
+
+    def prepare(self) -> None:
+        words = ["plan_and_preprocess", "-d", self.dataset, *self._root()]
+        if self.recipe.protocol is not None:
+            words += ["--protocol", self.recipe.protocol]
+        for option, value in self.recipe.dataset.prepare.items():
+            if option == "like":
+                words += ["--like", str(self.place.models[str(value)])]
+            else:
+                words += _flag(option, value)
+        self._add(Node(name=PREPARE, kind="prepare", words=tuple(words)))
+
+    def teacher(self, name: str, fold: str) -> str:
+        """Adds a teacher's node, where it is not there; returns the node's name."""
+        node_name = f"{name}-fold{fold}"
+        if node_name in self.nodes:
+            return node_name
+        row, words, needs = self.recipe.teachers[name], list[Word](), [PREPARE]
+        if row.model is not None:
+            words = ["score_teacher", self.dataset, str(self.place.models[name]), fold, *self._root()]
+            words += _flag("device", self.place.device)
+        else:
+            above = None if row.taught_by is None else self._taught(row.taught_by, fold, needs)
+            words = self._training(str(row.network), above, row.method, fold)
+            way = {} if row.method is None else self.recipe.methods[row.method].settings
+            words += self._options((way, row.settings), self.recipe.seeds[0], f"{self.place.name}-{name}")
+        self._add(Node(name=node_name, kind="teacher", words=tuple(words), needs=tuple(needs), teacher=name, fold=fold))
+        return node_name
+
+    def student(self, teacher: str | None, student: str, method: str, fold: str, seed: int) -> None:
+        row, way = self.recipe.students[student], self.recipe.methods[method]
+        needs = [PREPARE]
+        above = None if teacher is None else self._taught(teacher, fold, needs)
+        words = self._training(row.network, above, method, fold)
+        settings = (row.settings, way.settings)
+        words += self._options(settings, seed, f"{self.place.name}-{student}-{method}-s{seed}")
+        origin = "" if teacher is None else f"-from-{teacher}"
+        self._add(
+            Node(
+                name=f"{student}-{method}{origin}-seed{seed}-fold{fold}",
+                kind="student",
+                words=tuple(words),
+                needs=tuple(needs),
+                teacher=teacher,
+                student=student,
+                method=method,
+                fold=fold,
+                seed=seed,
+            )
+        )
+
+    def _taught(self, teacher: str, fold: str, needs: list[str]) -> Word:
+        """A teacher as a word of a command; a trained one is needed before."""
+        row: TeacherRow = self.recipe.teachers[teacher]
+        if row.model is not None:
+            return str(self.place.models[teacher])
+        node = self.teacher(teacher, fold)
+        needs.append(node)
+        return Trained(node)
+
+    def _training(self, network: str, teacher: Word | None, method: str | None, fold: str) -> list[Word]:
+        if teacher is None or method is None:
+            return ["train", self.dataset, network, fold]
+        row = self.recipe.methods[method]
+        words: list[Word] = ["train_distill", self.dataset, teacher, network, row.method, fold]
+        for parameter, value in row.parameters.items():
+            words += ["--set", f"{parameter}={_text(value)}"]
+        return words
+
+    def _options(self, settings: Iterable[Mapping[str, Any]], seed: int, tag: str) -> list[str]:
+        merged: dict[str, Any] = dict(self.recipe.settings)
+        for part in settings:
+            merged |= part
+        if self.place.device is not None:
+            merged["device"] = self.place.device
+        words = []
+        for name, value in merged.items():
+            _check_option(name)
+            words += _flag(name, value)
+        return [*words, "--seed", str(seed), "--tag", tag, "--continue", *self._root()]
+
+    def _root(self) -> list[str]:
+        return ["--root", str(self.place.root)]
+
+    def _add(self, node: Node) -> None:
+        if node.name in self.nodes:
+            raise DataError(f"The recipe has two runs called '{node.name}'; rename a teacher, student or method.")
+        self.nodes[node.name] = node
+
+
+def _check_option(name: str) -> None:
+    known = set[str]()
+    for task in every_task():
+        known |= {field.name for field in fields(task.column("training_options"))}
+    if name not in known:
+        raise DataError(f"The recipe's settings hold '{name}', which no training takes.{nearest(name, known)}")
+
+
+_SWITCHES: dict[str, Callable[[Any], list[str]]] = {
+    "validate": lambda value: [] if value else ["--no-validate"],
+    "mirror_axes": lambda value: ["--mirror-axes", *(map(str, value) if value else ["none"])],
+    "teachers": lambda value: [word for teacher in value for word in ("--teacher", str(teacher))],
+}
+"""Options whose words differ from their names."""
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """An option of a command: nothing where it is None or False, several words for a list."""
+    if value is None:
+        return []
+    if name in _SWITCHES:
+        return _SWITCHES[name](value)
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [flag, *map(_text, values)]
+
+
+def _text(value: Any) -> str:
+    """A JSON value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,246 @@
+"""A recipe from its file to its table: what ``medkd_reproduce`` does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medkd.core.errors import DataError, RunError
+from medkd.core.files import atomic_path, write_json
+from medkd.core.paths import Root
+from medkd.core.serial import nearest
+from medkd.evaluation.report.data import MARGIN
+from medkd.reproduction.checks import unknown_names
+from medkd.reproduction.engines import Engine, Needs, make_engine
+from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
+from medkd.reproduction.recipe import Recipe, load_recipe
+from medkd.reproduction.results import Results, collect
+from medkd.reproduction.runner import Outcome, Runner, ensure_data
+from medkd.reproduction.state import State
+from medkd.reproduction.table import WRITERS, json_rows
+
+_CONVERT = "convert"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """How a recipe is worked on.
+
+    Attributes:
+        root: medkd's folder; None takes ``$MEDKD_ROOT``, else ``./medkd_data``.
+        data: the data set as downloaded, where it is not converted yet.
+        models: teacher → folder, for teachers from elsewhere; others are looked for beside the recipe.
+        only: names or patterns of runs; with what they need. All where empty.
+        engine: ``local``, ``ray`` or ``slurm``.
+        needs: what the engine is asked for.
+        device: of every training; None leaves it to medkd.
+        margin: the loss of the main metric up to which a student may replace its teacher.
+    """
+
+    root: Path | None = None
+    data: Path | None = None
+    models: Mapping[str, Path] = field(default_factory=dict)
+    only: Sequence[str] = ()
+    engine: str = "local"
+    needs: Needs = field(default_factory=Needs)
+    device: str | None = None
+    margin: float = MARGIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A recipe that was read.
+
+    Attributes:
+        recipe: its content.
+        nodes: its runs.
+        state: what became of them.
+        root: medkd's folders.
+        options: how it is worked on.
+    """
+
+    recipe: Recipe
+    nodes: Mapping[str, Node]
+    state: State
+    root: Root
+    options: ReproduceOptions
+
+    def results(self) -> Results:
+        """The table as far as it is known."""
+        return collect(self.recipe, self.nodes, self.state.read(), self.options.margin)
+
+    def write(self) -> list[Path]:
+        """Write the table in every form; returns the files."""
+        results = self.results()
+        written = []
+        for name, writer in WRITERS.items():
+            path = self.state.folder / name
+            with atomic_path(path) as temporary:
+                temporary.write_text(writer(results), encoding="utf-8")
+            written.append(path)
+        path = self.state.folder / "table.json"
+        write_json(path, {"title": results.title, "source": results.source, "rows": json_rows(results)})
+        return [*written, path]
+
+
+def open_recipe(path: Path, options: ReproduceOptions) -> Work:
+    """Read a recipe and lay out its runs; nothing is written or started.
+
+    Args:
+        path: of the recipe.
+        options: how it is worked on.
+
+    Raises:
+        DataError: the recipe, or a setting in it, means nothing.
+        RunError: a model is named that the recipe does not have.
+    """
+    recipe = load_recipe(path)
+    root = Root.resolve(options.root)
+    for name in options.models:
+        if name not in recipe.teachers or recipe.teachers[name].model is None:
+            known = [teacher for teacher, row in recipe.teachers.items() if row.model is not None]
+            raise RunError(
+                f"--model: the recipe has no teacher '{name}' from elsewhere.{nearest(name, known)} There are: "
+                f"{', '.join(known) or 'none'}."
+            )
+    models = {}
+    for name, row in recipe.teachers.items():
+        if row.model is not None:
+            chosen = options.models.get(name) or path.parent / row.model
+            models[name] = Path(chosen).absolute()
+    place = Place(name=path.stem, root=root.raw.parent, models=models, device=options.device)
+    state = State(root.raw.parent, path.stem)
+    return Work(recipe=recipe, nodes=build_graph(recipe, place), state=state, root=root, options=options)
+
+
+def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Callable[[str], None] = print) -> Outcome:
+    """Do what is missing of a recipe and write its table, also when it is stopped.
+
+    Args:
+        path: of the recipe.
+        options: how; None is the defaults.
+        say: takes a line about the progress.
+
+    Returns:
+        What is done, and what failed and why.
+
+    Raises:
+        DataError: the recipe means nothing, or its data set or a model is not there.
+        RunError: the engine cannot be had.
+    """
+    work = open_recipe(Path(path), options or ReproduceOptions())
+    for sentence in unknown_names(work.recipe):
+        raise DataError(f"{path}: {sentence}")
+    _refuse_missing_models(work)
+    nodes = chosen_nodes(work.nodes, work.options.only)
+    conversion = ensure_data(work.recipe, work.root, work.options.data, say)
+    if conversion is not None:
+        nodes = _with_conversion(nodes, (*conversion, "--root", str(work.root.raw.parent)))
+    needs = replace(work.options.needs, folder=work.state.folder)
+    engine: Engine = make_engine(work.options.engine, needs)
+    say(f"{len(nodes)} runs; records and logs: {work.state.folder}")
+    try:
+        return Runner(nodes, work.state, engine, say).run()
+    finally:
+        work.write()
+
+
+_MISSING = "missing: "
+
+
+def is_incomplete(lines: Sequence[str]) -> bool:
+    """Whether :func:`check` found that something is missing or unknown."""
+    return any(line.startswith((_MISSING, "unknown: ")) for line in lines)
+
+
+def check(path: str | Path, options: ReproduceOptions | None = None) -> list[str]:
+    """What is missing for a recipe, what it would cost, and whether its networks and methods exist, in lines.
+
+    Raises:
+        DataError: the recipe means nothing.
+    """
+    work = open_recipe(Path(path), options or ReproduceOptions())
+    recipe, lines = work.recipe, []
+    name = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
+    raw = work.root.raw_dataset(name)
+    if not (raw / "dataset.json").exists() and recipe.dataset.format != "phantom":
+        lines.append(f"{_MISSING}{raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
+    for teacher, folder in _models(work).items():
+        if not folder.exists():
+            lines.append(f"{_MISSING}the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
+    lines += [f"unknown: {sentence}" for sentence in unknown_names(recipe)]
+    lines += _costs(work)
+    return lines
+
+
+def _costs(work: Work) -> list[str]:
+    recipe = work.recipe
+    trained = [node for node in work.nodes.values() if node.words[0] in ("train", "train_distill")]
+    free = shutil.disk_usage(_existing(work.root.raw.parent)).free / 2**30
+    lines = [f"runs: {len(trained)} trainings; free disk space {free:.0f} GiB"]
+    steps = recipe.settings.get("epochs", 1000) * recipe.settings.get("iterations_per_epoch", 250)
+    if recipe.seconds_per_step is None:
+        lines.append("time: unknown, the recipe states no measured seconds per step")
+    else:
+        hours = recipe.seconds_per_step * steps * len(trained) / 3600
+        lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'}, at {steps} steps a run")
+    return lines
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _models(work: Work) -> dict[str, Path]:
+    """Teacher → folder, of those from elsewhere."""
+    found: dict[str, Path] = {}
+    for node in work.nodes.values():
+        if node.words[0] == "score_teacher" and node.teacher is not None:
+            found[node.teacher] = Path(str(node.words[2]))
+    return found
+
+
+def _refuse_missing_models(work: Work) -> None:
+    for teacher, folder in _models(work).items():
+        if not folder.exists():
+            raise DataError(f"The teacher '{teacher}' is not at {folder}; give --model {teacher}=FOLDER.")
+
+
+def _with_conversion(nodes: Mapping[str, Node], words: tuple[str, ...]) -> dict[str, Node]:
+    conversion = Node(name=_CONVERT, kind="prepare", words=words)
+    changed = dict(nodes)
+    if PREPARE in changed:
+        changed[PREPARE] = replace(changed[PREPARE], needs=(_CONVERT,))
+    return {_CONVERT: conversion, **changed}
+
+
+def status_lines(work: Work) -> list[str]:
+    """A line per run: what became of it, and its command."""
+    records = work.state.read()
+    lines = []
+    for name, node in work.nodes.items():
+        record = records.get(name)
+        status = "to do" if record is None else record.status
+        lines.append(f"{status:8}{name}: {node.shown()}")
+    return lines
+
+
+def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` → value by name.
+
+    Raises:
+        RunError: an entry is not of this form, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise RunError(f"{option} expects NAME=VALUE, found '{pair}'.")
+        if name in found:
+            raise RunError(f"{option}: '{name}' is given twice; leave one out.")
+        found[name] = value
+    return found

@@ -1,0 +1,284 @@
+"""The scores of a recipe's rows as far as they are known, and what can be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medkd.core.numbers import whole_number
+from medkd.core.run import RUN_FILE, RunDescription
+from medkd.core.serial import load
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.evaluation.ranking import (
+    CriticalDifference,
+    Rank,
+    critical_difference,
+    crossed_difference,
+    holm,
+    rank_stability,
+)
+from medkd.evaluation.report.data import MARGIN, Metric, ReportTask, task_of
+from medkd.evaluation.statistics import FEWEST, Conclusion, Interval, PairedDifference, non_inferior
+from medkd.reproduction.graph import Node
+from medkd.reproduction.recipe import Published, Recipe
+from medkd.reproduction.state import Record
+
+Kind = Literal["teacher", "alone", "taught"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        kind: ``teacher``, ``alone`` or ``taught``.
+        teacher: name in the recipe; None for a student alone.
+        student: name in the recipe; None for a teacher.
+        method: name in the recipe; None for a teacher.
+        done: runs that are done.
+        total: runs that the recipe has.
+        scores: of each seed, over the folds that are done.
+        values: metric → mean over seeds and cases, with the interval over cases.
+        to_alone: difference of the main metric to the same student alone; None where it is not known.
+        p: of that difference, corrected for the methods of this student (Holm).
+        to_teacher: difference to the teacher.
+        replaces: whether the margin to the teacher is kept; None without a teacher's score.
+        published: the paper's rows.
+        failed: why runs failed.
+    """
+
+    kind: Kind
+    teacher: str | None
+    student: str | None
+    method: str | None
+    done: int
+    total: int
+    scores: tuple[Any, ...] = ()
+    values: Mapping[str, Interval] = field(default_factory=dict)
+    to_alone: PairedDifference | None = None
+    p: float = nan
+    to_teacher: PairedDifference | None = None
+    replaces: Conclusion | None = None
+    published: tuple[Published, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The row in a word or two."""
+        parts = [self.student or self.teacher or "", self.method or ""]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def told_apart(self) -> bool | None:
+        """Whether it differs from the student alone; None where there is nothing to compare."""
+        if self.to_alone is None:
+            return None
+        return self.to_alone.n >= FEWEST and self.to_alone.excludes_zero and self.p < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The table.
+
+    Attributes:
+        title: of the recipe.
+        source: its paper.
+        metrics: of the task; the first one decides.
+        rows: teachers first, then students.
+        ranks: student → its ways to train by their place; empty where a score per case is not defined or missing.
+        differences: student → what Nemenyi's test cannot tell apart.
+        margin: the loss up to which a student may replace its teacher.
+    """
+
+    title: str
+    source: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    ranks: Mapping[str, list[Rank]]
+    differences: Mapping[str, CriticalDifference]
+    margin: float = MARGIN
+
+
+def collect(
+    recipe: Recipe, nodes: Mapping[str, Node], records: Mapping[str, Record], margin: float = MARGIN
+) -> Results:
+    """Read what the runs that are done scored.
+
+    Args:
+        recipe: whose table it is.
+        nodes: all of its runs.
+        records: what became of them.
+        margin: the loss of the main metric up to which a student may replace its teacher.
+    """
+    grouped: dict[tuple[str | None, str | None, str | None], list[Node]] = {}
+    for node in nodes.values():
+        if node.kind != "prepare":
+            grouped.setdefault((node.teacher, node.student, node.method), []).append(node)
+    rows, task = [], None
+    for group in grouped.values():
+        row, found = _row(recipe, group, records)
+        rows.append(row)
+        task = task or found
+    if task is None:
+        return Results(title=recipe.title, source=recipe.source, metrics=(), rows=tuple(rows), ranks={}, differences={})
+    compared = _corrected([_compared(row, rows, task.main.key, margin) for row in rows])
+    ranks, differences = _ranked(compared)
+    return Results(
+        title=recipe.title,
+        source=recipe.source,
+        metrics=task.metrics,
+        rows=tuple(compared),
+        ranks=ranks,
+        differences=differences,
+        margin=margin,
+    )
+
+
+def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -> tuple[Row, ReportTask | None]:
+    first = group[0]
+    done = [node for node in group if node.name in records and records[node.name].status == "done"]
+    failed = []
+    for node in group:
+        record = records.get(node.name)
+        if record is not None and record.status == "failed":
+            failed.append(f"{node.name}: {record.error}")
+    scores, task = _scores(done, records)
+    values = {}
+    if task is not None:
+        values = {metric.key: _mean([score.value(metric.key) for score in scores]) for metric in task.metrics}
+    row = Row(
+        kind=_kind(recipe, first),
+        teacher=first.teacher,
+        student=first.student,
+        method=first.method,
+        done=len(done),
+        total=len(group),
+        scores=tuple(scores),
+        values=values,
+        published=tuple(_published(recipe, first)),
+        failed=tuple(failed),
+    )
+    return row, task
+
+
+def _kind(recipe: Recipe, node: Node) -> Kind:
+    if node.student is None or node.method is None:
+        return "teacher"
+    return "taught" if recipe.methods[node.method].needs_teacher else "alone"
+
+
+def _scores(done: Sequence[Node], records: Mapping[str, Record]) -> tuple[list[Any], ReportTask | None]:
+    """The scores of each seed over its folds."""
+    folds: dict[Path, list[int]] = {}
+    for node in done:
+        folder = Path(records[node.name].folder)
+        number = whole_number(node.fold)
+        if number is not None and (folder / VALIDATION_SUMMARY).exists():
+            folds.setdefault(folder.parent, []).append(number)
+    found, task = [], None
+    for run, numbers in sorted(folds.items()):
+        task = task_of(load(RunDescription, run / RUN_FILE))
+        found.append(task.read(run, sorted(numbers)))
+    return found, task
+
+
+def _published(recipe: Recipe, node: Node) -> Iterator[Published]:
+    for row in recipe.published:
+        same = row.student == node.student and row.method == node.method
+        if same and (row.teacher == node.teacher or row.teacher is None):
+            yield row
+
+
+def _mean(intervals: Sequence[Interval]) -> Interval:
+    """The mean over the seeds; its bounds are the means of their bounds, as their cases are the same."""
+    means = [interval.mean for interval in intervals]
+    lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    count = max(interval.n for interval in intervals)
+    return Interval(float(np.mean(means)), float(np.mean(lows)), float(np.mean(highs)), count)
+
+
+def _compared(row: Row, rows: Sequence[Row], metric: str, margin: float) -> Row:
+    if row.kind == "teacher" or not row.scores:
+        return row
+    alone = next((other for other in rows if other.kind == "alone" and other.student == row.student), None)
+    teacher = None
+    if row.kind == "taught":
+        teacher = next((other for other in rows if other.kind == "teacher" and other.teacher == row.teacher), None)
+        row = replace(row, to_alone=_difference(row, alone, metric))
+    else:
+        teacher = next((other for other in rows if other.kind == "teacher"), None)
+    difference = _difference(row, teacher, metric)
+    if difference is None:
+        return row
+    return replace(row, to_teacher=difference, replaces=non_inferior(difference, margin))
+
+
+def _difference(first: Row, second: Row | None, metric: str) -> PairedDifference | None:
+    if second is None or not first.scores or not second.scores:
+        return None
+    tables = case_tables([*first.scores, *second.scores])
+    if tables is not None:
+        split = len(first.scores)
+        found = crossed_difference(tables[:split], tables[split:])
+        return found if np.isfinite(found.mean) else None
+    return _mean_difference(first, second, metric)
+
+
+def _mean_difference(first: Row, second: Row, metric: str) -> PairedDifference | None:
+    """Where no case has a score of its own (average precision): the mean over the seeds, bounds and p likewise."""
+    pairs = [(mine, theirs) for mine in first.scores for theirs in second.scores]
+    found = []
+    for mine, theirs in pairs:
+        difference = mine.compare(theirs).of(metric)
+        if difference is not None:
+            found.append(difference)
+    if not found:
+        return None
+    mean = _mean(found)
+    return PairedDifference(mean.mean, mean.low, mean.high, mean.n, max(difference.p for difference in found))
+
+
+def case_tables(scores: Sequence[Any]) -> np.ndarray | None:
+    """The main metric of every case that all have ``(scores, cases)``; None where cases have none of their own."""
+    if not all(hasattr(score, "case_means") for score in scores):
+        return None
+    values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
+    shared = sorted(set.intersection(*map(set, values)))
+    return np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
+
+
+def _corrected(rows: list[Row]) -> list[Row]:
+    """p-values of a student's methods are one family."""
+    result = list(rows)
+    for student in {row.student for row in rows if row.to_alone is not None}:
+        places = [place for place, row in enumerate(rows) if row.student == student and row.to_alone is not None]
+        found = holm([rows[place].to_alone.p for place in places])  # type: ignore[union-attr]
+        for place, p in zip(places, found, strict=True):
+            result[place] = replace(result[place], p=p)
+    return result
+
+
+def _ranked(rows: Sequence[Row]) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference]]:
+    ranks, differences = {}, {}
+    for student in dict.fromkeys(row.student for row in rows if row.student is not None):
+        own = [row for row in rows if row.student == student and row.scores]
+        every = [score for row in own for score in row.scores]
+        tables = case_tables(every) if len(own) > 1 else None
+        if tables is None or not tables.shape[1]:
+            continue
+        means, start = {}, 0
+        for row in own:
+            end = start + len(row.scores)
+            origin = f" from {row.teacher}" if row.teacher else ""
+            means[f"{row.method}{origin}"] = tables[start:end].mean(axis=0)
+            start = end
+        ranks[student] = rank_stability(means)
+        groups = critical_difference(means)
+        if groups is not None:
+            differences[student] = groups
+    return ranks, differences

@@ -1,0 +1,195 @@
+"""Does what is missing of a recipe: begins what may run, waits, tries a second time what failed, and goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medkd.core.errors import DataError
+from medkd.core.paths import Root
+from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
+from medkd.reproduction.graph import Node
+from medkd.reproduction.recipe import Recipe
+from medkd.reproduction.state import Record, State, is_done, runs_of
+
+_ATTEMPTS = 2
+_PAUSE = 0.2  # seconds between two looks at what runs
+PHANTOM = "phantom"
+_PHANTOM_CASES = 20
+Say = Callable[[str], None]
+
+
+@dataclass
+class Outcome:
+    """What became of the nodes.
+
+    Attributes:
+        done: names of those that are done.
+        failed: name → why, of those that failed twice.
+        blocked: name → the failed node that it needs.
+    """
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+
+
+def ensure_data(recipe: Recipe, root: Root, source: Path | None, say: Say) -> list[str] | None:
+    """The words of ``medkd_convert`` that make the data set, None where it is there; a phantom is made at once.
+
+    Raises:
+        DataError: the data set is not there and nobody says where its download lies.
+    """
+    data = recipe.dataset
+    name = f"Dataset{data.number:03d}_{data.name}"
+    if (root.raw_dataset(name) / "dataset.json").exists():
+        return None
+    if data.format == PHANTOM:
+        from dataset_conversion.phantom import make_phantom
+
+        say(f"{name}: a phantom of {data.cases or _PHANTOM_CASES} cases is made")
+        make_phantom(root.raw / name, data.cases or _PHANTOM_CASES)
+        return None
+    if source is None:
+        raise DataError(
+            f"{name} is not in {root.raw}; give the download with --data (medkd_convert {data.format} --help says what "
+            "to download)."
+        )
+    return ["convert", data.format, str(source), "-d", str(data.number), "--name", data.name]
+
+
+class Runner:
+    """One go at a recipe.
+
+    Args:
+        nodes: what to do, in an order in which it may be done.
+        state: of the recipe.
+        engine: that runs the commands.
+        say: takes a line about the progress.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], state: State, engine: Engine, say: Say) -> None:
+        self.nodes, self.state, self.engine, self.say = nodes, state, engine, say
+        self.records = state.read()
+        self.outcome = Outcome()
+        self.waiting = list(nodes.values())
+        self.running: dict[str, Handle] = {}
+        self._attempts: dict[str, int] = {}
+        self._spent: list[float] = []
+
+    def run(self) -> Outcome:
+        """Until nothing is left that can be done."""
+        try:
+            while self.waiting or self.running:
+                self._begin_what_may()
+                self._look()
+                if self.running:
+                    time.sleep(_PAUSE)
+        except BaseException:
+            self.say("stopping; what was computed is kept, the same command goes on from there")
+            self.engine.stop()
+            raise
+        return self.outcome
+
+    def _begin_what_may(self) -> None:
+        ready: list[Node] = []
+        for node in list(self.waiting):
+            obstacle = next((need for need in node.needs if need in self._lost()), None)
+            if obstacle is not None:
+                self.waiting.remove(node)
+                self.outcome.blocked[node.name] = obstacle
+            elif all(need in self.outcome.done for need in node.needs):
+                self._consider(node, ready)
+        room = self.engine.free()
+        self._begin(ready[: max(room, 0)])
+
+    def _lost(self) -> set[str]:
+        return {*self.outcome.failed, *self.outcome.blocked}
+
+    def _consider(self, node: Node, ready: list[Node]) -> None:
+        """A node whose needs are there: done before, still running, or ready to be begun."""
+        record = self.records.get(node.name)
+        if is_done(record, self._command(node)):
+            self.waiting.remove(node)
+            self.outcome.done.append(node.name)
+            return
+        if record is not None and record.status == "running" and node.name not in self._attempts:
+            handle = self.engine.find(record.ticket)
+            if handle is not None:
+                self.waiting.remove(node)
+                self.running[node.name] = handle
+                self._attempts[node.name] = record.attempts
+                self.say(f"{node.name} still runs")
+                return
+        ready.append(node)
+
+    def _begin(self, ready: list[Node]) -> None:
+        if not ready:
+            return
+        orders = [self._order(node) for node in ready]
+        for node, order, handle in zip(ready, orders, self.engine.begin(orders), strict=True):
+            self._attempts[node.name] = self._attempts.get(node.name, 0) + 1
+            command = self._command(node)
+            self.records[node.name] = self.state.begin(node.name, command, self._attempts[node.name], handle.ticket)
+            self.waiting.remove(node)
+            self.running[node.name] = handle
+            self.say(f"{node.name} begins; its log: {order.log}")
+
+    def _order(self, node: Node) -> Order:
+        words = (sys.executable, "-m", "medkd", *self._command(node))
+        return Order(name=node.name, command=words, output=self.state.output(node.name), log=self.state.log(node.name))
+
+    def _command(self, node: Node) -> list[str]:
+        return node.command(runs_of(self.records))
+
+    def _look(self) -> None:
+        """At everything that runs."""
+        for name, handle in list(self.running.items()):
+            code = handle.poll()
+            if code is None:
+                continue
+            del self.running[name]
+            node = self.nodes[name]
+            if code == AGAIN:
+                self.waiting.insert(0, node)
+                self._attempts[name] -= 1
+                continue
+            record = self.state.end(node, self.records[name], code)
+            self.records[name] = record
+            if record.status == "done":
+                self._done(name, record)
+            else:
+                self._failed(node, record)
+
+    def _done(self, name: str, record: Record) -> None:
+        self.outcome.done.append(name)
+        self._spent.append(record.seconds)
+        left = len(self.waiting) + len(self.running)
+        mean = sum(self._spent) / len(self._spent)
+        at_a_time = max(len(self.running), 1)
+        ahead = f", {left} to go, about {_duration(mean * left / at_a_time)}" if left else ""
+        self.say(f"{name} is done after {_duration(record.seconds)}{ahead}")
+
+    def _failed(self, node: Node, record: Record) -> None:
+        if self._attempts[node.name] < _ATTEMPTS:
+            self.say(f"{node.name} failed ({record.error}); it is tried once more")
+            self.waiting.insert(0, node)
+            return
+        self.outcome.failed[node.name] = record.error
+        self.say(f"{node.name} failed again: {record.error}")
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> _duration(75), _duration(7260), _duration(3)
+    ('1 min 15 s', '2 h 1 min', '3 s')
+    """
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

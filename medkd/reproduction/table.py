@@ -1,0 +1,179 @@
+"""A recipe's table for the terminal, Markdown, a spreadsheet and a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from medkd.evaluation.report.tables import latex_escaped
+from medkd.evaluation.statistics import Interval
+from medkd.evaluation.table import format_interval
+from medkd.reproduction.results import Results, Row
+
+_UNDECIDED = "="
+_ANSWERS = {"yes": "yes", "no": "no", "open": "open", "few": "too few cases"}
+
+
+def head(results: Results) -> list[str]:
+    """Titles of the columns."""
+    names = [metric.name for metric in results.metrics]
+    main = names[0] if names else "score"
+    return [
+        *("teacher", "student", "method", "runs"),
+        *names,
+        f"{main} − alone",
+        "p (Holm)",
+        f"{main} − teacher",
+        f"replaces it (margin {results.margin:g})",
+        "published",
+    ]
+
+
+def cells(results: Results, row: Row) -> list[str]:
+    """A row as text; ``–`` where nothing is known yet, ``=`` before a difference that cannot be told from none."""
+    found = [row.teacher or "–", row.student or "–", row.method or "–", f"{row.done}/{row.total}"]
+    for metric in results.metrics:
+        value = row.values.get(metric.key)
+        found.append("–" if value is None else format_interval(value, metric.decimals))
+    decimals = results.metrics[0].decimals if results.metrics else 3
+    mark = f"{_UNDECIDED} " if row.told_apart is False else ""
+    found.append(mark + _signed(row.to_alone, decimals))
+    found.append(f"{row.p:.3g}" if isfinite(row.p) else "–")
+    found.append(_signed(row.to_teacher, decimals))
+    found.append(_ANSWERS[row.replaces] if row.replaces else "–")
+    found.append("; ".join(_published(entry.scores) for entry in row.published) or "–")
+    return found
+
+
+def _signed(interval: Interval | None, decimals: int) -> str:
+    if interval is None or not isfinite(interval.mean):
+        return "–"
+    text = f"{interval.mean:+.{decimals}f}"
+    return f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]" if isfinite(interval.low) else text
+
+
+def _published(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in scores.items())
+
+
+def text(results: Results) -> str:
+    """Aligned columns, with notes below."""
+    rows = [head(results), *(cells(results, row) for row in results.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join([results.title, "", *lines, *notes(results)]) + "\n"
+
+
+def markdown(results: Results) -> str:
+    """A table of GitHub's Markdown, with notes below."""
+    rows = [head(results), *(cells(results, row) for row in results.rows)]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join([f"# {results.title}", "", *lines, "", *(f"- {note}" for note in notes(results) if note)]) + "\n"
+
+
+def notes(results: Results) -> list[str]:
+    """What the table cannot say in its cells."""
+    lines = [""]
+    if any(row.told_apart is False for row in results.rows):
+        lines.append(
+            f"{_UNDECIDED}  cannot be told from the student alone (95 % interval, and p after Holm's correction)"
+        )
+    for student, ranks in results.ranks.items():
+        order = []
+        for rank in ranks:
+            order.append(f"{rank.place} {rank.name} ({rank.interval.low:.0f}–{rank.interval.high:.0f})")
+        lines.append(f"order for {student}, with 95 % of the bootstrap samples of the cases: {', '.join(order)}")
+    for student, found in results.differences.items():
+        groups = "; ".join(" = ".join(group) for group in found.groups) or "none"
+        lines.append(
+            f"mean ranks for {student}: Friedman p {found.p:.2g}, critical difference {found.distance:.2f}, not told "
+            f"apart: {groups}"
+        )
+    if results.source:
+        lines.append(f"published: {results.source}")
+    for row in results.rows:
+        lines += [f"failed: {reason}" for reason in row.failed]
+    return lines
+
+
+def csv_text(results: Results) -> str:
+    """A line per row, metric and bound; undefined numbers are empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    keys = [metric.key for metric in results.metrics]
+    bounds = [f"{key}{suffix}" for key in keys for suffix in ("", "_low", "_high")]
+    compared = [f"{name}{suffix}" for name in ("minus_alone", "minus_teacher") for suffix in ("", "_low", "_high")]
+    writer.writerow(["teacher", "student", "method", "runs", "of", *bounds, *compared, "p_holm", "replaces_teacher"])
+    for row in results.rows:
+        numbers: list[str] = []
+        for interval in (*(row.values.get(key) for key in keys), row.to_alone, row.to_teacher):
+            numbers += _numbers(interval)
+        p = f"{row.p:.6g}" if isfinite(row.p) else ""
+        names = [row.teacher or "", row.student or "", row.method or "", str(row.done), str(row.total)]
+        writer.writerow([*names, *numbers, p, row.replaces or ""])
+    return buffer.getvalue()
+
+
+def _numbers(interval: Interval | None) -> list[str]:
+    if interval is None:
+        return ["", "", ""]
+    values = (interval.mean, interval.low, interval.high)
+    return [f"{value:.6g}" if isfinite(value) else "" for value in values]
+
+
+def latex(results: Results) -> str:
+    """For a paper (package booktabs)."""
+    titles = head(results)
+    lines = [rf"\begin{{tabular}}{{{'l' * len(titles)}}}", r"\toprule", _latex_line(titles), r"\midrule"]
+    lines += [_latex_line(cells(results, row)) for row in results.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_line(row: Sequence[str]) -> str:
+    plain = [latex_escaped(cell).replace("−", "$-$").replace("–", "--") for cell in row]
+    return " & ".join(plain) + r" \\"
+
+
+def json_rows(results: Results) -> list[dict[str, Any]]:
+    """The rows for other programs; no names of folders."""
+    found = []
+    for row in results.rows:
+        entry: dict[str, Any] = {"teacher": row.teacher, "student": row.student, "method": row.method}
+        entry |= {"runs": row.done, "of": row.total}
+        for key, value in row.values.items():
+            entry[key] = _plain(value)
+        entry["minus_alone"], entry["minus_teacher"] = _plain(row.to_alone), _plain(row.to_teacher)
+        entry["p_holm"] = row.p if isfinite(row.p) else None
+        entry["replaces_teacher"] = row.replaces
+        entry["published"] = [dict(published.scores) for published in row.published]
+        found.append(entry)
+    return found
+
+
+def _plain(interval: Interval | None) -> dict[str, float | int | None] | None:
+    if interval is None:
+        return None
+    low, high = interval.low, interval.high
+    return {
+        "mean": round(interval.mean, 6) if isfinite(interval.mean) else None,
+        "low": round(low, 6) if isfinite(low) else None,
+        "high": round(high, 6) if isfinite(high) else None,
+        "n": interval.n,
+    }
+
+
+WRITERS: Mapping[str, Callable[[Results], str]] = {
+    "table.txt": text,
+    "table.md": markdown,
+    "table.csv": csv_text,
+    "table.tex": latex,
+}
+"""File → what writes it."""

@@ -1,0 +1,91 @@
+"""Corrections and ranks against statsmodels' rules written out, SciPy and slow loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medkd.evaluation.ranking import critical_difference, crossed_difference, holm, rank_stability
+from medkd.evaluation.statistics import paired_difference
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_rejects_what_the_stepwise_test_rejects(seed: int) -> None:
+    p_values = np.random.default_rng(seed).uniform(0, 0.1, 7)
+    corrected = np.array(holm(list(p_values)))
+    for level in (0.01, 0.05, 0.1):
+        rejected = np.zeros(7, bool)
+        for step, place in enumerate(np.argsort(p_values)):
+            if p_values[place] > level / (7 - step):
+                break
+            rejected[place] = True
+        assert np.array_equal(corrected <= level + 1e-12, rejected)
+
+
+def test_holm_leaves_unknown_values_out() -> None:
+    found = holm([0.02, np.nan, 0.03])
+    assert found[0] == pytest.approx(0.04)
+    assert np.isnan(found[1])
+    assert found[2] == pytest.approx(0.04)
+
+
+def test_one_seed_is_the_paired_difference() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(0.8, 0.05, 30), random.normal(0.78, 0.05, 30)
+    assert crossed_difference(a[None], b[None]) == paired_difference(a, b)
+
+
+def test_seeds_that_differ_widen_the_interval_to_their_own_spread() -> None:
+    random = np.random.default_rng(1)
+    cases = random.normal(0.8, 0.01, 200)
+    shifts = np.array([-0.05, 0.0, 0.05])
+    a = cases + shifts[:, None] + random.normal(0, 0.001, (3, 200))
+    b = np.stack([cases] * 3)
+    crossed = crossed_difference(a, b)
+    plain = paired_difference(a.mean(axis=0), b.mean(axis=0))
+    assert crossed.mean == pytest.approx(plain.mean)
+    assert crossed.high - crossed.low > 10 * (plain.high - plain.low)
+    # means of three draws from the shifts: nearly all lie within the shifts themselves
+    assert -0.051 < crossed.low < -0.03
+    assert 0.03 < crossed.high < 0.051
+
+
+def test_ranks_of_clear_scores_do_not_move() -> None:
+    cases = np.random.default_rng(2).uniform(0.6, 0.9, 40)
+    found = rank_stability({"worst": cases - 0.1, "best": cases + 0.05, "middle": cases})
+    assert [rank.name for rank in found] == ["best", "middle", "worst"]
+    assert [(rank.place, rank.interval.low, rank.interval.high) for rank in found] == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
+    assert [rank.first for rank in found] == [1.0, 0.0, 0.0]
+    assert [rank.mean for rank in found] == [1.0, 2.0, 3.0]
+
+
+def test_ranks_of_noise_are_uncertain() -> None:
+    random = np.random.default_rng(3)
+    found = rank_stability({name: random.normal(0, 1, 25) for name in "abcd"})
+    assert all(rank.interval.high > rank.interval.low for rank in found)
+    assert sum(rank.first for rank in found) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_critical_difference_is_demsars() -> None:
+    # Demšar, JMLR 7 (2006), section 3.2.2: four classifiers on 14 data sets, CD = 2.569 * sqrt(4 * 5 / (6 * 14)) = 1.25
+    random = np.random.default_rng(4)
+    scores = {name: random.uniform(size=14) for name in "abcd"}
+    found = critical_difference(scores)
+    assert found is not None
+    assert found.distance == pytest.approx(1.25, abs=0.01)
+    assert found.p == pytest.approx(stats.friedmanchisquare(*scores.values()).pvalue)
+
+
+def test_groups_hold_neighbours_within_the_distance() -> None:
+    cases = np.random.default_rng(5).uniform(0.5, 0.9, 30)
+    noise = np.random.default_rng(6).normal(0, 1e-3, 30)
+    found = critical_difference({"a": cases + 0.1, "b": cases + 0.1 + noise, "c": cases, "d": cases + noise})
+    assert found is not None
+    assert {frozenset(group) for group in found.groups} == {frozenset("ab"), frozenset("cd")}
+
+
+def test_too_little_to_compare() -> None:
+    assert critical_difference({"a": [1, 2, 3], "b": [1, 2, 3]}) is None
+    assert critical_difference({"a": [1, 2], "b": [1, 2], "c": [1, 2]}) is None
+    assert rank_stability({}) == []

@@ -1,0 +1,170 @@
+"""Engines run real commands: on this machine, on a Ray cluster of its own, and under an sbatch that only pretends."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medkd.core.errors import RunError
+from medkd.reproduction.engines import AGAIN, Engine, Handle, Needs, Order, make_engine
+
+_PATIENCE = 120.0
+
+
+def order(folder: Path, name: str, code: str) -> Order:
+    command = (sys.executable, "-c", code)
+    return Order(name=name, command=command, output=folder / f"{name}.out", log=folder / f"{name}.log")
+
+
+def ended(handle: Handle) -> int:
+    deadline = time.monotonic() + _PATIENCE
+    while (code := handle.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return code
+
+
+def check_two_commands(engine: Engine, folder: Path) -> None:
+    """One that ends well and one that does not, with what they say."""
+    good = order(folder, "good", "print('here'); import sys; print('there', file=sys.stderr)")
+    bad = order(folder, "bad", "import sys; sys.exit(3)")
+    codes = [ended(handle) for handle in engine.begin([good, bad])]
+    assert codes == [0, 3]
+    assert good.output.read_text() == "here\n"
+    assert "there\n" in good.log.read_text()
+
+
+def test_local_commands_end_with_their_own_status(tmp_path: Path) -> None:
+    engine = make_engine("local", Needs(jobs=2))
+    assert engine.free() == 2
+    check_two_commands(engine, tmp_path)
+    assert engine.free() == 2
+
+
+def test_local_places_are_held_while_a_command_runs(tmp_path: Path) -> None:
+    engine = make_engine("local", Needs(jobs=1))
+    engine.begin([order(tmp_path, "long", "import time; time.sleep(60)")])
+    assert engine.free() == 0
+    engine.stop()
+    assert engine.free() == 1
+
+
+def test_a_stopped_command_is_interrupted_and_may_tidy_up(tmp_path: Path) -> None:
+    code = "import pathlib, time\ntry:\n    print('up', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n"
+    code += f"    pathlib.Path({str(tmp_path / 'tidied')!r}).touch()"
+    engine = make_engine("local", Needs(jobs=1))
+    long = order(tmp_path, "long", code)
+    engine.begin([long])
+    deadline = time.monotonic() + _PATIENCE
+    while "up" not in long.output.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    engine.stop()
+    assert (tmp_path / "tidied").exists()
+
+
+def test_a_command_of_a_killed_runner_is_found_and_asked_again(tmp_path: Path) -> None:
+    first = make_engine("local", Needs(jobs=1))
+    child = first.begin([order(tmp_path, "long", "import time; time.sleep(60)")])[0]
+    second = make_engine("local", Needs(jobs=1))
+    found = second.find(child.ticket)
+    assert found is not None
+    assert found.poll() is None
+    assert second.free() == 0
+    second.stop()
+    child.poll()
+    assert found.poll() == AGAIN
+    assert second.find(child.ticket) is None
+    assert second.find("nonsense") is None
+
+
+def test_unknown_engines_and_missing_programs_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match=r"must be one of local, ray, slurm, found 'dask'"):
+        make_engine("dask", Needs())
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RunError, match="needs sbatch, which is not on the PATH"):
+        make_engine("slurm", Needs())
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_one_sentence(engine: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RunError, match=rf"needs the package {package}; run pip install 'medkd\[cluster\]'"):
+        make_engine(engine, Needs())
+
+
+@pytest.mark.slow
+def test_ray_runs_the_same_commands(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    engine = make_engine("ray", Needs(cpus=1, folder=tmp_path))
+    try:
+        check_two_commands(engine, tmp_path)
+    finally:
+        engine.stop()
+
+
+def test_a_ray_cluster_that_is_not_there_is_one_sentence() -> None:
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    with pytest.raises(RunError, match=r"^There is no Ray cluster at 127\.0\.0\.1:1 \(.*refused.*\); start it"):
+        make_engine("ray", Needs(address="127.0.0.1:1"))
+
+
+_SBATCH = """#!/bin/bash
+# runs every task of the array that the batch file asks for, at once
+file="${@: -1}"
+tasks=$(grep -oP -- '--array=0-\\K[0-9]+' "$file" || true)
+echo "$@" >> "$PRETENDED/calls"
+for task in $(seq 0 "${tasks:-0}"); do
+  if [ -z "$tasks" ]; then id=77; else id="77_$task"; fi
+  (SLURM_JOB_ID=$((1000 + task)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
+   SLURM_JOB_NODELIST=here SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 bash "$file" >"$PRETENDED/$task" 2>&1 &)
+done
+echo "Submitted batch job 77"
+"""
+_SRUN = """#!/bin/bash
+while [[ "$1" == -* ]]; do
+  if [[ "$1" == --output || "$1" == --error ]]; then shift; fi
+  shift
+done
+exec "$@"
+"""
+_SACCT = "#!/bin/bash\necho 'JobID|State'\nfor task in 0 1 2; do echo \"77_$task|RUNNING\"; done\n"
+
+
+def pretend_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, text in {"sbatch": _SBATCH, "srun": _SRUN, "sacct": _SACCT, "scancel": "#!/bin/bash\n"}.items():
+        program = programs / name
+        program.write_text(text)
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PRETENDED", str(folder))
+
+
+@pytest.mark.slow
+def test_slurm_gets_one_array_with_what_a_run_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="the extra cluster is not installed")
+    pretend_slurm(tmp_path, monkeypatch)
+    needs = Needs(
+        cpus=3, gpus=1, memory_gb=7, jobs=2, options={"partition": "gpu", "timeout_min": "90"}, folder=tmp_path
+    )
+    engine = make_engine("slurm", needs)
+    check_two_commands(engine, tmp_path)
+    assert (tmp_path / "calls").read_text().count("\n") == 1
+    asked = next((tmp_path / "slurm").glob("*.sh")).read_text()
+    for line in ("array=0-1%2", "cpus-per-task=3", "gpus-per-node=1", "mem=7GB", "partition=gpu", "time=90"):
+        assert f"#SBATCH --{line}" in asked
+
+
+@pytest.mark.slow
+def test_an_option_that_slurm_does_not_have_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit", reason="the extra cluster is not installed")
+    pretend_slurm(tmp_path, monkeypatch)
+    with pytest.raises(RunError, match=r"--slurm: .*prtition"):
+        make_engine("slurm", Needs(options={"prtition": "gpu"}, folder=tmp_path))

@@ -1,0 +1,176 @@
+"""The runner with an engine that only pretends: order, second tries, what a failure holds up, going on after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from medkd.reproduction import runner as runner_module
+from medkd.reproduction.engines import AGAIN, Order
+from medkd.reproduction.graph import Node, Place, Trained, build_graph
+from medkd.reproduction.recipe import Recipe, load_recipe
+from medkd.reproduction.runner import Outcome, Runner
+from medkd.reproduction.state import State
+from tests.reproduction.test_recipe import recipe
+
+
+@dataclass
+class Pretended:
+    """A command that ends at the second look."""
+
+    code: int
+    ticket: str = ""
+    looks: int = 0
+
+    def poll(self) -> int | None:
+        self.looks += 1
+        return self.code if self.looks > 1 else None
+
+
+@dataclass
+class PretendedEngine:
+    """Begins nothing; commands end with the codes that are given for them, else with 0."""
+
+    folder: Path
+    codes: dict[str, list[int]] = field(default_factory=dict)
+    room: int = 2
+    begun: list[str] = field(default_factory=list)
+    commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    alive: dict[str, Pretended] = field(default_factory=dict)
+    handles: list[Pretended] = field(default_factory=list)
+    most: int = 0
+    stopped: bool = False
+
+    def free(self) -> int:
+        running = sum(handle.looks < 2 for handle in self.handles)
+        self.most = max(self.most, running)
+        return self.room - running
+
+    def begin(self, orders: Sequence[Order]) -> list[Pretended]:
+        found = []
+        for order in orders:
+            codes = self.codes.get(order.name, [])
+            code = codes.pop(0) if codes else 0
+            self.begun.append(order.name)
+            self.commands[order.name] = order.command
+            run = self.folder / f"run_{order.name}" / "fold_0"
+            run.mkdir(parents=True, exist_ok=True)
+            order.output.parent.mkdir(parents=True, exist_ok=True)
+            order.output.write_text(f"something\n{run}\n")
+            order.log.write_text("progress\nerror: the disk is full\n" if code else "progress\n")
+            found.append(Pretended(code, f"ticket {order.name}"))
+        self.handles += found
+        return found
+
+    def find(self, ticket: str) -> Pretended | None:
+        return self.alive.get(ticket)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "_PAUSE", 0.0)
+
+
+def graph(folder: Path) -> dict[str, Node]:
+    path = folder / "toy.json"
+    middle = {"network": "plain_unet", "taught_by": "large", "method": "kd"}
+    teachers = {"large": {"network": "res_unet"}, "middle": middle}
+    path.write_text(json.dumps(recipe(teachers=teachers, students={"tiny": {"network": "unet_tiny"}}, folds=["0"])))
+    loaded: Recipe = load_recipe(path)
+    return build_graph(loaded, Place(name="toy", root=folder, models={}))
+
+
+def go(folder: Path, nodes: dict[str, Node], engine: PretendedEngine) -> Outcome:
+    said: list[str] = []
+    return Runner(nodes, State(folder, "toy"), engine, said.append).run()
+
+
+def test_everything_comes_after_what_it_needs_and_only_once(tmp_path: Path) -> None:
+    nodes, engine = graph(tmp_path), PretendedEngine(tmp_path)
+    outcome = go(tmp_path, nodes, engine)
+    assert sorted(outcome.done) == sorted(nodes)
+    assert sorted(engine.begun) == sorted(nodes)
+    for name, node in nodes.items():
+        assert all(engine.begun.index(need) < engine.begun.index(name) for need in node.needs)
+    assert engine.most <= engine.room
+
+
+def test_names_of_trained_runs_come_into_the_commands_of_their_students(tmp_path: Path) -> None:
+    nodes, engine = graph(tmp_path), PretendedEngine(tmp_path)
+    go(tmp_path, nodes, engine)
+    assert Trained("middle-fold0") in nodes["tiny-kd-from-middle-seed0-fold0"].words
+    assert "run_middle-fold0" in engine.commands["tiny-kd-from-middle-seed0-fold0"]
+    assert "run_large-fold0" in engine.commands["middle-fold0"]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    go(tmp_path, nodes, PretendedEngine(tmp_path))
+    again = PretendedEngine(tmp_path)
+    assert sorted(go(tmp_path, nodes, again).done) == sorted(nodes)
+    assert again.begun == []
+
+
+def test_a_run_whose_folder_is_gone_is_done_again_and_its_students_are_kept(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    go(tmp_path, nodes, PretendedEngine(tmp_path))
+    gone = tmp_path / "run_tiny-alone-seed0-fold0"
+    (gone / "fold_0").rmdir()
+    again = PretendedEngine(tmp_path)
+    go(tmp_path, nodes, again)
+    assert again.begun == ["tiny-alone-seed0-fold0"]
+
+
+def test_what_fails_once_is_tried_again_and_what_fails_twice_holds_up_its_own_only(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    engine = PretendedEngine(tmp_path, {"tiny-alone-seed0-fold0": [1], "middle-fold0": [1, 1]})
+    outcome = go(tmp_path, nodes, engine)
+    assert engine.begun.count("tiny-alone-seed0-fold0") == 2
+    assert outcome.failed == {"middle-fold0": "the disk is full"}
+    assert outcome.blocked == {"tiny-kd-from-middle-seed0-fold0": "middle-fold0"}
+    assert "tiny-kd-from-large-seed0-fold0" in outcome.done
+    mended = PretendedEngine(tmp_path)
+    assert sorted(go(tmp_path, nodes, mended).done) == sorted(nodes)
+    assert sorted(mended.begun) == ["middle-fold0", "tiny-kd-from-middle-seed0-fold0"]
+
+
+def test_a_command_that_outlived_the_runner_is_waited_for_and_then_asked(tmp_path: Path) -> None:
+    nodes, state = graph(tmp_path), State(tmp_path, "toy")
+    state.begin("prepare", nodes["prepare"].command({}), 1, "ticket prepare")
+    living = Pretended(AGAIN, "ticket prepare")
+    engine = PretendedEngine(tmp_path, alive={"ticket prepare": living})
+    outcome = go(tmp_path, nodes, engine)
+    assert living.looks == 2
+    assert engine.begun[0] == "prepare"
+    assert engine.begun.count("prepare") == 1
+    assert sorted(outcome.done) == sorted(nodes)
+
+
+def test_a_recipe_that_changed_makes_its_runs_due_again(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    go(tmp_path, nodes, PretendedEngine(tmp_path))
+    changed = dict(nodes)
+    old = nodes["tiny-alone-seed0-fold0"]
+    changed[old.name] = Node(**{**vars(old), "words": (*old.words, "--epochs", "7")})
+    again = PretendedEngine(tmp_path)
+    go(tmp_path, changed, again)
+    assert again.begun == [old.name]
+
+
+def test_an_interrupt_stops_the_engine(tmp_path: Path) -> None:
+    nodes, engine = graph(tmp_path), PretendedEngine(tmp_path)
+
+    def interrupt(line: str) -> None:
+        if "large-fold0 is done" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Runner(nodes, State(tmp_path, "toy"), engine, interrupt).run()
+    assert engine.stopped
