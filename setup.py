@@ -50,6 +50,7 @@ EXTRAS = {
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
     "export": ["safetensors>=0.4", "onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
+    "cluster": ["ray>=2.30", "submitit>=1.5"],
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [
         "pytest>=8",
@@ -64,6 +65,8 @@ EXTRAS = {
         "mkdocstrings[python]>=0.26",
         "h5py>=3.8",
         "pydicom>=3.0",
+        "ray>=2.30",
+        "submitit>=1.5",
     ],
 }
 SCRIPTS = [f"medkd_{command} = medkd.cli.{module}:main" for command, (module, _) in COMMANDS.items()]

@@ -90,11 +90,11 @@ def build_graph(recipe: Recipe, place: Place) -> dict[str, Node]:
     builder = _Builder(recipe, place)
     builder.prepare()
     for name in recipe.teachers:
-        for fold in recipe.folds:
+        for fold in recipe.folds_of(name):
             builder.teacher(name, fold)
     for teacher, student, method in recipe.combinations():
         for seed in recipe.seeds:
-            for fold in recipe.folds:
+            for fold in recipe.folds_of(teacher):
                 builder.student(teacher, student, method, fold, seed)
     return builder.nodes
 

@@ -49,6 +49,7 @@ class TeacherRow:
             arXiv:1805.04770).
         method: how an assistant is taught, a name of the recipe's methods.
         settings: options of training, by their names in Python.
+        folds: of the recipe's that it is there for; None is all. A model from elsewhere may have a single one.
     """
 
     network: str | None = None
@@ -56,6 +57,7 @@ class TeacherRow:
     taught_by: str | None = None
     method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    folds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,16 @@ class Recipe:
     hardware: str = ""
     schema: int = 1
 
+    def folds_of(self, teacher: str | None) -> tuple[str, ...]:
+        """The folds for which a teacher, and those above it, are there; all for a student alone."""
+        found = self.folds
+        while teacher is not None:
+            row = self.teachers[teacher]
+            if row.folds is not None:
+                found = tuple(fold for fold in found if fold in row.folds)
+            teacher = row.taught_by
+        return found
+
     def combinations(self) -> Iterator[tuple[str | None, str, str]]:
         """Teacher (None for a student alone), student and method of every row of the table."""
         for student in self.students:
@@ -251,6 +263,9 @@ def _check_teacher(recipe: Recipe, name: str, teacher: TeacherRow, where: str) -
         )
     if (teacher.taught_by is None) != (teacher.method is None):
         raise DataError(f"{where}: an assistant needs both 'taught_by' and 'method'; give both, or neither.")
+    for fold in teacher.folds or ():
+        if fold not in recipe.folds:
+            raise DataError(f"{where}.folds: '{fold:.60}' is none of the recipe's folds ({', '.join(recipe.folds)}).")
     if teacher.method is not None:
         _check_known(teacher.method, recipe.methods, "method", where)
         _check_chain(recipe, name, where)

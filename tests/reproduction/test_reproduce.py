@@ -1,0 +1,103 @@
+"""``medkd_reproduce`` on a phantom: killed on the way, given again, and its table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medkd.cli.reproduce import main
+from tests.reproduction.test_recipe import recipe
+
+TOY = recipe(
+    dataset={"number": 900, "name": "Phantom", "format": "phantom", "cases": 6},
+    settings={
+        **{"epochs": 1, "iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 32, 48], "workers": 0},
+        "configuration": "3d_fullres",
+        "device": "cpu",
+    },
+    folds=["0"],
+    teachers={"large": {"network": "unet_tiny"}},
+    students={"tiny": {"network": "unet_tiny"}},
+    published=[{"student": "tiny", "method": "alone", "scores": {"Dice": 0.5}, "source": "a paper"}],
+    source="a paper",
+)
+
+
+@pytest.mark.slow
+def test_a_killed_reproduction_goes_on_and_ends_with_the_whole_table(tmp_path: Path) -> None:
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(TOY))
+    command = [sys.executable, "-m", "medkd", "reproduce", str(path), "--root", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "first.log"
+    with log.open("w") as output:
+        first = subprocess.Popen(command, stdout=output, env=environment)
+        deadline = time.monotonic() + 300
+        while "large-fold0 begins" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "prepare begins" not in second.stdout
+    folder = tmp_path / "reproductions" / "toy"
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    assert [(row["teacher"], row["student"], row["method"]) for row in rows] == [
+        ("large", None, None),
+        (None, "tiny", "alone"),
+        ("large", "tiny", "kd"),
+    ]
+    assert all(row["runs"] == row["of"] == 1 and row["Dice"]["n"] == 2 for row in rows)
+    summary = next((tmp_path / "results").glob("*/*toy-tiny-alone-s0/fold_0/validation/summary.json"))
+    assert rows[1]["Dice"]["mean"] == pytest.approx(
+        json.loads(summary.read_text())["foreground_mean"]["Dice"], abs=1e-6
+    )
+    assert rows[1]["published"] == [{"Dice": 0.5}]
+    assert "Dice 0.5" in (folder / "table.md").read_text()
+    assert (folder / "table.tex").read_text().count(r"\\") == 4
+    assert str(tmp_path) not in (folder / "table.json").read_text()
+
+
+def test_what_cannot_run_is_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "toy.json"
+    wrong = [
+        ({"students": {"tiny": {"network": "unet_tinny"}}}, [], "there is no network or detector 'unet_tinny'"),
+        (
+            {"methods": {"kd": {"method": "kd", "parameters": {"kd.tau": 1}}}, "published": []},
+            [],
+            "has no parameter 'tau'",
+        ),
+        ({"settings": {"epoch": 1}}, [], "'epoch', which no training takes. Did you mean 'epochs'?"),
+        ({"teachers": {"given": {"model": "nowhere"}}}, [], "The teacher 'given' is not at"),
+        ({"dataset": {"number": 7, "name": "New", "format": "msd"}}, [], "give the download with --data"),
+        ({}, ["--only", "big*"], "no run is called 'big*'"),
+        ({}, ["--model", "large=x"], "has no teacher 'large' from elsewhere"),
+        ({}, ["--model", "large"], "--model expects NAME=VALUE, found 'large'"),
+    ]
+    for changes, words, sentence in wrong:
+        path.write_text(json.dumps({**TOY, **changes}))
+        assert main([str(path), "--root", str(tmp_path), *words]) == 1
+        said = capsys.readouterr().err
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_status_and_check_start_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(TOY))
+    assert main([str(path), "--root", str(tmp_path), "--status"]) == 0
+    shown = capsys.readouterr().out
+    assert "to do   tiny-kd-from-large-seed0-fold0: medkd_train_distill Dataset900_Phantom '<large-fold0>'" in shown
+    assert main([str(path), "--root", str(tmp_path), "--check"]) == 0
+    assert "3 trainings" in capsys.readouterr().out
+    path.write_text(json.dumps({**TOY, "dataset": {"number": 7, "name": "New", "format": "msd"}}))
+    assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["toy.json"]
