@@ -114,13 +114,19 @@ def chosen_nodes(nodes: Mapping[str, Node], patterns: Sequence[str]) -> dict[str
                 "for any letters."
             )
         wanted.update(fitting)
-    open_names = list(wanted)
-    while open_names:
-        for need in nodes[open_names.pop()].needs:
-            if need not in wanted:
-                wanted.add(need)
-                open_names.append(need)
+    wanted = _with_needs(nodes, wanted)
     return {name: node for name, node in nodes.items() if name in wanted}
+
+
+def _with_needs(nodes: Mapping[str, Node], wanted: set[str]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += nodes[name].needs
+    return found
 
 
 class _Builder:

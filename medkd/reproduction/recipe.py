@@ -263,12 +263,16 @@ def _check_teacher(recipe: Recipe, name: str, teacher: TeacherRow, where: str) -
         )
     if (teacher.taught_by is None) != (teacher.method is None):
         raise DataError(f"{where}: an assistant needs both 'taught_by' and 'method'; give both, or neither.")
-    for fold in teacher.folds or ():
-        if fold not in recipe.folds:
-            raise DataError(f"{where}.folds: '{fold:.60}' is none of the recipe's folds ({', '.join(recipe.folds)}).")
+    _check_folds(recipe, teacher, where)
     if teacher.method is not None:
         _check_known(teacher.method, recipe.methods, "method", where)
         _check_chain(recipe, name, where)
+
+
+def _check_folds(recipe: Recipe, teacher: TeacherRow, where: str) -> None:
+    for fold in teacher.folds or ():
+        if fold not in recipe.folds:
+            raise DataError(f"{where}.folds: '{fold:.60}' is none of the recipe's folds ({', '.join(recipe.folds)}).")
 
 
 def _check_chain(recipe: Recipe, name: str, where: str) -> None:

@@ -205,17 +205,22 @@ def _mean(intervals: Sequence[Interval]) -> Interval:
 def _compared(row: Row, rows: Sequence[Row], metric: str, margin: float) -> Row:
     if row.kind == "teacher" or not row.scores:
         return row
-    alone = next((other for other in rows if other.kind == "alone" and other.student == row.student), None)
-    teacher = None
     if row.kind == "taught":
-        teacher = next((other for other in rows if other.kind == "teacher" and other.teacher == row.teacher), None)
+        alone = _first(rows, "alone", student=row.student)
         row = replace(row, to_alone=_difference(row, alone, metric))
-    else:
-        teacher = next((other for other in rows if other.kind == "teacher"), None)
-    difference = _difference(row, teacher, metric)
+    taught_by = _first(rows, "teacher", teacher=row.teacher) if row.kind == "taught" else _first(rows, "teacher")
+    difference = _difference(row, taught_by, metric)
     if difference is None:
         return row
     return replace(row, to_teacher=difference, replaces=non_inferior(difference, margin))
+
+
+def _first(rows: Sequence[Row], kind: Kind, **names: str | None) -> Row | None:
+    """The first row of a kind with these names."""
+    for row in rows:
+        if row.kind == kind and all(getattr(row, key) == name for key, name in names.items()):
+            return row
+    return None
 
 
 def _difference(first: Row, second: Row | None, metric: str) -> PairedDifference | None:
@@ -245,7 +250,7 @@ def _mean_difference(first: Row, second: Row, metric: str) -> PairedDifference |
 
 def case_tables(scores: Sequence[Any]) -> np.ndarray | None:
     """The main metric of every case that all have ``(scores, cases)``; None where cases have none of their own."""
-    if not all(hasattr(score, "case_means") for score in scores):
+    if not scores or not all(hasattr(score, "case_means") for score in scores):
         return None
     values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
     shared = sorted(set.intersection(*map(set, values)))
@@ -266,19 +271,25 @@ def _corrected(rows: list[Row]) -> list[Row]:
 def _ranked(rows: Sequence[Row]) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference]]:
     ranks, differences = {}, {}
     for student in dict.fromkeys(row.student for row in rows if row.student is not None):
-        own = [row for row in rows if row.student == student and row.scores]
-        every = [score for row in own for score in row.scores]
-        tables = case_tables(every) if len(own) > 1 else None
-        if tables is None or not tables.shape[1]:
+        means = _case_means([row for row in rows if row.student == student and row.scores])
+        if len(means) < 2:
             continue
-        means, start = {}, 0
-        for row in own:
-            end = start + len(row.scores)
-            origin = f" from {row.teacher}" if row.teacher else ""
-            means[f"{row.method}{origin}"] = tables[start:end].mean(axis=0)
-            start = end
         ranks[student] = rank_stability(means)
         groups = critical_difference(means)
         if groups is not None:
             differences[student] = groups
     return ranks, differences
+
+
+def _case_means(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Way to train → the main metric of every case, over the seeds; empty where cases have none of their own."""
+    tables = case_tables([score for row in rows for score in row.scores])
+    if tables is None or not tables.shape[1]:
+        return {}
+    means, start = {}, 0
+    for row in rows:
+        end = start + len(row.scores)
+        origin = f" from {row.teacher}" if row.teacher else ""
+        means[f"{row.method}{origin}"] = tables[start:end].mean(axis=0)
+        start = end
+    return means

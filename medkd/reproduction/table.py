@@ -34,18 +34,22 @@ def head(results: Results) -> list[str]:
 
 def cells(results: Results, row: Row) -> list[str]:
     """A row as text; ``–`` where nothing is known yet, ``=`` before a difference that cannot be told from none."""
-    found = [row.teacher or "–", row.student or "–", row.method or "–", f"{row.done}/{row.total}"]
+    found = [_or_dash(row.teacher), _or_dash(row.student), _or_dash(row.method), f"{row.done}/{row.total}"]
     for metric in results.metrics:
         value = row.values.get(metric.key)
-        found.append("–" if value is None else format_interval(value, metric.decimals))
+        found.append(_or_dash(None if value is None else format_interval(value, metric.decimals)))
     decimals = results.metrics[0].decimals if results.metrics else 3
     mark = f"{_UNDECIDED} " if row.told_apart is False else ""
     found.append(mark + _signed(row.to_alone, decimals))
     found.append(f"{row.p:.3g}" if isfinite(row.p) else "–")
     found.append(_signed(row.to_teacher, decimals))
-    found.append(_ANSWERS[row.replaces] if row.replaces else "–")
-    found.append("; ".join(_published(entry.scores) for entry in row.published) or "–")
+    found.append(_or_dash(_ANSWERS.get(row.replaces or "")))
+    found.append(_or_dash("; ".join(_published(entry.scores) for entry in row.published)))
     return found
+
+
+def _or_dash(text: str | None) -> str:
+    return text or "–"
 
 
 def _signed(interval: Interval | None, decimals: int) -> str:
@@ -86,21 +90,27 @@ def notes(results: Results) -> list[str]:
         lines.append(
             f"{_UNDECIDED}  cannot be told from the student alone (95 % interval, and p after Holm's correction)"
         )
-    for student, ranks in results.ranks.items():
-        order = []
-        for rank in ranks:
-            order.append(f"{rank.place} {rank.name} ({rank.interval.low:.0f}–{rank.interval.high:.0f})")
-        lines.append(f"order for {student}, with 95 % of the bootstrap samples of the cases: {', '.join(order)}")
-    for student, found in results.differences.items():
+    for student in results.ranks:
+        lines += _ranking(results, student)
+    if results.source:
+        lines.append(f"published: {results.source}")
+    for row in results.rows:
+        lines += [f"failed: {reason}" for reason in row.failed]
+    return lines
+
+
+def _ranking(results: Results, student: str) -> list[str]:
+    order = []
+    for rank in results.ranks[student]:
+        order.append(f"{rank.place} {rank.name} ({rank.interval.low:.0f}–{rank.interval.high:.0f})")
+    lines = [f"order for {student}, with 95 % of the bootstrap samples of the cases: {', '.join(order)}"]
+    found = results.differences.get(student)
+    if found is not None:
         groups = "; ".join(" = ".join(group) for group in found.groups) or "none"
         lines.append(
             f"mean ranks for {student}: Friedman p {found.p:.2g}, critical difference {found.distance:.2f}, not told "
             f"apart: {groups}"
         )
-    if results.source:
-        lines.append(f"published: {results.source}")
-    for row in results.rows:
-        lines += [f"failed: {reason}" for reason in row.failed]
     return lines
 
 
@@ -109,17 +119,22 @@ def csv_text(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = [metric.key for metric in results.metrics]
-    bounds = [f"{key}{suffix}" for key in keys for suffix in ("", "_low", "_high")]
-    compared = [f"{name}{suffix}" for name in ("minus_alone", "minus_teacher") for suffix in ("", "_low", "_high")]
-    writer.writerow(["teacher", "student", "method", "runs", "of", *bounds, *compared, "p_holm", "replaces_teacher"])
+    bounded = [f"{name}{suffix}" for name in (*keys, *_COMPARED) for suffix in ("", "_low", "_high")]
+    writer.writerow(["teacher", "student", "method", "runs", "of", *bounded, "p_holm", "replaces_teacher"])
     for row in results.rows:
-        numbers: list[str] = []
-        for interval in (*(row.values.get(key) for key in keys), row.to_alone, row.to_teacher):
-            numbers += _numbers(interval)
-        p = f"{row.p:.6g}" if isfinite(row.p) else ""
-        names = [row.teacher or "", row.student or "", row.method or "", str(row.done), str(row.total)]
-        writer.writerow([*names, *numbers, p, row.replaces or ""])
+        writer.writerow(_csv_row(row, keys))
     return buffer.getvalue()
+
+
+_COMPARED = ("minus_alone", "minus_teacher")
+
+
+def _csv_row(row: Row, keys: Sequence[str]) -> list[str]:
+    names = [row.teacher or "", row.student or "", row.method or "", str(row.done), str(row.total)]
+    numbers: list[str] = []
+    for interval in (*(row.values.get(key) for key in keys), row.to_alone, row.to_teacher):
+        numbers += _numbers(interval)
+    return [*names, *numbers, f"{row.p:.6g}" if isfinite(row.p) else "", row.replaces or ""]
 
 
 def _numbers(interval: Interval | None) -> list[str]:
