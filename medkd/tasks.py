@@ -178,7 +178,7 @@ register_task(
         inputs="radiographs",
         own={
             "prepare": ("image_size", "batch_size"),
-            "train": ("image_size", "backbone_weights"),
+            "train": ("image_size", "backbone_weights", "init"),
             "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict"),
             "evaluate": ("hit", "exclude"),
         },

@@ -89,8 +89,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--init",
         choices=("random", "teacher"),
-        help="teacher: a narrower plain_unet or resenc_unet_* gets first weights that are fitted to its teacher of the "
-        f"same kind (default: {_DEFAULTS.init})",
+        help="teacher: a smaller plain_unet, resenc_unet_* or detector gets first weights that are fitted to its "
+        f"teacher of the same kind (default: {_DEFAULTS.init})",
     )
     add(
         "--targets-limit",

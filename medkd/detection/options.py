@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from medkd.training.options import RunOptions
+from medkd.core.errors import RunError
+from medkd.training.options import RunOptions, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class DetectorOptions(RunOptions):
     Attributes:
         image_size: side of the square input in pixels, a multiple of 32.
         backbone_weights: file of weights that the detector starts from, see :func:`medkd.detection.weights.start_from`.
+        init: what a student's weights are before the first step: ``random``, or ``teacher``, see
+            :mod:`medkd.detection.inheritance`.
 
     Raises:
         RunError: a number is outside of its limits.
@@ -24,5 +27,15 @@ class DetectorOptions(RunOptions):
 
     image_size: int | None = None
     backbone_weights: Path | None = None
+    init: Literal["random", "teacher"] = "random"
 
     whole_numbers: ClassVar[Mapping[str, int]] = {**RunOptions.whole_numbers, "image_size": 1}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("--init", self.init, ("random", "teacher"))
+        if self.init == "teacher" and self.backbone_weights is not None:
+            raise RunError(
+                "--init teacher gives a student all of its first weights, and --backbone-weights names others; leave "
+                "one of them out."
+            )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,12 +16,15 @@ import medkd.training.run as training_run
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.protocol_rows import merged_parameters, published_lines
-from medkd.core.run import DETECTION, FINAL, Budget, NetworkSpec, RunDescription
+from medkd.core.run import DETECTION, FINAL, LATEST, Budget, NetworkSpec, RunDescription
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.families import register_detectors
+from medkd.detection.inheritance import IMAGES, inherit
 from medkd.detection.job import DetectionJob
+from medkd.detection.layers import chart_pair
+from medkd.detection.letterbox import letterbox
 from medkd.detection.methods import DETECTION_METHODS, check_known
 from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
@@ -33,6 +38,7 @@ from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher
 from medkd.networks.complexity import count_parameters
 from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
+from medkd.training.options import INIT_FROM_TEACHER, check_start
 from medkd.training.plausibility import Score, number_at
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
@@ -53,6 +59,7 @@ _SHARED = (
     "protocol",
 )
 _AP_OF_NOTHING = 0.001
+_log = logging.getLogger(__name__)
 
 
 class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]):
@@ -130,6 +137,7 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
                 f"{network} is trained by ultralytics, whose learning rate has no steps, but the plan has milestones "
                 f"{data.plan.milestones}; take them out of plans.json, or give --protocol none."
             )
+        check_start(data.options.init, method)
         if method is not None:
             check_known(method)
 
@@ -154,7 +162,8 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         spec = NetworkSpec(name=network, in_channels=3, num_outputs=len(plan.categories), patch_size=size)
         run = describe_run(data, spec, budget, method, teacher, (DETECTORS, METHODS, DETECTION_METHODS))
         start = options.backbone_weights
-        return replace(run, backbone_weights=None if start is None else str(Path(start).absolute()))
+        weights = None if start is None else str(Path(start).absolute())
+        return replace(run, backbone_weights=weights, init=options.init)
 
     def score(self, summary: Mapping[str, Any]) -> Score | None:
         """The average precision over all classes."""
@@ -195,11 +204,16 @@ class DetectionLesson(Lesson):
         self.student: Detector = DETECTORS[network.name].build(self.spec)
         if job.options.backbone_weights is not None:
             start_from(self.student, Path(job.options.backbone_weights))
+        self._start: Detector | None = None
         self.distiller = None if job.teacher is None else self._distiller(job.teacher)
 
     def fit(self) -> None:
-        """Let the detector's family train."""
-        fit(self.family_job())
+        """Give the student its first weights, unless it goes on, and let the detector's family train."""
+        family_job = self.family_job()
+        if self._start is not None and not can_continue(family_job):
+            inherit_in(self.job, self.student, self._start)
+        self._start = None  # the distiller holds the teacher, where the method needs it
+        fit(family_job)
         if not (self.job.folder / FINAL).exists():
             raise RunError(f"{self.job.folder} has no {FINAL} after training; continue it with --continue.")
 
@@ -225,13 +239,14 @@ class DetectionLesson(Lesson):
         """What the training would do, for people."""
         job, budget, size = self.job, self.job.run.budget, self.spec.image_size
         steps = budget.iterations_per_epoch or -(-len(drawn_images(job)) // budget.batch_size)
+        inherits = ", starts from its teacher" if job.run.init == INIT_FROM_TEACHER else ""
         state = "finished" if (job.folder / FINAL).exists() else "new"
         lines = [
             f"run        {job.folder} ({state})",
             f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
             f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
             f"images     {len(job.split.train)} for training, {len(job.split.val)} for validation",
-            f"student    {self.spec.name}: {count_parameters(self.student):,} parameters",
+            f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",
         ]
         lines += protocol_lines(job.run)
         return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
@@ -251,6 +266,9 @@ class DetectionLesson(Lesson):
     def _distiller(self, chosen: Teacher[TrainedDetector]) -> DetectorDistiller:
         teacher: Detector = chosen.network()
         student, classes, size = self.student, len(self.spec.categories), self.spec.image_size
+        if self.job.run.init == INIT_FROM_TEACHER:
+            chart_pair(student, teacher)
+            self._start = teacher
         context = Context(
             student_taps=student.taps,
             teacher_taps=teacher.taps,
@@ -287,6 +305,34 @@ def fit(job: DetectionJob) -> None:
         from medkd.detection import tv
 
         tv.fit(job)
+
+
+def can_continue(job: DetectionJob) -> bool:
+    """Whether there is something to go on from, and it is wanted."""
+    if not job.resume:
+        return False
+    if job.detector.family == "yolo":
+        from medkd.detection import yolo
+
+        return yolo.can_continue(job)
+    return (job.folder / LATEST).exists()
+
+
+def inherit_in(job: DetectorJob, student: Detector, teacher: Detector) -> None:
+    """Start a student from its teacher, on training images as the plan draws them, see
+    :func:`medkd.detection.inheritance.inherit`.
+    """
+    device = torch.device("cpu") if job.device.type == "mps" else job.device  # the fit needs float64
+    cases = list(dict.fromkeys(drawn_images(job)))[:IMAGES]
+    size = student.spec.image_size
+    images = torch.stack([letterbox(job.store.image(case), size)[0] for case in cases])
+    fits = inherit(student.to(device), teacher.to(device), images.to(device), job.options.seed)
+    student.cpu()
+    teacher.cpu()
+    _log.info(
+        "the student starts from its teacher: %.0f %% explained in the median layer",
+        100 * median(fit.explained for fit in fits),
+    )
 
 
 train = partial(training_run.train, DetectionTask())

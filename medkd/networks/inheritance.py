@@ -4,7 +4,7 @@ closed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from medkd.networks.inheritance_hooks import hooked, run_all_layers
 from medkd.networks.inheritance_layers import Layer, check_inheritance, layers
+from medkd.networks.inheritance_twins import counterparts
 from medkd.networks.planned import PlannedUNet
+from medkd.networks.ridge import Regression, at, neighbourhoods, unravel
 
 IMAGES = 16  # patches that the kernels are fitted on
 _PLACES = 3000  # voxels per patch and layer
-_RIDGE = 1e-3  # pull towards the teacher's own kernels, relative to the mean square of the inputs
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,20 @@ class _Seen:
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], seed: int = 0) -> list[Fit]:
+def inherit(
+    student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], seed: int = 0, *, same_labels: bool = True
+) -> list[Fit]:
     """Give a narrow plain or residual-encoder U-Net weights with which it does, as well as it can, what a wide one of
-    the same plan does.
+    its kind does.
 
     From the first layer to the last: of the teacher's channels those are kept that span the others best, weighted by
     how much the next layers use them (QR with column pivoting), and where residual blocks add outputs up, the same ones
     in all of them, chosen for the sums; the kernels become the ridge regression, on the given images, of the teacher's
     kept channels onto what the student itself computes up to there, so that later layers make good what earlier ones
     miss. Norms are the teacher's. A student of the teacher's width becomes the teacher. Nothing is trained, and the
-    places are drawn from ``seed`` alone.
+    places are drawn from ``seed`` alone. Plans may differ, see
+    :func:`medkd.networks.inheritance_twins.counterparts`: layers of the student that have no counterpart keep their
+    weights.
 
     Citation: least-squares reconstruction after the choice of channels: Y. He, X. Zhang, J. Sun, Channel Pruning for
     Accelerating Very Deep Neural Networks, ICCV 2017, arXiv 1707.06168; a larger network's weights as the start of a
@@ -73,95 +78,154 @@ def inherit(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor], se
         teacher: is not changed.
         images: ``(1, C, *patch)`` each, on the networks' device.
         seed: of the places.
+        same_labels: whether the outputs of both mean the same.
 
     Returns:
-        One entry per layer, in the order of the layers.
+        One entry per layer that has a counterpart, in the order of the layers.
 
     Raises:
-        RunError: see :func:`check_inheritance`.
+        RunError: see :func:`check_inheritance` and :func:`medkd.networks.inheritance_twins.counterparts`.
     """
     narrow, wide = check_inheritance(student, teacher)
-    order = layers(narrow)
-    seen, roots = _watch(wide, order, images, seed)
-    kept = _choose(narrow, wide, order, roots)
-    bar = tqdm(order, unit="layer", desc="weights from the teacher", disable=None)
+    twins = counterparts(narrow, wide, same_labels=same_labels)
+    fitted = {twin.conv for twin in twins.values()}
+    seen, roots = _watch(wide, fitted, images, seed)
+    kept = _choose(narrow, wide, twins, roots)
+    pairs = [_Pair(layer, twins[layer.conv], twins) for layer in layers(narrow) if layer.conv in twins]
     fits = []
-    for layer in bar:
-        fits.append(_fit(narrow, wide, layer, kept, seen[layer.conv], images))
+    for pair in tqdm(pairs, unit="layer", desc="weights from the teacher", disable=None):
+        fits.append(_fit(narrow, wide, pair, kept, seen[pair.twin.conv], images))
     return fits
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A layer of the student, the teacher's that it stands for, and all such pairs by the student's path."""
+
+    own: Layer
+    twin: Layer
+    twins: Mapping[str, Layer]
+
+
 def _watch(
-    teacher: PlannedUNet, order: Sequence[Layer], images: Sequence[Tensor], seed: int
+    teacher: PlannedUNet, fitted: Collection[str], images: Sequence[Tensor], seed: int
 ) -> tuple[dict[str, list[_Seen]], dict[str, Tensor]]:
-    """What every layer of the teacher gives for every image, and the spread of what the next layers get from it.
+    """What the layers of the teacher that have a counterpart give for every image, and the spread of what the next
+    layers get from them and all that are added to them.
+
+    Images whose sides are no multiples of the teacher's stride are filled up with zeros; places lie in the image.
 
     Returns:
         Per layer the places that are needed, and per layer that has an output a root ``(C, C)`` of that output's
         scatter: the products of its columns are those of the features, centred, in all images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    seen: dict[str, list[_Seen]] = {layer.conv: [] for layer in order}
-    roots: dict[str, Tensor] = {}
-
-    def after_conv(layer: Layer, output: Tensor) -> None:
-        size = output.shape[2:]
-        order_of_places = torch.randperm(prod(size), generator=generator)
-        flat = order_of_places[:_PLACES].to(output.device)
-        y = output[0].flatten(1).float()
-        weight = 1.0
-        if layer.norm:
-            variances = y.var(1, correction=0)
-            weight = float((variances + 1e-5).rsqrt().mean())
-        seen[layer.conv].append(_Seen(_unravel(flat, size), y[:, flat].T, weight))
-
-    def after_output(layer: Layer, output: Tensor) -> None:
-        places = seen[layer.conv][-1].places
-        features = _at(output[0].float(), places).double()
-        ones = features.new_ones(len(features), 1)  # they take the mean away
-        rows = torch.cat([ones, features], 1)
-        if layer.conv in roots:
-            rows = torch.cat([roots[layer.conv], rows])
-        else:
-            width = rows.shape[1]
-            rows = torch.cat([rows.new_zeros(width, width), rows])
-        roots[layer.conv] = torch.linalg.qr(rows, mode="r").R
-
+    watch = _Watch(_together(layers(teacher), fitted), seed)
     convs: dict[str, Callable[..., None]] = {}
     outputs: dict[str, Callable[..., None]] = {}
-    for layer in order:
-        convs[layer.conv] = partial(after_conv, layer)
+    for layer in watch.order:
+        convs[layer.conv] = partial(watch.after_conv, layer)
         if layer.output and not layer.is_head:
-            outputs[layer.output] = partial(after_output, layer)
+            outputs[layer.output] = partial(watch.after_output, layer)
     with hooked(teacher, convs), hooked(teacher, outputs):
         for image in images:
-            run_all_layers(teacher, image)
-    without_ones = {name: root[1:, 1:] for name, root in roots.items()}
-    return seen, without_ones
+            filled = _filled_up(image, teacher.strides[-1])
+            sides = zip(image.shape[2:], filled.shape[2:], strict=True)
+            watch.inside = [own / whole for own, whole in sides]
+            run_all_layers(teacher, filled)
+    without_ones = {name: root[1:, 1:] for name, root in watch.roots.items()}
+    return watch.seen, without_ones
+
+
+def _together(every: Sequence[Layer], wanted: Collection[str]) -> list[Layer]:
+    """The layers that share channels with those that are wanted, these among them."""
+    groups = {layer.group for layer in every if layer.conv in wanted}
+    return [layer for layer in every if layer.group in groups]
+
+
+class _Watch:
+    """What passes through a teacher.
+
+    Args:
+        order: the layers that are looked at.
+        seed: of the places.
+
+    Attributes:
+        inside: share of a filled-up image that is image, by axis.
+    """
+
+    def __init__(self, order: Sequence[Layer], seed: int) -> None:
+        self.order = order
+        self.inside: list[float] = []
+        self.seen: dict[str, list[_Seen]] = {layer.conv: [] for layer in order}
+        self.roots: dict[str, Tensor] = {}
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def after_conv(self, layer: Layer, output: Tensor) -> None:
+        """Keep what a convolution gives."""
+        size = [round(side * share) for side, share in zip(output.shape[2:], self.inside, strict=True)]
+        order_of_places = torch.randperm(prod(size), generator=self._generator)
+        places = unravel(order_of_places[:_PLACES].to(output.device), size)
+        y = output[0].float()
+        weight = 1.0
+        if layer.norm:
+            variances = y.flatten(1).var(1, correction=0)
+            weight = float((variances + 1e-5).rsqrt().mean())
+        self.seen[layer.conv].append(_Seen(places, at(y, places), weight))
+
+    def after_output(self, layer: Layer, output: Tensor) -> None:
+        """Add up how what the next layers get is spread."""
+        places = self.seen[layer.conv][-1].places
+        features = at(output[0].float(), places).double()
+        self.roots[layer.conv] = _root(self.roots.get(layer.conv), features)
+
+
+def _root(before: Tensor | None, features: Tensor) -> Tensor:
+    """A root of the scatter of columns, the first of them ones, which take the mean away: of ``(N, C)`` further rows
+    and those that a root stands for.
+    """
+    rows = torch.cat([features.new_ones(len(features), 1), features], 1)
+    width = rows.shape[1]
+    above = rows.new_zeros(width, width) if before is None else before
+    return torch.linalg.qr(torch.cat([above, rows]), mode="r").R
+
+
+def _filled_up(image: Tensor, stride: Sequence[int]) -> Tensor:
+    """An image ``(1, C, *size)`` with zeros behind it, so that its sides are multiples of a network's stride, and at
+    its lowest resolution there are two voxels, which instance norm needs.
+    """
+    sides = list(image.shape[2:])
+    wanted = [-(-side // step) * step for side, step in zip(sides, stride, strict=True)]
+    if wanted == list(stride):
+        wanted[0] *= 2
+    missing: list[int] = []
+    for side, whole in zip(reversed(sides), reversed(wanted), strict=True):
+        missing += [0, whole - side]
+    return F.pad(image, missing)
 
 
 def _choose(
-    student: PlannedUNet, teacher: PlannedUNet, order: Sequence[Layer], roots: Mapping[str, Tensor]
+    student: PlannedUNet, teacher: PlannedUNet, twins: Mapping[str, Layer], roots: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Which of the teacher's channels each layer of the student stands for, in rising order; the same ones throughout a
-    group.
-    """
-    used = _use(teacher, order)
-    groups: dict[str, list[Layer]] = {}
-    for layer in order:
-        groups.setdefault(layer.group, []).append(layer)
+    """Which channels of the teacher's layers the student has, in rising order; the same ones throughout a group."""
+    every = layers(teacher)
+    used = _use(teacher, every)
+    widths: dict[str, int] = {}
+    heads = set()
+    for path, twin in twins.items():
+        widths[twin.group] = student.net.get_submodule(path).out_channels
+        if twin.is_head:
+            heads.add(twin.group)
     chosen = {}
-    for group, members in groups.items():
-        width = student.net.get_submodule(members[0].conv).out_channels
-        if members[0].is_head:
+    for group, width in widths.items():
+        if group in heads:
             chosen[group] = torch.arange(width)
             continue
-        spread = torch.cat([roots[layer.conv] for layer in members if layer.output])
+        spread = torch.cat([roots[layer.conv] for layer in every if layer.group == group and layer.output])
         weighted = (spread * used[group].sqrt()).cpu().numpy()
         pivots = scipy.linalg.qr(weighted, mode="r", pivoting=True)[1]
         best = torch.as_tensor(pivots[:width].copy())
         chosen[group] = best.long().sort().values
-    return {layer.conv: chosen[layer.group] for layer in order}
+    return {layer.conv: chosen[layer.group] for layer in every if layer.group in chosen}
 
 
 def _use(teacher: PlannedUNet, order: Sequence[Layer]) -> dict[str, Tensor]:
@@ -184,109 +248,57 @@ class _ReachedError(Exception):
     """The layer whose input was wanted has been reached."""
 
 
-class _Regression:
-    """Ridge regression from sums alone, so that the inputs of one image are in memory at a time.
-
-    Args:
-        prior: ``(P, C)`` weights to stay near to.
-    """
-
-    def __init__(self, prior: Tensor) -> None:
-        inputs, outputs = prior.shape
-        self.prior = prior
-        self.count = 0
-        self.gram = prior.new_zeros(inputs, inputs)
-        self.cross = torch.zeros_like(prior)
-        self.sum_x = prior.new_zeros(inputs)
-        self.sum_y = prior.new_zeros(outputs)
-        self.square = 0.0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Inputs ``(N, P)`` and targets ``(N, C)``."""
-        self.count += len(x)
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.sum_x += x.sum(0)
-        self.sum_y += y.sum(0)
-        self.square += float(y.square().sum())
-
-    def solve(self) -> tuple[Tensor, Tensor, float, float]:
-        """Weights ``(P, C)`` and bias ``(C,)``, and the sums of squares of the residual and of the targets around their
-        mean.
-        """
-        count = max(self.count, 1)
-        mean_x = self.sum_x / count
-        mean_y = self.sum_y / count
-        gram = self.gram - torch.outer(self.sum_x, mean_x)
-        cross = self.cross - torch.outer(self.sum_x, mean_y)
-        pulled = gram.clone()
-        ridge = _RIDGE * float(gram.diagonal().mean()) + 1e-9
-        pulled.diagonal().add_(ridge)
-        weights = self.prior + torch.linalg.solve(pulled, cross - gram @ self.prior)
-        variance = self.square - float(self.sum_y @ mean_y)
-        explained = float((weights * cross).sum())
-        fitted = float((weights * (gram @ weights)).sum())
-        residual = variance - 2 * explained + fitted
-        bias = mean_y - mean_x @ weights
-        return weights, bias, residual, variance
-
-
 def _fit(
     student: PlannedUNet,
     teacher: PlannedUNet,
-    layer: Layer,
+    pair: _Pair,
     kept: Mapping[str, Tensor],
     seen: Sequence[_Seen],
     images: Sequence[Tensor],
 ) -> Fit:
     """Set kernel, bias and norm of one layer of the student."""
+    layer = pair.own
     conv = student.net.get_submodule(layer.conv)
-    kernel = teacher.net.get_submodule(layer.conv).weight.double()
-    outputs = kept[layer.conv].to(kernel.device)
-    inputs = _kept_inputs(teacher, layer, kept).to(kernel.device)
-    turned = _input_axis(teacher, layer) == 0
-    if turned:
-        kernel = kernel.transpose(0, 1)
-    kernel = kernel[outputs][:, inputs]
+    outputs = kept[pair.twin.conv].to(conv.weight.device)
+    kernel = _prior(student, teacher, pair, kept)
+    turned = _input_axis(student, layer) == 0
     given = _inputs(student, layer.conv, images)
     problems = _problems(conv, layer, seen, given, kernel, outputs)
     fitted = torch.empty_like(kernel)
     bias = kernel.new_zeros(len(outputs))
     residual = variance = 0.0
     for place, problem in problems.items():
-        weights, own_bias, left, whole = problem.solve()
+        found = problem.solve()
         index: tuple[Any, ...] = (..., *place)
-        fitted[index] = weights.T.view(fitted[index].shape)
-        bias = bias + own_bias / len(problems)
-        residual += left
-        variance += whole
+        fitted[index] = found.weights.T.view(fitted[index].shape)
+        bias = bias + found.bias / len(problems)
+        residual += problem.count * float(found.residual.sum())
+        variance += problem.count * float(found.variance.sum())
     conv.weight.copy_(fitted.transpose(0, 1) if turned else fitted)
     if conv.bias is not None:
         conv.bias.copy_(bias)
     if layer.norm:
-        _copy_norm(student, teacher, layer.norm, outputs)
+        _copy_norm(student.net.get_submodule(layer.norm), teacher.net.get_submodule(str(pair.twin.norm)), outputs)
     return Fit(layer.conv, 1 - residual / max(variance, 1e-12))
 
 
-def _copy_norm(student: PlannedUNet, teacher: PlannedUNet, path: str, kept: Tensor) -> None:
-    ours = student.net.get_submodule(path)
-    theirs = teacher.net.get_submodule(path)
+def _copy_norm(ours: Any, theirs: Any, kept: Tensor) -> None:
     ours.weight.copy_(theirs.weight[kept])
     ours.bias.copy_(theirs.bias[kept])
 
 
 def _problems(
     conv: Any, layer: Layer, seen: Sequence[_Seen], given: Iterator[Tensor], kernel: Tensor, outputs: Tensor
-) -> dict[tuple[int, ...], _Regression]:
+) -> dict[tuple[int, ...], Regression]:
     """The regressions of a layer, by place in the kernel, with all images in them."""
     transposed = isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d)
     pairs = _of_transposed if transposed else _of_kernel
-    problems: dict[tuple[int, ...], _Regression] = {}
+    problems: dict[tuple[int, ...], Regression] = {}
     for one, features in zip(seen, given, strict=True):
         for place, x, y in pairs(conv, one, features):
             if place not in problems:
                 index: tuple[Any, ...] = (..., *place)
-                problems[place] = _Regression(kernel[index].flatten(1).T)
+                problems[place] = Regression(kernel[index].flatten(1).T)
             y = y[:, outputs]
             if layer.norm is not None:
                 x, y = _centred(x, y, one.weight)
@@ -307,17 +319,7 @@ _Pairs = Iterator[tuple[tuple[int, ...], Tensor, Tensor]]
 
 def _of_kernel(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     """The neighbourhoods that a convolution sees, ``P`` channels times kernel."""
-    both_sides: list[int] = []
-    for padding in reversed(conv.padding):
-        both_sides += [padding, padding]
-    padded = F.pad(given, both_sides)
-    corner = seen.places * torch.tensor(conv.stride, device=given.device)
-    columns = []
-    for place in product(*map(range, conv.kernel_size)):
-        shift = torch.tensor(place, device=given.device)
-        columns.append(_at(padded, corner + shift))
-    inputs = torch.stack(columns, 2).flatten(1)
-    yield (), inputs.double(), seen.target.double()
+    yield (), neighbourhoods(conv, seen.places, given), seen.target.double()
 
 
 def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
@@ -325,7 +327,7 @@ def _of_transposed(conv: Any, seen: _Seen, given: Tensor) -> _Pairs:
     voxel.
     """
     stride = torch.tensor(conv.stride, device=given.device)
-    values = _at(given, seen.places // stride).double()
+    values = at(given, seen.places // stride).double()
     for place in product(*map(range, conv.stride)):
         shift = torch.tensor(place, device=given.device)
         chosen = (seen.places % stride == shift).all(1)
@@ -352,24 +354,29 @@ def _input_axis(network: PlannedUNet, layer: Layer) -> int:
     return 0 if isinstance(conv, nn.ConvTranspose2d | nn.ConvTranspose3d) else 1
 
 
-def _kept_inputs(teacher: PlannedUNet, layer: Layer, kept: Mapping[str, Tensor]) -> Tensor:
-    """The teacher's input channels of a layer that the student has, too."""
-    if not layer.sources:
-        return torch.arange(teacher.net.get_submodule(layer.conv).in_channels)
-    found = []
-    begin = 0
-    for source in layer.sources:
-        found.append(kept[source] + begin)
-        begin += teacher.net.get_submodule(source).out_channels
-    return torch.cat(found)
-
-
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    """``(N, C)`` values of a map ``(C, *size)`` at ``(N, n)`` places."""
-    index: tuple[Any, ...] = (slice(None), *places.unbind(1))
-    return values[index].T
-
-
-def _unravel(flat: Tensor, size: Sequence[int]) -> Tensor:
-    """Flat places to ``(N, n)`` coordinates."""
-    return torch.stack(torch.unravel_index(flat, tuple(size)), 1)
+def _prior(student: PlannedUNet, teacher: PlannedUNet, pair: _Pair, kept: Mapping[str, Tensor]) -> Tensor:
+    """The teacher's kernel between the channels that the student has, outputs first; zero where its inputs, or all of
+    it, have no counterpart.
+    """
+    conv = student.net.get_submodule(pair.own.conv)
+    theirs = teacher.net.get_submodule(pair.twin.conv)
+    own, kernel = conv.weight.double(), theirs.weight.double()
+    if _input_axis(student, pair.own) == 0:
+        own, kernel = own.transpose(0, 1), kernel.transpose(0, 1)
+    found = torch.zeros_like(own)
+    if conv.kernel_size != theirs.kernel_size:
+        return found
+    kernel = kernel[kept[pair.twin.conv].to(kernel.device)]
+    if not pair.own.sources:
+        return kernel.clone()
+    groups = {layer.conv: layer.group for layer in layers(teacher)}
+    begin = their_begin = 0
+    for source, their_source in zip(pair.own.sources, pair.twin.sources, strict=True):
+        width = student.net.get_submodule(source).out_channels
+        twin = pair.twins.get(source)
+        if twin is not None and twin.group == groups[their_source]:
+            inputs = kept[their_source].to(kernel.device) + their_begin
+            found[:, begin : begin + width] = kernel[:, inputs]
+        begin += width
+        their_begin += teacher.net.get_submodule(their_source).out_channels
+    return found

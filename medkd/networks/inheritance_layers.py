@@ -4,7 +4,7 @@ shares channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from medkd.networks.plain_unet import PlainUNet
 from medkd.networks.planned import PlannedUNet
 from medkd.networks.resenc_unet import ResEncUNet
 
-_HINT = "use --init random"
+HINT = "use --init random"
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,6 @@ class Layer:
     def is_head(self) -> bool:
         """Whether its outputs are logits, which are all kept."""
         return ".seg_layers." in self.conv
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The width of a convolution, and what must be equal in teacher and student."""
-
-    width: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-Shapes = dict[str, Shape]  # by the path of the convolution
 
 
 def layers(network: PlannedUNet) -> list[Layer]:
@@ -143,46 +131,20 @@ def check_inheritance(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUN
         Student and teacher.
 
     Raises:
-        RunError: they are not two plain or two residual-encoder U-Nets with instance norms, their plans differ, the
-            student is wider somewhere, or one has a projection in a shortcut where the other has none.
+        RunError: they are not two plain or two residual-encoder U-Nets with instance norms, for images of as many axes
+            and channels.
     """
     narrow, wide = _of_one_kind(student, teacher)
     _check_norms(narrow, "student")
     _check_norms(wide, "teacher")
-    _check_shapes(_shapes(narrow), _shapes(wide))
-    return narrow, wide
-
-
-def _check_shapes(ours: Shapes, theirs: Shapes) -> None:
-    """Refuse a student of another plan, one that is wider somewhere, and projections in one of the two only."""
-    if not _of_one_plan(ours, theirs):
+    ours, theirs = narrow.spec, wide.spec
+    if (narrow.rank, ours.in_channels) != (wide.rank, theirs.in_channels):
         raise RunError(
-            f"--init teacher needs a student of the teacher's plan, but stages, strides or kernels differ; {_HINT}."
+            f"--init teacher needs a student that sees what its teacher sees, but it takes {ours.in_channels} channels "
+            f"in {narrow.rank}D and the teacher {theirs.in_channels} in {wide.rank}D; choose another teacher, or "
+            f"{HINT}."
         )
-    for name in ours:
-        if name in theirs and ours[name].width > theirs[name].width:
-            raise RunError(
-                f"--init teacher needs a student that is nowhere wider than its teacher, but {name} has "
-                f"{ours[name].width} channels there and {theirs[name].width} in the teacher; raise --width-divisor, or "
-                f"{_HINT}."
-            )
-    for name in (*ours, *theirs):
-        if name not in ours or name not in theirs:
-            raise RunError(
-                f"--init teacher needs a student whose stages grow where its teacher's do, but {name} is in one of "
-                f"the two only; lower --width-divisor, or {_HINT}."
-            )
-
-
-def _of_one_plan(ours: Shapes, theirs: Shapes) -> bool:
-    """Whether both have the same layers but for projections in shortcuts, with equal kernels and strides."""
-    for name in set(ours) | set(theirs):
-        if name not in ours or name not in theirs:
-            if ".skip." not in name:
-                return False
-        elif replace(ours[name], width=0) != replace(theirs[name], width=0):
-            return False
-    return True
+    return narrow, wide
 
 
 def _check_norms(network: PlannedUNet, role: str) -> None:
@@ -192,7 +154,7 @@ def _check_norms(network: PlannedUNet, role: str) -> None:
             continue
         norm = network.net.get_submodule(layer.norm)
         if not isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d):
-            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {_HINT}.")
+            raise RunError(f"--init teacher needs instance norms, but the {role} has others; {HINT}.")
 
 
 def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, PlannedUNet]:
@@ -201,13 +163,5 @@ def _of_one_kind(student: nn.Module, teacher: nn.Module) -> tuple[PlannedUNet, P
             return student, teacher
     raise RunError(
         "--init teacher needs two networks 'plain_unet' or two 'resenc_unet_*', but the student is a "
-        f"{type(student).__name__} and the teacher is a {type(teacher).__name__}; choose another teacher, or {_HINT}."
+        f"{type(student).__name__} and the teacher is a {type(teacher).__name__}; choose another teacher, or {HINT}."
     )
-
-
-def _shapes(network: PlannedUNet) -> Shapes:
-    found = {}
-    for layer in layers(network):
-        conv: Any = network.net.get_submodule(layer.conv)
-        found[layer.conv] = Shape(conv.out_channels, conv.kernel_size, conv.stride)
-    return found

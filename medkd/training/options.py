@@ -12,6 +12,8 @@ from medkd.core.limits import check_numbers, is_whole, option_name
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+INIT_FROM_TEACHER = "teacher"
+"""Value of ``--init``."""
 _SEPARATORS = ("/", "\\")
 
 
@@ -158,6 +160,18 @@ class TrainOptions(RunOptions):
                 "--mirror-axes expects none, or numbers of axes in rising order (0 is the first axis of the patch), "
                 f"found {axes!r}; leave it out for the plan's."
             )
+
+
+def check_start(init: str, method: str | None) -> None:
+    """See that a network that is to start from its teacher has one.
+
+    Raises:
+        RunError: it is trained alone.
+    """
+    if method is None and init == INIT_FROM_TEACHER:
+        raise RunError(
+            f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found '{init}'."
+        )
 
 
 def check_share(name: str, value: float | None) -> None:

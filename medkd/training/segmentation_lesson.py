@@ -28,6 +28,7 @@ from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.job import HELPER_SEED, Lesson, method_names
 from medkd.training.losses import SegmentationLoss
 from medkd.training.merged import MergedPredictor
+from medkd.training.options import INIT_FROM_TEACHER
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, unlabelled_of
@@ -35,7 +36,6 @@ from medkd.training.unlabelled import drawn_from, unlabelled_of
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
 
-INIT_FROM_TEACHER = "teacher"  # value of ``--init``
 _TRIED = 4  # samples of the step that shows whether terms can teach; relations between samples need several
 _log = logging.getLogger(__name__)
 

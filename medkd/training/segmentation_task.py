@@ -27,10 +27,10 @@ from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
-from medkd.training.options import TrainOptions
+from medkd.training.options import TrainOptions, check_start
 from medkd.training.plausibility import Score, number_at
 from medkd.training.published import chosen_plan, followed
-from medkd.training.segmentation_lesson import INIT_FROM_TEACHER, SegmentationLesson
+from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.unlabelled import split_with_unlabelled
 from medkd.training.validation import finish_fold
 
@@ -90,12 +90,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
     def check(self, data: SegmentationFold, network: str, method: str | None) -> None:
         """Refuse an unknown network, and options that are for students of a student without a teacher."""
         NETWORKS[network]
-        options = data.options
-        if method is None and options.init == INIT_FROM_TEACHER:
-            raise RunError(
-                f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found "
-                f"'{options.init}'."
-            )
+        check_start(data.options.init, method)
 
     def further_teachers(self, options: TrainOptions) -> tuple[str, ...]:
         """What ``--teacher`` says."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks import inheritance as inh
 from medkd.networks.inheritance import inherit, layers
+from medkd.networks.inheritance_twins import counterparts
+from medkd.networks.ridge import RIDGE, Regression, at
 from tests.networks.checks import architecture, small
 
 # a residual block needs no second convolution behind it; two stages of one width share their channels
@@ -116,7 +118,7 @@ def test_the_problems_are_those_of_torchs_convolutions(rank: int, transposed: bo
     given = torch.randn(3, *(6,) * rank)
     output = conv(given[None])[0].detach()
     places = torch.cartesian_prod(*(torch.arange(n) for n in output.shape[1:]))
-    target = inh._at(output, places).double()
+    target = at(output, places).double()
     seen = inh._Seen(places, target, 1.0)
     weight = conv.weight.detach().double()
     weight = weight.transpose(0, 1) if transposed else weight
@@ -129,22 +131,30 @@ def test_the_problems_are_those_of_torchs_convolutions(rank: int, transposed: bo
     assert count == len(places)
 
 
-def test_the_regression_equals_numpys_on_a_stacked_system() -> None:
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("inputs", [4, 70])  # fewer than rows, and more
+def test_the_regression_equals_numpys_on_a_stacked_system(inputs: int, intercept: bool) -> None:
     rng = np.random.default_rng(0)
-    x, y, prior = rng.normal(2, 1, (60, 4)), rng.normal(-1, 3, (60, 2)), rng.normal(size=(4, 2))
-    problem = inh._Regression(torch.from_numpy(prior))
+    x, y, prior = rng.normal(2, 1, (60, inputs)), rng.normal(-1, 3, (60, 2)), rng.normal(size=(inputs, 2))
+    problem = Regression(torch.from_numpy(prior), intercept=intercept)
     for part in (slice(0, 13), slice(13, 60)):
         problem.add(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
-    weights, bias, residual, variance = problem.solve()
-    centred, wanted = x - x.mean(0), y - y.mean(0)
+    found = problem.solve()
+    mean_x, mean_y = (values.mean(0) * intercept for values in (x, y))
+    centred, wanted = x - mean_x, y - mean_y
     pull = np.sqrt(
-        inh._RIDGE * np.square(centred).sum() / 4 + 1e-9
+        RIDGE * np.square(centred).sum() / inputs + 1e-9
     )  # the ridge as further equations pull · w = pull · prior
-    expected = np.linalg.lstsq(np.vstack([centred, pull * np.eye(4)]), np.vstack([wanted, pull * prior]), rcond=None)[0]
-    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-10)
-    np.testing.assert_allclose(bias.numpy(), y.mean(0) - x.mean(0) @ expected, atol=1e-10)
+    system, right = np.vstack([centred, pull * np.eye(inputs)]), np.vstack([wanted, pull * prior])
+    expected = np.linalg.lstsq(system, right, rcond=None)[0]
+    np.testing.assert_allclose(found.weights.numpy(), expected, atol=1e-10)
+    np.testing.assert_allclose(found.bias.numpy(), mean_y - mean_x @ expected, atol=1e-10)
+    np.testing.assert_allclose(found.mean.numpy(), mean_y, atol=1e-10)
+    given = centred @ expected
     np.testing.assert_allclose(
-        [residual, variance], [np.square(wanted - centred @ expected).sum(), np.square(wanted).sum()]
+        torch.stack([found.fitted, found.residual, found.variance]).numpy(),
+        [np.square(part).mean(0) for part in (given, wanted - given, wanted)],
+        atol=1e-10,
     )
 
 
@@ -156,9 +166,15 @@ def test_a_channel_that_others_span_is_not_kept() -> None:
         first.norm.weight[4:], first.norm.bias[4:] = first.norm.weight[:4], first.norm.bias[:4]
     order = layers(student)
     with torch.no_grad():
-        kept = inh._choose(student, teacher, order, inh._watch(teacher, order, _images(2), 0)[1])
+        kept = _kept(student, teacher)
     assert sorted(int(c) % 4 for c in kept[order[0].conv]) == [0, 1, 2, 3]
     assert all(kept[layer.conv].tolist() == [0, 1, 2] for layer in order if layer.is_head)
+
+
+def _kept(student: Any, teacher: Any) -> dict[str, Tensor]:
+    """The channels that a student keeps, by layer of the teacher."""
+    every = [layer.conv for layer in layers(teacher)]
+    return inh._choose(student, teacher, counterparts(student, teacher), inh._watch(teacher, every, _images(2), 0)[1])
 
 
 def _repeat(path: str, net: SegmentationNetwork, half: int) -> None:
@@ -171,13 +187,12 @@ def _repeat(path: str, net: SegmentationNetwork, half: int) -> None:
 
 def test_blocks_that_are_added_up_keep_the_same_channels() -> None:
     teacher, student = _trained(2, name="resenc_unet_m"), _network(2, 2, name="resenc_unet_m")
-    order = layers(student)
     stage = "encoder.stages.2.blocks"
     ends = [f"{stage}.{path}" for path in ("0.skip.1", "0.conv2", "1.conv2", "2.conv2")]
     with torch.no_grad():
         for path in ends:
             _repeat(path, teacher, 12)
-        kept = inh._choose(student, teacher, order, inh._watch(teacher, order, _images(2), 0)[1])
+        kept = _kept(student, teacher)
     assert sorted(int(c) % 12 for c in kept[f"{ends[0]}.conv"]) == list(range(12))
     assert all(torch.equal(kept[f"{path}.conv"], kept[f"{ends[0]}.conv"]) for path in ends)
     first = [kept[f"{stage}.{j}.conv1.conv"].tolist() for j in range(3)]
@@ -196,7 +211,7 @@ def _first_group(student: SegmentationNetwork, teacher: SegmentationNetwork, **s
     roots = {name: torch.eye(width, dtype=torch.float64) for name, width in widths.items()}
     roots.update({f"{paths[name]}.conv": values.double().diag() for name, values in spread.items()})
     with torch.no_grad():
-        kept = inh._choose(student, teacher, order, roots)
+        kept = inh._choose(student, teacher, counterparts(student, teacher), roots)
     assert len({tuple(kept[f"{path}.conv"].tolist()) for path in paths.values()}) == 1
     return kept["encoder.stem.convs.0.conv"].tolist()
 
@@ -235,9 +250,9 @@ def test_the_roots_have_numpys_scatter(name: str) -> None:
     got: list[Tensor] = []
     handle = teacher.net.encoder.stages[1].register_forward_hook(lambda _, __, output: got.append(output[0].clone()))
     with torch.no_grad():
-        seen, roots = inh._watch(teacher, order, _images(2, 3), 0)
+        seen, roots = inh._watch(teacher, [layer.conv for layer in order], _images(2, 3), 0)
     handle.remove()
-    rows = np.concatenate([inh._at(y, one.places).numpy() for y, one in zip(got, seen[last.conv], strict=True)]).astype(
+    rows = np.concatenate([at(y, one.places).numpy() for y, one in zip(got, seen[last.conv], strict=True)]).astype(
         float
     )
     root = roots[last.conv].numpy()

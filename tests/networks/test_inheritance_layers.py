@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medkd.core.errors import RunError
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.inheritance_layers import check_inheritance, layers
+from medkd.networks.inheritance_twins import counterparts
 from tests.networks.checks import architecture, image, small
 
 GROWING, LEVEL = (8, 16, 24), (8, 16, 16)  # channels per stage; between two stages of one width a shortcut only pools
@@ -127,15 +128,13 @@ def test_pairs_that_cannot_inherit_are_refused() -> None:
     for net in (plain, residual):
         name = net.spec.name
         with pytest.raises(RunError, match=r"has 8 channels there and 4 in the teacher"):
-            check_inheritance(net, _network(name, divisor=2))
-        with pytest.raises(RunError, match="stages, strides or kernels differ"):
+            counterparts(net, _network(name, divisor=2))  # type: ignore[arg-type]
+        with pytest.raises(RunError, match=r"takes 1 channels in 2D and the teacher 1 in 3D"):
             check_inheritance(net, _network(name, rank=3))
-        with pytest.raises(RunError, match="stages, strides or kernels differ"):
-            check_inheritance(build_network(small(name, 2, architecture=architecture(2, (2, 2, 3), (1, 2)))), net)
     with pytest.raises(
         RunError, match=r"stages\.1\.blocks\.0\.skip\.1\.conv is in one of the two only; lower --width-divisor"
-    ):
-        check_inheritance(_network("resenc_unet_m", divisor=4), residual)  # the first two stages have four channels
+    ):  # the first two stages have four channels
+        counterparts(_network("resenc_unet_m", divisor=4), residual)  # type: ignore[arg-type]
     plain.net.encoder.stages[0][0].convs[0].norm = nn.BatchNorm2d(8)
     with pytest.raises(RunError, match="instance norms, but the teacher"):
         check_inheritance(_network("plain_unet", divisor=2), plain)

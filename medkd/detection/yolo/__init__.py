@@ -4,10 +4,11 @@ trained.
 
 from __future__ import annotations
 
+from medkd.core.run import FINAL
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo.detectors import YoloDetector
 
-__all__ = ["YoloDetector", "fit"]
+__all__ = ["YoloDetector", "can_continue", "fit"]
 
 
 def fit(job: DetectionJob) -> None:
@@ -15,3 +16,11 @@ def fit(job: DetectionJob) -> None:
     from medkd.detection.yolo.trainer import fit as train
 
     train(job)
+
+
+def can_continue(job: DetectionJob) -> bool:
+    """Whether an earlier training left something to go on from."""
+    from medkd.detection.yolo import checkpoints
+    from medkd.detection.yolo.trainer import FOLDER
+
+    return (job.folder / FINAL).exists() or checkpoints.can_continue(job.folder / FOLDER / "weights")
