@@ -30,6 +30,7 @@ ZERO_AT_TEACHER = {
     "rkd",
     "pkd",
     "mimic",
+    "dcd",
     "emkd",
     "cakd",
     "crosskd",

@@ -14,7 +14,7 @@ from tests.distillation.golden.cases import FOLDER, case, differs, index
 CASES = [(method, name) for method, names in index().items() for name in names]
 NAMED = [entry for entry in all_departures() if entry.golden]
 # Methods of medkd that no released code computes on segmentation, or that are sums of others.
-WITHOUT_NUMBERS = {"none", "ensemble", "crosskd", "mimic", "acf_bckd"}
+WITHOUT_NUMBERS = {"none", "ensemble", "crosskd", "mimic", "acf_bckd", "dcd"}
 
 
 def reasons(method: str, name: str, loss: str) -> list[Departure]:
