@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def run(
         The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
     """
     print_anywhere()
+    threading.excepthook = _in_a_thread
     verbose = False
     try:
         with on_the_command_line():
@@ -133,6 +135,12 @@ def print_anywhere() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
+
+
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """Of what the system refuses to a library's thread (TensorBoard's, on a full disk) the main thread says a sentence."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 def _start_logging(verbose: bool) -> None:

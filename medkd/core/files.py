@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, MedkdError
 
 LARGEST_TEXT = 1 << 30  # bytes
 _MISUNDERSTOOD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 _STALE_SECONDS = 24 * 3600.0  # temporary files of other machines, or of older versions, whose process cannot be asked
-_MINE = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
+_MINE = re.compile(r"(\.tmp|medkd)-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-")
+_OF_OLDER_VERSIONS = re.compile(r"\.tmp-[a-z0-9_]{8}-.")
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _swept: set[Path] = set()
 
 
@@ -87,7 +92,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     process writes there for the first time, see :func:`sweep`.
 
     Raises:
-        DataError: the folder cannot be created or written to (read-only, full disk).
+        DataError: the folder cannot be created or written to (read-only, full disk), whatever the writer calls it.
     """
     path = Path(path)
     try:
@@ -108,8 +113,55 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"Writing {path} failed: {error.strerror or error}; nothing was changed there.") from error
+    except MedkdError:
+        raise
+    except Exception as error:  # libraries in other languages have errors of their own for a full disk
+        reason = refusal_in(error)
+        if reason is None:
+            raise
+        raise DataError(f"Writing {path} failed: {reason}; nothing was changed there.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refusal_in(error: BaseException) -> str | None:
+    """What the system refused, in its words, where they are part of an error's text or of its cause's."""
+    text = str(error)
+    for code in _REFUSALS:
+        if os.strerror(code) in text:
+            return os.strerror(code)
+    cause = error.__cause__ or error.__context__
+    return None if cause is None else refusal_in(cause)
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A temporary folder in an existing one, removed at the end; what a killed process left there is removed first."""
+    sweep(beside)
+    place = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=beside))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def lasting_scratch_folder() -> Path:
+    """A folder among the system's temporary files that is removed at this process's end, or, where that was killed,
+    by the next process that makes one.
+    """
+    system = Path(tempfile.gettempdir())
+    for left in system.glob(f"medkd-{_host()}-*"):
+        if _is_abandoned(left):
+            _remove(left)
+    place = Path(tempfile.mkdtemp(prefix=f"medkd-{_host()}-{os.getpid()}-"))
+    atexit.register(_clear, place)
+    return place
+
+
+def _clear(place: Path) -> None:
+    """Remove a folder at the end; of one who interrupts that the next process removes the rest."""
+    with suppress(KeyboardInterrupt):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def temporary_prefix() -> str:
@@ -118,7 +170,7 @@ def temporary_prefix() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; once per process and folder.
+    """Remove the temporary files and folders that killed processes left in a folder; once per process and folder.
 
     A file belongs to a killed process if its name gives this machine and a process that is gone, or if it is a day old
     and nobody here can tell.
@@ -128,13 +180,23 @@ def sweep(folder: Path) -> None:
     _swept.add(folder)
     for left in folder.glob(".tmp-*"):
         if _is_abandoned(left):
-            left.unlink(missing_ok=True)
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    """Delete a file, link or folder, as far as the system lets."""
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def _is_abandoned(temporary: Path) -> bool:
     named = _MINE.match(temporary.name)
     if named is not None and named["host"] == _host():
         return not process_lives(int(named["process"]))
+    if named is None and (temporary.is_dir() or not _OF_OLDER_VERSIONS.match(temporary.name)):
+        return False  # somebody else's
     try:
         return time.time() - temporary.lstat().st_mtime > _STALE_SECONDS
     except FileNotFoundError:

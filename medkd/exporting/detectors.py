@@ -6,8 +6,6 @@ becomes the input and what the outputs mean.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,9 @@ from torch import Tensor, nn
 from medkd import __version__
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
-from medkd.core.files import write_json, write_text
+from medkd.core.files import scratch_folder, write_json, write_text
 from medkd.exporting.onnx import write_graph
-from medkd.exporting.output import check_output
+from medkd.exporting.output import check_output, put_in_place
 from medkd.models.base import Checkpoint, open_model
 from medkd.runtime.engines import open_engine
 from medkd.runtime.package import RECORD
@@ -96,13 +94,11 @@ def export_detector(
         )
     described = _described(source.name, detector, loaded.folds)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=output.parent) as name:
-        folder = Path(name) / "exported"
+    with scratch_folder(output.parent) as scratch:
+        folder = scratch / "exported"
         folder.mkdir()
         parity = _fill(folder, detector, described)
-        if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
+        put_in_place(folder, output)
     return parity
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +12,14 @@ from medkd import __version__
 from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import MedkdError, RunError
-from medkd.core.files import write_json, write_text
+from medkd.core.files import scratch_folder, write_json, write_text
 from medkd.core.paths import Root
 from medkd.core.protocol import InferenceRule
 from medkd.core.run import DATASET_FILE
 from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
-from medkd.exporting.output import check_output
+from medkd.exporting.output import check_output, put_in_place
 from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
@@ -85,8 +83,8 @@ def export_model(
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
     parcel = Parcel(trained, rule, _origin(source.name, trained))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=output.parent) as name:
-        folder = Path(name) / "exported"
+    with scratch_folder(output.parent) as scratch:
+        folder = scratch / "exported"
         folder.mkdir()
         parity = _fill(folder, parcel, FORMATS[format], scan)
         seen = seen_cases(source, trained, root)
@@ -96,9 +94,7 @@ def export_model(
             record["int8"] = asdict(quantise(folder, calibration, judged, tolerance=tolerance))
         write_json(folder / RECORD, record)
         write_text(folder / CARD, model_card(parcel, format, parity))
-        if output.exists():
-            shutil.rmtree(output)
-        folder.rename(output)
+        put_in_place(folder, output)
     return parity
 
 

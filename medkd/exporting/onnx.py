@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, refusal_in
 from medkd.exporting.operators import exportable_operators
 
 OPSET = 18
@@ -81,6 +81,8 @@ def write_graph(network: nn.Module, sample: Tensor, outputs: Sequence[str], path
                 external_data=False,
             )
         except Exception as error:
+            if refusal_in(error) is not None:
+                raise
             names = ", ".join(sorted({type(part).__name__ for part in _parts(network)}))
             raise RunError(
                 f"{names} cannot be written as ONNX: {type(error).__name__}: {_first_line(error)}; choose another "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from medkd.core.errors import RunError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, scratch_folder
 from medkd.exporting.onnx import export_onnx
 
 
@@ -29,8 +28,8 @@ def export_openvino(networks: Sequence[nn.Module], channels: int, patch_size: Se
         import openvino
     except ImportError as error:
         raise RunError("Export to OpenVINO needs the package openvino: pip install 'medkd[export]'.") from error
-    with tempfile.TemporaryDirectory() as name:
-        graph, made = Path(name) / "model.onnx", Path(name) / "model.xml"
+    with scratch_folder(path.parent) as scratch:
+        graph, made = scratch / "model.onnx", scratch / "model.xml"
         export_onnx(networks, channels, patch_size, graph)
         openvino.save_model(openvino.convert_model(str(graph)), str(made), compress_to_fp16=True)
         for suffix in (".bin", ".xml"):

@@ -4,7 +4,6 @@ machine.
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from medkd.core.checkpoint import (
     weights_digest,
 )
 from medkd.core.errors import RunError
-from medkd.core.files import atomic_path, read_json, write_json, write_text
+from medkd.core.files import atomic_path, read_json, scratch_folder, write_json, write_text
 from medkd.core.run import BEST, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.packed import ENDING, unpacked
@@ -79,13 +78,14 @@ def pack_run(
     if source.kind not in _KINDS:
         raise RunError(f"{model} is {source.title}; --format folder packs runs of medkd, send that folder as it is.")
     loaded = source.load(folds, checkpoint=checkpoint)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / source.path.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(output.parent) as scratch:
+        folder = scratch / source.path.name
         folder.mkdir()
         _fill(folder, source, loaded.folds, checkpoint)
         with atomic_path(output) as temporary:
             _zip(folder, temporary)
-    _check(output, loaded.networks, loaded.folds)
+            _check(temporary, loaded.networks, loaded.folds)
     parameters = sum(value.numel() for value in loaded.networks[0].parameters())
     return Packed(tuple(loaded.folds), parameters, output.stat().st_size)
 
@@ -123,19 +123,21 @@ def _write_weights(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _zip(folder: Path, file: Path) -> None:
+    """Without the times of the files, so that equal runs make equal archives."""
     with zipfile.ZipFile(file, "w") as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(folder.parent).as_posix())
+                entry.external_attr = 0o644 << 16
                 way = zipfile.ZIP_DEFLATED if path.suffix in (".json", ".md") else zipfile.ZIP_STORED
-                archive.write(path, path.relative_to(folder.parent).as_posix(), way)
+                archive.writestr(entry, path.read_bytes(), way)
 
 
-def _check(output: Path, networks: Sequence[Any], folds: Sequence[str]) -> None:
-    opened = open_model(unpacked(output)).load(folds)
+def _check(packed: Path, networks: Sequence[Any], folds: Sequence[str]) -> None:
+    opened = open_model(unpacked(packed)).load(folds)
     for ours, theirs, fold in zip(networks, opened.networks, folds, strict=True):
         if weights_digest(ours.state_dict()) != weights_digest(theirs.state_dict()):
-            output.unlink()
-            raise RunError(f"{output} holds other weights than fold {fold}; nothing was exported.")
+            raise RunError(f"The packed model holds other weights than fold {fold}; nothing was exported.")
 
 
 def _card(name: str, described: Mapping[str, Any], folds: Sequence[str], checkpoint: Checkpoint) -> str:

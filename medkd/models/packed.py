@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import shutil
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from medkd.core.errors import RunError
+from medkd.core.files import lasting_scratch_folder
 
 ENDING = ".zip"
 MOST_ENTRIES = 500
@@ -44,7 +43,7 @@ def unpacked(path: Path) -> Path:
 
 
 def _unpack(path: Path) -> Path:
-    place = Path(tempfile.mkdtemp(prefix="medkd-model-"))
+    place = lasting_scratch_folder()
     folder = place / (path.stem or "model")
     try:
         folder.mkdir()
@@ -57,7 +56,6 @@ def _unpack(path: Path) -> Path:
         if isinstance(error, _DAMAGE) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
             raise RunError(f"{path} is damaged or no zip ({error}); copy it again, or pack the model again.") from error
         raise
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 

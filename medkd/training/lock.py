@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import psutil
 
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 
 _BEAT_SECONDS = 20.0
 _STALE_SECONDS = 300.0  # of another machine, whose processes nobody here can see
@@ -66,7 +66,11 @@ def fold_lock(folder: Path) -> Iterator[None]:
     """
     file = folder.parent / f".{folder.name}.lock"
     made = [place for place in file.parents if not place.exists()]
-    _take(file, folder)
+    try:
+        _take(file, folder)
+    except MedkdError:
+        _remove_empty(made)
+        raise
     stopped = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, stopped), daemon=True)
     beat.start()
@@ -76,9 +80,13 @@ def fold_lock(folder: Path) -> Iterator[None]:
         stopped.set()
         beat.join()
         file.unlink(missing_ok=True)
-        for place in made:
-            with suppress(OSError):
-                place.rmdir()  # does nothing to a folder that holds anything
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()  # does nothing to a folder that holds anything
 
 
 def _take(file: Path, folder: Path) -> None:
@@ -90,13 +98,23 @@ def _take(file: Path, folder: Path) -> None:
             holder = _parsed(opened.read())
             if holder is not None and holder != mine and holder.is_alive(file):
                 _refuse(holder, folder)
-            opened.seek(0)
-            opened.truncate()
-            opened.write(json.dumps(asdict(mine)) + "\n")
+            _write_down(mine, file, opened)
     except OSError as error:
         raise DataError(
             f"Cannot write {file}: {error.strerror or error}; choose a folder that can be written to."
         ) from error
+
+
+def _write_down(holder: Holder, file: Path, opened: TextIO) -> None:
+    """Fill the lock; one that cannot be filled, as on a full disk, is removed."""
+    try:
+        opened.seek(0)
+        opened.truncate()
+        opened.write(json.dumps(asdict(holder)) + "\n")
+        opened.flush()
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

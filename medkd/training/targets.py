@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -180,6 +181,18 @@ class SoftPatch:
         return self.target.coding.interpolate(codes, change)
 
 
+def _reserve(file: Path) -> None:
+    """Take the room on the disk that a mapped file has so far in name only: writing into a map on a full disk would end
+    the process without a word.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+
+
 class TargetStore:
     """The soft targets of one teacher for the cases of one configuration: ``CASE.npy`` and ``CASE.json``; of scans
     without labels also ``CASE.places.npz``.
@@ -208,6 +221,7 @@ class TargetStore:
         with atomic_path(self.folder / f"{case}.npy") as temporary:
             shape = (coding.channels, *logits.shape[1:])
             codes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            _reserve(temporary)
             depth = max(1, _SLAB // max(logits[:, :1].numel(), 1))
             for first in range(0, logits.shape[1], depth):
                 codes[:, first : first + depth] = coding.encode(logits[:, first : first + depth].cpu()).numpy()

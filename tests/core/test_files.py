@@ -12,8 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from medkd.core import files
 from medkd.core.errors import DataError
-from medkd.core.files import check_file, read_json, write_json
+from medkd.core.files import (
+    atomic_path,
+    check_file,
+    lasting_scratch_folder,
+    read_json,
+    scratch_folder,
+    write_json,
+)
+
+NOBODY = 2**22 + 5  # no process has this number
 
 KILLED = """
 import os, signal, sys
@@ -95,3 +105,48 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
             check_file(tmp_path / name)
     with pytest.raises(DataError, match="null"):
         check_file(Path("a\0b"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("ITK ERROR: cannot be written\nReason: No space left on device"), "No space left on device"),
+        (ValueError("Error while serializing: I/O error: File too large (os error 27)"), "File too large"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence_whatever_a_library_calls_it(
+    tmp_path: Path, error: Exception, reason: str
+) -> None:
+    with (
+        pytest.raises(DataError, match=f"a.bin failed: {reason}; nothing was changed"),
+        atomic_path(tmp_path / "a.bin"),
+    ):
+        raise error
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.bin"):
+        raise ZeroDivisionError  # a defect stays one
+
+
+def test_folders_of_killed_processes_are_swept_and_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    with scratch_folder(tmp_path) as own:
+        theirs = own.with_name(own.name.replace(str(os.getpid()), str(NOBODY)))
+        theirs.mkdir()
+        lasting = lasting_scratch_folder()
+        left = lasting.with_name(lasting.name.replace(str(os.getpid()), str(NOBODY)))
+        (left / "inside").mkdir(parents=True)
+        stranger = tmp_path / ".tmp-of somebody"
+        stranger.mkdir()
+        (tmp_path / ".tmp-notes").touch()
+        for old in (stranger, tmp_path / ".tmp-notes"):
+            os.utime(old, (0, 0))
+        files._swept.clear()
+        files.sweep(tmp_path)
+        again = lasting_scratch_folder()
+        assert own.is_dir() and lasting.is_dir() and stranger.is_dir() and (tmp_path / ".tmp-notes").exists()
+        assert not theirs.exists() and not left.exists()
+    assert not own.exists()
+    for folder in (lasting, again):
+        files._clear(folder)

@@ -87,3 +87,18 @@ def test_what_cannot_be_packed_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="fold 3 has no checkpoint_final"):
         pack_run(STUDENT, tmp_path / "new.zip", folds=[3])
     assert not (tmp_path / "new.zip").exists()
+
+
+def test_equal_runs_make_equal_archives_and_a_wrong_one_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "run.zip"
+    pack_run(STUDENT, file)
+    first = file.read_bytes()
+    pack_run(STUDENT, tmp_path / "again" / "run.zip")
+    assert (tmp_path / "again" / "run.zip").read_bytes() == first
+    digests = iter(range(10))
+    monkeypatch.setattr(packing, "weights_digest", lambda weights: next(digests))
+    with pytest.raises(RunError, match="other weights than fold 0; nothing was exported"):
+        pack_run(STUDENT, file, overwrite=True)
+    assert file.read_bytes() == first and sorted(path.name for path in tmp_path.iterdir()) == ["again", "run.zip"]

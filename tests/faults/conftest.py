@@ -10,6 +10,7 @@ from tests.faults.tally import PROPERTY
 
 _tried: Counter[str] = Counter()
 _lost: Counter[str] = Counter()
+_left: Counter[str] = Counter()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -18,9 +19,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     for name, value in report.user_properties:
         if name == PROPERTY:
-            group, tried, lost = value
+            group, tried, lost, left = value
             _tried[group] += tried
             _lost[group] += lost
+            _left[group] += left
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -30,6 +32,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("faults: held of tried")
     for group in sorted(_tried):
         held = _tried[group] - _lost[group]
-        terminalreporter.write_line(f"{group:40} {held:6d} of {_tried[group]:6d}")
+        swept = f"   temporary files left for the next run: {_left[group]}" if _left[group] else ""
+        terminalreporter.write_line(f"{group:40} {held:6d} of {_tried[group]:6d}{swept}")
     total, lost = sum(_tried.values()), sum(_lost.values())
     terminalreporter.write_line(f"{'all':40} {total - lost:6d} of {total:6d}")

@@ -6,8 +6,13 @@ run, and between two of them nothing on the disk changes: trying all of them tri
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
+import fcntl
+import importlib
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -17,11 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 Command = Callable[[Sequence[str]], int]
-Fault = Literal["kill", "terminate", "interrupt", "disk full", "read-only", "no permission", "none"]
+Fault = Literal["kill", "terminate", "interrupt", "disk full", "read-only", "no permission", "cut short", "none"]
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 _SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 _REFUSALS = {"disk full": errno.ENOSPC, "read-only": errno.EROFS, "no permission": errno.EACCES}
+TEMPORARY = "tmp"
+"""Folder below the one that is watched, in which temporary files of the system's lie."""
+_MOST_SAID = 2**20
 _FREES_SPACE = {"os.remove", "os.rmdir"}
 
 
@@ -49,29 +57,50 @@ class Ended:
 def run_until(command: Command, arguments: Sequence[str], below: Path, moment: int = 0, fault: Fault = "none") -> Ended:
     """Run a command in a process of its own and strike just before the ``moment``-th change of files below a folder.
 
+    What the command takes from the system's folder for temporary files lies in ``below``, too, so that it counts.
+
     Args:
         command: a command's ``main``.
         arguments: its arguments.
         below: only changes below this folder count.
-        moment: counted from 0; larger than their number lets the command end by itself.
+        moment: counted from 0; larger than their number lets the command end by itself. Of ``cut short`` it is the
+            number of bytes that a file can have: writing more fails, in libraries of C++ as well.
         fault: a signal, or what the system answers from that moment on.
 
     Returns:
         How it ended.
     """
     reader, writer = os.pipe()
-    with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            os.close(reader)
-            os.dup2(said.fileno(), 2)
-            _child(command, arguments, _Striker(str(below), moment, fault, writer))
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            changes = len(pipe.read())
-        _, status = os.waitpid(child, 0)
-        said.seek(0)
-        return Ended(changes, os.waitstatus_to_exitcode(status), said.read().decode(errors="replace"))
+    words, said = os.pipe()  # no file, which could not grow either where files are cut short
+    fcntl.fcntl(said, fcntl.F_SETPIPE_SZ, _MOST_SAID)
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.dup2(said, 2)
+        _confine(below, moment if fault == "cut short" else None)
+        _child(command, arguments, _Striker(str(below), moment, fault, writer))
+    os.close(writer)
+    os.close(said)
+    with os.fdopen(reader, "rb") as pipe:
+        changes = len(pipe.read())
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(words, "rb") as pipe:
+        text = pipe.read().decode(errors="replace")
+    return Ended(changes, os.waitstatus_to_exitcode(status), text)
+
+
+def warm_up(command: Command, arguments: Sequence[str], below: Path) -> None:
+    """Import what a command imports, so that its forked copies need not; it runs once, in a process of its own."""
+
+    def told(words: Sequence[str]) -> int:
+        status = command(words)
+        (below / "modules").write_text("\n".join(sys.modules))
+        return status
+
+    assert run_until(told, arguments, below).status == 0
+    for name in (below / "modules").read_text().split("\n"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 class _Striker:
@@ -85,7 +114,9 @@ class _Striker:
         if os.getpid() != self._owner or not self._is_change(event, details):
             return
         if self._changes == self._moment and self._fault in _SIGNALS:
+            self._changes += 1  # an interrupt ends this function, and comes once
             os.kill(self._owner, _SIGNALS[self._fault])
+            return
         if self._changes >= self._moment and self._fault in _REFUSALS and event not in _FREES_SPACE:
             code = _REFUSALS[self._fault]
             raise OSError(code, os.strerror(code), str(details[0]))
@@ -103,15 +134,37 @@ class _Striker:
         return any(letter in mode for letter in "wax+")
 
 
+def _confine(below: Path, most_bytes: int | None) -> None:
+    """Keep temporary files below a folder, draw no pictures into files, and let no file grow beyond some bytes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    tempfile.tempdir = str(below / TEMPORARY)
+    os.makedirs(tempfile.tempdir, exist_ok=True)
+    draw = FigureCanvasBase.print_figure
+
+    def print_figure(canvas: FigureCanvasBase, filename: Any, *more: Any, **options: Any) -> Any:
+        """Drawing takes most of a tiny training's time, and that a picture is there is all that is compared."""
+        if isinstance(filename, (str, Path)):
+            return Path(filename).write_bytes(b"a picture")
+        return draw(canvas, filename, *more, **options)
+
+    FigureCanvasBase.print_figure = print_figure  # type: ignore[method-assign]
+    if most_bytes is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+
+
 def _child(command: Command, arguments: Sequence[str], striker: _Striker) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    atexit._clear()  # what this process's parent does at its end is not the command's
     sys.addaudithook(striker)
     status = 70
     try:
         status = command(arguments)
+        atexit._run_exitfuncs()
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medkd.cli import convert, evaluate, plan_and_preprocess, predict, train, train_distill
+from medkd.cli import convert, evaluate, export, plan_and_preprocess, predict, report, train, train_distill
 from tests.dataset_conversion.trees import make_word
 from tests.faults.killing import Command
 from tests.training.builders import NAME, make_dataset
 
 _BUDGET = ("--epochs", "2", "--iterations-per-epoch", "2", "--batch-size", "1", "--save-every", "1", "--workers", "0")
 _TRAIN = (*_BUDGET, "--device", "cpu")
+_TRAINED = "plain_unet__3d_fullres"
+_MODEL = f"@results/{NAME}/{_TRAINED}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A command.
 
@@ -26,78 +30,150 @@ class Stage:
         arguments: what comes before ``--root``.
         again: what is added when it is run again.
         output: folder below the root whose content must come out equal.
+        start: makes below a root what the command starts from.
+        stride: every so-many-th moment is tried, others with every fault, where a run takes seconds.
     """
 
     name: str
     command: Command
     arguments: tuple[str, ...]
-    again: tuple[str, ...]
+    again: tuple[str, ...] = ()
     output: str
+    start: Callable[[Path], object]
+    stride: int = 1
 
     def line(self, root: Path, *more: str) -> Sequence[str]:
         """All arguments for one root; a leading ``@`` stands for the root."""
         placed = [str(root / text[1:]) if text.startswith("@") else text for text in self.arguments]
         return [*placed, *more, "--root", str(root)]
 
-    def prepare(self, root: Path) -> None:
-        """Make what the stage starts from."""
-        if self.output in ("raw", "preprocessed"):
-            make_word(root / "source", 3, 1, 1)
-            if self is not CONVERT:
-                assert convert.main(CONVERT.line(root)) == 0
-            return
-        make_dataset(root, 4)
-        if self is not TRAIN:
-            assert train.main(TRAIN.line(root)) == 0
-        truth = root / "raw" / NAME / "labelsTr"
-        if self is PREDICT:
-            (root / "scans").mkdir()
-            for index in range(2):
-                shutil.copy(truth / f"case_{index:02d}.nii.gz", root / "scans" / f"s{index}_0000.nii.gz")
-        if self is EVALUATE:
-            shutil.copytree(truth, root / "truth")
-            shutil.copy(truth.parent / "dataset.json", root / "truth")
+
+def _downloaded(root: Path) -> None:
+    make_word(root / "source", 3, 1, 1)
 
 
-CONVERT = Stage("convert", convert.main, ("word", "@source", "-d", "7", "--name", "Word"), (), "raw")
-PREPROCESS = Stage("preprocess", plan_and_preprocess.main, ("-d", "7", "-np", "1", "-c", "2d"), (), "preprocessed")
-TRAIN = Stage("train", train.main, ("900", "plain_unet", "0", *_TRAIN), ("--continue",), "results")
-DISTIL = Stage(
-    "distil, live",
-    train_distill.main,
-    ("900", "plain_unet", "plain_unet", "kd+at", "0", "--width-divisor", "2", *_TRAIN),
-    ("--continue",),
-    "results",
+def _converted(root: Path) -> None:
+    _downloaded(root)
+    assert convert.main(CONVERT.line(root)) == 0
+
+
+def _preprocessed(root: Path) -> None:
+    make_dataset(root, 4)
+
+
+@functools.cache
+def _teacher() -> tempfile.TemporaryDirectory[str]:
+    """A root with a trained network; made once per process."""
+    folder = tempfile.TemporaryDirectory(prefix="medkd-tests-")
+    _preprocessed(Path(folder.name))
+    assert train.main(TRAIN.line(Path(folder.name))) == 0
+    return folder
+
+
+def _trained(root: Path) -> None:
+    shutil.copytree(_teacher().name, root, dirs_exist_ok=True)
+
+
+def _distilled(root: Path) -> None:
+    _trained(root)
+    assert train_distill.main(DISTIL.line(root)) == 0
+
+
+def _with_scans(root: Path) -> None:
+    _trained(root)
+    (root / "scans").mkdir()
+    for index in range(2):
+        label = root / "raw" / NAME / "labelsTr" / f"case_{index:02d}.nii.gz"
+        shutil.copy(label, root / "scans" / f"s{index}_0000.nii.gz")
+
+
+def _with_truth(root: Path) -> None:
+    _preprocessed(root)
+    raw = root / "raw" / NAME
+    shutil.copytree(raw / "labelsTr", root / "truth")
+    shutil.copy(raw / "dataset.json", root / "truth")
+
+
+def _distil(name: str, method: str, *more: str) -> Stage:
+    return Stage(
+        name=f"distil, {name}",
+        command=train_distill.main,
+        arguments=("900", "plain_unet", "plain_unet", method, "0", "--width-divisor", "2", *more, *_TRAIN),
+        again=("--continue",),
+        output="results",
+        start=_trained,
+    )
+
+
+def _export(format: str, output: str, stride: int = 1) -> Stage:
+    return Stage(
+        name=f"export, {format}",
+        command=export.main,
+        arguments=(_MODEL, "-o", f"@exported/{output}", "--format", format),
+        again=("--overwrite",),
+        output="exported",
+        start=_trained,
+        stride=stride,
+    )
+
+
+CONVERT = Stage(
+    name="convert",
+    command=convert.main,
+    arguments=("word", "@source", "-d", "7", "--name", "Word"),
+    output="raw",
+    start=_downloaded,
 )
-CACHED = Stage(
-    "distil, cached",
-    train_distill.main,
-    ("900", "plain_unet", "plain_unet", "kd", "0", "--width-divisor", "4", "--targets", "cached", *_TRAIN),
-    ("--continue",),
-    "results",
+PREPROCESS = Stage(
+    name="preprocess",
+    command=plan_and_preprocess.main,
+    arguments=("-d", "7", "-np", "1", "-c", "2d"),
+    output="preprocessed",
+    start=_converted,
 )
-FIRST_STAGE = Stage(
-    "distil, first stage",
-    train_distill.main,
-    ("900", "plain_unet", "plain_unet", "maskd", "0", "--set", "maskd.iterations=2", *_TRAIN),
-    ("--continue",),
-    "results",
+TRAIN = Stage(
+    name="train",
+    command=train.main,
+    arguments=("900", "plain_unet", "0", *_TRAIN),
+    again=("--continue",),
+    output="results",
+    start=_preprocessed,
 )
-RUN = f"@results/{NAME}/plain_unet__3d_fullres"
+DISTIL = _distil("live", "kd+at")
+CACHED = _distil("cached", "kd", "--targets", "cached")
+FIRST_STAGE = _distil("first stage", "maskd", "--set", "maskd.iterations=2")
 PREDICT = Stage(
-    "predict",
-    predict.main,
-    ("-i", "@scans", "-o", "@predicted", "-m", RUN, "-f", "0", "--device", "cpu", "--save-probabilities"),
-    ("--continue",),
-    "predicted",
+    name="predict",
+    command=predict.main,
+    arguments=("-i", "@scans", "-o", "@predicted", "-m", _MODEL, "-f", "0", "--device", "cpu", "--save-probabilities"),
+    again=("--continue",),
+    output="predicted",
+    start=_with_scans,
 )
 EVALUATE = Stage(
-    "evaluate",
-    evaluate.main,
-    ("@truth", "@truth", "-o", "@scores/summary.json"),
-    (),
-    "scores",
+    name="evaluate",
+    command=evaluate.main,
+    arguments=("@truth", "@truth", "-o", "@scores/summary.json"),
+    output="scores",
+    start=_with_truth,
 )
-
-
-STAGES = (CONVERT, PREPROCESS, TRAIN, DISTIL, CACHED, FIRST_STAGE, PREDICT, EVALUATE)
+REPORT = Stage(name="report", command=report.main, arguments=("900",), output="results", start=_distilled)
+PACK = _export("folder", "run.zip")
+NNUNET = _export("nnunet", "model")
+ONNX = _export("onnx", "model", stride=4)
+BUNDLE = _export("bundle", "model", stride=6)
+STAGES = (
+    CONVERT,
+    PREPROCESS,
+    TRAIN,
+    DISTIL,
+    CACHED,
+    FIRST_STAGE,
+    PREDICT,
+    EVALUATE,
+    REPORT,
+    PACK,
+    NNUNET,
+    ONNX,
+    BUNDLE,
+)

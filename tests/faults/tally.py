@@ -45,11 +45,13 @@ class Tally:
         group: what is attacked, for example ``kills: predict``.
         tried: how many faults were tried.
         lost: a line per fault that was not held.
+        left: how many temporary files the faults left for the next run, which has to sweep them.
     """
 
     group: str
     tried: int
     lost: list[str]
+    left: int = 0
 
     def check(self, held: bool, what: str) -> None:
         """Count one fault; ``what`` describes it where it was not held."""
@@ -60,7 +62,7 @@ class Tally:
     def finish(self, request: pytest.FixtureRequest) -> None:
         """Hand the counts to the summary of the run, and fail with the faults that were not held."""
         properties: list[tuple[str, Any]] = request.node.user_properties
-        properties.append((PROPERTY, [self.group, self.tried, len(self.lost)]))
+        properties.append((PROPERTY, [self.group, self.tried, len(self.lost), self.left]))
         shown = "\n".join(self.lost[:10])
         assert self.tried > 0, f"{self.group}: nothing was tried"
         assert not self.lost, (

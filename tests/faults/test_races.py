@@ -70,7 +70,7 @@ def test_of_many_that_take_a_stale_lock_at_once_one_gets_it(tmp_path: Path, requ
 
 def alone(stage: Stage, tmp_path: Path) -> tuple[Path, dict[str, str]]:
     """A folder to work in, which is made anew for every race, and what one command leaves there."""
-    stage.prepare(tmp_path / "start")
+    stage.start(tmp_path / "start")
     work = begun_anew(tmp_path)
     assert run_until(stage.command, stage.line(work), work).status == 0
     return work, digests(work / stage.output)

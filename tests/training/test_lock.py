@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from medkd.core.errors import RunError
+from medkd.core.errors import DataError, RunError
+from medkd.training import lock
 from medkd.training.lock import fold_lock
 
 
@@ -93,3 +94,16 @@ def test_nothing_is_left_but_what_was_there(tmp_path: Path) -> None:
     with fold_lock(tmp_path / "results/run/fold_0"):
         (tmp_path / "results/run/run.json").touch()
     assert [p.name for p in (tmp_path / "results/run").iterdir()] == ["run.json"]
+
+
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(holder: object) -> dict[str, object]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock, "asdict", full)
+    with (
+        pytest.raises(DataError, match="No space left on device; choose a folder"),
+        fold_lock(tmp_path / "run" / "fold_0"),
+    ):
+        raise AssertionError("held")
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from medkd.core.errors import RunError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, lasting_scratch_folder
 
 SWITCHES = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "ULTRALYTICS_SAFE_LOAD": "1"}
 """Environment variables that ultralytics reads when it is imported; one that the user has set stays as it is."""
@@ -109,7 +109,7 @@ def _configuration() -> Path:
         with tempfile.TemporaryFile(dir=cache):
             return cache
     except OSError:
-        private = Path(tempfile.mkdtemp(prefix="medkd-"))
+        private = lasting_scratch_folder()
         (private / "Ultralytics").mkdir()
         return private
 

@@ -1,0 +1,60 @@
+"""Of two exports to one folder the older one is kept until the newer one is in its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from medkd.core.errors import RunError
+from medkd.exporting.output import check_output, put_in_place
+from medkd.runtime.package import RECORD
+
+
+def exported(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / RECORD).write_text(text)
+    return folder
+
+
+def test_an_older_export_is_replaced(tmp_path: Path) -> None:
+    output = exported(tmp_path / "model", "old")
+    put_in_place(exported(tmp_path / "made", "new"), output)
+    assert (output / RECORD).read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_that_was_killed_before_its_last_step_keeps_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, made = exported(tmp_path / "model", "old"), exported(tmp_path / "made", "new")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self == made:
+            raise KeyboardInterrupt  # nothing of the function's runs after it, as after a kill
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(made, output)
+    assert not output.exists()
+    with pytest.raises(RunError, match="give --overwrite to replace it"):
+        check_output(output, overwrite=False)
+    assert (output / RECORD).read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "model"]
+
+
+def test_a_full_disk_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, made = exported(tmp_path / "model", "old"), exported(tmp_path / "made", "new")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self == made:
+            raise OSError(28, os.strerror(28))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="No space"):
+        put_in_place(made, output)
+    assert (output / RECORD).read_text() == "old"
