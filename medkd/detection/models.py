@@ -31,6 +31,7 @@ from medkd.models.base import Checkpoint, ModelFolder, Trained
 from medkd.models.guard import seen_by
 from medkd.models.limits import LARGEST_IMAGE, check_size
 from medkd.models.own_run import CHECKPOINTS, OwnRun
+from medkd.models.pretrained import refuse_leak
 
 FILE = "teacher.json"
 GIVEN = "given"
@@ -262,7 +263,7 @@ class DetectorWeights(DetectorFolder):
         return replace(self.describe(), networks=[detector.eval()])
 
 
-def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
+def seen_by_start(path: Path, fold: int | str, split: Split, categories: Sequence[str] | None = None) -> frozenset[str]:
     """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
     of teachers.
 
@@ -274,26 +275,39 @@ def seen_by_start(path: Path, fold: int | str, split: Split) -> frozenset[str]:
         path: the file.
         fold: which is going to be trained.
         split: its cases.
+        categories: of the data set; a detector for just these classes that does not say what it has seen is refused.
 
     Raises:
-        LeakError: they have seen a case on which the fold is judged.
+        LeakError: they have seen a case on which the fold is judged, or may have.
     """
     seen = _seen_by_file(path)
-    overlap = sorted(seen & set(split.val))
-    if overlap:
+    if seen is None and categories is not None and split.val and _classes_of(path) == set(categories):
         raise LeakError(
-            f"--backbone-weights {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold "
-            f"{fold} is judged, for example {overlap[0]}; start from weights that were trained for fold {fold} with "
-            "the same splits, or that have not seen them."
+            f"{path} finds the very classes of this data set and does not say on which images it was trained, so it "
+            f'may have seen those on which fold {fold} is judged; put a {FILE} with "train" beside it that names them.'
         )
-    return seen
+    known = seen or frozenset()
+    refuse_leak(path, known, fold, split, "--backbone-weights" if categories is None else "--weights")
+    return known
 
 
-def _seen_by_file(path: Path) -> frozenset[str]:
+def _classes_of(path: Path) -> set[str]:
+    """The classes that a file of a whole detector names; none for others."""
+    if path.suffix not in _WEIGHTS:
+        return set()
+    try:
+        names = read_detector_weights(path)[1]
+    except RunError:  # whoever loads it says what is wrong with it
+        names = None
+    return set(names or ())
+
+
+def _seen_by_file(path: Path) -> frozenset[str] | None:
+    """What the weights' place says that they have seen; None where it says nothing."""
     for file in dict.fromkeys((path.absolute(), path.resolve())):
         for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
             if (folder / SPLIT_FILE).is_file():
                 return seen_by(folder)
         if (file.parent / FILE).is_file() and (found := load(DetectorFile, file.parent / FILE)).weights == file.name:
             return frozenset(found.train)
-    return frozenset()
+    return None

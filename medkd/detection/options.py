@@ -34,8 +34,11 @@ class DetectorOptions(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("--init", self.init, ("random", "teacher"))
-        if self.init == "teacher" and self.backbone_weights is not None:
+        if self.weights is not None and self.backbone_weights is not None:
+            raise RunError("Expected --weights or --backbone-weights, found both; leave one of them out.")
+        named = "--weights" if self.weights is not None else "--backbone-weights"
+        if self.init == "teacher" and (self.weights or self.backbone_weights) is not None:
             raise RunError(
-                "--init teacher gives a student all of its first weights, and --backbone-weights names others; leave "
-                "one of them out."
+                f"--init teacher gives a student all of its first weights, and {named} names others; leave one of them "
+                "out."
             )

@@ -32,10 +32,12 @@ from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
 from medkd.detection.sampling import draw_epoch
+from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher
+from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
 from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
 from medkd.training.options import INIT_FROM_TEACHER, check_start
@@ -144,7 +146,16 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
     def seen_at_start(self, data: DetectionFold) -> frozenset[str]:
         """What the weights that the detector starts from have seen."""
         start = data.options.backbone_weights
+        if data.weights is not None:
+            return seen_by_start(Path(data.weights.file), data.fold, data.split, data.plan.categories)
         return frozenset() if start is None else seen_by_start(Path(start), data.fold, data.split)
+
+    def start(self, data: DetectionFold, network: str) -> DetectionFold:
+        """Weights of the backbone, or of a detector for COCO, from the library of the detector; or a file."""
+        asked = data.options.weights
+        if asked is None:
+            return data
+        return replace(data, weights=start_weights(asked, *find_source(asked, sources_of(network), network)))
 
     def describe(
         self, data: DetectionFold, network: str, method: str | None, teacher: Teacher[TrainedDetector] | None
@@ -202,6 +213,8 @@ class DetectionLesson(Lesson):
         self.spec = DetectorSpec(network.name, job.plan.categories, network.patch_size[0], job.plan.anchor_scale)
         torch.manual_seed(job.options.seed)
         self.student: Detector = DETECTORS[network.name].build(self.spec)
+        if job.weights is not None:
+            start_from(self.student, Path(job.weights.file))
         if job.options.backbone_weights is not None:
             start_from(self.student, Path(job.options.backbone_weights))
         self._start: Detector | None = None

@@ -111,8 +111,15 @@ def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:
     for key in _PATHS:
         value = cleaned.get(key)
         if isinstance(value, str):
-            cleaned[key] = value.replace("\\", "/").rstrip("/").rpartition("/")[2]
+            cleaned[key] = _last_part(value)
+    weights = cleaned.get("weights")
+    if isinstance(weights, Mapping) and isinstance(weights.get("file"), str):
+        cleaned["weights"] = {**weights, "file": _last_part(weights["file"])}
     return cleaned
+
+
+def _last_part(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _write_weights(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:

@@ -25,6 +25,8 @@ class SegmentationNetwork(nn.Module):
         deep_supervision: whether training mode returns several resolutions (False where the network offers none).
         deep_supervision_strides: stride of each returned resolution, per axis; empty where it offers none.
         auxiliary_weight: of the second output's loss, where that is an auxiliary head's and no coarser resolution.
+        encoder_path: path of an encoder of timm or torchvision, whose names weight files have; empty where it has none.
+        encoder_name: its name in timm; empty where timm has no weights of it.
         remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward
             pass); off by default, since they take memory and stand in the way of exporters.
     """
@@ -38,6 +40,8 @@ class SegmentationNetwork(nn.Module):
         self.deep_supervision = False
         self.deep_supervision_strides: tuple[tuple[int, ...], ...] = ()
         self.auxiliary_weight: float | None = None
+        self.encoder_path = ""
+        self.encoder_name = ""
         self.remember = False
 
     @property

@@ -52,6 +52,7 @@ class Fcn(EncoderDecoder):
         depth = int(spec.name.rsplit("_r", 1)[1])
         widths = WIDTHS[depth]
         self.net = timm_model(spec.name, f"resnet{depth}", in_chans=spec.in_channels, output_stride=8)
+        self.encoder_path, self.encoder_name = "net", f"resnet{depth}"
         inner = widths[-1] // 4
         self.reduce = nn.Sequential(
             nn.Conv2d(widths[-1], inner, 3, padding=1, bias=False),

@@ -12,6 +12,7 @@ from medkd.networks.fcn import WIDTHS, enlarged, resnet_taps, timm_model, to_thi
 from medkd.networks.initialization import kaiming_fan_out
 
 DROPOUT = 0.1
+V1C = {18: "", 50: "resnet50c", 101: "resnet101c"}  # timm's names; it has no such ResNet-18
 _STEM = 32
 _AUXILIARY = 0.4  # weight of the auxiliary head's loss in mmsegmentation
 
@@ -59,6 +60,7 @@ class DilatedResNet(EncoderDecoder):
         self.widths = WIDTHS[depth]
         self.inner = self.widths[3] // 4
         self.net = resnet_v1c(spec, depth)
+        self.encoder_path, self.encoder_name = "net", V1C[depth]
         side = self.widths[2] // 4
         self.add_head()
         self.classify = nn.Sequential(*classifier(self.inner, spec.num_outputs))

@@ -33,6 +33,8 @@ class ResNetUNet(EncoderDecoder):
         self.net = FlexibleUNet(
             spec.in_channels, spec.num_outputs, backbone, decoder_channels=DECODER_WIDTHS, spatial_dims=self.rank
         )
+        if self.rank == 2:
+            self.encoder_path, self.encoder_name = "net.encoder", backbone
         encoder = [self.tap("enc0", widths[0], 2, "net.encoder.act")]
         for layer in range(1, 5):
             name = f"enc{layer}" if layer < 4 else "bottleneck"

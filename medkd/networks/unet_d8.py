@@ -94,6 +94,7 @@ class UNetD8(EncoderDecoder):
         gated, instance = spec.name.startswith("attention"), depth == 50
         widths = WIDTHS[depth]
         self.net = resnet_v1c(spec, depth, **({"norm_layer": nn.InstanceNorm2d} if instance else {}))
+        self.encoder_path = "net"
         self.decoder = nn.ModuleList(_Step(widths[i + 1], widths[i], instance, gated) for i in (2, 1, 0))
         self.classify = nn.Sequential(*classifier(widths[0], spec.num_outputs))
         self.decoder.apply(kaiming_fan_out)

@@ -13,7 +13,7 @@ import torch
 from medkd.core.dataset import DatasetDescription
 from medkd.core.paths import Root
 from medkd.core.registry import Registry, foreign_modules
-from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.run import Budget, NetworkSpec, RunDescription, StartWeights
 from medkd.core.splits import Split
 from medkd.models.base import ModelFolder, Task
 from medkd.models.guard import Teacher
@@ -53,6 +53,7 @@ class FoldData(Generic[Plan, Store, Options]):
         fold: 0-4 or ``all``.
         options: what the user set, with what the protocol says of the method.
         device: where to train.
+        weights: that it starts from, where ``--weights`` names any.
         protocol: the published protocol that the training follows, where its rows say something about it.
         published: what they say, see :attr:`medkd.core.run.RunDescription.published`.
     """
@@ -67,6 +68,7 @@ class FoldData(Generic[Plan, Store, Options]):
     fold: str
     options: Options
     device: torch.device
+    weights: StartWeights | None = None
     protocol: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
 
@@ -133,6 +135,7 @@ def describe_run(
         method=method,
         method_parameters=dict(data.options.method_parameters),
         teacher=None if teacher is None else teacher.model.recorded,
+        weights=data.weights,
         protocol=data.protocol,
         published=data.published,
         modules=foreign_modules(*named),
@@ -235,6 +238,14 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         Raises:
             MedkdError: the first thing that does not fit.
         """
+
+    def start(self, data: FoldData[Plan, Store, Options], network: str) -> FoldData[Plan, Store, Options]:
+        """The data with the weights that ``--weights`` means for a network; by itself nothing.
+
+        Raises:
+            RunError: there are none.
+        """
+        return data
 
     def follow(
         self, data: FoldData[Plan, Store, Options], network: str, method: str | None, teacher: str | None

@@ -35,6 +35,8 @@ class RunOptions:
         tag: text added to the run's name, for runs that differ in settings which the name does not show.
         workers: loader processes; None follows from the cores, 0 loads in the training process.
         method_parameters: ``method.parameter`` → value; it wins over a protocol's.
+        weights: ``imagenet``, ``coco`` or a file that the network (its encoder, its backbone) starts from; None for
+            random weights.
         protocol: name or file of a published protocol whose settings are taken, ``none`` for no protocol; None takes
             the plan's.
         validate: predict and score the fold's validation cases at the end.
@@ -56,6 +58,7 @@ class RunOptions:
     tag: str | None = None
     workers: int | None = None
     method_parameters: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
     protocol: str | None = None
     validate: bool = True
 
@@ -139,6 +142,8 @@ class TrainOptions(RunOptions):
         check_choice("--labels", self.labels, ("given", "none"))
         check_share("unlabelled_share", self.unlabelled_share)
         check_share("confidence", self.confidence)
+        if self.init == "teacher" and self.weights is not None:
+            raise RunError("Expected --init teacher or --weights, found both; leave one of them out.")
         self._check_mirror_axes()
         patch = self.patch_size
         if patch is None:

@@ -204,6 +204,7 @@ def make_job(
     """
     data = task.follow(data, network, method, None if model is None else model.network_name)
     task.check(data, network, method)
+    data = task.start(data, network)
     data = replace(data, split=task.with_unlabelled(data, method))
     _warn_of_absent_structures(task, data)
     teacher = None

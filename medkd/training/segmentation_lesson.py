@@ -21,6 +21,7 @@ from medkd.models.segmentation import TrainedModel
 from medkd.models.several import SeveralTeachers
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.inheritance import check_inheritance
+from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
 from medkd.training.cached import CACHED, cache_merged, cache_targets
 from medkd.training.distillation import DistillationTrainer
@@ -61,6 +62,8 @@ class SegmentationLesson(Lesson):
         self._places: Path | None = None
         torch.manual_seed(job.options.seed)
         self.student = build_weightless(job.run.network) if weightless else build_network(job.run.network)
+        if job.weights is not None and not weightless:
+            start_network(self.student, Path(job.weights.file))
         self.distiller: Distiller | None = None
         self._teachers: list[Teacher[TrainedModel]] = []
         self._networks: list[SegmentationNetwork] = []

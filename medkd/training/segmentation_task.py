@@ -20,9 +20,11 @@ from medkd.distillation import METHODS
 from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
 from medkd.models.like import prepare_if_new
+from medkd.models.pretrained import IMAGENET, Source, find_source, refuse_leak, seen_at_place, start_weights
 from medkd.models.segmentation import TrainedModel
 from medkd.models.several import SeveralTeachers
 from medkd.networks import NETWORKS, fit_patch
+from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.cached import CACHED
@@ -111,6 +113,24 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
     def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: TrainOptions) -> None:
         """Take over the preprocessing of a teacher that was trained elsewhere, where there is no plan yet."""
         prepare_if_new(dataset, model, options.root)
+
+    def start(self, data: SegmentationFold, network: str) -> SegmentationFold:
+        """Weights of timm for networks whose encoder is from there, or a file."""
+        asked = data.options.weights
+        if asked is None:
+            return data
+        built = build_weightless(_network(data, network, None))
+        sources = {IMAGENET: Source("timm", built.encoder_name)} if built.encoder_name else {}
+        return replace(data, weights=start_weights(asked, *find_source(asked, sources, network)))
+
+    def seen_at_start(self, data: SegmentationFold) -> frozenset[str]:
+        """The cases of a fold of medkd's whose weights are taken."""
+        if data.weights is None:
+            return frozenset()
+        file = Path(data.weights.file)
+        seen = seen_at_place(file)
+        refuse_leak(file, seen, data.fold, data.split, "--weights")
+        return seen
 
     def follow(self, data: SegmentationFold, network: str, method: str | None, teacher: str | None) -> SegmentationFold:
         """The protocol that is asked for, else the plan's; its rows set what the user did not."""

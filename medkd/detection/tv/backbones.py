@@ -14,14 +14,15 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Tap
+from medkd.networks.pretrained import read_weights
 
 CHANNELS = 256
 """Channels of every map of the pyramid."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-_WRAPPERS = ("state_dict", "model", "network")
+_BODY, _NECK = "backbone.body.", "backbone.fpn."  # in files of torchvision's detectors
+_TENSORFLOW = (0.5, 0.5, 0.5)  # mean and deviation of weights that come from TensorFlow
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +99,7 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
     "x101_64x4d": lambda used: _ResNet(resnext101_64x4d, (256, 512, 1024, 2048)),
     "x101_32x4d": lambda used: _Timm("resnext101_32x4d"),
     "mobilenet_v2": lambda used: _Timm("mobilenetv2_100"),
-    "efficientnet_lite0": lambda used: _Timm("efficientnet_lite0"),
+    "efficientnet_lite0": lambda used: _Timm("tf_efficientnet_lite0"),
     "efficientnet_es": lambda used: _Timm("efficientnet_es"),
     "resnest50": lambda used: _Timm("resnest50d"),
     "pvt_v2_b2": lambda used: _Timm("pvt_v2_b2"),
@@ -140,8 +141,9 @@ class Pyramid(nn.Module):
         self.bottom = _BACKBONES[backbone](used)
         extra: ExtraFPNBlock = LastLevelMaxPool() if first == 2 else LastLevelP6P7(CHANNELS, CHANNELS)
         self.top = FeaturePyramidNetwork([self.bottom.channels[i] for i in used], CHANNELS, extra)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        mean, std = (_TENSORFLOW, _TENSORFLOW) if backbone == "efficientnet_lite0" else (_MEAN, _STD)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Level name → ``(B, 256, rows, columns)`` of images ``(B, 3, S, S)`` in [0, 1]."""
@@ -183,10 +185,12 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
         raise RunError(
             f"{type(detector).__name__} has no torchvision backbone to load {file} into; leave the weights out."
         )
-    given = {_canonical(name): tensor for name, tensor in _read_weights(Path(file)).items()}
+    found = _of_detector(pyramid, read_weights(Path(file)))
+    given = {_canonical(name): tensor for name, tensor in found.items()}
     body = pyramid.bottom.body
     state = body.state_dict()
     wanted = [name for name in state if not name.endswith("num_batches_tracked")]
+    given = _renamed(given, wanted)
     wrong = [n for n in wanted if _canonical(n) not in given or given[_canonical(n)].shape != state[n].shape]
     if wrong:
         raise RunError(
@@ -205,72 +209,27 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
     return len(wanted)
 
 
+def _renamed(given: dict[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0's package has names of its own (``_conv_stem``) for timm's tensors in timm's order."""
+    if "_conv_stem_weight" not in given:
+        return given
+    tensors = [value for name, value in given.items() if not name.endswith("num_batches_tracked")]
+    return dict(zip([_canonical(name) for name in wanted], tensors, strict=False))
+
+
 def _canonical(name: str) -> str:
     """timm writes ``stages.0.x`` in its files and ``stages_0.x`` in networks that give features only."""
     return name.replace(".", "_")
 
 
-def _read_weights(file: Path) -> Mapping[str, Tensor]:
-    if not file.exists():
-        raise RunError(f"There is no weight file {file}; give an existing one, or train from random weights.")
-    content: Any
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content = load_file(file)
-        except SafetensorError as error:
-            raise RunError(f"{file} is damaged or not a safetensors file ({error}); fetch it again.") from error
-    else:
-        content = load_checkpoint(file)
-    for wrapper in _WRAPPERS:
-        content = content.get(wrapper, content) if isinstance(content.get(wrapper), Mapping) else content
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def download_backbone_weights(backbone: str, folder: Path) -> Path:
-    """Fetch the library's ImageNet weights of a backbone; the only function here that uses the network, and nothing
-    calls it unasked.
-
-    Args:
-        backbone: see :class:`Pyramid`.
-        folder: where the file is kept; one that is there is not fetched again.
-
-    Raises:
-        RunError: it cannot be fetched.
-    """
-    url = _url(backbone)
-    file = Path(folder) / f"{backbone}_{url.rpartition('/')[2].partition('?')[0]}"
-    if file.exists():
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _log.info("fetching %s", url)
-    try:
-        torch.hub.download_url_to_file(url, str(file), progress=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"Cannot fetch {url} ({error}); fetch it elsewhere and give the file, or train from random weights."
-        ) from error
-    return file
-
-
-def _url(backbone: str) -> str:
-    from torchvision import models
-
-    enums = {
-        "r18": "ResNet18_Weights",
-        "r50": "ResNet50_Weights",
-        "r101": "ResNet101_Weights",
-        "swin_t": "Swin_T_Weights",
-    }
-    if backbone in enums:
-        return str(getattr(models, enums[backbone]).IMAGENET1K_V1.url)
-    names = {
-        "efficientnet_es": "efficientnet_es.ra_in1k",
-        "resnest50": "resnest50d.in1k",
-        "pvt_v2_b5": "pvt_v2_b5.in1k",
-    }
-    if backbone not in names:
-        raise RunError(f"Unknown backbone '{backbone}'. Known: {', '.join(sorted(_BACKBONES))}.")
-    return f"https://huggingface.co/timm/{names[backbone]}/resolve/main/model.safetensors"
+def _of_detector(pyramid: Pyramid, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The backbone of a file that may be of a whole detector of torchvision, whose pyramid is taken over as well."""
+    body = {name.removeprefix(_BODY): value for name, value in given.items() if name.startswith(_BODY)}
+    if not body:
+        return given
+    own = pyramid.top.state_dict()
+    necks = {name.removeprefix(_NECK): value for name, value in given.items() if name.startswith(_NECK)}
+    fitting = {name: value for name, value in necks.items() if name in own and own[name].shape == value.shape}
+    pyramid.top.load_state_dict({**own, **fitting})
+    _log.info("pyramid: %d of %d tensors", len(fitting), len(own))
+    return body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from html import escape
 
+from medkd.core.protocol_files import protocol_names
 from medkd.core.run import RunDescription
 from medkd.evaluation.cross_validation import validation_cases
 from medkd.evaluation.report.data import Report, RunEntry
@@ -99,8 +100,19 @@ def _network_options(run: RunDescription) -> list[str]:
         options += ["--mirror-axes", *(map(str, run.mirror_axes) if run.mirror_axes else ["none"])]
     if run.network.width_divisor != 1:
         options += ["--width-divisor", str(run.network.width_divisor)]
+    return options + _start_options(run)
+
+
+def _start_options(run: RunDescription) -> list[str]:
+    """First weights, and a protocol that comes with medkd."""
+    options = []
     if run.backbone_weights is not None:
         options += ["--backbone-weights", without_folders(run.backbone_weights)]
+    if run.weights is not None:
+        named = run.weights.source != "file"
+        options += ["--weights", run.weights.source if named else without_folders(run.weights.file)]
+    if run.protocol is not None and run.protocol.partition(":")[0] in protocol_names():
+        options += ["--protocol", run.protocol]
     return options
 
 

@@ -9,8 +9,10 @@ from torch import nn
 
 from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import RunError
+from medkd.detection.sources import sources_of
 from medkd.detection.tv import backbones
-from medkd.detection.tv.backbones import Pyramid, download_backbone_weights, load_backbone_weights
+from medkd.detection.tv.backbones import Pyramid, load_backbone_weights
+from medkd.models.pretrained import find_source
 from tests.detection.tv.builders import make
 
 
@@ -74,20 +76,27 @@ def test_files_that_do_not_fit_are_refused_with_a_sentence(tmp_path: Path) -> No
         load_backbone_weights(nn.Linear(1, 1), tmp_path / "short.pth")
 
 
-def test_without_a_network_the_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def unreachable(url: str, *_: object, **__: object) -> None:
-        asked.append(url)
+@pytest.mark.parametrize("backbone", ["r18", "swin_t", "pvt_v2_b2", "efficientnet_es"])
+def test_without_a_network_the_download_says_what_to_do(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", unreachable)
+    source = sources_of(f"retinanet_{backbone}")
+    with pytest.raises(RunError, match=r"https://.*cannot be fetched.*--weights PATH"):
+        find_source("imagenet", source, f"retinanet_{backbone}")
+
+
+def test_every_backbone_has_a_source() -> None:
     for backbone in backbones._BACKBONES:
-        with pytest.raises(RunError, match=r"no route to host.*give the file"):
-            download_backbone_weights(backbone, tmp_path)
-    assert len(asked) == 7 and all(url.startswith("https://") for url in asked)
-    with pytest.raises(RunError, match="Unknown backbone"):
-        download_backbone_weights("r19", tmp_path)
+        assert "imagenet" in sources_of(f"any_{backbone}")
+    assert sources_of("yolov8n")["coco"].name == "yolov8n.pt" and sources_of("of_somebody_else") == {}
+    with pytest.raises(RunError, match=r"no weights of 'coco' for gfl_r50.*imagenet"):
+        find_source("coco", sources_of("gfl_r50"), "gfl_r50")
 
 
 def test_images_are_normalised_as_imagenet_is() -> None:
