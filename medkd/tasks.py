@@ -146,7 +146,7 @@ register_task(
             ),
             "predict": (
                 *("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
-                *("engine", "threads"),
+                *("engine", "threads", "format", "seg_kind", "source_series", "terms"),
             ),
             "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),
         },
@@ -179,7 +179,7 @@ register_task(
         own={
             "prepare": ("image_size", "batch_size"),
             "train": ("image_size", "backbone_weights", "init"),
-            "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict"),
+            "predict": ("pictures", "picture_score", "score", "overlap", "most", "strict", "format", "terms"),
             "evaluate": ("hit", "exclude"),
         },
         verify=Lazy("medkd.io.verify:verify_dataset"),

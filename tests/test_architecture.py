@@ -59,6 +59,7 @@ HEAVY: dict[str, str | None] = {
     "matplotlib": None,
     "tensorboard": None,
     "pydicom": None,
+    "highdicom": None,
     "onnx": None,
     "medpy": None,
     "ultralytics": "detection",

@@ -20,6 +20,7 @@ MODULES = {  # top-level module → distribution that setup.py requires, or that
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "pydicom": "pydicom",
+    "highdicom": "highdicom",
     "psutil": "psutil",
     "threadpoolctl": "threadpoolctl",
     "tqdm": "tqdm",
@@ -80,6 +81,10 @@ def test_the_packaged_modules_import_only_each_other_and_what_is_required() -> N
 
 def test_every_library_is_required_by_its_name() -> None:
     assert required() == set(MODULES.values())
+
+
+def test_the_table_of_terms_is_packaged() -> None:
+    assert [file.name for file in closure().data_files()] == ["terms.json"]
 
 
 def test_nothing_of_training_is_packaged() -> None:

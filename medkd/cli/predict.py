@@ -11,6 +11,8 @@ from medkd import api
 from medkd.cli import common
 from medkd.core.allocator import reuse_freed_memory
 from medkd.core.numbers import whole_number
+from medkd.io.writing.dicom_seg import SEGMENTATION_KINDS
+from medkd.io.writing.formats import FORMATS
 from medkd.tasks import every_task
 
 
@@ -57,6 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
+    _add_format_options(arguments)
     _add_box_options(arguments)
     common.add_options_of_tasks(arguments, "predict")
     return arguments
@@ -87,10 +90,39 @@ def _add_inputs(arguments: argparse.ArgumentParser) -> None:
         dest="folds",
         nargs="+",
         metavar="FOLD",
-        help="folds to average, 0-4 or all (default: every trained fold; of nnU-Net models every numbered one)",
+        help="folds to average, 0-4 or all (default: every trained fold; of nnU-Net models every numbered one); the "
+        "name of a format is taken as --format",
     )
     arguments.add_argument(
         "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
+    )
+
+
+def _add_format_options(arguments: argparse.ArgumentParser) -> None:
+    listed = "; ".join(f"{name}: {entry.about}" for name, entry in FORMATS.items())
+    formats = arguments.add_argument_group("formats of what is written")
+    formats.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        choices=list(FORMATS),
+        help=f"one or several (default: label maps in the scan's own format, of DICOM series NIfTI; boxes in "
+        f"predictions.json). {listed}",
+    )
+    formats.add_argument(
+        "--seg-kind",
+        choices=SEGMENTATION_KINDS,
+        help="of dicom-seg: a bit plane per structure, or one of labels as in DICOM since 2024c (default: binary)",
+    )
+    formats.add_argument(
+        "--source-series",
+        type=Path,
+        metavar="FOLDER",
+        help="DICOM series that dicom-seg and rtstruct refer to, of scans converted from it; of several scans a tree "
+        "whose series are called as they are",
+    )
+    formats.add_argument(
+        "--terms", type=Path, metavar="FILE", help="JSON with coded terms and colours of structures, see docs/dicom.md"
     )
 
 
@@ -111,6 +143,7 @@ def _add_box_options(arguments: argparse.ArgumentParser) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     reuse_freed_memory()
+    _take_formats_from_folds(options)
     inputs = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     report = api.predict(
         inputs,
@@ -129,6 +162,14 @@ def _predict(options: argparse.Namespace) -> int:
     kind = api.task_of_model(api.find_model(options.model, options.root)).inputs
     print(f"{len(report.predicted)} {kind} predicted into {options.outputs}{replaced}{there}{failed}")
     return 1 if report.failed else 0
+
+
+def _take_formats_from_folds(options: argparse.Namespace) -> None:
+    """``-f dicom-seg``: no fold is called as a format."""
+    named = [name for name in options.folds or () if name in FORMATS]
+    if named:
+        options.folds = [name for name in options.folds if name not in named] or None
+        options.format = [*(options.format or ()), *named]
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from medkd.core.files import atomic_path
 from medkd.evaluation.detection.drawing import DrawnBox, colour_of, draw_boxes
@@ -32,10 +33,22 @@ def write_picture(
         categories: names of the classes.
         score: lowest one that is drawn.
     """
-    shown = found.only(np.flatnonzero(found.scores >= score))
-    boxes = [
-        DrawnBox(tuple(box), f"{categories[kind]} {value:.2f}", colour_of(int(kind)))
-        for box, kind, value in zip(shown.boxes.tolist(), shown.classes, shown.scores, strict=True)
-    ]
     with atomic_path(path) as temporary:
-        draw_boxes(pixels, boxes).save(temporary, format="JPEG", quality=92)
+        drawn_picture(pixels, found, categories, score).save(temporary, format="JPEG", quality=92)
+
+
+def drawn_picture(
+    pixels: np.ndarray,
+    found: Boxes,
+    categories: Sequence[str],
+    score: float = PICTURE_SCORE,
+    largest: int | None = None,
+) -> Image.Image:
+    """A radiograph with the boxes that reach a score; arguments as for :func:`write_picture`, ``largest`` as for
+    :func:`~medkd.evaluation.detection.drawing.draw_boxes`.
+    """
+    shown = found.only(np.flatnonzero(found.scores >= score))
+    boxes = []
+    for box, kind, value in zip(shown.boxes.tolist(), shown.classes, shown.scores, strict=True):
+        boxes.append(DrawnBox(tuple(box), f"{categories[kind]} {value:.2f}", colour_of(int(kind))))
+    return draw_boxes(pixels, boxes, largest)

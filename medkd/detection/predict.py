@@ -9,7 +9,6 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from medkd.core.checkpoint import weights_digest
@@ -17,13 +16,17 @@ from medkd.core.device import pick_device
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.settled import write_settings
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
+from medkd.detection.extras import DICOM_FOLDER, Extras
 from medkd.detection.journal import Journal, finished
 from medkd.detection.models import TrainedDetector
-from medkd.detection.pictures import PICTURE_SCORE, picture_path, write_picture
-from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions, ImagePredictions
+from medkd.detection.pictures import PICTURE_SCORE, picture_path
+from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
 from medkd.io.links import refuse_dangling
+from medkd.io.writing.formats import choose_formats
+from medkd.io.writing.maker import Maker
+from medkd.io.writing.terms import terms_with
 from medkd.models.base import Checkpoint, open_model
 
 SETTINGS_FILE = "predict_settings.json"
@@ -75,6 +78,8 @@ def predict_detections(
     batch_size: int | None = None,
     resume: bool = False,
     strict: bool = False,
+    format: str | Sequence[str] | None = None,
+    terms: Path | str | None = None,
 ) -> DetectReport:
     """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
 
@@ -92,10 +97,12 @@ def predict_detections(
         most: most boxes per image.
         device: None picks CUDA where present, else the CPU.
         pictures: write ``pictures/CASE.jpg`` with the boxes too.
-        picture_score: lowest score that is drawn.
+        picture_score: lowest score that is drawn or reported.
         batch_size: images per forward; None follows from the device.
         resume: leave out images that were finished with the same settings.
         strict: refuse a JPEG whose end is missing instead of warning of it.
+        format: of DICOM objects that are written below ``dicom/`` too, ``"dicom-sr"``, ``"dicom-sc"`` or both.
+        terms: JSON file with coded terms of the classes, see :func:`medkd.io.writing.terms.terms_with`.
 
     Returns:
         What became of each image.
@@ -105,18 +112,30 @@ def predict_detections(
         DataError: there are no inputs, the output folder cannot be written to, or the disk is full.
     """
     limits = _checked(Limits(score, overlap, most))
+    formats = choose_formats(format, "detection")
     model, target = open_model(run, "detection"), pick_device(device)
     sources = find_radiographs(inputs, outputs, strict=strict)
     loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
     detectors = [detector.to(target) for detector in loaded.networks]
     settings = _settings(Path(run), loaded, checkpoint, limits)
+    extras = Extras.of(
+        Path(outputs),
+        loaded.categories,
+        terms_with(None if terms is None else Path(terms)),
+        Maker(Path(run).resolve().name, settings.weights[0]),
+        formats=formats,
+        pictures=pictures,
+        score=picture_score,
+    )
+    extras.check(sources)
     replaced = [] if resume else _remove_earlier(Path(outputs))
     write_settings(Path(outputs) / SETTINGS_FILE, settings, resume=resume)
     journal = _journal(Path(outputs), loaded.categories, settings, resume)
-    done = {source.case for source in sources if _done(source, journal, Path(outputs), pictures)}
+    done = {source.case for source in sources if _done(source, journal, extras)}
     waiting = [source for source in sources if source.case not in done]
-    draw = partial(_draw, Path(outputs), loaded.categories, picture_score) if pictures else None
-    report = detect_images(detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=draw)
+    report = detect_images(
+        detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=extras.write
+    )
     report.replaced = replaced
     report.skipped = sorted(done)
     journal.finish([source.case for source in sources if source.case not in report.failed])
@@ -197,11 +216,13 @@ def case_id(path: Path) -> str:
 
 
 def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
-    own = None if outputs is None else picture_path(Path(outputs), "x").parent.absolute()
+    own: set[Path] = set()
+    if outputs is not None:
+        own = {picture_path(outputs, "x").parent.absolute(), (outputs / DICOM_FOLDER).absolute()}
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.parent.absolute() == own or path.name.upper() == "DICOMDIR":
+        if hidden or path.parent.absolute() in own or path.name.upper() == "DICOMDIR":
             continue
         refuse_dangling([path])
         if path.is_file() and _is_radiograph(path):
@@ -213,19 +234,10 @@ def _is_radiograph(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS or (not path.suffix and is_dicom(path))
 
 
-def _done(source: Source, journal: Journal, outputs: Path, pictures: bool) -> bool:
+def _done(source: Source, journal: Journal, extras: Extras) -> bool:
     known = journal.images.get(source.case)
-    return (
-        known is not None
-        and known.file == source.file
-        and (not pictures or picture_path(outputs, source.case).exists())
-    )
-
-
-def _draw(
-    outputs: Path, categories: Sequence[str], score: float, source: Source, pixels: np.ndarray, image: ImagePredictions
-) -> None:
-    write_picture(picture_path(outputs, source.case), pixels, image.found, categories, score)
+    there = all(path.exists() for path in extras.files(source.case))
+    return known is not None and known.file == source.file and there
 
 
 def _checked(limits: Limits) -> Limits:

@@ -13,14 +13,20 @@ from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
-from medkd.core.dataset import CaseFiles
+from medkd.core.dataset import SEGMENTATION, CaseFiles
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
-from medkd.inference.settings import PredictSettings
+from medkd.inference.settings import PredictSettings, written_as
+from medkd.io.comparison import some
 from medkd.io.volumes import read_image
+from medkd.io.writing.dicom_seg import SegmentationKind
+from medkd.io.writing.formats import Format, choose_formats
+from medkd.io.writing.label_maps import LabelMapWriter
+from medkd.io.writing.maker import Maker
+from medkd.io.writing.terms import terms_with
 from medkd.models.base import Checkpoint
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.preprocessing.ranges import compare_scan
@@ -66,6 +72,10 @@ def predict_folder(
     part: tuple[int, int] = (0, 1),
     resume: bool = False,
     strict: bool = False,
+    format: str | Sequence[str] | None = None,
+    seg_kind: SegmentationKind | None = None,
+    source_series: Path | str | None = None,
+    terms: Path | str | None = None,
 ) -> PredictReport:
     """Predict raw scans and write label maps in the scans' own geometry.
 
@@ -91,6 +101,12 @@ def predict_folder(
         resume: leave out cases whose files are there already.
         strict: refuse scans that do not look like the training cases (orientation, spacing, size, intensities, empty
             channels, contradictory headers) instead of warning of them.
+        format: of the label maps, one or several of :data:`medkd.io.writing.formats.FORMATS`; None is the scan's own,
+            where that can be written, else NIfTI.
+        seg_kind: of DICOM-SEG, ``"binary"`` (the default) or ``"labelmap"``.
+        source_series: DICOM series (or a tree with one per case, called as it) that DICOM label maps refer to, of scans
+            that are no DICOM themselves.
+        terms: JSON file with coded terms and colours of structures, see :func:`medkd.io.writing.terms.terms_with`.
 
     Returns:
         What became of each case.
@@ -111,15 +127,51 @@ def predict_folder(
         engine=engine,
         threads=threads,
     )
+    formats = choose_formats(format, SEGMENTATION)
+    writer = _writer(predictor, Path(run), formats, seg_kind, terms)
     cases = find_cases(inputs, len(predictor.configuration.normalization))
     if not 0 <= part[0] < part[1]:
         raise RunError(f"The part must be I of N with I from 1 to N, found {part[0] + 1} of {part[1]}.")
-    wanted = Outputs.at(Path(outputs), cases, probabilities=save_probabilities)
+    wanted = Outputs.at(
+        Path(outputs),
+        cases,
+        probabilities=save_probabilities,
+        formats=formats,
+        writer=writer,
+        series=None if source_series is None else Path(source_series),
+    )
     if wanted.file is None:
-        PredictSettings.of(predictor, Path(run), checkpoint).write(wanted.folder, resume=resume)
+        settings = PredictSettings.of(predictor, Path(run), checkpoint, written_as(formats, writer))
+        settings.write(wanted.folder, resume=resume)
     elif resume:
         raise RunError(f"--continue needs an output folder, which says how it was made; {outputs} is a file.")
     return predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume, strict=strict)
+
+
+def _writer(
+    predictor: CasePredictor,
+    run: Path,
+    formats: Sequence[Format],
+    seg_kind: SegmentationKind | None,
+    terms: Path | str | None,
+) -> LabelMapWriter:
+    """Knows the names, colours and terms of the model's labels, and says for which it has no term."""
+    digests = predictor.digests()
+    writer = LabelMapWriter.of(
+        predictor.labels,
+        terms_with(None if terms is None else Path(terms)),
+        dataset=predictor.plan.dataset,
+        kind=seg_kind or "binary",
+        maker=Maker(run.resolve().name, digests[0] if digests else ""),
+    )
+    coded = [entry.name for entry in formats if entry.name == "dicom-seg"]
+    if coded and writer.untold:
+        logger.warning(
+            "No coded term is known for %s; --format %s states them as unknown unless --terms names a file with them.",
+            some(writer.untold),
+            coded[0],
+        )
+    return writer
 
 
 def predict_cases(
@@ -151,7 +203,7 @@ def _predict_each(
     bar = tqdm(total=len(waiting), desc="predicting", unit="case", disable=None)
     with ThreadPoolExecutor(1, "writer") as writer, bar:
         writing: tuple[CaseFiles, Future[None]] | None = None
-        for case, prepared in _prefetched(waiting, partial(_prepare, predictor, strict)):
+        for case, prepared in _prefetched(waiting, partial(_prepare, predictor, outputs, strict)):
             prediction = _attempt(case, report, partial(_predict, predictor, prepared, outputs.probabilities))
             if writing:
                 _finish(*writing, report, bar)
@@ -175,8 +227,9 @@ def _prefetched(
                 yield case, current
 
 
-def _prepare(predictor: CasePredictor, strict: bool, case: CaseFiles) -> Preprocessed:
+def _prepare(predictor: CasePredictor, outputs: Outputs, strict: bool, case: CaseFiles) -> Preprocessed:
     image, geometry = read_image(case.images, case.case)
+    outputs.check(case, geometry)
     findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
     if findings and strict:
         raise DataError(f"{findings[0].text()[:-1]}, or leave out --strict.")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
-from medkd.core.files import atomic_path
+from medkd.core.files import atomic_path, write_text
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import output_ending
+from medkd.inference.sources import CaseSources
 from medkd.io.volumes import WRITABLE, file_ending, stem, write_volume
+from medkd.io.writing.formats import FORMATS, Format
+from medkd.io.writing.label_maps import LabelMapWriter
+from medkd.io.writing.tables import COLOUR_TABLE, colour_table
 from medkd.runtime.prediction import Prediction
 
 logger = logging.getLogger(__name__)
+_DICOM_FILE = FORMATS["dicom-seg"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outputs:
     """The files of the predictions.
 
@@ -28,43 +33,73 @@ class Outputs:
         folder: where they lie.
         file: the only label map, where it was named itself.
         probabilities: whether a case has a ``.npz`` too.
+        formats: of the label maps; none for the scan's own, where that can be written, else NIfTI.
+        writer: knows names, colours and terms; None writes label maps without them.
+        sources: the DICOM series that label maps refer to.
     """
 
     folder: Path
     file: Path | None = None
     probabilities: bool = False
+    formats: tuple[Format, ...] = ()
+    writer: LabelMapWriter | None = None
+    sources: CaseSources = field(default_factory=CaseSources)
 
     @classmethod
-    def at(cls, path: Path, cases: Sequence[CaseFiles], *, probabilities: bool = False) -> Outputs:
+    def at(
+        cls,
+        path: Path,
+        cases: Sequence[CaseFiles],
+        *,
+        probabilities: bool = False,
+        formats: Sequence[Format] = (),
+        writer: LabelMapWriter | None = None,
+        series: Path | None = None,
+    ) -> Outputs:
         """What ``-o PATH`` means for these cases: a folder, or a file where the name ends as a scan's.
 
+        Args:
+            path: of the folder or file.
+            cases: that are predicted.
+            probabilities: see the class.
+            formats: see the class; a file's ending decides by itself.
+            writer: see the class.
+            series: DICOM series, or tree of them, of scans that are no DICOM themselves.
+
         Raises:
-            DataError: one file is named for several cases, has an ending that cannot be written, or is one of the
-                scans.
+            DataError: one file is named for several cases, has an ending that cannot be written or is another than the
+                format's, or is one of the scans; or a format needs a DICOM series that a case has not.
         """
-        outputs = cls(path, None, probabilities)
-        ending = file_ending(path)
-        if ending is not None and not path.is_dir():
-            if len(cases) != 1:
-                raise DataError(
-                    f"-o {path} names one file, but there are {len(cases)} scans to predict; give a folder."
-                )
-            if ending not in WRITABLE:
-                raise DataError(
-                    f"-o {path}: label maps cannot be written as {ending}; end the name with {', '.join(WRITABLE)}."
-                )
-            outputs = cls(path.parent, path, probabilities)
+        file = path if _names_file(path) else None
+        if file is not None:
+            formats = _formats_of_file(file, len(cases), formats)
+        outputs = cls(
+            folder=path if file is None else path.parent,
+            file=file,
+            probabilities=probabilities,
+            formats=tuple(formats),
+            writer=writer,
+            sources=CaseSources.of(cases, formats, series),
+        )
         scans = {scan.resolve() for case in cases for scan in case.images}
         for case in cases:
-            if outputs.label_map(case).resolve() in scans:
-                raise DataError(
-                    f"The label map {outputs.label_map(case)} would overwrite the scan; choose another output folder."
-                )
+            for label_map in outputs.label_maps(case):
+                if label_map.resolve() in scans:
+                    raise DataError(
+                        f"The label map {label_map} would overwrite the scan; choose another output folder."
+                    )
         return outputs
 
     def label_map(self, case: CaseFiles) -> Path:
-        """The label map of a case."""
-        return self.file or self.folder / f"{case.case}{output_ending(case)}"
+        """The label map of a case, of the first format."""
+        return self.label_maps(case)[0]
+
+    def label_maps(self, case: CaseFiles) -> list[Path]:
+        """The label map of a case in each format."""
+        if self.file is not None:
+            return [self.file]
+        endings = [entry.ending for entry in self.formats] or [output_ending(case)]
+        return [self.folder / f"{case.case}{ending}" for ending in endings]
 
     def archive(self, case: CaseFiles) -> Path:
         """The probabilities of a case."""
@@ -72,7 +107,8 @@ class Outputs:
 
     def finished(self, case: CaseFiles) -> bool:
         """Whether all files of a case are there."""
-        return self.label_map(case).exists() and (not self.probabilities or self.archive(case).exists())
+        there = all(path.exists() for path in self.label_maps(case))
+        return there and (not self.probabilities or self.archive(case).exists())
 
     def warn_of_replacing(self, cases: Sequence[CaseFiles]) -> list[str]:
         """Say which of the cases have label maps that are going to be replaced; returns their ids."""
@@ -83,6 +119,14 @@ class Outputs:
             logger.warning("%s%s replaced by new predictions", example, f"{more} are" if more else " is")
         return [case.case for case in there]
 
+    def check(self, case: CaseFiles, geometry: Geometry) -> None:
+        """Whether what is going to be predicted can be written, before it is.
+
+        Raises:
+            DataError: the DICOM series of the case is damaged, or lies on another grid.
+        """
+        self.sources.check(case, geometry)
+
     def write(self, case: CaseFiles, prediction: Prediction, geometry: Geometry) -> None:
         """Write what was predicted, each file atomically.
 
@@ -92,5 +136,54 @@ class Outputs:
         if prediction.probabilities is not None:
             with atomic_path(self.archive(case)) as temporary:
                 np.savez_compressed(temporary, probabilities=prediction.probabilities)
-        # last: its presence says that the case is finished
-        write_volume(self.label_map(case), prediction.labels, geometry)
+        self._write_colour_table()
+        # last: their presence says that the case is finished
+        named = () if self.writer is None else self.writer.painted
+        formats = self.formats or (None,)
+        for path, entry in zip(self.label_maps(case), formats, strict=True):
+            if entry is not None and entry.dicom and self.writer is not None:
+                self.writer.write(path, entry.name, prediction.labels, geometry, self.sources.get(case))
+            else:
+                write_volume(path, prediction.labels, geometry, named)
+        self.sources.done(case)
+
+    def _write_colour_table(self) -> None:
+        """3D Slicer's colour table beside formats that cannot hold names and colours for it."""
+        wanted = {"nifti", "mha"} & {entry.name for entry in self.formats}
+        table = self.folder / COLOUR_TABLE
+        if wanted and self.file is None and self.writer is not None and not table.exists():
+            write_text(table, colour_table(self.writer.painted))
+
+
+def _names_file(path: Path) -> bool:
+    """Whether ``-o`` is the very file of the only case."""
+    return not path.is_dir() and (file_ending(path) is not None or _DICOM_FILE.fits(path))
+
+
+def _formats_of_file(file: Path, count: int, formats: Sequence[Format]) -> tuple[Format, ...]:
+    """The format of the only file: the one asked for, else the one that its name says; none for volumes, whose writers
+    go by the ending.
+
+    Raises:
+        DataError: there are several cases or formats, the ending cannot be written, or another format was asked for.
+    """
+    if count != 1:
+        raise DataError(f"-o {file} names one file, but there are {count} scans to predict; give a folder.")
+    if len(formats) > 1:
+        raise DataError(f"-o {file} names one file, but --format has {len(formats)} formats; give a folder.")
+    if formats and not formats[0].fits(file):
+        raise DataError(
+            f"-o {file} does not end as --format {formats[0].name} does; end the name with "
+            f"{' or '.join(formats[0].endings)}, or give a folder."
+        )
+    if formats:
+        return tuple(formats)
+    if _DICOM_FILE.fits(file):
+        return (FORMATS["rtstruct"] if file.name.lower().endswith(".rtstruct.dcm") else _DICOM_FILE,)
+    ending = file_ending(file)
+    if ending not in WRITABLE:
+        raise DataError(
+            f"-o {file}: label maps cannot be written as {ending}; end the name with "
+            f"{', '.join((*WRITABLE, _DICOM_FILE.ending))}."
+        )
+    return ()

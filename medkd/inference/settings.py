@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medkd import __version__
 from medkd.core.settled import write_settings
 from medkd.inference.inputs import SETTINGS_FILE
+from medkd.io.writing.formats import Format
+from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.runtime.prediction import CasePredictor
 
 
@@ -26,6 +29,7 @@ class PredictSettings:
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
         weights: a hash of each network's weights.
         engine: what computed the networks.
+        written: formats of the label maps with their kind; empty for the scans' own.
     """
 
     run: str
@@ -38,11 +42,12 @@ class PredictSettings:
     blending: str = "gaussian"
     weights: tuple[str, ...] = ()
     engine: str = "torch"
+    written: tuple[str, ...] = ()
     schema: int = 1
 
     @classmethod
-    def of(cls, predictor: CasePredictor, run: Path, checkpoint: str) -> PredictSettings:
-        """What a predictor predicts with."""
+    def of(cls, predictor: CasePredictor, run: Path, checkpoint: str, written: Sequence[str] = ()) -> PredictSettings:
+        """What a predictor predicts with, and what :func:`written_as` says."""
         return cls(
             run=str(run),
             folds=tuple(predictor.folds),
@@ -54,6 +59,7 @@ class PredictSettings:
             blending=predictor.blending,
             weights=predictor.digests(),
             engine=predictor.engine_name,
+            written=tuple(written),
         )
 
     def write(self, folder: Path, *, resume: bool) -> None:
@@ -67,3 +73,8 @@ class PredictSettings:
             RunError: they were made with others.
         """
         write_settings(folder / SETTINGS_FILE, self, resume=resume)
+
+
+def written_as(formats: Sequence[Format], writer: LabelMapWriter) -> list[str]:
+    """Names of the formats of label maps; of DICOM-SEG with its kind, ``dicom-seg binary``."""
+    return [f"{entry.name} {writer.kind}" if entry.name == "dicom-seg" else entry.name for entry in formats]

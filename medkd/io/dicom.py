@@ -18,7 +18,10 @@ from medkd.io.dicom_header import Frame, Header, is_dicom, read_file_header
 from medkd.io.dicom_pixels import read_planes
 from medkd.io.dicom_stack import Stack, stack_frames
 
-__all__ = ["Series", "Study", "find_series", "is_dicom", "read_files", "read_header", "read_voxels", "safe_name"]
+__all__ = [
+    *("Series", "Study", "find_series", "is_dicom", "read_files", "read_header", "read_voxels", "safe_name"),
+    "stack_of",
+]
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,20 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: as for :func:`read_voxels`; also for files of different series.
     """
+    return _voxels(stack_of(paths))
+
+
+def stack_of(paths: Sequence[Path]) -> Stack:
+    """The planes of a series in the order of the volume that :func:`read_files` gives, without their pixels.
+
+    Args:
+        paths: its files in any order; or a folder (or tree) with one scan, or a multi-frame file, alone.
+
+    Raises:
+        DataError: as for :func:`read_header`; also for files of different series.
+    """
+    if len(paths) == 1:
+        return _stack(paths[0])
     headers = []
     for path in paths:
         header = read_file_header(path)
@@ -161,7 +178,7 @@ def read_files(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     for header in headers:
         if header.uid != first.uid:
             raise DataError(f"{first.path} and {header.path} belong to different series; give the files of one series.")
-    return _voxels(_checked(_series(headers, {}), Path(paths[0]).parent))
+    return _checked(_series(headers, {}), Path(paths[0]).parent)
 
 
 def modality(paths: Sequence[Path]) -> str:

@@ -47,7 +47,7 @@ def stack_frames(frames: Sequence[Frame], where: str) -> Stack:
             tilt); planes are missing, there twice or unevenly spaced.
     """
     _check_alike(frames, where)
-    across, down, normal = _axes(frames[0], where)
+    across, down, normal = plane_axes(frames[0], where)
     positions = np.array([frame.position for frame in frames])
     order = np.argsort(positions @ normal, kind="stable")
     ordered = [frames[place] for place in order]
@@ -115,7 +115,7 @@ def _listed(numbers: Sequence[float]) -> str:
     return " × ".join(f"{number:.5g}" for number in numbers)
 
 
-def _axes(frame: Frame, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plane_axes(frame: Frame, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors along growing column, growing row, and the normal; rounding of the stored cosines is removed."""
     across, down = np.reshape(frame.orientation, (2, 3))
     lengths = np.linalg.norm([across, down], axis=1)

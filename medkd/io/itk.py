@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return sitk.GetArrayFromImage(image).T, _affine(image)
 
 
-def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, fields: Mapping[str, str] | None = None) -> None:
     """Write voxels in index order ``(x, y, z)``, compressed.
+
+    Args:
+        path: NRRD or MetaImage.
+        array: the voxels.
+        affine: index → RAS+ mm.
+        fields: further fields of an NRRD header.
 
     Raises:
         DataError: ITK cannot hold the affine (its axes are not perpendicular) or cannot write.
@@ -56,6 +63,8 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(matrix[:3, 3].tolist())
         image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
+        for key, value in (fields or {}).items():
+            image.SetMetaData(key, value)
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
         raise DataError(

@@ -18,6 +18,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.core.geometry import NiftiForms
 from medkd.io.nifti_header import HEADER_BYTES, NiftiHeader, parse_header
+from medkd.io.writing.tables import EXTENSION_CODE
 
 _GZIP = b"\x1f\x8b"
 _BEHIND_VOXELS = 2**24  # bytes that other programs leave there
@@ -91,7 +92,9 @@ def read_parsed(path: Path) -> tuple[np.ndarray, NiftiHeader]:
     return _scaled(voxels, header.slope, header.inter), header
 
 
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, forms: NiftiForms | None = None) -> None:
+def write_nifti(
+    path: Path, array: np.ndarray, affine: np.ndarray, forms: NiftiForms | None = None, label_table: str = ""
+) -> None:
     """Write voxels in index order ``(x, y, z)``.
 
     Compression level 1: on CT it is 3.5 times faster than level 6 and the file is 2 % larger (nibabel's default too).
@@ -102,6 +105,7 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, forms: NiftiF
         affine: index → RAS+ mm; stored as sform, and as qform as far as a qform can hold it.
         forms: what the header of the scan said that the voxels belong to: it is written again as it was, so that
             every reader sees both in one place.
+        label_table: names and colours of the values, as a header extension (:mod:`medkd.io.writing.tables`).
     """
     import nibabel
 
@@ -118,6 +122,8 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, forms: NiftiF
             header.set_sform(np.array(forms.sform), code=1)
         header["qform_code"], header["sform_code"] = forms.qform_code, forms.sform_code
         header["pixdim"][1:4] = forms.pixdim
+    if label_table:
+        header.extensions.append(nibabel.nifti1.Nifti1Extension(EXTENSION_CODE, label_table.encode()))
     nibabel.save(image, path)
 
 

@@ -18,11 +18,15 @@ from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 from medkd.core.geometry import Geometry, NiftiForms
 from medkd.io import dicom, itk, mgh, nifti
+from medkd.io.writing.slicer import segment_fields
+from medkd.io.writing.structures import Structure
+from medkd.io.writing.tables import label_table
 
 READERS: dict[str, ModuleType] = {
-    ".nii.gz": nifti, ".nii": nifti, ".nrrd": itk, ".nhdr": itk, ".mha": itk, ".mhd": itk, ".mgz": mgh, ".mgh": mgh,
+    ".nii.gz": nifti, ".nii": nifti, ".seg.nrrd": itk, ".nrrd": itk, ".nhdr": itk, ".mha": itk, ".mhd": itk,
+    ".mgz": mgh, ".mgh": mgh,
 }  # fmt: skip
-WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+WRITABLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True)
@@ -217,11 +221,18 @@ def as_label(volume: Volume, path: Path) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.int16), volume.geometry, volume.remarks)
 
 
-def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry, structures: Sequence[Structure] = ()) -> None:
     """Write voxels ``(z, y, x)`` atomically; the ending decides the format (``.nii.gz``, ``.nii``, ``.nrrd``,
-    ``.mha``).
+    ``.seg.nrrd``, ``.mha``).
 
     Booleans become uint8, 64-bit integers the smallest signed type that holds them, half precision float32.
+
+    Args:
+        path: of the file.
+        array: the voxels.
+        geometry: where they lie.
+        structures: of a label map, one per value; NIfTI gets their names and colours as a header extension, NRRD as 3D
+            Slicer's fields.
 
     Raises:
         DataError: the array does not fit the geometry, the format is unknown, or the file cannot be written.
@@ -235,9 +246,11 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     voxels = _storable(array).T
     with atomic_path(path) as temporary:
         if READERS[ending] is nifti:
-            nifti.write_nifti(temporary, voxels, geometry.matrix, geometry.forms)
+            table = label_table(structures) if structures else ""
+            nifti.write_nifti(temporary, voxels, geometry.matrix, geometry.forms, table)
         else:
-            itk.write_itk(temporary, voxels, geometry.matrix)
+            fields = segment_fields(array, structures) if structures and ending.endswith(".nrrd") else {}
+            itk.write_itk(temporary, voxels, geometry.matrix, fields)
 
 
 def _reader(path: Path) -> ModuleType:

@@ -29,6 +29,18 @@ def packaged() -> list[str]:
     return sorted(module for module in found if not _is_package(module))
 
 
+def data_files() -> list[Path]:
+    """The JSON files beside the modules whose source names them."""
+    found = []
+    for module in packaged():
+        file = file_of(module)
+        if file is None:
+            continue
+        text = file.read_text(encoding="utf-8")
+        found += [data for data in sorted(file.parent.glob("*.json")) if f'"{data.name}"' in text]
+    return found
+
+
 def imported(module: str) -> Iterator[str]:
     """What a module of medkd imports of medkd when it is imported itself."""
     file = file_of(module)

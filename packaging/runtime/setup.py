@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-from closure import SOURCES, packaged  # noqa: E402
+from closure import SOURCES, data_files, packaged  # noqa: E402
 
 os.chdir(HERE)
 
@@ -27,6 +28,18 @@ def version() -> str:
     raise LookupError("medkd/__init__.py has no __version__")
 
 
+class BuildWithData(build_py):
+    """Copies the data files of the packaged modules, too, which setuptools does for whole packages only."""
+
+    def run(self) -> None:
+        """Build as usual, then copy."""
+        super().run()
+        for file in data_files():
+            target = Path(self.build_lib) / file.relative_to(SOURCES)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(file), str(target))
+
+
 REQUIRES = [
     "numpy>=1.26",
     "scipy>=1.11",
@@ -38,7 +51,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "openvino": ["openvino>=2024.4"],
-    "dicom": ["pydicom>=3.0", "SimpleITK>=2.3"],
+    "dicom": ["pydicom>=3.0", "highdicom>=0.26", "SimpleITK>=2.3"],
     "itk": ["SimpleITK>=2.3"],  # NRRD and MetaImage; as large as everything else together
 }
 
@@ -55,5 +68,6 @@ setup(
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["medkd_predict = medkd.cli.predict:main"]},
+    cmdclass={"build_py": BuildWithData},
     options={"egg_info": {"egg_base": "."}},  # beside this file, not among the sources of medkd itself
 )
