@@ -97,8 +97,9 @@ def write_capture(path: Path, header: Any, picture: np.ndarray, maker: Maker) ->
     for key in _CARRIED:
         if key in header:
             dataset[key] = header[key]
-    if "PatientOrientation" not in dataset:
-        dataset.PatientOrientation = ""
+    for key, needless in (("PatientOrientation", "PatientOrientation"), ("Laterality", "ImageLaterality")):
+        if needless not in dataset:  # they may be empty, but must be there
+            setattr(dataset, key, header.get(key, ""))
     dataset.ConversionType = "WSD"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.DerivationDescription = f"Boxes drawn by {maker.algorithm}"
