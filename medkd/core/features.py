@@ -94,8 +94,9 @@ class Target:
         labels: softmax: class indices ``(B, 1, *spatial)``, int64; regions: multi-hot ``(B, K, *spatial)``, float.
         valid: mask of annotated voxels ``(B, 1, *spatial)``, bool, or None when all are.
         progress: where training stands.
-        labelled: which samples have labels, ``(B,)``, bool, or None when all have. Methods always find labels: of the
-            other samples those that the teacher predicts, see :func:`medkd.distillation.completion.completed`.
+        labelled: which samples have labels, ``(B,)``, bool, on the host, or None when all have. Methods always find
+            labels: of the other samples those that the teacher predicts, see
+            :func:`medkd.distillation.completion.completed`.
     """
 
     labels: Tensor

@@ -26,7 +26,7 @@ def completed(target: Target, logits: Tensor, regions: bool, confidence: float =
     """
     if target.labelled is not None:
         predicted = (logits > 0).to(target.labels.dtype) if regions else logits.argmax(1, keepdim=True)
-        own = target.labelled.view(-1, *(1,) * (target.labels.ndim - 1))
+        own = target.labelled.to(target.labels.device, non_blocking=True).view(-1, *(1,) * (target.labels.ndim - 1))
         valid = None if target.valid is None else target.valid | ~own
         target = replace(target, labels=torch.where(own, target.labels, predicted), valid=valid, labelled=None)
     if confidence > 0:

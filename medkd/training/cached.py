@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +150,7 @@ def cache_merged(
     """
     work = _Work.of(merged.described, store, cases, places)
     todo = _begin(work, limit)
-    for case in tqdm(todo, unit="case", desc="targets", disable=None):
+    for case in tqdm(_own_order(todo), unit="case", desc="targets", disable=None):
         if work.lacks(case):
             work.make(case, lambda case: merged.logits(case, store.record(case).properties), merged.labels)
     return work.target.folder
@@ -311,10 +313,15 @@ def _predict(
         return logits_of(found[None], described.regions)[0] if described.average == "probabilities" else found
 
     with tqdm(total=sum(tiles.values()), unit="tile", desc="targets", disable=None) as bar:
-        for case in todo:
+        for case in _own_order(todo):
             if work.lacks(case):  # a run beside this one may have made it in the meantime
                 work.make(case, logits, predictor.labels)
             bar.update(tiles[case])
+
+
+def _own_order(cases: Sequence[str]) -> list[str]:
+    """Another order in every process, so that runs that start together share the work instead of doing it twice."""
+    return random.Random(os.getpid()).sample(cases, len(cases))
 
 
 def _tiles(shape: Sequence[int], described: TargetDescription) -> int:

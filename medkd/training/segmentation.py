@@ -114,17 +114,17 @@ class SegmentationTrainer(Trainer):
             names = ("dice", "ce") if self.loss.cross_entropy else ("dice",)
             nothing = zero_like(scales[0])
             return dict.fromkeys(names, nothing)
-        chosen = [scale[own] for scale in scales]
-        valid = None if target.valid is None else target.valid[own]
-        return self.loss(chosen[0] if isinstance(logits, Tensor) else chosen, target.labels[own], valid)
+        places = own.nonzero().flatten().to(scales[0].device, non_blocking=True)  # a mask there would be waited for
+        chosen = [scale[places] for scale in scales]
+        valid = None if target.valid is None else target.valid[places]
+        return self.loss(chosen[0] if isinstance(logits, Tensor) else chosen, target.labels[places], valid)
 
     def move(self, batch: Batch, progress: Progress) -> tuple[Tensor, Target]:
         """Bring a batch to the device and encode its labels there."""
         images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch[:2])
         encoded, valid = self.data.labels.encode(labels)
         own = batch[1].flatten(1)[:, 0] != UNLABELLED
-        labelled = None if bool(own.all()) else own.to(self.settings.device)
-        return images, Target(encoded, valid, progress, labelled)
+        return images, Target(encoded, valid, progress, None if bool(own.all()) else own)
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
