@@ -5,8 +5,8 @@
 A step is that of the training loop with its batch on the host: copy, student, loss, method, gradients, clipping, SGD.
 The student is ``unet_tiny``, the teacher ``res_unet``, both with random weights; 96³ voxels, batch 2, 14 classes. The
 floor of a method is the step of the student alone plus a forward pass of the teacher. Detectors are those of the
-torchvision family, eight images of 320 × 320 pixels. Predictions are of a volume of 160 × 256 × 256 with and without mirroring. What there
-is no time for is left out; the file is written after every row.
+torchvision family, eight images of 320 × 320 pixels. Predictions are of a volume of 160 × 256 × 256 with and without
+mirroring. What there is no time for is left out; the file is written after every row.
 """
 
 from __future__ import annotations

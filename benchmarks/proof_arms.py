@@ -19,6 +19,7 @@ class Data:
         source: option that names the download.
         configuration: that is trained.
         batch_size: of all runs.
+        patch_size: of all runs; None is the plan's.
         labelled: so many training cases keep their labels; None is all.
         structure: the one label that is kept; None keeps all.
         plan_of: data set whose plan is taken; None plans like MODEL, or anew.
@@ -28,6 +29,7 @@ class Data:
     source: Literal["hippocampus", "acdc"]
     configuration: str = "3d_fullres"
     batch_size: int = 2
+    patch_size: tuple[int, ...] | None = None
     labelled: int | None = None
     structure: int | None = None
     plan_of: str | None = None
@@ -39,8 +41,10 @@ DATA_SETS: Mapping[str, Data] = {
     _ALL: Data(source="hippocampus", like_model=True),
     _ANTERIOR: Data(source="hippocampus", structure=1),
     _POSTERIOR: Data(source="hippocampus", structure=2),
-    _HEARTS: Data(source="acdc", configuration="2d", batch_size=12),
-    _FEW_HEARTS: Data(source="acdc", configuration="2d", batch_size=12, labelled=20, plan_of=_HEARTS),
+    _HEARTS: Data(source="acdc", configuration="2d", batch_size=12, patch_size=(192, 192)),
+    _FEW_HEARTS: Data(
+        source="acdc", configuration="2d", batch_size=12, patch_size=(192, 192), labelled=20, plan_of=_HEARTS
+    ),
 }
 
 

@@ -126,12 +126,14 @@ def _describe_machine(path: Path) -> None:
 
 def train(options: argparse.Namespace, arm: Arm, seed: int) -> None:
     """Train one arm, as the commands do."""
+    data = DATA_SETS[arm.dataset]
     settings = {
         "root": options.root,
-        "configuration": DATA_SETS[arm.dataset].configuration,
+        "configuration": data.configuration,
         "epochs": options.epochs,
         "iterations_per_epoch": options.iterations,
-        "batch_size": DATA_SETS[arm.dataset].batch_size,
+        "batch_size": data.batch_size,
+        "patch_size": data.patch_size,
         "precision": options.precision,
         "seed": seed,
         "tag": tag_of(arm, seed),
@@ -140,8 +142,9 @@ def train(options: argparse.Namespace, arm: Arm, seed: int) -> None:
         **arm.settings,
     }
     if options.trial:
-        patch = _TRIAL_PATCHES[DATA_SETS[arm.dataset].configuration]
-        settings |= {"batch_size": 2, "patch_size": patch} | ({"width_divisor": 4} if arm.teaches else {})
+        settings |= {"batch_size": 2, "patch_size": _TRIAL_PATCHES[data.configuration]} | (
+            {"width_divisor": 4} if arm.teaches else {}
+        )
     if arm.method is None:
         folder = api.train(arm.dataset, arm.network, 0, **settings)
     else:
