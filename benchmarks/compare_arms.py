@@ -28,7 +28,13 @@ from medkd.evaluation.statistics import mean_interval, paired_difference
 METRICS = ("Dice", "HD95", "NSD")
 FLAT = 0.005
 _OTHERS = {"few": "alone20", "all": "alone"}
-_TEACHERS = {"acdc": "acdc.teacher", "acdc_eighth": "acdc.teacher", "parts": "parts.both"}
+_TEACHERS = {
+    "hippocampus": "hippocampus.teacher",
+    "hippocampus_tiny": "hippocampus.teacher",
+    "acdc": "acdc.teacher",
+    "acdc_eighth": "acdc.teacher",
+    "parts": "parts.both",
+}
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -54,6 +60,8 @@ def rise(run: Mapping[str, Any]) -> float:
     """How far the last tenth of the curve lies above the tenth before."""
     curve = run["validation_curve"]
     tenth = max(len(curve) // 10, 1)
+    if len(curve) < 2 * tenth:
+        return 0.0
     return mean(curve[-tenth:]) - mean(curve[-2 * tenth : -tenth])
 
 
@@ -83,7 +91,8 @@ def row(arm: Arm, runs: Runs, found: Mapping[str, Runs]) -> dict[str, Any]:
 
 def _step_seconds(runs: Runs) -> float:
     steps = runs[0]["run"]["budget"]["iterations_per_epoch"]
-    return round(median(second for run in runs for second in run["epoch_seconds"]) / steps, 4)
+    seconds = [second for run in runs for second in run["epoch_seconds"]]
+    return round(median(seconds) / steps, 4) if seconds else 0.0
 
 
 def _others(arm: Arm) -> dict[str, str]:
@@ -123,7 +132,7 @@ def lines(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _signed(difference: Mapping[str, float] | None) -> str:
-    if difference is None:
+    if difference is None or difference["low"] is None:
         return ""
     signed = [f"{difference[key]:+.4f}".replace("-", "−") for key in ("mean", "low", "high")]
     return f"{signed[0]} ({signed[1]} to {signed[2]})"

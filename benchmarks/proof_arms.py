@@ -57,7 +57,7 @@ class Arm:
         says: what is compared, for tables.
         dataset: one of :data:`DATA_SETS`.
         network: registry name.
-        method: distillation method; None trains without a teacher.
+        method: distillation method; None trains without a teacher, ``score`` scores the teacher itself.
         teachers: ``model``, or arms; the first one leads.
         settings: of the training.
         teaches: a teacher of other arms, trained with the first seed only.
@@ -141,6 +141,9 @@ ARMS: tuple[Arm, ...] = (
     Arm(name="parts.anterior", says="teacher of the anterior part", dataset=_ANTERIOR, teaches=True),
     Arm(name="parts.posterior", says="teacher of the posterior part", dataset=_POSTERIOR, teaches=True),
     Arm(name="parts.both", says="teacher of both parts", dataset=_ALL, teaches=True),
+    Arm(
+        name="hippocampus.teacher", says="the teacher", dataset=_ALL, method="score", teachers=("model",), teaches=True
+    ),
     *_chosen(_UNET, "alone20", "alone", "kd_dml20", "kd_dml0", "kd20", "kd0", "dml20", "dml0"),
     *_chosen(_UNET, "init20", "init_kd_dml0", "init_kd_dml20", "init"),
     *_chosen(_HEART, "alone20", "alone", "kd_dml20", "kd_dml0", "kd", "dist", "init", "init20", "init_kd_dml0"),

@@ -145,14 +145,16 @@ def train(options: argparse.Namespace, arm: Arm, seed: int) -> None:
         settings |= {"batch_size": 2, "patch_size": _TRIAL_PATCHES[data.configuration]} | (
             {"width_divisor": 4} if arm.teaches else {}
         )
-    if arm.method is None:
+    if arm.method == "score":
+        folder = api.score_teacher(arm.dataset, options.model, 0, root=options.root)
+    elif arm.method is None:
         folder = api.train(arm.dataset, arm.network, 0, **settings)
     else:
         first, *others = [teacher_folder(options, name) for name in arm.teachers]
         more = {"teachers": tuple(map(str, others))} if others else {}
         folder = api.train_distill(arm.dataset, first, arm.network, arm.method, 0, **settings, **more)
     write_json(_place(options, arm, seed), {"fold": str(folder)})
-    if not (folder / FINAL).exists():
+    if arm.method != "score" and not (folder / FINAL).exists():
         raise RuntimeError(f"{folder} was not finished")
 
 

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not touch it before the fork
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -104,17 +104,10 @@ class Queue:
 
 
 def _child(job: Job, log: Path) -> None:
-    """Call the job with its output in its log; the exit status says whether it succeeded."""
+    """Call the job with its output in its log; an exception shows there, and in the exit status."""
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", force=True)
         torch.set_num_threads(1)
-        try:
-            job.call()
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        sys.stdout.flush()
-        os._exit(0)
+        job.call()
