@@ -127,8 +127,8 @@ def _chosen(arms: Mapping[str, Arm], *names: str) -> list[Arm]:
 
 
 def _both_parts(name: str, says: str, *teachers: str) -> Arm:
-    settings = {**_QUARTER, **_NO_LABEL, **_WHOLE}
-    return Arm(name=name, says=says, dataset=_ALL, method=_KD_DML, teachers=teachers, settings=settings)
+    settings = {**_QUARTER, **_NO_LABEL}
+    return Arm(name=name, says=says, dataset=_ALL, method="dml", teachers=teachers, settings=settings)
 
 
 _UNET = _students("hippocampus", _FEW, _ALL, "plain_unet", "model", _QUARTER)

@@ -64,6 +64,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--arms", nargs="+", help="only arms whose name contains one of these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--teacher-divisor", type=int, default=1, help="of the channels of teachers that are trained here"
+    )
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=60)
@@ -76,29 +79,34 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options.output = options.output or options.root / "proof.json"
     options.training, options.held_out = (4, 1) if options.trial else (None, None)
     if options.trial:
-        options.epochs, options.iterations = 1, 2
+        options.epochs, options.iterations, options.teacher_divisor = 1, 2, 4
     return options
 
 
 def _jobs(options: argparse.Namespace, result: _Result) -> list[Job]:
     """Data sets, then arms in the order of their worth; those whose data are not given are left out."""
-    arms = [arm for arm in ARMS if getattr(options, DATA_SETS[arm.dataset].source) and _chosen(arm, options.arms)]
-    if options.arms:
-        arms = _with_teachers(arms)
+    arms = _wanted(options)
     result.arms = {f"{arm.name}.seed{seed}": (arm, seed) for arm in arms for seed in _seeds(arm, options)}
     jobs = [Job(name=_WARMUP, call=partial(_describe_machine, options.root / "machine.json"))]
     for name in dict.fromkeys(_with_sources([arm.dataset for arm in arms])):
         base = DATA_SETS[name].plan_of
         jobs.append(Job(name=name, call=partial(prepare, options, name), after=(base,) if base else ()))
-    by_name = {arm.name: arm for arm in ARMS}
     for name, (arm, seed) in result.arms.items():
-        teachers = tuple(f"{teacher}.seed0" for teacher in arm.teachers if teacher in by_name)
+        teachers = tuple(f"{teacher}.seed{options.seeds[0]}" for teacher in arm.teachers if teacher != "model")
         jobs.append(Job(name=name, call=partial(train, options, arm, seed), after=(arm.dataset, *teachers)))
     return jobs
 
 
-def _chosen(arm: Arm, wanted: list[str] | None) -> bool:
-    return wanted is None or any(text in arm.name for text in wanted)
+def _wanted(options: argparse.Namespace) -> list[Arm]:
+    """Arms whose data are given and whose names were asked for, and the teachers of these."""
+    found = []
+    for arm in ARMS:
+        given = getattr(options, DATA_SETS[arm.dataset].source) is not None
+        named = options.arms is None or any(text in arm.name for text in options.arms)
+        if given and named:
+            found.append(arm)
+    names = {arm.name for arm in found}.union(*(arm.teachers for arm in found))
+    return [arm for arm in ARMS if arm.name in names]
 
 
 def _with_sources(names: list[str]) -> list[str]:
@@ -108,11 +116,6 @@ def _with_sources(names: list[str]) -> list[str]:
         base = DATA_SETS[name].plan_of
         found += [base, name] if base else [name]
     return found
-
-
-def _with_teachers(arms: list[Arm]) -> list[Arm]:
-    wanted = {teacher for arm in arms for teacher in arm.teachers} | {arm.name for arm in arms}
-    return [arm for arm in ARMS if arm.name in wanted]
 
 
 def _seeds(arm: Arm, options: argparse.Namespace) -> list[int]:
@@ -126,6 +129,17 @@ def _describe_machine(path: Path) -> None:
 
 def train(options: argparse.Namespace, arm: Arm, seed: int) -> None:
     """Train one arm, as the commands do."""
+    if arm.method == "score":
+        folder = api.score_teacher(arm.dataset, options.model, 0, root=options.root)
+    else:
+        folder = _trained(options, arm, _settings(options, arm, seed))
+        if not (folder / FINAL).exists():
+            raise RuntimeError(f"{folder} was not finished")
+    write_json(_place(options, arm, seed), {"fold": str(folder)})
+
+
+def _settings(options: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
+    """What is set for a training."""
     data = DATA_SETS[arm.dataset]
     settings = {
         "root": options.root,
@@ -141,21 +155,20 @@ def train(options: argparse.Namespace, arm: Arm, seed: int) -> None:
         "workers": 0,
         **arm.settings,
     }
+    if arm.teaches:
+        settings["width_divisor"] = options.teacher_divisor
     if options.trial:
-        settings |= {"batch_size": 2, "patch_size": _TRIAL_PATCHES[data.configuration]} | (
-            {"width_divisor": 4} if arm.teaches else {}
-        )
-    if arm.method == "score":
-        folder = api.score_teacher(arm.dataset, options.model, 0, root=options.root)
-    elif arm.method is None:
-        folder = api.train(arm.dataset, arm.network, 0, **settings)
-    else:
-        first, *others = [teacher_folder(options, name) for name in arm.teachers]
-        more = {"teachers": tuple(map(str, others))} if others else {}
-        folder = api.train_distill(arm.dataset, first, arm.network, arm.method, 0, **settings, **more)
-    write_json(_place(options, arm, seed), {"fold": str(folder)})
-    if arm.method != "score" and not (folder / FINAL).exists():
-        raise RuntimeError(f"{folder} was not finished")
+        settings |= {"batch_size": 2, "patch_size": _TRIAL_PATCHES[data.configuration]}
+    return settings
+
+
+def _trained(options: argparse.Namespace, arm: Arm, settings: dict[str, Any]) -> Path:
+    if arm.method is None:
+        return api.train(arm.dataset, arm.network, 0, **settings)
+    first, *others = [teacher_folder(options, name) for name in arm.teachers]
+    if others:
+        settings["teachers"] = tuple(map(str, others))
+    return api.train_distill(arm.dataset, first, arm.network, arm.method, 0, **settings)
 
 
 def tag_of(arm: Arm, seed: int) -> str:
@@ -186,7 +199,7 @@ class _Result:
     def __init__(self, options: argparse.Namespace) -> None:
         self.arms: dict[str, tuple[Arm, int]] = {}
         self._options = options
-        names = ("epochs", "iterations", "precision", "slots", "trial")
+        names = ("epochs", "iterations", "precision", "slots", "trial", "teacher_divisor")
         settings = {name: getattr(options, name) for name in names}
         self._content: dict[str, Any] = {"schema": 1, "settings": settings, "machine": None, "runs": {}, "failed": {}}
         if options.output.exists():
