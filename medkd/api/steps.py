@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medkd.api.folds import FOLDS, train_folds
 from medkd.core.errors import PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.models.named import find_model, task_of_model
@@ -112,18 +113,20 @@ def train(
     Args:
         dataset: number or full name.
         network: its name, see ``medkd_list networks``.
-        fold: 0-4 or ``all``.
+        fold: 0-4, ``all`` for all cases at once, or ``folds`` for one fold after another and their scores together.
         options: what may be set.
         settings: single fields of the options, for example ``epochs=250``; they go before ``options``.
 
     Returns:
-        The fold folder.
+        The fold folder; of all folds the one with their scores, ``crossval``.
 
     Raises:
         RunError: an option is unknown, outside of its limits, or belongs to the other task.
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
     task, chosen = chosen_options(dataset, options, settings)
+    if fold == FOLDS:
+        return train_folds(lambda one: task.train(dataset, network, one, chosen), dataset, chosen.root, chosen.validate)
     return task.train(dataset, network, fold, chosen)
 
 
@@ -143,12 +146,12 @@ def train_distill(
         teacher: a network that was trained for this data set, a run, or the folder of a model from elsewhere.
         student: name of a network, see ``medkd_list networks``.
         method: a method, or several joined by ``+``, see ``medkd_list methods``; ``none`` is the student alone.
-        fold: 0-4 or ``all``.
+        fold: 0-4, ``all`` for all cases at once, or ``folds`` for one fold after another and their scores together.
         options: what may be set.
         settings: single fields of the options, for example ``epochs=250``; they go before ``options``.
 
     Returns:
-        The fold folder.
+        The fold folder; of all folds the one with their scores, ``crossval``.
 
     Raises:
         LeakError: the teacher has seen validation cases of this fold.
@@ -156,7 +159,15 @@ def train_distill(
         MedkdError: anything else that does not fit.
     """
     task, chosen = chosen_options(dataset, options, settings)
-    return task.column("train_distill")(dataset, str(teacher), student, method, fold, chosen)
+    train_fold = task.column("train_distill")
+    if fold != FOLDS:
+        return train_fold(dataset, str(teacher), student, method, fold, chosen)
+    return train_folds(
+        lambda one: train_fold(dataset, str(teacher), student, method, one, chosen),
+        dataset,
+        chosen.root,
+        chosen.validate,
+    )
 
 
 def dry_run(
@@ -175,7 +186,7 @@ def dry_run(
     Args:
         dataset: number or full name.
         network: name of the network, or of the student.
-        fold: 0-4 or ``all``.
+        fold: 0-4 or ``all``; of ``folds`` the first is told.
         options: as for the training.
         teacher: as for :func:`train_distill`; None for a network alone.
         method: as for :func:`train_distill`.
@@ -186,7 +197,7 @@ def dry_run(
     """
     task, chosen = chosen_options(dataset, options, settings)
     teaching = {} if teacher is None else {"teacher": str(teacher), "method": method or "none"}
-    lines: list[str] = task.dry_run(dataset, network, fold, chosen, **teaching)
+    lines: list[str] = task.dry_run(dataset, network, "0" if fold == FOLDS else fold, chosen, **teaching)
     return lines
 
 

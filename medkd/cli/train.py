@@ -23,7 +23,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
     parser.add_argument("network", metavar="NETWORK", help="a network name, see medkd_list networks")
-    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, all (cases), or folds (one after another)")
     add_training_options(parser)
     return parser
 

@@ -36,7 +36,7 @@ def _arguments() -> argparse.ArgumentParser:
         metavar="METHOD",
         help="a method, or several joined by +, see medkd_list methods; none trains the student alone",
     )
-    parser.add_argument("fold", metavar="FOLD", help="0 to 4, or all")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4, all (cases), or folds (one after another)")
     parser.add_argument(
         "--set",
         action="append",

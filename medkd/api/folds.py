@@ -1,0 +1,43 @@
+"""All folds of a run one after another, and their scores together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from medkd.core.paths import Root
+from medkd.core.splits import SPLITS_FILE, load_splits
+
+FOLDS = "folds"
+"""In the place of a fold: all of them, one after another."""
+
+_log = logging.getLogger(__name__)
+
+
+def train_folds(train_fold: Callable[[str], Path], dataset: str | int, root: str | Path | None, validate: bool) -> Path:
+    """Train every fold of the data set's splits and put their scores together.
+
+    Folds that are finished are left as they are where the training is told to continue.
+
+    Args:
+        train_fold: trains a fold; returns its folder.
+        dataset: number or full name.
+        root: medkd's folder.
+        validate: whether folds are scored; without scores there is nothing to put together.
+
+    Returns:
+        The folder with the scores of all folds, or the run folder where there are none.
+    """
+    from medkd.evaluation.cross_validation import CROSS_VALIDATION, cross_validate
+
+    run = train_fold("0").parent  # the first fold makes the splits where there are none
+    place = Root.resolve(root)
+    count = len(load_splits(place.preprocessed / place.dataset_name(dataset) / SPLITS_FILE))
+    for fold in range(1, count):
+        _log.info("fold %d of %d", fold + 1, count)
+        train_fold(str(fold))
+    if not validate:
+        return run
+    cross_validate(run, expected=count)
+    return run / CROSS_VALIDATION

@@ -1,0 +1,41 @@
+"""``folds`` in the place of a fold: every fold once, and their scores together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import medkd
+from dataset_conversion.phantom import make_phantom
+from medkd.core.errors import RunError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_phantom(tmp_path / "raw" / "Dataset004_Phantom", cases=3, shape=(24, 40, 40))
+    medkd.plan_and_preprocess(4, root=tmp_path, configurations=["3d_fullres"], orientation="RAS")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_all_folds_are_trained_scored_and_put_together(root: Path) -> None:
+    options = medkd.TrainOptions(
+        root=root, epochs=1, iterations_per_epoch=1, batch_size=2, patch_size=(16, 32, 32), workers=0, device="cpu"
+    )
+    medkd.train(4, "unet_tiny", 1, options)
+    with pytest.raises(RunError, match=r"fold_1 was trained before; give"):
+        medkd.train(4, "unet_tiny", "folds", options)
+    log = root / "results" / "Dataset004_Phantom" / "unet_tiny__3d_fullres" / "fold_1" / "log.jsonl"
+    before = log.stat().st_mtime_ns
+    found = medkd.train(4, "unet_tiny", "folds", options, resume=True)
+    assert log.stat().st_mtime_ns == before
+    summary = json.loads((found / "summary.json").read_text())
+    extra = json.dumps(summary)
+    assert '"folds": [0, 1, 2]' in extra and '"missing_folds": []' in extra
+    assert len(summary["metric_per_case"]) == 3
+    student = medkd.train_distill(4, "unet_tiny", "unet_tiny", "kd", "folds", options, validate=False)
+    assert sorted(folder.name for folder in student.glob("fold_*")) == ["fold_0", "fold_1", "fold_2"]
+    told = medkd.dry_run(4, "unet_tiny", "folds", options, tag="other")
+    assert any("fold_0" in line for line in told)
