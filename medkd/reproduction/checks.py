@@ -7,12 +7,19 @@ from collections.abc import Callable
 from medkd.core.dataset import SEGMENTATION
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.run import DETECTION
-from medkd.reproduction.recipe import MethodRow, Recipe
+from medkd.core.serial import nearest
+from medkd.reproduction.recipe import PHANTOM, MethodRow, Recipe
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
-    """One sentence per network, method or parameter of a recipe that medkd does not have."""
+    """One sentence per format, network, method or parameter of a recipe that medkd does not have."""
+    from dataset_conversion import CONVERTERS
+
     found, tasks = [], set[str]()
+    data_format = recipe.dataset.format
+    if data_format != PHANTOM and data_format not in CONVERTERS:
+        known = f"{nearest(data_format, CONVERTERS)} There are: {PHANTOM}, {', '.join(CONVERTERS)}."
+        found.append(f"dataset.format: medkd_convert knows no '{data_format}'.{known}")
     networks = {f"teachers.{name}": row.network for name, row in recipe.teachers.items() if row.network is not None}
     networks |= {f"students.{name}": row.network for name, row in recipe.students.items()}
     for where, network in networks.items():

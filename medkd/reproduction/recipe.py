@@ -11,6 +11,9 @@ from medkd.core.errors import DataError
 from medkd.core.serial import load, nearest
 
 FOLDS = ("0", "1", "2", "3", "4", "all")
+PHANTOM = "phantom"
+"""The format of a data set that is made from formulas."""
+
 ALONE = "none"
 """The method of a student that is trained without a teacher."""
 
@@ -24,7 +27,7 @@ class RecipeData:
     Attributes:
         number: 1 to 999.
         name: as in ``DatasetNNN_Name``.
-        format: converter of ``medkd_convert`` that makes it from a download.
+        format: converter of ``medkd_convert`` that makes it from a download, or ``phantom``.
         cases: how many cases it should have; None where that is open.
         prepare: options of ``medkd_plan_and_preprocess``, such as ``{"like": "TEACHER"}``, the name of a teacher of
             the recipe that is a model from elsewhere.

@@ -15,7 +15,7 @@ from medkd.evaluation.report.data import MARGIN
 from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
-from medkd.reproduction.recipe import Recipe, load_recipe
+from medkd.reproduction.recipe import PHANTOM, Recipe, load_recipe
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.state import State
@@ -165,7 +165,7 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> list[str
     recipe, lines = work.recipe, []
     name = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
     raw = work.root.raw_dataset(name)
-    if not (raw / "dataset.json").exists() and recipe.dataset.format != "phantom":
+    if not (raw / "dataset.json").exists() and recipe.dataset.format != PHANTOM:
         lines.append(f"{_MISSING}{raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
     for teacher, folder in _models(work).items():
         if not folder.exists():

@@ -12,12 +12,11 @@ from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
-from medkd.reproduction.recipe import Recipe
+from medkd.reproduction.recipe import PHANTOM, Recipe
 from medkd.reproduction.state import Record, State, is_done, runs_of
 
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
-PHANTOM = "phantom"
 _PHANTOM_CASES = 20
 Say = Callable[[str], None]
 

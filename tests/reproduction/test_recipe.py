@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from medkd.core.errors import DataError
+from medkd.reproduction.checks import unknown_names
+from medkd.reproduction.graph import Place, build_graph
 from medkd.reproduction.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -91,3 +93,12 @@ def test_what_means_nothing_is_refused_in_one_sentence(changes: dict[str, Any], 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_is_read(path: Path) -> None:
     assert load_recipe(path).title
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_name_in_a_recipe_of_the_project_means_something(path: Path) -> None:
+    pytest.importorskip("ultralytics", reason="detectors need the extra detection")
+    found = load_recipe(path)
+    assert unknown_names(found) == []
+    models = {name: Path("somewhere") for name, row in found.teachers.items() if row.model is not None}
+    assert len(build_graph(found, Place(name=path.stem, root=Path("root"), models=models))) > 2
