@@ -33,6 +33,7 @@ CORE = [
     "numpy>=1.26",
     "scipy>=1.11",
     "scikit-image>=0.22",
+    "tifffile>=2022.8",
     "scikit-learn>=1.3",
     "Pillow>=10.1",
     "PyYAML>=6",

@@ -10,14 +10,22 @@ from pathlib import Path
 
 from dataset_conversion.findings import file_names, problem, warning
 from dataset_conversion.patients import patients_note, read_patients
-from dataset_conversion.radiographs import Annotate, Rules, choose_negatives, finish_radiographs, radiograph_job
+from dataset_conversion.radiographs import (
+    SUFFIXES,
+    Annotate,
+    Rules,
+    choose_negatives,
+    finish_radiographs,
+    radiograph_job,
+    unlabelled_job,
+)
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit
 from dataset_conversion.tables import unique_cases
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.errors import DataError
-from medkd.core.resolve import FileIndex, part_of_name, read_lines
+from medkd.core.resolve import FileIndex, files_ending, part_of_name, read_lines
 from medkd.io.checks import Finding
 
 Names = Mapping[Path, str]
@@ -36,6 +44,7 @@ class Item:
         annotations: the files that ``annotate`` reads.
         part: ``train``, ``val`` or ``test``; None where the source does not say.
         negative: there is no box.
+        annotated: False where no file is about the image, so that it counts as a negative by a rule of the format.
         recipe: anything else that the boxes depend on.
     """
 
@@ -44,6 +53,7 @@ class Item:
     annotations: tuple[Path, ...] = ()
     part: str | None = None
     negative: bool = False
+    annotated: bool = True
     recipe: str = ""
 
 
@@ -73,10 +83,11 @@ def convert_items(
         DataError: there is no image, a setting is unknown, or the output cannot be written.
     """
     items, doubles = _once(items)
-    findings = [*findings, *doubles]
+    items, plain = _without_annotation(items, source, options)
+    findings = [finding for finding in (*findings, *doubles) if Path(finding.file) not in plain]
     if not items:
         raise _no_items(format, source, findings)
-    names = unique_cases((item.image for item in items), source)
+    names = unique_cases((*(item.image for item in items), *plain), source)
     patients, rows = read_patients(options, names, source)
     items = _with_chosen_negatives(items, names, options)
     writer = RawWriter(folder, format, source, options, file_ending=".png")
@@ -86,10 +97,44 @@ def convert_items(
     for item in items:
         shown[item.image] = names[item.image]
         jobs.append(_job(item, names[item.image], rules, patients.get(item.image)))
+    for image in plain:
+        shown[image] = names[image]
+        jobs.append(unlabelled_job(names[image], image, rules, patients.get(image)))
     writer.convert(jobs)
     notes = ["images that are not upright, whole and 8 bit were written as PNG, all others stay the files they are"]
     notes += patients_note(shown, patients)
     return finish_radiographs(writer, format, rules, _official(items, names, source), notes)
+
+
+def _without_annotation(
+    items: Sequence[Item], source: Path, options: ConversionOptions
+) -> tuple[list[Item], list[Path]]:
+    """The annotated images, and those in the folder of ``--unlabelled`` that no annotation is about.
+
+    Raises:
+        DataError: there is no such folder, or no such image in it.
+    """
+    wanted = options.settings.get("unlabelled")
+    if wanted is None:
+        return list(items), []
+    folder = _folder_of(wanted, source)
+    there = files_ending(folder, *SUFFIXES)
+    annotated = {item.image for item in items if item.annotated}
+    plain = [image for image in there if image not in annotated]
+    if not plain:
+        raise DataError(
+            f"--unlabelled {folder}: expected images without annotation, found {len(there)} images, all annotated; "
+            "leave the option out, or name another folder."
+        )
+    left = set(plain)
+    return [item for item in items if item.image not in left], plain
+
+
+def _folder_of(wanted: str, source: Path) -> Path:
+    for place in (source / wanted, Path(wanted)):
+        if place.is_dir():
+            return place
+    raise DataError(f"--unlabelled names {wanted}, which is no folder, neither in {source} nor elsewhere.")
 
 
 def _with_chosen_negatives(items: Sequence[Item], names: Names, options: ConversionOptions) -> list[Item]:

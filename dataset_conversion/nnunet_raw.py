@@ -16,14 +16,14 @@ from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.splits import PublishedSplit, finish_converted, named_split, read_split
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter, Split
-from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, channel_files, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
 from medkd.io.verify_case import check_case
-from medkd.io.volumes import file_ending, stem
+from medkd.io.volumes import any_ending, stem
 
 GUIDE = """\
 A data set in nnU-Net v2's raw layout; every case is checked, and the good ones are linked, not copied.
@@ -32,6 +32,7 @@ source:    nnUNet_raw/DatasetNNN_Name with
              imagesTr/CASE_0000.nii.gz         one file per channel; also .nii, .nrrd, .mha, .mgz
              labelsTr/CASE.nii.gz
              imagesTs, labelsTs                optional
+             imagesUn                          optional: scans without labels
 also:      a task folder of nnU-Net v1 (TaskNNN_Name, labels by number in dataset.json)
 split:     a splits_final.json in this folder, or nnU-Net's own in nnUNet_preprocessed/DatasetNNN_Name beside
            nnUNet_raw, is taken over, so that both tools train on the same folds.
@@ -39,8 +40,9 @@ medkd also reads an nnUNet_raw folder as it is (set nnUNet_raw, or lay it under 
 and leaves out bad cases."""
 
 _VARIABLE = "nnUNet_preprocessed"
-_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUn")
 _FORM = {"images": "CASE_0000 and one for each further channel", "labels": "named like the case"}
+_SIZED = (".tif", ".tiff")
 _TWO_FILES = (".mhd", ".nhdr")  # a header that names the file of the voxels
 
 
@@ -120,12 +122,17 @@ def _version_1(source: Path, data: Mapping[str, Any], options: ConversionOptions
 
 
 def _check_ending(ending: str, where: Path) -> None:
-    if file_ending(Path(f"x{ending}")) != ending:
+    if any_ending(Path(f"x{ending}")) != ending:
         raise DataError(f"{where}: medkd does not read files ending in '{ending}'; convert them first.")
     if ending in _TWO_FILES:
         raise DataError(
             f"{where}: scans ending in '{ending}' keep their voxels in a second file, which a link would not find; "
             "convert them to .nii.gz first."
+        )
+    if ending in _SIZED and any((where.parent / "imagesTr").glob("*.json")):
+        raise DataError(
+            f"{where}: the voxel sizes of scans ending in '{ending}' stand in JSON files beside them, which a link "
+            "would not find; lay the folder under <root>/raw as it is, or convert the scans to .nii.gz."
         )
 
 
@@ -144,9 +151,8 @@ def _test_cases(source: Path, description: DatasetDescription) -> list[CaseFiles
     """Cases of ``imagesTs``; a missing channel is found when the case is converted."""
     ending, cases = description.file_ending, []
     folder = source / "imagesTs"
-    channels = range(len(description.channel_names))
     for name in _names(folder, ending):
-        images = tuple(folder / f"{name}_{channel:04d}{ending}" for channel in channels)
+        images = channel_files(folder, name, description)
         label = source / "labelsTs" / f"{name}{ending}"
         cases.append(CaseFiles(name, images, label if os.path.lexists(label) else None))
     return cases

@@ -42,6 +42,10 @@ CHANNELS = ("X-ray",)
 RESERVED = ("background", "ignore")
 SETTINGS = {
     "negatives": "images without a box: all (default), none, or how many of them",
+    "unlabelled": (
+        "folder, in SOURCE or elsewhere, of images that nobody has annotated: those in it that have no annotation "
+        "become imagesUn, from which students learn with a teacher"
+    ),
     "patients": "CSV file with the columns image and patient; a patient's images stay in one fold",
     "scaling": (
         "how more than 8 bits become 8: percentile (default: 0.05 to 99.95 %% of the pixels) or range (0 to the "
@@ -200,6 +204,19 @@ def radiograph_job(
     return CaseJob(case=case, sources=sources, prepare=prepare, recipe=fingerprint, split=split, patient=patient)
 
 
+def unlabelled_job(case: str, image: Path, rules: Rules, patient: str | None = None) -> CaseJob:
+    """A job for a radiograph that nobody has annotated; the arguments are those of :func:`radiograph_job`."""
+
+    def prepare() -> CaseContent:
+        radiograph = read_radiograph(image)
+        _, noticed = _marks(case, image, radiograph, False)
+        pixels, _ = to_eight_bit(radiograph.pixels, rules.scaling)
+        piece = image if radiograph.plain else pixels
+        return CaseContent(images=(piece,), findings=tuple(noticed), digest=pixel_digest(pixels))
+
+    return CaseJob(case=case, sources=(image,), prepare=prepare, recipe=rules.scaling, split="Un", patient=patient)
+
+
 def choose_negatives(names: Sequence[str], options: ConversionOptions) -> list[str]:
     """The images without a box that are to be converted: ``--negatives all`` (default), ``none``, or a number, evenly
     spaced.
@@ -245,16 +262,20 @@ def finish_radiographs(
     """
     entries = writer.entries
     digests: dict[str, str] = {}
+    plain: dict[str, str] = {}
     classes: dict[str, tuple[int, ...]] = {}
     tests: set[str] = set()
     for key, entry in entries.items():
         part, _, case = key.partition("/")
+        if part == "Un":  # in no fold
+            plain[case] = entry.digest
+            continue
         digests[case] = entry.digest
         classes[case] = entry.values
         if part == "Ts":
             tests.add(case)
     twins = duplicate_groups(digests)
-    writer.report_findings(duplicate_findings(digests))
+    writer.report_findings(duplicate_findings(digests | plain))
     writer.report_list("duplicates", map(" = ".join, twins))
     writer.report_findings(_contradictions(twins, classes))
     kin = Kinship(writer.patients, twins, tests)

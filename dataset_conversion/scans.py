@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dataset_conversion.decathlon import images_without_label
 from dataset_conversion.dicom import series_job
@@ -13,6 +16,7 @@ from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, RawWriter
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.io.volumes import read_volume
 
 GUIDE = """\
 Scans without labels, to teach students on them with a model that you have.
@@ -23,6 +27,7 @@ needed:    --like MODEL: labels, channels and their names are those of the model
 result:    all scans are in imagesUn, there is no labelsTr; next: medkd_plan_and_preprocess -d NNN --like MODEL"""
 
 _LIKE = "like"
+_LOOKED_AT = 3  # scans by which label maps in their place are told
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -41,16 +46,19 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         raise DataError("Labels and channels are those of the model (--like); leave out --labels and --channels.")
     if model.task == "detection":
         raise DataError("The model of --like is a detector; expected one for segmentation.")
+    jobs = _jobs(source, model, options)
     writer = RawWriter(folder, "folder", source, options)
-    writer.convert(_jobs(source, model, options))
+    writer.convert(jobs)
     described = DatasetDescription(channel_names=model.channel_names, labels=model.labels, num_training=0)
     return writer.finish(described, ("labels and channels are those of the model",))
 
 
 def _jobs(source: Path, model: DatasetDescription, options: ConversionOptions) -> list[CaseJob]:
     channels = len(model.channel_names)
+    _refuse_a_labelled_set(source)
     if list_volumes(source):
         images = images_without_label(source, channels)
+        _refuse_label_maps(source, [files[0] for files in images.values()], model)
         return [volume_job(case, files, None, channels, None, split="Un") for case, files in images.items()]
     from medkd.io.dicom import find_series, no_scan_text
 
@@ -65,6 +73,34 @@ def _jobs(source: Path, model: DatasetDescription, options: ConversionOptions) -
             f"({', '.join(model.channel_names)}); give a folder of volumes named CASE_0000 and so on."
         )
     return [series_job(series, None, model.labels, None, None, "Un") for series in study.scans]
+
+
+def _refuse_a_labelled_set(source: Path) -> None:
+    """Scans of a data set that has labels, as nnU-Net and the Decathlon lay it out, would lose these."""
+    if any((source / name).is_dir() for name in ("imagesTr", "labelsTr")):
+        raise DataError(
+            f"{source}: expected scans without labels, found a data set with imagesTr or labelsTr; convert it with "
+            f"medkd_convert nnunet (or msd), or give the folder of its scans alone ({source / 'imagesTr'})."
+        )
+
+
+def _refuse_label_maps(source: Path, scans: Sequence[Path], model: DatasetDescription) -> None:
+    """Label maps in the place of scans: the first few hold nothing but the model's label values."""
+    allowed = np.array(model.labels.values)
+    looked_at = 0
+    for path in scans[:_LOOKED_AT]:
+        try:
+            values = np.unique(read_volume(path).array)
+        except DataError:
+            continue  # the conversion says so
+        looked_at += 1
+        if not np.isin(values, allowed).all():
+            return
+    if looked_at:
+        raise DataError(
+            f"{source}: expected scans, found files with nothing but the values 0 to {allowed.max()}, which are those "
+            "of the model's labels; these are label maps, so give the folder of the scans."
+        )
 
 
 CONVERTERS.register("folder")(

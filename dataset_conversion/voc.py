@@ -115,6 +115,7 @@ def _items(source: Path, content: _Content, match: str, recipe: str) -> tuple[li
                     annotations=files,
                     part=part,
                     negative=not stated.boxes,
+                    annotated=bool(files),
                     recipe=recipe,
                 )
             )

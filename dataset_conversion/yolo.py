@@ -137,7 +137,9 @@ def _item(
     image: Path, label: Path | None, sharing: Sequence[Path], part: str | None, description: _Description
 ) -> Item:
     if label is None:
-        return Item(image=image, annotate=_always(Drawn(image)), annotations=(), part=part, negative=True)
+        return Item(
+            image=image, annotate=_always(Drawn(image)), annotations=(), part=part, negative=True, annotated=False
+        )
     if sharing:
         recipe = "the label file of several images"
         return Item(

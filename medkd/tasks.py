@@ -142,6 +142,8 @@ register_task(
                 "targets_tta",
                 "targets_limit",
                 "init",
+                "teachers",
+                "confidence",
                 "mirror_axes",
             ),
             "predict": (

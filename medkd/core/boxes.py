@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 """What an image of a detection data set may be called; one data set may hold several of them."""
 
+COLOURED = (".png", ".bmp", ".tif", ".tiff")
+"""Endings of pictures to be segmented, of which one file may hold several channels."""
+
 LABEL_ENDING = ".json"
 """Of the annotation of a case."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medkd.core.boxes import IMAGE_ENDINGS, LABEL_ENDING
+from medkd.core.boxes import COLOURED, IMAGE_ENDINGS, LABEL_ENDING
 from medkd.core.dataset_keys import (
     all_texts,
     as_object,
@@ -198,7 +198,7 @@ def training_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     else:
         cases = []
         for case in _cases_in(folder / "labelsTr", description.file_ending):
-            images = _channels(folder / "imagesTr", case, description)
+            images = channel_files(folder / "imagesTr", case, description)
             cases.append(CaseFiles(case, images, folder / "labelsTr" / f"{case}{description.file_ending}"))
     if not cases:
         raise DataError(
@@ -224,20 +224,24 @@ def labelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
 def unlabelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
     """The cases in ``imagesUn``, sorted by case id; existence of all their channels is not checked here.
 
-    Scans without labels can only be learnt from with a teacher. They are never among the cases on which networks are
-    judged against labels.
+    Of a detection data set these are images that nobody has annotated. Scans without labels can only be learnt from
+    with a teacher. They are never among the cases on which networks are judged against labels.
 
     Raises:
         DataError: there is such a folder with files, but no scan is named as it should be.
     """
     place = folder / UNLABELLED_FOLDER
-    if description.task == "detection" or not any(place.glob("[!.]*")):
+    if not any(place.glob("[!.]*")):
         return []
     suffix = f"_0000{description.file_ending}"
-    names = _cases_in(place, suffix)
-    if not names:
-        raise DataError(f"{place}: expected scans named CASE{suffix} (one file per channel), found none; rename them.")
-    return [CaseFiles(case, _channels(place, case, description)) for case in names]
+    if description.task == "detection":
+        images = _images_by_case(place)
+        cases = [CaseFiles(case, (images[case],)) for case in sorted(images)]
+    else:
+        cases = [CaseFiles(case, channel_files(place, case, description)) for case in _cases_in(place, suffix)]
+    if not cases:
+        raise DataError(f"{place}: expected files named CASE{suffix} (one per channel), found none; rename them.")
+    return cases
 
 
 def _cases_in(folder: Path, ending: str) -> list[str]:
@@ -366,7 +370,7 @@ def image_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles
     names = _cases_in(folder, suffix)
     if not names:
         raise DataError(f"{folder}: expected images named CASE{suffix} (one file per channel), found none.")
-    cases = [CaseFiles(case, _channels(folder, case, description)) for case in names]
+    cases = [CaseFiles(case, channel_files(folder, case, description)) for case in names]
     for case in cases:
         _check_channels(case)
     return cases
@@ -380,9 +384,11 @@ def _check_channels(case: CaseFiles) -> None:
             )
 
 
-def _channels(folder: Path, case: str, description: DatasetDescription) -> tuple[Path, ...]:
+def channel_files(folder: Path, case: str, description: DatasetDescription) -> tuple[Path, ...]:
     """The image files of a case, one per channel."""
     paths = []
     for channel in range(len(description.channel_names)):
         paths.append(folder / f"{case}_{channel:04d}{description.file_ending}")
+    if description.file_ending.lower() in COLOURED:  # the channels may be the colours of fewer files
+        return tuple(path for number, path in enumerate(paths) if number == 0 or path.exists())
     return tuple(paths)

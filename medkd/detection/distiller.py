@@ -15,6 +15,11 @@ from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs, Lev
 from medkd.distillation import Method
 from medkd.distillation.prompts.first_stage import PromptMethod
 
+SURE = 0.25
+"""Lowest score of a teacher's box that stands for a missing annotation; ultralytics' default for shown boxes."""
+
+_MOST_FOUND = 100  # such boxes per image
+
 
 @runtime_checkable
 class ReadsTeacher(Protocol):
@@ -136,6 +141,21 @@ class DetectorDistiller:
             sure = torch.sigmoid(teacher.logits).amax(1, keepdim=True)
             return student, teacher, replace(target, valid=sure.masked_fill(target.labels == -2, 0.0))
         return student, teacher, replace(target, valid=torch.ones_like(teacher.logits[:, :1]))
+
+    def annotate(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Boxes and classes per image that stand for missing annotations, for methods that look where objects are:
+        what the teacher finds with a score of at least :data:`SURE`.
+
+        Args:
+            images: ``(B, 3, S, S)``.
+        """
+        if self.teacher is None:
+            nothing = images.new_zeros((0, 4)), images.new_zeros(0, dtype=torch.int64)
+            return (nothing[0],) * len(images), (nothing[1],) * len(images)
+        self.teacher.eval()
+        with torch.no_grad():
+            found = self.teacher.detect(images, score=SURE, most=_MOST_FOUND)
+        return tuple(one.boxes.float() for one in found), tuple(one.classes.long() for one in found)
 
     def prepare(self, batches: Iterable[tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]]) -> None:
         """Run the method's first stage, where it has one that has not run: see

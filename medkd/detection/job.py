@@ -27,6 +27,8 @@ class DetectionJob:
         store: folder of a :class:`~medkd.detection.store.DetectionStore`.
         train: case ids in the order of the split; sampling by the plan is the family's to apply.
         val: case ids.
+        unlabelled: images without annotation, or whose annotation is not looked at; none of them is among ``train``.
+        unlabelled_share: of the steps, which show them.
         budget: ``epochs`` and ``iterations_per_epoch`` (0: one pass over the drawn training images), batch size,
             learning rate, seed.
         folder: fold folder; the family writes its checkpoints and ``log.jsonl`` there.
@@ -48,3 +50,5 @@ class DetectionJob:
     precision: str = "fp32"
     resume: bool = False
     workers: int = 0
+    unlabelled: tuple[str, ...] = ()
+    unlabelled_share: float = 0.0

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from medkd.core.errors import RunError
-from medkd.training.options import RunOptions, check_choice
+from medkd.training.options import RunOptions, TaughtOptions, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorOptions(RunOptions):
+class DetectorOptions(TaughtOptions):
     """Options of detectors; without ``iterations_per_epoch`` an epoch is one pass over the images that the plan draws.
 
     Attributes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkd.core.boxes import BoxAnnotation
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import UNLABELLED_FOLDER, CaseFiles, DatasetDescription, training_cases, unlabelled_cases
 from medkd.core.errors import DataError, PlanError
 from medkd.core.folds import joined_groups, stratified_folds
 from medkd.core.paths import Root
@@ -31,6 +31,7 @@ from medkd.detection.plan import DetectionPlan
 from medkd.detection.planner import Wishes, apply_wishes, make_plan
 from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
+from medkd.io.radiographs import radiograph_size
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
 
 _BYTES_PER_PIXEL = 24  # of a raw radiograph while it is stored: as read, as float32, as uint8
@@ -39,11 +40,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Raw:
-    """The training cases of a raw data set: their files, boxes and the state of the files."""
+    """The training cases of a raw data set: their files, and the state of these.
+
+    Attributes:
+        unlabelled: the images without annotation.
+        sources: of both kinds.
+    """
 
     folder: Path
     description: DatasetDescription
     files: Mapping[str, CaseFiles]
+    unlabelled: Mapping[str, CaseFiles]
     sources: Mapping[str, str]
 
 
@@ -87,10 +94,10 @@ def plan_and_preprocess_detection(
     folder = place.preprocessed / name
     raw = _read(place.raw_dataset(name))
     followed = find_detection_protocol(protocol, raw.description.extra) if protocol else None
-    source = source_of_files(raw.sources)
+    source = source_of_files({case: raw.sources[case] for case in raw.files})  # a plan follows from boxes alone
     current = known_fingerprint(folder / FINGERPRINT_FILE, source)
     if verify:
-        _verify(raw.folder, folder, workers, bool(current), strict)
+        _verify(raw.folder, folder, workers, bool(current) and not raw.unlabelled, strict)
     annotations = _annotations(raw)
     if not current:
         save(folder / FINGERPRINT_FILE, make_fingerprint(annotations, raw.description.categories, source))
@@ -128,13 +135,37 @@ def _read(folder: Path) -> _Raw:
     description = DatasetDescription.load(folder / DATASET_FILE)
     if description.task != "detection":
         raise DataError(f"{folder} is a data set for segmentation; it is prepared by medkd.preprocessing.")
-    files = {case.case: case for case in training_cases(folder, description)}
+    unlabelled = {case.case: case for case in unlabelled_cases(folder, description)}
+    files = {case.case: case for case in _annotated(folder, description, unlabelled)}
+    _refuse_absent(files)
+    both = sorted(set(files) & set(unlabelled))
+    if both:
+        raise DataError(
+            f"{unlabelled[both[0]].images[0]}: expected images without annotation in {UNLABELLED_FOLDER}, found one of "
+            f"the name of labelsTr/{both[0]}.json; move it to imagesTr, or give it another name."
+        )
+    sources = {name: source_of_case(*_paths(case)) for name, case in files.items()}
+    sources |= {name: source_of_case(case.images[0]) for name, case in unlabelled.items()}
+    return _Raw(folder, description, files, unlabelled, sources)
+
+
+def _refuse_absent(files: Mapping[str, CaseFiles]) -> None:
     absent = [path for case in files.values() for path in _paths(case) if not path.exists()]
     if absent:
         raise DataError(
             f"{absent[0]} does not exist ({len(absent)} files are missing); restore it, or remove the annotation."
         )
-    return _Raw(folder, description, files, {name: source_of_case(*_paths(case)) for name, case in files.items()})
+
+
+def _annotated(folder: Path, description: DatasetDescription, unlabelled: Mapping[str, CaseFiles]) -> list[CaseFiles]:
+    """The annotated cases, of which a data set must have some: a detector is judged by boxes only."""
+    if unlabelled and not any((folder / "labelsTr").glob("[!.]*")):
+        raise DataError(
+            f"{folder}: expected annotated images beside the {len(unlabelled)} in {UNLABELLED_FOLDER}, found none, but "
+            "the plan follows from boxes and detectors are judged by them; annotate some images, or convert the data "
+            "set whose annotations are missing."
+        )
+    return training_cases(folder, description)
 
 
 def _paths(case: CaseFiles) -> tuple[Path, Path]:
@@ -205,14 +236,23 @@ def _store(
 ) -> DetectionStore:
     writer = DetectionStoreWriter(folder, plan.categories, plan.image_size)
     sizes = {case: (a.width, a.height) for case, a in annotations.items()}
-    todo = [case for case in raw.files if not writer.is_current(case, raw.sources[case], sizes[case])]
+    sizes |= {case: radiograph_size(files.images[0]) for case, files in raw.unlabelled.items()}
+    every = {**raw.files, **raw.unlabelled}
+    todo = [case for case in every if not _is_stored(writer, raw, case, sizes[case])]
     if todo:
         largest = max(sizes[case][0] * sizes[case][1] for case in todo)
         count = worker_count(largest * _BYTES_PER_PIXEL, len(todo), workers)
         run_cases(
-            lambda case: writer.write(case, _paths(raw.files[case])[0], annotations[case], raw.sources[case]),
+            lambda case: writer.write(case, every[case].images[0], annotations.get(case), raw.sources[case]),
             todo,
             count,
             f"preprocess {DETECTION}",
         )
-    return writer.finish(sorted(raw.files))
+    return writer.finish(sorted(every))
+
+
+def _is_stored(writer: DetectionStoreWriter, raw: _Raw, case: str, size: tuple[int, int]) -> bool:
+    """Whether a case is stored as it should be; beside images without annotation all must be comparable with them."""
+    if not writer.is_current(case, raw.sources[case], size):
+        return False
+    return not raw.unlabelled or writer.is_compared(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,6 +59,54 @@ def draw_epoch(
         )
     order = np.random.default_rng([seed, epoch]).permutation(len(drawn))
     return [drawn[i] for i in order]
+
+
+@dataclass(frozen=True)
+class UnlabelledSteps:
+    """Which steps of a training show images without annotation: whole batches, evenly spread.
+
+    A batch is of one kind, so that the detector's own loss and the mosaics of its augmentation never see an image whose
+    boxes are missing.
+
+    Attributes:
+        share: of the steps.
+
+    >>> steps = UnlabelledSteps(0.4)
+    >>> [steps.is_unlabelled(step) for step in range(5)]
+    [False, False, True, False, True]
+    """
+
+    share: float = 0.0
+
+    def is_unlabelled(self, step: int) -> bool:
+        """Whether the batch of a step is of images without annotation."""
+        return self.before(step + 1) > self.before(step)
+
+    def before(self, step: int) -> int:
+        """How many of the steps before this one are."""
+        return int(np.floor(step * self.share + 1e-9))
+
+    def steps_of(self, labelled: int, unlabelled: int) -> int:
+        """Steps of an epoch in which so many labelled batches are shown once; of all unlabelled ones, where there are
+        no others.
+        """
+        return unlabelled if self.share >= 1 else round(labelled / (1 - self.share))
+
+
+def walk(cases: Sequence[str], seed: int, position: int, count: int) -> list[str]:
+    """Cases of a walk through random orders of all of them, from a position on.
+
+    Args:
+        cases: at least one.
+        seed: of the run.
+        position: how many were drawn before.
+        count: how many to draw.
+    """
+    drawn = []
+    for place in range(position, position + count):
+        order = np.random.default_rng([seed, place // len(cases), 1]).permutation(len(cases))
+        drawn.append(cases[order[place % len(cases)]])
+    return drawn
 
 
 def sampling_groups(plan: DetectionPlan) -> dict[frozenset[str], float]:

@@ -21,6 +21,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_text
 from medkd.core.serial import from_data, load, save
 from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
+from medkd.io.verify_detection import pixel_digest
 
 INDEX_FILE = "cases.json"
 JOURNAL_FILE = "cases.jsonl"
@@ -39,6 +40,8 @@ class StoredCase:
         boxes: ``(x_min, y_min, x_max, y_max)`` each, in pixels of the stored image; none for a negative.
         classes: the class of each box, its place in the index' ``categories``.
         source: sizes and times of change of the raw files that it was made of.
+        annotated: False for an image of which nobody has said what it shows; a negative is annotated as empty.
+        pixels: fingerprint of the raw image's pixels, to find equal images; empty in stores of older versions.
     """
 
     width: int
@@ -48,6 +51,8 @@ class StoredCase:
     boxes: tuple[tuple[float, ...], ...] = ()
     classes: tuple[int, ...] = ()
     source: str = ""
+    annotated: bool = True
+    pixels: str = ""
 
     def check(self, categories: int, where: str) -> None:
         """See that every box has four coordinates and one of so many categories.
@@ -108,8 +113,12 @@ class DetectionStore:
         return self.index.categories
 
     def cases(self) -> list[str]:
-        """All case ids, sorted."""
-        return sorted(self.index.cases)
+        """The ids of the annotated cases, sorted."""
+        return sorted(case for case, entry in self.index.cases.items() if entry.annotated)
+
+    def unlabelled(self) -> list[str]:
+        """The ids of the images without annotation, sorted."""
+        return sorted(case for case, entry in self.index.cases.items() if not entry.annotated)
 
     def entry(self, case: str) -> StoredCase:
         """What the index says of a case.
@@ -202,31 +211,37 @@ class DetectionStoreWriter:
         """A case as it was stored last."""
         return self._known.get(case)
 
-    def write(self, case: str, image: Path, annotation: BoxAnnotation, source: str) -> None:
+    def is_compared(self, case: str) -> bool:
+        """Whether a stored case says what its pixels are, so that equal images can be told."""
+        entry = self._known.get(case)
+        return entry is not None and bool(entry.pixels)
+
+    def write(self, case: str, image: Path, annotation: BoxAnnotation | None, source: str) -> None:
         """Store one case.
 
         Args:
             case: its id.
             image: raw radiograph.
-            annotation: its boxes, in pixels of the raw image.
+            annotation: its boxes, in pixels of the raw image; None where nobody has drawn any.
             source: what the raw files are, to see later whether they changed.
 
         Raises:
             DataError: the image cannot be read, or has another size than the annotation says.
         """
         radiograph = read_radiograph(image)
-        if radiograph.size != (annotation.width, annotation.height):
+        drawn = annotation or BoxAnnotation(width=radiograph.size[0], height=radiograph.size[1])
+        if radiograph.size != (drawn.width, drawn.height):
             found = f"{radiograph.size[0]}×{radiograph.size[1]}"
-            raise DataError(
-                f"{image}: expected {annotation.width}×{annotation.height} px as in its annotation, found {found}."
-            )
+            raise DataError(f"{image}: expected {drawn.width}×{drawn.height} px as in its annotation, found {found}.")
         pixels = _grey_if_grey(to_eight_bit(radiograph.pixels)[0])
+        digest = pixel_digest(pixels)
         size = stored_size(radiograph.size, self.image_size)
         if size != radiograph.size:
             pixels = np.asarray(
                 Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
             )  # the mean over the area of each new pixel
-        entry = _entry(annotation, size, self.categories, source)
+        entry = _entry(drawn, size, self.categories, source)
+        entry = replace(entry, annotated=annotation is not None, pixels=digest)
         write_png(self.store.image_path(case), pixels)
         write_text(self.store.label_path(case), _yolo_lines(entry))
         line = json.dumps({"case": case, "entry": asdict(entry)}) + "\n"
@@ -303,19 +318,19 @@ def stored_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     return width, height
 
 
-def source_of_case(image: Path, label: Path) -> str:
-    """Sizes and times of change of the raw files of a case.
+def source_of_case(*paths: Path) -> str:
+    """Sizes and times of change of the raw files of a case: its image, and its label where it has one.
 
     Raises:
         DataError: one of them is missing.
     """
     try:
-        states = [path.stat() for path in (image, label)]
+        states = [path.stat() for path in paths]
     except OSError as error:
         raise DataError(
             f"Cannot read {error.filename}: {error.strerror}; restore the file or leave the case out."
         ) from error
-    return " ".join(f"{path.name}:{s.st_size}:{s.st_mtime_ns}" for path, s in zip((image, label), states, strict=True))
+    return " ".join(f"{path.name}:{s.st_size}:{s.st_mtime_ns}" for path, s in zip(paths, states, strict=True))
 
 
 def _entry(annotation: BoxAnnotation, size: tuple[int, int], categories: Sequence[str], source: str) -> StoredCase:

@@ -17,6 +17,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import DETECTION, FINAL, LATEST, Budget, NetworkSpec, RunDescription
+from medkd.core.splits import Split
 from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
@@ -31,7 +32,7 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
-from medkd.detection.sampling import draw_epoch
+from medkd.detection.sampling import UnlabelledSteps, draw_epoch
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
@@ -39,7 +40,17 @@ from medkd.distillation import METHODS, Context, build_method
 from medkd.models.guard import Teacher
 from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
-from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
+from medkd.training.cases_without_labels import NO_LABELS, share_of, split_with_unlabelled, unlabelled_of
+from medkd.training.job import (
+    HELPER_SEED,
+    FoldData,
+    Job,
+    Lesson,
+    TrainingTask,
+    describe_run,
+    method_names,
+    protocol_lines,
+)
 from medkd.training.options import INIT_FROM_TEACHER, check_start
 from medkd.training.plausibility import Score, number_at
 
@@ -107,6 +118,20 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         """What outputs mean, and how a detector is trained."""
         return {key: getattr(plan, key) for key in _SHARED}
 
+    def unlabelled(self, store: DetectionStore) -> tuple[str, ...]:
+        """The stored images of ``imagesUn``."""
+        return tuple(store.unlabelled())
+
+    def with_unlabelled(self, data: DetectionFold, method: str | None) -> Split:
+        """See :func:`medkd.training.cases_without_labels.split_with_unlabelled`."""
+        store = data.store
+
+        def digests() -> Mapping[str, str]:
+            return {case: entry.pixels for case, entry in store.index.cases.items()}
+
+        learns = method is not None and follows_teacher(method)
+        return split_with_unlabelled(data, method, store.unlabelled(), learns=learns, digests=digests, noun="image")
+
     def structures(self, data: DetectionFold) -> tuple[str, ...]:
         """The categories."""
         return data.plan.categories
@@ -127,12 +152,13 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
 
     def check(self, data: DetectionFold, network: str, method: str | None) -> None:
         """Refuse unknown names, and a fold without boxes."""
-        if not any(data.store.names(case) for case in data.split.train):
-            raise DataError(
-                f"Fold {data.fold} of {data.dataset} has no box in its {len(data.split.train)} training images; choose "
-                "another fold."
-            )
-        drawn_images(data)
+        if data.options.labels != NO_LABELS:
+            if not any(data.store.names(case) for case in data.split.train):
+                raise DataError(
+                    f"Fold {data.fold} of {data.dataset} has no box in its {len(data.split.train)} training images; "
+                    "choose another fold."
+                )
+            drawn_images(data)
         register_detectors(network)
         if DETECTORS[network].family == "yolo" and data.plan.milestones:
             raise PlanError(
@@ -174,7 +200,10 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         run = describe_run(data, spec, budget, method, teacher, (DETECTORS, METHODS, DETECTION_METHODS))
         start = options.backbone_weights
         weights = None if start is None else str(Path(start).absolute())
-        return replace(run, backbone_weights=weights, init=options.init)
+        run = replace(run, backbone_weights=weights, init=options.init)
+        if method is None:
+            return run
+        return replace(run, unlabelled_share=options.unlabelled_share, labels=options.labels)
 
     def score(self, summary: Mapping[str, Any]) -> Score | None:
         """The average precision over all classes."""
@@ -238,7 +267,9 @@ class DetectionLesson(Lesson):
             distiller=self.distiller,
             plan=job.plan,
             store=job.store.folder,
-            train=job.split.train,
+            train=() if job.run.labels == NO_LABELS else job.split.train,
+            unlabelled=unlabelled_of(job),
+            unlabelled_share=share_of(job),
             val=job.split.val,
             budget=job.run.budget,
             folder=job.folder,
@@ -251,18 +282,24 @@ class DetectionLesson(Lesson):
     def lines(self) -> list[str]:
         """What the training would do, for people."""
         job, budget, size = self.job, self.job.run.budget, self.spec.image_size
-        steps = budget.iterations_per_epoch or -(-len(drawn_images(job)) // budget.batch_size)
+        steps = steps_per_epoch(job)
         inherits = ", starts from its teacher" if job.run.init == INIT_FROM_TEACHER else ""
         state = "finished" if (job.folder / FINAL).exists() else "new"
         lines = [
             f"run        {job.folder} ({state})",
             f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
             f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
-            f"images     {len(job.split.train)} for training, {len(job.split.val)} for validation",
+            self._line_of_images(),
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",
         ]
         lines += protocol_lines(job.run)
         return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
+
+    def _line_of_images(self) -> str:
+        job = self.job
+        annotated, plain = 0 if job.run.labels == NO_LABELS else len(job.split.train), len(unlabelled_of(job))
+        line = f"images     {annotated} for training, {len(job.split.val)} for validation"
+        return f"{line}, {plain} without annotation in {share_of(job):.0%} of the steps" if plain else line
 
     def _lines_of_teacher(self, chosen: Teacher[TrainedDetector]) -> list[str]:
         teacher = None if self.distiller is None else self.distiller.teacher
@@ -296,6 +333,25 @@ class DetectionLesson(Lesson):
         method = build_method(run.method or "none", context, run.method_parameters, own=DETECTION_METHODS)
         check_scores(student, teacher, method)
         return DetectorDistiller(teacher, method, student.anchors)
+
+
+def follows_teacher(method: str) -> bool:
+    """Whether a method learns from a teacher in medkd's own loop, which knows what to do without annotations.
+
+    ultralytics' own distillation joins the detector's loss, and so needs them.
+    """
+    kinds = [DETECTION_METHODS[name] if name in DETECTION_METHODS else METHODS[name] for name in method_names(method)]
+    return any(kind.needs_teacher and not getattr(kind, "builtin", False) for kind in kinds)
+
+
+def steps_per_epoch(job: DetectorJob) -> int:
+    """The budget's, or one pass over the drawn images, with the steps between that show images without annotation."""
+    budget = job.run.budget
+    if budget.iterations_per_epoch:
+        return budget.iterations_per_epoch
+    drawn = [] if job.run.labels == NO_LABELS else drawn_images(job)
+    labelled, plain = (-(-len(cases) // budget.batch_size) for cases in (drawn, unlabelled_of(job)))
+    return UnlabelledSteps(share_of(job)).steps_of(labelled, plain)
 
 
 def drawn_images(data: DetectionFold) -> list[str]:

@@ -11,7 +11,7 @@ from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.io.dicom import Study, find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.links import refuse_dangling
-from medkd.io.volumes import READERS, WRITABLE, file_ending, stem
+from medkd.io.volumes import PICTURES, READERS, WRITABLE, any_ending, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
@@ -48,12 +48,18 @@ def find_cases(inputs: Path | str | Sequence[Path | str], channels: int) -> list
         return _folder(paths[0], channels)
     if len(paths) == 1 and _names_channel(paths[0], channels):
         return [_siblings(paths[0], channels)]
-    if len(paths) != channels:
-        raise DataError(
-            f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in "
-            "order."
-        )
+    _check_count(paths, channels)
     return [CaseFiles(case_name(*paths), tuple(paths))]
+
+
+def _check_count(paths: Sequence[Path], channels: int) -> None:
+    """One file per channel; the colours of pictures are channels, too."""
+    if len(paths) == channels or (len(paths) < channels and all(map(_is_picture, paths))):
+        return
+    raise DataError(
+        f"The model expects {channels} channel file(s) per case, found {len(paths)}; give one file per channel, in "
+        "order."
+    )
 
 
 def case_name(*paths: Path) -> str:
@@ -66,7 +72,7 @@ def case_name(*paths: Path) -> str:
     Raises:
         DataError: the files are numbered as channels, but stand in another order.
     """
-    if file_ending(paths[0]) is None:
+    if any_ending(paths[0]) is None:
         return safe_name(paths[0].resolve().name.removesuffix(".dcm")) or "scan"
     numbered = [found for path in paths if (found := _numbered(path)) is not None]
     numbers = [number for _, number in numbered]
@@ -92,7 +98,7 @@ def _numbered(path: Path) -> tuple[str, int] | None:
 
 def output_ending(case: CaseFiles) -> str:
     """The ending of a case's label map: the scan's own where that format can be written, else ``.nii.gz``."""
-    return writable_ending(file_ending(case.images[0]))
+    return writable_ending(any_ending(case.images[0]))
 
 
 def writable_ending(ending: str | None) -> str:
@@ -118,8 +124,10 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
 
 
 def _scans_of(entries: Sequence[Path]) -> list[Path]:
-    """The files among them whose ending is one of a scan."""
-    return [path for path in entries if path.is_file() and file_ending(path)]
+    """The files among them whose ending is one of a scan; where there is none, the pictures."""
+    files = [path for path in entries if path.is_file()]
+    scans = [path for path in files if file_ending(path)]
+    return scans or [path for path in files if any_ending(path)]
 
 
 def _no_scans_text(folder: Path, scans: Sequence[Path], channels: int) -> str:
@@ -133,7 +141,7 @@ def _no_scans_text(folder: Path, scans: Sequence[Path], channels: int) -> str:
 def _cases_of(scans: Sequence[Path], channels: int) -> list[CaseFiles]:
     """The cases whose first channel is among the files; for one channel every file where none ends in ``_0000``."""
     first = [path for path in scans if stem(path).endswith("_0000")]
-    if not first and channels == 1:
+    if not first and (channels == 1 or all(map(_is_picture, scans))):
         return [CaseFiles(stem(path), (path,)) for path in scans]
     return [_siblings(path, channels) for path in first]
 
@@ -156,7 +164,7 @@ def _check_names(folder: Path, cases: Sequence[CaseFiles]) -> None:
 
 
 def _is_bare_dicom(path: Path) -> bool:
-    if not path.is_file() or file_ending(path) or path.name.upper() == "DICOMDIR":
+    if not path.is_file() or any_ending(path) or path.name.upper() == "DICOMDIR":
         return False
     return is_dicom(path)
 
@@ -224,4 +232,11 @@ def _siblings(path: Path, channels: int) -> CaseFiles:
     ending = path.name[len(stem(path)) :]
     numbered = _numbered(path)
     name = stem(path) if numbered is None else numbered[0]
-    return CaseFiles(name, tuple(path.with_name(f"{name}_{i:04d}{ending}") for i in range(channels)))
+    files = [path.with_name(f"{name}_{i:04d}{ending}") for i in range(channels)]
+    if _is_picture(path):  # the channels may be the colours of fewer files
+        files = [file for file in files if file.exists()]
+    return CaseFiles(name, tuple(files))
+
+
+def _is_picture(path: Path) -> bool:
+    return any_ending(path) in PICTURES

@@ -15,7 +15,7 @@ from medkd.core.files import atomic_path, write_text
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import output_ending
 from medkd.inference.sources import CaseSources
-from medkd.io.volumes import WRITABLE, file_ending, stem, write_volume
+from medkd.io.volumes import WRITABLE, any_ending, stem, write_volume
 from medkd.io.writing.formats import FORMATS, Format
 from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.io.writing.tables import COLOUR_TABLE, colour_table
@@ -157,7 +157,7 @@ class Outputs:
 
 def _names_file(path: Path) -> bool:
     """Whether ``-o`` is the very file of the only case."""
-    return not path.is_dir() and (file_ending(path) is not None or _DICOM_FILE.fits(path))
+    return not path.is_dir() and (any_ending(path) is not None or _DICOM_FILE.fits(path))
 
 
 def _formats_of_file(file: Path, count: int, formats: Sequence[Format]) -> tuple[Format, ...]:
@@ -180,7 +180,7 @@ def _formats_of_file(file: Path, count: int, formats: Sequence[Format]) -> tuple
         return tuple(formats)
     if _DICOM_FILE.fits(file):
         return (FORMATS["rtstruct"] if file.name.lower().endswith(".rtstruct.dcm") else _DICOM_FILE,)
-    ending = file_ending(file)
+    ending = any_ending(file)
     if ending not in WRITABLE:
         raise DataError(
             f"-o {file}: label maps cannot be written as {ending}; end the name with "

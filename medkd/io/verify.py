@@ -30,6 +30,7 @@ from medkd.io.volumes import file_ending, read_shape, stem
 _log = logging.getLogger(__name__)
 REPORT_FILE = "verification_report.json"
 _MIRROR_CASES = 25  # cases that are searched for structures that are mirror images of each other
+_SIZED = (".tif", ".tiff")
 _DETACHED = (".mhd", ".nhdr")  # headers with the voxels in a file beside them
 
 
@@ -258,11 +259,16 @@ def _stray_files(folder: Path, description: DatasetDescription, cases: list[Case
     ids = {case.case for case in cases}
     findings = []
     for path in _visible_files(folder / "imagesTr"):
-        voxels_of = Path(path.name.removesuffix(".gz")).stem  # the header that names such a file
-        detached = file_ending(path) is None and voxels_of in headers
-        if path.name not in known and not detached:
+        if path.name not in known and not _is_beside(path, description.file_ending, headers):
             findings.append(_stray_file(path, description, ids))
     return findings
+
+
+def _is_beside(path: Path, ending: str, headers: set[str]) -> bool:
+    """Whether a file belongs to a scan of another file: its voxels, or the voxel size of a stack."""
+    voxels_of = Path(path.name.removesuffix(".gz")).stem  # the header that names such a file
+    sized = path.suffix == ".json" and ending in _SIZED
+    return sized or (file_ending(path) is None and voxels_of in headers)
 
 
 def _visible_files(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from medkd.io.checks import (
 )
 from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
 from medkd.io.symmetry import MirrorPair, along_patient, mirror_pairs
-from medkd.io.volumes import read_label, read_volume
+from medkd.io.volumes import read_case_file, read_label
 
 Grid = tuple[Path, Geometry]
 """A file and the grid of its voxels."""
@@ -100,17 +100,18 @@ def _check_images(case: str, paths: Iterable[Path]) -> _Images:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
-            volume = read_volume(path)
+            volumes = read_case_file(path)
         except DataError as error:
             findings.append(unreadable_finding(case, path, error))
             continue
-        findings += finite_finding(case, path, volume.array)
-        findings += header_findings(case, path, volume.remarks)
-        if grid is None:
-            grid = path, volume.geometry
-        findings += grid_findings(case, *grid, path, volume.geometry)
-        digest.update(volume.array.data)
-        channels.append(describe_channel(volume.array))
+        for volume in volumes:
+            findings += finite_finding(case, path, volume.array)
+            findings += header_findings(case, path, volume.remarks)
+            if grid is None:
+                grid = path, volume.geometry
+            findings += grid_findings(case, *grid, path, volume.geometry)
+            digest.update(volume.array.data)
+            channels.append(describe_channel(volume.array))
     return _Images(findings, channels, grid, digest.hexdigest())
 
 

@@ -17,6 +17,7 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases
 from medkd.core.errors import DataError
 from medkd.io.checks import Finding, has_error
 from medkd.io.radiographs import Radiograph, read_radiograph
+from medkd.io.verify_unlabelled import check_layout
 
 _MEND = "correct the file or leave the case out"
 
@@ -47,6 +48,8 @@ def check_detection(
 ) -> tuple[list[DetectionCheck], list[Finding]]:
     """Check the training and test cases of a detection data set.
 
+    Images without annotation (``imagesUn``) are checked for what can be wrong with an image.
+
     Checked: unreadable images, images that are not 8 bit, upright and whole, annotations of another form or image size,
     unknown classes, boxes outside of the image or without area, equal boxes, images without annotation,
     ``numTraining``, categories without a box, equal images.
@@ -63,10 +66,11 @@ def check_detection(
         DataError: there are no training cases.
     """
     training = detection_cases(folder, description)
-    cases = training + detection_cases(folder, description, "Ts")
+    plain, layout = check_layout(folder, description, {case.case for case in training}, IMAGE_ENDINGS)
+    cases = [*training, *detection_cases(folder, description, "Ts"), *plain]
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         checks = list(pool.map(lambda case: check_detection_case(case, description.categories), cases))
-    findings: list[Finding] = []
+    findings = layout
     for check in checks[len(training) :]:
         findings += check.findings
     findings += duplicate_findings({check.case: check.digest for check in checks})

@@ -12,7 +12,10 @@ from medkd.io.volumes import file_ending
 
 
 def check_layout(
-    folder: Path, description: DatasetDescription, labelled: Collection[str]
+    folder: Path,
+    description: DatasetDescription,
+    labelled: Collection[str],
+    endings: Collection[str] | None = None,
 ) -> tuple[list[CaseFiles], list[Finding]]:
     """The cases in ``imagesUn``, and what is wrong with how they are laid out.
 
@@ -20,6 +23,7 @@ def check_layout(
         folder: the raw data set.
         description: its ``dataset.json``.
         labelled: ids of the cases that have labels.
+        endings: of files that must belong to a case; None is those of scans.
     """
     try:
         cases = unlabelled_cases(folder, description)
@@ -29,7 +33,7 @@ def check_layout(
     for case in cases:
         if case.case in labelled:
             findings.append(_labelled_finding(case))
-    findings += _stray_findings(folder / UNLABELLED_FOLDER, description, cases)
+    findings += _stray_findings(folder / UNLABELLED_FOLDER, description, cases, endings)
     return cases, findings
 
 
@@ -48,12 +52,14 @@ def _labelled_finding(case: CaseFiles) -> Finding:
         case=case.case,
         file=str(case.images[0]),
         expected=f"only scans without labels in {UNLABELLED_FOLDER}",
-        found="a label map of this name in labelsTr",
+        found="labels of this name in labelsTr",
         action="move the scan to imagesTr, or give it another name",
     )
 
 
-def _stray_findings(place: Path, description: DatasetDescription, cases: Sequence[CaseFiles]) -> list[Finding]:
+def _stray_findings(
+    place: Path, description: DatasetDescription, cases: Sequence[CaseFiles], endings: Collection[str] | None
+) -> list[Finding]:
     """Files that belong to no case: further channels, other endings, cases without a first channel."""
     known: set[str] = set()
     for case in cases:
@@ -61,7 +67,8 @@ def _stray_findings(place: Path, description: DatasetDescription, cases: Sequenc
     names = ", ".join(description.channel_names)
     findings = []
     for path in sorted(place.glob("[!.]*")):
-        if path.name in known or file_ending(path) is None:
+        is_scan = file_ending(path) is not None if endings is None else path.suffix.lower() in endings
+        if path.name in known or not is_scan:
             continue
         findings.append(
             Finding(

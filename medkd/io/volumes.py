@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 from medkd.core.geometry import Geometry, NiftiForms
-from medkd.io import dicom, itk, mgh, nifti
+from medkd.io import dicom, itk, mgh, nifti, pictures
 from medkd.io.writing.slicer import segment_fields
 from medkd.io.writing.structures import Structure
 from medkd.io.writing.tables import label_table
@@ -26,7 +26,9 @@ READERS: dict[str, ModuleType] = {
     ".nii.gz": nifti, ".nii": nifti, ".seg.nrrd": itk, ".nrrd": itk, ".nhdr": itk, ".mha": itk, ".mhd": itk,
     ".mgz": mgh, ".mgh": mgh,
 }  # fmt: skip
-WRITABLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
+PICTURES = pictures.ENDINGS
+"""Endings of pictures, which are read where they are named, but not looked for among scans: previews lie there."""
+WRITABLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", *PICTURES)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Volume:
 
 
 def file_ending(path: Path) -> str | None:
-    """The ending of a file that medkd can read (``".nii.gz"``), or None."""
+    """The ending of a scan that medkd can read (``".nii.gz"``), or None."""
     name = path.name.lower()
     for ending in READERS:
         if name.endswith(ending):
@@ -51,9 +53,15 @@ def file_ending(path: Path) -> str | None:
     return None
 
 
+def any_ending(path: Path) -> str | None:
+    """:func:`file_ending`, of pictures, too."""
+    suffix = path.suffix.lower()
+    return file_ending(path) or (suffix if suffix in PICTURES else None)
+
+
 def stem(path: Path) -> str:
     """File name without the image ending: ``a.b.nii.gz`` → ``a.b``."""
-    ending = file_ending(path) or ""
+    ending = any_ending(path) or ""
     return path.name[: len(path.name) - len(ending)]
 
 
@@ -130,6 +138,17 @@ def read_channels(path: Path, dtype: DTypeLike | None = None) -> list[Volume]:
     return channels
 
 
+def read_case_file(path: Path) -> list[Volume]:
+    """The channels that one of a case's files holds: one, of a picture as many as it has colours.
+
+    Raises:
+        DataError: as for :func:`read_volume`.
+    """
+    if any_ending(Path(path)) in PICTURES:
+        return read_channels(path, np.float32)
+    return [read_volume(path)]
+
+
 def split_channels(path: Path, folder: Path, case: str | None = None) -> list[Path]:
     """Write each channel of a 4D scan to ``folder/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, … and return the paths."""
     name = case or stem(Path(path))
@@ -161,6 +180,8 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
         stored = _Stored(*dicom.read_files(files))
         volume = _volume(files[0].parent, stored.voxels, stored, np.float32)
         return volume.array[None], volume.geometry
+    if any_ending(files[0]) in PICTURES:
+        return _read_pictures(files, case)
     first = _read_channel(files[0], case, None)
     if len(files) == 1:
         return first.array[None], first.geometry
@@ -171,6 +192,23 @@ def read_image(paths: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
     for channel, path in enumerate(files[1:], start=1):
         image[channel] = _read_channel(path, case, (files[0], geometry)).array
     return image, geometry
+
+
+def _read_pictures(files: Sequence[Path], case: str) -> tuple[np.ndarray, Geometry]:
+    """The channels of all files one after the other, as nnU-Net stacks them."""
+    from medkd.io.checks import finite_finding, grid_findings
+
+    every: list[Volume] = []
+    findings = []
+    for path in files:
+        for volume in read_case_file(path):
+            every.append(volume)
+            findings += grid_findings(case, files[0], every[0].geometry, path, volume.geometry)
+            findings += finite_finding(case, path, volume.array)
+    wrong = [finding for finding in findings if finding.error]
+    if wrong:
+        raise DataError(wrong[0].text())
+    return np.stack([volume.array for volume in every]), every[0].geometry
 
 
 def _read_channel(path: Path, case: str, grid: tuple[Path, Geometry] | None) -> Volume:
@@ -240,12 +278,14 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry, structures: 
     path = Path(path)
     if tuple(array.shape) != tuple(geometry.shape):
         raise DataError(f"{path}: expected an array of the geometry's shape {geometry.shape}, found {array.shape}.")
-    ending = file_ending(path)
+    ending = any_ending(path)
     if ending not in WRITABLE:
         raise DataError(f"{path}: medkd writes {', '.join(WRITABLE)}; choose one of these endings.")
     voxels = _storable(array).T
     with atomic_path(path) as temporary:
-        if READERS[ending] is nifti:
+        if ending in PICTURES:
+            pictures.write_picture(temporary, _storable(array), geometry.spacing, path)
+        elif READERS[ending] is nifti:
             table = label_table(structures) if structures else ""
             nifti.write_nifti(temporary, voxels, geometry.matrix, geometry.forms, table)
         else:
@@ -256,14 +296,14 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry, structures: 
 def _reader(path: Path) -> ModuleType:
     if path.is_dir() or _is_dicom_file(path):
         return dicom
-    ending = file_ending(path)
+    ending = any_ending(path)
     if ending is None:
         raise DataError(
             f"{path}: unknown image format; medkd reads {', '.join(READERS)}; convert the scan, best to .nii.gz."
         )
     if path.exists() or path.is_symlink():  # of a missing file the reader itself says so
         check_file(path)
-    return READERS[ending]
+    return pictures if ending in PICTURES else READERS[ending]
 
 
 def _is_dicom_file(path: Path) -> bool:

@@ -28,6 +28,7 @@ MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
     "exported": "medkd.models.exported:ExportedFolder",
     "bundle": "medkd.models.bundle.folder:BundleFolder",
     "described": "medkd.models.described:DescribedFolder",
+    "nnunet_cascade": "medkd.models.nnunet.cascade:NnunetCascade",
     "nnunet": "medkd.models.nnunet.folder:NnunetFolder",
     "run": "medkd.models.run:SegmentationRun",
     "several": "medkd.models.several:SeveralTeachers",

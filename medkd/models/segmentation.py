@@ -54,10 +54,13 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
     Attributes:
         predictor: ``module:Class`` of what predicts with it, a
             :class:`~medkd.runtime.prediction.CasePredictor` with a class method ``of``.
+        whole_cases: ``module:Class`` of what gives probabilities of raw scans for targets, see
+            :class:`~medkd.inference.whole_cases.WholeCases`.
     """
 
     task = "segmentation"
     predictor: ClassVar[str] = "medkd.inference.predictor:Predictor"
+    whole_cases: ClassVar[str] = "medkd.inference.whole_cases:PredictedCases"
 
     def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
         """Teacher and student must see the same input and mean the same by their outputs.

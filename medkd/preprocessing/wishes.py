@@ -21,6 +21,8 @@ READERS: Mapping[str, str | None] = {
     "NibabelIO": None,
     "NibabelIOWithReorient": "RAS",
     "SimpleITKIOWithReorient": "RAS",
+    "NaturalImage2DIO": None,
+    "Tiff3DIO": None,
 }
 """nnU-Net's readers of scans → the axis code that they turn scans to; None for scans as they are stored."""
 
@@ -98,7 +100,7 @@ def _turned_by(reader: str | None) -> str | None:
     if reader not in READERS:
         raise PlanError(
             f"dataset.json asks for nnU-Net's {reader} (overwrite_image_reader_writer), which medkd has no equal of; "
-            f"it reads scans as {', '.join(READERS)} do, so convert the scans to NIfTI and name one of these or none."
+            f"it reads files as {', '.join(READERS)} do, so convert the scans to NIfTI and name one of these or none."
         )
     return READERS[reader]
 

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import RunError
 from medkd.core.plan import Plan
+from medkd.core.plugins import resolve
 from medkd.core.run import DATASET_FILE
 from medkd.core.serial import to_data
 from medkd.distillation.averaging import logits_of
-from medkd.inference.export import logits_to_probabilities
-from medkd.inference.predictor import Precision, Predictor
+from medkd.inference.predictor import Precision
+from medkd.inference.whole_cases import WholeCases
 from medkd.io.orientation import axis_code, turn
 from medkd.io.volumes import read_image
+from medkd.models.base import ModelFolder
+from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import Group, SeveralTeachers, groups_of
-from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix, multiply
 
@@ -106,23 +107,13 @@ class MergedPredictor:
         self.labels = description.labels
         self.groups = groups_of(model.members, self.labels)
         self._files = _files(raw, description)
-        self._predictors = [
-            Predictor.of(
-                member.model,
-                member.folds_for(fold),
-                device,
-                mirror=tta,
-                checkpoint=member.model.checkpoint_of(member.folds_for(fold)[0]),
-            )
-            for member in model.members
-        ]
-        every = [network for predictor in self._predictors for network in predictor.networks]
+        self._teachers = [whole_cases(member.model, member.folds_for(fold), device, tta) for member in model.members]
         self.described = MergedDescription(
             teacher=model.recorded,
-            weights=tuple(weights_digest(network.state_dict()) for network in every),
+            weights=tuple(digest for teacher in self._teachers for digest in teacher.digests()),
             groups=tuple((group.members, tuple(group.outputs.items())) for group in self.groups),
-            mirror_axes=tuple(predictor.mirror_axes if tta else () for predictor in self._predictors),
-            precision=self._predictors[0].precision,
+            mirror_axes=tuple(teacher.used_axes for teacher in self._teachers),
+            precision=self._teachers[0].precision,
             outputs=self.labels.num_outputs,
             regions=self.labels.regions,
         )
@@ -143,15 +134,18 @@ class MergedPredictor:
             )
         image, geometry = read_image(self._files[case].images, case)
         found = []
-        for predictor in self._predictors:
-            prepared = preprocess_case(case, image, geometry, predictor.plan, predictor.configuration)
-            logits = predictor.predict_preprocessed(prepared.image)
-            native = logits_to_probabilities(
-                logits, prepared.properties, predictor.plan, predictor.configuration, predictor.labels
-            )
+        for teacher in self._teachers:
+            native = teacher.probabilities(case, image, geometry)
             found.append(to_student(native, properties, self._plan))
         merged = merge(found, self.groups, self.labels.num_outputs, self.labels.regions)
         return logits_of(merged[None], self.labels.regions)[0]
+
+
+def whole_cases(model: ModelFolder[TrainedModel], folds: Sequence[str], device: torch.device, tta: bool) -> WholeCases:
+    """What predicts raw scans as a teacher sees them; see :attr:`SegmentationFolder.whole_cases`."""
+    kind = model.whole_cases if isinstance(model, SegmentationFolder) else SegmentationFolder.whole_cases
+    made: WholeCases = resolve(kind).of(model, folds, device, mirror=tta)
+    return made
 
 
 def to_student(probabilities: np.ndarray, properties: CaseProperties, plan: Plan) -> Tensor:

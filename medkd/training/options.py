@@ -84,7 +84,29 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
+class TaughtOptions(RunOptions):
+    """Options of tasks whose teachers may teach on cases without labels.
+
+    Attributes:
+        unlabelled_share: of the samples that are drawn from cases without labels; None is their share among all
+            training cases, 0 leaves them out.
+        labels: ``given``, or ``none``: no label is looked at, and labelled cases count as unlabelled.
+
+    Raises:
+        RunError: a value is outside of its limits.
+    """
+
+    unlabelled_share: float | None = None
+    labels: Literal["given", "none"] = "given"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("--labels", self.labels, ("given", "none"))
+        check_share("unlabelled_share", self.unlabelled_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TaughtOptions):
     """Options of segmentation networks.
 
     Epochs and steps are the plan's protocol's, else 1000 of 250 as in nnU-Net.
@@ -100,9 +122,6 @@ class TrainOptions(RunOptions):
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
         init: what a student's weights are before the first step: ``random``, or ``teacher``, see
             :mod:`medkd.networks.inheritance`.
-        unlabelled_share: of a batch's samples that are drawn from scans without labels; None is their share among all
-            training cases, 0 leaves them out.
-        labels: ``given``, or ``none``: no label is looked at, and labelled scans count as unlabelled.
         teachers: further teachers beside the first, named like it.
         confidence: voxels where the teacher's largest probability is below it are left out of the method's terms.
         mirror_axes: axes of the patch that training and test-time augmentation mirror; () is none, None the plan's.
@@ -126,8 +145,6 @@ class TrainOptions(RunOptions):
     targets_tta: bool = False
     targets_limit: float = 50.0
     init: Literal["random", "teacher"] = "random"
-    unlabelled_share: float | None = None
-    labels: Literal["given", "none"] = "given"
     teachers: tuple[str, ...] = ()
     confidence: float = 0.0
     mirror_axes: tuple[int, ...] | None = None
@@ -139,8 +156,6 @@ class TrainOptions(RunOptions):
         super().__post_init__()
         check_choice("--targets", self.targets, ("live", "cached"))
         check_choice("--init", self.init, ("random", "teacher"))
-        check_choice("--labels", self.labels, ("given", "none"))
-        check_share("unlabelled_share", self.unlabelled_share)
         check_share("confidence", self.confidence)
         if self.init == "teacher" and self.weights is not None:
             raise RunError("Expected --init teacher or --weights, found both; leave one of them out.")

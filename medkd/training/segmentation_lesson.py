@@ -24,6 +24,7 @@ from medkd.networks.inheritance import check_inheritance
 from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
 from medkd.training.cached import CACHED, cache_merged, cache_targets
+from medkd.training.cases_without_labels import unlabelled_of
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.job import HELPER_SEED, Lesson, method_names
@@ -32,7 +33,7 @@ from medkd.training.merged import MergedPredictor
 from medkd.training.options import INIT_FROM_TEACHER
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
-from medkd.training.unlabelled import drawn_from, unlabelled_of
+from medkd.training.unlabelled import drawn_from
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
@@ -171,14 +172,14 @@ class SegmentationLesson(Lesson):
         run = self.job.run
         if run.targets != CACHED or run.init == INIT_FROM_TEACHER:
             raise RunError(
-                "Several teachers teach by merged predictions of whole cases: expected --targets cached and no --init "
-                f"teacher, found --targets {run.targets} and --init {run.init}."
+                "Several teachers, and a cascade, teach by predictions of whole cases: expected --targets cached and "
+                f"no --init teacher, found --targets {run.targets} and --init {run.init}."
             )
         deep = [name for name in method_names(run.method or "none") if not METHODS[name].outputs_only]
         if deep and METHODS[deep[0]].needs_teacher:
             raise RunError(
-                f"The method {deep[0]} needs more than a teacher's outputs, and several teachers have nothing else in "
-                "common; choose a method that needs outputs only (medkd_list methods)."
+                f"The method {deep[0]} needs more than a teacher's outputs, but several teachers, and the stages of a "
+                "cascade, have nothing else in common; choose a method that needs outputs only (medkd_list methods)."
             )
         method = method_for(self.job, self.student, self.student)
         self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
@@ -187,7 +188,9 @@ class SegmentationLesson(Lesson):
 def merged_teachers(job: SegmentationJob) -> SeveralTeachers | None:
     """The teachers of a job, where there are several."""
     model = None if job.teacher is None else job.teacher.model
-    return model if isinstance(model, SeveralTeachers) else None
+    if model is None or not model.merges:
+        return None
+    return model if isinstance(model, SeveralTeachers) else SeveralTeachers.of([model])
 
 
 def merged_predictor(job: SegmentationJob) -> MergedPredictor:

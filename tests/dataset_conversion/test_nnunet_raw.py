@@ -87,8 +87,8 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can be used as it is"):
         convert("nnunet", source, tmp_path / "root", number=42)
     data = json.loads((source / "dataset.json").read_text())
-    (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".png"}))
-    with pytest.raises(DataError, match=r"does not read files ending in '\.png'"):
+    (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".npy"}))
+    with pytest.raises(DataError, match=r"does not read files ending in '\.npy'"):
         convert("nnunet", source, tmp_path / "other")
     (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".mhd"}))
     with pytest.raises(DataError, match=r"second file.*convert them to \.nii\.gz"):

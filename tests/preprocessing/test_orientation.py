@@ -101,8 +101,8 @@ def test_the_reader_that_a_data_set_asks_for_is_followed_or_refused(tmp_path: Pa
         (raw / "dataset.json").write_text(json.dumps({**description, "overwrite_image_reader_writer": reader}))
         plan = plan_and_preprocess(1, root=tmp_path, overwrite_plan=True, configurations=["3d_fullres"])
         assert plan.orientation == code
-    (raw / "dataset.json").write_text(json.dumps({**description, "overwrite_image_reader_writer": "Tiff3DIO"}))
-    with pytest.raises(PlanError, match="asks for nnU-Net's Tiff3DIO"):
+    (raw / "dataset.json").write_text(json.dumps({**description, "overwrite_image_reader_writer": "OwnReader"}))
+    with pytest.raises(PlanError, match="asks for nnU-Net's OwnReader"):
         plan_and_preprocess(1, root=tmp_path)
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from medkd.detection.job import DetectionJob
 from medkd.detection.letterbox import PADDING, letterbox
 from medkd.detection.plan import DetectionAugmentation
-from medkd.detection.sampling import draw_epoch
+from medkd.detection.sampling import UnlabelledSteps, draw_epoch, walk
 from medkd.detection.store import DetectionStore
 from medkd.training.loading import load_batches
 
@@ -77,11 +77,15 @@ class TrainingBatches(Dataset[Batch]):
     """The batch of every step of a run.
 
     The images of an epoch are those that :func:`~medkd.detection.sampling.draw_epoch` draws, in its order; where an
-    epoch has more steps than they fill, they are shown again, changed in another way.
+    epoch has more steps than they fill, they are shown again, changed in another way. Between these batches come those
+    of images without annotation.
 
     Args:
         job: what is trained.
         steps: batches per epoch.
+
+    Attributes:
+        kinds: which steps are of images without annotation.
     """
 
     def __init__(self, job: DetectionJob, steps: int) -> None:
@@ -89,6 +93,8 @@ class TrainingBatches(Dataset[Batch]):
         self._size, self._steps = job.detector.spec.image_size, steps
         self._store = DetectionStore(job.store)
         self._annotations = {case: self._store.names(case) for case in job.train}
+        self._unlabelled = job.unlabelled
+        self.kinds = UnlabelledSteps(job.unlabelled_share)
         self._drawn: tuple[int, list[str]] = (-1, [])
 
     def __len__(self) -> int:
@@ -96,10 +102,18 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step."""
-        drawn = self.drawn(step // self._steps)
-        first = step % self._steps * self._budget.batch_size
-        cases = [drawn[(first + i) % len(drawn)] for i in range(self._budget.batch_size)]
+        cases = self._plain_cases(step) if self.kinds.is_unlabelled(step) else self._labelled_cases(step)
         return collate([self._sample(case, step, index) for index, case in enumerate(cases)])
+
+    def _labelled_cases(self, step: int) -> list[str]:
+        epoch, size = step // self._steps, self._budget.batch_size
+        drawn, begin = self.drawn(epoch), epoch * self._steps
+        place = step - begin - (self.kinds.before(step) - self.kinds.before(begin))
+        return [drawn[(place * size + i) % len(drawn)] for i in range(size)]
+
+    def _plain_cases(self, step: int) -> list[str]:
+        size = self._budget.batch_size
+        return walk(self._unlabelled, self._budget.seed, self.kinds.before(step) * size, size)
 
     def drawn(self, epoch: int) -> list[str]:
         """The cases of an epoch, in order."""
@@ -114,7 +128,11 @@ class TrainingBatches(Dataset[Batch]):
 
 def steps_per_epoch(job: DetectionJob) -> int:
     """The budget's, or as many as one pass over the drawn images takes."""
-    return job.budget.iterations_per_epoch or -(-len(TrainingBatches(job, 1).drawn(0)) // job.budget.batch_size)
+    if job.budget.iterations_per_epoch:
+        return job.budget.iterations_per_epoch
+    drawn = len(TrainingBatches(job, 1).drawn(0)) if job.train else 0
+    labelled, unlabelled = (-(-count // job.budget.batch_size) for count in (drawn, len(job.unlabelled)))
+    return UnlabelledSteps(job.unlabelled_share).steps_of(labelled, unlabelled)
 
 
 def iterate(batches: TrainingBatches, first: int, workers: int, *, pin: bool = False) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medkd.core.features import Progress
 from medkd.detection.base import Detector
 from medkd.detection.job import DetectionJob
+from medkd.detection.sampling import UnlabelledSteps
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_sample, steps_per_epoch
 from medkd.evaluation.detection.matching import match_coco
@@ -76,6 +77,7 @@ class DetectionTrainer(Trainer):
         self.job = job
         self.distiller = None if job.distiller is None else job.distiller.to(settings.device)
         self._store = DetectionStore(job.store)
+        self._kinds = UnlabelledSteps(job.unlabelled_share)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Augmented radiographs, drawn as the plan says."""
@@ -91,18 +93,37 @@ class DetectionTrainer(Trainer):
         checkpoint.
         """
         if self.distiller is not None and self.distiller.needs_preparation:
-            self.distiller.prepare(self.batches(0))
+            self.distiller.prepare(self._annotated_batches())
             self.save_latest()
 
+    def _annotated_batches(self) -> Iterator[Batch]:
+        """The training batches; the teacher's boxes stand for those that are missing."""
+        for step, batch in enumerate(self.batches(0)):
+            yield self._annotated(self._move(batch)) if self._kinds.is_unlabelled(step) else batch
+
+    def _annotated(self, batch: Batch) -> Batch:
+        images = batch[0]
+        if self.distiller is None:
+            return batch
+        with self.autocast():
+            return (images, *self.distiller.annotate(images))
+
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The detector's own terms, and the method's for the same batch."""
+        """The detector's own terms, and the method's for the same batch; for images without annotation the method's
+        alone.
+        """
         images, boxes, classes = self._move(batch)
+        missing = self._kinds.is_unlabelled(progress.step)
+        if missing:
+            images, boxes, classes = self._annotated((images, boxes, classes))
         with self.autocast():
             terms, outputs, target = self.network.losses(images, boxes, classes)
             if self.distiller is None:
                 return terms
             taught = self.distiller.terms(images, outputs, replace(target, progress=progress))
         self.method_terms = frozenset(taught)
+        if missing:
+            return taught or {name: 0 * term for name, term in terms.items()}
         return terms | taught
 
     @torch.inference_mode()

@@ -5,21 +5,22 @@ medkd's.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.detection.job import DetectionJob
-from medkd.detection.sampling import draw_epoch
+from medkd.detection.sampling import UnlabelledSteps, draw_epoch, walk
 from medkd.detection.store import DetectionStore
 from medkd.detection.yolo.library import YAML, InfiniteDataLoader, YOLODataset, seed_worker
 
+UNLABELLED = "unlabelled"  # name of the list of images without annotation
 STORE = "store"
 """Key of the data description under which the store's folder stands."""
 
@@ -102,6 +103,110 @@ class EpochSampler(Sampler[int]):
             iter(self)
 
 
+class MixedSampler(Sampler[int]):
+    """Whole batches of annotated images and, evenly spread between them, of images without annotation.
+
+    Args:
+        labelled: batches of annotated images, of which each pass is one; None for none.
+        plain: position, count → places of images without annotation.
+        kinds: which steps show the latter.
+        batch: images of a step.
+        steps: of a pass.
+    """
+
+    def __init__(
+        self,
+        labelled: EpochSampler | None,
+        plain: Callable[[int, int], list[int]],
+        kinds: UnlabelledSteps,
+        batch: int,
+        steps: int,
+    ) -> None:
+        self._labelled = labelled
+        self._plain = plain
+        self._kinds = kinds
+        self._batch = batch
+        self._steps = steps
+        self._pass = 0
+
+    def __len__(self) -> int:
+        return self._steps * self._batch
+
+    def __iter__(self) -> Iterator[int]:
+        first, self._pass = self._pass * self._steps, self._pass + 1
+        places: list[int] = []
+        for step in range(first, first + self._steps):
+            if self._labelled is None or self._kinds.is_unlabelled(step):
+                places += self._plain(self._kinds.before(step) * self._batch, self._batch)
+            else:
+                places += self._labelled
+        return iter(places)
+
+    def go_to(self, number: int) -> None:
+        """See :meth:`EpochSampler.go_to`."""
+        self._pass = number
+        if self._labelled is not None:
+            step = number * self._steps
+            self._labelled.go_to(step - self._kinds.before(step))
+
+
+class MixedDataset(Dataset[dict[str, Any]]):
+    """Two data sets one after the other. Each makes mosaics of its own images only, since one of an annotated image and
+    one without would have boxes that are missing.
+
+    Args:
+        parts: the annotated images, then those without annotation.
+    """
+
+    def __init__(self, parts: Sequence[StoreDataset]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        for part in self._parts:
+            if place < len(part):
+                found: dict[str, Any] = part[place]
+                return found
+            place -= len(part)
+        raise IndexError(place)
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """Stop mosaics in both."""
+        for part in self._parts:
+            part.close_mosaic(hyp)
+
+
+def mixed_loader(job: DetectionJob, parts: Sequence[StoreDataset], batch: int, workers: int) -> InfiniteDataLoader:
+    """:func:`training_loader` where there are images without annotation.
+
+    Args:
+        job: what is trained.
+        parts: the data sets of the lists that :func:`write_data` wrote: of the annotated images where there are any,
+            and of those without annotation.
+        batch: images per step.
+        workers: loader processes.
+    """
+    places: dict[str, int] = {}
+    for part in parts:
+        for path in part.im_files:
+            places[Path(path).stem] = len(places)
+    annotations, kinds = DetectionStore(job.store).annotations(), UnlabelledSteps(job.unlabelled_share)
+
+    def draw(epoch: int) -> list[int]:
+        return [places[case] for case in draw_epoch(job.train, annotations, job.plan, job.budget.seed, epoch)]
+
+    def plain(position: int, count: int) -> list[int]:
+        return [places[case] for case in walk(job.unlabelled, job.budget.seed, position, count)]
+
+    drawn = len(draw(0)) if job.train else 0
+    once = kinds.steps_of(-(-drawn // batch), -(-len(job.unlabelled) // batch))
+    labelled = EpochSampler(draw, batch) if job.train else None
+    sampler = MixedSampler(labelled, plain, kinds, batch, job.budget.iterations_per_epoch or once)
+    return _loader(job, MixedDataset(parts), sampler, batch, workers, parts[0].collate_fn)
+
+
 def training_loader(job: DetectionJob, dataset: StoreDataset, batch: int, workers: int) -> InfiniteDataLoader:
     """The loader of training batches: ``budget.iterations_per_epoch`` of them, or one pass over the drawn images."""
     places = {Path(path).stem: place for place, path in enumerate(dataset.im_files)}
@@ -111,31 +216,41 @@ def training_loader(job: DetectionJob, dataset: StoreDataset, batch: int, worker
         return [places[case] for case in draw_epoch(job.train, annotations, job.plan, job.budget.seed, epoch)]
 
     length = job.budget.iterations_per_epoch * batch or len(draw(0))
-    cuda = job.device.type == "cuda"
+    return _loader(job, dataset, EpochSampler(draw, length), min(batch, length), workers, dataset.collate_fn)
+
+
+def _loader(
+    job: DetectionJob, dataset: Any, sampler: Sampler[int], batch: int, workers: int, collate: Callable[..., Any]
+) -> InfiniteDataLoader:
     workers = min(workers, os.cpu_count() or 1)
     return InfiniteDataLoader(
         dataset=dataset,
-        batch_size=min(batch, length),
-        sampler=EpochSampler(draw, length),
+        batch_size=batch,
+        sampler=sampler,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=cuda,
-        collate_fn=dataset.collate_fn,
+        pin_memory=job.device.type == "cuda",
+        collate_fn=collate,
         worker_init_fn=seed_worker,
         generator=torch.Generator().manual_seed(job.budget.seed),
     )
 
 
 def write_data(job: DetectionJob, folder: Path) -> Path:
-    """Write ``data.yaml`` and the lists ``train.txt`` and ``val.txt`` that ultralytics reads; returns the first.
+    """Write ``data.yaml`` and the lists ``train.txt`` and ``val.txt`` that ultralytics reads, and ``unlabelled.txt``
+    where there are such images; returns the first.
 
     Raises:
         DataError: there are no training cases.
     """
-    if not job.train:
+    if not job.train and not job.unlabelled:
         raise DataError(f"{job.store}: this fold has no training cases; check the splits.")
     store = DetectionStore(job.store)
-    for name, cases in (("train", job.train), ("val", job.val or job.train[:1])):
+    training = job.train or job.unlabelled
+    lists = {"train": training, "val": job.val or training[:1]}
+    if job.unlabelled:
+        lists[UNLABELLED] = job.unlabelled
+    for name, cases in lists.items():
         write_text(folder / f"{name}.txt", "".join(f"{store.image_path(case).absolute()}\n" for case in cases))
     path = folder / "data.yaml"
     names = dict(enumerate(job.plan.categories))

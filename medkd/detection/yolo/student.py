@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from medkd.core.features import Progress
+from medkd.detection.yolo.assignment import to_batch
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import DetectionModel
 from medkd.detection.yolo.watch import FirstEpoch
 
 if TYPE_CHECKING:
-    from medkd.detection.distiller import DetectorDistiller
+    from medkd.detection.base import DetectionTarget, DetectorOutputs
+    from medkd.detection.job import DetectionJob
 
 HELPERS = "helpers"
 
@@ -30,7 +33,7 @@ class Student(DetectionModel):
 
     Args:
         detector: whose network is trained.
-        distiller: gives the terms.
+        job: says which images have annotations, and has the distiller that gives the terms.
         progress: where training stands.
         watch: is shown the method's terms of every step.
     """
@@ -38,7 +41,7 @@ class Student(DetectionModel):
     def __init__(
         self,
         detector: YoloDetector,
-        distiller: DetectorDistiller,
+        job: DetectionJob,
         progress: Callable[[], Progress],
         watch: FirstEpoch | None = None,
     ) -> None:
@@ -46,19 +49,21 @@ class Student(DetectionModel):
         self.__dict__.update(detector.network.__dict__)
         self._modules = dict(detector.network._modules)
         self.criterion = None
-        self.__dict__["_parts"] = (detector, distiller, progress, watch)
-        self.helpers = distiller.method
+        self.__dict__["_parts"] = (detector, job, progress, watch)
+        assert job.distiller is not None  # narrowed for the type checker
+        self.helpers = job.distiller.method
         self._names: tuple[str, ...] = ()
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The detector's terms and the method's, times the batch size as ultralytics counts, and what to log."""
-        detector, distiller, progress, watch = self.__dict__["_parts"]
-        if self.criterion is None:
-            self.criterion = self.init_criterion()
-        terms, outputs, target = detector.losses_of(batch, self.criterion)
+        """The detector's terms and the method's, times the batch size as ultralytics counts, and what to log.
+
+        Of images without annotation the detector's own terms are 0.
+        """
+        _, job, progress, watch = self.__dict__["_parts"]
+        terms, outputs, target = self._own_terms(batch)
         now = progress()
         extra = {}
-        for name, value in distiller.terms(batch["img"], outputs, replace(target, progress=now)).items():
+        for name, value in job.distiller.terms(batch["img"], outputs, replace(target, progress=now)).items():
             extra[f"kd_{name}" if name in terms else name] = value
         if watch is not None:
             watch.after_terms(extra, now)
@@ -69,6 +74,16 @@ class Student(DetectionModel):
         values = {name: items.get(name, zero).float().reshape(()) for name in dict.fromkeys([*self._names, *items])}
         vector = torch.stack([*values.values()]) * len(batch["img"])
         return vector, {name: value.detach() for name, value in values.items() if name in self._names}
+
+    def _own_terms(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """The detector's terms, 0 without annotation; its outputs and targets."""
+        detector, job, *_ = self.__dict__["_parts"]
+        if self.criterion is None:
+            self.criterion = self.init_criterion()
+        terms, outputs, target = detector.losses_of(with_found_boxes(batch, job), self.criterion)
+        if is_unlabelled(batch, job):
+            terms = {name: 0 * outputs.logits.sum() for name in terms}
+        return terms, outputs, target
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a plain network's state; the helpers stay as they are where it has none."""
@@ -89,3 +104,18 @@ class Student(DetectionModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.plain().__reduce_ex__(protocol)
+
+
+def is_unlabelled(batch: Mapping[str, Any], job: DetectionJob) -> bool:
+    """Whether a batch of ultralytics' loader shows images whose annotations are missing or not looked at; it is of one
+    kind.
+    """
+    files = batch.get("im_file", ())
+    return bool(job.unlabelled_share and files) and Path(files[0]).stem in set(job.unlabelled)
+
+
+def with_found_boxes(batch: dict[str, Any], job: DetectionJob) -> dict[str, Any]:
+    """A batch with the teacher's boxes in the place of missing ones."""
+    if job.distiller is None or not is_unlabelled(batch, job):
+        return batch
+    return {**batch, **to_batch(batch["img"], *job.distiller.annotate(batch["img"]))}

@@ -21,7 +21,7 @@ from medkd.core.run import BEST, FINAL
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo import checkpoints as saved
 from medkd.detection.yolo.assignment import from_batch
-from medkd.detection.yolo.data import StoreDataset, training_loader, write_data
+from medkd.detection.yolo.data import UNLABELLED, StoreDataset, mixed_loader, training_loader, write_data
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import (
     DetectionTrainer,
@@ -33,7 +33,7 @@ from medkd.detection.yolo.library import (
     version,
 )
 from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of
-from medkd.detection.yolo.student import Student
+from medkd.detection.yolo.student import Student, with_found_boxes
 from medkd.detection.yolo.watch import FirstEpoch
 from medkd.training.logs import EpochRecord, RunLog
 
@@ -105,9 +105,13 @@ class YoloTrainer(DetectionTrainer):
         """Training images as the plan draws them; validation as ultralytics does it."""
         if mode != "train":
             return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        return training_loader(
-            self.job, self.build_dataset(dataset_path, mode, batch_size), batch_size, self.args.workers
-        )
+        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        if not self.job.unlabelled_share:
+            return training_loader(self.job, dataset, batch_size, self.args.workers)
+        plain = Path(dataset_path).with_name(f"{UNLABELLED}.txt")
+        parts = [dataset] if self.job.train else []
+        parts.append(self.build_dataset(str(plain), mode, batch_size))
+        return mixed_loader(self.job, parts, batch_size, self.args.workers)
 
     # network
 
@@ -134,7 +138,7 @@ class YoloTrainer(DetectionTrainer):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
         self._frozen = [p for p in distiller.method.parameters() if not p.requires_grad]
-        self.model = Student(self.detector, distiller, self._progress, self._watch)
+        self.model = Student(self.detector, self.job, self._progress, self._watch)
         return self._state
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
@@ -178,7 +182,7 @@ class YoloTrainer(DetectionTrainer):
         loader = self.get_dataloader(self.data["train"], self.batch_size, mode="train")
         while True:
             for batch in loader:
-                ready = self.preprocess_batch(batch)
+                ready = with_found_boxes(self.preprocess_batch(batch), self.job)
                 yield ready["img"], *from_batch(ready)
 
     def _progress(self) -> Progress:

@@ -16,12 +16,13 @@ from torch import nn
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.plan import Plan
 from medkd.core.run import PLANS_FILE, NetworkSpec
 from medkd.models.base import Checkpoint
 from medkd.models.limits import check_spec
 from medkd.models.nnunet.plans import load_plans, network_of, plan_from_nnunet
-from medkd.models.nnunet.trainers import BATCH_NORM, keeps_network
+from medkd.models.nnunet.trainers import BATCH_NORM, keeps_network, mirrored_axes
 from medkd.models.segmentation import TrainedModel
 from medkd.models.weights import freeze
 from medkd.networks.base import SegmentationNetwork, build_network
@@ -52,6 +53,21 @@ def trained_folds(path: Path) -> dict[str, list[Checkpoint]]:
     return found
 
 
+def configuration_in(path: Path) -> str | None:
+    """The configuration that the first checkpoint of a model folder was trained with; None where it does not say.
+
+    Raises:
+        RunError: the file is no checkpoint.
+    """
+    for fold, kinds in trained_folds(path).items():
+        content = load_checkpoint(path / f"fold_{fold}" / CHECKPOINTS[kinds[0]], allowed=ALLOWED)
+        arguments = content.get("init_args")
+        return (
+            str(arguments["configuration"]) if isinstance(arguments, Mapping) and "configuration" in arguments else None
+        )
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class NnunetCheckpoint:
     """A checkpoint of a trainer that keeps the planned network, in the folder of its own fold.
@@ -73,8 +89,12 @@ class NnunetCheckpoint:
     batch_norm: bool
 
     @classmethod
-    def read(cls, file: Path) -> NnunetCheckpoint:
+    def read(cls, file: Path, *, cascade: bool = False) -> NnunetCheckpoint:
         """Read a checkpoint and the plan that lies above its fold's folder.
+
+        Args:
+            file: ``MODEL/fold_0/checkpoint_final.pth``.
+            cascade: whether it is the second stage of a cascade, whose input has one more channel per label.
 
         Raises:
             RunError: the file is none, was trained as another fold, or its trainer changes the network.
@@ -87,12 +107,12 @@ class NnunetCheckpoint:
         # the plan decides, as in nnU-Net
         plans.setdefault("image_reader_writer", dataset.extra.get("overwrite_image_reader_writer"))
         where, configuration = str(path / PLANS_FILE), str(content["init_args"]["configuration"])
-        plan = plan_from_nnunet(plans, configuration, where)
+        plan = plan_from_nnunet(plans, configuration, where, cascade=cascade)
         name, batch_norm = network_of(plans, configuration, where)
         architecture = plan.configuration(configuration).architecture(name)
         spec = NetworkSpec(
             name=name,
-            in_channels=len(dataset.channel_names),
+            in_channels=len(dataset.channel_names) + (len(foreground_values(dataset.labels)) if cascade else 0),
             num_outputs=dataset.labels.num_outputs,
             patch_size=architecture.patch_size,
             architecture=architecture,
@@ -114,8 +134,20 @@ class NnunetCheckpoint:
             labels=self.dataset.labels,
             channels=self.dataset.channel_names,
             patch_size=self.spec.patch_size,
-            mirror_axes=tuple(self.content.get("inference_allowed_mirroring_axes") or ()),
+            mirror_axes=self._mirror_axes(),
         )
+
+    def _mirror_axes(self) -> tuple[int, ...]:
+        """The axes that training mirrored: as the file says, else as its trainer's name does."""
+        rank, key = len(self.spec.patch_size), "inference_allowed_mirroring_axes"
+        if key not in self.content:
+            return mirrored_axes(str(self.content.get("trainer_name")), rank)
+        stored = self.content[key] or ()
+        if not isinstance(stored, (tuple, list)) or not set(stored) <= set(range(rank)):
+            raise RunError(
+                f"{self.file}: expected axes of the patch from 0 to {rank - 1} in {key}, found {stored!r:.60}."
+            )
+        return tuple(int(axis) for axis in stored)
 
     def network(self) -> SegmentationNetwork:
         """The network, on the CPU and in evaluation mode.
@@ -138,6 +170,11 @@ class NnunetCheckpoint:
                 f"describes ({detail})."
             ) from error
         return freeze(network)
+
+
+def foreground_values(labels: LabelSpec) -> tuple[int, ...]:
+    """The label values of which a cascade's second stage gets a map each: all but background and ``ignore``."""
+    return tuple(value for value in labels.values if value not in (0, labels.ignore))
 
 
 def _check(content: Mapping[str, Any], file: Path) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from medkd.core.boxes import COLOURED
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.numbers import whole_number
+from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE, RUN_FILE
 from medkd.core.splits import ALL, Split
 from medkd.models.base import Checkpoint
@@ -26,13 +29,8 @@ class NnunetFolder(ImportedFolder):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether there are ``plans.json``, ``dataset.json`` and folds with ``.pth`` checkpoints, but no run."""
-        needed = [path / PLANS_FILE, path / DATASET_FILE]
-        return (
-            all(file.exists() for file in needed)
-            and not (path / RUN_FILE).exists()
-            and any(path.glob("fold_*/checkpoint_*.pth"))
-        )
+        """See :func:`has_checkpoints`."""
+        return has_checkpoints(path)
 
     @property
     def name(self) -> str:
@@ -58,7 +56,7 @@ class NnunetFolder(ImportedFolder):
         say of themselves that they were trained as this fold.
         """
         file = self.weights_file(fold)
-        if NnunetCheckpoint.read(file).fold is None:
+        if self._read(file).fold is None:
             raise RunError(
                 f"{file} does not say as which fold it was trained, so nobody can say which cases it has seen; take "
                 "nnU-Net's own file."
@@ -77,6 +75,20 @@ class NnunetFolder(ImportedFolder):
             )
         return frozenset(splits[int(fold)].train)
 
+    def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
+        """See the base class; a model of pictures knows no millimetres, and teaches on pictures only."""
+        super().check_fits(plan, configuration, description)
+        self._check_files(description)
+
+    def _check_files(self, description: DatasetDescription) -> None:
+        theirs = DatasetDescription.load(self.path / DATASET_FILE).file_ending
+        if (theirs.lower() in COLOURED) != (description.file_ending.lower() in COLOURED):
+            raise RunError(
+                f"The teacher {self.path.name} does not fit: it was trained on files ending in {theirs}, the data set "
+                f"has {description.file_ending}, so that their voxel sizes mean different things; take a data set of "
+                "the same kind of files."
+            )
+
     def splits(self, cases: Sequence[str], raw: Path) -> list[Split]:
         """nnU-Net's folds, for students to share."""
         return nnunet_splits(self.path, cases, raw)
@@ -84,6 +96,9 @@ class NnunetFolder(ImportedFolder):
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint, or its best one where there is no final one."""
         return self._file(fold, self.checkpoint_of(fold))
+
+    def _read(self, file: Path) -> NnunetCheckpoint:
+        return NnunetCheckpoint.read(file)
 
     def _file(self, fold: str, checkpoint: Checkpoint) -> Path:
         return self.path / f"fold_{fold}" / CHECKPOINTS[checkpoint]
@@ -95,7 +110,7 @@ class NnunetFolder(ImportedFolder):
                 f"{self.path}: no fold has a {' or '.join(CHECKPOINTS.values())}; let nnU-Net finish the training of "
                 "one first."
             )
-        first = NnunetCheckpoint.read(self.weights_file(folds[0]))
+        first = self._read(self.weights_file(folds[0]))
         return replace(first.describe(), folds=folds)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
@@ -103,7 +118,7 @@ class NnunetFolder(ImportedFolder):
         networks = []
         described = None
         for fold in wanted:
-            read = NnunetCheckpoint.read(self._file(fold, checkpoint))
+            read = self._read(self._file(fold, checkpoint))
             described = described or read.describe()
             networks.append(read.network())
         assert described is not None  # narrowed for the type checker: at least one fold is wanted
@@ -140,3 +155,13 @@ class NnunetFolder(ImportedFolder):
             if has:
                 hint += f"; give --checkpoint {kind} for {file} of fold {', '.join(has)}"
         return hint
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether there are ``plans.json``, ``dataset.json`` and folds with ``.pth`` checkpoints, but no run."""
+    needed = [path / PLANS_FILE, path / DATASET_FILE]
+    return (
+        all(file.exists() for file in needed)
+        and not (path / RUN_FILE).exists()
+        and any(path.glob("fold_*/checkpoint_*.pth"))
+    )

@@ -54,17 +54,18 @@ def load_plans(path: Path) -> dict[str, Any]:
     return plans
 
 
-def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -> Plan:
+def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str, *, cascade: bool = False) -> Plan:
     """A medkd plan with one configuration of an nnU-Net plan.
 
     Args:
         plans: content of ``plans.json``.
         configuration: its name in the file.
         where: the file, for error texts.
+        cascade: whether the second stage of a cascade, whose input has more channels, is expected.
 
     Raises:
-        PlanError: the configuration does not exist, belongs to a cascade's second stage, or asks for a reading, a
-            preprocessing or a network that medkd cannot reproduce.
+        PlanError: the configuration does not exist, belongs to a cascade's second stage although none is expected, or
+            asks for a reading, a preprocessing or a network that medkd cannot reproduce.
     """
     reader = plans.get("image_reader_writer")
     if reader not in (*READERS, "", "None", None):
@@ -80,7 +81,13 @@ def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -
             or plans["foreground_intensity_properties_by_modality"]
         )
         intensities = tuple(_intensities(statistics[key]) for key in sorted(statistics, key=int))
-        found = _configuration(_resolve(plans["configurations"], configuration, where), configuration, where)
+        resolved = _resolve(plans["configurations"], configuration, where)
+        if resolved.get("previous_stage") and not cascade:
+            raise PlanError(
+                f"{where}: '{configuration}' is the second stage of a cascade, which needs the first one's prediction; "
+                "use it as a teacher with --targets cached, or use the model of '3d_fullres'."
+            )
+        found = _configuration(resolved, configuration, where)
         origin = f"nnunet:{plans['plans_name']}"
         return Plan(
             dataset=plans["dataset_name"],
@@ -90,6 +97,17 @@ def plan_from_nnunet(plans: Mapping[str, Any], configuration: str, where: str) -
             origin=origin,
             orientation=READERS.get(str(reader)),
         )
+
+
+def previous_stage_of(plans: Mapping[str, Any], configuration: str, where: str) -> str | None:
+    """The configuration whose prediction a cascade's second stage takes as an input; None where there is none.
+
+    Raises:
+        PlanError: the configuration does not exist.
+    """
+    with _explained(where):
+        previous = _resolve(plans["configurations"], configuration, where).get("previous_stage")
+    return str(previous) if previous else None
 
 
 def network_of(plans: Mapping[str, Any], configuration: str, where: str) -> tuple[str, bool]:
@@ -152,11 +170,6 @@ def _resolve(configurations: Mapping[str, Any], name: str, where: str, seen: tup
 
 
 def _configuration(data: Mapping[str, Any], name: str, where: str) -> Configuration:
-    if data.get("previous_stage"):
-        raise PlanError(
-            f"{where}: '{name}' is the second stage of a cascade, which medkd does not run; use the model of "
-            "'3d_fullres'."
-        )
     unknown = sorted(set(data["normalization_schemes"]) - set(NORMALIZATIONS))
     if unknown or data.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
         raise PlanError(

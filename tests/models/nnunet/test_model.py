@@ -110,11 +110,11 @@ def test_other_checkpoints_are_refused_in_one_sentence(edited: Callable[[Edit], 
 def test_another_reader_in_either_file_is_refused(edited: Callable[[Edit], Path]) -> None:
     folder = edited(lambda content: None)
     plans, dataset = (json.loads((folder / file).read_text()) for file in ("plans.json", "dataset.json"))
-    (folder / "dataset.json").write_text(json.dumps({**dataset, "overwrite_image_reader_writer": "Tiff3DIO"}))
+    (folder / "dataset.json").write_text(json.dumps({**dataset, "overwrite_image_reader_writer": "OwnReader"}))
     assert NnunetFolder(folder).describe().folds == ("0",)  # the plan, which nnU-Net believes, says SimpleITKIO
     del plans["image_reader_writer"]
     (folder / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(PlanError, match="Tiff3DIO"):
+    with pytest.raises(PlanError, match="OwnReader"):
         NnunetFolder(folder).describe()
 
 

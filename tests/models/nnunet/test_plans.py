@@ -113,7 +113,7 @@ def test_a_missing_key_names_the_file(current: dict[str, Any]) -> None:
         plan_from_nnunet(current, "3d_fullres", "plans.json")
 
 
-@pytest.mark.parametrize("reader", ["NaturalImage2DIO", "Tiff3DIO", "OwnReader"])
+@pytest.mark.parametrize("reader", ["WSIReader", "OwnReader"])
 def test_readers_of_other_formats_are_refused(current: dict[str, Any], reader: str) -> None:
     with pytest.raises(
         PlanError, match=rf"plans\.json: the model was trained on scans as nnU-Net's {reader} reads them"
@@ -121,7 +121,7 @@ def test_readers_of_other_formats_are_refused(current: dict[str, Any], reader: s
         plan_from_nnunet({**current, "image_reader_writer": reader}, "3d_fullres", "plans.json")
 
 
-@pytest.mark.parametrize("reader", ["", None, "SimpleITKIO", "NibabelIO"])
+@pytest.mark.parametrize("reader", ["", None, "SimpleITKIO", "NibabelIO", "NaturalImage2DIO", "Tiff3DIO"])
 def test_readers_that_take_scans_as_they_are_stored_are_accepted(current: dict[str, Any], reader: str | None) -> None:
     plan = plan_from_nnunet({**current, "image_reader_writer": reader}, "3d_fullres", "plans.json")
     assert plan == plan_from_nnunet(current, "3d_fullres", "plans.json")

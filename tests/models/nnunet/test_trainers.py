@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from medkd.models.nnunet.trainers import keeps_network
+from medkd.models.nnunet.trainers import keeps_network, mirrored_axes
 
 # nnUNetTrainerBN builds its own, too, but only puts batch norms into the planned one
 KEEP = """
@@ -44,7 +44,16 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(
-    "name", [*KEEP.split(), "nnUNetTrainer_DASegOrd0_NoMirroring_2000epochs", "nnUNetTrainerNoDA_500epochs"]
+    "name",
+    [
+        *KEEP.split(),
+        "nnUNetTrainer_DASegOrd0_NoMirroring_2000epochs",
+        "nnUNetTrainerNoDA_500epochs",
+        "nnUNetTrainer_MOSAIC_1k_QuarterLR_NoMirroring",
+        "nnUNetTrainer_1500epochs_NoMirroring",
+        "nnUNetTrainerFocalLoss_30epochs",
+        "nnUNetTrainer_lr1e4_NoMirroring",
+    ],
 )
 def test_trainers_that_keep_the_planned_network_are_accepted(name: str) -> None:
     assert keeps_network(name)
@@ -53,3 +62,19 @@ def test_trainers_that_keep_the_planned_network_are_accepted(name: str) -> None:
 @pytest.mark.parametrize("name", [*OWN.split(), *OTHERS])
 def test_trainers_with_a_network_of_their_own_are_refused(name: str) -> None:
     assert not keeps_network(name)
+
+
+def _nomirror(name: str) -> bool:
+    return name.endswith("NoMirroring") or "NoDA" in name
+
+
+@pytest.mark.parametrize("name", KEEP.split())
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_name_says_what_is_mirrored_where_the_checkpoint_does_not(name: str, rank: int) -> None:
+    if _nomirror(name):
+        expected: tuple[int, ...] = ()
+    elif "onlyMirror01" in name:
+        expected = (0, 1) if rank == 3 else (0,)
+    else:
+        expected = (0, 1, 2)[:rank]
+    assert mirrored_axes(name, rank) == expected
