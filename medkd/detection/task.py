@@ -22,6 +22,7 @@ from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.families import register_detectors
+from medkd.detection.images import drawn_images, follows_teacher, images_line, steps_per_epoch
 from medkd.detection.inheritance import IMAGES, inherit
 from medkd.detection.job import DetectionJob
 from medkd.detection.layers import chart_pair
@@ -32,7 +33,6 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
-from medkd.detection.sampling import UnlabelledSteps, draw_epoch
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
@@ -48,7 +48,6 @@ from medkd.training.job import (
     Lesson,
     TrainingTask,
     describe_run,
-    method_names,
     protocol_lines,
 )
 from medkd.training.options import INIT_FROM_TEACHER, check_start
@@ -289,17 +288,11 @@ class DetectionLesson(Lesson):
             f"run        {job.folder} ({state})",
             f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
             f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
-            self._line_of_images(),
+            images_line(job),
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",
         ]
         lines += protocol_lines(job.run)
         return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
-
-    def _line_of_images(self) -> str:
-        job = self.job
-        annotated, plain = 0 if job.run.labels == NO_LABELS else len(job.split.train), len(unlabelled_of(job))
-        line = f"images     {annotated} for training, {len(job.split.val)} for validation"
-        return f"{line}, {plain} without annotation in {share_of(job):.0%} of the steps" if plain else line
 
     def _lines_of_teacher(self, chosen: Teacher[TrainedDetector]) -> list[str]:
         teacher = None if self.distiller is None else self.distiller.teacher
@@ -333,35 +326,6 @@ class DetectionLesson(Lesson):
         method = build_method(run.method or "none", context, run.method_parameters, own=DETECTION_METHODS)
         check_scores(student, teacher, method)
         return DetectorDistiller(teacher, method, student.anchors)
-
-
-def follows_teacher(method: str) -> bool:
-    """Whether a method learns from a teacher in medkd's own loop, which knows what to do without annotations.
-
-    ultralytics' own distillation joins the detector's loss, and so needs them.
-    """
-    kinds = [DETECTION_METHODS[name] if name in DETECTION_METHODS else METHODS[name] for name in method_names(method)]
-    return any(kind.needs_teacher and not getattr(kind, "builtin", False) for kind in kinds)
-
-
-def steps_per_epoch(job: DetectorJob) -> int:
-    """The budget's, or one pass over the drawn images, with the steps between that show images without annotation."""
-    budget = job.run.budget
-    if budget.iterations_per_epoch:
-        return budget.iterations_per_epoch
-    drawn = [] if job.run.labels == NO_LABELS else drawn_images(job)
-    labelled, plain = (-(-len(cases) // budget.batch_size) for cases in (drawn, unlabelled_of(job)))
-    return UnlabelledSteps(share_of(job)).steps_of(labelled, plain)
-
-
-def drawn_images(data: DetectionFold) -> list[str]:
-    """The images that the plan draws for the first epoch.
-
-    Raises:
-        PlanError: there are none.
-    """
-    annotations = {case: data.store.names(case) for case in data.split.train}
-    return draw_epoch(data.split.train, annotations, data.plan, data.options.seed, 0)
 
 
 def fit(job: DetectionJob) -> None:
