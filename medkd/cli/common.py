@@ -138,7 +138,9 @@ def print_anywhere() -> None:
 
 
 def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """Of what the system refuses to a library's thread (TensorBoard's, on a full disk) the main thread says a sentence."""
+    """Of what the system refuses to a library's thread (TensorBoard's, on a full disk) the main thread says a
+    sentence.
+    """
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)
 

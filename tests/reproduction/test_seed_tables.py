@@ -171,7 +171,7 @@ IMITATIONS: dict[str, Callable[[Place], None]] = {
     "grazpedwri": _radiographs(radiograph_trees.make_graz, "grazpedwri"),
     "fracatlas": _radiographs(radiograph_trees.make_fracatlas, "fracatlas"),
     "coco": _photographs,
-    "nnunet_raw": _streets,
+    "nnunet": _streets,
 }
 
 
