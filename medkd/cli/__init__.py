@@ -12,7 +12,7 @@ COMMANDS = {
     "cross_validate": ("cross_validate", "put the folds of a run together"),
     "report": ("report", "one page: teacher, student alone and distilled student side by side"),
     "reproduce": ("reproduce", "all runs of a recipe, resumable, and their table"),
-    "list": ("list_entries", "networks, methods, data sets, runs"),
+    "list": ("list_entries", "networks, methods, data sets, runs, formats"),
     "demo": ("demo", "the whole way on a phantom, or on your own folder"),
 }
 """Command, without ``medkd_`` → its module in this package, and what it does; setup.py installs these."""

@@ -1,4 +1,4 @@
-"""``medkd_list``: what there is — networks, methods, data sets, runs."""
+"""``medkd_list``: what there is — networks, methods, data sets, runs, formats."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from medkd.core.files import read_json
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
+from medkd.io.writing.formats import FORMATS
 from medkd.tasks import every_task, task_of_file
 
 Row = tuple[str, ...]
@@ -87,6 +88,14 @@ def method_rows() -> list[Row]:
                 branch = "detection"
             settings = " ".join(f"{name}={default}" for name, default in card.parameters)
             rows.append((card.name, branch, card.needs, settings or ABSENT, card.paper or ABSENT))
+    return rows
+
+
+def format_rows() -> list[Row]:
+    """One row per format of predictions: name, task, ending of its files, what it is."""
+    rows: list[Row] = [("format", "for", "files", "about")]
+    for name, entry in FORMATS.items():
+        rows.append((name, entry.task, f"CASE{entry.ending}", entry.about))
     return rows
 
 
@@ -203,12 +212,15 @@ LISTS: dict[str, Callable[[Root], list[Row]]] = {
     "methods": lambda root: method_rows(),
     "datasets": dataset_rows,
     "runs": run_rows,
+    "formats": lambda root: format_rows(),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_list``."""
-    parser = common.parser("List networks, distillation methods, data sets or runs.", "medkd_list networks")
+    parser = common.parser(
+        "List networks, distillation methods, data sets, runs, or formats of predictions.", "medkd_list networks"
+    )
     parser.add_argument("what", choices=list(LISTS), help="what to list; datasets and runs are those below --root")
     parser.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
     return common.run(_list, parser, argv)

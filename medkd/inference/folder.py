@@ -20,13 +20,12 @@ from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
 from medkd.inference.settings import PredictSettings, written_as
+from medkd.inference.writers import writer_of
 from medkd.io.comparison import some
 from medkd.io.volumes import read_image
 from medkd.io.writing.dicom_seg import SegmentationKind
 from medkd.io.writing.formats import Format, choose_formats
 from medkd.io.writing.label_maps import LabelMapWriter
-from medkd.io.writing.maker import Maker
-from medkd.io.writing.terms import terms_with
 from medkd.models.base import Checkpoint
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.preprocessing.ranges import compare_scan
@@ -155,15 +154,9 @@ def _writer(
     seg_kind: SegmentationKind | None,
     terms: Path | str | None,
 ) -> LabelMapWriter:
-    """Knows the names, colours and terms of the model's labels, and says for which it has no term."""
-    digests = predictor.digests()
-    writer = LabelMapWriter.of(
-        predictor.labels,
-        terms_with(None if terms is None else Path(terms)),
-        dataset=predictor.plan.dataset,
-        kind=seg_kind or "binary",
-        maker=Maker(run.resolve().name, digests[0] if digests else ""),
-    )
+    """The writer of the label maps; which structures have no term is said."""
+    own = None if terms is None else Path(terms)
+    writer = writer_of(predictor, run.resolve().name, kind=seg_kind, terms=own)
     coded = [entry.name for entry in formats if entry.name == "dicom-seg"]
     if coded and writer.untold:
         logger.warning(

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from medkd.core.dataset import SEGMENTATION, CaseFiles
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
-from medkd.io.volumes import read_image, write_volume
+from medkd.inference.outputs import Outputs
+from medkd.inference.writers import writer_of
+from medkd.io.volumes import read_image
+from medkd.io.writing.formats import choose_formats
+from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.models.base import ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
-from medkd.runtime.prediction import CasePredictor
+from medkd.runtime.prediction import CasePredictor, Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentedScan:
     """A label map where its scan lies.
 
@@ -27,19 +33,33 @@ class SegmentedScan:
         case: id of the scan, from its file's name.
         labels: ``(z, y, x)``.
         geometry: of the scan.
+        writer: knows the names, colours and terms of the labels.
+        images: the scan's files, or the folder of its DICOM series.
     """
 
     case: str
     labels: np.ndarray
     geometry: Geometry
+    writer: LabelMapWriter
+    images: tuple[Path, ...]
 
-    def save(self, path: Path | str) -> None:
-        """Write the label map (``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``), atomically.
+    def save(self, path: Path | str, format: str | None = None, *, source_series: Path | str | None = None) -> None:
+        """Write the label map, atomically.
+
+        Args:
+            path: the file.
+            format: as for :func:`~medkd.inference.folder.predict_folder`; None goes by the ending: ``.nii.gz``,
+                ``.nii``, ``.nrrd``, ``.seg.nrrd``, ``.mha``, ``.dcm`` (DICOM-SEG) or ``.rtstruct.dcm``.
+            source_series: of DICOM objects, the series that a scan was converted from.
 
         Raises:
-            DataError: the file cannot be written.
+            DataError: the file cannot be written, or the DICOM series that it must refer to is missing.
         """
-        write_volume(Path(path), self.labels, self.geometry)
+        case = CaseFiles(self.case, self.images)
+        series = None if source_series is None else Path(source_series)
+        formats = choose_formats(format, SEGMENTATION)
+        outputs = Outputs.for_file(Path(path), case, formats=formats, writer=self.writer, series=series)
+        outputs.write(case, Prediction(self.labels), self.geometry)
 
 
 class Loaded:
@@ -47,6 +67,7 @@ class Loaded:
 
     Args:
         predictor: networks and all that is needed to predict with them.
+        name: of the model; DICOM objects say it.
 
     Attributes:
         labels: name → value of each structure (or values of each region).
@@ -55,8 +76,8 @@ class Loaded:
 
     task = "segmentation"
 
-    def __init__(self, predictor: CasePredictor) -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: CasePredictor, name: str = "medkd") -> None:
+        self.predictor, self.name = predictor, name
         self.labels = dict(predictor.labels.entries)
         self.channels = len(predictor.configuration.normalization)
 
@@ -65,7 +86,12 @@ class Loaded:
         """Load the networks of a model; ``folds`` and ``more`` as for
         :func:`~medkd.inference.opening.open_predictor`.
         """
-        return cls(open_predictor(model, folds, **more))
+        return cls(open_predictor(model, folds, **more), model.path.resolve().name)
+
+    @cached_property
+    def writer(self) -> LabelMapWriter:
+        """Writes label maps with names, colours and terms."""
+        return writer_of(self.predictor, self.name)
 
     @overload
     def predict(self, scan: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -100,7 +126,9 @@ class Loaded:
             raise DataError(f"Expected one scan, found {len(cases)} in {scan}; give one file, or use medkd_predict.")
         image, geometry = read_image(cases[0].images, cases[0].case)
         labels = self.predictor.predict_case(image, geometry, cases[0].case)
-        return SegmentedScan(cases[0].case, labels, geometry)
+        return SegmentedScan(
+            case=cases[0].case, labels=labels, geometry=geometry, writer=self.writer, images=cases[0].images
+        )
 
     def _array(self, scan: np.ndarray, spacing: Sequence[float] | None) -> np.ndarray:
         image = scan[None] if scan.ndim == 3 else scan

@@ -81,14 +81,29 @@ class Outputs:
             writer=writer,
             sources=CaseSources.of(cases, formats, series),
         )
+        outputs._refuse_overwriting(cases)
+        return outputs
+
+    @classmethod
+    def for_file(
+        cls, file: Path, case: CaseFiles, *, formats: Sequence[Format], writer: LabelMapWriter, series: Path | None
+    ) -> Outputs:
+        """The very file of one case, whatever its name; arguments and errors as for :meth:`at`."""
+        chosen = _formats_of_file(file, 1, formats)
+        sources = CaseSources.of([case], chosen, series)
+        outputs = cls(folder=file.parent, file=file, formats=chosen, writer=writer, sources=sources)
+        outputs._refuse_overwriting([case])
+        return outputs
+
+    def _refuse_overwriting(self, cases: Sequence[CaseFiles]) -> None:
+        """No label map may take the place of a scan."""
         scans = {scan.resolve() for case in cases for scan in case.images}
         for case in cases:
-            for label_map in outputs.label_maps(case):
+            for label_map in self.label_maps(case):
                 if label_map.resolve() in scans:
                     raise DataError(
                         f"The label map {label_map} would overwrite the scan; choose another output folder."
                     )
-        return outputs
 
     def label_map(self, case: CaseFiles) -> Path:
         """The label map of a case, of the first format."""
@@ -183,7 +198,7 @@ def _formats_of_file(file: Path, count: int, formats: Sequence[Format]) -> tuple
     ending = any_ending(file)
     if ending not in WRITABLE:
         raise DataError(
-            f"-o {file}: label maps cannot be written as {ending}; end the name with "
+            f"-o {file}: label maps cannot be written as {ending or file.name}; end the name with "
             f"{', '.join((*WRITABLE, _DICOM_FILE.ending))}."
         )
     return ()

@@ -145,3 +145,10 @@ def test_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main(["students"])
     assert caught.value.code == 2
     assert "networks" in capsys.readouterr().err
+
+
+def test_formats_of_predictions_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["formats", "--json"]) == 0
+    rows = {row["format"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["dicom-seg"]["for"] == "segmentation" and rows["nrrd"]["files"] == "CASE.seg.nrrd"
+    assert rows["dicom-sr"]["for"] == rows["dicom-sc"]["for"] == "detection" and len(rows) == 7

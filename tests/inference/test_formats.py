@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from medkd.core.files import read_json  # noqa: E402
 from medkd.core.geometry import Geometry  # noqa: E402
 from medkd.inference.folder import predict_folder  # noqa: E402
 from medkd.inference.inputs import SETTINGS_FILE  # noqa: E402
+from medkd.inference.loaded import load  # noqa: E402
 from medkd.io.volumes import read_geometry, read_label, read_volume, write_volume  # noqa: E402
 from tests.io.dicom_series import SHAPE, on_slice, write_series  # noqa: E402
 
@@ -166,3 +168,38 @@ def test_unknown_terms_are_said_and_taken_from_a_file(
     ]
     assert codes == ["261665006", "T1"]
     assert caplog.text.count("highdicom") == 0
+
+
+def test_a_loaded_model_saves_in_every_format(make_run: Callable[..., Path], tree: Path, tmp_path: Path) -> None:
+    scan = load(make_run(folds=1), mirror=False, step_size=1.0).predict(tree / "p1")
+    for name in ("a.nii.gz", "a.seg.nrrd", "a.mha", "a.dcm", "a.rtstruct.dcm"):
+        scan.save(tmp_path / name)
+    assert np.array_equal(masks(tmp_path / "a.dcm"), scan.labels)
+    assert np.array_equal(read_label(tmp_path / "a.seg.nrrd").array, scan.labels)
+    assert pydicom.dcmread(tmp_path / "a.rtstruct.dcm").StructureSetROISequence[0].ROIName == "liver"
+    scan.save(tmp_path / "b.dcm", "rtstruct")
+    assert pydicom.dcmread(tmp_path / "b.dcm").Modality == "RTSTRUCT"
+    for name, text in (("a.xyz", "cannot be written as a.xyz"), ("a.dcm", "does not end as --format nrrd does")):
+        with pytest.raises(DataError, match=text):
+            scan.save(tmp_path / name, "nrrd" if name == "a.dcm" else None)
+    write_volume(tmp_path / "x.nii.gz", *scan_of(tree / "p1"))
+    converted = load(make_run(folds=1), mirror=False, step_size=1.0).predict(tmp_path / "x.nii.gz")
+    with pytest.raises(DataError, match=r"x\.nii\.gz is none; predict from the series itself"):
+        converted.save(tmp_path / "c.dcm")
+    converted.save(tmp_path / "c.dcm", source_series=tree / "p1")
+    assert pydicom.dcmread(tmp_path / "c.dcm").PatientID == "p1"
+
+
+def scan_of(folder: Path) -> tuple[np.ndarray, Geometry]:
+    volume = read_volume(folder)
+    return volume.array, volume.geometry
+
+
+def test_no_object_tells_a_folder_of_the_machine(make_run: Callable[..., Path], tree: Path, tmp_path: Path) -> None:
+    """Files that are sent carry the patient of their source, and the model's name, but no path."""
+    run, out = make_run(folds=1), tmp_path / "out"
+    predict_folder(tree / "p1", out, run, format=["nifti", "nrrd", "mha", "dicom-seg", "rtstruct"], **FAST)
+    for file in out.iterdir():
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        if file.name != SETTINGS_FILE:  # which stays where the predictions are made
+            assert str(tmp_path).encode() not in content and b"pytest" not in content, file
