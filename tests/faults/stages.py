@@ -31,7 +31,8 @@ class Stage:
         again: what is added when it is run again.
         output: folder below the root whose content must come out equal.
         start: makes below a root what the command starts from.
-        stride: every so-many-th moment is tried, others with every fault, where a run takes seconds.
+        stride: where a run takes seconds, every so-many-th moment is tried, others with every fault: with 6 strikes and
+            a stride of 6 every moment is tried with one of them.
     """
 
     name: str
@@ -102,6 +103,7 @@ def _distil(name: str, method: str, *more: str) -> Stage:
         again=("--continue",),
         output="results",
         start=_trained,
+        stride=6,
     )
 
 
@@ -138,6 +140,7 @@ TRAIN = Stage(
     again=("--continue",),
     output="results",
     start=_preprocessed,
+    stride=6,
 )
 DISTIL = _distil("live", "kd+at")
 CACHED = _distil("cached", "kd", "--targets", "cached")
@@ -157,10 +160,10 @@ EVALUATE = Stage(
     output="scores",
     start=_with_truth,
 )
-REPORT = Stage(name="report", command=report.main, arguments=("900",), output="results", start=_distilled)
+REPORT = Stage(name="report", command=report.main, arguments=("900",), output="results", start=_distilled, stride=3)
 PACK = _export("folder", "run.zip")
 NNUNET = _export("nnunet", "model")
-ONNX = _export("onnx", "model", stride=4)
+ONNX = _export("onnx", "model", stride=6)
 BUNDLE = _export("bundle", "model", stride=6)
 STAGES = (
     CONVERT,
