@@ -1,4 +1,4 @@
-"""A disk of a chosen size, where this machine lets the tests make one (as root on Linux)."""
+"""A disk of a chosen size, or one that is read-only, where this machine lets the tests make one (as root on Linux)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def small_disk(folder: Path, pages: int) -> Iterator[None]:
     if not _mount("-t", "tmpfs", "-o", f"size={pages * _PAGE}", "tmpfs", str(folder)):
         pytest.skip("only root can make a small disk")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Mount a folder on itself, read-only; the test is skipped where that is not allowed."""
+    if not _mount("--bind", str(folder), str(folder)):
+        pytest.skip("only root can mount a folder read-only")
+    try:
+        assert _mount("-o", "remount,bind,ro", str(folder))
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
