@@ -33,7 +33,7 @@ from medkd.training.merged import MergedPredictor
 from medkd.training.options import INIT_FROM_TEACHER
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
-from medkd.training.unlabelled import drawn_from
+from medkd.training.unlabelled import drawn_from, voxelwise_sentence
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
@@ -99,9 +99,8 @@ class SegmentationLesson(Lesson):
 
     def fit(self) -> None:
         """Train in the loop; what cannot teach is said before the first step."""
-        silent = self.silent()
-        if silent:
-            _log.warning("%s", silent)
+        for line in self.doubts():
+            _log.warning("%s", line)
         self.trainer().fit(resume=self.job.options.resume)
 
     def trainer(self) -> SegmentationTrainer:
@@ -127,9 +126,14 @@ class SegmentationLesson(Lesson):
 
     def lines(self) -> list[str]:
         """The same, for people, with what cannot teach."""
-        silent = self.silent()  # first, since describing takes the method's weights
-        lines = self.describe().lines()
-        return [*lines, f"attention  {silent}"] if silent else lines
+        doubts = self.doubts()  # first, since describing takes the method's weights
+        return [*self.describe().lines(), *(f"attention  {line}" for line in doubts)]
+
+    def doubts(self) -> list[str]:
+        """What cannot teach, or hardly, a sentence each."""
+        if self.distiller is None:
+            return []
+        return [line for line in (self.silent(), voxelwise_sentence(self.job)) if line]
 
     def silent(self) -> str:
         """A sentence about terms of the method that cannot reach the student; empty where there are none."""

@@ -19,6 +19,8 @@ from medkd.training.loader import Unlabelled
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationFold, SegmentationJob
 
+_VOXELWISE = frozenset({"kd", "ensemble"})
+
 
 def split_with_unlabelled(data: SegmentationFold, method: str | None) -> Split:
     """The fold's split, with the scans without labels from which the method learns.
@@ -39,6 +41,17 @@ def drawn_from(job: SegmentationJob, places: Path | None) -> Unlabelled | None:
     """
     cases = shared.unlabelled_of(job)
     return Unlabelled(cases, shared.share_of(job), places) if cases and places is not None else None
+
+
+def voxelwise_sentence(job: SegmentationJob) -> str:
+    """What to say of methods that learn small structures late or never where labels are missing; empty for others."""
+    names = method_names(job.run.method or "")
+    if not shared.unlabelled_of(job) or not _VOXELWISE.issuperset(names):
+        return ""
+    return (
+        f"{' + '.join(names)} compares voxel by voxel, most of them background, so that where labels are missing small "
+        "structures are learnt late or never; dml compares structures as wholes (see docs/unlabelled.md)."
+    )
 
 
 def _digests(path: Path) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from tests.distillation.test_on_cuda import MOST_QUESTIONS
 from tests.distillation.toys import ToyNetwork, context
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+MOST_WAITS = {**MOST_QUESTIONS, "sfd": 2}  # eigh asks whether it converged, once for each of the two pairs
 DRAWS = {"cirkd", "fourier"}  # of a generator on the device, whose numbers are not the CPU's
 EVERY = [
     (n, v) for n in METHODS for v in ("default", "paper") if v == "default" or "variant" in parameters_of(METHODS[n])
@@ -51,11 +52,11 @@ def test_the_loss_and_its_gradient_equal_the_cpu(
     there = _to_cuda(student, teacher, target)
     with waits() as found:
         terms, own = _run(moved, *there)
-    assert len(found) <= MOST_QUESTIONS.get(name, 0), found
+    assert len(found) <= MOST_WAITS.get(name, 0), found
     if name in DRAWS:
         return
     for key, value in expected.items():
-        assert float(terms[key]) == pytest.approx(float(value), rel=2e-3, abs=1e-5), key
+        assert float(terms[key].detach()) == pytest.approx(float(value.detach()), rel=2e-3, abs=1e-5), key
     torch.testing.assert_close(own.cpu(), slope, rtol=2e-2, atol=2e-2 * float(slope.abs().max()) + 1e-8)
 
 

@@ -7,13 +7,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import sigmoid_focal_loss
 
 from medkd.detection.base import DetectorOutputs, DetectorSpec
 from medkd.detection.tv.assign import IGNORED, Assignment, Matching, match_adaptively, match_overlap, match_points
 from medkd.detection.tv.dense import DenseDetector, targets_of_classes
-from medkd.detection.tv.grid import centres, distances, strides_of
+from medkd.detection.tv.grid import boxes_from_deltas, centres, distances, strides_of
 from medkd.detection.tv.head import HeadShape
 from medkd.detection.tv.losses import (
     centreness,
@@ -30,6 +29,7 @@ _DISTRIBUTION_WEIGHT = 0.25
 _BELOW_LAST = 0.1  # a target stays this far below the last bin
 _OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 _RATIOS = (0.5, 1.0, 2.0)
+_NARROW = (10.0, 10.0, 5.0, 5.0)  # ATSS' deltas have deviations of 0.1 and 0.2
 
 
 class RetinaNet(DenseDetector):
@@ -53,11 +53,10 @@ class RetinaNet(DenseDetector):
             _RATIOS,
             HeadShape(classes=len(spec.categories), per_cell=len(sizes) * len(_RATIOS), hold=3),
         )
-        self._coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: shifts and logarithmic sizes relative to the anchor."""
-        return _from_deltas(self._coder, raw, anchors)
+        return boxes_from_deltas(raw, anchors)
 
     def terms(
         self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
@@ -121,13 +120,12 @@ class ATSS(DenseDetector):
     def __init__(self, spec: DetectorSpec, backbone: str) -> None:
         shape = HeadShape(classes=len(spec.categories), per_cell=1, hold=3, centerness=True, scaled=True)
         super().__init__(spec, backbone, [2 * spec.anchor_scale], [1.0], shape)
-        self._coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: shifts and logarithmic sizes relative to the anchor, of deviation 0.1 and
         0.2.
         """
-        return _from_deltas(self._coder, raw, anchors)
+        return boxes_from_deltas(raw, anchors, _NARROW)
 
     def terms(
         self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
@@ -192,11 +190,6 @@ class GFL(DenseDetector):
 def _at(values: Tensor, places: Tensor) -> Tensor:
     """Some anchors' values ``(n, ...)`` of all ``(B, A, ...)``, see :meth:`Assignment.places`."""
     return values.flatten(0, 1)[places]
-
-
-def _from_deltas(coder: BoxCoder, raw: Tensor, anchors: Tensor) -> Tensor:
-    every = anchors.expand(len(raw), -1, -1).reshape(-1, 4)
-    return coder.decode_single(raw.reshape(-1, 4), every).reshape(raw.shape)
 
 
 def _around(points: Tensor, sides: Tensor) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from medkd.detection.base import DetectionTarget, DetectorOutputs
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.methods import DETECTION_METHODS
 from medkd.detection.tv.assign import match_overlap
+from medkd.detection.tv.grid import boxes_from_deltas
 from medkd.detection.tv.losses import overlap_loss
 from medkd.distillation import build_method
 from tests.detection.toys import context
@@ -89,3 +90,13 @@ def test_the_papers_crosskd_divides_boxes_by_positives_and_has_a_centreness() ->
     )
     torch.testing.assert_close(paper["crosskd_centerness"], wanted)
     assert "crosskd_centerness" not in own
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
+def test_boxes_from_deltas_are_torchvisions(weights: tuple[float, ...]) -> None:
+    anchors = boxes(7, 0)
+    raw = 3 * torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(1))
+    raw[0, 0, 2] = 900.0  # is held back
+    coder = BoxCoder(weights)
+    expected = torch.stack([coder.decode_single(one, anchors) for one in raw])
+    torch.testing.assert_close(boxes_from_deltas(raw, anchors, weights), expected)
