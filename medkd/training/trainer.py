@@ -103,6 +103,7 @@ class Trainer:
         best_score: the highest validation score so far.
         method_terms: names of the loss terms that a method added to the task's own.
         hooks: what happens beside the steps; replace or extend them before :meth:`fit`.
+        looks_at_every_step: whether the host looks at every gradient's norm, or once in an epoch.
         score_name: what the validation's score is: ``Dice``, or ``AP`` of detectors.
     """
 
@@ -115,6 +116,7 @@ class Trainer:
         self.epoch = 0
         self.best_score: float | None = None
         self.method_terms: frozenset[str] = frozenset()
+        self.looks_at_every_step = settings.device.type == "cpu"
         self.hooks: Sequence[Hook] = self.usual_hooks()
 
     def usual_hooks(self) -> list[Hook]:
@@ -187,6 +189,7 @@ class Trainer:
         self._index = 0
         self._totals: dict[str, Tensor] = {}
         self._norms: dict[str, float] = {}
+        self._highest: Tensor | None = None
         torch.manual_seed((self.settings.budget.seed << 20) + self.epoch)
         self.network.train()
 
@@ -214,6 +217,8 @@ class Trainer:
         """
         means = {name: float(total) / self._index for name, total in self._totals.items()}
         self._check_finite(means)
+        if self._highest is not None:
+            self._refuse_absurd(self._highest)
         self.network.eval()
         loss, score = self.validate()
         is_dice = self.score_name == "Dice"
@@ -280,13 +285,23 @@ class Trainer:
         )
 
     def _check_gradient(self, norm: Tensor) -> None:
-        """Stop at an absurd gradient on the CPU, where looking at it costs nothing (fp16's scaler skips such steps by
-        itself).
+        """Stop at an absurd gradient: on the CPU before it reaches the weights, where looking at it costs nothing;
+        elsewhere at the end of the epoch, before anything of it is saved, since a look would wait for the device.
 
         Some CPU builds of torch return uninitialised memory as the bf16 weight gradient of convolutions on very small
-        feature maps; clipping would turn it into a harmless looking step in a random direction.
+        feature maps; clipping would turn it into a harmless looking step in a random direction. Steps that are not
+        finite fp16's scaler skips by itself.
         """
-        if self.settings.device.type == "cpu" and not float(norm) < _ABSURD_NORM:
+        if self.looks_at_every_step:
+            self._refuse_absurd(norm)
+            return
+        seen = norm.detach()
+        if self._scaled:
+            seen = seen.nan_to_num(nan=0.0, posinf=0.0)
+        self._highest = seen if self._highest is None else torch.maximum(self._highest, seen)
+
+    def _refuse_absurd(self, norm: Tensor) -> None:
+        if not float(norm) < _ABSURD_NORM:
             hint = "use --precision fp32" if self.settings.precision == "bf16" else "lower --learning-rate"
             raise RunError(
                 f"The gradient's norm is {float(norm):.3g} in epoch {self.epoch}, which no loss here explains; {hint}."

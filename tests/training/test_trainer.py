@@ -123,6 +123,16 @@ def test_an_absurd_gradient_stops_before_it_reaches_the_weights(tmp_path: Path) 
     assert all(p.abs().max() < 10 for p in trainer.network.parameters())
 
 
+@pytest.mark.parametrize("poison_with", [1e9, float("nan")])
+def test_an_absurd_gradient_that_nobody_looked_at_is_not_saved(tmp_path: Path, poison_with: float) -> None:
+    """As on a GPU, where the norms of an epoch are looked at together."""
+    trainer = _Line(tmp_path, poison=9, poison_with=poison_with)
+    trainer.looks_at_every_step = False
+    with pytest.raises(RunError, match="in epoch 2"):
+        trainer.fit()
+    assert load_checkpoint(tmp_path / LATEST)["epoch"] == 2
+
+
 def test_a_log_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     _Line(tmp_path).fit()
     text = (tmp_path / LOG_FILE).read_text()

@@ -360,3 +360,10 @@ def test_shares_outside_of_their_limits_are_refused(tmp_path: Path) -> None:
             TrainOptions(root=tmp_path, **changes)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="--labels must be one of"):
         TrainOptions(root=tmp_path, labels="some")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("method", "doubted"), [("kd", True), ("ensemble", True), ("kd+dml", False), ("dml", False)])
+def test_methods_that_need_labels_beside_them_are_doubted(root: Path, method: str, doubted: bool) -> None:
+    said = [line for line in _lesson(root, method).doubts() if "dml compares structures as wholes" in line]
+    assert bool(said) == doubted
+    assert not _lesson(root, method, unlabelled_share=0.0).doubts()
