@@ -65,7 +65,9 @@ class DetectorOutputs(Outputs):
         logits: dense heads: class logits ``(B, K, A)``, to be read with a sigmoid, anchors level by level, row by row;
             two-stage
             detectors: ``(N, K + 1)`` of the ``N`` proposals of all images, softmax, background first.
-        boxes: dense heads: decoded boxes ``(B, A, 4)``, left, top, right, bottom in input pixels.
+        boxes: decoded boxes ``(B, A, 4)``, left, top, right, bottom in input pixels, of dense heads and of the anchors
+            from which two-stage detectors make their proposals.
+        objectness: two-stage detectors: logits of these anchors, ``(B, 1, A)``.
         distribution: dense heads that learn a distribution over each side's distance: its logits ``(B, A, 4, bins)``.
         centerness: dense heads that have one: its logits ``(B, A)``.
         deltas: two-stage detectors: box deltas ``(N, K + 1, 4)``.
@@ -77,6 +79,7 @@ class DetectorOutputs(Outputs):
     distribution: Tensor | None = None
     centerness: Tensor | None = None
     deltas: Tensor | None = None
+    objectness: Tensor | None = None
     proposals: tuple[Tensor, ...] = ()
     levels: tuple[Level, ...] = ()
 
@@ -94,10 +97,13 @@ class DetectionTarget(Target):
             become the mean that detectors need.
         boxes: per image ``(n, 4)``, left, top, right, bottom in input pixels.
         classes: per image ``(n,)``.
+        objects: two-stage: 1 for an anchor that has a box, 0 for background, −1 for one that is left out,
+            ``(B, 1, A)``.
     """
 
     boxes: tuple[Tensor, ...] = ()
     classes: tuple[Tensor, ...] = ()
+    objects: Tensor | None = None
 
 
 @dataclass(frozen=True)

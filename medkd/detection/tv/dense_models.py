@@ -19,6 +19,7 @@ from medkd.detection.tv.losses import (
     distribution_focal_loss,
     expectation,
     overlap_loss,
+    paired_overlap,
     quality_focal_loss,
 )
 
@@ -172,7 +173,7 @@ class GFL(DenseDetector):
         quality = targets_of_classes(assigned.labels, outputs.logits.shape[1])
         shape = assigned.labels.shape
         overlap = torch.zeros_like(boxes[..., 0]).flatten()
-        overlap = overlap.index_copy(0, places, _paired_overlap(found.detach(), truth)).view(shape)
+        overlap = overlap.index_copy(0, places, paired_overlap(found.detach(), truth)).view(shape)
         focal = quality_focal_loss(outputs.logits, quality * overlap[:, None]) / max(len(places), 1)
         weights = _at(outputs.logits.detach().sigmoid().amax(1), places)
         total = weights.sum().clamp(min=1)
@@ -206,12 +207,3 @@ def _centreness_loss(
     truth = centreness(distances(points, _at(assigned.boxes, places)))
     found = _at(outputs.centerness, places)
     return F.binary_cross_entropy_with_logits(found, truth, reduction="sum"), truth
-
-
-def _paired_overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of box ``i`` of ``first`` and box ``i`` of ``second``, ``(n, 4)`` each → ``(n,)``."""
-    corners = torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])
-    shared = corners.clamp(min=0).prod(-1)
-    return shared / ((first[:, 2:] - first[:, :2]).prod(-1) + (second[:, 2:] - second[:, :2]).prod(-1) - shared).clamp(
-        min=1e-9
-    )

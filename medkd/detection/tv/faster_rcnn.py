@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,30 @@ from medkd.detection.tv.grid import AnchorGrid
 
 _RATIOS = (0.5, 1.0, 2.0)
 _POOLED, _WIDTH = 7, 1024
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the proposing head says of the ``A`` anchors of every image.
+
+    Attributes:
+        flat: objectness ``(B · A, 1)``, logits.
+        moves: deltas ``(B · A, 4)``.
+        anchors: per image, ``(A, 4)``.
+        boxes: decoded, ``(B, A, 4)``, without gradient.
+        counts: anchors per level.
+    """
+
+    flat: Tensor
+    moves: Tensor
+    anchors: list[Tensor]
+    boxes: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def objectness(self) -> Tensor:
+        """Logits ``(B, 1, A)``."""
+        return self.flat.view(len(self.anchors), 1, -1)
 
 
 class FasterRCNN(Detector):
@@ -107,7 +132,9 @@ class FasterRCNN(Detector):
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         """See :meth:`medkd.detection.base.Detector.observe`; without proposals of the student's it scores its own."""
         neck = self.pyramid(images)
-        return self._score(neck, student.proposals or self._propose(images, neck)[0], images)
+        found = self._found(images, neck)
+        outputs = self._score(neck, student.proposals or self._proposals(images, found), images)
+        return replace(outputs, objectness=found.objectness, boxes=found.boxes)
 
     @torch.no_grad()
     def detect(
@@ -124,19 +151,20 @@ class FasterRCNN(Detector):
         parts = zip(boxes[:, 1:].split(counts), scores[:, 1:].split(counts), strict=True)
         return [_select(b, s, score, overlap, most) for b, s in parts]
 
-    def _propose(self, images: Tensor, neck: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-        """Proposals per image; objectness ``(B · A, 1)``, deltas ``(B · A, 4)`` and anchors per image ``(A, 4)``, for
-        the loss.
-        """
-        maps = [neck[name] for name in self.grid.names]
-        objectness, deltas = self.proposer.head(maps)
-        counts = [o[0].numel() for o in objectness]
+    def _found(self, images: Tensor, neck: Mapping[str, Tensor]) -> _Found:
+        """What the proposing head says of every anchor."""
+        objectness, deltas = self.proposer.head([neck[name] for name in self.grid.names])
+        counts = tuple(o[0].numel() for o in objectness)
         flat, moves = concat_box_prediction_layers([o.float() for o in objectness], [d.float() for d in deltas])
         anchors = [self.grid.anchors(self.grid.levels(neck), images.device)] * len(images)
         boxes = self.proposer.box_coder.decode(moves.detach(), anchors).view(len(images), -1, 4)
+        return _Found(flat, moves, anchors, boxes, counts)
+
+    def _proposals(self, images: Tensor, found: _Found) -> list[Tensor]:
+        """The best of them per image, after non-maximum suppression."""
         sizes = [(images.shape[-2], images.shape[-1])] * len(images)
-        proposals, _ = self.proposer.filter_proposals(boxes, flat, sizes, counts)
-        return proposals, flat, moves, anchors
+        proposals, _ = self.proposer.filter_proposals(found.boxes, found.flat, sizes, list(found.counts))
+        return proposals
 
     def _score(self, neck: Mapping[str, Tensor], proposals: Sequence[Tensor], images: Tensor) -> DetectorOutputs:
         maps = {name: neck[name].float() for name in self.grid.names}
@@ -154,18 +182,25 @@ class FasterRCNN(Detector):
         self, images: Tensor, neck: Mapping[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
         targets = [{"boxes": b.float(), "labels": c + 1} for b, c in zip(boxes, classes, strict=True)]
-        proposals, objectness, moves, anchors = self._propose(images, neck)
+        first = self._found(images, neck)
+        proposals = self._proposals(images, first)
         with torch.autocast(images.device.type, enabled=False):
-            labels, matched = self.proposer.assign_targets_to_anchors(anchors, targets)
-            wanted = self.proposer.box_coder.encode(matched, anchors)
-            found, moved = self.proposer.compute_loss(objectness, moves, labels, list(wanted))
+            labels, matched = self.proposer.assign_targets_to_anchors(first.anchors, targets)
+            wanted = self.proposer.box_coder.encode(matched, first.anchors)
+            found, moved = self.proposer.compute_loss(first.flat, first.moves, labels, list(wanted))
             chosen, _, kinds, shifts = self.scorer.select_training_samples(proposals, targets)
         outputs = self._score(neck, chosen, images)
         assert outputs.deltas is not None
         with torch.autocast(images.device.type, enabled=False):
             kind, box = fastrcnn_loss(outputs.logits, outputs.deltas.flatten(1), kinds, list(shifts))
         terms = {"objectness": found, "proposal": moved, "class": kind, "box": box}
-        return terms, outputs, DetectionTarget(torch.cat(kinds)[:, None], boxes=tuple(boxes), classes=tuple(classes))
+        target = DetectionTarget(
+            torch.cat(kinds)[:, None],
+            boxes=tuple(boxes),
+            classes=tuple(classes),
+            objects=torch.stack(labels)[:, None],
+        )
+        return terms, replace(outputs, objectness=first.objectness, boxes=first.boxes), target
 
 
 def _select(boxes: Tensor, scores: Tensor, score: float, overlap: float, most: int) -> Detections:

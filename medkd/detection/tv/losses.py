@@ -75,5 +75,14 @@ def overlap_loss(first: Tensor, second: Tensor) -> Tensor:
     return 1 - (shared / (union + _TINY) - (outer - union) / (outer + _TINY))
 
 
+def paired_overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of box ``i`` of ``first`` and box ``i`` of ``second``, ``(n, 4)`` each → ``(n,)``."""
+    corners = torch.minimum(first[:, 2:], second[:, 2:]) - torch.maximum(first[:, :2], second[:, :2])
+    shared = corners.clamp(min=0).prod(-1)
+    return shared / ((first[:, 2:] - first[:, :2]).prod(-1) + (second[:, 2:] - second[:, :2]).prod(-1) - shared).clamp(
+        min=1e-9
+    )
+
+
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

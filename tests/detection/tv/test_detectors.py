@@ -33,7 +33,7 @@ def test_all_detectors_are_registered_without_importing_torchvision() -> None:
         "'timm' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["19", "False", "False"]
+    assert result.stdout.split() == ["24", "False", "False"]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE)])
