@@ -62,17 +62,14 @@ class IouAware(Method):
 
 def _scored(outputs: Outputs) -> tuple[Tensor, Tensor]:
     """Logits ``(B, K, A)`` and boxes ``(B, A, 4)`` of a dense head, or of a two-stage detector's proposals."""
-    assert isinstance(outputs, DetectorOutputs)
-    logits = outputs.logits if outputs.objectness is None else outputs.objectness
-    if outputs.boxes is None or logits.ndim != 3:
+    if not isinstance(outputs, DetectorOutputs) or outputs.boxes is None:
         raise MethodError("iou_aware compares boxes anchor by anchor, which these detectors do not give; use kd.")
-    return logits, outputs.boxes
+    return outputs.logits if outputs.objectness is None else outputs.objectness, outputs.boxes
 
 
 def _assigned(target: Target) -> tuple[Tensor, Tensor]:
     """Which anchors have a box, and which count at all, ``(B, A)``, as numbers."""
-    assert isinstance(target, DetectionTarget)
-    if target.objects is not None:
+    if isinstance(target, DetectionTarget) and target.objects is not None:
         labels = target.objects[:, 0]
         return (labels > 0).float(), (labels >= 0).float()
     labels = target.labels[:, 0]
