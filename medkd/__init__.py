@@ -26,6 +26,7 @@ _EXPORTS = {
     "PlanError": "medkd.core.errors",
     "RunError": "medkd.core.errors",
     "TrainOptions": "medkd.training.options",
+    "compress": "medkd.api.compress",
     "convert": "dataset_conversion.convert:convert_dataset",
     "cross_validate": "medkd.api",
     "dry_run": "medkd.api",
@@ -50,6 +51,7 @@ __all__ = [
     "RunError",
     "TrainOptions",
     "__version__",
+    "compress",
     "convert",
     "cross_validate",
     "dry_run",
@@ -69,6 +71,7 @@ __all__ = [
 if TYPE_CHECKING:
     from dataset_conversion.convert import convert_dataset as convert
     from medkd.api import cross_validate, dry_run, evaluate, load, plan_and_preprocess, predict, train, train_distill
+    from medkd.api.compress import compress
     from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError
     from medkd.evaluation.report.write import make_report as report
     from medkd.register import register_converter, register_detector, register_method, register_network

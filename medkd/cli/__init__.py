@@ -6,6 +6,7 @@ COMMANDS = {
     "train": ("train", "train a network alone, and score it"),
     "train_distill": ("train_distill", "train a student with a teacher, and score it"),
     "score_teacher": ("score_teacher", "score a teacher that was trained elsewhere, for the report"),
+    "compress": ("compress", "small students of one teacher, and which may replace it"),
     "predict": ("predict", "label maps for scans, boxes for radiographs"),
     "export": ("export", "a trained model as a folder or file that runs without torch"),
     "evaluate": ("evaluate", "score a folder of predictions"),

@@ -1,0 +1,115 @@
+"""A family of small students of one teacher, by one call: prepare, score, start, train, measure, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medkd.api.compress_work import Step, Work
+from medkd.api.compression import Compression
+from medkd.core.run_files import LOG_FILE, read_log
+from medkd.core.timing import readable_seconds
+from medkd.training import run as training_run
+
+SIZES = (2, 4, 8)
+TOLERANCE = 0.01
+Say = Callable[[str], None]
+
+
+def compress(
+    model: str | Path,
+    dataset: str | int,
+    *,
+    sizes: Sequence[int] = SIZES,
+    tolerance: float = TOLERANCE,
+    fold: int | str = 0,
+    method: str = "none",
+    root: str | Path | None = None,
+    say: Say | None = None,
+    **settings: Any,
+) -> Compression:
+    """Train students of a U-Net with a fraction of its channels, started from it, and say which one may replace it.
+
+    Does what ``docs/nnunet-teacher.md`` lists: plan and preprocess like the teacher, score the teacher, train one
+    student per size with ``init="teacher"``, and one alone, measure all of them in turns on the CPU, write the report.
+    What is finished is not done again, so a call that was killed goes on when it is made again, with the same result.
+
+    Args:
+        model: the teacher: a folder, or a run of the data set.
+        dataset: number or full name.
+        sizes: by what the teacher's channels are divided, from 2 on.
+        tolerance: loss of Dice that is accepted; the whole 95 % interval of the difference must lie above minus it.
+        fold: 0-4, of teacher and students.
+        method: that teaches beside the start, see ``medkd_list methods``.
+        root: medkd's folder.
+        say: is told what is done, line by line, with the time that is left.
+        settings: fields of :class:`medkd.training.options.TrainOptions`, the same for all trainings.
+
+    Returns:
+        The table, which also lies in ``results/DATASET/compress_TEACHER.json``.
+
+    Raises:
+        RunError: the model is no plain or residual-encoder U-Net, or a size or setting does not fit.
+        LeakError: the teacher has seen the fold's validation cases.
+        MedkdError: anything else that does not fit.
+    """
+    work = Work.of(model, dataset, sizes, tolerance, fold, method, root, settings)
+    tell = say or (lambda line: None)
+    steps = work.steps()
+    for number, step in enumerate(steps, 1):
+        place = f"[{number}/{len(steps)}] {step.text}"
+        if step.done():
+            tell(f"{place}: done before")
+            continue
+        left = _time_left(steps[number - 1 :], work)
+        tell(f"{place}{left}")
+        begin = time.monotonic()
+        step.run()
+        tell(f"{place}: done in {readable_seconds(time.monotonic() - begin)}")
+    return work.result()
+
+
+def compress_plan(
+    model: str | Path,
+    dataset: str | int,
+    *,
+    sizes: Sequence[int] = SIZES,
+    tolerance: float = TOLERANCE,
+    fold: int | str = 0,
+    method: str = "none",
+    root: str | Path | None = None,
+    **settings: Any,
+) -> list[str]:
+    """What :func:`compress` would do, line by line; nothing is computed, written or started.
+
+    Raises:
+        MedkdError: what it would refuse, as far as the data set is prepared.
+    """
+    work = Work.of(model, dataset, sizes, tolerance, fold, method, root, settings)
+    lines = []
+    steps = work.steps()
+    for number, step in enumerate(steps, 1):
+        lines.append(f"[{number}/{len(steps)}] {step.text}: {'done before' if step.done() else 'to do'}")
+    if work.is_prepared():
+        for student in work.students():
+            method = work.method_of(student)
+            lines += [
+                "",
+                *training_run.dry_run(work.task, work.dataset, work.network, work.fold, student, work.model, method),
+            ]
+    return lines
+
+
+def _time_left(steps: Sequence[Step], work: Work) -> str:
+    """What trainings that are left will take, from those that are finished."""
+    taken = []
+    for options in work.students():
+        if work.is_trained(options):
+            log = read_log(work.folder(options) / LOG_FILE)
+            taken.append(sum(float(entry.get("seconds", 0.0)) for entry in log))
+    left = sum(step.trains and not step.done() for step in steps)
+    if not taken or not left:
+        return ""
+    return f" (trainings left: {left}, at most about {readable_seconds(left * max(taken))})"

@@ -1,0 +1,326 @@
+"""The parts of a compression, each of which is done once: what they need, whether they are done, how to do them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medkd.api.compression import Compression, read_compression
+from medkd.api.scores import measure, score_teacher
+from medkd.core.dataset import DatasetDescription, labelled_cases
+from medkd.core.errors import RunError
+from medkd.core.limits import is_whole
+from medkd.core.paths import Root
+from medkd.core.plan import Plan
+from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
+from medkd.core.run_files import scored_teachers
+from medkd.core.timing import Timings
+from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.evaluation.report.write import make_report
+from medkd.models.base import ModelFolder, find_model
+from medkd.models.like import plan_like
+from medkd.preprocessing.store import CaseStore
+from medkd.tasks import SEGMENTATION, refuse_unknown, task_of_dataset
+from medkd.training import run as training_run
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import SegmentationTask
+
+_OWN = ("root", "width_divisor", "init", "resume", "overwrite", "validate", "configuration", "teachers")
+_NARROWED = ("plain_unet", "resenc_unet_")
+_FOLDS = ("0", "1", "2", "3", "4")
+_START = "start"  # in the tags of students that start from the teacher
+_REPETITIONS = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the work.
+
+    Attributes:
+        text: what it does.
+        done: whether it was finished before.
+        run: does it.
+        trains: whether it is a training, which takes as long as any other.
+    """
+
+    text: str
+    done: Callable[[], bool]
+    run: Callable[[], Any]
+    trains: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be compressed, and how.
+
+    Attributes:
+        model: as it was given, absolute where it is a folder.
+        found: the teacher.
+        network: its name, and that of its students.
+        dataset: full name.
+        root: medkd's folder.
+        sizes: in rising order.
+        tolerance: of the Dice.
+        fold: as text.
+        method: that teaches.
+        settings: of every training.
+    """
+
+    model: str
+    found: ModelFolder[Any]
+    network: str
+    dataset: str
+    root: Root
+    sizes: tuple[int, ...]
+    tolerance: float
+    fold: str
+    method: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path,
+        dataset: str | int,
+        sizes: Sequence[int],
+        tolerance: float,
+        fold: int | str,
+        method: str,
+        root: str | Path | None,
+        settings: Mapping[str, Any],
+    ) -> Work:
+        """Check everything that can be checked at once."""
+        _check_numbers(sizes, tolerance, fold)
+        names = [entry.name for entry in fields(TrainOptions) if entry.name not in _OWN]
+        refuse_unknown("compress", settings, names)
+        place = Root.resolve(root)
+        name = place.dataset_name(dataset)
+        if task_of_dataset(name, root).name != SEGMENTATION:
+            raise RunError(
+                f"{name} is none for segmentation, and what is divided are the channels of U-Nets; start a smaller "
+                f"detector with medkd_train_distill {name} TEACHER STUDENT none {fold} --init teacher."
+            )
+        found = find_model(str(model), place.results / name, TrainOptions.configuration, SEGMENTATION)
+        if not found.prepares and found.path.parent != place.results / name:
+            raise RunError(
+                f"{found.path}: expected a run of {name}, below {place.results / name}, or a model from elsewhere; "
+                "give one of these."
+            )
+        return cls(
+            network=_network_of(found),
+            model=str(Path(model).absolute()) if Path(model).exists() else str(model),
+            found=found,
+            dataset=name,
+            root=place,
+            sizes=tuple(sorted(sizes)),
+            tolerance=tolerance,
+            fold=str(fold),
+            method=method,
+            settings=settings,
+        )
+
+    @property
+    def task(self) -> SegmentationTask:
+        """The only one."""
+        return SegmentationTask()
+
+    @property
+    def results(self) -> Path:
+        """Where the runs lie."""
+        return self.root.results / self.dataset
+
+    @property
+    def above(self) -> Path:
+        """The folder that holds ``raw``, ``preprocessed`` and ``results``."""
+        return self.root.results.parent
+
+    @property
+    def summary(self) -> Path:
+        """Where the table is kept."""
+        return self.results / f"compress_{self.found.name}.json"
+
+    def options(self, size: int, *, start: bool) -> TrainOptions:
+        """Of a student; the one alone has random weights."""
+        tag = self.settings.get("tag")
+        if start:
+            tag = f"{_START}_{tag}" if tag else _START
+        own = {key: value for key, value in self.settings.items() if key != "tag"}
+        return TrainOptions(
+            root=self.above,
+            width_divisor=size,
+            init="teacher" if start else "random",
+            configuration=self.found.describe().configuration.name,
+            resume=True,
+            tag=tag,
+            **own,
+        )
+
+    def students(self) -> list[TrainOptions]:
+        """One per size, and the one alone, which has the middle size."""
+        started = [self.options(size, start=True) for size in self.sizes]
+        return [*started, self.options(self.sizes[len(self.sizes) // 2], start=False)]
+
+    def steps(self) -> list[Step]:
+        """Everything, in order."""
+        steps = [Step("plan and preprocess like the teacher", self.is_prepared, self.prepare)]
+        steps.append(Step("score the teacher", self.is_scored, self.score))
+        for options in self.students():
+            kind = "that starts from the teacher" if options.init == "teacher" else "alone"
+            text = f"student with 1/{options.width_divisor} of the channels, {kind}"
+            steps.append(Step(text, partial(self.is_trained, options), partial(self.train, options), trains=True))
+        steps.append(Step("measure a scan with each, in turns", self.is_measured, self.measure))
+        steps.append(Step("report", lambda: False, self.report))
+        return steps
+
+    def is_prepared(self) -> bool:
+        """Whether every labelled case is stored under a plan."""
+        folder = self.root.preprocessed / self.dataset
+        if not (folder / PLANS_FILE).exists():
+            return False
+        name = self.found.describe().configuration.name
+        if name not in Plan.load(folder / PLANS_FILE).configurations:
+            return False
+        raw = self.root.raw_dataset(self.dataset)
+        description = DatasetDescription.load(raw / DATASET_FILE)
+        wanted = {files.case for files in labelled_cases(raw, description)}
+        return wanted <= set(CaseStore(folder / name).cases())
+
+    def prepare(self) -> None:
+        """Only a teacher from elsewhere knows how."""
+        if not self.found.prepares:
+            raise RunError(
+                f"{self.dataset} is not preprocessed as {self.model} needs it; run medkd_plan_and_preprocess -d "
+                f"{self.dataset}."
+            )
+        plan_like(self.dataset, self.found, root=self.above, workers=self.settings.get("workers") or None)
+
+    def teacher_run(self) -> Path | None:
+        """The run folder that holds the teacher's scores of the fold; None where there is none yet."""
+        if not self.found.prepares:
+            folder = self.found.path
+            return folder if (folder / f"fold_{self.fold}" / VALIDATION_SUMMARY).exists() else None
+        return find_scored(self.results, self.found, self.fold)
+
+    def is_scored(self) -> bool:
+        """Whether the teacher's scores are there."""
+        return self.teacher_run() is not None
+
+    def score(self) -> None:
+        """Score a teacher from elsewhere; a run of medkd was scored when it was trained."""
+        if not self.found.prepares:
+            raise RunError(
+                f"{self.found.path} has no scores of fold {self.fold}; train it to its end, or continue it with "
+                "--continue, which validates it."
+            )
+        score_teacher(self.dataset, self.found.path, self.fold, root=self.above, device=self.settings.get("device"))
+
+    def folder(self, options: TrainOptions) -> Path:
+        """The fold folder of a student.
+
+        Raises:
+            MedkdError: it holds another run, or the student cannot be trained.
+        """
+        data = training_run.read_fold(self.task, self.dataset, self.fold, options, write=False)
+        return training_run.make_job(self.task, data, self.network, self.found, self.method_of(options)).folder
+
+    def method_of(self, options: TrainOptions) -> str:
+        """A student alone learns from nobody."""
+        return self.method if options.init == "teacher" else "none"
+
+    def is_trained(self, options: TrainOptions) -> bool:
+        """Whether a student was trained to its end with these settings, and scored."""
+        if not self.is_prepared():
+            return False
+        folder = self.folder(options)
+        return (folder / FINAL).exists() and (folder / VALIDATION_SUMMARY).exists()
+
+    def train(self, options: TrainOptions) -> None:
+        """Begin, or go on."""
+        method = self.method_of(options)
+        training_run.train_distill(self.task, self.dataset, self.model, self.network, method, self.fold, options)
+
+    def runs(self) -> list[tuple[str, str]]:
+        """Name and role of each run, the teacher first."""
+        teacher = self.teacher_run()
+        found = [] if teacher is None else [(teacher.name, "teacher")]
+        for options in self.students():
+            role = "student" if options.init == "teacher" else "alone"
+            found.append((self.folder(options).parent.name, role))
+        return found
+
+    def is_measured(self) -> bool:
+        """Whether all were measured together after the last of them was trained."""
+        timings = Timings.load(self.results)
+        if timings is None or not self.is_prepared() or timings.device != "cpu":
+            return False
+        return set(timings.seconds) >= {name for name, _ in self.runs()} and all(map(self.is_trained, self.students()))
+
+    def measure(self) -> None:
+        """Time all of them on the CPU."""
+        names = [name for name, _ in self.runs()]
+        measure(self.dataset, root=self.above, runs=names, device="cpu", repetitions=_REPETITIONS)
+
+    def report(self) -> None:
+        """Write the page and the table."""
+        names = [name for name, _ in self.runs()]
+        page = self.summary.with_suffix(".html")
+        make_report(self.dataset, root=self.above, output=page, fold=self.fold, runs=names, margin=self.tolerance)
+        self.result().save(self.summary)
+
+    def result(self) -> Compression:
+        """What it came to."""
+        return read_compression(
+            self.results,
+            self.runs(),
+            teacher=self.model,
+            fold=self.fold,
+            tolerance=self.tolerance,
+            report=self.summary.with_suffix(".html"),
+        )
+
+
+def find_scored(results: Path, model: ModelFolder[Any], fold: str) -> Path | None:
+    """The run folder with the scores of a teacher from elsewhere."""
+    for run in sorted(results.glob("*")):
+        for folder, record in scored_teachers(run).items():
+            same = folder.name == f"fold_{fold}" and record.path == str(model.path)
+            if same and (folder / VALIDATION_SUMMARY).exists():
+                return run
+    return None
+
+
+def _check_numbers(sizes: Sequence[int], tolerance: float, fold: int | str) -> None:
+    whole = all(is_whole(size, 2) for size in sizes)
+    if not sizes or not whole or len(set(sizes)) < len(sizes):
+        shown = ", ".join(map(str, sizes)) or "none"
+        raise RunError(
+            f"--sizes expects different whole numbers from 2 on, by which channels are divided, found {shown}; "
+            "give for example --sizes 2 4 8."
+        )
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+        raise RunError(f"--tolerance expects a number between 0 and 1, a loss of Dice, found {tolerance}.")
+    if str(fold) not in _FOLDS:
+        raise RunError(
+            f"--fold expects 0 to 4, since students are judged on the cases that the fold holds out, found {fold}."
+        )
+
+
+def _network_of(found: ModelFolder[Any]) -> str:
+    """The name of a teacher's network.
+
+    Raises:
+        RunError: it is none whose channels can be divided.
+    """
+    name = found.network_name
+    if name is None and not found.merges and found.teaching_folds:
+        spec = getattr(found.network(found.teaching_folds[0]), "spec", None)
+        name = getattr(spec, "name", None)
+    if name is None or not name.startswith(_NARROWED):
+        raise RunError(
+            f"{found.path}: expected a plain_unet or resenc_unet_*, whose channels can be divided, found "
+            f"{name or found.title}; train students of other models with medkd_train_distill."
+        )
+    return name

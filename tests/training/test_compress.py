@@ -1,0 +1,203 @@
+"""``medkd_compress``: a family of students by one call, killed and continued, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import medkd
+import medkd.api.compress_work as compressing
+import medkd.training.segmentation as loop
+from medkd.api.compression import CompressedRow, Compression, Estimate
+from medkd.cli.compress import main
+from medkd.core.errors import DataError, RunError
+from medkd.core.files import read_json
+from medkd.core.geometry import Geometry
+from medkd.io.volumes import write_volume
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train
+from tests.training.builders import NAME, boxes_case, make_dataset
+
+SHORT: dict[str, Any] = {
+    **{"epochs": 2, "iterations_per_epoch": 2, "batch_size": 2, "workers": 0, "device": "cpu", "save_every": 1},
+    "learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a trained U-Net of 8 and 16 channels, and one that is no U-Net."""
+    root = tmp_path_factory.mktemp("start")
+    folder = make_dataset(root)
+    for index in range(6):
+        image, label = boxes_case(index)
+        path = root / "raw" / NAME / "imagesTr" / f"case_{index:02d}_0000.nii.gz"
+        write_volume(path, image[0], Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0)))
+    plan = json.loads((folder / "plans.json").read_text())
+    for configuration in plan["configurations"].values():
+        configuration["architectures"]["plain_unet"]["features_per_stage"] = [8, 16]
+    (folder / "plans.json").write_text(json.dumps(plan))
+    options = TrainOptions(root=root, **{**SHORT, "epochs": 1, "iterations_per_epoch": 20, "learning_rate": 0.05})
+    train(900, "plain_unet", 0, options)
+    train(900, "unet_tiny", 0, TrainOptions(root=root, **{**SHORT, "epochs": 1, "validate": False}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compression, list[str]]:
+    """A compression that nobody disturbed, and what it said."""
+    root = tmp_path_factory.mktemp("whole") / "root"
+    shutil.copytree(start, root)
+    said: list[str] = []
+    return root, medkd.compress("plain_unet", 900, sizes=[2], root=root, say=said.append, **SHORT), said
+
+
+def _scores(found: Compression) -> list[CompressedRow]:
+    """Everything but times."""
+    return [replace(row, seconds=None) for row in found.rows]
+
+
+def test_teacher_students_and_the_one_alone_are_in_the_table(whole: tuple[Path, Compression, list[str]]) -> None:
+    root, found, said = whole
+    assert [(row.role, row.width_divisor) for row in found.rows] == [("teacher", 1), ("student", 2), ("alone", 2)]
+    teacher, student, alone = found.rows
+    assert read_json(root / "results" / NAME / student.run / "run.json")["init"] == "teacher"
+    assert read_json(root / "results" / NAME / alone.run / "run.json")["init"] == "random"
+    summary = read_json(root / "results" / NAME / student.run / "fold_0" / "validation" / "summary.json")
+    assert student.dice.mean == pytest.approx(summary["foreground_mean"]["Dice"])
+    cost = read_json(root / "results" / NAME / student.run / "fold_0" / "model.json")
+    assert student.parameters == cost["parameters"] < (teacher.parameters or 0)
+    assert student.difference is not None and teacher.difference is None
+    assert student.difference.mean == pytest.approx((student.dice.mean or 0) - (teacher.dice.mean or 0))
+    assert all(row.seconds and row.gflops for row in found.rows)
+    assert Path(found.report).read_text().startswith("<!")
+    stored = read_json(root / "results" / NAME / "compress_plain_unet.json")
+    assert stored["rows"][1]["run"] == student.run and stored["tolerance"] == 0.01
+    assert said[0].endswith("plan and preprocess like the teacher: done before")
+    assert sum("trainings left" in line for line in said) == 1  # the first one has nothing to go by
+    assert found.recommended is None and "recommended: none" in found.lines()[-1]
+
+
+def test_a_second_call_computes_nothing_and_finds_the_same(
+    whole: tuple[Path, Compression, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, found, _ = whole
+    for name in ("train_distill", "rehearse"):
+        monkeypatch.setattr(compressing.training_run, name, lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(compressing, "measure", lambda *_, **__: pytest.fail("measured again"))
+    assert medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT) == found
+    with pytest.raises(RunError, match=r"other settings \(budget.epochs: 2 there, 3 now\)"):
+        medkd.compress("plain_unet", 900, sizes=[2], root=root, **{**SHORT, "epochs": 3})
+
+
+@pytest.mark.parametrize("batches", [7, 11])  # in the first student's second epoch, in the one alone
+def test_a_killed_call_goes_on_to_the_same_result(
+    start: Path,
+    whole: tuple[Path, Compression, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batches: int,
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(start, root)
+    original: Callable[..., Any] = loop.iterate
+    drawn = 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal drawn
+        for batch in original(*args, **kwargs):
+            drawn += 1
+            if drawn > batches:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(loop, "iterate", dying)
+    with pytest.raises(KeyboardInterrupt):
+        medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
+    monkeypatch.setattr(loop, "iterate", original)
+    assert _scores(medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)) == _scores(whole[1])
+
+
+def test_the_command_prints_the_table_and_a_rehearsal_starts_nothing(
+    start: Path, whole: tuple[Path, Compression, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((start / "results" / NAME).rglob("*"))
+    short = ["--epochs", "2", "--iterations-per-epoch", "2", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    command = ["plain_unet", "-d", "900", "--sizes", "2", *short, "--learning-rate", "0.01"]
+    assert main([*command, "--dry-run", "--root", str(start)]) == 0
+    shown = capsys.readouterr().out
+    assert "[3/6] student with 1/2 of the channels, that starts from the teacher: to do" in shown
+    assert "starts from its teacher" in shown and sorted((start / "results" / NAME).rglob("*")) == before
+    assert main([*command, "--root", str(whole[0])]) == 0
+    shown = capsys.readouterr().out
+    assert "1/2 from the teacher" in shown and "recommended: none" in shown and "compress_plain_unet.html" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"sizes": [1]}, "--sizes expects different whole numbers from 2 on, .* found 1;"),
+        ({"sizes": [2, 2]}, "found 2, 2;"),
+        ({"sizes": []}, "found none;"),
+        ({"tolerance": 0.0}, "--tolerance expects a number between 0 and 1"),
+        ({"tolerance": float("nan")}, "--tolerance expects a number between 0 and 1"),
+        ({"fold": "all"}, "--fold expects 0 to 4"),
+        ({"epoch": 3}, "no setting 'epoch'. Did you mean 'epochs'"),
+        ({"width_divisor": 2}, "no setting 'width_divisor'"),
+        ({"model": "unet_tiny"}, "expected a plain_unet or resenc_unet_.*, found unet_tiny"),
+        ({"model": "nothing"}, "Teacher 'nothing' is neither a model folder"),
+        ({"dataset": 901}, "Data set '901' was not found"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(start: Path, changes: dict[str, Any], text: str) -> None:
+    before = sorted((start / "results" / NAME).iterdir())
+    values = {"model": "plain_unet", "dataset": 900, "sizes": [2], "root": start, **SHORT, **changes}
+    with pytest.raises((RunError, DataError), match=text):
+        medkd.compress(values.pop("model"), values.pop("dataset"), **values)
+    assert sorted((start / "results" / NAME).iterdir()) == before
+
+
+def _row(run: str, parameters: int, within: str | None) -> CompressedRow:
+    dice = Estimate(mean=0.8, low=0.7, high=0.9, cases=20)
+    return CompressedRow(
+        run=run,
+        role="student" if within else "teacher",
+        width_divisor=4,
+        parameters=parameters,
+        gflops=1.0,
+        seconds=0.5,
+        dice=dice,
+        difference=dice if within else None,
+        within=within,
+    )
+
+
+def test_the_advice_names_the_run_and_what_it_saves() -> None:
+    found = Compression(
+        dataset=NAME,
+        teacher="MODEL",
+        fold="0",
+        tolerance=0.01,
+        rows=(_row("t", 1000, None), _row("s", 62, "yes")),
+        recommended="s",
+        device="cpu",
+        report="report.html",
+    )
+    assert found.advice() == "recommended: s (1/4 of the channels, 6.2 % of the teacher's parameters)"
+    assert found.lines()[0].split() == [
+        "parameters",
+        "GFLOPs",
+        "a",
+        "scan",
+        "(cpu)",
+        "Dice",
+        "against",
+        "teacher",
+        "within",
+    ]
