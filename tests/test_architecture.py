@@ -38,7 +38,7 @@ TABLE: dict[str, set[str]] = {
         "runtime",
     },
     "detection": {"core", "io", "networks", "distillation", "evaluation", "models", "training"},
-    "api": {"core", "evaluation", "inference", "models", "training", "detection", "tasks"},
+    "api": {"core", "preprocessing", "evaluation", "inference", "models", "training", "detection", "tasks"},
     "reproduction": {"core", "tasks", "networks", "distillation", "evaluation", "detection", "dataset_conversion"},
     "register": {"core", "networks", "distillation", "detection", "dataset_conversion"},
     "cli": {

@@ -18,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_compress``."""
     arguments = parser(
         "Train students with a fraction of a U-Net's channels, started from its weights, and say which may replace "
-        "it.\nPrepares the data like the teacher, scores it, trains one student per size and one alone, measures all "
-        "of them\non the CPU and writes the report. What is finished is not done again: a killed command goes on when it "
-        "is given again.",
+        "it.\nPrepares the data like the teacher, scores it, trains one student per size and one alone, measures "
+        "all of them\non the CPU and writes the report. What is finished is not done again: a killed command goes on "
+        "when it is given again.",
         "medkd_compress MODEL -d 4\n  medkd_compress MODEL -d 4 --sizes 2 4 --tolerance 0.02 --epochs 100 --dry-run",
     )
     add = arguments.add_argument

@@ -96,6 +96,7 @@ class RunDescription:
         backbone_weights: file of weights that a detector started from; None for random ones.
         weights: that training started from; None for random ones, and where ``backbone_weights`` says it.
         init: ``teacher`` where a student's first weights were fitted to its teacher, else ``random``.
+        random_layers: layers of such a student that have no counterpart in its teacher, and began with random weights.
         unlabelled_share: of the samples that came from scans without labels; None is their share among all cases.
         labels: ``given``, or ``none`` where no label was looked at.
         confidence: least probability of the teacher where its method counts.
@@ -120,6 +121,7 @@ class RunDescription:
     backbone_weights: str | None = None
     weights: StartWeights | None = None
     init: str = "random"
+    random_layers: tuple[str, ...] = ()
     unlabelled_share: float | None = None
     labels: str = "given"
     confidence: float = 0.0

@@ -90,6 +90,27 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
             preprocessing.append(("intensity statistics", model.plan.intensities, plan.intensities))
         self._refuse(preprocessing, "the student's", f"; {self.remedy(plan.dataset)}")
 
+    def check_gives_weights(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
+        """A student that only starts from it may have its own spacing, patch and labels, but its images must be turned
+        and normalised as the model's.
+
+        Raises:
+            RunError: the first thing that differs.
+        """
+        model = self.describe()
+        theirs, ours = model.configuration, plan.configuration(configuration)
+        names = description.channel_names
+        differs = differing_channels(model.channels, names) if model.channels else None
+        if differs:
+            raise RunError(
+                f"The teacher {self.path.name} does not fit: it has {differs} ({', '.join(model.channels)}) than the "
+                f"data set ({', '.join(names)}); order and name the data set's channels as the teacher's."
+            )
+        compared: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
+        compared.append(("orientation", model.plan.orientation, plan.orientation))
+        compared.append(("normalization", theirs.normalization, ours.normalization))
+        self._refuse(compared, "the student's", f"; {self.remedy(plan.dataset)}")
+
     def _refuse(self, compared: Sequence[Difference], whose: str, remedy: str) -> None:
         for what, found, expected in compared:
             if found != expected:

@@ -42,6 +42,12 @@ def counterparts(student: PlannedUNet, teacher: PlannedUNet, *, same_labels: boo
     return found
 
 
+def without_counterpart(student: PlannedUNet, teacher: PlannedUNet, *, same_labels: bool = True) -> tuple[str, ...]:
+    """Paths of the convolutions of the student that stand for none of the teacher's."""
+    twins = counterparts(student, teacher, same_labels=same_labels)
+    return tuple(layer.conv for layer in layers(student) if layer.conv not in twins)
+
+
 def _check_width(ours: Layer, theirs: Layer, student: PlannedUNet, teacher: PlannedUNet) -> None:
     width = student.net.get_submodule(ours.conv).out_channels
     available = teacher.net.get_submodule(theirs.conv).out_channels

@@ -47,7 +47,7 @@ class DistillationTrainer(SegmentationTrainer):
         """The method with its connectors and adapters."""
         return self.distiller.method
 
-    def inherit(self, teacher: nn.Module) -> None:
+    def inherit(self, teacher: nn.Module, same_labels: bool = True) -> None:
         """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first
         batches.
         """
@@ -55,7 +55,8 @@ class DistillationTrainer(SegmentationTrainer):
         device = torch.device("cpu") if own.type == "mps" else own  # the fit needs float64
         patches = (image[None] for batch in self.batches(0) for image in batch[0])
         images = [image.to(device) for image in islice(patches, IMAGES)]
-        fits = inherit(self.network.to(device), teacher.to(device), images, self.settings.budget.seed)
+        seed = self.settings.budget.seed
+        fits = inherit(self.network.to(device), teacher.to(device), images, seed, same_labels=same_labels)
         self.network.to(own)
         teacher.to(own)
         _log.info(

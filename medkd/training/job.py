@@ -173,6 +173,10 @@ class Lesson(ABC):
     def prepare(self) -> None:  # noqa: B027 - most lessons need nothing
         """What takes long and is done before the fold counts as begun; by itself nothing."""
 
+    def described(self, run: RunDescription) -> RunDescription:
+        """What ``run.json`` says, with what is known once the networks are built; by itself nothing more."""
+        return run
+
     @abstractmethod
     def fit(self) -> None:
         """Train to the end; leaves the final checkpoint in the fold folder."""
@@ -259,6 +263,14 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
             teacher: the teacher's network, where it is one of medkd's.
         """
         return data
+
+    def check_teacher(self, data: FoldData[Plan, Store, Options], model: ModelFolder[Any], method: str | None) -> None:
+        """Refuse a model that cannot teach on these data; by itself one that sees or means something else.
+
+        Raises:
+            RunError: the first thing that differs, and what to do.
+        """
+        model.check_fits(data.plan, data.configuration, data.description)
 
     def further_teachers(self, options: Options) -> tuple[str, ...]:
         """Teachers that are named beside the first; by itself none."""

@@ -209,7 +209,7 @@ def make_job(
     _warn_of_absent_structures(task, data)
     teacher = None
     if model is not None:
-        model.check_fits(data.plan, data.configuration, data.description)
+        task.check_teacher(data, model, method)
         teacher = _choose(model, data)
         warn_of_a_poor_teacher(teacher, task.score)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
@@ -258,7 +258,7 @@ def _fit(task: AnyTask, job: AnyJob) -> None:
     if not job.options.overwrite:
         check_cases(job.folder, job.split, lesson.seen)
     lesson.prepare()
-    begin(job, lesson.seen)
+    begin(replace(job, run=lesson.described(job.run)), lesson.seen)
     with explained(job.folder):
         lesson.fit()
 

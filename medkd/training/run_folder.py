@@ -162,11 +162,13 @@ def start_fold(
 
 
 def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:
-    """What a run folder holds otherwise than it is wanted now; the precision may change."""
+    """What a run folder holds otherwise than it is wanted now; the precision may change, and which layers have no
+    counterpart in a teacher follows from the rest.
+    """
     if not (path / RUN_FILE).exists():
         return None
     known = load(RunDescription, path / RUN_FILE)
-    differs = _difference(known, replace(run, precision=known.precision))
+    differs = _difference(known, replace(run, precision=known.precision, random_layers=known.random_layers))
     return differs or _difference(facts.stored(path), facts.now)
 
 

@@ -11,16 +11,17 @@ import torch
 
 from medkd.core.errors import MethodError, RunError
 from medkd.core.protocol import TrainingRule
-from medkd.core.run import LATEST
+from medkd.core.run import LATEST, RunDescription
 from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, Method, build_method
 from medkd.distillation.base import Context
 from medkd.distillation.gradient_check import sentence, silent_terms
 from medkd.models.guard import Teacher, allowed_folds
-from medkd.models.segmentation import TrainedModel
+from medkd.models.segmentation import TrainedModel, label_meaning
 from medkd.models.several import SeveralTeachers
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.inheritance import check_inheritance
+from medkd.networks.inheritance_twins import without_counterpart
 from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
 from medkd.training.cached import CACHED, cache_merged, cache_targets
@@ -68,9 +69,24 @@ class SegmentationLesson(Lesson):
         self.distiller: Distiller | None = None
         self._teachers: list[Teacher[TrainedModel]] = []
         self._networks: list[SegmentationNetwork] = []
+        self._start: tuple[SegmentationNetwork, bool] | None = None  # the teacher's network, and whether labels agree
+        self._random_layers: tuple[str, ...] = ()
         if job.teacher is not None:
             self._take(job.teacher)
         self.seen = job.seen.union(*(teacher.seen for teacher in self._teachers))
+
+    def described(self, run: RunDescription) -> RunDescription:
+        """With the layers that no teacher gave weights."""
+        return replace(run, random_layers=self._random_layers)
+
+    def _start_from(self, network: SegmentationNetwork, model: TrainedModel) -> None:
+        """See that the student can start from a teacher, where it is to."""
+        if self.job.run.init != INIT_FROM_TEACHER:
+            return
+        ours, theirs = check_inheritance(self.student, network)
+        same = label_meaning(model.labels) == label_meaning(self.job.description.labels)
+        self._random_layers = without_counterpart(ours, theirs, same_labels=same)
+        self._start = (network, same)
 
     def prepare(self) -> None:
         """Predict what is missing: cached targets, and where the teacher sees structures in scans without labels."""
@@ -110,8 +126,11 @@ class SegmentationLesson(Lesson):
             return SegmentationTrainer(self.student, data, settings, job.folder)
         trainer = DistillationTrainer(self.student, self.distiller, data, settings, job.folder)
         continues = job.options.resume and (job.folder / LATEST).exists()
-        if job.run.init == INIT_FROM_TEACHER and not continues:
-            trainer.inherit(self._networks[0])
+        if self._start is not None and not continues:
+            if self._random_layers:
+                _log.info("layers without a counterpart in the teacher stay random: %s", ", ".join(self._random_layers))
+            trainer.inherit(*self._start)
+        self._start = None
         self._networks.clear()  # with cached targets nothing else holds the teacher
         return trainer
 
@@ -127,7 +146,10 @@ class SegmentationLesson(Lesson):
     def lines(self) -> list[str]:
         """The same, for people, with what cannot teach."""
         doubts = self.doubts()  # first, since describing takes the method's weights
-        return [*self.describe().lines(), *(f"attention  {line}" for line in doubts)]
+        lines = self.describe().lines()
+        if self._random_layers:
+            lines.append(f"random     {', '.join(self._random_layers)}, which have no counterpart in the teacher")
+        return [*lines, *(f"attention  {line}" for line in doubts)]
 
     def doubts(self) -> list[str]:
         """What cannot teach, or hardly, a sentence each."""
@@ -152,8 +174,7 @@ class SegmentationLesson(Lesson):
             self._take_several()
             return
         network = teacher.network()
-        if run.init == INIT_FROM_TEACHER:
-            check_inheritance(self.student, network)
+        self._start_from(network, teacher.model.describe())
         method = method_for(job, self.student, network)
         self._teachers = [teacher]
         if method.averages:
@@ -174,11 +195,15 @@ class SegmentationLesson(Lesson):
     def _take_several(self) -> None:
         """Build the method; whole cases are predicted before training, see :mod:`medkd.training.merged`."""
         run = self.job.run
-        if run.targets != CACHED or run.init == INIT_FROM_TEACHER:
+        if run.targets != CACHED:
             raise RunError(
-                "Several teachers, and a cascade, teach by predictions of whole cases: expected --targets cached and "
-                f"no --init teacher, found --targets {run.targets} and --init {run.init}."
+                "Several teachers, and a cascade, teach by predictions of whole cases: expected --targets cached, "
+                f"found {run.targets}."
             )
+        teachers, chosen = merged_teachers(self.job), self.job.teacher
+        if run.init == INIT_FROM_TEACHER and teachers is not None and chosen is not None:
+            first = teachers.members[0]
+            self._start_from(first.model.network(first.folds_for(chosen.fold)[0]), first.model.describe())
         deep = [name for name in method_names(run.method or "none") if not METHODS[name].outputs_only]
         if deep and METHODS[deep[0]].needs_teacher:
             raise RunError(

@@ -21,7 +21,7 @@ from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
 from medkd.models.like import prepare_if_new
 from medkd.models.pretrained import IMAGENET, Source, find_source, refuse_leak, seen_at_place, start_weights
-from medkd.models.segmentation import TrainedModel
+from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import SeveralTeachers
 from medkd.networks import NETWORKS, fit_patch
 from medkd.networks.reference import build_weightless
@@ -29,7 +29,7 @@ from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
-from medkd.training.options import TrainOptions, check_start
+from medkd.training.options import INIT_FROM_TEACHER, TrainOptions, check_start
 from medkd.training.plausibility import Score, number_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson
@@ -93,6 +93,16 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         """Refuse an unknown network, and options that are for students of a student without a teacher."""
         NETWORKS[network]
         check_start(data.options.init, method)
+
+    def check_teacher(self, data: SegmentationFold, model: ModelFolder[Any], method: str | None) -> None:
+        """A student that only starts from its teacher may have its own plan and labels."""
+        names = method_names(method or "none")
+        taught = any(METHODS[name].needs_teacher for name in names)
+        starts = data.options.init == INIT_FROM_TEACHER and not taught and not model.merges
+        if starts and isinstance(model, SegmentationFolder):
+            model.check_gives_weights(data.plan, data.configuration, data.description)
+        else:
+            model.check_fits(data.plan, data.configuration, data.description)
 
     def further_teachers(self, options: TrainOptions) -> tuple[str, ...]:
         """What ``--teacher`` says."""
@@ -250,7 +260,7 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
     planned = configuration.architecture(network)
     # a teacher is best on the patch it was trained on: another size changes how much padding it sees
     # (several teachers have none in common)
-    known = _patch_alone(data, network) if teacher is None else teacher.model.describe().patch_size
+    known = _patch_alone(data, network) if teacher is None else _patch_of(teacher.model.describe(), configuration)
     known = known or planned.patch_size
     size = fit_patch(network, options.patch_size or known)
     if len(size) != configuration.rank:
@@ -264,6 +274,11 @@ def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel
         width_divisor=options.width_divisor,
         deep_supervision=NETWORKS[network].deep_supervision,
     )
+
+
+def _patch_of(teacher: TrainedModel, configuration: Configuration) -> tuple[int, ...] | None:
+    """The teacher's patch; None for a student with a spacing of its own."""
+    return teacher.patch_size if teacher.configuration.spacing == configuration.spacing else None
 
 
 def _patch_alone(data: SegmentationFold, network: str) -> tuple[int, ...] | None:
