@@ -86,7 +86,7 @@ def test_a_second_demo_trains_nothing_again(
     settings, result, _ = demo
     monkeypatch.setattr("medkd.training.trainer.Trainer.fit", lambda *a, **k: pytest.fail("trained again"))
     again = run_demo(settings)
-    assert [replace(row, latency_ms=0) for row in again.rows] == [replace(row, latency_ms=0) for row in result.rows]
+    assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in result.rows]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_missing_data_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_table_lines_up() -> None:
-    text = table([DemoRow("teacher big", 18_960_000, 412.3, 0.9, None), DemoRow("s", 1_950_000, 31.0, 0.8512, 0.7)])
+    text = table([DemoRow("teacher big", 18_960_000, 0.4123, 0.9, None), DemoRow("s", 1_950_000, 0.031, 0.8512, 0.7)])
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert lines[2].split() == ["teacher", "big", "18.96", "M", "412", "0.900", "–"]
-    assert lines[3].split() == ["s", "1.95", "M", "31", "0.851", "0.700"]
+    assert lines[2].split() == ["teacher", "big", "18.96", "M", "412", "ms", "0.900", "–"]
+    assert lines[3].split() == ["s", "1.95", "M", "31", "ms", "0.851", "0.700"]
 
 
 def made(parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser]) -> argparse.ArgumentParser:
