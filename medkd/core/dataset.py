@@ -233,14 +233,14 @@ def unlabelled_cases(folder: Path, description: DatasetDescription) -> list[Case
     place = folder / UNLABELLED_FOLDER
     if not any(place.glob("[!.]*")):
         return []
-    suffix = f"_0000{description.file_ending}"
+    suffix, what = f"_0000{description.file_ending}", "scans"
     if description.task == "detection":
-        images = _images_by_case(place)
+        images, what = _images_by_case(place), "images"
         cases = [CaseFiles(case, (images[case],)) for case in sorted(images)]
     else:
         cases = [CaseFiles(case, channel_files(place, case, description)) for case in _cases_in(place, suffix)]
     if not cases:
-        raise DataError(f"{place}: expected files named CASE{suffix} (one per channel), found none; rename them.")
+        raise DataError(f"{place}: expected {what} named CASE{suffix} (one file per channel), found none; rename them.")
     return cases
 
 

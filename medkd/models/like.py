@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.dataset import DatasetDescription, labelled_cases, unlabelled_cases
+from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.errors import PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -64,7 +64,7 @@ def plan_like(
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)
     teacher.check_fits(plan, described.configuration.name, description)
-    splits = _labelled_splits(teacher, cases, raw, description)
+    splits = _own_splits(teacher, cases, raw)
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
         raise PlanError(
@@ -83,15 +83,35 @@ def plan_like(
     )
 
 
-def _labelled_splits(
-    teacher: ModelFolder[Any], cases: Sequence[str], raw: Path, description: DatasetDescription
-) -> list[Split] | None:
-    """The teacher's folds over labelled cases; None where it has none, or where nothing is labelled to judge by."""
+def _own_splits(teacher: ModelFolder[Any], cases: Sequence[str], raw: Path) -> list[Split] | None:
+    """The teacher's folds over those of its cases that have labels in this data set.
+
+    Returns:
+        None where the teacher has no folds, nothing is labelled to judge by, or a fold is left without training cases.
+    """
     splits = teacher.splits(cases, raw) if cases else None
     if splits is None:
         return None
-    plain = {files.case for files in unlabelled_cases(raw, description)}
-    return [_without(split, plain) for split in splits] if plain else splits
+    known = set(cases)
+    kept = [_of_these(split, known) for split in splits]
+    if kept == splits:
+        return splits
+    _say_what_is_left(splits, kept, known)
+    return kept if all(split.train for split in kept) else None
+
+
+def _say_what_is_left(splits: Sequence[Split], kept: Sequence[Split], known: set[str]) -> None:
+    named: set[str] = set()
+    for split in splits:
+        named.update(split.train, split.val)
+    _log.info("%d cases of the teacher's folds have no labels in this data set and are left out", len(named - known))
+    unjudged = [str(number) for number, split in enumerate(kept) if not split.val]
+    if unjudged:
+        _log.warning(
+            "none of the labelled cases is one that the teacher's fold %s held out, so that its students cannot be "
+            "judged by them",
+            ", ".join(unjudged),
+        )
 
 
 def prepare_if_new(
@@ -118,10 +138,10 @@ def open_imported(path: Path) -> ModelFolder[Any]:
     return kind(path)
 
 
-def _without(split: Split, cases: set[str]) -> Split:
+def _of_these(split: Split, cases: set[str]) -> Split:
     """The split, of the cases that have labels in this data set."""
-    train = tuple(case for case in split.train if case not in cases)
-    return Split(train, tuple(case for case in split.val if case not in cases))
+    train = tuple(case for case in split.train if case in cases)
+    return Split(train, tuple(case for case in split.val if case in cases))
 
 
 def _differing(folder: Path, plan: Plan, splits: list[Split] | None) -> list[str]:

@@ -273,3 +273,18 @@ def test_a_data_set_of_labels_and_one_without_are_told_apart(root: Path, tmp_pat
         train_distill(900, str(model), "unet_tiny", "none", 0, options)
     assert not DatasetDescription.load(folder / "dataset.json").num_training
     assert open_model(model).folds() == ("0",)
+
+
+def test_a_data_set_with_some_of_the_teachers_cases_has_its_folds_over_these(root: Path, tmp_path: Path) -> None:
+    model = _model(tmp_path, "both")
+    elsewhere = [f"elsewhere_{index}" for index in range(4)]
+    splits = [{"train": [*CASES[2:], *elsewhere[:2]], "val": [*CASES[:2], *elsewhere[2:]]}]
+    write_json(model / "splits_final.json", [*splits, {"train": [CASES[0], elsewhere[0]], "val": elsewhere[1:]}])
+    (root / "raw" / NAME / "splits_final.json").unlink()
+    assert prepare_main(["-d", "900", "--like", str(model), "--root", str(root)]) == 0
+    path = root / "preprocessed" / NAME / "splits_final.json"
+    assert read_json(path) == [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:1], "val": []}]
+    assert _distill(root, model) == 0
+    write_json(model / "splits_final.json", [*splits, {"train": elsewhere, "val": CASES}])
+    assert prepare_main(["-d", "900", "--like", str(model), "--root", str(root), "--overwrite-plan"]) == 0
+    assert len(read_json(path)) == 2  # a fold would have no training cases: the folds that are there stay
