@@ -9,6 +9,7 @@ COMMANDS = {
     "compress": ("compress", "small students of one teacher, and which may replace it"),
     "predict": ("predict", "label maps for scans, boxes for radiographs"),
     "export": ("export", "a trained model as a folder or file that runs without torch"),
+    "serve": ("serve", "an exported model behind HTTP, with an upload page"),
     "evaluate": ("evaluate", "score a folder of predictions"),
     "cross_validate": ("cross_validate", "put the folds of a run together"),
     "report": ("report", "one page: teacher, student alone and distilled student side by side"),

@@ -98,4 +98,5 @@ def _detector(model: Path, options: argparse.Namespace) -> None:
     parity = export_detector(
         model, options.output, folds=options.folds, checkpoint=options.checkpoint, overwrite=options.overwrite
     )
-    print(f"{options.output}: boxes differ by up to {parity.pixels:.2g} pixels, scores by {parity.score:.2g}")
+    same = f"{parity.boxes - parity.alone} of {parity.boxes} boxes are the model's"
+    print(f"{options.output}: {same}, up to {parity.pixels:.2g} pixels and {parity.score:.2g} of the score")

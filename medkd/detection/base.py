@@ -182,6 +182,12 @@ class Detector(nn.Module):
         """The loss terms with other neck maps in place of its own (for methods that learn masks on a teacher)."""
         raise NotImplementedError
 
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`detect` chooses from, for exporters: boxes ``(B, A, 4)`` in input pixels, as they are compared,
+        and scores ``(B, K, A)`` in [0, 1], 0 for what it would not compare. Two-stage detectors take one image.
+        """
+        raise NotImplementedError
+
     def detect(
         self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
     ) -> list[Detections]:

@@ -1,13 +1,13 @@
 """Detectors as ONNX: a letterboxed radiograph in, boxes, scores and those that survive non-maximum suppression out.
 
-For detectors with a dense head (YOLO and the one-stage ones of torchvision). ``detection.json`` says how a radiograph
-becomes the input and what the outputs mean.
+Detectors of both families, with one stage or two; ``detection.json`` says how a radiograph becomes the input and what
+the outputs mean (:mod:`medkd.runtime.detection`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +22,54 @@ from medkd.core.files import scratch_folder, write_json, write_text
 from medkd.exporting.onnx import write_graph
 from medkd.exporting.output import check_output, put_in_place
 from medkd.models.base import Checkpoint, open_model
-from medkd.runtime.engines import open_engine
-from medkd.runtime.package import RECORD
+from medkd.runtime.detection import DESCRIPTION, MOST, NETWORK, SCORE, ExportedDetector, write_detector
+from medkd.runtime.package import RECORD, digest_of
 
-DESCRIPTION = "detection.json"
-SCORE = 0.001
-MOST = 300
 _PIXELS = 0.05  # by which a box may differ, of rounding
 _SCORES = 1e-3
+_IMAGES = 3  # that both look at
+_ALONE = 0.02  # share of boxes that may have no partner: where two overlap as much as the limit, rounding decides
 
 
 @dataclass(frozen=True)
 class DetectorParity:
-    """Largest differences between the exported detector and the original, on images of noise.
+    """Largest differences between the boxes of the exported detector and those of the original.
 
     Attributes:
         pixels: of a box's side, in pixels of the input.
-        score: of a class's score.
+        score: of a box's score.
+        boxes: that were compared.
+        alone: of them without a partner, since rounding decided which of two overlapping boxes is dropped.
     """
 
     pixels: float
     score: float
+    boxes: int
+    alone: int
 
 
-class DenseOutputs(nn.Module):
-    """A dense detector whose outputs are tensors: boxes ``(B, A, 4)`` and scores ``(B, K, A)``."""
+class Candidates(nn.Module):
+    """A detector whose outputs are tensors: boxes ``(B, A, 4)``, scores ``(B, K, A)`` and, of detectors that suppress
+    nothing, ``selected`` ``(n, 3)``.
+    """
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
+        self.selects = bool(detector.end_to_end)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, 3, S, S)`` in [0, 1] → boxes in input pixels, and scores."""
-        outputs: Any = self.detector.observe(image, None)  # type: ignore[operator]
-        return outputs.boxes, outputs.logits.sigmoid()
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """``(B, 3, S, S)`` in [0, 1] → boxes in input pixels, scores, and what is selected."""
+        boxes, scores = self.detector.candidates(image)  # type: ignore[operator]
+        return (boxes, scores, _best(scores)) if self.selects else (boxes, scores)
+
+
+def _best(scores: Tensor) -> Tensor:
+    """Image, class and box of the highest scores of every image."""
+    every, anchors = scores.flatten(1), scores.shape[2]
+    places = every.topk(min(MOST, every.shape[1])).indices
+    images = torch.arange(scores.shape[0]).unsqueeze(1).expand_as(places)
+    return torch.stack((images, places // anchors, places % anchors), -1).flatten(0, 1)
 
 
 def export_detector(
@@ -76,57 +90,75 @@ def export_detector(
         overwrite: replace an exported model that is there.
 
     Raises:
-        RunError: there are several folds, the detector has no dense head or cannot be expressed, the output is in use,
-            or the exported detector finds other boxes.
+        RunError: there are several folds, the detector cannot be expressed, the output is in use, or the exported
+            detector finds other boxes.
     """
     output = Path(output)
     check_output(output, overwrite)
     source = open_model(model, "detection")
+    if source.kind == "exported_detector":
+        raise RunError(f"{model} is an exported detector already; export the model that it was made from.")
     loaded = source.load(folds, checkpoint=checkpoint)
     detector = loaded.networks[0]
     if len(loaded.networks) > 1:
         raise RunError(
             f"{model} has the folds {', '.join(loaded.folds)}; an exported detector is one, give it with -f."
         )
-    if detector.two_stage or detector.end_to_end:
-        raise RunError(
-            f"{detector.spec.name} has no dense head whose boxes ONNX could suppress; pack it with --format folder."
-        )
-    described = _described(source.name, detector, loaded.folds)
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"
         folder.mkdir()
-        parity = _fill(folder, detector, described)
+        parity = _fill(folder, detector, source.name, loaded.folds)
         put_in_place(folder, output)
     return parity
 
 
-def _fill(folder: Path, detector: Any, described: dict[str, Any]) -> DetectorParity:
-    size, graph = detector.spec.image_size, folder / "model.onnx"
-    joined = DenseOutputs(detector).eval()
-    write_graph(joined, torch.zeros(2, 3, size, size), ["boxes", "scores"], graph)
-    parity = _compare(joined, graph, size)
-    _add_suppression(graph, described["overlap"])
-    write_json(folder / DESCRIPTION, described)
-    write_json(folder / RECORD, {"format": "onnx", "made_from": described["made_from"], "parity": vars(parity)})
-    write_text(folder / "README.md", _card(described))
+def _fill(folder: Path, detector: Any, name: str, folds: Sequence[str]) -> DetectorParity:
+    size, graph = detector.spec.image_size, folder / NETWORK
+    joined = Candidates(detector).eval()
+    outputs = ["boxes", "scores", "selected"] if joined.selects else ["boxes", "scores"]
+    single = detector.family == "torchvision"  # whose anchors and proposals are counted in Python
+    write_graph(joined, torch.zeros(1 if single else 2, 3, size, size), outputs, graph, single=single)
+    if not joined.selects:
+        _add_suppression(graph, detector.overlap)
+    described = _described(name, detector, folds, digest_of(graph), single)
+    write_detector(folder, described)
+    parity = _compare(detector, folder)
+    write_json(folder / RECORD, {"format": "onnx", "made_from": described.made_from, "parity": asdict(parity)})
+    write_text(folder / "README.md", _card(described, parity))
     return parity
 
 
-def _compare(joined: DenseOutputs, graph: Path, size: int) -> DetectorParity:
-    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        boxes, scores = (value.numpy() for value in joined(images))
-    engine = open_engine(graph, "onnxruntime", every=True)
-    theirs = engine(images.numpy())
-    parity = DetectorParity(float(np.abs(boxes - theirs[0]).max()), float(np.abs(scores - theirs[1]).max()))
-    if not (parity.pixels <= _PIXELS and parity.score <= _SCORES):
+def _compare(detector: Any, folder: Path) -> DetectorParity:
+    """Let both find boxes in images of noise, through the same door as predictions."""
+    size = detector.spec.image_size
+    images = torch.rand(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    exported = open_model(folder, "detection").load().networks[0]
+    found: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for ours, theirs in zip(detector.detect(images), exported.detect(images), strict=True):
+        found.append((abs(len(ours.scores) - len(theirs.scores)), *_apart(ours, theirs)))
+    pixels, scores = (np.concatenate([one[place] for one in found]) for place in (1, 2))
+    near = (pixels <= _PIXELS) & (scores <= _SCORES)
+    alone = int((~near).sum()) + sum(missing for missing, _, _ in found)
+    if alone > max(1.0, _ALONE * len(near)):
         raise RunError(
-            f"The exported detector finds other boxes than the model (by up to {parity.pixels:.2g} pixels, scores by "
-            f"{parity.score:.2g}); nothing was exported."
+            f"The exported detector finds other boxes than the model ({alone} of {len(near)} boxes in {_IMAGES} images "
+            f"of noise, by up to {pixels.max(initial=0):.2g} pixels, scores by {scores.max(initial=0):.2g}); nothing "
+            "was exported."
         )
-    return parity
+    return DetectorParity(float(pixels[near].max(initial=0)), float(scores[near].max(initial=0)), len(near), alone)
+
+
+def _apart(ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How far each box and its score are from those of the nearest box of the class, in any order."""
+    if not len(ours.scores) or not len(theirs.scores):
+        return np.full(len(ours.scores), np.inf), np.full(len(ours.scores), np.inf)
+    boxes = np.abs(ours.boxes.numpy()[:, None] - theirs.boxes.numpy()[None]).max(-1)
+    scores = np.abs(ours.scores.numpy()[:, None] - theirs.scores.numpy()[None])
+    boxes[ours.classes.numpy()[:, None] != theirs.classes.numpy()[None]] = np.inf
+    nearest = np.maximum(boxes / _PIXELS, scores / _SCORES).argmin(1)
+    rows = np.arange(len(nearest))
+    return boxes[rows, nearest], scores[rows, nearest]
 
 
 def _add_suppression(graph: Path, overlap: float) -> None:
@@ -148,31 +180,48 @@ def _add_suppression(graph: Path, overlap: float) -> None:
     onnx.save(content, graph)
 
 
-def _described(name: str, detector: Any, folds: Sequence[str]) -> dict[str, Any]:
+def _described(name: str, detector: Any, folds: Sequence[str], digest: str, single: bool) -> ExportedDetector:
     spec = detector.spec
-    return {
-        "categories": list(spec.categories),
-        "image_size": spec.image_size,
-        "input": "RGB in [0, 1]; the long side fills the square, centred on grey 114/255",
-        "boxes": "(B, A, 4) left, top, right, bottom in pixels of the square; clip them to it after suppression",
-        "scores": "(B, K, A)",
-        "selected": "(n, 3) image, category, box that survive non-maximum suppression",
-        "overlap": detector.overlap,
-        "score": SCORE,
-        "most": MOST,
-        "made_from": {
+    return ExportedDetector(
+        network=NETWORK,
+        digest=digest,
+        categories=tuple(spec.categories),
+        image_size=spec.image_size,
+        overlap=None if detector.end_to_end else detector.overlap,
+        single=single,
+        made_from={
             "name": name,
             "detector": spec.name,
             "folds": list(folds),
             "weights": [weights_digest(detector.state_dict())],
             "medkd": __version__,
         },
-    }
+    )
 
 
-def _card(described: dict[str, Any]) -> str:
-    lines = [f"# {described['made_from']['name']}", ""]
-    lines += ["A detector exported by medkd to ONNX. Research software, not a medical device; not for diagnosis.", ""]
-    for key in ("categories", "image_size", "input", "boxes", "scores", "selected", "overlap"):
-        lines.append(f"- {key}: {described[key]}")
-    return "\n".join([*lines, ""])
+def _card(described: ExportedDetector, parity: DetectorParity) -> str:
+    suppression = "none" if described.overlap is None else f"per class, overlap {described.overlap:g}"
+    lines = [
+        f"# {described.made_from['name']}",
+        "",
+        "A detector exported by medkd to ONNX. Research software, not a medical device; not for diagnosis.",
+        "",
+        f"- finds: {', '.join(described.categories)}",
+        f"- input `image`: {'one image' if described.single else 'images'} of {described.image_size} pixels a side, "
+        "RGB in [0, 1]; the long side of the radiograph fills the square, centred on grey 114/255",
+        "- output `boxes` (B, A, 4): left, top, right, bottom in pixels of the square; clip them to it",
+        "- output `scores` (B, K, A)",
+        f"- output `selected` (n, 3): image, class and box of what is found; non-maximum suppression: {suppression}",
+        f"- parity: {parity.boxes - parity.alone} of {parity.boxes} boxes in noise are the model's, up to "
+        f"{parity.pixels:.2g} pixels and {parity.score:.2g} of the score",
+        "",
+        "## Use",
+        "",
+        "```",
+        "medkd_predict -i radiographs -o predictions -m THIS_FOLDER",
+        "```",
+        "",
+        f"`{DESCRIPTION}` describes it for programs.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,9 @@ def export_onnx(networks: Sequence[nn.Module], channels: int, patch_size: Sequen
     write_graph(joined, torch.zeros(2, channels, *patch_size), ["logits"], path)
 
 
-def write_graph(network: nn.Module, sample: Tensor, outputs: Sequence[str], path: Path) -> None:
+def write_graph(
+    network: nn.Module, sample: Tensor, outputs: Sequence[str], path: Path, *, single: bool = False
+) -> None:
     """Write a module as an ONNX file with the input ``image``, whose first axis is free.
 
     Args:
@@ -59,6 +62,8 @@ def write_graph(network: nn.Module, sample: Tensor, outputs: Sequence[str], path
         sample: an input of at least two items.
         outputs: names of what it returns.
         path: ``*.onnx``.
+        single: the first axis is 1, and shapes inside may depend on values; what traces such networks is torch's older
+            exporter.
 
     Raises:
         RunError: see :func:`export_onnx`.
@@ -67,18 +72,20 @@ def write_graph(network: nn.Module, sample: Tensor, outputs: Sequence[str], path
         import onnxscript  # noqa: F401  (torch's exporter needs it, and says so in a page of text)
     except ImportError as error:
         raise RunError("Export needs the packages onnx and onnxscript: pip install 'medkd[export]'.") from error
+    settings: dict[str, Any] = {"dynamo": False}
+    if not single:
+        free = {"image": {0: torch.export.Dim("batch", min=1, max=1024)}}
+        settings = {"dynamo": True, "dynamic_shapes": free, "external_data": False}
     with atomic_path(path) as temporary, quiet(), exportable_operators(), torch.no_grad():
         try:
             torch.onnx.export(
                 network,
                 (sample,),
                 str(temporary),
-                dynamo=True,
                 input_names=["image"],
                 output_names=list(outputs),
-                dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=1024)}},
                 opset_version=OPSET,
-                external_data=False,
+                **settings,
             )
         except Exception as error:
             if refusal_in(error) is not None:

@@ -32,6 +32,7 @@ MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
     "nnunet": "medkd.models.nnunet.folder:NnunetFolder",
     "run": "medkd.models.run:SegmentationRun",
     "several": "medkd.models.several:SeveralTeachers",
+    "exported_detector": "medkd.detection.exported:ExportedDetectorFolder",
     "detector_run": "medkd.detection.models:DetectorRun",
     "detector_weights": "medkd.detection.models:DetectorWeights",
 }

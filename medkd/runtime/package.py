@@ -103,13 +103,22 @@ def check_network(folder: Path, exported: Exported) -> Path:
     Raises:
         RunError: it is missing, or not the one that belongs to the description.
     """
-    path = Path(folder) / exported.network
+    return check_file_of(folder, exported.network, exported.digest, FILE)
+
+
+def check_file_of(folder: Path, network: str, digest: str, description: str) -> Path:
+    """The network's file in an exported folder, if its hash is the one that the description states.
+
+    Raises:
+        RunError: it is missing, or another.
+    """
+    path = Path(folder) / network
     if not path.is_file():
-        raise RunError(f"{folder} has no {exported.network}; copy the whole exported folder.")
-    if digest_of(path) != exported.digest:
+        raise RunError(f"{folder} has no {network}; copy the whole exported folder.")
+    if digest_of(path) != digest:
         raise RunError(
-            f"{path} is not the network that {FILE} describes (it was changed, truncated or replaced); export the "
-            "model again."
+            f"{path} is not the network that {description} describes (it was changed, truncated or replaced); export "
+            "the model again."
         )
     return path
 

@@ -8,12 +8,15 @@ SOURCES = Path(__file__).resolve().parents[2]
 ENTRIES = (
     "medkd.core.plan_checks",
     "medkd.cli.predict",
+    "medkd.cli.serve",
     "medkd.inference.folder",
     "medkd.inference.loaded",
     "medkd.models.exported",
     "medkd.runtime.predictor",
+    "medkd.serving.app",
+    "medkd.serving.running",
 )
-"""Command, functions behind it, the checks of plans and the kind of model, which are imported at run time."""
+"""Commands, functions behind them, the checks of plans and the kind of model, which are imported at run time."""
 
 
 def packaged() -> list[str]:

@@ -52,6 +52,7 @@ REQUIRES = [
 EXTRAS = {
     "openvino": ["openvino>=2024.4"],
     "dicom": ["pydicom>=3.0", "highdicom>=0.26", "SimpleITK>=2.3"],
+    "serve": ["fastapi>=0.110", "uvicorn>=0.27", "python-multipart>=0.0.9"],
     "itk": ["SimpleITK>=2.3"],  # NRRD and MetaImage; as large as everything else together
 }
 
@@ -67,7 +68,7 @@ setup(
     py_modules=packaged(),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["medkd_predict = medkd.cli.predict:main"]},
+    entry_points={"console_scripts": ["medkd_predict = medkd.cli.predict:main", "medkd_serve = medkd.cli.serve:main"]},
     cmdclass={"build_py": BuildWithData},
     options={"egg_info": {"egg_base": "."}},  # beside this file, not among the sources of medkd itself
 )

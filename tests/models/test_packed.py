@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,13 @@ def test_bombs_are_refused_before_they_unpack(tmp_path: Path, place: Path, monke
     bomb = craft(tmp_path / "bomb.zip", {"run/run.json": b"\0" * (8 * 2**20)}, way=zipfile.ZIP_DEFLATED)
     with pytest.raises(RunError, match="would grow from"):
         unpacked(bomb)
-    many = craft(tmp_path / "many.zip", {f"run/{i}": b"" for i in range(packed.MOST_ENTRIES + 1)})
+    many = craft(tmp_path / "many.zip", {f"run/{i}": b"" for i in range(packed.RULES.entries + 1)})
     with pytest.raises(RunError, match="entries, a model at most"):
         unpacked(many)
-    monkeypatch.setattr(packed, "MOST_BYTES", 1000)
+    monkeypatch.setattr(packed, "RULES", replace(packed.RULES, entries=2))
+    with pytest.raises(RunError, match="has a directory of 12"):
+        unpacked(craft(tmp_path / "names.zip", {"a" * 12000: b""}))
+    monkeypatch.setattr(packed, "RULES", replace(packed.RULES, size=1000))
     with pytest.raises(RunError, match="would unpack to"):
         unpacked(craft(tmp_path / "large.zip", {"a": b"x" * 600, "b": b"y" * 600}))
     assert list(place.iterdir()) == []

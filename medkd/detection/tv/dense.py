@@ -146,6 +146,20 @@ class DenseDetector(Detector):
         raw = self.head.box_from(level, feature)
         return raw if self.head.shape.bins else self._decode(level, feature, raw)
 
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`medkd.detection.base.Detector.candidates`."""
+        outputs = self(images)
+        assert outputs.boxes is not None
+        boxes = clip_boxes_to_image(outputs.boxes, (images.shape[-2], images.shape[-1]))
+        scores = self.scores(outputs)
+        best = []
+        for level in outputs.levels:
+            part = scores[:, :, level.start : level.stop].flatten(1)
+            lowest = part.topk(min(_CANDIDATES, part.shape[1])).values[:, -1:]
+            best.append((part * (part >= lowest)).unflatten(1, (-1, level.stop - level.start)))
+        wide = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= SMALLEST
+        return boxes, torch.cat(best, -1) * wide[:, None]
+
     @torch.no_grad()
     def detect(
         self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300

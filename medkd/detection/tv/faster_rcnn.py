@@ -136,6 +136,19 @@ class FasterRCNN(Detector):
         outputs = self._score(neck, student.proposals or self._proposals(images, found), images)
         return replace(outputs, objectness=found.objectness, boxes=found.boxes)
 
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`medkd.detection.base.Detector.candidates`; a box per proposal and class, which scores for that."""
+        neck = self.pyramid(images)
+        proposals = self._propose(images, neck)[0]
+        outputs = self._score(neck, proposals, images)
+        assert outputs.deltas is not None
+        decoded = self.scorer.box_coder.decode(outputs.deltas.flatten(1), proposals)
+        boxes = clip_boxes_to_image(decoded, (images.shape[-2], images.shape[-1]))[:, 1:]
+        wide = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= SMALLEST
+        scores = outputs.logits.softmax(-1)[:, 1:] * wide
+        own = torch.eye(scores.shape[1], device=scores.device)
+        return boxes.reshape(1, -1, 4), (scores[:, :, None] * own).permute(2, 0, 1).flatten(1)[None]
+
     @torch.no_grad()
     def detect(
         self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300

@@ -174,6 +174,14 @@ class YoloDetector(Detector):
         branch = self.head.cv3[level]
         return finish(branch, feature if kind else hold(branch, feature)).flatten(2)
 
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`medkd.detection.base.Detector.candidates`."""
+        feats = self.neck(images)
+        raw = self.head.forward_head(feats, **(self.head.one2one if self.end_to_end else self.head.one2many))
+        levels = levels_of(self._names, self._strides, feats)
+        boxes = decode(split_sides(raw["boxes"], self.bins), levels)
+        return boxes, raw["scores"].float().sigmoid()
+
     @torch.no_grad()
     def detect(
         self, images: Tensor, score: float = 0.001, overlap: float | None = None, most: int = 300
@@ -182,17 +190,12 @@ class YoloDetector(Detector):
         training = self.training
         self.eval()
         try:
-            feats = self.neck(images)
-            raw = self.head.forward_head(feats, **(self.head.one2one if self.end_to_end else self.head.one2many))
+            boxes, scores = self.candidates(images)
         finally:
             self.train(training)
-        levels = levels_of(self._names, self._strides, feats)
-        boxes = decode(split_sides(raw["boxes"], self.bins), levels)
         limit = boxes.new_tensor([images.shape[-1], images.shape[-2]] * 2)
         suppression = None if self.end_to_end else self.overlap if overlap is None else overlap
-        chosen = [
-            _select(b, p, score, suppression, most) for b, p in zip(boxes, raw["scores"].float().sigmoid(), strict=True)
-        ]
+        chosen = [_select(b, p, score, suppression, most) for b, p in zip(boxes, scores, strict=True)]
         return [replace(found, boxes=found.boxes.clamp(min=0).minimum(limit)) for found in chosen]
 
     def _own_criterion(self) -> Any:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
 
 import pytest
 
 from medkd.evaluation.report.write import make_report
+from tests.browser import browse, framed, needs_browser, noted
 from tests.evaluation.folders import make_dataset, make_run, make_timings
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -44,7 +36,7 @@ addEventListener("load", () => {
 </script>
 """
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -61,47 +53,28 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_report(4, root=root)
 
 
-def browse(arguments: list[str], page: Path, profile: Path) -> str:
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", *arguments, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @pytest.mark.parametrize("width", [1400, 700])
 def test_nothing_runs_out_of_the_page_and_the_slider_works(page: Path, tmp_path: Path, width: int) -> None:
     probed = tmp_path / "page.html"
     text = page.read_text(encoding="utf-8")
     probed.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    drawn = browse([f"--window-size={width},1200", "--dump-dom", "--virtual-time-budget=4000"], probed, tmp_path / "p")
-    match = re.search(r'<p id="found">(.*?)</p>', drawn)
-    assert match, drawn[-500:]
-    found = json.loads(unescape(match.group(1)))
+    options = (f"--window-size={width},1200", "--dump-dom", "--virtual-time-budget=4000")
+    found = noted(browse(probed.as_uri(), tmp_path / "p", *options))
     assert found["beyond"] == [] and found["scrolls"] == 0 and found["width"] <= width
     assert (found["slice"], found["hidden"], found["pane"]) == ("1", "none", True) and found["shown"].isdigit()
 
 
 def test_on_a_phone_the_page_is_as_wide_as_the_screen(page: Path, tmp_path: Path) -> None:
-    """Headless Chromium opens no window narrower than 500 pixels, so the page stands in a frame of 390."""
     probed = tmp_path / "page.html"
     text = page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>")
     probed.write_text(text, encoding="utf-8")
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        '<iframe id="f" src="page.html" style="width:390px;height:900px;border:0"></iframe><script>'
-        'addEventListener("load", () => { setTimeout(() => { const note = document.createElement("p"); note.id = "all";'
-        'note.textContent = document.getElementById("f").contentDocument.getElementById("found").textContent;'
-        "document.body.append(note); }, 500); });</script>",
-        encoding="utf-8",
-    )
-    options = ["--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=6000"]
-    drawn = browse(options, frame, tmp_path / "p")
-    match = re.search(r'<p id="all">(.*?)</p>', drawn)
-    assert match, drawn[-500:]
-    found = json.loads(unescape(match.group(1)))
+    options = ("--allow-file-access-from-files", "--dump-dom", "--virtual-time-budget=6000")
+    found = noted(browse(framed(probed, 390).as_uri(), tmp_path / "p", *options))
     assert found["beyond"] == [] and found["scrolls"] == 0 and found["width"] <= 390
 
 
 def test_it_prints(page: Path, tmp_path: Path) -> None:
-    browse([f"--print-to-pdf={tmp_path / 'page.pdf'}", "--no-pdf-header-footer"], page, tmp_path / "p")
+    browse(page.as_uri(), tmp_path / "p", f"--print-to-pdf={tmp_path / 'page.pdf'}", "--no-pdf-header-footer")
     content = (tmp_path / "page.pdf").read_bytes()
     assert content.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 14
     assert re.search(rb"/MediaBox\s*\[\s*0 0 84[12]", content)  # A4, landscape: the widest table fits
