@@ -53,7 +53,14 @@ EXTRAS = {
     "h5": ["h5py>=3.8"],
     "runtime": ["onnxruntime>=1.18"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.27", "python-multipart>=0.0.9", "onnxruntime>=1.18"],
-    "export": ["safetensors>=0.4", "onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18", "openvino>=2024.4"],
+    "export": [
+        "safetensors>=0.4",
+        "onnx>=1.16",
+        "onnxscript>=0.2",
+        "onnxruntime>=1.18",
+        "openvino>=2024.4",
+        "nncf>=2.14",
+    ],
     "cluster": ["ray>=2.30", "submitit>=1.5"],
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [

@@ -38,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="compare on this scan, a file per channel (default: a synthetic one)",
     )
-    arguments.add_argument("--int8", action="store_true", help="quantise the network (onnx) and compare it with itself")
     arguments.add_argument(
-        "--scans", type=Path, metavar="FOLDER", help="for --int8: scans to calibrate on (default: the data set's)"
+        "--int8", action="store_true", help="quantise the network (onnx, openvino) and compare it with itself"
+    )
+    arguments.add_argument(
+        "--scans",
+        type=Path,
+        metavar="FOLDER",
+        help="for --int8: scans to calibrate and compare on (default: the data set's)",
     )
     arguments.add_argument(
         "--tolerance", type=float, default=0.005, help="for --int8: largest loss of Dice (default: 0.005)"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medkd.exporting.parity import Parity
+from medkd.exporting.quantising import Quantised
 
 if TYPE_CHECKING:
     from medkd.exporting.formats import Parcel
@@ -26,13 +27,14 @@ _USE = {
 }
 
 
-def model_card(parcel: Parcel, format: str, parity: Parity) -> str:
+def model_card(parcel: Parcel, format: str, parity: Parity, quantised: Quantised | None = None) -> str:
     """The card as Markdown.
 
     Args:
         parcel: what was exported.
         format: how.
-        parity: how the exported network compares with the model.
+        parity: how the exported network compares with the model, before it was quantised.
+        quantised: how the quantised network compares with that, where there is one.
     """
     trained, rule = parcel.trained, parcel.rule
     mirrored = f"mirrored along the axes {list(trained.mirror_axes)}" if rule.mirror else "not mirrored"
@@ -47,10 +49,10 @@ def model_card(parcel: Parcel, format: str, parity: Parity) -> str:
         f"- patch: {_axes(trained.patch_size)} voxels, step {rule.step_size:g} of it, {mirrored}",
         f"- parity: {parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model, logits by up "
         f"to {parity.logits:.2g}",
-        "",
-        "## Made from",
-        "",
     ]
+    if quantised is not None:
+        lines.append(f"- {quantised.text()}; it was calibrated on {quantised.patches} patches")
+    lines += ["", "## Made from", ""]
     for name, value in parcel.origin.items():
         lines.append(f"- {name}: {value}")
     lines += ["", "## Use", "", "```", *_USE[format], "```", ""]

@@ -21,7 +21,7 @@ from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
 from medkd.exporting.output import check_output, put_in_place
 from medkd.exporting.parity import Parity, compare, scan_for
-from medkd.exporting.quantising import TOLERANCE, quantise
+from medkd.exporting.quantising import INT8_FORMATS, TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
@@ -59,9 +59,10 @@ def export_model(
         scan: channel files of a scan on which both are compared; None compares on a synthetic one.
         root: medkd's folder; where it holds the raw data set of a model from elsewhere, the record can say which cases
             the model has seen.
-        int8: quantise the network of the format ``onnx``, see :func:`~medkd.exporting.quantising.quantise`.
-        scans: folder of scans to calibrate and compare the quantised network on; None takes the training and the
-            validation cases of the model's data set below ``root``.
+        int8: quantise the network of the formats ``onnx`` and ``openvino``, see
+            :func:`~medkd.exporting.quantising.quantise`.
+        scans: folder of scans, of which every second one calibrates the quantised network and the others compare it;
+            None takes the training and the validation cases of the model's data set below ``root``.
         tolerance: largest loss of Dice that quantising may cost.
         overwrite: replace an exported model that is there.
 
@@ -74,8 +75,10 @@ def export_model(
     """
     if format not in FORMATS:
         raise RunError(f"Unknown format '{format}'.{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
-    if int8 and format != "onnx":
-        raise RunError(f"--int8 quantises --format onnx, not {format}; leave out one of the two.")
+    if int8 and format not in INT8_FORMATS:
+        raise RunError(
+            f"--int8 quantises --format {' or '.join(INT8_FORMATS)}, not {format}; leave out one of the two."
+        )
     output = Path(output)
     check_output(output, overwrite)
     source = open_model(model, "segmentation")
@@ -89,11 +92,14 @@ def export_model(
         parity = _fill(folder, parcel, FORMATS[format], scan)
         seen = seen_cases(source, trained, root)
         record = {"format": format, "made_from": parcel.origin, "seen": seen, "parity": asdict(parity)}
+        quantised = None
         if int8:
             calibration, judged = _scans_for_int8(trained, seen, scans, root)
-            record["int8"] = asdict(quantise(folder, calibration, judged, tolerance=tolerance))
+            quantised = quantise(folder, calibration, judged, tolerance=tolerance)
+            _log.info("%s.", quantised.text())
+            record["int8"] = asdict(quantised)
         write_json(folder / RECORD, record)
-        write_text(folder / CARD, model_card(parcel, format, parity))
+        write_text(folder / CARD, model_card(parcel, format, parity, quantised))
         put_in_place(folder, output)
     return parity
 
@@ -104,14 +110,18 @@ def _scans_for_int8(
     """Scans to calibrate on, and to compare on: of the data set those that training has and has not seen."""
     if scans is not None:
         given = find_cases(scans, len(trained.channels))
-        return given, given
+        return given[::2], given[1::2] or given
     raw = Root.resolve(root).raw / trained.plan.dataset
     if not (raw / DATASET_FILE).is_file():
         raise RunError(f"--int8 needs scans, but there is no data set {raw}; give a folder of scans with --scans.")
     cases = training_cases(raw, DatasetDescription.load(raw / DATASET_FILE))
-    trained_on = [case for case in cases if seen is not None and case.case in seen]
-    held_out = [case for case in cases if case not in trained_on]
+    trained_on, held_out = _apart(cases, set(seen or ()))
     return trained_on or cases, held_out or cases
+
+
+def _apart(cases: Sequence[CaseFiles], known: set[str]) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """Cases that are known, and the others."""
+    return [case for case in cases if case.case in known], [case for case in cases if case.case not in known]
 
 
 def seen_cases(source: ModelFolder[TrainedModel], trained: TrainedModel, root: Path | None) -> list[str] | None:

@@ -1,13 +1,15 @@
 """INT8 after training: an exported network with quantised convolutions, calibrated on scans, judged by its label maps.
 
-Static quantisation by ONNX Runtime (QDQ, a scale per output channel). The first convolution and the one that makes the
-logits stay in float, as do norms, activations and transposed convolutions.
+Static quantisation, by ONNX Runtime (QDQ, a scale per output channel) of ``model.onnx`` and by NNCF of OpenVINO's
+``model.xml``. The first convolution and the one that makes the logits stay in float, as do norms, activations and, in
+ONNX Runtime, transposed convolutions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ import numpy as np
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import RunError
+from medkd.core.timing import interleaved
 from medkd.exporting.onnx import quiet
 from medkd.io.volumes import read_image
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.runtime.engines import Engine
 from medkd.runtime.package import digest_of, read_exported, write_exported
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.runtime.window import sliding_logits
@@ -25,7 +29,9 @@ from medkd.runtime.window import sliding_logits
 TOLERANCE = 0.005
 CALIBRATION_SCANS = 8
 JUDGED_SCANS = 10
+INT8_FORMATS = ("onnx", "openvino")
 _PATCHES = 32  # of all calibration scans together
+_REPETITIONS = 7  # of both networks in turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class Quantised:
         patches: on which it was calibrated.
         bytes_before: size of the float network.
         bytes_after: size of the quantised one.
+        milliseconds_before: of the float network for a patch on this machine, the median of turns.
+        milliseconds_after: of the quantised one.
     """
 
     loss: float
@@ -47,6 +55,18 @@ class Quantised:
     patches: int
     bytes_before: int
     bytes_after: int
+    milliseconds_before: float
+    milliseconds_after: float
+
+    def text(self) -> str:
+        """What it costs and gains, for people."""
+        quicker = self.milliseconds_before / self.milliseconds_after
+        speed = f"{quicker:.2g} times faster" if quicker >= 1 else f"{1 / quicker:.2g} times slower"
+        return (
+            f"INT8 costs {self.loss:.4f} Dice against the float network on {len(self.scans)} scans (worst structure "
+            f"{self.worst:.4f}); {self.bytes_before / 1e6:.3g} → {self.bytes_after / 1e6:.3g} MB, "
+            f"{self.milliseconds_before:.3g} → {self.milliseconds_after:.3g} ms per patch on this machine ({speed})"
+        )
 
 
 def quantise(
@@ -55,24 +75,24 @@ def quantise(
     """Replace the network of an exported folder by a quantised one, if it predicts nearly the same.
 
     Args:
-        folder: made by the format ``onnx``.
+        folder: made by the format ``onnx`` or ``openvino``.
         calibration: scans whose patches give the ranges of activations.
         judged: scans on which both networks are compared, without mirroring; best ones that training has not seen.
         tolerance: largest loss of Dice that is accepted.
 
     Raises:
-        RunError: onnxruntime's quantisation is not installed, the label maps differ by more, or there is no scan.
+        RunError: the package that quantises is not installed, the label maps differ by more, or there is no scan.
         DataError: a scan cannot be read.
     """
     if not calibration or not judged:
         raise RunError("--int8 needs scans to calibrate and to compare on; give a folder of them with --scans.")
     float_network = RuntimePredictor.open(folder, mirror=False)
-    source, target = folder / float_network.exported.network, folder / "int8.onnx"
+    source = folder / float_network.exported.network
     patches = _patches(float_network, [_prepared(float_network, case) for case in calibration[:CALIBRATION_SCANS]])
-    _write(source, target, patches)
-    before, after = source.stat().st_size, target.stat().st_size
     expected = [_labels(float_network, case) for case in judged[:JUDGED_SCANS]]
-    target.replace(source)
+    before = _size(source)
+    write = _write_openvino if source.suffix == ".xml" else _write_onnx
+    write(source, patches)
     write_exported(folder, replace(read_exported(folder), digest=digest_of(source)))
     int8_network = RuntimePredictor.open(folder, mirror=False)
     dice: list[float] = []
@@ -82,21 +102,23 @@ def quantise(
         raise RunError(
             "--int8 cannot be judged: neither network finds a structure in the given scans; give other scans."
         )
-    loss = 1 - float(np.mean(dice))
-    names = tuple(case.case for case in judged[: len(expected)])
-    if loss > tolerance:
-        raise RunError(
-            f"INT8 costs {loss:.4f} Dice against the float network on {len(names)} scans (worst structure "
-            f"{min(dice):.4f}), more than --tolerance {tolerance:g}; export without --int8, or accept more."
-        )
-    return Quantised(
-        loss=loss,
+    slow, quick = _milliseconds(float_network.engine, int8_network.engine, patches[0])
+    found = Quantised(
+        loss=1 - float(np.mean(dice)),
         worst=min(dice),
-        scans=names,
+        scans=tuple(case.case for case in judged[: len(expected)]),
         patches=len(patches),
         bytes_before=before,
-        bytes_after=after,
+        bytes_after=_size(source),
+        milliseconds_before=slow,
+        milliseconds_after=quick,
     )
+    if found.loss > tolerance:
+        raise RunError(
+            f"INT8 costs {found.loss:.4f} Dice against the float network on {len(found.scans)} scans (worst structure "
+            f"{found.worst:.4f}), more than --tolerance {tolerance:g}; export without --int8, or accept more."
+        )
+    return found
 
 
 def _prepared(predictor: RuntimePredictor, case: CaseFiles) -> Preprocessed:
@@ -106,6 +128,20 @@ def _prepared(predictor: RuntimePredictor, case: CaseFiles) -> Preprocessed:
 
 def _labels(predictor: RuntimePredictor, case: CaseFiles) -> np.ndarray:
     return predictor.predict(_prepared(predictor, case)).labels
+
+
+def _size(network: Path) -> int:
+    """Bytes of a network with the weights that OpenVINO keeps beside it."""
+    weights = network.with_suffix(".bin")
+    return network.stat().st_size + (weights.stat().st_size if weights.is_file() else 0)
+
+
+def _milliseconds(before: Engine, after: Engine, patch: np.ndarray) -> tuple[float, float]:
+    """Medians of both engines for one patch, in turns."""
+    actions: dict[str, Callable[[], Any]] = {"before": partial(before, patch), "after": partial(after, patch)}
+    taken = interleaved(actions, _REPETITIONS)
+    first, second = (1000 * float(np.median(taken[name])) for name in ("before", "after"))
+    return first, second
 
 
 def _patches(predictor: RuntimePredictor, scans: Sequence[Preprocessed]) -> list[np.ndarray]:
@@ -122,7 +158,8 @@ def _patches(predictor: RuntimePredictor, scans: Sequence[Preprocessed]) -> list
     return [shown[index] for index in chosen]
 
 
-def _write(source: Path, target: Path, patches: Sequence[np.ndarray]) -> None:
+def _write_onnx(network: Path, patches: Sequence[np.ndarray]) -> None:
+    """Quantise ``model.onnx`` in its place."""
     try:
         import onnx
         from onnxruntime import quantization
@@ -140,20 +177,57 @@ def _write(source: Path, target: Path, patches: Sequence[np.ndarray]) -> None:
             patch = next(self._patches, None)
             return None if patch is None else {"image": patch}
 
-    graph = onnx.load(source).graph
+    graph = onnx.load(network).graph
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
     options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["Conv"]}
+    target = network.with_name("int8.onnx")
     with quiet():
         quantization.quantize_static(
-            source,
+            network,
             target,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=[convolutions[0], convolutions[-1]] if convolutions else [],
+            nodes_to_exclude=_ends(convolutions),
             **options,
         )
+    target.replace(network)
+
+
+def _write_openvino(network: Path, patches: Sequence[np.ndarray]) -> None:
+    """Quantise ``model.xml`` and its weights in their place."""
+    try:
+        import nncf
+        import openvino
+    except ImportError as error:
+        raise RunError(
+            "--int8 of OpenVINO needs the packages nncf and openvino: pip install 'medkd[export]'."
+        ) from error
+    import logging
+
+    with quiet():
+        nncf.set_log_level(logging.ERROR)
+        model = openvino.Core().read_model(str(network))
+        convolutions = []
+        for part in model.get_ordered_ops():
+            if part.get_type_name() in ("Convolution", "GroupConvolution"):
+                convolutions.append(part.get_friendly_name())
+        made = nncf.quantize(
+            model,
+            nncf.Dataset(list(patches)),
+            subset_size=len(patches),
+            ignored_scope=nncf.IgnoredScope(names=_ends(convolutions)),
+        )
+        target = network.with_name("int8.xml")
+        openvino.save_model(made, str(target), compress_to_fp16=True)
+    for suffix in (".bin", ".xml"):
+        target.with_suffix(suffix).replace(network.with_suffix(suffix))
+
+
+def _ends(convolutions: Sequence[str]) -> list[str]:
+    """The first convolution, which sees the scan, and the last, which makes the logits: they stay in float."""
+    return list(dict.fromkeys([*convolutions[:1], *convolutions[-1:]]))
 
 
 def _dice(found: np.ndarray, reference: np.ndarray) -> list[float]:

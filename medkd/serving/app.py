@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medkd import __version__
 from medkd.core.errors import DataError, MedkdError
+from medkd.core.files import lasting_scratch_folder
 from medkd.core.serial import nearest
 from medkd.runtime.prediction import CasePredictor
 from medkd.serving.gate import Gate
@@ -89,7 +90,7 @@ class _Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """A folder for what is being worked on, as long as the server runs."""
-        self._place = Path(tempfile.mkdtemp(prefix="medkd-serve-"))
+        self._place = lasting_scratch_folder()  # what a killed server leaves, the next one removes
         try:
             yield
         finally:

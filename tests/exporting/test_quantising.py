@@ -29,10 +29,11 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "scans"
 
 
-def test_a_quantised_student_predicts_nearly_the_same(scans: Path, tmp_path: Path) -> None:
-    import onnx
-
-    export_model(STUDENT, tmp_path / "int8", int8=True, scans=scans, tolerance=0.05)
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_quantised_student_predicts_nearly_the_same(scans: Path, tmp_path: Path, format: str) -> None:
+    if format == "openvino":
+        pytest.importorskip("nncf")
+    export_model(STUDENT, tmp_path / "int8", format=format, int8=True, scans=scans, tolerance=0.05)
     stated = read_json(tmp_path / "int8" / "export.json")["int8"]
     image, geometry = read_image([scans / "scan_0000.nii.gz"], "scan")
     found = RuntimePredictor.open(tmp_path / "int8", mirror=False).predict_case(image, geometry, "scan")
@@ -40,9 +41,50 @@ def test_a_quantised_student_predicts_nearly_the_same(scans: Path, tmp_path: Pat
     labels = [label for label in np.unique(expected) if label]
     dice = [2 * ((found == v) & (expected == v)).sum() / ((found == v).sum() + (expected == v).sum()) for v in labels]
     assert 1 - np.mean(dice) == pytest.approx(stated["loss"], abs=1e-3) and stated["loss"] < 0.05
-    nodes = [node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node]
-    assert "QuantizeLinear" in nodes
     assert stated["scans"] == ["scan"] and 0 < stated["patches"] <= 32
+    assert stated["milliseconds_before"] > 0 and stated["milliseconds_after"] > 0
+    assert stated["bytes_after"] < stated["bytes_before"] * (0.6 if format == "onnx" else 0.9)
+    card = (tmp_path / "int8" / "README.md").read_text()
+    assert f"INT8 costs {stated['loss']:.4f} Dice against the float network" in card
+
+
+def test_the_first_and_the_last_convolution_stay_in_float(scans: Path, tmp_path: Path) -> None:
+    import onnx
+
+    export_model(STUDENT, tmp_path / "int8", int8=True, scans=scans, tolerance=0.05)
+    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
+    made_by = {output: node.op_type for node in nodes for output in node.output}
+    quantised = [made_by.get(node.input[1]) == "DequantizeLinear" for node in nodes if node.op_type == "Conv"]
+    assert len(quantised) > 3 and not quantised[0] and not quantised[-1] and all(quantised[1:-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_trained_student_keeps_its_label_maps(trained: Path, tmp_path: Path, format: str) -> None:
+    """A student of a few hundred steps on the phantom, with its own training and validation cases, at the default
+    tolerance.
+    """
+    for package in ("onnxscript", "onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(package)
+    root = trained.parents[2]
+    export_model(trained, tmp_path / "int8", format=format, int8=True, root=root)
+    record = read_json(tmp_path / "int8" / "export.json")
+    assert record["int8"]["loss"] <= quantising.TOLERANCE
+    assert not set(record["int8"]["scans"]) & set(record["seen"])  # judged on cases that it has not seen
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import medkd
+    from dataset_conversion.phantom import make_phantom
+
+    root = tmp_path_factory.mktemp("trained")
+    make_phantom(root / "raw" / "Dataset004_Phantom", cases=10, test_cases=0, shape=(24, 40, 40))
+    medkd.plan_and_preprocess(4, root=root, configurations=["3d_fullres"], orientation="RAS")
+    options = medkd.TrainOptions(
+        root=root, epochs=6, iterations_per_epoch=50, batch_size=2, patch_size=(16, 32, 32), workers=0, device="cpu"
+    )
+    return medkd.train(4, "unet_tiny", 0, options, validate=False).parent
 
 
 def test_a_loss_above_the_tolerance_is_refused_with_its_figure(
@@ -57,7 +99,7 @@ def test_a_loss_above_the_tolerance_is_refused_with_its_figure(
 
 
 def test_int8_without_scans_or_of_another_format_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="--int8 quantises --format onnx, not nnunet"):
+    with pytest.raises(RunError, match="--int8 quantises --format onnx or openvino, not nnunet"):
         export_model(STUDENT, tmp_path / "out", format="nnunet", int8=True)
     pytest.importorskip("onnxscript")
     with pytest.raises(RunError, match="give a folder of scans with --scans"):

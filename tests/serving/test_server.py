@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def left(place: Path) -> list[Path]:
-    return [path for path in place.rglob("*") if not path.name.startswith("medkd-serve-")]
+    return [path for path in place.rglob("*") if not path.name.startswith("medkd-")]
 
 
 def labels(reply: Reply, folder: Path) -> np.ndarray:
@@ -222,7 +222,7 @@ def test_what_is_no_scan_is_one_sentence_without_paths(
     body, expected = BAD[kind]
     reply = serve(predictor)("/predict", body)
     assert reply.status == 400 and expected in error(reply)
-    assert str(place) not in reply.body.decode() and "medkd-serve" not in reply.body.decode()
+    assert str(place) not in reply.body.decode() and "medkd-" not in reply.body.decode()
     assert left(place) == []
 
 
