@@ -83,7 +83,7 @@ class _Server:
     def __init__(self, predictor: CasePredictor, name: str, limits: Limits) -> None:
         self.name, self.limits = name, limits
         self.metrics, self.gate = Metrics(), Gate(limits.queue)
-        self.segmenter = Segmenter(predictor, limits, self.metrics)
+        self.segmenter = Segmenter(predictor, name, limits, self.metrics)
         self._threads = ThreadPoolExecutor(limits.queue, "scan")  # one each; the networks take turns
         self._place = Path()
 

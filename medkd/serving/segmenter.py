@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from medkd.core.dataset import CaseFiles
+from medkd.core.dataset import SEGMENTATION, CaseFiles
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.geometry import Geometry
 from medkd.inference.outputs import Outputs
-from medkd.io.volumes import WRITABLE, read_geometry, read_image
+from medkd.inference.writers import writer_of
+from medkd.io.volumes import read_geometry, read_image
+from medkd.io.writing.formats import FORMATS as KNOWN_FORMATS
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.preprocessing.ranges import compare_scan
 from medkd.runtime.prediction import CasePredictor, Prediction
@@ -26,7 +28,7 @@ from medkd.serving.intake import scan_of
 from medkd.serving.limits import Limits
 from medkd.serving.metrics import Metrics
 
-FORMATS = tuple(ending.removeprefix(".") for ending in WRITABLE)
+FORMATS = tuple(name for name, entry in KNOWN_FORMATS.items() if entry.task == SEGMENTATION)
 _log = logging.getLogger(__name__)
 
 
@@ -75,12 +77,14 @@ class Segmenter:
 
     Args:
         predictor: the loaded model.
+        name: of the model; DICOM objects say it.
         limits: what is taken.
         metrics: where times are counted.
     """
 
-    def __init__(self, predictor: CasePredictor, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, predictor: CasePredictor, name: str, limits: Limits, metrics: Metrics) -> None:
         self.predictor, self.limits, self.metrics = predictor, limits, metrics
+        self._writer = writer_of(predictor, name)
         self.channels = len(predictor.configuration.normalization)
         self._network = threading.Lock()
 
@@ -99,7 +103,9 @@ class Segmenter:
         predictor = self.predictor
         with self._stage("read", seconds, order):
             case = scan_of(order.uploads, self.channels, self.limits)
+            outputs = self._outputs(order, case)
             image, geometry = self._read(case)
+            outputs.check(case, geometry)
             findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
             shown = image[0].copy() if order.view else None
             prepared = preprocess_case(
@@ -107,13 +113,20 @@ class Segmenter:
             )
         prediction = self._predict(prepared, seconds, order)
         with self._stage("write", seconds, order):
-            target = order.folder / "answer" / f"segmentation.{order.format}"
-            Outputs(target.parent, target).write(case, prediction, geometry)
+            outputs.write(case, prediction, geometry)
             view = None
             if shown is not None:
                 view = displayed(shown, prediction.labels, geometry, predictor.labels)
         self.metrics.segmented(prediction.labels.size)
-        return Answer(target, seconds, tuple(finding.text() for finding in findings), view)
+        return Answer(outputs.label_map(case), seconds, tuple(finding.text() for finding in findings), view)
+
+    def _outputs(self, order: Order, case: CaseFiles) -> Outputs:
+        """Where the answer goes; a format that refers to a DICOM series needs one."""
+        chosen = KNOWN_FORMATS[order.format]
+        folder = order.folder / "answer"
+        folder.mkdir()
+        file = folder / f"segmentation{chosen.ending}"
+        return Outputs.for_file(file, case, formats=(chosen,), writer=self._writer, series=None)
 
     def _read(self, case: CaseFiles) -> tuple[np.ndarray, Geometry]:
         for path in case.images:

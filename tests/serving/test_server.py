@@ -93,11 +93,22 @@ def test_a_zipped_dicom_series_gives_its_label_map(
         tmp_path / "series", stored, step=step, spacing=tuple(spacing), slope=0.05, intercept=round(low, 3)
     )
     entries = {f"study/CT/{path.name}": path.read_bytes() for path in files}
-    reply = serve(predictor)("/predict?format=nii.gz", zipped(entries))
+    reply = serve(predictor)("/predict?format=nifti", zipped(entries))
     stored, geometry = read_image(files, "series")
     found = labels(reply, tmp_path)
     assert np.array_equal(found, predictor.predict_case(stored, geometry, "series")) and found.any()
     assert left(place) == []
+    pytest.importorskip("highdicom")
+    import pydicom
+
+    reply = serve(predictor)("/predict?format=dicom-seg", zipped(entries))
+    segmentation = pydicom.dcmread(io.BytesIO(reply.body))
+    assert reply.status == 200 and segmentation.Modality == "SEG"
+    assert [str(part.SegmentLabel) for part in segmentation.SegmentSequence] == ["small", "large"]
+    series = pydicom.dcmread(files[0]).SeriesInstanceUID
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == series
+    lacking = error(serve(predictor)("/predict?format=dicom-seg", SCAN.read_bytes()))
+    assert "DICOM" in lacking and str(place) not in lacking and left(place) == []
 
 
 def test_ten_clients_at_once_get_their_own_label_maps(
@@ -245,7 +256,7 @@ def test_forms_of_another_kind_are_one_sentence(serve: Serve, predictor: Runtime
     assert "The form cannot be read" in error(
         call("/predict", b"nonsense", {"Content-Type": "multipart/form-data; boundary=edge"})
     )
-    assert "Unknown format 'nii.gs'. Did you mean 'nii.gz'?" in error(call("/predict?format=nii.gs", b"x"))
+    assert "Unknown format 'nifty'. Did you mean 'nifti'?" in error(call("/predict?format=nifty", b"x"))
     assert call("/predict?format=../../x", b"x").status == 400
 
 
