@@ -96,3 +96,11 @@ def make_dataset(root: Path, cases: int = 6, *, regions: bool = False, labels: L
             recipe = recipe_of(plan, configured, labels)
             CaseStore(folder / configured.name).write(case, prepared, labels, [describe_source(path)], recipe)
     return folder
+
+
+def write_scans(root: Path, cases: int = 6) -> None:
+    """The raw images of :func:`make_dataset`, for what reads them."""
+    for index in range(cases):
+        image, label = boxes_case(index)
+        path = root / "raw" / NAME / "imagesTr" / f"case_{index:02d}_0000.nii.gz"
+        write_volume(path, image[0], Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0)))

@@ -18,11 +18,10 @@ from medkd.api.compression import CompressedRow, Compression, Estimate
 from medkd.cli.compress import main
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
-from medkd.core.geometry import Geometry
-from medkd.io.volumes import write_volume
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train
-from tests.training.builders import NAME, boxes_case, make_dataset
+from tests.detection.builders import make_dataset as make_radiographs
+from tests.training.builders import NAME, make_dataset, write_scans
 
 SHORT: dict[str, Any] = {
     **{"epochs": 2, "iterations_per_epoch": 2, "batch_size": 2, "workers": 0, "device": "cpu", "save_every": 1},
@@ -35,10 +34,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a trained U-Net of 8 and 16 channels, and one that is no U-Net."""
     root = tmp_path_factory.mktemp("start")
     folder = make_dataset(root)
-    for index in range(6):
-        image, label = boxes_case(index)
-        path = root / "raw" / NAME / "imagesTr" / f"case_{index:02d}_0000.nii.gz"
-        write_volume(path, image[0], Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0)))
+    write_scans(root)
     plan = json.loads((folder / "plans.json").read_text())
     for configuration in plan["configurations"].values():
         configuration["architectures"]["plain_unet"]["features_per_stage"] = [8, 16]
@@ -201,3 +197,9 @@ def test_the_advice_names_the_run_and_what_it_saves() -> None:
         "teacher",
         "within",
     ]
+
+
+def test_detectors_are_started_otherwise(tmp_path: Path) -> None:
+    make_radiographs(tmp_path, images=4)
+    with pytest.raises(RunError, match=r"medkd_train_distill Dataset502_Tiny TEACHER STUDENT none 0 --init teacher\.$"):
+        medkd.compress("yolov8l", 502, root=tmp_path)
