@@ -21,8 +21,28 @@ _SMALLEST = 4  # pixels of an image's side; a box within the first pixel of a la
 _CORRECT = "correct the annotation, or remove the image"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crowds:
+    """What one file states about crowds on an image.
+
+    Attributes:
+        ignored: class name and box around a crowd, which is not learnt and not judged.
+    """
+
+    ignored: tuple[NamedBox, ...] = ()
+
+    def ignored_within(self, size: Size, categories: Collection[str]) -> list[NamedBox]:
+        """The crowds of some classes, cut at the image's border; those of no area are left out."""
+        kept: list[NamedBox] = []
+        for name, (left, top, right, bottom) in self.ignored:
+            cut = (max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1])))
+            if name in categories and cut[2] > cut[0] and cut[3] > cut[1]:
+                kept.append((name, cut))
+        return kept
+
+
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Crowds):
     """The boxes of one image as one file states them.
 
     Attributes:
@@ -42,9 +62,8 @@ class Drawn:
     def joined(self, other: Drawn) -> Drawn:
         """The annotations of both, which are of the same image."""
         size = self.size or other.size
-        return Drawn(
-            self.file, self.boxes + other.boxes, size, self.unknown + other.unknown, self.unusable + other.unusable
-        )
+        unusable, ignored = self.unusable + other.unusable, self.ignored + other.ignored
+        return Drawn(self.file, self.boxes + other.boxes, size, self.unknown + other.unknown, unusable, ignored=ignored)
 
 
 def clean_boxes(
@@ -90,7 +109,7 @@ def _faults_of_annotation(case: str, drawn: Drawn, categories: Collection[str]) 
         findings.append(_finding(case, drawn.file, expected, f"'{name}'", "name it, or correct the file"))
     for text in drawn.unusable:
         expected = "a bbox of four numbers, or polygons, of one object"
-        action = "correct it (iscrowd 0 if it is one), or remove the image"
+        action = "correct it, or remove the image"
         findings.append(_finding(case, drawn.file, expected, text, action))
     return findings
 

@@ -28,9 +28,10 @@ source:    a folder with one COCO file, or one each for training, validation and
              annotations/instances_train.json, instances_val.json    or    train/_annotations.coco.json, valid/...
              images/...                                              found by 'file_name'
 Files whose name or folder says train, val (valid) or test give fold 0 and the test cases; one file alone gives five
-folds. Boxes are 'bbox', else the polygons' ends. Images with a crowd (iscrowd 1) or an annotation without either are
-left out, and named. Images without boxes are negatives; --labels chooses and orders classes; --patients keeps a
-patient's images in one fold."""
+folds. Boxes are 'bbox', else the polygons' ends. Crowds (iscrowd 1) are kept as boxes to be ignored: they are not
+learnt, and what is found in them is neither right nor wrong. Images with an annotation without a box are left out, and
+named. Images without boxes are negatives; --labels chooses and orders classes; --patients keeps a patient's images in
+one fold."""
 
 
 def convert(source: Path, folder: Path, options: ConversionOptions) -> ConversionReport:
@@ -184,8 +185,9 @@ def _claimed_twice(image: Path, path: Path, names: Sequence[str]) -> Finding:
 
 
 def _item(image: Path, drawn: Drawn, part: str | None) -> Item:
-    negative = not (drawn.boxes or drawn.unknown or drawn.unusable)
+    negative = not (drawn.boxes or drawn.unknown or drawn.unusable or drawn.ignored)
     recipe = f"{drawn.size} {drawn.boxes} {drawn.unknown}" + (f" {drawn.unusable}" if drawn.unusable else "")
+    recipe += f" {drawn.ignored}" if drawn.ignored else ""
     return Item(
         image=image, annotate=lambda size: (drawn, []), annotations=(), part=part, negative=negative, recipe=recipe
     )

@@ -183,12 +183,19 @@ def radiograph_job(
             if name in rules.categories:
                 names.append(name)
                 boxes.append(box)
+        crowds = drawn.ignored_within(radiograph.size, rules.categories)
         marks, noticed = _marks(case, image, radiograph, not boxes)
         pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
         wide = radiograph.pixels.dtype != np.uint8
         width, height = radiograph.size
         annotation = BoxAnnotation(
-            width=width, height=height, boxes=tuple(boxes), names=tuple(names), window=window if wide else None
+            width=width,
+            height=height,
+            boxes=tuple(boxes),
+            names=tuple(names),
+            ignored=tuple(box for _, box in crowds),
+            ignored_names=tuple(name for name, _ in crowds),
+            window=window if wide else None,
         )
         return CaseContent(
             images=(image if radiograph.plain else pixels,),

@@ -43,9 +43,9 @@ class Coco:
 def read_coco(path: Path) -> Coco:
     """Read a COCO file; boxes are taken from ``bbox``, or from the polygons where there is none.
 
-    An annotation without either, and one of a crowd (``iscrowd``), which COCO's evaluation ignores, is unusable. Ids
-    may be numbers or texts. Where annotations belong to no listed image, an image without annotations may be theirs, so
-    that it is no negative.
+    An annotation without either is unusable; the box of a crowd (``iscrowd``) is kept as one to be ignored, as COCO's
+    evaluation does. Ids may be numbers or texts. Where annotations belong to no listed image, an image without
+    annotations may be theirs, so that it is no negative.
 
     Raises:
         DataError: the file is no COCO file, no annotation belongs to an image, an id is that of two images, or the
@@ -156,7 +156,7 @@ def _by_name(
 
 def _doubtful(drawn: Drawn, strays: int) -> Drawn:
     """An image without annotations in a file with annotations of no image: nobody knows that it is a negative."""
-    if drawn.boxes or drawn.unknown or drawn.unusable:
+    if drawn.boxes or drawn.unknown or drawn.unusable or drawn.ignored:
         return drawn
     text = f"no annotation, while {strays} annotations of this file belong to no image"
     return Drawn(drawn.file, size=drawn.size, unusable=(text,))
@@ -177,9 +177,10 @@ def _annotation(path: Path, annotation: Mapping[str, Any], names: Mapping[Any, s
     if category not in names:
         return Drawn(path, unknown=(f"category_id {category}",))
     try:
+        named = ((names[category], _corners(annotation)),)
         if bool(annotation.get("iscrowd")):
-            return Drawn(path, unusable=(f"{label} of a crowd (iscrowd 1)",))
-        return Drawn(path, ((names[category], _corners(annotation)),))
+            return Drawn(path, ignored=named)
+        return Drawn(path, named)
     except (KeyError, TypeError, ValueError, IndexError):
         shape = annotation.get("bbox") or annotation.get("segmentation")
         return Drawn(path, unusable=(f"{label} with {str(shape)[:60] if shape else 'neither'}",))

@@ -36,6 +36,9 @@ class BoxAnnotation:
         height: likewise.
         boxes: ``(x_min, y_min, x_max, y_max)`` each.
         names: the class of each box; one of the data set's ``categories``.
+        ignored: boxes around crowds, of which nobody counts the members: they are not trained on, and what is found in
+            them is neither right nor wrong.
+        ignored_names: the class of each.
         window: for an image that was brought from 16 to 8 bits, the source intensities that became 0 and 255.
     """
 
@@ -43,6 +46,8 @@ class BoxAnnotation:
     height: int
     boxes: tuple[tuple[float, ...], ...] = ()
     names: tuple[str, ...] = ()
+    ignored: tuple[tuple[float, ...], ...] = ()
+    ignored_names: tuple[str, ...] = ()
     window: tuple[float, ...] | None = None
     schema: int = 1
 
@@ -54,12 +59,10 @@ class BoxAnnotation:
             DataError: the file is missing, of another form, or a box has not four finite coordinates and a name.
         """
         annotation = load(cls, path)
-        if len(annotation.boxes) != len(annotation.names):
-            raise DataError(
-                f"{path}: expected one name per box, found {len(annotation.names)} names for {len(annotation.boxes)} "
-                "boxes."
-            )
-        for box in annotation.boxes:
+        for boxes, names in ((annotation.boxes, annotation.names), (annotation.ignored, annotation.ignored_names)):
+            if len(boxes) != len(names):
+                raise DataError(f"{path}: expected one name per box, found {len(names)} names for {len(boxes)} boxes.")
+        for box in (*annotation.boxes, *annotation.ignored):
             if len(box) != 4 or not all(map(math.isfinite, box)):
                 raise DataError(f"{path}: expected boxes as [x_min, y_min, x_max, y_max] in pixels, found {list(box)}.")
         return annotation
@@ -80,15 +83,23 @@ class BoxAnnotation:
         Raises:
             DataError: a box has a class that is not in ``categories``.
         """
-        import numpy as np
+        return _places(self.names, categories)
 
-        unknown = sorted(set(self.names) - set(categories))
-        if unknown:
-            raise DataError(
-                f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'."
-            )
-        places = {name: place for place, name in enumerate(categories)}
-        return np.array([places[name] for name in self.names], dtype=np.int64)
+    def ignored_indices(self, categories: Sequence[str]) -> np.ndarray:
+        """The same of the boxes that are ignored."""
+        return _places(self.ignored_names, categories)
+
+
+def _places(names: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    import numpy as np
+
+    unknown = sorted(set(names) - set(categories))
+    if unknown:
+        raise DataError(
+            f"Expected boxes of the classes {', '.join(categories)}, found '{unknown[0]}'; add it to 'categories'."
+        )
+    places = {name: place for place, name in enumerate(categories)}
+    return np.array([places[name] for name in names], dtype=np.int64)
 
 
 def box_faults(box: Sequence[float], width: int, height: int, tolerance: float = 1e-3) -> str | None:

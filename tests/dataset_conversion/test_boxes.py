@@ -75,7 +75,7 @@ def test_coco_without_bbox_uses_the_polygons_and_strays_are_named(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"iscrowd": 1}, "annotation 17 of a crowd"),
+        ({"iscrowd": 1, "bbox": []}, "annotation 17 with neither"),
         ({"bbox": None, "segmentation": {"size": [40, 60], "counts": "abc"}}, "annotation 17 with {'size'"),
         ({"bbox": [1, 2, 3]}, "annotation 17 with [1, 2, 3]"),
         ({"bbox": [1, 2, 3, None]}, "annotation 17 with [1, 2, 3, None]"),

@@ -191,16 +191,38 @@ def test_an_unlisted_image_is_not_taken_for_a_negative_in_coco(tmp_path: Path) -
     assert report.ok and "extra" not in report.converted and "extra.jpg" in report.warnings[0].text()
 
 
-def test_an_image_with_a_crowd_is_left_out_by_name_and_no_size_is_measured(tmp_path: Path) -> None:
+def test_a_crowd_is_kept_to_be_ignored_and_no_size_is_measured(tmp_path: Path) -> None:
     source = make("coco", tmp_path / "own")
     path = source / "annotations/instances_all.json"
     data = json.loads(path.read_text())
-    data["annotations"][0] |= {"iscrowd": 1, "image_id": data["images"][2]["id"]}
+    crowd = data["annotations"][0]
+    crowd |= {"iscrowd": 1, "image_id": data["images"][2]["id"], "segmentation": {"size": [9, 9], "counts": "a"}}
     data["images"][1]["width"] = None
     path.write_text(json.dumps(data))
-    report = convert("coco", source, tmp_path / "root", negatives="none").conversion
-    assert report.left_out == ("x2",) and "x1" in report.converted, "an image with a crowd alone is no negative either"
-    assert "case x2" in report.problems[0].text() and "annotation 0 of a crowd" in report.problems[0].text()
+    converted = convert("coco", source, tmp_path / "root", negatives="none")
+    report = converted.conversion
+    assert report.ok and "x1" in report.converted
+    assert "x2" in report.converted, "an image with a crowd alone is no negative either"
+    label = BoxAnnotation.load(converted.folder / "labelsTr" / "x2.json")
+    left, top, width, height = crowd["bbox"]
+    assert len(label.ignored) == len(label.ignored_names) == 1
+    assert label.ignored[0] == pytest.approx((left, top, left + width, top + height), abs=1e-6)
+    assert all(box != label.ignored[0] for box in label.boxes)
+
+
+def test_eighty_classes_keep_the_order_of_their_ids(tmp_path: Path) -> None:
+    source = make("coco", tmp_path / "own")
+    path = source / "annotations/instances_all.json"
+    data = json.loads(path.read_text())
+    numbers = [number for number in range(1, 91) if number % 9]  # with gaps, like COCO's
+    data["categories"] = [{"id": number, "name": f"thing {number}"} for number in reversed(numbers)]
+    for place, annotation in enumerate(data["annotations"]):
+        annotation["category_id"] = numbers[place]
+    path.write_text(json.dumps(data))
+    converted = convert("coco", source, tmp_path / "root")
+    description = DatasetDescription.load(converted.folder / "dataset.json")
+    assert converted.conversion.ok
+    assert list(description.categories) == [f"thing {number}" for number in numbers] and len(numbers) == 80
 
 
 def test_lists_with_a_byte_order_mark_lose_no_image(tmp_path: Path) -> None:

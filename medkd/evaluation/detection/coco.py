@@ -69,20 +69,9 @@ def _as_coco(images: Sequence[Boxes], categories: Sequence[str]) -> Any:
 
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
-        boxes, kinds = image.boxes.tolist(), image.classes.tolist()
-        for box, kind, score in zip(boxes, kinds, image.scores.tolist(), strict=True):
-            left, top, right, bottom = box
-            width, height = right - left, bottom - top
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": number,
-                "category_id": kind + 1,
-                "bbox": [left, top, width, height],
-                "area": width * height,
-                "iscrowd": 0,
-                "score": score,
-            }
-            annotations.append(annotation)
+        annotations += _annotations(image, number, len(annotations), crowd=False)
+        if image.ignored is not None:
+            annotations += _annotations(image.ignored, number, len(annotations), crowd=True)
     result = COCO()
     result.dataset = {
         "info": {},
@@ -92,6 +81,25 @@ def _as_coco(images: Sequence[Boxes], categories: Sequence[str]) -> Any:
     }
     result.createIndex()
     return result
+
+
+def _annotations(image: Boxes, number: int, before: int, *, crowd: bool) -> list[dict[str, Any]]:
+    """Boxes in COCO's form; ids go on from those before."""
+    annotations: list[dict[str, Any]] = []
+    for box, kind, score in zip(image.boxes.tolist(), image.classes.tolist(), image.scores.tolist(), strict=True):
+        left, top, right, bottom = box
+        width, height = right - left, bottom - top
+        annotation = {
+            "id": before + len(annotations) + 1,
+            "image_id": number,
+            "category_id": kind + 1,
+            "bbox": [left, top, width, height],
+            "area": width * height,
+            "iscrowd": int(crowd),
+            "score": score,
+        }
+        annotations.append(annotation)
+    return annotations
 
 
 def _named_twelve(name: str, precision: np.ndarray, recall: np.ndarray) -> dict[tuple[str, str], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,8 +24,8 @@ class Matched:
     Attributes:
         scores: ``(n,)``.
         image: ``(n,)`` int64, place of the detection's image.
-        hit: ``(n, T)`` int8 per threshold: 1 found a reference box, 0 did not, −1 neither (a box that was found
-            already, for FROC).
+        hit: ``(n, T)`` int8 per threshold: 1 found a reference box, 0 did not, −1 neither (it lies in a crowd; for
+            FROC also a box that was found already).
         truths: ``(images,)`` int64, reference boxes per image.
     """
 
@@ -102,8 +102,9 @@ def _of_all(images: Sequence[Boxes], category: int | None, most: int | None = No
 
 def _of(boxes: Boxes, category: int | None, most: int | None = None) -> Boxes:
     """The boxes of a class, highest score first, at most ``most``."""
-    chosen = boxes if category is None else boxes.only(boxes.classes == category)
-    return chosen.only(np.argsort(-chosen.scores, kind="stable")[:most])
+    chosen = boxes if category is None else boxes.of_class(category)
+    best = chosen.only(np.argsort(-chosen.scores, kind="stable")[:most])
+    return replace(best, ignored=chosen.ignored)
 
 
 def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[Boxes, Boxes], np.ndarray]) -> Matched:
@@ -121,6 +122,25 @@ def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[B
 
 
 def _coco_image(found: Boxes, truths: Boxes) -> np.ndarray:
+    hit = _coco_hits(found, truths)
+    inside = _share_in_crowds(found, truths)[:, None] >= THRESHOLDS
+    hit[(hit == FALSE) & inside] = REPEATED
+    return hit
+
+
+def _share_in_crowds(found: Boxes, truths: Boxes) -> np.ndarray:
+    """The largest share of each detection's area that lies in a crowd, ``(n,)``; COCO takes it for the overlap."""
+    if truths.ignored is None or not len(truths.ignored) or not len(found):
+        return np.zeros(len(found))
+    ours, theirs = found.boxes[:, None], truths.ignored.boxes[None]
+    sides = np.minimum(ours[..., 2:], theirs[..., 2:]) - np.maximum(ours[..., :2], theirs[..., :2])
+    common = np.clip(sides, 0, None).prod(axis=-1)
+    own = areas(found.boxes)[:, None]
+    shares = np.divide(common, own, out=np.zeros_like(common), where=own > 0)
+    return np.asarray(shares.max(axis=1))
+
+
+def _coco_hits(found: Boxes, truths: Boxes) -> np.ndarray:
     hit = np.zeros((len(found), len(THRESHOLDS)), np.int8)
     if not len(truths) or not len(found):
         return hit
@@ -137,6 +157,13 @@ def _coco_image(found: Boxes, truths: Boxes) -> np.ndarray:
 
 
 def _froc_image(found: Boxes, truths: Boxes, threshold: float, criterion: Criterion) -> np.ndarray:
+    hit = _froc_hits(found, truths, threshold, criterion)
+    inside = _share_in_crowds(found, truths)[:, None] >= threshold
+    hit[(hit == FALSE) & inside] = REPEATED
+    return hit
+
+
+def _froc_hits(found: Boxes, truths: Boxes, threshold: float, criterion: Criterion) -> np.ndarray:
     hit = np.zeros((len(found), 1), np.int8)
     if not len(truths) or not len(found):
         return hit

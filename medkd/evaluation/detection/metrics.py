@@ -8,13 +8,22 @@ twice, but for the order of equal scores, on which COCO's precision depends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from medkd.evaluation.detection.matching import FALSE, THRESHOLDS, TRUE, Criterion, Matched, match_coco, match_froc
+from medkd.evaluation.detection.matching import (
+    FALSE,
+    REPEATED,
+    THRESHOLDS,
+    TRUE,
+    Criterion,
+    Matched,
+    match_coco,
+    match_froc,
+)
 from medkd.evaluation.detection.predictions import Boxes
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -171,7 +180,10 @@ def average_precisions(matched: Matched, weights: np.ndarray) -> np.ndarray:
         if not len(here):
             continue
         true = np.cumsum(drawn[:, here], axis=1)
-        precision = true / np.maximum(listed[:, here], 1)
+        counted = listed
+        if (matched.hit[:, t] == REPEATED).any():  # in a crowd: neither true nor false
+            counted = _counted_until(places, matched.hit[:, t] != REPEATED, matched, weights)
+        precision = true / np.maximum(counted[:, here], 1)
         recall = true / np.maximum(total, 1)
         result[:, t] = _area_under(precision, recall)
     return np.where(total > 0, result, np.nan)
@@ -243,6 +255,11 @@ def image_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> 
     return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan)
 
 
+def _drawn(image: Any) -> Boxes:
+    """Reference boxes, with the crowds where there are any."""
+    return replace(Boxes.of(image.boxes, image.classes), ignored=getattr(image, "ignored", None))
+
+
 def average_precision(found: Sequence[Any], truths: Sequence[Any], categories: Sequence[str]) -> dict[str, float]:
     """Average precision without pycocotools, fast enough for every epoch; equal to COCO's.
 
@@ -256,7 +273,7 @@ def average_precision(found: Sequence[Any], truths: Sequence[Any], categories: S
         ``AP``, ``AP50``, ``AP75`` (NaN where no image has a box), and ``AP50/NAME`` of each class that has one.
     """
     left = [Boxes.of(image.boxes, image.classes, image.scores) for image in found]
-    right = [Boxes.of(image.boxes, image.classes) for image in truths]
+    right = [_drawn(image) for image in truths]
     ones = np.ones((1, len(left)), np.int32)
     tables, by_class = [], {}
     for k, name in enumerate(categories):

@@ -5,7 +5,7 @@ on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Boxes:
         boxes: ``(n, 4)`` float64: left, top, right, bottom in pixels.
         classes: ``(n,)`` int64, places in the list of categories.
         scores: ``(n,)`` float64 in [0, 1]; ones for boxes that were drawn.
+        ignored: of drawn boxes, those around crowds, which are not among the others.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
+    ignored: Boxes | None = None
 
     @classmethod
     def of(cls, boxes: Any, classes: Any, scores: Any = None) -> Boxes:
@@ -49,6 +51,11 @@ class Boxes:
     def only(self, keep: np.ndarray | slice) -> Boxes:
         """The boxes that a mask ``(n,)``, places or a slice choose."""
         return Boxes(self.boxes[keep], self.classes[keep], self.scores[keep])
+
+    def of_class(self, category: int) -> Boxes:
+        """The boxes of a class, and the crowds of it."""
+        own = self.only(self.classes == category)
+        return own if self.ignored is None else replace(own, ignored=self.ignored.of_class(category))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +197,10 @@ def _image_from(entry: Entry, categories: Sequence[str]) -> ImagePredictions:
 
 def truth_of(annotation: BoxAnnotation, categories: Sequence[str]) -> Boxes:
     """The reference boxes of an image; see :meth:`medkd.core.boxes.BoxAnnotation.indices` for its error."""
-    return Boxes.of(annotation.boxes, annotation.indices(categories))
+    drawn = Boxes.of(annotation.boxes, annotation.indices(categories))
+    if not annotation.ignored:
+        return drawn
+    return replace(drawn, ignored=Boxes.of(annotation.ignored, annotation.ignored_indices(categories)))
 
 
 def _array(value: Any, kind: type) -> np.ndarray:

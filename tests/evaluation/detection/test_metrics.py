@@ -5,6 +5,7 @@ properties.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,47 @@ def test_the_twelve_numbers_are_those_that_pycocotools_prints(capsys: pytest.Cap
     expected = np.where(judge.stats > -1, judge.stats, np.nan)
     np.testing.assert_allclose([scores["", m] for m in COCO_METRICS], expected, atol=1e-12)
     assert np.isfinite(scores["", "AP small"]) and scores["", "AR@1"] < scores["", "AR@100"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crowds_count_as_pycocotools_counts_them(seed: int) -> None:
+    """What lies in a crowd is neither right nor wrong, what finds a single box is right as before."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    found, truths = random_pair(seed, images=12, others=25)
+    rng = np.random.default_rng(100 + seed)
+    crowded = []
+    for image in truths:
+        crowds = random_boxes(rng, int(rng.integers(0, 3)))
+        crowds[:, 2:] += 30
+        crowded.append(replace(image, ignored=Boxes.of(crowds, rng.integers(0, 2, len(crowds)))))
+    sides = []
+    for images in (crowded, found):
+        entries: list[dict] = []
+        for i, image in enumerate(images, start=1):
+            for part, crowd in ((image, 0), (image.ignored or NOTHING, 1)):
+                for b, k, s in zip(part.boxes, part.classes, part.scores, strict=True):
+                    box = [*b[:2], *(b[2:] - b[:2])]
+                    entry = {"image_id": i, "category_id": int(k), "bbox": box, "area": box[2] * box[3]}
+                    entries.append({**entry, "iscrowd": crowd, "score": float(s), "id": len(entries) + 1})
+        data = COCO()
+        heads = {"images": [{"id": i + 1} for i in range(12)], "categories": [{"id": 0}, {"id": 1}]}
+        data.dataset = {"info": {}, **heads, "annotations": entries}
+        data.createIndex()
+        sides.append(data)
+    judge = COCOeval(*sides, "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    theirs = coco_scores(found, crowded, NAMES[:2])
+    expected = np.where(judge.stats > -1, judge.stats, np.nan)
+    np.testing.assert_allclose([theirs["", m] for m in COCO_METRICS], expected, atol=1e-12)
+    mine = average_precision(found, crowded, NAMES[:2])
+    for metric in ("AP", "AP50", "AP75"):
+        assert mine[metric] == pytest.approx(theirs["", metric], abs=1e-12)
+    plain = average_precision(found, truths, NAMES[:2])
+    assert mine["AP50"] != plain["AP50"]
 
 
 def test_overlaps_are_those_of_a_loop() -> None:
