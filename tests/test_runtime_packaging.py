@@ -20,6 +20,8 @@ MODULES = {  # top-level module → distribution that setup.py requires, or that
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "pydicom": "pydicom",
+    "PIL": "Pillow",
+    "tifffile": "tifffile",
     "highdicom": "highdicom",
     "psutil": "psutil",
     "threadpoolctl": "threadpoolctl",
@@ -31,6 +33,7 @@ MODULES = {  # top-level module → distribution that setup.py requires, or that
 # imported inside functions that prediction with exported models never calls
 ELSEWHERE = {
     *("medkd", "medkd.api.steps", "medkd.api.scores", "medkd.core.labels", "medkd.core.splits"),
+    *("medkd.api.folds", "medkd.core.folds"),
     *("medkd.models.base", "medkd.models.exported", "medkd.models.named"),
 }
 

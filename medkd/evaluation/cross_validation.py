@@ -14,6 +14,7 @@ from medkd.core.run import RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
 
+_AGREEMENT = "fold_*/agreement/agreement.json"  # of folds without labels
 _log = logging.getLogger(__name__)
 
 FOLDS = 5
@@ -91,6 +92,11 @@ def cross_validate(
         )
     chosen: FoldScoring[S] = scoring or scoring_of(run)
     folds = scored_folds(run)
+    if not folds and any(run.glob(_AGREEMENT)):
+        raise RunError(
+            f"{run} was trained without any label, so that its folds have an agreement with the teacher "
+            f"({_AGREEMENT}) and no scores to put together; for scores, add labelled cases and train on these."
+        )
     if not folds:
         raise RunError(
             f"{run}: no fold_K/{VALIDATION_SUMMARY} found; train at least one fold to its end, which validates it."

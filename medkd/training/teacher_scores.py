@@ -73,6 +73,11 @@ def score_teacher(
     model.check_fits(plan, configuration.name, description)
     store = CaseStore(prepared / configuration.name)
     cases = store.cases()
+    if not cases and store.unlabelled.cases():
+        raise RunError(
+            f"{name} has scans without labels only, so that nothing can be scored, a teacher neither; its students say "
+            "how far they agree with it (fold_K/agreement), and for scores add labelled cases."
+        )
     split = split_of_fold(ensure_splits(prepared, cases, description.patients, raw), fold, cases)
     chosen = choose_teacher(model, fold, split, cases, raw)
     where = pick_device(device)

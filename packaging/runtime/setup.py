@@ -53,6 +53,7 @@ EXTRAS = {
     "openvino": ["openvino>=2024.4"],
     "dicom": ["pydicom>=3.0", "highdicom>=0.26", "SimpleITK>=2.3"],
     "serve": ["fastapi>=0.110", "uvicorn>=0.27", "python-multipart>=0.0.9"],
+    "pictures": ["Pillow>=10.1", "tifffile>=2022.8"],  # PNG, BMP and TIFF
     "itk": ["SimpleITK>=2.3"],  # NRRD and MetaImage; as large as everything else together
 }
 

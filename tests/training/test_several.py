@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+import medkd
 from medkd.cli.plan_and_preprocess import main as prepare_main
 from medkd.cli.train_distill import main as distill_main
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.features import Progress
 from medkd.core.files import read_json, write_json
 from medkd.core.geometry import Geometry
 from medkd.core.plan import Plan
 from medkd.distillation import METHODS
+from medkd.evaluation.cross_validation import cross_validate
+from medkd.inference.export import logits_to_probabilities
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, write_volume
 from medkd.models.base import open_model
@@ -27,10 +30,11 @@ from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.store import CaseStore
 from medkd.training.merged import to_student
 from medkd.training.options import TrainOptions
-from medkd.training.run import make_job, read_fold
+from medkd.training.run import find_teacher, make_job, read_fold
 from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.segmentation_task import SegmentationTask, train_distill
 from medkd.training.targets import TargetStore
+from medkd.training.teacher_scores import score_teacher
 from tests.models.nnunet.builders import configured, dataset_of, plans_of, write_model
 from tests.training.builders import NAME, boxes_case
 
@@ -105,8 +109,6 @@ def _alone(model: Path, root: Path, case: str, folds: tuple[str, ...] = ("0",)) 
         logits = predictor.predict_preprocessed(prepared.image)
         summed = logits if summed is None else summed + logits
     assert summed is not None
-    from medkd.inference.export import logits_to_probabilities
-
     arguments = (prepared.properties, predictor.plan, predictor.configuration, predictor.labels)
     native = logits_to_probabilities(summed / len(folds), *arguments)
     plan = Plan.load(root / "preprocessed" / NAME / "plans.json")
@@ -183,8 +185,6 @@ def _term(root: Path, teachers: list[Path], method: str) -> tuple[float, bool]:
     )
     task = SegmentationTask()
     data = read_fold(task, 900, 0, options)
-    from medkd.training.run import find_teacher
-
     job = make_job(task, data, "unet_tiny", find_teacher(task, 900, str(teachers[0]), options), method)
     lesson = SegmentationLesson(job)
     lesson.prepare()
@@ -261,17 +261,20 @@ def test_a_data_set_of_labels_and_one_without_are_told_apart(root: Path, tmp_pat
     shutil.move(folder / "labelsTr", tmp_path / "labels")
     write_json(folder / "dataset.json", dataset_of(numTraining=0))
     (folder / "splits_final.json").unlink()
-    from medkd.core.errors import MedkdError
-
     with pytest.raises(MedkdError, match="has scans without labels only"):
-        import medkd
-
         medkd.plan_and_preprocess(900, root=root)
     assert prepare_main(["-d", "900", "--like", str(model), "--root", str(root)]) == 0
     options = TrainOptions(root=root, epochs=1, iterations_per_epoch=1, workers=0, device="cpu")
     with pytest.raises(RunError, match="has no labelled case for fold 0, and the method none learns from labels only"):
         train_distill(900, str(model), "unet_tiny", "none", 0, options)
     assert not DatasetDescription.load(folder / "dataset.json").num_training
+    with pytest.raises(RunError, match="has scans without labels only, so that nothing can be scored"):
+        score_teacher(900, model, 0, root=root, device="cpu")
+    assert _distill(root, model) == 0
+    (run,) = (root / "results" / NAME).iterdir()
+    write_json(run / "fold_0" / "agreement" / "agreement.json", {"agreement": 0.5})
+    with pytest.raises(RunError, match="was trained without any label, so that its folds have an agreement"):
+        cross_validate(run)
     assert open_model(model).folds() == ("0",)
 
 
