@@ -181,7 +181,8 @@ def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles
     known = {path for case in cases for path in case.images}
     earlier: set[Path] = set()
     if (folder / SETTINGS_FILE).exists():
-        earlier = {folder / f"{case.case}{output_ending(case)}" for case in cases}
+        for case in cases:
+            earlier |= {folder / f"{case.case}{ending}" for ending in WRITABLE}
     strays = [path for path in scans if path not in known | earlier]
     if strays:
         raise DataError(

@@ -203,3 +203,11 @@ def test_no_object_tells_a_folder_of_the_machine(make_run: Callable[..., Path], 
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         if file.name != SETTINGS_FILE:  # which stays where the predictions are made
             assert str(tmp_path).encode() not in content and b"pytest" not in content, file
+
+
+def test_label_maps_beside_the_scans_are_no_scans(make_run: Callable[..., Path], scans: Path) -> None:
+    run = make_run(folds=1)
+    for _ in range(2):
+        report = predict_folder(scans, scans, run, format=["nrrd", "mha"], **FAST)
+        assert report.predicted == ["case_0", "case_1", "case_2"]
+    assert read_label(scans / "case_0.seg.nrrd").array.shape == read_geometry(scans / "case_0_0000.nii.gz").shape
