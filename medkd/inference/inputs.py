@@ -11,7 +11,7 @@ from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.io.dicom import Study, find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.links import refuse_dangling
-from medkd.io.volumes import PICTURES, READERS, WRITABLE, any_ending, file_ending, stem
+from medkd.io.volumes import PICTURES, READERS, SEGMENTATION_ENDING, WRITABLE, any_ending, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
@@ -124,8 +124,8 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
 
 
 def _scans_of(entries: Sequence[Path]) -> list[Path]:
-    """The files among them whose ending is one of a scan; where there is none, the pictures."""
-    files = [path for path in entries if path.is_file()]
+    """The files among them whose ending is one of a scan, not of a segmentation; where there is none, the pictures."""
+    files = [path for path in entries if path.is_file() and file_ending(path) != SEGMENTATION_ENDING]
     scans = [path for path in files if file_ending(path)]
     return scans or [path for path in files if any_ending(path)]
 

@@ -28,7 +28,9 @@ READERS: dict[str, ModuleType] = {
 }  # fmt: skip
 PICTURES = pictures.ENDINGS
 """Endings of pictures, which are read where they are named, but not looked for among scans: previews lie there."""
-WRITABLE = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", *PICTURES)
+SEGMENTATION_ENDING = ".seg.nrrd"
+"""Of NRRD files that 3D Slicer opens as segmentations; they are label maps, never scans."""
+WRITABLE = (".nii.gz", ".nii", SEGMENTATION_ENDING, ".nrrd", ".mha", *PICTURES)
 
 
 @dataclass(frozen=True)

@@ -211,3 +211,8 @@ def test_label_maps_beside_the_scans_are_no_scans(make_run: Callable[..., Path],
         report = predict_folder(scans, scans, run, format=["nrrd", "mha"], **FAST)
         assert report.predicted == ["case_0", "case_1", "case_2"]
     assert read_label(scans / "case_0.seg.nrrd").array.shape == read_geometry(scans / "case_0_0000.nii.gz").shape
+    alone = scans / "alone"
+    alone.mkdir()
+    (scans / "case_0_0000.nii.gz").rename(alone / "x.nii.gz")
+    for _ in range(2):
+        assert predict_folder(alone, alone, run, format="nrrd", **FAST).predicted == ["x"]
