@@ -179,10 +179,7 @@ def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles
     over.
     """
     known = {path for case in cases for path in case.images}
-    earlier: set[Path] = set()
-    if (folder / SETTINGS_FILE).exists():
-        for case in cases:
-            earlier |= {folder / f"{case.case}{ending}" for ending in WRITABLE}
+    earlier = _earlier_label_maps(folder, cases)
     strays = [path for path in scans if path not in known | earlier]
     if strays:
         raise DataError(
@@ -191,6 +188,16 @@ def _check_strays(folder: Path, scans: Sequence[Path], cases: Sequence[CaseFiles
             "OTHERCASE_0000, complete its channels, or move it elsewhere."
         )
     _say_left_out(folder, [path for path in scans if path in earlier])
+
+
+def _earlier_label_maps(folder: Path, cases: Sequence[CaseFiles]) -> set[Path]:
+    """Files that label maps of these cases may have, where a prediction has written into the folder."""
+    if not (folder / SETTINGS_FILE).exists():
+        return set()
+    earlier: set[Path] = set()
+    for case in cases:
+        earlier |= {folder / f"{case.case}{ending}" for ending in WRITABLE}
+    return earlier
 
 
 def _expected(channels: int) -> str:
