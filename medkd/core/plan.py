@@ -79,12 +79,29 @@ class ChannelRange:
 
     Attributes:
         name: of the channel, as the data set calls it.
+        empty: cases in which all voxels of the channel are equal; the intervals leave them out.
     """
 
     name: str
     low: Interval
     median: Interval
     high: Interval
+    empty: int = 0
+
+
+@dataclass(frozen=True)
+class StructureRange:
+    """How often a structure is seen, and how large it is.
+
+    Attributes:
+        name: of the structure.
+        cases: training cases that show it.
+        volume: smallest and largest volume in mm³ among these; None where no case shows it.
+    """
+
+    name: str
+    cases: int
+    volume: Interval | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +113,14 @@ class DataRanges:
         spacing: voxel size in mm along the patient's axes (head-foot, front-back, left-right).
         size_mm: extent in mm along these axes.
         channels: per channel; those that are constant in a case do not count.
+        structures: per label value of the foreground, in order; empty in plans of an older version.
     """
 
     orientations: Mapping[str, int]
     spacing: tuple[Interval, ...]
     size_mm: tuple[Interval, ...]
     channels: tuple[ChannelRange, ...]
+    structures: tuple[StructureRange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

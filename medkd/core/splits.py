@@ -256,7 +256,7 @@ def ensure_splits(
             save_splits(own, splits)
     source = own if own.exists() else users
     _warn_of_torn_twins(splits, twins, source)
-    _warn_of_unused(known - _all_cases(splits), source)
+    _warn_of_unused(known - _all_cases(splits), twins, _all_cases(splits), source)
     return splits
 
 
@@ -285,7 +285,11 @@ def _twins(folder: Path) -> list[list[str]]:
     return [group for group in found if isinstance(group, list)]
 
 
-def _warn_of_unused(cases: set[str], source: Path) -> None:
+def _warn_of_unused(cases: set[str], twins: Sequence[Sequence[str]], used: set[str], source: Path) -> None:
+    """Name the cases that no fold has; one whose equal scan is in a fold is rightly left out."""
+    for group in twins:
+        if not used.isdisjoint(group):
+            cases = cases - set(group)
     if cases:
         _log.warning(
             "%s in no fold of %s, so neither trained on nor scored: %s; unless they were left out on purpose, add them "

@@ -90,11 +90,32 @@ class DetectorDistiller:
         Raises:
             MethodError: the method compares scores, and student and teacher score different places.
         """
-        student = _float32(student)
-        teacher = replace(_float32(self._observe(images, student)), forward_from=self._forward_from(images.device.type))
-        student, teacher, target = self._comparable(student, teacher, target)
+        student, teacher, target = self.compared(images, student, target)
         with torch.autocast(images.device.type, enabled=False):
             return self.method(student, teacher, target)
+
+    def compared(
+        self,
+        images: Tensor,
+        student: DetectorOutputs,
+        target: DetectionTarget,
+        *,
+        vary: Callable[[DetectorOutputs], DetectorOutputs] | None = None,
+    ) -> tuple[DetectorOutputs, DetectorOutputs, DetectionTarget]:
+        """What the method gets of one batch: the outputs of student and teacher in float32, and the target, on the same
+        anchors or proposals.
+
+        Args:
+            images: as for :meth:`terms`, like the others.
+            student: its outputs.
+            target: its targets.
+            vary: changes the outputs of both before they are compared.
+        """
+        student = _float32(student)
+        teacher = replace(_float32(self._observe(images, student)), forward_from=self._forward_from(images.device.type))
+        if vary is not None:
+            student, teacher = vary(student), vary(teacher)
+        return self._comparable(student, teacher, target)
 
     def _observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         if self.teacher is None:

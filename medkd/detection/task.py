@@ -14,7 +14,7 @@ import torch
 
 import medkd.training.run as training_run
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError, PlanError, RunError
+from medkd.core.errors import DataError, MethodError, PlanError, RunError
 from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import DETECTION, FINAL, LATEST, Budget, NetworkSpec, RunDescription
 from medkd.core.splits import Split
@@ -33,10 +33,12 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
+from medkd.detection.silent import silent_terms
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
+from medkd.distillation.gradient_check import sentence
 from medkd.models.guard import Teacher
 from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
@@ -51,7 +53,7 @@ from medkd.training.job import (
     protocol_lines,
 )
 from medkd.training.options import INIT_FROM_TEACHER, check_start
-from medkd.training.plausibility import Score, number_at
+from medkd.training.plausibility import Score, number_at, table_at
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
 DetectorJob = Job[DetectionPlan, DetectionStore, DetectorOptions]
@@ -209,6 +211,16 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         precision = number_at(summary, "mean", "AP", "mean")
         return None if precision is None else ("AP", precision, _AP_OF_NOTHING)
 
+    def part_scores(self, summary: Mapping[str, Any]) -> Mapping[str, Score]:
+        """The average precision of each class of which the validation images show boxes."""
+        classes = table_at(summary, "classes")
+        found: dict[str, Score] = {}
+        for name in classes:
+            precision = number_at(classes, name, "AP", "mean")
+            if precision is not None and number_at(classes, name, "boxes"):
+                found[str(name)] = ("AP", precision, _AP_OF_NOTHING)
+        return found
+
     def build(self, job: DetectorJob, *, weightless: bool = False) -> DetectionLesson:
         """Student, and teacher with its method; detectors are always built with weights."""
         return DetectionLesson(job)
@@ -247,6 +259,22 @@ class DetectionLesson(Lesson):
             start_from(self.student, Path(job.options.backbone_weights))
         self._start: Detector | None = None
         self.distiller = None if job.teacher is None else self._distiller(job.teacher)
+
+    def prepare(self) -> None:
+        """Warn of terms that cannot teach, where a training begins."""
+        silent = "" if self.job.options.resume else self.silent()
+        if silent:
+            _log.warning("%s", silent)
+
+    def silent(self) -> str:
+        """A sentence about terms of the method that cannot reach the student; empty where there are none."""
+        if self.distiller is None:
+            return ""
+        try:
+            return sentence(silent_terms(self.distiller, self.student))
+        except (MethodError, NotImplementedError):
+            # of random outputs, or a detector without losses; what is refused in earnest is said then
+            return ""
 
     def fit(self) -> None:
         """Give the student its first weights, unless it goes on, and let the detector's family train."""
@@ -292,7 +320,11 @@ class DetectionLesson(Lesson):
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",
         ]
         lines += protocol_lines(job.run)
-        return lines if job.teacher is None else [*lines, *self._lines_of_teacher(job.teacher)]
+        if job.teacher is None:
+            return lines
+        silent = self.silent()
+        attention = [f"attention  {silent}"] if silent else []
+        return [*lines, *self._lines_of_teacher(job.teacher), *attention]
 
     def _lines_of_teacher(self, chosen: Teacher[TrainedDetector]) -> list[str]:
         teacher = None if self.distiller is None else self.distiller.teacher

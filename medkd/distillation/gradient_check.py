@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,17 @@ def silent_among(method: Method, student: Outputs, teacher: Outputs, target: Tar
         target: labels, and where training stands.
     """
     tried = _prepared(method)
-    watched = {name: value.detach().clone().requires_grad_() for name, value in student.features.items()}
-    logits = student.logits.detach().clone().requires_grad_()
+    changes: dict[str, Any] = {}
+    inputs = []
+    for field in fields(student):
+        value = getattr(student, field.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            changes[field.name] = _watched(value)
+            inputs.append(changes[field.name])
+    features = {name: _watched(value) for name, value in student.features.items()}
+    inputs += features.values()
     with torch.enable_grad():
-        terms = tried(replace(student, logits=logits, features=watched), teacher, target)
-    inputs = [logits, *watched.values()]
+        terms = tried(replace(student, **{**changes, "features": features}), teacher, target)
     return tuple(name for name, term in terms.items() if _is_silent(term, inputs))
 
 
@@ -94,6 +101,10 @@ def _prepared(method: Method) -> Method:
         if name.rpartition(".")[2] == "prepared":
             buffer.fill_(True)
     return tried
+
+
+def _watched(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_()
 
 
 def _is_silent(term: Tensor, inputs: list[Tensor]) -> bool:

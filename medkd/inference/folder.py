@@ -14,11 +14,12 @@ from typing import Literal, TypeVar
 from tqdm import tqdm
 
 from medkd.core.dataset import SEGMENTATION, CaseFiles
-from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
+from medkd.inference.scan_check import check_scan
 from medkd.inference.settings import PredictSettings, written_as
 from medkd.inference.writers import writer_of
 from medkd.io.comparison import some
@@ -28,7 +29,6 @@ from medkd.io.writing.formats import Format, choose_formats
 from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.models.base import Checkpoint
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
-from medkd.preprocessing.ranges import compare_scan
 from medkd.runtime.engines import EngineName
 from medkd.runtime.prediction import CasePredictor, Prediction
 
@@ -223,11 +223,7 @@ def _prefetched(
 def _prepare(predictor: CasePredictor, outputs: Outputs, strict: bool, case: CaseFiles) -> Preprocessed:
     image, geometry = read_image(case.images, case.case)
     outputs.check(case, geometry)
-    findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
-    if findings and strict:
-        raise DataError(f"{findings[0].text()[:-1]}, or leave out --strict.")
-    for finding in findings:
-        logger.warning("%s", finding.text())
+    check_scan(predictor, case, image, geometry, strict=strict)
     return preprocess_case(case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True)
 
 

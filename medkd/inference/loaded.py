@@ -16,6 +16,7 @@ from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
+from medkd.inference.scan_check import check_scan
 from medkd.inference.writers import writer_of
 from medkd.io.volumes import read_image
 from medkd.io.writing.formats import choose_formats
@@ -94,43 +95,50 @@ class Loaded:
         return writer_of(self.predictor, self.name)
 
     @overload
-    def predict(self, scan: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    def predict(self, scan: np.ndarray, spacing: Sequence[float], *, strict: bool = False) -> np.ndarray:
         """The label map of an array."""
 
     @overload
-    def predict(self, scan: Path | str | Sequence[Path | str]) -> SegmentedScan:
+    def predict(self, scan: Path | str | Sequence[Path | str], *, strict: bool = False) -> SegmentedScan:
         """The label map of a file."""
 
     def predict(
-        self, scan: np.ndarray | Path | str | Sequence[Path | str], spacing: Sequence[float] | None = None
+        self,
+        scan: np.ndarray | Path | str | Sequence[Path | str],
+        spacing: Sequence[float] | None = None,
+        *,
+        strict: bool = False,
     ) -> np.ndarray | SegmentedScan:
-        """Segment one scan.
+        """Segment one scan; where it does not look like the training cases, a warning is logged.
 
         Args:
             scan: values ``(z, y, x)`` or ``(C, z, y, x)``, axes and units as the reader of files gives them; or the
                 file of the scan, one file per channel, or a folder with one DICOM series.
             spacing: of an array, voxel size in mm along z, y and x.
+            strict: refuse scans that do not look like the training cases instead.
 
         Returns:
             Of an array the label map ``(z, y, x)``; of a file the label map with its geometry.
 
         Raises:
-            DataError: the array, its spacing or the files are not a scan for this model.
+            DataError: the array, its spacing or the files are not a scan for this model; with ``strict`` also: the scan
+                does not look like the training cases.
         """
         if isinstance(scan, np.ndarray):
-            return self._array(scan, spacing)
+            return self._array(scan, spacing, strict)
         if spacing is not None:
             raise DataError("A file says its spacing itself; leave out 'spacing', or give the voxels as an array.")
         cases = find_cases(scan, self.channels)
         if len(cases) != 1:
             raise DataError(f"Expected one scan, found {len(cases)} in {scan}; give one file, or use medkd_predict.")
         image, geometry = read_image(cases[0].images, cases[0].case)
+        check_scan(self.predictor, cases[0], image, geometry, strict=strict)
         labels = self.predictor.predict_case(image, geometry, cases[0].case)
         return SegmentedScan(
             case=cases[0].case, labels=labels, geometry=geometry, writer=self.writer, images=cases[0].images
         )
 
-    def _array(self, scan: np.ndarray, spacing: Sequence[float] | None) -> np.ndarray:
+    def _array(self, scan: np.ndarray, spacing: Sequence[float] | None, strict: bool) -> np.ndarray:
         image = scan[None] if scan.ndim == 3 else scan
         if image.ndim != 4 or image.shape[0] != self.channels or 0 in image.shape:
             raise DataError(
@@ -142,7 +150,9 @@ class Loaded:
         if not np.issubdtype(image.dtype, np.number) or not np.isfinite(image).all():
             raise DataError(f"Expected finite numbers as voxels, found {image.dtype} with values that are none.")
         geometry = Geometry.from_spacing(image.shape[1:], tuple(float(side) for side in spacing))
-        return self.predictor.predict_case(image.astype(np.float32), geometry, "array")
+        voxels = image.astype(np.float32)
+        check_scan(self.predictor, CaseFiles("array", ()), voxels, geometry, strict=strict)
+        return self.predictor.predict_case(voxels, geometry, "array")
 
 
 def _is_voxel_size(spacing: Sequence[float]) -> bool:

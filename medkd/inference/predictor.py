@@ -75,6 +75,7 @@ class Predictor:
         device: where the networks run; None picks CUDA where present, else the CPU.
         settings: step size, mirroring, precision.
         folds: names of the folds that the networks belong to.
+        channels: names of the input channels, as far as they are known.
     """
 
     engine_name = "torch"
@@ -91,6 +92,7 @@ class Predictor:
         device: torch.device | str | None = None,
         settings: Settings | None = None,
         folds: Sequence[int | str] = (),
+        channels: Sequence[str] = (),
     ) -> None:
         self.settings = settings or Settings()
         self.device = pick_device(device)
@@ -101,6 +103,7 @@ class Predictor:
         self.patch_size = tuple(patch_size)
         self.mirror_axes = tuple(mirror_axes)
         self.folds = tuple(str(fold) for fold in folds)
+        self.channels = tuple(channels)
         self.precision: Precision = self.settings.precision or ("fp16" if self.device.type == "cuda" else "fp32")
 
     @classmethod
@@ -169,6 +172,7 @@ class Predictor:
             device=device,
             settings=Settings(step_size, mirror, precision, blending=rule.blending),
             folds=loaded.folds,
+            channels=loaded.channels,
         )
 
     @property

@@ -13,6 +13,7 @@ from math import log
 
 import numpy as np
 
+from medkd.core.channels import machine
 from medkd.io.checks import Finding
 from medkd.io.facts import CaseFacts, ChannelFacts
 
@@ -34,21 +35,25 @@ def compare_cases(
     channels: Sequence[str],
     structures: Mapping[int, str],
     orientation: str | None = None,
+    unlabelled: Sequence[CaseFacts] = (),
 ) -> list[Finding]:
     """Warnings about cases that do not fit the others.
 
     Args:
-        facts: what each case looks like.
+        facts: what each case with labels looks like.
         channels: names of the channels; those called CT are in HU.
         structures: label value → name of the structures that cases are expected to show.
         orientation: the axis code that all scans are turned to, if any; how they are stored is then no matter.
+        unlabelled: what each scan without labels looks like, which is compared with all but for structures.
     """
-    findings = [] if orientation else _mixed_orientations(facts)
-    findings += _constant_channels(facts, channels)
-    findings += twin_findings(facts)
+    scans = [*facts, *unlabelled]
+    findings = [] if orientation else _mixed_orientations(scans)
+    findings += _constant_channels(scans, channels)
+    findings += twin_findings(scans)
+    if len(scans) >= _FEWEST:
+        findings += _odd_sizes(scans)
+        findings += _odd_intensities(scans, channels)
     if len(facts) >= _FEWEST:
-        findings += _odd_sizes(facts)
-        findings += _odd_intensities(facts, channels)
         findings += _odd_structures(facts, structures)
     return findings
 
@@ -104,7 +109,7 @@ def _constant_channels(facts: Sequence[CaseFacts], channels: Sequence[str]) -> l
         for index, channel in enumerate(case.channels):
             if channel.constant:
                 expected = f"an image in channel {_channel_name(channels, index)}"
-                found = f"the value {channel.median:g} in all voxels"
+                found = f"the value {channel.median + 0.0:g} in all voxels"
                 findings.append(_warning(case.case, expected, found, action))
     return findings
 
@@ -212,7 +217,7 @@ def _odd_volumes(having: Sequence[CaseFacts], value: int, name: str) -> list[Fin
 
 def is_ct(channel: str) -> bool:
     """Whether a channel of this name is in Hounsfield units."""
-    return channel.strip().casefold() == "ct"
+    return machine(channel) == "CT"
 
 
 def some(names: Sequence[str]) -> str:

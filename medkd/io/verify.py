@@ -7,7 +7,8 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from medkd.core.numbers import whole_number
 from medkd.core.serial import save
 from medkd.io.checks import Finding
 from medkd.io.comparison import compare_cases
+from medkd.io.facts import CaseFacts
 from medkd.io.symmetry import common_pairs, network_axes
 from medkd.io.verify_case import CaseCheck, check_case
 from medkd.io.verify_detection import DetectionCheck, check_detection
@@ -44,6 +46,7 @@ class Report:
         bad_cases: training cases that cannot be used.
         problems: errors of all cases and of the data set.
         warnings: what may be wrong.
+        unlabelled: scans without labels and without a problem.
     """
 
     dataset: str
@@ -51,6 +54,7 @@ class Report:
     bad_cases: tuple[str, ...]
     problems: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
+    unlabelled: tuple[str, ...] = ()
     schema: int = 1
 
     @property
@@ -64,10 +68,16 @@ class Report:
 
     def summary(self) -> str:
         """One line."""
-        return (
-            f"{self.dataset}: {len(self.good_cases)} good cases, {len(self.bad_cases)} bad cases, "
-            f"{len(self.problems)} problems, {len(self.warnings)} warnings"
-        )
+        counts = [
+            f"{len(self.bad_cases)} bad cases",
+            f"{len(self.problems)} problems",
+            f"{len(self.warnings)} warnings",
+        ]
+        if self.unlabelled:
+            counts.insert(0, f"{len(self.unlabelled)} good scans without labels")
+        if self.good_cases or not self.unlabelled:
+            counts.insert(0, f"{len(self.good_cases)} good cases")
+        return f"{self.dataset}: {', '.join(counts)}"
 
     def save(self, path: Path) -> None:
         """Write the report as JSON to ``path`` and for people beside it with the ending ``.txt``."""
@@ -146,19 +156,25 @@ def verify_dataset(
         return Report(dataset=folder.name, good_cases=(), bad_cases=(), problems=(finding,), warnings=())
     plain, layout = check_layout(folder, description, {case.case for case in cases})
     checks, unlabelled = _check_cases(cases, plain, description.labels, workers)
-    facts = [check.facts for check in checks if check.facts is not None]
+    facts = _facts_of(checks)
     findings = _count_findings(folder, description, cases)
     findings += layout
-    for check in unlabelled:
-        findings += check.findings
+    findings += chain.from_iterable(check.findings for check in unlabelled)
     findings += _listed_names(folder, cases)
     findings += _stray_files(folder, description, cases)
-    findings += compare_cases(facts, description.channel_names, structures_of(description.labels), orientation)
+    structures = structures_of(description.labels)
+    findings += compare_cases(facts, description.channel_names, structures, orientation, _facts_of(unlabelled))
     if facts:
         network = network_axes(facts, orientation)
         findings += _mirror_images(checks, description.labels, network, mirror_axes)
     findings += _unused_labels(description.labels, checks)
-    return _report(folder, checks, findings)
+    without = tuple(check.case for check in unlabelled if check.good)
+    return replace(_report(folder, checks, findings), unlabelled=without)
+
+
+def _facts_of(checks: Iterable[CaseCheck]) -> list[CaseFacts]:
+    """What the good ones among the cases look like."""
+    return [check.facts for check in checks if check.facts is not None]
 
 
 def _check_cases(

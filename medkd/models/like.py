@@ -147,7 +147,8 @@ def _of_these(split: Split, cases: set[str]) -> Split:
 def _differing(folder: Path, plan: Plan, splits: list[Split] | None) -> list[str]:
     """The files of a preprocessed data set that say something else."""
     differs = []
-    if (folder / PLANS_FILE).exists() and Plan.load(folder / PLANS_FILE) != plan:
+    # what its cases look like is added to a plan when they are read
+    if (folder / PLANS_FILE).exists() and replace(Plan.load(folder / PLANS_FILE), ranges=plan.ranges) != plan:
         differs.append(PLANS_FILE)
     if splits is not None and (folder / SPLITS_FILE).exists() and load_splits(folder / SPLITS_FILE) != splits:
         differs.append(SPLITS_FILE)

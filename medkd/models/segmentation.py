@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from medkd.core.channels import differing_channels
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.models.base import ModelFolder, Trained
-from medkd.models.channels import differing_channels
 
 _PREPROCESSING = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop")
 Difference = tuple[str, Any, Any]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medkd.core.channels import differing_channels
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.models.base import Checkpoint, ModelFolder, open_model
-from medkd.models.channels import differing_channels
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 
 TEACHERS_FILE = "teachers.json"

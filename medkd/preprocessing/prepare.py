@@ -107,7 +107,11 @@ def plan_and_preprocess(
     mirrored = wishes.mirror_axes if chosen_axes else mirrored_axes(kept)
     raw_data = _RawData(raw, description, files, turn_to, mirrored)
     fingerprint = _fingerprint(raw_data, folder, workers, verify, strict, again=chosen_axes)
-    plan = keep_plan(kept, wishes, path) if kept else new_plan(name, fingerprint, description, wishes, old)
+    plan = (
+        keep_plan(kept, wishes, path, fingerprint, description)
+        if kept
+        else new_plan(name, fingerprint, description, wishes, old)
+    )
     if plan != old:
         save(path, plan)
     chosen = [plan.configuration(key) for key in configurations or plan.configurations]

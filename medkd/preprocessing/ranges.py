@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 import numpy as np
 
+from medkd.core.channels import machine
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
-from medkd.core.plan import ChannelRange, Configuration, DataRanges, Interval, Plan
+from medkd.core.plan import ChannelRange, Configuration, DataRanges, Interval, Plan, StructureRange
 from medkd.io.checks import Finding, header_findings
 from medkd.io.comparison import count_orientations, is_ct, millimetres
 from medkd.io.dicom import modality
@@ -22,16 +23,21 @@ _AXIS = log(6)  # of the spacing of one axis, where the extent is out of line to
 _SPREAD = {True: log(6), False: log(50)}  # of the range of intensities, in HU or in arbitrary units
 _HU_SHIFT = 700.0
 _AIR = -300.0  # HU; no MR scan has such values where none of the others is below 0
-_MR_NAMES = ("mr", "mri", "t1", "t1w", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi", "pd")
 
 
-def ranges_of(facts: Sequence[CaseFacts], channels: Sequence[str], orientation: str | None) -> DataRanges | None:
+def ranges_of(
+    facts: Sequence[CaseFacts],
+    channels: Sequence[str],
+    orientation: str | None,
+    structures: Mapping[int, str] | None = None,
+) -> DataRanges | None:
     """The ranges of a data set; None without cases.
 
     Args:
         facts: what each case looks like.
         channels: names of the channels.
         orientation: the axis code that scans are turned to, if any.
+        structures: label value → name of the structures.
     """
     if not facts:
         return None
@@ -40,7 +46,13 @@ def ranges_of(facts: Sequence[CaseFacts], channels: Sequence[str], orientation: 
         spacing=_intervals([case.spacing for case in facts]),
         size_mm=_intervals([case.size_mm for case in facts]),
         channels=tuple(_channel_range(facts, index, name) for index, name in enumerate(channels)),
+        structures=tuple(_structure_range(facts, value, name) for value, name in (structures or {}).items()),
     )
+
+
+def _structure_range(facts: Sequence[CaseFacts], value: int, name: str) -> StructureRange:
+    volumes = [case.volumes[str(value)] for case in facts if str(value) in case.volumes]
+    return StructureRange(name, len(volumes), Interval(min(volumes), max(volumes)) if volumes else None)
 
 
 def _channel_range(facts: Sequence[CaseFacts], index: int, name: str) -> ChannelRange:
@@ -53,7 +65,8 @@ def _channel_range(facts: Sequence[CaseFacts], index: int, name: str) -> Channel
             seen.append(values)
             if not channel.constant:
                 filled.append(values)
-    return ChannelRange(name, *_intervals(filled or seen))
+    low, median, high = _intervals(filled or seen)
+    return ChannelRange(name, low, median, high, empty=len(seen) - len(filled))
 
 
 def _intervals(values: Sequence[Sequence[float]]) -> tuple[Interval, ...]:
@@ -65,26 +78,33 @@ def _intervals(values: Sequence[Sequence[float]]) -> tuple[Interval, ...]:
 
 
 def compare_scan(
-    files: CaseFiles, image: np.ndarray, geometry: Geometry, plan: Plan, configuration: Configuration
+    files: CaseFiles,
+    image: np.ndarray,
+    geometry: Geometry,
+    plan: Plan,
+    configuration: Configuration,
+    channels: Sequence[str] = (),
 ) -> list[Finding]:
     """What in a scan a network of this plan has never seen, or cannot have seen; an empty list where it fits.
 
     Args:
-        files: its files, whose DICOM headers may name a modality.
+        files: its files, whose DICOM headers may name a modality; of an array, which has none, axes are not compared.
         image: ``(C, z, y, x)`` as read.
         geometry: its grid.
         plan: the plan; without ranges (of an older version) only the spacing and empty channels are looked at.
         configuration: the configuration that the network was trained on.
+        channels: names of the model's channels, for plans without ranges.
     """
     facts = describe_case(files.case, geometry, list(map(describe_channel, image)))
     findings = _headers(files) + _constant(facts)
     ranges = plan.ranges
+    dicom = modality(files.images) if files.images else ""
     if ranges is None:
-        return findings + _against_target(facts, configuration)
-    if plan.orientation is None and facts.orientation not in ranges.orientations:
+        findings += _against_target(facts, configuration)
+        return findings + _strange_modality(facts, dicom, channels or _names_by_normalisation(configuration))
+    if files.images and plan.orientation is None and facts.orientation not in ranges.orientations:
         findings.append(_orientation(facts, ranges))
     findings += _sizes(facts, ranges)
-    dicom = modality(files.images)
     known = min(len(facts.channels), len(ranges.channels))
     for index in range(known):
         if not facts.channels[index].constant:
@@ -107,7 +127,7 @@ def _constant(facts: CaseFacts) -> list[Finding]:
     findings = []
     for index, channel in enumerate(facts.channels):
         if channel.constant:
-            found = f"the value {channel.median:g} in all voxels"
+            found = f"the value {channel.median + 0.0:g} in all voxels"
             findings.append(_warning(facts.case, f"an image in channel {index}", found, action))
     return findings
 
@@ -182,10 +202,23 @@ def _log_spreads(seen: ChannelRange) -> Interval:
 
 def _other_modality(dicom: str, channel: str) -> str:
     """The series' modality where it is known and contradicts the channel's name."""
-    name = channel.strip().casefold()
-    if dicom == "MR":
-        return dicom if is_ct(channel) else ""
-    return dicom if dicom == "CT" and name in _MR_NAMES else ""
+    expected = machine(channel)
+    return dicom if expected and dicom in ("CT", "MR") and dicom != expected else ""
+
+
+def _strange_modality(facts: CaseFacts, dicom: str, channels: Sequence[str]) -> list[Finding]:
+    """A series of another machine than the model's channels, where nothing else is known of what it was trained on."""
+    names = [name for name in channels if _other_modality(dicom, name)]
+    if not names:
+        return []
+    expected = f"a scan of the model's modality (channel {names[0]})"
+    action = "choose a model that was trained on such scans"
+    return [_warning(facts.case, expected, f"a series of modality {dicom}", action)]
+
+
+def _names_by_normalisation(configuration: Configuration) -> list[str]:
+    """CT is the only modality that a plan shows by its normalisation."""
+    return ["CT" if scheme == "ct" else "" for scheme in configuration.normalization]
 
 
 def _outside(value: float, seen: Interval) -> float:

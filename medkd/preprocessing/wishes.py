@@ -9,9 +9,10 @@ from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import PlanError
-from medkd.core.plan import Configuration, Plan
+from medkd.core.plan import Configuration, DataRanges, Plan
 from medkd.core.protocol import Protocol
 from medkd.io.comparison import twin_groups
+from medkd.io.verify import structures_of
 from medkd.preprocessing.fingerprint import Fingerprint
 from medkd.preprocessing.planner import CONFIGURATIONS, make_plan
 from medkd.preprocessing.ranges import ranges_of
@@ -118,12 +119,19 @@ def new_plan(
             if key not in CONFIGURATIONS:
                 configurations[key] = configuration
         plan = replace(plan, configurations=configurations)
-    ranges = ranges_of(fingerprint.facts, description.channel_names, fingerprint.orientation)
+    ranges = _ranges(fingerprint, description)
     return _mirrored(replace(plan, orientation=fingerprint.orientation, ranges=ranges), wishes.mirror_axes)
 
 
-def keep_plan(old: Plan, wishes: Wishes, path: Path) -> Plan:
-    """The plan that exists, with other mirror axes where they are asked for.
+def _ranges(fingerprint: Fingerprint, description: DatasetDescription) -> DataRanges | None:
+    facts = fingerprint.facts or [scan.facts for scan in fingerprint.unlabelled]
+    names = structures_of(description.labels)
+    return ranges_of(facts, description.channel_names, fingerprint.orientation, names)
+
+
+def keep_plan(old: Plan, wishes: Wishes, path: Path, fingerprint: Fingerprint, description: DatasetDescription) -> Plan:
+    """The plan that exists, with other mirror axes where they are asked for, and with what the cases look like where it
+    does not say so (plans of models that were trained elsewhere do not).
 
     Raises:
         PlanError: it does not follow the protocol that is asked for.
@@ -137,7 +145,8 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path) -> Plan:
             "preprocesses again."
         )
     _log.info("%s is kept as it is; --overwrite-plan makes a new one", path)
-    return _mirrored(old, wishes.mirror_axes)
+    kept = old if old.ranges is not None else replace(old, ranges=_ranges(fingerprint, description))
+    return _mirrored(kept, wishes.mirror_axes)
 
 
 def _prepares_alike(old: Protocol | None, new: Protocol) -> bool:

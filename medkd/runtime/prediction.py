@@ -29,12 +29,14 @@ class CasePredictor(Protocol):
         configuration: the plan's configuration that the model was trained on.
         labels: what its outputs mean.
         folds: names of the folds that are averaged.
+        channels: names of the input channels, as far as they are known.
     """
 
     plan: Plan
     configuration: Configuration
     labels: LabelSpec
     folds: tuple[str, ...]
+    channels: tuple[str, ...]
 
     @property
     def step_size(self) -> float:

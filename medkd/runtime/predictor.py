@@ -55,7 +55,7 @@ class RuntimePredictor:
         self.step_size = exported.step_size if step_size is None else step_size
         self.mirror = exported.mirror if mirror is None else mirror
         self.blending = exported.blending
-        self.folds = exported.folds
+        self.folds, self.channels = exported.folds, exported.channel_names
         if not 0 < self.step_size <= 1:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 

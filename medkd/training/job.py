@@ -322,6 +322,10 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
     def score(self, summary: Mapping[str, Any]) -> Score | None:
         """The score in the content of a fold's ``summary.json``, and up to where it says that nothing is found."""
 
+    def part_scores(self, summary: Mapping[str, Any]) -> Mapping[str, Score]:
+        """The same of each structure by name, as far as the file tells them apart."""
+        return {}
+
     @abstractmethod
     def build(self, job: Job[Plan, Store, Options], *, weightless: bool = False) -> Lesson:
         """Build the networks of a job.

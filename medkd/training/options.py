@@ -225,6 +225,6 @@ def check_tag(tag: str) -> None:
     separated = any(mark in tag for mark in _SEPARATORS)
     if not tag.strip() or tag != tag.strip() or tag.startswith(".") or separated or not tag.isprintable():
         raise RunError(
-            f"--tag becomes part of a folder's name: expected letters, digits, '_', '-' or '.', not at the start, "
-            f"found {tag!r}; choose another text."
+            "--tag becomes part of a folder's name: expected text that can be printed, without '/' and '\\', not "
+            f"beginning with '.' or a space nor ending with one, found {tag!r}; choose another text."
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
@@ -18,12 +18,23 @@ Score = tuple[str, float, float]
 _log = logging.getLogger(__name__)
 
 
-def warn_of_a_poor_teacher(teacher: Teacher[Any], score: Callable[[Mapping[str, Any]], Score | None]) -> None:
-    """Warn where a teacher's own validation says that it finds nothing; a teacher without one is taken as it is.
+class Scores(Protocol):
+    """Knows its way about the ``summary.json`` of a fold's validation."""
+
+    def score(self, summary: Mapping[str, Any]) -> Score | None:
+        """The score of all structures together."""
+
+    def part_scores(self, summary: Mapping[str, Any]) -> Mapping[str, Score]:
+        """The score of each structure."""
+
+
+def warn_of_a_poor_teacher(teacher: Teacher[Any], task: Scores) -> None:
+    """Warn where a teacher's own validation says that it finds nothing, or nothing of one structure; a teacher without
+    one is taken as it is.
 
     Args:
         teacher: the fold that is going to teach.
-        score: finds the score in the content of a ``summary.json``.
+        task: finds the scores in the content of a ``summary.json``.
     """
     path = teacher.model.path / f"fold_{teacher.fold}" / SUMMARY
     if not path.is_file():
@@ -32,19 +43,34 @@ def warn_of_a_poor_teacher(teacher: Teacher[Any], score: Callable[[Mapping[str, 
         summary = read_json(path)
     except DataError:
         return  # whoever reads scores says what is wrong with the file
-    found = score(summary) if isinstance(summary, Mapping) else None
-    if found is None:
+    if not isinstance(summary, Mapping):
         return
-    name, value, nothing = found
-    if value <= nothing:
+    found = task.score(summary)
+    who = f"the teacher {teacher.model.name} (fold {teacher.fold})"
+    if found is not None and found[1] <= found[2]:
+        name, value, _ = found
         _log.warning(
-            "the teacher %s (fold %s) has %s %.4f on its own validation, no better than finding nothing, so that a "
-            "student can hardly learn from it; train it longer, or choose another one",
-            teacher.model.name,
-            teacher.fold,
+            "%s has %s %.4f on its own validation, no better than finding nothing, so that a student can hardly learn "
+            "from it; train it longer, or choose another one",
+            who,
             name,
             value,
         )
+        return
+    poor = [part for part, (_, value, nothing) in task.part_scores(summary).items() if value <= nothing]
+    if poor:
+        _log.warning(
+            "%s finds nothing of %s on its own validation, so that a student can hardly learn it from it; train it "
+            "longer, or choose another one",
+            who,
+            ", ".join(poor),
+        )
+
+
+def table_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping under a key; an empty one where there is none."""
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def number_at(content: Mapping[str, Any], *keys: str) -> float | None:

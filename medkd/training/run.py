@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ def make_job(
     if model is not None:
         task.check_teacher(data, model, method)
         teacher = _choose(model, data)
-        warn_of_a_poor_teacher(teacher, task.score)
+        warn_of_a_poor_teacher(teacher, task)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
@@ -235,8 +236,21 @@ def begin(job: AnyJob, seen: frozenset[str]) -> None:
 def finish(task: AnyTask, job: AnyJob) -> Path:
     """Score the fold, unless the options say not to, on what it held out when it began; returns its folder."""
     if job.options.validate:
-        task.validate(job, validation_cases(job.folder))
+        cases = validation_cases(job.folder)
+        _check_still_there(task, job, cases)
+        task.validate(job, cases)
     return job.folder
+
+
+def _check_still_there(task: AnyTask, job: AnyJob, cases: Sequence[str]) -> None:
+    """Somebody may have removed preprocessed cases while the fold was trained."""
+    lost = sorted(set(cases) - set(job.store.cases()) - set(task.unlabelled(job.store)))
+    if lost:
+        raise DataError(
+            f"{job.dataset} lost {len(lost)} of the {len(cases)} preprocessed cases that fold {job.fold} is judged on, "
+            f"for example {lost[0]}; run medkd_plan_and_preprocess -d {job.dataset}, then this command again with "
+            "--continue."
+        )
 
 
 def _train(

@@ -30,7 +30,7 @@ from medkd.training.agreement import write_agreement
 from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
 from medkd.training.options import INIT_FROM_TEACHER, TrainOptions, check_start
-from medkd.training.plausibility import Score, number_at
+from medkd.training.plausibility import Score, number_at, table_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.unlabelled import split_with_unlabelled
@@ -189,7 +189,23 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
     def score(self, summary: Mapping[str, Any]) -> Score | None:
         """The mean foreground Dice."""
         dice = number_at(summary, "foreground_mean", "Dice")
-        return None if dice is None else ("Dice", dice, _DICE_OF_NOTHING)
+        if dice is None:
+            return None
+        trivial = [nothing for _, _, nothing in self.part_scores(summary).values()]
+        return "Dice", dice, sum(trivial) / len(trivial) if trivial else _DICE_OF_NOTHING
+
+    def part_scores(self, summary: Mapping[str, Any]) -> Mapping[str, Score]:
+        """The mean Dice of each structure that the validation cases show, beside the Dice of calling every voxel
+        that.
+        """
+        means = table_at(summary, "mean")
+        found: dict[str, Score] = {}
+        for key in means:
+            dice, share = number_at(means, key, "Dice"), _share_of_voxels(means, key)
+            if dice is not None and share:
+                name = _own_name(summary, key)
+                found[name] = ("Dice", dice, max(2 * share / (1 + share), _DICE_OF_NOTHING))
+        return found
 
     def build(self, job: SegmentationJob, *, weightless: bool = False) -> SegmentationLesson:
         """Student, and teachers with their method."""
@@ -201,6 +217,24 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
             write_agreement(job, cases)
             return
         finish_fold(RunFolder.load(job.folder.parent), job.folder, job.store, job.raw, cases, job.device)
+
+
+def _share_of_voxels(means: Mapping[str, Any], key: str) -> float:
+    """Of a structure in the validation cases; 0 where it is unknown."""
+    counts = [number_at(means, key, count) for count in ("TP", "FP", "FN", "TN")]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts) or not sum(known):
+        return 0.0
+    hits, _, missed, _ = known
+    return (hits + missed) / sum(known)
+
+
+def _own_name(summary: Mapping[str, Any], key: str) -> str:
+    """What medkd calls a structure in a ``summary.json``; nnU-Net's files have the key only."""
+    value: Any = summary
+    for part in ("medkd", "structures", key, "name"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else f"label {key}"
 
 
 train = partial(training_run.train, SegmentationTask())

@@ -162,3 +162,17 @@ def test_a_fold_without_training_cases_is_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError, match=r"splits_final\.json: expected a list"):
             load_splits(path)
+
+
+def test_a_case_that_is_left_out_for_its_twin_is_not_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = ["a", "b", "c", "d"]
+    DatasetDescription(
+        channel_names=("X",),
+        labels=LabelSpec.from_names(["one"]),
+        num_training=4,
+        extra={"medkd": {"duplicates": [["b", "c"]]}},
+    ).save(tmp_path / "dataset.json")
+    save_splits(tmp_path / "splits_final.json", [Split(("a",), ("b",))])
+    ensure_splits(tmp_path, cases, {})
+    [text] = [record.getMessage() for record in caplog.records]
+    assert text.startswith("1 training case is in no fold") and ": d;" in text

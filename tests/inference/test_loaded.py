@@ -10,9 +10,10 @@ import pytest
 
 import medkd
 from medkd.core.errors import DataError, RunError
+from medkd.core.geometry import Geometry
 from medkd.inference.folder import predict_folder
 from medkd.inference.loaded import load
-from medkd.io.volumes import read_image, read_label
+from medkd.io.volumes import read_image, read_label, write_volume
 
 
 def test_files_and_arrays_give_what_the_command_writes(
@@ -78,3 +79,18 @@ def test_the_face_loads_models_of_both_tasks_and_finds_runs(make_run: Callable[.
     model = medkd.load(f"1/{run.name}", root=tmp_path, device="cpu", mirror=False)
     assert model.task == "segmentation"
     assert model.predict(np.zeros((8, 9, 10)), (1, 1, 1)).shape == (8, 9, 10)  # type: ignore[union-attr, call-overload]
+
+
+def test_scans_unlike_the_training_cases_are_named_to_whoever_calls_from_python(
+    make_run: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(make_run(folds=1), device="cpu", mirror=False)
+    voxels = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    write_volume(tmp_path / "small.nii.gz", voxels, Geometry.from_spacing(voxels.shape, (0.01,) * 3))
+    model.predict(tmp_path / "small.nii.gz")
+    assert "case small: expected a spacing near the plan's" in caplog.text
+    caplog.clear()
+    model.predict(voxels, (0.01,) * 3)
+    assert "case array: expected a spacing near the plan's" in caplog.text
+    with pytest.raises(DataError, match="expected a spacing near"):
+        model.predict(tmp_path / "small.nii.gz", strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,3 +200,37 @@ def test_percentiles_of_a_channel_are_near_the_exact_ones() -> None:
         (facts.low, facts.median, facts.high), np.percentile(channel, (0.5, 50, 99.5)), atol=0.15
     )
     assert not facts.constant and describe_channel(np.full((3, 3, 3), 7.0)).constant
+
+
+def test_scans_without_labels_are_compared_with_the_others_and_counted(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "D")
+    (folder / "imagesUn").mkdir()
+    for index, change in enumerate([lambda volume: volume, scaled(10), turned("LAS")]):
+        volume = change(read_volume(folder / f"imagesTr/c{index}_0000.nii.gz"))
+        volume.array[0, 0, 0] += 1  # no twin
+        write_volume(folder / f"imagesUn/u{index}_0000.nii.gz", volume.array, volume.geometry)
+    report = verify_dataset(folder)
+    assert report.ok and report.unlabelled == ("u0", "u1", "u2")
+    assert "6 good cases, 3 good scans without labels, 0 bad cases" in report.summary()
+    texts = [finding.text() for finding in report.warnings]
+    assert len(texts) == 2, texts
+    assert any("LAS in 1 (u2)" in text for text in texts)
+    assert any(text.startswith("case u1: expected a spacing near the others'") for text in texts)
+
+
+def test_a_set_of_scans_without_labels_counts_them(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "D")
+    for part in ("labelsTr", "imagesUn"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / "imagesTr").rename(folder / "imagesUn")
+    data = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**data, "numTraining": 0}))
+    report = verify_dataset(folder)
+    assert report.ok, report.text()
+    assert report.summary() == "D: 6 good scans without labels, 0 bad cases, 0 problems, 0 warnings"
+
+
+def test_an_empty_channel_is_named_by_its_value_without_a_sign(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "D", c1=lambda volume: Volume(volume.array * -0.0, volume.geometry))
+    [finding] = warned(folder)[:1]
+    assert finding.found == "the value 0 in all voxels"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import medkd
+from medkd.core.channels import differing_channels
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
@@ -23,7 +24,6 @@ from medkd.core.splits import Split
 from medkd.detection.plan import DetectionPlan
 from medkd.exporting.export import export_model
 from medkd.models.base import MODEL_KINDS, Checkpoint, ModelFolder, find_model, open_model, register_model
-from medkd.models.channels import differing_channels
 from medkd.models.guard import choose_teacher
 from medkd.models.nnunet.checkpoint import ALLOWED
 from medkd.models.segmentation import SegmentationFolder, TrainedModel

@@ -10,8 +10,8 @@ import pytest
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.geometry import Geometry
-from medkd.core.plan import Plan
-from medkd.core.serial import load, save
+from medkd.core.plan import Interval, Plan, StructureRange
+from medkd.core.serial import from_data, load, save, to_data
 from medkd.io.facts import CaseFacts, describe_case, describe_channel
 from medkd.io.orientation import turn_geometry
 from medkd.preprocessing import ranges
@@ -105,3 +105,63 @@ def test_ranges_come_back_from_the_plan_file(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plans.json") == plan == load(Plan, tmp_path / "plans.json")
     assert plan.ranges is not None and plan.ranges.orientations == {"RAS": 5}
     assert plan.ranges.spacing[0].low == 2.0 and plan.ranges.spacing[0].high == pytest.approx(2.8)
+
+
+def test_the_plan_says_how_often_and_how_large_structures_are_seen(tmp_path: Path) -> None:
+    facts = []
+    for seed in range(3):
+        counts = {1: 100 * (seed + 1), 2: 50} if seed else {1: 100}
+        channel = describe_channel(image_of("MR", seed)[0])
+        facts.append(describe_case(f"c{seed}", geometry_of(), [replace(channel, constant=seed == 2)], counts))
+    found = ranges_of(facts, ["MR"], None, {1: "liver", 2: "spleen", 3: "aorta"})
+    assert found is not None and found.channels[0].empty == 1
+    liver, spleen, aorta = found.structures
+    assert liver == StructureRange("liver", 3, Interval(200.0, 600.0))  # voxels of 2 mm³
+    assert spleen == StructureRange("spleen", 2, Interval(100.0, 100.0))
+    assert aorta == StructureRange("aorta", 0, None)
+    save(tmp_path / "plans.json", replace(plan_of(CONFIGURATION), ranges=found))
+    assert Plan.load(tmp_path / "plans.json").ranges == found
+
+
+def test_an_older_plan_without_structures_is_read() -> None:
+    data = to_data(plan_for("CT"))
+    del data["ranges"]["structures"]
+    for channel in data["ranges"]["channels"]:
+        del channel["empty"]
+    assert from_data(Plan, data, "plans.json") == plan_for("CT")
+
+
+@pytest.mark.parametrize(
+    ("channel", "dicom", "warned"),
+    [
+        ("MR", "CT", True),
+        ("T1 Gd", "CT", True),
+        ("CTA", "MR", True),
+        ("CT", "CT", False),
+        ("FLAIR", "MR", False),
+        ("image", "CT", False),
+        ("MR", "", False),
+        ("MR", "PT", False),
+    ],
+)
+def test_the_modality_is_compared_where_the_model_came_without_ranges(
+    monkeypatch: pytest.MonkeyPatch, channel: str, dicom: str, warned: bool
+) -> None:
+    monkeypatch.setattr(ranges, "modality", lambda paths: dicom)
+    plan = replace(plan_for("MR"), ranges=None)
+    findings = compare_scan(FILES, image_of("MR"), geometry_of(), plan, CONFIGURATION, [channel])
+    assert [f"a series of modality {dicom}"] * warned == [finding.found for finding in findings]
+
+
+def test_a_ct_model_is_known_by_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "modality", lambda paths: "MR")
+    plan = replace(plan_for("CT"), ranges=None)
+    ct = replace(CONFIGURATION, normalization=("ct",))
+    [finding] = compare_scan(FILES, image_of("CT"), geometry_of(), plan, ct)
+    assert finding.found == "a series of modality MR"
+
+
+def test_an_array_has_no_orientation_but_a_spacing() -> None:
+    array = CaseFiles("array", ())
+    assert not compare_scan(array, image_of("MR"), geometry_of(code="LPS"), plan_for("MR"), CONFIGURATION)
+    assert compare_scan(array, image_of("MR"), geometry_of(10), plan_for("MR"), CONFIGURATION)

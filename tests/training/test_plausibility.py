@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from medkd.core.labels import LabelSpec
 from medkd.core.run import RunFolder
 from medkd.training.loading import explained
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.segmentation_task import dry_run, train, train_distill
 from tests.training.builders import NAME, make_dataset
 
@@ -88,6 +90,47 @@ def test_an_empty_training_list_is_one_sentence(tmp_path: Path, start: Any) -> N
     with pytest.raises(DataError, match="with cases in 'train', but entry 0 is not") as caught:
         start(900, "plain_unet", 0, _options(tmp_path))
     assert "\n" not in str(caught.value) and not (tmp_path / "results").exists()
+
+
+def _structure(dice: float, hits: int, missed: int, wrong: int, rest: int) -> dict[str, float]:
+    return {"Dice": dice, "TP": hits, "FN": missed, "FP": wrong, "TN": rest}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((0.02, 10, 80, 550, 5100), (0.01, 5, 40, 500, 5200), "has Dice 0.0150 on its own validation"),  # a random one
+        ((0.8, 70, 20, 15, 5600), (0.0, 0, 45, 0, 5700), "finds nothing of large on its own validation"),
+        ((0.8, 70, 20, 15, 5600), (0.5, 30, 15, 45, 5600), ""),
+        ((0.8, 70, 20, 15, 5600), (0.0, 0, 0, 3, 5700), ""),  # no validation case shows it
+        ((0.4, 1600, 1400, 3400, 3600), (0.8, 70, 20, 15, 9000), "finds nothing of small"),  # Dice of calling all that
+    ],
+)
+def test_a_teacher_is_held_against_calling_every_voxel_the_structure(
+    root: Path, caplog: pytest.LogCaptureFixture, first: Any, second: Any, expected: str
+) -> None:
+    path = root / "results" / NAME / "plain_unet__3d_fullres/fold_0/validation/summary.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "foreground_mean": {"Dice": (first[0] + second[0]) / 2},
+        "mean": {"1": _structure(*first), "2": _structure(*second)},
+        "medkd": {"structures": {"1": {"name": "small"}, "2": {"name": "large"}}},
+    }
+    path.write_text(json.dumps(content))
+    dry_run(900, "plain_unet", 0, _options(root, tag="w"), "plain_unet", "kd")
+    path.unlink()
+    said = [text for text in _said(caplog) if text.startswith("the teacher")]
+    assert [expected in text for text in said] == ([True] if expected else [])
+
+
+def test_preprocessed_cases_that_vanish_while_a_fold_is_trained_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path)
+    monkeypatch.setattr(SegmentationLesson, "fit", lambda self: shutil.rmtree(self.job.store.folder))
+    with pytest.raises(DataError, match=r"lost 2 of the 2 preprocessed cases .* --continue") as caught:
+        train(900, "plain_unet", 0, _options(tmp_path, validate=True))
+    assert "\n" not in str(caught.value)
 
 
 class _Dies(torch.utils.data.Dataset[int]):

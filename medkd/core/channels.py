@@ -1,4 +1,4 @@
-"""Whether two lists of channel names mean the same images.
+"""Whether two lists of channel names mean the same images, and which machine made them.
 
 Rule: names are compared without case, spaces and punctuation, and a few spellings of one sequence are one name (T1c,
 T1ce, T1Gd). Names that say nothing about the image (a number, ``channel_0``, ``image``, the name of a normalisation)
@@ -28,6 +28,7 @@ _SILENT = re.compile(
     r"\d*|(channel|ch|c|image|img|input|modality|mod|scan|volume|data|series|sequence|nonorm|none|zscore|grayscale"
     r"|gray|grey|intensity|rescaleto01|rescale01|rgbto01|rgb01)\d*"
 )
+_MR = ("mri", "t1", "t1ce", "t2", "flair", "dwi", "adc", "pd", "pdw", "swi")
 _OTHER_MACHINES = ("ct", "pet", "us", "ultrasound", "xray", "xr", "cr", "dx", "spect")
 
 
@@ -45,6 +46,18 @@ def differing_channels(theirs: Sequence[str], ours: Sequence[str]) -> str | None
     if all(map(_agree, found, expected)):
         return None
     return "the same channels in another order" if sorted(found) == sorted(expected) else "other channels"
+
+
+def machine(channel: str) -> str:
+    """``"CT"`` or ``"MR"`` where a channel's name says so, else an empty text.
+
+    >>> machine("CTA"), machine("T1Gd"), machine("image")
+    ('CT', 'MR', '')
+    """
+    plain = _plain(channel)
+    if plain == "ct":
+        return "CT"
+    return "MR" if plain in _MR else ""
 
 
 def _plain(name: str) -> str:
