@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_conversion.findings import problem, some, warning
+from dataset_conversion.findings import modality_findings, problem, some, warning
 from dataset_conversion.folder import compact_label, list_volumes, named_labels, recode_values
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
@@ -61,7 +61,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     channel, notes = _channel(study, training, options)
     spec, recode, found = named_labels(options, training, label_folder)
     notes += found
-    jobs, other = _jobs(study, training, spec, recode)
+    jobs, other = _jobs(study, training, spec, recode, channel)
     writer = RawWriter(folder, "dicom", source, options)
     writer.report_findings(_unmatched(labels, training, source))
     writer.report_findings([*other, *_damaged(study)])
@@ -142,7 +142,7 @@ def _channel(study: Study, training: Labels, options: ConversionOptions) -> tupl
 
 
 def _jobs(
-    study: Study, training: Labels, spec: LabelSpec, recode: Mapping[int, int] | None
+    study: Study, training: Labels, spec: LabelSpec, recode: Mapping[int, int] | None, channel: str
 ) -> tuple[list[CaseJob], list[Finding]]:
     """Jobs for all series of the training cases' modality, and findings about the rest."""
     labelled = [series for series in study.scans if series.name in training]
@@ -158,7 +158,7 @@ def _jobs(
             continue
         label, patient = training.get(series.name), patients.get(series.name)
         split: Split = "Tr" if label else "Ts"
-        jobs.append(series_job(series, label, spec, recode, patient, split))
+        jobs.append(series_job(series, label, spec, recode, patient, split, channel))
     return jobs, findings
 
 
@@ -169,8 +169,9 @@ def series_job(
     recode: Mapping[int, int] | None,
     patient: str | None,
     split: Split,
+    channel: str,
 ) -> CaseJob:
-    """A job for a DICOM series.
+    """A job for a DICOM series; one of another modality than its channel is warned of.
 
     Args:
         series: which becomes a case.
@@ -179,18 +180,20 @@ def series_job(
         recode: source value → value in the new data set.
         patient: patient id where known.
         split: where the case belongs.
+        channel: name of the data set's channel.
     """
+    odd = tuple(modality_findings(series.name, series.folder, series.headers[0].modality, channel))
 
     def prepare() -> CaseContent:
         voxels, affine = read_files(series.files)
         array = np.ascontiguousarray(voxels.T)
         image = Volume(array, Geometry.from_affine(array.shape, affine))
         if label is None:
-            return CaseContent(images=(image,))
+            return CaseContent(images=(image,), findings=odd)
         try:
             aligned = align(read_label(label), image.geometry)
         except DataError as error:
-            return CaseContent(images=(image,), findings=(unreadable_finding(series.name, label, error),))
+            return CaseContent(images=(image,), findings=(*odd, unreadable_finding(series.name, label, error)))
         if recode is not None:
             recode_values(aligned.array, recode)
         values = label_values(aligned.array)
@@ -201,7 +204,7 @@ def series_job(
             images=(image,),
             label=compact_label(Volume(aligned.array, geometry)),
             values=values,
-            findings=tuple(findings),
+            findings=(*odd, *findings),
         )
 
     renumbered = sorted((recode or {}).items())

@@ -72,7 +72,7 @@ def _jobs(source: Path, model: DatasetDescription, options: ConversionOptions) -
             f"Each DICOM series is a case with one channel, but the model has {channels} "
             f"({', '.join(model.channel_names)}); give a folder of volumes named CASE_0000 and so on."
         )
-    return [series_job(series, None, model.labels, None, None, "Un") for series in study.scans]
+    return [series_job(series, None, model.labels, None, None, "Un", model.channel_names[0]) for series in study.scans]
 
 
 def _refuse_a_labelled_set(source: Path) -> None:

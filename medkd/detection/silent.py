@@ -10,13 +10,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from medkd.core.errors import MethodError
 from medkd.detection.base import Detector, DetectorOutputs
 from medkd.detection.distiller import DetectorDistiller
-from medkd.distillation.gradient_check import silent_among
+from medkd.distillation.gradient_check import sentence, silent_among
 
 _IMAGES = 2
 _SEED = 20
 _BOXES = ((0.1, 0.1, 0.5, 0.5), (0.4, 0.5, 0.9, 0.95))  # of every image, as shares of its side
+
+
+def silence_of(distiller: DetectorDistiller, student: Detector) -> str:
+    """A sentence about the terms that :func:`silent_terms` finds; empty where there are none, or nobody can say."""
+    try:
+        return sentence(silent_terms(distiller, student))
+    except (MethodError, NotImplementedError):
+        # of random outputs, or a detector without losses; what is refused in earnest is said then
+        return ""
 
 
 def silent_terms(distiller: DetectorDistiller, student: Detector) -> tuple[str, ...]:

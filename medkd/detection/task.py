@@ -14,7 +14,7 @@ import torch
 
 import medkd.training.run as training_run
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError, MethodError, PlanError, RunError
+from medkd.core.errors import DataError, PlanError, RunError
 from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import DETECTION, FINAL, LATEST, Budget, NetworkSpec, RunDescription
 from medkd.core.splits import Split
@@ -33,12 +33,11 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
-from medkd.detection.silent import silent_terms
+from medkd.detection.silent import silence_of
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import start_from
 from medkd.distillation import METHODS, Context, build_method
-from medkd.distillation.gradient_check import sentence
 from medkd.models.guard import Teacher
 from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
@@ -268,13 +267,7 @@ class DetectionLesson(Lesson):
 
     def silent(self) -> str:
         """A sentence about terms of the method that cannot reach the student; empty where there are none."""
-        if self.distiller is None:
-            return ""
-        try:
-            return sentence(silent_terms(self.distiller, self.student))
-        except (MethodError, NotImplementedError):
-            # of random outputs, or a detector without losses; what is refused in earnest is said then
-            return ""
+        return "" if self.distiller is None else silence_of(self.distiller, self.student)
 
     def fit(self) -> None:
         """Give the student its first weights, unless it goes on, and let the detector's family train."""
