@@ -110,6 +110,7 @@ def cache_targets(
     tta: bool,
     limit: float,
     places: Sequence[str] = (),
+    mirrored: Sequence[int] | None = None,
 ) -> Path:
     """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work
     is reused.
@@ -124,6 +125,7 @@ def cache_targets(
         limit: most GiB that the targets of these cases may take on disk.
         places: those of which it is stored where the teacher sees structures, so that patches can be centred on them
             without labels; they need not be among ``cases``.
+        mirrored: axes that the student's plan lets mirror; None is all.
 
     Returns:
         The folder of a :class:`~medkd.training.targets.TargetStore`, named by what the values depend on.
@@ -131,7 +133,8 @@ def cache_targets(
     Raises:
         RunError: the targets would take more than the limit, or than the disk has.
     """
-    described = describe_targets(teachers, networks, "fp16" if device.type == "cuda" else "fp32", tta=tta)
+    precision: Precision = "fp16" if device.type == "cuda" else "fp32"
+    described = describe_targets(teachers, networks, precision, tta=tta, mirrored=mirrored)
     work = _Work.of(described, store, cases, places)
     todo = _begin(work, limit)
     if todo:
@@ -233,13 +236,27 @@ class _Work:
             self.target.write_places(case, source, seen)
 
 
+def mirrored_by_both(teacher: Sequence[int], plan: Sequence[int] | None) -> tuple[int, ...]:
+    """Axes of a teacher's mirroring that the student's plan lets mirror; None is all.
+
+    >>> mirrored_by_both((0, 1, 2), (0, 1)), mirrored_by_both((0, 2), None)
+    ((0, 1), (0, 2))
+    """
+    return tuple(axis for axis in teacher if plan is None or axis in plan)
+
+
 def describe_targets(
-    teachers: Sequence[Teacher[TrainedModel]], networks: Sequence[nn.Module], precision: Precision, *, tta: bool
+    teachers: Sequence[Teacher[TrainedModel]],
+    networks: Sequence[nn.Module],
+    precision: Precision,
+    *,
+    tta: bool,
+    mirrored: Sequence[int] | None = None,
 ) -> TargetDescription:
     """What the targets of these teachers are; the arguments are those of :func:`cache_targets`."""
     source, model = teachers[0].model, teachers[0].model.describe()
     rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
-    axes = model.mirror_axes if tta else ()
+    axes = mirrored_by_both(model.mirror_axes, mirrored) if tta else ()
     average = "probabilities" if axes or len(networks) > 1 else "logits"
     labels = model.labels
     return TargetDescription(

@@ -24,7 +24,7 @@ from medkd.networks.inheritance import check_inheritance
 from medkd.networks.inheritance_twins import without_counterpart
 from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
-from medkd.training.cached import CACHED, cache_merged, cache_targets
+from medkd.training.cached import CACHED, cache_merged, cache_targets, mirrored_by_both
 from medkd.training.cases_without_labels import unlabelled_of
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
@@ -109,6 +109,7 @@ class SegmentationLesson(Lesson):
                 tta=job.run.targets_tta,
                 limit=limit,
                 places=unlabelled,
+                mirrored=job.plan.configuration(job.configuration).mirrored,
             )
         self._targets = folder if cached else None
         self._places = folder if unlabelled else None
@@ -180,11 +181,11 @@ class SegmentationLesson(Lesson):
         if method.averages:
             self._teachers = allowed_folds(teacher, job.split, job.store.cases(), job.raw)
         self._networks = [network, *(other.network() for other in self._teachers[1:])]
-        mirrored = teacher.model.describe().mirror_axes
+        mirrored = _averaged_axes(job)
         if (method.averages or run.targets_tta) and len(self._networks) == 1 and not mirrored:
             raise RunError(
-                f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, and "
-                f"only its fold {teacher.fold} may teach; use kd without --targets-tta."
+                f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, or the "
+                f"plan allows none, and only its fold {teacher.fold} may teach; use kd without --targets-tta."
             )
         if run.targets == CACHED:
             self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
@@ -229,6 +230,15 @@ def merged_predictor(job: SegmentationJob) -> MergedPredictor:
     return MergedPredictor(model, teacher.fold, job.plan, job.raw, job.device, tta=job.run.targets_tta)
 
 
+def _averaged_axes(job: SegmentationJob) -> tuple[int, ...]:
+    """Axes along which a teacher's outputs may be averaged: mirrored when it was trained, and allowed by the plan."""
+    if job.teacher is None:
+        return ()
+    return mirrored_by_both(
+        job.teacher.model.describe().mirror_axes, job.plan.configuration(job.configuration).mirrored
+    )
+
+
 def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:
     """The method of a job, built for its networks; equal for equal seeds.
 
@@ -243,7 +253,7 @@ def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: Segm
         regions=labels.regions,
         spacing=job.plan.configuration(job.configuration).spacing,
         patch_size=job.run.network.patch_size,
-        mirror_axes=() if job.teacher is None else job.teacher.model.describe().mirror_axes,
+        mirror_axes=_averaged_axes(job),
     )
     torch.manual_seed(job.options.seed + HELPER_SEED)
     return build_method(job.run.method or "none", context, job.run.method_parameters)

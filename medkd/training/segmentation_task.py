@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,7 @@ SegmentationJob = Job[Plan, CaseStore, TrainOptions]
 
 _SHARED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
 _DICE_OF_NOTHING = 0.01
+_log = logging.getLogger(__name__)
 
 
 class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
@@ -260,6 +262,8 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
         RunError: an axis was asked for that does not exist, or that the teacher or the protocol does not mirror.
     """
     wanted = data.options.mirror_axes
+    if teacher is not None:
+        _warn_of_mirroring(data, teacher)
     if wanted is None:
         return _allowed_axes(data, teacher, configured(data).mirrored)[0]
     rank = configured(data).rank
@@ -274,6 +278,19 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
     if refused:
         raise RunError(f"--mirror-axes names axis {refused[0]}, but {because}; leave it out.")
     return allowed
+
+
+def _warn_of_mirroring(data: SegmentationFold, teacher: Teacher[TrainedModel]) -> None:
+    """A teacher that was mirrored where the plan forbids it cannot tell apart what differs by side."""
+    model, mirrored = teacher.model.describe(), configured(data).mirrored
+    beyond = [str(axis) for axis in model.mirror_axes if axis not in mirrored]
+    if beyond and model.mirror_axes_known:
+        _log.warning(
+            "the teacher %s was trained with mirroring along axis %s, which the plan leaves out, so it may not tell "
+            "structures apart that differ by side only; train a teacher with this plan",
+            teacher.model.name,
+            " and ".join(beyond),
+        )
 
 
 def _allowed_axes(

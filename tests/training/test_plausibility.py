@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.labels import LabelSpec
+from medkd.core.plan import Plan
 from medkd.core.run import RunFolder
+from medkd.core.serial import save
 from medkd.training.loading import explained
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_lesson import SegmentationLesson
@@ -121,6 +124,26 @@ def test_a_teacher_is_held_against_calling_every_voxel_the_structure(
     path.unlink()
     said = [text for text in _said(caplog) if text.startswith("the teacher")]
     assert [expected in text for text in said] == ([True] if expected else [])
+
+
+def test_a_teacher_that_was_mirrored_where_the_plan_forbids_it_is_named_and_not_averaged_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_dataset(tmp_path) / "plans.json"
+    train(900, "plain_unet", 0, _options(tmp_path))
+    dry_run(900, "plain_unet", 0, _options(tmp_path, tag="s"), "plain_unet", "kd")
+    assert not [text for text in _said(caplog) if "mirroring" in text]
+    plan = Plan.load(path)
+    limited = replace(plan.configuration("3d_fullres"), mirror_axes=(0, 1))
+    save(path, replace(plan, configurations={**plan.configurations, "3d_fullres": limited}))
+    student = train_distill(
+        900, "plain_unet", "plain_unet", "kd", 0, _options(tmp_path, targets="cached", targets_tta=True)
+    )
+    [said] = [text for text in _said(caplog) if "mirroring" in text]
+    assert "was trained with mirroring along axis 2, which the plan leaves out" in said
+    assert RunFolder.load(student.parent).run.mirror_axes == (0, 1)
+    [targets] = path.parent.glob("3d_fullres_targets/*/targets.json")
+    assert json.loads(targets.read_text())["mirror_axes"] == [0, 1]
 
 
 def test_preprocessed_cases_that_vanish_while_a_fold_is_trained_are_one_sentence(
