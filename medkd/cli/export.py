@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = common.parser(
         "Export a trained model (a run, an nnU-Net v2 folder, a MONAI bundle, …) as a network for ONNX Runtime or "
         "OpenVINO with everything from a scan to the network and back, as a model folder for stock nnU-Net v2, a MONAI "
-        "bundle, a repository for Triton, or (folder) a run as one .zip. The exported network is compared with the "
-        "model first; nothing is left where they differ.",
+        "bundle, a repository for Triton, or (folder) a run as one .zip, of a distilled one the student alone. The "
+        "exported network is compared with the model first; nothing is left where they differ.",
         "medkd_export 4/unet_tiny__3d_fullres -o exported --format onnx",
     )
     arguments.add_argument("model", metavar="MODEL", help="model folder, or DATASET/RUN below the results folder")
