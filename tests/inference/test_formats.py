@@ -85,6 +85,7 @@ def test_the_command_takes_a_format_and_one_file(
         command = ["-i", str(tree / "p1"), "-o", str(file), "-m", run, "--no-tta", *options]
         assert main([*command, "--seg-kind", "labelmap"]) == 0
         assert pydicom.dcmread(file).SegmentationType == "LABELMAP"
+    assert "copy " not in capsys.readouterr().err  # highdicom tells what it copies
     assert main(["-i", str(tree / "p1"), "-o", str(tmp_path / "x.rtstruct.dcm"), "-m", run, "--no-tta"]) == 0
     assert pydicom.dcmread(tmp_path / "x.rtstruct.dcm").Modality == "RTSTRUCT"
     capsys.readouterr()

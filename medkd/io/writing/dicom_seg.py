@@ -5,7 +5,6 @@ DICOM PS3.3, A.51 and C.8.20. Frames refer to the source's images, and lie where
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path
 from medkd.io.writing.derived import series_number
-from medkd.io.writing.maker import MANUFACTURER, Maker, character_set, concept, long_string
+from medkd.io.writing.maker import MANUFACTURER, Maker, character_set, concept, long_string, quiet_highdicom
 from medkd.io.writing.source import SourceSeries
 from medkd.io.writing.structures import Structure, mask_of, overlapping
 from medkd.io.writing.terms import UNKNOWN
@@ -64,8 +63,7 @@ def write_dicom_seg(
     """
     check_kind(structures, kind)
     planes = _in_file_order(array, source)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # highdicom has opinions on patients' names
+    with quiet_highdicom():
         dataset = _segmentation(planes, source, structures, kind, maker or Maker())
     with atomic_path(path) as temporary:
         dataset.save_as(temporary)

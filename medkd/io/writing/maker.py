@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +58,20 @@ def character_set(texts: list[str], source: Any) -> Any:
     if all(text.isascii() for text in texts):
         return source.get("SpecificCharacterSet")
     return "ISO_IR 192"
+
+
+@contextmanager
+def quiet_highdicom() -> Iterator[None]:
+    """highdicom tells what it copies, and has opinions on patients' names; neither is for the user."""
+    logger = logging.getLogger("highdicom")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def concept(code: Code) -> Any:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from medkd.core.files import atomic_path
 from medkd.io.writing.derived import derived_object, reference, save_object, series_number
-from medkd.io.writing.maker import MANUFACTURER, Maker, character_set, concept, long_string
+from medkd.io.writing.maker import MANUFACTURER, Maker, character_set, concept, long_string, quiet_highdicom
 from medkd.io.writing.structures import Structure
 from medkd.io.writing.terms import SNOMED, UNKNOWN, Code
 
@@ -59,8 +58,7 @@ def write_report(path: Path, header: Any, boxes: Sequence[FoundBox], maker: Make
 
     if str(header.get("PatientSex") or "") not in ("", "M", "F", "O"):
         header.PatientSex = ""  # highdicom refuses codes that DICOM does not define
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_highdicom():
         report = highdicom.sr.ComprehensiveSR(
             evidence=[header],
             content=_content(header, boxes, maker)[0],
