@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,7 @@ def test_without_annotation_the_method_alone_teaches_and_the_student_alone_learn
     assert any(abs(other[name] - terms[name]) > 1e-6 for name in terms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cwd", "kd"])
 @pytest.mark.parametrize("network", [TV, YOLO])
 def test_both_families_train_with_and_without_any_annotation(root: Path, network: str, method: str) -> None:
@@ -212,6 +214,13 @@ def test_both_families_train_with_and_without_any_annotation(root: Path, network
     options = _options(root, labels="none", tag="blind", iterations_per_epoch=1)
     blind = train_distill(502, network, network, method, 0, options)
     assert all(value == 0 for name, value in _terms(blind).items() if method not in name)
+
+
+@pytest.mark.slow
+def test_a_first_stage_learns_on_images_without_annotation(root: Path) -> None:
+    """Masks that are learnt on the teacher need boxes in its loss: there the teacher's own stand for them."""
+    options = _options(root, labels="none", tag="masks", iterations_per_epoch=1)
+    assert set(_terms(train_distill(502, TV, TV, "maskd", 0, options))) == {"maskd"}
 
 
 def _terms(folder: Path) -> dict[str, float]:
@@ -311,3 +320,35 @@ def test_a_continued_pass_shows_ultralytics_what_an_unbroken_run_would_see() -> 
     assert [value <= 0 for value in passes[0][1:]] == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
     later.go_to(2)
     assert [list(later), list(later)] == passes[2:] and len(later) == len(passes[0]) == 10
+
+
+def test_yolo_learns_from_the_teacher_alone_without_annotation(root: Path) -> None:
+    if YOLO not in DETECTORS:
+        pytest.skip("ultralytics is not installed")
+    from medkd.detection.yolo.assignment import to_batch
+    from medkd.detection.yolo.student import Student
+
+    job = _job(root, YOLO, YOLO, unlabelled_share=0.5)
+    assert job.distiller is not None and job.distiller.teacher is not None
+    detector, teacher = job.detector, job.distiller.teacher
+    student = Student(detector, job, lambda: Progress(0, 1, 0))  # type: ignore[arg-type]
+    student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    detector.network.args = student.args
+    student.train()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    none = (torch.zeros(0, 4), torch.zeros(0))
+    batch = {**to_batch(images, [none[0]] * 2, [none[1]] * 2), "im_file": ["/store/images/plain_00.png"] * 2}
+    found = []
+    for _ in range(2):
+        detector.zero_grad()
+        vector, items = student.loss(batch)
+        vector.sum().backward()
+        assert {name for name, value in items.items() if value != 0} == {"cwd"}
+        assert any(p.grad is not None and bool(p.grad.any()) for p in detector.parameters())
+        assert all(p.grad is None for p in teacher.parameters())
+        found.append(float(items["cwd"]))
+        for parameter in teacher.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    assert abs(found[0] - found[1]) > 1e-6
+    _, items = student.loss({**batch, "im_file": ["/store/images/image_09.png"] * 2})
+    assert float(items["cls_loss"]) > 0  # annotated as empty

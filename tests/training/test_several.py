@@ -202,6 +202,7 @@ def _term(root: Path, teachers: list[Path], method: str) -> tuple[float, bool]:
 BY_OUTPUTS = sorted(name for name in METHODS if METHODS[name].outputs_only and METHODS[name].needs_teacher)
 
 
+@pytest.mark.slow
 def test_every_method_by_outputs_follows_the_merged_target(root: Path, tmp_path: Path) -> None:
     """Swapping one of two teachers changes every method's terms, and all reach the student."""
     first = _model(tmp_path, "first", labels=SMALL, seed=1)

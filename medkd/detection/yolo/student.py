@@ -82,7 +82,7 @@ class Student(DetectionModel):
             self.criterion = self.init_criterion()
         terms, outputs, target = detector.losses_of(with_found_boxes(batch, job), self.criterion)
         if is_unlabelled(batch, job):
-            terms = {name: 0 * outputs.logits.sum() for name in terms}
+            terms = {name: (0 * outputs.logits.sum()).abs() for name in terms}
         return terms, outputs, target
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
