@@ -85,6 +85,8 @@ EXTRAS = {
         "slicerio>=1.1",
         "dcmqi>=1.4",
         "dicom3tools",
+        "fire>=0.5",  # python -m monai.bundle
+        "jsonschema>=4.18",  # its verify_metadata
     ],
 }
 SCRIPTS = [f"medkd_{command} = medkd.cli.{module}:main" for command, (module, _) in COMMANDS.items()]

@@ -135,7 +135,7 @@ def measure(
         dataset: number or full name.
         root: medkd's folder.
         runs: names or patterns of runs; all where empty.
-        settings: ``repetitions`` and ``device``.
+        settings: ``repetitions``, ``device`` and ``exports``, folders of exported models.
 
     Raises:
         RunError: there is no trained run.

@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="first time all trained runs together on one scan or image, in turns, through the predictor; the times "
         "are kept in latency.json beside the runs and shown by every later report",
     )
+    arguments.add_argument(
+        "--exports", nargs="+", type=Path, metavar="FOLDER", help="of --measure: exported models that take turns, too"
+    )
     arguments.add_argument("--repetitions", type=positive, help="of --measure (default: 5 for scans, 9 for images)")
     arguments.add_argument("--device", help="of --measure: cuda, cpu or mps (default: cuda where present)")
     return run(_report, arguments, argv)
@@ -50,8 +53,10 @@ def _report(options: argparse.Namespace) -> None:
 
     if options.measure:
         _measure(options)
-    elif options.repetitions is not None or options.device is not None:
-        raise DataError("--repetitions and --device are for measuring; give --measure too, or leave them out.")
+    elif given(options, ("repetitions", "device", "exports")):
+        raise DataError(
+            "--repetitions, --device and --exports are for measuring; give --measure too, or leave them out."
+        )
     path = make_report(
         options.dataset,
         root=options.root,
@@ -71,10 +76,11 @@ def _measure(options: argparse.Namespace) -> None:
 
     root = Root.resolve(options.root)
     name = root.dataset_name(options.dataset)
-    chosen = given(options, ("repetitions", "device"))
+    chosen = given(options, ("repetitions", "device", "exports"))
     timings = api.measure(options.dataset, root=options.root, runs=options.runs, **chosen)
-    for run_name in timings.seconds:
-        spread = Spread.of(timings.seconds[run_name])
+    exported = {export.name: export.seconds for export in timings.exports}
+    for run_name, seconds in {**timings.seconds, **exported}.items():
+        spread = Spread.of(seconds)
         print(
             f"{run_name}: {readable_seconds(spread.median)} per {timings.unit} "
             f"({readable_seconds(spread.low)} to {readable_seconds(spread.high)})"

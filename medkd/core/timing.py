@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,27 @@ from medkd.core.errors import RunError
 from medkd.core.serial import load, save
 
 TIMINGS_FILE = "latency.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredExport:
+    """An exported model that was timed beside the runs.
+
+    Attributes:
+        name: of its folder.
+        made_from: name of the run or model that was exported; empty where it does not say.
+        engine: what computed it.
+        int8: whether its network is quantised.
+        size: bytes of the network.
+        seconds: of each repetition.
+    """
+
+    name: str
+    made_from: str
+    engine: str
+    int8: bool
+    size: int
+    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +49,7 @@ class Timings:
         threads: CPU threads.
         settings: in words, how was predicted (mirroring, step size, precision).
         seconds: run → seconds of each repetition, in the order in which they were taken.
+        exports: exported models that took turns with the runs.
     """
 
     unit: str
@@ -37,6 +59,7 @@ class Timings:
     threads: int
     settings: str
     seconds: Mapping[str, tuple[float, ...]]
+    exports: tuple[MeasuredExport, ...] = ()
     schema: int = 1
 
     def of(self, run: str) -> Spread | None:
@@ -126,6 +149,7 @@ def time_in_turns(
     size: tuple[int, ...],
     device: str,
     settings: str,
+    exports: Sequence[MeasuredExport] = (),
 ) -> Timings:
     """Time the predictions of several runs, interleaved, and keep the times beside the runs.
 
@@ -138,6 +162,7 @@ def time_in_turns(
         size: in voxels or pixels.
         device: where the networks run.
         settings: with which, for people.
+        exports: exported models, whose names are among the actions; their times are filled in.
 
     Raises:
         RunError: there is no run.
@@ -146,6 +171,8 @@ def time_in_turns(
 
     if not actions:
         raise RunError(f"{results}: no run has trained weights to measure; train one to its end first.")
+    taken = interleaved(actions, repetitions)
+    exported = [replace(export, seconds=taken.pop(export.name)) for export in exports]
     timings = Timings(
         unit=unit,
         case=case,
@@ -153,7 +180,8 @@ def time_in_turns(
         device=device,
         threads=torch.get_num_threads(),
         settings=settings,
-        seconds=interleaved(actions, repetitions),
+        seconds=taken,
+        exports=tuple(exported),
     )
     timings.save(results)
     return timings

@@ -18,6 +18,8 @@ from medkd.core.timing import Timings, time_in_turns
 from medkd.detection.detecting import detect_pixels
 from medkd.io.radiographs import read_radiograph, to_eight_bit
 from medkd.models.base import open_model
+from medkd.models.exported import check_export
+from medkd.runtime.package import measured_export
 
 REPETITIONS = 9
 
@@ -29,6 +31,7 @@ def measure_images(
     runs: Sequence[str] = (),
     repetitions: int = REPETITIONS,
     device: torch.device | str | None = None,
+    exports: Sequence[Path] = (),
 ) -> Timings:
     """Time all trained runs of a detection data set on its first image: letterbox, detector, boxes in its pixels.
 
@@ -38,9 +41,10 @@ def measure_images(
         runs: names or patterns of the runs; all where empty.
         repetitions: timed predictions of each run, after one that is not timed.
         device: None picks CUDA where present, else the CPU.
+        exports: folders of exported detectors that take turns with the runs, on the CPU.
 
     Raises:
-        RunError: no run has trained weights, or a model cannot be opened.
+        RunError: no run has trained weights, a model cannot be opened, or an export is none or named as another.
         DataError: the raw data set holds no image that can be read.
     """
     case, path = _first_image(raw)
@@ -53,6 +57,12 @@ def measure_images(
         detectors = [detector.to(target) for detector in loaded.networks]
         sizes[loaded.spec.image_size] = None
         actions[place.run] = partial(detect_pixels, detectors, pixels, target)
+    measured = []
+    for folder in exports:
+        model = open_model(folder, "detection")
+        check_export(model, actions)
+        actions[model.name] = partial(detect_pixels, model.load().networks, pixels, torch.device("cpu"))
+        measured.append(measured_export(model.path, "onnxruntime"))
     return time_in_turns(
         results,
         actions,
@@ -62,6 +72,7 @@ def measure_images(
         size=(int(pixels.shape[0]), int(pixels.shape[1])),
         device=str(target),
         settings=f"input of {' or '.join(map(str, sizes))} pixels a side",
+        exports=measured,
     )
 
 

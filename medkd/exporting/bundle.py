@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from medkd import __version__
+from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import write_json
 from medkd.exporting.onnx import MeanOfNetworks
@@ -39,7 +40,8 @@ def write_configurations(trained: TrainedModel, name: str, folder: Path) -> None
 
 
 def write_module(trained: TrainedModel, folder: Path) -> None:
-    """Write ``models/model.ts``: the network as TorchScript, for whoever has an inferer of their own.
+    """Write ``models/model.ts``, the network as TorchScript for whoever has an inferer of their own, and
+    ``models/model.pt``, its weights, which the specification asks for.
 
     Raises:
         RunError: it cannot be traced, or computes something else then.
@@ -56,6 +58,7 @@ def write_module(trained: TrainedModel, folder: Path) -> None:
     if not same:
         raise RunError("The network cannot be traced for a MONAI bundle; export with --format onnx.")
     traced.save(str(file))
+    save_checkpoint(file.with_suffix(".pt"), dict(network.state_dict()))
 
 
 def _metadata(trained: TrainedModel, name: str) -> dict[str, Any]:

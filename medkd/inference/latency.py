@@ -12,9 +12,12 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.run_files import trained_places
 from medkd.core.timing import Timings, time_in_turns
+from medkd.inference.opening import open_predictor
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image
 from medkd.models.base import open_model
+from medkd.models.exported import check_export
+from medkd.runtime.package import measured_export
 
 REPETITIONS = 5
 
@@ -26,6 +29,7 @@ def measure_scans(
     runs: Sequence[str] = (),
     repetitions: int = REPETITIONS,
     device: torch.device | str | None = None,
+    exports: Sequence[Path] = (),
 ) -> Timings:
     """Time all trained runs of a data set on its first scan: preprocessing, tiles, and back to the scan's grid.
 
@@ -37,9 +41,10 @@ def measure_scans(
         runs: names or patterns of the runs; all where empty.
         repetitions: timed predictions of each run, after one that is not timed.
         device: None picks CUDA where present, else the CPU.
+        exports: folders of exported models that take turns with the runs, on the CPU.
 
     Raises:
-        RunError: no run has trained weights, or a model cannot be opened.
+        RunError: no run has trained weights, a model cannot be opened, or an export is none or named as another.
         DataError: the raw data set holds no scan that can be read.
     """
     case = _first_scan(raw)
@@ -50,6 +55,13 @@ def measure_scans(
         predictor = Predictor.of(open_model(place.model, "segmentation"), [place.fold], device)
         predictors.append(predictor)
         actions[place.run] = partial(predictor.predict_case, image, geometry, case.case)
+    measured = []
+    for folder in exports:
+        model = open_model(folder, "segmentation")
+        check_export(model, actions)
+        exported = open_predictor(model)
+        measured.append(measured_export(model.path, exported.engine_name))
+        actions[model.name] = partial(exported.predict_case, image, geometry, case.case)
     return time_in_turns(
         results,
         actions,
@@ -59,6 +71,7 @@ def measure_scans(
         size=tuple(geometry.shape),
         device=str(predictors[0].device) if predictors else "",
         settings=", or ".join(dict.fromkeys(_settings(predictor) for predictor in predictors)),
+        exports=measured,
     )
 
 

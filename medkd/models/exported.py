@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
-from medkd.models.base import Checkpoint
+from medkd.models.base import Checkpoint, ModelFolder
 from medkd.models.segmentation import ImportedFolder, TrainedModel
 from medkd.runtime.package import RECORD, check_network, is_exported, read_exported
 
@@ -74,3 +74,15 @@ class ExportedFolder(ImportedFolder):
                 f"{self.path} is {self.title}, one network whose folds and checkpoint were chosen at export; leave "
                 "them out."
             )
+
+
+def check_export(model: ModelFolder[Any], taken: Container[str]) -> None:
+    """Refuse to time, beside runs, what is no exported model, or is named as another that takes turns.
+
+    Raises:
+        RunError: it is one of these.
+    """
+    if not model.kind.startswith("exported"):
+        raise RunError(f"{model.path} is {model.title}; --exports times folders that medkd_export made for an engine.")
+    if model.name in taken:
+        raise RunError(f"Two models that are timed together are named {model.name}; rename the folder {model.path}.")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
+from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save
+from medkd.core.timing import MeasuredExport
 
 FILE = "preprocessing.json"
+LARGEST_PATCH = 2**28
+"""Voxels of a patch."""
+
 NETWORKS = ("model.onnx", "model.xml")
 RECORD = "export.json"
 """In every exported folder: its format, what it was made from and has seen, and how it compared."""
@@ -89,12 +95,30 @@ def read_exported(folder: Path) -> Exported:
             f"{Path(folder) / FILE}: 'network' must be {' or '.join(NETWORKS)} in this folder, found "
             f"'{exported.network}'."
         )
-    if len(exported.patch_size) != exported.planned.rank:
-        raise RunError(
-            f"{Path(folder) / FILE}: 'patch_size' needs {exported.planned.rank} values, found "
-            f"{list(exported.patch_size)}; export the model again."
-        )
+    _check(exported, Path(folder) / FILE)
     return exported
+
+
+def _check(exported: Exported, path: Path) -> None:
+    """Refuse values that no export writes, before memory is taken for them."""
+    planned, patch = exported.planned, exported.patch_size
+    rank, channels, labels = planned.rank, len(planned.normalization), exported.label_spec
+    sound_patch = len(patch) == rank and min(patch) > 0 and prod(patch) <= LARGEST_PATCH
+    rules = {
+        "patch_size": (sound_patch, f"{rank} sides above 0, at most {LARGEST_PATCH} voxels together", list(patch)),
+        "mirror_axes": (
+            set(exported.mirror_axes) <= set(range(rank)),
+            f"axes from 0 to {rank - 1}",
+            list(exported.mirror_axes),
+        ),
+        "step_size": (0.05 <= exported.step_size <= 1, "a share from 0.05 to 1", exported.step_size),
+        "blending": (exported.blending in ("gaussian", "constant"), "gaussian or constant", exported.blending),
+        "channel_names": (len(exported.channel_names) == channels, f"{channels} names", list(exported.channel_names)),
+        "labels": (len(labels.foreground) > 0, "at least one structure", dict(exported.labels)),
+    }
+    for name, (holds, wanted, found) in rules.items():
+        if not holds:
+            raise RunError(f"{path}: '{name}' must be {wanted}, found {found!r:.200}; export the model again.")
 
 
 def check_network(folder: Path, exported: Exported) -> Path:
@@ -132,6 +156,31 @@ def digest_of(network: Path) -> str:
                 while block := file.read(2**20):
                     found.update(block)
     return found.hexdigest()
+
+
+def measured_export(folder: Path, engine: str) -> MeasuredExport:
+    """What a report says of an exported model, without times.
+
+    Args:
+        folder: an exported model or detector.
+        engine: that computes it.
+
+    Raises:
+        DataError: its record is damaged.
+    """
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    stated = record if isinstance(record, dict) else {}
+    made_from = stated.get("made_from")
+    name = made_from.get("name") if isinstance(made_from, dict) else None
+    networks = [path for path in folder.iterdir() if path.stem == "model" and path.suffix in (".onnx", ".xml", ".bin")]
+    return MeasuredExport(
+        name=folder.name,
+        made_from=str(name or ""),
+        engine=engine,
+        int8="int8" in stated,
+        size=sum(path.stat().st_size for path in networks),
+        seconds=(),
+    )
 
 
 def write_exported(folder: Path, exported: Exported) -> None:

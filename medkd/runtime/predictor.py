@@ -8,13 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from medkd.core.errors import RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.limits import option_name
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels, decode_probabilities
 from medkd.runtime.engines import Engine, EngineName, choose_engine, open_engine
-from medkd.runtime.package import Exported, check_network, read_exported
+from medkd.runtime.package import FILE, Exported, check_network, read_exported
 from medkd.runtime.prediction import Prediction
 from medkd.runtime.window import sliding_logits
 
@@ -126,7 +126,7 @@ class RuntimePredictor:
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""
         return sliding_logits(
-            self.engine,
+            self._forward,
             image,
             self.exported.patch_size,
             self.labels.num_outputs,
@@ -134,6 +134,32 @@ class RuntimePredictor:
             mirror_axes=self.used_axes,
             blending=self.blending,
         )
+
+    def _forward(self, batch: np.ndarray) -> np.ndarray:
+        """The engine's logits of patches, if they are what the description promises.
+
+        Raises:
+            RunError: the network takes or gives other arrays, or values that are not finite.
+        """
+        wanted = (len(batch), self.labels.num_outputs, *batch.shape[2:])
+        try:
+            logits = self.engine(batch)
+        except (MedkdError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"The exported network cannot compute patches {batch.shape[1:]} ({reason:.200}), so it is not the one "
+                f"that {FILE} describes; export the model again."
+            ) from error
+        if logits.shape != wanted:
+            raise RunError(
+                f"The exported network gives logits {logits.shape} where {FILE} promises {wanted}; export the model "
+                "again."
+            )
+        if not np.isfinite(logits).all():
+            raise RunError("The exported network gives values that are not finite; export the model again.")
+        return logits
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""

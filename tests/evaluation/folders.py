@@ -14,7 +14,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
-from medkd.core.timing import Timings
+from medkd.core.timing import MeasuredExport, Timings
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.io.volumes import write_volume
 
@@ -115,7 +115,12 @@ def make_run(
     return folder
 
 
-def make_timings(root: Path, seconds: Mapping[str, tuple[float, ...]], name: str = "Dataset004_Test") -> None:
+def make_timings(
+    root: Path,
+    seconds: Mapping[str, tuple[float, ...]],
+    name: str = "Dataset004_Test",
+    exports: tuple[MeasuredExport, ...] = (),
+) -> None:
     """Times of runs as ``medkd_report --measure`` leaves them."""
     Timings(
         unit="scan",
@@ -125,6 +130,7 @@ def make_timings(root: Path, seconds: Mapping[str, tuple[float, ...]], name: str
         threads=2,
         settings="mirrored, step 0.5",
         seconds=seconds,
+        exports=exports,
     ).save(root / "results" / name)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from medkd.core.files import read_json
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.files import read_json, write_json
 from medkd.exporting.export import export_model
 from medkd.exporting.triton import CHAIN, NETWORK, version_folder
 from medkd.io.volumes import read_image, read_label
@@ -71,6 +72,67 @@ def test_the_metadata_say_what_monai_asks_for(bundle: Path) -> None:
     noise = torch.randn(1, given["num_channels"], *given["spatial_shape"])
     assert torch.allclose(traced(noise), network(noise), atol=1e-3)
     assert sorted(taken["channel_def"]) == [str(i) for i in range(taken["num_channels"])]
+
+
+def schema() -> dict[str, Any]:
+    """What MONAI's meta_schema_20240725.json asks for, in our words: keys, kinds of values, and tensors."""
+    texts = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description")
+    required = [*texts, "authors", "copyright", "required_packages_version", "network_data_format"]
+    shape = {"type": "array", "items": {"type": ["string", "integer"]}}
+    described = {
+        **{"type": {"type": "string"}, "format": {"type": "string"}, "dtype": {"type": "string"}},
+        **{"num_channels": {"type": "integer"}, "spatial_shape": shape, "is_patch_data": {"type": "boolean"}},
+        **{"value_range": {"type": "array", "items": {"type": "number"}}, "channel_def": {"type": "object"}},
+    }
+    needed = ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]
+    tensor = {"type": "object", "properties": described, "required": needed}
+    tensors = {"type": "object", "patternProperties": {".+": tensor}}
+    sides = {"inputs": tensors, "outputs": tensors}
+    ports = {"type": "object", "properties": sides, "required": list(sides)}
+    kinds: dict[str, Any] = {key: {"type": "string"} for key in (*texts, "authors", "copyright")}
+    kinds |= {key: {"type": "object"} for key in ("changelog", "required_packages_version")}
+    whole = {"type": "object", "properties": {**kinds, "network_data_format": ports}, "required": required}
+    return {"$schema": "https://json-schema.org/draft/2019-09/schema", **whole}
+
+
+def test_monais_own_verification_passes_without_a_network(bundle: Path, tmp_path: Path) -> None:
+    """``verify_metadata`` downloads nothing where the schema's file is there already."""
+    pytest.importorskip("jsonschema")
+    from monai.bundle import verify_metadata, verify_net_in_out
+
+    write_json(tmp_path / "schema.json", schema())
+    metadata = bundle / "configs" / "metadata.json"
+    verify_metadata(meta_file=str(metadata), filepath=str(tmp_path / "schema.json"))
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(metadata),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(bundle),
+    )
+    stated = read_json(metadata)
+    del stated["task"]
+    write_json(tmp_path / "lacking.json", stated)
+    with pytest.raises(ValueError, match="Failed validating"):
+        verify_metadata(meta_file=str(tmp_path / "lacking.json"), filepath=str(tmp_path / "schema.json"))
+    stated = read_json(metadata)
+    stated["network_data_format"]["outputs"]["pred"]["num_channels"] += 1
+    write_json(tmp_path / "wrong.json", stated)
+    with pytest.raises(ValueError, match="channel number"):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(tmp_path / "wrong.json"),
+            config_file=str(bundle / "configs" / "inference.json"),
+            device="cpu",
+            bundle_root=str(bundle),
+        )
+
+
+def test_the_weights_lie_beside_as_the_specification_asks(bundle: Path) -> None:
+    weights = load_checkpoint(bundle / "models" / "model.pt")
+    traced = torch.jit.load(str(bundle / "models" / "model.ts")).state_dict()
+    assert sorted(weights) == sorted(traced)
+    assert all(torch.equal(weights[name], value) for name, value in traced.items())
 
 
 def test_medkd_takes_the_bundle_as_an_exported_model(bundle: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from medkd.core.timing import Spread, readable_seconds
+from medkd.core.timing import MeasuredExport, Spread, readable_seconds
 from medkd.evaluation.report.data import Metric, Report, RunEntry
 from medkd.evaluation.report.decision import ANSWERS, Decision, decide, decisions, verdict
 from medkd.evaluation.report.figures import colours, human
@@ -115,6 +115,36 @@ def overview(report: Report) -> str:
         head.append("failures")
     rows = [_overview_row(report, entry, failures) for entry in report.scored]
     return table(head, rows, "runs") + _without_scores(report)
+
+
+def exports(report: Report) -> str:
+    """Exported models that were timed with the runs: engine, size, time, and how that compares with the run itself."""
+    timings = report.timings
+    if timings is None:
+        return ""
+    head = ["export", "made from", "engine", "network", f"time per {timings.unit}", "against the run in torch"]
+    rows = [_export_row(export, timings.of(export.made_from)) for export in timings.exports]
+    lead = "What runs without torch, on the CPU of this machine; timed in turns with the runs."
+    return section("Exported", lead, table(head, rows))
+
+
+def _breakable(name: str) -> str:
+    """A long name that may break between its parts."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def _export_row(export: MeasuredExport, own: Spread | None) -> list[str]:
+    spread = Spread.of(export.seconds)
+    quartiles = f"{readable_seconds(spread.low)} to {readable_seconds(spread.high)}"
+    word, ratio = ("", "–") if own is None else _faster(spread, own)
+    return [
+        _breakable(export.name),
+        _breakable(export.made_from or "–"),
+        escape(export.engine) + (", INT8" if export.int8 else ""),
+        f"{export.size / 1e6:.2f} MB",
+        f"{readable_seconds(spread.median)}<small>{quartiles}</small>",
+        f"{ratio} {word}".strip(),
+    ]
 
 
 def _without_scores(report: Report) -> str:

@@ -86,6 +86,7 @@ def write_report(path: Path, report: Report) -> None:
             "Up is more accurate, left is cheaper.",
             *_with_legend(report, chart(figures.trade_off(report, report.task.main), "trade-off", kind="large")),
         ),
+        page.exports(report),
         *after,
         _training(report),
         section("How the runs were made", "Enough to make them again.", settings(report), _folded_provenance(report)),
