@@ -38,7 +38,7 @@ def of_medkd(model: str, threads: int, mirror: bool) -> tuple[str, Predict]:
         predictor = open_predictor(opened, mirror=mirror, device="cpu")
 
     def predict(inputs: str, outputs: str) -> None:
-        report = predict_cases(predictor, find_cases(inputs, 1), Outputs(Path(outputs)))
+        report = predict_cases(predictor, find_cases(inputs, 1), Outputs(folder=Path(outputs)))
         if report.failed:
             raise SystemExit(str(report.failed))
 
