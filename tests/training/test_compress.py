@@ -92,6 +92,7 @@ def test_a_second_call_computes_nothing_and_finds_the_same(
         medkd.compress("plain_unet", 900, sizes=[2], root=root, **{**SHORT, "epochs": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [7, 11])  # in the first student's second epoch, in the one alone
 def test_a_killed_call_goes_on_to_the_same_result(
     start: Path,
