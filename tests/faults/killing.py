@@ -49,9 +49,14 @@ class Ended:
 
     @property
     def is_one_sentence(self) -> bool:
-        """Whether it ended with status 1 and said why in a line, without a traceback."""
-        reasons = [line for line in self.said.splitlines() if line.startswith("error: ")]
-        return self.status == 1 and len(reasons) == 1 and "Traceback" not in self.said
+        """Whether it ended with status 1 and said why in a line, without a traceback; or in a line per scan, where it
+        went on with the others.
+        """
+        lines = self.said.splitlines()
+        reasons = [line for line in lines if line.startswith("error: ")]
+        scans = [line for line in lines if line.startswith("Writing ") and " failed: " in line]
+        is_said = len(reasons) == 1 or (not reasons and bool(scans))
+        return self.status == 1 and is_said and "Traceback" not in self.said
 
 
 def run_until(command: Command, arguments: Sequence[str], below: Path, moment: int = 0, fault: Fault = "none") -> Ended:
