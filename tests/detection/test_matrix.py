@@ -25,7 +25,7 @@ from tests.detection.toys import Batch, batch, context
 SIZE = 64
 CLASSES = ("a", "b", "c")
 NAMES = sorted(({n for n in METHODS if METHODS[n].detection} | set(DETECTION_METHODS)) - {"none", "ultralytics"})
-ON_SCORES = {"kd", "dkd", "crosskd"}
+ON_SCORES = {"kd", "dkd", "crosskd", "iou_aware"}
 # Student → teacher: where it can be, with another kind of head, of the same number of anchors per cell.
 FAST = {
     "yolov8n": "yolo26n",
