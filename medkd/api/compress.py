@@ -48,7 +48,7 @@ def compress(
         settings: fields of :class:`medkd.training.options.TrainOptions`, the same for all trainings.
 
     Returns:
-        The table, which also lies in ``results/DATASET/compress_TEACHER.json``.
+        The table, which also lies in ``results/DATASET/compress_TEACHER[_TAG].json``.
 
     Raises:
         RunError: the model is no plain or residual-encoder U-Net, or a size or setting does not fit.

@@ -140,7 +140,8 @@ class Work:
     @property
     def summary(self) -> Path:
         """Where the table is kept."""
-        return self.results / f"compress_{self.found.name}.json"
+        tag = self.settings.get("tag")
+        return self.results / f"compress_{self.found.name}{f'_{tag}' if tag else ''}.json"
 
     def options(self, size: int, *, start: bool) -> TrainOptions:
         """Of a student; the one alone has random weights."""
