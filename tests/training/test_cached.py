@@ -178,8 +178,8 @@ def test_finished_targets_are_reused_killed_ones_continued_and_stale_cases_made_
         _cache(root, cases)
     monkeypatch.setattr(TargetStore, "write", counting)
     folder, store = _cache(root, cases)
-    assert written == cases, "every case was predicted once"
-    assert _cache(root, cases)[0] == folder and written == cases
+    assert sorted(written) == cases, "every case was predicted once, in any order"
+    assert _cache(root, cases)[0] == folder and sorted(written) == cases
     record = store.folder / f"{cases[1]}.json"
     record.write_text(record.read_text().replace('"recipe": "', '"recipe": "other'))
     _cache(root, cases)
