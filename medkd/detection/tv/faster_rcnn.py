@@ -139,7 +139,7 @@ class FasterRCNN(Detector):
     def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`medkd.detection.base.Detector.candidates`; a box per proposal and class, which scores for that."""
         neck = self.pyramid(images)
-        proposals = self._propose(images, neck)[0]
+        proposals = self._proposals(images, self._found(images, neck))
         outputs = self._score(neck, proposals, images)
         assert outputs.deltas is not None
         decoded = self.scorer.box_coder.decode(outputs.deltas.flatten(1), proposals)
