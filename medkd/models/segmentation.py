@@ -70,8 +70,13 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
         """
         model = self.describe()
         theirs, ours = model.configuration, plan.configuration(configuration)
+        if label_meaning(model.labels) != label_meaning(description.labels):
+            raise RunError(
+                f"The teacher {self.path.name} does not fit: its labels are {shown_labels(model.labels)}, the data "
+                f"set's are {shown_labels(description.labels)}; name and number the data set's as the teacher's in "
+                "dataset.json, or convert it anew with --labels."
+            )
         meaning: list[Difference] = [
-            ("labels", label_meaning(model.labels), label_meaning(description.labels)),
             ("number of input channels", len(theirs.normalization), len(description.channel_names)),
         ]
         self._refuse(meaning, "the data set's", "")
@@ -139,3 +144,15 @@ def label_meaning(labels: LabelSpec) -> Any:
     for name, values in labels.entries:
         named.append((name.casefold(), values if len(values) > 1 else values[0]))
     return named, labels.regions, labels.order, labels.ignore
+
+
+def shown_labels(labels: LabelSpec) -> str:
+    """Labels for a sentence: ``background 0, tumour 1+2``, with the order of painting and the ignored value."""
+    parts = []
+    for name, values in labels.entries:
+        parts.append(f"{name} {'+'.join(map(str, values))}")
+    if labels.regions:
+        parts.append(f"painted as {', '.join(map(str, labels.order))}")
+    if labels.ignore is not None:
+        parts.append(f"ignored {labels.ignore}")
+    return ", ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import write_json
+from medkd.core.labels import LabelSpec
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE, NetworkSpec
 from medkd.core.splits import Split
@@ -26,7 +28,7 @@ from medkd.exporting.export import export_model
 from medkd.models.base import MODEL_KINDS, Checkpoint, ModelFolder, find_model, open_model, register_model
 from medkd.models.guard import choose_teacher
 from medkd.models.nnunet.checkpoint import ALLOWED
-from medkd.models.segmentation import SegmentationFolder, TrainedModel
+from medkd.models.segmentation import SegmentationFolder, TrainedModel, shown_labels
 from medkd.models.weights import load_weights
 from medkd.networks import build_network
 from tests.detection import stub
@@ -290,3 +292,21 @@ def test_kinds_are_registered_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(MODEL_KINDS, "late", f"{__name__}:Mine")
     (tmp_path / "mine").touch()
     assert open_model(tmp_path).kind == "mine"
+
+
+def test_labels_of_another_meaning_are_shown_as_people_write_them(tmp_path: Path) -> None:
+    model = open_model(_run(tmp_path), "segmentation")
+    assert isinstance(model, SegmentationFolder)
+    plan, described = Plan.load(OLD / PLANS_FILE), DatasetDescription.load(OLD / DATASET_FILE)
+    configuration = next(iter(plan.configurations))
+    other = replace(described, labels=LabelSpec.from_names(["spleen"]))
+    with pytest.raises(RunError) as refused:
+        model.check_fits(plan, configuration, other)
+    said = str(refused.value)
+    assert "the data set's are background 0, spleen 1; name and number" in said
+    assert "(" not in said.partition("its labels")[2]
+
+
+def test_every_part_of_labels_is_shown() -> None:
+    spec = LabelSpec((("background", (0,)), ("whole", (1, 2))), regions=True, order=(1,), ignore=3)
+    assert shown_labels(spec) == "background 0, whole 1+2, painted as 1, ignored 3"
