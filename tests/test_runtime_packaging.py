@@ -33,7 +33,7 @@ MODULES = {  # top-level module → distribution that setup.py requires, or that
 # imported inside functions that prediction with exported models never calls
 ELSEWHERE = {
     *("medkd", "medkd.api.steps", "medkd.api.scores", "medkd.core.labels", "medkd.core.splits"),
-    *("medkd.api.folds", "medkd.core.folds"),
+    *("medkd.api.folds", "medkd.core.folds", "medkd.core.timing"),
     *("medkd.models.base", "medkd.models.exported", "medkd.models.named"),
 }
 
