@@ -32,6 +32,12 @@ def pair(
         with pytest.raises(MethodError, match="two-stage detectors lack"):
             build(name, learner, teacher)
         pytest.skip("not defined for two-stage detectors")
+    if (
+        name == "iou_aware" and kind == "two-stage"
+    ):  # the toy's proposals have no boxes; see test_iou_aware for real ones
+        with pytest.raises(MethodError, match="compares boxes anchor by anchor"):
+            step(build(name, learner, teacher), learner, teacher, batch())
+        pytest.skip("these proposals have no boxes")
     torch.manual_seed(3)
     return build(name, learner, teacher, **settings), learner, teacher
 
