@@ -76,21 +76,24 @@ def synthesise(bands: Bands, low: tuple[float, ...], size: tuple[int, ...]) -> T
 
 
 def _filtered(maps: Tensor, axis: int, taps: tuple[float, ...]) -> Tensor:
-    """Correlation along an axis, every second value."""
+    """Correlation along an axis, every second value; the taps stay numbers, so that no device is asked to wait."""
     rows = maps.movedim(axis, -1)
-    kernel = rows.new_tensor(taps).view(1, 1, -1)
     padding = len(taps) - 1 if len(taps) > 2 or rows.shape[-1] % 2 else 0
-    halved = F.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel, stride=2, padding=padding)
-    return halved.view(*rows.shape[:-1], halved.shape[-1]).movedim(-1, axis)
+    padded = F.pad(rows, (padding, padding))
+    count = (padded.shape[-1] - len(taps)) // 2 + 1
+    parts = [tap * padded[..., place : place + 2 * count - 1 : 2] for place, tap in enumerate(taps)]
+    return torch.stack(parts).sum(0).movedim(-1, axis)
 
 
 def _expanded(maps: Tensor, axis: int, taps: tuple[float, ...], size: int) -> Tensor:
     """The transposed correlation along an axis, cut to a size."""
     rows = maps.movedim(axis, -1)
-    kernel = rows.new_tensor(taps).view(1, 1, -1)
-    wide = F.conv_transpose1d(rows.reshape(-1, 1, rows.shape[-1]), kernel, stride=2, padding=len(taps) - 1)
-    wide = wide[..., :size]
-    return wide.view(*rows.shape[:-1], wide.shape[-1]).movedim(-1, axis)
+    count = rows.shape[-1]
+    wide = rows.new_zeros((*rows.shape[:-1], 2 * count - 2 + len(taps)))
+    for place, tap in enumerate(taps):
+        wide[..., place : place + 2 * count - 1 : 2] += tap * rows
+    cut = len(taps) - 1
+    return wide[..., cut : wide.shape[-1] - cut][..., :size].movedim(-1, axis)
 
 
 @METHODS.register("dcd")
