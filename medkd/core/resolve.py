@@ -30,7 +30,7 @@ _PARTS = {
 }
 _CHANNEL = re.compile(r"_\d{4}$")
 _ENDINGS = (
-    (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
+    (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
     + (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
     + (".json", ".txt", ".xml", ".npz", ".npy", ".h5", ".hdf5", ".pkl", ".b2nd")
 )

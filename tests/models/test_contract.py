@@ -121,8 +121,9 @@ def wanted(model: ModelFolder[Any], **changes: Any) -> tuple[Any, str, DatasetDe
 
 def test_every_kind_has_an_example() -> None:
     # several teachers, and the stages of a cascade, have no single network; tests/training/test_merged.py and
-    # tests/models/nnunet/test_cascade.py are about them
-    assert {*EXAMPLES, "several", "nnunet_cascade"} == set(MODEL_KINDS)
+    # tests/models/nnunet/test_cascade.py are about them; an exported detector predicts and does not teach, see
+    # tests/exporting/test_detectors.py
+    assert {*EXAMPLES, "several", "nnunet_cascade", "exported_detector"} == set(MODEL_KINDS)
 
 
 def test_a_kind_answers_everything(model: ModelFolder[Any], tmp_path: Path) -> None:
