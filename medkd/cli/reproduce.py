@@ -68,9 +68,9 @@ def _main(arguments: argparse.Namespace) -> int:
 
     options = _options(arguments)
     if arguments.check:
-        lines = recipes.check(arguments.recipe, options)
-        print("\n".join(lines))
-        return int(recipes.is_incomplete(lines))
+        found = recipes.check(arguments.recipe, options)
+        print("\n".join((*found.problems, *found.costs)))
+        return int(bool(found.problems))
     work = recipes.open_recipe(arguments.recipe, options)
     if arguments.status:
         print("\n".join(recipes.status_lines(work)))

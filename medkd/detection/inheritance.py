@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medkd.detection.base import Detector
-from medkd.detection.inheritance_fit import Batches, Choice, Fit, fit_layer, hooked, watch
+from medkd.detection.inheritance_fit import Batches, Choice, fit_layer, hooked, watch
 from medkd.detection.layers import Chart, Layer, Pair, chart_pair
+from medkd.networks.ridge import Fit
 
 IMAGES = 32  # on which the kernels are fitted
 _BATCH = 8  # images that are in memory at a time

@@ -13,20 +13,10 @@ from torch import Tensor, nn
 
 from medkd.detection.base import Detector
 from medkd.detection.layers import Layer, Pair
-from medkd.networks.ridge import Regression, Solution, at, neighbourhoods, unravel
+from medkd.networks.ridge import Fit, Regression, Solution, at, neighbourhoods, unravel
 
 _PLACES = 200  # per image and call of a layer
 _LEAST = 1e-6  # of a scale or variance, relative to the largest of its layer: a channel below is dead
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual /
-    variance``.
-    """
-
-    layer: str
-    explained: float
 
 
 @dataclass(frozen=True)

@@ -104,17 +104,8 @@ class InTorch:
 
 def predictor_of(trained: TrainedModel, rule: InferenceRule) -> Predictor:
     """The torch predictor of a model, on the CPU and in float32."""
-    return Predictor(
-        trained.networks,
-        trained.plan,
-        trained.configuration,
-        trained.labels,
-        trained.patch_size,
-        mirror_axes=trained.mirror_axes,
-        device="cpu",
-        settings=Settings(step_size=rule.step_size, mirror=rule.mirror, blending=rule.blending),
-        folds=trained.folds,
-    )
+    settings = Settings(step_size=rule.step_size, mirror=rule.mirror, blending=rule.blending)
+    return Predictor.of_loaded(trained, "cpu", settings)
 
 
 def _write_onnx(parcel: Parcel, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,18 +38,8 @@ class CascadeCases:
         stage, loaded = model.first_stage, model.second_stage(folds)
         first = Predictor.of(stage, folds, device, mirror=mirror, checkpoint=stage.checkpoint_of(folds[0]))
         chosen = pick_device(device)
-        second = Predictor(
-            [tune(network, chosen) for network in loaded.networks],
-            loaded.plan,
-            loaded.configuration,
-            loaded.labels,
-            loaded.patch_size,
-            mirror_axes=loaded.mirror_axes,
-            device=chosen,
-            settings=Settings(mirror=mirror),
-            folds=loaded.folds,
-        )
-        return cls(first, second)
+        tuned = replace(loaded, networks=[tune(network, chosen) for network in loaded.networks])
+        return cls(first, Predictor.of_loaded(tuned, chosen, Settings(mirror=mirror)))
 
     @property
     def used_axes(self) -> tuple[int, ...]:

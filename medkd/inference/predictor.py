@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -162,15 +162,27 @@ class Predictor:
         rule = loaded.plan.protocol.inference if loaded.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
+        tuned = replace(loaded, networks=[tune(network, device) for network in loaded.networks])
+        return cls.of_loaded(tuned, device, Settings(step_size, mirror, precision, blending=rule.blending))
+
+    @classmethod
+    def of_loaded(cls, loaded: TrainedModel, device: torch.device | str, settings: Settings) -> Predictor:
+        """The predictor of networks that are loaded, as they are.
+
+        Args:
+            loaded: the networks and what is needed to predict with them.
+            device: see the class.
+            settings: see :class:`Settings`.
+        """
         return cls(
-            [tune(network, device) for network in loaded.networks],
+            loaded.networks,
             loaded.plan,
             loaded.configuration,
             loaded.labels,
             loaded.patch_size,
             mirror_axes=loaded.mirror_axes,
             device=device,
-            settings=Settings(step_size, mirror, precision, blending=rule.blending),
+            settings=settings,
             folds=loaded.folds,
             channels=loaded.channels,
         )

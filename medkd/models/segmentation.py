@@ -80,13 +80,7 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
             ("number of input channels", len(theirs.normalization), len(description.channel_names)),
         ]
         self._refuse(meaning, "the data set's", "")
-        differs = differing_channels(model.channels, description.channel_names) if model.channels else None
-        if differs:
-            raise RunError(
-                f"The teacher {self.path.name} does not fit: it has {differs} ({', '.join(model.channels)}) than the "
-                f"data set ({', '.join(description.channel_names)}); order and name the data set's channels as the "
-                "teacher's."
-            )
+        self._refuse_channels(model, description.channel_names)
         preprocessing: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
         preprocessing.append(("orientation", model.plan.orientation, plan.orientation))
         for key in _PREPROCESSING:
@@ -104,17 +98,19 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
         """
         model = self.describe()
         theirs, ours = model.configuration, plan.configuration(configuration)
-        names = description.channel_names
+        self._refuse_channels(model, description.channel_names)
+        compared: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
+        compared.append(("orientation", model.plan.orientation, plan.orientation))
+        compared.append(("normalization", theirs.normalization, ours.normalization))
+        self._refuse(compared, "the student's", f"; {self.remedy(plan.dataset)}")
+
+    def _refuse_channels(self, model: TrainedModel, names: Sequence[str]) -> None:
         differs = differing_channels(model.channels, names) if model.channels else None
         if differs:
             raise RunError(
                 f"The teacher {self.path.name} does not fit: it has {differs} ({', '.join(model.channels)}) than the "
                 f"data set ({', '.join(names)}); order and name the data set's channels as the teacher's."
             )
-        compared: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
-        compared.append(("orientation", model.plan.orientation, plan.orientation))
-        compared.append(("normalization", theirs.normalization, ours.normalization))
-        self._refuse(compared, "the student's", f"; {self.remedy(plan.dataset)}")
 
     def _refuse(self, compared: Sequence[Difference], whose: str, remedy: str) -> None:
         for what, found, expected in compared:

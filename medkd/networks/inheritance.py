@@ -22,20 +22,10 @@ from medkd.networks.inheritance_hooks import hooked, run_all_layers
 from medkd.networks.inheritance_layers import Layer, check_inheritance, layers
 from medkd.networks.inheritance_twins import counterparts
 from medkd.networks.planned import PlannedUNet
-from medkd.networks.ridge import Regression, at, neighbourhoods, unravel
+from medkd.networks.ridge import Fit, Regression, at, neighbourhoods, unravel
 
 IMAGES = 16  # patches that the kernels are fitted on
 _PLACES = 3000  # voxels per patch and layer
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual /
-    variance``.
-    """
-
-    layer: str
-    explained: float
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,16 @@ RIDGE = 1e-3
 """Pull towards the teacher's own kernels, relative to the mean square of the inputs."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How well a layer of the student repeats the channels of the teacher's that it was given: ``1 − residual /
+    variance``.
+    """
+
+    layer: str
+    explained: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """What a regression found.

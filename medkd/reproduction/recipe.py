@@ -152,7 +152,7 @@ class Recipe:
         methods: name → way to train.
         without: combinations that are left out.
         published: what the paper says.
-        seconds_per_step: of one training step on the hardware that ``--check`` assumes; None where nobody measured it.
+        seconds_per_step: of one training step, from which ``--check`` estimates; None where nobody measured it.
         hardware: of :attr:`seconds_per_step`.
     """
 

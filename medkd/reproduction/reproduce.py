@@ -147,32 +147,36 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         work.write()
 
 
-_MISSING = "missing: "
+@dataclass(frozen=True)
+class Check:
+    """What :func:`check` found.
+
+    Attributes:
+        problems: what is missing, and names that mean nothing, a sentence each.
+        costs: what the recipe's runs would need.
+    """
+
+    problems: tuple[str, ...]
+    costs: tuple[str, ...]
 
 
-def is_incomplete(lines: Sequence[str]) -> bool:
-    """Whether :func:`check` found that something is missing or unknown."""
-    return any(line.startswith((_MISSING, "unknown: ")) for line in lines)
-
-
-def check(path: str | Path, options: ReproduceOptions | None = None) -> list[str]:
-    """What is missing for a recipe, what it would cost, and whether its networks and methods exist, in lines.
+def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
+    """What is missing for a recipe, what it would cost, and whether its networks and methods exist.
 
     Raises:
         DataError: the recipe means nothing.
     """
     work = open_recipe(Path(path), options or ReproduceOptions())
-    recipe, lines = work.recipe, []
+    recipe, problems = work.recipe, []
     name = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
     raw = work.root.raw_dataset(name)
     if not (raw / "dataset.json").exists() and recipe.dataset.format != PHANTOM:
-        lines.append(f"{_MISSING}{raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
+        problems.append(f"missing: {raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
     for teacher, folder in _models(work).items():
         if not folder.exists():
-            lines.append(f"{_MISSING}the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
-    lines += [f"unknown: {sentence}" for sentence in unknown_names(recipe)]
-    lines += _costs(work)
-    return lines
+            problems.append(f"missing: the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
+    problems += [f"unknown: {sentence}" for sentence in unknown_names(recipe)]
+    return Check(tuple(problems), tuple(_costs(work)))
 
 
 def _costs(work: Work) -> list[str]:
@@ -180,13 +184,28 @@ def _costs(work: Work) -> list[str]:
     trained = [node for node in work.nodes.values() if node.words[0] in ("train", "train_distill")]
     free = shutil.disk_usage(_existing(work.root.raw.parent)).free / 2**30
     lines = [f"runs: {len(trained)} trainings; free disk space {free:.0f} GiB"]
-    steps = recipe.settings.get("epochs", 1000) * recipe.settings.get("iterations_per_epoch", 250)
+    counted = [_steps(node) for node in trained]
+    known = [steps for steps in counted if steps is not None]
+    if len(known) < len(counted):
+        lines.append(f"steps: unknown for {len(counted) - len(known)} of the trainings; their protocol or plan says")
+    if known:
+        lines.append(f"steps: {sum(known):,} in {len(known)} trainings")
     if recipe.seconds_per_step is None:
         lines.append("time: unknown, the recipe states no measured seconds per step")
     else:
-        hours = recipe.seconds_per_step * steps * len(trained) / 3600
-        lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'}, at {steps} steps a run")
+        hours = recipe.seconds_per_step * sum(known) / 3600
+        lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'} for the known steps")
     return lines
+
+
+def _steps(node: Node) -> int | None:
+    """Optimiser steps of a training, where its own words say both numbers."""
+    numbers = []
+    for option in ("--epochs", "--iterations-per-epoch"):
+        if option not in node.words:
+            return None
+        numbers.append(int(str(node.words[node.words.index(option) + 1])))
+    return numbers[0] * numbers[1]
 
 
 def _existing(folder: Path) -> Path:

@@ -73,6 +73,7 @@ class Runner:
     def __init__(self, nodes: Mapping[str, Node], state: State, engine: Engine, say: Say) -> None:
         self.nodes, self.state, self.engine, self.say = nodes, state, engine, say
         self.records = state.read()
+        self._runs = runs_of(self.records)
         self.outcome = Outcome()
         self.waiting = list(nodes.values())
         self.running: dict[str, Handle] = {}
@@ -96,7 +97,8 @@ class Runner:
     def _begin_what_may(self) -> None:
         ready: list[Node] = []
         for node in list(self.waiting):
-            obstacle = next((need for need in node.needs if need in self._lost()), None)
+            lost = {*self.outcome.failed, *self.outcome.blocked}
+            obstacle = next((need for need in node.needs if need in lost), None)
             if obstacle is not None:
                 self.waiting.remove(node)
                 self.outcome.blocked[node.name] = obstacle
@@ -104,9 +106,6 @@ class Runner:
                 self._consider(node, ready)
         room = self.engine.free()
         self._begin(ready[: max(room, 0)])
-
-    def _lost(self) -> set[str]:
-        return {*self.outcome.failed, *self.outcome.blocked}
 
     def _consider(self, node: Node, ready: list[Node]) -> None:
         """A node whose needs are there: done before, still running, or ready to be begun."""
@@ -142,7 +141,7 @@ class Runner:
         return Order(name=node.name, command=words, output=self.state.output(node.name), log=self.state.log(node.name))
 
     def _command(self, node: Node) -> list[str]:
-        return node.command(runs_of(self.records))
+        return node.command(self._runs)
 
     def _look(self) -> None:
         """At everything that runs."""
@@ -164,6 +163,7 @@ class Runner:
                 self._failed(node, record)
 
     def _done(self, name: str, record: Record) -> None:
+        self._runs |= runs_of({name: record})
         self.outcome.done.append(name)
         self._spent.append(record.seconds)
         left = len(self.waiting) + len(self.running)
