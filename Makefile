@@ -20,7 +20,7 @@ test: $(STAMP)
 	exit $$status
 
 faults: $(STAMP)
-	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -n $(WORKERS) --dist load
+	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/training/test_sides.py -n $(WORKERS) --dist load
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ $(STAMP): setup.py pyproject.toml medkd/__init__.py medkd/cli/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,export,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,export,serve,dev]'
 	touch $@
 
 # The environment and the demo's output; medkd_data, where results lie, is never touched

@@ -227,6 +227,8 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=60, help="structures of the CT")
     parser.add_argument("--work", type=Path, help="folder for temporary data (default: the system's)")
     options = parser.parse_args()
+    if not options.cases and not options.ct:
+        parser.error("nothing to measure: give --cases or --ct")
     results: dict[str, Any] = {}
     for cases in options.cases:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:

@@ -6,7 +6,6 @@ first 0.99; mirrored along every axis 0.52, not at all 0.99.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.io.orientation import axis_code, turn, turn_geometry
 from medkd.io.volumes import read_label, write_volume
+from tests.faults.tally import is_full
 
 pytestmark = pytest.mark.slow
-whole = pytest.mark.skipif(
-    os.environ.get("MEDKD_FAULTS") != "full", reason="minutes of training for what is not learnt: MEDKD_FAULTS=full"
-)
+whole = pytest.mark.skipif(not is_full(), reason="minutes of training for what is not learnt: MEDKD_FAULTS=full")
 SHAPE = (12, 20, 24)
 GRID = Geometry.from_spacing(SHAPE, (3.0, 2.0, 2.0))  # RAS
 ORGANS = {1: ((0.0, 0.1, 0.45), (0.5, 0.3, 0.25)), 2: ((0.0, 0.1, -0.45), (0.5, 0.3, 0.25))}  # right, left
