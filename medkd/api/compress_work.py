@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import SegmentationTask
 
 _OWN = ("root", "width_divisor", "init", "resume", "overwrite", "validate", "configuration", "teachers")
+_TAUGHT = ("method_parameters", "unlabelled_share", "labels", "confidence", "targets", "targets_tta")  # by a teacher
 _NARROWED = ("plain_unet", "resenc_unet_")
 _FOLDS = ("0", "1", "2", "3", "4")
 _START = "start"  # in the tags of students that start from the teacher
@@ -148,7 +149,8 @@ class Work:
         tag = self.settings.get("tag")
         if start:
             tag = f"{_START}_{tag}" if tag else _START
-        own = {key: value for key, value in self.settings.items() if key != "tag"}
+        left_out = ("tag",) if start else ("tag", *_TAUGHT)
+        own = {key: value for key, value in self.settings.items() if key not in left_out}
         return TrainOptions(
             root=self.above,
             width_divisor=size,
@@ -224,8 +226,17 @@ class Work:
         Raises:
             MedkdError: it holds another run, or the student cannot be trained.
         """
-        data = training_run.read_fold(self.task, self.dataset, self.fold, options, write=False)
-        return training_run.make_job(self.task, data, self.network, self.found, self.method_of(options)).folder
+        key = options.width_divisor, options.init
+        if key not in self._folders:  # a job reads plan and store, and says its warnings
+            data = training_run.read_fold(self.task, self.dataset, self.fold, options, write=False)
+            job = training_run.make_job(self.task, data, self.network, self.found, self.method_of(options))
+            self._folders[key] = job.folder
+        return self._folders[key]
+
+    @cached_property
+    def _folders(self) -> dict[tuple[int, str], Path]:
+        """Those that were asked for, by divisor and start."""
+        return {}
 
     def method_of(self, options: TrainOptions) -> str:
         """A student alone learns from nobody."""
@@ -253,7 +264,7 @@ class Work:
         return found
 
     def is_measured(self) -> bool:
-        """Whether all were measured together after the last of them was trained."""
+        """Whether all are trained, and were measured together on the CPU."""
         timings = Timings.load(self.results)
         if timings is None or not self.is_prepared() or timings.device != "cpu":
             return False
@@ -265,15 +276,14 @@ class Work:
         measure(self.dataset, root=self.above, runs=names, device="cpu", repetitions=_REPETITIONS)
 
     def report(self) -> None:
-        """Write the page and the table."""
+        """Write the page."""
         names = [name for name, _ in self.runs()]
         page = self.summary.with_suffix(".html")
         make_report(self.dataset, root=self.above, output=page, fold=self.fold, runs=names, margin=self.tolerance)
-        self.result().save(self.summary)
 
     def result(self) -> Compression:
-        """What it came to."""
-        return read_compression(
+        """What it came to, which is kept."""
+        found = read_compression(
             self.results,
             self.runs(),
             teacher=self.model,
@@ -281,6 +291,8 @@ class Work:
             tolerance=self.tolerance,
             report=self.summary.with_suffix(".html"),
         )
+        found.save(self.summary)
+        return found
 
 
 def find_scored(results: Path, model: ModelFolder[Any], fold: str) -> Path | None:

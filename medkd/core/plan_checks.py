@@ -24,17 +24,26 @@ def check_plan(plan: Plan, where: str) -> Plan:
         PlanError: a name would lead out of the folder, or numbers cannot be or contradict each other; it names the
             entry.
     """
-    if sorted(plan.transpose) != [0, 1, 2]:
-        raise _error(where, "transpose", "the axes 0, 1 and 2 in some order", list(plan.transpose))
-    code = plan.orientation
-    if code is not None and sorted("RAS".find(letter.translate(_SAME)) for letter in code) != [0, 1, 2]:
-        raise _error(where, "orientation", "an axis code as RAS, or null", code)
+    check_axes(plan, where)
     for name, configuration in plan.configurations.items():
         _check_configuration(plan, name, configuration, f"{where}: configurations.{name[:_LONGEST_NAME]!r}")
     return plan
 
 
 _SAME = str.maketrans("LPI", "RAS")
+
+
+def check_axes(plan: Plan, where: str) -> None:
+    """See that a plan turns and orders three axes.
+
+    Raises:
+        PlanError: it does not; it names the entry.
+    """
+    if sorted(plan.transpose) != [0, 1, 2]:
+        raise _error(where, "transpose", "the axes 0, 1 and 2 in some order", list(plan.transpose))
+    code = plan.orientation
+    if code is not None and sorted("RAS".find(letter.translate(_SAME)) for letter in code) != [0, 1, 2]:
+        raise _error(where, "orientation", "an axis code as RAS, or null", code)
 
 
 def _check_configuration(plan: Plan, name: str, configuration: Configuration, where: str) -> None:

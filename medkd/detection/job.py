@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,8 @@ class DetectionJob:
     workers: int = 0
     unlabelled: tuple[str, ...] = ()
     unlabelled_share: float = 0.0
+
+    @cached_property
+    def without_annotation(self) -> frozenset[str]:
+        """The images of :attr:`unlabelled`."""
+        return frozenset(self.unlabelled)

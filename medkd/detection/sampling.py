@@ -102,9 +102,12 @@ def walk(cases: Sequence[str], seed: int, position: int, count: int) -> list[str
         position: how many were drawn before.
         count: how many to draw.
     """
-    drawn = []
+    drawn: list[str] = []
+    order, turn = np.empty(0, np.int64), -1
     for place in range(position, position + count):
-        order = np.random.default_rng([seed, place // len(cases), 1]).permutation(len(cases))
+        if place // len(cases) != turn:
+            turn = place // len(cases)
+            order = np.random.default_rng([seed, turn, 1]).permutation(len(cases))
         drawn.append(cases[order[place % len(cases)]])
     return drawn
 

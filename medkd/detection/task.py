@@ -33,6 +33,7 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
 from medkd.detection.published import followed
+from medkd.detection.sampling import walk
 from medkd.detection.silent import silence_of
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
@@ -377,11 +378,11 @@ def can_continue(job: DetectionJob) -> bool:
 
 
 def inherit_in(job: DetectorJob, student: Detector, teacher: Detector) -> None:
-    """Start a student from its teacher, on training images as the plan draws them, see
-    :func:`medkd.detection.inheritance.inherit`.
-    """
-    device = torch.device("cpu") if job.device.type == "mps" else job.device  # the fit needs float64
-    cases = list(dict.fromkeys(drawn_images(job)))[:IMAGES]
+    """See :func:`medkd.detection.inheritance.inherit`; on images that the plan draws, without labels on any."""
+    device = torch.device("cpu") if job.device.type == "mps" else job.device  # which has no float64
+    blind = job.run.labels == NO_LABELS
+    drawn = walk(unlabelled_of(job), job.options.seed, 0, IMAGES) if blind else drawn_images(job)
+    cases = list(dict.fromkeys(drawn))[:IMAGES]
     size = student.spec.image_size
     images = torch.stack([letterbox(job.store.image(case), size)[0] for case in cases])
     fits = inherit(student.to(device), teacher.to(device), images.to(device), job.options.seed)

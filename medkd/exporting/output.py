@@ -40,11 +40,9 @@ def put_in_place(folder: Path, output: Path) -> None:
 def _put_back(output: Path) -> None:
     """Undo a replacement that was not finished, or finish the removal of what was replaced."""
     old = _set_aside(output)
-    if not (old / RECORD).is_file():
-        return
     if output.exists():
         shutil.rmtree(old, ignore_errors=True)
-    else:
+    elif (old / RECORD).is_file():
         old.rename(output)
 
 

@@ -165,9 +165,11 @@ class Outputs:
     def _write_colour_table(self) -> None:
         """3D Slicer's colour table beside formats that cannot hold names and colours for it."""
         wanted = {"nifti", "mha"} & {entry.name for entry in self.formats}
-        table = self.folder / COLOUR_TABLE
-        if wanted and self.file is None and self.writer is not None and not table.exists():
-            write_text(table, colour_table(self.writer.painted))
+        if not wanted or self.file is not None or self.writer is None:
+            return
+        table, text = self.folder / COLOUR_TABLE, colour_table(self.writer.painted)
+        if not table.is_file() or table.read_bytes() != text.encode():  # of another model
+            write_text(table, text)
 
 
 def _names_file(path: Path) -> bool:

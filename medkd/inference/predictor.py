@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -209,6 +210,10 @@ class Predictor:
 
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> tuple[str, ...]:
         return tuple(weights_digest(network.state_dict()) for network in self.networks)
 
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:

@@ -73,8 +73,7 @@ def read_parsed(path: Path) -> tuple[np.ndarray, NiftiHeader]:
         raise _unreadable(path, error) from error
     except MemoryError as error:
         raise DataError(
-            f"{path}: its header announces {' × '.join(map(str, header.shape))} voxels, more than fit into the memory; "
-            "check the header, or free memory."
+            f"{path}: its voxels do not fit into the memory; check the sizes in its header, or free memory."
         ) from error
     if header.dtype.fields or header.dtype.kind not in "buif":
         raise DataError(

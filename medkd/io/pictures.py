@@ -21,6 +21,7 @@ ENDINGS = COLOURED
 PICTURE_SPACING = (999.0, 1.0, 1.0)  # nnU-Net's
 _TIFF = (".tif", ".tiff")
 _CHANNEL = re.compile(r"_\d{4}$")
+_FORMATS = ("PNG", "BMP", "JPEG")  # whatever the ending says; none of them starts a program
 _COLOURS = {"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}  # modes that are no plain channels
 
 
@@ -98,11 +99,11 @@ def _read_picture(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             image.load()
             mode = "RGBA" if image.mode == "P" and "transparency" in image.info else _COLOURS.get(image.mode)
             array = np.array(image.convert(mode) if mode else image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: the picture cannot be read ({error}); replace the file.") from error
     return _checked(path, array)
 

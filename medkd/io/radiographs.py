@@ -101,7 +101,7 @@ def radiograph_size(path: Path) -> tuple[int, int]:
                 width, height = int(image.tag_v2[_WIDTH]), int(image.tag_v2[_HEIGHT])
             on_its_side = _orientation(image) in (5, 6, 7, 8)
             return (height, width) if on_its_side else (width, height)
-    except (OSError, SyntaxError, ValueError, KeyError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
         raise DataError(f"Cannot read the radiograph {path}: {error}; export or download it again.") from error
 
 

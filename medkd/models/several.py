@@ -121,7 +121,7 @@ class SeveralTeachers(SegmentationFolder):
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
         raise RunError(
             f"{self.path}: several teachers have no single network; they teach by --targets cached, with methods that "
-            "need outputs only and without --init teacher."
+            "need outputs only."
         )
 
     @property

@@ -136,9 +136,7 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path, fingerprint: Fingerprint, d
     Raises:
         PlanError: it does not follow the protocol that is asked for.
     """
-    if wishes.protocol is not None and _prepares_alike(old.protocol, wishes.protocol):
-        return _mirrored(replace(old, protocol=wishes.protocol), wishes.mirror_axes)
-    if wishes.protocol is not None:
+    if wishes.protocol is not None and not _prepares_alike(old.protocol, wishes.protocol):
         follows = old.protocol.name if old.protocol else "no protocol"
         raise PlanError(
             f"{path} follows {follows}, not {wishes.protocol.name}; give --overwrite-plan to make it anew, which "
@@ -146,7 +144,7 @@ def keep_plan(old: Plan, wishes: Wishes, path: Path, fingerprint: Fingerprint, d
         )
     _log.info("%s is kept as it is; --overwrite-plan makes a new one", path)
     kept = old if old.ranges is not None else replace(old, ranges=_ranges(fingerprint, description))
-    return _mirrored(kept, wishes.mirror_axes)
+    return _mirrored(replace(kept, protocol=wishes.protocol or kept.protocol), wishes.mirror_axes)
 
 
 def _prepares_alike(old: Protocol | None, new: Protocol) -> bool:

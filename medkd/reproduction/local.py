@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 
 import psutil
 
@@ -26,7 +25,7 @@ class LocalHandle:
 
     def __init__(self, child: subprocess.Popen[bytes], place: int) -> None:
         self.child, self.place = child, place
-        self.ticket = f"{child.pid} {_born(child.pid)}"
+        self.ticket = f"{child.pid} {_born(child.pid)} {place}"
 
     def poll(self) -> int | None:
         """Exit status, or None."""
@@ -81,8 +80,7 @@ class LocalEngine:
         """The process of a ticket, which takes a place."""
         if not _lives(ticket):
             return None
-        taken = {handle.place for handle in self.handles}
-        found = FoundHandle(ticket, next(number for number in count() if number not in taken))
+        found = FoundHandle(ticket, int(ticket.split()[2]))
         self.handles.append(found)
         return found
 
@@ -128,8 +126,8 @@ def _born(process: int) -> float:
 
 def _lives(ticket: str) -> bool:
     """Whether the process of a ticket is there and is the same one; numbers are used again."""
-    number, _, born = ticket.partition(" ")
     try:
+        number, born, _ = ticket.split()
         process = psutil.Process(int(number))
         return abs(process.create_time() - float(born)) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ValueError):

@@ -125,7 +125,15 @@ def collect(
         rows.append(row)
         task = task or found
     if task is None:
-        return Results(title=recipe.title, source=recipe.source, metrics=(), rows=tuple(rows), ranks={}, differences={})
+        return Results(
+            title=recipe.title,
+            source=recipe.source,
+            metrics=(),
+            rows=tuple(rows),
+            ranks={},
+            differences={},
+            margin=margin,
+        )
     compared = _corrected([_compared(row, rows, task.main.key, margin) for row in rows])
     ranks, differences = _ranked(compared)
     return Results(

@@ -13,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
+from medkd.core.plan_checks import check_axes
 from medkd.core.serial import load, save
 from medkd.core.timing import MeasuredExport
 
@@ -101,6 +102,7 @@ def read_exported(folder: Path) -> Exported:
 
 def _check(exported: Exported, path: Path) -> None:
     """Refuse values that no export writes, before memory is taken for them."""
+    check_axes(exported.plan, str(path))
     planned, patch = exported.planned, exported.patch_size
     rank, channels, labels = planned.rank, len(planned.normalization), exported.label_spec
     sound_patch = len(patch) == rank and min(patch) > 0 and prod(patch) <= LARGEST_PATCH

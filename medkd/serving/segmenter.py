@@ -106,7 +106,7 @@ class Segmenter:
             outputs = self._outputs(order, case)
             image, geometry = self._read(case)
             outputs.check(case, geometry)
-            findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration)
+            findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration, predictor.channels)
             shown = image[0].copy() if order.view else None
             prepared = preprocess_case(
                 case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True

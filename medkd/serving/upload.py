@@ -51,16 +51,16 @@ async def drain(request: Request) -> None:
         return  # this one asks before it sends
     try:
         await asyncio.wait_for(_discard(request), _DRAIN_SECONDS)
-    except asyncio.TimeoutError:
-        return
+    except (asyncio.TimeoutError, ClientDisconnect, RuntimeError):
+        return  # RuntimeError: all of it was read before
 
 
 async def _discard(request: Request) -> None:
-    size, more = 0, True
-    while more and size < _DRAIN_BYTES:
-        message = await request.receive()
-        size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+    size = 0
+    async for block in request.stream():
+        size += len(block)
+        if size >= _DRAIN_BYTES:
+            return
 
 
 async def _body(request: Request, folder: Path, limits: Limits) -> tuple[Path, ...]:

@@ -23,6 +23,7 @@ from medkd.io.volumes import read_image, read_label, write_volume
 from medkd.preprocessing.pipeline import Preprocessed
 from medkd.runtime.prediction import Prediction
 from medkd.runtime.predictor import RuntimePredictor
+from medkd.serving import upload
 from tests.serving.conftest import SCAN, STUDENT, Client, Reply, form
 
 Serve = Callable[..., Client]
@@ -335,3 +336,12 @@ def test_the_page_needs_nothing_from_elsewhere(serve: Serve, predictor: RuntimeP
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     for path in ("/docs", "/redoc", "/openapi.json", "/../etc/passwd"):
         assert serve(predictor)(path).status == 404
+
+
+def test_a_refusal_of_a_whole_upload_waits_for_nothing_more(
+    serve: Serve, predictor: RuntimePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "_DRAIN_SECONDS", 3600.0)  # longer than the client waits for its answer
+    reply = serve(predictor)("/predict", b"no scan at all")
+    assert reply.status == 400
+    assert error(reply)

@@ -111,7 +111,7 @@ def is_unlabelled(batch: Mapping[str, Any], job: DetectionJob) -> bool:
     kind.
     """
     files = batch.get("im_file", ())
-    return bool(job.unlabelled_share and files) and Path(files[0]).stem in set(job.unlabelled)
+    return bool(job.unlabelled_share and files) and Path(files[0]).stem in job.without_annotation
 
 
 def with_found_boxes(batch: dict[str, Any], job: DetectionJob) -> dict[str, Any]:
