@@ -110,6 +110,8 @@ def test_descriptions_that_lead_elsewhere_or_say_nonsense(copy: Path) -> None:
         ({"labels": {}}, "label"),
         ({"labels": {"background": 0, "liver": 10**9}}, "label"),
         ({"plan": {}}, "plan"),
+        ({"plan": {**sound["plan"], "transpose": [0, 1, 7]}}, "transpose"),
+        ({"plan": {**sound["plan"], "orientation": "RRS"}}, "orientation"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"digest": 5}, "digest"),
         ({"channel_names": []}, "channel"),

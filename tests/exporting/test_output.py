@@ -58,3 +58,13 @@ def test_a_full_disk_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         put_in_place(made, output)
     assert (output / RECORD).read_text() == "old"
+
+
+def test_what_was_replaced_and_only_half_removed_is_in_nobodys_way(tmp_path: Path) -> None:
+    output = exported(tmp_path / "model", "old")
+    left = tmp_path / ".model.replaced"
+    left.mkdir()
+    (left / "model.onnx").write_text("of an export whose removal was killed")
+    check_output(output, overwrite=True)
+    put_in_place(exported(tmp_path / "made", "new"), output)
+    assert (output / RECORD).read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["model"]

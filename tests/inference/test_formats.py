@@ -59,6 +59,9 @@ def test_several_formats_of_a_series_say_the_same(make_run: Callable[..., Path],
     endings = (".dcm", ".mha", ".nii.gz", ".rtstruct.dcm", ".seg.nrrd")
     listed = [f"{patient}{ending}" for patient in ("p1", "p2") for ending in endings]
     assert names(out) == sorted([*listed, "labels.ctbl", SETTINGS_FILE])
+    (out / "labels.ctbl").write_text("of another model that predicted into this folder")
+    predict_folder(tree, out, run, format=chosen, **FAST)
+    assert "liver" in (out / "labels.ctbl").read_text()
     expected = read_label(out / "p1.nii.gz")
     for ending in (".mha", ".seg.nrrd"):
         found = read_label(out / f"p1{ending}")

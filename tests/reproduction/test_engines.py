@@ -82,6 +82,19 @@ def test_a_command_of_a_killed_runner_is_found_and_asked_again(tmp_path: Path) -
     assert second.find("nonsense") is None
 
 
+def test_a_found_command_holds_the_place_that_it_had(tmp_path: Path) -> None:
+    first = make_engine("local", Needs(jobs=2))
+    long = "import time; time.sleep(60)"
+    here, there = first.begin([order(tmp_path, "a", long), order(tmp_path, "b", long)])
+    second = make_engine("local", Needs(jobs=2))
+    found = second.find(there.ticket)
+    new = second.begin([order(tmp_path, "c", long)])[0]
+    assert found is not None
+    assert (found.place, new.place) == (there.place, here.place)  # type: ignore[attr-defined]
+    second.stop()
+    first.stop()
+
+
 def test_unknown_engines_and_missing_programs_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match=r"must be one of local, ray, slurm, found 'dask'"):
         make_engine("dask", Needs())
