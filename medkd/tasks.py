@@ -150,7 +150,7 @@ register_task(
                 *("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
                 *("engine", "threads", "format", "seg_kind", "source_series", "terms"),
             ),
-            "evaluate": ("legacy", "hd95", "nsd_tolerance", "file_ending"),
+            "evaluate": ("legacy", "hd95", "nsd_tolerance", "metrics", "file_ending"),
         },
         verify=Lazy("medkd.io.verify:verify_dataset"),
         contact_sheet=Lazy("dataset_conversion.contact_sheet:make_contact_sheet"),

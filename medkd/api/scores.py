@@ -44,7 +44,7 @@ def evaluate(
         allow_missing: count a missing prediction as an empty one instead of refusing.
         workers: threads; None follows from cores and free memory.
         progress: show a progress bar.
-        settings: segmentation: ``file_ending``, ``nsd_tolerance``, ``hd95``, ``legacy``, see
+        settings: segmentation: ``file_ending``, ``nsd_tolerance``, ``hd95``, ``metrics``, ``legacy``, see
             :func:`medkd.evaluation.segmentation.scoring.score_label_maps`; detection: ``hit``, ``exclude``, see
             :func:`medkd.evaluation.detection.scoring.score_boxes`.
 

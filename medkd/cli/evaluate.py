@@ -44,21 +44,7 @@ def _arguments() -> argparse.ArgumentParser:
         help="instead of dataset.json: names of the labels 1, 2, … joined by commas; classes to score",
     )
     arguments.add_argument("--file-ending", help="of both (default: dataset.json's, else .nii.gz)")
-    arguments.add_argument(
-        "--nsd-tolerance",
-        type=float,
-        metavar="MM",
-        help="of the surface distance (default: 2 mm)",
-    )
-    arguments.add_argument("--hd95", choices=("max", "pooled"), help="max as MONAI, pooled as MedPy (default: max)")
-    arguments.add_argument(
-        "--legacy",
-        nargs="*",
-        type=float,
-        metavar="MM",
-        help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, "
-        "or of Z Y X mm)",
-    )
+    _add_metrics(arguments)
     arguments.add_argument(
         "--allow-missing", action="store_true", help="count a missing prediction as an empty one instead of refusing"
     )
@@ -73,6 +59,32 @@ def _arguments() -> argparse.ArgumentParser:
     )
     common.add_options_of_tasks(arguments, "evaluate")
     return arguments
+
+
+def _add_metrics(arguments: argparse.ArgumentParser) -> None:
+    """Options of the metrics of label maps."""
+    arguments.add_argument(
+        "--nsd-tolerance",
+        type=float,
+        metavar="MM",
+        help="of the surface distance (default: 2 mm)",
+    )
+    arguments.add_argument("--hd95", choices=("max", "pooled"), help="max as MONAI, pooled as MedPy (default: max)")
+    arguments.add_argument(
+        "--metrics",
+        type=common.names,
+        metavar="NAMES",
+        help="further ones, joined by commas: ASD (mean surface distance from prediction to reference), ASSD (of both "
+        "directions)",
+    )
+    arguments.add_argument(
+        "--legacy",
+        nargs="*",
+        type=float,
+        metavar="MM",
+        help="beside the correct scores, those of ACF-BCKD's tables with their defects: HD95 in voxels (of the files, "
+        "or of Z Y X mm)",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

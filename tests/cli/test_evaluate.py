@@ -101,3 +101,16 @@ def test_errors_are_one_line_with_status_1(
     assert main([*folders, "--labels", "liver,spleen"]) == 1
     assert "c1" in capsys.readouterr().err
     assert main([*folders, "--labels", "liver,spleen", "--allow-missing"]) == 0
+
+
+def test_further_metrics_by_name_and_an_unknown_one_is_one_sentence(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["--labels", "liver,spleen", "-o", str(tmp_path / "out.json")]
+    assert main([*folders, *names, "--metrics", "asd, ASSD,Dice"]) == 0
+    summary = Summary.load(tmp_path / "out.json")
+    text = capsys.readouterr().out
+    assert summary.further == ("ASD", "ASSD")
+    assert "ASD mm" in text and f"{summary.interval('ASSD', 0).mean:.2f}" in text
+    assert main([*folders, *names, "--metrics", "ASD,volume"]) == 1
+    assert "--metrics" in (said := capsys.readouterr().err) and "found volume" in said

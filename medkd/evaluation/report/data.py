@@ -129,6 +129,7 @@ class ReportTask:
         definitions: scores (None where no run has any) → in words, how every number was computed.
         sections: the report's further parts, as HTML, before and after the pictures.
         pictures: the part with pictures, as HTML.
+        further: metrics of the table of numbers, where runs have them.
         part: what a score can be of: ``structure`` or ``class``.
         case: what was predicted: ``case`` or ``image``.
     """
@@ -140,6 +141,7 @@ class ReportTask:
     definitions: Callable[[Any], dict[str, str]]
     sections: Callable[[Report], Sequence[str]]
     pictures: Callable[[Report], str]
+    further: tuple[Metric, ...] = ()
     part: str = "structure"
     case: str = "case"
 
@@ -173,6 +175,12 @@ class Report:
     def scored(self) -> tuple[RunEntry, ...]:
         """The runs that have scores."""
         return tuple(entry for entry in self.entries if entry.scores is not None)
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The task's, and of the further ones those that a run has."""
+        found = [metric for metric in self.task.further if any(metric.key in e.scores.metrics for e in self.scored)]
+        return (*self.task.metrics, *found)
 
     @cached_property
     def headline(self) -> RunEntry | None:

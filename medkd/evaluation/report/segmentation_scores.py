@@ -21,6 +21,7 @@ DICE = Metric(key="Dice", name="Dice")
 HD95 = Metric(key="HD95", name="HD95 mm", decimals=2, more_is_better=False)
 NSD = Metric(key="NSD", name="NSD")
 METRICS = (DICE, HD95, NSD)
+FURTHER = tuple(Metric(key=name, name=f"{name} mm", decimals=2, more_is_better=False) for name in results.FURTHER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,11 @@ class SegmentationScores:
     def cases(self) -> tuple[str, ...]:
         """File names of the references."""
         return tuple(case.name for case in self.summary.cases)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What was computed."""
+        return self.summary.metrics
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -112,7 +118,7 @@ def _difference(pair: SegmentationDifferences, metric: str, part: str) -> Paired
 
 
 def _metric(key: str) -> results.Metric:
-    for metric in results.METRICS:
+    for metric in (*results.METRICS, *results.FURTHER):
         if metric == key:
             return metric
     raise KeyError(key)

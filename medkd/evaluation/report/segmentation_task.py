@@ -9,7 +9,7 @@ from medkd.evaluation.report.data import Report, ReportTask
 from medkd.evaluation.report.html import chart, dot, folded, section, table
 from medkd.evaluation.report.page import failed, legend, part_table
 from medkd.evaluation.report.segmentation_pictures import picture_section
-from medkd.evaluation.report.segmentation_scores import METRICS, SegmentationScores
+from medkd.evaluation.report.segmentation_scores import FURTHER, METRICS, SegmentationScores
 from medkd.evaluation.segmentation.results import definitions
 
 
@@ -66,6 +66,7 @@ SEGMENTATION = ReportTask(
     read=SegmentationScores.read,
     progress=("validation_dice", "validation Dice (patches)"),
     metrics=METRICS,
+    further=FURTHER,
     learnt=0.05,
     definitions=_definitions,
     sections=_sections,

@@ -41,7 +41,7 @@ def _rows(report: Report, entry: RunEntry) -> Iterator[list[str]]:
     time = f"{entry.time.median:.6g}" if entry.time is not None else ""
     cost = [str(entry.cost.parameters or ""), str(entry.cost.macs or ""), time]
     teacher, alone = report.teacher(entry), report.alone(entry)
-    for metric in report.task.metrics:
+    for metric in report.metrics:
         for part in ("", *entry.scores.parts):
             value = entry.scores.value(metric.key, part)
             row = [entry.name, entry.label, entry.role, metric.key, part]

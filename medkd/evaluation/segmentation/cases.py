@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,13 @@ from scipy import ndimage
 
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
-from medkd.evaluation.segmentation.metrics import HausdorffDefinition, hausdorff95_of, normalized_surface_distance_of
+from medkd.evaluation.segmentation.metrics import (
+    HausdorffDefinition,
+    average_surface_distance_of,
+    average_symmetric_surface_distance_of,
+    hausdorff95_of,
+    normalized_surface_distance_of,
+)
 from medkd.evaluation.segmentation.surfaces import surface_distances
 
 Status = Literal["scored", "missed", "invented", "absent"]
@@ -40,6 +46,8 @@ class ClassScore:
         tn: voxels in neither.
         hd95: in mm; the image's diagonal when missed or invented, None when absent or not computed.
         nsd: normalised surface distance, 0 to 1; 0 when missed or invented, None when absent or not computed.
+        asd: average surface distance in mm, prediction to reference; otherwise as ``hd95``.
+        assd: average symmetric surface distance in mm; otherwise as ``hd95``.
     """
 
     name: str
@@ -53,6 +61,8 @@ class ClassScore:
     tn: int
     hd95: float | None
     nsd: float | None
+    asd: float | None = None
+    assd: float | None = None
 
     @property
     def n_pred(self) -> int:
@@ -73,13 +83,15 @@ def evaluate_case(
     *,
     nsd_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     definition: HausdorffDefinition = "max",
+    further: Collection[str] = (),
     case: str = "case",
 ) -> tuple[ClassScore, ...]:
     """Score every foreground structure of a case.
 
     A structure in neither map is absent and has no scores. A structure in only one of them is missed or invented: Dice,
-    IoU and NSD are 0 and HD95 is the image's diagonal, so that a failure always counts. Voxels whose reference is the
-    ``ignore`` label take no part: they are not counted, and for surfaces they are background in both maps.
+    IoU and NSD are 0 and every distance is the image's diagonal, so that a failure always counts. Voxels whose
+    reference is the ``ignore`` label take no part: they are not counted, and for surfaces they are background in both
+    maps.
 
     Args:
         prediction: label values ``(z, y, x)``, integer.
@@ -88,6 +100,7 @@ def evaluate_case(
         labels: the structures.
         nsd_tolerance_mm: tolerance of the normalised surface distance.
         definition: of HD95, see :func:`medkd.evaluation.segmentation.metrics.hausdorff95`.
+        further: ``ASD``, ``ASSD`` where they shall be computed, too.
         case: case id for error texts.
 
     Returns:
@@ -109,15 +122,17 @@ def evaluate_case(
     for name, values in labels.foreground:
         tp, fp, fn, tn = _counts(counts, values)
         status = status_of(tp + fp, tp + fn)
-        hd95, nsd = None, None
+        hd95, nsd, asd, assd = None, None, None, None
         if status == "scored":
             box = _join([boxes[value] for value in values], reference.shape)
             ours, theirs = _mask(prediction[box], values), _mask(reference[box], values)
             distances = surface_distances(ours, theirs, spacing)
             hd95 = hausdorff95_of(distances, definition)
             nsd = normalized_surface_distance_of(distances, nsd_tolerance_mm)
+            asd, assd = average_surface_distance_of(distances), average_symmetric_surface_distance_of(distances)
         elif status != "absent":
             hd95, nsd = _diagonal(reference.shape, spacing), 0.0
+            asd = assd = hd95
         score = ClassScore(
             name=name,
             values=values,
@@ -130,6 +145,8 @@ def evaluate_case(
             tn=tn,
             hd95=hd95,
             nsd=nsd,
+            asd=asd if "ASD" in further else None,
+            assd=assd if "ASSD" in further else None,
         )
         result.append(score)
     return tuple(result)

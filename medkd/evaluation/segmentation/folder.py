@@ -16,7 +16,7 @@ from medkd.core.errors import DataError, MedkdError
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, evaluate_case
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
-from medkd.evaluation.segmentation.results import CaseScores, Summary
+from medkd.evaluation.segmentation.results import CaseScores, Metric, Summary
 from medkd.io.checks import grid_deviation
 from medkd.io.volumes import WRITABLE, Volume, read_geometry, read_label
 
@@ -44,6 +44,7 @@ def evaluate_folder(
     workers: int | None = None,
     nsd_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     definition: HausdorffDefinition = "max",
+    further: tuple[Metric, ...] = (),
     allow_missing: bool = False,
     progress: bool = False,
 ) -> Summary:
@@ -61,6 +62,7 @@ def evaluate_folder(
         workers: threads; None follows from cores and free memory.
         nsd_tolerance_mm: tolerance of the normalised surface distance.
         definition: of HD95, see :func:`medkd.evaluation.segmentation.metrics.hausdorff95`.
+        further: metrics beside Dice, IoU, HD95 and NSD: ``ASD``, ``ASSD``.
         allow_missing: count a case without a prediction as an empty prediction (everything missed) instead of refusing.
         progress: show a progress bar.
 
@@ -95,6 +97,7 @@ def evaluate_folder(
                 labels,
                 nsd_tolerance_mm=nsd_tolerance_mm,
                 definition=definition,
+                further=further,
                 case=case,
             )
         except MedkdError as error:
@@ -105,7 +108,13 @@ def evaluate_folder(
     with ThreadPoolExecutor(threads) as pool:
         scored = _without_problems(_bar(pool.map(one, truths), len(truths), progress))
     _warn_of(shifted, len(truths))
-    return Summary(scored, nsd_tolerance_mm, definition, tuple(missing))
+    return Summary(
+        cases=scored,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        hd95_definition=definition,
+        missing=tuple(missing),
+        further=further,
+    )
 
 
 def _without_problems(results: Iterable[CaseScores | str]) -> tuple[CaseScores, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from medkd.core.dataset import DatasetDescription
 from medkd.core.run import DATASET_FILE
 from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
-from medkd.evaluation.segmentation.results import METRICS, CaseScores, Summary, structure_key, summary_text
+from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
 from medkd.evaluation.statistics import finite
 
 
@@ -28,8 +28,8 @@ class SegmentationFolds:
         return [case.name for case in scores.cases]
 
     def rules(self, scores: Summary) -> object:
-        """Structures, tolerance of NSD and definition of HD95."""
-        return scores.structures, scores.nsd_tolerance_mm, scores.hd95_definition
+        """Structures, tolerance of NSD, definition of HD95 and further metrics."""
+        return scores.structures, scores.nsd_tolerance_mm, scores.hd95_definition, scores.further
 
     def means(self, scores: Summary) -> dict[str, Any]:
         """Means over the structures and of each of them."""
@@ -57,6 +57,7 @@ class SegmentationFolds:
             nsd_tolerance_mm=first.nsd_tolerance_mm,
             hd95_definition=first.hd95_definition,
             missing=tuple(missing),
+            further=first.further,
         )
 
     def with_extra(self, scores: Summary, extra: Mapping[str, Any]) -> Summary:
@@ -78,4 +79,4 @@ class SegmentationFolds:
 
 
 def _means(scores: Summary, structure: int | None) -> dict[str, float | None]:
-    return {metric: finite(scores.interval(metric, structure).mean) for metric in METRICS}
+    return {metric: finite(scores.interval(metric, structure).mean) for metric in scores.metrics}

@@ -1,4 +1,4 @@
-"""Scores of many cases: nnU-Net's ``summary.json`` with HD95, NSD, counts of failures and confidence intervals."""
+"""Scores of many cases: nnU-Net's ``summary.json`` with surface metrics, failures and confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from medkd.evaluation.segmentation.metrics import HausdorffDefinition
 from medkd.evaluation.statistics import LEVEL, Interval, interval_json, mean_interval
 from medkd.evaluation.table import format_interval, text_table
 
-Metric = Literal["Dice", "IoU", "HD95", "NSD"]
+Metric = Literal["Dice", "IoU", "HD95", "NSD", "ASD", "ASSD"]
 METRICS: tuple[Metric, ...] = ("Dice", "IoU", "HD95", "NSD")
+FURTHER: tuple[Metric, ...] = ("ASD", "ASSD")
+"""Computed where they are asked for."""
 STATUSES: tuple[Status, ...] = ("scored", "missed", "invented", "absent")
 SCHEMA = 1
 
@@ -50,7 +52,7 @@ class CaseScores:
         return tuple(score.values for score in self.scores)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The scores of a set of cases; every mean is computed from them.
 
@@ -60,6 +62,7 @@ class Summary:
         hd95_definition: see :func:`medkd.evaluation.segmentation.metrics.hausdorff95`.
         missing: names of the cases without a prediction (allowed by flag, counted as empty).
         extra: further content of the file's ``"medkd"`` block, kept as it is.
+        further: those of :data:`FURTHER` that were asked for.
     """
 
     cases: tuple[CaseScores, ...]
@@ -67,6 +70,12 @@ class Summary:
     hd95_definition: HausdorffDefinition = "max"
     missing: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    further: tuple[Metric, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What was computed."""
+        return (*METRICS, *self.further)
 
     @property
     def structures(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -112,14 +121,14 @@ class Summary:
 
     def definitions(self) -> dict[str, str]:
         """In words, how every number was computed."""
-        return definitions(self.nsd_tolerance_mm, self.hd95_definition)
+        return definitions(self.nsd_tolerance_mm, self.hd95_definition, self.further)
 
     def to_json(self) -> dict[str, Any]:
         """nnU-Net's keys, and ours under ``"medkd"``; undefined values are null."""
         means, structures = {}, {}
         for index, (name, values) in enumerate(self.structures):
             key = structure_key(values)
-            means[key] = _means([_metrics_of(case.scores[index]) for case in self.cases])
+            means[key] = _means([_metrics_of(case.scores[index], self.further) for case in self.cases])
             structures[key] = {"name": name, "values": list(values), **self._counts_and_intervals(index)}
         own = {
             "schema": SCHEMA,
@@ -131,16 +140,18 @@ class Summary:
             "structures": structures,
             "missing_predictions": list(self.missing),
         }
+        if self.further:
+            own["further_metrics"] = list(self.further)
         return {
             "foreground_mean": _means(list(means.values())),
             "mean": means,
-            "metric_per_case": [_case_json(case) for case in self.cases],
+            "metric_per_case": [_case_json(case, self.further) for case in self.cases],
             "medkd": {**self.extra, **own},
         }
 
     def _counts_and_intervals(self, structure: int | None) -> dict[str, Any]:
         found: dict[str, Any] = {"counts": self.counts(structure)}
-        for metric in METRICS:
+        for metric in self.metrics:
             found[metric] = interval_json(self.interval(metric, structure))
         return found
 
@@ -163,7 +174,8 @@ class Summary:
         own = data.object("medkd") if "medkd" in data else Entry({}, str(path))
         own.check_schema(SCHEMA)
         named = _named(own, labels)
-        cases = tuple(_case_from(entry, named) for entry in data.listed_objects("metric_per_case"))
+        further = _further(own)
+        cases = tuple(_case_from(entry, named, further) for entry in data.listed_objects("metric_per_case"))
         structures = {case.structures for case in cases}
         if len(structures) > 1:
             raise DataError(f"{path}: its cases list different structures; evaluate again.")
@@ -173,10 +185,19 @@ class Summary:
             hd95_definition=_hd95_definition(own),
             missing=own.texts("missing_predictions") if "missing_predictions" in own else (),
             extra={key: value for key, value in own.values.items() if key not in _OWN},
+            further=further,
         )
 
 
-def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefinition) -> dict[str, str]:
+_FURTHER_DEFINITIONS = {
+    "ASD": "mean distance in mm from the prediction's surface to the reference's (MedPy's asd)",
+    "ASSD": "mean distance in mm of both surfaces' voxels from the other surface (MedPy's assd)",
+}
+
+
+def definitions(
+    nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefinition, further: Sequence[Metric] = ()
+) -> dict[str, str]:
     """In words, how every number is computed."""
     percentile = {
         "max": "the larger one of the two directed 95th percentiles (as MONAI)",
@@ -190,10 +211,11 @@ def definitions(nsd_tolerance_mm: float | None, hd95_definition: HausdorffDefini
         "IoU": "TP / (TP + FP + FN)",
         "HD95": f"95th percentile of the Hausdorff distance in mm between surface voxels' centres: {percentile}",
         "NSD": nsd,
+        **{metric: _FURTHER_DEFINITIONS[metric] for metric in further},
         "surface": "foreground voxels with a background voxel among their face neighbours; outside the image is "
         "background",
-        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and HD95 = the "
-        "image's diagonal",
+        "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and every distance = "
+        "the image's diagonal",
         "absent": "a structure in neither is left out of the means and counted",
         "mean": "over cases per structure; the foreground mean is the mean of the structures' means",
         "interval": "95 % bootstrap percentile interval, cases drawn with replacement",
@@ -205,15 +227,19 @@ def structure_key(values: tuple[int, ...]) -> str:
     return str(values[0]) if len(values) == 1 else str(tuple(values))
 
 
+_DISTANCES = ("HD95", *FURTHER)
+
+
 def decimals(metric: Metric) -> int:
     """Decimals that are worth showing."""
-    return 2 if metric == "HD95" else 3
+    return 2 if metric in _DISTANCES else 3
 
 
-def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str:
+def summary_text(summary: Summary) -> str:
     """One line per structure and one for the foreground mean: mean [95 % interval] of each metric, missed, invented,
     absent.
     """
+    metrics = summary.metrics
     shown: tuple[Status, ...] = ("missed", "invented", "absent")
 
     def row(name: str, index: int | None) -> list[str]:
@@ -224,7 +250,7 @@ def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str
         cells += [str(counts[status]) for status in shown]
         return cells
 
-    titles = ["HD95 mm" if metric == "HD95" else metric for metric in metrics]
+    titles = [f"{metric} mm" if metric in _DISTANCES else metric for metric in metrics]
     rows = [row(name, index) for index, (name, _) in enumerate(summary.structures)]
     lines = text_table(["structure", *titles, *shown], rows, row("foreground mean", None))
     lines.append(f"{len(summary.cases)} cases; mean [95 % interval over cases]")
@@ -234,24 +260,24 @@ def summary_text(summary: Summary, metrics: tuple[Metric, ...] = METRICS) -> str
 _KEYS = ("Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref", "HD95", "NSD")
 
 
-def _metrics_of(score: ClassScore) -> dict[str, float | None]:
-    return {key: getattr(score, key.lower()) for key in _KEYS}
+def _metrics_of(score: ClassScore, further: Sequence[Metric]) -> dict[str, float | None]:
+    return {key: getattr(score, key.lower()) for key in (*_KEYS, *further)}
 
 
 def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
     """Of every key the mean of the values that there are; None where there is none."""
     means: dict[str, float | None] = {}
-    for key in _KEYS:
+    for key in rows[0] if rows else _KEYS:
         column = np.array([row[key] for row in rows], dtype=np.float64)  # None becomes NaN
         known = column[~np.isnan(column)]
         means[key] = float(known.mean()) if known.size else None
     return means
 
 
-def _case_json(case: CaseScores) -> dict[str, Any]:
+def _case_json(case: CaseScores, further: Sequence[Metric]) -> dict[str, Any]:
     metrics = {}
     for score in case.scores:
-        metrics[structure_key(score.values)] = {**_metrics_of(score), "status": score.status}
+        metrics[structure_key(score.values)] = {**_metrics_of(score, further), "status": score.status}
     return {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
 
 
@@ -259,6 +285,14 @@ def _hd95_definition(own: Entry) -> HausdorffDefinition:
     if "hd95_definition" in own and own.choice("hd95_definition", "max", "pooled") == "pooled":
         return "pooled"
     return "max"
+
+
+def _further(own: Entry) -> tuple[Metric, ...]:
+    asked = own.texts("further_metrics") if "further_metrics" in own else ()
+    for name in asked:
+        if name not in FURTHER:
+            own.fail(f"{own.where}: further_metrics", f"some of {', '.join(FURTHER)}", name)
+    return tuple(metric for metric in FURTHER if metric in asked)
 
 
 def _named(own: Entry, labels: LabelSpec | None) -> dict[str, str]:
@@ -272,14 +306,14 @@ def _named(own: Entry, labels: LabelSpec | None) -> dict[str, str]:
     return named
 
 
-def _case_from(entry: Entry, names: Mapping[str, str]) -> CaseScores:
+def _case_from(entry: Entry, names: Mapping[str, str], further: Sequence[Metric]) -> CaseScores:
     scores = []
     for key, metrics in entry.objects("metrics"):
-        scores.append(_score_from(key, metrics, names.get(key, key)))
+        scores.append(_score_from(key, metrics, names.get(key, key), further))
     return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), tuple(scores))
 
 
-def _score_from(key: str, metrics: Entry, name: str) -> ClassScore:
+def _score_from(key: str, metrics: Entry, name: str, further: Sequence[Metric]) -> ClassScore:
     tp, fp, fn, tn = map(metrics.count, ("TP", "FP", "FN", "TN"))
     dice, iou, hd95, nsd = map(metrics.number, METRICS)  # nnU-Net writes NaN where both are empty
     return ClassScore(
@@ -294,6 +328,8 @@ def _score_from(key: str, metrics: Entry, name: str) -> ClassScore:
         tn=tn,
         hd95=hd95,
         nsd=nsd,
+        asd=metrics.number("ASD") if "ASD" in further else None,
+        assd=metrics.number("ASSD") if "ASSD" in further else None,
     )
 
 
@@ -316,5 +352,5 @@ def _values_of(key: str, metrics: Entry) -> tuple[int, ...]:
 # of the "medkd" block, what a summary holds itself; the rest is kept as it is
 _OWN = {
     *("schema", "definitions", "confidence_level", "foreground", "structures", "nsd_tolerance_mm", "hd95_definition"),
-    "missing_predictions",
+    *("missing_predictions", "further_metrics"),
 }

@@ -18,7 +18,7 @@ from medkd.evaluation.segmentation import legacy as legacy_tables
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
-from medkd.evaluation.segmentation.results import Summary, summary_text
+from medkd.evaluation.segmentation.results import FURTHER, METRICS, Metric, Summary, summary_text
 
 
 def score_label_maps(
@@ -27,6 +27,7 @@ def score_label_maps(
     file_ending: str | None = None,
     nsd_tolerance: float = DEFAULT_TOLERANCE_MM,
     hd95: HausdorffDefinition = "max",
+    metrics: Sequence[str] = (),
     legacy: Sequence[float] | None = None,
 ) -> Summary:
     """Score ``predictions/CASE.nii.gz`` against ``references/CASE.nii.gz``.
@@ -36,6 +37,7 @@ def score_label_maps(
         file_ending: of both; None is that of ``dataset.json``, else ``.nii.gz``.
         nsd_tolerance: of the normalised surface distance, in mm.
         hd95: which definition.
+        metrics: further ones beside Dice, IoU, HD95 and NSD: ``ASD``, ``ASSD``.
         legacy: beside the correct scores, those of ACF-BCKD's tables; empty for voxels of the files, or their size
             (Z, Y, X) in mm.
 
@@ -44,6 +46,7 @@ def score_label_maps(
     """
     structures, described_ending = _structures(request)
     ending = file_ending or described_ending
+    further = _further_metrics(metrics)
     if legacy is not None:
         _check_legacy(legacy, request.allow_missing)
     summary = evaluate_folder(
@@ -54,6 +57,7 @@ def score_label_maps(
         workers=request.workers,
         nsd_tolerance_mm=nsd_tolerance,
         definition=hd95,
+        further=further,
         allow_missing=request.allow_missing,
         progress=request.progress,
     )
@@ -79,6 +83,18 @@ def scores_text(summary: Summary) -> str:
         return text
     old = from_data(legacy_tables.LegacyScores, found, legacy_tables.KEY)
     return f"{old.text()}\n{text}"
+
+
+def _further_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
+    """Those that must be asked for among the named ones; the others are always there."""
+    known = {metric.lower(): metric for metric in (*METRICS, *FURTHER)}
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown:
+        raise DataError(
+            f"{option_name('metrics')}: expected names among {', '.join(known.values())}, found {', '.join(unknown)}."
+        )
+    asked = {known[name.lower()] for name in names}
+    return tuple(metric for metric in FURTHER if metric in asked)
 
 
 def _check_legacy(legacy: Sequence[float], allow_missing: bool) -> None:

@@ -8,7 +8,13 @@ import pytest
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import evaluate_case
-from medkd.evaluation.segmentation.metrics import dice, hausdorff95, normalized_surface_distance
+from medkd.evaluation.segmentation.metrics import (
+    average_surface_distance,
+    average_symmetric_surface_distance,
+    dice,
+    hausdorff95,
+    normalized_surface_distance,
+)
 
 SPACING = (2.0, 1.0, 0.5)
 LABELS = LabelSpec.from_names(["a", "b", "c"])
@@ -72,6 +78,21 @@ def test_missed_invented_and_absent_follow_the_rule() -> None:
         None,
         6000,
     )
+
+
+def test_average_distances_come_where_they_are_asked_for_and_failures_count_as_in_hd95() -> None:
+    prediction, reference = random_maps()
+    for score in evaluate_case(prediction, reference, SPACING, LABELS, further=("ASD", "ASSD")):
+        p, r = prediction == score.values[0], reference == score.values[0]
+        assert score.asd == pytest.approx(average_surface_distance(p, r, SPACING))
+        assert score.assd == pytest.approx(average_symmetric_surface_distance(p, r, SPACING))
+    only = evaluate_case(prediction, reference, SPACING, LABELS, further=("ASSD",))[0]
+    assert (only.asd, only.assd is None) == (None, False)
+    reference = np.where(reference == 1, 0, np.where(reference == 3, 0, reference))
+    prediction = np.where(prediction == 2, 0, np.where(prediction == 3, 0, prediction))
+    scores = evaluate_case(prediction, reference, SPACING, LABELS, further=("ASD", "ASSD"))
+    assert [score.status for score in scores] == ["invented", "missed", "absent"]
+    assert [score.asd for score in scores] == [score.assd for score in scores] == [score.hd95 for score in scores]
 
 
 def test_ignored_voxels_take_no_part() -> None:

@@ -13,6 +13,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import evaluate_case
 from medkd.evaluation.segmentation.folder import Summary, evaluate_folder
+from medkd.evaluation.segmentation.folds import SegmentationFolds
 from medkd.evaluation.segmentation.results import CaseScores, summary_text
 from medkd.io.volumes import read_label, write_volume
 from tests.evaluation.folders import LABELS, SPACING, reference, spoiled, write_map
@@ -62,10 +63,32 @@ def test_summary_survives_a_round_trip(folders: tuple[Path, Path], tmp_path: Pat
     assert Summary.load(tmp_path / "summary.json") == summary
 
 
+def test_further_metrics_stand_in_file_table_and_folds_where_they_are_asked_for(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain, asked = evaluate_folder(*folders, LABELS), evaluate_folder(*folders, LABELS, further=("ASSD",))
+    assert "ASSD" not in json.dumps(plain.to_json()) and "ASSD" not in summary_text(plain)
+    asked.save(tmp_path / "summary.json")
+    assert Summary.load(tmp_path / "summary.json") == asked
+    data = json.loads((tmp_path / "summary.json").read_text())
+    values = [case["metrics"]["1"]["ASSD"] for case in data["metric_per_case"]]
+    assert (
+        data["mean"]["1"]["ASSD"] == pytest.approx(np.mean(values)) == data["medkd"]["structures"]["1"]["ASSD"]["mean"]
+    )
+    assert "ASD" not in data["mean"]["1"] and "ASSD mm" in summary_text(asked) and "ASSD" in asked.definitions()
+    scoring = SegmentationFolds()
+    assert scoring.rules(plain) != scoring.rules(asked)
+    assert scoring.means(asked)["foreground"]["ASSD"] == pytest.approx(asked.interval("ASSD").mean)
+    data["medkd"]["further_metrics"] = ["ASD?"]
+    (tmp_path / "damaged.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="further_metrics"):
+        Summary.load(tmp_path / "damaged.json")
+
+
 def test_regions_have_nnunets_keys(tmp_path: Path) -> None:
     labels = LabelSpec((("background", (0,)), ("whole", (1, 2)), ("core", (2,))), True, (1, 2))
     scores = evaluate_case(spoiled(reference(0), 1, 0), reference(0), SPACING, labels)
-    summary = Summary((CaseScores("r/a.nii.gz", "p/a.nii.gz", scores),))
+    summary = Summary(cases=(CaseScores("r/a.nii.gz", "p/a.nii.gz", scores),))
     assert list(summary.to_json()["mean"]) == ["(1, 2)", "2"]
     summary.save(tmp_path / "s.json")
     assert Summary.load(tmp_path / "s.json") == summary

@@ -7,13 +7,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from medpy.metric.binary import asd as medpy_asd
+from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import hd95 as medpy_hd95
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.evaluation.segmentation.cases import evaluate_case
-from medkd.evaluation.segmentation.metrics import dice, hausdorff95, normalized_surface_distance
+from medkd.evaluation.segmentation.metrics import (
+    average_surface_distance,
+    average_symmetric_surface_distance,
+    dice,
+    hausdorff95,
+    normalized_surface_distance,
+)
 from medkd.evaluation.segmentation.surfaces import surface, surface_distances
 from tests.evaluation.masks import blob_pair, slow_distances
 
@@ -138,3 +147,31 @@ def test_wrong_arguments_are_refused() -> None:
         hausdorff95(a, b, (1, 1, 1), definition="mean")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="tolerance"):
         normalized_surface_distance(a, b, (1, 1, 1), -1)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_average_surface_distances_equal_medpy_and_scipy(seed: int, spacing: tuple[float, ...]) -> None:
+    prediction, reference = blob_pair(seed)
+    asd = average_surface_distance(prediction, reference, spacing)
+    assd = average_symmetric_surface_distance(prediction, reference, spacing)
+    assert asd == pytest.approx(medpy_asd(prediction, reference, voxelspacing=spacing), rel=1e-9)
+    assert assd == pytest.approx(medpy_assd(prediction, reference, voxelspacing=spacing), rel=1e-9)
+    ours, theirs = (mask & ~binary_erosion(mask) for mask in (prediction, reference))
+    forth = distance_transform_edt(~theirs, spacing)[ours]
+    back = distance_transform_edt(~ours, spacing)[theirs]
+    both = (forth.sum() + back.sum()) / (len(forth) + len(back))
+    assert (asd, assd) == (pytest.approx(forth.mean(), rel=1e-9), pytest.approx(both, rel=1e-9))
+
+
+def test_average_surface_distances_of_empty_and_equal_masks() -> None:
+    a, empty = blob_pair(0)[0], np.zeros((9, 14, 13), bool)
+    for metric in (average_surface_distance, average_symmetric_surface_distance):
+        assert (metric(a, a, (2, 1, 1)), metric(a, empty, (1, 1, 1)), metric(empty, a, (1, 1, 1))) == (
+            0,
+            math.inf,
+            math.inf,
+        )
+        assert math.isnan(metric(empty, empty, (1, 1, 1)))
+        with pytest.raises(DataError, match="voxel sizes"):
+            metric(a, a, (1, 1))
