@@ -58,6 +58,8 @@ class Task:
         predictions_file: the file that holds this task's predictions; None for a file per case.
         folds: what :func:`medkd.evaluation.cross_validation.cross_validate` asks about folds; None where they cannot
             be put together.
+        postprocess: find what improves the predictions of a run's folds: called with run folder, folds, and the folder
+            to write to; None for tasks without.
         report: the :class:`~medkd.evaluation.report.data.ReportTask`, or where to import it; None for no report.
         list_networks: rows of ``medkd_list networks``; None for no rows.
     """
@@ -85,6 +87,7 @@ class Task:
     score_line: Column
     predictions_file: str | None = None
     folds: Column | None = None
+    postprocess: Column | None = None
     report: Any = None
     list_networks: Column | None = None
 
@@ -148,7 +151,7 @@ register_task(
             ),
             "predict": (
                 *("step_size", "mirror", "save_probabilities", "precision", "part", "strict"),
-                *("engine", "threads", "format", "seg_kind", "source_series", "terms"),
+                *("engine", "threads", "format", "seg_kind", "source_series", "terms", "postprocessing"),
             ),
             "evaluate": ("legacy", "hd95", "nsd_tolerance", "metrics", "file_ending"),
         },
@@ -170,6 +173,7 @@ register_task(
         summary_text=Lazy("medkd.evaluation.segmentation.scoring:scores_text"),
         score_line=Lazy("medkd.cli.plan_tables:segmentation_score"),
         folds=Lazy("medkd.evaluation.segmentation.folds:SegmentationFolds"),
+        postprocess=Lazy("medkd.evaluation.segmentation.postprocessing:find_postprocessing"),
         report=Lazy("medkd.evaluation.report.segmentation_task:SEGMENTATION"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
     )

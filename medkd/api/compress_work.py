@@ -15,10 +15,9 @@ from medkd.core.errors import RunError
 from medkd.core.limits import is_whole
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
-from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
+from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, VALIDATION_SUMMARY
 from medkd.core.run_files import scored_teachers
 from medkd.core.timing import Timings
-from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
 from medkd.evaluation.report.write import make_report
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.like import plan_like

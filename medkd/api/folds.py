@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medkd.core.paths import Root
+from medkd.core.run import CROSS_VALIDATION
 from medkd.core.splits import SPLITS_FILE, load_splits
 
 FOLDS = "folds"
@@ -29,7 +30,7 @@ def train_folds(train_fold: Callable[[str], Path], dataset: str | int, root: str
     Returns:
         The folder with the scores of all folds, or the run folder where there are none.
     """
-    from medkd.evaluation.cross_validation import CROSS_VALIDATION, cross_validate
+    from medkd.evaluation.cross_validation import cross_validate
 
     run = train_fold("0").parent  # the first fold makes the splits where there are none
     place = Root.resolve(root)

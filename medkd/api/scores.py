@@ -73,19 +73,23 @@ def evaluate(
     return task.evaluate(request, **settings)
 
 
-def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = None) -> Any:
-    """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``.
+def cross_validate(
+    dataset: str | int, run: str, *, root: str | Path | None = None, folds: Sequence[int | str] | None = None
+) -> Any:
+    """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``; for
+    segmentation also ``postprocessing.json``, which predictions with these folds then follow.
 
     Args:
         dataset: number or full name.
         run: name of a run.
         root: medkd's folder.
+        folds: some folds, whose results go to ``crossval_0_1``; None takes all that were validated.
 
     Returns:
         The merged scores.
 
     Raises:
-        RunError: there is no such run, or no fold has been validated.
+        RunError: there is no such run, or no fold (or not one of these) has been validated.
         DataError: folds were scored differently, or on the same cases.
     """
     from medkd.core.splits import SPLITS_FILE, load_splits
@@ -95,7 +99,7 @@ def cross_validate(dataset: str | int, run: str, *, root: str | Path | None = No
     name = place.dataset_name(dataset)
     splits = place.preprocessed / name / SPLITS_FILE
     expected = len(load_splits(splits)) if splits.exists() else cross_validation.FOLDS
-    return cross_validation.cross_validate(place.results / name / run, expected=expected)
+    return cross_validation.cross_validate(place.results / name / run, expected=expected, only=folds)
 
 
 def score_teacher(

@@ -218,7 +218,7 @@ def load(
         folds: folds to average; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
         device: None picks CUDA where present, else the CPU.
-        settings: segmentation: ``step_size``, ``mirror``, ``precision``; detection: ``limits``.
+        settings: segmentation: ``step_size``, ``mirror``, ``precision``, ``postprocessing``; detection: ``limits``.
 
     Returns:
         Segmentation: a :class:`~medkd.inference.loaded.Loaded`, whose ``predict`` takes an array ``(z, y, x)`` with its
@@ -256,7 +256,8 @@ def predict(
         device: None picks CUDA where present, else the CPU.
         resume: leave out what is predicted already.
         settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
-            ``strict``, ``engine``, ``threads``, see :func:`medkd.inference.folder.predict_folder`; detection:
+            ``strict``, ``engine``, ``threads``, ``postprocessing``, see
+            :func:`medkd.inference.folder.predict_folder`; detection:
             ``score``, ``overlap``, ``most``, ``pictures``, ``picture_score``, ``strict``, see
             :func:`medkd.detection.predict.predict_detections`.
 

@@ -59,6 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
+    _add_postprocessing(arguments)
     _add_format_options(arguments)
     _add_box_options(arguments)
     common.add_options_of_tasks(arguments, "predict")
@@ -95,6 +96,24 @@ def _add_inputs(arguments: argparse.ArgumentParser) -> None:
     )
     arguments.add_argument(
         "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
+    )
+
+
+def _add_postprocessing(arguments: argparse.ArgumentParser) -> None:
+    either = arguments.add_mutually_exclusive_group()
+    either.add_argument(
+        "--postprocessing",
+        type=Path,
+        metavar="FILE",
+        help="postprocessing.json (default: that which medkd_cross_validate found for these folds, or that of an "
+        "exported model)",
+    )
+    either.add_argument(
+        "--no-postprocessing",
+        dest="postprocessing",
+        action="store_const",
+        const=False,
+        help="leave label maps as the network gives them",
     )
 
 
@@ -173,11 +192,12 @@ def _take_formats_from_folds(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the settings that belong to one task; ``--no-tta`` is given, too."""
+    """What was given of the settings that belong to one task; ``--no-tta`` and ``--no-postprocessing`` are, too."""
     names = {name for task in every_task() for name in task.options_of("predict")}
     settings = common.given(options, sorted(names))
-    if options.mirror is not None:
-        settings["mirror"] = options.mirror
+    for name in ("mirror", "postprocessing"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
     return settings
 
 

@@ -20,6 +20,8 @@ SPLIT_FILE = "split.json"
 LATEST = "checkpoint_latest.pt"
 BEST = "checkpoint_best.pt"
 FINAL = "checkpoint_final.pt"
+VALIDATION_SUMMARY = Path("validation") / "summary.json"
+CROSS_VALIDATION = "crossval"
 
 
 DETECTION = "detection"

@@ -9,6 +9,9 @@ from typing import Any
 from medkd.core.errors import RunError
 from medkd.core.serial import load, save
 
+SETTINGS_FILE = "predict_settings.json"
+"""Beside predictions."""
+
 _WHEREABOUTS = ("medkd", "run")  # may differ: another version, or the run at another place
 
 

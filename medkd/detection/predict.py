@@ -14,7 +14,7 @@ import torch
 from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
 from medkd.core.errors import DataError, MedkdError, RunError
-from medkd.core.settled import write_settings
+from medkd.core.settled import SETTINGS_FILE, write_settings
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.extras import DICOM_FOLDER, Extras
 from medkd.detection.journal import Journal, finished
@@ -29,7 +29,6 @@ from medkd.io.writing.maker import Maker
 from medkd.io.writing.terms import terms_with
 from medkd.models.base import Checkpoint, open_model
 
-SETTINGS_FILE = "predict_settings.json"
 _log = logging.getLogger(__name__)
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 

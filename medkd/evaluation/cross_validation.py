@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import read_json
 from medkd.core.numbers import whole_number
-from medkd.core.run import RUN_FILE, SPLIT_FILE, RunDescription
+from medkd.core.run import CROSS_VALIDATION, RUN_FILE, SPLIT_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
 
@@ -18,8 +18,6 @@ _AGREEMENT = "fold_*/agreement/agreement.json"  # of folds without labels
 _log = logging.getLogger(__name__)
 
 FOLDS = 5
-VALIDATION_SUMMARY = Path("validation") / "summary.json"
-CROSS_VALIDATION = "crossval"
 
 S = TypeVar("S")
 
@@ -67,21 +65,26 @@ def scoring_of(run: Path) -> FoldScoring[Any]:
 
 
 def cross_validate(
-    run: Path, scoring: FoldScoring[S] | None = None, *, expected: int = FOLDS, output: Path | None = None
+    run: Path,
+    scoring: FoldScoring[S] | None = None,
+    *,
+    expected: int = FOLDS,
+    only: Sequence[int | str] | None = None,
 ) -> S:
-    """Merge the validation scores of a run's folds and write ``<run>/crossval/summary.json``.
+    """Merge the validation scores of a run's folds and write ``<run>/crossval/summary.json``; for segmentation, find
+    the post-processing that helps on all of their predictions as well.
 
     Args:
         run: a run folder of any task.
         scoring: of the run's task; None asks the run.
         expected: number of folds of the splits; folds that are missing are logged and named in the file.
-        output: folder to write to, if not there.
+        only: some folds; the result goes to ``<run>/crossval_0_1``, named by them.
 
     Returns:
         The merged scores; their ``extra`` holds ``folds``, ``missing_folds`` and ``fold_means``.
 
     Raises:
-        RunError: not a run folder, or no fold has been validated.
+        RunError: not a run folder, or no fold (or not one that was asked for) has been validated.
         DataError: a case occurs twice, a fold did not score all of its validation cases, or folds were scored
             differently.
     """
@@ -91,6 +94,33 @@ def cross_validate(
             f"{run} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
         )
     chosen: FoldScoring[S] = scoring or scoring_of(run)
+    folds = _chosen_folds(run, only)
+    missing = [] if only else [fold for fold in range(expected) if fold not in folds]
+    if missing:
+        _log.warning(
+            "%s: folds %s are not there; the result covers folds %s only.",
+            run.name,
+            ", ".join(map(str, missing)),
+            ", ".join(map(str, folds)),
+        )
+    merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
+    folder = cross_validation_folder(run, only)
+    chosen.save(merged, folder)
+    _find_postprocessing(run, folds, folder)
+    return merged
+
+
+def cross_validation_folder(run: Path, only: Sequence[int | str] | None = None) -> Path:
+    """Where the scores of all folds go, or of some: ``crossval``, ``crossval_0_1``.
+
+    >>> cross_validation_folder(Path("run"), [1, 0]).name
+    'crossval_0_1'
+    """
+    return run / "_".join([CROSS_VALIDATION, *sorted({str(fold) for fold in only or ()})])
+
+
+def _chosen_folds(run: Path, only: Sequence[int | str] | None) -> list[int]:
+    """The folds that are put together: those that were asked for, else all that were validated."""
     folds = scored_folds(run)
     if not folds and any(run.glob(_AGREEMENT)):
         raise RunError(
@@ -101,17 +131,25 @@ def cross_validate(
         raise RunError(
             f"{run}: no fold_K/{VALIDATION_SUMMARY} found; train at least one fold to its end, which validates it."
         )
-    missing = [fold for fold in range(expected) if fold not in folds]
-    if missing:
-        _log.warning(
-            "%s: folds %s are not there; the result covers folds %s only.",
-            run.name,
-            ", ".join(map(str, missing)),
-            ", ".join(map(str, folds)),
+    wanted = {str(fold) for fold in only or folds}
+    unknown = sorted(wanted - {str(fold) for fold in folds})
+    if unknown:
+        raise RunError(
+            f"{run}: fold {unknown[0]} has no scores ({VALIDATION_SUMMARY}), expected some of the folds "
+            f"{', '.join(map(str, folds))}; train it to its end, or leave it out."
         )
-    merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
-    chosen.save(merged, output or run / CROSS_VALIDATION)
-    return merged
+    return [fold for fold in folds if str(fold) in wanted]
+
+
+def _find_postprocessing(run: Path, folds: Sequence[int], folder: Path) -> None:
+    """Where the task has any; the scores stay where it cannot be found."""
+    find = task_of_run(load(RunDescription, run / RUN_FILE)).postprocess
+    if find is None:
+        return
+    try:
+        find(run, folds, folder)
+    except MedkdError as error:
+        _log.warning("no post-processing was looked for: %s", error)
 
 
 def scored_folds(run: Path) -> list[int]:

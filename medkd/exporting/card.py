@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medkd.core.postprocessing import steps_text
 from medkd.exporting.parity import Parity
 from medkd.exporting.quantising import Quantised
 
@@ -25,6 +26,7 @@ _USE = {
     ),
     "nnunet": ("pip install nnunetv2", "nnUNetv2_predict_from_modelfolder -i scans -o predictions -m THIS_FOLDER"),
 }
+_APART = "; nnU-Net does not do that by itself, postprocessing.json beside the plans says it for medkd_predict"
 
 
 def model_card(parcel: Parcel, format: str, parity: Parity, quantised: Quantised | None = None) -> str:
@@ -50,6 +52,8 @@ def model_card(parcel: Parcel, format: str, parity: Parity, quantised: Quantised
         f"- parity: {parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model, logits by up "
         f"to {parity.logits:.2g}",
     ]
+    if parcel.steps:
+        lines.append(f"- post-processing: {steps_text(parcel.steps)}{_APART if format == 'nnunet' else ''}")
     if quantised is not None:
         lines.append(f"- {quantised.text()}; it was calibrated on {quantised.patches} patches")
     lines += ["", "## Made from", ""]

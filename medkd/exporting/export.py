@@ -24,7 +24,7 @@ from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import INT8_FORMATS, TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
 from medkd.models.base import Checkpoint, ModelFolder, open_model
-from medkd.models.segmentation import TrainedModel
+from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.runtime.package import RECORD
 
 CARD = "README.md"
@@ -84,7 +84,9 @@ def export_model(
     source = open_model(model, "segmentation")
     trained: TrainedModel = source.load(folds, checkpoint=checkpoint)
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
-    parcel = Parcel(trained, rule, _origin(source.name, trained))
+    origin = _origin(source.name, trained)
+    found = source.postprocessing(trained.folds, origin["weights"]) if isinstance(source, SegmentationFolder) else None
+    parcel = Parcel(trained, rule, origin, found)
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from medkd.core.postprocessing import POSTPROCESSING_FILE, LargestComponent, Postprocessing
 from medkd.core.protocol import InferenceRule
+from medkd.core.serial import save
 from medkd.exporting import bundle, triton
 from medkd.exporting.nnunet import write_nnunet
 from medkd.exporting.onnx import export_onnx
@@ -31,11 +33,18 @@ class Parcel:
         trained: its networks and preprocessing.
         rule: how it predicts by default.
         origin: where it comes from, for the description.
+        postprocessing: what its label maps go through at last; the comparison leaves it out.
     """
 
     trained: TrainedModel
     rule: InferenceRule
     origin: Mapping[str, Any]
+    postprocessing: Postprocessing | None = None
+
+    @property
+    def steps(self) -> tuple[LargestComponent, ...]:
+        """What is applied."""
+        return () if self.postprocessing is None else self.postprocessing.steps
 
 
 class Reopened(Protocol):
@@ -68,6 +77,7 @@ class InRuntime:
 
     def __init__(self, parcel: Parcel, folder: Path) -> None:
         self._predictor = RuntimePredictor.open(folder)
+        self._predictor.postprocessing = ()
 
     def labels_of(self, prepared: Preprocessed) -> np.ndarray:
         """See :class:`Reopened`."""
@@ -85,6 +95,7 @@ class InRepository(InRuntime):
         exported = read_exported(triton.version_folder(folder, triton.CHAIN))
         network = check_network(triton.version_folder(folder, triton.NETWORK), exported)
         self._predictor = RuntimePredictor(exported, open_engine(network))
+        self._predictor.postprocessing = ()
 
 
 class InTorch:
@@ -138,6 +149,8 @@ def _write_triton(parcel: Parcel, folder: Path) -> None:
 
 def _write_nnunet(parcel: Parcel, folder: Path) -> None:
     write_nnunet(parcel.trained, folder)
+    if parcel.postprocessing is not None:
+        save(folder / POSTPROCESSING_FILE, parcel.postprocessing)
 
 
 def _describe(parcel: Parcel, folder: Path, network: str, digest: str | None = None) -> None:
@@ -156,6 +169,7 @@ def _describe(parcel: Parcel, folder: Path, network: str, digest: str | None = N
         mirror=rule.mirror,
         step_size=rule.step_size,
         blending=rule.blending,
+        postprocessing=parcel.steps,
         made_from=parcel.origin,
     )
     write_exported(folder, described)

@@ -24,8 +24,11 @@ from medkd.core.checkpoint import (
 )
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path, read_json, scratch_folder, write_json, write_text
+from medkd.core.postprocessing import Postprocessing
 from medkd.core.run import BEST, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
+from medkd.core.serial import load, save
 from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.found_postprocessing import postprocessing_files
 from medkd.models.packed import ENDING, unpacked
 
 _KINDS = ("run", "detector_run")
@@ -102,7 +105,18 @@ def _fill(folder: Path, source: ModelFolder[Any], folds: Sequence[str], checkpoi
         _write_weights(ours / FINAL, content["network"])
         if (theirs / SPLIT_FILE).is_file():
             write_json(ours / SPLIT_FILE, read_json(theirs / SPLIT_FILE))
+    if checkpoint == "final":
+        _copy_postprocessing(folder, source.path, folds)
     write_text(folder / _CARD, _card(source.path.name, described, folds, checkpoint))
+
+
+def _copy_postprocessing(folder: Path, run: Path, folds: Sequence[str]) -> None:
+    """What was found over just these folds."""
+    for file in postprocessing_files(run):
+        found = load(Postprocessing, file)
+        if set(found.folds) == set(folds):
+            (folder / file.parent.name).mkdir()
+            save(folder / file.parent.name / file.name, found)
 
 
 def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from medkd.core.timing import interleaved
 from medkd.exporting.onnx import quiet
 from medkd.io.volumes import read_image
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.runtime.decoding import decode_labels
 from medkd.runtime.engines import Engine
 from medkd.runtime.package import digest_of, read_exported, write_exported
 from medkd.runtime.predictor import RuntimePredictor
@@ -127,7 +128,10 @@ def _prepared(predictor: RuntimePredictor, case: CaseFiles) -> Preprocessed:
 
 
 def _labels(predictor: RuntimePredictor, case: CaseFiles) -> np.ndarray:
-    return predictor.predict(_prepared(predictor, case)).labels
+    prepared = _prepared(predictor, case)
+    return decode_labels(
+        predictor.logits(prepared.image), prepared.properties, predictor.plan, predictor.configuration, predictor.labels
+    )
 
 
 def _size(network: Path) -> int:

@@ -19,6 +19,7 @@ from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
+from medkd.inference.postprocessing import Choice
 from medkd.inference.scan_check import check_scan
 from medkd.inference.settings import PredictSettings, written_as
 from medkd.inference.writers import writer_of
@@ -75,6 +76,7 @@ def predict_folder(
     seg_kind: SegmentationKind | None = None,
     source_series: Path | str | None = None,
     terms: Path | str | None = None,
+    postprocessing: Choice = None,
 ) -> PredictReport:
     """Predict raw scans and write label maps in the scans' own geometry.
 
@@ -83,7 +85,7 @@ def predict_folder(
 
     Args:
         inputs: a folder, a scan, or the channel files of one case; see :func:`medkd.inference.inputs.find_cases`.
-        outputs: folder for ``CASE.nii.gz``, with :data:`~medkd.inference.settings.SETTINGS_FILE` beside them; for one
+        outputs: folder for ``CASE.nii.gz``, with :data:`~medkd.core.settled.SETTINGS_FILE` beside them; for one
             case also the very file (``seg.nii.gz``), then without settings.
         run: run folder, or another model for segmentation; of an exported one torch is not loaded.
         folds: folds to average; None takes every trained one.
@@ -106,6 +108,8 @@ def predict_folder(
         source_series: DICOM series (or a tree with one per case, called as it) that DICOM label maps refer to, of scans
             that are no DICOM themselves.
         terms: JSON file with coded terms and colours of structures, see :func:`medkd.io.writing.terms.terms_with`.
+        postprocessing: a ``postprocessing.json``, or False for none; None takes what was found on the validation cases
+            of these folds, or came with an exported model. Probabilities are left as they are.
 
     Returns:
         What became of each case.
@@ -125,6 +129,7 @@ def predict_folder(
         checkpoint=checkpoint,
         engine=engine,
         threads=threads,
+        postprocessing=postprocessing,
     )
     formats = choose_formats(format, SEGMENTATION)
     writer = _writer(predictor, Path(run), formats, seg_kind, terms)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
+from medkd.core.settled import SETTINGS_FILE
 from medkd.io.dicom import Study, find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.links import refuse_dangling
 from medkd.io.volumes import PICTURES, READERS, SEGMENTATION_ENDING, WRITABLE, any_ending, file_ending, stem
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 DEFAULT_ENDING = ".nii.gz"
-SETTINGS_FILE = "predict_settings.json"
 """Beside predictions: what they were made with."""
 
 _SHOWN = 20  # names in an error

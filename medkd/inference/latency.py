@@ -59,7 +59,7 @@ def measure_scans(
     for folder in exports:
         model = open_model(folder, "segmentation")
         check_export(model, actions)
-        exported = open_predictor(model)
+        exported = open_predictor(model, postprocessing=False)  # as the runs beside it
         measured.append(measured_export(model.path, exported.engine_name))
         actions[model.name] = partial(exported.predict_case, image, geometry, case.case)
     return time_in_turns(

@@ -21,6 +21,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.limits import option_name
 from medkd.core.plan import Configuration, Plan
+from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.core.protocol import InferenceRule
 from medkd.inference.export import logits_to_labels, logits_to_probabilities
 from medkd.inference.sliding_window import predict_logits
@@ -77,6 +78,9 @@ class Predictor:
         settings: step size, mirroring, precision.
         folds: names of the folds that the networks belong to.
         channels: names of the input channels, as far as they are known.
+
+    Attributes:
+        postprocessing: what every label map goes through at last; at first nothing.
     """
 
     engine_name = "torch"
@@ -105,6 +109,7 @@ class Predictor:
         self.mirror_axes = tuple(mirror_axes)
         self.folds = tuple(str(fold) for fold in folds)
         self.channels = tuple(channels)
+        self.postprocessing: tuple[LargestComponent, ...] = ()
         self.precision: Precision = self.settings.precision or ("fp16" if self.device.type == "cuda" else "fp32")
 
     @classmethod
@@ -243,7 +248,8 @@ class Predictor:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
         logits = self.predict_preprocessed(prepared.image)
         arguments = (logits, prepared.properties, self.plan, self.configuration, self.labels)
-        return Prediction(logits_to_labels(*arguments), logits_to_probabilities(*arguments) if probabilities else None)
+        label_map = keep_largest(logits_to_labels(*arguments), self.postprocessing, self.labels)
+        return Prediction(label_map, logits_to_probabilities(*arguments) if probabilities else None)
 
     def _forward(self, x: Tensor) -> Tensor:
         return mean_logits(self.networks, x)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkd import __version__
-from medkd.core.settled import write_settings
-from medkd.inference.inputs import SETTINGS_FILE
+from medkd.core.settled import SETTINGS_FILE, write_settings
 from medkd.io.writing.formats import Format
 from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.runtime.prediction import CasePredictor
@@ -30,6 +29,7 @@ class PredictSettings:
         weights: a hash of each network's weights.
         engine: what computed the networks.
         written: formats of the label maps with their kind; empty for the scans' own.
+        postprocessing: structures of which the largest component alone was kept, in this order.
     """
 
     run: str
@@ -43,6 +43,7 @@ class PredictSettings:
     weights: tuple[str, ...] = ()
     engine: str = "torch"
     written: tuple[str, ...] = ()
+    postprocessing: tuple[str, ...] = ()
     schema: int = 1
 
     @classmethod
@@ -60,6 +61,7 @@ class PredictSettings:
             weights=predictor.digests(),
             engine=predictor.engine_name,
             written=tuple(written),
+            postprocessing=tuple(step.name for step in predictor.postprocessing),
         )
 
     def write(self, folder: Path, *, resume: bool) -> None:

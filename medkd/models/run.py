@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from medkd.core.checkpoint import load_checkpoint
+from medkd.core.postprocessing import Postprocessing
 from medkd.core.run import RUN_FILE, RunFolder, is_detection
 from medkd.models.base import Checkpoint
+from medkd.models.found_postprocessing import stored_postprocessing
 from medkd.models.own_run import CHECKPOINTS, OwnRun
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.weights import load_weights
@@ -30,6 +32,10 @@ class SegmentationRun(OwnRun, SegmentationFolder):
     def recognises(cls, path: Path) -> bool:
         """Whether there is a ``run.json`` of a segmentation network."""
         return (path / RUN_FILE).exists() and not is_detection(path)
+
+    def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
+        """What ``medkd_cross_validate`` found on the validation cases of just these folds."""
+        return stored_postprocessing(self.path, folds, weights)
 
     def _describe(self) -> TrainedModel:
         described = self.run.run

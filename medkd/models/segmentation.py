@@ -11,6 +11,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
+from medkd.core.postprocessing import Postprocessing
 from medkd.models.base import ModelFolder, Trained
 
 _PREPROCESSING = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop")
@@ -61,6 +62,15 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
     task = "segmentation"
     predictor: ClassVar[str] = "medkd.inference.predictor:Predictor"
     whole_cases: ClassVar[str] = "medkd.inference.whole_cases:PredictedCases"
+
+    def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
+        """What was found to improve predictions of these folds together; by itself nothing is known.
+
+        Args:
+            folds: whose networks are averaged.
+            weights: a hash of each of these networks.
+        """
+        return None
 
     def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
         """Teacher and student must see the same input and mean the same by their outputs.

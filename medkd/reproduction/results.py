@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from medkd.core.numbers import whole_number
-from medkd.core.run import RUN_FILE, RunDescription
+from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
-from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
 from medkd.evaluation.ranking import (
     CriticalDifference,
     Rank,

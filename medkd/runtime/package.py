@@ -14,6 +14,7 @@ from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.plan_checks import check_axes
+from medkd.core.postprocessing import LargestComponent, check_steps
 from medkd.core.serial import load, save
 from medkd.core.timing import MeasuredExport
 
@@ -44,6 +45,7 @@ class Exported:
         mirror: whether prediction mirrors by default.
         step_size: distance of neighbouring tiles as a share of the patch.
         blending: ``gaussian`` or ``constant``.
+        postprocessing: structures of whose label map the largest connected component alone is kept, in this order.
         made_from: name of the model that was exported, its folds, its weights' digests, versions.
     """
 
@@ -59,6 +61,7 @@ class Exported:
     mirror: bool = True
     step_size: float = 0.5
     blending: str = "gaussian"
+    postprocessing: tuple[LargestComponent, ...] = ()
     made_from: Mapping[str, Any] = field(default_factory=dict)
     schema: int = 1
 
@@ -97,6 +100,7 @@ def read_exported(folder: Path) -> Exported:
             f"'{exported.network}'."
         )
     _check(exported, Path(folder) / FILE)
+    check_steps(exported.postprocessing, exported.label_spec, f"{Path(folder) / FILE}: 'postprocessing'")
     return exported
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
+from medkd.core.postprocessing import LargestComponent
 from medkd.preprocessing.pipeline import Preprocessed
 
 
@@ -30,6 +31,7 @@ class CasePredictor(Protocol):
         labels: what its outputs mean.
         folds: names of the folds that are averaged.
         channels: names of the input channels, as far as they are known.
+        postprocessing: what every label map goes through at last; may be set.
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class CasePredictor(Protocol):
     labels: LabelSpec
     folds: tuple[str, ...]
     channels: tuple[str, ...]
+    postprocessing: tuple[LargestComponent, ...]
 
     @property
     def step_size(self) -> float:
@@ -62,7 +65,9 @@ class CasePredictor(Protocol):
         """A hash of each network's weights."""
 
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
-        """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
+        """Label map and, where asked for, probabilities (as they are, not post-processed) of a preprocessed case, in
+        its native grid.
+        """
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""

@@ -11,6 +11,7 @@ import numpy as np
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.limits import option_name
+from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels, decode_probabilities
 from medkd.runtime.engines import Engine, EngineName, choose_engine, open_engine
@@ -35,6 +36,9 @@ class RuntimePredictor:
         step_size: distance of neighbouring tiles as a share of the patch; None is the description's.
         mirror: average over mirrored copies; None is the description's.
 
+    Attributes:
+        postprocessing: what every label map goes through at last; at first the description's.
+
     Raises:
         RunError: the step size is not above 0 and at most 1.
     """
@@ -56,6 +60,7 @@ class RuntimePredictor:
         self.mirror = exported.mirror if mirror is None else mirror
         self.blending = exported.blending
         self.folds, self.channels = exported.folds, exported.channel_names
+        self.postprocessing: tuple[LargestComponent, ...] = exported.postprocessing
         if not 0 < self.step_size <= 1:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 
@@ -170,4 +175,5 @@ class RuntimePredictor:
         logits = self.logits(prepared.image)
         way_back = (prepared.properties, self.plan, self.configuration, self.labels)
         found = decode_probabilities(logits, *way_back) if probabilities else None
-        return Prediction(decode_labels(logits, *way_back), found)
+        label_map = keep_largest(decode_labels(logits, *way_back), self.postprocessing, self.labels)
+        return Prediction(label_map, found)

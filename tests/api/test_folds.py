@@ -35,6 +35,7 @@ def test_all_folds_are_trained_scored_and_put_together(root: Path) -> None:
     extra = json.dumps(summary)
     assert '"folds": [0, 1, 2]' in extra and '"missing_folds": []' in extra
     assert len(summary["metric_per_case"]) == 3
+    assert json.loads((found / "postprocessing.json").read_text())["folds"] == ["0", "1", "2"]
     student = medkd.train_distill(4, "unet_tiny", "unet_tiny", "kd", "folds", options, validate=False)
     assert sorted(folder.name for folder in student.glob("fold_*")) == ["fold_0", "fold_1", "fold_2"]
     told = medkd.dry_run(4, "unet_tiny", "folds", options, tag="other")

@@ -12,6 +12,7 @@ from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.files import write_json
 from medkd.core.plan import Plan
+from medkd.core.postprocessing import Postprocessing, Trial
 from medkd.core.protocol import ProtocolFile
 from medkd.core.protocol_files import FOLDER as PROTOCOLS
 from medkd.core.run import RunDescription, is_detection
@@ -106,6 +107,11 @@ def written(folder: Path) -> dict[str, Sample]:
         run="run", folds=("0",), checkpoint="final", step_size=0.5, mirror_axes=(0, 1), precision="fp32", medkd="1"
     )
     save(folder / "predict_settings.json", settings)
+    trials = (Trial("all structures together", (1, 2), 0.5, None, False), Trial("organ", (1,), 0.5, 0.6, True))
+    found = Postprocessing(
+        folds=("0", "1"), cases=3, trials=trials, dice_before=0.5, dice_after=0.6, weights=("00ff", "ff00")
+    )
+    save(folder / "postprocessing.json", found)
     boxes = BoxAnnotation(width=10, height=9, boxes=((1.0, 2.0, 3.0, 4.0),), names=("a",))
     boxes.save(folder / "boxes.json")
     content: dict[str, Any] = {
@@ -122,6 +128,7 @@ def written(folder: Path) -> dict[str, Sample]:
         "splits_final.json": (folder / "splits_final.json", load_splits),
         "predictions.json": (folder / "predictions.json", DetectionPredictions.load),
         "boxes": (folder / "boxes.json", BoxAnnotation.load),
+        "postprocessing.json": (folder / "postprocessing.json", lambda path: load(Postprocessing, path).text()),
         "protocol": (PROTOCOLS / "acf_bckd.json", lambda path: load(ProtocolFile, path)),
         "teacher.json": (
             folder / "segmentation" / "teacher.json",

@@ -88,7 +88,7 @@ KINDS = (
     "dataset.json", "plans.json", "fingerprint.json", "case record", "verification_report.json", "run.json",
     "split.json", "log.jsonl", "summary.json", "protocol", "splits_final.json", "boxes", "predictions.json",
     "model.json", "teacher.json", "predict_settings.json", "detector's teacher.json", "detection plans.json",
-    "cases.json", "detection summary.json", "detection predict_settings.json",
+    "cases.json", "detection summary.json", "detection predict_settings.json", "postprocessing.json",
 )  # fmt: skip
 
 

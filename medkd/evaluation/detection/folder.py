@@ -13,6 +13,7 @@ import numpy as np
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.settled import SETTINGS_FILE
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.intervals import intervals
 from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes, froc_curve
@@ -211,7 +212,7 @@ _OTHERS = {
     "summary.json",
     "coco_results.json",
     "coco_images.json",
-    "predict_settings.json",
+    SETTINGS_FILE,
 }
 
 

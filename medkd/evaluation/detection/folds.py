@@ -12,7 +12,7 @@ from typing import Any
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
-from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.core.run import VALIDATION_SUMMARY
 from medkd.evaluation.detection.folder import References, evaluate_detections
 from medkd.evaluation.detection.predictions import DetectionPredictions, ImagePredictions
 from medkd.evaluation.detection.results import DetectionSummary, summary_text

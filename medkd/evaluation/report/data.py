@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol
 
 from medkd.core.errors import RunError
 from medkd.core.numbers import whole_number
-from medkd.core.run import RUN_FILE, RunDescription
+from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.run_files import COST_FILE, LOG_FILE, Cost, chosen_runs, read_cost, read_log, scored_teachers
 from medkd.core.serial import load
 from medkd.core.timing import Spread, Timings
-from medkd.evaluation.cross_validation import VALIDATION_SUMMARY, scored_folds
+from medkd.evaluation.cross_validation import scored_folds
 from medkd.evaluation.report.labels import short_names
 from medkd.evaluation.statistics import Interval, PairedDifference
 from medkd.tasks import task_of_run

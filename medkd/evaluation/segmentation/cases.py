@@ -114,7 +114,7 @@ def evaluate_case(
             f"{case}: prediction {prediction.shape}, reference {reference.shape} and spacing {tuple(spacing)} do not "
             "fit together."
         )
-    counts = _confusion(prediction, reference, labels, case)
+    counts = confusion(prediction, reference, labels, case)
     if labels.ignore is not None:
         prediction = np.where(reference == labels.ignore, 0, prediction)
     boxes = _boxes(prediction, reference, labels)
@@ -172,8 +172,12 @@ def status_of(n_pred: int, n_ref: int) -> Status:
     return "invented" if n_pred else "absent"
 
 
-def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: LabelSpec, case: str) -> np.ndarray:
-    """Voxel counts ``[reference value, prediction value]`` in one pass; the ignored voxels are left out."""
+def confusion(prediction: np.ndarray, reference: np.ndarray, labels: LabelSpec, case: str) -> np.ndarray:
+    """Voxel counts ``[reference value, prediction value]`` in one pass; the ignored voxels are left out.
+
+    Raises:
+        DataError: a map holds values that ``labels`` does not name.
+    """
     _check_values("prediction", prediction, labels, case)
     _check_values("reference", reference, labels, case)
     size = max(labels.values) + 1
@@ -205,6 +209,12 @@ def _check_values(what: str, array: np.ndarray, labels: LabelSpec, case: str) ->
     if low < 0 or high > max(labels.values):
         wrong = low if low < 0 else high
         raise DataError(f"{case}: the {what} holds the value {wrong}, the labels are {list(labels.values)}.")
+
+
+def dice_of(counts: np.ndarray, values: tuple[int, ...]) -> float | None:
+    """The Dice of a structure from :func:`confusion`; None where it is absent from both maps."""
+    tp, fp, fn, _ = _counts(counts, values)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def _counts(confusion: np.ndarray, values: tuple[int, ...]) -> tuple[int, int, int, int]:

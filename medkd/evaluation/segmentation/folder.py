@@ -104,7 +104,7 @@ def evaluate_folder(
             return str(error)
         return CaseScores(str(reference), str(prediction), scores)
 
-    threads = _workers(list(truths.values())) if workers is None else max(1, workers)
+    threads = workers_for(list(truths.values())) if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:
         scored = _without_problems(_bar(pool.map(one, truths), len(truths), progress))
     _warn_of(shifted, len(truths))
@@ -261,7 +261,7 @@ def _rounded(volume: Volume) -> tuple[float, ...]:
     return tuple(round(s, 4) for s in volume.geometry.spacing)
 
 
-def _workers(files: Sequence[Path]) -> int:
+def workers_for(files: Sequence[Path]) -> int:
     """Threads that fit the memory: the costly parts (inflating, k-d trees, NumPy) release the interpreter's lock."""
     try:
         largest = max(prod(read_geometry(path).shape) for path in files)

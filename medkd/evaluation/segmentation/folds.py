@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.run import DATASET_FILE
-from medkd.evaluation.cross_validation import VALIDATION_SUMMARY
+from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
 from medkd.evaluation.statistics import finite
 

@@ -6,19 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.limits import option_name
 from medkd.core.run import DATASET_FILE
 from medkd.core.serial import from_data, to_data
+from medkd.core.settled import SETTINGS_FILE
 from medkd.evaluation.scoring import ScoringRequest, description_near
 from medkd.evaluation.segmentation import legacy as legacy_tables
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
 from medkd.evaluation.segmentation.results import FURTHER, METRICS, Metric, Summary, summary_text
+
+POSTPROCESSING = "postprocessing"
+"""Key of ``predict_settings.json``, and of a summary's ``extra``."""
 
 
 def score_label_maps(
@@ -61,6 +67,7 @@ def score_label_maps(
         allow_missing=request.allow_missing,
         progress=request.progress,
     )
+    summary = replace(summary, extra={**summary.extra, **_postprocessed(request.predictions)})
     if legacy is None:
         return summary
     scores = legacy_tables.legacy_scores(
@@ -76,9 +83,12 @@ def score_label_maps(
 
 
 def scores_text(summary: Summary) -> str:
-    """A summary as tables; the legacy scores first, where there are any."""
+    """A summary as tables; the legacy scores first, where there are any. Below it, what became of the label maps."""
     found = summary.extra.get(legacy_tables.KEY)
     text = summary_text(summary)
+    steps = summary.extra.get(POSTPROCESSING)
+    if isinstance(steps, list):
+        text = f"{text}\npost-processing: {', '.join(map(str, steps)) or 'none'}"
     if found is None:
         return text
     old = from_data(legacy_tables.LegacyScores, found, legacy_tables.KEY)
@@ -95,6 +105,18 @@ def _further_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
         )
     asked = {known[name.lower()] for name in names}
     return tuple(metric for metric in FURTHER if metric in asked)
+
+
+def _postprocessed(predictions: Path) -> dict[str, list[str]]:
+    """Of which structures only the largest component was kept, where ``medkd_predict`` says it."""
+    file = predictions / SETTINGS_FILE
+    if not file.exists():
+        return {}
+    settings = read_json(file)
+    steps = settings.get(POSTPROCESSING) if isinstance(settings, dict) else None
+    if not isinstance(steps, list):
+        return {}  # of an older version, which had none
+    return {POSTPROCESSING: [f"largest component of {name}" for name in steps]}
 
 
 def _check_legacy(legacy: Sequence[float], allow_missing: bool) -> None:

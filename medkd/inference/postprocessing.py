@@ -1,0 +1,49 @@
+"""What a model's label maps go through at last: what was found for it, what a file says, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from medkd.core.postprocessing import LargestComponent, Postprocessing, check_steps, steps_text
+from medkd.core.serial import load
+from medkd.models.base import ModelFolder
+from medkd.models.segmentation import SegmentationFolder
+from medkd.runtime.prediction import CasePredictor
+
+Choice = Path | str | Literal[False] | None
+"""A ``postprocessing.json``, False for no post-processing, None for what belongs to the model."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose_steps(model: ModelFolder[Any], predictor: CasePredictor, choice: Choice) -> tuple[LargestComponent, ...]:
+    """The steps for a loaded model; what is chosen is logged.
+
+    Args:
+        model: that was loaded.
+        predictor: its networks.
+        choice: see :data:`Choice`.
+
+    Raises:
+        DataError: the file is damaged, or about other structures.
+    """
+    known: tuple[LargestComponent, ...] = getattr(predictor, "postprocessing", ())
+    found: Postprocessing | None
+    if choice is False:
+        if known:
+            _log.info("no post-processing, as asked for")
+        return ()
+    if choice is not None:
+        file = Path(choice)
+        found, where = load(Postprocessing, file), str(file)
+    else:
+        found, where = None, str(model.path)
+        if isinstance(model, SegmentationFolder):
+            found = model.postprocessing(predictor.folds, predictor.digests())
+    steps = known if found is None else found.steps
+    check_steps(steps, predictor.labels, f"The post-processing of {where}")
+    if steps:
+        _log.info("post-processing: %s (%s)", steps_text(steps), where)
+    return steps
