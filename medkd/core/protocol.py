@@ -190,7 +190,7 @@ class DetectionProtocol:
     """The published settings of a detector on one data set; None where the publication does not say.
 
     Attributes:
-        image_size: longest side in pixels.
+        image_size: side of the square on which images lie, in pixels.
         batch_size: images per step.
         epochs: passes over the training images.
         learning_rate: at the start.
@@ -204,6 +204,10 @@ class DetectionProtocol:
         milestones: epochs after which the rate is divided by ten, in place of the linear decay.
         warmup: steps over which the rate rises linearly.
         clip: largest gradient norm; 0 does not clip.
+        long_side: longest long side in pixels of an image that does not fill the square; None fills it.
+        short_side: longest short side, given with ``long_side``.
+        short_sides: short sides of training images, one of which is drawn for each.
+        short_range: lowest and highest short side of training images, drawn for each.
         rows: what the publication sets per method and detector.
         source: file of the publication's code.
     """
@@ -220,6 +224,10 @@ class DetectionProtocol:
     milestones: tuple[int, ...] = ()
     warmup: int | None = None
     clip: float | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+    short_sides: tuple[int, ...] = ()
+    short_range: tuple[int, ...] = ()
     rows: tuple[ProtocolRow, ...] = ()
     source: str = ""
 

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from medkd.core.errors import MedkdError
-from medkd.detection.base import Detector
+from medkd.detection.base import Detector, DetectorSpec
 from medkd.detection.ensemble import fuse
 from medkd.detection.journal import Journal
 from medkd.detection.letterbox import Letterbox, letterbox
@@ -112,11 +112,11 @@ def detect_images(
         DataError: the disk is full or read-only.
     """
     report, limits = DetectReport(), limits or Limits()
-    size = detectors[0].spec.image_size
+    spec = detectors[0].spec
     count = batch_size or (16 if device.type == "cuda" else 2)
     batches = [sources[i : i + count] for i in range(0, len(sources), count)]
     with tqdm(total=len(sources), desc="detecting", unit="image", disable=None) as bar:
-        for loaded in _prefetched(batches, size, report):
+        for loaded in _prefetched(batches, spec, report):
             for item, found in _detect(detectors, loaded, device, limits, report):
                 width, height = item.place.width, item.place.height
                 image = ImagePredictions(item.source.file, width, height, found)
@@ -143,7 +143,8 @@ def detect_pixels(
         By falling score, in pixels of the image.
     """
     source = Source("pixels", "", lambda: pixels)
-    item = _Loaded(source, pixels, *letterbox(pixels, detectors[0].spec.image_size))
+    spec = detectors[0].spec
+    item = _Loaded(source, pixels, *letterbox(pixels, spec.image_size, limits=spec.limits))
     return _forward(detectors, [item], device, limits or Limits())[0]
 
 
@@ -153,25 +154,27 @@ def _hand_on(finished: Finished | None, item: _Loaded, image: ImagePredictions) 
         finished(item.source, item.pixels, image)
 
 
-def _prefetched(batches: Sequence[Sequence[Source]], size: int, report: DetectReport) -> Iterator[list[_Loaded]]:
+def _prefetched(
+    batches: Sequence[Sequence[Source]], spec: DetectorSpec, report: DetectReport
+) -> Iterator[list[_Loaded]]:
     """Load the next batch in a thread while this one is looked at."""
     with ThreadPoolExecutor(1, "reader") as reader:
-        following = reader.submit(_load, batches[0], size, report) if batches else None
+        following = reader.submit(_load, batches[0], spec, report) if batches else None
         for i in range(len(batches)):
             current, following = (
                 following,
-                (reader.submit(_load, batches[i + 1], size, report) if i + 1 < len(batches) else None),
+                (reader.submit(_load, batches[i + 1], spec, report) if i + 1 < len(batches) else None),
             )
             if current is not None:
                 yield current.result()
 
 
-def _load(batch: Sequence[Source], size: int, report: DetectReport) -> list[_Loaded]:
+def _load(batch: Sequence[Source], spec: DetectorSpec, report: DetectReport) -> list[_Loaded]:
     found: list[_Loaded] = []
 
     def one(source: Source) -> None:
         pixels = source.read()
-        found.append(_Loaded(source, pixels, *letterbox(pixels, size, source.original)))
+        found.append(_Loaded(source, pixels, *letterbox(pixels, spec.image_size, source.original, spec.limits)))
 
     for source in batch:
         _attempt(source.case, report, lambda s=source: one(s))  # type: ignore[misc]

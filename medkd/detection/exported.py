@@ -36,9 +36,8 @@ class EngineDetector(Detector):
 
     def __init__(self, described: ExportedDetector, network: Path) -> None:
         super().__init__()
-        self.spec = DetectorSpec(
-            str(described.made_from.get("detector", FOLD)), described.categories, described.image_size
-        )
+        name = str(described.made_from.get("detector", FOLD))
+        self.spec = DetectorSpec(name, described.categories, described.image_size, limits=described.limits)
         self._described = described
         self._run = open_engine(network, "onnxruntime", every=True)
         self.overlap = 1.0 if described.overlap is None else described.overlap  # type: ignore[misc]
@@ -155,7 +154,8 @@ class ExportedDetectorFolder(DetectorFolder):
     def _describe(self) -> TrainedDetector:
         described = read_detector(self.path)
         name = str(described.made_from.get("detector", FOLD))
-        return TrainedDetector(folds=(FOLD,), spec=DetectorSpec(name, described.categories, described.image_size))
+        spec = DetectorSpec(name, described.categories, described.image_size, limits=described.limits)
+        return TrainedDetector(folds=(FOLD,), spec=spec)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
         if checkpoint != "final" or [str(fold) for fold in folds or [FOLD]] != [FOLD]:

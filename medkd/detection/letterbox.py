@@ -58,21 +58,36 @@ def shrink(pixels: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
-def letterbox(pixels: np.ndarray, size: int, original: tuple[int, int] | None = None) -> tuple[Tensor, Letterbox]:
-    """Scale an image so that its long side fills the square, and centre it on grey.
+def scaled(shape: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of an image that is as large as a long and a short side allow; its ratio is kept to a pixel.
+
+    >>> scaled((480, 640), (1333, 800))
+    (800, 1067)
+    >>> scaled((300, 900), (1333, 800))
+    (444, 1333)
+    """
+    factor = min(limits[0] / max(shape), limits[1] / min(shape))
+    rows, columns = (max(1, round(side * factor)) for side in shape)
+    return rows, columns
+
+
+def letterbox(
+    pixels: np.ndarray, size: int, original: tuple[int, int] | None = None, limits: tuple[int, int] | None = None
+) -> tuple[Tensor, Letterbox]:
+    """Scale an image so that its long side fills the square, or as far as ``limits`` let it, and centre it on grey.
 
     Args:
         pixels: ``(H, W, 3)`` or ``(H, W)`` uint8, raw or as stored.
         size: side S of the square in pixels.
         original: (width, height) that boxes shall be given back in, where ``pixels`` is a smaller copy.
+        limits: see :class:`~medkd.detection.base.DetectorSpec`.
 
     Returns:
         ``(3, S, S)`` float32 in [0, 1], and where the image lies on it.
     """
     small = shrink(pixels, size)
     height, width = small.shape[:2]
-    factor = size / max(height, width)
-    rows, columns = (max(1, round(side * factor)) for side in (height, width))
+    rows, columns = scaled((height, width), limits or (size, size))
     channels = small[..., None] if small.ndim == 2 else small
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255
     if (rows, columns) != (height, width):

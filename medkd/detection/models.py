@@ -73,7 +73,8 @@ class DetectionRun:
     def spec(self) -> DetectorSpec:
         """How the detector was built."""
         size = self.run.network.patch_size[0]
-        return DetectorSpec(self.run.network.name, self.plan.categories, size, self.plan.anchor_scale)
+        plan = self.plan
+        return DetectorSpec(self.run.network.name, plan.categories, size, plan.anchor_scale, plan.limits)
 
     def fold(self, fold: int | str) -> Path:
         """Folder of one fold (0-4 or ``all``)."""
@@ -92,6 +93,7 @@ class DetectorFile:
         weights: the file, beside the description.
         image_size: side of the input that it was trained with.
         anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
+        limits: see :class:`~medkd.detection.base.DetectorSpec`.
     """
 
     network: str
@@ -100,6 +102,7 @@ class DetectorFile:
     weights: str = "best.pt"
     image_size: int = 640
     anchor_scale: float | None = None
+    limits: tuple[int, int] | None = None
     schema: int = 1
 
 
@@ -200,7 +203,8 @@ class DetectorWeights(DetectorFolder):
                 f'"weights": "{path.name}"}}.'
             )
         self.described = load(DetectorFile, self.path / FILE)
-        check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
+        sides = (self.described.image_size, *(self.described.limits or ()))
+        check_size("an image_size and limits", sides, LARGEST_IMAGE, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
         if not lies_within(self.file, self.path):
             raise RunError(
@@ -240,7 +244,7 @@ class DetectorWeights(DetectorFolder):
     def _describe(self) -> TrainedDetector:
         found = self.described
         scale = found.anchor_scale or DetectorSpec.anchor_scale
-        spec = DetectorSpec(found.network, found.categories, found.image_size, scale)
+        spec = DetectorSpec(found.network, found.categories, found.image_size, scale, found.limits)
         return TrainedDetector(folds=(GIVEN,), spec=spec)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +66,10 @@ class DetectionPlan:
             (torchvision's family).
         warmup: steps over which the learning rate rises; None leaves it to the detector's family.
         clip: largest gradient norm, 0 for none; None leaves it to the detector's family.
+        long_side: longest long side in pixels of an image on the square; None lets it fill the square.
+        short_side: longest short side, given with ``long_side``.
+        short_sides: one of these is drawn for every training image in place of ``short_side``.
+        short_range: a whole number from the first to the second of these is drawn instead.
         rows: what the protocol sets per method and detector.
         protocol: the published settings that it follows, ``sfd_kd:fracatlas_yolo``; empty for medkd's own.
     """
@@ -87,10 +91,23 @@ class DetectionPlan:
     milestones: tuple[int, ...] = ()
     warmup: int | None = None
     clip: float | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+    short_sides: tuple[int, ...] = ()
+    short_range: tuple[int, ...] = ()
     rows: tuple[ProtocolRow, ...] = ()
     protocol: str = ""
     task: Literal["detection"] = "detection"
     schema: int = 1
+
+    @property
+    def limits(self) -> tuple[int, int] | None:
+        """See :class:`~medkd.detection.base.DetectorSpec`."""
+        return None if self.long_side is None or self.short_side is None else (self.long_side, self.short_side)
+
+    def filling(self, image_size: int) -> DetectionPlan:
+        """The plan for squares of another size, which images fill."""
+        return replace(self, image_size=image_size, long_side=None, short_side=None, short_sides=(), short_range=())
 
     @classmethod
     def load(cls, path: Path) -> DetectionPlan:
@@ -126,6 +143,8 @@ class DetectionPlan:
                 0 <= getattr(changes, name) <= 1 for name in shares
             ),
             "milestones in rising order, and a warmup and clip from 0 on": self._has_a_schedule(),
+            "0 < short_side <= long_side <= image_size, or neither side": self._has_sides(),
+            "short_sides above 0, or a short_range of two numbers above 0 in rising order": self._draws_sides(),
             "close_mosaic and degrees of the augmentation from 0 on": min(changes.close_mosaic, changes.degrees) >= 0,
         }
         for what, holds in allowed.items():
@@ -135,6 +154,16 @@ class DetectionPlan:
     def _has_a_schedule(self) -> bool:
         limits = [value for value in (self.warmup, self.clip) if value is not None]
         return list(self.milestones) == sorted(set(self.milestones)) and min(limits, default=0) >= 0
+
+    def _has_sides(self) -> bool:
+        if self.limits is None:
+            return self.long_side is None and self.short_side is None
+        return 0 < self.limits[1] <= self.limits[0] <= self.image_size
+
+    def _draws_sides(self) -> bool:
+        low_to_high = list(self.short_range) == sorted(self.short_range)
+        known = len(self.short_range) in (0, 2) and low_to_high and not (self.short_sides and self.short_range)
+        return known and min((*self.short_sides, *self.short_range), default=1) > 0
 
     def save(self, path: Path) -> None:
         """Write it atomically."""

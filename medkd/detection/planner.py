@@ -26,6 +26,7 @@ _STRIDE = 8  # of the finest level with anchors
 _SAID = (
     *("image_size", "batch_size", "epochs", "learning_rate", "final_learning_rate"),
     *("momentum", "weight_decay", "milestones", "warmup", "clip"),
+    *("long_side", "short_side", "short_sides", "short_range"),
 )
 """What a protocol may say under the name that the plan has for it."""
 
@@ -105,7 +106,8 @@ def apply_wishes(plan: DetectionPlan, wishes: Wishes) -> DetectionPlan:
     if not changed:
         return plan
     reasons = {**plan.reasons, **dict.fromkeys(changed, "given by the user")}
-    result = replace(plan, **changed, reasons=reasons)  # type: ignore[arg-type]
+    filled = plan.filling(changed["image_size"]) if "image_size" in changed else plan
+    result = replace(filled, **changed, reasons=reasons)  # type: ignore[arg-type]
     result.check("--image-size and --batch-size")
     return result
 
@@ -196,7 +198,8 @@ def _anchor_scale(size: int, found: DetectionFingerprint) -> tuple[float, str]:
 def follow_training(plan: DetectionPlan, name: str, protocol: DetectionProtocol) -> DetectionPlan:
     """The plan with what a publication says of training; the size of the images stays as they are stored."""
     reasons = dict(plan.reasons)
-    followed = _follow(plan, name, replace(protocol, image_size=plan.image_size), reasons)
+    kept = {key: getattr(plan, key) for key in ("image_size", "long_side", "short_side")}
+    followed = _follow(plan, name, replace(protocol, **kept), reasons)
     return replace(followed, reasons=reasons)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import PlanError
 from medkd.core.protocol import DetectionProtocol
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.core.protocol_rows import NO_PROTOCOL, Published, check_rows, published_for, with_settings
@@ -65,3 +66,18 @@ def followed(
     rule = DetectionProtocol(image_size=plan.image_size, batch_size=plan.batch_size)
     rule = with_settings(rule, found.training, f"Protocol {plan.protocol}")
     return follow_training(plan, plan.protocol, replace(rule, rows=plan.rows)), found
+
+
+def check_ultralytics(network: str, plan: DetectionPlan) -> None:
+    """Refuse what ultralytics' own training cannot do."""
+    lacks = {
+        f"whose learning rate has no steps, but the plan has milestones {plan.milestones}": plan.milestones,
+        "whose images fill the square, but the plan has a long_side, short_sides or a short_range": (
+            plan.limits or plan.short_sides or plan.short_range
+        ),
+    }
+    for what, planned in lacks.items():
+        if planned:
+            raise PlanError(
+                f"{network} is trained by ultralytics, {what}; take them out of plans.json, or give --protocol none."
+            )

@@ -32,7 +32,7 @@ from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.plan import STRIDE, DetectionPlan
-from medkd.detection.published import followed
+from medkd.detection.published import check_ultralytics, followed
 from medkd.detection.sampling import walk
 from medkd.detection.silent import silence_of
 from medkd.detection.sources import sources_of
@@ -70,6 +70,7 @@ _SHARED = (
     "milestones",
     "warmup",
     "clip",
+    *("long_side", "short_side", "short_sides", "short_range"),
     "protocol",
 )
 _AP_OF_NOTHING = 0.001
@@ -113,7 +114,7 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
                 f"{len(small)} images, for example {small[0]}, are stored with {max(store.size(small[0]))} px, fewer "
                 f"than {size}; run medkd_plan_and_preprocess -d {plan.dataset} --image-size {size}."
             )
-        return replace(plan, image_size=size)
+        return plan if size == plan.image_size else plan.filling(size)
 
     def facts(self, plan: DetectionPlan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
         """What outputs mean, and how a detector is trained."""
@@ -161,11 +162,8 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
                 )
             drawn_images(data)
         register_detectors(network)
-        if DETECTORS[network].family == "yolo" and data.plan.milestones:
-            raise PlanError(
-                f"{network} is trained by ultralytics, whose learning rate has no steps, but the plan has milestones "
-                f"{data.plan.milestones}; take them out of plans.json, or give --protocol none."
-            )
+        if DETECTORS[network].family == "yolo":
+            check_ultralytics(network, data.plan)
         check_start(data.options.init, method)
         if method is not None:
             check_known(method)
@@ -250,7 +248,8 @@ class DetectionLesson(Lesson):
         self.job = job
         self.seen = job.seen
         network = job.run.network
-        self.spec = DetectorSpec(network.name, job.plan.categories, network.patch_size[0], job.plan.anchor_scale)
+        size, plan = network.patch_size[0], job.plan
+        self.spec = DetectorSpec(network.name, plan.categories, size, plan.anchor_scale, plan.limits)
         torch.manual_seed(job.options.seed)
         self.student: Detector = DETECTORS[network.name].build(self.spec)
         if job.weights is not None:
@@ -383,8 +382,8 @@ def inherit_in(job: DetectorJob, student: Detector, teacher: Detector) -> None:
     blind = job.run.labels == NO_LABELS
     drawn = walk(unlabelled_of(job), job.options.seed, 0, IMAGES) if blind else drawn_images(job)
     cases = list(dict.fromkeys(drawn))[:IMAGES]
-    size = student.spec.image_size
-    images = torch.stack([letterbox(job.store.image(case), size)[0] for case in cases])
+    size, limits = student.spec.image_size, student.spec.limits
+    images = torch.stack([letterbox(job.store.image(case), size, limits=limits)[0] for case in cases])
     fits = inherit(student.to(device), teacher.to(device), images.to(device), job.options.seed)
     student.cpu()
     teacher.cpu()

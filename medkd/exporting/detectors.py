@@ -187,6 +187,7 @@ def _described(name: str, detector: Any, folds: Sequence[str], digest: str, sing
         digest=digest,
         categories=tuple(spec.categories),
         image_size=spec.image_size,
+        limits=spec.limits,
         overlap=None if detector.end_to_end else detector.overlap,
         single=single,
         made_from={
@@ -199,6 +200,13 @@ def _described(name: str, detector: Any, folds: Sequence[str], digest: str, sing
     )
 
 
+def _placing(described: ExportedDetector) -> str:
+    if described.limits is None:
+        return "the long side of the radiograph fills the square"
+    long, short = described.limits
+    return f"the radiograph is scaled until its long side has {long} pixels or its short side {short}"
+
+
 def _card(described: ExportedDetector, parity: DetectorParity) -> str:
     suppression = "none" if described.overlap is None else f"per class, overlap {described.overlap:g}"
     lines = [
@@ -208,7 +216,7 @@ def _card(described: ExportedDetector, parity: DetectorParity) -> str:
         "",
         f"- finds: {', '.join(described.categories)}",
         f"- input `image`: {'one image' if described.single else 'images'} of {described.image_size} pixels a side, "
-        "RGB in [0, 1]; the long side of the radiograph fills the square, centred on grey 114/255",
+        f"RGB in [0, 1]; {_placing(described)}, centred on grey 114/255",
         "- output `boxes` (B, A, 4): left, top, right, bottom in pixels of the square; clip them to it",
         "- output `scores` (B, K, A)",
         f"- output `selected` (n, 3): image, class and box of what is found; non-maximum suppression: {suppression}",

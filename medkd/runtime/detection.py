@@ -28,6 +28,7 @@ class ExportedDetector:
         digest: sha256 of that file, hexadecimal.
         categories: the classes in order.
         image_size: side of the square in pixels; RGB in [0, 1], the long side fills it, centred on grey 114/255.
+        limits: longest long and short side in pixels of an image that does not fill the square; None fills it.
         overlap: of the graph's suppression; None where the detector needs none.
         score: lowest score that is selected.
         most: most boxes of a class that are selected.
@@ -43,6 +44,7 @@ class ExportedDetector:
     score: float = SCORE
     most: int = MOST
     single: bool = False
+    limits: tuple[int, int] | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
     schema: int = 2
 

@@ -29,9 +29,11 @@ _VISIBLE = 0.1  # share of a box' area that must stay in the image
 _LEAST_SCALE = 0.1
 
 
-def load_sample(store: DetectionStore, case: str, size: int) -> Sample:
-    """A stored case on the square that detectors see."""
-    square, place = letterbox(store.image(case), size)
+def load_sample(store: DetectionStore, case: str, size: int, limits: tuple[int, int] | None = None) -> Sample:
+    """A stored case on the square that detectors see; ``limits`` as of
+    :class:`~medkd.detection.base.DetectorSpec`.
+    """
+    square, place = letterbox(store.image(case), size, limits=limits)
     boxes, classes = store.boxes(case)
     return square, torch.from_numpy(place.forth(boxes)).float(), torch.from_numpy(classes)
 
@@ -90,7 +92,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def __init__(self, job: DetectionJob, steps: int) -> None:
         self._plan, self._budget, self._cases = job.plan, job.budget, job.train
-        self._size, self._steps = job.detector.spec.image_size, steps
+        self._spec, self._steps = job.detector.spec, steps
         self._store = DetectionStore(job.store)
         self._annotations = {case: self._store.names(case) for case in job.train}
         self._unlabelled = job.unlabelled
@@ -123,7 +125,18 @@ class TrainingBatches(Dataset[Batch]):
 
     def _sample(self, case: str, step: int, index: int) -> Sample:
         rng = np.random.default_rng([self._budget.seed, step, index])
-        return augment(load_sample(self._store, case, self._size), self._plan.augmentation, rng)
+        sample = load_sample(self._store, case, self._spec.image_size, self._limits(rng))
+        return augment(sample, self._plan.augmentation, rng)
+
+    def _limits(self, rng: np.random.Generator) -> tuple[int, int] | None:
+        """How large an image may be, with the short side that is drawn for it."""
+        plan, limits = self._plan, self._spec.limits
+        longest = self._spec.image_size if limits is None else limits[0]
+        if plan.short_sides:
+            return longest, int(rng.choice(plan.short_sides))
+        if plan.short_range:
+            return longest, int(rng.integers(plan.short_range[0], plan.short_range[1] + 1))
+        return limits
 
 
 def steps_per_epoch(job: DetectionJob) -> int:

@@ -147,9 +147,10 @@ class DetectionTrainer(Trainer):
         return sum(losses) / len(losses), mean_average_precision(found, drawn, len(self.network.spec.categories))
 
     def _validation_batches(self) -> Iterator[Batch]:
-        size, count = self.network.spec.image_size, self.settings.budget.batch_size
+        spec, count = self.network.spec, self.settings.budget.batch_size
         for first in range(0, len(self.job.val), count):
-            yield collate([load_sample(self._store, case, size) for case in self.job.val[first : first + count]])
+            cases = self.job.val[first : first + count]
+            yield collate([load_sample(self._store, case, spec.image_size, spec.limits) for case in cases])
 
     def _move(self, batch: Batch) -> Batch:
         device = self.settings.device
