@@ -26,6 +26,7 @@ _EXPORTS = {
     "PlanError": "medkd.core.errors",
     "RunError": "medkd.core.errors",
     "TrainOptions": "medkd.training.options",
+    "best_configuration": "medkd.api.best_configuration",
     "compress": "medkd.api.compress",
     "convert": "dataset_conversion.convert:convert_dataset",
     "cross_validate": "medkd.api",
@@ -51,6 +52,7 @@ __all__ = [
     "RunError",
     "TrainOptions",
     "__version__",
+    "best_configuration",
     "compress",
     "convert",
     "cross_validate",
@@ -71,6 +73,7 @@ __all__ = [
 if TYPE_CHECKING:
     from dataset_conversion.convert import convert_dataset as convert
     from medkd.api import cross_validate, dry_run, evaluate, load, plan_and_preprocess, predict, train, train_distill
+    from medkd.api.best_configuration import best_configuration
     from medkd.api.compress import compress
     from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError
     from medkd.evaluation.report.write import make_report as report

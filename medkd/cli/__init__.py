@@ -12,6 +12,7 @@ COMMANDS = {
     "serve": ("serve", "an exported model behind HTTP, with an upload page"),
     "evaluate": ("evaluate", "score a folder of predictions"),
     "cross_validate": ("cross_validate", "put the folds of a run together"),
+    "best_configuration": ("best_configuration", "which configuration predicts best, alone or with another"),
     "report": ("report", "one page: teacher, student alone and distilled student side by side"),
     "reproduce": ("reproduce", "all runs of a recipe, resumable, and their table"),
     "list": ("list_entries", "networks, methods, data sets, runs, formats"),

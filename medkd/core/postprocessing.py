@@ -76,7 +76,8 @@ class Postprocessing:
 
     def text(self) -> str:
         """The outcome in a sentence, for people."""
-        over = f"over the {self.cases} validation cases of fold {', '.join(self.folds)}"
+        noun = "case" if self.cases == 1 else "cases"
+        over = f"over {self.cases} validation {noun} of fold {', '.join(self.folds)}"
         if not self.steps:
             return f"post-processing: keeping the largest component helps for no structure {over}"
         dice = ""

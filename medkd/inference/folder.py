@@ -29,7 +29,7 @@ from medkd.io.writing.dicom_seg import SegmentationKind
 from medkd.io.writing.formats import Format, choose_formats
 from medkd.io.writing.label_maps import LabelMapWriter
 from medkd.models.base import Checkpoint
-from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.preprocessing.pipeline import Preprocessed
 from medkd.runtime.engines import EngineName
 from medkd.runtime.prediction import CasePredictor, Prediction
 
@@ -229,7 +229,7 @@ def _prepare(predictor: CasePredictor, outputs: Outputs, strict: bool, case: Cas
     image, geometry = read_image(case.images, case.case)
     outputs.check(case, geometry)
     check_scan(predictor, case, image, geometry, strict=strict)
-    return preprocess_case(case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True)
+    return predictor.prepare(case.case, image, geometry, overwrite=True)
 
 
 def _predict(

@@ -12,7 +12,9 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
+from medkd.core.postprocessing import Postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.found_postprocessing import stored_postprocessing
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 
 TEACHERS_FILE = "teachers.json"
@@ -49,8 +51,9 @@ class SeveralTeachers(SegmentationFolder):
     """
 
     kind = "several"
-    title = "a list of several teachers"
+    title = "a list of several models"
     merges = True
+    predictor = "medkd.inference.several:SeveralPredictor"
 
     def __init__(self, path: Path, members: Sequence[Member] = ()) -> None:
         super().__init__(path)
@@ -75,6 +78,10 @@ class SeveralTeachers(SegmentationFolder):
     def recorded(self) -> str:
         """What ``run.json`` says of all."""
         return " + ".join(str(member.model.path) for member in self.members)
+
+    def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
+        """What was found on the validation cases of just these folds, predicted by all together."""
+        return stored_postprocessing(self._file.parent, folds, weights)
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """Every fold that a member has: the others take part with what they have."""

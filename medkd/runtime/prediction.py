@@ -64,6 +64,9 @@ class CasePredictor(Protocol):
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
 
+    def prepare(self, case: str, image: np.ndarray, geometry: Geometry, *, overwrite: bool = False) -> Preprocessed:
+        """A raw image ``(C, z, y, x)`` as the network wants it; ``overwrite`` allows to use it as scratch space."""
+
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities (as they are, not post-processed) of a preprocessed case, in
         its native grid.

@@ -166,9 +166,13 @@ class RuntimePredictor:
             raise RunError("The exported network gives values that are not finite; export the model again.")
         return logits
 
+    def prepare(self, case: str, image: np.ndarray, geometry: Geometry, *, overwrite: bool = False) -> Preprocessed:
+        """A raw image ``(C, z, y, x)`` as the network wants it; ``overwrite`` allows to use it as scratch space."""
+        return preprocess_case(case, image, geometry, self.plan, self.configuration, overwrite=overwrite)
+
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
-        return self.predict(preprocess_case(case, image, geometry, self.plan, self.configuration)).labels
+        return self.predict(self.prepare(case, image, geometry)).labels
 
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""

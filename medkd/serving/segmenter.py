@@ -20,7 +20,7 @@ from medkd.inference.outputs import Outputs
 from medkd.inference.writers import writer_of
 from medkd.io.volumes import read_geometry, read_image
 from medkd.io.writing.formats import FORMATS as KNOWN_FORMATS
-from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.preprocessing.pipeline import Preprocessed
 from medkd.preprocessing.ranges import compare_scan
 from medkd.runtime.prediction import CasePredictor, Prediction
 from medkd.serving.display import displayed
@@ -108,9 +108,7 @@ class Segmenter:
             outputs.check(case, geometry)
             findings = compare_scan(case, image, geometry, predictor.plan, predictor.configuration, predictor.channels)
             shown = image[0].copy() if order.view else None
-            prepared = preprocess_case(
-                case.case, image, geometry, predictor.plan, predictor.configuration, overwrite=True
-            )
+            prepared = predictor.prepare(case.case, image, geometry, overwrite=True)
         prediction = self._predict(prepared, seconds, order)
         with self._stage("write", seconds, order):
             outputs.write(case, prediction, geometry)
