@@ -67,6 +67,7 @@ class DetectorOutputs(Outputs):
         logits: dense heads: class logits ``(B, K, A)``, to be read with a sigmoid, anchors level by level, row by row;
             two-stage
             detectors: ``(N, K + 1)`` of the ``N`` proposals of all images, softmax, background first.
+        first_boxes: dense heads that refine their boxes: those before, ``(B, A, 4)``.
         boxes: decoded boxes ``(B, A, 4)``, left, top, right, bottom in input pixels, of dense heads and of the anchors
             from which two-stage detectors make their proposals.
         objectness: two-stage detectors: logits of these anchors, ``(B, 1, A)``.
@@ -78,6 +79,7 @@ class DetectorOutputs(Outputs):
     """
 
     boxes: Tensor | None = None
+    first_boxes: Tensor | None = None
     distribution: Tensor | None = None
     centerness: Tensor | None = None
     deltas: Tensor | None = None

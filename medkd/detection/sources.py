@@ -15,6 +15,7 @@ _IN_TORCHVISION = {
 }
 IN_TIMM = {
     "x101_32x4d": "resnext101_32x4d",
+    "x101_32x4d_dcn": "resnext101_32x4d",
     "mobilenet_v2": "mobilenetv2_100",
     "efficientnet_lite0": "tf_efficientnet_lite0",
     "efficientnet_es": "efficientnet_es",

@@ -10,7 +10,7 @@ from typing import Literal
 from medkd.core.files import read_json
 
 FILE = Path(__file__).with_suffix(".json")
-Kind = Literal["method", "detection", "network"]
+Kind = Literal["method", "detection", "network", "detector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class Departure:
 
     Attributes:
         id: ``name.what``; for detectors ``detection.name.what``.
-        kind: of what the name is: a method, a method that detectors define anew, or a network.
+        kind: of what the name is: a method, a method that detectors define anew, a network, or the beginning of the
+            names of detectors.
         variant: ``paper`` where the default has a form of its own anyway, else ``both``.
         what: what medkd does, and the original does not.
         why: the reason.

@@ -36,9 +36,15 @@ FAST = {
     "fcos_r18": "gfl_r18",
     "gfl_r18": "atss_r18",
     "atss_r18": "fcos_r18",
+    "reppoints_r18": "reppoints_r18",
     "faster_rcnn_r18": "faster_rcnn_r18",
 }
-MIXED = [("yolov8n", "faster_rcnn_r18"), ("faster_rcnn_r18", "yolov8n"), ("retinanet_r18", "fcos_r18")]
+MIXED = [
+    ("yolov8n", "faster_rcnn_r18"),
+    ("faster_rcnn_r18", "yolov8n"),
+    ("retinanet_r18", "fcos_r18"),
+    ("retinanet_r18", "reppoints_r18"),
+]
 
 
 @cache
@@ -73,10 +79,11 @@ def data_of() -> Batch:
 
 
 def defined(name: str, student: Detector, expert: Detector) -> bool:
-    """The rules: scores are compared between detectors of a kind, towers exist in dense heads only."""
-    return not (name in ON_SCORES and student.two_stage != expert.two_stage) and not (
-        name == "crosskd" and student.two_stage
-    )
+    """The rules: scores are compared between detectors of a kind, towers that can be crossed exist in some dense
+    heads only.
+    """
+    towers = all(any(tap.stage == "head" for tap in detector.taps) for detector in (student, expert))
+    return not (name in ON_SCORES and student.two_stage != expert.two_stage) and (name != "crosskd" or towers)
 
 
 def distillers(student: Detector, expert: Detector) -> dict[str, DetectorDistiller]:
@@ -155,6 +162,6 @@ def test_detectors_of_other_kinds_teach_by_their_features(student: str, expert: 
 def test_two_steps_of_every_other_detector_with_every_method(name: str) -> None:
     torch.manual_seed(0)
     student = DETECTORS[name].build(DetectorSpec(name, CLASSES, SIZE))
-    small = {"yolo": "yolov8n", "torchvision": f"{name.rpartition('_')[0]}_r18"}[DETECTORS[name].family]
-    kind = next(k for k in ("faster_rcnn", "retinanet", "fcos", "gfl", "atss", "yolo") if name.startswith(k))
-    two_steps(student, teacher(small if kind == "yolo" else f"{kind}_r18"))
+    kinds = ("faster_rcnn", "retinanet", "fcos", "gfl", "atss", "reppoints", "yolo")
+    kind = next(k for k in kinds if name.startswith(k))
+    two_steps(student, teacher("yolov8n" if kind == "yolo" else f"{kind}_r18"))

@@ -64,7 +64,9 @@ def test_all_five_systems_have_their_tables() -> None:
         found
     )
     assert {f"crosskd_{kind}" for kind in ("gfl", "retinanet", "fcos", "atss", "swin")} <= set(found)
-    assert {"fourier_kd_faster_rcnn", "fourier_kd_cityscapes"} <= set(found)
+    assert {f"fourier_kd_{kind}" for kind in ("faster_rcnn", "reppoints", "retinanet_small", "cityscapes")} <= set(
+        found
+    )
 
 
 @pytest.mark.parametrize("name", names())
@@ -104,6 +106,9 @@ def test_published_numbers_as_printed() -> None:
         "AP75": 10.7,
     }
     assert score("crosskd_gfl", "gfl_r101", "gfl_r50", "crosskd_pkd") == {"AP": 43.9}
+    points = "reppoints_x101_32x4d_dcn"
+    assert score("fourier_kd_reppoints", points, "reppoints_r50", "fourier_iou_aware") == {"AP": 42.8}
+    assert score("fourier_kd_retinanet_small", "reppoints_r50", "retinanet_mobilenet_v2", "fourier") == {"AP": 33.3}
 
 
 class Place:

@@ -20,12 +20,16 @@ _KINDS = {
     "fcos": ("FCOS", ("r18", "r50", "r101")),
     "gfl": ("GFL (generalized focal loss)", ("r18", "r50", "r101")),
     "atss": ("ATSS", ("r18", "r50", "r101")),
+    "reppoints": ("RepPoints (moments)", ("r18", "r50", "r101", "x101_32x4d", "x101_32x4d_dcn")),
+    "reppoints_minmax": ("RepPoints (smallest box)", ("r50",)),
 }
 _BACKBONES = {
     "r18": "ResNet-18",
     "r50": "ResNet-50",
     "r101": "ResNet-101",
     "x101_64x4d": "ResNeXt-101 (64x4d)",
+    "x101_32x4d": "ResNeXt-101 (32x4d)",
+    "x101_32x4d_dcn": "ResNeXt-101 (32x4d), deformable from its second stage on,",
     "mobilenet_v2": "MobileNetV2",
     "pvt_v2_b2": "PVTv2-B2",
     "efficientnet_lite0": "EfficientNet-Lite0",
@@ -46,6 +50,7 @@ def fit(job: DetectionJob) -> None:
 def _build(kind: str, backbone: str, spec: DetectorSpec) -> Detector:
     from medkd.detection.tv.dense_models import ATSS, FCOS, GFL, RetinaNet
     from medkd.detection.tv.faster_rcnn import FasterRCNN
+    from medkd.detection.tv.reppoints import RepPoints
 
     kinds: dict[str, Callable[[DetectorSpec, str], Detector]] = {
         "faster_rcnn": FasterRCNN,
@@ -53,6 +58,8 @@ def _build(kind: str, backbone: str, spec: DetectorSpec) -> Detector:
         "fcos": FCOS,
         "gfl": GFL,
         "atss": ATSS,
+        "reppoints": RepPoints,
+        "reppoints_minmax": partial(RepPoints, transform="minmax"),
     }
     return kinds[kind](spec, backbone)
 

@@ -16,6 +16,8 @@ BACKGROUND, IGNORED = -1, -2
 _UNSURE, _SURE = 0.4, 0.5  # overlaps from which on an anchor is no background, and has a box
 _CANDIDATES = 9
 _INSIDE = 0.01  # pixels
+_SMALLEST_SIDE = 1e-6  # pixels
+_POINTS_SCALE = 4  # strides that the side of a box of a level has
 Matching = Callable[[Tensor, Sequence[Level], Tensor], Tensor]
 """(anchors ``(A, 4)``, levels, boxes ``(n, 4)`` with n > 0) → place of each anchor's box, −1 or −2, ``(A,)``."""
 
@@ -48,14 +50,16 @@ class Assignment:
 def assign(
     matching: Matching, anchors: Tensor, levels: Sequence[Level], boxes: Sequence[Tensor], classes: Sequence[Tensor]
 ) -> Assignment:
-    """Match the anchors of every image of a batch; in an image without boxes all are background."""
+    """Match the anchors ``(A, 4)``, or each image's own ``(B, A, 4)``, of every image of a batch; in an image without
+    boxes all are background.
+    """
     labels, matched = [], []
-    for own, kinds in zip(boxes, classes, strict=True):
+    for of_image, own, kinds in zip(anchors.expand(len(boxes), -1, -1), boxes, classes, strict=True):
         if len(own) == 0:
-            labels.append(torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device))
-            matched.append(torch.zeros_like(anchors))
+            labels.append(torch.full((len(of_image),), BACKGROUND, dtype=torch.int64, device=anchors.device))
+            matched.append(torch.zeros_like(of_image))
             continue
-        places = matching(anchors, levels, own)
+        places = matching(of_image, levels, own)
         positive = places >= 0
         labels.append(torch.where(positive, kinds[places.clamp(min=0)], places))
         matched.append(torch.where(positive[:, None], own[places.clamp(min=0)], 0.0))
@@ -69,11 +73,16 @@ def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Te
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
     overlaps = box_iou(boxes, anchors)
-    highest, places = overlaps.max(0)
-    unsure = torch.where(highest < _UNSURE, BACKGROUND, IGNORED)
-    found = torch.where(highest < _SURE, unsure, places)
+    found, places = _by_overlap(overlaps)
     best_of_a_box = (overlaps == overlaps.amax(1, keepdim=True)).any(0)
     return torch.where(best_of_a_box, places, found)
+
+
+def _by_overlap(overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of each anchor's box, by thresholds and without, from overlaps ``(n, A)``."""
+    highest, places = overlaps.max(0)
+    unsure = torch.where(highest < _UNSURE, BACKGROUND, IGNORED)
+    return torch.where(highest < _SURE, unsure, places), places
 
 
 def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius: float = 1.5) -> Tensor:
@@ -124,3 +133,35 @@ def match_adaptively(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) ->
     positive = torch.zeros_like(inside).scatter(0, candidates, found >= threshold) & inside
     best, places = torch.where(positive, overlaps, -1.0).max(1)
     return torch.where(best >= 0, places, BACKGROUND)
+
+
+def match_nearest(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
+    """RepPoints' rule for its first points: a box has the nearest cell of the level of its size; of the boxes of a cell
+    the nearest has it.
+
+    A box belongs to stride ``2^⌊log₂(√(w h) / 4)⌋`` within those that there are; distances between centres are counted
+    in the box' width and height.
+
+    Yang et al., "RepPoints: point set representation for object detection", ICCV 2019, arXiv 1904.11490.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_SMALLEST_SIDE)
+    size = (sides / _POINTS_SCALE).log2().mean(1).trunc()
+    strides = strides_of(levels, anchors.device).log2().round()
+    size = size.clamp(strides.min(), strides.max())
+    away = ((centres(anchors)[:, None] - centres(boxes)[None]) / sides).norm(dim=-1)
+    away = torch.where(strides[:, None] == size[None], away, torch.inf)
+    nearest, places = away.min(0)
+    chosen = torch.full_like(away, torch.inf).scatter(0, places[None], nearest[None])
+    closest, matched = chosen.min(1)
+    return torch.where(closest.isfinite(), matched, BACKGROUND)
+
+
+def match_found(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
+    """RepPoints' rule for boxes that its first points found: RetinaNet's thresholds, but a box' best anchor gets that
+    box (the last one, where it is the best of several), and only where they meet.
+    """
+    overlaps = box_iou(boxes, anchors)
+    best = (overlaps == overlaps.amax(1, keepdim=True)) & (overlaps > 0)
+    order = torch.arange(1, len(boxes) + 1, device=boxes.device)[:, None]
+    last = (best * order).amax(0) - 1
+    return torch.where(last >= 0, last, _by_overlap(overlaps)[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,22 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, resnet101, resnext101_64x4d, swin_t
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from medkd.core.errors import RunError
 from medkd.core.features import Tap
+from medkd.detection.tv.deformable import SelfDeformingConv
 from medkd.networks.pretrained import read_weights
 
 CHANNELS = 256
 """Channels of every map of the pyramid."""
+GROUPS = 32
+"""Of group normalisation of such maps."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _BODY, _NECK = "backbone.body.", "backbone.fpn."  # in files of torchvision's detectors
+_OFFSET = ".offset."  # of deformable convolutions, which start without any
 _TENSORFLOW = (0.5, 0.5, 0.5)  # mean and deviation of weights that come from TensorFlow
 _log = logging.getLogger(__name__)
 
@@ -54,6 +61,15 @@ class _ResNet(_Body):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.body(images).values())
+
+
+def _deformable_x101(weights: None = None) -> nn.Module:
+    """ResNeXt-101 (32x4d) whose 3 × 3 convolutions are deformable from the second stage on."""
+    network = ResNet(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+    for stage in (network.layer2, network.layer3, network.layer4):
+        for block in stage:
+            block.conv2 = SelfDeformingConv(block.conv2)
+    return network
 
 
 class _Swin(_Body):
@@ -98,6 +114,7 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
     "swin_t": _Swin,
     "x101_64x4d": lambda used: _ResNet(resnext101_64x4d, (256, 512, 1024, 2048)),
     "x101_32x4d": lambda used: _Timm("resnext101_32x4d"),
+    "x101_32x4d_dcn": lambda used: _ResNet(_deformable_x101, (256, 512, 1024, 2048)),
     "mobilenet_v2": lambda used: _Timm("mobilenetv2_100"),
     "efficientnet_lite0": lambda used: _Timm("tf_efficientnet_lite0"),
     "efficientnet_es": lambda used: _Timm("efficientnet_es"),
@@ -105,6 +122,50 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
     "pvt_v2_b2": lambda used: _Timm("pvt_v2_b2"),
     "pvt_v2_b5": lambda used: _Timm("pvt_v2_b5"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidRule:
+    """How the pyramid of a dense head differs from torchvision's.
+
+    Attributes:
+        from_backbone: ``p6`` is made of the backbone's last map instead of ``p5``.
+        relu: ``p7`` is made of the rectified ``p6``.
+        norm: group normalisation behind every convolution, which has no bias then.
+    """
+
+    from_backbone: bool = False
+    relu: bool = True
+    norm: bool = False
+
+
+class _Coarse(ExtraFPNBlock):
+    """``p6`` and ``p7`` by strided convolutions, as a rule says.
+
+    Args:
+        channels: of the backbone's last map.
+        rule: see :class:`PyramidRule`.
+    """
+
+    def __init__(self, channels: int, rule: PyramidRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.p6 = _strided(channels if rule.from_backbone else CHANNELS, rule.norm)
+        self.p7 = _strided(CHANNELS, rule.norm)
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(c[-1] if self.rule.from_backbone else p[-1])
+        p7 = self.p7(p6.relu() if self.rule.relu else p6)
+        return [*p, p6, p7], [*names, "p6", "p7"]
+
+
+def _strided(channels: int, norm: bool) -> nn.Module:
+    conv = nn.Conv2d(channels, CHANNELS, 3, stride=2, padding=1, bias=not norm)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if norm:
+        return nn.Sequential(conv, nn.GroupNorm(GROUPS, CHANNELS))
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # the layer has one
+    return conv
 
 
 class Pyramid(nn.Module):
@@ -117,10 +178,11 @@ class Pyramid(nn.Module):
     al., "FCOS", ICCV 2019, arXiv 1904.01355.
 
     Args:
-        backbone: ``r18``, ``r50``, ``r101``, ``x101_64x4d``, ``swin_t`` (torchvision), ``x101_32x4d``,
-            ``mobilenet_v2``, ``efficientnet_lite0``, ``efficientnet_es``, ``resnest50``, ``pvt_v2_b2`` or ``pvt_v2_b5``
-            (timm).
+        backbone: ``r18``, ``r50``, ``r101``, ``x101_64x4d``, ``swin_t``, ``x101_32x4d_dcn`` (torchvision),
+            ``x101_32x4d``, ``mobilenet_v2``, ``efficientnet_lite0``, ``efficientnet_es``, ``resnest50``,
+            ``pvt_v2_b2`` or ``pvt_v2_b5`` (timm).
         first: finest level, 2 or 3.
+        rule: of a dense head's pyramid that is not torchvision's.
 
     Attributes:
         names: of the levels, finest first.
@@ -131,7 +193,7 @@ class Pyramid(nn.Module):
     std: Tensor
     bottom: _Body
 
-    def __init__(self, backbone: str, first: int) -> None:
+    def __init__(self, backbone: str, first: int, rule: PyramidRule | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.first = first
@@ -139,8 +201,12 @@ class Pyramid(nn.Module):
         self.strides = tuple(2**i for i in range(first, first + 5))
         used = range(first - 2, 4)
         self.bottom = _BACKBONES[backbone](used)
+        widths = [self.bottom.channels[i] for i in used]
         extra: ExtraFPNBlock = LastLevelMaxPool() if first == 2 else LastLevelP6P7(CHANNELS, CHANNELS)
-        self.top = FeaturePyramidNetwork([self.bottom.channels[i] for i in used], CHANNELS, extra)
+        if rule is not None:
+            extra = _Coarse(widths[-1], rule)
+        norm = partial(nn.GroupNorm, GROUPS) if rule is not None and rule.norm else None
+        self.top = FeaturePyramidNetwork(widths, CHANNELS, extra, norm)
         mean, std = (_TENSORFLOW, _TENSORFLOW) if backbone == "efficientnet_lite0" else (_MEAN, _STD)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -189,7 +255,7 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
     given = {_canonical(name): tensor for name, tensor in found.items()}
     body = pyramid.bottom.body
     state = body.state_dict()
-    wanted = [name for name in state if not name.endswith("num_batches_tracked")]
+    wanted = list(filter(_is_published, state))
     given = _renamed(given, wanted)
     wrong = [n for n in wanted if _canonical(n) not in given or given[_canonical(n)].shape != state[n].shape]
     if wrong:
@@ -207,6 +273,11 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
         len(given) - len(wanted),
     )
     return len(wanted)
+
+
+def _is_published(name: str) -> bool:
+    """Older files do not have the counters of batch normalisation, and no classifier's file has offsets."""
+    return not name.endswith("num_batches_tracked") and _OFFSET not in name
 
 
 def _renamed(given: dict[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:

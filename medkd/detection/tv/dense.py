@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from medkd.core.errors import RunError
 from medkd.core.features import Tap
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
 from medkd.detection.tv.assign import Assignment, Matching, assign
-from medkd.detection.tv.backbones import CHANNELS, Pyramid
+from medkd.detection.tv.backbones import CHANNELS, Pyramid, PyramidRule
 from medkd.detection.tv.grid import AnchorGrid
 from medkd.detection.tv.head import DenseHead, HeadShape, LevelPrediction
 
@@ -32,6 +32,7 @@ class DenseDetector(Detector):
         sizes: sides of a cell's square anchors, in strides.
         ratios: height over width of the anchors of each size.
         shape: what the head predicts.
+        rule: how the pyramid differs from torchvision's.
     """
 
     family: ClassVar[Family] = "torchvision"
@@ -40,19 +41,35 @@ class DenseDetector(Detector):
     anchored: ClassVar[bool] = True
 
     def __init__(
-        self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape
+        self,
+        spec: DetectorSpec,
+        backbone: str,
+        sizes: Sequence[float],
+        ratios: Sequence[float],
+        shape: HeadShape,
+        rule: PyramidRule | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.pyramid = Pyramid(backbone, first=3)
+        self.pyramid = Pyramid(backbone, first=3, rule=rule)
         names, strides = self.pyramid.names, self.pyramid.strides
         self.grid = AnchorGrid(names, strides, [[size * stride for size in sizes] for stride in strides], ratios)
         self._anchors: tuple[tuple[float, float], ...] = ()
         if self.anchored:
             self._anchors = tuple(product(map(float, sizes), map(float, ratios)))
-        self.head = DenseHead(shape, names)
-        tower = f"blocks.{shape.hold - 1}"
-        towers = []
+        self.head = self.make_head(shape)
+        self.taps = (*self.pyramid.taps("pyramid"), *self._tower_taps(shape.hold))
+
+    def make_head(self, shape: HeadShape) -> Any:
+        """The head for levels ``p3`` … ``p7``."""
+        return DenseHead(shape, self.pyramid.names)
+
+    def _tower_taps(self, hold: int) -> list[Tap]:
+        """The taps inside the towers, behind this block; none for 0."""
+        if not hold:
+            return []
+        towers, tower = [], f"blocks.{hold - 1}"
+        names, strides = self.pyramid.names, self.pyramid.strides
         for (name, stride), kind in product(zip(names, strides, strict=True), ("class", "box")):
             towers.append(
                 Tap(
@@ -63,7 +80,7 @@ class DenseDetector(Detector):
                     stage="head",
                 )
             )
-        self.taps = (*self.pyramid.taps("pyramid"), *towers)
+        return towers
 
     @property
     def anchors(self) -> tuple[tuple[float, float], ...]:

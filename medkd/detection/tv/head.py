@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medkd.detection.tv.backbones import CHANNELS
+from medkd.detection.tv.backbones import CHANNELS, GROUPS
 
 BLOCKS = 4
-_GROUPS = 32
 _PRIOR = 0.01  # probability of an object that training starts from
 
 
@@ -32,7 +31,7 @@ class Tower(nn.Module):
         convolutions = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(BLOCKS)]
         for layer in convolutions:
             nn.init.normal_(layer.weight, std=0.01)
-        self.blocks = nn.ModuleList(nn.Sequential(layer, nn.GroupNorm(_GROUPS, CHANNELS)) for layer in convolutions)
+        self.blocks = nn.ModuleList(nn.Sequential(layer, nn.GroupNorm(GROUPS, CHANNELS)) for layer in convolutions)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The held map and the tower's output, both ``(B, 256, rows, columns)``."""

@@ -23,9 +23,14 @@ def pair_of(student: Any, teacher: Any) -> Pair:
     """Two detectors of one kind on ResNets: stages have equal numbers, and differ in blocks and in the kind of block.
 
     Raises:
-        RunError: a backbone is not a ResNet.
+        RunError: a backbone is not a ResNet, or the head is RepPoints'.
     """
     for detector in (student, teacher):
+        if not detector.two_stage and not hasattr(detector.head, "to_box"):
+            raise RunError(
+                f"--init teacher does not know {detector.spec.name}, whose convolutions are deformable; choose another "
+                f"detector, or {HINT}."
+            )
         if detector.pyramid.backbone not in _RESNETS:
             raise RunError(
                 "--init teacher knows the backbones ResNet-18, -50 and -101 of these detectors, but "

@@ -17,7 +17,8 @@ from medkd.detection.store import DetectionStore
 from tests.detection.builders import make_dataset, make_store
 
 SIZE = 64
-DENSE = ("retinanet_r18", "fcos_r18", "gfl_r18", "atss_r18")
+TOWERS = ("retinanet_r18", "fcos_r18", "gfl_r18", "atss_r18")  # heads with taps inside
+DENSE = (*TOWERS, "reppoints_r18")
 SMALL = (*DENSE, "faster_rcnn_r18")
 Batch = tuple[Tensor, list[Tensor], list[Tensor]]
 

@@ -8,7 +8,7 @@ import torch
 
 from medkd.core.errors import RunError
 from medkd.detection.base import DETECTORS, Detector, DetectorOutputs
-from tests.detection.tv.builders import DENSE, SIZE, SMALL, batch, make
+from tests.detection.tv.builders import SIZE, SMALL, TOWERS, batch, make
 
 LARGE = [
     "faster_rcnn_r50",
@@ -63,7 +63,9 @@ def test_a_step_reaches_every_weight_and_the_published_shapes_are_true(name: str
             and outputs.boxes is not None
             and outputs.boxes.shape == (2, anchors, 4)
         )
-        assert target.labels.shape == (2, 1, anchors) and {-1, 0, 1} <= set(target.labels.unique().tolist()) <= {
+        # the untrained points of one cell may be the best for both boxes, and the last box gets them
+        least = {-1, 1} if outputs.first_boxes is not None else {-1, 0, 1}
+        assert target.labels.shape == (2, 1, anchors) and least <= set(target.labels.unique().tolist()) <= {
             -2,
             -1,
             0,
@@ -149,7 +151,7 @@ def test_the_losses_of_the_own_neck_are_the_losses_and_those_of_another_depend_o
     assert values(other) != pytest.approx(values(terms), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", TOWERS)
 def test_the_head_continued_from_its_own_holds_gives_its_own_output(name: str) -> None:
     detector = make(name).eval()
     outputs = detector.observe(batch()[0], DetectorOutputs(logits=torch.zeros(0)))
@@ -168,7 +170,7 @@ def test_the_head_continued_from_its_own_holds_gives_its_own_output(name: str) -
         detector.forward_from("p3.centre", outputs.features["p3"])
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", TOWERS)
 def test_gradient_through_a_frozen_head_reaches_the_feature_only(name: str) -> None:
     detector = make(name).eval().requires_grad_(False)
     for tap in ("p4.class", "p4.box"):

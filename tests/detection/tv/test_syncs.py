@@ -15,10 +15,9 @@ from medkd.detection.tv.grid import boxes_from_deltas
 from medkd.detection.tv.losses import overlap_loss
 from medkd.distillation import build_method
 from tests.detection.toys import context
-from tests.detection.tv.builders import batch, make
+from tests.detection.tv.builders import DENSE, TOWERS, batch, make
 from tests.networks.fake_cuda import CountSyncs
 
-DENSE = ("retinanet_r18", "fcos_r18", "atss_r18", "gfl_r18")
 MOST = 2
 
 
@@ -41,6 +40,8 @@ def test_a_step_waits_at_most_twice(name: str, empty: bool) -> None:
 @pytest.mark.parametrize("method", ["crosskd", "kd", "dkd", "cwd"])
 @pytest.mark.parametrize("name", DENSE)
 def test_a_distilled_step_waits_at_most_twice(name: str, method: str) -> None:
+    if method == "crosskd" and name not in TOWERS:
+        pytest.skip("it has no towers to cross")
     student, teacher = make(name).train(), make(name, seed=4)
     settings = {"crosskd.variant": "paper"} if method == "crosskd" else None
     built = build_method(method, context(student, teacher), settings, DETECTION_METHODS)

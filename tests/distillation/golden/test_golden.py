@@ -41,10 +41,14 @@ def test_every_departure_with_numbers_is_seen_in_a_case(entry: Departure) -> Non
 
 
 def test_every_departure_names_a_method_and_is_shown_on_its_card() -> None:
+    from medkd.detection.base import DETECTORS
+    from medkd.detection.families import register_detectors
     from medkd.detection.methods import DETECTION_METHODS
     from medkd.networks import NETWORKS
 
-    known = {"method": METHODS, "detection": DETECTION_METHODS, "network": NETWORKS}
+    register_detectors()
+    kinds = {name.rpartition("_r50")[0] for name in DETECTORS if name.endswith("_r50")}
+    known = {"method": METHODS, "detection": DETECTION_METHODS, "network": NETWORKS, "detector": kinds}
     ids = [entry.id for entry in all_departures()]
     assert len(set(ids)) == len(ids)
     for entry in all_departures():
