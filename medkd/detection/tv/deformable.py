@@ -53,7 +53,7 @@ class SelfDeformingConv(DeformableConv):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.groups, conv.stride[0])
-        self.weight = conv.weight
+        self.weight = nn.Parameter(conv.weight.detach())
         self.offset = nn.Conv2d(conv.in_channels, 2 * POINTS, SIDE, conv.stride[0], padding=SIDE // 2)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]  # the layer has one
