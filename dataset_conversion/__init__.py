@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataset_conversion import acdc_h5 as acdc_h5
 from dataset_conversion import brats as brats
 from dataset_conversion import btcv as btcv
+from dataset_conversion import cityscapes as cityscapes
 from dataset_conversion import coco as coco
 from dataset_conversion import dicom as dicom
 from dataset_conversion import fracatlas as fracatlas

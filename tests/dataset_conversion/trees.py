@@ -54,6 +54,31 @@ def make_btcv(folder: Path, numbers: tuple[int, ...] = (1, 2, 10, 21, 22, 35), t
     return folder
 
 
+def make_cityscapes(
+    folder: Path, train: int = 6, val: int = 2, test: int = 1, shape: tuple[int, int] = (48, 96)
+) -> Path:
+    """leftImg8bit and gtFine: scenes of cities, ids that the benchmark counts and others, files beside them."""
+    from PIL import Image
+
+    number = 0
+    for part, city, count in (("train", "aachen", train), ("val", "munster", val), ("test", "bonn", test)):
+        for _ in range(count):
+            rng = np.random.default_rng(number)
+            name = f"{city}_{number:06d}_000019"
+            ids = np.repeat(np.arange(shape[0]), shape[1]).reshape(shape) * 34 // shape[0]
+            image = folder / f"leftImg8bit/{part}/{city}/{name}_leftImg8bit.png"
+            truth = folder / f"gtFine/{part}/{city}/{name}_gtFine_labelIds.png"
+            for path in (image, truth):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(
+                rng.integers(0, 255, (*shape, 3), dtype=np.uint8) // 2 + ids[..., None].astype(np.uint8)
+            ).save(image)
+            Image.fromarray(ids.astype(np.uint8)).save(truth)
+            Image.fromarray(ids.astype(np.uint8)).save(truth.with_name(f"{name}_gtFine_instanceIds.png"))
+            number += 1
+    return folder
+
+
 def make_word(folder: Path, train: int = 4, val: int = 2, test: int = 1) -> Path:
     """WORD with its three parts; all scans are numbered through."""
     root, number = folder / "WORD-V0.1.0", 0

@@ -26,7 +26,6 @@ from medkd.networks import NETWORKS
 from medkd.reproduction.recipe import Recipe, load_recipe
 from tests.dataset_conversion import radiograph_trees, trees
 from tests.detection.builders import make_dataset as make_radiographs
-from tests.training.builders import make_dataset as make_boxes
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 SEEDS = ("acf_bckd", "mmseg_kd", "sfd_kd", "crosskd", "fourier_kd")
@@ -165,9 +164,9 @@ def _photographs(place: Place) -> None:
 
 
 def _streets(place: Place) -> None:
-    make_boxes(place.root)
-    place.number = 900
-    place.protocol, place.shape = place.recipe.protocol, {"patch_size": (64, 64)}
+    trees.convert("cityscapes", trees.make_cityscapes(place.root / "download"), place.root, place.number)
+    place.prepare()
+    place.shape = {"patch_size": (32, 64)}
 
 
 IMITATIONS: dict[str, Callable[[Place], None]] = {
@@ -178,7 +177,7 @@ IMITATIONS: dict[str, Callable[[Place], None]] = {
     "grazpedwri": _radiographs(radiograph_trees.make_graz, "grazpedwri"),
     "fracatlas": _radiographs(radiograph_trees.make_fracatlas, "fracatlas"),
     "coco": _photographs,
-    "nnunet": _streets,
+    "cityscapes": _streets,
 }
 
 
