@@ -16,7 +16,7 @@ demo: $(STAMP)
 # same cores, so each process gets one
 test: $(STAMP)
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 || status=1; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 || status=1; \
 	exit $$status
 
 faults: $(STAMP)

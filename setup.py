@@ -66,6 +66,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",
+        "pytest-timeout>=2.3",
         "ruff>=0.6",
         "mypy>=1.11",
         "medpy>=0.5",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+
+_FORKING = Path(__file__).parent / "faults"
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,31 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that strike forked commands come first, then files with many tests.
+
+    A process that OpenVINO, ONNX Runtime, Ray or a GUI library has given threads to cannot be forked safely: the copy
+    may wait for ever for a lock that nobody holds, or the fork itself ends the process.
+    """
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda item: (_FORKING not in item.path.parents, -sizes[item.path], str(item.path)))
+
+
+class _Names:
+    """Names each failure when it comes, so that a run that is ended from outside has said what failed."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Names(terminal), "names_of_failures")

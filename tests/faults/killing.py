@@ -80,15 +80,23 @@ def run_until(command: Command, arguments: Sequence[str], below: Path, moment: i
     fcntl.fcntl(said, fcntl.F_SETPIPE_SZ, _MOST_SAID)
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        os.dup2(said, 2)
-        _confine(below, moment if fault == "cut short" else None)
-        _child(command, arguments, _Striker(str(below), moment, fault, writer))
+        try:
+            os.close(reader)
+            os.dup2(said, 2)
+            _confine(below, moment if fault == "cut short" else None)
+            _child(command, arguments, _Striker(str(below), moment, fault, writer))
+        finally:
+            os._exit(71)  # never on with the tests of the process that it is a copy of
     os.close(writer)
     os.close(said)
-    with os.fdopen(reader, "rb") as pipe:
-        changes = len(pipe.read())
-    _, status = os.waitpid(child, 0)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            changes = len(pipe.read())
+    except BaseException:  # the test's time is up: the copy must not outlive it
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(child, 0)
     with os.fdopen(words, "rb") as pipe:
         text = pipe.read().decode(errors="replace")
     return Ended(changes, os.waitstatus_to_exitcode(status), text)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -24,18 +25,26 @@ _NOBODY = 2**22 + 5  # no process has this number
 
 
 def together(works: Sequence[Callable[[], Ended]]) -> list[Ended]:
-    """Run all at the same time, each in a process of its own."""
+    """Run all at the same time, each in a process of its own; one that dies without a word fails the test."""
     context = multiprocessing.get_context("fork")
-    queues = [context.SimpleQueue() for _ in works]
-    processes = [
-        context.Process(target=lambda w=work, q=queue: q.put(w())) for work, queue in zip(works, queues, strict=True)
-    ]
-    for process in processes:
+
+    def tell(work: Callable[[], Ended], writer: Connection) -> None:
+        writer.send(work())
+
+    processes, readers = [], []
+    for work in works:
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=tell, args=(work, writer))
         process.start()
-    ended: list[Ended] = [queue.get() for queue in queues]
-    for process in processes:
-        process.join()
-    return ended
+        writer.close()  # else the end of a process that dies would not be seen
+        processes.append(process)
+        readers.append(reader)
+    try:
+        return [reader.recv() for reader in readers]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def test_of_many_that_take_a_stale_lock_at_once_one_gets_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -20,11 +20,15 @@ _PROCESS = re.compile(r"(\.tmp-[0-9a-f]{8}-|medkd-[0-9a-f]{8}-)\d+-\w{8}")
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files and locks below a folder, and whatever lies among the system's temporary files there."""
+    """Temporary files and locks below a folder, and whatever lies among the system's temporary files there.
+
+    The cache folder that PyTorch makes when its compiler is imported is not the command's.
+    """
     found = []
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
-        if _is_temporary(path) or (inside.parts[0] == TEMPORARY and len(inside.parts) > 1):
+        is_systems = inside.parts[0] == TEMPORARY and len(inside.parts) > 1
+        if _is_temporary(path) or (is_systems and not inside.parts[1].startswith("torchinductor_")):
             found.append(str(inside))
     return sorted(found)
 
