@@ -93,9 +93,10 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--targets",
-        choices=("live", "cached"),
+        choices=("live", "cached", "out-of-fold"),
         help="live: the teacher sees every patch; cached: it predicts each training case once, before training, for "
-        f"methods that need its outputs only (default: {_DEFAULTS.targets})",
+        "methods that need its outputs only; out-of-fold: for fold all, likewise, each case by those of the teacher's "
+        f"folds that were not trained on it (default: {_DEFAULTS.targets})",
     )
     add("--targets-tta", action="store_true", default=None, help="cached targets are means over mirrored copies")
     add(

@@ -93,7 +93,8 @@ class RunDescription:
         method: distillation method, or None for a network trained alone.
         method_parameters: what was set for the method, by ``method.parameter``.
         teacher: name or folder of the teacher, or None.
-        targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand.
+        targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand,
+            ``out-of-fold`` where those folds did that had not seen the case.
         targets_tta: whether cached outputs are means over mirrored copies.
         backbone_weights: file of weights that a detector started from; None for random ones.
         weights: that training started from; None for random ones, and where ``backbone_weights`` says it.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,10 +31,9 @@ from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore, sample_locations
 from medkd.runtime.tiles import tile_starts
-from medkd.training.merged import MergedDescription, MergedPredictor
+from medkd.training.merged import MergedPredictor
 from medkd.training.targets import DESCRIPTION, TargetStore, channels, source_of
 
-CACHED = "cached"  # value of ``--targets``
 _GIB = 2**30
 _log = logging.getLogger(__name__)
 
@@ -135,11 +135,11 @@ def cache_targets(
     """
     precision: Precision = "fp16" if device.type == "cuda" else "fp32"
     described = describe_targets(teachers, networks, precision, tta=tta, mirrored=mirrored)
-    work = _Work.of(described, store, cases, places)
-    todo = _begin(work, limit)
+    work = TargetWork.of(described, store, cases, places)
+    todo = begin(work, limit)
     if todo:
-        predictor = _predictor(described, teachers[0].model.describe(), networks, device)
-        _predict(predictor, described, store, work, todo)
+        predictor = predictor_of(described, teachers[0].model.describe(), networks, device)
+        predict_targets(predictor, described, store, work, todo)
     return work.target.folder
 
 
@@ -151,15 +151,15 @@ def cache_merged(
     Raises:
         RunError: the targets would take more than the limit, or than the disk has.
     """
-    work = _Work.of(merged.described, store, cases, places)
-    todo = _begin(work, limit)
+    work = TargetWork.of(merged.described, store, cases, places)
+    todo = begin(work, limit)
     for case in tqdm(_own_order(todo), unit="case", desc="targets", disable=None):
         if work.lacks(case):
             work.make(case, lambda case: merged.logits(case, store.record(case).properties), merged.labels)
     return work.target.folder
 
 
-def _begin(work: _Work, limit: float) -> list[str]:
+def begin(work: TargetWork, limit: float) -> list[str]:
     """The cases of which anything is missing; that there is room for them is known, and what they are is written."""
     folder = work.target.folder
     stored = {case: shape for case, shape in work.shapes.items() if case in work.logits}
@@ -172,8 +172,24 @@ def _begin(work: _Work, limit: float) -> list[str]:
     return todo
 
 
+class Described(Protocol):
+    """What a ``targets.json`` says, whoever predicts."""
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: a hash of all that the values depend on."""
+
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+
+    @property
+    def regions(self) -> bool:
+        """Sigmoid regions instead of softmax classes."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Work:
+class TargetWork:
     """What is to be stored, and where.
 
     Attributes:
@@ -183,7 +199,7 @@ class _Work:
         places: cases of which it is stored where the teacher sees structures.
     """
 
-    described: TargetDescription | MergedDescription
+    described: Described
     target: TargetStore
     sources: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -193,11 +209,11 @@ class _Work:
     @classmethod
     def of(
         cls,
-        described: TargetDescription | MergedDescription,
+        described: Described,
         store: CaseStore,
         cases: Sequence[str],
         places: Sequence[str],
-    ) -> _Work:
+    ) -> TargetWork:
         """What is wanted of these cases; the arguments are those of :func:`cache_targets`."""
         records = {case: store.record(case) for case in dict.fromkeys([*cases, *places])}
         return cls(
@@ -275,7 +291,7 @@ def describe_targets(
 
 
 def _check_size(
-    described: TargetDescription | MergedDescription,
+    described: Described,
     shapes: Mapping[str, tuple[int, ...]],
     missing: Sequence[str],
     folder: Path,
@@ -299,9 +315,10 @@ def _check_size(
         )
 
 
-def _predictor(
+def predictor_of(
     described: TargetDescription, model: TrainedModel, networks: Sequence[nn.Module], device: torch.device
 ) -> Predictor:
+    """What predicts the targets that are described."""
     averaged = described.average == "probabilities"
     return Predictor(
         [MeanProbabilities(networks, described.regions).eval()] if averaged else networks,
@@ -315,9 +332,10 @@ def _predictor(
     )
 
 
-def _predict(
-    predictor: Predictor, described: TargetDescription, store: CaseStore, work: _Work, todo: Sequence[str]
+def predict_targets(
+    predictor: Predictor, described: TargetDescription, store: CaseStore, work: TargetWork, todo: Sequence[str]
 ) -> None:
+    """Predict some cases and store them."""
     tiles = {case: _tiles(work.shapes[case], described) for case in todo}
     each = channels(described.outputs, described.regions)
     size = sum(each * prod(work.shapes[case]) for case in todo if case in work.logits)

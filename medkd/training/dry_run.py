@@ -134,7 +134,7 @@ class DryRun:
         """Teacher and method, where there are any."""
         if self.teacher is not None:
             yield f"teacher    {_cost(self.teacher)}"
-        elif self.run.method and self.run.targets == "cached" and self.guard is not None:
+        elif self.run.method and self.run.targets != "live" and self.guard is not None:
             kind = "means over mirrored copies" if self.run.targets_tta else "plain predictions"
             name = self.guard.teacher
             yield f"teacher    {name}, which is not run in training; its targets ({kind}) are cached before"

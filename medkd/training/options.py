@@ -14,6 +14,10 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
 INIT_FROM_TEACHER = "teacher"
 """Value of ``--init``."""
+CACHED, OUT_OF_FOLD = "cached", "out-of-fold"
+"""Values of ``--targets``."""
+STORED_TARGETS = (CACHED, OUT_OF_FOLD)
+"""Those with which the teacher predicts before training."""
 _SEPARATORS = ("/", "\\")
 
 
@@ -117,7 +121,8 @@ class TrainOptions(TaughtOptions):
         width_divisor: divides the channels of a planned network.
         save_every: epochs between latest checkpoints.
         targets: ``live``: the teacher sees every augmented patch; ``cached``: it predicts every training case once,
-            before training.
+            before training; ``out-of-fold``, for a student of fold ``all``: likewise, each case by those folds of the
+            teacher that were not trained on it.
         targets_tta: cached targets are means over mirrored copies.
         targets_limit: GiB that the cached targets of a run's cases may take on disk.
         init: what a student's weights are before the first step: ``random``, or ``teacher``, see
@@ -141,7 +146,7 @@ class TrainOptions(TaughtOptions):
     patch_size: tuple[int, ...] | None = None
     width_divisor: int = 1
     save_every: int = 10
-    targets: Literal["live", "cached"] = "live"
+    targets: Literal["live", "cached", "out-of-fold"] = "live"
     targets_tta: bool = False
     targets_limit: float = 50.0
     init: Literal["random", "teacher"] = "random"
@@ -154,7 +159,7 @@ class TrainOptions(TaughtOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("--targets", self.targets, ("live", "cached"))
+        check_choice("--targets", self.targets, ("live", CACHED, OUT_OF_FOLD))
         check_choice("--init", self.init, ("random", "teacher"))
         check_share("confidence", self.confidence)
         if self.init == "teacher" and self.weights is not None:

@@ -24,14 +24,15 @@ from medkd.networks.inheritance import check_inheritance
 from medkd.networks.inheritance_twins import without_counterpart
 from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
-from medkd.training.cached import CACHED, cache_merged, cache_targets, mirrored_by_both
+from medkd.training.cached import cache_merged, cache_targets, mirrored_by_both
 from medkd.training.cases_without_labels import unlabelled_of
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.job import HELPER_SEED, Lesson, method_names
 from medkd.training.losses import SegmentationLoss
 from medkd.training.merged import MergedPredictor
-from medkd.training.options import INIT_FROM_TEACHER
+from medkd.training.options import CACHED, INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS
+from medkd.training.out_of_fold import cache_out_of_fold, groups_out_of_fold, teachers_out_of_fold
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, voxelwise_sentence
@@ -92,7 +93,7 @@ class SegmentationLesson(Lesson):
         """Predict what is missing: cached targets, and where the teacher sees structures in scans without labels."""
         job = self.job
         unlabelled = unlabelled_of(job)
-        cached = job.run.targets == CACHED
+        cached = job.run.targets in STORED_TARGETS
         if self.distiller is None or not self.distiller.needs_teacher or not (cached or unlabelled):
             return
         cases = (*job.split.train, *job.split.unlabelled) if cached else ()
@@ -100,7 +101,8 @@ class SegmentationLesson(Lesson):
         if merged_teachers(job) is not None:
             folder = cache_merged(merged_predictor(job), job.store, cases, limit=limit, places=unlabelled)
         else:
-            folder = cache_targets(
+            cache = cache_out_of_fold if job.run.targets == OUT_OF_FOLD else cache_targets
+            folder = cache(
                 self._teachers,
                 self._networks,
                 job.store,
@@ -140,7 +142,12 @@ class SegmentationLesson(Lesson):
         job, teacher = self.job, self.job.teacher
         guard = None
         if teacher is not None:
-            guard = LeakGuard(teacher.model.name, teacher.fold, len(teacher.seen), len(job.split.val))
+            folds, seen = teacher.fold, teacher.seen
+            if job.run.targets == OUT_OF_FOLD:
+                every = ", ".join(other.fold for other in self._teachers)
+                folds = f"{every} (each case by those that have not seen it)"
+                seen = frozenset().union(*(other.seen for other in self._teachers))
+            guard = LeakGuard(teacher.model.name, folds, len(seen), len(job.split.val))
         loss = SegmentationLoss(regions=job.description.labels.regions, batch_dice=False)
         return describe_run(job.run, job.folder, self.student, loss, self.distiller, guard)
 
@@ -177,21 +184,28 @@ class SegmentationLesson(Lesson):
         network = teacher.network()
         self._start_from(network, teacher.model.describe())
         method = method_for(job, self.student, network)
-        self._teachers = [teacher]
-        if method.averages:
-            self._teachers = allowed_folds(teacher, job.split, job.store.cases(), job.raw)
-        self._networks = [network, *(other.network() for other in self._teachers[1:])]
-        mirrored = _averaged_axes(job)
-        if (method.averages or run.targets_tta) and len(self._networks) == 1 and not mirrored:
+        self._teachers, most = self._taking_part(teacher, method)
+        self._networks = [network if other.fold == teacher.fold else other.network() for other in self._teachers]
+        if (method.averages or run.targets_tta) and most == 1 and not _averaged_axes(job):
             raise RunError(
                 f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, or the "
                 f"plan allows none, and only its fold {teacher.fold} may teach; use kd without --targets-tta."
             )
-        if run.targets == CACHED:
+        if run.targets in STORED_TARGETS:
             self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
         else:
             partners = self._networks[1:]
             self.distiller = Distiller(network, method, partners=partners, confidence=run.confidence)
+
+    def _taking_part(self, teacher: Teacher[TrainedModel], method: Method) -> tuple[list[Teacher[TrainedModel]], int]:
+        """The teacher's folds that teach, and the largest number of them that is averaged."""
+        job, cases = self.job, self.job.store.cases()
+        if job.run.targets == OUT_OF_FOLD:
+            every = [*job.split.train, *job.split.unlabelled]
+            found = teachers_out_of_fold(teacher.model, every, job.raw)
+            return found, max(map(len, groups_out_of_fold(found, every)))
+        found = allowed_folds(teacher, job.split, cases, job.raw) if method.averages else [teacher]
+        return found, len(found)
 
     def _take_several(self) -> None:
         """Build the method; whole cases are predicted before training, see :mod:`medkd.training.merged`."""

@@ -16,7 +16,7 @@ from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import Budget, NetworkSpec, RunDescription, RunFolder
-from medkd.core.splits import Split
+from medkd.core.splits import ALL, Split
 from medkd.distillation import METHODS
 from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
@@ -28,9 +28,8 @@ from medkd.networks import NETWORKS, fit_patch
 from medkd.networks.reference import build_weightless
 from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
-from medkd.training.cached import CACHED
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
-from medkd.training.options import INIT_FROM_TEACHER, TrainOptions, check_start
+from medkd.training.options import INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS, TrainOptions, check_start
 from medkd.training.plausibility import Score, number_at, table_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson
@@ -177,7 +176,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         run = replace(run, mirror_axes=mirror_axes(data, teacher))
         if method is None:
             return run
-        averaged = _averages_targets(options, method)
+        averaged = _averages_targets(data, method)
         return replace(
             run,
             targets=options.targets,
@@ -342,13 +341,19 @@ def _patch_alone(data: SegmentationFold, network: str) -> tuple[int, ...] | None
     return patch if patch is not None and len(patch) == configuration.rank else None
 
 
-def _averages_targets(options: TrainOptions, method: str) -> bool:
+def _averages_targets(data: SegmentationFold, method: str) -> bool:
     """Whether cached targets are means over mirrored copies.
 
     Raises:
         RunError: the options of the targets do not belong together.
     """
-    if options.targets != CACHED:
+    options = data.options
+    if options.targets == OUT_OF_FOLD and data.fold != ALL:
+        raise RunError(
+            f"--targets {OUT_OF_FOLD} is for a student of fold {ALL}, found fold {data.fold}, where the folds of a "
+            "teacher that may teach have seen all of the student's cases; use --targets cached."
+        )
+    if options.targets not in STORED_TARGETS:
         if options.targets_tta:
             raise RunError(
                 "--targets-tta is for cached targets; add --targets cached, or use the method ensemble, which averages "

@@ -1,0 +1,172 @@
+"""Targets for a student of all cases: each case as those folds of its teacher see it that were not trained on it.
+
+A fold's outputs on cases that it was trained on are close to their labels, so that they say little of what it is unsure
+of. Those of unseen cases are what it says of new ones (cross-fitting: Dao, Kamath, Syrgkanis and Mackey, "Knowledge
+distillation as semiparametric inference", ICLR 2021, arXiv:2104.09732).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medkd.core.errors import RunError
+from medkd.core.serial import to_data
+from medkd.core.splits import ALL
+from medkd.inference.predictor import Precision
+from medkd.models.base import ModelFolder
+from medkd.models.guard import Teacher
+from medkd.models.segmentation import TrainedModel
+from medkd.preprocessing.store import CaseStore
+from medkd.training.cached import TargetDescription, TargetWork, begin, describe_targets, predict_targets, predictor_of
+from medkd.training.options import OUT_OF_FOLD
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFoldDescription:
+    """``targets.json`` of such targets.
+
+    Attributes:
+        teacher: what the students' ``run.json`` says of the teacher.
+        folds: its folds that teach.
+        parts: of each fold, the key of the targets that it alone would give.
+        outputs: output channels.
+        regions: sigmoid regions instead of softmax classes.
+        rule: who predicts what.
+    """
+
+    teacher: str
+    folds: tuple[str, ...]
+    parts: tuple[str, ...]
+    outputs: int
+    regions: bool
+    rule: str = "each case by the folds that were not trained on it"
+    schema: int = 1
+
+    @property
+    def key(self) -> str:
+        """Name of the folder: a hash of all that the values depend on but for which fold has seen which case, which
+        every case's own record holds.
+        """
+        parts = to_data(replace(self, teacher="", folds=()))
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def teachers_out_of_fold(
+    model: ModelFolder[TrainedModel], cases: Sequence[str], raw: Path
+) -> list[Teacher[TrainedModel]]:
+    """The finished folds that have not seen some of the cases.
+
+    Args:
+        model: the teacher.
+        cases: of the student.
+        raw: raw data set, which may hold splits.
+
+    Raises:
+        RunError: there is none, or a fold does not say what it has seen.
+    """
+    found = []
+    for fold in sorted(model.teaching_folds):
+        seen = model.seen(fold, cases, raw) if fold != ALL else frozenset(cases)
+        if set(cases) - seen:
+            found.append(Teacher(model, fold, seen))
+    if not found:
+        raise RunError(
+            f"--targets {OUT_OF_FOLD} needs folds of the teacher {model.name} that were not trained on all cases, "
+            f"found the finished folds {', '.join(model.teaching_folds) or 'none'}; train its folds with medkd_train, "
+            "or take --targets cached."
+        )
+    return found
+
+
+def groups_out_of_fold(
+    teachers: Sequence[Teacher[TrainedModel]], cases: Sequence[str]
+) -> dict[tuple[int, ...], list[str]]:
+    """Positions of the teachers that have not seen a case → the cases.
+
+    Raises:
+        RunError: every one of them has seen some case.
+    """
+    groups: dict[tuple[int, ...], list[str]] = {}
+    lost = []
+    for case in cases:
+        places = tuple(place for place, teacher in enumerate(teachers) if case not in teacher.seen)
+        groups.setdefault(places, []).append(case)
+        if not places:
+            lost.append(case)
+    if lost:
+        folds = ", ".join(teacher.fold for teacher in teachers)
+        raise RunError(
+            f"{len(lost)} of {len(cases)} cases were seen by every finished fold ({folds}) of the teacher "
+            f"{teachers[0].model.name}, for example {lost[0]}; finish its other folds, or take --targets cached."
+        )
+    return groups
+
+
+def cache_out_of_fold(
+    teachers: Sequence[Teacher[TrainedModel]],
+    networks: Sequence[nn.Module],
+    store: CaseStore,
+    cases: Sequence[str],
+    device: torch.device,
+    *,
+    tta: bool,
+    limit: float,
+    places: Sequence[str] = (),
+    mirrored: Sequence[int] | None = None,
+) -> Path:
+    """:func:`~medkd.training.cached.cache_targets` with the folds that have not seen a case in the place of all folds;
+    where several have not, their probabilities are averaged. The arguments are the same.
+
+    Raises:
+        RunError: every fold has seen some case, or the targets would take more than the limit or than the disk has.
+    """
+    precision: Precision = "fp16" if device.type == "cuda" else "fp32"
+
+    def described(chosen: Sequence[int]) -> TargetDescription:
+        some = [teachers[place] for place in chosen], [networks[place] for place in chosen]
+        return describe_targets(*some, precision, tta=tta, mirrored=mirrored)
+
+    groups = groups_out_of_fold(teachers, list(dict.fromkeys([*cases, *places])))
+    parts = {chosen: described(chosen) for chosen in groups}
+    whole = _together(teachers, [described([place]) for place in range(len(teachers))])
+    work = TargetWork.of(whole, store, cases, places)
+    work = replace(work, sources=_with_folds(work.sources, groups, parts))
+    todo = set(begin(work, limit))
+    for chosen, some in groups.items():
+        missing = sorted(todo.intersection(some))
+        if missing:
+            mine = [networks[place] for place in chosen]
+            predictor = predictor_of(parts[chosen], teachers[0].model.describe(), mine, device)
+            predict_targets(predictor, parts[chosen], store, work, missing)
+    return work.target.folder
+
+
+def _together(teachers: Sequence[Teacher[TrainedModel]], single: Sequence[TargetDescription]) -> OutOfFoldDescription:
+    """What all folds give, by what each alone would give."""
+    return OutOfFoldDescription(
+        teacher=teachers[0].model.recorded,
+        folds=tuple(teacher.fold for teacher in teachers),
+        parts=tuple(sorted(part.key for part in single)),
+        outputs=single[0].outputs,
+        regions=single[0].regions,
+    )
+
+
+def _with_folds(
+    sources: Mapping[str, str],
+    groups: Mapping[tuple[int, ...], Sequence[str]],
+    parts: Mapping[tuple[int, ...], TargetDescription],
+) -> dict[str, str]:
+    """What a case's target was made from, with which folds: where other folds have seen it, it is made anew."""
+    found = {}
+    for chosen, cases in groups.items():
+        for case in cases:
+            found[case] = f"{sources[case]} {parts[chosen].key}"
+    return found
