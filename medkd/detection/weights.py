@@ -14,6 +14,7 @@ from torch import Tensor
 from medkd.core.checkpoint import inert_state, load_checkpoint, read_inert
 from medkd.core.errors import RunError
 from medkd.detection.base import Detector
+from medkd.networks.pretrained import read_weights
 
 _LEAST_SHARE = 0.5  # of a detector's weights that a file of another detector must fit, else it is of another kind
 _LEAST_BACKBONE = 30  # tensors of a whole network
@@ -70,11 +71,17 @@ def _in_float32(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def load_into(detector: Detector, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give a detector all of its weights.
+    """Give a detector all of its weights, medkd's, ultralytics' or mmdetection's.
 
     Raises:
         RunError: they are those of another detector, or for another number of classes.
     """
+    if detector.family == "torchvision":
+        from medkd.detection.tv.mmdetection import is_mmdetection, load_mmdetection
+
+        if is_mmdetection(state):
+            load_mmdetection(detector, state, path, classes=True)
+            return
     try:
         detector.load_state_dict(dict(state))
     except RuntimeError as error:
@@ -87,7 +94,8 @@ def load_into(detector: Detector, state: Mapping[str, Tensor], path: Path) -> No
 def start_from(detector: Detector, path: Path) -> None:
     """Let a detector start from a file: a backbone that was trained on ImageNet, or a YOLO detector for any classes.
 
-    Backbones of torchvision's family are read by :func:`medkd.detection.tv.backbones.load_backbone_weights`. A YOLO
+    Backbones of torchvision's family are read by :func:`medkd.detection.tv.backbones.load_backbone_weights`, whole
+    detectors of mmdetection by :func:`medkd.detection.tv.mmdetection.load_mmdetection`. A YOLO
     detector takes from another one (``yolov8n.pt``) all weights of equal name and shape; ``yolov8_r18`` and
     ``yolov8_efficientnet_es`` take the weights that torchvision and timm have for their backbones.
 
@@ -96,8 +104,13 @@ def start_from(detector: Detector, path: Path) -> None:
     """
     if detector.family == "torchvision":
         from medkd.detection.tv.backbones import load_backbone_weights
+        from medkd.detection.tv.mmdetection import is_mmdetection, load_mmdetection
 
-        load_backbone_weights(detector, path)
+        found = read_weights(path)
+        if is_mmdetection(found):
+            load_mmdetection(detector, found, path)
+            return
+        load_backbone_weights(detector, path, found)
         return
     given, _ = read_detector_weights(path)
     own = detector.state_dict()

@@ -163,5 +163,5 @@ def test_two_steps_of_every_other_detector_with_every_method(name: str) -> None:
     torch.manual_seed(0)
     student = DETECTORS[name].build(DetectorSpec(name, CLASSES, SIZE))
     kinds = ("faster_rcnn", "retinanet", "fcos", "gfl", "atss", "reppoints", "yolo")
-    kind = next(k for k in kinds if name.startswith(k))
+    kind = next(k for k in kinds if name.removeprefix("mmdet_").startswith(k))
     two_steps(student, teacher("yolov8n" if kind == "yolo" else f"{kind}_r18"))

@@ -92,7 +92,7 @@ class DetectorCrossKD(Method):
 
     def read(self, teacher: Detector) -> None:
         """Take the weights of the teacher's kind of head, where none were given."""
-        own = _OWN.get(teacher.spec.name.partition("_")[0], _OTHERS)
+        own = _OWN.get(teacher.spec.name.removeprefix("mmdet_").partition("_")[0], _OTHERS)
         self.class_weight = own[0] if self._own[0] else self.class_weight
         self.box_weight = own[1] if self._own[1] else self.box_weight
 

@@ -22,11 +22,17 @@ _KINDS = {
     "atss": ("ATSS", ("r18", "r50", "r101")),
     "reppoints": ("RepPoints (moments)", ("r18", "r50", "r101", "x101_32x4d", "x101_32x4d_dcn")),
     "reppoints_minmax": ("RepPoints (smallest box)", ("r50",)),
+    "mmdet_retinanet": ("mmdetection's RetinaNet", ("r18", "r50", "r101")),
+    "mmdet_gfl": ("mmdetection's GFL", ("r18", "r50", "r101")),
+    "mmdet_atss": ("mmdetection's ATSS", ("r18", "r50", "r101")),
+    "mmdet_fcos": ("mmdetection's FCOS", ("r50_caffe", "r101_caffe")),
 }
 _BACKBONES = {
     "r18": "ResNet-18",
     "r50": "ResNet-50",
     "r101": "ResNet-101",
+    "r50_caffe": "Caffe's ResNet-50",
+    "r101_caffe": "Caffe's ResNet-101",
     "x101_64x4d": "ResNeXt-101 (64x4d)",
     "x101_32x4d": "ResNeXt-101 (32x4d)",
     "x101_32x4d_dcn": "ResNeXt-101 (32x4d), deformable from its second stage on,",
@@ -50,6 +56,7 @@ def fit(job: DetectionJob) -> None:
 def _build(kind: str, backbone: str, spec: DetectorSpec) -> Detector:
     from medkd.detection.tv.dense_models import ATSS, FCOS, GFL, RetinaNet
     from medkd.detection.tv.faster_rcnn import FasterRCNN
+    from medkd.detection.tv.mmdetection import MMDetATSS, MMDetFCOS, MMDetGFL, MMDetRetinaNet
     from medkd.detection.tv.reppoints import RepPoints
 
     kinds: dict[str, Callable[[DetectorSpec, str], Detector]] = {
@@ -59,6 +66,10 @@ def _build(kind: str, backbone: str, spec: DetectorSpec) -> Detector:
         "gfl": GFL,
         "atss": ATSS,
         "reppoints": RepPoints,
+        "mmdet_retinanet": MMDetRetinaNet,
+        "mmdet_gfl": MMDetGFL,
+        "mmdet_atss": MMDetATSS,
+        "mmdet_fcos": MMDetFCOS,
         "reppoints_minmax": partial(RepPoints, transform="minmax"),
     }
     return kinds[kind](spec, backbone)

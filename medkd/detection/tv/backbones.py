@@ -28,6 +28,7 @@ GROUPS = 32
 """Of group normalisation of such maps."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _BODY, _NECK = "backbone.body.", "backbone.fpn."  # in files of torchvision's detectors
+_CAFFE_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 _OFFSET = ".offset."  # of deformable convolutions, which start without any
 _TENSORFLOW = (0.5, 0.5, 0.5)  # mean and deviation of weights that come from TensorFlow
 _log = logging.getLogger(__name__)
@@ -61,6 +62,14 @@ class _ResNet(_Body):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.body(images).values())
+
+
+def _early_strides(make: Callable[..., Any], weights: None = None) -> nn.Module:
+    """A ResNet that halves its maps in the first convolution of a stage, as Caffe's does, not in the second."""
+    network = make(weights=None)
+    for stage in (network.layer2, network.layer3, network.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+    return network  # type: ignore[no-any-return]
 
 
 def _deformable_x101(weights: None = None) -> nn.Module:
@@ -111,6 +120,8 @@ _BACKBONES: dict[str, Callable[[Sequence[int]], _Body]] = {
     "r18": lambda used: _ResNet(resnet18, (64, 128, 256, 512)),
     "r50": lambda used: _ResNet(resnet50, (256, 512, 1024, 2048)),
     "r101": lambda used: _ResNet(resnet101, (256, 512, 1024, 2048)),
+    "r50_caffe": lambda used: _ResNet(partial(_early_strides, resnet50), (256, 512, 1024, 2048)),
+    "r101_caffe": lambda used: _ResNet(partial(_early_strides, resnet101), (256, 512, 1024, 2048)),
     "swin_t": _Swin,
     "x101_64x4d": lambda used: _ResNet(resnext101_64x4d, (256, 512, 1024, 2048)),
     "x101_32x4d": lambda used: _Timm("resnext101_32x4d"),
@@ -178,7 +189,8 @@ class Pyramid(nn.Module):
     al., "FCOS", ICCV 2019, arXiv 1904.01355.
 
     Args:
-        backbone: ``r18``, ``r50``, ``r101``, ``x101_64x4d``, ``swin_t``, ``x101_32x4d_dcn`` (torchvision),
+        backbone: ``r18``, ``r50``, ``r101``, ``r50_caffe``, ``r101_caffe``, ``x101_64x4d``,
+            ``swin_t``, ``x101_32x4d_dcn`` (torchvision),
             ``x101_32x4d``, ``mobilenet_v2``, ``efficientnet_lite0``, ``efficientnet_es``, ``resnest50``,
             ``pvt_v2_b2`` or ``pvt_v2_b5`` (timm).
         first: finest level, 2 or 3.
@@ -208,12 +220,16 @@ class Pyramid(nn.Module):
         norm = partial(nn.GroupNorm, GROUPS) if rule is not None and rule.norm else None
         self.top = FeaturePyramidNetwork(widths, CHANNELS, extra, norm)
         mean, std = (_TENSORFLOW, _TENSORFLOW) if backbone == "efficientnet_lite0" else (_MEAN, _STD)
+        self._blue_first = backbone.endswith("_caffe")
+        if self._blue_first:
+            mean, std = _CAFFE_MEAN, (1 / 255,) * 3
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Level name → ``(B, 256, rows, columns)`` of images ``(B, 3, S, S)`` in [0, 1]."""
-        maps = self.bottom((images - self.mean) / self.std)
+        normed = (images - self.mean) / self.std
+        maps = self.bottom(normed.flip(1) if self._blue_first else normed)
         levels = self.top({f"c{i + 2}": maps[i] for i in range(self.first - 2, 4)})
         return dict(zip(self.names, levels.values(), strict=True))
 
@@ -229,7 +245,7 @@ class Pyramid(nn.Module):
         )
 
 
-def load_backbone_weights(detector: nn.Module, file: Path) -> int:
+def load_backbone_weights(detector: nn.Module, file: Path, given: Mapping[str, Tensor] | None = None) -> int:
     """Start a detector's backbone from a local file, for example one trained on ImageNet.
 
     Names are those of the library the backbone is from (torchvision: r18, r50, r101, swin_t; timm: the others); the
@@ -239,6 +255,7 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
         detector: with a :class:`Pyramid` as ``pyramid``.
         file: ``.pt``, ``.pth`` or ``.safetensors``; a dictionary around the weights (``state_dict``, ``model``,
             ``network``) is opened.
+        given: its tensors, where they are read already.
 
     Returns:
         How many tensors were loaded.
@@ -251,7 +268,7 @@ def load_backbone_weights(detector: nn.Module, file: Path) -> int:
         raise RunError(
             f"{type(detector).__name__} has no torchvision backbone to load {file} into; leave the weights out."
         )
-    found = _of_detector(pyramid, read_weights(Path(file)))
+    found = _of_detector(pyramid, read_weights(Path(file)) if given is None else given)
     given = {_canonical(name): tensor for name, tensor in found.items()}
     body = pyramid.bottom.body
     state = body.state_dict()

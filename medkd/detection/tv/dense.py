@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, ClassVar
 
@@ -32,32 +33,34 @@ class DenseDetector(Detector):
         sizes: sides of a cell's square anchors, in strides.
         ratios: height over width of the anchors of each size.
         shape: what the head predicts.
+
+    Attributes:
         rule: how the pyramid differs from torchvision's.
+        head_changes: fields of the shape that the detector has otherwise.
+        exact: sides of anchors are not rounded to whole pixels.
     """
 
     family: ClassVar[Family] = "torchvision"
     overlap: ClassVar[float] = 0.6  # FCOS', ATSS' and GFL's
     matching: ClassVar[Matching]
     anchored: ClassVar[bool] = True
+    rule: ClassVar[PyramidRule | None] = None
+    head_changes: ClassVar[Mapping[str, Any]] = {}
+    exact: ClassVar[bool] = False
 
     def __init__(
-        self,
-        spec: DetectorSpec,
-        backbone: str,
-        sizes: Sequence[float],
-        ratios: Sequence[float],
-        shape: HeadShape,
-        rule: PyramidRule | None = None,
+        self, spec: DetectorSpec, backbone: str, sizes: Sequence[float], ratios: Sequence[float], shape: HeadShape
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.pyramid = Pyramid(backbone, first=3, rule=rule)
+        self.pyramid = Pyramid(backbone, first=3, rule=self.rule)
         names, strides = self.pyramid.names, self.pyramid.strides
-        self.grid = AnchorGrid(names, strides, [[size * stride for size in sizes] for stride in strides], ratios)
+        sides = [[size * stride for size in sizes] for stride in strides]
+        self.grid = AnchorGrid(names, strides, sides, ratios, centre=self.cell_centre, exact=self.exact)
         self._anchors: tuple[tuple[float, float], ...] = ()
         if self.anchored:
             self._anchors = tuple(product(map(float, sizes), map(float, ratios)))
-        self.head = self.make_head(shape)
+        self.head = self.make_head(replace(shape, **self.head_changes))
         self.taps = (*self.pyramid.taps("pyramid"), *self._tower_taps(shape.hold))
 
     def make_head(self, shape: HeadShape) -> Any:

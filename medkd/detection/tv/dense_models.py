@@ -89,7 +89,7 @@ class FCOS(DenseDetector):
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: distances in strides, not below zero."""
-        return _around(centres(anchors), raw.relu() * stride)
+        return around(centres(anchors), raw.relu() * stride)
 
     def terms(
         self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
@@ -161,7 +161,7 @@ class GFL(DenseDetector):
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`DenseDetector.decode`: expected distances in strides."""
-        return _around(centres(anchors), expectation(raw) * stride)
+        return around(centres(anchors), expectation(raw) * stride)
 
     def terms(
         self, outputs: DetectorOutputs, boxes: Tensor, anchors: Tensor, assigned: Assignment
@@ -193,7 +193,7 @@ def _at(values: Tensor, places: Tensor) -> Tensor:
     return values.flatten(0, 1)[places]
 
 
-def _around(points: Tensor, sides: Tensor) -> Tensor:
+def around(points: Tensor, sides: Tensor) -> Tensor:
     """Boxes from points ``(a, 2)`` and distances ``(B, a, 4)`` to their sides."""
     return torch.cat((points - sides[..., :2], points + sides[..., 2:]), -1)
 

@@ -16,7 +16,7 @@ _MOST_GROWTH = log(1000 / 16)  # of a side, so that the exponential stays finite
 
 class AnchorGrid:
     """Anchors on the cells of a pyramid; cell ``(r, c)`` of stride ``s`` has its centre at ``(c s, r s)``, as in
-    torchvision.
+    torchvision, unless another is given.
 
     Unlike torchvision's generator, strides are powers of two also where an image's side is no multiple of the coarsest
     one.
@@ -26,14 +26,26 @@ class AnchorGrid:
         strides: of the levels.
         sizes: per level, the sides in pixels of square anchors.
         ratios: height over width of the anchors of each size.
+        centre: of a cell, as a share of the stride, instead of 0.
+        exact: sides of anchors are not rounded to whole pixels.
     """
 
     def __init__(
-        self, names: Sequence[str], strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]
+        self,
+        names: Sequence[str],
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        *,
+        centre: float = 0.0,
+        exact: bool = False,
     ) -> None:
         self.names = tuple(names)
         self.strides = dict(zip(names, strides, strict=True))
+        self._centre = centre
         shapes = AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes)).cell_anchors
+        if exact:
+            shapes = [_exact_cell(of_level, ratios) for of_level in sizes]
         self._cells = dict(zip(names, shapes, strict=True))
         self._moved: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -56,7 +68,8 @@ class AnchorGrid:
         """Anchors ``(rows · columns · per cell, 4)`` of one level, row by row: left, top, right, bottom in pixels."""
         stride = self.strides[name]
         y, x = torch.meshgrid(
-            *(torch.arange(n, device=device, dtype=torch.float32) * stride for n in shape), indexing="ij"
+            *((torch.arange(n, device=device, dtype=torch.float32) + self._centre) * stride for n in shape),
+            indexing="ij",
         )
         shifts = torch.stack((x, y, x, y), -1).reshape(-1, 1, 4)
         return (shifts + self._cell(name, device)).reshape(-1, 4)
@@ -70,6 +83,16 @@ class AnchorGrid:
     def anchors(self, levels: Sequence[Level], device: torch.device) -> Tensor:
         """All anchors ``(A, 4)``, level by level."""
         return torch.cat([self.on_level(level.tap, level.shape, device) for level in levels])
+
+
+def _exact_cell(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors of a cell in torchvision's order: all sizes of a ratio after each other."""
+    anchors = []
+    for ratio in ratios:
+        for size in sizes:
+            width, height = size / ratio**0.5, size * ratio**0.5
+            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(anchors)
 
 
 def strides_of(levels: Sequence[Level], device: torch.device) -> Tensor:

@@ -23,15 +23,21 @@ class Tower(nn.Module):
 
     Args:
         hold: the output of this block (1 to 3), before its activation, is given out.
+        norm: whether there is a normalisation.
+        bias: whether convolutions have a bias.
     """
 
-    def __init__(self, hold: int) -> None:
+    def __init__(self, hold: int, norm: bool = True, bias: bool = False) -> None:
         super().__init__()
         self.hold = hold
-        convolutions = [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(BLOCKS)]
-        for layer in convolutions:
+        blocks = []
+        for _ in range(BLOCKS):
+            layer = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=bias)
             nn.init.normal_(layer.weight, std=0.01)
-        self.blocks = nn.ModuleList(nn.Sequential(layer, nn.GroupNorm(GROUPS, CHANNELS)) for layer in convolutions)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            blocks.append(nn.Sequential(layer, nn.GroupNorm(GROUPS, CHANNELS)) if norm else nn.Sequential(layer))
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The held map and the tower's output, both ``(B, 256, rows, columns)``."""
@@ -59,6 +65,9 @@ class HeadShape:
         bins: per side of a box; 0 for one number per side.
         centerness: whether there is a centre-ness.
         scaled: whether each level has a trained factor for the box values, since its boxes differ in size.
+        norm: whether towers are normalised.
+        bias: whether their convolutions have a bias.
+        centre_of_class: centre-ness is read from the class tower.
     """
 
     classes: int
@@ -67,6 +76,9 @@ class HeadShape:
     bins: int = 0
     centerness: bool = False
     scaled: bool = False
+    norm: bool = True
+    bias: bool = False
+    centre_of_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class LevelPrediction:
 
 
 class DenseHead(nn.Module):
-    """Class tower and box tower, followed by one convolution each; centre-ness is read from the box tower.
+    """Class tower and box tower, followed by one convolution each; centre-ness is read from one of them.
 
     Args:
         shape: what is predicted.
@@ -97,8 +109,8 @@ class DenseHead(nn.Module):
     def __init__(self, shape: HeadShape, levels: Sequence[str]) -> None:
         super().__init__()
         self.shape = shape
-        self.class_tower = Tower(shape.hold)
-        self.box_tower = Tower(shape.hold)
+        self.class_tower = Tower(shape.hold, shape.norm, shape.bias)
+        self.box_tower = Tower(shape.hold, shape.norm, shape.bias)
         self.to_class = _predictor(shape.per_cell * shape.classes, -math.log((1 - _PRIOR) / _PRIOR))
         self.to_box = _predictor(shape.per_cell * 4 * max(shape.bins, 1), 0.0)
         self.to_centerness = _predictor(shape.per_cell, 0.0) if shape.centerness else None
@@ -108,7 +120,8 @@ class DenseHead(nn.Module):
         """All predictions on one level from its neck map ``(B, 256, rows, columns)``."""
         held_class, end_class = self.class_tower(feature)
         held_box, end_box = self.box_tower(feature)
-        centre = None if self.to_centerness is None else _flatten(self.to_centerness(end_box), 1).squeeze(-1)
+        end_centre = end_class if self.shape.centre_of_class else end_box
+        centre = None if self.to_centerness is None else _flatten(self.to_centerness(end_centre), 1).squeeze(-1)
         return LevelPrediction(
             {"class": held_class, "box": held_box}, self._logits(end_class), self._box(level, end_box), centre
         )

@@ -23,13 +23,12 @@ def pair_of(student: Any, teacher: Any) -> Pair:
     """Two detectors of one kind on ResNets: stages have equal numbers, and differ in blocks and in the kind of block.
 
     Raises:
-        RunError: a backbone is not a ResNet, or the head is RepPoints'.
+        RunError: a backbone is not a ResNet, or the pyramid is not torchvision's.
     """
     for detector in (student, teacher):
-        if not detector.two_stage and not hasattr(detector.head, "to_box"):
+        if not detector.two_stage and detector.rule is not None:
             raise RunError(
-                f"--init teacher does not know {detector.spec.name}, whose convolutions are deformable; choose another "
-                f"detector, or {HINT}."
+                f"--init teacher does not know the pyramid of {detector.spec.name}; choose another detector, or {HINT}."
             )
         if detector.pyramid.backbone not in _RESNETS:
             raise RunError(

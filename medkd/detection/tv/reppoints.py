@@ -46,12 +46,13 @@ class RepPoints(DenseDetector):
     overlap: ClassVar[float] = 0.5
     matching: ClassVar[Matching] = staticmethod(match_found)
     anchored: ClassVar[bool] = False
+    rule: ClassVar[PyramidRule | None] = PyramidRule(from_backbone=True, relu=False, norm=True)
     head: PointsHead
 
     def __init__(self, spec: DetectorSpec, backbone: str, transform: Transform = "moment") -> None:
         self._transform: Transform = transform
         shape = HeadShape(classes=len(spec.categories), per_cell=1, hold=0)
-        super().__init__(spec, backbone, [1.0], [1.0], shape, PyramidRule(from_backbone=True, relu=False, norm=True))
+        super().__init__(spec, backbone, [1.0], [1.0], shape)
 
     def make_head(self, shape: HeadShape) -> PointsHead:
         """See :meth:`DenseDetector.make_head`; its towers have no taps, since one alone cannot be continued."""
