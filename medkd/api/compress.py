@@ -12,6 +12,7 @@ from medkd.api.compression import Compression
 from medkd.core.run_files import LOG_FILE, read_log
 from medkd.core.timing import readable_seconds
 from medkd.training import run as training_run
+from medkd.training.ranks import refuse_several
 
 SIZES = (2, 4, 8)
 TOLERANCE = 0.01
@@ -55,6 +56,7 @@ def compress(
         LeakError: the teacher has seen the fold's validation cases.
         MedkdError: anything else that does not fit.
     """
+    refuse_several("medkd_compress")
     work = Work.of(model, dataset, sizes, tolerance, fold, method, root, settings)
     tell = say or (lambda line: None)
     steps = work.steps()

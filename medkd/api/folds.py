@@ -9,6 +9,7 @@ from pathlib import Path
 from medkd.core.paths import Root
 from medkd.core.run import CROSS_VALIDATION
 from medkd.core.splits import SPLITS_FILE, load_splits
+from medkd.training.ranks import current
 
 FOLDS = "folds"
 """In the place of a fold: all of them, one after another."""
@@ -19,7 +20,8 @@ _log = logging.getLogger(__name__)
 def train_folds(train_fold: Callable[[str], Path], dataset: str | int, root: str | Path | None, validate: bool) -> Path:
     """Train every fold of the data set's splits and put their scores together.
 
-    Folds that are finished are left as they are where the training is told to continue.
+    Folds that are finished are left as they are where the training is told to continue. Of several processes that train
+    together the first one puts the scores together.
 
     Args:
         train_fold: trains a fold; returns its folder.
@@ -38,7 +40,7 @@ def train_folds(train_fold: Callable[[str], Path], dataset: str | int, root: str
     for fold in range(1, count):
         _log.info("fold %d of %d", fold + 1, count)
         train_fold(str(fold))
-    if not validate:
+    if not validate or not current().first:
         return run
     cross_validate(run, expected=count)
     return run / CROSS_VALIDATION

@@ -9,6 +9,7 @@ from medkd import api
 from medkd.cli import common
 from medkd.cli.training_options import add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
+from medkd.training.ranks import current
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,4 +35,6 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print("\n".join(api.dry_run(arguments.dataset, arguments.network, arguments.fold, **settings)))
         return
-    print(api.train(arguments.dataset, arguments.network, arguments.fold, **settings))
+    folder = api.train(arguments.dataset, arguments.network, arguments.fold, **settings)
+    if current().first:
+        print(folder)

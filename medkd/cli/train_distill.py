@@ -9,6 +9,7 @@ from medkd import api
 from medkd.cli import common
 from medkd.cli.training_options import add_target_options, add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
+from medkd.training.ranks import current
 
 _TEACHER = (
     "a network trained for this data set, a run, or a model folder of nnU-Net v2; for detection also ultralytics' "
@@ -56,4 +57,6 @@ def _run(arguments: argparse.Namespace) -> None:
         lines = api.dry_run(arguments.dataset, student, arguments.fold, teacher=teacher, method=method, **settings)
         print("\n".join(lines))
         return
-    print(api.train_distill(arguments.dataset, teacher, student, method, arguments.fold, **settings))
+    folder = api.train_distill(arguments.dataset, teacher, student, method, arguments.fold, **settings)
+    if current().first:
+        print(folder)

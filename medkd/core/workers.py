@@ -32,11 +32,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_workers() -> int:
+def default_workers(processes: int = 1) -> int:
     """Loader processes: all cores but one, at most 12; none on one or two cores, where they would take the network's
     cores.
+
+    Args:
+        processes: that share the cores, each with loader processes of its own.
     """
-    cores = available_cores()
+    cores = available_cores() // processes
     return 0 if cores <= 2 else min(12, cores - 1)
 
 

@@ -30,6 +30,10 @@ class Distiller:
     optimiser, a checkpoint or an exported student. It sees the student's exact input, under whatever autocast the
     caller is in; the method itself runs in float32 with autocast off.
 
+    Where several processes have a part of every batch each, :attr:`gather` makes the whole of a tensor's parts. Teacher
+    and student then see this process' part, and the method everything; ``logits``, ``target`` and ``cached`` of
+    :meth:`terms` are the whole batch's, ``image`` this process' own.
+
     Args:
         teacher: any module with ``taps`` (needed only for feature methods); None where the method needs no teacher.
         method: the distillation method, whose helpers are trained with the student.
@@ -55,6 +59,7 @@ class Distiller:
     ) -> None:
         _check_source(method, teacher, cached)
         self._confidence = confidence
+        self.gather: Callable[[Tensor], Tensor] | None = None
         self.method = method
         self.partners = [_frozen(network) for network in partners]
         self.teacher = _frozen(teacher) if teacher is not None and method.needs_teacher else None
@@ -101,7 +106,7 @@ class Distiller:
             teacher = Outputs(logits=cached.float(), average=cached.float())
         else:
             teacher = (
-                self.run_teacher(image, target.progress)
+                self._taught(image, target.progress)
                 if self.teacher is not None
                 else Outputs(logits=student.logits.detach())
             )
@@ -127,7 +132,15 @@ class Distiller:
                 f"The student's tap '{missing[0]}' was not captured; run the student inside 'with "
                 "distiller.student_capture(student):'."
             )
-        return found
+        return found if self.gather is None else {name: self.gather(found[name]) for name in wanted}
+
+    def _taught(self, image: Tensor, progress: Progress) -> Outputs:
+        """What the teacher says of the whole batch."""
+        if self.gather is None:
+            return self.run_teacher(image, progress)
+        if self.method.continues_teacher:  # which continues what it remembers: the whole batch
+            return self.run_teacher(self.gather(image), progress)
+        return _gathered(self.run_teacher(image, progress), self.gather)
 
     def run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
         """What the teacher says of a batch of images, without a gradient; whoever shares a teacher overrides it."""
@@ -278,4 +291,15 @@ def _outputs(
         corrections={name: tensor.float() for name, tensor in corrections.items()},
         auxiliary=tuple(tensor.float() for tensor in every[1:]),
         forward_from=forward_from,
+    )
+
+
+def _gathered(outputs: Outputs, gather: Callable[[Tensor], Tensor]) -> Outputs:
+    return replace(
+        outputs,
+        logits=gather(outputs.logits),
+        features={name: gather(tensor) for name, tensor in outputs.features.items()},
+        corrections={name: gather(tensor) for name, tensor in outputs.corrections.items()},
+        auxiliary=tuple(gather(tensor) for tensor in outputs.auxiliary),
+        average=None if outputs.average is None else gather(outputs.average),
     )

@@ -42,6 +42,8 @@ class DistillationTrainer(SegmentationTrainer):
     ) -> None:
         super().__init__(network, data, settings, folder)
         self.distiller = distiller.to(settings.device)
+        if not self.ranks.alone:
+            self.distiller.gather = self.ranks.gathered
 
     def helpers(self) -> nn.Module:
         """The method with its connectors and adapters."""
@@ -53,7 +55,7 @@ class DistillationTrainer(SegmentationTrainer):
         """
         own = self.settings.device
         device = torch.device("cpu") if own.type == "mps" else own  # the fit needs float64
-        patches = (image[None] for batch in self.batches(0) for image in batch[0])
+        patches = (image[None] for batch in self.whole_batches() for image in batch[0])
         images = [image.to(device) for image in islice(patches, IMAGES)]
         seed = self.settings.budget.seed
         fits = inherit(self.network.to(device), teacher.to(device), images, seed, same_labels=same_labels)
@@ -69,14 +71,15 @@ class DistillationTrainer(SegmentationTrainer):
         checkpoint.
         """
         if self.distiller.needs_preparation:
-            self.distiller.prepare(self.move(batch, Progress()) for batch in self.batches(0))
+            self.distiller.prepare(self.move(batch, Progress()) for batch in self.whole_batches())
             self.save_latest()
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Dice and cross-entropy, and the method's terms for the same batch, which may hold the teacher's logits."""
+        batch = self.shared(batch)
         images, target = self.move(batch, progress)
-        with self.autocast(), self.distiller.student_capture(self.network):
-            logits = self.network(images)
+        with self.own_chance(progress), self.autocast(), self.distiller.student_capture(self.network):
+            logits = self.whole(self.network(images))
         supervised = self.supervised(logits, target)
         cached = batch[2].to(self.settings.device, non_blocking=True) if len(batch) > 2 else None
         with self.autocast():

@@ -58,6 +58,7 @@ class PatchBatches(Dataset[Batch]):
             if any; images and labels do not depend on it.
         unlabelled: further cases, of which patches are labelled :data:`~medkd.training.sampling.UNLABELLED` throughout;
             their patches are centred on structures that the teacher sees.
+        part: those samples of every batch that are read; None is all. The others are what they are without it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class PatchBatches(Dataset[Batch]):
         foreground: float = FOREGROUND,
         targets: Path | None = None,
         unlabelled: Unlabelled | None = None,
+        part: range | None = None,
     ) -> None:
         self._store = store
         self._cases = list(cases)
@@ -85,6 +87,7 @@ class PatchBatches(Dataset[Batch]):
         self._foreground = foreground
         self._targets = targets
         self._unlabelled = unlabelled
+        self._part = range(batch_size) if part is None else part
 
     def __len__(self) -> int:
         return self._steps
@@ -92,7 +95,7 @@ class PatchBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Image ``(B, C, *patch)`` float32 and label values ``(B, 1, *patch)`` int16 of one step, and with targets the
         teacher's logits ``(B, K, *patch)`` float32."""
-        samples = [self._sample(step, index) for index in range(self._batch_size)]
+        samples = [self._sample(step, index) for index in self._part]
         return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
 
     def _sample(self, step: int, index: int) -> Batch:

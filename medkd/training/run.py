@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.device import pick_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
@@ -21,10 +21,15 @@ from medkd.training.loading import explained
 from medkd.training.lock import fold_lock
 from medkd.training.options import RunOptions
 from medkd.training.plausibility import warn_of_a_poor_teacher
+from medkd.training.ranks import current, one_after_another, own_device, together
 from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
 
 AnyTask = TrainingTask[Any, Any, Any]
 AnyJob = Job[Any, Any, Any]
+_OTHERWISE = (
+    "The processes that train together have different settings or data; give every one the same command and the same "
+    "--root, on a file system that all see."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +50,9 @@ def train(task: AnyTask, dataset: str | int, network: str, fold: int | str, opti
         LeakError: the weights that it starts from have seen validation cases of this fold.
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
-    return _train(task, read_fold(task, dataset, fold, options or task.options()), network)
+    options = options or task.options()
+    with together(task, options):
+        return _train(task, read_fold(task, dataset, fold, options), network)
 
 
 def train_distill(
@@ -77,9 +84,11 @@ def train_distill(
         MedkdError: anything else that does not fit.
     """
     options = options or task.options()
-    model = find_teacher(task, dataset, teacher, options)
-    task.prepare_like(dataset, model, options)
-    return _train(task, read_fold(task, dataset, fold, options), student, model, method)
+    with together(task, options):
+        model = find_teacher(task, dataset, teacher, options)
+        with one_after_another(options.device):
+            task.prepare_like(dataset, model, options)
+        return _train(task, read_fold(task, dataset, fold, options), student, model, method)
 
 
 def dry_run(
@@ -179,7 +188,7 @@ def read_fold(
         split=split,
         fold=str(fold),
         options=options,
-        device=pick_device(options.device),
+        device=own_device(options.device),
     )
 
 
@@ -215,6 +224,7 @@ def make_job(
         warn_of_a_poor_teacher(teacher, task)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
+    current().check_batch(run.budget.batch_size)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
     path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)
     now = task.facts(data.plan, data.description, data.configuration)
@@ -261,10 +271,17 @@ def _train(
     method: str | None = None,
 ) -> Path:
     job = make_job(task, data, network, model, method)
-    with fold_lock(job.folder):
-        if not is_finished(job):
+    ranks, finished = current(), is_finished(job)
+    ranks.agree(_told(job), job.device, _OTHERWISE)  # and nobody writes before all have looked
+    with fold_lock(job.folder) if ranks.first else nullcontext():
+        if not finished:
             _fit(task, job)
-        return finish(task, job)
+        return finish(task, job) if ranks.first else job.folder
+
+
+def _told(job: AnyJob) -> str:
+    """What all processes of a training must have in common."""
+    return repr((job.run, job.split, job.options.resume, job.options.overwrite, is_finished(job)))
 
 
 def _fit(task: AnyTask, job: AnyJob) -> None:
@@ -272,9 +289,12 @@ def _fit(task: AnyTask, job: AnyJob) -> None:
     if not job.options.overwrite:
         check_cases(job.folder, job.split, lesson.seen)
     lesson.prepare()
-    begin(replace(job, run=lesson.described(job.run)), lesson.seen)
+    ranks = current()
+    if ranks.first:
+        begin(replace(job, run=lesson.described(job.run)), lesson.seen)
     with explained(job.folder):
         lesson.fit()
+    ranks.wait(job.device)
 
 
 def _choose(model: ModelFolder[Any], data: FoldData[Any, Any, Any]) -> Teacher[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medkd.training.augmentation import Augment, Augmentation, read_size
 from medkd.training.loader import Batch, PatchBatches, Unlabelled, iterate
 from medkd.training.losses import SegmentationLoss
 from medkd.training.sampling import UNLABELLED, PatchSampler
+from medkd.training.shared_norm import share_norms
 from medkd.training.simple_augmentation import SimpleAugmentation
 from medkd.training.trainer import LoopSettings, Trainer
 
@@ -79,14 +81,24 @@ class SegmentationTrainer(Trainer):
             cross_entropy=data.rule.cross_entropy,
             auxiliary=network.auxiliary_weight if data.rule.auxiliary is None else data.rule.auxiliary,
         )
+        share_norms(network, self.ranks)
         self._augment, self._read = self._augmentation()
         self._validation: list[Batch] | None = None
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Augmented patches, some of them (one third, unless a protocol says otherwise) centred on a structure."""
+        """Augmented patches, some of them (one third, unless a protocol says otherwise) centred on a structure; each of
+        several processes has its part of every batch.
+        """
+        return self._training_batches(first_step, self.ranks.part(self.settings.budget.batch_size))
+
+    def whole_batches(self) -> Iterator[Batch]:
+        """The batches from the first step on, as all processes together have them."""
+        return self._training_batches(0, None)
+
+    def _training_batches(self, first_step: int, part: range | None) -> Iterator[Batch]:
         budget = self.settings.budget
         steps = budget.epochs * budget.iterations_per_epoch
-        patches = self._patches(self.data.split.train, self._read, steps, self._augment, stream=0)
+        patches = self._patches(self.data.split.train, self._read, steps, self._augment, stream=0, part=part)
         return iterate(patches, first_step, self.data.workers, pin=self.settings.device.type == "cuda")
 
     def _augmentation(self) -> tuple[Augment, tuple[int, ...]]:
@@ -99,10 +111,27 @@ class SegmentationTrainer(Trainer):
 
     def training_terms(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Dice and cross-entropy of one batch."""
-        images, target = self.move(batch, progress)
-        with self.autocast():
+        images, target = self.move(self.shared(batch), progress)
+        with self.own_chance(progress), self.autocast():
             logits = self.network(images)
-        return self.supervised(logits, target)
+        return self.supervised(self.whole(logits), target)
+
+    def shared(self, batch: Batch) -> Batch:
+        """This process' images, with the labels and targets of all."""
+        if self.ranks.alone:
+            return batch
+        moved = (part.to(self.settings.device, non_blocking=True) for part in batch[1:])
+        return batch[0], *(self.ranks.gathered(part) for part in moved)
+
+    def whole(self, logits: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+        """The network's outputs for the whole batch."""
+        if isinstance(logits, Tensor):
+            return self.ranks.gathered(logits)
+        return [self.ranks.gathered(scale) for scale in logits]
+
+    def own_chance(self, progress: Progress) -> AbstractContextManager[None]:
+        """The context of the network's forward pass, see :meth:`medkd.training.ranks.Ranks.own_chance`."""
+        return self.ranks.own_chance(self.settings.budget.seed, progress.step, self.settings.device)
 
     def supervised(self, logits: Tensor | Sequence[Tensor], target: Target) -> dict[str, Tensor]:
         """Dice and cross-entropy over the samples that have labels; 0 where none has."""
@@ -123,7 +152,7 @@ class SegmentationTrainer(Trainer):
         """Bring a batch to the device and encode its labels there."""
         images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch[:2])
         encoded, valid = self.data.labels.encode(labels)
-        own = batch[1].flatten(1)[:, 0] != UNLABELLED
+        own = (batch[1].flatten(1)[:, 0] != UNLABELLED).cpu()
         return images, Target(encoded, valid, progress, None if bool(own.all()) else own)
 
     @torch.inference_mode()
@@ -141,6 +170,7 @@ class SegmentationTrainer(Trainer):
                 logits = self.network(images).float()
             losses.append(sum(float(term) for term in self.loss(logits, target.labels, target.valid).values()))
             counts.append(self._counts(logits, target))
+        losses, counts = self._of_all_ranks(losses, counts)
         if not losses:
             return None, None
         overlap, total = torch.stack(counts).sum(0)
@@ -161,15 +191,42 @@ class SegmentationTrainer(Trainer):
         axes = [0, *range(2, logits.ndim)]
         return torch.stack([(predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)]).double()
 
+    def _of_all_ranks(self, losses: list[float], counts: list[Tensor]) -> tuple[list[float], list[Tensor]]:
+        """Those of every validation batch, from those of this process' own."""
+        if self.ranks.alone:
+            return losses, counts
+        structures = self.data.labels.num_outputs - (0 if self.data.labels.regions else 1)
+        table = torch.zeros(self._validation_count, 1 + 2 * structures, dtype=torch.double, device=self.settings.device)
+        for place, loss, count in zip(self._own_validation, losses, counts, strict=True):
+            table[place, 0] = loss
+            table[place, 1:] = count.flatten()
+        self.ranks.sum(table)
+        return table[:, 0].tolist(), list(table[:, 1:].unflatten(1, (2, structures)))
+
+    @property
+    def _validation_count(self) -> int:
+        return max(1, self.settings.budget.iterations_per_epoch // _VALIDATION_SHARE) if self.data.split.val else 0
+
+    @property
+    def _own_validation(self) -> range:
+        """Those of the validation batches that this process looks at."""
+        return range(self.ranks.number, self._validation_count, self.ranks.count)
+
     def _validation_batches(self) -> list[Batch]:
         if self._validation is None:
-            count = max(1, self.settings.budget.iterations_per_epoch // _VALIDATION_SHARE) if self.data.split.val else 0
-            patches = self._patches(self.data.split.val, self.data.patch_size, count, None, stream=1)
-            self._validation = [patches[i] for i in range(count)]
+            patches = self._patches(self.data.split.val, self.data.patch_size, self._validation_count, None, stream=1)
+            self._validation = [patches[i] for i in self._own_validation]
         return self._validation
 
     def _patches(
-        self, cases: tuple[str, ...], read: tuple[int, ...], steps: int, augmentation: Augment | None, *, stream: int
+        self,
+        cases: tuple[str, ...],
+        read: tuple[int, ...],
+        steps: int,
+        augmentation: Augment | None,
+        *,
+        stream: int,
+        part: range | None = None,
     ) -> PatchBatches:
         sampler = PatchSampler(read, self.data.patch_size)
         budget, share = self.settings.budget, self.data.rule.foreground
@@ -186,4 +243,5 @@ class SegmentationTrainer(Trainer):
             share,
             targets=self.data.targets if training else None,
             unlabelled=self.data.unlabelled if training else None,
+            part=part,
         )

@@ -33,6 +33,7 @@ from medkd.training.losses import SegmentationLoss
 from medkd.training.merged import MergedPredictor
 from medkd.training.options import CACHED, INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS
 from medkd.training.out_of_fold import cache_out_of_fold, groups_out_of_fold, teachers_out_of_fold
+from medkd.training.ranks import current
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, voxelwise_sentence
@@ -282,7 +283,7 @@ def fold_data(job: SegmentationJob, targets: Path | None = None, places: Path | 
         places: folder that says where the teacher sees structures in scans without labels.
     """
     judged = tuple(case for case in job.split.val if job.store.has_label(case))
-    workers = default_workers() if job.options.workers is None else job.options.workers
+    workers = default_workers(current().beside) if job.options.workers is None else job.options.workers
     return SegmentationData(
         store=job.store.folder,
         split=replace(job.split, val=judged),

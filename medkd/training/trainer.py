@@ -23,10 +23,15 @@ from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLat
 from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
 from medkd.training.options import PrecisionName
+from medkd.training.ranks import current
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ABSURD_NORM = 1e6
 _STEP = 0.1  # what a milestone leaves of the learning rate
+OTHER_FILES = (
+    "The processes that train together stand at different epochs; give every one the same command and the same --root, "
+    "on a file system that all see."
+)
 _ROUNDING = 1e-9  # of shares of the training, such as 8 of 12 epochs
 
 
@@ -102,7 +107,9 @@ class Trainer:
         epoch: finished epochs.
         best_score: the highest validation score so far.
         method_terms: names of the loss terms that a method added to the task's own.
-        hooks: what happens beside the steps; replace or extend them before :meth:`fit`.
+        ranks: this process among those that train the network together, see :mod:`medkd.training.ranks`.
+        hooks: what happens beside the steps, in the first of several processes; replace or extend them before
+            :meth:`fit`.
         looks_at_every_step: whether the host looks at every gradient's norm, or once in an epoch.
         score_name: what the validation's score is: ``Dice``, or ``AP`` of detectors.
     """
@@ -117,7 +124,8 @@ class Trainer:
         self.best_score: float | None = None
         self.method_terms: frozenset[str] = frozenset()
         self.looks_at_every_step = settings.device.type == "cpu"
-        self.hooks: Sequence[Hook] = self.usual_hooks()
+        self.ranks = current()
+        self.hooks: Sequence[Hook] = self.usual_hooks() if self.ranks.first else []
 
     def usual_hooks(self) -> list[Hook]:
         """Progress bar, logs, warnings, and checkpoints; the best weights are written before the latest checkpoint."""
@@ -178,10 +186,12 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.settings.device.type, enabled=self._scaled)
         if resume and (self.folder / LATEST).exists():
             self._load_latest()
+        self.ranks.agree(str(self.epoch), self.settings.device, OTHER_FILES)  # and nobody writes before all have read
         self.folder.mkdir(parents=True, exist_ok=True)
         for hook in self.hooks:
             hook.before_train(self)
         self.prepare()
+        self.ranks.equalise((self.network, self.helpers()))
 
     def begin_epoch(self) -> None:
         """Everything random in an epoch follows from the seed and its number."""
@@ -252,6 +262,7 @@ class Trainer:
         norms = self._gradient_norms(terms) if measure and len(terms) > 1 else {}
         loss = torch.stack(list(terms.values())).sum()
         self._scaler.scale(loss).backward()
+        self.ranks.share_gradients(self.network, self.helpers())
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip or float("inf"))
         self._check_gradient(norm)
@@ -260,7 +271,8 @@ class Trainer:
         return {name: term.detach() for name, term in terms.items()}, norms
 
     def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        return gradient_norms(terms, [p for p in self.network.parameters() if p.requires_grad])
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        return gradient_norms(terms, weights, self.ranks.sum_all)
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the chosen precision."""
@@ -316,12 +328,18 @@ class Trainer:
             )
 
     def save_weights(self, name: str) -> None:
-        """Write the network's weights alone, as prediction reads them, under this name in the fold folder."""
+        """Write the network's weights alone, as prediction reads them, under this name in the fold folder; of several
+        processes the first one does.
+        """
+        if not self.ranks.first:
+            return
         content = {"schema": 1, "epoch": self.epoch, "score": self.best_score, "network": self.network.state_dict()}
         save_checkpoint(self.folder / name, content)
 
     def save_latest(self) -> None:
-        """Write everything that a continued run needs, and tell the hooks."""
+        """Write everything that a continued run needs, and tell the hooks; of several processes the first one does."""
+        if not self.ranks.first:
+            return
         helpers = self.helpers()
         state = {
             "schema": 1,

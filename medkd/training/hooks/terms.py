@@ -20,10 +20,15 @@ MEASURED_STEPS = 3
 _SHOWN_AS_ZERO = 5e-5  # a log says 0.0000
 
 
-def gradient_norms(terms: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
+def gradient_norms(
+    terms: Mapping[str, Tensor],
+    weights: Sequence[Tensor],
+    complete: Callable[[Sequence[Tensor]], None] | None = None,
+) -> dict[str, float]:
     """How hard each term pulls at the weights: terms of very different norm are badly scaled, one of 0 teaches nothing.
 
-    The terms' graph is kept.
+    The terms' graph is kept. ``complete`` changes a term's gradients in place before they are measured: to their sum,
+    where other processes have parts of them.
     """
     norms = {}
     for name, term in terms.items():
@@ -31,7 +36,10 @@ def gradient_norms(terms: Mapping[str, Tensor], weights: Sequence[Tensor]) -> di
             norms[name] = 0.0
             continue
         gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        found = [gradient for gradient in gradients if gradient is not None]
+        if complete is not None:
+            complete(found)
+        squares = [gradient.float().square().sum() for gradient in found]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     return norms
 

@@ -1,0 +1,339 @@
+"""Several processes that train one network together (``torchrun``): who is who, and all that they say to each other.
+
+What is trained is what one process would train: every process ("rank") reads its own part of each batch, runs student
+and teacher on it, and gets the others' outputs (:meth:`Ranks.gathered`). So each sees the outputs of the whole batch,
+takes the whole loss, of the labels and of any method, and sends it back through its own part. The student's gradients
+are then summed over the ranks (:meth:`Ranks.share_gradients`), and every rank takes the same step.
+
+``DistributedDataParallel`` would average the gradients of the ranks' own losses, which is another loss wherever a term
+is no mean over samples: Dice over the batch, voxels or scans without labels, relations between samples, memories. It
+would also stand between the network and those that capture its features, and sum once per backward pass, while
+clipping, fp16's scaler and the measured gradients of single terms need the sum at one moment, after the backward pass
+and before anything looks at it. One sum of everything does that in a few lines.
+
+Without ``torchrun`` nothing of this happens, and :mod:`torch.distributed` is not asked for anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medkd.core.device import pick_device
+from medkd.core.errors import RunError
+
+if TYPE_CHECKING:
+    from medkd.training.job import TrainingTask
+    from medkd.training.options import RunOptions
+    from medkd.training.pulse import Pulse
+
+_PATIENCE = timedelta(days=2)  # of one that waits while another works; who is dead is known from the pulse
+_GO_ON = "give --continue to go on from the last checkpoint, with any number of processes that divides the batch"
+_TOLD = (
+    "Process {number} (of 0 to {last}) was told to end (SIGTERM), as torchrun does when another one ended or you stop "
+    "it; look at what the others say, and {remedy}."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among those that train together; one that trains alone is the first of one.
+
+    Attributes:
+        number: of this process, from 0.
+        count: of all.
+        local: number on this machine.
+        beside: of those on this machine.
+
+    >>> list(Ranks(number=1, count=2).part(4)), Ranks().first
+    ([2, 3], True)
+    """
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+    beside: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no others."""
+        return self.count == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.number == 0
+
+    def part(self, size: int) -> range:
+        """The samples of a batch that are this rank's."""
+        own = size // self.count
+        return range(self.number * own, (self.number + 1) * own)
+
+    def check_batch(self, size: int) -> None:
+        """See that a batch can be divided.
+
+        Raises:
+            RunError: it cannot.
+        """
+        if size % self.count:
+            raise RunError(
+                f"Expected a batch that {self.count} processes can share evenly, found {size} patches; give "
+                f"--batch-size {-(-size // self.count) * self.count}, or start another number of processes."
+            )
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """The whole of what every rank has a part of, along the first axis and in the order of the ranks; only this
+        rank's part has a gradient.
+        """
+        if self.alone:
+            return part
+        import torch.distributed as dist
+
+        own = _bytes(part)
+        found = [torch.empty_like(own) for _ in range(self.count)]
+        self._say(dist.all_gather, found, own)
+        parts = [other.view(part.dtype).view(part.shape) for other in found]
+        parts[self.number] = part
+        return torch.cat(parts)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum over the ranks, in place; equal on all, to the last bit."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            self._say(dist.all_reduce, numbers)
+        return numbers
+
+    def sum_all(self, tensors: Sequence[Tensor]) -> None:
+        """Sum every tensor over the ranks, in place and in one go."""
+        if self.alone or not tensors:
+            return
+        flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view(tensor.shape))
+
+    def share_gradients(self, network: nn.Module, helpers: nn.Module | None) -> None:
+        """Give all ranks the gradients of the whole batch.
+
+        The network's are summed, since every rank has those of its own samples. The helpers', which see the outputs of
+        the whole batch on every rank, are there already; their mean keeps differences of rounding from growing.
+        """
+        if self.alone:
+            return
+        gradients = _gradients(network)
+        for gradient in _gradients(helpers):
+            gradients.append(gradient.div_(self.count))
+        self.sum_all(gradients)
+
+    def equalise(self, modules: Iterable[nn.Module | None]) -> None:
+        """Give all ranks the first one's weights and buffers."""
+        if self.alone:
+            return
+        import torch.distributed as dist
+
+        for module in modules:
+            for value in [] if module is None else [*module.parameters(), *module.buffers()]:
+                if value.numel():
+                    flat = _bytes(value)
+                    self._say(dist.broadcast, flat, 0)
+                    value.data.copy_(flat.view(value.dtype).view(value.shape))
+
+    def agree(self, content: str, device: torch.device, sentence: str) -> None:
+        """Wait for all, and see that they stand at the same place.
+
+        Raises:
+            RunError: with this sentence, where the ranks' contents differ.
+        """
+        if self.alone:
+            return
+        digest = int.from_bytes(hashlib.blake2b(content.encode(), digest_size=7).digest(), "big")
+        every = self.gathered(torch.tensor([digest], device=device))
+        if bool((every != every[0]).any()):
+            raise RunError(sentence)
+
+    def wait(self, device: torch.device) -> None:
+        """Wait until all are here."""
+        if not self.alone:
+            self.sum(torch.zeros(1, device=device)).cpu()
+
+    @contextmanager
+    def own_chance(self, seed: int, step: int, device: torch.device) -> Iterator[None]:
+        """A block in which random numbers are this rank's own (dropout of other samples is other dropout); afterwards
+        they are again the same for all.
+        """
+        if self.alone:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, self.number]).generate_state(1)[0]))
+            yield
+
+    def _say(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Send something to the others; one that is gone is a sentence."""
+        try:
+            call(*arguments)
+        except RuntimeError as error:  # of gloo and NCCL, and of what cannot be sent
+            raise RunError(
+                f"The {self.count} processes that train together lost each other, since one of them ended or the "
+                f"network failed ({_first_line(error)}); look at what the others say, and {_GO_ON}."
+            ) from error
+
+
+def current() -> Ranks:
+    """This process among those that ``torchrun``, or whatever sets the same variables, started."""
+    names = ("RANK", "WORLD_SIZE")
+    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+        return Ranks()
+    number, count = (_variable(name) for name in names)
+    local, beside = _variable("LOCAL_RANK", number), _variable("LOCAL_WORLD_SIZE", count)
+    return Ranks(number=number, count=count, local=local, beside=beside)
+
+
+def own_device(asked: str | None) -> torch.device:
+    """The device of this process: with several, on CUDA each has a GPU of its own.
+
+    Raises:
+        RunError: it is not there, or all would take the same.
+    """
+    device, ranks = pick_device(asked), current()
+    if ranks.alone or device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise RunError(f"Processes train together on cuda and cpu, found --device {asked}; start one process.")
+    if device.index is not None:
+        raise RunError(
+            f"Expected --device cuda, since each of the {ranks.count} processes takes the GPU of its own number, found "
+            f"{asked}; leave the number out."
+        )
+    if ranks.local >= torch.cuda.device_count():
+        raise RunError(
+            f"{ranks.beside} processes were started on this machine, but torch sees {torch.cuda.device_count()} GPUs; "
+            "start one per GPU, or give --device cpu."
+        )
+    return torch.device("cuda", ranks.local)
+
+
+def refuse_several(command: str) -> None:
+    """See that this is the only process.
+
+    Raises:
+        RunError: there are others.
+    """
+    count = current().count
+    if count > 1:
+        raise RunError(f"{command} works in one process, but {count} were started; start it without torchrun.")
+
+
+@contextmanager
+def together(task: TrainingTask[Any, Any, Any], options: RunOptions) -> Iterator[None]:
+    """A training of this process, with the others where there are any: they are connected before it, and one that ends
+    in it ends them all.
+
+    Args:
+        task: what is trained.
+        options: of the training.
+
+    Raises:
+        RunError: it does not, or the others cannot be reached.
+    """
+    ranks = current()
+    if ranks.alone:
+        yield
+        return
+    if not task.in_several_processes:
+        raise RunError(
+            f"A network for {task.name} is trained by one process on one device, but {ranks.count} were started; start "
+            "the command without torchrun."
+        )
+    from medkd.training.pulse import told_to_end
+
+    pulse = _connected(ranks, own_device(options.device))
+    pulse.watching = True
+    try:
+        with told_to_end(_TOLD.format(number=ranks.number, last=ranks.count - 1, remedy=_GO_ON)):
+            yield
+    except BaseException:
+        pulse.fail()
+        raise
+    finally:
+        pulse.watching = False
+
+
+@contextmanager
+def one_after_another(asked: str | None) -> Iterator[None]:
+    """A block that the first process is through before the others begin it: what it makes, they find."""
+    ranks, device = current(), own_device(asked)
+    if not ranks.first:
+        ranks.wait(device)
+    yield
+    if ranks.first:
+        ranks.wait(device)
+
+
+_pulse: Pulse | None = None
+
+
+def _connected(ranks: Ranks, device: torch.device) -> Pulse:
+    """Connect this process with the others, once in its life."""
+    global _pulse
+    if _pulse is not None:
+        return _pulse
+    import torch.distributed as dist
+
+    from medkd.training.pulse import Pulse, message_of
+
+    own: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if own else "gloo", timeout=_PATIENCE, **own)
+        _pulse = Pulse.begin(ranks.number, ranks.count, lambda death: message_of(death, ranks.count, _GO_ON))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RunError(
+            f"The {ranks.count} processes cannot reach each other ({_first_line(error)}); start them by torchrun, with "
+            "--rdzv-endpoint HOST:PORT where they are on several machines."
+        ) from error
+    atexit.register(_pulse.leave)
+    if ranks.first:
+        logging.getLogger(__name__).info("%d processes train together", ranks.count)
+    else:
+        logging.getLogger("medkd").setLevel(logging.ERROR)  # what the first one says suffices
+    return _pulse
+
+
+def _variable(name: str, otherwise: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and otherwise is not None:
+        return otherwise
+    if text is None or not text.isdecimal():
+        raise RunError(f"Expected a whole number in the variable {name}, as torchrun sets it, found '{text}'.")
+    return int(text)
+
+
+def _gradients(module: nn.Module | None) -> list[Tensor]:
+    """Those that the backward pass left; the same parameters on every rank, since all have the same loss."""
+    found = []
+    for parameter in [] if module is None else module.parameters():
+        if parameter.grad is not None:
+            found.append(parameter.grad)
+    return found
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, which can be sent whatever its numbers are."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

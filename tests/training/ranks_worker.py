@@ -1,0 +1,29 @@
+"""One of several processes that train together: ``python -m tests.training.ranks_worker TRAININGS.json``.
+
+The file holds a list of trainings: the arguments of :func:`medkd.train`, or with a teacher of
+:func:`medkd.train_distill`, one after another.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from medkd.core.files import read_json
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train, train_distill
+
+
+def run_all(trainings: list[dict[str, Any]]) -> None:
+    """Train what the list says."""
+    for training in trainings:
+        options = TrainOptions(**{**training["options"], "root": Path(training["options"]["root"])})
+        if "teacher" in training:
+            train_distill(900, training["teacher"], training["network"], training["method"], 0, options)
+        else:
+            train(900, training["network"], 0, options)
+
+
+if __name__ == "__main__":
+    run_all(read_json(Path(sys.argv[1]))["trainings"])

@@ -1,0 +1,357 @@
+"""Several processes that train one network: the same as one, and an end where one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import medkd
+import medkd.training.run as training_run
+from medkd.cli.train import main
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.run import FINAL, LATEST
+from medkd.detection.options import DetectorOptions
+from medkd.detection.task import DetectionTask
+from medkd.preprocessing.store import CaseStore
+from medkd.training.augmentation import Augmentation
+from medkd.training.hooks import SaveLatest
+from medkd.training.loader import PatchBatches
+from medkd.training.logs import read_log
+from medkd.training.options import TrainOptions
+from medkd.training.pulse import Death, Pulse
+from medkd.training.ranks import Ranks, current, own_device
+from medkd.training.sampling import PatchSampler
+from medkd.training.segmentation_task import dry_run
+from tests.training.builders import NAME, PATCH, make_dataset
+from tests.training.ranks_worker import run_all
+
+COUNT = 2
+LIMIT = 150.0  # seconds after which a process of these tests is killed, whatever it does
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+@contextmanager
+def _processes(command: list[str], log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that find each other as ``torchrun``'s do; none of them is left behind."""
+    port, started = _free_port(), []
+    try:
+        for number in range(COUNT):
+            own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": COUNT, "LOCAL_WORLD_SIZE": COUNT}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            env = {**os.environ, **{name: str(value) for name, value in {**own, **place}.items()}}
+            with (log.parent / f"{log.name}.{number}").open("wb") as file:
+                started.append(
+                    subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=subprocess.STDOUT)
+                )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], log: Path, seconds: float = LIMIT) -> list[int]:
+    """The exit statuses; the test fails where one takes too long."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.wait(max(end - time.monotonic(), 0.1))
+    return [process.returncode for process in processes]
+
+
+def _said(log: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(log.parent.glob(f"{log.name}.*")))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that both sides do, under its own tag.
+
+    Attributes:
+        rounding: by how much (relatively) the losses may differ. Where nothing but the order of sums differs, they are
+            equal to 1e-6; ``cirkd`` sorts and draws, so that a single process differs by 5e-4 with another number of
+            threads, too.
+    """
+
+    tag: str
+    network: str = "unet_tiny"
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    rounding: float = 2e-5
+
+    def arguments(self, root: Path, side: str) -> dict[str, Any]:
+        options = {
+            "root": str(root),
+            "epochs": 2,
+            "iterations_per_epoch": 4,
+            "batch_size": 4,
+            "workers": 0,
+            "save_every": 10,
+            "device": "cpu",
+            "validate": False,
+            "tag": f"{self.tag}-{side}",
+            **self.options,
+        }
+        taught = {} if self.method is None else {"teacher": "plain_unet", "method": self.method}
+        return {"network": self.network, "options": options, **taught}
+
+
+TRAININGS = [
+    Training("alone"),
+    Training("live", method="kd"),
+    Training("helpers", method="reviewkd"),
+    Training("memory", method="cirkd", rounding=5e-3),
+    Training("cached", method="kd", options={"targets": "cached"}),
+    Training("slices", options={"configuration": "2d"}),  # Dice over the batch
+    Training("norm", network="unet_r18", options={"configuration": "2d", "epochs": 1}),  # over the batch
+    Training("continued_teacher", method="crosskd"),
+    Training("first_stage", method="maskd", options={"method_parameters": {"maskd.iterations": 3}}),
+    Training("inherited", network="plain_unet", method="none", options={"init": "teacher", "width_divisor": 2}),
+    Training("continued", method="reviewkd", options={"epochs": 3, "save_every": 1}),  # after an epoch by one process
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the other side has: sums over other chunks round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root where everything was trained by one process, and by two."""
+    root = tmp_path_factory.mktemp("ranks")
+    make_dataset(root)
+    run_all([Training("", network="plain_unet", options={"tag": None, "epochs": 1}).arguments(root, "")])
+    run_all([training.arguments(root, "one") for training in TRAININGS])
+    assert not torch.distributed.is_initialized()
+    _interrupted(TRAININGS[-1].arguments(root, "two"))
+    TRAININGS[-1].options["resume"] = True
+    plan, log = root / "trainings.json", root / "log"
+    plan.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
+    with _processes(["-m", "tests.training.ranks_worker", str(plan)], log) as processes:
+        assert _wait(processes, log) == [0, 0], _said(log)
+    return root
+
+
+def _interrupted(training: dict[str, Any]) -> None:
+    """Stop a training after its first epoch."""
+
+    def stop(self: SaveLatest, trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SaveLatest, "after_save", stop)
+        run_all([training])
+
+
+def _folder(root: Path, tag: str) -> Path:
+    (found,) = (root / "results" / NAME).glob(f"*__{tag}")
+    return found / "fold_0"
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.tag)
+def test_two_processes_train_as_one_does(root: Path, training: Training) -> None:
+    one, two = (_folder(root, f"{training.tag}-{side}") for side in ("one", "two"))
+    for ours, theirs in zip(read_log(two), read_log(one), strict=True):
+        assert ours.terms == pytest.approx(theirs.terms, rel=training.rounding, abs=1e-6)
+        assert ours.gradient_norms == pytest.approx(theirs.gradient_norms, rel=10 * training.rounding, abs=1e-6)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=training.rounding)
+        assert ours.validation_dice == pytest.approx(theirs.validation_dice, abs=max(1e-3, 4 * training.rounding))
+    a, b = (load_checkpoint(folder / LATEST) for folder in (one, two))
+    for part in ("network", "method"):
+        for key, value in a[part].items():
+            assert torch.allclose(value.double(), b[part][key].double(), rtol=1e-3, atol=10 * training.rounding), key
+
+
+def test_the_first_of_two_processes_alone_writes(root: Path) -> None:
+    one, two = (_folder(root, f"alone-{side}") for side in ("one", "two"))
+    assert [record.epoch for record in read_log(two)] == [0, 1]
+    listed = [sorted(path.name for path in folder.iterdir()) for folder in (one, two)]
+    assert listed[0] == listed[1] and not list(two.parent.glob(".*"))
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    said = (root / "log.1").read_text()
+    assert "epoch" not in said and "2 processes train together" not in said
+
+
+def test_a_rank_reads_its_own_samples_of_the_one_batch(root: Path) -> None:
+    """Which are centred on structures, and what augmentation does, is that of the whole batch."""
+    store = CaseStore(root / "preprocessed" / NAME / "3d_fullres")
+    sampler = PatchSampler((22, 22, 22), PATCH)
+
+    def batch(part: range | None) -> Any:
+        augmentation = Augmentation(PATCH, (0, 1, 2))
+        return PatchBatches(store.folder, store.cases(), sampler, 6, 3, 5, augmentation, part=part)[1]
+
+    parts = [batch(Ranks(number=number, count=3).part(6)) for number in range(3)]
+    for whole, *pieces in zip(batch(None), *parts, strict=True):
+        assert torch.equal(whole, torch.cat(pieces))
+
+
+_ENDLESS = """
+import sys, torch
+from types import SimpleNamespace
+from medkd.cli.common import run, parser
+from medkd.training.ranks import current, together
+
+def work(_):
+    with together(SimpleNamespace(in_several_processes=True), SimpleNamespace(device="cpu")):
+        while True:
+            current().wait(torch.device("cpu"))
+            open(sys.argv[1] + str(current().number), "w").close()
+
+sys.exit(run(work, parser("", ""), []))
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path: Path, killed: int) -> None:
+    """Without torchrun, which would end the other one; the first process is that through which they are connected."""
+    log = tmp_path / "log"
+    with _processes(["-c", _ENDLESS, str(tmp_path / "at_work")], log) as processes:
+        _until(lambda: len(list(tmp_path.glob("at_work*"))) == COUNT, processes)
+        processes[killed].kill()
+        begun = time.monotonic()
+        assert processes[1 - killed].wait(60) == 1
+    assert time.monotonic() - begun < 60
+    lines = Path(f"{log}.{1 - killed}").read_text().splitlines()
+    assert [line for line in lines if line.startswith("error: ") and "--continue" in line], lines
+
+
+def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    words = ["900", "unet_tiny", "0", "--root", str(tmp_path), "--epochs", "8", "--iterations-per-epoch", "4"]
+    words += ["--batch-size", "4", "--workers", "0", "--save-every", "1", "--device", "cpu", "--no-validate", "--tag"]
+    folder, log = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0", tmp_path / "log"
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(COUNT), "--master-port", str(_free_port())]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as file:
+        agent = subprocess.Popen(
+            [sys.executable, *command, "-m", "medkd", "train", *words, "killed"], env=env, stdout=file, stderr=file
+        )
+    family = psutil.Process(agent.pid)
+    try:
+        _until(lambda: (folder / LATEST).exists(), [agent])
+        workers = [child for child in family.children() if "medkd" in child.cmdline()]
+        workers[1].send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        assert agent.wait(60) != 0
+    finally:
+        for process in [*family.children(recursive=True), family] if agent.poll() is None else []:
+            process.kill()
+        agent.wait()
+    assert time.monotonic() - begun < 60
+    assert "--continue to go on" in log.read_text() and not (folder / FINAL).exists()
+    assert main([*words, "killed", "--continue"]) == 0 and main([*words, "whole"]) == 0
+    whole = read_log(folder.parents[1] / "unet_tiny__3d_fullres__whole" / "fold_0")
+    for ours, theirs in zip(read_log(folder), whole, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+
+
+def _until(reached: Callable[[], bool], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    end = time.monotonic() + LIMIT
+    while not reached():
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
+class _Store:
+    """A store of counters in this process."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.gone = False
+
+    def add(self, name: str, amount: int) -> int:
+        if self.gone:
+            raise RuntimeError("no such host")
+        self.numbers[name] = self.numbers.get(name, 0) + amount
+        return self.numbers[name]
+
+
+def _first_death(act: Callable[[_Store, Pulse], None]) -> Death | None:
+    """What process 0 sees of process 1."""
+    store, seen, ended = _Store(), [], threading.Event()
+
+    def end(death: Death) -> None:
+        seen.append(death)
+        ended.set()
+
+    pulses = [Pulse(store, number, COUNT, end, every=0.01, patience=0.2) for number in range(COUNT)]
+    try:
+        pulses[0].watching = True
+        assert not ended.wait(0.3)  # both live
+        act(store, pulses[1])
+        ended.wait(0.6)
+    finally:
+        for pulse in pulses:
+            pulse.leave()
+    return seen[0] if seen else None
+
+
+def test_signs_of_life() -> None:
+    assert _first_death(lambda store, other: other._stopped.set()) == Death(1, True)
+    assert _first_death(lambda store, other: other.fail()) == Death(1, False)
+    assert _first_death(lambda store, other: setattr(store, "gone", True)) == Death(None, True)
+    assert _first_death(lambda store, other: other.leave()) is None
+
+
+def _as_one_of(count: int, patch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 1, "WORLD_SIZE": count, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": count}.items():
+        patch.setenv(name, str(value))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _as_one_of(2, monkeypatch)
+    with pytest.raises(RunError, match="found 3 patches; give --batch-size 4"):
+        dry_run(900, "unet_tiny", 0, TrainOptions(root=root, batch_size=3, device="cpu"))
+
+
+def test_a_device_that_several_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("cuda:1") == torch.device("cuda", 1)  # of one process
+    _as_one_of(2, monkeypatch)
+    assert current() == Ranks(number=1, count=2, local=1, beside=2)
+    assert own_device(None) == torch.device("cuda", 1) and own_device("cpu") == torch.device("cpu")
+    with pytest.raises(RunError, match="leave the number out"):
+        own_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RunError, match="start one per GPU"):
+        own_device("cuda")
+
+
+def test_several_devices_for_one_process_are_refused() -> None:
+    with pytest.raises(RunError, match="found '0,1'; give one of them, or for segmentation start"):
+        own_device("0,1")
+
+
+def test_what_is_trained_by_one_process_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _as_one_of(2, monkeypatch)
+    with pytest.raises(RunError, match="for detection is trained by one process on one device"):
+        training_run.train(DetectionTask(), 1, "yolov8n", 0, DetectorOptions(root=tmp_path))
+    with pytest.raises(RunError, match="medkd_compress works in one process"):
+        medkd.compress("plain_unet", 900, root=tmp_path)
