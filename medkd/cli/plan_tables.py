@@ -29,6 +29,7 @@ def detection_plan(plan: DetectionPlan) -> str:
     """A table of the plan: what it says, and why."""
     shown = {
         "image_size": f"{plan.image_size} px",
+        **_sides(plan),
         "batch_size": str(plan.batch_size),
         "epochs": str(plan.epochs),
         "learning_rate": f"{plan.learning_rate:g}",
@@ -42,6 +43,18 @@ def detection_plan(plan: DetectionPlan) -> str:
     for name, value in shown.items():
         lines.append(f"  {name:<15}{value:<28}{plan.reasons.get(name, '')}".rstrip())
     return "\n".join(lines)
+
+
+def _sides(plan: DetectionPlan) -> dict[str, str]:
+    """How large images are where they do not fill the square."""
+    shown = {}
+    if plan.limits is not None:
+        shown["long_side"] = f"{plan.limits[0]} px, short side {plan.limits[1]}"
+    if plan.short_sides:
+        shown["short_sides"] = " or ".join(map(str, plan.short_sides))
+    if plan.short_range:
+        shown["short_range"] = " to ".join(map(str, plan.short_range))
+    return shown
 
 
 def segmentation_line(plan: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.plan import DetectionPlan
 from medkd.detection.sampling import UnlabelledSteps, draw_epoch
 from medkd.distillation import METHODS
 from medkd.training.cases_without_labels import NO_LABELS, share_of, unlabelled_of
@@ -41,6 +42,24 @@ def drawn_images(data: DetectionFold) -> list[str]:
     """
     annotations = {case: data.store.names(case) for case in data.split.train}
     return draw_epoch(data.split.train, annotations, data.plan, data.options.seed, 0)
+
+
+def size_text(plan: DetectionPlan, size: int) -> str:
+    """How large images are on squares of a size, for people.
+
+    >>> plan = DetectionPlan(dataset="D", categories=("a",), image_size=64, batch_size=2, long_side=60, short_side=40)
+    >>> size_text(plan, 64)
+    'images up to 60 × 40 on squares of 64'
+    """
+    if plan.limits is None:
+        text = f"images of {size} × {size}"
+    else:
+        text = f"images up to {plan.limits[0]} × {plan.limits[1]} on squares of {size}"
+    if plan.short_sides:
+        text += f", short sides of {' or '.join(map(str, plan.short_sides))} in training"
+    if plan.short_range:
+        text += f", short sides of {plan.short_range[0]} to {plan.short_range[1]} in training"
+    return text
 
 
 def images_line(job: DetectorJob) -> str:

@@ -87,7 +87,8 @@ def letterbox(
     """
     small = shrink(pixels, size)
     height, width = small.shape[:2]
-    rows, columns = scaled((height, width), limits or (size, size))
+    long, short = limits or (size, size)
+    rows, columns = scaled((height, width), (min(long, size), min(short, size)))
     channels = small[..., None] if small.ndim == 2 else small
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255
     if (rows, columns) != (height, width):

@@ -32,6 +32,7 @@ from medkd.models.guard import seen_by
 from medkd.models.limits import LARGEST_IMAGE, check_size
 from medkd.models.own_run import CHECKPOINTS, OwnRun
 from medkd.models.pretrained import refuse_leak
+from medkd.runtime.detection import check_limits
 
 FILE = "teacher.json"
 GIVEN = "given"
@@ -203,8 +204,8 @@ class DetectorWeights(DetectorFolder):
                 f'"weights": "{path.name}"}}.'
             )
         self.described = load(DetectorFile, self.path / FILE)
-        sides = (self.described.image_size, *(self.described.limits or ()))
-        check_size("an image_size and limits", sides, LARGEST_IMAGE, str(self.path / FILE))
+        check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
+        check_limits(self.described.limits, self.described.image_size, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
         if not lies_within(self.file, self.path):
             raise RunError(

@@ -22,7 +22,7 @@ from medkd.core.workers import default_workers
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.families import register_detectors
-from medkd.detection.images import drawn_images, follows_teacher, images_line, steps_per_epoch
+from medkd.detection.images import drawn_images, follows_teacher, images_line, size_text, steps_per_epoch
 from medkd.detection.inheritance import IMAGES, inherit
 from medkd.detection.job import DetectionJob
 from medkd.detection.layers import chart_pair
@@ -307,7 +307,7 @@ class DetectionLesson(Lesson):
         state = "finished" if (job.folder / FINAL).exists() else "new"
         lines = [
             f"run        {job.folder} ({state})",
-            f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} images of {size} × {size}, "
+            f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} {size_text(job.plan, size)}, "
             f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
             images_line(job),
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",

@@ -65,12 +65,26 @@ def read_detector(folder: Path) -> ExportedDetector:
     if found.network != NETWORK:
         raise RunError(f"{path}: 'network' must be {NETWORK} in this folder, found '{found.network}'.")
     sound = found.categories and 0 < found.image_size <= 8192 and 0 <= found.score < 1 and found.most > 0
+    check_limits(found.limits, found.image_size, str(path))
     if not sound or not (found.overlap is None or 0 < found.overlap <= 1):
         raise RunError(
             f"{path}: expected categories, an image_size up to 8192, a score from 0 to below 1, an overlap above 0 up "
             "to 1 and at least one box; export the detector again."
         )
     return found
+
+
+def check_limits(limits: tuple[int, int] | None, image_size: int, where: str) -> None:
+    """See that the sides of an image on the square make sense.
+
+    Raises:
+        RunError: they do not.
+    """
+    if limits is not None and not 0 < limits[1] <= limits[0] <= image_size:
+        raise RunError(
+            f"{where}: expected limits of a long and a short side within the image_size of {image_size}, found "
+            f"{list(limits)}; correct them, or leave them out for images that fill the square."
+        )
 
 
 def check_detector(folder: Path, described: ExportedDetector) -> Path:

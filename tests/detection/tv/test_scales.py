@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from medkd.core.errors import PlanError
+from medkd.cli.plan_tables import detection_plan
+from medkd.core.errors import PlanError, RunError
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.detection.base import DETECTORS, DetectorSpec
 from medkd.detection.detecting import detect_pixels
+from medkd.detection.images import size_text
 from medkd.detection.letterbox import PADDING, letterbox, scaled
 from medkd.detection.planner import Wishes, apply_wishes, follow_training
 from medkd.detection.published import check_ultralytics
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import TrainingBatches, load_sample
+from medkd.runtime.detection import check_limits
 from tests.detection.tv.builders import job, make, small_store
 
 COCO = (1333, 800)
@@ -100,7 +103,8 @@ def test_protocols_say_the_published_sizes() -> None:
         assert (found.long_side, found.short_side) == COCO and "coco_detection.py:16" in found.source
     assert find_detection_protocol("crosskd:coco_2x_ms", {})[1].short_sides == (640, 800)
     rows = find_detection_protocol("crosskd:coco_1x", {})[1].rows
-    assert any(row.networks == ("gfl_r101",) and row.training["short_range"] == [480, 800] for row in rows)
+    (teachers,) = [row for row in rows if "short_range" in row.training]
+    assert teachers.networks == ("gfl_r101", "mmdet_gfl_r101") and teachers.training["short_range"] == [480, 800]
 
 
 def test_a_plan_keeps_or_drops_the_sizes_with_its_images(tmp_path: Path) -> None:
@@ -133,3 +137,19 @@ def test_a_detector_of_a_plan_without_sizes_sees_what_it_saw_before() -> None:
     assert spec.limits is None and "fcos_r18" in DETECTORS
     pixels = np.random.default_rng(0).integers(0, 255, (37, 90, 3), dtype=np.uint8)
     assert (letterbox(pixels, 64)[0] == letterbox(pixels, 64, limits=(64, 64))[0]).all()
+
+
+def test_sides_beyond_the_square_are_refused_where_they_are_read_and_bounded_where_they_are_used() -> None:
+    for wrong in ((70, 40), (40, 50), (40, 0), (-1, -2)):
+        with pytest.raises(RunError, match="within the image_size of 64"):
+            check_limits(wrong, 64, "teacher.json")
+        square, place = letterbox(np.zeros((30, 20, 3), np.uint8), 64, limits=wrong)
+        assert square.shape == (3, 64, 64) and min(place.left, place.top) >= 0
+
+
+def test_people_are_told_how_large_images_are(tmp_path: Path) -> None:
+    plan = replace(job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan, long_side=60, short_side=40)
+    assert "60 px, short side 40" in detection_plan(plan)
+    assert "640 or 800" in detection_plan(replace(plan, short_sides=(640, 800)))
+    assert size_text(replace(plan, short_range=(480, 800)), 64).endswith("short sides of 480 to 800 in training")
+    assert size_text(plan.filling(96), 96) == "images of 96 × 96"
