@@ -341,7 +341,7 @@ def _cut(outputs: DetectorOutputs, levels: list[Level]) -> DetectorOutputs:
     for level in levels:
         places.append(replace(level, start=start, stop=start + level.stop - level.start))
         start = places[-1].stop
-    axes = {"logits": 2, "boxes": 1, "distribution": 1, "centerness": 1}
+    axes = {"logits": 2, "boxes": 1, "first_boxes": 1, "distribution": 1, "centerness": 1}
     whole = {name: getattr(outputs, name) for name in axes}
     cut: dict[str, Any] = {
         n: _pick(value, levels, outputs.levels, axes[n]) for n, value in whole.items() if value is not None

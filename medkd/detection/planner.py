@@ -211,6 +211,8 @@ def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons
         if value is not None and value != ():
             said[key] = value
     reasons.update(dict.fromkeys(said, f"protocol {name}"))
+    if protocol.short_sides or protocol.short_range:  # which replace each other
+        said |= {"short_sides": protocol.short_sides, "short_range": protocol.short_range}
     if protocol.augmentation:
         reasons["augmentation"] = f"protocol {name}"
         said["augmentation"] = _augmentation_of(protocol.augmentation, name)

@@ -59,7 +59,7 @@ def followed(
         name, protocol = find_detection_protocol(text, description.extra)
         if plan.protocol != name:
             _log.warning("the data were planned by %s, not by %s", plan.protocol or "medkd's own rules", name)
-        plan = follow_training(plan, name, protocol)
+        plan = follow_training(replace(plan, short_sides=(), short_range=()), name, protocol)
     found = published_for(plan.rows, *row)
     if not found.training:
         return plan, found
@@ -79,5 +79,5 @@ def check_ultralytics(network: str, plan: DetectionPlan) -> None:
     for what, planned in lacks.items():
         if planned:
             raise PlanError(
-                f"{network} is trained by ultralytics, {what}; take them out of plans.json, or give --protocol none."
+                f"{network} is trained by ultralytics, {what}; take them out of plans.json, or choose another detector."
             )

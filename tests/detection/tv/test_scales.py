@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from medkd.cli.plan_tables import detection_plan
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import PlanError, RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.detection.base import DETECTORS, DetectorSpec
 from medkd.detection.detecting import detect_pixels
 from medkd.detection.images import size_text
 from medkd.detection.letterbox import PADDING, letterbox, scaled
 from medkd.detection.planner import Wishes, apply_wishes, follow_training
-from medkd.detection.published import check_ultralytics
+from medkd.detection.published import check_ultralytics, followed
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import TrainingBatches, load_sample
 from medkd.runtime.detection import check_limits
@@ -130,6 +132,19 @@ def test_a_plan_keeps_or_drops_the_sizes_with_its_images(tmp_path: Path) -> None
             replace(plan, **wrong).check()  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="fill the square"):
         check_ultralytics("yolov8n", plan)
+
+
+def test_a_protocol_and_its_rows_replace_the_sizes_of_another(tmp_path: Path) -> None:
+    plan = replace(job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan, short_sides=(24, 40))
+    description = DatasetDescription(channel_names=("X",), labels=LabelSpec.from_names(["a"]), num_training=4)
+    once, _ = followed(plan, "crosskd:coco_1x", description, (None, "gfl_r50", None))
+    assert (once.short_sides, once.short_range) == ((), ())
+    teacher, _ = followed(plan, "crosskd:coco_1x", description, (None, "gfl_r101", None))
+    assert (teacher.short_sides, teacher.short_range, teacher.epochs) == ((), (480, 800), 24)
+    several, _ = followed(teacher, "crosskd:coco_2x_ms", description, (None, "fcos_r50", None))
+    assert (several.short_sides, several.short_range) == ((640, 800), ())
+    for made in (once, teacher, several):
+        made.check()
 
 
 def test_a_detector_of_a_plan_without_sizes_sees_what_it_saw_before() -> None:
