@@ -18,8 +18,10 @@ from medkd.evaluation.report.decision import verdict
 from medkd.evaluation.report.figures import human
 from medkd.evaluation.report.html import without_folders
 from medkd.evaluation.report.segmentation_pictures import View, pictures
+from medkd.evaluation.report.tables import csv_text
 from medkd.evaluation.report.write import make_report, write_report
-from tests.evaluation.folders import make_dataset, make_run, make_timings
+from medkd.evaluation.segmentation.folder import evaluate_folder
+from tests.evaluation.folders import LABELS, make_dataset, make_run, make_timings
 from tests.evaluation.pages import check_page
 
 TEACHER, NONE, KD = (
@@ -168,6 +170,21 @@ def test_two_runs_never_have_one_label(tmp_path: Path) -> None:
         make_run(tmp_path, name, "unet_tiny", 1.0, {0: [0, 1]}, method="kd", teacher=teacher)
     labels = {entry.label for entry in gather(results(tmp_path))}
     assert labels == {"unet_tiny + kd of res_unet", "unet_tiny + kd of plain_unet"}
+
+
+def test_further_metrics_stand_in_the_csv_where_a_run_was_scored_with_them(tmp_path: Path) -> None:
+    make_dataset(tmp_path, 2)
+    for name, network in ((TEACHER, "res_unet"), (KD, "unet_tiny")):
+        make_run(tmp_path, name, network, 1.0, {0: [0, 1]}, teacher="res_unet" if network == "unet_tiny" else None)
+    assert "ASSD" not in csv_text(read_report(results(tmp_path)))
+    folder = results(tmp_path) / TEACHER / "fold_0" / "validation"
+    references = tmp_path / "raw" / "Dataset004_Test" / "labelsTr"
+    summary = evaluate_folder(folder, references, LABELS, further=("ASSD",))
+    summary.save(folder / "summary.json")
+    rows = [line.split(",") for line in csv_text(read_report(results(tmp_path))).splitlines()]
+    found = {row[0]: row[5] for row in rows if row[3:5] == ["ASSD", ""]}
+    assert float(found[TEACHER]) == pytest.approx(summary.interval("ASSD").mean, rel=1e-4) and found[KD] == ""
+    assert not any(row[3] == "ASD" for row in rows)
 
 
 def test_texts_from_files_are_escaped(root: Path, tmp_path: Path) -> None:
