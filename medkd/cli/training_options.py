@@ -10,7 +10,7 @@ from typing import Any
 from medkd.cli import common
 from medkd.core.errors import MethodError
 from medkd.tasks import every_task
-from medkd.training.options import TrainOptions
+from medkd.training.options import TRACKERS, TrainOptions
 
 _DEFAULTS = TrainOptions()
 _OTHERWISE = {"method_parameters", "validate"}  # which no option of the same name sets
@@ -51,6 +51,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")
     add("--save-every", type=int, help="epochs between checkpoints (default: 10; at least every five minutes)")
     add("--tag", help="text added to the run's name, to keep runs with other settings apart")
+    add(
+        "--track",
+        choices=TRACKERS,
+        help="show settings, epochs and scores in Weights & Biases or MLflow; their own variables say where (default: "
+        "nothing is sent)",
+    )
     add("--no-validate", action="store_true", help="do not predict and score the validation cases at the end")
     add(
         "--dry-run",

@@ -15,6 +15,8 @@ from medkd.detection.plan import DetectionPlan
 
 if TYPE_CHECKING:
     from medkd.detection.distiller import DetectorDistiller
+    from medkd.training.logs import EpochRecord
+    from medkd.training.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class DetectionJob:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         resume: continue from what is in the folder.
         workers: loader processes.
+        tracking: what is told of the epochs; None where nobody is.
     """
 
     detector: Detector
@@ -53,8 +56,14 @@ class DetectionJob:
     workers: int = 0
     unlabelled: tuple[str, ...] = ()
     unlabelled_share: float = 0.0
+    tracking: Tracking | None = None
 
     @cached_property
     def without_annotation(self) -> frozenset[str]:
         """The images of :attr:`unlabelled`."""
         return frozenset(self.unlabelled)
+
+    def tell(self, record: EpochRecord) -> None:
+        """Tell a tracker of an epoch, where one is told."""
+        if self.tracking is not None:
+            self.tracking.epoch(record)

@@ -297,6 +297,7 @@ class DetectionLesson(Lesson):
             precision=job.run.precision,
             resume=options.resume,
             workers=default_workers() if options.workers is None else options.workers,
+            tracking=job.tracking,
         )
 
     def lines(self) -> list[str]:

@@ -19,6 +19,7 @@ from medkd.models.base import ModelFolder, Task
 from medkd.models.guard import Teacher
 from medkd.training.options import RunOptions
 from medkd.training.plausibility import Score
+from medkd.training.tracking import Tracking
 
 HELPER_SEED = 7919
 """Added to the seed for a method's helpers, so that the student starts equal under every method."""
@@ -97,12 +98,14 @@ class Job(FoldData[Plan, Store, Options]):
         folder: the fold folder.
         teacher: the fold of a model that may teach; None for a network alone.
         seen: the cases that the teacher, and weights that training starts from, were trained on.
+        tracking: what is told of the epochs; None where nobody is.
     """
 
     run: RunDescription
     folder: Path
     teacher: Teacher[Any] | None
     seen: frozenset[str]
+    tracking: Tracking | None = None
 
 
 def describe_run(

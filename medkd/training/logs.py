@@ -85,7 +85,7 @@ class RunLog:
         with (self._folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
         self.say(_line(record))
-        for name, value in _scalars(record).items():
+        for name, value in scalars(record).items():
             self._board.add_scalar(name, value, record.epoch)
 
     def draw(self) -> None:
@@ -133,8 +133,9 @@ def _line(record: EpochRecord) -> str:
     return "  ".join(parts)
 
 
-def _scalars(record: EpochRecord) -> dict[str, float]:
-    scalars: dict[str, Any] = {
+def scalars(record: EpochRecord) -> dict[str, float]:
+    """The numbers of an epoch by the names that TensorBoard and other trackers show."""
+    values: dict[str, Any] = {
         "loss/train": record.train_loss,
         "loss/validation": record.validation_loss,
         "dice/validation": record.validation_dice,
@@ -144,7 +145,7 @@ def _scalars(record: EpochRecord) -> dict[str, float]:
         **{f"terms/{n}": v for n, v in record.terms.items()},
         **{f"gradient_norm/{n}": v for n, v in record.gradient_norms.items()},
     }
-    return {name: float(value) for name, value in scalars.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def _draw(records: list[EpochRecord], path: Path) -> None:

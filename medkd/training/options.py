@@ -12,6 +12,8 @@ from medkd.core.limits import check_numbers, is_whole, option_name
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+TrackerName = Literal["wandb", "mlflow"]
+TRACKERS: tuple[TrackerName, ...] = ("wandb", "mlflow")
 INIT_FROM_TEACHER = "teacher"
 """Value of ``--init``."""
 CACHED, OUT_OF_FOLD = "cached", "out-of-fold"
@@ -44,6 +46,7 @@ class RunOptions:
         protocol: name or file of a published protocol whose settings are taken, ``none`` for no protocol; None takes
             the plan's.
         validate: predict and score the fold's validation cases at the end.
+        track: ``wandb`` or ``mlflow``: show the training there, see :mod:`medkd.training.tracking`; None sends nothing.
 
     Raises:
         RunError: a number is outside of its limits, or the tag would lead out of the results folder.
@@ -65,6 +68,7 @@ class RunOptions:
     weights: str | None = None
     protocol: str | None = None
     validate: bool = True
+    track: TrackerName | None = None
 
     whole_numbers: ClassVar[Mapping[str, int]] = {
         "epochs": 1,
@@ -81,6 +85,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_numbers(self, dict(self.whole_numbers), self.positive_numbers)
         check_choice("--precision", self.precision, (None, *PRECISIONS))
+        check_choice("--track", self.track, (None, *TRACKERS))
         if self.resume and self.overwrite:
             raise RunError("Expected --continue or --overwrite, found both; leave one of them out.")
         if self.tag is not None:

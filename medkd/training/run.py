@@ -23,6 +23,7 @@ from medkd.training.options import RunOptions
 from medkd.training.plausibility import warn_of_a_poor_teacher
 from medkd.training.ranks import current, one_after_another, own_device, together
 from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
+from medkd.training.tracking import Tracking, check_tracker, told
 
 AnyTask = TrainingTask[Any, Any, Any]
 AnyJob = Job[Any, Any, Any]
@@ -51,6 +52,7 @@ def train(task: AnyTask, dataset: str | int, network: str, fold: int | str, opti
         MedkdError: anything about the data, the plan or the settings that does not fit.
     """
     options = options or task.options()
+    check_tracker(options.track)
     with together(task, options):
         return _train(task, read_fold(task, dataset, fold, options), network)
 
@@ -84,6 +86,7 @@ def train_distill(
         MedkdError: anything else that does not fit.
     """
     options = options or task.options()
+    check_tracker(options.track)
     with together(task, options):
         model = find_teacher(task, dataset, teacher, options)
         with one_after_another(options.device):
@@ -129,6 +132,7 @@ def rehearse(
 ) -> tuple[AnyJob, Lesson]:
     """The job of a training and its networks, without weights where shapes suffice; see :func:`dry_run`."""
     options = options or task.options()
+    check_tracker(options.track)
     model = None if teacher is None else find_teacher(task, dataset, teacher, options)
     data = read_fold(task, dataset, fold, options, write=False)
     job = make_job(task, data, network, model, None if model is None else method)
@@ -272,8 +276,10 @@ def _train(
 ) -> Path:
     job = make_job(task, data, network, model, method)
     ranks, finished = current(), is_finished(job)
+    if ranks.first:
+        job = replace(job, tracking=Tracking(job.options.track, job.folder, job.dataset))
     ranks.agree(_told(job), job.device, _OTHERWISE)  # and nobody writes before all have looked
-    with fold_lock(job.folder) if ranks.first else nullcontext():
+    with fold_lock(job.folder) if ranks.first else nullcontext(), told(task, job):
         if not finished:
             _fit(task, job)
         return finish(task, job) if ranks.first else job.folder
@@ -291,7 +297,10 @@ def _fit(task: AnyTask, job: AnyJob) -> None:
     lesson.prepare()
     ranks = current()
     if ranks.first:
-        begin(replace(job, run=lesson.described(job.run)), lesson.seen)
+        run = lesson.described(job.run)
+        begin(replace(job, run=run), lesson.seen)
+        if job.tracking is not None:
+            job.tracking.begin(run)
     with explained(job.folder):
         lesson.fit()
     ranks.wait(job.device)

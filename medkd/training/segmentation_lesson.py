@@ -28,6 +28,7 @@ from medkd.training.cached import cache_merged, cache_targets, mirrored_by_both
 from medkd.training.cases_without_labels import unlabelled_of
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
+from medkd.training.hooks import TellTracker
 from medkd.training.job import HELPER_SEED, Lesson, method_names
 from medkd.training.losses import SegmentationLoss
 from medkd.training.merged import MergedPredictor
@@ -127,7 +128,7 @@ class SegmentationLesson(Lesson):
         """The loop, ready to start; a student that inherits has its first weights."""
         job, data, settings = self.job, fold_data(self.job, self._targets, self._places), loop_settings(self.job)
         if self.distiller is None:
-            return SegmentationTrainer(self.student, data, settings, job.folder)
+            return self._told(SegmentationTrainer(self.student, data, settings, job.folder))
         trainer = DistillationTrainer(self.student, self.distiller, data, settings, job.folder)
         continues = job.options.resume and (job.folder / LATEST).exists()
         if self._start is not None and not continues:
@@ -136,6 +137,12 @@ class SegmentationLesson(Lesson):
             trainer.inherit(*self._start)
         self._start = None
         self._networks.clear()  # with cached targets nothing else holds the teacher
+        return self._told(trainer)
+
+    def _told(self, trainer: SegmentationTrainer) -> SegmentationTrainer:
+        """The loop, which tells a tracker of its epochs where one is asked for."""
+        if self.job.tracking is not None:
+            trainer.hooks = [*trainer.hooks, TellTracker(self.job.tracking)]
         return trainer
 
     def describe(self) -> DryRun:

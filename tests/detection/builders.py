@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,3 +84,14 @@ def make_store(raw: Path, folder: Path, image_size: int = 640) -> DetectionStore
         assert label is not None
         writer.write(case, image, BoxAnnotation.load(label), source_of_case(image, label))
     return writer.finish([case for case, _, _ in files])
+
+
+class Told:
+    """A tracker that remembers the epochs that it was told of."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def epoch(self, record: Any) -> None:
+        """See :meth:`medkd.training.tracking.Tracking.epoch`."""
+        self.records.append(record)

@@ -19,6 +19,7 @@ from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, lo
 from medkd.evaluation.detection.matching import match_coco
 from medkd.evaluation.detection.metrics import average_precisions
 from medkd.evaluation.detection.predictions import Boxes
+from medkd.training.hooks import TellTracker
 from medkd.training.trainer import LoopSettings, Trainer
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
@@ -35,7 +36,10 @@ def fit(job: DetectionJob) -> None:
         DataError: a stored image is missing or damaged.
         PlanError: the plan's sampling draws no image.
     """
-    DetectionTrainer(job, loop_settings(job)).fit(resume=job.resume)
+    trainer = DetectionTrainer(job, loop_settings(job))
+    if job.tracking is not None:
+        trainer.hooks = [*trainer.hooks, TellTracker(job.tracking)]
+    trainer.fit(resume=job.resume)
 
 
 def loop_settings(job: DetectionJob) -> LoopSettings:

@@ -343,6 +343,7 @@ class YoloTrainer(DetectionTrainer):
         )
         self._run_log.add(record)
         self._watch.after_epoch(self.epoch, terms)
+        self.job.tell(record)
 
     def close(self) -> None:
         """Close the log and the progress bar."""

@@ -19,6 +19,7 @@ from medkd.detection.tv.training import DetectionTrainer, loop_settings, mean_av
 from medkd.distillation import Context, build_method
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.logs import read_log
+from tests.detection.builders import Told
 from tests.detection.tv.builders import SIZE, job, make, narrow, small_store  # noqa: F401 - a fixture
 
 
@@ -52,10 +53,12 @@ class _Killed(DetectionTrainer):
 
 @pytest.mark.usefixtures("narrow")
 def test_two_epochs_leave_what_prediction_and_the_report_need(tmp_path: Path) -> None:
-    given = job(tmp_path / "fold_0", small_store(tmp_path), make("faster_rcnn_r18", classes=1))
+    told = Told()
+    given = job(tmp_path / "fold_0", small_store(tmp_path), make("faster_rcnn_r18", classes=1), tracking=told)
     before = given.detector.scorer.box_predictor.cls_score.weight.detach().clone()
     medkd.detection.tv.fit(given)
     records = read_log(given.folder)
+    assert told.records == records
     assert [r.epoch for r in records] == [0, 1] and all(
         r.validation_score is not None and r.validation_dice is None for r in records
     )

@@ -27,6 +27,7 @@ from medkd.detection.yolo.data import EpochSampler
 from medkd.detection.yolo.offline import quiet
 from medkd.detection.yolo.settings import settings_of
 from medkd.training.logs import read_log
+from tests.detection.builders import Told
 from tests.detection.yolo.builders import SIZE, ToyDistiller, calibrated, make, make_job
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +47,8 @@ def weights_of(folder: Path, name: str) -> Any:
 def test_a_detector_is_trained_alone(tmp_path: Path) -> None:
     detector = make()
     before = state_of(detector)
-    job = make_job(tmp_path, detector)
+    told = Told()
+    job = make_job(tmp_path, detector, tracking=told)
     fit(job)
     final, best = (load_checkpoint(job.folder / f"checkpoint_{name}.pt") for name in ("final", "best"))
     assert final["schema"] == best["schema"] == 1 and final["epoch"] == 1
@@ -57,6 +59,7 @@ def test_a_detector_is_trained_alone(tmp_path: Path) -> None:
     other.load_state_dict(final["network"])
     assert all(torch.equal(value, state_of(detector)[name]) for name, value in final["network"].items())
     records = read_log(job.folder)
+    assert told.records == records
     assert [r.epoch for r in records] == [0, 1]
     assert set(records[0].terms) == {"box_loss", "cls_loss", "dfl_loss"} and records[0].validation_score is not None
     network = weights_of(job.folder, "last.pt")
