@@ -7,9 +7,10 @@
 
 A student is a network, and after a colon its width divisor. All students see the same batches, those of the first seed:
 they are trained side by side, one step each, and the teacher, which is most of a step's cost, looks at a batch once for
-all of them; further seeds change the initial weights only. Everything else is what ``medkd_train_distill`` does, and
-the run folders are the same. The time of a step is measured per student in processor seconds; the teacher's is added
-where the method needs one. Memory is that of the tensors alive at once during a step, beyond those before it.
+all of them; further seeds change the initial weights only. (Of one student ``medkd_train_distill`` does so with
+METHOD1,METHOD2; here are several, and the cost of a step is measured.) Everything else is what ``medkd_train_distill``
+does, and the run folders are the same. The time of a step is measured per student in processor seconds; the teacher's
+is added where the method needs one. Memory is that of the tensors alive at once during a step, beyond those before it.
 A killed run continues from the last finished epoch.
 """
 
@@ -22,20 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.collect_runs import collect
 from benchmarks.measure import machine
 from medkd.core.errors import MethodError
-from medkd.core.features import Outputs, Progress
+from medkd.core.features import Progress
 from medkd.core.files import read_json, write_json
 from medkd.core.live_memory import LivePeak
 from medkd.core.paths import Root
 from medkd.core.run import LATEST
-from medkd.distillation import METHODS, Distiller, Method
-from medkd.distillation.base import Needs
-from medkd.distillation.capture import Capture
+from medkd.distillation import METHODS
+from medkd.distillation.shared import SharedDistiller, SharedTeacher
 from medkd.models.guard import choose_teacher
 from medkd.networks import build_network
 from medkd.training.distillation import DistillationTrainer
@@ -47,65 +46,6 @@ from medkd.training.segmentation_task import SegmentationFold, SegmentationJob, 
 
 COST = "step_cost.json"
 TASK = SegmentationTask()
-
-
-class SharedTeacher:
-    """One teacher for many distillers: a batch goes through it once.
-
-    Args:
-        network: the teacher.
-        needs: everything that any of the methods wants captured.
-        continued: whether one of the methods continues the teacher.
-    """
-
-    def __init__(self, network: nn.Module, needs: Needs, continued: bool) -> None:
-        self.network = network.eval().requires_grad_(False)
-        if continued:
-            self.network.remember = True  # type: ignore[assignment]
-        self._capture = Capture(self.network, needs.teacher, needs.teacher_corrections, detach=True)
-        self._image: Tensor | None = None
-        self._outputs: Outputs | None = None
-        self.seconds = 0.0
-
-    def forget(self) -> None:
-        """Forget the last batch."""
-        self._image = self._outputs = None
-
-    def look(self, image: Tensor) -> Outputs:
-        """The teacher's outputs for this batch; the same batch is not computed twice."""
-        if self._outputs is None or self._image is None or not torch.equal(image, self._image):
-            begun = time.process_time()
-            with torch.no_grad(), self._capture as capture:
-                logits = self.network(image)
-            features = {n: t.float() for n, t in capture.features.items()}
-            corrections = {n: t.float() for n, t in capture.corrections.items()}
-            first = logits if isinstance(logits, Tensor) else logits[0]
-            self._image, self._outputs = (
-                image,
-                Outputs(logits=first.float(), features=features, corrections=corrections),
-            )
-            self.seconds += time.process_time() - begun
-        return self._outputs
-
-
-class SharedDistiller(Distiller):
-    """A distiller whose teacher is shared with others."""
-
-    def __init__(self, shared: SharedTeacher, method: Method) -> None:
-        super().__init__(shared.network, method)
-        self._shared = shared
-
-    def run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
-        """What the shared teacher said of these images."""
-        if self.method.averages:  # its own passes over mirrored copies cannot be shared
-            return super().run_teacher(image, progress)
-        seen = self._shared.look(image)
-        return Outputs(
-            logits=seen.logits,
-            features=seen.features,
-            corrections=seen.corrections,
-            forward_from=self._forward_from(image.device.type),
-        )
 
 
 @dataclass
@@ -124,7 +64,8 @@ def enter(data: SegmentationFold, student: str, method: str, source: Any, shared
     job = make_job(TASK, data, student, source, method)
     torch.manual_seed(job.options.seed)
     network = build_network(job.run.network)
-    distiller = SharedDistiller(shared, method_for(job, network, shared.network))
+    teacher: Any = shared.network
+    distiller = SharedDistiller(shared, method_for(job, network, teacher))
     trainer = DistillationTrainer(network, distiller, fold_data(job), loop_settings(job), job.folder)
     trainer.hooks = [hook for hook in trainer.hooks if not isinstance(hook, ProgressBar)]
     if not (job.folder / LATEST).exists():
@@ -140,8 +81,9 @@ def step(entrant: Entrant, batch: Any) -> None:
     entrant.steps += 1
 
 
-def train(entrants: list[Entrant], shared: SharedTeacher) -> None:
-    """Train all students epoch by epoch, step by step."""
+def train(entrants: list[Entrant], shared: SharedTeacher) -> float:
+    """Train all students epoch by epoch, step by step; returns the processor seconds of the teacher's passes."""
+    seconds = 0.0
     first = entrants[0].trainer
     budget = first.settings.budget
     for entrant in entrants:
@@ -154,14 +96,18 @@ def train(entrants: list[Entrant], shared: SharedTeacher) -> None:
                 entrant.trainer.begin_epoch()
             for _ in range(budget.iterations_per_epoch):
                 batch = next(batches)
+                begun = time.process_time()
+                shared.forget()
                 with first.autocast():
                     shared.look(batch[0].to(first.settings.device))
+                seconds += time.process_time() - begun
                 for entrant in entrants:
                     step(entrant, batch)
                 bar.update()
             for entrant in entrants:
                 # the seconds of a shared epoch say nothing of one student, so they are left at zero; see the costs
                 entrant.trainer.end_epoch(seconds=0.0)
+    return seconds
 
 
 def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
@@ -177,14 +123,14 @@ def peak_memory(entrant: Entrant, shared: SharedTeacher, batch: Any) -> float:
     return live.highest / 2**20
 
 
-def finish_all(entrants: list[Entrant], shared: SharedTeacher) -> None:
-    """Save the weights, note the cost of a step, predict and score."""
+def finish_all(entrants: list[Entrant], shared: SharedTeacher, seconds: float) -> None:
+    """Save the weights, note the cost of a step (the teacher's passes took ``seconds``), predict and score."""
     batch = next(entrants[0].trainer.batches(0))
     looks = max(entrants[0].steps, 1)
     for entrant in entrants:
         trainer = entrant.trainer
         if entrant.steps:
-            teacher = shared.seconds / looks if trainer.distiller.needs_teacher else 0.0
+            teacher = seconds / looks if trainer.distiller.needs_teacher else 0.0
             helpers = sum(p.numel() for p in trainer.helpers().parameters() if p.requires_grad)
             content = {
                 "own_seconds": entrant.seconds / entrant.steps,
@@ -236,24 +182,19 @@ def folds(o: argparse.Namespace, patch: tuple[int, ...] | None) -> list[tuple[Se
     return found
 
 
-def possible(
-    data: SegmentationFold, student: str, names: list[str], source: Any, network: Any
-) -> tuple[list[str], Needs, bool]:
-    """The methods that exist for this pair of networks, what they need of the teacher, and whether one of them
-    continues it.
-    """
+def possible(data: SegmentationFold, student: str, names: list[str], source: Any, network: Any) -> list[str]:
+    """The methods that exist for this pair of networks."""
     job = make_job(TASK, data, student, source, "none")
     own = build_network(job.run.network)
-    needs, continued, methods = Needs(), False, []
+    methods = []
     for name in names:
         try:
-            method = method_for(replace(job, run=replace(job.run, method=name)), own, network)
+            method_for(replace(job, run=replace(job.run, method=name)), own, network)
         except MethodError as error:
             print(f"{name}: left out. {error}")
             continue
         methods.append(name)
-        needs, continued = needs | method.needs(), continued or method.continues_teacher
-    return methods, needs, continued
+    return methods
 
 
 def arguments() -> argparse.Namespace:
@@ -298,15 +239,11 @@ def main() -> None:
     source.check_fits(first.plan, first.configuration, first.description)
     chosen = choose_teacher(source, o.fold, first.split, first.store.cases(), first.raw)
     network = chosen.network().to(first.device)
-    entered, needs, continued = [], Needs(), False
+    shared, entrants = SharedTeacher(network), []
     for data, student in folds(o, tuple(o.patch_size) if o.patch_size else None):
-        methods, wanted, goes_on = possible(data, student, o.methods, source, network)
-        entered += [(data, student, method) for method in methods]
-        needs, continued = needs | wanted, continued or goes_on
-    shared = SharedTeacher(network, needs, continued)
-    entrants = [enter(data, student, method, source, shared) for data, student, method in entered]
-    train(entrants, shared)
-    finish_all(entrants, shared)
+        for method in possible(data, student, o.methods, source, network):
+            entrants.append(enter(data, student, method, source, shared))
+    finish_all(entrants, shared, train(entrants, shared))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ _EXPORTS = {
     "report": "medkd.evaluation.report.write:make_report",
     "train": "medkd.api",
     "train_distill": "medkd.api",
+    "train_side_by_side": "medkd.api",
 }
 __all__ = [
     "DataError",
@@ -68,11 +69,22 @@ __all__ = [
     "report",
     "train",
     "train_distill",
+    "train_side_by_side",
 ]
 
 if TYPE_CHECKING:
     from dataset_conversion.convert import convert_dataset as convert
-    from medkd.api import cross_validate, dry_run, evaluate, load, plan_and_preprocess, predict, train, train_distill
+    from medkd.api import (
+        cross_validate,
+        dry_run,
+        evaluate,
+        load,
+        plan_and_preprocess,
+        predict,
+        train,
+        train_distill,
+        train_side_by_side,
+    )
     from medkd.api.best_configuration import best_configuration
     from medkd.api.compress import compress
     from medkd.core.errors import DataError, LeakError, MedkdError, MethodError, PlanError, RunError

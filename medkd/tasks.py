@@ -47,6 +47,7 @@ class Task:
         plan_line: the content of ``plans.json`` in a few words.
         train: train alone.
         train_distill: train with a teacher; None where nothing can be distilled.
+        train_side_by_side: train with several methods at once; None where that is not possible.
         dry_run: what training would do, in lines.
         score_teacher: score a teacher that was trained elsewhere; None where there are none.
         load: a model that is loaded once, with ``predict``.
@@ -77,6 +78,7 @@ class Task:
     plan_line: Column
     train: Column
     train_distill: Column | None = None
+    train_side_by_side: Column | None = None
     dry_run: Column
     score_teacher: Column | None = None
     load: Column
@@ -164,6 +166,7 @@ register_task(
         plan_line=Lazy("medkd.cli.plan_tables:segmentation_line"),
         train=Lazy("medkd.training.segmentation_task:train"),
         train_distill=Lazy("medkd.training.segmentation_task:train_distill"),
+        train_side_by_side=Lazy("medkd.training.segmentation_task:train_side_by_side"),
         dry_run=Lazy("medkd.training.segmentation_task:dry_run"),
         score_teacher=Lazy("medkd.training.teacher_scores:score_teacher"),
         load=Lazy("medkd.inference.loaded:load"),

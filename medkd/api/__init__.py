@@ -48,7 +48,7 @@ medkd.core.errors.RunError: medkd.train has no setting 'epoch'. Did you mean 'ep
 from __future__ import annotations
 
 from medkd.api.scores import cross_validate, evaluate, measure, score_teacher
-from medkd.api.steps import dry_run, load, plan_and_preprocess, predict, train, train_distill
+from medkd.api.steps import dry_run, load, plan_and_preprocess, predict, train, train_distill, train_side_by_side
 from medkd.models.named import data_of_model, find_model, task_of_model
 
 __all__ = [
@@ -65,4 +65,5 @@ __all__ = [
     "task_of_model",
     "train",
     "train_distill",
+    "train_side_by_side",
 ]

@@ -23,6 +23,7 @@ from medkd.evaluation.segmentation.results import Summary
 from medkd.evaluation.statistics import Interval, finite, paired_difference
 from medkd.evaluation.table import format_interval, text_table
 from medkd.tasks import task_of_run
+from medkd.training.ranks import refuse_several
 
 BEST_CONFIGURATION_FILE = "best_configuration.json"
 _log = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ def best_configuration(
         RunError: there are no two such runs, or they have no scored fold in common.
         DataError: they were scored on other cases, or the raw scans are not there any more.
     """
+    refuse_several("medkd_best_configuration")
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     found = _find_runs(place.results / name, runs)

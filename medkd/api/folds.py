@@ -17,30 +17,33 @@ FOLDS = "folds"
 _log = logging.getLogger(__name__)
 
 
-def train_folds(train_fold: Callable[[str], Path], dataset: str | int, root: str | Path | None, validate: bool) -> Path:
+def train_folds(
+    train_fold: Callable[[str], list[Path]], dataset: str | int, root: str | Path | None, validate: bool
+) -> list[Path]:
     """Train every fold of the data set's splits and put their scores together.
 
     Folds that are finished are left as they are where the training is told to continue. Of several processes that train
     together the first one puts the scores together.
 
     Args:
-        train_fold: trains a fold; returns its folder.
+        train_fold: trains a fold of one run, or of several; returns their folders.
         dataset: number or full name.
         root: medkd's folder.
         validate: whether folds are scored; without scores there is nothing to put together.
 
     Returns:
-        The folder with the scores of all folds, or the run folder where there are none.
+        Of each run the folder with the scores of all folds, or the run folder where there are none.
     """
     from medkd.evaluation.cross_validation import cross_validate
 
-    run = train_fold("0").parent  # the first fold makes the splits where there are none
+    runs = [folder.parent for folder in train_fold("0")]  # the first fold makes the splits where there are none
     place = Root.resolve(root)
     count = len(load_splits(place.preprocessed / place.dataset_name(dataset) / SPLITS_FILE))
     for fold in range(1, count):
         _log.info("fold %d of %d", fold + 1, count)
         train_fold(str(fold))
     if not validate or not current().first:
-        return run
-    cross_validate(run, expected=count)
-    return run / CROSS_VALIDATION
+        return runs
+    for run in runs:
+        cross_validate(run, expected=count)
+    return [run / CROSS_VALIDATION for run in runs]

@@ -126,7 +126,9 @@ def train(
     """
     task, chosen = chosen_options(dataset, options, settings)
     if fold == FOLDS:
-        return train_folds(lambda one: task.train(dataset, network, one, chosen), dataset, chosen.root, chosen.validate)
+        return train_folds(
+            lambda one: [task.train(dataset, network, one, chosen)], dataset, chosen.root, chosen.validate
+        )[0]
     return task.train(dataset, network, fold, chosen)
 
 
@@ -159,11 +161,58 @@ def train_distill(
         MedkdError: anything else that does not fit.
     """
     task, chosen = chosen_options(dataset, options, settings)
-    train_fold = task.column("train_distill")
+    if "," in method:
+        raise RunError(
+            f"Expected one method, found '{method}'; give several to medkd.train_side_by_side, or join them with + to "
+            "be one loss."
+        )
+    one_fold = task.column("train_distill")
     if fold != FOLDS:
-        return train_fold(dataset, str(teacher), student, method, fold, chosen)
+        return one_fold(dataset, str(teacher), student, method, fold, chosen)
     return train_folds(
-        lambda one: train_fold(dataset, str(teacher), student, method, one, chosen),
+        lambda one: [one_fold(dataset, str(teacher), student, method, one, chosen)],
+        dataset,
+        chosen.root,
+        chosen.validate,
+    )[0]
+
+
+def train_side_by_side(
+    dataset: str | int,
+    teacher: str | Path,
+    student: str,
+    methods: Sequence[str],
+    fold: int | str,
+    options: TrainOptions | DetectorOptions | None = None,
+    **settings: Any,
+) -> list[Path]:
+    """:func:`train_distill` with several methods at once, which share batches and the teacher's pass.
+
+    Each has the run folder, the files and, on the same machine and with one thread, the very weights that it would have
+    alone. Parameters of methods (``method_parameters``) go to the method that they name.
+
+    Args:
+        dataset: number or full name.
+        teacher: as for :func:`train_distill`.
+        student: name of a network.
+        methods: two or more, each as for :func:`train_distill`.
+        fold: likewise.
+        options: what may be set, for all of them.
+        settings: single fields of the options.
+
+    Returns:
+        What :func:`train_distill` returns, per method.
+
+    Raises:
+        RunError: the data set's task cannot, or one of them failed in training; the others are finished.
+        MedkdError: whatever would be refused of any of them alone; nothing was trained then.
+    """
+    task, chosen = chosen_options(dataset, options, settings)
+    train_all = task.column("train_side_by_side")
+    if fold != FOLDS:
+        return train_all(dataset, str(teacher), student, methods, fold, chosen)
+    return train_folds(
+        lambda one: train_all(dataset, str(teacher), student, methods, one, chosen),
         dataset,
         chosen.root,
         chosen.validate,

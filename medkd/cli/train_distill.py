@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from medkd import api
 from medkd.cli import common
@@ -35,7 +36,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "method",
         metavar="METHOD",
-        help="a method, or several joined by +, see medkd_list methods; none trains the student alone",
+        help="a method, or several joined by + to be one loss, see medkd_list methods; none trains the student alone. "
+        "Several with commas between them are trained side by side, a run each, with one pass of the teacher for all",
     )
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, all (cases), or folds (one after another)")
     parser.add_argument(
@@ -53,10 +55,30 @@ def _run(arguments: argparse.Namespace) -> None:
     reuse_freed_memory()
     settings = training_settings(arguments)
     teacher, student, method = arguments.teacher, arguments.student, arguments.method
+    methods = common.names(method) or (method,)
     if arguments.dry_run:
-        lines = api.dry_run(arguments.dataset, student, arguments.fold, teacher=teacher, method=method, **settings)
+        _dry_run(arguments, methods, settings)
+    elif len(methods) == 1:
+        folder = api.train_distill(arguments.dataset, teacher, student, methods[0], arguments.fold, **settings)
+        if current().first:
+            print(folder)
+    else:
+        folders = api.train_side_by_side(arguments.dataset, teacher, student, methods, arguments.fold, **settings)
+        print("\n".join(map(str, folders)))
+
+
+def _dry_run(arguments: argparse.Namespace, methods: Sequence[str], settings: dict[str, Any]) -> None:
+    """What each of them would do, one after another."""
+    from medkd.training.several_methods import parameters_per_method  # loads torch
+
+    key = "method_parameters"
+    for method, own in zip(methods, parameters_per_method(settings.get(key, {}), methods), strict=True):
+        lines = api.dry_run(
+            arguments.dataset,
+            arguments.student,
+            arguments.fold,
+            teacher=arguments.teacher,
+            method=method,
+            **{**settings, key: own},
+        )
         print("\n".join(lines))
-        return
-    folder = api.train_distill(arguments.dataset, teacher, student, method, arguments.fold, **settings)
-    if current().first:
-        print(folder)

@@ -101,7 +101,7 @@ class Distiller:
             MethodError: the student did not run inside :meth:`student_capture`, or teacher and student logits differ in
                 shape.
         """
-        student = _outputs(logits, self._captured_features(), {}, None)
+        student = outputs_of(logits, self._captured_features(), {}, None)
         if cached is not None:
             teacher = Outputs(logits=cached.float(), average=cached.float())
         else:
@@ -143,20 +143,25 @@ class Distiller:
         return _gathered(self.run_teacher(image, progress), self.gather)
 
     def run_teacher(self, image: Tensor, progress: Progress) -> Outputs:
-        """What the teacher says of a batch of images, without a gradient; whoever shares a teacher overrides it."""
-        assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
+        """What the teacher says of a batch of images, without a gradient."""
+        assert self.teacher is not None  # narrowed for the type checker; see __init__
         self.teacher.eval()
         wanted = self.method.wants_average(progress) and self._other_passes > 0
         # These come first: a method may continue from what the last pass left behind.
-        others = self._other_probabilities(image) if wanted else None
-        with torch.no_grad(), self._teacher as capture:
-            logits = self.teacher(image.detach())
-        outputs = _outputs(logits, capture.features, capture.corrections, self._forward_from(image.device.type))
+        others = self.other_probabilities(image) if wanted else None
+        outputs = self.plain_pass(image)
         if others is None:
             return outputs
         regions, count = self.method.context.regions, self._other_passes
         mean = (count * others + probabilities_of(outputs.logits, regions)) / (count + 1)
         return replace(outputs, average=logits_of(mean, regions))
+
+    def plain_pass(self, image: Tensor) -> Outputs:
+        """What the teacher says of the images as they are; whoever shares a teacher overrides it."""
+        assert self.teacher is not None and self._teacher is not None  # narrowed for the type checker; see __init__
+        with torch.no_grad(), self._teacher as capture:
+            logits = self.teacher(image.detach())
+        return outputs_of(logits, capture.features, capture.corrections, self.forward_from(image.device.type))
 
     @property
     def _other_passes(self) -> int:
@@ -164,7 +169,7 @@ class Distiller:
         return len(mirrorings(self.method.context.mirror_axes)) * (1 + len(self.partners)) - 1
 
     @torch.no_grad()
-    def _other_probabilities(self, image: Tensor) -> Tensor:
+    def other_probabilities(self, image: Tensor) -> Tensor:
         """Mean probabilities over all mirrorings of teacher and partners, without the teacher's plain pass."""
         return mean_of(self._mirrored_probabilities(image))
 
@@ -176,10 +181,10 @@ class Distiller:
             for flip in flips:
                 if network is self.teacher and not flip:
                     continue
-                found = _outputs(network(image.flip(flip)), {}, {}, None).logits
+                found = outputs_of(network(image.flip(flip)), {}, {}, None).logits
                 yield probabilities_of(found.flip(flip), self.method.context.regions)
 
-    def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
+    def forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
         """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the
         teacher.
         """
@@ -221,7 +226,7 @@ class Distiller:
         if target.labelled is None or self.teacher is None:
             return batch
         with torch.no_grad():
-            logits = _outputs(self.teacher(image), {}, {}, None).logits
+            logits = outputs_of(self.teacher(image), {}, {}, None).logits
         return image, completed(target, logits, self.method.context.regions)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -278,12 +283,13 @@ def _beyond_outputs(method: Method) -> str:
     return kinds[-1].__name__
 
 
-def _outputs(
+def outputs_of(
     logits: Tensor | Sequence[Tensor],
     features: Mapping[str, Tensor],
     corrections: Mapping[str, Tensor],
     forward_from: Callable[[str, Tensor], Tensor] | None,
 ) -> Outputs:
+    """One forward pass in float32: logits, or a list of them with the full resolution first, and what was captured."""
     every = [logits] if isinstance(logits, Tensor) else list(logits)
     return Outputs(
         logits=every[0].float(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.paths import Root
 from medkd.core.registry import Registry, foreign_modules
 from medkd.core.run import Budget, NetworkSpec, RunDescription, StartWeights
@@ -339,6 +340,29 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
             job: what is trained.
             weightless: shapes suffice, since nothing is going to be trained.
         """
+
+    def check_side_by_side(self) -> None:
+        """See that several methods can be trained side by side; by itself they cannot.
+
+        Raises:
+            RunError: they cannot.
+        """
+        raise RunError(f"Several methods at once are not possible for {self.name}; train one after another.")
+
+    def fit_together(
+        self, jobs: Sequence[Job[Plan, Store, Options]], start: Callable[[Job[Plan, Store, Options], Any], None]
+    ) -> Mapping[str, MedkdError]:
+        """Train jobs with one teacher and a method each side by side.
+
+        Args:
+            jobs: of one fold and one budget.
+            start: called with a job and its lesson before the first step.
+
+        Returns:
+            Run's name → why it failed; the others were trained to their end.
+        """
+        self.check_side_by_side()
+        return {}
 
     @abstractmethod
     def validate(self, job: Job[Plan, Store, Options], cases: tuple[str, ...]) -> None:

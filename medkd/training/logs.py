@@ -62,12 +62,13 @@ class RunLog:
     Args:
         folder: fold folder.
         first_epoch: later entries of an interrupted run are dropped, so that a continued run has each epoch once.
+        label: stands before what is said to the user, where several train beside each other; the files are without.
     """
 
-    def __init__(self, folder: Path, first_epoch: int) -> None:
+    def __init__(self, folder: Path, first_epoch: int, label: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
+        self._folder, self._label = folder, label
         self.records = [r for r in read_log(folder) if r.epoch < first_epoch]
         with atomic_path(folder / LOG_FILE) as temporary:
             temporary.write_text("".join(json.dumps(asdict(r)) + "\n" for r in self.records), encoding="utf-8")
@@ -75,7 +76,7 @@ class RunLog:
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Write a line to the text log and to the user."""
-        _log.log(logging.WARNING if warning else logging.INFO, text)
+        _log.log(logging.WARNING if warning else logging.INFO, f"{self._label}{text}")
         with (self._folder / TEXT_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
 

@@ -292,18 +292,22 @@ def _told(job: AnyJob) -> str:
 
 def _fit(task: AnyTask, job: AnyJob) -> None:
     lesson = task.build(job)
+    start_lesson(job, lesson)
+    with explained(job.folder):
+        lesson.fit()
+    current().wait(job.device)
+
+
+def start_lesson(job: AnyJob, lesson: Lesson) -> None:
+    """All that comes before the first step."""
     if not job.options.overwrite:
         check_cases(job.folder, job.split, lesson.seen)
     lesson.prepare()
-    ranks = current()
-    if ranks.first:
+    if current().first:
         run = lesson.described(job.run)
         begin(replace(job, run=run), lesson.seen)
         if job.tracking is not None:
             job.tracking.begin(run)
-    with explained(job.folder):
-        lesson.fit()
-    ranks.wait(job.device)
 
 
 def _choose(model: ModelFolder[Any], data: FoldData[Any, Any, Any]) -> Teacher[Any]:

@@ -41,6 +41,7 @@ from medkd.training.unlabelled import drawn_from, voxelwise_sentence
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
+    from medkd.training.side_by_side import Sharing
 
 _TRIED = 4  # samples of the step that shows whether terms can teach; relations between samples need several
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class SegmentationLesson(Lesson):
     Args:
         job: what is trained.
         weightless: the student has shapes only.
+        sharing: gives the teacher's networks and distillers where other lessons use them, too.
 
     Attributes:
         student: what is trained.
@@ -61,8 +63,9 @@ class SegmentationLesson(Lesson):
         MedkdError: student, teacher and method do not fit.
     """
 
-    def __init__(self, job: SegmentationJob, *, weightless: bool = False) -> None:
+    def __init__(self, job: SegmentationJob, *, weightless: bool = False, sharing: Sharing | None = None) -> None:
         self.job = job
+        self._sharing = sharing
         self._targets: Path | None = None
         self._places: Path | None = None
         torch.manual_seed(job.options.seed)
@@ -120,9 +123,13 @@ class SegmentationLesson(Lesson):
 
     def fit(self) -> None:
         """Train in the loop; what cannot teach is said before the first step."""
+        self.ready().fit(resume=self.job.options.resume)
+
+    def ready(self) -> SegmentationTrainer:
+        """The loop, ready to start; what cannot teach is said."""
         for line in self.doubts():
             _log.warning("%s", line)
-        self.trainer().fit(resume=self.job.options.resume)
+        return self.trainer()
 
     def trainer(self) -> SegmentationTrainer:
         """The loop, ready to start; a student that inherits has its first weights."""
@@ -189,11 +196,11 @@ class SegmentationLesson(Lesson):
         if merged_teachers(job) is not None:
             self._take_several()
             return
-        network = teacher.network()
+        network = self._load(teacher)
         self._start_from(network, teacher.model.describe())
         method = method_for(job, self.student, network)
         self._teachers, most = self._taking_part(teacher, method)
-        self._networks = [network if other.fold == teacher.fold else other.network() for other in self._teachers]
+        self._networks = [network if other.fold == teacher.fold else self._load(other) for other in self._teachers]
         if (method.averages or run.targets_tta) and most == 1 and not _averaged_axes(job):
             raise RunError(
                 f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, or the "
@@ -202,8 +209,15 @@ class SegmentationLesson(Lesson):
         if run.targets in STORED_TARGETS:
             self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
         else:
-            partners = self._networks[1:]
-            self.distiller = Distiller(network, method, partners=partners, confidence=run.confidence)
+            self.distiller = self._distiller(network, method)
+
+    def _load(self, teacher: Teacher[TrainedModel]) -> SegmentationNetwork:
+        network: SegmentationNetwork = teacher.network() if self._sharing is None else self._sharing.network(teacher)
+        return network
+
+    def _distiller(self, network: SegmentationNetwork, method: Method) -> Distiller:
+        make = Distiller if self._sharing is None else self._sharing.distiller
+        return make(network, method, partners=self._networks[1:], confidence=self.job.run.confidence)
 
     def _taking_part(self, teacher: Teacher[TrainedModel], method: Method) -> tuple[list[Teacher[TrainedModel]], int]:
         """The teacher's folds that teach, and the largest number of them that is averaged."""

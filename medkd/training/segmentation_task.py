@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import medkd.training.run as training_run
+import medkd.training.several_methods as several_methods
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.protocol_rows import merged_parameters, published_lines
@@ -33,6 +34,7 @@ from medkd.training.options import INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGET
 from medkd.training.plausibility import Score, number_at, table_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson
+from medkd.training.side_by_side import fit_together
 from medkd.training.unlabelled import split_with_unlabelled
 from medkd.training.validation import finish_fold
 
@@ -213,6 +215,15 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         """Student, and teachers with their method."""
         return SegmentationLesson(job, weightless=weightless)
 
+    def check_side_by_side(self) -> None:
+        """They can."""
+
+    def fit_together(
+        self, jobs: Sequence[SegmentationJob], start: Callable[[SegmentationJob, Any], None]
+    ) -> Mapping[str, MedkdError]:
+        """See :func:`medkd.training.side_by_side.fit_together`."""
+        return fit_together(jobs, start)
+
     def validate(self, job: SegmentationJob, cases: tuple[str, ...]) -> None:
         """Predict the cases in their native grid and score them; without labels, compare them with the teacher's."""
         if cases and not any(job.store.has_label(case) for case in cases):
@@ -241,6 +252,7 @@ def _own_name(summary: Mapping[str, Any], key: str) -> str:
 
 train = partial(training_run.train, SegmentationTask())
 train_distill = partial(training_run.train_distill, SegmentationTask())
+train_side_by_side = partial(several_methods.train_side_by_side, SegmentationTask())
 dry_run = partial(training_run.dry_run, SegmentationTask())
 
 

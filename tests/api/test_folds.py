@@ -38,5 +38,10 @@ def test_all_folds_are_trained_scored_and_put_together(root: Path) -> None:
     assert json.loads((found / "postprocessing.json").read_text())["folds"] == ["0", "1", "2"]
     student = medkd.train_distill(4, "unet_tiny", "unet_tiny", "kd", "folds", options, validate=False)
     assert sorted(folder.name for folder in student.glob("fold_*")) == ["fold_0", "fold_1", "fold_2"]
+    both = medkd.train_side_by_side(
+        4, "unet_tiny", "unet_tiny", ["none", "dml"], "folds", options, validate=False, tag="beside"
+    )
+    assert [run.name.split("__")[2] for run in both] == ["none", "dml"]
+    assert all(len(list(run.glob("fold_*/checkpoint_final.pt"))) == 3 for run in both)
     told = medkd.dry_run(4, "unet_tiny", "folds", options, tag="other")
     assert any("fold_0" in line for line in told)

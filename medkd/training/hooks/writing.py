@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 
 class WriteLog(Hook):
-    """Writes ``log.jsonl``, the text log, TensorBoard and ``progress.png``."""
+    """Writes ``log.jsonl``, the text log, TensorBoard and ``progress.png``.
+
+    Attributes:
+        label: stands before what is said to the user; set before the training starts.
+    """
 
     def __init__(self) -> None:
+        self.label = ""
         self._log: RunLog | None = None
 
     def before_train(self, trainer: Trainer) -> None:
         """Open the logs; epochs that are going to be repeated are dropped."""
-        self._log = RunLog(trainer.folder, trainer.epoch)
+        self._log = RunLog(trainer.folder, trainer.epoch, self.label)
 
     def after_epoch(self, trainer: Trainer, record: EpochRecord) -> None:
         """Append the epoch."""

@@ -1,0 +1,124 @@
+"""Training one student with several methods at once, for every task that can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.errors import MethodError, RunError
+from medkd.core.limits import option_name
+from medkd.training.job import method_names
+from medkd.training.lock import fold_lock
+from medkd.training.options import RunOptions
+from medkd.training.ranks import refuse_several
+from medkd.training.run import (
+    AnyJob,
+    AnyTask,
+    find_teacher,
+    finish,
+    is_finished,
+    make_job,
+    read_fold,
+    start_lesson,
+)
+
+
+def train_side_by_side(
+    task: AnyTask,
+    dataset: str | int,
+    teacher: str,
+    student: str,
+    methods: Sequence[str],
+    fold: int | str,
+    options: RunOptions | None = None,
+) -> list[Path]:
+    """:func:`~medkd.training.run.train_distill` with several methods at once, which share batches and the teacher's
+    pass.
+
+    Every method has the run folder, the files and the weights that it would have alone. One that fails does not stop
+    the others.
+
+    Args:
+        task: of the data set.
+        dataset: number or full name.
+        teacher: as for :func:`~medkd.training.run.train_distill`.
+        student: registry name.
+        methods: each as for :func:`~medkd.training.run.train_distill`.
+        fold: 0-4 or ``all``.
+        options: of the task's own kind; of the methods' parameters each method gets its own.
+
+    Returns:
+        The fold folders, in the order of the methods.
+
+    Raises:
+        RunError: the task cannot, several processes train together, a tracker is asked for, the methods' budgets
+            differ, or one of them failed in training; what was finished is kept.
+        MedkdError: whatever would be refused of any of them alone; nothing was trained then.
+    """
+    refuse_several("Several methods at once")
+    task.check_side_by_side()
+    options = options or task.options()
+    if options.track is not None:
+        raise RunError(
+            f"{option_name('track')} shows one training at a time, found {len(methods)} methods; leave it out, or "
+            "train one after another."
+        )
+    model = find_teacher(task, dataset, teacher, options)
+    task.prepare_like(dataset, model, options)
+    jobs = []
+    for method, own in zip(methods, parameters_per_method(options.method_parameters, methods), strict=True):
+        data = read_fold(task, dataset, fold, replace(options, method_parameters=own))
+        jobs.append(make_job(task, data, student, model, method))
+    _check_equal_budgets(jobs)
+    with ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(fold_lock(job.folder))
+        return _fit_and_finish(task, jobs)
+
+
+def _fit_and_finish(task: AnyTask, jobs: Sequence[AnyJob]) -> list[Path]:
+    """Train what is not finished yet, and score what is finished then."""
+    waiting = [job for job in jobs if not is_finished(job)]
+    failed = task.fit_together(waiting, start_lesson) if waiting else {}
+    folders = [finish(task, job) for job in jobs if job.folder.parent.name not in failed]
+    if failed:
+        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise RunError(f"{len(failed)} of {len(jobs)} trainings failed, the others are finished ({told}).")
+    return folders
+
+
+def parameters_per_method(parameters: Mapping[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Of ``METHOD.PARAMETER`` → value each method's own.
+
+    Raises:
+        MethodError: a method is named twice, or a parameter belongs to none of them.
+
+    >>> parameters_per_method({"kd.weight": 2, "at.weight": 3}, ["kd", "at+dml"])
+    [{'kd.weight': 2}, {'at.weight': 3}]
+    """
+    if len(set(methods)) != len(methods):
+        raise MethodError(f"Methods side by side must differ, found {', '.join(methods)}; name each once.")
+    found = []
+    for method in methods:
+        names = method_names(method)
+        found.append({key: value for key, value in parameters.items() if key.partition(".")[0] in names})
+    foreign = [key for key in parameters if not any(key in own for own in found)]
+    if foreign:
+        raise MethodError(
+            f"Setting '{foreign[0]}' belongs to none of {', '.join(methods)}; write METHOD.PARAMETER=VALUE with one of "
+            "them."
+        )
+    return found
+
+
+def _check_equal_budgets(jobs: Sequence[AnyJob]) -> None:
+    first = jobs[0]
+    for job in jobs[1:]:
+        if job.run.budget != first.run.budget:
+            raise RunError(
+                f"{first.run.method} and {job.run.method} are trained with different budgets here ({first.run.budget} "
+                f"and {job.run.budget}), as their protocol says; train them one after another."
+            )
