@@ -91,6 +91,8 @@ class Method(nn.Module):
         outputs_only: True where the teacher's logits suffice.
         needs_teacher: False where the method never looks at a teacher.
         averages: True where the teacher's average over its mirrorings and folds is the target (``Outputs.average``).
+        by_sample: True where every term is the mean over the samples of what each sample alone would give, as long as
+            every voxel is annotated; several processes then need not see each other's outputs.
         continues_teacher: True where student features go through the teacher's remaining layers
             (``Outputs.forward_from``).
         detection: True where the same formula is defined for detectors, on their necks' features or their class logits.
@@ -103,6 +105,7 @@ class Method(nn.Module):
     outputs_only: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     averages: ClassVar[bool] = False
+    by_sample: ClassVar[bool] = False
     continues_teacher: ClassVar[bool] = False
     detection: ClassVar[bool] = False
     per_logit: ClassVar[float] = 6.0

@@ -114,6 +114,7 @@ class JoinedMethods(Method):
         self.outputs_only = all(m.outputs_only for m in methods)  # type: ignore[misc]
         self.needs_teacher = any(m.needs_teacher for m in methods)  # type: ignore[misc]
         self.averages = any(m.averages for m in methods)  # type: ignore[misc]
+        self.by_sample = all(m.by_sample for m in methods)  # type: ignore[misc]
         self.continues_teacher = any(m.continues_teacher for m in methods)  # type: ignore[misc]
 
     def needs(self) -> Needs:

@@ -77,6 +77,11 @@ class Distiller:
         """Whether a teacher runs at all."""
         return self.method.needs_teacher
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether the terms of a batch without gaps in its labels are the mean of those of its samples."""
+        return self.method.by_sample and self._confidence == 0
+
     def student_capture(self, student: nn.Module) -> Capture:
         """The context in which the student's forward pass must run; ``student`` is the bare network, not a parallel
         wrapper.

@@ -16,6 +16,7 @@ class NoDistillation(Method):
     detection = True
     outputs_only = True
     needs_teacher = False
+    by_sample = True
     per_logit, per_feature = 0.0, 0.0
     bound = "nothing"
 

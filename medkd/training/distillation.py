@@ -42,7 +42,8 @@ class DistillationTrainer(SegmentationTrainer):
     ) -> None:
         super().__init__(network, data, settings, folder)
         self.distiller = distiller.to(settings.device)
-        if not self.ranks.alone:
+        self.by_sample = self.by_sample and distiller.by_sample
+        if not self.ranks.alone and not self.by_sample:
             self.distiller.gather = self.ranks.gathered
 
     def helpers(self) -> nn.Module:

@@ -77,8 +77,9 @@ class Pulse:
         self._stopped = threading.Event()
         self._lock = threading.RLock()  # a signal may come while it is held
         self._seen: dict[int, tuple[int, float]] = {}
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        for work in (self._beat, self._guard):
+            threading.Thread(target=work, daemon=True).start()
 
     @classmethod
     def begin(cls, number: int, count: int, message: Callable[[Death], str]) -> Pulse:
@@ -122,8 +123,16 @@ class Pulse:
             death = self._look() if self.watching and reached else None
             if self.watching and not reached:
                 death = Death(None, True)
+            self._answered = time.monotonic()
             if death is not None and self.watching:
                 self._end(death)
+                return
+
+    def _guard(self) -> None:
+        """See that the store answers: one whose machine lost its network is waited for without end."""
+        while not self._stopped.wait(self._every):
+            if self.watching and time.monotonic() - self._answered > self._patience:
+                self._end(Death(None, True))
                 return
 
     def _look(self) -> Death | None:

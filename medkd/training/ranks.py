@@ -3,10 +3,12 @@
 What is trained is what one process would train: every process ("rank") reads its own part of each batch, runs student
 and teacher on it, and gets the others' outputs (:meth:`Ranks.gathered`). So each sees the outputs of the whole batch,
 takes the whole loss, of the labels and of any method, and sends it back through its own part. The student's gradients
-are then summed over the ranks (:meth:`Ranks.share_gradients`), and every rank takes the same step.
+are then summed over the ranks (:meth:`Ranks.share_gradients`), and every rank takes the same step. Where the loss is
+the mean of what every sample alone would give (``by_sample``), nothing is gathered: each takes the loss of its own
+samples, and the gradients are averaged.
 
-``DistributedDataParallel`` would average the gradients of the ranks' own losses, which is another loss wherever a term
-is no mean over samples: Dice over the batch, voxels or scans without labels, relations between samples, memories. It
+``DistributedDataParallel`` does only the latter, which is another loss wherever a term is no mean over samples: Dice
+over the batch, voxels or scans without labels, norms and relations over the batch, memories; that is most methods. It
 would also stand between the network and those that capture its features, and sum once per backward pass, while
 clipping, fp16's scaler and the measured gradients of single terms need the sum at one moment, after the backward pass
 and before anything looks at it. One sum of everything does that in a few lines.
@@ -115,26 +117,39 @@ class Ranks:
             self._say(dist.all_reduce, numbers)
         return numbers
 
-    def sum_all(self, tensors: Sequence[Tensor]) -> None:
-        """Sum every tensor over the ranks, in place and in one go."""
+    def sum_all(self, tensors: Sequence[Tensor], *, mean: bool = False) -> None:
+        """Sum every tensor over the ranks, in place and in one go, or take the mean."""
         if self.alone or not tensors:
             return
         flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        if mean:
+            flat /= self.count
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view(tensor.shape))
 
-    def share_gradients(self, network: nn.Module, helpers: nn.Module | None) -> None:
+    def share_gradients(self, network: nn.Module, helpers: nn.Module | None, *, by_sample: bool) -> None:
         """Give all ranks the gradients of the whole batch.
 
         The network's are summed, since every rank has those of its own samples. The helpers', which see the outputs of
         the whole batch on every rank, are there already; their mean keeps differences of rounding from growing.
+
+        Args:
+            network: that is trained.
+            helpers: trained modules of the method.
+            by_sample: every rank took the loss of its own samples, so that all gradients are means.
         """
         if self.alone:
             return
-        gradients = _gradients(network)
-        for gradient in _gradients(helpers):
-            gradients.append(gradient.div_(self.count))
-        self.sum_all(gradients)
+        self.sum_all(_gradients(network), mean=by_sample)
+        self.sum_all(_gradients(helpers), mean=True)
+
+    def mean_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss terms of the whole batch, of those of every rank's own samples."""
+        if self.alone or not terms:
+            return terms
+        values = torch.stack([term.float() for term in terms.values()])
+        self.sum_all([values], mean=True)
+        return dict(zip(terms, values.unbind(), strict=True))
 
     def equalise(self, modules: Iterable[nn.Module | None]) -> None:
         """Give all ranks the first one's weights and buffers."""

@@ -81,6 +81,8 @@ class SegmentationTrainer(Trainer):
             cross_entropy=data.rule.cross_entropy,
             auxiliary=network.auxiliary_weight if data.rule.auxiliary is None else data.rule.auxiliary,
         )
+        gaps = data.unlabelled is not None or data.labels.ignore is not None
+        self.by_sample = not (self.loss.batch_dice or gaps)
         share_norms(network, self.ranks)
         self._augment, self._read = self._augmentation()
         self._validation: list[Batch] | None = None
@@ -117,14 +119,16 @@ class SegmentationTrainer(Trainer):
         return self.supervised(self.whole(logits), target)
 
     def shared(self, batch: Batch) -> Batch:
-        """This process' images, with the labels and targets of all."""
-        if self.ranks.alone:
+        """This process' images, with the labels and targets of the samples that its loss is about."""
+        if self.ranks.alone or self.by_sample:
             return batch
         moved = (part.to(self.settings.device, non_blocking=True) for part in batch[1:])
         return batch[0], *(self.ranks.gathered(part) for part in moved)
 
     def whole(self, logits: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-        """The network's outputs for the whole batch."""
+        """The network's outputs for the samples that the loss is about."""
+        if self.by_sample:
+            return logits
         if isinstance(logits, Tensor):
             return self.ranks.gathered(logits)
         return [self.ranks.gathered(scale) for scale in logits]

@@ -108,6 +108,8 @@ class Trainer:
         best_score: the highest validation score so far.
         method_terms: names of the loss terms that a method added to the task's own.
         ranks: this process among those that train the network together, see :mod:`medkd.training.ranks`.
+        by_sample: whether the loss is the mean over samples of what each alone would give, so that several processes
+            take it apart.
         hooks: what happens beside the steps, in the first of several processes; replace or extend them before
             :meth:`fit`.
         looks_at_every_step: whether the host looks at every gradient's norm, or once in an epoch.
@@ -125,6 +127,7 @@ class Trainer:
         self.method_terms: frozenset[str] = frozenset()
         self.looks_at_every_step = settings.device.type == "cpu"
         self.ranks = current()
+        self.by_sample = False
         self.hooks: Sequence[Hook] = self.usual_hooks() if self.ranks.first else []
 
     def usual_hooks(self) -> list[Hook]:
@@ -262,17 +265,18 @@ class Trainer:
         norms = self._gradient_norms(terms) if measure and len(terms) > 1 else {}
         loss = torch.stack(list(terms.values())).sum()
         self._scaler.scale(loss).backward()
-        self.ranks.share_gradients(self.network, self.helpers())
+        self.ranks.share_gradients(self.network, self.helpers(), by_sample=self.by_sample)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip or float("inf"))
         self._check_gradient(norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return {name: term.detach() for name, term in terms.items()}, norms
+        seen = {name: term.detach() for name, term in terms.items()}
+        return self.ranks.mean_terms(seen) if self.by_sample else seen, norms
 
     def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, float]:
         weights = [p for p in self.network.parameters() if p.requires_grad]
-        return gradient_norms(terms, weights, self.ranks.sum_all)
+        return gradient_norms(terms, weights, partial(self.ranks.sum_all, mean=self.by_sample))
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the chosen precision."""

@@ -25,6 +25,7 @@ import medkd.training.run as training_run
 from medkd.cli.train import main
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.run import FINAL, LATEST
 from medkd.detection.options import DetectorOptions
 from medkd.detection.task import DetectionTask
@@ -40,9 +41,10 @@ from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation_task import dry_run
 from tests.training.builders import NAME, PATCH, make_dataset
 from tests.training.ranks_worker import run_all
+from tests.training.unlabelled_builders import make_mixed
 
 COUNT = 2
-LIMIT = 150.0  # seconds after which a process of these tests is killed, whatever it does
+LIMIT = 200.0  # seconds after which a process of these tests is killed, whatever it does
 
 
 def _free_port() -> int:
@@ -91,6 +93,7 @@ class Training:
         rounding: by how much (relatively) the losses may differ. Where nothing but the order of sums differs, they are
             equal to 1e-6; ``cirkd`` sorts and draws, so that a single process differs by 5e-4 with another number of
             threads, too.
+        root: below the test's folder: ``plain``, or ``mixed`` with scans without labels.
     """
 
     tag: str
@@ -98,10 +101,11 @@ class Training:
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     rounding: float = 2e-5
+    root: str = "plain"
 
     def arguments(self, root: Path, side: str) -> dict[str, Any]:
         options = {
-            "root": str(root),
+            "root": str(root / self.root),
             "epochs": 2,
             "iterations_per_epoch": 4,
             "batch_size": 4,
@@ -117,14 +121,15 @@ class Training:
 
 
 TRAININGS = [
-    Training("alone"),
+    Training("alone", options={"iterations_per_epoch": 10}),  # and with two validation batches
     Training("live", method="kd"),
     Training("helpers", method="reviewkd"),
     Training("memory", method="cirkd", rounding=5e-3),
     Training("cached", method="kd", options={"targets": "cached"}),
-    Training("slices", options={"configuration": "2d"}),  # Dice over the batch
-    Training("norm", network="unet_r18", options={"configuration": "2d", "epochs": 1}),  # over the batch
-    Training("continued_teacher", method="crosskd"),
+    Training(
+        "norm", network="unet_r18", options={"configuration": "2d", "epochs": 1, "iterations_per_epoch": 2}
+    ),  # normalisation and Dice over the batch
+    Training("gaps", method="kd", root="mixed"),  # scans and voxels without labels
     Training("first_stage", method="maskd", options={"method_parameters": {"maskd.iterations": 3}}),
     Training("inherited", network="plain_unet", method="none", options={"init": "teacher", "width_divisor": 2}),
     Training("continued", method="reviewkd", options={"epochs": 3, "save_every": 1}),  # after an epoch by one process
@@ -144,8 +149,11 @@ def _one_thread() -> Iterator[None]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root where everything was trained by one process, and by two."""
     root = tmp_path_factory.mktemp("ranks")
-    make_dataset(root)
-    run_all([Training("", network="plain_unet", options={"tag": None, "epochs": 1}).arguments(root, "")])
+    make_dataset(root / "plain")
+    make_mixed(root / "mixed", labels=LabelSpec((("background", (0,)), ("small", (1,)), ("large", (2,))), ignore=3))
+    for name in ("plain", "mixed"):
+        teacher = Training("", network="plain_unet", options={"tag": None, "epochs": 1}, root=name)
+        run_all([teacher.arguments(root, "")])
     run_all([training.arguments(root, "one") for training in TRAININGS])
     assert not torch.distributed.is_initialized()
     _interrupted(TRAININGS[-1].arguments(root, "two"))
@@ -169,7 +177,7 @@ def _interrupted(training: dict[str, Any]) -> None:
 
 
 def _folder(root: Path, tag: str) -> Path:
-    (found,) = (root / "results" / NAME).glob(f"*__{tag}")
+    (found,) = root.glob(f"*/results/{NAME}/*__{tag}")
     return found / "fold_0"
 
 
@@ -199,7 +207,7 @@ def test_the_first_of_two_processes_alone_writes(root: Path) -> None:
 
 def test_a_rank_reads_its_own_samples_of_the_one_batch(root: Path) -> None:
     """Which are centred on structures, and what augmentation does, is that of the whole batch."""
-    store = CaseStore(root / "preprocessed" / NAME / "3d_fullres")
+    store = CaseStore(root / "plain" / "preprocessed" / NAME / "3d_fullres")
     sampler = PatchSampler((22, 22, 22), PATCH)
 
     def batch(part: range | None) -> Any:
@@ -243,8 +251,8 @@ def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path: Path, killed:
 
 def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    words = ["900", "unet_tiny", "0", "--root", str(tmp_path), "--epochs", "8", "--iterations-per-epoch", "4"]
-    words += ["--batch-size", "4", "--workers", "0", "--save-every", "1", "--device", "cpu", "--no-validate", "--tag"]
+    words = ["900", "unet_tiny", "0", "--root", str(tmp_path), "--epochs", "12", "--iterations-per-epoch", "4"]
+    words += ["--batch-size", "4", "--workers", "0", "--save-every", "4", "--device", "cpu", "--no-validate", "--tag"]
     folder, log = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0", tmp_path / "log"
     command = ["-m", "torch.distributed.run", "--nproc-per-node", str(COUNT), "--master-port", str(_free_port())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -283,11 +291,13 @@ class _Store:
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
-        self.gone = False
+        self.gone = self.frozen = False
 
     def add(self, name: str, amount: int) -> int:
         if self.gone:
             raise RuntimeError("no such host")
+        while self.frozen:
+            time.sleep(0.01)
         self.numbers[name] = self.numbers.get(name, 0) + amount
         return self.numbers[name]
 
@@ -307,6 +317,7 @@ def _first_death(act: Callable[[_Store, Pulse], None]) -> Death | None:
         act(store, pulses[1])
         ended.wait(0.6)
     finally:
+        store.frozen = False
         for pulse in pulses:
             pulse.leave()
     return seen[0] if seen else None
@@ -316,6 +327,7 @@ def test_signs_of_life() -> None:
     assert _first_death(lambda store, other: other._stopped.set()) == Death(1, True)
     assert _first_death(lambda store, other: other.fail()) == Death(1, False)
     assert _first_death(lambda store, other: setattr(store, "gone", True)) == Death(None, True)
+    assert _first_death(lambda store, other: setattr(store, "frozen", True)) == Death(None, True)
     assert _first_death(lambda store, other: other.leave()) is None
 
 
@@ -327,7 +339,7 @@ def _as_one_of(count: int, patch: pytest.MonkeyPatch) -> None:
 def test_a_batch_that_cannot_be_divided_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _as_one_of(2, monkeypatch)
     with pytest.raises(RunError, match="found 3 patches; give --batch-size 4"):
-        dry_run(900, "unet_tiny", 0, TrainOptions(root=root, batch_size=3, device="cpu"))
+        dry_run(900, "unet_tiny", 0, TrainOptions(root=root / "plain", batch_size=3, device="cpu"))
 
 
 def test_a_device_that_several_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ class ACF(Method):
     """
 
     citation = "Yu, Teng, Zhang, Zheng, Chen; Expert Systems with Applications 262:125670, 2025"
+    by_sample = True
     per_logit, per_feature = 0.0, 2.5
     bound = "energy maps; the attention map is never formed, since it is an outer product"
 

@@ -45,6 +45,7 @@ class AttentionTransfer(PairMethod):
     """
 
     citation = "Zagoruyko, Komodakis; ICLR 2017; arXiv 1612.03928"
+    by_sample = True
     per_logit, per_feature = 2.5, 2.0
     bound = "one energy map per level"
 

@@ -37,6 +37,7 @@ class CWD(Method):
 
     citation = "Shu, Liu, Gao, Yan, Shen; ICCV 2021; arXiv 2011.13256"
     outputs_only = True
+    by_sample = True
     per_logit, per_feature = 8.0, 0.0
     bound = "a few copies of the logits"
 

@@ -40,6 +40,7 @@ class DKD(Method):
 
     citation = "Zhao, Cui, Song, Qiu, Liang; CVPR 2022; arXiv 2203.08679"
     outputs_only = True
+    by_sample = True
     per_logit, per_feature = 11.5, 0.0
     bound = "a few copies of the logits"
 

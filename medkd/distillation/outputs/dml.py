@@ -36,6 +36,7 @@ class DML(Method):
 
     citation = "Wang, Popordanoska, Bertels, Lemmens, Blaschko; MICCAI 2023; arXiv 2303.16296"
     outputs_only = True
+    by_sample = True
     per_logit, per_feature = 5.0, 0.0
     bound = "a few copies of the logits"
 

@@ -43,6 +43,7 @@ class Ensemble(Method):
     citation = "Hinton, Vinyals, Dean; NIPS-W 2014; arXiv 1503.02531; Radosavovic et al.; CVPR 2018; arXiv 1712.04440"
     outputs_only = True
     averages = True
+    by_sample = True
     per_logit, per_feature = 6.0, 0.0
     bound = "a few copies of the logits; the mean is summed up pass by pass"
 

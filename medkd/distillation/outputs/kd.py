@@ -43,6 +43,7 @@ class KD(Method):
     citation = "Hinton, Vinyals, Dean; NIPS-W 2014; arXiv 1503.02531"
     detection = True
     outputs_only = True
+    by_sample = True
     per_logit, per_feature = 6.0, 0.0
     bound = "a few copies of the logits"
 

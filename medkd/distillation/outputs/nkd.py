@@ -37,6 +37,7 @@ class NKD(Method):
 
     citation = "Yang, Zeng, Li, Zhang, Yuan, Li; ICCV 2023; arXiv 2303.13005"
     outputs_only = True
+    by_sample = True
     per_logit, per_feature = 8.0, 0.0
     bound = "a few copies of the logits"
 

@@ -54,6 +54,7 @@ class EMKD(PairMethod):
     """
 
     citation = "Qin et al.; IEEE TMI 2021; arXiv 2108.09987"
+    by_sample = True
     per_logit, per_feature = 6.0, 3.0
     bound = "one energy map per level, K² cosines of class means"
 

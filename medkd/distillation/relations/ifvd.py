@@ -39,6 +39,7 @@ class IFVD(PairMethod):
     """
 
     citation = "Wang, Zhou, Jiang, Bai, Xu; ECCV 2020; DOI 10.1007/978-3-030-58571-6_21"
+    by_sample = True
     per_logit, per_feature = 6.0, 3.0
     bound = "each voxel is compared with the means of the classes, never with other voxels"
 
