@@ -62,7 +62,7 @@ EXTRAS = {
         "nncf>=2.14",
     ],
     # --track
-    "wandb": ["wandb>=0.17"],
+    "wandb": ["wandb>=0.19"],
     "mlflow": ["mlflow-skinny>=2.14"],
     "tune": ["optuna>=3.6"],
     "cluster": ["ray>=2.30", "submitit>=1.5"],

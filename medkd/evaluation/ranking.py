@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -125,12 +126,54 @@ class CriticalDifference:
     Attributes:
         distance: of mean ranks from which two methods differ at 5 %.
         p: of Friedman's test that any methods differ.
-        groups: names of neighbours by mean rank that do not differ, at least two each.
+        groups: names of neighbours by mean rank that do not differ, at least two each; all names where Friedman's test
+            finds no difference, after which no two may be compared.
+        ranks: name → mean rank, 1 is best.
+        cases: on which all have a score.
     """
 
     distance: float
     p: float
     groups: tuple[tuple[str, ...], ...]
+    ranks: Mapping[str, float]
+    cases: int
+
+
+FEWEST_RANKED = 11
+"""Cases below which Friedman's test has not yet its distribution (Demšar, JMLR 7, 2006, section 3.2.2)."""
+
+
+def case_table(scores: Sequence[Any]) -> np.ndarray | None:
+    """The main metric of every case that all scores have ``(scores, cases)``; None where single cases have none."""
+    if not scores or not all(hasattr(score, "case_means") for score in scores):
+        return None
+    values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
+    shared = sorted(set.intersection(*map(set, values)))
+    return np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
+
+
+def why_not_ranked(scores: Mapping[str, ArrayLike], case: str = "case") -> str:
+    """Why :func:`critical_difference` is not permitted, in words; empty where it is.
+
+    Args:
+        scores: as there; empty where single cases have no score.
+        case: what has a score.
+    """
+    if not scores:
+        return f"it would need a score of every single {case}, which this metric does not give"
+    if len(scores) < 3:
+        return f"Friedman's and Nemenyi's tests compare three or more, found {len(scores)}"
+    cases = _shared(scores).shape[1]
+    if cases < FEWEST_RANKED:
+        return f"Friedman's test needs {FEWEST_RANKED} {case}s or more that all have a score, found {cases}"
+    return ""
+
+
+def _shared(scores: Mapping[str, ArrayLike]) -> np.ndarray:
+    """``(methods, cases)``, without cases in which any has no value."""
+    table = np.array([np.asarray(values, float) for values in scores.values()])
+    known: np.ndarray = table[:, np.isfinite(table).all(axis=0)]
+    return known
 
 
 def critical_difference(scores: Mapping[str, ArrayLike]) -> CriticalDifference | None:
@@ -140,22 +183,22 @@ def critical_difference(scores: Mapping[str, ArrayLike]) -> CriticalDifference |
         scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
 
     Returns:
-        None for fewer than three methods or cases.
+        None where :func:`why_not_ranked` gives a reason.
     """
-    names = list(scores)
-    table = np.array([np.asarray(scores[name], float) for name in names])
-    if len(names) < 3:
+    if why_not_ranked(scores):
         return None
-    table = table[:, np.isfinite(table).all(axis=0)]
+    names, table = list(scores), _shared(scores)
     cases = table.shape[1]
-    if cases < 3:
-        return None
     p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
     quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
     distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * cases)))
     ranks = stats.rankdata(-table, axis=0).mean(axis=1)
     order = sorted(range(len(names)), key=lambda index: ranks[index])
-    return CriticalDifference(distance, p, _groups(order, ranks, distance, names))
+    groups = _groups(order, ranks, distance, names)
+    if p >= 1 - LEVEL:
+        groups = (tuple(names[index] for index in order),)
+    means = {name: float(rank) for name, rank in zip(names, ranks, strict=True)}
+    return CriticalDifference(distance=distance, p=p, groups=groups, ranks=means, cases=cases)
 
 
 def _groups(order: list[int], ranks: np.ndarray, distance: float, names: list[str]) -> tuple[tuple[str, ...], ...]:

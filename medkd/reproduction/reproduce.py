@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
 from medkd.core.serial import nearest
 from medkd.evaluation.report.data import MARGIN
+from medkd.evaluation.report.rank_figure import rank_picture
 from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
@@ -82,7 +84,22 @@ class Work:
             written.append(path)
         path = self.state.folder / "table.json"
         write_json(path, {"title": results.title, "source": results.source, "rows": json_rows(results)})
-        return [*written, path]
+        return [*written, path, *self._draw(results)]
+
+    def _draw(self, results: Results) -> list[Path]:
+        """The critical-difference diagram of each student, where the test is permitted; older ones go."""
+        kinds: tuple[Literal["png", "svg"], ...] = ("png", "svg")
+        wanted = {}
+        for student, found in results.differences.items():
+            for kind in kinds:
+                wanted[self.state.folder / f"ranks_{student}.{kind}"] = rank_picture(found, kind)
+        for path in self.state.folder.glob("ranks_*.*"):
+            if path not in wanted:
+                path.unlink()
+        for path, picture in wanted.items():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(picture)
+        return list(wanted)
 
 
 def open_recipe(path: Path, options: ReproduceOptions) -> Work:

@@ -16,10 +16,12 @@ from medkd.core.serial import load
 from medkd.evaluation.ranking import (
     CriticalDifference,
     Rank,
+    case_table,
     critical_difference,
     crossed_difference,
     holm,
     rank_stability,
+    why_not_ranked,
 )
 from medkd.evaluation.report.data import MARGIN, Metric, ReportTask, task_of
 from medkd.evaluation.statistics import FEWEST, Conclusion, Interval, PairedDifference, non_inferior
@@ -91,6 +93,7 @@ class Results:
         rows: teachers first, then students.
         ranks: student → its ways to train by their place; empty where a score per case is not defined or missing.
         differences: student → what Nemenyi's test cannot tell apart.
+        unranked: student → why that test is not permitted.
         margin: the loss up to which a student may replace its teacher.
     """
 
@@ -100,6 +103,7 @@ class Results:
     rows: tuple[Row, ...]
     ranks: Mapping[str, list[Rank]]
     differences: Mapping[str, CriticalDifference]
+    unranked: Mapping[str, str] = field(default_factory=dict)
     margin: float = MARGIN
 
 
@@ -134,7 +138,7 @@ def collect(
             margin=margin,
         )
     compared = _corrected([_compared(row, rows, task.main.key, margin) for row in rows])
-    ranks, differences = _ranked(compared)
+    ranks, differences, unranked = _ranked(compared)
     return Results(
         title=recipe.title,
         source=recipe.source,
@@ -142,6 +146,7 @@ def collect(
         rows=tuple(compared),
         ranks=ranks,
         differences=differences,
+        unranked=unranked,
         margin=margin,
     )
 
@@ -233,7 +238,7 @@ def _first(rows: Sequence[Row], kind: Kind, **names: str | None) -> Row | None:
 def _difference(first: Row, second: Row | None, metric: str) -> PairedDifference | None:
     if second is None or not first.scores or not second.scores:
         return None
-    tables = case_tables([*first.scores, *second.scores])
+    tables = case_table([*first.scores, *second.scores])
     if tables is not None:
         split = len(first.scores)
         found = crossed_difference(tables[:split], tables[split:])
@@ -255,15 +260,6 @@ def _mean_difference(first: Row, second: Row, metric: str) -> PairedDifference |
     return PairedDifference(mean.mean, mean.low, mean.high, mean.n, max(difference.p for difference in found))
 
 
-def case_tables(scores: Sequence[Any]) -> np.ndarray | None:
-    """The main metric of every case that all have ``(scores, cases)``; None where cases have none of their own."""
-    if not scores or not all(hasattr(score, "case_means") for score in scores):
-        return None
-    values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
-    shared = sorted(set.intersection(*map(set, values)))
-    return np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
-
-
 def _corrected(rows: list[Row]) -> list[Row]:
     """p-values of a student's methods are one family."""
     result = list(rows)
@@ -275,22 +271,26 @@ def _corrected(rows: list[Row]) -> list[Row]:
     return result
 
 
-def _ranked(rows: Sequence[Row]) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference]]:
-    ranks, differences = {}, {}
+def _ranked(rows: Sequence[Row]) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference], dict[str, str]]:
+    ranks, differences, unranked = {}, {}, {}
     for student in dict.fromkeys(row.student for row in rows if row.student is not None):
-        means = _case_means([row for row in rows if row.student == student and row.scores])
-        if len(means) < 2:
+        known = [row for row in rows if row.student == student and row.scores]
+        if len(known) < 2:
             continue
-        ranks[student] = rank_stability(means)
+        means = _case_means(known)
+        if means:
+            ranks[student] = rank_stability(means)
         groups = critical_difference(means)
-        if groups is not None:
+        if groups is None:
+            unranked[student] = why_not_ranked(means)
+        else:
             differences[student] = groups
-    return ranks, differences
+    return ranks, differences, unranked
 
 
 def _case_means(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Way to train → the main metric of every case, over the seeds; empty where cases have none of their own."""
-    tables = case_tables([score for row in rows for score in row.scores])
+    tables = case_table([score for row in rows for score in row.scores])
     if tables is None or not tables.shape[1]:
         return {}
     means, start = {}, 0

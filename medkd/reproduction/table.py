@@ -92,6 +92,7 @@ def notes(results: Results) -> list[str]:
         )
     for student in results.ranks:
         lines += _ranking(results, student)
+    lines += [f"no ranks are tested for {student}: {reason}" for student, reason in results.unranked.items()]
     if results.source:
         lines.append(f"published: {results.source}")
     for row in results.rows:

@@ -61,7 +61,7 @@ class WandbTracker:
         """See :class:`Tracker`; nothing about the machine, its load or its code is recorded."""
         import wandb
 
-        quiet = {
+        quiet: dict[str, Any] = {
             "console": "off",
             "disable_git": True,
             "disable_code": True,

@@ -5,11 +5,10 @@ does stops a training.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkd.core.errors import MedkdError, RunError
@@ -17,6 +16,7 @@ from medkd.core.files import read_json
 from medkd.core.plugins import Lazy
 from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, save, to_data
+from medkd.evaluation.report.html import without_folders
 from medkd.training.logs import read_log, scalars
 from medkd.training.plausibility import SUMMARY, Scores
 from medkd.training.trackers import Shown, Tracker
@@ -28,29 +28,24 @@ if TYPE_CHECKING:
 TRACKING_FILE = "tracking.json"
 """In the fold folder: which run of a tracker shows it."""
 
-_PATH = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\",;|]+[/\\])*([^/\\\s'\",;|]*)")
 _log = logging.getLogger(__name__)
 
 
-def without_folders(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """A JSON value in which a file or folder of this machine is its last name only.
 
-    >>> without_folders({"teacher": "/home/me/models/strong", "method": "kd", "c": ["/a/b c"]})
+    >>> portable({"teacher": "/home/me/models/strong", "method": "kd", "c": ["/a/b c"]})
     {'teacher': 'strong', 'method': 'kd', 'c': ['b c']}
-    >>> without_folders("0.5 (/data/protocols/mine.json), https://arxiv.org/abs/1503.02531")
+    >>> portable("0.5 (/data/protocols/mine.json), https://arxiv.org/abs/1503.02531")
     '0.5 (mine.json), https://arxiv.org/abs/1503.02531'
     """
     if isinstance(value, Mapping):
-        return {without_folders(key): without_folders(entry) for key, entry in value.items()}
+        return {without_folders(key): portable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_folders(entry) for entry in value]
+        return [portable(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(value)
-        if path.is_absolute() and not re.search(r"[,;|+(]", value):
-            return path.name
-    return _PATH.sub(lambda found: found.group(1), value)
+    return without_folders(value)
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,7 @@ class Tracking:
 
     def _shown(self) -> Shown:
         run_folder, fold = self._folder.parent.name, self._folder.name
-        config = without_folders(to_data(self._run))
+        config = portable(to_data(self._run))
         return Shown(
             project=f"medkd-{self._dataset}",
             group=run_folder,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medkd.evaluation.ranking import critical_difference, crossed_difference, holm, rank_stability
+from medkd.evaluation.ranking import critical_difference, crossed_difference, holm, rank_stability, why_not_ranked
 from medkd.evaluation.statistics import paired_difference
 
 
@@ -71,9 +71,12 @@ def test_critical_difference_is_demsars() -> None:
     # Demšar, JMLR 7 (2006), section 3.2.2: four classifiers on 14 data sets, CD = 2.569 * sqrt(4 * 5 / (6 * 14)) = 1.25
     random = np.random.default_rng(4)
     scores = {name: random.uniform(size=14) for name in "abcd"}
+    scores["a"] += 0.2
     found = critical_difference(scores)
     assert found is not None
     assert found.distance == pytest.approx(1.25, abs=0.01)
+    ranks = stats.rankdata([-values for values in scores.values()], axis=0).mean(axis=1)
+    assert list(found.ranks.values()) == pytest.approx(list(ranks)) and found.cases == 14
     assert found.p == pytest.approx(stats.friedmanchisquare(*scores.values()).pvalue)
 
 
@@ -85,7 +88,17 @@ def test_groups_hold_neighbours_within_the_distance() -> None:
     assert {frozenset(group) for group in found.groups} == {frozenset("ab"), frozenset("cd")}
 
 
+def test_no_two_are_told_apart_where_friedman_finds_nothing() -> None:
+    random = np.random.default_rng(11)
+    found = critical_difference({name: random.uniform(size=12) for name in "abcde"})
+    assert found is not None and found.p >= 0.05
+    assert [sorted(group) for group in found.groups] == [list("abcde")]
+
+
 def test_too_little_to_compare() -> None:
     assert critical_difference({"a": [1, 2, 3], "b": [1, 2, 3]}) is None
-    assert critical_difference({"a": [1, 2], "b": [1, 2], "c": [1, 2]}) is None
+    few = {name: np.arange(10.0) for name in "abc"}
+    assert critical_difference(few) is None and "needs 11 cases or more" in why_not_ranked(few)
+    assert "compare three or more, found 2" in why_not_ranked({"a": np.arange(20), "b": np.arange(20)})
+    assert "a score of every single image" in why_not_ranked({}, "image")
     assert rank_stability({}) == []

@@ -13,6 +13,7 @@ from medkd.evaluation.report.style import SCRIPT, STYLE
 from medkd.evaluation.statistics import Interval, PairedDifference
 
 _FROM_THE_ROOT = r"(?:[A-Za-z]:)?[/\\]"
+_NO_LINK = r"(?<!http:)(?<!https:)(?<!http:/)(?<!https:/)"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -155,4 +156,4 @@ def without_folders(text: str) -> str:
     if re.match(_FROM_THE_ROOT, text):
         return PureWindowsPath(text).name
     unquoted = re.sub(rf"""(['"]){_FROM_THE_ROOT}(?:[^'"]*[/\\])?([^'"/\\]*)\1""", r"\1\2\1", text)
-    return re.sub(rf"(?<![\w.]){_FROM_THE_ROOT}(?:[^/\\,;\s\"']+[/\\])*([^/\\,;\s\"']*)", r"\1", unquoted)
+    return re.sub(rf"{_NO_LINK}(?<![\w.]){_FROM_THE_ROOT}(?:[^/\\,;\s\"']+[/\\])*([^/\\,;\s\"']*)", r"\1", unquoted)

@@ -50,7 +50,7 @@ figure { margin:0; } figure img { display:block; width:100%; height:auto; }
 figcaption { font-size:13px; color:var(--muted); margin-top:8px; overflow-wrap:anywhere; }
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr)); gap:22px 30px;
   align-items:start; }
-.chart img { max-width:620px; }
+.chart img { max-width:620px; } .chart.wide img { max-width:820px; }
 .legend span { display:inline-flex; align-items:center; margin:0 16px 4px 0; font-size:13px; color:var(--muted); }
 .legend.runs { margin-bottom:12px; }
 .legend i { width:18px; height:0; border-top:3px solid; margin-right:7px; border-radius:2px; }

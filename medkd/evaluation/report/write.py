@@ -13,6 +13,7 @@ from medkd.evaluation.report import figures, page
 from medkd.evaluation.report.data import MARGIN, Report, read_report
 from medkd.evaluation.report.html import chart, document, folded, section
 from medkd.evaluation.report.provenance import provenance, settings
+from medkd.evaluation.report.rank_figure import rank_section
 from medkd.evaluation.report.tables import csv_text, latex_text
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def write_report(path: Path, report: Report) -> None:
             "Up is more accurate, left is cheaper.",
             *_with_legend(report, chart(figures.trade_off(report, report.task.main), "trade-off", kind="large")),
         ),
+        rank_section(report),
         page.exports(report),
         *after,
         _training(report),

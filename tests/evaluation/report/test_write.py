@@ -156,6 +156,8 @@ def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
         ("/home/some body/a file.pt", "a file.pt"),
         ("/home/some body/models/", "models"),
         ("['/home/some body/a.pt', 'x', \"/b/c d.pt\"]", "['a.pt', 'x', \"c d.pt\"]"),
+        ("mine (/a/b.json), https://arxiv.org/abs/1503.02531", "mine (b.json), https://arxiv.org/abs/1503.02531"),
+        ("file:///home/somebody/a.pt", "file:a.pt"),
         ("1.0", "1.0"),
     ],
 )
