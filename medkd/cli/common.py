@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,10 @@ def _start_logging(verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("matplotlib", "PIL", "nibabel.global"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not verbose:  # of each slice what its header does against the standard; what matters, medkd says itself
+        for handler in logging.root.handlers:  # pydicom sets its logger's level when it is imported
+            handler.addFilter(lambda record: record.name != "pydicom" or record.levelno >= logging.ERROR)
+        warnings.filterwarnings("ignore", module="pydicom")
 
 
 def _import(modules: Iterable[str]) -> None:

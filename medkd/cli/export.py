@@ -47,15 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for --int8: scans to calibrate and compare on (default: the data set's)",
     )
-    arguments.add_argument(
-        "--tolerance", type=float, default=0.005, help="for --int8: largest loss of Dice (default: 0.005)"
-    )
+    arguments.add_argument("--tolerance", type=float, help="for --int8: largest loss of Dice (default: 0.005)")
     arguments.add_argument("--overwrite", action="store_true", help="replace an exported model that is there")
     return common.run(_export, arguments, argv)
 
 
 def _export(options: argparse.Namespace) -> None:
+    if not options.int8:
+        _refuse(options, ("scans", "tolerance"), "quantising; give it with --int8, or leave it out")
     if options.format == "folder":
+        _refuse(options, ("int8", "scan"), "exported networks, and --format folder packs a run as it is; leave it out")
         _pack(options)
         return
     model = api.find_model(options.model, options.root)
@@ -63,6 +64,7 @@ def _export(options: argparse.Namespace) -> None:
         _detector(model, options)
         return
     from medkd.exporting.export import export_model
+    from medkd.exporting.quantising import TOLERANCE
 
     parity = export_model(
         model,
@@ -74,11 +76,18 @@ def _export(options: argparse.Namespace) -> None:
         root=options.root,
         int8=options.int8,
         scans=options.scans,
-        tolerance=options.tolerance,
+        tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
         overwrite=options.overwrite,
     )
     differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"
     print(f"{options.output}: {differing}, logits by up to {parity.logits:.2g}")
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Refuse options that would change nothing."""
+    for name in names:
+        if getattr(options, name):
+            raise RunError(f"--{name} is for {what}.")
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -98,8 +107,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _detector(model: Path, options: argparse.Namespace) -> None:
     from medkd.exporting.detectors import export_detector
 
-    if options.int8 or options.scan:
-        raise RunError("--int8 and --scan are for segmentation; leave them out for a detector.")
+    _refuse(options, ("int8", "scan"), "segmentation; leave it out for a detector")
     parity = export_detector(
         model, options.output, folds=options.folds, checkpoint=options.checkpoint, overwrite=options.overwrite
     )

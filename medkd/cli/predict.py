@@ -12,7 +12,7 @@ from medkd.cli import common
 from medkd.core.allocator import reuse_freed_memory
 from medkd.core.numbers import whole_number
 from medkd.io.writing.dicom_seg import SEGMENTATION_KINDS
-from medkd.io.writing.formats import FORMATS
+from medkd.io.writing.formats import FORMATS, name_of_format
 from medkd.tasks import every_task
 
 
@@ -124,9 +124,10 @@ def _add_format_options(arguments: argparse.ArgumentParser) -> None:
         "--format",
         nargs="+",
         metavar="NAME",
+        type=name_of_format,
         choices=list(FORMATS),
-        help=f"one or several (default: label maps in the scan's own format, of DICOM series NIfTI; boxes in "
-        f"predictions.json). {listed}",
+        help="one or several, by name or ending (default: label maps in the scan's own format, of DICOM series NIfTI; "
+        f"boxes in predictions.json). {listed}",
     )
     formats.add_argument(
         "--seg-kind",
@@ -185,9 +186,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _take_formats_from_folds(options: argparse.Namespace) -> None:
     """``-f dicom-seg``: no fold is called as a format."""
-    named = [name for name in options.folds or () if name in FORMATS]
+    given = [name_of_format(text) for text in options.folds or ()]
+    named = [name for name in given if name in FORMATS]
     if named:
-        options.folds = [name for name in options.folds if name not in named] or None
+        options.folds = [text for text in given if text not in FORMATS] or None
         options.format = [*(options.format or ()), *named]
 
 

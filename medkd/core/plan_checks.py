@@ -24,21 +24,31 @@ def check_plan(plan: Plan, where: str) -> Plan:
         PlanError: a name would lead out of the folder, or numbers cannot be or contradict each other; it names the
             entry.
     """
-    check_axes(plan, where)
+    check_preprocessing(plan, where)
     for name, configuration in plan.configurations.items():
-        _check_configuration(plan, name, configuration, f"{where}: configurations.{name[:_LONGEST_NAME]!r}")
+        _check_architectures(configuration, f"{where}: configurations.{name[:_LONGEST_NAME]!r}")
     return plan
+
+
+def check_preprocessing(plan: Plan, where: str) -> None:
+    """See that a plan makes sense as far as scans are prepared by it, whatever network follows.
+
+    Raises:
+        PlanError: see :func:`check_plan`.
+    """
+    _check_axes(plan, where)
+    for name, configuration in plan.configurations.items():
+        place = f"{where}: configurations.{name[:_LONGEST_NAME]!r}"
+        _check_name(name, configuration, place)
+        _check_spacing(configuration, place)
+        _check_lengths(len(plan.intensities), configuration, place)
+        _check_orders(configuration, place)
 
 
 _SAME = str.maketrans("LPI", "RAS")
 
 
-def check_axes(plan: Plan, where: str) -> None:
-    """See that a plan turns and orders three axes.
-
-    Raises:
-        PlanError: it does not; it names the entry.
-    """
+def _check_axes(plan: Plan, where: str) -> None:
     if sorted(plan.transpose) != [0, 1, 2]:
         raise _error(where, "transpose", "the axes 0, 1 and 2 in some order", list(plan.transpose))
     code = plan.orientation
@@ -46,11 +56,7 @@ def check_axes(plan: Plan, where: str) -> None:
         raise _error(where, "orientation", "an axis code as RAS, or null", code)
 
 
-def _check_configuration(plan: Plan, name: str, configuration: Configuration, where: str) -> None:
-    _check_name(name, configuration, where)
-    _check_spacing(configuration, where)
-    _check_lengths(len(plan.intensities), configuration, where)
-    _check_orders(configuration, where)
+def _check_architectures(configuration: Configuration, where: str) -> None:
     if "plain_unet" not in configuration.architectures:
         raise _error(where, "architectures", "plain_unet among them", sorted(configuration.architectures))
     for network, architecture in configuration.architectures.items():

@@ -60,6 +60,10 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise DataError(f"{where}: expected an object with the keys of {cls.__name__}, found {type(data).__name__}.")
+    known = getattr(cls, "schema", None)
+    stated = data.get("schema", known)
+    if known is not None and (not isinstance(stated, int) or stated > known):
+        raise _other_schema(where, stated, known)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -89,11 +93,14 @@ def load(cls: type[T], path: Path) -> T:
     data = read_json(path)
     known = getattr(cls, "schema", None)
     if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
-        raise DataError(
-            f"{path}: has schema {data['schema']}, this medkd reads schema {known}; make the file anew with this "
-            "version."
-        )
+        raise _other_schema(str(path), data["schema"], known)
     return from_data(cls, data, str(path))
+
+
+def _other_schema(where: str, found: object, known: int) -> DataError:
+    return DataError(
+        f"{where}: has schema {found!s:.40}, this medkd reads schema {known}; make the file anew with this version."
+    )
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from medkd.detection.base import Detections, Detector, DetectorSpec
 from medkd.detection.models import DetectorFolder, TrainedDetector
 from medkd.evaluation.detection.matching import overlaps
 from medkd.models.base import Checkpoint
-from medkd.runtime.detection import ExportedDetector, check_detector, is_exported_detector, read_detector
+from medkd.runtime.detection import DESCRIPTION, ExportedDetector, check_detector, is_exported_detector, read_detector
 from medkd.runtime.engines import open_engine
 
 FOLD = "exported"
@@ -56,31 +56,42 @@ class EngineDetector(Detector):
 
         The graph's own suppression is used where it keeps enough; another overlap is applied to all its boxes here.
         """
-        count = 1 if self._described.single else len(images)
         found: list[Detections] = []
-        for start in range(0, len(images), count):
-            batch = images[start : start + count].cpu().numpy()
-            boxes, scores, selected = self._outputs(batch)
-            for index in range(len(batch)):
+        for boxes, scores, selected in self._in_turns(images):
+            for index in range(len(boxes)):
                 triples = selected[selected[:, 0] == index, 1:]
                 if not self._is_enough(score, overlap, most):
                     triples = suppress(boxes[index], scores[index], score, overlap or self.overlap, most)
                 found.append(self._chosen(boxes[index], scores[index], triples, score, most))
         return [Detections(*(part.to(images.device) for part in vars(one).values())) for one in found]
 
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`medkd.detection.base.Detector.candidates`; every box of the graph, whatever its score."""
+        boxes, scores, _ = (np.concatenate(part) for part in zip(*self._in_turns(images), strict=True))
+        return torch.from_numpy(boxes).to(images.device), torch.from_numpy(scores).to(images.device)
+
+    def _in_turns(self, images: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The graph's outputs, for as many images at a time as it takes."""
+        count = 1 if self._described.single else len(images)
+        for start in range(0, len(images), count):
+            yield self._outputs(images[start : start + count].cpu().numpy())
+
     def _outputs(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        outputs = self._run(batch)
-        shapes = [np.shape(value) for value in outputs]
-        classes = len(self.spec.categories)
-        sound = (
-            len(shapes) == 3 and len(shapes[0]) == 3 and shapes[0][2] == 4 and shapes[1][1:] == (classes, shapes[0][1])
-        )
-        if not sound or shapes[2][1:] != (3,):
+        """Boxes ``(B, A, 4)``, scores ``(B, K, A)`` and what is selected ``(n, 3)``, if they are what is promised."""
+        try:
+            outputs = [np.asarray(value) for value in self._run(batch)]
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(
-                f"The exported network gives outputs of the shapes {shapes}, expected boxes (B, A, 4), scores (B, "
-                f"{classes}, A) and selected (n, 3); export the detector again."
-            )
-        return outputs[0], outputs[1], outputs[2]
+                f"The exported network cannot compute images of {self.spec.image_size} pixels ({reason:.200}), so it "
+                f"is not the one that {DESCRIPTION} describes; export the detector again."
+            ) from error
+        _check_shapes([value.shape for value in outputs], len(batch), len(self.spec.categories))
+        boxes, scores, selected = outputs
+        _check_values(boxes, scores, selected)
+        return boxes, scores, selected
 
     def _is_enough(self, score: float, overlap: float | None, most: int) -> bool:
         """Whether the graph selects all that is asked for."""
@@ -95,6 +106,30 @@ class EngineDetector(Detector):
         order = order[values[order] > score][:most]
         inside = boxes[places[order]].clip(0, self.spec.image_size)
         return Detections(*(torch.from_numpy(part) for part in (inside, values[order], kinds[order].astype(np.int64))))
+
+
+def _check_shapes(shapes: Sequence[tuple[int, ...]], images: int, classes: int) -> None:
+    """Refuse outputs that are not boxes, scores and what is selected of them."""
+    count = shapes[0][1] if shapes and len(shapes[0]) == 3 else 0
+    if len(shapes) != 3 or list(shapes[:2]) != [(images, count, 4), (images, classes, count)] or shapes[2][1:] != (3,):
+        raise RunError(
+            f"The exported network gives outputs of the shapes {shapes}, expected boxes (B, A, 4), scores (B, "
+            f"{classes}, A) and selected (n, 3); export the detector again."
+        )
+
+
+def _check_values(boxes: np.ndarray, scores: np.ndarray, selected: np.ndarray) -> None:
+    """Refuse what no export computes, before it is taken for boxes or for places of boxes."""
+    if boxes.dtype.kind != "f" or scores.dtype.kind != "f" or selected.dtype.kind != "i":
+        kinds = ", ".join(str(value.dtype) for value in (boxes, scores, selected))
+        raise RunError(
+            f"The exported network gives values of the types {kinds}, expected boxes and scores as floats and selected "
+            "as integers; export the detector again."
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise RunError("The exported network gives values that are not finite; export the detector again.")
+    if len(selected) and ((selected < 0).any() or (selected.max(0) >= (*scores.shape[:2], boxes.shape[1])).any()):
+        raise RunError("The exported network selects boxes that it does not give; export the detector again.")
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, score: float, overlap: float, most: int) -> np.ndarray:

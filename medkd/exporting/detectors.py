@@ -25,8 +25,9 @@ from medkd.models.base import Checkpoint, open_model
 from medkd.runtime.detection import DESCRIPTION, MOST, NETWORK, SCORE, ExportedDetector, write_detector
 from medkd.runtime.package import RECORD, digest_of
 
-_PIXELS = 0.05  # by which a box may differ, of rounding
-_SCORES = 1e-3
+_PIXELS, _SCORES = 0.05, 1e-3  # by which a box that is found may differ, of rounding
+_RAW_PIXELS, _OF_A_SIDE, _OF_A_SCORE = 0.02, 2e-4, 1e-3  # and one of any score
+_NO_SCORE = 5e-7  # to which engines compute a sigmoid
 _IMAGES = 3  # that both look at
 _ALONE = 0.02  # share of boxes that may have no partner: where two overlap as much as the limit, rounding decides
 
@@ -40,12 +41,14 @@ class DetectorParity:
         score: of a box's score.
         boxes: that were compared.
         alone: of them without a partner, since rounding decided which of two overlapping boxes is dropped.
+        raw: boxes of any score that were compared before any is dropped.
     """
 
     pixels: float
     score: float
     boxes: int
     alone: int
+    raw: int
 
 
 class Candidates(nn.Module):
@@ -134,6 +137,7 @@ def _compare(detector: Any, folder: Path) -> DetectorParity:
     size = detector.spec.image_size
     images = torch.rand(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
     exported = open_model(folder, "detection").load().networks[0]
+    raw = sum(_compare_raw(detector, exported, image) for image in images.split(1))
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for ours, theirs in zip(detector.detect(images), exported.detect(images), strict=True):
         found.append((abs(len(ours.scores) - len(theirs.scores)), *_apart(ours, theirs)))
@@ -146,7 +150,73 @@ def _compare(detector: Any, folder: Path) -> DetectorParity:
             f"of noise, by up to {pixels.max(initial=0):.2g} pixels, scores by {scores.max(initial=0):.2g}); nothing "
             "was exported."
         )
-    return DetectorParity(float(pixels[near].max(initial=0)), float(scores[near].max(initial=0)), len(near), alone)
+    return DetectorParity(float(pixels[near].max(initial=0)), float(scores[near].max(initial=0)), len(near), alone, raw)
+
+
+def _compare_raw(detector: Any, exported: Any, image: Tensor) -> int:
+    """Compare every box and score of an image ``(1, 3, S, S)``, however low the score: a detector that finds nothing in
+    noise is compared as well.
+
+    Returns:
+        How many boxes were compared.
+    """
+    with torch.no_grad():
+        ours = [part[0].numpy() for part in detector.candidates(image)]
+    theirs = [part[0].numpy() for part in exported.candidates(image)]
+    if not all(np.isfinite(part).all() for part in ours):
+        raise RunError("The detector gives values that are not finite; export weights that were trained to an end.")
+    compared, unlike = (_by_partners if detector.two_stage else _by_place)(ours, theirs)
+    if unlike or not compared:
+        raise RunError(
+            f"The exported detector has other boxes or scores than the model before any box is dropped ({unlike} of "
+            f"{compared} in an image of noise); nothing was exported."
+        )
+    return compared
+
+
+def _by_place(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many boxes there are, and how many differ, where each has its place.
+
+    A box that only one of both scores is one that rounding put among the best of its level, or among those that are
+    wide enough; there may be few of those.
+    """
+    (boxes, scores), (others, marks) = ours, theirs
+    if boxes.shape != others.shape or scores.shape != marks.shape:
+        return len(boxes), max(len(boxes), len(others))
+    near = np.abs(boxes - others).max(-1) <= _allowed_pixels(boxes)
+    same = np.abs(scores - marks) <= _allowed_score(scores)
+    dropped = ~same & (np.minimum(scores, marks) == 0)
+    few = dropped.sum() <= max(1.0, _ALONE * np.count_nonzero(scores))
+    wrong = ~same & ~dropped if few else ~same
+    return len(boxes), int((~near | wrong.any(0)).sum())
+
+
+def _by_partners(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[int, int]:
+    """How many boxes there are, and how many differ, where they have any order: class by class, in which few may have
+    no partner.
+    """
+    (boxes, scores), (others, marks) = ours, theirs
+    compared = unlike = 0
+    for own, other in zip(scores, marks, strict=True):
+        mine, yours = np.flatnonzero(own), np.flatnonzero(other)
+        compared += len(mine)
+        alone = abs(len(mine) - len(yours))
+        if len(mine) and len(yours):
+            moved = np.abs(boxes[mine, None] - others[None, yours]).max(-1) / _allowed_pixels(boxes[mine])[:, None]
+            scored = np.abs(own[mine, None] - other[None, yours]) / _allowed_score(own[mine])[:, None]
+            alone += int((np.maximum(moved, scored).min(1) > 1).sum())
+        unlike += alone if alone > max(1.0, _ALONE * len(mine)) else 0
+    return compared, unlike
+
+
+def _allowed_pixels(boxes: np.ndarray) -> np.ndarray:
+    """By how many pixels each of the boxes may differ."""
+    return np.maximum(_RAW_PIXELS, _OF_A_SIDE * np.abs(boxes[:, 2:] - boxes[:, :2]).max(-1))
+
+
+def _allowed_score(scores: np.ndarray) -> np.ndarray:
+    """By how much each of the scores may differ."""
+    return np.maximum(_NO_SCORE, _OF_A_SCORE * scores)
 
 
 def _apart(ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +291,7 @@ def _card(described: ExportedDetector, parity: DetectorParity) -> str:
         "- output `scores` (B, K, A)",
         f"- output `selected` (n, 3): image, class and box of what is found; non-maximum suppression: {suppression}",
         f"- parity: {parity.boxes - parity.alone} of {parity.boxes} boxes in noise are the model's, up to "
-        f"{parity.pixels:.2g} pixels and {parity.score:.2g} of the score",
+        f"{parity.pixels:.2g} pixels and {parity.score:.2g} of the score; so are {parity.raw} boxes of any score",
         "",
         "## Use",
         "",

@@ -152,7 +152,8 @@ def _fill(folder: Path, parcel: Parcel, format: ExportFormat, scan: Sequence[Pat
     format.write(parcel, folder)
     image, geometry, case = scan_for(parcel.trained, scan)
     predictor = predictor_of(parcel.trained, parcel.rule)
-    return compare(predictor, format.reopen(parcel, folder), image, geometry, case, tolerance=format.tolerance)
+    limits = {"tolerance": format.tolerance, "spread": format.spread}
+    return compare(predictor, format.reopen(parcel, folder), image, geometry, case, **limits)
 
 
 def _origin(name: str, trained: TrainedModel) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from medkd.exporting import bundle, triton
 from medkd.exporting.nnunet import write_nnunet
 from medkd.exporting.onnx import export_onnx
 from medkd.exporting.openvino import export_openvino
+from medkd.inference.export import logits_to_labels
 from medkd.inference.predictor import Predictor, Settings
 from medkd.models.base import open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.pipeline import Preprocessed
+from medkd.runtime.decoding import decode_labels
 from medkd.runtime.engines import open_engine
 from medkd.runtime.package import Exported, check_network, digest_of, read_exported, write_exported
 from medkd.runtime.predictor import RuntimePredictor
@@ -50,11 +52,8 @@ class Parcel:
 class Reopened(Protocol):
     """An exported model that was opened again."""
 
-    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
-        """Label map ``(z, y, x)`` in the native grid."""
-
-    def logits_of(self, image: np.ndarray) -> np.ndarray:
-        """Logits ``(K, z, y, x)`` of a preprocessed image."""
+    def answer(self, prepared: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
+        """Label map ``(z, y, x)`` in the native grid, and the logits ``(K, z, y, x)`` that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,13 @@ class ExportFormat:
         write: fills a folder.
         reopen: opens that folder again, with the step size and mirroring of the parcel.
         tolerance: share of the foreground's voxels that may differ by rounding.
+        spread: by how much the logits may differ, root mean square, as a share of their standard deviation.
     """
 
     write: Callable[[Parcel, Path], None]
     reopen: Callable[[Parcel, Path], Reopened]
     tolerance: float = 1e-4
+    spread: float = 1e-3
 
 
 class InRuntime:
@@ -77,15 +78,11 @@ class InRuntime:
 
     def __init__(self, parcel: Parcel, folder: Path) -> None:
         self._predictor = RuntimePredictor.open(folder)
-        self._predictor.postprocessing = ()
 
-    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
+    def answer(self, prepared: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Reopened`."""
-        return self._predictor.predict(prepared).labels
-
-    def logits_of(self, image: np.ndarray) -> np.ndarray:
-        """See :class:`Reopened`."""
-        return self._predictor.logits(image)
+        opened, logits = self._predictor, self._predictor.logits(prepared.image)
+        return decode_labels(logits, prepared.properties, opened.plan, opened.configuration, opened.labels), logits
 
 
 class InRepository(InRuntime):
@@ -95,7 +92,6 @@ class InRepository(InRuntime):
         exported = read_exported(triton.version_folder(folder, triton.CHAIN))
         network = check_network(triton.version_folder(folder, triton.NETWORK), exported)
         self._predictor = RuntimePredictor(exported, open_engine(network))
-        self._predictor.postprocessing = ()
 
 
 class InTorch:
@@ -104,13 +100,11 @@ class InTorch:
     def __init__(self, parcel: Parcel, folder: Path) -> None:
         self._predictor = predictor_of(open_model(folder, "segmentation").load(), parcel.rule)
 
-    def labels_of(self, prepared: Preprocessed) -> np.ndarray:
+    def answer(self, prepared: Preprocessed) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Reopened`."""
-        return self._predictor.predict(prepared).labels
-
-    def logits_of(self, image: np.ndarray) -> np.ndarray:
-        """See :class:`Reopened`."""
-        return self._predictor.predict_preprocessed(image).numpy()
+        opened, logits = self._predictor, self._predictor.predict_preprocessed(prepared.image)
+        labels = logits_to_labels(logits, prepared.properties, opened.plan, opened.configuration, opened.labels)
+        return labels, logits.numpy()
 
 
 def predictor_of(trained: TrainedModel, rule: InferenceRule) -> Predictor:
@@ -177,7 +171,7 @@ def _describe(parcel: Parcel, folder: Path, network: str, digest: str | None = N
 
 FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(_write_onnx, InRuntime),
-    "openvino": ExportFormat(_write_openvino, InRuntime, tolerance=5e-3),
+    "openvino": ExportFormat(_write_openvino, InRuntime, tolerance=5e-3, spread=1e-2),
     "nnunet": ExportFormat(_write_nnunet, InTorch),
     "bundle": ExportFormat(_write_bundle, InRuntime),
     "triton": ExportFormat(_write_triton, InRepository),

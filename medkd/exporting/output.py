@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
+import sys
 from pathlib import Path
 
 from medkd.core.errors import RunError
 from medkd.runtime.package import RECORD
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -25,7 +30,14 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def put_in_place(folder: Path, output: Path) -> None:
-    """Move a finished export to its place; the one that it replaces is kept until that is done."""
+    """Move a finished export to its place: at every moment there is the one that it replaces, or the new one.
+
+    Where the system cannot exchange two folders in one step, the older one stands aside meanwhile, and
+    :func:`check_output` puts it back after a kill.
+    """
+    if output.exists() and exchange(folder, output):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     old = _set_aside(output)
     if output.exists():
         output.rename(old)
@@ -35,6 +47,14 @@ def put_in_place(folder: Path, output: Path) -> None:
         _put_back(output)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders of a disk change their names in one step; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _put_back(output: Path) -> None:

@@ -1,8 +1,8 @@
 """INT8 after training: an exported network with quantised convolutions, calibrated on scans, judged by its label maps.
 
-Static quantisation, by ONNX Runtime (QDQ, a scale per output channel) of ``model.onnx`` and by NNCF of OpenVINO's
-``model.xml``. The first convolution and the one that makes the logits stay in float, as do norms, activations and, in
-ONNX Runtime, transposed convolutions.
+The first convolution and the one that makes the logits stay in float, as do norms, activations and, in ONNX Runtime,
+transposed convolutions. Where that costs more Dice than is accepted, the most sensitive convolutions stay in float,
+too: as many as it takes, and no more than two thirds of them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import numpy as np
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import RunError
 from medkd.core.timing import interleaved
-from medkd.exporting.onnx import quiet
+from medkd.exporting.quantisers import convolutions, write_int8
 from medkd.io.volumes import read_image
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels
-from medkd.runtime.engines import Engine
-from medkd.runtime.package import digest_of, read_exported, write_exported
+from medkd.runtime.engines import Engine, open_engine
+from medkd.runtime.package import Exported, digest_of, write_exported
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.runtime.window import sliding_logits
 
 TOLERANCE = 0.005
-CALIBRATION_SCANS = 8
+CALIBRATION_SCANS = 32
 JUDGED_SCANS = 10
 INT8_FORMATS = ("onnx", "openvino")
 _PATCHES = 32  # of all calibration scans together
+_SENSITIVITY_PATCHES = 4
+_MOST_IN_FLOAT = 2 / 3  # of the convolutions between the first and the last
 _REPETITIONS = 7  # of both networks in turns
 
 
@@ -44,6 +46,8 @@ class Quantised:
         worst: the smallest Dice of a scan's structure.
         scans: names of the scans that were compared.
         patches: on which it was calibrated.
+        convolutions: of the network that can be quantised; in ONNX Runtime without transposed ones.
+        in_float: of them that were not quantised.
         bytes_before: size of the float network.
         bytes_after: size of the quantised one.
         milliseconds_before: of the float network for a patch on this machine, the median of turns.
@@ -54,6 +58,8 @@ class Quantised:
     worst: float
     scans: tuple[str, ...]
     patches: int
+    convolutions: int
+    in_float: int
     bytes_before: int
     bytes_after: int
     milliseconds_before: float
@@ -65,7 +71,8 @@ class Quantised:
         speed = f"{quicker:.2g} times faster" if quicker >= 1 else f"{1 / quicker:.2g} times slower"
         return (
             f"INT8 costs {self.loss:.4f} Dice against the float network on {len(self.scans)} scans (worst structure "
-            f"{self.worst:.4f}); {self.bytes_before / 1e6:.3g} → {self.bytes_after / 1e6:.3g} MB, "
+            f"{self.worst:.4f}) with {self.in_float} of {self.convolutions} convolutions in float; "
+            f"{self.bytes_before / 1e6:.3g} → {self.bytes_after / 1e6:.3g} MB, "
             f"{self.milliseconds_before:.3g} → {self.milliseconds_after:.3g} ms per patch on this machine ({speed})"
         )
 
@@ -82,44 +89,129 @@ def quantise(
         tolerance: largest loss of Dice that is accepted.
 
     Raises:
-        RunError: the package that quantises is not installed, the label maps differ by more, or there is no scan.
+        RunError: the package that quantises is not installed, the label maps differ by more whatever stays in float, or
+            there is no scan.
         DataError: a scan cannot be read.
     """
     if not calibration or not judged:
         raise RunError("--int8 needs scans to calibrate and to compare on; give a folder of them with --scans.")
     float_network = RuntimePredictor.open(folder, mirror=False)
     source = folder / float_network.exported.network
+    layers = convolutions(source)
     patches = _patches(float_network, [_prepared(float_network, case) for case in calibration[:CALIBRATION_SCANS]])
-    expected = [_labels(float_network, case) for case in judged[:JUDGED_SCANS]]
-    before = _size(source)
-    write = _write_openvino if source.suffix == ".xml" else _write_onnx
-    write(source, patches)
-    write_exported(folder, replace(read_exported(folder), digest=digest_of(source)))
-    int8_network = RuntimePredictor.open(folder, mirror=False)
-    dice: list[float] = []
-    for case, reference in zip(judged, expected, strict=False):
-        dice += _dice(_labels(int8_network, case), reference)
-    if not dice:
-        raise RunError(
-            "--int8 cannot be judged: neither network finds a structure in the given scans; give other scans."
-        )
-    slow, quick = _milliseconds(float_network.engine, int8_network.engine, patches[0])
-    found = Quantised(
-        loss=1 - float(np.mean(dice)),
-        worst=min(dice),
-        scans=tuple(case.case for case in judged[: len(expected)]),
+    expected = [(case, _labels(float_network, case)) for case in judged[:JUDGED_SCANS]]
+    before, found = _size(source), _search(float_network.exported, source, layers, patches, expected, tolerance)
+    write_exported(folder, replace(float_network.exported, digest=digest_of(source)))
+    slow, quick = _milliseconds(float_network.engine, found.engine, patches[0])
+    return Quantised(
+        loss=found.loss,
+        worst=found.worst,
+        scans=tuple(case.case for case, _ in expected),
         patches=len(patches),
+        convolutions=len(layers),
+        in_float=found.in_float,
         bytes_before=before,
         bytes_after=_size(source),
         milliseconds_before=slow,
         milliseconds_after=quick,
     )
-    if found.loss > tolerance:
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A quantised network: what it costs, how many of its convolutions are in float, and what runs it."""
+
+    loss: float
+    worst: float
+    in_float: int
+    engine: Engine
+
+
+def _search(
+    exported: Exported,
+    source: Path,
+    layers: Sequence[str],
+    patches: Sequence[np.ndarray],
+    expected: Sequence[tuple[CaseFiles, np.ndarray]],
+    tolerance: float,
+) -> _Try:
+    """Replace a network by the first quantised one that costs no more than is accepted.
+
+    Raises:
+        RunError: there is none; the network stays as it is.
+    """
+    target = source.with_name(f"int8{source.suffix}")
+    tries: list[_Try] = []
+    for in_float in _growing(source, layers, patches):
+        write_int8(source, target, patches, in_float)
+        engine = open_engine(target)
+        dice = _agreement(RuntimePredictor(exported, engine, mirror=False), expected)
+        tries.append(_Try(1 - float(np.mean(dice)), min(dice), len(in_float), engine))
+        if tries[-1].loss <= tolerance:
+            break
+    else:
+        raise RunError(_too_much(tries, len(layers), len(expected), tolerance))
+    for suffix in (".bin", source.suffix):
+        if target.with_suffix(suffix).is_file():
+            target.with_suffix(suffix).replace(source.with_suffix(suffix))
+    return tries[-1]
+
+
+def _growing(source: Path, layers: Sequence[str], patches: Sequence[np.ndarray]) -> Iterator[list[str]]:
+    """Convolutions that stay in float: both ends, then more and more of the most sensitive ones.
+
+    Raises:
+        RunError: nothing is left to quantise.
+    """
+    ends = list(dict.fromkeys([*layers[:1], *layers[-1:]]))
+    inner = [name for name in layers if name not in ends]
+    if not inner:
+        raise RunError("--int8 finds no convolution between the first and the last; export without it.")
+    yield ends
+    ranked = _by_sensitivity(source, layers, inner, patches[:: max(1, len(patches) // _SENSITIVITY_PATCHES)])
+    count = 1
+    while count <= _MOST_IN_FLOAT * len(inner):
+        yield [*ends, *ranked[:count]]
+        count += max(1, count // 2)
+
+
+def _by_sensitivity(
+    source: Path, layers: Sequence[str], inner: Sequence[str], patches: Sequence[np.ndarray]
+) -> list[str]:
+    """Convolutions in the order of what quantising each alone changes in the logits, mean squared."""
+    target = source.with_name(f"alone{source.suffix}")
+    run = open_engine(source)
+    wanted = [run(patch) for patch in patches]
+    changes: dict[str, float] = {}
+    for name in inner:
+        write_int8(source, target, patches, [other for other in layers if other != name])
+        engine = open_engine(target)
+        apart = [np.mean((engine(patch) - logits) ** 2) for patch, logits in zip(patches, wanted, strict=True)]
+        changes[name] = float(np.mean(apart))
+    for suffix in (".bin", source.suffix):
+        target.with_suffix(suffix).unlink(missing_ok=True)
+    return sorted(inner, key=lambda name: -changes[name])
+
+
+def _agreement(int8_network: RuntimePredictor, expected: Sequence[tuple[CaseFiles, np.ndarray]]) -> list[float]:
+    """Dice of every scan's structures between the label maps of both networks."""
+    dice: list[float] = []
+    for case, reference in expected:
+        dice += _dice(_labels(int8_network, case), reference)
+    if not dice:
         raise RunError(
-            f"INT8 costs {found.loss:.4f} Dice against the float network on {len(found.scans)} scans (worst structure "
-            f"{found.worst:.4f}), more than --tolerance {tolerance:g}; export without --int8, or accept more."
+            "--int8 cannot be judged: neither network finds a structure in the given scans; give other scans."
         )
-    return found
+    return dice
+
+
+def _too_much(tries: Sequence[_Try], layers: int, scans: int, tolerance: float) -> str:
+    best = min(tries, key=lambda one: one.loss)
+    return (
+        f"INT8 costs {best.loss:.4f} Dice against the float network on {scans} scans (worst structure "
+        f"{best.worst:.4f}) with {best.in_float} of {layers} convolutions in float, more than --tolerance "
+        f"{tolerance:g}; export without --int8, or accept more."
+    )
 
 
 def _prepared(predictor: RuntimePredictor, case: CaseFiles) -> Preprocessed:
@@ -160,79 +252,6 @@ def _patches(predictor: RuntimePredictor, scans: Sequence[Preprocessed]) -> list
         sliding_logits(note, scan.image, predictor.exported.patch_size, predictor.labels.num_outputs, step_size=1.0)
     chosen = np.linspace(0, len(shown) - 1, min(_PATCHES, len(shown))).round().astype(int)
     return [shown[index] for index in chosen]
-
-
-def _write_onnx(network: Path, patches: Sequence[np.ndarray]) -> None:
-    """Quantise ``model.onnx`` in its place."""
-    try:
-        import onnx
-        from onnxruntime import quantization
-    except ImportError as error:
-        raise RunError("--int8 needs the packages onnx and onnxruntime: pip install 'medkd[export]'.") from error
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        """Gives one patch after the other."""
-
-        def __init__(self) -> None:
-            self._patches: Iterator[np.ndarray] = iter(patches)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            """The next input, or None."""
-            patch = next(self._patches, None)
-            return None if patch is None else {"image": patch}
-
-    graph = onnx.load(network).graph
-    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
-    options: dict[str, Any] = {"per_channel": True, "op_types_to_quantize": ["Conv"]}
-    target = network.with_name("int8.onnx")
-    with quiet():
-        quantization.quantize_static(
-            network,
-            target,
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=_ends(convolutions),
-            **options,
-        )
-    target.replace(network)
-
-
-def _write_openvino(network: Path, patches: Sequence[np.ndarray]) -> None:
-    """Quantise ``model.xml`` and its weights in their place."""
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise RunError(
-            "--int8 of OpenVINO needs the packages nncf and openvino: pip install 'medkd[export]'."
-        ) from error
-    import logging
-
-    with quiet():
-        nncf.set_log_level(logging.ERROR)
-        model = openvino.Core().read_model(str(network))
-        convolutions = []
-        for part in model.get_ordered_ops():
-            if part.get_type_name() in ("Convolution", "GroupConvolution"):
-                convolutions.append(part.get_friendly_name())
-        made = nncf.quantize(
-            model,
-            nncf.Dataset(list(patches)),
-            subset_size=len(patches),
-            preset=nncf.QuantizationPreset.MIXED,  # activations below zero are few behind a leaky ReLU, and keep theirs
-            ignored_scope=nncf.IgnoredScope(names=_ends(convolutions)),
-        )
-        target = network.with_name("int8.xml")
-        openvino.save_model(made, str(target), compress_to_fp16=True)
-    for suffix in (".bin", ".xml"):
-        target.with_suffix(suffix).replace(network.with_suffix(suffix))
-
-
-def _ends(convolutions: Sequence[str]) -> list[str]:
-    """The first convolution, which sees the scan, and the last, which makes the logits: they stay in float."""
-    return list(dict.fromkeys([*convolutions[:1], *convolutions[-1:]]))
 
 
 def _dice(found: np.ndarray, reference: np.ndarray) -> list[float]:

@@ -13,7 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
-from medkd.core.plan_checks import check_axes
+from medkd.core.plan_checks import check_preprocessing
 from medkd.core.postprocessing import LargestComponent, check_steps
 from medkd.core.serial import load, save
 from medkd.core.timing import MeasuredExport
@@ -106,21 +106,27 @@ def read_exported(folder: Path) -> Exported:
 
 def _check(exported: Exported, path: Path) -> None:
     """Refuse values that no export writes, before memory is taken for them."""
-    check_axes(exported.plan, str(path))
+    check_preprocessing(exported.plan, str(path))
     planned, patch = exported.planned, exported.patch_size
     rank, channels, labels = planned.rank, len(planned.normalization), exported.label_spec
     sound_patch = len(patch) == rank and min(patch) > 0 and prod(patch) <= LARGEST_PATCH
     rules = {
         "patch_size": (sound_patch, f"{rank} sides above 0, at most {LARGEST_PATCH} voxels together", list(patch)),
         "mirror_axes": (
-            set(exported.mirror_axes) <= set(range(rank)),
-            f"axes from 0 to {rank - 1}",
+            set(exported.mirror_axes) <= set(range(rank))
+            and len(set(exported.mirror_axes)) == len(exported.mirror_axes),
+            f"axes from 0 to {rank - 1}, each once",
             list(exported.mirror_axes),
         ),
         "step_size": (0.05 <= exported.step_size <= 1, "a share from 0.05 to 1", exported.step_size),
         "blending": (exported.blending in ("gaussian", "constant"), "gaussian or constant", exported.blending),
         "channel_names": (len(exported.channel_names) == channels, f"{channels} names", list(exported.channel_names)),
         "labels": (len(labels.foreground) > 0, "at least one structure", dict(exported.labels)),
+        "regions_class_order": (
+            labels.regions or not exported.regions_class_order,
+            "empty where no label is a region",
+            list(exported.regions_class_order),
+        ),
     }
     for name, (holds, wanted, found) in rules.items():
         if not holds:

@@ -20,9 +20,12 @@ from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.detection.detecting import Limits
+from medkd.exporting import detectors
 from medkd.exporting.detectors import export_detector
 from medkd.models.base import open_model
+from medkd.runtime.detection import read_detector, write_detector
 from medkd.runtime.engines import open_engine
+from medkd.runtime.package import digest_of
 
 NEEDED = ("torchvision", "onnxscript", "onnxruntime")
 SMALL = ("retinanet_r18", "fcos_r18", "gfl_r18", "atss_r18", "faster_rcnn_r18")
@@ -198,8 +201,6 @@ def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path,
 def test_a_network_of_something_else_is_one_sentence(exported: Path) -> None:
     """The right hash in the description, but a network for segmentation behind it."""
     from medkd.exporting.onnx import export_onnx
-    from medkd.runtime.detection import read_detector, write_detector
-    from medkd.runtime.package import digest_of
 
     export_onnx([torch.nn.Conv2d(3, 2, 1)], 3, (64, 64), exported / "model.onnx")
     write_detector(exported, replace(read_detector(exported), digest=digest_of(exported / "model.onnx")))
@@ -221,6 +222,54 @@ def test_a_detector_that_finds_other_boxes_is_not_exported(tmp_path: Path, monke
     assert not (tmp_path / "out").exists()
 
 
+WEIGHTS = {
+    "yolo": ("cv3.0.2.weight", "cv2.0.2.weight", "model.12.cv2.conv.weight"),
+    "end to end": ("one2one_cv3.0.2.weight", "one2one_cv2.0.2.weight", "model.13.cv2.conv.weight"),
+    "retinanet_r18": ("to_class.weight", "to_box.weight", "layer_blocks.0.0.weight"),
+    "faster_rcnn_r18": ("cls_score.bias", "box_predictor.bbox_pred.bias", "layer_blocks.0.0.weight"),
+}
+"""Of the head's classes, of its boxes, and before it."""
+
+
+def unsure(detector: Any) -> Any:
+    """Biases with which no score reaches the threshold."""
+    for name, value in detector.named_parameters():
+        last = name.endswith(("cv3.0.2.bias", "cv3.1.2.bias", "cv3.2.2.bias", "to_class.bias", "cls_score.bias"))
+        if last:
+            torch.nn.init.constant_(value, 0.0 if name.startswith("scorer") else -9.0)
+        if name.endswith(("to_class.weight", "cls_score.weight")):
+            value.data *= 0.02
+        if name.startswith("scorer") and last:
+            torch.nn.init.constant_(value[:1], 9.0)  # the background's
+    return detector
+
+
+@pytest.mark.parametrize("family", WEIGHTS)
+def test_one_changed_weight_is_found_though_nothing_is_found_in_noise(tmp_path: Path, family: str) -> None:
+    """Two empty lists of boxes are alike, whatever the weights."""
+    for package in NEEDED:
+        pytest.importorskip(package)
+    import onnx
+    from onnx import numpy_helper
+
+    detector = unsure(calibrated(family))
+    folder = tmp_path / "out"
+    parity = export_detector(save(tmp_path / "theirs", detector), folder)
+    assert parity.boxes == 0 and parity.raw > 200
+    reference = open_model(tmp_path / "theirs" / "best.pt", "detection").load().networks[0]
+    sound = (folder / "model.onnx").read_bytes()
+    for ending in WEIGHTS[family]:
+        content = onnx.load_from_string(sound)
+        (weight,) = [value for value in content.graph.initializer if value.name.endswith(ending)]
+        values = numpy_helper.to_array(weight).copy()
+        values.flat[-1] += 64  # as when a bit of its exponent flips
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+        onnx.save(content, folder / "model.onnx")
+        write_detector(folder, replace(read_detector(folder), digest=digest_of(folder / "model.onnx")))
+        with pytest.raises(RunError, match="has other boxes or scores than the model before any box is dropped"):
+            detectors._compare(reference, folder)
+
+
 def test_options_of_segmentation_and_full_folders_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +278,7 @@ def test_options_of_segmentation_and_full_folders_are_refused(
 
     run = stub.make_run(tmp_path, make_dataset(tmp_path, images=3))
     assert main([str(run), "-o", str(tmp_path / "out"), "--int8"]) == 1
-    assert "--int8 and --scan are for segmentation" in capsys.readouterr().err
+    assert "--int8 is for segmentation" in capsys.readouterr().err
     assert main([str(run), "-o", str(tmp_path / "out"), "--format", "openvino"]) == 1
     assert "does detection, expected a model for segmentation" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from medkd.exporting.export import export_model
 from medkd.exporting.formats import FORMATS, Parcel
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
+from medkd.models.run import SegmentationRun
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train
@@ -74,6 +76,7 @@ import sys
 for name in ("torch", "monai", "torchvision"):
     sys.modules[name] = None
 from pathlib import Path
+from typing import Any
 from medkd.io.volumes import read_image
 from medkd.runtime.predictor import RuntimePredictor
 image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
@@ -142,6 +145,35 @@ def test_an_export_that_predicts_otherwise_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(RunError, match=r"predicts scan_0000\.nii\.gz otherwise than the model"):
         export_model(STUDENT, tmp_path / "out", scan=[OLD / "scan_0000.nii.gz"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_changed_weight_is_found_though_the_label_maps_are_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that calls nothing a structure: its logits differ, its label maps cannot."""
+    pytest.importorskip("onnxscript")
+
+    def changed(parcel: Parcel, folder: Path) -> None:
+        (network,) = parcel.trained.networks
+        weights = [value for value in network.parameters() if value.ndim == 5]
+        middle = weights[len(weights) // 2]
+        with torch.no_grad():
+            middle[0, 0, 0, 0, 0] += 1
+            written.write(parcel, folder)
+            middle[0, 0, 0, 0, 0] -= 1
+
+    def silent(*given: Any, **more: Any) -> Any:
+        trained = loaded(*given, **more)
+        with torch.no_grad():
+            [value for value in trained.networks[0].parameters() if value.ndim == 1][-1][0] += 1000
+        return trained
+
+    written, loaded = FORMATS["onnx"], SegmentationRun.load
+    monkeypatch.setattr(SegmentationRun, "load", silent)
+    monkeypatch.setitem(FORMATS, "onnx", replace(written, write=changed))
+    with pytest.raises(RunError, match=r": 0 of \d+ voxels have another label, and the logits differ by"):
+        export_model(STUDENT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_in_use_are_kept(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from medkd.core.errors import RunError
-from medkd.exporting.output import check_output, put_in_place
+from medkd.exporting import output as output_module
+from medkd.exporting.output import check_output, exchange, put_in_place
 from medkd.runtime.package import RECORD
 
 
@@ -24,6 +25,25 @@ def test_an_older_export_is_replaced(tmp_path: Path) -> None:
     assert (output / RECORD).read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_at_every_moment_there_is_the_older_or_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where folders can be exchanged in one step, nothing else is renamed."""
+    one, other = exported(tmp_path / "one", "1"), exported(tmp_path / "other", "2")
+    if not exchange(one, other):
+        pytest.skip("this system cannot exchange two folders in one step")
+    assert ((one / RECORD).read_text(), (other / RECORD).read_text()) == ("2", "1")
+    assert not exchange(one, tmp_path / "missing") and (one / RECORD).is_file()
+    monkeypatch.setattr(Path, "rename", lambda *given: pytest.fail("a moment without an export"))
+    put_in_place(one, other)
+    assert (other / RECORD).read_text() == "2" and [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.fixture
+def in_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that cannot exchange two folders in one."""
+    monkeypatch.setattr(output_module, "exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("in_two_steps")
 def test_an_export_that_was_killed_before_its_last_step_keeps_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +65,7 @@ def test_an_export_that_was_killed_before_its_last_step_keeps_the_older_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "model"]
 
 
+@pytest.mark.usefixtures("in_two_steps")
 def test_a_full_disk_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, made = exported(tmp_path / "model", "old"), exported(tmp_path / "made", "new")
     rename = Path.rename

@@ -90,6 +90,19 @@ FORMATS: dict[str, Format] = {entry.name: entry for entry in _ALL}
 """Name → format."""
 
 
+def name_of_format(text: str) -> str:
+    """The format's name for what people call it: its name, or an ending that no other format has.
+
+    >>> name_of_format("seg.nrrd"), name_of_format(".nii.gz"), name_of_format("dcm")
+    ('nrrd', 'nifti', 'dcm')
+    """
+    if text in FORMATS:
+        return text
+    ending = "." + text.lower().lstrip(".")
+    meant = [name for name, entry in FORMATS.items() if ending in entry.endings]
+    return meant[0] if len(meant) == 1 else text
+
+
 def formats_of(task: str) -> list[str]:
     """Names of the formats for a task."""
     return [name for name, entry in FORMATS.items() if entry.task == task]
@@ -101,7 +114,7 @@ def choose_formats(names: str | Iterable[str] | None, task: str) -> tuple[Format
     Raises:
         RunError: there is no such format, or it is for another task.
     """
-    listed = [names] if isinstance(names, str) else list(names or ())
+    listed = [name_of_format(name) for name in ([names] if isinstance(names, str) else names or ())]
     known = formats_of(task)
     for name in listed:
         if name not in FORMATS:
