@@ -60,10 +60,7 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, Mapping):
         raise DataError(f"{where}: expected an object with the keys of {cls.__name__}, found {type(data).__name__}.")
-    known = getattr(cls, "schema", None)
-    stated = data.get("schema", known)
-    if known is not None and (not isinstance(stated, int) or stated > known):
-        raise _other_schema(where, stated, known)
+    _refuse_newer(cls, data, where)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -95,6 +92,14 @@ def load(cls: type[T], path: Path) -> T:
     if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
         raise _other_schema(str(path), data["schema"], known)
     return from_data(cls, data, str(path))
+
+
+def _refuse_newer(cls: type, data: Mapping[str, Any], where: str) -> None:
+    """Refuse a part of a file that a newer medkd wrote."""
+    known = getattr(cls, "schema", None)
+    stated = data.get("schema", known)
+    if known is not None and (not isinstance(stated, int) or stated > known):
+        raise _other_schema(where, stated, known)
 
 
 def _other_schema(where: str, found: object, known: int) -> DataError:
