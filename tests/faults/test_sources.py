@@ -84,6 +84,7 @@ SOURCES = {
     "fracatlas": Source("fracatlas", make_fracatlas),
     "grazpedwri": Source("grazpedwri", _graz, {"split": "{}"}),
     "acdc": Source("acdc_h5", lambda folder: trees.make_acdc(folder / "acdc", 3)),
+    "cityscapes": Source("cityscapes", lambda folder: trees.make_cityscapes(folder / "cityscapes", 3, 1, 1)),
     "synapse": Source("synapse_slices", lambda folder: trees.make_synapse(folder / "synapse", (5, 6), (1,), 16)),
 }
 
