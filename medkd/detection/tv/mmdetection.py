@@ -139,7 +139,7 @@ def _translated(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
     """The tensors by their names here, without what is not needed."""
     found = {}
     for name, value in given.items():
-        new = _renamed(name, own)
+        new = renamed(name, own)
         if new is not None:
             found[new] = value
     return found
@@ -168,7 +168,7 @@ def _check(
         raise RunError(f"{file} has mmdetection's names, but does not fit {name}: {what}; {_REMEDY}.")
 
 
-def _renamed(name: str, own: Mapping[str, Tensor]) -> str | None:
+def renamed(name: str, own: Mapping[str, Tensor]) -> str | None:
     """A name of mmdetection's as it is here; None for what is not needed."""
     scale = _SCALE.fullmatch(name)
     if name == _CONSTANT or name.endswith("num_batches_tracked"):

@@ -21,6 +21,7 @@ from torchvision.ops import deform_conv2d
 from medkd.core.errors import RunError
 from medkd.core.files import write_json
 from medkd.detection.base import DETECTORS, Detector, DetectorOutputs, DetectorSpec
+from medkd.detection.tv.mmdetection import renamed
 from medkd.detection.weights import start_from
 from medkd.models.base import open_model
 from tests.detection.tv.builders import make
@@ -329,3 +330,13 @@ def test_a_published_detector_teaches_with_a_description_beside_it(tmp_path: Pat
     write_json(tmp_path / "teacher.json", {**described, "categories": ["a"], "anchor_scale": 4.0})
     with pytest.raises(RunError, match=r"head.to_class"):
         open_model(file, "detection").load(["given"])
+
+
+def test_deformable_backbones_have_their_names() -> None:
+    make("retinanet_r18")
+    own = built("reppoints_x101_32x4d_dcn").state_dict()
+    body = [name for name in own if name.startswith("pyramid.bottom.body.") and "num_batches" not in name]
+    assert sum(".offset." in name for name in body) == 2 * (4 + 23 + 3)
+    for name in body:
+        theirs = name.replace("pyramid.bottom.body.", "backbone.").replace(".offset.", ".conv_offset.")
+        assert renamed(theirs, own) == name
