@@ -43,6 +43,7 @@ def _arguments() -> argparse.ArgumentParser:
     shown = arguments.add_mutually_exclusive_group()
     shown.add_argument("--status", action="store_true", help="what is done, each run's command, and the table; no run")
     shown.add_argument("--check", action="store_true", help="what is missing, and what it will cost; no run")
+    shown.add_argument("--write", action="store_true", help="slurm: write the job scripts, and submit nothing")
     _add_engine(arguments)
     return arguments
 
@@ -71,6 +72,9 @@ def _main(arguments: argparse.Namespace) -> int:
         found = recipes.check(arguments.recipe, options)
         print("\n".join((*found.problems, *found.costs)))
         return int(bool(found.problems))
+    if arguments.write:
+        print("\n".join(map(str, recipes.write_jobs(arguments.recipe, options))) or "nothing is left to do")
+        return 0
     work = recipes.open_recipe(arguments.recipe, options)
     if arguments.status:
         print("\n".join(recipes.status_lines(work)))

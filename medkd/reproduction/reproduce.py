@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +14,14 @@ from medkd.core.serial import nearest
 from medkd.evaluation.report.data import MARGIN
 from medkd.evaluation.report.rank_figure import rank_picture
 from medkd.reproduction.checks import unknown_names
+from medkd.reproduction.costs import costs
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
 from medkd.reproduction.recipe import PHANTOM, Recipe, load_recipe
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
-from medkd.reproduction.state import State
+from medkd.reproduction.scripts import write_scripts
+from medkd.reproduction.state import State, is_done, runs_of
 from medkd.reproduction.table import WRITERS, json_rows
 
 _CONVERT = "convert"
@@ -164,6 +165,55 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         work.write()
 
 
+def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> list[Path]:
+    """Write Slurm's job scripts for what is missing of a recipe, and submit nothing.
+
+    Args:
+        path: of the recipe.
+        options: how; the engine must be ``slurm``.
+
+    Returns:
+        The scripts, of which the last one, ``submit.sh``, submits the others; nothing where all is done.
+
+    Raises:
+        DataError: the recipe means nothing, or its data set or a model is not there.
+        RunError: another engine is asked for.
+    """
+    options = options or ReproduceOptions()
+    if options.engine != "slurm":
+        raise RunError(f"--write is for --engine slurm, found --engine {options.engine}; change one of them.")
+    work = open_recipe(Path(path), options)
+    for sentence in unknown_names(work.recipe):
+        raise DataError(f"{path}: {sentence}")
+    _refuse_missing_models(work)
+    ensure_data(work.recipe, work.root, options.data, lambda line: None)
+    words = [str(Path(path).absolute()), "--root", str(work.root.raw.parent.absolute()), *_own_words(options)]
+    return write_scripts(work.state.folder.absolute() / "slurm_scripts", _left(work), words, options.needs)
+
+
+def _left(work: Work) -> dict[str, Node]:
+    """The chosen nodes that are not done."""
+    records = work.state.read()
+    runs, left = runs_of(records), dict[str, Node]()
+    for name, node in chosen_nodes(work.nodes, work.options.only).items():
+        ready = not any(need in left for need in node.needs)
+        if not (ready and is_done(records.get(name), node.command(runs))):
+            left[name] = node
+    return left
+
+
+def _own_words(options: ReproduceOptions) -> list[str]:
+    """The options as words of a command that is given elsewhere."""
+    words = ["--margin", f"{options.margin:g}"]
+    if options.data is not None:
+        words += ["--data", str(Path(options.data).absolute())]
+    for teacher, folder in options.models.items():
+        words += ["--model", f"{teacher}={Path(folder).absolute()}"]
+    if options.device is not None:
+        words += ["--device", options.device]
+    return words
+
+
 @dataclass(frozen=True)
 class Check:
     """What :func:`check` found.
@@ -193,42 +243,7 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
         if not folder.exists():
             problems.append(f"missing: the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
     problems += [f"unknown: {sentence}" for sentence in unknown_names(recipe)]
-    return Check(tuple(problems), tuple(_costs(work)))
-
-
-def _costs(work: Work) -> list[str]:
-    recipe = work.recipe
-    trained = [node for node in work.nodes.values() if node.words[0] in ("train", "train_distill")]
-    free = shutil.disk_usage(_existing(work.root.raw.parent)).free / 2**30
-    lines = [f"runs: {len(trained)} trainings; free disk space {free:.0f} GiB"]
-    counted = [_steps(node) for node in trained]
-    known = [steps for steps in counted if steps is not None]
-    if len(known) < len(counted):
-        lines.append(f"steps: unknown for {len(counted) - len(known)} of the trainings; their protocol or plan says")
-    if known:
-        lines.append(f"steps: {sum(known):,} in {len(known)} trainings")
-    if recipe.seconds_per_step is None:
-        lines.append("time: unknown, the recipe states no measured seconds per step")
-    else:
-        hours = recipe.seconds_per_step * sum(known) / 3600
-        lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'} for the known steps")
-    return lines
-
-
-def _steps(node: Node) -> int | None:
-    """Optimiser steps of a training, where its own words say both numbers."""
-    numbers = []
-    for option in ("--epochs", "--iterations-per-epoch"):
-        if option not in node.words:
-            return None
-        numbers.append(int(str(node.words[node.words.index(option) + 1])))
-    return numbers[0] * numbers[1]
-
-
-def _existing(folder: Path) -> Path:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
+    return Check(tuple(problems), tuple(costs(work)))
 
 
 def _models(work: Work) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_status_and_check_start_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "to do   tiny-kd-from-large-seed0-fold0: medkd_train_distill Dataset900_Phantom '<large-fold0>'" in shown
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 0
-    assert "3 trainings" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "3 trainings" in shown and re.search(r"disk: about 0\.\d GiB for 3 trainings, .*; \d+ GiB are free", shown)
     path.write_text(json.dumps({**TOY, "dataset": {"number": 7, "name": "New", "format": "msd"}}))
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.json"]

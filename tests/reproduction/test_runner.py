@@ -102,6 +102,26 @@ def test_everything_comes_after_what_it_needs_and_only_once(tmp_path: Path) -> N
     assert engine.most <= engine.room
 
 
+def test_each_born_again_round_is_taught_by_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "toy.json"
+    taught = {"network": "res_unet", "method": "kd"}
+    teachers = {
+        "first": {"network": "res_unet"},
+        "again1": {**taught, "taught_by": "first"},
+        "again2": {**taught, "taught_by": "again1"},
+        "again3": {**taught, "taught_by": "again2"},
+    }
+    path.write_text(json.dumps(recipe(teachers=teachers, students={"tiny": {"network": "unet_tiny"}}, folds=["0"])))
+    nodes = build_graph(load_recipe(path), Place(name="toy", root=tmp_path, models={}))
+    engine = PretendedEngine(tmp_path)
+    go(tmp_path, nodes, engine)
+    for teacher, student in (("first", "again1"), ("again1", "again2"), ("again2", "again3")):
+        command = engine.commands[f"{student}-fold0"]
+        assert command[command.index("train_distill") + 2 :][:3] == [f"run_{teacher}-fold0", "res_unet", "kd"]
+        assert f"toy-{student}" in command  # a run of its own, though networks and methods are the same
+    assert "run_again3-fold0" in engine.commands["tiny-kd-from-again3-seed0-fold0"]
+
+
 def test_names_of_trained_runs_come_into_the_commands_of_their_students(tmp_path: Path) -> None:
     nodes, engine = graph(tmp_path), PretendedEngine(tmp_path)
     go(tmp_path, nodes, engine)
