@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -159,14 +160,13 @@ def best_configuration(
     for first, second in combinations(found, 2) if ensembles else ():
         pair = RunsTogether(first, second, place.raw_dataset(name), device)
         scores[(first.name, second.name)] = pair.score(wanted)
-    where = "" if root is None else f" --root {root}"
-    folds_text = " ".join(map(str, wanted))
-    command = f"medkd_predict -i INPUT -o OUTPUT -m {dataset}/{{}} -f {folds_text}{where}"
+    words = ["medkd_predict", "-i", "INPUT", "-o", "OUTPUT", "-f", *map(str, wanted)]
+    words += [] if root is None else ["--root", str(root)]
     compared = BestConfiguration(
         dataset=name,
         folds=tuple(map(str, wanted)),
         cases=len(next(iter(scores.values())).cases),
-        candidates=tuple(_ordered(scores, command)),
+        candidates=tuple(_ordered(scores, lambda run: shlex.join([*words, "-m", f"{dataset}/{run}"]))),
     )
     save(place.results / name / BEST_CONFIGURATION_FILE, compared)
     return compared
@@ -187,7 +187,7 @@ def _find_runs(results: Path, names: Sequence[str]) -> list[Path]:
             f"Expected two runs to compare at least, found {', '.join(run.name for run in found) or 'none'}; name a "
             "network that was trained in two configurations, or two runs."
         )
-    return found
+    return sorted(found)  # two together have one name, however they were named
 
 
 def _runs_of(name: str, known: Sequence[Path], results: Path) -> list[Path]:
@@ -240,8 +240,8 @@ def _check_same_cases(scores: Mapping[tuple[str, ...], Summary]) -> None:
             )
 
 
-def _ordered(scores: Mapping[tuple[str, ...], Summary], command: str) -> list[Candidate]:
-    """The best first; of equal ones that of fewer networks."""
+def _ordered(scores: Mapping[tuple[str, ...], Summary], command: Callable[[str], str]) -> list[Candidate]:
+    """The best first; of equal ones that of fewer networks. A name gives the command that predicts with it."""
     tables = {runs: _table(summary) for runs, summary in scores.items()}
     means = {runs: summary.mean_dice for runs, summary in scores.items()}
     order = sorted(scores, key=lambda runs: (-np.nan_to_num(means[runs], nan=-1.0), len(runs)))
@@ -260,7 +260,7 @@ def _ordered(scores: Mapping[tuple[str, ...], Summary], command: str) -> list[Ca
             behind_low=finite(behind.low),
             behind_high=finite(behind.high),
             clear=bool(behind.clear),
-            command=command.format(name),
+            command=command(name),
         )
         found.append(candidate)
     return found

@@ -181,7 +181,7 @@ def train_side_by_side(
     dataset: str | int,
     teacher: str | Path,
     student: str,
-    methods: Sequence[str],
+    methods: Sequence[str] | str,
     fold: int | str,
     options: TrainOptions | DetectorOptions | None = None,
     **settings: Any,
@@ -195,7 +195,7 @@ def train_side_by_side(
         dataset: number or full name.
         teacher: as for :func:`train_distill`.
         student: name of a network.
-        methods: two or more, each as for :func:`train_distill`.
+        methods: each as for :func:`train_distill`; a text names them with commas.
         fold: likewise.
         options: what may be set, for all of them.
         settings: single fields of the options.
@@ -209,6 +209,7 @@ def train_side_by_side(
     """
     task, chosen = chosen_options(dataset, options, settings)
     train_all = task.column("train_side_by_side")
+    methods = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     if fold != FOLDS:
         return train_all(dataset, str(teacher), student, methods, fold, chosen)
     return train_folds(

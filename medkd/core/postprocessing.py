@@ -157,8 +157,13 @@ def keep_largest(array: np.ndarray, steps: Sequence[LargestComponent], labels: L
     result = array
     for step in steps:
         box = joined_box([boxes[value - 1] for value in step.values])
-        if box is not None:
-            result = _keep_one(result, box, step.values, labels)
+        taken = None if box is None else _smaller_components(np.isin(result[box], step.values))
+        if taken is None or box is None:
+            continue
+        result = array.copy() if result is array else result
+        part = result[box]
+        for value, other in _instead(step.values, labels).items():  # no other is a value of the step
+            part[taken & (part == value)] = other
     return result
 
 
@@ -173,20 +178,15 @@ def joined_box(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...] |
     return tuple(sides)
 
 
-def _keep_one(array: np.ndarray, box: tuple[slice, ...], values: tuple[int, ...], labels: LabelSpec) -> np.ndarray:
-    part = array[box]
-    inside = np.isin(part, values)
+def _smaller_components(inside: np.ndarray) -> np.ndarray | None:
+    """Where all but the largest component of a mask lie; None where there is one component at most."""
     components, count = ndimage.label(inside, np.ones((3,) * inside.ndim))
     if count < 2:
-        return array
+        return None
     sizes = np.bincount(components.reshape(-1))
     sizes[0] = 0
-    taken = inside & (components != sizes.argmax())
-    result = array.copy()
-    changed = result[box]
-    for value, other in _instead(values, labels).items():
-        changed[taken & (part == value)] = other
-    return result
+    smaller: np.ndarray = inside & (components != sizes.argmax())
+    return smaller
 
 
 def _instead(values: tuple[int, ...], labels: LabelSpec) -> dict[int, int]:

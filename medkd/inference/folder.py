@@ -131,6 +131,8 @@ def predict_folder(
         threads=threads,
         postprocessing=postprocessing,
     )
+    if postprocessing is False:
+        logger.info("no post-processing, as asked for")
     formats = choose_formats(format, SEGMENTATION)
     writer = _writer(predictor, Path(run), formats, seg_kind, terms)
     cases = find_cases(inputs, len(predictor.configuration.normalization))

@@ -32,8 +32,6 @@ def choose_steps(model: ModelFolder[Any], predictor: CasePredictor, choice: Choi
     known: tuple[LargestComponent, ...] = getattr(predictor, "postprocessing", ())
     found: Postprocessing | None
     if choice is False:
-        if known:
-            _log.info("no post-processing, as asked for")
         return ()
     if choice is not None:
         file = Path(choice)

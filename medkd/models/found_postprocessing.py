@@ -31,25 +31,26 @@ def stored_postprocessing(run: Path, folds: Sequence[str], weights: Sequence[str
     Raises:
         DataError: a file is damaged.
     """
-    files = postprocessing_files(run)
     of_others: list[str] = []
-    for file in files:
+    outdated: list[Path] = []
+    for file in postprocessing_files(run):
         found = load(Postprocessing, file)
         if set(found.folds) != set(folds):
             of_others.append(", ".join(found.folds))
         elif found.weights and set(found.weights) != set(weights):
-            _log.warning(
-                "%s was found with other weights than those that predict now, so it is left out; run "
-                "medkd_cross_validate again, or name the file with --postprocessing",
-                file,
-            )
-            return None
+            outdated.append(file)
         else:
             return found
-    if of_others:
+    if outdated:
+        _log.warning(
+            "%s was found with other weights than those that predict now, so it is left out; find it anew, or name the "
+            "file with --postprocessing",
+            outdated[0],
+        )
+    elif of_others:
         _log.info(
-            "no post-processing: it was found over the folds %s, but %s predicts; medkd_cross_validate -f finds it for "
-            "these, --postprocessing takes that of others",
+            "no post-processing: it was found over the folds %s, but %s predicts; find it for these "
+            "(medkd_cross_validate -f), or take that of others with --postprocessing",
             " and ".join(f"({names})" for names in of_others),
             f"fold {', '.join(folds)}",
         )

@@ -94,11 +94,13 @@ def parameters_per_method(parameters: Mapping[str, Any], methods: Sequence[str])
     """Of ``METHOD.PARAMETER`` → value each method's own.
 
     Raises:
-        MethodError: a method is named twice, or a parameter belongs to none of them.
+        MethodError: no method is named, or one twice, or a parameter belongs to none of them.
 
     >>> parameters_per_method({"kd.weight": 2, "at.weight": 3}, ["kd", "at+dml"])
     [{'kd.weight': 2}, {'at.weight': 3}]
     """
+    if not methods:
+        raise MethodError("Expected methods to train with, found none; see medkd_list methods.")
     if len(set(methods)) != len(methods):
         raise MethodError(f"Methods side by side must differ, found {', '.join(methods)}; name each once.")
     found = []

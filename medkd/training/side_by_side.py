@@ -178,7 +178,8 @@ def fit_together(
         MedkdError: one of them cannot begin.
     """
     sharing = Sharing()
-    students = [_student(job, sharing, start) for job in jobs]
+    lessons = [_Built(job, sharing) for job in jobs]  # before anything of an earlier run is thrown away
+    students = [lesson.student(start) for lesson in lessons]
     for place, student in enumerate(students):
         _tell_apart(student, bar=place == 0)
     try:
@@ -202,14 +203,19 @@ def _tell_apart(student: Student, *, bar: bool) -> None:
         student.trainer.hooks = [hook for hook in student.trainer.hooks if not isinstance(hook, ProgressBar)]
 
 
-def _student(
-    job: SegmentationJob, sharing: Sharing, start: Callable[[SegmentationJob, SegmentationLesson], None]
-) -> Student:
-    random = Randomness(job.device)
-    with random():
-        lesson = SegmentationLesson(job, sharing=sharing)
-        start(job, lesson)
-        return Student(job, lesson.ready(), random)
+class _Built:
+    """The lesson of a job, with the random numbers that built it."""
+
+    def __init__(self, job: SegmentationJob, sharing: Sharing) -> None:
+        self._job, self._random = job, Randomness(job.device)
+        with self._random():
+            self._lesson = SegmentationLesson(job, sharing=sharing)
+
+    def student(self, start: Callable[[SegmentationJob, SegmentationLesson], None]) -> Student:
+        """Ready for its first step."""
+        with self._random():
+            start(self._job, self._lesson)
+            return Student(self._job, self._lesson.ready(), self._random)
 
 
 def _train(students: Sequence[Student], sharing: Sharing) -> None:
@@ -251,6 +257,7 @@ def _one_epoch(active: Sequence[Student], feeds: Sequence[Feed], sharing: Sharin
         for feed in feeds:
             if any(student.error is None for student in feed.students):
                 _one_batch(feed, sharing)
+    sharing.forget()
     for student in active:
         student.attempt(lambda student=student: student.trainer.end_epoch(seconds=student.seconds))  # type: ignore[misc]
     _finish([student for student in active if not student.waits])

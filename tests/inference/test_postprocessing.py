@@ -57,7 +57,7 @@ def test_both_folds_follow_what_was_found_over_both(
     caplog.set_level("INFO")
     predict_folder(scan, tmp_path / "raw", run, device="cpu", mirror=False, postprocessing=False)
     raw = labels_in(tmp_path / "raw")
-    assert "no post-processing" not in caplog.text  # which would be news where none was expected
+    assert "no post-processing, as asked for" in caplog.text and "only the largest" not in caplog.text
     report = predict_folder(scan, tmp_path / "out", run, device="cpu", mirror=False)
     assert "post-processing: only the largest component is kept of liver, spleen" in caplog.text
     done = labels_in(tmp_path / "out")
@@ -135,3 +135,16 @@ def test_a_model_for_nnunet_has_the_file_beside_it(run: Path, tmp_path: Path) ->
     export_model(run, tmp_path / "nnunet", format="nnunet")
     assert read_json(tmp_path / "nnunet" / "postprocessing.json")["folds"] == ["0", "1"]
     assert "nnU-Net does not do that by itself" in (tmp_path / "nnunet" / "README.md").read_text()
+
+
+def test_an_outdated_file_does_not_hide_a_current_one_nor_a_damaged_one_the_sentence(
+    run: Path, scan: Path, tmp_path: Path
+) -> None:
+    save(run / "crossval" / "postprocessing.json", found(run, "0", "1", weights=("00", "11")))
+    save(run / "crossval_0_1" / "postprocessing.json", found(run, "0", "1"))
+    predict_folder(scan, tmp_path / "out", run, device="cpu", mirror=False)
+    assert read_json(tmp_path / "out" / "predict_settings.json")["postprocessing"] == ["liver", "spleen"]
+    (run / "crossval" / "postprocessing.json").write_text('{"folds": 7}')
+    with pytest.raises(DataError, match=r"crossval/postprocessing.json: folds: expected a list"):
+        predict_folder(scan, tmp_path / "no", run, device="cpu", mirror=False)
+    predict_folder(scan, tmp_path / "raw", run, device="cpu", mirror=False, postprocessing=False)

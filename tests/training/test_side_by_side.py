@@ -158,6 +158,12 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(root: Path, monkey
         assert not list((root / "results" / NAME).glob("*__refused/fold_0/*.pt"))
 
     attempt(["kd", "kd"], MethodError, "must differ, found kd, kd")
+    attempt([], MethodError, "Expected methods to train with")
+    kept = train_distill(900, "plain_unet", "plain_unet", "kd", 0, _options(root, tag="kept", epochs=1))
+    with pytest.raises(MethodError, match="needs more of the teacher than its outputs"):
+        more = _options(root, tag="kept", epochs=1, targets="cached", overwrite=True)
+        train_side_by_side(900, "plain_unet", "plain_unet", ["kd", "at"], 0, more)
+    assert (kept / FINAL).exists()  # nothing was thrown away for a training that cannot be
     attempt(["kd", "kdd"], MethodError, "Did you mean 'kd'")
     attempt(["kd", "dml"], MethodError, "'cwd.weight' belongs to none of kd, dml", method_parameters={"cwd.weight": 1})
     monkeypatch.setenv("RANK", "0")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
 from medkd.evaluation.segmentation.results import FURTHER, METRICS, Metric, Summary, summary_text
+
+_log = logging.getLogger(__name__)
 
 POSTPROCESSING = "postprocessing"
 """Key of ``predict_settings.json``, and of a summary's ``extra``."""
@@ -112,7 +115,11 @@ def _postprocessed(predictions: Path) -> dict[str, list[str]]:
     file = predictions / SETTINGS_FILE
     if not file.exists():
         return {}
-    settings = read_json(file)
+    try:
+        settings = read_json(file)
+    except DataError as error:  # which says nothing against the label maps
+        _log.warning("%s", error)
+        return {}
     steps = settings.get(POSTPROCESSING) if isinstance(settings, dict) else None
     if not isinstance(steps, list):
         return {}  # of an older version, which had none
