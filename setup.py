@@ -69,7 +69,7 @@ EXTRAS = {
     # medpy is GPL-3.0: only an independent reference in the tests
     "dev": [
         "pytest>=8",
-        "pytest-xdist>=3.5",
+        "pytest-xdist>=3.8",
         "pytest-timeout>=2.3",
         "ruff>=0.6",
         "mypy>=1.11",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from medkd import __version__
-from medkd.core.errors import DataError, MedkdError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.limits import on_the_command_line
 from medkd.core.plugins import import_plugin
 
 ROOT_HELP = "medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)"
 IMPORT_HELP = "import this module of yours first, which registers networks, methods, detectors or formats; repeatable"
+_IN_SEVERAL_PROCESSES = ("medkd_train", "medkd_train_distill")
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -65,6 +67,7 @@ def run(
             options = arguments.parse_args(argv)
             verbose = options.verbose
             _start_logging(verbose)
+            _refuse_several_processes(arguments.prog)
             _refuse_null(options)
             _import(options.imports)
             return main(options) or 0
@@ -76,6 +79,15 @@ def run(
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was finished is kept\n")
         return 130
+
+
+def _refuse_several_processes(command: str) -> None:
+    """Only trainings share their work with others that ``torchrun`` started; the rest would write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count != "1" and command not in _IN_SEVERAL_PROCESSES:
+        raise RunError(
+            f"{command} works in one process, but {count} were started (WORLD_SIZE={count}); start it without torchrun."
+        )
 
 
 def positive(text: str) -> int:

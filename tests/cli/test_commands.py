@@ -124,3 +124,16 @@ def test_a_module_that_is_not_there_is_one_sentence(module: str, capsys: pytest.
         assert overview([*words, "--import", module]) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "words"), [("list", ["networks"]), ("plan_and_preprocess", ["-d", "3"])])
+def test_of_several_processes_one_that_does_not_train_says_so(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    main = import_module(f"medkd.cli.{COMMANDS[command][0]}").main
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*words, "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: medkd_{command} works in one process, but 2 were started") and said.count("\n") == 1
+    assert not any(tmp_path.iterdir())
