@@ -9,7 +9,6 @@ from pathlib import Path
 from medkd.core.paths import Root
 from medkd.core.run import CROSS_VALIDATION
 from medkd.core.splits import SPLITS_FILE, load_splits
-from medkd.training.ranks import current
 
 FOLDS = "folds"
 """In the place of a fold: all of them, one after another."""
@@ -35,6 +34,7 @@ def train_folds(
         Of each run the folder with the scores of all folds, or the run folder where there are none.
     """
     from medkd.evaluation.cross_validation import cross_validate
+    from medkd.training.ranks import current
 
     runs = [folder.parent for folder in train_fold("0")]  # the first fold makes the splits where there are none
     place = Root.resolve(root)

@@ -9,7 +9,6 @@ from medkd import api
 from medkd.cli import common
 from medkd.cli.training_options import add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
-from medkd.training.ranks import current
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +29,8 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from medkd.training.ranks import current
+
     reuse_freed_memory()
     settings = training_settings(arguments)
     if arguments.dry_run:

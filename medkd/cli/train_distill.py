@@ -10,7 +10,6 @@ from medkd import api
 from medkd.cli import common
 from medkd.cli.training_options import add_target_options, add_training_options, training_settings
 from medkd.core.allocator import reuse_freed_memory
-from medkd.training.ranks import current
 
 _TEACHER = (
     "a network trained for this data set, a run, or a model folder of nnU-Net v2; for detection also ultralytics' "
@@ -52,6 +51,8 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from medkd.training.ranks import current
+
     reuse_freed_memory()
     settings = training_settings(arguments)
     teacher, student, method = arguments.teacher, arguments.student, arguments.method

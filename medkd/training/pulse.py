@@ -170,7 +170,7 @@ def told_to_end(message: str) -> Iterator[None]:
 
     def end(*_: Any) -> None:
         if os.getpid() == process:  # and no loader process
-            os.write(sys.stderr.fileno(), f"error: {message}\n".encode())
+            os.write(2, f"error: {message}\n".encode())
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from medkd.training.options import RunOptions
     from medkd.training.pulse import Pulse
 
+_log = logging.getLogger(__name__)
 _PATIENCE = timedelta(days=2)  # of one that waits while another works; who is dead is known from the pulse
 _GO_ON = "give --continue to go on from the last checkpoint, with any number of processes that divides the batch"
 _TOLD = (
@@ -207,10 +208,11 @@ class Ranks:
 
 def current() -> Ranks:
     """This process among those that ``torchrun``, or whatever sets the same variables, started."""
-    names = ("RANK", "WORLD_SIZE")
-    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks()
-    number, count = (_variable(name) for name in names)
+    number, count = _variable("RANK"), _variable("WORLD_SIZE")
+    if count < 2:
+        return Ranks()
     local, beside = _variable("LOCAL_RANK", number), _variable("LOCAL_WORLD_SIZE", count)
     return Ranks(number=number, count=count, local=local, beside=beside)
 
@@ -311,6 +313,8 @@ def _connected(ranks: Ranks, device: torch.device) -> Pulse:
     own: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if ranks.first:
+        _log.info("waiting for %d processes", ranks.count)
     try:
         dist.init_process_group("nccl" if own else "gloo", timeout=_PATIENCE, **own)
         _pulse = Pulse.begin(ranks.number, ranks.count, lambda death: message_of(death, ranks.count, _GO_ON))
@@ -321,7 +325,7 @@ def _connected(ranks: Ranks, device: torch.device) -> Pulse:
         ) from error
     atexit.register(_pulse.leave)
     if ranks.first:
-        logging.getLogger(__name__).info("%d processes train together", ranks.count)
+        _log.info("%d processes train together", ranks.count)
     else:
         logging.getLogger("medkd").setLevel(logging.ERROR)  # what the first one says suffices
     return _pulse

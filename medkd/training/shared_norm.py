@@ -29,7 +29,8 @@ def _forward(module: Any, alone: Callable[[Tensor], Tensor], ranks: Ranks, x: Te
     if not (module.training or module.running_mean is None):
         return alone(x)
     with torch.autocast(x.device.type, enabled=False):
-        out = _normalised(module, ranks, x.float()).to(x.dtype)
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        out = _normalised(module, ranks, exact).to(x.dtype)
     for name in ("drop", "act"):  # of timm's, which are normalisation and activation in one
         further = getattr(module, name, None)
         out = out if further is None else further(out)

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
+from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.training.logs import RunLog
 from medkd.training.options import TrainOptions
+from medkd.training.ranks import current
 from medkd.training.segmentation_task import train, train_distill
 
 
@@ -32,5 +36,15 @@ def _run(training: dict[str, Any]) -> None:
         train(900, training["network"], 0, options)
 
 
+def disagree() -> None:
+    """Say what is said where the processes stand at different places."""
+    ranks = current()
+    try:
+        ranks.agree(str(ranks.number), torch.device("cpu"), "The processes differ.")
+    except RunError as error:
+        sys.stdout.write(f"{error}\n")
+
+
 if __name__ == "__main__":
     run_all(read_json(Path(sys.argv[1]))["trainings"])
+    disagree()

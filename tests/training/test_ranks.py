@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import torch
 
 import medkd
 import medkd.training.run as training_run
+from medkd.cli.reproduce import main as reproduce
 from medkd.cli.train import main
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
@@ -35,7 +35,6 @@ from medkd.training.hooks import SaveLatest
 from medkd.training.loader import PatchBatches
 from medkd.training.logs import read_log
 from medkd.training.options import TrainOptions
-from medkd.training.pulse import Death, Pulse
 from medkd.training.ranks import Ranks, current, own_device
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation_task import dry_run
@@ -203,6 +202,7 @@ def test_the_first_of_two_processes_alone_writes(root: Path) -> None:
     assert len(list((two / "tensorboard").iterdir())) == 1
     said = (root / "log.1").read_text()
     assert "epoch" not in said and "2 processes train together" not in said
+    assert "The processes differ." in said and "The processes differ." in (root / "log.0").read_text()
 
 
 def test_a_rank_reads_its_own_samples_of_the_one_batch(root: Path) -> None:
@@ -217,6 +217,26 @@ def test_a_rank_reads_its_own_samples_of_the_one_batch(root: Path) -> None:
     parts = [batch(Ranks(number=number, count=3).part(6)) for number in range(3)]
     for whole, *pieces in zip(batch(None), *parts, strict=True):
         assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_every_rank_has_its_own_dropout_and_the_same_numbers_afterwards() -> None:
+    drawn, after = [], []
+    for number, step in ((0, 5), (1, 5), (1, 6)):
+        torch.manual_seed(3)
+        with Ranks(number=number, count=2).own_chance(7, step, torch.device("cpu")):
+            drawn.append(torch.rand(4))
+        after.append(torch.rand(4))
+    torch.manual_seed(3)
+    assert all(torch.equal(numbers, after[0]) for numbers in (*after, torch.rand(4)))
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+def test_the_commands_answer_without_torch() -> None:
+    """Whether there are several processes is asked when something is trained."""
+    words = (
+        "import sys, medkd.cli.train, medkd.cli.train_distill, medkd.cli.reproduce; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", words], check=False, timeout=LIMIT).returncode == 0
 
 
 _ENDLESS = """
@@ -286,51 +306,6 @@ def _until(reached: Callable[[], bool], processes: Sequence[subprocess.Popen[byt
         time.sleep(0.02)
 
 
-class _Store:
-    """A store of counters in this process."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.gone = self.frozen = False
-
-    def add(self, name: str, amount: int) -> int:
-        if self.gone:
-            raise RuntimeError("no such host")
-        while self.frozen:
-            time.sleep(0.01)
-        self.numbers[name] = self.numbers.get(name, 0) + amount
-        return self.numbers[name]
-
-
-def _first_death(act: Callable[[_Store, Pulse], None]) -> Death | None:
-    """What process 0 sees of process 1."""
-    store, seen, ended = _Store(), [], threading.Event()
-
-    def end(death: Death) -> None:
-        seen.append(death)
-        ended.set()
-
-    pulses = [Pulse(store, number, COUNT, end, every=0.01, patience=0.2) for number in range(COUNT)]
-    try:
-        pulses[0].watching = True
-        assert not ended.wait(0.3)  # both live
-        act(store, pulses[1])
-        ended.wait(0.6)
-    finally:
-        store.frozen = False
-        for pulse in pulses:
-            pulse.leave()
-    return seen[0] if seen else None
-
-
-def test_signs_of_life() -> None:
-    assert _first_death(lambda store, other: other._stopped.set()) == Death(1, True)
-    assert _first_death(lambda store, other: other.fail()) == Death(1, False)
-    assert _first_death(lambda store, other: setattr(store, "gone", True)) == Death(None, True)
-    assert _first_death(lambda store, other: setattr(store, "frozen", True)) == Death(None, True)
-    assert _first_death(lambda store, other: other.leave()) is None
-
-
 def _as_one_of(count: int, patch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 1, "WORLD_SIZE": count, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": count}.items():
         patch.setenv(name, str(value))
@@ -361,9 +336,12 @@ def test_several_devices_for_one_process_are_refused() -> None:
         own_device("0,1")
 
 
-def test_what_is_trained_by_one_process_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_trained_by_one_process_only_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _as_one_of(2, monkeypatch)
     with pytest.raises(RunError, match="for detection is trained by one process on one device"):
         training_run.train(DetectionTask(), 1, "yolov8n", 0, DetectorOptions(root=tmp_path))
     with pytest.raises(RunError, match="medkd_compress works in one process"):
         medkd.compress("plain_unet", 900, root=tmp_path)
+    assert reproduce(["quick_phantom", "--check"]) == 1 and "medkd_reproduce works in one" in capsys.readouterr().err
