@@ -1,6 +1,6 @@
 """What several methods at once cost, beside one after another, with a teacher that is much larger than its student.
 
-    python -m benchmarks.bench_side_by_side benchmarks/results/side_by_side.json
+    python -m benchmarks.bench_side_by_side benchmarks/results/side_by_side_32x40x32.json
 
 Everything goes through ``medkd.train_distill`` and ``medkd.train_side_by_side``, on a phantom and the CPU. The cost of
 a step is what further steps of a training add, in processor seconds, so that starting and saving are left out.
