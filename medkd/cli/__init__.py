@@ -5,6 +5,7 @@ COMMANDS = {
     "plan_and_preprocess": ("plan_and_preprocess", "check every case, measure the data set, plan, preprocess"),
     "train": ("train", "train a network alone, and score it"),
     "train_distill": ("train_distill", "train a student with a teacher, and score it"),
+    "tune": ("tune", "search parameters of a method on inner folds"),
     "score_teacher": ("score_teacher", "score a teacher that was trained elsewhere, for the report"),
     "compress": ("compress", "small students of one teacher, and which may replace it"),
     "predict": ("predict", "label maps for scans, boxes for radiographs"),

@@ -9,6 +9,7 @@ from medkd.core.errors import DataError, MedkdError
 from medkd.core.run import DETECTION
 from medkd.core.serial import nearest
 from medkd.reproduction.recipe import PHANTOM, MethodRow, Recipe
+from medkd.reproduction.search import whole_parameters
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
@@ -56,6 +57,8 @@ def _check_method(row: MethodRow, task: str) -> None:
     from medkd.distillation.build import check_method
 
     check_method(row.method, row.parameters, task, DETECTION_METHODS if task == DETECTION else None)
+    if row.search is not None:
+        whole_parameters(row.method, row.search, task)
 
 
 def _said(where: str, look: Callable[[], object]) -> list[str]:

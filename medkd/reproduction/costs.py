@@ -39,7 +39,18 @@ def costs(work: Work) -> list[str]:
     else:
         hours = recipe.seconds_per_step * sum(known) / 3600
         lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'} for the known steps")
-    return lines + _disk(work, trained)
+    return [*lines, *_searches(work), *_disk(work, trained)]
+
+
+def _searches(work: Work) -> list[str]:
+    """What searches train beside the runs."""
+    teachers = students = 0
+    for node in work.nodes.values():
+        search = work.recipe.methods[node.method].search if node.kind == "search" and node.method else None
+        if search is not None:
+            teachers += search.folds
+            students += search.trials * search.folds
+    return [f"searches: {teachers} teachers and {students} students on inner folds"] if students else []
 
 
 def _steps(node: Node) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medkd.core.errors import DataError, RunError
-from medkd.core.serial import nearest
+from medkd.core.serial import load, nearest
 from medkd.reproduction.recipe import Recipe, TeacherRow
+from medkd.reproduction.search import BEST_FILE, Best, Search
 from medkd.tasks import every_task
 
 PREPARE = "prepare"
-Kind = Literal["prepare", "teacher", "student"]
+Kind = Literal["prepare", "teacher", "search", "student"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,14 @@ class Trained:
     node: str
 
 
-Word = str | Trained
+@dataclass(frozen=True)
+class Tuned:
+    """In a command: the parameters that another node found."""
+
+    node: str
+
+
+Word = str | Trained | Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ class Node:
 
     Attributes:
         name: unique, and part of file names.
-        kind: ``prepare``, ``teacher`` or ``student``.
+        kind: ``prepare``, ``teacher``, ``search`` or ``student``.
         words: of the command, after ``medkd``; names of runs are known when these are there.
         needs: nodes that must be done before.
         teacher: the row's teacher; None for a network alone.
@@ -55,12 +64,20 @@ class Node:
     seed: int = 0
 
     def command(self, runs: Mapping[str, str]) -> list[str]:
-        """The words, with the names of the runs that other nodes trained."""
-        return [runs[word.node] if isinstance(word, Trained) else word for word in self.words]
+        """The words, with the names of the runs that other nodes trained, and the parameters that they found."""
+        found: list[str] = []
+        for word in self.words:
+            if isinstance(word, Tuned):
+                best = load(Best, Path(runs[word.node]) / BEST_FILE)
+                for name, value in best.parameters.items():
+                    found += ["--set", f"{name}={_text(value)}"]
+            else:
+                found.append(runs[word.node] if isinstance(word, Trained) else word)
+        return found
 
     def shown(self) -> str:
         """The command for people; runs that are not there yet stand as ``<node>``."""
-        words = [f"<{word.node}>" if isinstance(word, Trained) else word for word in self.words]
+        words = [word if isinstance(word, str) else f"<{word.node}>" for word in self.words]
         return f"medkd_{words[0]} {shlex.join(words[1:])}"
 
 
@@ -170,6 +187,9 @@ class _Builder:
         needs = [PREPARE]
         above = None if teacher is None else self._taught(teacher, fold, needs)
         words = self._training(row.network, above, method, fold)
+        if way.search is not None and teacher is not None:
+            needs.append(self._search(teacher, student, method, fold, way.search))
+            words.append(Tuned(needs[-1]))
         settings = (row.settings, way.settings)
         words += self._options(settings, seed, f"{self.place.name}-{student}-{method}-s{seed}")
         origin = "" if teacher is None else f"-from-{teacher}"
@@ -186,6 +206,40 @@ class _Builder:
                 seed=seed,
             )
         )
+
+    def _search(self, teacher: str, student: str, method: str, fold: str, search: Search) -> str:
+        """Adds the node of a search, which all seeds share; returns its name."""
+        name = f"{student}-{method}-from-{teacher}-search-fold{fold}"
+        if name in self.nodes:
+            return name
+        row, way, above = self.recipe.students[student], self.recipe.methods[method], self.recipe.teachers[teacher]
+        words = ["tune", self.dataset, str(above.network), row.network, way.method, fold]
+        for parameter, values in search.parameters.items():
+            mark = "," if isinstance(values[0], str) else ":"
+            words += ["--search", f"{parameter}={mark.join(map(str, values))}"]
+        words += ["--trials", str(search.trials), "--inner-folds", str(search.folds)]
+        for parameter, value in way.parameters.items():
+            words += ["--set", f"{parameter}={_text(value)}"]
+        seed = ["--seed", str(self.recipe.seeds[0])]
+        words += [f"--teacher-options={shlex.join([*self._settings((above.settings,)), *seed])}"]
+        words += [*self._settings((row.settings, way.settings)), *seed, *self._root()]
+        # another search is another folder, and its result another command of the student
+        mark = hashlib.blake2b("\0".join(words).encode(), digest_size=4).hexdigest()
+        folder = self.place.root / "reproductions" / self.place.name / "searches" / f"{name}-{mark}"
+        words += ["--folder", str(folder)]
+        self._add(
+            Node(
+                name=name,
+                kind="search",
+                words=tuple(words),
+                needs=(PREPARE,),
+                teacher=teacher,
+                student=student,
+                method=method,
+                fold=fold,
+            )
+        )
+        return name
 
     def _taught(self, teacher: str, fold: str, needs: list[str]) -> Word:
         """A teacher as a word of a command; a trained one is needed before."""
@@ -206,6 +260,9 @@ class _Builder:
         return words
 
     def _options(self, settings: Iterable[Mapping[str, Any]], seed: int, tag: str) -> list[str]:
+        return [*self._settings(settings), "--seed", str(seed), "--tag", tag, "--continue", *self._root()]
+
+    def _settings(self, settings: Iterable[Mapping[str, Any]]) -> list[str]:
         merged: dict[str, Any] = dict(self.recipe.settings)
         for part in settings:
             merged |= part
@@ -215,7 +272,7 @@ class _Builder:
         for name, value in merged.items():
             _check_option(name)
             words += _flag(name, value)
-        return [*words, "--seed", str(seed), "--tag", tag, "--continue", *self._root()]
+        return words
 
     def _root(self) -> list[str]:
         return ["--root", str(self.place.root)]

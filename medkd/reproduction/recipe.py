@@ -9,6 +9,7 @@ from typing import Any
 
 from medkd.core.errors import DataError
 from medkd.core.serial import load, nearest
+from medkd.reproduction.search import Search, check_search
 
 FOLDS = ("0", "1", "2", "3", "4", "all")
 PHANTOM = "phantom"
@@ -84,11 +85,14 @@ class MethodRow:
         method: registry name, or several joined by ``+``; ``none`` is the student alone.
         parameters: ``method.parameter`` → value.
         settings: options of training, by their names in Python.
+        search: parameters that are searched for each teacher, student and fold, on inner folds of the fold's training
+            cases.
     """
 
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -211,6 +215,7 @@ def load_recipe(path: Path) -> Recipe:
     for place, row in enumerate(recipe.published):
         _check_mentions(recipe, row, f"{path}: published[{place}]")
     _check_like(recipe, path)
+    _check_searches(recipe, path)
     if any(row.needs_teacher for row in recipe.methods.values()) and not recipe.teachers:
         raise DataError(f"{path}: methods need a teacher, but 'teachers' is empty; name one.")
     if not list(recipe.combinations()):
@@ -311,6 +316,32 @@ def _check_like(recipe: Recipe, path: Path) -> None:
     _check_known(str(like), recipe.teachers, "teacher", where)
     if recipe.teachers[str(like)].model is None:
         raise DataError(f"{where}: '{like}' is trained here and has no plan of its own; name a teacher with 'model'.")
+
+
+def _check_search(row: MethodRow, search: Search, where: str) -> None:
+    if row.method == ALONE:
+        raise DataError(f"{where}: the method 'none' has no parameters; leave 'search' out.")
+    check_search(search, where)
+    for parameter in search.parameters:
+        if parameter in row.parameters:
+            raise DataError(f"{where}: {parameter} is set in 'parameters', too; leave it out of one of them.")
+
+
+def _check_searches(recipe: Recipe, path: Path) -> None:
+    for name, method_row in recipe.methods.items():
+        if method_row.search is not None:
+            _check_search(method_row, method_row.search, f"{path}: methods.{name}.search")
+    for teacher, _, method in recipe.combinations():
+        row = recipe.methods[method]
+        if row.search is None or teacher is None:
+            continue
+        above = recipe.teachers[teacher]
+        if above.network is None or above.taught_by is not None:
+            kind = "is a model from elsewhere, which" if above.network is None else "has a teacher of its own, and"
+            raise DataError(
+                f"{path}: methods.{method}.search: the teacher '{teacher}' {kind} has seen the cases of the inner "
+                "folds; search with a 'network' that is trained alone, and leave this pair out with 'without'."
+            )
 
 
 def _check_known(name: str, known: Mapping[str, Any], what: str, where: str) -> None:

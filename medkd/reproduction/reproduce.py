@@ -21,6 +21,7 @@ from medkd.reproduction.recipe import PHANTOM, Recipe, load_recipe
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.scripts import write_scripts
+from medkd.reproduction.search import check_optuna
 from medkd.reproduction.state import State, is_done, runs_of
 from medkd.reproduction.table import WRITERS, json_rows
 
@@ -153,6 +154,8 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
     nodes = chosen_nodes(work.nodes, work.options.only)
+    if any(node.kind == "search" for node in nodes.values()):
+        check_optuna()
     conversion = ensure_data(work.recipe, work.root, work.options.data, say)
     if conversion is not None:
         nodes = _with_conversion(nodes, (*conversion, "--root", str(work.root.raw.parent)))

@@ -25,8 +25,9 @@ from medkd.evaluation.ranking import (
 )
 from medkd.evaluation.report.data import MARGIN, Metric, ReportTask, task_of
 from medkd.evaluation.statistics import FEWEST, Conclusion, Interval, PairedDifference, non_inferior
-from medkd.reproduction.graph import Node
+from medkd.reproduction.graph import Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe
+from medkd.reproduction.search import BEST_FILE, Best, shown
 from medkd.reproduction.state import Record
 
 Kind = Literal["teacher", "alone", "taught"]
@@ -51,6 +52,7 @@ class Row:
         replaces: whether the margin to the teacher is kept; None without a teacher's score.
         published: the paper's rows.
         failed: why runs failed.
+        tuned: what searches found for it, a line per fold.
     """
 
     kind: Kind
@@ -67,6 +69,7 @@ class Row:
     replaces: Conclusion | None = None
     published: tuple[Published, ...] = ()
     failed: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -120,12 +123,12 @@ def collect(
     """
     grouped: dict[tuple[str | None, str | None, str | None], list[Node]] = {}
     for node in nodes.values():
-        if node.kind != "prepare":
+        if node.kind in ("teacher", "student"):
             grouped.setdefault((node.teacher, node.student, node.method), []).append(node)
     rows, task = [], None
     for group in grouped.values():
         row, found = _row(recipe, group, records)
-        rows.append(row)
+        rows.append(replace(row, tuned=tuple(_tuned(group, records))))
         task = task or found
     if task is None:
         return Results(
@@ -176,6 +179,20 @@ def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -
         failed=tuple(failed),
     )
     return row, task
+
+
+def _tuned(group: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
+    """What searches found for the runs of a row, one line per search."""
+    searches = dict.fromkeys(word.node for node in group for word in node.words if isinstance(word, Tuned))
+    for name in searches:
+        record = records.get(name)
+        if record is None or record.status != "done" or not (Path(record.folder) / BEST_FILE).exists():
+            continue
+        best = load(Best, Path(record.folder) / BEST_FILE)
+        yield (
+            f"{name}: {shown(best.parameters)} (trial {best.trial} of {best.trials}, {best.metric} {best.score:.4f} on "
+            f"inner folds of {best.cases} cases)"
+        )
 
 
 def _kind(recipe: Recipe, node: Node) -> Kind:

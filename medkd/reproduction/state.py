@@ -10,6 +10,7 @@ from typing import Literal
 
 from medkd.core.serial import load, save
 from medkd.reproduction.graph import Node
+from medkd.reproduction.search import BEST_FILE
 
 Status = Literal["running", "done", "failed"]
 _FOLDER = "reproductions"
@@ -109,9 +110,10 @@ def is_done(record: Record | None, command: list[str]) -> bool:
 
 
 def runs_of(records: Mapping[str, Record]) -> dict[str, str]:
-    """Node → name of the run that it trained, of those that are done."""
+    """Node → name of the run that it trained, or folder of what it searched, of those that are done."""
     found = {}
     for name, record in records.items():
         if record.status == "done" and record.folder:
-            found[name] = Path(record.folder).parent.name
+            folder = Path(record.folder)
+            found[name] = str(folder) if (folder / BEST_FILE).exists() else folder.parent.name
     return found

@@ -96,6 +96,7 @@ def notes(results: Results) -> list[str]:
     if results.source:
         lines.append(f"published: {results.source}")
     for row in results.rows:
+        lines += [f"searched: {found}" for found in row.tuned]
         lines += [f"failed: {reason}" for reason in row.failed]
     return lines
 
@@ -169,6 +170,8 @@ def json_rows(results: Results) -> list[dict[str, Any]]:
         entry["minus_alone"], entry["minus_teacher"] = _plain(row.to_alone), _plain(row.to_teacher)
         entry["p_holm"] = row.p if isfinite(row.p) else None
         entry["replaces_teacher"] = row.replaces
+        if row.tuned:
+            entry["searched"] = list(row.tuned)
         entry["published"] = [dict(published.scores) for published in row.published]
         found.append(entry)
     return found

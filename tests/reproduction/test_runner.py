@@ -117,7 +117,11 @@ def test_each_born_again_round_is_taught_by_the_one_before(tmp_path: Path) -> No
     go(tmp_path, nodes, engine)
     for teacher, student in (("first", "again1"), ("again1", "again2"), ("again2", "again3")):
         command = engine.commands[f"{student}-fold0"]
-        assert command[command.index("train_distill") + 2 :][:3] == [f"run_{teacher}-fold0", "res_unet", "kd"]
+        assert list(command)[list(command).index("train_distill") + 2 :][:3] == [
+            f"run_{teacher}-fold0",
+            "res_unet",
+            "kd",
+        ]
         assert f"toy-{student}" in command  # a run of its own, though networks and methods are the same
     assert "run_again3-fold0" in engine.commands["tiny-kd-from-again3-seed0-fold0"]
 

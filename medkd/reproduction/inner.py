@@ -1,0 +1,102 @@
+"""A root folder with the training cases of one fold and nothing else, for trainings that must not see the others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, training_cases
+from medkd.core.errors import DataError
+from medkd.core.files import read_json, write_json
+from medkd.core.paths import Root
+from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.splits import find_split
+
+_INDEX = "cases.json"  # of a store of radiographs
+_PARTS = (".json", ".image.npy", ".label.npy", ".locations.npz", ".png", ".txt")
+
+
+def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[str, ...]:
+    """Make a root with the labelled training cases of a fold, raw and preprocessed, and no file of any other case.
+
+    Files are linked where the file system allows, else copied. What is there already is kept. Plan and labels are
+    those of the data set; its splits are not taken over, so that the training makes inner folds of its own.
+
+    Args:
+        root: medkd's folders.
+        dataset: full name, of a data set that is prepared.
+        fold: 0-4 or ``all``.
+        folder: of the new root.
+
+    Returns:
+        The cases.
+
+    Raises:
+        DataError: the data set is not prepared, or there is no such fold.
+    """
+    prepared, raw = root.preprocessed / dataset, root.raw_dataset(dataset)
+    if not (prepared / PLANS_FILE).exists():
+        raise DataError(f"{prepared} has no {PLANS_FILE}; run medkd_plan_and_preprocess -d {dataset}.")
+    description = DatasetDescription.load(prepared / DATASET_FILE)
+    known = {files.case: files for files in training_cases(raw, description)}
+    kept = find_split(prepared, fold, sorted(known), description.patients, raw).train
+    inner = Root.resolve(folder)
+    for case in kept:
+        _link_raw(known[case], inner.raw / dataset, description)
+    told = _only(description, kept)
+    told.save(inner.raw / dataset / DATASET_FILE)
+    told.save(inner.preprocessed / dataset / DATASET_FILE)
+    shutil.copyfile(prepared / PLANS_FILE, inner.preprocessed / dataset / PLANS_FILE)
+    for store in sorted(path for path in prepared.iterdir() if path.is_dir()):
+        _link_store(store, inner.preprocessed / dataset / store.name, frozenset(kept))
+    return kept
+
+
+def _link_raw(files: CaseFiles, target: Path, description: DatasetDescription) -> None:
+    """The raw files of a case by the names of the usual layout."""
+    ending = description.file_ending if description.task == SEGMENTATION else ".json"
+    if files.label is not None:
+        _link(files.label, target / "labelsTr" / f"{files.case}{ending}")
+    for channel, image in enumerate(files.images):
+        name = f"{files.case}{image.suffix}"
+        if description.task == SEGMENTATION:
+            name = f"{files.case}_{channel:04d}{ending}"
+        _link(image, target / "imagesTr" / name)
+
+
+def _only(description: DatasetDescription, cases: Iterable[str]) -> DatasetDescription:
+    """A description that knows of these cases only."""
+    kept = frozenset(cases)
+    extra: dict[str, Any] = {key: value for key, value in description.extra.items() if key not in ("dataset", "medkd")}
+    own = description.extra.get("medkd")
+    if isinstance(own, Mapping):
+        groups = [sorted(kept.intersection(group)) for group in own.get("duplicates", [])]
+        extra["medkd"] = {**own, "duplicates": groups}
+    patients = {case: patient for case, patient in description.patients.items() if case in kept}
+    return replace(description, patients=patients, num_training=len(kept), extra=extra)
+
+
+def _link_store(store: Path, target: Path, cases: frozenset[str]) -> None:
+    """The files of some cases of a store of either task; scans without labels stay behind."""
+    if (store / _INDEX).exists():
+        index = read_json(store / _INDEX)
+        index["cases"] = {case: entry for case, entry in index["cases"].items() if case in cases}
+        write_json(target / _INDEX, index)
+    for folder in (store, store / "images", store / "labels"):
+        for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else ():
+            if any(path.name.removesuffix(part) in cases for part in _PARTS):
+                _link(path, target / path.relative_to(store))
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists() or not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

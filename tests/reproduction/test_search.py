@@ -1,0 +1,212 @@
+"""Searches see inner folds only, go on where they were stopped, and end in the commands of a recipe's students."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import medkd
+from medkd.cli.tune import main
+from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.serial import load, save
+from medkd.core.splits import FoldRecord, load_splits
+from medkd.preprocessing.store import CaseStore
+from medkd.reproduction import search as searching
+from medkd.reproduction.graph import Place, Tuned, build_graph
+from medkd.reproduction.inner import make_inner_root
+from medkd.reproduction.search import BEST_FILE, TRIALS_FILE, Best, Search, Trial, Trials, check_search, suggest
+from medkd.reproduction.state import Record, runs_of
+from tests.detection.builders import make_dataset as make_radiographs
+from tests.reproduction.test_recipe import read, recipe
+from tests.training.builders import NAME, make_dataset
+
+TINY = "--epochs 1 --iterations-per-epoch 1 --batch-size 2 --patch-size 16 16 16 --workers 0 --device cpu"
+SPACE = Search(parameters={"kd.temperature": (1.0, 8.0, "log"), "kd.weight": (0.1, 2.0)}, trials=4)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The cases that anything opens."""
+    pytest.importorskip("optuna", reason="the extra tune is not installed")
+    found: set[str] = set()
+    real = CaseStore.open
+
+    def spy(self: CaseStore, case: str) -> Any:
+        found.add(case)
+        return real(self, case)
+
+    monkeypatch.setattr(CaseStore, "open", spy)
+    return found
+
+
+@pytest.mark.slow
+def test_the_cases_on_which_a_fold_is_judged_reach_no_trial(
+    tmp_path: Path, opened: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = make_dataset(tmp_path, cases=10)
+    words = [NAME, "unet_tiny", "unet_tiny", "kd", "0", "--root", str(tmp_path), *TINY.split()]
+    words += ["--search", "kd.temperature=1:8:log", "--trials", "2", f"--teacher-options={TINY}"]
+    real = searching._Trainer.trial
+
+    def stop(self: Any, number: int, parameters: Any) -> Trial:
+        if number == 1:
+            raise KeyboardInterrupt
+        return real(self, number, parameters)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(searching._Trainer, "trial", stop)
+        assert main(words) == 130
+    folder = next((tmp_path / "searches").iterdir())
+    first = load(Trials, folder / TRIALS_FILE)
+    assert len(first.trials) == 1 and not (folder / BEST_FILE).exists()
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    tried = load(Trials, folder / TRIALS_FILE)
+    assert tried.trials[:1] == first.trials and len(tried.trials) == 2
+
+    outer = load_splits(prepared / "splits_final.json")[0]
+    assert len(outer.val) == 2
+    assert opened and not opened & set(outer.val)
+    for path in folder.rglob("*"):
+        assert not any(case in path.name for case in outer.val)
+        if path.suffix in (".json", ".jsonl", ".txt"):
+            assert not any(case in path.read_text() for case in outer.val)
+    splits = [FoldRecord.load(path) for path in folder.rglob("split.json")]
+    assert len(splits) == 3  # of the teacher, and of a student per trial
+    for split in splits:
+        assert set(split.train) | set(split.val) == set(outer.train)
+        assert not set(split.teacher_train) & set(split.val)
+    best = load(Best, folder / BEST_FILE)
+    assert best.score == max(trial.score or 0 for trial in tried.trials) and best.cases == 8
+    assert not list(folder.glob("results/*/*trial*/fold_*/*.pt"))
+
+    assert main([*words, "--epochs", "2"]) == 1
+    assert "holds another search" in capsys.readouterr().err
+
+
+def test_a_broken_search_tries_what_a_whole_one_would() -> None:
+    pytest.importorskip("optuna", reason="the extra tune is not installed")
+    whole: list[Trial] = []
+    for _ in range(14):
+        values = suggest(whole, SPACE, frozenset(), 3)
+        assert 1 <= values["kd.temperature"] <= 8 and 0.1 <= values["kd.weight"] <= 2
+        whole.append(Trial(parameters=values, score=-((values["kd.weight"] - 1) ** 2)))
+    for place in (0, 5, 13):
+        assert suggest(whole[:place], SPACE, frozenset(), 3) == whole[place].parameters
+    assert len({trial.parameters["kd.weight"] for trial in whole}) == 14
+    assert suggest([], SPACE, frozenset(), 4) != whole[0].parameters
+    failed = [Trial(parameters={"kd.temperature": 2, "kd.weight": 0.5}, error="it diverged")]
+    assert isinstance(suggest(failed, SPACE, frozenset({"kd.temperature"}), 0)["kd.temperature"], int)
+    choice = Search(parameters={"a.b": ("x", "y")}, trials=1)
+    assert suggest([], choice, frozenset(), 0)["a.b"] in ("x", "y")
+
+
+def test_a_root_of_radiographs_has_no_others_either(tmp_path: Path) -> None:
+    raw = make_radiographs(tmp_path, images=8, size=64, negatives=1)
+    name = raw.name
+    if raw.parent != tmp_path / "raw":
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        raw.rename(tmp_path / "raw" / name)
+    medkd.plan_and_preprocess(name, root=tmp_path, image_size=64)
+    root = medkd.core.paths.Root.resolve(tmp_path)
+    kept = make_inner_root(root, name, "1", tmp_path / "inner")
+    outer = load_splits(root.preprocessed / name / "splits_final.json")[1]
+    assert kept == outer.train and outer.val
+    stems = {path.name.split(".")[0] for path in (tmp_path / "inner").rglob("*") if path.is_file()}
+    assert set(outer.train) <= stems and not stems & set(outer.val)
+    assert not any(case in path.read_text() for path in (tmp_path / "inner").rglob("*.json") for case in outer.val)
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "sentence"),
+    [
+        ((8.0, 1.0), {}, "expected [low, high]"),
+        ((0.0, 1.0, "log"), {}, "above 0 for log"),
+        ((1.0, 2.0, "logg"), {}, "expected [low, high]"),
+        ((True, False), {}, "expected [low, high]"),
+        (("a",), {}, "two texts or more"),
+        ((1.0, 2.0), {"trials": 0}, "'trials' of at least 1 and 'folds' of 1 to 5, found 0 and 1"),
+        ((1.0, 2.0), {"folds": 6}, "found 3 and 6"),
+    ],
+)
+def test_a_bad_search_is_one_sentence(values: tuple[Any, ...], changes: dict[str, int], sentence: str) -> None:
+    search = Search(parameters={"kd.temperature": values}, **{"trials": 3, **changes})
+    with pytest.raises(DataError) as caught:
+        check_search(search, "here")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def searched(**search: Any) -> dict[str, Any]:
+    given = {"parameters": {"kd.temperature": [1, 8, "log"]}, "trials": 3, **search}
+    return {"alone": {"method": "none"}, "kd": {"method": "kd", "search": given}}
+
+
+def test_a_recipe_searches_before_its_students_and_gives_them_what_it_found(tmp_path: Path) -> None:
+    teachers = {"large": {"network": "res_unet", "settings": {"epochs": 2}}}
+    students = {"tiny": {"network": "unet_tiny", "settings": {"epochs": 3}}}
+    found = read(tmp_path, recipe(teachers=teachers, students=students, methods=searched(), seeds=[5, 6]))
+    nodes = build_graph(found, Place(name="toy", root=tmp_path, models={}))
+    name = "tiny-kd-from-large-search-fold0"
+    students_nodes = [node for node in nodes.values() if Tuned(name) in node.words]
+    assert [node.seed for node in students_nodes] == [5, 6] and all(name in node.needs for node in students_nodes)
+    command = nodes[name].command({})
+    assert command[:6] == ["tune", "Dataset900_Phantom", "res_unet", "unet_tiny", "kd", "0"]
+    assert "kd.temperature=1:8:log" in command and "--teacher-options=--epochs 2 --seed 5" in command
+    assert command[command.index("--epochs") + 1] == "3"
+    folder = Path(command[command.index("--folder") + 1])
+    best = Best(parameters={"kd.temperature": 2.5}, score=0.5, metric="Dice", trial=1, trials=3, cases=4)
+    save(folder / BEST_FILE, best)
+    runs = runs_of({name: Record(command=(), status="done", folder=str(folder))}) | {"large-fold0": "large"}
+    given = students_nodes[0].command(runs)
+    assert given[given.index("--set") + 1] == "kd.temperature=2.5"
+    other = read(tmp_path, recipe(teachers=teachers, students=students, methods=searched(trials=4)))
+    changed = build_graph(other, Place(name="toy", root=tmp_path, models={}))[name].command({})
+    assert changed[changed.index("--folder") + 1] != str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"teachers": {"given": {"model": "x"}}, "methods": searched()}, "is a model from elsewhere"),
+        ({"methods": searched(trials=0)}, "methods.kd.search: expected 'trials' of at least 1"),
+        ({"methods": searched(trails=3)}, "unknown key 'trails'. Did you mean 'trials'?"),
+        ({"methods": {"a": {**searched()["kd"], "method": "none"}}}, "the method 'none' has no parameters"),
+        ({"methods": {"a": {**searched()["kd"], "parameters": {"kd.temperature": 1}}}}, "is set in 'parameters', too"),
+    ],
+)
+def test_a_bad_search_of_a_recipe_is_one_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(MedkdError) as caught:
+        read(tmp_path, recipe(**{"teachers": {"large": {"network": "res_unet"}}, **changes}))
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_parameters_and_a_missing_package_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(tmp_path)
+    words = [NAME, "unet_tiny", "unet_tiny", "kd", "0", "--root", str(tmp_path), "--trials", "1"]
+    pytest.importorskip("optuna", reason="the extra tune is not installed")
+    for text, sentence in (
+        ("kd.tau=1:2", "has no parameter 'tau'"),
+        ("kd.temperature=a:b", "expects numbers as bounds, found 'a:b'"),
+        ("kd.temperature", "--search expects METHOD.PARAMETER=LOW:HIGH[:log]"),
+    ):
+        assert main([*words, "--search", text]) == 1
+        said = capsys.readouterr().err
+        assert sentence in said and said.strip().count("\n") == 0
+    assert main([*words, "--search", "kd.temperature=1:2", "--teacher-options=--epoch 3"]) == 1
+    assert "--teacher-options: training has no option '--epoch'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(RunError, match=r"needs the package optuna; run pip install 'medkd\[tune\]'"):
+        searching.check_optuna()
+
+
+def test_every_trial_failed(tmp_path: Path) -> None:
+    trainer: Any = type("T", (), {"metric": None, "cases": 3})()
+    known = Trials(search=SPACE, command=("a",), trials=(Trial(parameters={}, error="the loss became infinite."),))
+    with pytest.raises(RunError, match=r"All 1 trials of the search .* failed, the last one: the loss became infinite"):
+        searching._keep_best(known, trainer, tmp_path)
+    assert not list(tmp_path.iterdir())
