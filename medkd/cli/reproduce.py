@@ -66,9 +66,7 @@ def _add_engine(arguments: argparse.ArgumentParser) -> None:
 def _main(arguments: argparse.Namespace) -> int:
     from medkd.reproduction import reproduce as recipes
     from medkd.reproduction.table import text
-    from medkd.training.ranks import refuse_several
 
-    refuse_several("medkd_reproduce")
     options = _options(arguments)
     if arguments.check:
         found = recipes.check(arguments.recipe, options)
