@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 import zipfile
@@ -17,6 +18,7 @@ _SMALL = 2**20  # entries that may grow by any ratio
 _BLOCK = 2**20
 _END = 22 + 0xFFFF  # bytes of a zip's last record, comment included
 _WIDE = 20 + 56  # bytes of the records before it, where sizes have 64 bits
+_LONGEST_NAME, _LONGEST_PATH = 255, 1000  # bytes
 _PER_ENTRY = 4096  # of the directory, far more than a name needs
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, RuntimeError)
 
@@ -96,11 +98,29 @@ def check_entries(archive: Path | str, entries: Sequence[zipfile.ZipInfo], rules
         if name in names:
             raise rules.error(f"{archive} holds '{entry.filename}' twice; {rules.remedy}.")
         names.add(name)
+    _check_folders(archive, entries, rules)
     total = sum(entry.file_size for entry in entries)
     if total > rules.size:
         raise rules.error(
             f"{archive} would unpack to {total / 2**30:.3g} GiB, {rules.holds} to {rules.size / 2**30:.3g} at most."
         )
+
+
+def _check_folders(archive: Path | str, entries: Sequence[zipfile.ZipInfo], rules: ArchiveRules) -> None:
+    """Refuse names that no folder can have, and entries below one that is a file."""
+    files = {entry.filename.casefold() for entry in entries if not entry.is_dir()}
+    for entry in entries:
+        path = PurePosixPath(entry.filename.casefold())
+        longest = max((len(os.fsencode(part)) for part in PurePosixPath(entry.filename).parts), default=0)
+        if longest > _LONGEST_NAME or len(os.fsencode(entry.filename)) > _LONGEST_PATH:
+            raise rules.error(
+                f"{archive} holds the entry '{entry.filename:.60}…', which is too long for the name of a file; "
+                f"{rules.remedy}."
+            )
+        if any(str(parent) in files for parent in path.parents):
+            raise rules.error(
+                f"{archive} holds the entry '{entry.filename:.100}' below one that is a file; {rules.remedy}."
+            )
 
 
 def extract(

@@ -19,6 +19,7 @@ RULES = ArchiveRules(
     size=16 * 2**30,
     ratio=200,  # weights hardly shrink, and descriptions by less than this
 )
+_OF_MACOS = "__MACOSX"  # which that system's archiver puts beside a folder
 _unpacked: dict[tuple[str, int, int], Path] = {}
 
 
@@ -54,7 +55,7 @@ def _unpack(path: Path) -> Path:
         if is_damage(error):
             raise RunError(f"{path} is damaged or no zip ({error}); copy it again, or pack the model again.") from error
         raise
-    inside = list(folder.iterdir())
+    inside = [part for part in folder.iterdir() if part.name != _OF_MACOS]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 

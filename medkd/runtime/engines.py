@@ -47,9 +47,10 @@ def open_engine(
             f"{network} needs the package {chosen}, which is not installed: pip install {chosen}."
         ) from error
     except Exception as error:
-        first = str(error).strip().splitlines()
+        lines = [line.strip() for line in str(error).splitlines()]
+        reasons = [line for line in lines if line and not line.startswith("Exception from ")]
         raise RunError(
-            f"{network} is damaged, or no network that {chosen} can read ({first[0][:200] if first else error!r}); "
+            f"{network} is damaged, or no network that {chosen} can read ({reasons[0][:200] if reasons else error!r}); "
             "export it again."
         ) from error
 

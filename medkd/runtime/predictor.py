@@ -157,10 +157,10 @@ class RuntimePredictor:
                 f"The exported network cannot compute patches {batch.shape[1:]} ({reason:.200}), so it is not the one "
                 f"that {FILE} describes; export the model again."
             ) from error
-        if logits.shape != wanted:
+        if logits.shape != wanted or logits.dtype.kind != "f":
             raise RunError(
-                f"The exported network gives logits {logits.shape} where {FILE} promises {wanted}; export the model "
-                "again."
+                f"The exported network gives logits {logits.shape} of the type {logits.dtype} where {FILE} promises "
+                f"{wanted} as floats; export the model again."
             )
         if not np.isfinite(logits).all():
             raise RunError("The exported network gives values that are not finite; export the model again.")

@@ -18,6 +18,7 @@ from medkd.core.errors import DataError, MedkdError
 from medkd.core.geometry import Geometry
 from medkd.inference.outputs import Outputs
 from medkd.inference.writers import writer_of
+from medkd.io.dicom import is_dicom
 from medkd.io.volumes import read_geometry, read_image
 from medkd.io.writing.formats import FORMATS as KNOWN_FORMATS
 from medkd.preprocessing.pipeline import Preprocessed
@@ -103,6 +104,7 @@ class Segmenter:
         predictor = self.predictor
         with self._stage("read", seconds, order):
             case = scan_of(order.uploads, self.channels, self.limits)
+            _check_format(order, case)
             outputs = self._outputs(order, case)
             image, geometry = self._read(case)
             outputs.check(case, geometry)
@@ -149,6 +151,20 @@ class Segmenter:
         yield
         seconds[name] = time.perf_counter() - start
         self.metrics.took(name, seconds[name])
+
+
+def _check_format(order: Order, case: CaseFiles) -> None:
+    """A format that refers to a DICOM series needs one.
+
+    Raises:
+        DataError: the request holds none.
+    """
+    is_series = all(path.is_dir() or is_dicom(path) for path in case.images)
+    if KNOWN_FORMATS[order.format].dicom and not is_series:
+        raise DataError(
+            f"The format {order.format} refers to the DICOM series of the scan, but the request holds another file; "
+            "send a zip of the series, or ask for another format."
+        )
 
 
 @contextmanager

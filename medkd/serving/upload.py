@@ -47,8 +47,8 @@ async def receive(request: Request, folder: Path, channels: int, limits: Limits)
 
 async def drain(request: Request) -> None:
     """Read on what a refused client is still sending, some of it, since many look for an answer only afterwards."""
-    if "expect" in request.headers:
-        return  # this one asks before it sends
+    if "expect" in request.headers and not hasattr(request.state, "begun"):
+        return  # this one asks before it sends, and was not told to
     try:
         await asyncio.wait_for(_discard(request), _DRAIN_SECONDS)
     except (asyncio.TimeoutError, ClientDisconnect, RuntimeError):
@@ -97,6 +97,7 @@ def _store(source: Any, path: Path) -> None:
 
 async def _counted(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     size = 0
+    request.state.begun = True
     async for block in request.stream():
         size += len(block)
         limits.check_upload(size)

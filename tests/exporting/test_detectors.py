@@ -206,6 +206,30 @@ def test_a_network_of_something_else_is_one_sentence(exported: Path) -> None:
     write_detector(exported, replace(read_detector(exported), digest=digest_of(exported / "model.onnx")))
     with pytest.raises(RunError, match="gives outputs of the shapes"):
         medkd.load(exported, limits=Limits(0.1)).predict(np.zeros((64, 64), np.uint8))
+    export_onnx([torch.nn.Conv2d(1, 2, 1)], 1, (32, 32), exported / "model.onnx")
+    write_detector(exported, replace(read_detector(exported), digest=digest_of(exported / "model.onnx")))
+    with pytest.raises(RunError, match="cannot compute images of 64 pixels"):
+        medkd.load(exported, limits=Limits(0.1)).predict(np.zeros((64, 64), np.uint8))
+
+
+def test_outputs_that_no_detector_gives_are_one_sentence(exported: Path) -> None:
+    """Places that there are not, values that are none, and integers in the place of scores."""
+    boxes, scores = np.zeros((1, 5, 4), np.float32), np.zeros((1, 2, 5), np.float32)
+    selected = np.zeros((1, 3), np.int64)
+    detector = open_model(exported, "detection").load().networks[0]
+    assert len(detector.detect(noise(1, 64))) == 1
+    for outputs, text in (
+        ((boxes, scores, selected + [0, 0, 5]), "selects boxes that it does not give"),
+        ((boxes, scores, selected - 1), "selects boxes that it does not give"),
+        ((boxes, scores + np.nan, selected), "not finite"),
+        ((boxes, scores.astype(np.int64), selected), "values of the types"),
+        ((boxes[0], scores, selected), "outputs of the shapes"),
+        ((boxes, scores), "outputs of the shapes"),
+    ):
+        detector._run = lambda batch, outputs=outputs: list(outputs)
+        with pytest.raises(RunError, match=text) as caught:
+            detector.detect(noise(1, 64))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_detector_that_finds_other_boxes_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,14 @@ def edit(folder: Path, **changes: Any) -> None:
     write_json(folder / FILE, {**read_json(folder / FILE), **changes})
 
 
+def with_spacing(sound: dict[str, Any], value: float) -> dict[str, Any]:
+    """A plan with another size of voxels along the first axis."""
+    name = sound["configuration"]
+    planned = sound["plan"]["configurations"][name]
+    changed = {**planned, "spacing": [value, *planned["spacing"][1:]]}
+    return {"plan": {**sound["plan"], "configurations": {name: changed}}}
+
+
 def network(folder: Path) -> Path:
     return folder / read_json(folder / FILE)["network"]
 
@@ -105,6 +113,11 @@ def test_descriptions_that_lead_elsewhere_or_say_nonsense(copy: Path) -> None:
         ({"step_size": 0}, "step"),
         ({"step_size": float("1e-9")}, "step"),
         ({"mirror_axes": [0, 7]}, "mirror_axes"),
+        ({"mirror_axes": [0, 0]}, "mirror_axes"),
+        ({"regions_class_order": [1, 2]}, "regions_class_order"),
+        ({"schema": 99}, "schema 99"),
+        ({"plan": {**sound["plan"], "schema": 99}}, "schema 99"),
+        *((with_spacing(sound, value), "spacing") for value in (0, -1, 1e-9, 1e9)),
         ({"blending": "magic"}, "blending"),
         ({"configuration": "3d_lowres"}, "3d_lowres"),
         ({"labels": {}}, "label"),
@@ -161,6 +174,9 @@ def test_values_that_are_not_finite_are_said(copy: Path) -> None:
     )
     with pytest.raises(RunError, match="not finite"):
         broken.logits(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    whole = RuntimePredictor(predictor.exported, lambda batch: np.zeros((len(batch), 3, *shape[1:]), np.int64))
+    with pytest.raises(RunError, match="of the type int64"):
+        whole.logits(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
 
 @pytest.mark.parametrize("format", ["nnunet", "bundle", "triton"])

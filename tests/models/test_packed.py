@@ -54,6 +54,19 @@ def test_entries_that_leave_the_folder_are_refused(tmp_path: Path, place: Path, 
     assert list(place.iterdir()) == [] and not (tmp_path / "evil").exists()
 
 
+@pytest.mark.parametrize("name", ["run/run.json/x", "RUN/run.json/x/y", "run/" + "x" * 300, "run/" + "d/" * 900 + "x"])
+def test_names_that_no_folder_can_have_are_refused(tmp_path: Path, place: Path, name: str) -> None:
+    file = craft(tmp_path / "odd.zip", {"run/run.json": b"{}", name: b"x"})
+    with pytest.raises(RunError, match=r"below one that is a file|too long for the name of a file") as caught:
+        unpacked(file)
+    assert len(str(caught.value)) < 400 and list(place.iterdir()) == []
+
+
+def test_what_macos_adds_to_a_zip_is_passed_over(tmp_path: Path) -> None:
+    found = unpacked(craft(tmp_path / "mac.zip", {"run/run.json": b"{}", "__MACOSX/run/._run.json": b"x"}))
+    assert found.name == "run" and (found / "run.json").is_file()
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
 def test_links_and_devices_are_refused(tmp_path: Path, place: Path, kind: int) -> None:
     file = craft(tmp_path / "link.zip", {"run/run.json": b"/etc/passwd"}, kind | 0o777)

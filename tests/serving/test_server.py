@@ -197,13 +197,23 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it never came to hold")
 
 
+def test_a_format_of_series_for_another_file_is_said_in_words_of_requests(
+    serve: Serve, predictor: RuntimePredictor
+) -> None:
+    for format in ("dicom-seg", "rtstruct"):
+        reply = serve(predictor)(f"/predict?format={format}", SCAN.read_bytes())
+        assert reply.status == 400 and "send a zip of the series" in error(reply) and "--" not in error(reply)
+
+
 def test_what_is_too_large_is_413(serve: Serve, predictor: RuntimePredictor, tmp_path: Path, place: Path) -> None:
     small = serve(predictor, upload=1000)
     for body, headers in ((SCAN.read_bytes(), {}), form(SCAN.read_bytes())):
         reply = small("/predict", body, headers)
         assert reply.status == 413 and "MiB that this server takes" in error(reply)
     chunks = small("/predict", iter([b"x" * 600, b"y" * 600]))  # type: ignore[arg-type]
-    assert chunks.status == 413
+    assert chunks.status == 413 and "MiB that this server takes" in error(chunks)
+    asks = small("/predict", iter([bytes(2**16)] * 40), {"Expect": "100-continue"})  # type: ignore[arg-type]
+    assert asks.status == 413 and "MiB that this server takes" in error(asks)  # heard, though it was told to go on
     few = serve(predictor, voxels=1000)
     reply = few("/predict", SCAN.read_bytes())
     assert reply.status == 413 and "million voxels, more than the 0.001 million" in error(reply)
