@@ -6,7 +6,7 @@ the outputs mean (:mod:`medkd.runtime.detection`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.files import scratch_folder, write_json, write_text
 from medkd.exporting.onnx import write_graph
-from medkd.exporting.output import check_output, put_in_place
+from medkd.exporting.output import check_output, made_of, put_in_place
 from medkd.models.base import Checkpoint, open_model
 from medkd.runtime.detection import DESCRIPTION, MOST, NETWORK, SCORE, ExportedDetector, write_detector
 from medkd.runtime.package import RECORD, digest_of
@@ -111,12 +111,12 @@ def export_detector(
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"
         folder.mkdir()
-        parity = _fill(folder, detector, source.name, loaded.folds)
+        parity = _fill(folder, detector, made_of(source), loaded.folds)
         put_in_place(folder, output)
     return parity
 
 
-def _fill(folder: Path, detector: Any, name: str, folds: Sequence[str]) -> DetectorParity:
+def _fill(folder: Path, detector: Any, made_from: Mapping[str, str], folds: Sequence[str]) -> DetectorParity:
     size, graph = detector.spec.image_size, folder / NETWORK
     joined = Candidates(detector).eval()
     outputs = ["boxes", "scores", "selected"] if joined.selects else ["boxes", "scores"]
@@ -124,7 +124,7 @@ def _fill(folder: Path, detector: Any, name: str, folds: Sequence[str]) -> Detec
     write_graph(joined, torch.zeros(1 if single else 2, 3, size, size), outputs, graph, single=single)
     if not joined.selects:
         _add_suppression(graph, detector.overlap)
-    described = _described(name, detector, folds, digest_of(graph), single)
+    described = _described(made_from, detector, folds, digest_of(graph), single)
     write_detector(folder, described)
     parity = _compare(detector, folder)
     write_json(folder / RECORD, {"format": "onnx", "made_from": described.made_from, "parity": asdict(parity)})
@@ -250,7 +250,9 @@ def _add_suppression(graph: Path, overlap: float) -> None:
     onnx.save(content, graph)
 
 
-def _described(name: str, detector: Any, folds: Sequence[str], digest: str, single: bool) -> ExportedDetector:
+def _described(
+    made_from: Mapping[str, str], detector: Any, folds: Sequence[str], digest: str, single: bool
+) -> ExportedDetector:
     spec = detector.spec
     return ExportedDetector(
         network=NETWORK,
@@ -261,7 +263,7 @@ def _described(name: str, detector: Any, folds: Sequence[str], digest: str, sing
         overlap=None if detector.end_to_end else detector.overlap,
         single=single,
         made_from={
-            "name": name,
+            **made_from,
             "detector": spec.name,
             "folds": list(folds),
             "weights": [weights_digest(detector.state_dict())],

@@ -19,7 +19,7 @@ from medkd.core.run import DATASET_FILE
 from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
-from medkd.exporting.output import check_output, put_in_place
+from medkd.exporting.output import check_output, made_of, put_in_place
 from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import INT8_FORMATS, TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
@@ -84,7 +84,7 @@ def export_model(
     source = open_model(model, "segmentation")
     trained: TrainedModel = source.load(folds, checkpoint=checkpoint)
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
-    origin = _origin(source.name, trained)
+    origin = {**made_of(source), **_origin(trained)}
     found = source.postprocessing(trained.folds, origin["weights"]) if isinstance(source, SegmentationFolder) else None
     parcel = Parcel(trained, rule, origin, found)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -156,9 +156,8 @@ def _fill(folder: Path, parcel: Parcel, format: ExportFormat, scan: Sequence[Pat
     return compare(predictor, format.reopen(parcel, folder), image, geometry, case, **limits)
 
 
-def _origin(name: str, trained: TrainedModel) -> dict[str, Any]:
+def _origin(trained: TrainedModel) -> dict[str, Any]:
     return {
-        "name": name,
         "dataset": trained.plan.dataset,
         "folds": list(trained.folds),
         "weights": [weights_digest(network.state_dict()) for network in trained.networks],

@@ -7,11 +7,19 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from medkd.core.errors import RunError
+from medkd.models.base import ModelFolder
+from medkd.models.own_run import OwnRun
 from medkd.runtime.package import RECORD
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+
+
+def made_of(source: ModelFolder[Any]) -> dict[str, str]:
+    """The name of the model that is exported, and of a run of medkd the one of its folder, by which reports know it."""
+    return {"name": source.name, **({"run": source.path.name} if isinstance(source, OwnRun) else {})}
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -47,12 +47,16 @@ def open_engine(
             f"{network} needs the package {chosen}, which is not installed: pip install {chosen}."
         ) from error
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reasons = [line for line in lines if line and not line.startswith("Exception from ")]
         raise RunError(
-            f"{network} is damaged, or no network that {chosen} can read ({reasons[0][:200] if reasons else error!r}); "
-            "export it again."
+            f"{network} is damaged, or no network that {chosen} can read ({_reason(error):.200}); export it again."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an engine says, without the place in its source that OpenVINO begins with."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    return said[0] if said else repr(error)
 
 
 def choose_engine(network: Path, engine: EngineName | None = None) -> EngineName:

@@ -183,7 +183,7 @@ def measured_export(folder: Path, engine: str) -> MeasuredExport:
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     stated = record if isinstance(record, dict) else {}
     made_from = stated.get("made_from")
-    name = made_from.get("name") if isinstance(made_from, dict) else None
+    name = made_from.get("run", made_from.get("name")) if isinstance(made_from, dict) else None
     networks = [path for path in folder.iterdir() if path.stem == "model" and path.suffix in (".onnx", ".xml", ".bin")]
     return MeasuredExport(
         name=folder.name,

@@ -22,6 +22,7 @@ from medkd.exporting.formats import FORMATS, Parcel
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.models.run import SegmentationRun
+from medkd.runtime.package import measured_export
 from medkd.runtime.predictor import RuntimePredictor
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train
@@ -39,6 +40,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     parity = export_model(STUDENT, folder, format=request.param, scan=[OLD / "scan_0000.nii.gz"])
     assert parity.foreground > 50
     return folder
+
+
+def test_reports_know_the_run_that_was_exported(exported: Path) -> None:
+    """By the name of its folder, under which its times are kept, not by the short one."""
+    assert measured_export(exported, "onnxruntime").made_from == STUDENT.name
 
 
 def test_the_exported_student_predicts_what_the_run_predicted(exported: Path) -> None:
@@ -78,6 +84,7 @@ for name in ("torch", "monai", "torchvision"):
 from pathlib import Path
 from typing import Any
 from medkd.io.volumes import read_image
+from medkd.runtime.package import measured_export
 from medkd.runtime.predictor import RuntimePredictor
 image, geometry = read_image([Path({str(OLD / "scan_0000.nii.gz")!r})], "scan")
 print(int((RuntimePredictor.open(Path({str(exported)!r})).predict_case(image, geometry, "scan") > 0).sum()))

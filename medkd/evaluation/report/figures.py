@@ -179,7 +179,7 @@ def loss_terms(entry: RunEntry) -> bytes | None:
         if positive.any():
             axes.plot(epochs[positive], values[positive], color=shade, lw=1.8, label=wrapped(name))
     axes.set_yscale("log")
-    axes.tick_params(which="minor", length=0)
+    axes.tick_params(which="minor", colors=MUTED, labelsize=8.5, length=0)
     _epochs(axes, f"loss terms · {entry.label}")
     axes.legend(frameon=False, fontsize=7.5, labelcolor=MUTED)
     return figure_png(figure)
