@@ -131,12 +131,14 @@ class FoldRecord:
         val: validation cases.
         teacher_train: cases that its teacher has seen.
         unlabelled: training cases without labels.
+        teacher_weights: a hash of each network that taught, sorted; none where an older version trained.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     teacher_train: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
+    teacher_weights: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> FoldRecord:
@@ -146,9 +148,10 @@ class FoldRecord:
             DataError: the file is missing, or not of this form.
         """
         data = read_json(path)
-        stated = {"teacher_train": [], "unlabelled": []} | dict(data) if isinstance(data, Mapping) else {}
+        further: dict[str, Any] = {"teacher_train": [], "unlabelled": [], "teacher_weights": []}
+        stated = further | dict(data) if isinstance(data, Mapping) else {}
         found = {}
-        for key in ("train", "val", "teacher_train", "unlabelled"):
+        for key in ("train", "val", *further):
             names = _case_names(stated.get(key))
             if names is None:
                 raise DataError(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import MethodError
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs, Level
 from medkd.distillation import Method
@@ -73,6 +74,10 @@ class DetectorDistiller:
     def needs_teacher(self) -> bool:
         """Whether a teacher runs at all."""
         return self.teacher is not None
+
+    def digests(self) -> tuple[str, ...]:
+        """A hash of the teacher's weights, where it runs."""
+        return () if self.teacher is None else (weights_digest(self.teacher.state_dict()),)
 
     @property
     def needs_preparation(self) -> bool:

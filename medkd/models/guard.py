@@ -109,17 +109,22 @@ def allowed_folds(first: Teacher[T], split: Split, cases: Sequence[str], raw: Pa
     return allowed
 
 
-def write_split(folder: Path, split: Split, taught_by: frozenset[str] = frozenset()) -> None:
+def write_split(
+    folder: Path, split: Split, taught_by: frozenset[str] = frozenset(), teacher_weights: Sequence[str] = ()
+) -> None:
     """Record in a fold folder what the network is trained on; the guard of later students reads it.
 
     Args:
         folder: fold folder.
         split: training and validation cases.
         taught_by: the cases its teacher has seen.
+        teacher_weights: a hash of each network that teaches.
     """
     content = {"train": list(split.train), "val": list(split.val), "teacher_train": sorted(taught_by)}
     if split.unlabelled:
         content["unlabelled"] = list(split.unlabelled)
+    if teacher_weights:
+        content["teacher_weights"] = sorted(teacher_weights)
     write_json(folder / SPLIT_FILE, content)
 
 

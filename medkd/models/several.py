@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.postprocessing import Postprocessing
+from medkd.core.serial import nearest
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.found_postprocessing import stored_postprocessing
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
@@ -47,7 +48,7 @@ class SeveralTeachers(SegmentationFolder):
 
         {"teachers": ["MODEL_A", {"model": "MODEL_B", "folds": [0, 1]}]}
 
-    Paths are relative to the file.
+    Paths are relative to the file. A list may name lists, but not itself.
     """
 
     kind = "several"
@@ -204,16 +205,56 @@ def _channels(labels: LabelSpec) -> dict[str, int]:
 
 
 def _read(path: Path) -> tuple[Member, ...]:
+    listed = _listed(path)
+    _refuse_circle(path, listed, ())
+    return tuple(Member(open_model(path.parent / model, "segmentation"), folds) for model, folds in listed)
+
+
+def _listed(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """The folders that a file names, as they stand there, and the folds of each."""
     data = read_json(path)
     listed = data.get("teachers") if isinstance(data, dict) else None
     if not isinstance(listed, list) or not listed:
         raise RunError(f'{path}: expected {{"teachers": [MODEL, ...]}}, found {data!r:.100}.')
-    return tuple(_member(entry, path) for entry in listed)
+    _refuse_unknown(data, ("teachers",), path)
+    return [_entry(entry, path) for entry in listed]
 
 
-def _member(entry: Any, path: Path) -> Member:
+def _entry(entry: Any, path: Path) -> tuple[str, tuple[str, ...]]:
     content = {"model": entry} if isinstance(entry, str) else entry
-    folds = content.get("folds", []) if isinstance(content, dict) else None
-    if not isinstance(folds, list) or not isinstance(content.get("model"), str):
+    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
         raise RunError(f'{path}: expected a folder, or {{"model": FOLDER, "folds": [0]}}, found {entry!r:.100}.')
-    return Member(open_model(path.parent / content["model"], "segmentation"), tuple(str(fold) for fold in folds))
+    _refuse_unknown(content, ("model", "folds"), path)
+    if "folds" not in content:
+        return content["model"], ()
+    folds = content["folds"]
+    named = list(map(str, folds)) if isinstance(folds, list) and all(map(_is_fold, folds)) else []
+    if not named or len(set(named)) < len(named):
+        raise RunError(
+            f"{path}: expected under 'folds' a list of folds, each once, for example [0, 1], found {folds!r:.100}, "
+            "or leave it out."
+        )
+    return content["model"], tuple(named)
+
+
+def _is_fold(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _refuse_unknown(content: Mapping[str, Any], known: Sequence[str], path: Path) -> None:
+    for key in content:
+        if key not in known:
+            raise RunError(f"{path}: unknown key '{key}', expected {' and '.join(known)}.{nearest(key, known)}")
+
+
+def _refuse_circle(path: Path, listed: Sequence[tuple[str, Any]], above: Sequence[Path]) -> None:
+    """See that a list is no part of itself, whichever lists stand between."""
+    chain = [*above, path.resolve()]
+    for model, _ in listed:
+        inner = path.parent / model
+        file = inner / TEACHERS_FILE if inner.is_dir() else inner
+        if file.name != TEACHERS_FILE or not file.is_file():
+            continue
+        if file.resolve() in chain:
+            raise RunError(f"{path}: the list names itself ('{model}' is {file.resolve()}); take that entry out.")
+        _refuse_circle(file, _listed(file), chain)

@@ -170,12 +170,19 @@ class Lesson(ABC):
 
     Attributes:
         seen: every case that whatever teaches, or was started from, was trained on.
+        distiller: teacher and method, if any, of which ``digests()`` is asked.
     """
 
     seen: frozenset[str]
+    distiller: Any = None
 
     def prepare(self) -> None:  # noqa: B027 - most lessons need nothing
         """What takes long and is done before the fold counts as begun; by itself nothing."""
+
+    def teacher_weights(self) -> tuple[str, ...]:
+        """A hash of each network that teaches."""
+        weights: tuple[str, ...] = () if self.distiller is None else self.distiller.digests()
+        return weights
 
     def described(self, run: RunDescription) -> RunDescription:
         """What ``run.json`` says, with what is known once the networks are built; by itself nothing more."""

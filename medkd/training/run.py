@@ -22,7 +22,15 @@ from medkd.training.lock import fold_lock
 from medkd.training.options import RunOptions
 from medkd.training.plausibility import warn_of_a_poor_teacher
 from medkd.training.ranks import current, one_after_another, own_device, together
-from medkd.training.run_folder import SharedFacts, check_cases, open_fold, run_name, start_fold, validation_cases
+from medkd.training.run_folder import (
+    SharedFacts,
+    check_cases,
+    check_teachers,
+    open_fold,
+    run_name,
+    start_fold,
+    validation_cases,
+)
 from medkd.training.tracking import Tracking, check_tracker, told
 
 AnyTask = TrainingTask[Any, Any, Any]
@@ -138,7 +146,7 @@ def rehearse(
     job = make_job(task, data, network, model, None if model is None else method)
     lesson = task.build(job, weightless=True)
     if not options.overwrite and not is_finished(job):
-        check_cases(job.folder, job.split, lesson.seen)
+        _check_goes_on(job, lesson)
     return job, lesson
 
 
@@ -242,9 +250,24 @@ def is_finished(job: AnyJob) -> bool:
     return job.options.resume and (job.folder / FINAL).exists()
 
 
-def begin(job: AnyJob, seen: frozenset[str]) -> None:
+def begin(job: AnyJob, lesson: Lesson) -> None:
     """Write what is trained into run and fold folder; see :func:`medkd.training.run_folder.start_fold`."""
-    start_fold(job.folder, job.run, job.plan, job.description, job.split, seen, job.options.overwrite)
+    start_fold(
+        job.folder,
+        job.run,
+        job.plan,
+        job.description,
+        job.split,
+        lesson.seen,
+        job.options.overwrite,
+        lesson.teacher_weights(),
+    )
+
+
+def _check_goes_on(job: AnyJob, lesson: Lesson) -> None:
+    """What a fold began with must be what it goes on with."""
+    check_cases(job.folder, job.split, lesson.seen)
+    check_teachers(job.folder, lesson.teacher_weights)
 
 
 def finish(task: AnyTask, job: AnyJob) -> Path:
@@ -301,11 +324,11 @@ def _fit(task: AnyTask, job: AnyJob) -> None:
 def start_lesson(job: AnyJob, lesson: Lesson) -> None:
     """All that comes before the first step."""
     if not job.options.overwrite:
-        check_cases(job.folder, job.split, lesson.seen)
+        _check_goes_on(job, lesson)
     lesson.prepare()
     if current().first:
         run = lesson.described(job.run)
-        begin(replace(job, run=run), lesson.seen)
+        begin(replace(job, run=run), lesson)
         if job.tracking is not None:
             job.tracking.begin(run)
 

@@ -115,6 +115,30 @@ def check_cases(folder: Path, split: Split, taught_by: frozenset[str]) -> None:
             )
 
 
+def check_teachers(folder: Path, weights: Callable[[], Sequence[str]]) -> None:
+    """See to it that a fold goes on with the teachers with which it began.
+
+    Args:
+        folder: fold folder; one without weights may begin with any.
+        weights: gives a hash of each network that teaches, now.
+
+    Raises:
+        RunError: a teacher was trained anew, or others of its folds teach.
+    """
+    path = folder / SPLIT_FILE
+    if not path.exists() or not any(folder.rglob("*.pt")):
+        return
+    known = FoldRecord.load(path).teacher_weights
+    now = set(weights()) if known else set()
+    if now != set(known):
+        kept = len(now & set(known))
+        raise RunError(
+            f"{folder} was taught by {len(known)} networks, of which {kept} are among the {len(now)} that teach now "
+            "(the teacher was trained anew, or has other folds); restore them, or give --overwrite to start anew, or "
+            "--tag TEXT to keep both."
+        )
+
+
 def validation_cases(folder: Path) -> tuple[str, ...]:
     """The cases on which a trained fold is judged: those that it held out, whatever the data set's splits say by now.
 
@@ -137,6 +161,7 @@ def start_fold(
     split: Split,
     taught_by: frozenset[str],
     overwrite: bool,
+    teacher_weights: Sequence[str] = (),
 ) -> None:
     """Write what the run is, once everything about it is known to fit.
 
@@ -148,6 +173,7 @@ def start_fold(
         split: of the fold.
         taught_by: cases that the teacher has seen.
         overwrite: throw away what an earlier run left in the fold folder.
+        teacher_weights: a hash of each network that teaches.
 
     Raises:
         RunError: the fold began with other cases, see :func:`check_cases`.
@@ -158,7 +184,7 @@ def start_fold(
     save(folder.parent / RUN_FILE, run)
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
-    write_split(folder, split, taught_by)
+    write_split(folder, split, taught_by, teacher_weights)
 
 
 def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:

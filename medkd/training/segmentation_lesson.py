@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import MethodError, RunError
 from medkd.core.protocol import TrainingRule
 from medkd.core.run import LATEST, RunDescription
@@ -75,11 +76,26 @@ class SegmentationLesson(Lesson):
         self.distiller: Distiller | None = None
         self._teachers: list[Teacher[TrainedModel]] = []
         self._networks: list[SegmentationNetwork] = []
+        self._merged: MergedPredictor | None = None
         self._start: tuple[SegmentationNetwork, bool] | None = None  # the teacher's network, and whether labels agree
         self._random_layers: tuple[str, ...] = ()
         if job.teacher is not None:
             self._take(job.teacher)
         self.seen = job.seen.union(*(teacher.seen for teacher in self._teachers))
+
+    def teacher_weights(self) -> tuple[str, ...]:
+        """A hash of each network that teaches, as long as it is there: until the loop is made."""
+        if self.distiller is None or not self.distiller.needs_teacher:
+            return ()
+        if merged_teachers(self.job) is not None:
+            return self._all_merged().described.weights
+        return tuple(weights_digest(network.state_dict()) for network in self._networks)
+
+    def _all_merged(self) -> MergedPredictor:
+        """Several teachers, loaded once."""
+        if self._merged is None:
+            self._merged = merged_predictor(self.job)
+        return self._merged
 
     def described(self, run: RunDescription) -> RunDescription:
         """With the layers that no teacher gave weights."""
@@ -104,7 +120,7 @@ class SegmentationLesson(Lesson):
         cases = (*job.split.train, *job.split.unlabelled) if cached else ()
         limit = job.options.targets_limit
         if merged_teachers(job) is not None:
-            folder = cache_merged(merged_predictor(job), job.store, cases, limit=limit, places=unlabelled)
+            folder = cache_merged(self._all_merged(), job.store, cases, limit=limit, places=unlabelled)
         else:
             cache = cache_out_of_fold if job.run.targets == OUT_OF_FOLD else cache_targets
             folder = cache(
@@ -144,6 +160,7 @@ class SegmentationLesson(Lesson):
             trainer.inherit(*self._start)
         self._start = None
         self._networks.clear()  # with cached targets nothing else holds the teacher
+        self._merged = None
         return self._told(trainer)
 
     def _told(self, trainer: SegmentationTrainer) -> SegmentationTrainer:

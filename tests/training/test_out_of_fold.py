@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import MethodError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL
@@ -19,7 +21,7 @@ from medkd.training.options import TrainOptions
 from medkd.training.out_of_fold import groups_out_of_fold
 from medkd.training.segmentation_task import dry_run, train, train_distill
 from medkd.training.targets import TargetStore
-from tests.training.builders import NAME, make_dataset
+from tests.training.builders import NAME, make_dataset, write_scans
 
 CPU = torch.device("cpu")
 
@@ -95,6 +97,42 @@ def test_targets_are_made_once_and_anew_where_another_fold_has_seen_a_case(root:
         assert (_stored(targets, "case_00").softmax(0) - mean).abs().mean() < 0.01
     finally:
         write_json(path, kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "fold", "changes"),
+    [
+        ("kd", "all", {"targets": "out-of-fold"}),
+        ("kd", "all", {"targets": "cached"}),
+        ("at", 0, {}),
+        ("kd", 0, {"targets": "cached", "teachers": ("plain_unet",)}),
+    ],
+)
+def test_it_goes_on_with_the_teacher_with_which_it_began(
+    root: Path, method: str, fold: int | str, changes: dict
+) -> None:
+    def distil(**more: object) -> Path:
+        options = _options(root, tag="goes_on", width_divisor=2, epochs=2, validate=False, **changes, **more)
+        return train_distill(900, "plain_unet", "plain_unet", method, fold, options)
+
+    write_scans(root)
+    folder = distil(overwrite=True)
+    chosen = root / "results" / NAME / "plain_unet__3d_fullres" / "fold_0" / FINAL
+    kept = chosen.read_bytes()
+    try:
+        content = load_checkpoint(chosen)
+        weights = content["network"]
+        (folder / FINAL).unlink()
+        save_checkpoint(chosen, {**content, "network": {name: value * 1.5 for name, value in weights.items()}})
+        with pytest.raises(RunError, match=r"was taught by \d networks, of which \d are among the \d that teach now"):
+            distil(resume=True)
+        assert not (folder / FINAL).exists()
+        chosen.write_bytes(kept)
+        distil(resume=True)
+        assert (folder / FINAL).exists()
+    finally:
+        chosen.write_bytes(kept)
+        shutil.rmtree(folder.parent)
 
 
 def test_a_dry_run_says_who_teaches(root: Path) -> None:
