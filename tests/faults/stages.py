@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medkd.cli import convert, evaluate, export, plan_and_preprocess, predict, report, train, train_distill
+from medkd.core.checkpoint import save_checkpoint
+from medkd.core.files import write_json
 from tests.dataset_conversion.trees import make_word
 from tests.faults.killing import Command
 from tests.training.builders import NAME, make_dataset
@@ -119,6 +121,17 @@ def _export(format: str, output: str, stride: int = 1) -> Stage:
     )
 
 
+def _detected(root: Path) -> None:
+    from tests.detection.tv.builders import make
+
+    detector = make("fcos_r18")
+    spec = detector.spec
+    save_checkpoint(root / "theirs" / "best.pt", {"network": detector.state_dict()})
+    stated = {"network": spec.name, "categories": list(spec.categories), "train": []}
+    more = {"image_size": spec.image_size, "anchor_scale": spec.anchor_scale}
+    write_json(root / "theirs" / "teacher.json", {**stated, **more})
+
+
 CONVERT = Stage(
     name="convert",
     command=convert.main,
@@ -165,6 +178,15 @@ PACK = _export("folder", "run.zip")
 NNUNET = _export("nnunet", "model")
 ONNX = _export("onnx", "model", stride=6)
 BUNDLE = _export("bundle", "model", stride=6)
+DETECTOR = Stage(
+    name="export, detector",
+    command=export.main,
+    arguments=("@theirs/best.pt", "-o", "@exported/model"),
+    again=("--overwrite",),
+    output="exported",
+    start=_detected,
+    stride=6,
+)
 STAGES = (
     CONVERT,
     PREPROCESS,
@@ -179,4 +201,5 @@ STAGES = (
     NNUNET,
     ONNX,
     BUNDLE,
+    DETECTOR,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.killing import Ended, Fault, run_until, warm_up
 from tests.faults.small_disk import enlarge, pages_of, small_disk
-from tests.faults.stages import BUNDLE, CACHED, CONVERT, NNUNET, ONNX, STAGES, Stage
+from tests.faults.stages import BUNDLE, CACHED, CONVERT, DETECTOR, NNUNET, ONNX, STAGES, Stage
 from tests.faults.tally import Tally, is_every, is_full, share_of
 from tests.faults.trees import differing, digests, leftovers, state
 
@@ -109,7 +109,7 @@ class Scene:
 @pytest.fixture(scope="module", params=STAGES, ids=lambda stage: stage.name.replace(", ", "-"))
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     stage: Stage = request.param
-    if stage in (ONNX, BUNDLE, NNUNET) and not is_full():
+    if stage in (ONNX, BUNDLE, NNUNET, DETECTOR) and not is_full():
         pytest.skip("a run takes seconds; MEDKD_FAULTS=full")
     folder = tmp_path_factory.mktemp("scene")
     start, work = folder / "start", folder / "work"
