@@ -14,6 +14,10 @@ from medkd.core.serial import load, save
 
 STRIDE = 32
 """The sides of a detector's input are multiples of this."""
+DRAWN = ("short_sides", "short_range")
+"""What the short side of a training image is drawn from."""
+SIDES = ("long_side", "short_side", *DRAWN)
+"""How large images are that do not fill the square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,9 @@ class DetectionPlan:
 
     def filling(self, image_size: int) -> DetectionPlan:
         """The plan for squares of another size, which images fill."""
-        return replace(self, image_size=image_size, long_side=None, short_side=None, short_sides=(), short_range=())
+        reasons = {name: why for name, why in self.reasons.items() if name not in SIDES}
+        filled = replace(self, image_size=image_size, long_side=None, short_side=None, reasons=reasons)
+        return replace(filled, short_sides=(), short_range=())
 
     @classmethod
     def load(cls, path: Path) -> DetectionPlan:

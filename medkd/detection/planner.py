@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any
@@ -10,7 +11,7 @@ from medkd.core.errors import PlanError
 from medkd.core.protocol import DetectionProtocol
 from medkd.core.serial import nearest
 from medkd.detection.fingerprint import DetectionFingerprint
-from medkd.detection.plan import STRIDE, DetectionAugmentation, DetectionPlan
+from medkd.detection.plan import SIDES, STRIDE, DetectionAugmentation, DetectionPlan
 from medkd.detection.sampling import JOIN
 
 LARGEST = 640  # pixels; what the public detectors are trained with
@@ -23,12 +24,13 @@ _IMAGES_SHOWN = 60_000  # over the whole training, where the number of epochs al
 _COMMON = 0.25  # a set of categories that more of the images with boxes than this have is drawn less often
 _LEAST_WEIGHT = 0.1
 _STRIDE = 8  # of the finest level with anchors
-_SAID = (
+SAID = (
     *("image_size", "batch_size", "epochs", "learning_rate", "final_learning_rate"),
     *("momentum", "weight_decay", "milestones", "warmup", "clip"),
-    *("long_side", "short_side", "short_sides", "short_range"),
+    *SIDES,
 )
 """What a protocol may say under the name that the plan has for it."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def apply_wishes(plan: DetectionPlan, wishes: Wishes) -> DetectionPlan:
     changed = {name: value for name, value in given.items() if getattr(plan, name) != value}
     if not changed:
         return plan
-    reasons = {**plan.reasons, **dict.fromkeys(changed, "given by the user")}
     filled = plan.filling(changed["image_size"]) if "image_size" in changed else plan
+    reasons = {**filled.reasons, **dict.fromkeys(changed, "given by the user")}
     result = replace(filled, **changed, reasons=reasons)  # type: ignore[arg-type]
     result.check("--image-size and --batch-size")
     return result
@@ -205,8 +207,9 @@ def follow_training(plan: DetectionPlan, name: str, protocol: DetectionProtocol)
 
 def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons: dict[str, str]) -> DetectionPlan:
     """The plan with what a publication says; the rest stays."""
+    protocol = _drawn_as_planned(protocol, name, plan)
     said: dict[str, Any] = {}
-    for key in _SAID:
+    for key in SAID:
         value = getattr(protocol, key)
         if value is not None and value != ():
             said[key] = value
@@ -220,6 +223,20 @@ def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons
     if sampling:
         said["sampling"], reasons["sampling"] = sampling, f"protocol {name}"
     return replace(plan, **said, rows=protocol.rows, protocol=name)
+
+
+def _drawn_as_planned(protocol: DetectionProtocol, name: str, plan: DetectionPlan) -> DetectionProtocol:
+    """The protocol, without short sides that are drawn where images fill the square."""
+    if plan.limits is not None or protocol.long_side is not None:
+        return protocol
+    if protocol.short_sides or protocol.short_range:
+        drawn = " to ".join(map(str, protocol.short_range)) or " or ".join(map(str, protocol.short_sides))
+        _log.warning(
+            "protocol %s draws the short sides of training images (%s), but here they fill the square: left out",
+            name,
+            drawn,
+        )
+    return replace(protocol, short_sides=(), short_range=())
 
 
 def _augmentation_of(said: object, name: str) -> DetectionAugmentation:

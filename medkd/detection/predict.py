@@ -47,6 +47,10 @@ class DetectionSettings:
         image_size: side of the detector's input in pixels.
         medkd: version.
         weights: a hash of each fold's weights.
+        network: name of the detector, since detectors of different names may have equal weights.
+        categories: what it finds, in order.
+        anchor_scale: see :class:`~medkd.detection.base.DetectorSpec`.
+        limits: longest long and short side of an image on the input; None where images fill it.
     """
 
     run: str
@@ -58,6 +62,10 @@ class DetectionSettings:
     image_size: int
     medkd: str
     weights: tuple[str, ...] = ()
+    network: str = ""
+    categories: tuple[str, ...] = ()
+    anchor_scale: float | None = None
+    limits: tuple[int, int] | None = None
     schema: int = 1
 
 
@@ -156,6 +164,10 @@ def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits
         image_size=loaded.spec.image_size,
         medkd=_version(),
         weights=tuple(weights_digest(detector.state_dict()) for detector in loaded.networks),
+        network=loaded.spec.name,
+        categories=loaded.spec.categories,
+        anchor_scale=loaded.spec.anchor_scale,
+        limits=loaded.spec.limits,
     )
 
 

@@ -16,8 +16,8 @@ from medkd.core.protocol_rows import NO_PROTOCOL, Published, check_rows, publish
 from medkd.detection.base import DETECTORS
 from medkd.detection.families import register_detectors
 from medkd.detection.methods import DETECTION_METHODS
-from medkd.detection.plan import DetectionPlan
-from medkd.detection.planner import follow_training
+from medkd.detection.plan import DRAWN, DetectionPlan
+from medkd.detection.planner import SAID, follow_training
 from medkd.distillation import METHODS, parameters_of
 
 _log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ def check_protocol(name: str, protocol: DetectionProtocol) -> None:
 def followed(
     plan: DetectionPlan, text: str | None, description: DatasetDescription, row: tuple[str | None, str, str | None]
 ) -> tuple[DetectionPlan, Published]:
-    """The plan as a protocol and its rows for this training say, and what the rows say.
+    """The plan as a protocol and its rows for this training say, and what is taken from the rows.
 
     Args:
         plan: of the data set.
-        text: value of ``--protocol``; None keeps the plan's, ``none`` takes it out.
+        text: value of ``--protocol``; None keeps the plan's, ``none`` takes out its rows and drawn short sides.
         description: of the data set.
         row: method, network and the teacher's network.
 
@@ -54,7 +54,7 @@ def followed(
         MedkdError: there is no such protocol for this data set, or a setting has the wrong form.
     """
     if text == NO_PROTOCOL:
-        return replace(plan, protocol="", rows=()), Published()
+        return replace(plan, protocol="", rows=(), short_sides=(), short_range=()), Published()
     if text is not None:
         name, protocol = find_detection_protocol(text, description.extra)
         if plan.protocol != name:
@@ -65,19 +65,26 @@ def followed(
         return plan, found
     rule = DetectionProtocol(image_size=plan.image_size, batch_size=plan.batch_size)
     rule = with_settings(rule, found.training, f"Protocol {plan.protocol}")
-    return follow_training(plan, plan.protocol, replace(rule, rows=plan.rows)), found
+    plan = follow_training(plan, plan.protocol, replace(rule, rows=plan.rows))
+    left_out = {name for name in SAID if getattr(plan, name) != getattr(rule, name)}
+    taken = {name: value for name, value in found.training.items() if name not in left_out}
+    return plan, replace(found, training=taken)
 
 
 def check_ultralytics(network: str, plan: DetectionPlan) -> None:
     """Refuse what ultralytics' own training cannot do."""
-    lacks = {
-        f"whose learning rate has no steps, but the plan has milestones {plan.milestones}": plan.milestones,
-        "whose images fill the square, but the plan has a long_side, short_sides or a short_range": (
-            plan.limits or plan.short_sides or plan.short_range
-        ),
-    }
-    for what, planned in lacks.items():
-        if planned:
-            raise PlanError(
-                f"{network} is trained by ultralytics, {what}; take them out of plans.json, or choose another detector."
-            )
+    what = ""
+    if plan.milestones:
+        what = f"whose learning rate has no steps, but the plan has milestones {plan.milestones}; take them out of"
+    drawn = [name for name in DRAWN if getattr(plan, name)]
+    if drawn:
+        what = (
+            f"whose images fill the square, but the plan has {drawn[0]}; give --protocol {NO_PROTOCOL}, take it out of"
+        )
+    if plan.limits is not None:
+        what = (
+            f"whose images fill the square, but the plan has {', '.join(['long_side', 'short_side', *drawn])}; give "
+            f"--image-size with another size than {plan.image_size}, take them out of"
+        )
+    if what:
+        raise PlanError(f"{network} is trained by ultralytics, {what} plans.json, or choose another detector.")

@@ -31,7 +31,7 @@ from medkd.detection.methods import DETECTION_METHODS, check_known
 from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
-from medkd.detection.plan import STRIDE, DetectionPlan
+from medkd.detection.plan import SIDES, STRIDE, DetectionPlan
 from medkd.detection.published import check_ultralytics, followed
 from medkd.detection.sampling import walk
 from medkd.detection.silent import silence_of
@@ -70,7 +70,7 @@ _SHARED = (
     "milestones",
     "warmup",
     "clip",
-    *("long_side", "short_side", "short_sides", "short_range"),
+    *SIDES,
     "protocol",
 )
 _AP_OF_NOTHING = 0.001

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medkd.cli.predict import main
 from medkd.core.errors import DataError, RunError
+from medkd.core.files import write_json
+from medkd.detection.base import DETECTORS, DetectorSpec
 from medkd.detection.loaded import load
 from medkd.detection.models import DetectorRun
 from medkd.detection.predict import case_id, find_radiographs, predict_detections
@@ -193,6 +197,24 @@ def test_what_other_settings_gave_is_not_continued(run: Path, tmp_path: Path, mo
     monkeypatch.undo()
     report = predict_detections(tmp_path / "in", out, run, folds=[1], device="cpu", score=0.3, resume=True)
     assert len(report.predicted) == 7 and not report.skipped
+
+
+@pytest.mark.parametrize("changed", [{"limits": [64, 48]}, {"anchor_scale": 2.0}, {"categories": ["b", "a"]}])
+def test_a_description_that_changed_is_not_continued(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """All that a detector is built with decides over its boxes, and a user may edit it between two calls."""
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    teacher.mkdir()
+    stub.register()
+    described = {"network": stub.NAME, "categories": ["a", "b"], "train": [], "weights": "w.pt", "image_size": 64}
+    torch.save(DETECTORS[stub.NAME].build(DetectorSpec(stub.NAME, ("a", "b"), 64)).state_dict(), teacher / "w.pt")
+    write_json(teacher / "teacher.json", described)
+    write_all(tmp_path / "in")
+    predict_detections(tmp_path / "in", out, teacher / "w.pt", device="cpu")
+    report = predict_detections(tmp_path / "in", out, teacher / "w.pt", device="cpu", resume=True)
+    assert report.skipped and not report.predicted
+    write_json(teacher / "teacher.json", {**described, **changed})
+    with pytest.raises(RunError, match="other settings"):
+        predict_detections(tmp_path / "in", out, teacher / "w.pt", device="cpu", resume=True)
 
 
 def test_several_folds_are_fused(run: Path, tmp_path: Path) -> None:

@@ -113,13 +113,15 @@ def test_a_plan_keeps_or_drops_the_sizes_with_its_images(tmp_path: Path) -> None
     own = job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan
     name, protocol = find_detection_protocol("crosskd:coco_2x_ms", {})
     trained = follow_training(own, name, protocol)  # the images stay as they are stored
-    assert (trained.image_size, trained.limits, trained.short_sides) == (own.image_size, None, (640, 800))
+    assert (trained.image_size, trained.limits, trained.short_sides) == (own.image_size, None, ())
+    assert not {"short_sides", "short_range"} & set(trained.reasons)
     trained.check()
-    plan = replace(own, image_size=1344, long_side=1333, short_side=800, short_sides=(640, 800))
+    why = dict.fromkeys(("epochs", "long_side", "short_side", "short_sides"), "protocol")
+    plan = replace(own, image_size=1344, long_side=1333, short_side=800, short_sides=(640, 800), reasons=why)
     plan.check()
     assert apply_wishes(plan, Wishes(batch_size=2)).limits == COCO
     filled = apply_wishes(plan, Wishes(image_size=640))
-    assert (filled.limits, filled.short_sides) == (None, ())
+    assert (filled.limits, filled.short_sides, set(filled.reasons)) == (None, (), {"epochs", "image_size"})
     for wrong in (
         {"long_side": 1345},
         {"short_side": None},
@@ -130,18 +132,54 @@ def test_a_plan_keeps_or_drops_the_sizes_with_its_images(tmp_path: Path) -> None
     ):
         with pytest.raises(PlanError):
             replace(plan, **wrong).check()  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="fill the square"):
+
+
+def description() -> DatasetDescription:
+    return DatasetDescription(channel_names=("X",), labels=LabelSpec.from_names(["a"]), num_training=4)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "network", "key"), [("coco_1x", "gfl_r101", "24"), ("coco_2x_ms", "fcos_r50", "640 or 800")]
+)
+def test_images_that_fill_the_square_have_one_scale_under_every_protocol(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, network: str, key: str
+) -> None:
+    own = job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan
+    planned = replace(own, image_size=1344, long_side=1333, short_side=800)
+    for plan in (own, planned.filling(640)):
+        caplog.clear()
+        trained, taken = followed(plan, f"crosskd:{protocol}", description(), (None, network, None))
+        again, _ = followed(trained, None, description(), (None, network, None))  # the plan's own rows
+        assert (trained.limits, trained.short_sides, trained.short_range) == (None, (), ())
+        assert (again.short_sides, again.short_range) == ((), ())
+        assert not {"short_sides", "short_range"} & set(taken.training)  # nor does run.json say so
+        assert key in caplog.text + str(trained.epochs) and "fill the square" in caplog.text
+
+
+def test_a_detector_of_ultralytics_is_told_a_way_that_leads_there(tmp_path: Path) -> None:
+    own = job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan
+    plan = replace(own, image_size=1344, long_side=1333, short_side=800, short_sides=(640, 800))
+    with pytest.raises(PlanError, match=r"has long_side, short_side, short_sides; give --image-size .* than 1344"):
         check_ultralytics("yolov8n", plan)
+    check_ultralytics("yolov8n", plan.filling(640))
+    with pytest.raises(PlanError, match=r"has short_range; give --protocol none, take it out of plans\.json"):
+        check_ultralytics("yolov8n", replace(own, short_range=(480, 800)))
+    for drawn in ({"short_sides": (640, 800)}, {"short_range": (480, 800)}):
+        plain, _ = followed(replace(own, **drawn), "none", description(), (None, "yolov8n", None))  # type: ignore[arg-type]
+        check_ultralytics("yolov8n", plain)
+    with pytest.raises(PlanError, match=r"milestones \(8,\); take them out of plans.json"):
+        check_ultralytics("yolov8n", replace(own, milestones=(8,)))
 
 
 def test_a_protocol_and_its_rows_replace_the_sizes_of_another(tmp_path: Path) -> None:
     plan = replace(job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan, short_sides=(24, 40))
-    description = DatasetDescription(channel_names=("X",), labels=LabelSpec.from_names(["a"]), num_training=4)
-    once, _ = followed(plan, "crosskd:coco_1x", description, (None, "gfl_r50", None))
+    plan = replace(plan, long_side=64, short_side=48)
+    once, _ = followed(plan, "crosskd:coco_1x", description(), (None, "gfl_r50", None))
     assert (once.short_sides, once.short_range) == ((), ())
-    teacher, _ = followed(plan, "crosskd:coco_1x", description, (None, "gfl_r101", None))
+    teacher, taken = followed(plan, "crosskd:coco_1x", description(), (None, "gfl_r101", None))
     assert (teacher.short_sides, teacher.short_range, teacher.epochs) == ((), (480, 800), 24)
-    several, _ = followed(teacher, "crosskd:coco_2x_ms", description, (None, "fcos_r50", None))
+    assert {"short_range", "epochs"} <= set(taken.training)
+    several, _ = followed(teacher, "crosskd:coco_2x_ms", description(), (None, "fcos_r50", None))
     assert (several.short_sides, several.short_range) == ((640, 800), ())
     for made in (once, teacher, several):
         made.check()
