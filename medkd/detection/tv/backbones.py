@@ -20,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from medkd.core.errors import RunError
 from medkd.core.features import Tap
 from medkd.detection.tv.deformable import SelfDeformingConv
+from medkd.detection.tv.published_weights import check_units
 from medkd.networks.pretrained import read_weights
 
 CHANNELS = 256
@@ -261,7 +262,7 @@ def load_backbone_weights(detector: nn.Module, file: Path, given: Mapping[str, T
         How many tensors were loaded.
 
     Raises:
-        RunError: the file is missing or unreadable, or does not hold this backbone.
+        RunError: the file is missing or unreadable, does not hold this backbone, or holds it for images in other units.
     """
     pyramid: Any = getattr(detector, "pyramid", None)
     if not isinstance(pyramid, Pyramid):
@@ -281,6 +282,7 @@ def load_backbone_weights(detector: nn.Module, file: Path, given: Mapping[str, T
             "or of another shape, "
             f"the first is {wrong[0]}; give a file of this architecture from the library that medkd takes it from."
         )
+    check_units(pyramid.backbone, file, found)
     body.load_state_dict({name: given.get(_canonical(name), value) for name, value in state.items()})
     _log.info(
         "backbone %s: %d tensors from %s, %d of the file's not used",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from medkd.core.errors import RunError
@@ -19,6 +20,7 @@ from medkd.detection.base import Detector
 from medkd.detection.tv.backbones import PyramidRule
 from medkd.detection.tv.dense_models import ATSS, FCOS, GFL, RetinaNet, around
 from medkd.detection.tv.grid import centres
+from medkd.detection.tv.published_weights import check_settings, check_units, stated_settings
 
 PREFIX = "mmdet_"
 """Of the names of these detectors."""
@@ -56,6 +58,9 @@ _CONSTANT = "bbox_head.integral.project"  # the numbers of GFL's bins
 _CLASSES = "head.to_class."
 _NORMED = re.compile(r"pyramid\.top\.extra_blocks\.(p\d)\.(\w+)")  # a convolution with a norm behind it
 _TOWER = re.compile(r"head\.(class|box)_tower\.blocks\.(\d)\.(\d)\.(\w+)")
+_BIAS = re.compile(r"head\.(class|box)_tower\.blocks\.\d\.0\.bias")
+_BODY = "pyramid.bottom.body."
+_FCOS = "FCOSHead"  # in configurations
 _SCALED = 4.0  # of the anchors of mmdetection's detectors, in strides
 _REMEDY = f"give the weights of its architecture to a detector whose name begins with {PREFIX} or reppoints_"
 _log = logging.getLogger(__name__)
@@ -69,28 +74,34 @@ class MMDetRetinaNet(RetinaNet):
     rule: ClassVar[PyramidRule | None] = PyramidRule(from_backbone=True, relu=False)
     head_changes: ClassVar[Mapping[str, Any]] = {"norm": False, "bias": True}
     exact: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, Sequence[str]]] = {"octave_base_scale": ("4",)}
 
 
 class MMDetGFL(GFL):
     """GFL with mmdetection's pyramid, whose ``p7`` is made of ``p6`` as it is."""
 
     rule: ClassVar[PyramidRule | None] = PyramidRule(relu=False)
+    published: ClassVar[Mapping[str, Sequence[str]]] = {"octave_base_scale": ("8",)}
 
 
 class MMDetATSS(ATSS):
     """ATSS with mmdetection's pyramid, whose ``p7`` is made of ``p6`` as it is."""
 
     rule: ClassVar[PyramidRule | None] = PyramidRule(relu=False)
+    published: ClassVar[Mapping[str, Sequence[str]]] = {"octave_base_scale": ("8",)}
 
 
 class MMDetFCOS(FCOS):
     """mmdetection's first FCOS (``…_caffe_fpn_gn-head``): points in the middle of cells, exponential distances in
     pixels with a factor per level, centre-ness on the class tower.
+
+    Its towers may have biases before their norms; published files do not, and then these are zero.
     """
 
     rule: ClassVar[PyramidRule | None] = PyramidRule()
     head_changes: ClassVar[Mapping[str, Any]] = {"scaled": True, "bias": True, "centre_of_class": True}
     cell_centre: ClassVar[float] = 0.5
+    published: ClassVar[Mapping[str, Sequence[str]]] = {"norm_on_bbox": ("False",), "centerness_on_reg": ("False",)}
 
     def decode(self, raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
         """See :meth:`~medkd.detection.tv.dense.DenseDetector.decode`."""
@@ -115,7 +126,7 @@ def load_mmdetection(detector: Detector, given: Mapping[str, Tensor], file: Path
         How many tensors were loaded.
 
     Raises:
-        RunError: a name does not fit, or a tensor is missing or of another shape.
+        RunError: a name does not fit, a tensor is missing or of another shape, or all fit but mean something else.
     """
     if getattr(detector, "rule", None) is None:
         raise RunError(
@@ -123,7 +134,9 @@ def load_mmdetection(detector: Detector, given: Mapping[str, Tensor], file: Path
             f"{_REMEDY}."
         )
     own = detector.state_dict()
-    found = _translated(given, own)
+    text = stated_settings(file)
+    check_settings(file, text, detector.spec.name, _expected(detector))
+    found = _with_biases(detector, file, _translated(given, own), own, text)
     needed = [name for name in own if classes or not _of_other_classes(name, found, own)]
     needed = [name for name in needed if not name.endswith("num_batches_tracked")]
     _check(detector, file, needed, found, own)
@@ -133,6 +146,40 @@ def load_mmdetection(detector: Detector, given: Mapping[str, Tensor], file: Path
         _log.warning("%s was trained with an anchor_scale of %g, the plan has %g", file, _SCALED, scale)
     _log.info("%s starts from %s: %d of %d tensors", detector.spec.name, file, len(needed), len(own))
     return len(needed)
+
+
+def _backbone(detector: Any) -> str:
+    return str(detector.pyramid.backbone)
+
+
+def _expected(detector: Any) -> dict[str, Sequence[str]]:
+    """The settings of mmdetection's that decide over outputs, but not over tensors."""
+    rule: PyramidRule = detector.rule
+    return {
+        "style": ("caffe" if _backbone(detector).endswith("_caffe") else "pytorch",),
+        "add_extra_convs": ("on_input" if rule.from_backbone else "on_output", "True"),  # an older form, with others
+        "relu_before_extra_convs": (str(rule.relu),),
+        **getattr(detector, "published", {}),
+    }
+
+
+def _with_biases(
+    detector: Detector, file: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor], text: str
+) -> dict[str, Tensor]:
+    """The tensors, with zeros for biases before a norm where a file has none of them.
+
+    Raises:
+        RunError: it has them, as files whose boxes are in strides do, and no configuration tells these apart.
+    """
+    biases = [name for name in own if _BIAS.fullmatch(name) and name.replace(".0.bias", ".1.weight") in own]
+    if biases and not any(name in found for name in biases):
+        return {**found, **{name: torch.zeros_like(own[name]) for name in biases}}
+    if biases and _FCOS not in text:
+        raise RunError(
+            f"{file} has biases in its towers, as mmdetection's detectors with norm_on_bbox have, which "
+            f'{detector.spec.name} is not, and no configuration that tells; give the file with its meta["config"].'
+        )
+    return dict(found)
 
 
 def _translated(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +203,7 @@ def _check(
     """See that every tensor has its place, and every place its tensor.
 
     Raises:
-        RunError: one has not.
+        RunError: one has not, or the backbone is for images in other units.
     """
     wrong = [name for name in needed if not _fits(found.get(name), own[name])]
     strange = [name for name in found if name not in own]
@@ -166,6 +213,8 @@ def _check(
     if what:
         name = detector.spec.name
         raise RunError(f"{file} has mmdetection's names, but does not fit {name}: {what}; {_REMEDY}.")
+    body = {name.removeprefix(_BODY): value for name, value in found.items() if name.startswith(_BODY)}
+    check_units(_backbone(detector), file, body)
 
 
 def renamed(name: str, own: Mapping[str, Tensor]) -> str | None:

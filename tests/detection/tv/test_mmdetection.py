@@ -65,7 +65,7 @@ def checkpoint(head: str, kind: str, coarse: str, normed_neck: bool = False, blo
             norm(state, name)
     for tower in ("cls", "reg"):
         for i in range(blocks):
-            conv(state, f"bbox_head.{tower}_convs.{i}.conv", 256, 256, 3, head in ("retina", "fcos"))
+            conv(state, f"bbox_head.{tower}_convs.{i}.conv", 256, 256, 3, head == "retina")
             if head != "retina":
                 norm(state, f"bbox_head.{tower}_convs.{i}.gn")
     if head != "reppoints":
@@ -247,9 +247,10 @@ def built(name: str, classes: int = K) -> Detector:
     return DETECTORS[name].build(DetectorSpec(name, tuple(f"c{i}" for i in range(classes)), SIZE, 4.0)).eval()
 
 
-def saved(folder: Path, state: State) -> Path:
+def saved(folder: Path, state: State, **told: str) -> Path:
     """As mmdetection publishes it."""
-    torch.save({"meta": {"mmdet_version": "2.0.0", "CLASSES": ("a", "b", "c")}, "state_dict": state}, folder / "x.pth")
+    meta = {"mmdet_version": "2.0.0", "CLASSES": ("a", "b", "c"), **told}
+    torch.save({"meta": meta, "state_dict": state}, folder / "x.pth")
     return folder / "x.pth"
 
 
