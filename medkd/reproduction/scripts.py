@@ -85,7 +85,7 @@ def _script(name: str, level: Sequence[str], words: Sequence[str], needs: Needs,
     for option, value in needs.options.items():
         asked[_NAMES.get(option, option.replace("_", "-"))] = value
     command = shlex.join([sys.executable, "-m", "medkd", "reproduce", *words])
-    lines = ["#!/bin/bash", *(f"#SBATCH --{option}={value}" for option, value in asked.items())]
+    lines = ["#!/bin/bash", *(f"#SBATCH --{option}={shlex.quote(value)}" for option, value in asked.items())]
     lines += ["set -euo pipefail", f"export OMP_NUM_THREADS={needs.cpus}", "runs=(", *level, ")"]
     lines.append(f'exec {command} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}" --jobs 1')
     return "\n".join(lines) + "\n"

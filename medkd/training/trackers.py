@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+_PATIENCE = 30.0  # seconds that a server has to answer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
@@ -76,7 +78,7 @@ class WandbTracker:
             id=identity or uuid.uuid4().hex[:12],
             resume="allow",
             dir=os.environ.get("WANDB_DIR") or str(shown.folder),
-            settings=wandb.Settings(**quiet),
+            settings=wandb.Settings(init_timeout=_PATIENCE, **quiet),
         )
         return str(self._run.id)
 
@@ -104,7 +106,7 @@ class MlflowTracker:
     def open(self, shown: Shown, identity: str | None) -> str:
         """See :class:`Tracker`; a server that does not answer is given up after seconds, unless the user says more."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{_PATIENCE:.0f}")
         import mlflow
 
         self._client = mlflow.MlflowClient()

@@ -53,6 +53,7 @@ def test_scripts_are_written_and_nothing_is_submitted(pretended: Path, capsys: p
     assert [file.name for file in written[:1]] == ["01_prepare.sh"] and written[-1].name == "submit.sh"
     assert not (pretended / "calls").exists() and not (root / "reproductions" / "toy" / "runs").exists()
     text = written[0].read_text()
+    assert f"#SBATCH --output='{root}/reproductions/toy/slurm_scripts/01_prepare_%a.log'\n" in text
     for line in ("array=0-0%2", "cpus-per-task=3", "gpus-per-node=1", "mem=7168M", "partition=gpu", "time=90"):
         assert f"#SBATCH --{line}\n" in text
 
