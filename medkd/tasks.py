@@ -49,6 +49,7 @@ class Task:
         train_distill: train with a teacher; None where nothing can be distilled.
         train_side_by_side: train with several methods at once; None where that is not possible.
         dry_run: what training would do, in lines.
+        dry_run_side_by_side: likewise with several methods at once; None where that is not possible.
         score_teacher: score a teacher that was trained elsewhere; None where there are none.
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
@@ -80,6 +81,7 @@ class Task:
     train_distill: Column | None = None
     train_side_by_side: Column | None = None
     dry_run: Column
+    dry_run_side_by_side: Column | None = None
     score_teacher: Column | None = None
     load: Column
     predict: Column
@@ -168,6 +170,7 @@ register_task(
         train_distill=Lazy("medkd.training.segmentation_task:train_distill"),
         train_side_by_side=Lazy("medkd.training.segmentation_task:train_side_by_side"),
         dry_run=Lazy("medkd.training.segmentation_task:dry_run"),
+        dry_run_side_by_side=Lazy("medkd.training.segmentation_task:dry_run_side_by_side"),
         score_teacher=Lazy("medkd.training.teacher_scores:score_teacher"),
         load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from medkd.api.folds import listed_folds
 from medkd.api.runs_together import RunsTogether
 from medkd.api.scores import cross_validate
 from medkd.core.dataset import SEGMENTATION
@@ -148,6 +149,7 @@ def best_configuration(
         DataError: they were scored on other cases, or the raw scans are not there any more.
     """
     refuse_several("medkd_best_configuration")
+    folds = listed_folds(folds)
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     found = _find_runs(place.results / name, runs)

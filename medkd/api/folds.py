@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
+from medkd.core.errors import RunError
+from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.run import CROSS_VALIDATION
 from medkd.core.splits import SPLITS_FILE, load_splits
@@ -14,6 +18,23 @@ FOLDS = "folds"
 """In the place of a fold: all of them, one after another."""
 
 _log = logging.getLogger(__name__)
+
+
+def listed_folds(folds: Any) -> tuple[int | str, ...] | None:
+    """The folds that somebody lists; None stays None, which leaves the choice to medkd.
+
+    Raises:
+        RunError: it is no list of folds, or an empty one.
+    """
+    if folds is None:
+        return None
+    listed = () if isinstance(folds, (str, Mapping)) or not isinstance(folds, Iterable) else tuple(folds)
+    if not listed or any(isinstance(fold, bool) or not isinstance(fold, (Integral, str)) for fold in listed):
+        raise RunError(
+            f"{option_name('folds')}: expected a list of folds, for example [0, 1], found {folds!r:.80}; leave it out "
+            "for all."
+        )
+    return listed
 
 
 def train_folds(

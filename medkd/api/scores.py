@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medkd.api.folds import listed_folds
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.tasks import (
@@ -95,6 +96,7 @@ def cross_validate(
     from medkd.core.splits import SPLITS_FILE, load_splits
     from medkd.evaluation import cross_validation
 
+    folds = listed_folds(folds)
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     splits = place.preprocessed / name / SPLITS_FILE

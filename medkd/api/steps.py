@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medkd.api.folds import FOLDS, train_folds
+from medkd.api.folds import FOLDS, listed_folds, train_folds
 from medkd.core.errors import PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.models.named import find_model, task_of_model
@@ -239,7 +239,7 @@ def dry_run(
         fold: 0-4 or ``all``; of ``folds`` the first is told.
         options: as for the training.
         teacher: as for :func:`train_distill`; None for a network alone.
-        method: as for :func:`train_distill`.
+        method: as for :func:`train_distill`; several with commas as for :func:`train_side_by_side`.
         settings: as for the training.
 
     Raises:
@@ -247,7 +247,14 @@ def dry_run(
     """
     task, chosen = chosen_options(dataset, options, settings)
     teaching = {} if teacher is None else {"teacher": str(teacher), "method": method or "none"}
-    lines: list[str] = task.dry_run(dataset, network, "0" if fold == FOLDS else fold, chosen, **teaching)
+    first = "0" if fold == FOLDS else fold
+    lines: list[str]
+    if teacher is not None and "," in (method or ""):
+        methods = [name.strip() for name in str(method).split(",")]
+        several = task.column("dry_run_side_by_side")
+        lines = several(dataset, str(teacher), network, methods, first, chosen)
+    else:
+        lines = task.dry_run(dataset, network, first, chosen, **teaching)
     return lines
 
 
@@ -278,6 +285,7 @@ def load(
     Raises:
         RunError: there is no model, or it is not trained.
     """
+    folds = listed_folds(folds)
     folder = find_model(model, root)
     return task_of_model(folder).load(folder, folds, checkpoint=checkpoint, device=device, **settings)
 
@@ -318,6 +326,7 @@ def predict(
         RunError: the model cannot be used, or a setting is unknown or belongs to the other task.
         DataError: there are no inputs, or the output folder cannot be written to.
     """
+    folds = listed_folds(folds)
     folder = find_model(model, root)
     task = task_of_model(folder)
     refuse_foreign(task, "predict", settings, folder.name, RunError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from medkd import api
 from medkd.cli import common
@@ -58,7 +57,9 @@ def _run(arguments: argparse.Namespace) -> None:
     teacher, student, method = arguments.teacher, arguments.student, arguments.method
     methods = common.names(method) or (method,)
     if arguments.dry_run:
-        _dry_run(arguments, methods, settings)
+        joined = ",".join(methods)
+        lines = api.dry_run(arguments.dataset, student, arguments.fold, teacher=teacher, method=joined, **settings)
+        print("\n".join(lines))
     elif len(methods) == 1:
         folder = api.train_distill(arguments.dataset, teacher, student, methods[0], arguments.fold, **settings)
         if current().first:
@@ -66,20 +67,3 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         folders = api.train_side_by_side(arguments.dataset, teacher, student, methods, arguments.fold, **settings)
         print("\n".join(map(str, folders)))
-
-
-def _dry_run(arguments: argparse.Namespace, methods: Sequence[str], settings: dict[str, Any]) -> None:
-    """What each of them would do, one after another."""
-    from medkd.training.several_methods import parameters_per_method  # loads torch
-
-    key = "method_parameters"
-    for method, own in zip(methods, parameters_per_method(settings.get(key, {}), methods), strict=True):
-        lines = api.dry_run(
-            arguments.dataset,
-            arguments.student,
-            arguments.fold,
-            teacher=arguments.teacher,
-            method=method,
-            **{**settings, key: own},
-        )
-        print("\n".join(lines))

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+from medkd.core.errors import RunError
+from medkd.core.limits import option_name
 from medkd.core.postprocessing import LargestComponent, Postprocessing, check_steps, steps_text
 from medkd.core.serial import load
 from medkd.models.base import ModelFolder
@@ -27,6 +29,7 @@ def choose_steps(model: ModelFolder[Any], predictor: CasePredictor, choice: Choi
         choice: see :data:`Choice`.
 
     Raises:
+        RunError: the choice is none.
         DataError: the file is damaged, or about other structures.
     """
     known: tuple[LargestComponent, ...] = getattr(predictor, "postprocessing", ())
@@ -34,6 +37,11 @@ def choose_steps(model: ModelFolder[Any], predictor: CasePredictor, choice: Choi
     if choice is False:
         return ()
     if choice is not None:
+        if not isinstance(choice, (str, Path)):
+            raise RunError(
+                f"{option_name('postprocessing')}: expected a postprocessing.json, False for none, or None for what "
+                f"was found for the model, found {choice!r:.80}."
+            )
         file = Path(choice)
         found, where = load(Postprocessing, file), str(file)
     else:

@@ -254,6 +254,7 @@ train = partial(training_run.train, SegmentationTask())
 train_distill = partial(training_run.train_distill, SegmentationTask())
 train_side_by_side = partial(several_methods.train_side_by_side, SegmentationTask())
 dry_run = partial(training_run.dry_run, SegmentationTask())
+dry_run_side_by_side = partial(several_methods.dry_run_side_by_side, SegmentationTask())
 
 
 def configured(data: SegmentationFold) -> Configuration:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.errors import MethodError, RunError
+import torch
+
+from medkd.core.errors import MedkdError, MethodError, RunError
 from medkd.core.limits import option_name
 from medkd.training.job import method_names
 from medkd.training.lock import fold_lock
@@ -22,8 +25,11 @@ from medkd.training.run import (
     is_finished,
     make_job,
     read_fold,
+    rehearse,
     start_lesson,
 )
+
+_log = logging.getLogger(__name__)
 
 
 def train_side_by_side(
@@ -58,14 +64,7 @@ def train_side_by_side(
             differ, or one of them failed in training; what was finished is kept.
         MedkdError: whatever would be refused of any of them alone; nothing was trained then.
     """
-    refuse_several("Several methods at once")
-    task.check_side_by_side()
-    options = options or task.options()
-    if options.track is not None:
-        raise RunError(
-            f"{option_name('track')} shows one training at a time, found {len(methods)} methods; leave it out, or "
-            "train one after another."
-        )
+    options = _checked_options(task, methods, options)
     model = find_teacher(task, dataset, teacher, options)
     task.prepare_like(dataset, model, options)
     jobs = []
@@ -79,15 +78,66 @@ def train_side_by_side(
         return _fit_and_finish(task, jobs)
 
 
+def dry_run_side_by_side(
+    task: AnyTask,
+    dataset: str | int,
+    teacher: str,
+    student: str,
+    methods: Sequence[str],
+    fold: int | str,
+    options: RunOptions | None = None,
+) -> list[str]:
+    """What :func:`train_side_by_side` would do and need, method by method; the arguments are the same.
+
+    Raises:
+        MedkdError: whatever the training itself would refuse.
+    """
+    options = _checked_options(task, methods, options)
+    jobs, lines = [], []
+    for method, own in zip(methods, parameters_per_method(options.method_parameters, methods), strict=True):
+        changed = replace(options, method_parameters=own)
+        job, lesson = rehearse(task, dataset, student, fold, changed, teacher, method)
+        jobs.append(job)
+        lines += lesson.lines()
+    _check_equal_budgets(jobs)
+    return lines
+
+
+def _checked_options(task: AnyTask, methods: Sequence[str], options: RunOptions | None) -> RunOptions:
+    """The options, where they and the task allow several methods at once."""
+    refuse_several("Several methods at once")
+    task.check_side_by_side()
+    options = options or task.options()
+    if options.track is not None:
+        raise RunError(
+            f"{option_name('track')} shows one training at a time, found {len(methods)} methods; leave it out, or "
+            "train one after another."
+        )
+    return options
+
+
 def _fit_and_finish(task: AnyTask, jobs: Sequence[AnyJob]) -> list[Path]:
     """Train what is not finished yet, and score what is finished then."""
     waiting = [job for job in jobs if not is_finished(job)]
-    failed = task.fit_together(waiting, start_lesson) if waiting else {}
-    folders = [finish(task, job) for job in jobs if job.folder.parent.name not in failed]
+    failed: dict[str, Exception] = dict(task.fit_together(waiting, start_lesson) if waiting else {})
+    folders = []
+    for job in jobs:
+        name = job.folder.parent.name
+        if name in failed:
+            continue
+        try:
+            folders.append(finish(task, job))
+        except (MedkdError, torch.OutOfMemoryError) as error:
+            failed[name] = error
+            _log.error("%s could not be scored, the others go on: %s", name, _first_line(error))
     if failed:
-        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        told = "; ".join(f"{name}: {_first_line(error)}" for name, error in failed.items())
         raise RunError(f"{len(failed)} of {len(jobs)} trainings failed, the others are finished ({told}).")
     return folders
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def parameters_per_method(parameters: Mapping[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from medkd.core.errors import MedkdError
+from medkd.core.errors import MedkdError, RunError
 from medkd.distillation import Distiller, Method
 from medkd.distillation.shared import SharedDistiller, SharedTeacher
 from medkd.models.guard import Teacher
@@ -135,8 +135,17 @@ class Student:
             with self.random():
                 action()
         except MedkdError as error:
-            self.error = error
-            _log.error("%s ends here, the others go on: %s", self.job.folder.parent.name, error)
+            self._end(error)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).strip().partition("\n")[0]
+            self._end(
+                RunError(f"the GPU's memory ran out ({reason}); give --continue with fewer methods, or train it alone")
+            )
+            torch.cuda.empty_cache()
+
+    def _end(self, error: MedkdError) -> None:
+        self.error = error
+        _log.error("%s ends here, the others go on: %s", self.job.folder.parent.name, error)
 
 
 @dataclass(eq=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import medkd
 from dataset_conversion.phantom import make_phantom
+from medkd.api.folds import listed_folds
 from medkd.core.errors import RunError
 
 
@@ -17,6 +19,19 @@ def root(tmp_path: Path) -> Path:
     make_phantom(tmp_path / "raw" / "Dataset004_Phantom", cases=3, shape=(24, 40, 40))
     medkd.plan_and_preprocess(4, root=tmp_path, configurations=["3d_fullres"], orientation="RAS")
     return tmp_path
+
+
+@pytest.mark.parametrize("folds", [0, "01", [], (), [True], [0.0], {"0": 1}])
+def test_folds_are_a_list(folds: Any, tmp_path: Path) -> None:
+    for call in (
+        lambda: medkd.load("4/run", root=tmp_path, folds=folds),
+        lambda: medkd.predict(tmp_path, tmp_path, "4/run", root=tmp_path, folds=folds),
+        lambda: medkd.cross_validate(4, "run", root=tmp_path / "raw", folds=folds),
+        lambda: medkd.best_configuration(4, ["run"], root=tmp_path, folds=folds),
+    ):
+        with pytest.raises(RunError, match="folds: expected a list of folds, for example"):
+            call()
+    assert listed_folds(range(2)) == (0, 1) and listed_folds(None) is None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +149,9 @@ def test_an_outdated_file_does_not_hide_a_current_one_nor_a_damaged_one_the_sent
     with pytest.raises(DataError, match=r"crossval/postprocessing.json: folds: expected a list"):
         predict_folder(scan, tmp_path / "no", run, device="cpu", mirror=False)
     predict_folder(scan, tmp_path / "raw", run, device="cpu", mirror=False, postprocessing=False)
+
+
+@pytest.mark.parametrize("choice", [True, 0, ["liver"]])
+def test_a_choice_that_is_none_is_one_sentence(run: Path, scan: Path, tmp_path: Path, choice: Any) -> None:
+    with pytest.raises(RunError, match=r"postprocessing: expected a postprocessing\.json, False for none, or None"):
+        predict_folder(scan, tmp_path / "out", run, device="cpu", mirror=False, postprocessing=choice)

@@ -18,6 +18,7 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import MedkdError, MethodError, RunError
 from medkd.core.run import FINAL, LATEST
 from medkd.distillation.shared import SharedTeacher
+from medkd.training import several_methods
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train, train_distill, train_side_by_side
 from medkd.training.trainer import Trainer
@@ -132,6 +133,42 @@ def test_one_that_fails_does_not_stop_the_others(root: Path, monkeypatch: pytest
         train_side_by_side(900, "plain_unet", "plain_unet", ["cwd", "kd"], 0, _options(root, tag="one"))
     run = root / "results" / NAME / "plain_unet_w2__3d_fullres__{}__from_plain_unet__one" / "fold_0"
     assert not (Path(str(run).format("cwd")) / FINAL).exists() and (Path(str(run).format("kd")) / FINAL).exists()
+
+
+def test_one_whose_memory_or_score_fails_does_not_stop_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, finish = Trainer.step, several_methods.finish
+
+    def failing(self: Trainer, batch: Any) -> Any:
+        if "__cwd__" in str(self.folder):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore of it")
+        return step(self, batch)
+
+    def unscored(task: Any, job: Any) -> Path:
+        if "__kd__" in str(job.folder):
+            raise RunError("The scan is gone.")
+        scored.append(job.folder)
+        return finish(task, job)
+
+    scored: list[Path] = []
+    monkeypatch.setattr(Trainer, "step", failing)
+    monkeypatch.setattr(several_methods, "finish", unscored)
+    with pytest.raises(RunError, match=r"2 of 3 trainings failed.*memory ran out \(CUDA.*The scan is gone") as caught:
+        options = _options(root, tag="two", epochs=1)
+        train_side_by_side(900, "plain_unet", "plain_unet", ["cwd", "kd", "none"], 0, options)
+    assert "\n" not in str(caught.value)
+    (folder,) = scored
+    assert "__none__" in str(folder) and (folder / FINAL).exists()
+
+
+def test_a_dry_run_refuses_what_the_training_would(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["900", "plain_unet", "plain_unet", "kd,dml", "0", "--root", str(root), "--device", "cpu", "--dry-run"]
+    assert main([*words, "--track", "mlflow"]) == 1
+    assert "--track shows one training at a time, found 2 methods" in capsys.readouterr().err
+    assert main([*words, "--set", "cwd.weight=2"]) == 1
+    assert "'cwd.weight' belongs to none of kd, dml" in capsys.readouterr().err
+    settings = vars(_options(root, tag="dry"))
+    lines = medkd.dry_run(900, "plain_unet", "folds", teacher="plain_unet", method="kd, dml", **settings)
+    assert sum(line.startswith("method ") for line in lines) == 2
 
 
 def test_the_command_trains_all_folds_of_all_methods_and_scores_them(
