@@ -153,6 +153,11 @@ class Detector(nn.Module):
         return False
 
     @property
+    def scores_are_roots(self) -> bool:
+        """Whether a score is the root of a product, of a class's with a centre-ness."""
+        return False
+
+    @property
     def anchors(self) -> tuple[tuple[float, float], ...]:
         """Side in strides and height over width of each anchor of a cell; empty where it has none (points, or cells
         themselves).

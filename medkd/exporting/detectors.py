@@ -27,7 +27,7 @@ from medkd.runtime.package import RECORD, digest_of
 
 _PIXELS, _SCORES = 0.05, 1e-3  # by which a box that is found may differ, of rounding
 _RAW_PIXELS, _OF_A_SIDE, _OF_A_SCORE = 0.02, 2e-4, 1e-3  # and one of any score
-_NO_SCORE = 5e-7  # to which engines compute a sigmoid
+_NO_SCORE, _NO_ROOT = 5e-7, 1e-5  # to which engines compute a sigmoid, and the root of a product with one
 _IMAGES = 3  # that both look at
 _ALONE = 0.02  # share of boxes that may have no partner: where two overlap as much as the limit, rounding decides
 
@@ -165,7 +165,10 @@ def _compare_raw(detector: Any, exported: Any, image: Tensor) -> int:
     theirs = [part[0].numpy() for part in exported.candidates(image)]
     if not all(np.isfinite(part).all() for part in ours):
         raise RunError("The detector gives values that are not finite; export weights that were trained to an end.")
-    compared, unlike = (_by_partners if detector.two_stage else _by_place)(ours, theirs)
+    if detector.two_stage:
+        compared, unlike = _by_partners(ours, theirs)
+    else:
+        compared, unlike = _by_place(ours, theirs, _NO_ROOT if detector.scores_are_roots else _NO_SCORE)
     if unlike or not compared:
         raise RunError(
             f"The exported detector has other boxes or scores than the model before any box is dropped ({unlike} of "
@@ -174,8 +177,9 @@ def _compare_raw(detector: Any, exported: Any, image: Tensor) -> int:
     return compared
 
 
-def _by_place(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[int, int]:
-    """How many boxes there are, and how many differ, where each has its place.
+def _by_place(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], nothing: float) -> tuple[int, int]:
+    """How many boxes there are, and how many differ, where each has its place; ``nothing`` is what any score may differ
+    by.
 
     A box that only one of both scores is one that rounding put among the best of its level, or among those that are
     wide enough; there may be few of those.
@@ -184,7 +188,7 @@ def _by_place(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple
     if boxes.shape != others.shape or scores.shape != marks.shape:
         return len(boxes), max(len(boxes), len(others))
     near = np.abs(boxes - others).max(-1) <= _allowed_pixels(boxes)
-    same = np.abs(scores - marks) <= _allowed_score(scores)
+    same = np.abs(scores - marks) <= np.maximum(nothing, _allowed_score(scores))
     dropped = ~same & (np.minimum(scores, marks) == 0)
     few = dropped.sum() <= max(1.0, _ALONE * np.count_nonzero(scores))
     wrong = ~same & ~dropped if few else ~same

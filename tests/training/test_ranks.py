@@ -251,7 +251,7 @@ def work(_):
             current().wait(torch.device("cpu"))
             open(sys.argv[1] + str(current().number), "w").close()
 
-sys.exit(run(work, parser("", ""), []))
+sys.exit(run(work, parser("", "medkd_train 4"), []))
 """
 
 

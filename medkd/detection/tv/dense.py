@@ -102,6 +102,12 @@ class DenseDetector(Detector):
         """The weighted loss terms of outputs with their decoded boxes ``(B, A, 4)``."""
         raise NotImplementedError
 
+    @property
+    def scores_are_roots(self) -> bool:
+        """See :attr:`medkd.detection.base.Detector.scores_are_roots`."""
+        shape = getattr(self.head, "shape", None)
+        return bool(shape and shape.centerness)
+
     def scores(self, outputs: DetectorOutputs) -> Tensor:
         """Score of every class at every anchor, ``(B, K, A)``; with a centre-ness the geometric mean of both."""
         scores = outputs.logits.sigmoid()
