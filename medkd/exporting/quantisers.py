@@ -101,7 +101,7 @@ def _write_openvino(network: Path, target: Path, patches: Sequence[np.ndarray], 
     import nncf
     import openvino
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level also sets whatever handler hangs there
     model = openvino.Core().read_model(str(network))
     others = {part.get_type_name() for part in model.get_ordered_ops()} - {*_CONVOLUTIONS, *_NO_LAYERS}
     made = nncf.quantize(
