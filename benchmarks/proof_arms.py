@@ -146,7 +146,7 @@ ARMS: tuple[Arm, ...] = (
     ),
     *_chosen(_UNET, "alone20", "alone", "kd_dml20", "kd_dml0", "kd20", "kd0", "dml20", "dml0"),
     *_chosen(_UNET, "init20", "init_kd_dml0", "init_kd_dml20", "init"),
-    *_chosen(_HEART, "alone20", "alone", "kd_dml20", "kd_dml0", "kd", "dist", "init", "init20", "init_kd_dml0"),
+    *_chosen(_HEART, "alone20", "alone", "dml20", "dml0", "init20", "init", "kd_dml20", "kd_dml0", "kd", "dist"),
     _both_parts("parts.student_of_two", "no label, a teacher for each part", "parts.anterior", "parts.posterior"),
     _both_parts("parts.student_of_one", "no label, one teacher for both parts", "parts.both"),
     *_chosen(_TINY, "alone20", "alone", "kd_dml20", "kd_dml0"),
