@@ -10,13 +10,13 @@ import numpy as np
 
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
-from medkd.core.labels import LabelSpec
 from medkd.core.limits import option_name
 from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.inference.opening import open_predictor
 from medkd.models.segmentation import label_meaning, shown_labels
 from medkd.models.several import SeveralTeachers
 from medkd.preprocessing.pipeline import Preprocessed
+from medkd.runtime.decoding import labels_of
 from medkd.runtime.prediction import CasePredictor, Prediction
 
 
@@ -136,22 +136,9 @@ class SeveralPredictor:
             total = found.astype(np.float32) if total is None else np.add(total, found, out=total)
         assert total is not None  # narrowed for the type checker; there is a model at least
         total /= len(self.members)
-        labels = keep_largest(labels_of(total, self.labels), self.postprocessing, self.labels)
+        labels = keep_largest(labels_of(total, self.labels, threshold=0.5), self.postprocessing, self.labels)
         return Prediction(labels, total.astype(np.float16) if probabilities else None)
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
         return self.predict(self.prepare(case, image, geometry)).labels
-
-
-def labels_of(probabilities: np.ndarray, labels: LabelSpec) -> np.ndarray:
-    """Label map of probabilities ``(K, z, y, x)``: the most probable class, or the regions above one half painted in
-    their order.
-    """
-    dtype = np.uint8 if labels.values[-1] < 256 else np.int16
-    if not labels.regions:
-        return probabilities.argmax(0).astype(dtype)
-    result = np.zeros(probabilities.shape[1:], dtype)
-    for channel, value in enumerate(labels.order):
-        result[probabilities[channel] > 0.5] = value
-    return result

@@ -31,10 +31,10 @@ def decode_labels(
         ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
     """
     native = tuple(properties.grid.shape[axis] for axis in plan.transpose)
-    result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
+    result = np.zeros(native, dtype=_label_type(labels))
     box = result[tuple(slice(*edges) for edges in properties.crop)]
     for rows, slab in resampled_slabs(logits, box.shape, logits_orders(properties, plan, configuration)):
-        box[rows] = _values(slab, labels, result.dtype)
+        box[rows] = labels_of(slab, labels, threshold=0)
     return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
 
@@ -87,13 +87,20 @@ def resampled_slabs(
         yield part, np.matmul(np.matmul(down, slab), along.T)
 
 
-def _values(logits: np.ndarray, labels: LabelSpec, dtype: np.dtype) -> np.ndarray:
+def labels_of(scores: np.ndarray, labels: LabelSpec, *, threshold: float) -> np.ndarray:
+    """Label map ``(z, y, x)`` of scores ``(K, z, y, x)``: the class with the highest one, or the regions above a
+    threshold (0 of logits, 0.5 of probabilities) painted in their order.
+    """
     if not labels.regions:
-        return logits.argmax(0).astype(dtype)
-    result = np.zeros(logits.shape[1:], dtype)
+        return scores.argmax(0).astype(_label_type(labels))
+    result = np.zeros(scores.shape[1:], _label_type(labels))
     for channel, value in enumerate(labels.order):
-        result[logits[channel] > 0] = value
+        result[scores[channel] > threshold] = value
     return result
+
+
+def _label_type(labels: LabelSpec) -> type[np.generic]:
+    return np.uint8 if labels.values[-1] < 256 else np.int16
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

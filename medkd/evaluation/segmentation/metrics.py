@@ -7,7 +7,7 @@ the Hausdorff distance and the mean surface distances are infinite. What that co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -135,11 +135,7 @@ def average_surface_distance(prediction: np.ndarray, reference: np.ndarray, spac
     >>> average_surface_distance(prediction, reference, (3.0, 1.0, 0.5))
     0.0
     """
-    check_masks(prediction, reference, spacing)
-    empty = _if_empty(prediction, reference, float("inf"))
-    if empty is not None:
-        return empty
-    return average_surface_distance_of(surface_distances(prediction, reference, spacing))
+    return _of_surfaces(average_surface_distance_of, prediction, reference, spacing)
 
 
 def average_symmetric_surface_distance(
@@ -157,11 +153,18 @@ def average_symmetric_surface_distance(
     >>> average_symmetric_surface_distance(prediction, reference, (3.0, 1.0, 0.5))
     1.0
     """
+    return _of_surfaces(average_symmetric_surface_distance_of, prediction, reference, spacing)
+
+
+def _of_surfaces(
+    measure: Callable[[SurfaceDistances], float],
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+) -> float:
     check_masks(prediction, reference, spacing)
     empty = _if_empty(prediction, reference, float("inf"))
-    if empty is not None:
-        return empty
-    return average_symmetric_surface_distance_of(surface_distances(prediction, reference, spacing))
+    return measure(surface_distances(prediction, reference, spacing)) if empty is None else empty
 
 
 def average_surface_distance_of(distances: SurfaceDistances) -> float:
