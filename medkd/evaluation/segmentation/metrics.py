@@ -8,6 +8,7 @@ the Hausdorff distance and the mean surface distances are infinite. What that co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -70,12 +71,7 @@ def hausdorff95(
     >>> hausdorff95(prediction, reference, (3.0, 1.0, 0.5))
     1.5
     """
-    check_masks(prediction, reference, spacing)
-    empty = _if_empty(prediction, reference, float("inf"))
-    if empty is not None:
-        return empty
-    distances = surface_distances(prediction, reference, spacing)
-    return hausdorff95_of(distances, definition)
+    return _of_surfaces(partial(hausdorff95_of, definition=definition), prediction, reference, spacing)
 
 
 def normalized_surface_distance(
@@ -104,12 +100,8 @@ def normalized_surface_distance(
     >>> normalized_surface_distance(prediction, reference, (3.0, 1.0, 0.5), 2.0)
     1.0
     """
-    check_masks(prediction, reference, spacing)
-    empty = _if_empty(prediction, reference, 0.0)
-    if empty is not None:
-        return empty
-    distances = surface_distances(prediction, reference, spacing)
-    return normalized_surface_distance_of(distances, tolerance_mm)
+    measure = partial(normalized_surface_distance_of, tolerance_mm=tolerance_mm)
+    return _of_surfaces(measure, prediction, reference, spacing, if_one_is_empty=0.0)
 
 
 def average_surface_distance(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
@@ -161,9 +153,10 @@ def _of_surfaces(
     prediction: np.ndarray,
     reference: np.ndarray,
     spacing: Sequence[float],
+    if_one_is_empty: float = float("inf"),
 ) -> float:
     check_masks(prediction, reference, spacing)
-    empty = _if_empty(prediction, reference, float("inf"))
+    empty = _if_empty(prediction, reference, if_one_is_empty)
     return measure(surface_distances(prediction, reference, spacing)) if empty is None else empty
 
 
