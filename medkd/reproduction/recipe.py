@@ -30,6 +30,8 @@ class RecipeData:
         name: as in ``DatasetNNN_Name``.
         format: converter of ``medkd_convert`` that makes it from a download, or ``phantom``.
         cases: how many cases it should have; None where that is open.
+        labels: names of the label values 1, 2, ..., for a download that does not name them, as models from elsewhere
+            call them; empty takes the download's.
         prepare: options of ``medkd_plan_and_preprocess``, such as ``{"like": "TEACHER"}``, the name of a teacher of
             the recipe that is a model from elsewhere.
     """
@@ -38,6 +40,7 @@ class RecipeData:
     name: str
     format: str
     cases: int | None = None
+    labels: tuple[str, ...] = ()
     prepare: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -249,11 +252,20 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
 def _check_numbers(recipe: Recipe, path: Path) -> None:
     if not 1 <= recipe.dataset.number <= 999:
         raise DataError(f"{path}: dataset.number: expected 1 to 999, found {recipe.dataset.number}.")
+    _check_labels(recipe.dataset, f"{path}: dataset.labels")
     for fold in recipe.folds:
         if fold not in FOLDS:
             raise DataError(f"{path}: folds: expected some of {', '.join(FOLDS)}, found '{fold:.60}'.")
     _check_different(recipe.folds, f"{path}: folds")
     _check_different(recipe.seeds, f"{path}: seeds")
+
+
+def _check_labels(data: RecipeData, where: str) -> None:
+    if data.labels and data.format == PHANTOM:
+        raise DataError(f"{where}: a phantom has names of its own; leave it out.")
+    for label in data.labels:
+        if not label.strip() or "," in label:
+            raise DataError(f"{where}: expected names without commas, found '{label:.60}'; rename it.")
 
 
 def _check_different(values: tuple[Any, ...], where: str) -> None:

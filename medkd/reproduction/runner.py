@@ -57,7 +57,8 @@ def ensure_data(recipe: Recipe, root: Root, source: Path | None, say: Say) -> li
             f"{name} is not in {root.raw}; give the download with --data (medkd_convert {data.format} --help says what "
             "to download)."
         )
-    return ["convert", data.format, str(source), "-d", str(data.number), "--name", data.name]
+    labels = ["--labels", ",".join(data.labels)] if data.labels else []
+    return ["convert", data.format, str(source), "-d", str(data.number), "--name", data.name, *labels]
 
 
 class Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -90,10 +91,16 @@ class State:
             folder = self._last_line(self.output(node.name)) if node.kind != "prepare" else ""
             ended = replace(ended, status="done", folder=folder, error="")
         else:
-            said = self._last_line(self.log(node.name)).removeprefix("error: ")
-            ended = replace(ended, status="failed", error=said or f"it ended with status {code}")
+            ended = replace(ended, status="failed", error=self._why(node.name, code))
         self.write(node.name, ended)
         return ended
+
+    def _why(self, node: str, code: int) -> str:
+        """Its last words, where it had time for some."""
+        if code < 0:
+            return f"it was killed: {signal.strsignal(-code) or f'signal {-code}'}"
+        said = self._last_line(self.log(node)).removeprefix("error: ")
+        return said or f"it ended with status {code}"
 
     @staticmethod
     def _last_line(path: Path) -> str:

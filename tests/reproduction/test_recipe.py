@@ -78,6 +78,14 @@ def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
             "dataset.number: expected 1 to 999, found 0",
         ),
         (
+            {"dataset": {"number": 1, "name": "P", "format": "msd", "labels": ["liver, right", "liver"]}},
+            "dataset.labels: expected names without commas, found 'liver, right'",
+        ),
+        (
+            {"dataset": {"number": 1, "name": "P", "format": "phantom", "labels": ["ball"]}},
+            "dataset.labels: a phantom has names of its own",
+        ),
+        (
             {"dataset": {"number": 1, "name": "P", "format": "phantom", "prepare": {"like": "large"}}},
             "has no plan of its own",
         ),

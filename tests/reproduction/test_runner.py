@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
+from medkd.cli import convert
+from medkd.core.paths import Root
 from medkd.reproduction import runner as runner_module
 from medkd.reproduction.engines import AGAIN, Order
 from medkd.reproduction.graph import Node, Place, Trained, build_graph
 from medkd.reproduction.recipe import Recipe, load_recipe
-from medkd.reproduction.runner import Outcome, Runner
+from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.state import State
 from tests.reproduction.test_recipe import recipe
 
@@ -198,3 +202,26 @@ def test_an_interrupt_stops_the_engine(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Runner(nodes, State(tmp_path, "toy"), engine, interrupt).run()
     assert engine.stopped
+
+
+def test_a_download_without_names_gets_those_of_the_recipe(tmp_path: Path) -> None:
+    scan = np.random.default_rng(0).integers(0, 3, (8, 9, 10)).astype(np.uint8)
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(scan, np.eye(4)), tmp_path / folder / "one.nii.gz")
+    data = {"number": 7, "name": "New", "format": "msd", "labels": ["Front part", "Back"]}
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(recipe(dataset=data)))
+    root = Root.resolve(tmp_path)
+    words = ensure_data(load_recipe(path), root, tmp_path, print)
+    assert words is not None and convert.main([*words[1:], "--root", str(tmp_path)]) == 0
+    described = json.loads((root.raw_dataset("Dataset007_New") / "dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "Front part": 1, "Back": 2}
+
+
+def test_a_killed_command_is_said_to_be_killed(tmp_path: Path) -> None:
+    """Not what it said before, which has nothing to do with its end."""
+    nodes = graph(tmp_path)
+    outcome = go(tmp_path, nodes, PretendedEngine(tmp_path, codes={"large-fold0": [1, -9]}))
+    assert outcome.failed == {"large-fold0": "it was killed: Killed"}
+    assert State(tmp_path, "toy").read()["large-fold0"].error == outcome.failed["large-fold0"]
