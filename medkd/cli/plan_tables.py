@@ -48,8 +48,8 @@ def detection_plan(plan: DetectionPlan) -> str:
 def _sides(plan: DetectionPlan) -> dict[str, str]:
     """How large images are where they do not fill the square."""
     shown = {}
-    if plan.limits is not None:
-        shown["long_side"] = f"{plan.limits[0]} px, short side {plan.limits[1]}"
+    if plan.sides is not None:
+        shown["long_side"] = f"{plan.sides[0]} px, short side {plan.sides[1]}"
     if plan.short_sides:
         shown["short_sides"] = " or ".join(map(str, plan.short_sides))
     if plan.short_range:

@@ -26,14 +26,14 @@ class DetectorSpec:
         categories: names of the classes, in order; ``K`` of them.
         image_size: side of the square input in pixels, a multiple of 32.
         anchor_scale: side of the smallest anchor in strides, for detectors with anchors.
-        limits: longest long and short side in pixels of an image on the square; None lets the long side fill it.
+        sides: longest long and short side in pixels of an image on the square; None lets the long side fill it.
     """
 
     name: str
     categories: tuple[str, ...]
     image_size: int
     anchor_scale: float = 4.0
-    limits: tuple[int, int] | None = None
+    sides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

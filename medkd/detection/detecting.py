@@ -144,7 +144,7 @@ def detect_pixels(
     """
     source = Source("pixels", "", lambda: pixels)
     spec = detectors[0].spec
-    item = _Loaded(source, pixels, *letterbox(pixels, spec.image_size, limits=spec.limits))
+    item = _Loaded(source, pixels, *letterbox(pixels, spec.image_size, sides=spec.sides))
     return _forward(detectors, [item], device, limits or Limits())[0]
 
 
@@ -174,7 +174,7 @@ def _load(batch: Sequence[Source], spec: DetectorSpec, report: DetectReport) -> 
 
     def one(source: Source) -> None:
         pixels = source.read()
-        found.append(_Loaded(source, pixels, *letterbox(pixels, spec.image_size, source.original, spec.limits)))
+        found.append(_Loaded(source, pixels, *letterbox(pixels, spec.image_size, source.original, spec.sides)))
 
     for source in batch:
         _attempt(source.case, report, lambda s=source: one(s))  # type: ignore[misc]

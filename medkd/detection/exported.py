@@ -37,7 +37,7 @@ class EngineDetector(Detector):
     def __init__(self, described: ExportedDetector, network: Path) -> None:
         super().__init__()
         name = str(described.made_from.get("detector", FOLD))
-        self.spec = DetectorSpec(name, described.categories, described.image_size, limits=described.limits)
+        self.spec = DetectorSpec(name, described.categories, described.image_size, sides=described.sides)
         self._described = described
         self._run = open_engine(network, "onnxruntime", every=True)
         self.overlap = 1.0 if described.overlap is None else described.overlap  # type: ignore[misc]
@@ -189,7 +189,7 @@ class ExportedDetectorFolder(DetectorFolder):
     def _describe(self) -> TrainedDetector:
         described = read_detector(self.path)
         name = str(described.made_from.get("detector", FOLD))
-        spec = DetectorSpec(name, described.categories, described.image_size, limits=described.limits)
+        spec = DetectorSpec(name, described.categories, described.image_size, sides=described.sides)
         return TrainedDetector(folds=(FOLD,), spec=spec)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:

@@ -51,10 +51,10 @@ def size_text(plan: DetectionPlan, size: int) -> str:
     >>> size_text(plan, 64)
     'images up to 60 × 40 on squares of 64'
     """
-    if plan.limits is None:
+    if plan.sides is None:
         text = f"images of {size} × {size}"
     else:
-        text = f"images up to {plan.limits[0]} × {plan.limits[1]} on squares of {size}"
+        text = f"images up to {plan.sides[0]} × {plan.sides[1]} on squares of {size}"
     if plan.short_sides:
         text += f", short sides of {' or '.join(map(str, plan.short_sides))} in training"
     if plan.short_range:

@@ -58,7 +58,7 @@ def shrink(pixels: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
-def scaled(shape: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
+def scaled(shape: tuple[int, int], sides: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of an image that is as large as a long and a short side allow; its ratio is kept to a pixel.
 
     >>> scaled((480, 640), (1333, 800))
@@ -66,28 +66,28 @@ def scaled(shape: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
     >>> scaled((300, 900), (1333, 800))
     (444, 1333)
     """
-    factor = min(limits[0] / max(shape), limits[1] / min(shape))
+    factor = min(sides[0] / max(shape), sides[1] / min(shape))
     rows, columns = (max(1, round(side * factor)) for side in shape)
     return rows, columns
 
 
 def letterbox(
-    pixels: np.ndarray, size: int, original: tuple[int, int] | None = None, limits: tuple[int, int] | None = None
+    pixels: np.ndarray, size: int, original: tuple[int, int] | None = None, sides: tuple[int, int] | None = None
 ) -> tuple[Tensor, Letterbox]:
-    """Scale an image so that its long side fills the square, or as far as ``limits`` let it, and centre it on grey.
+    """Scale an image so that its long side fills the square, or as far as ``sides`` let it, and centre it on grey.
 
     Args:
         pixels: ``(H, W, 3)`` or ``(H, W)`` uint8, raw or as stored.
         size: side S of the square in pixels.
         original: (width, height) that boxes shall be given back in, where ``pixels`` is a smaller copy.
-        limits: see :class:`~medkd.detection.base.DetectorSpec`.
+        sides: see :class:`~medkd.detection.base.DetectorSpec`.
 
     Returns:
         ``(3, S, S)`` float32 in [0, 1], and where the image lies on it.
     """
     small = shrink(pixels, size)
     height, width = small.shape[:2]
-    long, short = limits or (size, size)
+    long, short = sides or (size, size)
     rows, columns = scaled((height, width), (min(long, size), min(short, size)))
     channels = small[..., None] if small.ndim == 2 else small
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255

@@ -32,7 +32,7 @@ from medkd.models.guard import seen_by
 from medkd.models.limits import LARGEST_IMAGE, check_size
 from medkd.models.own_run import CHECKPOINTS, OwnRun
 from medkd.models.pretrained import refuse_leak
-from medkd.runtime.detection import check_limits
+from medkd.runtime.detection import check_sides
 
 FILE = "teacher.json"
 GIVEN = "given"
@@ -75,7 +75,7 @@ class DetectionRun:
         """How the detector was built."""
         size = self.run.network.patch_size[0]
         plan = self.plan
-        return DetectorSpec(self.run.network.name, plan.categories, size, plan.anchor_scale, plan.limits)
+        return DetectorSpec(self.run.network.name, plan.categories, size, plan.anchor_scale, plan.sides)
 
     def fold(self, fold: int | str) -> Path:
         """Folder of one fold (0-4 or ``all``)."""
@@ -94,7 +94,7 @@ class DetectorFile:
         weights: the file, beside the description.
         image_size: side of the input that it was trained with.
         anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
-        limits: see :class:`~medkd.detection.base.DetectorSpec`.
+        sides: see :class:`~medkd.detection.base.DetectorSpec`.
     """
 
     network: str
@@ -103,7 +103,7 @@ class DetectorFile:
     weights: str = "best.pt"
     image_size: int = 640
     anchor_scale: float | None = None
-    limits: tuple[int, int] | None = None
+    sides: tuple[int, int] | None = None
     schema: int = 1
 
 
@@ -205,7 +205,7 @@ class DetectorWeights(DetectorFolder):
             )
         self.described = load(DetectorFile, self.path / FILE)
         check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
-        check_limits(self.described.limits, self.described.image_size, str(self.path / FILE))
+        check_sides(self.described.sides, self.described.image_size, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
         if not lies_within(self.file, self.path):
             raise RunError(
@@ -245,7 +245,7 @@ class DetectorWeights(DetectorFolder):
     def _describe(self) -> TrainedDetector:
         found = self.described
         scale = found.anchor_scale or DetectorSpec.anchor_scale
-        spec = DetectorSpec(found.network, found.categories, found.image_size, scale, found.limits)
+        spec = DetectorSpec(found.network, found.categories, found.image_size, scale, found.sides)
         return TrainedDetector(folds=(GIVEN,), spec=spec)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:

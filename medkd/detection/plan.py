@@ -105,7 +105,7 @@ class DetectionPlan:
     schema: int = 1
 
     @property
-    def limits(self) -> tuple[int, int] | None:
+    def sides(self) -> tuple[int, int] | None:
         """See :class:`~medkd.detection.base.DetectorSpec`."""
         return None if self.long_side is None or self.short_side is None else (self.long_side, self.short_side)
 
@@ -162,9 +162,9 @@ class DetectionPlan:
         return list(self.milestones) == sorted(set(self.milestones)) and min(limits, default=0) >= 0
 
     def _has_sides(self) -> bool:
-        if self.limits is None:
+        if self.sides is None:
             return self.long_side is None and self.short_side is None
-        return 0 < self.limits[1] <= self.limits[0] <= self.image_size
+        return 0 < self.sides[1] <= self.sides[0] <= self.image_size
 
     def _draws_sides(self) -> bool:
         low_to_high = list(self.short_range) == sorted(self.short_range)

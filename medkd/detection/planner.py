@@ -227,7 +227,7 @@ def _follow(plan: DetectionPlan, name: str, protocol: DetectionProtocol, reasons
 
 def _drawn_as_planned(protocol: DetectionProtocol, name: str, plan: DetectionPlan) -> DetectionProtocol:
     """The protocol, without short sides that are drawn where images fill the square."""
-    if plan.limits is not None or protocol.long_side is not None:
+    if plan.sides is not None or protocol.long_side is not None:
         return protocol
     if protocol.short_sides or protocol.short_range:
         drawn = " to ".join(map(str, protocol.short_range)) or " or ".join(map(str, protocol.short_sides))

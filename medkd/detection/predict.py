@@ -50,7 +50,7 @@ class DetectionSettings:
         network: name of the detector, since detectors of different names may have equal weights.
         categories: what it finds, in order.
         anchor_scale: see :class:`~medkd.detection.base.DetectorSpec`.
-        limits: longest long and short side of an image on the input; None where images fill it.
+        sides: longest long and short side of an image on the input; None where images fill it.
     """
 
     run: str
@@ -65,7 +65,7 @@ class DetectionSettings:
     network: str = ""
     categories: tuple[str, ...] = ()
     anchor_scale: float | None = None
-    limits: tuple[int, int] | None = None
+    sides: tuple[int, int] | None = None
     schema: int = 1
 
 
@@ -167,7 +167,7 @@ def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits
         network=loaded.spec.name,
         categories=loaded.spec.categories,
         anchor_scale=loaded.spec.anchor_scale,
-        limits=loaded.spec.limits,
+        sides=loaded.spec.sides,
     )
 
 

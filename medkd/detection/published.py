@@ -81,7 +81,7 @@ def check_ultralytics(network: str, plan: DetectionPlan) -> None:
         what = (
             f"whose images fill the square, but the plan has {drawn[0]}; give --protocol {NO_PROTOCOL}, take it out of"
         )
-    if plan.limits is not None:
+    if plan.sides is not None:
         what = (
             f"whose images fill the square, but the plan has {', '.join(['long_side', 'short_side', *drawn])}; give "
             f"--image-size with another size than {plan.image_size}, take them out of"

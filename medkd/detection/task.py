@@ -53,7 +53,7 @@ from medkd.training.job import (
     protocol_lines,
 )
 from medkd.training.options import INIT_FROM_TEACHER, check_start
-from medkd.training.plausibility import Score, number_at, table_at
+from medkd.training.plausibility import Score, doubt, number_at, table_at
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
 DetectorJob = Job[DetectionPlan, DetectionStore, DetectorOptions]
@@ -249,7 +249,7 @@ class DetectionLesson(Lesson):
         self.seen = job.seen
         network = job.run.network
         size, plan = network.patch_size[0], job.plan
-        self.spec = DetectorSpec(network.name, plan.categories, size, plan.anchor_scale, plan.limits)
+        self.spec = DetectorSpec(network.name, plan.categories, size, plan.anchor_scale, plan.sides)
         torch.manual_seed(job.options.seed)
         self.student: Detector = DETECTORS[network.name].build(self.spec)
         if job.weights is not None:
@@ -263,7 +263,7 @@ class DetectionLesson(Lesson):
         """Warn of terms that cannot teach, where a training begins."""
         silent = "" if self.job.options.resume else self.silent()
         if silent:
-            _log.warning("%s", silent)
+            doubt(silent, strict=self.job.options.strict)
 
     def silent(self) -> str:
         """A sentence about terms of the method that cannot reach the student; empty where there are none."""
@@ -317,6 +317,8 @@ class DetectionLesson(Lesson):
         if job.teacher is None:
             return lines
         silent = self.silent()
+        if silent and job.options.strict:
+            doubt(silent, strict=True)
         attention = [f"attention  {silent}"] if silent else []
         return [*lines, *self._lines_of_teacher(job.teacher), *attention]
 
@@ -383,8 +385,8 @@ def inherit_in(job: DetectorJob, student: Detector, teacher: Detector) -> None:
     blind = job.run.labels == NO_LABELS
     drawn = walk(unlabelled_of(job), job.options.seed, 0, IMAGES) if blind else drawn_images(job)
     cases = list(dict.fromkeys(drawn))[:IMAGES]
-    size, limits = student.spec.image_size, student.spec.limits
-    images = torch.stack([letterbox(job.store.image(case), size, limits=limits)[0] for case in cases])
+    size, sides = student.spec.image_size, student.spec.sides
+    images = torch.stack([letterbox(job.store.image(case), size, sides=sides)[0] for case in cases])
     fits = inherit(student.to(device), teacher.to(device), images.to(device), job.options.seed)
     student.cpu()
     teacher.cpu()

@@ -263,7 +263,7 @@ def _described(
         digest=digest,
         categories=tuple(spec.categories),
         image_size=spec.image_size,
-        limits=spec.limits,
+        sides=spec.sides,
         overlap=None if detector.end_to_end else detector.overlap,
         single=single,
         made_from={
@@ -277,9 +277,9 @@ def _described(
 
 
 def _placing(described: ExportedDetector) -> str:
-    if described.limits is None:
+    if described.sides is None:
         return "the long side of the radiograph fills the square"
-    long, short = described.limits
+    long, short = described.sides
     return f"the radiograph is scaled until its long side has {long} pixels or its short side {short}"
 
 

@@ -28,7 +28,7 @@ class ExportedDetector:
         digest: sha256 of that file, hexadecimal.
         categories: the classes in order.
         image_size: side of the square in pixels; RGB in [0, 1], the long side fills it, centred on grey 114/255.
-        limits: longest long and short side in pixels of an image that does not fill the square; None fills it.
+        sides: longest long and short side in pixels of an image that does not fill the square; None fills it.
         overlap: of the graph's suppression; None where the detector needs none.
         score: lowest score that is selected.
         most: most boxes of a class that are selected.
@@ -44,7 +44,7 @@ class ExportedDetector:
     score: float = SCORE
     most: int = MOST
     single: bool = False
-    limits: tuple[int, int] | None = None
+    sides: tuple[int, int] | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
     schema: int = 2
 
@@ -65,7 +65,7 @@ def read_detector(folder: Path) -> ExportedDetector:
     if found.network != NETWORK:
         raise RunError(f"{path}: 'network' must be {NETWORK} in this folder, found '{found.network}'.")
     sound = found.categories and 0 < found.image_size <= 8192 and 0 <= found.score < 1 and found.most > 0
-    check_limits(found.limits, found.image_size, str(path))
+    check_sides(found.sides, found.image_size, str(path))
     if not sound or not (found.overlap is None or 0 < found.overlap <= 1):
         raise RunError(
             f"{path}: expected categories, an image_size up to 8192, a score from 0 to below 1, an overlap above 0 up "
@@ -74,16 +74,16 @@ def read_detector(folder: Path) -> ExportedDetector:
     return found
 
 
-def check_limits(limits: tuple[int, int] | None, image_size: int, where: str) -> None:
+def check_sides(sides: tuple[int, int] | None, image_size: int, where: str) -> None:
     """See that the sides of an image on the square make sense.
 
     Raises:
         RunError: they do not.
     """
-    if limits is not None and not 0 < limits[1] <= limits[0] <= image_size:
+    if sides is not None and not 0 < sides[1] <= sides[0] <= image_size:
         raise RunError(
-            f"{where}: expected limits of a long and a short side within the image_size of {image_size}, found "
-            f"{list(limits)}; correct them, or leave them out for images that fill the square."
+            f"{where}: expected sides, a long and a short one, within the image_size of {image_size}, found "
+            f"{list(sides)}; correct them, or leave them out for images that fill the square."
         )
 
 

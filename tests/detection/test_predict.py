@@ -199,7 +199,7 @@ def test_what_other_settings_gave_is_not_continued(run: Path, tmp_path: Path, mo
     assert len(report.predicted) == 7 and not report.skipped
 
 
-@pytest.mark.parametrize("changed", [{"limits": [64, 48]}, {"anchor_scale": 2.0}, {"categories": ["b", "a"]}])
+@pytest.mark.parametrize("changed", [{"sides": [64, 48]}, {"anchor_scale": 2.0}, {"categories": ["b", "a"]}])
 def test_a_description_that_changed_is_not_continued(tmp_path: Path, changed: dict[str, Any]) -> None:
     """All that a detector is built with decides over its boxes, and a user may edit it between two calls."""
     teacher, out = tmp_path / "teacher", tmp_path / "out"

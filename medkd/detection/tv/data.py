@@ -29,11 +29,11 @@ _VISIBLE = 0.1  # share of a box' area that must stay in the image
 _LEAST_SCALE = 0.1
 
 
-def load_sample(store: DetectionStore, case: str, size: int, limits: tuple[int, int] | None = None) -> Sample:
-    """A stored case on the square that detectors see; ``limits`` as of
+def load_sample(store: DetectionStore, case: str, size: int, sides: tuple[int, int] | None = None) -> Sample:
+    """A stored case on the square that detectors see; ``sides`` as of
     :class:`~medkd.detection.base.DetectorSpec`.
     """
-    square, place = letterbox(store.image(case), size, limits=limits)
+    square, place = letterbox(store.image(case), size, sides=sides)
     boxes, classes = store.boxes(case)
     return square, torch.from_numpy(place.forth(boxes)).float(), torch.from_numpy(classes)
 
@@ -125,18 +125,18 @@ class TrainingBatches(Dataset[Batch]):
 
     def _sample(self, case: str, step: int, index: int) -> Sample:
         rng = np.random.default_rng([self._budget.seed, step, index])
-        sample = load_sample(self._store, case, self._spec.image_size, self._limits(rng))
+        sample = load_sample(self._store, case, self._spec.image_size, self._sides(rng))
         return augment(sample, self._plan.augmentation, rng)
 
-    def _limits(self, rng: np.random.Generator) -> tuple[int, int] | None:
+    def _sides(self, rng: np.random.Generator) -> tuple[int, int] | None:
         """How large an image may be, with the short side that is drawn for it."""
-        plan, limits = self._plan, self._spec.limits
-        longest = self._spec.image_size if limits is None else limits[0]
+        plan, sides = self._plan, self._spec.sides
+        longest = self._spec.image_size if sides is None else sides[0]
         if plan.short_sides:
             return longest, int(rng.choice(plan.short_sides))
         if plan.short_range:
             return longest, int(rng.integers(plan.short_range[0], plan.short_range[1] + 1))
-        return limits
+        return sides
 
 
 def steps_per_epoch(job: DetectionJob) -> int:

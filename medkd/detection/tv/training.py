@@ -154,7 +154,7 @@ class DetectionTrainer(Trainer):
         spec, count = self.network.spec, self.settings.budget.batch_size
         for first in range(0, len(self.job.val), count):
             cases = self.job.val[first : first + count]
-            yield collate([load_sample(self._store, case, spec.image_size, spec.limits) for case in cases])
+            yield collate([load_sample(self._store, case, spec.image_size, spec.sides) for case in cases])
 
     def _move(self, batch: Batch) -> Batch:
         device = self.settings.device

@@ -323,10 +323,10 @@ def test_a_published_detector_teaches_with_a_description_beside_it(tmp_path: Pat
     state = checkpoint(**KINDS["mmdet_gfl_r18"][1])
     file = saved(tmp_path, state)
     described = {"network": "mmdet_gfl_r18", "categories": ["a", "b", "c"], "train": [], "weights": "x.pth"}
-    write_json(tmp_path / "teacher.json", {**described, "image_size": 1344, "anchor_scale": 4.0, "limits": [1333, 800]})
+    write_json(tmp_path / "teacher.json", {**described, "image_size": 1344, "anchor_scale": 4.0, "sides": [1333, 800]})
     loaded = open_model(file, "detection").load(["given"])
     (detector,) = loaded.networks
-    assert loaded.spec.limits == (1333, 800)
+    assert loaded.spec.sides == (1333, 800)
     assert torch.equal(detector.state_dict()["head.scales.p7.factor"], state["bbox_head.scales.4.scale"].reshape(1))
     write_json(tmp_path / "teacher.json", {**described, "categories": ["a"], "anchor_scale": 4.0})
     with pytest.raises(RunError, match=r"head.to_class"):

@@ -22,7 +22,7 @@ from medkd.detection.planner import Wishes, apply_wishes, follow_training
 from medkd.detection.published import check_ultralytics, followed
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import TrainingBatches, load_sample
-from medkd.runtime.detection import check_limits
+from medkd.runtime.detection import check_sides
 from tests.detection.tv.builders import job, make, small_store
 
 COCO = (1333, 800)
@@ -36,26 +36,26 @@ def test_the_longest_scale_within_both_sides_is_taken(shape: tuple[int, int]) ->
     assert abs(rows * shape[1] - columns * shape[0]) <= max(shape)  # within a pixel of the ratio
 
 
-def place_of(shape: tuple[int, int], size: int, limits: tuple[int, int]) -> tuple[int, int, int, int]:
+def place_of(shape: tuple[int, int], size: int, sides: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, columns and rows of an image on the square, by trying scales one after the other."""
     long, short = max(shape), min(shape)
     scale = 0.0
-    for candidate in (limits[0] / long, limits[1] / short):
-        if candidate * long <= limits[0] + 1e-9 and candidate * short <= limits[1] + 1e-9:
+    for candidate in (sides[0] / long, sides[1] / short):
+        if candidate * long <= sides[0] + 1e-9 and candidate * short <= sides[1] + 1e-9:
             scale = max(scale, candidate)
     rows, columns = round(shape[0] * scale), round(shape[1] * scale)
     return (size - columns) // 2, (size - rows) // 2, columns, rows
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (30, 120), (50, 50), (200, 150)])
-@pytest.mark.parametrize("limits", [(133, 80), (96, 40), (160, 160)])
-def test_boxes_follow_the_scale_corner_by_corner(shape: tuple[int, int], limits: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sides", [(133, 80), (96, 40), (160, 160)])
+def test_boxes_follow_the_scale_corner_by_corner(shape: tuple[int, int], sides: tuple[int, int]) -> None:
     size = 160
     pixels = np.zeros((*shape, 3), np.uint8)
     boxes = np.array([[3.0, 5.0, 20.0, 25.0], [0.0, 0.0, shape[1], shape[0]], [10.5, 7.25, 11.5, 19.0]])
-    square, place = letterbox(pixels, size, limits=limits)
+    square, place = letterbox(pixels, size, sides=sides)
     moved = place.forth(boxes)
-    left, top, columns, rows = place_of(shape, size, limits)
+    left, top, columns, rows = place_of(shape, size, sides)
     for old, new in zip(boxes, moved, strict=True):
         for corner in range(4):
             begin, share = (left, columns / shape[1]) if corner % 2 == 0 else (top, rows / shape[0])
@@ -71,28 +71,28 @@ def test_every_training_image_draws_its_short_side_and_validation_has_the_plans(
     made = job(tmp_path, store, make("fcos_r18"))
     plan = replace(made.plan, long_side=64, short_side=48, short_sides=(24, 40))
     detector = made.detector
-    detector.spec = replace(detector.spec, limits=plan.limits)
+    detector.spec = replace(detector.spec, sides=plan.sides)
     batches = TrainingBatches(replace(made, plan=plan, detector=detector), 8)
-    drawn = {batches._limits(np.random.default_rng([plan.batch_size, step])) for step in range(40)}
+    drawn = {batches._sides(np.random.default_rng([plan.batch_size, step])) for step in range(40)}
     assert drawn == {(64, 24), (64, 40)}
     batches._plan = replace(plan, short_sides=(), short_range=(24, 26))
-    assert {batches._limits(np.random.default_rng(step)) for step in range(60)} == {(64, 24), (64, 25), (64, 26)}
+    assert {batches._sides(np.random.default_rng(step)) for step in range(60)} == {(64, 24), (64, 25), (64, 26)}
     batches._plan = replace(plan, short_sides=())
-    assert batches._limits(np.random.default_rng(0)) == (64, 48)
+    assert batches._sides(np.random.default_rng(0)) == (64, 48)
     again = TrainingBatches(replace(made, plan=plan, detector=detector), 8)
     first, second = again[3], TrainingBatches(replace(made, plan=plan, detector=detector), 8)[3]
     assert (first[0] == second[0]).all()
     reader = DetectionStore(made.store)
     case = reader.cases()[0]
-    image, boxes, _ = load_sample(reader, case, 64, plan.limits)
-    square, place = letterbox(reader.image(case), 64, limits=(64, 48))
+    image, boxes, _ = load_sample(reader, case, 64, plan.sides)
+    square, place = letterbox(reader.image(case), 64, sides=(64, 48))
     assert (image == square).all()
     np.testing.assert_allclose(boxes.numpy(), place.forth(reader.boxes(case)[0]), atol=1e-4)
 
 
 def test_boxes_come_back_in_the_pixels_of_the_image() -> None:
     detector = make("fcos_r18")
-    detector.spec = replace(detector.spec, limits=(64, 32))
+    detector.spec = replace(detector.spec, sides=(64, 32))
     pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     found = detect_pixels([detector.eval()], pixels, torch.device("cpu"))
     assert len(found.boxes) and found.boxes.min() >= 0
@@ -113,15 +113,15 @@ def test_a_plan_keeps_or_drops_the_sizes_with_its_images(tmp_path: Path) -> None
     own = job(tmp_path, small_store(tmp_path), make("fcos_r18")).plan
     name, protocol = find_detection_protocol("crosskd:coco_2x_ms", {})
     trained = follow_training(own, name, protocol)  # the images stay as they are stored
-    assert (trained.image_size, trained.limits, trained.short_sides) == (own.image_size, None, ())
+    assert (trained.image_size, trained.sides, trained.short_sides) == (own.image_size, None, ())
     assert not {"short_sides", "short_range"} & set(trained.reasons)
     trained.check()
     why = dict.fromkeys(("epochs", "long_side", "short_side", "short_sides"), "protocol")
     plan = replace(own, image_size=1344, long_side=1333, short_side=800, short_sides=(640, 800), reasons=why)
     plan.check()
-    assert apply_wishes(plan, Wishes(batch_size=2)).limits == COCO
+    assert apply_wishes(plan, Wishes(batch_size=2)).sides == COCO
     filled = apply_wishes(plan, Wishes(image_size=640))
-    assert (filled.limits, filled.short_sides, set(filled.reasons)) == (None, (), {"epochs", "image_size"})
+    assert (filled.sides, filled.short_sides, set(filled.reasons)) == (None, (), {"epochs", "image_size"})
     for wrong in (
         {"long_side": 1345},
         {"short_side": None},
@@ -150,7 +150,7 @@ def test_images_that_fill_the_square_have_one_scale_under_every_protocol(
         caplog.clear()
         trained, taken = followed(plan, f"crosskd:{protocol}", description(), (None, network, None))
         again, _ = followed(trained, None, description(), (None, network, None))  # the plan's own rows
-        assert (trained.limits, trained.short_sides, trained.short_range) == (None, (), ())
+        assert (trained.sides, trained.short_sides, trained.short_range) == (None, (), ())
         assert (again.short_sides, again.short_range) == ((), ())
         assert not {"short_sides", "short_range"} & set(taken.training)  # nor does run.json say so
         assert key in caplog.text + str(trained.epochs) and "fill the square" in caplog.text
@@ -187,16 +187,16 @@ def test_a_protocol_and_its_rows_replace_the_sizes_of_another(tmp_path: Path) ->
 
 def test_a_detector_of_a_plan_without_sizes_sees_what_it_saw_before() -> None:
     spec = DetectorSpec("fcos_r18", ("a",), 64)
-    assert spec.limits is None and "fcos_r18" in DETECTORS
+    assert spec.sides is None and "fcos_r18" in DETECTORS
     pixels = np.random.default_rng(0).integers(0, 255, (37, 90, 3), dtype=np.uint8)
-    assert (letterbox(pixels, 64)[0] == letterbox(pixels, 64, limits=(64, 64))[0]).all()
+    assert (letterbox(pixels, 64)[0] == letterbox(pixels, 64, sides=(64, 64))[0]).all()
 
 
 def test_sides_beyond_the_square_are_refused_where_they_are_read_and_bounded_where_they_are_used() -> None:
     for wrong in ((70, 40), (40, 50), (40, 0), (-1, -2)):
         with pytest.raises(RunError, match="within the image_size of 64"):
-            check_limits(wrong, 64, "teacher.json")
-        square, place = letterbox(np.zeros((30, 20, 3), np.uint8), 64, limits=wrong)
+            check_sides(wrong, 64, "teacher.json")
+        square, place = letterbox(np.zeros((30, 20, 3), np.uint8), 64, sides=wrong)
         assert square.shape == (3, 64, 64) and min(place.left, place.top) >= 0
 
 
