@@ -22,6 +22,7 @@ from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, nearest, save
 from medkd.evaluation.cross_validation import scored_folds
 from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.segmentation.scored_from import check_sources
 from medkd.evaluation.statistics import Interval, finite, paired_difference
 from medkd.evaluation.table import format_interval, text_table
 from medkd.tasks import task_of_run
@@ -154,6 +155,7 @@ def best_configuration(
     name = place.dataset_name(dataset)
     found = _find_runs(place.results / name, runs)
     wanted = _common_folds(found, folds)
+    _check_sources(found, wanted)
     scores: dict[tuple[str, ...], Summary] = {}
     for run in found:
         own = scored_folds(run)
@@ -228,6 +230,19 @@ def _refuse_folds(runs: Sequence[Path], scored: Sequence[Sequence[int]]) -> NoRe
     raise RunError(
         f"These runs do not have such scored folds in common ({'; '.join(listed)}); train and validate the others."
     )
+
+
+def _check_sources(runs: Sequence[Path], folds: Sequence[int]) -> None:
+    """The scores of every run belong to its weights and label maps, and all to the same references."""
+    for fold in folds:
+        first, *others = ((run, check_sources(run, fold)) for run in runs)
+        for run, references in others:
+            differing = sorted(name for name in set(references) & set(first[1]) if references[name] != first[1][name])
+            if differing:
+                raise DataError(
+                    f"{first[0].name} and {run.name} were scored against different references in fold {fold}, for "
+                    f"example {differing[0]}; score both anew, by their training commands with --continue."
+                )
 
 
 def _check_same_cases(scores: Mapping[tuple[str, ...], Summary]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from medkd.core.errors import RunError
+from medkd.core.errors import RunError, SomeFailedError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.run import CROSS_VALIDATION
@@ -42,8 +42,9 @@ def train_folds(
 ) -> list[Path]:
     """Train every fold of the data set's splits and put their scores together.
 
-    Folds that are finished are left as they are where the training is told to continue. Of several processes that train
-    together the first one puts the scores together.
+    Folds that are finished are left as they are where the training is told to continue. Where some of several runs fail
+    in a fold, the others go on, and all are tried in the folds after it. Of several processes that train together the
+    first one puts the scores together.
 
     Args:
         train_fold: trains a fold of one run, or of several; returns their folders.
@@ -53,18 +54,52 @@ def train_folds(
 
     Returns:
         Of each run the folder with the scores of all folds, or the run folder where there are none.
+
+    Raises:
+        SomeFailedError: some of several runs failed in some folds; the others are finished, and put together.
     """
-    from medkd.evaluation.cross_validation import cross_validate
     from medkd.training.ranks import current
 
-    runs = [folder.parent for folder in train_fold("0")]  # the first fold makes the splits where there are none
+    failed: dict[str, list[str]] = {}  # run → where and why
+    runs = [folder.parent for folder in _tried(train_fold, "0", failed)]  # the first fold makes the splits
     place = Root.resolve(root)
     count = len(load_splits(place.preprocessed / place.dataset_name(dataset) / SPLITS_FILE))
     for fold in range(1, count):
         _log.info("fold %d of %d", fold + 1, count)
-        train_fold(str(fold))
-    if not validate or not current().first:
-        return runs
-    for run in runs:
-        cross_validate(run, expected=count)
-    return [run / CROSS_VALIDATION for run in runs]
+        runs += [folder.parent for folder in _tried(train_fold, str(fold), failed)]
+    whole = [run for run in dict.fromkeys(runs) if run.name not in failed]
+    if validate and current().first:
+        whole = [_together(run, count) for run in whole]
+    if failed:
+        raise _failure(failed, whole)
+    return whole
+
+
+def _failure(failed: Mapping[str, Sequence[str]], whole: Sequence[Path]) -> SomeFailedError:
+    reasons = {run: ", ".join(where) for run, where in failed.items()}
+    told = "; ".join(f"{run}: {reason}" for run, reason in reasons.items())
+    return SomeFailedError(
+        f"{len(failed)} of {len(failed) + len(whole)} runs have folds that failed, the others are finished ({told}); "
+        "give --continue to train what is missing.",
+        reasons,
+        whole,
+    )
+
+
+def _tried(train_fold: Callable[[str], list[Path]], fold: str, failed: dict[str, list[str]]) -> list[Path]:
+    """The folders of a fold's runs that are finished; which ones failed is noted."""
+    try:
+        return train_fold(fold)
+    except SomeFailedError as error:
+        _log.error("fold %s: %s", fold, error)
+        for run, reason in error.failed.items():
+            failed.setdefault(run, []).append(f"fold {fold}: {reason}")
+        return error.folders
+
+
+def _together(run: Path, count: int) -> Path:
+    """The folder with the scores of all folds of a run."""
+    from medkd.evaluation.cross_validation import cross_validate
+
+    cross_validate(run, expected=count)
+    return run / CROSS_VALIDATION

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from medkd.core.checkpoint import stored_checkpoint
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
-from medkd.core.run import DATASET_FILE, FINAL, VALIDATION_SUMMARY
+from medkd.core.made_with import KnownPredictions
+from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.cross_validation import cross_validation_folder, merge_folds, validation_cases
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.evaluation.segmentation.folds import SegmentationFolds
 from medkd.evaluation.segmentation.postprocessing import find_postprocessing
 from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.segmentation.scored_from import with_sources
 from medkd.inference.folder import predict_cases
 from medkd.inference.inputs import output_ending
 from medkd.inference.opening import open_predictor
@@ -60,16 +62,15 @@ class RunsTogether:
         predictor = open_predictor(self.folder, [fold], device=self.device, postprocessing=False)
         cases = self._cases(fold)
         target = self.folder / f"fold_{fold}" / VALIDATION_SUMMARY.parent
-        outputs = Outputs.at(target, cases)
-        checkpoints = [stored_checkpoint(run / f"fold_{fold}" / FINAL) for run in self.runs]
-        changed = max(checkpoint.stat().st_mtime for checkpoint in checkpoints)
-        waiting = [case for case in cases if not _is_newer(outputs.label_map(case), changed)]
+        known = KnownPredictions(target, predictor.digests())
+        outputs = replace(Outputs.at(target, cases), written=known.add)
+        waiting = [case for case in cases if not known.has(outputs.label_map(case))]
         report = predict_cases(predictor, waiting, outputs)
         if report.failed:
             raise DataError(next(iter(report.failed.values())))
         references = {case.case: case.label for case in cases if case.label is not None}
         summary = evaluate_folder(target, references, self.labels, prediction_ending=output_ending(cases[0]))
-        summary.save(self.folder / f"fold_{fold}" / VALIDATION_SUMMARY)
+        with_sources(summary, predictor.digests()).save(self.folder / f"fold_{fold}" / VALIDATION_SUMMARY)
         return predictor.digests()
 
     def _cases(self, fold: int) -> list[CaseFiles]:
@@ -87,7 +88,3 @@ class RunsTogether:
                 f"{fold}), which two configurations together need; restore it, or leave the ensembles out."
             )
         return [self.files[case] for case in sorted(first)]
-
-
-def _is_newer(file: Path, than: float) -> bool:
-    return file.exists() and file.stat().st_mtime >= than

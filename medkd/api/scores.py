@@ -75,7 +75,12 @@ def evaluate(
 
 
 def cross_validate(
-    dataset: str | int, run: str, *, root: str | Path | None = None, folds: Sequence[int | str] | None = None
+    dataset: str | int,
+    run: str,
+    *,
+    root: str | Path | None = None,
+    folds: Sequence[int | str] | None = None,
+    postprocessing: bool = True,
 ) -> Any:
     """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``; for
     segmentation also ``postprocessing.json``, which predictions with these folds then follow.
@@ -85,6 +90,7 @@ def cross_validate(
         run: name of a run.
         root: medkd's folder.
         folds: some folds, whose results go to ``crossval_0_1``; None takes all that were validated.
+        postprocessing: False looks for none, and removes what was found for these folds before.
 
     Returns:
         The merged scores.
@@ -101,7 +107,9 @@ def cross_validate(
     name = place.dataset_name(dataset)
     splits = place.preprocessed / name / SPLITS_FILE
     expected = len(load_splits(splits)) if splits.exists() else cross_validation.FOLDS
-    return cross_validation.cross_validate(place.results / name / run, expected=expected, only=folds)
+    return cross_validation.cross_validate(
+        place.results / name / run, expected=expected, only=folds, postprocessing=postprocessing
+    )
 
 
 def score_teacher(

@@ -111,6 +111,25 @@ def add_options_of_tasks(parser: argparse.ArgumentParser, step: str) -> None:
             task.add_options(parser, step)
 
 
+def add_postprocessing(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of what label maps go through at last: a file, False, or None for what belongs to the model."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--postprocessing",
+        type=Path,
+        metavar="FILE",
+        help="postprocessing.json (default: that which medkd_cross_validate found for these folds, or that of an "
+        "exported model)",
+    )
+    either.add_argument(
+        "--no-postprocessing",
+        dest="postprocessing",
+        action="store_const",
+        const=False,
+        help="leave label maps as the network gives them",
+    )
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names joined by commas, as the type of an argument.
 

@@ -29,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLD",
         help="some folds, whose results go to crossval_0_1 (default: all that were validated)",
     )
+    arguments.add_argument(
+        "--no-postprocessing",
+        dest="postprocessing",
+        action="store_false",
+        help="look for none, and remove what was found for these folds before",
+    )
     return run(_cross_validate, arguments, argv)
 
 
@@ -37,6 +43,12 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
     root = Root.resolve(options.root)
     folder = root.results / root.dataset_name(options.dataset) / options.run
-    merged = api.cross_validate(options.dataset, options.run, root=options.root, folds=options.folds)
+    merged = api.cross_validate(
+        options.dataset,
+        options.run,
+        root=options.root,
+        folds=options.folds,
+        postprocessing=options.postprocessing,
+    )
     print(scoring_of(folder).text(merged))
     print(f"written: {cross_validation_folder(folder, options.folds) / 'summary.json'}")

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="for --int8: scans to calibrate and compare on (default: the data set's)",
     )
     arguments.add_argument("--tolerance", type=float, help="for --int8: largest loss of Dice (default: 0.005)")
+    common.add_postprocessing(arguments)
     arguments.add_argument("--overwrite", action="store_true", help="replace an exported model that is there")
     return common.run(_export, arguments, argv)
 
@@ -77,6 +78,7 @@ def _export(options: argparse.Namespace) -> None:
         int8=options.int8,
         scans=options.scans,
         tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
+        postprocessing=options.postprocessing,
         overwrite=options.overwrite,
     )
     differing = f"{parity.differing} of {parity.voxels} voxels of {parity.case} differ from the model"
@@ -86,8 +88,9 @@ def _export(options: argparse.Namespace) -> None:
 def _refuse(options: argparse.Namespace, names: Sequence[str], what: str) -> None:
     """Refuse options that would change nothing."""
     for name in names:
-        if getattr(options, name):
-            raise RunError(f"--{name} is for {what}.")
+        value = getattr(options, name)
+        if value or (name == "postprocessing" and value is False):
+            raise RunError(f"--{'no-' if value is False else ''}{name} is for {what}.")
 
 
 def _pack(options: argparse.Namespace) -> None:
@@ -98,6 +101,7 @@ def _pack(options: argparse.Namespace) -> None:
         options.output,
         folds=options.folds,
         checkpoint=options.checkpoint,
+        postprocessing=options.postprocessing,
         overwrite=options.overwrite,
     )
     folds = ", ".join(packed.folds)
@@ -107,7 +111,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _detector(model: Path, options: argparse.Namespace) -> None:
     from medkd.exporting.detectors import export_detector
 
-    _refuse(options, ("int8", "scan"), "segmentation; leave it out for a detector")
+    _refuse(options, ("int8", "scan", "postprocessing"), "segmentation; leave it out for a detector")
     parity = export_detector(
         model, options.output, folds=options.folds, checkpoint=options.checkpoint, overwrite=options.overwrite
     )

@@ -59,7 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
     )
-    _add_postprocessing(arguments)
+    common.add_postprocessing(arguments)
     _add_format_options(arguments)
     _add_box_options(arguments)
     common.add_options_of_tasks(arguments, "predict")
@@ -96,24 +96,6 @@ def _add_inputs(arguments: argparse.ArgumentParser) -> None:
     )
     arguments.add_argument(
         "--checkpoint", choices=("final", "best"), default="final", help="which weights (default: final)"
-    )
-
-
-def _add_postprocessing(arguments: argparse.ArgumentParser) -> None:
-    either = arguments.add_mutually_exclusive_group()
-    either.add_argument(
-        "--postprocessing",
-        type=Path,
-        metavar="FILE",
-        help="postprocessing.json (default: that which medkd_cross_validate found for these folds, or that of an "
-        "exported model)",
-    )
-    either.add_argument(
-        "--no-postprocessing",
-        dest="postprocessing",
-        action="store_const",
-        const=False,
-        help="leave label maps as the network gives them",
     )
 
 

@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("--engine", choices=("onnxruntime", "openvino"), help="of an exported model")
     arguments.add_argument("--threads", type=common.positive, help="of an exported model's engine")
+    common.add_postprocessing(arguments)
     return common.run(_serve, arguments, argv)
 
 
@@ -70,7 +71,7 @@ def _serve(options: argparse.Namespace) -> None:
     )
     model = open_model(options.model, "segmentation")
     given = common.given(options, ("engine", "threads", "step_size"))
-    predictor = open_predictor(model, mirror=options.mirror, **given)
+    predictor = open_predictor(model, mirror=options.mirror, postprocessing=options.postprocessing, **given)
     listener = running.listen(options.host, options.port)
     loopback = running.is_loopback(options.host)
     application = app.make_app(predictor, model.name, limits, hosts=app.LOOPBACK if loopback else ("*",))

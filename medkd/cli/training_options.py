@@ -57,6 +57,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="show settings, epochs and scores in Weights & Biases or MLflow; their own variables say where (default: "
         "nothing is sent)",
     )
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse what is otherwise a warning: a teacher that finds nothing or was mirrored where the plan forbids "
+        "it, structures that a fold does not show, terms of a method that cannot teach",
+    )
     add("--no-validate", action="store_true", help="do not predict and score the validation cases at the end")
     add(
         "--dry-run",

@@ -261,8 +261,7 @@ class DetectionLesson(Lesson):
 
     def prepare(self) -> None:
         """Warn of terms that cannot teach, where a training begins."""
-        silent = "" if self.job.options.resume else self.silent()
-        if silent:
+        if not self.job.options.resume and (silent := self.silent()):
             doubt(silent, strict=self.job.options.strict)
 
     def silent(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
+from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
-from medkd.core.run import DATASET_FILE, FINAL
+from medkd.core.files import write_json
+from medkd.core.made_with import KnownPredictions
+from medkd.core.run import DATASET_FILE
 from medkd.detection.base import Detector
 from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal
@@ -69,9 +72,14 @@ def finish_fold(
         )
         return None
     target, references = folder / VALIDATION, _references(folder, categories, raw, cases)
-    journal = _journal(folder, categories, detector)
+    settings = {"weights": weights_digest(detector.state_dict()), LIMITS: json.dumps(_limits(detector))}
+    known = KnownPredictions(target, [settings["weights"]], {LIMITS: settings[LIMITS]})
+    journal = Journal(target, categories, settings, resume=True)
+    if known.has(target / PREDICTIONS_FILE):
+        journal.adopt(DetectionPredictions.load(target))
     _detect_missing(detector, store, journal, references.annotations, device)
     found = journal.finish(cases)
+    known.add(target / PREDICTIONS_FILE)
     summary = evaluate_detections(found, references, classes=categories)
     summary = replace(summary, extra={**summary.extra, LIMITS: _limits(detector)})
     summary.save(target / SUMMARY)
@@ -126,18 +134,6 @@ def _references(folder: Path, categories: Sequence[str], raw: Path, cases: Seque
     annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in cases}
     description = DatasetDescription.load(folder.parent / DATASET_FILE)
     return References(labels, annotations, tuple(categories), description.patients)
-
-
-def _journal(folder: Path, categories: Sequence[str], detector: Detector) -> Journal:
-    """The detections of these weights so far, also those of a finished validation."""
-    target, state = folder / VALIDATION, (folder / FINAL).stat()
-    settings = {"weights": [state.st_size, state.st_mtime_ns], LIMITS: _limits(detector)}
-    journal = Journal(target, categories, settings, resume=True)
-    done, scored = target / PREDICTIONS_FILE, target / SUMMARY
-    alike = not scored.exists() or read_json(scored).get(LIMITS) == _limits(detector)  # an earlier version had others
-    if alike and done.exists() and done.stat().st_mtime_ns > state.st_mtime_ns:
-        journal.adopt(DetectionPredictions.load(done))
-    return journal
 
 
 def _detect_missing(

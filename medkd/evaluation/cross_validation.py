@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import read_json
 from medkd.core.numbers import whole_number
+from medkd.core.postprocessing import POSTPROCESSING_FILE
 from medkd.core.run import CROSS_VALIDATION, RUN_FILE, SPLIT_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
@@ -70,6 +71,7 @@ def cross_validate(
     *,
     expected: int = FOLDS,
     only: Sequence[int | str] | None = None,
+    postprocessing: bool = True,
 ) -> S:
     """Merge the validation scores of a run's folds and write ``<run>/crossval/summary.json``; for segmentation, find
     the post-processing that helps on all of their predictions as well.
@@ -79,6 +81,7 @@ def cross_validate(
         scoring: of the run's task; None asks the run.
         expected: number of folds of the splits; folds that are missing are logged and named in the file.
         only: some folds; the result goes to ``<run>/crossval_0_1``, named by them.
+        postprocessing: False looks for none, and removes what was found for these folds before.
 
     Returns:
         The merged scores; their ``extra`` holds ``folds``, ``missing_folds`` and ``fold_means``.
@@ -106,7 +109,10 @@ def cross_validate(
     merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
     folder = cross_validation_folder(run, only)
     chosen.save(merged, folder)
-    _find_postprocessing(run, folds, folder)
+    if postprocessing:
+        _find_postprocessing(run, folds, folder)
+    else:
+        (folder / POSTPROCESSING_FILE).unlink(missing_ok=True)
     return merged
 
 

@@ -23,8 +23,9 @@ from medkd.exporting.output import check_output, made_of, put_in_place
 from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import INT8_FORMATS, TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
+from medkd.inference.postprocessing import Choice, choose_postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
-from medkd.models.segmentation import SegmentationFolder, TrainedModel
+from medkd.models.segmentation import TrainedModel
 from medkd.runtime.package import RECORD
 
 CARD = "README.md"
@@ -43,6 +44,7 @@ def export_model(
     int8: bool = False,
     scans: Path | None = None,
     tolerance: float = TOLERANCE,
+    postprocessing: Choice = None,
     overwrite: bool = False,
 ) -> Parity:
     """Export a model for segmentation, and prove that it predicts the same.
@@ -64,6 +66,8 @@ def export_model(
         scans: folder of scans, of which every second one calibrates the quantised network and the others compare it;
             None takes the training and the validation cases of the model's data set below ``root``.
         tolerance: largest loss of Dice that quantising may cost.
+        postprocessing: what label maps go through at last: a ``postprocessing.json``, or False for nothing; None takes
+            what was found on the validation cases of these folds.
         overwrite: replace an exported model that is there.
 
     Returns:
@@ -85,7 +89,7 @@ def export_model(
     trained: TrainedModel = source.load(folds, checkpoint=checkpoint)
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
     origin = {**made_of(source), **_origin(trained)}
-    found = source.postprocessing(trained.folds, origin["weights"]) if isinstance(source, SegmentationFolder) else None
+    found = choose_postprocessing(source, trained.folds, lambda: origin["weights"], trained.labels, postprocessing)
     parcel = Parcel(trained, rule, origin, found)
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(output.parent) as scratch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from medkd.core.checkpoint import (
 )
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path, read_json, scratch_folder, write_json, write_text
-from medkd.core.postprocessing import Postprocessing
-from medkd.core.run import BEST, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
-from medkd.core.serial import load, save
+from medkd.core.postprocessing import POSTPROCESSING_FILE
+from medkd.core.run import BEST, CROSS_VALIDATION, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
+from medkd.core.serial import save
+from medkd.inference.postprocessing import Choice, choose_postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
-from medkd.models.found_postprocessing import postprocessing_files
 from medkd.models.packed import ENDING, unpacked
 
-_KINDS = ("run", "detector_run")
+_DETECTOR = "detector_run"
+_KINDS = ("run", _DETECTOR)
 _CHECKPOINTS = {"final": FINAL, "best": BEST}
 _PATHS = ("teacher", "backbone_weights")  # keys of run.json that may hold a folder of this machine
 _CARD = "README.md"
@@ -58,6 +59,7 @@ def pack_run(
     *,
     folds: Sequence[int | str] | None = None,
     checkpoint: Checkpoint = "final",
+    postprocessing: Choice = None,
     overwrite: bool = False,
 ) -> Packed:
     """Pack a run of medkd, for segmentation or detection, and prove that it opens with the same weights.
@@ -67,6 +69,7 @@ def pack_run(
         output: ``*.zip``, which ``medkd_predict -m`` takes.
         folds: 0-4 or ``"all"``; None packs every fold that has the checkpoint.
         checkpoint: ``"final"`` or ``"best"``; in the file the weights are called final.
+        postprocessing: as for :func:`medkd.exporting.export.export_model`.
         overwrite: replace a file that is there.
 
     Raises:
@@ -86,6 +89,7 @@ def pack_run(
         folder = scratch / source.path.name
         folder.mkdir()
         _fill(folder, source, loaded.folds, checkpoint)
+        _write_postprocessing(folder, source, loaded, checkpoint, postprocessing)
         with atomic_path(output) as temporary:
             _zip(folder, temporary)
             _check(temporary, loaded.networks, loaded.folds)
@@ -105,18 +109,22 @@ def _fill(folder: Path, source: ModelFolder[Any], folds: Sequence[str], checkpoi
         _write_weights(ours / FINAL, content["network"])
         if (theirs / SPLIT_FILE).is_file():
             write_json(ours / SPLIT_FILE, read_json(theirs / SPLIT_FILE))
-    if checkpoint == "final":
-        _copy_postprocessing(folder, source.path, folds)
     write_text(folder / _CARD, _card(source.path.name, described, folds, checkpoint))
 
 
-def _copy_postprocessing(folder: Path, run: Path, folds: Sequence[str]) -> None:
-    """What was found over just these folds."""
-    for file in postprocessing_files(run):
-        found = load(Postprocessing, file)
-        if set(found.folds) == set(folds):
-            (folder / file.parent.name).mkdir()
-            save(folder / file.parent.name / file.name, found)
+def _write_postprocessing(
+    folder: Path, source: ModelFolder[Any], loaded: Any, checkpoint: Checkpoint, choice: Choice
+) -> None:
+    """What the packed folds go on with, of a file as what was found for them."""
+    if source.kind == _DETECTOR and choice is not None:
+        raise RunError("Post-processing is for segmentation; leave it out for a detector.")
+    if source.kind == _DETECTOR or (choice is None and checkpoint != "final"):
+        return
+    digests = [weights_digest(network.state_dict()) for network in loaded.networks]
+    found = choose_postprocessing(source, loaded.folds, lambda: digests, loaded.labels, choice)
+    if found is not None:
+        stated = found if choice is None else replace(found, folds=tuple(loaded.folds), weights=())
+        save(folder / CROSS_VALIDATION / POSTPROCESSING_FILE, stated)
 
 
 def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:

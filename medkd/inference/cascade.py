@@ -13,6 +13,7 @@ from medkd.core.geometry import Geometry
 from medkd.inference.export import logits_to_probabilities
 from medkd.inference.predictor import Precision, Predictor, Settings
 from medkd.inference.tuning import tune
+from medkd.inference.whole_cases import SharedAxes, keep_axes
 from medkd.models.nnunet.cascade import NnunetCascade
 from medkd.models.nnunet.checkpoint import foreground_values
 from medkd.preprocessing.pipeline import preprocess_case
@@ -45,6 +46,11 @@ class CascadeCases:
     def used_axes(self) -> tuple[int, ...]:
         """Axes that the second stage mirrors."""
         return self.second.used_axes
+
+    def keep_axes(self, shared: SharedAxes) -> None:
+        """See :class:`~medkd.inference.whole_cases.WholeCases`; of both stages."""
+        keep_axes(self.first, shared)
+        keep_axes(self.second, shared)
 
     @property
     def precision(self) -> Precision:

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from tqdm import tqdm
 
 from medkd.core.dataset import SEGMENTATION, CaseFiles
-from medkd.core.errors import MedkdError, RunError
+from medkd.core.errors import MedkdError, RunError, ran_out_of_memory
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
 from medkd.inference.opening import open_predictor
@@ -266,8 +266,7 @@ def _attempt(case: CaseFiles, report: PredictReport, action: Callable[[], T]) ->
 
 
 def _unforeseen(error: Exception) -> str:
-    # torch's own error is known by its name: exported models are predicted without torch
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if ran_out_of_memory(error):
         return "memory ran out; close other programs, use a larger machine, or predict with --device cpu."
     if isinstance(error, ImportError) and error.name:
         package = error.name.partition(".")[0]

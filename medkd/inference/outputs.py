@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Outputs:
         formats: of the label maps; none for the scan's own, where that can be written, else NIfTI.
         writer: knows names, colours and terms; None writes label maps without them.
         sources: the DICOM series that label maps refer to.
+        written: called with the label map of every case that is complete, of the first format.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Outputs:
     formats: tuple[Format, ...] = ()
     writer: LabelMapWriter | None = None
     sources: CaseSources = field(default_factory=CaseSources)
+    written: Callable[[Path], None] | None = None
 
     @classmethod
     def at(
@@ -161,6 +163,8 @@ class Outputs:
             else:
                 write_volume(path, prediction.labels, geometry, named)
         self.sources.done(case)
+        if self.written is not None:
+            self.written(self.label_map(case))
 
     def _write_colour_table(self) -> None:
         """3D Slicer's colour table beside formats that cannot hold names and colours for it."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from medkd.core.geometry import Geometry
+from medkd.core.plan import Plan
 from medkd.inference.export import logits_to_probabilities
 from medkd.inference.predictor import Precision, Predictor
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.pipeline import preprocess_case
+
+SharedAxes = Callable[[Plan, int, Sequence[int]], tuple[int, ...]]
+"""Plan, rank of the patch and mirrored axes of a model → those of the axes that are left."""
 
 
 class WholeCases(Protocol):
@@ -28,6 +32,9 @@ class WholeCases(Protocol):
     @property
     def used_axes(self) -> tuple[int, ...]:
         """Axes that are mirrored."""
+
+    def keep_axes(self, shared: SharedAxes) -> None:
+        """Mirror along those axes only that ``shared`` leaves of the mirrored ones."""
 
     @property
     def precision(self) -> Precision:
@@ -63,6 +70,10 @@ class PredictedCases:
         """Axes that are mirrored."""
         return self.predictor.used_axes
 
+    def keep_axes(self, shared: SharedAxes) -> None:
+        """See :class:`WholeCases`."""
+        keep_axes(self.predictor, shared)
+
     @property
     def precision(self) -> Precision:
         """Arithmetic of the forwards."""
@@ -80,3 +91,8 @@ class PredictedCases:
         return logits_to_probabilities(
             logits, prepared.properties, predictor.plan, predictor.configuration, predictor.labels
         )
+
+
+def keep_axes(predictor: Predictor, shared: SharedAxes) -> None:
+    """Let a predictor mirror along those axes only that ``shared`` leaves of its own."""
+    predictor.mirror_axes = shared(predictor.plan, len(predictor.patch_size), predictor.mirror_axes)

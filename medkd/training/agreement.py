@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medkd.core.files import write_json
-from medkd.core.run import FINAL
+from medkd.core.made_with import KnownPredictions
 from medkd.evaluation.segmentation.folder import evaluate_folder
 from medkd.inference.export import logits_to_labels
 from medkd.inference.inputs import writable_ending
@@ -42,12 +42,14 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     assert teacher is not None  # narrowed for the type checker: without labels there is no training without a teacher
     ending = writable_ending(job.description.file_ending)
     student = Predictor.from_run(job.folder.parent, [job.fold], job.device)
-    changed = (job.folder / FINAL).stat().st_mtime
-    for name, predict in (("student", _own(job, student)), ("teacher", _theirs(job))):
+    theirs, digests = _theirs(job)
+    for name, predict, weights in (("student", _own(job, student), student.digests()), ("teacher", theirs, digests)):
+        known = KnownPredictions(folder / name, weights)
         for case in tqdm(cases, unit="case", desc=f"agreement, {name}", disable=None):
             path = folder / name / f"{case}{ending}"
-            if not path.exists() or path.stat().st_mtime < changed:
+            if not known.has(path):
                 _write(job, predict(case), case, path)
+                known.add(path)
     others = {case: folder / "teacher" / f"{case}{ending}" for case in cases}
     found = evaluate_folder(folder / "student", others, job.description.labels, prediction_ending=ending)
     _log.info("fold %s: agreement with the teacher %.4f on %d scans", job.fold, found.mean_dice, len(cases))
@@ -67,15 +69,16 @@ def _own(job: SegmentationJob, predictor: Predictor) -> Callable[[str], Tensor]:
     return lambda case: predictor.predict_preprocessed(job.store.open(case).image)
 
 
-def _theirs(job: SegmentationJob) -> Callable[[str], Tensor]:
-    """Case → the teacher's logits on the student's grid."""
+def _theirs(job: SegmentationJob) -> tuple[Callable[[str], Tensor], tuple[str, ...]]:
+    """Case → the teacher's logits on the student's grid, and a hash of each of its networks."""
     teacher = job.teacher
     assert teacher is not None  # narrowed for the type checker
     if merged_teachers(job) is not None:
         merged = merged_predictor(job)
-        return lambda case: merged.logits(case, job.store.record(case).properties)
+        return lambda case: merged.logits(case, job.store.record(case).properties), merged.described.weights
     checkpoint = teacher.model.checkpoint_of(teacher.fold)
-    return _own(job, Predictor.of(teacher.model, [teacher.fold], job.device, checkpoint=checkpoint))
+    predictor = Predictor.of(teacher.model, [teacher.fold], job.device, checkpoint=checkpoint)
+    return _own(job, predictor), predictor.digests()
 
 
 def _write(job: SegmentationJob, logits: Tensor, case: str, path: Path) -> None:

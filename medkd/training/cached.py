@@ -100,17 +100,37 @@ class MeanProbabilities(nn.Module):
         return mean_of(probabilities_of(network(x), self.regions) for network in self.networks)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TargetRequest:
+    """Which targets are wanted, and how they are to be made.
+
+    Attributes:
+        store: the preprocessed cases.
+        cases: those whose logits are stored.
+        device: where to predict, in half precision on CUDA.
+        tta: average over the mirrorings that the teacher was trained with.
+        limit: most GiB that the targets of these cases may take on disk.
+        places: cases of which it is stored where the teacher sees structures, so that patches can be centred on them
+            without labels; they need not be among ``cases``.
+        mirrored: axes that the student may mirror; None is all.
+    """
+
+    store: CaseStore
+    cases: Sequence[str]
+    device: torch.device
+    tta: bool
+    limit: float
+    places: Sequence[str] = ()
+    mirrored: Sequence[int] | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of the forwards."""
+        return "fp16" if self.device.type == "cuda" else "fp32"
+
+
 def cache_targets(
-    teachers: Sequence[Teacher[TrainedModel]],
-    networks: Sequence[nn.Module],
-    store: CaseStore,
-    cases: Sequence[str],
-    device: torch.device,
-    *,
-    tta: bool,
-    limit: float,
-    places: Sequence[str] = (),
-    mirrored: Sequence[int] | None = None,
+    teachers: Sequence[Teacher[TrainedModel]], networks: Sequence[nn.Module], request: TargetRequest
 ) -> Path:
     """Predict the cases that have no current target of these teachers yet; interrupted work is continued, finished work
     is reused.
@@ -118,14 +138,7 @@ def cache_targets(
     Args:
         teachers: folds of one teacher, each allowed to teach this student.
         networks: theirs.
-        store: the preprocessed cases.
-        cases: those whose logits are stored.
-        device: where to predict, in half precision on CUDA.
-        tta: average over the mirrorings that the teacher was trained with.
-        limit: most GiB that the targets of these cases may take on disk.
-        places: those of which it is stored where the teacher sees structures, so that patches can be centred on them
-            without labels; they need not be among ``cases``.
-        mirrored: axes that the student's plan lets mirror; None is all.
+        request: what is wanted.
 
     Returns:
         The folder of a :class:`~medkd.training.targets.TargetStore`, named by what the values depend on.
@@ -133,26 +146,23 @@ def cache_targets(
     Raises:
         RunError: the targets would take more than the limit, or than the disk has.
     """
-    precision: Precision = "fp16" if device.type == "cuda" else "fp32"
-    described = describe_targets(teachers, networks, precision, tta=tta, mirrored=mirrored)
-    work = TargetWork.of(described, store, cases, places)
-    todo = begin(work, limit)
+    described = describe_targets(teachers, networks, request)
+    work = TargetWork.of(described, request)
+    todo = begin(work, request.limit)
     if todo:
-        predictor = predictor_of(described, teachers[0].model.describe(), networks, device)
-        predict_targets(predictor, described, store, work, todo)
+        predictor = predictor_of(described, teachers[0].model.describe(), networks, request.device)
+        predict_targets(predictor, described, request.store, work, todo)
     return work.target.folder
 
 
-def cache_merged(
-    merged: MergedPredictor, store: CaseStore, cases: Sequence[str], *, limit: float, places: Sequence[str] = ()
-) -> Path:
-    """:func:`cache_targets` for several teachers; the arguments are the same.
+def cache_merged(merged: MergedPredictor, request: TargetRequest) -> Path:
+    """:func:`cache_targets` for several teachers, who know themselves where and how they predict.
 
     Raises:
         RunError: the targets would take more than the limit, or than the disk has.
     """
-    work = TargetWork.of(merged.described, store, cases, places)
-    todo = begin(work, limit)
+    work, store = TargetWork.of(merged.described, request), request.store
+    todo = begin(work, request.limit)
     for case in tqdm(_own_order(todo), unit="case", desc="targets", disable=None):
         if work.lacks(case):
             work.make(case, lambda case: merged.logits(case, store.record(case).properties), merged.labels)
@@ -207,14 +217,9 @@ class TargetWork:
     places: frozenset[str]
 
     @classmethod
-    def of(
-        cls,
-        described: Described,
-        store: CaseStore,
-        cases: Sequence[str],
-        places: Sequence[str],
-    ) -> TargetWork:
-        """What is wanted of these cases; the arguments are those of :func:`cache_targets`."""
+    def of(cls, described: Described, request: TargetRequest) -> TargetWork:
+        """What is wanted, of targets that are described."""
+        store, cases, places = request.store, request.cases, request.places
         records = {case: store.record(case) for case in dict.fromkeys([*cases, *places])}
         return cls(
             described=described,
@@ -262,17 +267,12 @@ def mirrored_by_both(teacher: Sequence[int], plan: Sequence[int] | None) -> tupl
 
 
 def describe_targets(
-    teachers: Sequence[Teacher[TrainedModel]],
-    networks: Sequence[nn.Module],
-    precision: Precision,
-    *,
-    tta: bool,
-    mirrored: Sequence[int] | None = None,
+    teachers: Sequence[Teacher[TrainedModel]], networks: Sequence[nn.Module], request: TargetRequest
 ) -> TargetDescription:
     """What the targets of these teachers are; the arguments are those of :func:`cache_targets`."""
     source, model = teachers[0].model, teachers[0].model.describe()
     rule = model.plan.protocol.inference if model.plan.protocol else InferenceRule()
-    axes = mirrored_by_both(model.mirror_axes, mirrored) if tta else ()
+    axes = mirrored_by_both(model.mirror_axes, request.mirrored) if request.tta else ()
     average = "probabilities" if axes or len(networks) > 1 else "logits"
     labels = model.labels
     return TargetDescription(
@@ -283,7 +283,7 @@ def describe_targets(
         mirror_axes=axes,
         step_size=rule.step_size,
         blending=rule.blending,
-        precision=precision,
+        precision=request.precision,
         average=average,
         outputs=labels.num_outputs,
         regions=labels.regions,

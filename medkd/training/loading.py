@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from medkd.core.errors import MedkdError, RunError
+from medkd.core.errors import MedkdError, RunError, first_line, ran_out_of_memory
 
 _CAUGHT = "Caught "  # how torch begins the text of an error that it carries out of a loader process
 
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a loader process died, and what an error in one of them was.
+    """Say in one sentence that memory ran out, that a loader process died, and what an error in one of them was.
 
     Args:
         folder: fold folder, which is named.
 
     Raises:
-        RunError: a loader process is gone.
+        RunError: a loader process is gone, or memory ran out.
         MedkdError: as it was raised in a loader process.
     """
     try:
@@ -34,15 +34,19 @@ def explained(folder: Path) -> Iterator[None]:
             raise
         last = text.strip().splitlines()[-1]  # of the traceback: medkd.core.errors.DataError: the sentence
         raise type(error)(last.partition(": ")[2]) from None
-    except RuntimeError as error:
-        text = str(error)
-        if "DataLoader worker" not in text:
+    except (RuntimeError, MemoryError) as error:
+        if ran_out_of_memory(error):
+            raise RunError(
+                f"Memory ran out while {folder} was trained ({first_line(error)}); give --continue to go on from the "
+                "last checkpoint when other programs are closed, or --overwrite with a smaller --batch-size or "
+                "--patch-size."
+            ) from error
+        if "DataLoader worker" not in str(error):
             raise
-        first = text.strip().splitlines()[0].rstrip(".")
         raise RunError(
-            f"A process that loads data for {folder} was stopped ({first}), perhaps because memory ran out; give "
-            "--continue to go on from the last checkpoint, with fewer --workers or a smaller --batch-size if it "
-            "happens again."
+            f"A process that loads data for {folder} was stopped ({first_line(error)}), perhaps as memory ran "
+            "out; give --continue to go on from the last checkpoint, with fewer --workers or a smaller --batch-size if "
+            "it happens again."
         ) from error
 
 

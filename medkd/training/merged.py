@@ -27,7 +27,7 @@ from medkd.core.serial import to_data
 from medkd.distillation.averaging import logits_of
 from medkd.inference.predictor import Precision
 from medkd.inference.whole_cases import WholeCases
-from medkd.io.orientation import axis_code, turn
+from medkd.io.orientation import array_axes, axis_code, turn
 from medkd.io.volumes import read_image
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
@@ -87,27 +87,70 @@ def merge(probabilities: Sequence[Tensor], groups: Sequence[Group], outputs: int
     return result / result.sum(0, keepdim=True).clamp(min=1e-12)
 
 
+@dataclass(frozen=True)
+class StudentGrid:
+    """How a student sees a scan.
+
+    Attributes:
+        plan: its plan.
+        rank: of its patch, whose axes are the last ones of the plan's.
+        mirrored: axes of the patch that it may mirror.
+    """
+
+    plan: Plan
+    rank: int
+    mirrored: tuple[int, ...]
+
+    def shared_axes(self, plan: Plan, rank: int, axes: Sequence[int]) -> tuple[int, ...]:
+        """Those axes of a teacher's patch that the student may mirror, too.
+
+        Where only one of both plans turns scans, nobody knows which axis is which: none is shared then, unless the
+        student may mirror every axis.
+
+        Args:
+            plan: the teacher's.
+            rank: of its patch.
+            axes: of its patch.
+        """
+        if len(self.mirrored) == len(self.plan.transpose):
+            return tuple(axes)
+        if (self.plan.orientation is None) != (plan.orientation is None):
+            return ()
+        ours = {_axis_of_scan(self.plan, self.rank, axis) for axis in self.mirrored}
+        return tuple(axis for axis in axes if _axis_of_scan(plan, rank, axis) in ours)
+
+
+def _axis_of_scan(plan: Plan, rank: int, axis: int) -> int:
+    """The axis of a scan along which an axis of a patch runs: of the patient where the plan turns scans, else of the
+    array.
+    """
+    own = plan.transpose[axis + len(plan.transpose) - rank]
+    return own if plan.orientation is None else array_axes(plan.orientation).index(own)
+
+
 class MergedPredictor:
     """Several teachers, and how they see the cases of a student's data set.
 
     Args:
         model: the teachers.
         fold: of the student's teacher.
-        plan: the student's.
+        grid: the student's.
         raw: raw data set, since every teacher preprocesses for itself.
         device: where to predict.
-        tta: average over the mirrorings that each teacher was trained with.
+        tta: average over those mirrorings that each teacher was trained with and the student may have.
     """
 
     def __init__(
-        self, model: SeveralTeachers, fold: str, plan: Plan, raw: Path, device: torch.device, *, tta: bool
+        self, model: SeveralTeachers, fold: str, grid: StudentGrid, raw: Path, device: torch.device, *, tta: bool
     ) -> None:
-        self._plan = plan
+        self._plan = grid.plan
         description = DatasetDescription.load(raw / DATASET_FILE)
         self.labels = description.labels
         self.groups = groups_of(model.members, self.labels)
         self._files = _files(raw, description)
         self._teachers = [whole_cases(member.model, member.folds_for(fold), device, tta) for member in model.members]
+        for teacher in self._teachers:
+            teacher.keep_axes(grid.shared_axes)
         self.described = MergedDescription(
             teacher=model.recorded,
             weights=tuple(digest for teacher in self._teachers for digest in teacher.digests()),

@@ -47,6 +47,7 @@ class RunOptions:
             the plan's.
         validate: predict and score the fold's validation cases at the end.
         track: ``wandb`` or ``mlflow``: show the training there, see :mod:`medkd.training.tracking`; None sends nothing.
+        strict: refuse what is otherwise a warning before the first step, see :func:`medkd.training.plausibility.doubt`.
 
     Raises:
         RunError: a number is outside of its limits, or the tag would lead out of the results folder.
@@ -69,6 +70,7 @@ class RunOptions:
     protocol: str | None = None
     validate: bool = True
     track: TrackerName | None = None
+    strict: bool = False
 
     whole_numbers: ClassVar[Mapping[str, int]] = {
         "epochs": 1,

@@ -13,18 +13,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from medkd.core.errors import RunError
 from medkd.core.serial import to_data
 from medkd.core.splits import ALL
-from medkd.inference.predictor import Precision
 from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
-from medkd.preprocessing.store import CaseStore
-from medkd.training.cached import TargetDescription, TargetWork, begin, describe_targets, predict_targets, predictor_of
+from medkd.training.cached import (
+    TargetDescription,
+    TargetRequest,
+    TargetWork,
+    begin,
+    describe_targets,
+    predict_targets,
+    predictor_of,
+)
 from medkd.training.options import OUT_OF_FOLD
 
 
@@ -110,16 +115,7 @@ def groups_out_of_fold(
 
 
 def cache_out_of_fold(
-    teachers: Sequence[Teacher[TrainedModel]],
-    networks: Sequence[nn.Module],
-    store: CaseStore,
-    cases: Sequence[str],
-    device: torch.device,
-    *,
-    tta: bool,
-    limit: float,
-    places: Sequence[str] = (),
-    mirrored: Sequence[int] | None = None,
+    teachers: Sequence[Teacher[TrainedModel]], networks: Sequence[nn.Module], request: TargetRequest
 ) -> Path:
     """:func:`~medkd.training.cached.cache_targets` with the folds that have not seen a case in the place of all folds;
     where several have not, their probabilities are averaged. The arguments are the same.
@@ -127,24 +123,23 @@ def cache_out_of_fold(
     Raises:
         RunError: every fold has seen some case, or the targets would take more than the limit or than the disk has.
     """
-    precision: Precision = "fp16" if device.type == "cuda" else "fp32"
 
     def described(chosen: Sequence[int]) -> TargetDescription:
         some = [teachers[place] for place in chosen], [networks[place] for place in chosen]
-        return describe_targets(*some, precision, tta=tta, mirrored=mirrored)
+        return describe_targets(*some, request)
 
-    groups = groups_out_of_fold(teachers, list(dict.fromkeys([*cases, *places])))
+    groups = groups_out_of_fold(teachers, list(dict.fromkeys([*request.cases, *request.places])))
     parts = {chosen: described(chosen) for chosen in groups}
     whole = _together(teachers, [described([place]) for place in range(len(teachers))])
-    work = TargetWork.of(whole, store, cases, places)
+    work = TargetWork.of(whole, request)
     work = replace(work, sources=_with_folds(work.sources, groups, parts))
-    todo = set(begin(work, limit))
+    todo = set(begin(work, request.limit))
     for chosen, some in groups.items():
         missing = sorted(todo.intersection(some))
         if missing:
             mine = [networks[place] for place in chosen]
-            predictor = predictor_of(parts[chosen], teachers[0].model.describe(), mine, device)
-            predict_targets(predictor, parts[chosen], store, work, missing)
+            predictor = predictor_of(parts[chosen], teachers[0].model.describe(), mine, request.device)
+            predict_targets(predictor, parts[chosen], request.store, work, missing)
     return work.target.folder
 
 

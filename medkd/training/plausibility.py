@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Protocol
 
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
 from medkd.models.guard import Teacher
 
@@ -28,13 +28,32 @@ class Scores(Protocol):
         """The score of each structure."""
 
 
-def warn_of_a_poor_teacher(teacher: Teacher[Any], task: Scores) -> None:
+def doubt(text: str, *, strict: bool) -> None:
+    """Warn of something that makes a training doubtful.
+
+    Args:
+        text: what, and what to do.
+        strict: refuse it instead.
+
+    Raises:
+        RunError: with ``strict``.
+    """
+    if strict:
+        raise RunError(f"--strict: {text.rstrip('.')}, or leave out --strict to train all the same.")
+    _log.warning("%s", text)
+
+
+def warn_of_a_poor_teacher(teacher: Teacher[Any], task: Scores, *, strict: bool = False) -> None:
     """Warn where a teacher's own validation says that it finds nothing, or nothing of one structure; a teacher without
     one is taken as it is.
 
     Args:
         teacher: the fold that is going to teach.
         task: finds the scores in the content of a ``summary.json``.
+        strict: refuse such a teacher instead.
+
+    Raises:
+        RunError: with ``strict``.
     """
     path = teacher.model.path / f"fold_{teacher.fold}" / SUMMARY
     if not path.is_file():
@@ -49,21 +68,18 @@ def warn_of_a_poor_teacher(teacher: Teacher[Any], task: Scores) -> None:
     who = f"the teacher {teacher.model.name} (fold {teacher.fold})"
     if found is not None and found[1] <= found[2]:
         name, value, _ = found
-        _log.warning(
-            "%s has %s %.4f on its own validation, no better than finding nothing, so that a student can hardly learn "
-            "from it; train it longer, or choose another one",
-            who,
-            name,
-            value,
+        doubt(
+            f"{who} has {name} {value:.4f} on its own validation, no better than finding nothing, so that a student "
+            "can hardly learn from it; train it longer, or choose another one",
+            strict=strict,
         )
         return
     poor = [part for part, (_, value, nothing) in task.part_scores(summary).items() if value <= nothing]
     if poor:
-        _log.warning(
-            "%s finds nothing of %s on its own validation, so that a student can hardly learn it from it; train it "
-            "longer, or choose another one",
-            who,
-            ", ".join(poor),
+        doubt(
+            f"{who} finds nothing of {', '.join(poor)} on its own validation, so that a student can hardly learn it "
+            "from it; train it longer, or choose another one",
+            strict=strict,
         )
 
 

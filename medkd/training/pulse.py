@@ -74,7 +74,7 @@ class Pulse:
         self._store, self._number, self._count, self._end = store, number, count, end
         self._every, self._patience = every, patience
         self._failed = False
-        self._stopped = threading.Event()
+        self._stopped, self._leaving, self._all_done = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.RLock()  # a signal may come while it is held
         self._seen: dict[int, tuple[int, float]] = {}
         self._answered = time.monotonic()
@@ -92,22 +92,38 @@ class Pulse:
         return cls(dist.PrefixStore(f"medkd/{start}", store), number, count, lambda death: _end(message(death)))
 
     def fail(self) -> None:
-        """Tell the others that this process ends with an error."""
+        """Tell the others that this process ends with an error; not for long where the store does not answer."""
         self.watching = False
         self._failed = True
-        self._add(self._number, _FAILED)
+        self._tell(_FAILED)
 
     def leave(self) -> None:
-        """Tell the others that this process is done, and disconnect."""
+        """Tell the others that this process is done, and disconnect when all are, or are gone: the first one may
+        predict for hours what the others have trained with it, and to disconnect is something that all do together.
+        """
         import torch.distributed as dist
 
         self.watching = False
-        self._stopped.set()
         if self._failed:
+            self._stopped.set()
             return  # disconnecting would wait for the others
-        self._add(self._number, _LEFT)
+        self._tell(_LEFT)
+        self._leaving.set()
+        while not self._all_done.wait(self._every) and self._answers():
+            pass
+        self._stopped.set()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _answers(self) -> bool:
+        """Whether the store answered lately."""
+        return time.monotonic() - self._answered <= self._patience
+
+    def _tell(self, amount: int) -> None:
+        """Add to this process's own number, if that is done within the time between two looks."""
+        telling = threading.Thread(target=self._add, args=(self._number, amount), daemon=True)
+        telling.start()
+        telling.join(self._every)
 
     def _add(self, number: int, amount: int) -> int | None:
         """Add to a process's number; None where the store is gone."""
@@ -117,21 +133,34 @@ class Pulse:
             except RuntimeError:
                 return None
 
+    def _pause(self) -> bool:
+        """Wait for the time of the next sign, which comes soon where this process is done; whether there is none."""
+        if self._leaving.is_set():
+            return self._stopped.wait(self._every / 25)
+        self._leaving.wait(self._every)
+        return self._stopped.is_set()
+
     def _beat(self) -> None:
-        while not self._stopped.wait(self._every):
-            reached = self._add(self._number, 1) is not None
-            death = self._look() if self.watching and reached else None
-            if self.watching and not reached:
-                death = Death(None, True)
+        while not self._pause():
+            leaving = self._leaving.is_set()
+            death = self._sign(looks=self.watching or leaving)
             self._answered = time.monotonic()
+            if leaving and (death is not None or all(last >= _LEFT for last, _ in self._seen.values())):
+                self._all_done.set()
             if death is not None and self.watching:
                 self._end(death)
                 return
 
+    def _sign(self, *, looks: bool) -> Death | None:
+        """Give a sign of life, and look for those of the others."""
+        if self._add(self._number, 1) is None:
+            return Death(None, True)
+        return self._look() if looks else None
+
     def _guard(self) -> None:
         """See that the store answers: one whose machine lost its network is waited for without end."""
         while not self._stopped.wait(self._every):
-            if self.watching and time.monotonic() - self._answered > self._patience:
+            if self.watching and not self._answers():
                 self._end(Death(None, True))
                 return
 

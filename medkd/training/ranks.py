@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.device import pick_device
-from medkd.core.errors import RunError
+from medkd.core.errors import RunError, first_line, ran_out_of_memory
 
 if TYPE_CHECKING:
     from medkd.training.job import TrainingTask
@@ -196,13 +196,15 @@ class Ranks:
             yield
 
     def _say(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Send something to the others; one that is gone is a sentence."""
+        """Send something to the others; one that is gone is a sentence. That memory ran out says whoever trains."""
         try:
             call(*arguments)
         except RuntimeError as error:  # of gloo and NCCL, and of what cannot be sent
+            if ran_out_of_memory(error):
+                raise
             raise RunError(
                 f"The {self.count} processes that train together lost each other, since one of them ended or the "
-                f"network failed ({_first_line(error)}); look at what the others say, and {_GO_ON}."
+                f"network failed ({first_line(error)}); look at what the others say, and {_GO_ON}."
             ) from error
 
 
@@ -320,7 +322,7 @@ def _connected(ranks: Ranks, device: torch.device) -> Pulse:
         _pulse = Pulse.begin(ranks.number, ranks.count, lambda death: message_of(death, ranks.count, _GO_ON))
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(
-            f"The {ranks.count} processes cannot reach each other ({_first_line(error)}); start them by torchrun, with "
+            f"The {ranks.count} processes cannot reach each other ({first_line(error)}); start them by torchrun, with "
             "--rdzv-endpoint HOST:PORT where they are on several machines."
         ) from error
     atexit.register(_pulse.leave)
@@ -352,7 +354,3 @@ def _gradients(module: nn.Module | None) -> list[Tensor]:
 def _bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, which can be sent whatever its numbers are."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +19,7 @@ from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained
 from medkd.training.lock import fold_lock
 from medkd.training.options import RunOptions
-from medkd.training.plausibility import warn_of_a_poor_teacher
+from medkd.training.plausibility import doubt, warn_of_a_poor_teacher
 from medkd.training.ranks import current, one_after_another, own_device, together
 from medkd.training.run_folder import (
     SharedFacts,
@@ -39,7 +38,6 @@ _OTHERWISE = (
     "The processes that train together have different settings or data; give every one the same command and the same "
     "--root, on a file system that all see."
 )
-_log = logging.getLogger(__name__)
 
 
 def train(task: AnyTask, dataset: str | int, network: str, fold: int | str, options: RunOptions | None = None) -> Path:
@@ -144,10 +142,15 @@ def rehearse(
     model = None if teacher is None else find_teacher(task, dataset, teacher, options)
     data = read_fold(task, dataset, fold, options, write=False)
     job = make_job(task, data, network, model, None if model is None else method)
+    return job, rehearsed(task, job)
+
+
+def rehearsed(task: AnyTask, job: AnyJob) -> Lesson:
+    """The networks of a job, without weights where shapes suffice; what it would not go on with is refused."""
     lesson = task.build(job, weightless=True)
-    if not options.overwrite and not is_finished(job):
+    if not job.options.overwrite and not is_finished(job):
         _check_goes_on(job, lesson)
-    return job, lesson
+    return lesson
 
 
 def find_teacher(task: AnyTask, dataset: str | int, teacher: str, options: RunOptions) -> ModelFolder[Any]:
@@ -233,7 +236,7 @@ def make_job(
     if model is not None:
         task.check_teacher(data, model, method)
         teacher = _choose(model, data)
-        warn_of_a_poor_teacher(teacher, task)
+        warn_of_a_poor_teacher(teacher, task, strict=data.options.strict)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
     current().check_batch(run.budget.batch_size)
@@ -356,4 +359,8 @@ def _warn_of_absent_structures(task: AnyTask, data: FoldData[Any, Any, Any]) -> 
             absent -= task.structures_of(data, case)
         if absent:
             named = [name for name in task.structures(data) if name in absent]
-            _log.warning("fold %s is %s without any %s of %s", data.fold, verb, task.mark, ", ".join(named))
+            doubt(
+                f"fold {data.fold} is {verb} without any {task.mark} of {', '.join(named)}; make other splits, or add "
+                "cases",
+                strict=data.options.strict,
+            )

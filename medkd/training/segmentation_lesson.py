@@ -25,16 +25,17 @@ from medkd.networks.inheritance import check_inheritance
 from medkd.networks.inheritance_twins import without_counterpart
 from medkd.networks.pretrained import start_network
 from medkd.networks.reference import build_weightless
-from medkd.training.cached import cache_merged, cache_targets, mirrored_by_both
+from medkd.training.cached import TargetRequest, cache_merged, cache_targets, mirrored_by_both
 from medkd.training.cases_without_labels import unlabelled_of
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.dry_run import DryRun, LeakGuard, describe_run
 from medkd.training.hooks import TellTracker
 from medkd.training.job import HELPER_SEED, Lesson, method_names
 from medkd.training.losses import SegmentationLoss
-from medkd.training.merged import MergedPredictor
+from medkd.training.merged import MergedPredictor, StudentGrid
 from medkd.training.options import CACHED, INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS
 from medkd.training.out_of_fold import cache_out_of_fold, groups_out_of_fold, teachers_out_of_fold
+from medkd.training.plausibility import doubt
 from medkd.training.ranks import current
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
 from medkd.training.trainer import LoopSettings
@@ -113,27 +114,26 @@ class SegmentationLesson(Lesson):
     def prepare(self) -> None:
         """Predict what is missing: cached targets, and where the teacher sees structures in scans without labels."""
         job = self.job
+        self._refuse_doubts()
         unlabelled = unlabelled_of(job)
         cached = job.run.targets in STORED_TARGETS
         if self.distiller is None or not self.distiller.needs_teacher or not (cached or unlabelled):
             return
         cases = (*job.split.train, *job.split.unlabelled) if cached else ()
-        limit = job.options.targets_limit
+        request = TargetRequest(
+            store=job.store,
+            cases=cases,
+            device=job.device,
+            tta=job.run.targets_tta,
+            limit=job.options.targets_limit,
+            places=unlabelled,
+            mirrored=_student_axes(job),
+        )
         if merged_teachers(job) is not None:
-            folder = cache_merged(self._all_merged(), job.store, cases, limit=limit, places=unlabelled)
+            folder = cache_merged(self._all_merged(), request)
         else:
             cache = cache_out_of_fold if job.run.targets == OUT_OF_FOLD else cache_targets
-            folder = cache(
-                self._teachers,
-                self._networks,
-                job.store,
-                cases,
-                job.device,
-                tta=job.run.targets_tta,
-                limit=limit,
-                places=unlabelled,
-                mirrored=job.plan.configuration(job.configuration).mirrored,
-            )
+            folder = cache(self._teachers, self._networks, request)
         self._targets = folder if cached else None
         self._places = folder if unlabelled else None
 
@@ -185,11 +185,17 @@ class SegmentationLesson(Lesson):
 
     def lines(self) -> list[str]:
         """The same, for people, with what cannot teach."""
+        self._refuse_doubts()
         doubts = self.doubts()  # first, since describing takes the method's weights
         lines = self.describe().lines()
         if self._random_layers:
             lines.append(f"random     {', '.join(self._random_layers)}, which have no counterpart in the teacher")
         return [*lines, *(f"attention  {line}" for line in doubts)]
+
+    def _refuse_doubts(self) -> None:
+        """With ``--strict`` before anything is written, and not again where the loop is made."""
+        for line in self.doubts() if self.job.options.strict else ():
+            doubt(line, strict=True)
 
     def doubts(self) -> list[str]:
         """What cannot teach, or hardly, a sentence each."""
@@ -280,16 +286,19 @@ def merged_predictor(job: SegmentationJob) -> MergedPredictor:
     """What predicts cases as several teachers see them."""
     model, teacher = merged_teachers(job), job.teacher
     assert model is not None and teacher is not None  # narrowed for the type checker
-    return MergedPredictor(model, teacher.fold, job.plan, job.raw, job.device, tta=job.run.targets_tta)
+    grid = StudentGrid(job.plan, job.plan.configuration(job.configuration).rank, _student_axes(job))
+    return MergedPredictor(model, teacher.fold, grid, job.raw, job.device, tta=job.run.targets_tta)
 
 
 def _averaged_axes(job: SegmentationJob) -> tuple[int, ...]:
     """Axes along which a teacher's outputs may be averaged: mirrored when it was trained, and allowed by the plan."""
-    if job.teacher is None:
-        return ()
-    return mirrored_by_both(
-        job.teacher.model.describe().mirror_axes, job.plan.configuration(job.configuration).mirrored
-    )
+    return () if job.teacher is None else mirrored_by_both(job.teacher.model.describe().mirror_axes, _student_axes(job))
+
+
+def _student_axes(job: SegmentationJob) -> tuple[int, ...]:
+    """Axes of its patch that the student may mirror: those that were asked for, else the plan's."""
+    asked = job.options.mirror_axes
+    return job.plan.configuration(job.configuration).mirrored if asked is None else asked
 
 
 def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
 from medkd.training.options import INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS, TrainOptions, check_start
-from medkd.training.plausibility import Score, number_at, table_at
+from medkd.training.plausibility import Score, doubt, number_at, table_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.side_by_side import fit_together
@@ -43,7 +42,6 @@ SegmentationJob = Job[Plan, CaseStore, TrainOptions]
 
 _SHARED = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop", "batch_dice")
 _DICE_OF_NOTHING = 0.01
-_log = logging.getLogger(__name__)
 
 
 class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
@@ -298,11 +296,11 @@ def _warn_of_mirroring(data: SegmentationFold, teacher: Teacher[TrainedModel]) -
     model, mirrored = teacher.model.describe(), configured(data).mirrored
     beyond = [str(axis) for axis in model.mirror_axes if axis not in mirrored]
     if beyond and model.mirror_axes_known:
-        _log.warning(
-            "the teacher %s was trained with mirroring along axis %s, which the plan leaves out, so it may not tell "
-            "structures apart that differ by side only; train a teacher with this plan",
-            teacher.model.name,
-            " and ".join(beyond),
+        doubt(
+            f"the teacher {teacher.model.name} was trained with mirroring along axis {' and '.join(beyond)}, which the "
+            "plan leaves out, so it may not tell structures apart that differ by side only; train a teacher with this "
+            "plan",
+            strict=data.options.strict,
         )
 
 

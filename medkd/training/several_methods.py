@@ -9,9 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from medkd.core.errors import MedkdError, MethodError, RunError
+from medkd.core.errors import (
+    MedkdError,
+    MethodError,
+    RunError,
+    SomeFailedError,
+    first_line,
+    ran_out_of_memory,
+)
 from medkd.core.limits import option_name
 from medkd.training.job import method_names
 from medkd.training.lock import fold_lock
@@ -25,7 +30,7 @@ from medkd.training.run import (
     is_finished,
     make_job,
     read_fold,
-    rehearse,
+    rehearsed,
     start_lesson,
 )
 
@@ -60,18 +65,12 @@ def train_side_by_side(
         The fold folders, in the order of the methods.
 
     Raises:
-        RunError: the task cannot, several processes train together, a tracker is asked for, the methods' budgets
-            differ, or one of them failed in training; what was finished is kept.
+        RunError: the task cannot, several processes train together, a tracker is asked for, or the methods' budgets
+            differ.
+        SomeFailedError: one of them failed in training; the others are finished.
         MedkdError: whatever would be refused of any of them alone; nothing was trained then.
     """
-    options = _checked_options(task, methods, options)
-    model = find_teacher(task, dataset, teacher, options)
-    task.prepare_like(dataset, model, options)
-    jobs = []
-    for method, own in zip(methods, parameters_per_method(options.method_parameters, methods), strict=True):
-        data = read_fold(task, dataset, fold, replace(options, method_parameters=own))
-        jobs.append(make_job(task, data, student, model, method))
-    _check_equal_budgets(jobs)
+    jobs = _jobs(task, dataset, teacher, student, methods, fold, options)
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(fold_lock(job.folder))
@@ -92,15 +91,35 @@ def dry_run_side_by_side(
     Raises:
         MedkdError: whatever the training itself would refuse.
     """
-    options = _checked_options(task, methods, options)
-    jobs, lines = [], []
-    for method, own in zip(methods, parameters_per_method(options.method_parameters, methods), strict=True):
-        changed = replace(options, method_parameters=own)
-        job, lesson = rehearse(task, dataset, student, fold, changed, teacher, method)
-        jobs.append(job)
-        lines += lesson.lines()
-    _check_equal_budgets(jobs)
+    lines: list[str] = []
+    for job in _jobs(task, dataset, teacher, student, methods, fold, options, write=False):
+        lines += rehearsed(task, job).lines()
     return lines
+
+
+def _jobs(
+    task: AnyTask,
+    dataset: str | int,
+    teacher: str,
+    student: str,
+    methods: Sequence[str],
+    fold: int | str,
+    options: RunOptions | None,
+    *,
+    write: bool = True,
+) -> list[AnyJob]:
+    """A job per method, after everything that can be refused; ``write`` prepares a data set that has no plan yet."""
+    options = _checked_options(task, methods, options)
+    parameters = parameters_per_method(options.method_parameters, methods)
+    model = find_teacher(task, dataset, teacher, options)
+    if write:
+        task.prepare_like(dataset, model, options)
+    jobs = []
+    for method, own in zip(methods, parameters, strict=True):
+        data = read_fold(task, dataset, fold, replace(options, method_parameters=own), write=write)
+        jobs.append(make_job(task, data, student, model, method))
+    _check_equal_budgets(jobs)
+    return jobs
 
 
 def _checked_options(task: AnyTask, methods: Sequence[str], options: RunOptions | None) -> RunOptions:
@@ -127,17 +146,28 @@ def _fit_and_finish(task: AnyTask, jobs: Sequence[AnyJob]) -> list[Path]:
             continue
         try:
             folders.append(finish(task, job))
-        except (MedkdError, torch.OutOfMemoryError) as error:
+        except (MedkdError, RuntimeError, MemoryError) as error:
+            if not _belongs_to_one(error):
+                raise
             failed[name] = error
-            _log.error("%s could not be scored, the others go on: %s", name, _first_line(error))
+            _log.error("%s could not be scored, the others go on: %s", name, first_line(error))
     if failed:
-        told = "; ".join(f"{name}: {_first_line(error)}" for name, error in failed.items())
-        raise RunError(f"{len(failed)} of {len(jobs)} trainings failed, the others are finished ({told}).")
+        raise _failure(failed, folders)
     return folders
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _failure(failed: Mapping[str, Exception], folders: Sequence[Path]) -> SomeFailedError:
+    reasons = {name: first_line(error) for name, error in failed.items()}
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    count = len(failed) + len(folders)
+    return SomeFailedError(
+        f"{len(failed)} of {count} trainings failed, the others are finished ({told}).", reasons, folders
+    )
+
+
+def _belongs_to_one(error: Exception) -> bool:
+    """Whether an error is no reason to give up the other methods."""
+    return isinstance(error, MedkdError) or ran_out_of_memory(error)
 
 
 def parameters_per_method(parameters: Mapping[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:

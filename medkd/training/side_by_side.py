@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from medkd.core.errors import MedkdError, RunError
+from medkd.core.errors import MedkdError, RunError, first_line, ran_out_of_memory
 from medkd.distillation import Distiller, Method
 from medkd.distillation.shared import SharedDistiller, SharedTeacher
 from medkd.models.guard import Teacher
@@ -136,10 +136,11 @@ class Student:
                 action()
         except MedkdError as error:
             self._end(error)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).strip().partition("\n")[0]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
             self._end(
-                RunError(f"the GPU's memory ran out ({reason}); give --continue with fewer methods, or train it alone")
+                RunError(f"memory ran out ({first_line(error)}); give --continue with fewer methods, or train it alone")
             )
             torch.cuda.empty_cache()
 

@@ -108,9 +108,8 @@ def score_teacher(
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
-    weights = model.weights_file(chosen.fold)
     run = RunFolder.load(folder.parent)
-    finish_fold(run, folder, store, raw, split.val, where, predictor=predictor, weights=weights)
+    finish_fold(run, folder, store, raw, split.val, where, predictor=predictor)
     return folder
 
 

@@ -60,7 +60,10 @@ class WandbTracker:
         self._run: Any = None
 
     def open(self, shown: Shown, identity: str | None) -> str:
-        """See :class:`Tracker`; nothing about the machine, its load or its code is recorded."""
+        """See :class:`Tracker`; nothing about the machine, its load or its code is recorded. A terminal that is asked
+        for a key and does not answer is given up after seconds, unless the user says more.
+        """
+        os.environ.setdefault("WANDB_LOGIN_TIMEOUT", f"{_PATIENCE:.0f}")  # init's own settings do not reach the login
         import wandb
 
         quiet: dict[str, Any] = {
@@ -80,6 +83,8 @@ class WandbTracker:
             dir=os.environ.get("WANDB_DIR") or str(shown.folder),
             settings=wandb.Settings(init_timeout=_PATIENCE, **quiet),
         )
+        if getattr(self._run, "disabled", False) and os.environ.get("WANDB_MODE") != "disabled":
+            raise TimeoutError("nobody gave a key; run wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline")
         return str(self._run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -13,10 +13,12 @@ from tqdm import tqdm
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import write_json
-from medkd.core.run import DATASET_FILE, FINAL, RunFolder
+from medkd.core.made_with import KnownPredictions
+from medkd.core.run import DATASET_FILE, RunFolder
 from medkd.core.serial import to_data
 from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.folder import Summary, evaluate_folder
+from medkd.evaluation.segmentation.scored_from import with_sources
 from medkd.inference.export import logits_to_labels
 from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
@@ -39,13 +41,12 @@ def finish_fold(
     device: torch.device,
     *,
     predictor: Predictor | None = None,
-    weights: Path | None = None,
 ) -> Summary | None:
     """Write ``model.json``, ``validation/CASE.nii.gz`` (or the data set's ending, where medkd can write it) and
     ``validation/summary.json`` of a trained fold.
 
     Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that
-    exist are kept, so that an interrupted validation continues.
+    these weights have made are kept, so that an interrupted validation continues.
 
     Args:
         run: the run.
@@ -55,8 +56,6 @@ def finish_fold(
         cases: the fold's validation cases; none for fold ``all``.
         device: where to predict.
         predictor: what predicts; None is the run's own fold.
-        weights: the file of its weights, since predictions that are older are made anew; None is the fold's final
-            checkpoint.
 
     Returns:
         The summary, or None where there is nothing to score.
@@ -66,7 +65,6 @@ def finish_fold(
     """
     fold = folder.name.removeprefix("fold_")
     predictor = predictor or Predictor.from_run(run.path, [fold], device)
-    changed = (weights or folder / FINAL).stat().st_mtime
     _describe(predictor, run.run.network.in_channels, folder)
     if not cases:
         _log.info(
@@ -75,17 +73,19 @@ def finish_fold(
         return None
     target = folder / VALIDATION
     references, ending = _references(run.dataset, raw, fold, cases), writable_ending(run.dataset.file_ending)
+    known = KnownPredictions(target, predictor.digests())
     for case in tqdm(cases, unit="case", desc="validation", disable=None):
         path = target / f"{case}{ending}"
-        if not path.exists() or path.stat().st_mtime < changed:
+        if not known.has(path):
             stored = store.open(case)
             logits = predictor.predict_preprocessed(stored.image)
             labels = logits_to_labels(
                 logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels
             )
             write_volume(path, labels, stored.properties.geometry)
+            known.add(path)
     summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending)
-    summary = _with_legacy(summary, run, target, references, ending)
+    summary = with_sources(_with_legacy(summary, run, target, references, ending), predictor.digests())
     summary.save(target / SUMMARY)
     _log.info(
         "fold %s: mean foreground Dice %.4f on %d validation cases, see %s",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import medkd
 from medkd.api.best_configuration import BestConfiguration
 from medkd.cli.best_configuration import main
 from medkd.cli.predict import main as predict
+from medkd.core.checkpoint import load_checkpoint, weights_digest
 from medkd.core.errors import DataError, LeakError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
@@ -103,17 +109,78 @@ def test_its_post_processing_is_its_own_and_is_found_again(root: Path, compared:
     assert model.postprocessing(("0",), digests) is None  # type: ignore[attr-defined]
 
 
-def test_what_is_predicted_is_not_predicted_again_unless_a_network_is_newer(
+def test_what_is_predicted_is_not_predicted_again_unless_it_was_changed(
     root: Path, compared: BestConfiguration
 ) -> None:
+    """Times of files say nothing: restored ones are as old or as new as their copy was."""
     file = next((root / "results" / NAME / PAIR / "fold_0" / "validation").glob("*.nii.gz"))
-    before = file.stat().st_mtime_ns
+    before, made = file.stat().st_mtime_ns, file.read_bytes()
+    (root / "results" / NAME / RUNS[0] / "fold_0" / "checkpoint_final.pt").touch()
     again = medkd.best_configuration(900, RUNS, root=root, device="cpu")
     assert file.stat().st_mtime_ns == before and again == compared
-    checkpoint = root / "results" / NAME / RUNS[0] / "fold_0" / "checkpoint_final.pt"
-    checkpoint.touch()
-    medkd.best_configuration(900, RUNS, root=root, device="cpu")
-    assert file.stat().st_mtime_ns > before
+    other = next((root / "results" / NAME / PAIR / "fold_1" / "validation").glob("*.nii.gz"))
+    file.write_bytes(other.read_bytes())
+    os.utime(file, ns=(before, before))
+    assert medkd.best_configuration(900, RUNS, root=root, device="cpu") == compared
+    assert np.array_equal(read_label(file).array, mean_labels(root, _case(file), [0]))
+    file.write_bytes(made)
+
+
+@contextmanager
+def _changed(file: Path, content: bytes) -> Iterator[None]:
+    """A file that holds something else for a while, with the time that it had."""
+    before, times = file.read_bytes(), file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_scores_that_belong_to_other_files_are_refused(root: Path, compared: BestConfiguration) -> None:
+    """The weights, a label map or a reference changed, each with its old time; the other fold's scores are mixed in."""
+    folds = [root / "results" / NAME / RUNS[0] / f"fold_{fold}" for fold in (0, 1)]
+    summary = folds[0] / "validation" / "summary.json"
+    case = json.loads(summary.read_text())["metric_per_case"][0]
+    maps = [Path(case["prediction_file"]), Path(case["reference_file"])]
+    others = [next(path for path in sorted(file.parent.glob("*.nii.gz")) if path != file) for file in maps]
+    unsaid = json.loads(summary.read_text())
+    del unsaid["medkd"]["scored_from"]
+    changes = [
+        (folds[0] / "checkpoint_final.pt", (folds[1] / "checkpoint_final.pt").read_bytes(), "of other weights than"),
+        (maps[0], others[0].read_bytes(), "has changed since"),
+        (maps[1], others[1].read_bytes(), "has changed since"),
+        (summary, (folds[1] / "validation" / "summary.json").read_bytes(), "of other weights than"),
+        (summary, json.dumps(unsaid).encode(), "does not say what it was scored from"),
+    ]
+    for file, content, message in changes:
+        with _changed(file, content), pytest.raises(RunError, match=message) as caught:
+            medkd.best_configuration(900, RUNS, root=root, device="cpu", ensembles=False)
+        assert "--continue" in str(caught.value) and "\n" not in str(caught.value)
+    assert medkd.best_configuration(900, RUNS, root=root, device="cpu") == compared
+
+
+def test_a_retrained_fold_is_predicted_anew_with_the_other_run(
+    root: Path, compared: BestConfiguration, tmp_path: Path
+) -> None:
+    """Scored by its training command, with a checkpoint older than all predictions."""
+    place = Path(shutil.copytree(root, tmp_path / "root"))
+    fold = place / "results" / NAME / RUNS[0] / "fold_0"
+    shutil.copy(fold.parent / "fold_1" / "checkpoint_final.pt", fold / "checkpoint_final.pt")
+    os.utime(fold / "checkpoint_final.pt", (0, 0))
+    options = medkd.TrainOptions(root=place, epochs=2, iterations_per_epoch=4, workers=0, device="cpu", resume=True)
+    medkd.train(900, "plain_unet", 0, options, configuration="2d")
+    medkd.best_configuration(900, RUNS, root=place, device="cpu")
+    for file in (place / "results" / NAME / PAIR / "fold_0" / "validation").glob("*.nii.gz"):
+        assert np.array_equal(read_label(file).array, mean_labels(place, _case(file), [0]))
+    made = read_json(place / "results" / NAME / PAIR / "fold_0" / "validation" / "made_with.json")
+    assert made["weights"][0] == weights_digest(load_checkpoint(fold / "checkpoint_final.pt")["network"])
+
+
+def _case(file: Path) -> str:
+    return file.name.removesuffix(".nii.gz")
 
 
 def test_the_pair_teaches_its_own_fold_and_no_other(root: Path, compared: BestConfiguration) -> None:

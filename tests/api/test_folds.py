@@ -10,8 +10,9 @@ import pytest
 
 import medkd
 from dataset_conversion.phantom import make_phantom
-from medkd.api.folds import listed_folds
-from medkd.core.errors import RunError
+from medkd.api.folds import listed_folds, train_folds
+from medkd.core.errors import RunError, SomeFailedError
+from medkd.core.files import write_json
 
 
 @pytest.fixture
@@ -60,3 +61,38 @@ def test_all_folds_are_trained_scored_and_put_together(root: Path) -> None:
     assert all(len(list(run.glob("fold_*/checkpoint_final.pt"))) == 3 for run in both)
     told = medkd.dry_run(4, "unet_tiny", "folds", options, tag="other")
     assert any("fold_0" in line for line in told)
+
+
+def test_a_run_that_fails_in_one_fold_stops_neither_its_other_folds_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path
+    splits = [{"train": ["a", "b"], "val": ["c"]}] * 3
+    write_json(root / "preprocessed" / "Dataset004_Phantom" / "splits_final.json", splits)
+    asked, together = [], []
+
+    def train_fold(fold: str) -> list[Path]:
+        asked.append(fold)
+        both = [root / "results" / run / f"fold_{fold}" for run in ("kd", "cwd")]
+        if fold == "1":
+            return both
+        broken = "kd" if fold == "0" else "cwd"
+        others = [folder for folder in both if folder.parent.name != broken]
+        raise SomeFailedError(f"{broken} failed", {broken: "memory ran out"}, others)
+
+    monkeypatch.setattr("medkd.evaluation.cross_validation.cross_validate", lambda run, **_: together.append(run.name))
+    with pytest.raises(SomeFailedError) as caught:
+        train_folds(train_fold, 4, root, True)
+    assert asked == ["0", "1", "2"] and together == []
+    assert str(caught.value).startswith("2 of 2 runs have folds that failed")
+    assert "kd: fold 0: memory ran out; cwd: fold 2: memory ran out" in str(caught.value)
+    assert "fold 0: kd failed" in caplog.text and "\n" not in str(caught.value)
+
+    def first_fails(fold: str) -> list[Path]:
+        if fold == "2":
+            raise SomeFailedError("kd failed", {"kd": "the loss became NaN"}, [root / "results" / "cwd" / "fold_2"])
+        return [root / "results" / run / f"fold_{fold}" for run in ("kd", "cwd")]
+
+    with pytest.raises(SomeFailedError, match=r"1 of 2 runs .*\(kd: fold 2: the loss became NaN\)") as caught:
+        train_folds(first_fails, 4, root, True)
+    assert together == ["cwd"] and caught.value.folders == [root / "results" / "cwd" / "crossval"]

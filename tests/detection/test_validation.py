@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(t
     assert sorted(p.name for p in folder.iterdir()) == [
         "coco_images.json",
         "coco_results.json",
+        "made_with.json",
         "predictions.json",
         "summary.json",
     ]
@@ -60,7 +62,7 @@ def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(t
     assert model["parameters"] == 1 and model["latency_ms"] > 0 and model["patch_size"] == [96, 96]
 
 
-def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
+def test_what_was_looked_at_before_a_kill_is_kept_unless_it_was_made_otherwise(
     tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(raw, tmp_path / "store", 96)
@@ -87,11 +89,16 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_the_weights_are_newer(
     describing = 13  # model.json: counted once, timed twelve times
     assert looked_at() == describing + 2
     assert looked_at() == describing
-    scores = run / "fold_0" / "validation" / "summary.json"
-    scores.write_text(scores.read_text().replace('"overlap": 0.5', '"overlap": 0.7'))  # an earlier version's
+    os.utime(run / "fold_0" / "checkpoint_final.pt", (2e9, 2e9))
+    assert looked_at() == describing  # times of files say nothing
+    found = run / "fold_0" / "validation" / "predictions.json"
+    found.write_text(found.read_text() + "\n")
+    os.utime(found, (2e9, 2e9))
     assert looked_at() == describing + 4
-    later = (run / "fold_0" / "validation" / "predictions.json").stat().st_mtime + 10
-    os.utime(run / "fold_0" / "checkpoint_final.pt", (later, later))
+    made = run / "fold_0" / "validation" / "made_with.json"
+    made.write_text(made.read_text().replace('\\"overlap\\": 0.5', '\\"overlap\\": 0.7'))  # an earlier version's
+    assert looked_at() == describing + 4
+    made.write_text(re.sub(r'"weights": \[\s*"', '"weights": ["0', made.read_text()))
     assert looked_at() == describing + 4
 
 

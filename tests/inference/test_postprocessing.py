@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from medkd.cli.evaluate import main as evaluate
+from medkd.cli.export import main as export
 from medkd.cli.predict import main
 from medkd.core.checkpoint import load_checkpoint, weights_digest
 from medkd.core.errors import DataError, RunError
@@ -18,6 +19,9 @@ from medkd.core.files import read_json
 from medkd.core.postprocessing import LargestComponent, Postprocessing, Trial, keep_largest
 from medkd.core.run import FINAL
 from medkd.core.serial import save
+from medkd.evaluation.cross_validation import cross_validate
+from medkd.evaluation.segmentation.folds import SegmentationFolds
+from medkd.evaluation.segmentation.results import Summary
 from medkd.exporting.export import export_model
 from medkd.exporting.packing import pack_run
 from medkd.inference.folder import predict_folder
@@ -130,6 +134,45 @@ def test_exported_models_do_it_without_torch(run: Path, scan: Path, tmp_path: Pa
     described.write_text(described.read_text().replace('"name": "spleen"', '"name": "heart"'))
     with pytest.raises(DataError, match="is about 'heart'"):
         predict_folder(scan, tmp_path / "no", tmp_path / "onnx")
+
+
+@pytest.mark.parametrize("format", ["onnx", "folder", "nnunet"])
+def test_exports_take_a_file_or_none_too(run: Path, scan: Path, tmp_path: Path, format: str) -> None:
+    """The same choice as at prediction, for the same networks."""
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    one = Trial("spleen", (2,), 0.5, 0.6, True)
+    file = tmp_path / "own.json"
+    save(file, replace(found(run, "0"), trials=(one,)))
+    ending = ".zip" if format == "folder" else ""
+    for name, words in (("own", ["--postprocessing", str(file)]), ("none", ["--no-postprocessing"]), ("found", [])):
+        out = tmp_path / f"{name}{ending}"
+        assert export([str(run), "-o", str(out), "--format", format, "-f", "0", "1", *words]) == 0
+        kept = {"own": ["spleen"], "none": [], "found": ["liver", "spleen"]}[name]
+        if format == "nnunet":
+            beside = out / "postprocessing.json"
+            stated = [trial["name"] for trial in read_json(beside)["trials"]] if beside.exists() else []
+            assert stated == kept
+            continue
+        predict_folder(scan, tmp_path / f"{name}_out", out, mirror=False)
+        assert read_json(tmp_path / f"{name}_out" / "predict_settings.json")["postprocessing"] == kept
+    save(file, replace(found(run, "0"), trials=(replace(one, name="heart"),)))
+    words = [str(run), "-o", str(tmp_path / f"no{ending}"), "--format", format, "--postprocessing", str(file)]
+    assert export(words) == 1 and not (tmp_path / f"no{ending}").exists()
+
+
+def test_cross_validation_without_any_removes_what_was_found(run: Path, tmp_path: Path) -> None:
+    class Scoring(SegmentationFolds):
+        def load(self, run: Path, fold: int) -> Summary:
+            return Summary(cases=())
+
+    for fold in (0, 1):
+        (run / f"fold_{fold}" / "validation").mkdir()
+        (run / f"fold_{fold}" / "validation" / "summary.json").write_text("{}")
+        (run / f"fold_{fold}" / "split.json").write_text('{"val": []}')
+    cross_validate(run, Scoring(), expected=2, postprocessing=False)
+    assert not (run / "crossval" / "postprocessing.json").exists() and (run / "crossval" / "summary.json").exists()
 
 
 def test_a_model_for_nnunet_has_the_file_beside_it(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from medkd.cli.serve import main
+from medkd.core.files import read_json, write_json
 from medkd.io.volumes import read_label
+from medkd.serving import app
 from tests.serving.conftest import SCAN, STUDENT, Client
 
 WITHOUT_TORCH = """
@@ -71,9 +73,28 @@ def test_what_cannot_be_served_is_one_sentence(
 
     assert "is not a medkd run folder" in says(tmp_path)
     assert "--port expects a number from 0 to 65535" in says(exported, "--port", 70000)
+    assert "nothing.json" in says(exported, "--postprocessing", tmp_path / "nothing.json")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "choose another --port" in says(exported, "--port", taken.getsockname()[1])
     monkeypatch.setitem(sys.modules, "fastapi", None)
     monkeypatch.delitem(sys.modules, "medkd.serving.app", raising=False)
     monkeypatch.delattr("medkd.serving.app", raising=False)
     assert "medkd_serve needs the package fastapi: pip install 'medkd[serve]'." in says(exported)
+
+
+def test_label_maps_go_through_what_was_chosen(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own, that of a file, or nothing."""
+    described = read_json(exported / "preprocessing.json")
+    labels = [(name, value) for name, value in described["labels"].items() if value]
+    trial = {"values": [labels[-1][1]], "before": 0.5, "after": 0.6, "kept": True, "name": labels[-1][0]}
+    write_json(tmp_path / "own.json", {"schema": 1, "folds": ["0"], "cases": 1, "trials": [trial]})
+    served = []
+    monkeypatch.setattr("medkd.serving.running.serve", lambda application, listener: listener.close())
+    make = app.make_app
+    monkeypatch.setattr(
+        app, "make_app", lambda predictor, *more, **own: served.append(predictor) or make(predictor, *more, **own)
+    )
+    for words in ([], ["--no-postprocessing"], ["--postprocessing", str(tmp_path / "own.json")]):
+        assert main([str(exported), "--port", "0", *words]) == 0
+    kept = [[step.name for step in predictor.postprocessing] for predictor in served]
+    assert kept == [[step["name"] for step in described.get("postprocessing", [])], [], [labels[-1][0]]]

@@ -29,7 +29,7 @@ from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, allowed_folds
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
-from medkd.training.cached import cache_targets
+from medkd.training.cached import TargetRequest, cache_targets
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train, train_distill
@@ -88,7 +88,8 @@ def _cache(
     store = CaseStore(root / "preprocessed" / NAME / "3d_fullres")
     teachers = [Teacher(source, fold, source.seen(fold, (), root)) for fold in folds]
     networks = [teacher.network() for teacher in teachers]
-    return cache_targets(teachers, networks, store, cases or store.cases()[:2], CPU, tta=tta, limit=limit), store
+    request = TargetRequest(store=store, cases=cases or store.cases()[:2], device=CPU, tta=tta, limit=limit)
+    return cache_targets(teachers, networks, request), store
 
 
 def _stored(folder: Path, case: str) -> Tensor:

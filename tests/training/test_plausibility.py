@@ -64,6 +64,11 @@ def test_a_teacher_that_finds_nothing_is_warned_of(
     assert len(said) == warned
     if warned:
         assert said[0].startswith(f"the teacher plain_unet (fold 0) has Dice {dice:.4f} on its own validation")
+        with pytest.raises(RunError, match=r"--strict: the teacher plain_unet .* has Dice 0.00") as caught:
+            train_distill(900, "plain_unet", "plain_unet", "kd", 0, _options(root, tag="strict", strict=True))
+        assert "\n" not in str(caught.value) and not list((root / "results" / NAME).glob("*__strict"))
+    else:
+        dry_run(900, "plain_unet", 0, _options(root, tag="w", strict=True), "plain_unet", "kd")
 
 
 def test_a_damaged_summary_does_not_stop_a_student(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,8 +87,12 @@ def test_a_structure_that_is_absent_from_the_training_cases_is_named(
     make_dataset(tmp_path, labels=LabelSpec.from_names(["small", "large", "absent"]))
     dry_run(900, "plain_unet", 0, _options(tmp_path))
     said = _said(caplog)
-    assert "fold 0 is trained without any voxel of absent" in said
-    assert "fold 0 is judged without any voxel of absent" in said
+    for verb in ("trained", "judged"):
+        assert f"fold 0 is {verb} without any voxel of absent; make other splits, or add cases" in said
+    with pytest.raises(
+        RunError, match=r"--strict: fold 0 is trained without any voxel of absent; .* leave out --strict"
+    ):
+        dry_run(900, "plain_unet", 0, _options(tmp_path, strict=True))
 
 
 @pytest.mark.parametrize("start", [train, dry_run])

@@ -35,17 +35,66 @@ def _first_death(act: Callable[[_Store, Pulse], None]) -> Death | None:
         seen.append(death)
         ended.set()
 
-    pulses = [Pulse(store, number, COUNT, end, every=0.01, patience=0.2) for number in range(COUNT)]
+    pulses = [Pulse(store, number, COUNT, end, every=0.02, patience=0.6) for number in range(COUNT)]
     try:
         pulses[0].watching = True
-        assert not ended.wait(0.3)  # both live
+        assert not ended.wait(0.8)  # both live
         act(store, pulses[1])
-        ended.wait(0.6)
+        ended.wait(1.5)
     finally:
         store.frozen = False
-        for pulse in pulses:
-            pulse.leave()
+        _all_leave(pulses)
     return seen[0] if seen else None
+
+
+def _all_leave(pulses: list[Pulse]) -> None:
+    """At one time, as processes do: each waits for the others."""
+    leaving = [threading.Thread(target=pulse.leave) for pulse in pulses]
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_one_that_is_done_waits_for_the_others_before_it_disconnects() -> None:
+    """The first process predicts what all have trained; it is waited for until it is done, fails or dies."""
+    for act, waits in (
+        (lambda store, other: _all_leave([other]), False),
+        (lambda store, other: other.fail(), False),
+        (lambda store, other: other._stopped.set(), False),
+        (lambda store, other: setattr(store, "gone", True), False),
+        (lambda store, other: setattr(store, "frozen", True), False),
+        (lambda store, other: None, True),
+    ):
+        store = _Store()
+        done, other = (Pulse(store, number, COUNT, _never, every=0.02, patience=0.5) for number in range(COUNT))
+        leaving = threading.Thread(target=done.leave)
+        leaving.start()
+        leaving.join(0.8)
+        assert leaving.is_alive()  # longer than the patience, since the other one lives
+        act(store, other)
+        leaving.join(0.6 if waits else 10)
+        assert leaving.is_alive() == waits
+        store.frozen = False
+        _all_leave([other])
+        leaving.join(5)
+
+
+def _never(death: Death) -> None:
+    raise AssertionError(death)
+
+
+def test_a_failure_is_told_without_waiting_for_a_store_that_does_not_answer() -> None:
+    store = _Store()
+    pulse = Pulse(store, 0, COUNT, _never, every=0.02, patience=60)
+    store.frozen = True
+    time.sleep(0.1)  # its own sign of life waits for the store now
+    begun = time.monotonic()
+    pulse.fail()
+    assert time.monotonic() - begun < 1
+    store.frozen = False
+    pulse.leave()
 
 
 def test_signs_of_life() -> None:

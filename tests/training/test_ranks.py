@@ -33,6 +33,7 @@ from medkd.preprocessing.store import CaseStore
 from medkd.training.augmentation import Augmentation
 from medkd.training.hooks import SaveLatest
 from medkd.training.loader import PatchBatches
+from medkd.training.loading import explained
 from medkd.training.logs import read_log
 from medkd.training.options import TrainOptions
 from medkd.training.ranks import Ranks, current, own_device
@@ -309,6 +310,20 @@ def _until(reached: Callable[[], bool], processes: Sequence[subprocess.Popen[byt
 def _as_one_of(count: int, patch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": 1, "WORLD_SIZE": count, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": count}.items():
         patch.setenv(name, str(value))
+
+
+def test_memory_that_ran_out_is_not_told_as_a_lost_process(tmp_path: Path) -> None:
+    def call(error: Exception) -> None:
+        raise error
+
+    ranks, full = Ranks(number=1, count=2), "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'\nmore"
+    with pytest.raises(RunError, match=r"lost each other.*Connection closed"):
+        ranks._say(call, RuntimeError("Connection closed by peer.\nmore"))
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), RuntimeError(full)):
+        told = rf"Memory ran out while {tmp_path} was trained \(.*out of memory.*smaller --batch-size"
+        with pytest.raises(RunError, match=told) as caught, explained(tmp_path):
+            ranks._say(call, error)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

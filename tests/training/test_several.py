@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from medkd.io.volumes import read_image, write_volume
 from medkd.models.base import open_model
 from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.store import CaseStore
-from medkd.training.merged import to_student
+from medkd.training.merged import StudentGrid, to_student
 from medkd.training.options import TrainOptions
 from medkd.training.run import find_teacher, make_job, read_fold
 from medkd.training.segmentation_lesson import SegmentationLesson
@@ -141,6 +142,41 @@ def test_an_ensemble_of_2d_3d_other_networks_and_several_folds_is_their_mean(roo
         alone = [_alone(flat, root, case), _alone(full, root, case, ("0", "1")), _alone(coarse, root, case)]
         assert np.abs(_stored(root, case) - np.mean(alone, 0)).max() < 0.012
         assert np.abs(_stored(root, case) - alone[0]).max() > 0.05
+
+
+def test_teachers_are_mirrored_where_their_student_may_be(root: Path, tmp_path: Path) -> None:
+    """Left and right of a student that is not mirrored must not be mixed by its teachers."""
+    first, second = _model(tmp_path, "first", seed=1), _model(tmp_path, "second", spacing=(2.0,) * 3, seed=2)
+    assert prepare_main(["-d", "900", "--like", str(first), "--root", str(root)]) == 0
+    write_json(tmp_path / "teachers.json", {"teachers": [str(first), str(second)]})
+    assert _distill(root, tmp_path / "teachers.json", "--targets-tta", "--mirror-axes", "none") == 0
+    alone = [_alone(model, root, CASES[2]) for model in (first, second)]
+    assert np.abs(_stored(root, CASES[2]) - np.mean(alone, 0)).max() < 0.012
+    (folder,) = (root / "preprocessed" / NAME / "3d_fullres_targets").iterdir()
+    assert read_json(folder / "targets.json")["mirror_axes"] == [[], []]
+    assert _distill(root, tmp_path / "teachers.json", "--targets-tta", "--mirror-axes", "1", "--tag", "one") == 0
+    described = [read_json(file) for file in folder.parent.glob("*/targets.json")]
+    assert sorted(entry["mirror_axes"] for entry in described) == [[[], []], [[1], [1]]]
+
+
+@pytest.mark.parametrize(
+    ("ours", "mirrored", "theirs", "rank", "shared"),
+    [
+        (((0, 1, 2), None), (0, 1), ((0, 1, 2), None), 3, (0, 1)),
+        (((0, 1, 2), None), (0, 1), ((2, 0, 1), None), 3, (1, 2)),  # its axes 1 and 2 are the scan's 0 and 1
+        (((0, 1, 2), None), (1,), ((0, 1, 2), None), 2, (0,)),  # a 2D teacher's first axis is the scan's second
+        (((0, 1, 2), "RAS"), (0, 1), ((0, 1, 2), "SLP"), 3, (0, 2)),  # head-foot and front-back, wherever they lie
+        (((0, 1, 2), "RAS"), (0, 1), ((0, 1, 2), None), 3, ()),  # nobody knows which axis is which
+        (((0, 1, 2), "RAS"), (0, 1, 2), ((0, 1, 2), None), 3, (0, 1, 2)),
+        (((0, 1, 2), None), (), ((0, 1, 2), None), 3, ()),
+    ],
+)
+def test_axes_are_the_same_where_they_run_along_the_same_axis_of_the_scan(
+    ours: tuple, mirrored: tuple[int, ...], theirs: tuple, rank: int, shared: tuple[int, ...]
+) -> None:
+    own, other = (SimpleNamespace(transpose=order, orientation=code) for order, code in (ours, theirs))
+    grid = StudentGrid(own, 3, mirrored)  # type: ignore[arg-type]
+    assert grid.shared_axes(other, rank, tuple(range(rank))) == shared  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("planned", ["like the first", "anew"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -77,6 +79,42 @@ def test_a_training_is_shown_with_its_settings_epochs_and_scores(tmp_path: Path,
     assert run.logged == {record.epoch: scalars(record) for record in read_log(folder)}
     assert set(run.logged) == {0, 1} and run.ends == [0]
     assert given["settings"]["x_disable_meta"] and given["settings"]["disable_git"]
+
+
+_ASKED = """
+import os, sys
+from medkd.training.trackers import Shown, WandbTracker
+from pathlib import Path
+import medkd.training.trackers as trackers
+trackers._PATIENCE = 2.0
+folder = Path(sys.argv[1])
+try:
+    WandbTracker().open(Shown(project="p", group="g", name="n", config={}, folder=folder), None)
+except Exception as error:
+    print(f"ended: {type(error).__name__}: {error}")
+"""
+
+
+def test_a_terminal_that_does_not_answer_the_question_for_a_key_is_given_up(tmp_path: Path) -> None:
+    """The real package, in a terminal of its own, without a key: it asks, and nobody is there."""
+    pytest.importorskip("wandb")
+    pty = pytest.importorskip("pty")
+    own, theirs = pty.openpty()
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    env = {**kept, "HOME": str(tmp_path), "TERM": "xterm", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", _ASKED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=tmp_path) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while block := os.read(own, 4096):
+                said += block
+        except OSError:  # the terminal closed
+            pass
+        assert process.wait(90) == 0
+    os.close(own)
+    text = said.decode(errors="replace")
+    assert "ended: " in text and "You chose" not in text, text
 
 
 def test_nothing_is_sent_unless_it_is_asked_for(tmp_path: Path, wandb: Notes) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medkd.core.checkpoint import load_checkpoint, stored_checkpoint, weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
@@ -25,11 +24,13 @@ from medkd.core.postprocessing import (
     joined_box,
     keep_largest,
 )
-from medkd.core.run import DATASET_FILE, FINAL, VALIDATION_SUMMARY
+from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
+from medkd.core.run_files import scored_teachers
 from medkd.core.serial import save
 from medkd.evaluation.segmentation.cases import confusion, dice_of
 from medkd.evaluation.segmentation.folder import workers_for
 from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.segmentation.scored_from import sources_of, weights_now
 from medkd.evaluation.statistics import finite
 from medkd.io.volumes import read_label
 
@@ -60,7 +61,7 @@ def find_postprocessing(
         run: folder with ``dataset.json`` and ``fold_K/validation``.
         folds: that were validated.
         folder: where to write.
-        weights: a hash of each network that predicted; None looks at the folds' final checkpoints.
+        weights: a hash of each network that predicted; None is what the folds' scores say.
 
     Raises:
         DataError: predictions or references are not there any more, or do not fit together.
@@ -78,16 +79,25 @@ def find_postprocessing(
     )
     save(folder / POSTPROCESSING_FILE, found)
     _log.info("%s; see %s", found.text(), folder / POSTPROCESSING_FILE)
+    for teacher in list(scored_teachers(run).values())[:1]:
+        _log.info(
+            "%s was trained elsewhere and does not know of this file; predict with it by -m %s --postprocessing %s",
+            run.name,
+            teacher.path,
+            folder / POSTPROCESSING_FILE,
+        )
     return found
 
 
 def _weights(run: Path, folds: Sequence[int]) -> list[str]:
-    """A hash of each fold's final weights, as far as they are there: scores of imported teachers come without."""
-    found = []
+    """A hash of each network that predicted, as the folds' scores say; where earlier versions' do not, of the weights
+    that are there now.
+    """
+    found: list[str] = []
     for fold in folds:
-        file = stored_checkpoint(run / f"fold_{fold}" / FINAL)
-        if file.exists():
-            found.append(weights_digest(load_checkpoint(file).get("network", {})))
+        file = run / f"fold_{fold}" / VALIDATION_SUMMARY
+        sources = sources_of(Summary.load(file), str(file))
+        found += (weights_now(file.parents[1]) or ()) if sources is None else sources.weights
     return found
 
 

@@ -1,0 +1,108 @@
+"""What the scores of a fold were computed from: its weights, label maps and references, by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medkd.core.checkpoint import load_checkpoint, stored_checkpoint, weights_digest
+from medkd.core.errors import RunError
+from medkd.core.made_with import content_digest
+from medkd.core.run import FINAL, VALIDATION_SUMMARY
+from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher
+from medkd.core.serial import from_data, load, to_data
+from medkd.evaluation.segmentation.results import Summary
+
+KEY = "scored_from"
+"""In the ``"medkd"`` block of ``summary.json``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredFrom:
+    """What scores belong to.
+
+    Attributes:
+        weights: a hash of each network that predicted.
+        predictions: name of a label map → hash of its content.
+        references: name of a reference → hash of its content.
+    """
+
+    weights: tuple[str, ...]
+    predictions: Mapping[str, str]
+    references: Mapping[str, str]
+
+
+def with_sources(summary: Summary, weights: Sequence[str]) -> Summary:
+    """The summary of label maps that are there, with what it was computed from."""
+    predictions, references = {}, {}
+    for case in summary.cases:
+        prediction, reference = Path(case.prediction_file), Path(case.reference_file)
+        predictions[prediction.name] = content_digest(prediction)
+        references[reference.name] = content_digest(reference)
+    sources = ScoredFrom(weights=tuple(weights), predictions=predictions, references=references)
+    return replace(summary, extra={**summary.extra, KEY: to_data(sources)})
+
+
+def sources_of(summary: Summary, where: str) -> ScoredFrom | None:
+    """What a summary was computed from; None where it does not say.
+
+    Raises:
+        DataError: it says it in a way that is damaged.
+    """
+    stated: Any = summary.extra.get(KEY)
+    return None if stated is None else from_data(ScoredFrom, stated, f"{where}: {KEY}")
+
+
+def check_sources(run: Path, fold: int) -> Mapping[str, str]:
+    """See that the scores of a fold belong to its weights, label maps and references as they are now.
+
+    Args:
+        run: folder of a run, or of the scores of a model trained elsewhere.
+        fold: that was scored.
+
+    Returns:
+        The hash of every reference by its name.
+
+    Raises:
+        RunError: they do not, or do not say what they belong to.
+        DataError: a file is damaged.
+    """
+    folder = run / f"fold_{fold}"
+    file = folder / VALIDATION_SUMMARY
+    summary = Summary.load(file)
+    found = sources_of(summary, str(file))
+    if found is None:
+        raise RunError(f"{file} does not say what it was scored from, as earlier versions' did not; {_remedy(run)}.")
+    weights = weights_now(folder)
+    if weights is not None and found.weights != weights:
+        raise RunError(f"{file} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
+    for case in summary.cases:
+        prediction = file.parent / Path(case.prediction_file).name  # the run may have been moved
+        _check_content(prediction, found.predictions, file, run)
+        _check_content(Path(case.reference_file), found.references, file, run)
+    return found.references
+
+
+def weights_now(fold: Path) -> tuple[str, ...] | None:
+    """A hash of the weights that a fold folder, or the record of a model trained elsewhere, names now; None where
+    neither is there.
+    """
+    checkpoint = stored_checkpoint(fold / FINAL)
+    if checkpoint.exists():
+        return (weights_digest(load_checkpoint(checkpoint).get("network", {})),)
+    if (fold / SCORED_TEACHER).exists():
+        return (load(ScoredTeacher, fold / SCORED_TEACHER).weights,)
+    return None
+
+
+def _check_content(file: Path, digests: Mapping[str, str], scores: Path, run: Path) -> None:
+    if not file.is_file():
+        raise RunError(f"{file}, from which {scores} was scored, is not there any more; restore it, or {_remedy(run)}.")
+    if digests.get(file.name) != content_digest(file):
+        raise RunError(f"{file} has changed since {scores} was scored from it; {_remedy(run)}.")
+
+
+def _remedy(run: Path) -> str:
+    return f"score this fold of {run.name} anew, by its training command with --continue (or medkd_score_teacher)"
