@@ -13,14 +13,15 @@ demo: $(STAMP)
 	$(BIN)/medkd_demo $(DEMO)
 
 # The tests run even where the linter complains; either fails the target. Threads of two test processes would fight for the
-# same cores, so each process gets one
+# same cores, so each process gets one. A process that crashes ends the run: pytest-xdist may wait for ever after one
 test: $(STAMP)
 	@status=0; $(MAKE) --no-print-directory lint || status=1; \
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 || status=1; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile \
+	  --no-loadscope-reorder --durations=10 || status=1; \
 	exit $$status
 
 faults: $(STAMP)
-	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/training/test_sides.py -n $(WORKERS) --dist load
+	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/training/test_sides.py -n $(WORKERS) --max-worker-restart 0 --dist load
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that strike forked commands come first, then files with many tests.
 
     A process that OpenVINO, ONNX Runtime, Ray or a GUI library has given threads to cannot be forked safely: the copy
-    may wait for ever for a lock that nobody holds, or the fork itself ends the process.
+    may wait for ever for a lock that nobody holds.
     """
     sizes = Counter(item.path for item in items)
     items.sort(key=lambda item: (_FORKING not in item.path.parents, -sizes[item.path], str(item.path)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from medkd.core.errors import RunError
 from medkd.exporting.onnx import quiet
+from medkd.runtime.signal_stack import kept_signal_stack
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")  # of OpenVINO
 _NO_LAYERS = ("Constant", "Parameter", "Result")
@@ -104,11 +105,13 @@ def _write_openvino(network: Path, target: Path, patches: Sequence[np.ndarray], 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level also sets whatever handler hangs there
     model = openvino.Core().read_model(str(network))
     others = {part.get_type_name() for part in model.get_ordered_ops()} - {*_CONVOLUTIONS, *_NO_LAYERS}
-    made = nncf.quantize(
-        model,
-        nncf.Dataset(list(patches)),
-        subset_size=len(patches),
-        preset=nncf.QuantizationPreset.MIXED,  # activations below zero are few behind a leaky ReLU, and keep theirs
-        ignored_scope=nncf.IgnoredScope(names=list(in_float), types=sorted(others), validate=False),
-    )
+    ignored = nncf.IgnoredScope(names=list(in_float), types=sorted(others), validate=False)
+    with kept_signal_stack():
+        made = nncf.quantize(
+            model,
+            nncf.Dataset(list(patches)),
+            subset_size=len(patches),
+            preset=nncf.QuantizationPreset.MIXED,  # activations below zero are few behind a leaky ReLU: keep theirs
+            ignored_scope=ignored,
+        )
     openvino.save_model(made, str(target), compress_to_fp16=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medkd.core.errors import RunError
+from medkd.runtime.signal_stack import kept_signal_stack
 
 EngineName = Literal["onnxruntime", "openvino"]
 Engine = Callable[[np.ndarray], np.ndarray]
@@ -106,7 +107,8 @@ def _openvino(network: Path, threads: int | None) -> Outputs:
     settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(network), "CPU", settings)
+    with kept_signal_stack():
+        compiled = openvino.Core().compile_model(str(network), "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
