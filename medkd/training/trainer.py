@@ -19,6 +19,7 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import LATEST, Budget
+from medkd.training.arithmetic import check_arithmetic
 from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
 from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
@@ -103,6 +104,9 @@ class Trainer:
         settings: the loop's settings.
         folder: fold folder for checkpoints and logs.
 
+    Raises:
+        RunError: torch computes wrong in this precision here.
+
     Attributes:
         epoch: finished epochs.
         best_score: the highest validation score so far.
@@ -119,6 +123,7 @@ class Trainer:
     score_name: ClassVar[Literal["Dice", "AP"]] = "Dice"
 
     def __init__(self, network: nn.Module, settings: LoopSettings, folder: Path) -> None:
+        check_arithmetic(settings.precision, settings.device)
         self.network = network.to(settings.device)
         self.settings = settings
         self.folder = folder
