@@ -4,8 +4,8 @@
 
 nnU-Net lives in an environment of its own. Both are started as commands, so the times hold all that a user waits for:
 start, reading, preprocessing, network, export, writing. They take turns, since other programs on the machine then slow
-both down; the ratio of the processor times is what such programs disturb least. Writes
-benchmarks/results/against_nnunet.json.
+both down; the ratio of the processor times is what such programs disturb least. --core holds both on one core, with
+one thread. Writes benchmarks/results/against_nnunet.json.
 """
 
 from __future__ import annotations
@@ -48,17 +48,24 @@ def command(program: str, options: argparse.Namespace, mirror: bool, scans: Path
             "cpu",
             "--tta" if mirror else "--no-tta",
             *(["--precision", options.precision] if options.precision else []),
+            *(["--engine", options.engine] if options.engine else []),
         ]
     return [*start, "-i", str(scans), "-o", str(output), "-m", str(options.model), "-f", options.fold, *extra]
 
 
-def timed(line: Sequence[str], threads: int) -> tuple[float, float]:
+def timed(line: Sequence[str], threads: int, core: int | None) -> tuple[float, float]:
     """Wall seconds, and processor seconds (user and system, all of its own processes included), of a command.
+
+    Args:
+        line: the command.
+        threads: of OpenMP, and nnU-Net's worker processes.
+        core: the only one that it may use; None for all.
 
     Raises:
         RuntimeError: the command failed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "nnUNet_def_n_proc": str(threads)}
+    line = [*([] if core is None else ["taskset", "-c", str(core)]), *line]
     for name in ("raw", "preprocessed", "results"):  # nnU-Net wants them set, prediction does not use them
         environment.setdefault(f"nnUNet_{name}", tempfile.gettempdir())
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -85,7 +92,7 @@ def compare(options: argparse.Namespace, mirror: bool, scans: Path, folder: Path
     for turn in range(options.repeats):
         for program in ("medkd", "nnunet") if turn % 2 else ("nnunet", "medkd"):
             line = command(program, options, mirror, scans, folder / f"{program}_{mirror}")
-            runs[program].append(timed(line, options.threads))
+            runs[program].append(timed(line, options.threads, options.core))
             print(
                 f"{program}, mirroring {mirror}: {runs[program][-1][0]:.1f} s, {runs[program][-1][1]:.1f} processor s",
                 flush=True,
@@ -93,7 +100,8 @@ def compare(options: argparse.Namespace, mirror: bool, scans: Path, folder: Path
     description = DatasetDescription.load(options.model / "dataset.json")
     values = [v for v in description.labels.values if v]
     result: dict[str, Any] = {
-        "dice": agreement(folder / f"medkd_{mirror}", folder / f"nnunet_{mirror}", values, description.file_ending)
+        "load_average_behind": os.getloadavg()[0],
+        "dice": agreement(folder / f"medkd_{mirror}", folder / f"nnunet_{mirror}", values, description.file_ending),
     }
     for which, key in ((0, "wall"), (1, "processor")):
         own, other = ([run[which] for run in runs[program]] for program in ("medkd", "nnunet"))
@@ -119,6 +127,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", help="of medkd; default fp32")
+    parser.add_argument("--engine", help="of medkd; default torch")
+    parser.add_argument("--core", type=int, help="the only core that both may use (with --threads 1)")
     parser.add_argument("--mirror", choices=("both", "on", "off"), default="both")
     parser.add_argument("--output", type=Path, default=RESULTS / "against_nnunet.json")
     options = parser.parse_args()
@@ -130,7 +140,8 @@ def main() -> None:
     )
     modes = {"both": (False, True), "on": (True,), "off": (False,)}[options.mirror]
     content: dict[str, Any] = {
-        "machine": {**machine(), "threads": options.threads},
+        "machine": {**machine("openvino"), "threads": options.threads, "cores_used": options.core},
+        "load_average_before": os.getloadavg()[0],
         "nnunet_versions": json.loads(versions.stdout),
     }
     with tempfile.TemporaryDirectory() as name:
@@ -142,6 +153,7 @@ def main() -> None:
         for path in (p for first in chosen for p in options.scans.glob(first.name.replace("_0000.", "_*."))):
             (scans / path.name).symlink_to(path.absolute())
         content |= {"cases": len(chosen), "repeats": options.repeats, "precision": options.precision or "fp32"}
+        content |= {"engine": options.engine or "torch"}
         for mirror in modes:
             content["mirroring" if mirror else "no mirroring"] = compare(options, mirror, scans, Path(name))
     write_json(options.output, content)

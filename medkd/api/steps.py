@@ -275,7 +275,8 @@ def load(
         folds: folds to average; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
         device: None picks CUDA where present, else the CPU.
-        settings: segmentation: ``step_size``, ``mirror``, ``precision``, ``postprocessing``; detection: ``limits``.
+        settings: segmentation: ``step_size``, ``mirror``, ``precision``, ``postprocessing``, ``engine``, ``threads``;
+            detection: ``limits``.
 
     Returns:
         Segmentation: a :class:`~medkd.inference.loaded.Loaded`, whose ``predict`` takes an array ``(z, y, x)`` with its

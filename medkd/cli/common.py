@@ -102,6 +102,18 @@ def positive(text: str) -> int:
     return value
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine`` and ``--threads`` of the commands that predict scans."""
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "openvino", "onnxruntime", "auto"),
+        help="what computes the network on a CPU; other than torch it is converted once and compared with torch "
+        "whenever it is opened, auto takes the fastest that is installed and agrees (default: torch, of an exported "
+        "model what is installed)",
+    )
+    parser.add_argument("--threads", type=positive, help="of another engine than torch (default: all cores)")
+
+
 def add_options_of_tasks(parser: argparse.ArgumentParser, step: str) -> None:
     """Add the options that a task brings with it (:attr:`medkd.tasks.Task.add_options`)."""
     from medkd.tasks import every_task  # which the overview of the commands does without

@@ -48,10 +48,7 @@ def _arguments() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
     )
-    arguments.add_argument(
-        "--engine", choices=("onnxruntime", "openvino"), help="of an exported model (default: what is installed)"
-    )
-    arguments.add_argument("--threads", type=common.positive, help="of an exported model's engine (default: all cores)")
+    common.add_engine_options(arguments)
     arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")
     arguments.add_argument(
         "--strict", action="store_true", help="refuse scans that do not look like the training cases"

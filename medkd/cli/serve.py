@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--tta", dest="mirror", action=argparse.BooleanOptionalAction, default=None, help="as for medkd_predict"
     )
-    arguments.add_argument("--engine", choices=("onnxruntime", "openvino"), help="of an exported model")
-    arguments.add_argument("--threads", type=common.positive, help="of an exported model's engine")
+    common.add_engine_options(arguments)
     common.add_postprocessing(arguments)
     return common.run(_serve, arguments, argv)
 

@@ -12,7 +12,7 @@ from medkd.core.serial import load, save
 SETTINGS_FILE = "predict_settings.json"
 """Beside predictions."""
 
-_WHEREABOUTS = ("medkd", "run")  # may differ: another version, or the run at another place
+_WHEREABOUTS = ("medkd", "run", "engine_version")  # may differ: other versions, or the run at another place
 
 
 def write_settings(path: Path, settings: Any, *, resume: bool) -> None:

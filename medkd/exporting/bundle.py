@@ -18,7 +18,7 @@ from medkd import __version__
 from medkd.core.checkpoint import save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import write_json
-from medkd.exporting.onnx import MeanOfNetworks
+from medkd.models.onnx import MeanOfNetworks
 from medkd.models.segmentation import TrainedModel
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

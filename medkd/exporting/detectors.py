@@ -19,9 +19,9 @@ from medkd import __version__
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.files import scratch_folder, write_json, write_text
-from medkd.exporting.onnx import write_graph
 from medkd.exporting.output import check_output, made_of, put_in_place
 from medkd.models.base import Checkpoint, open_model
+from medkd.models.onnx import write_graph
 from medkd.runtime.detection import DESCRIPTION, MOST, NETWORK, SCORE, ExportedDetector, write_detector
 from medkd.runtime.package import RECORD, digest_of
 

@@ -14,11 +14,11 @@ from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save
 from medkd.exporting import bundle, triton
 from medkd.exporting.nnunet import write_nnunet
-from medkd.exporting.onnx import export_onnx
 from medkd.exporting.openvino import export_openvino
 from medkd.inference.export import logits_to_labels
 from medkd.inference.predictor import Predictor, Settings
 from medkd.models.base import open_model
+from medkd.models.onnx import export_onnx
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.pipeline import Preprocessed
 from medkd.runtime.decoding import decode_labels

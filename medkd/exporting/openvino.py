@@ -9,14 +9,14 @@ from torch import nn
 
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path, scratch_folder
-from medkd.exporting.onnx import export_onnx
+from medkd.models.onnx import export_onnx
 
 
 def export_openvino(networks: Sequence[nn.Module], channels: int, patch_size: Sequence[int], path: Path) -> None:
     """Write networks as ``path`` (``*.xml``) and the weights beside it (``*.bin``, fp16).
 
     Args:
-        networks: see :func:`~medkd.exporting.onnx.export_onnx`.
+        networks: see :func:`~medkd.models.onnx.export_onnx`.
         channels: of the image.
         patch_size: fixed in the graph; the number of patches is free.
         path: ``*.xml``.

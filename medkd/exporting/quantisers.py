@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medkd.core.errors import RunError
-from medkd.exporting.onnx import quiet
+from medkd.models.onnx import quiet
 from medkd.runtime.signal_stack import kept_signal_stack
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")  # of OpenVINO

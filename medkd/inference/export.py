@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,37 @@ from medkd.preprocessing.resampling import axis_matrix
 from medkd.runtime.decoding import SLAB_BYTES, logits_orders
 
 
+class GrowingLogits:
+    """Logits ``(K, z, y, x)`` that are made while they are asked for, from the first slice to the last.
+
+    Args:
+        pieces: ``(K, slices, y, x)``, one behind the other, small ones.
+        shape: of all together.
+    """
+
+    def __init__(self, pieces: Iterator[Tensor], shape: Sequence[int]) -> None:
+        self.shape = torch.Size(shape)
+        self._pieces = pieces
+        self._held: list[Tensor] = []
+        self._first = self._last = 0
+
+    def between(self, first: int, last: int) -> Tensor:
+        """The slices from ``first`` to ``last``, which is not among them; what lies before is forgotten."""
+        while self._last < last:
+            self._held.append(next(self._pieces))
+            self._last += self._held[-1].shape[1]
+        while self._held and self._first + self._held[0].shape[1] <= first:
+            self._first += self._held.pop(0).shape[1]
+        joined = self._held[0] if len(self._held) == 1 else torch.cat(self._held, dim=1)
+        self._held = [joined]
+        return joined[:, first - self._first : last - self._first]
+
+
+Logits = Tensor | np.ndarray | GrowingLogits
+
+
 def logits_to_labels(
-    logits: Tensor | np.ndarray, properties: CaseProperties, plan: Plan, configuration: Configuration, labels: LabelSpec
+    logits: Logits, properties: CaseProperties, plan: Plan, configuration: Configuration, labels: LabelSpec
 ) -> np.ndarray:
     """Label map in the native grid.
 
@@ -26,7 +55,7 @@ def logits_to_labels(
     are background.
 
     Args:
-        logits: ``(K, z, y, x)`` on the preprocessed grid, axes in the plan's order.
+        logits: ``(K, z, y, x)`` on the preprocessed grid, axes in the plan's order; they may be made meanwhile.
         properties: the way back, from preprocessing.
         plan: gives the axis order.
         configuration: gives the network's spacing and the interpolation orders.
@@ -35,12 +64,12 @@ def logits_to_labels(
     Returns:
         ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
     """
-    logits = _tensor(logits)
+    source = logits if isinstance(logits, GrowingLogits) else _tensor(logits)
     native = tuple(properties.grid.shape[a] for a in plan.transpose)
     result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
     box = result[tuple(slice(*c) for c in properties.crop)]
     with torch.inference_mode():
-        for rows, slab in resampled_slabs(logits, box.shape, logits_orders(properties, plan, configuration)):
+        for rows, slab in resampled_slabs(source, box.shape, logits_orders(properties, plan, configuration)):
             box[rows] = labels.decode(slab).cpu().numpy()
     return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
@@ -73,7 +102,9 @@ def logits_to_probabilities(
     return np.ascontiguousarray(properties.turn_back(stored))
 
 
-def resampled_slabs(logits: Tensor, shape: tuple[int, ...], orders: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+def resampled_slabs(
+    logits: Tensor | GrowingLogits, shape: tuple[int, ...], orders: tuple[int, ...]
+) -> Iterator[tuple[slice, Tensor]]:
     """Resample logits ``(K, z, y, x)`` to ``(K, *shape)`` piece by piece along the first axis.
 
     Args:
@@ -84,20 +115,26 @@ def resampled_slabs(logits: Tensor, shape: tuple[int, ...], orders: tuple[int, .
     Yields:
         The rows of the first axis, and the resampled logits ``(K, rows, *shape[1:])`` float32.
     """
-    matrix = torch.tensor(axis_matrix(logits.shape[1], shape[0], orders[0]), dtype=torch.float32, device=logits.device)
-    rows = max(1, SLAB_BYTES // (4 * logits.shape[0] * shape[1] * shape[2]))
+    outputs, depth = logits.shape[:2]
+    matrix = torch.tensor(axis_matrix(depth, shape[0], orders[0]), dtype=torch.float32)
+    rows = max(1, SLAB_BYTES // (4 * outputs * shape[1] * shape[2]))
     for start in range(0, shape[0], rows):
         part = slice(start, min(start + rows, shape[0]))
-        slab = logits[:, part].float() if logits.shape[1] == shape[0] else _rows(logits, matrix[part])
+        if depth == shape[0]:
+            slab = _between(logits, part.start, part.stop)
+        else:
+            used = matrix[part].abs().sum(0).nonzero()
+            first, last = int(used[0]), int(used[-1]) + 1
+            source = _between(logits, first, last)
+            mixing = matrix[part, first:last].to(source.device)
+            slab = torch.matmul(mixing, source.flatten(2)).unflatten(2, logits.shape[2:])
         yield part, _in_plane(slab, shape[1:], orders[1:])
 
 
-def _rows(logits: Tensor, matrix: Tensor) -> Tensor:
-    """``matrix`` (rows, z) applied along z, reading only the slices that it touches."""
-    used = matrix.abs().sum(0).nonzero()
-    first, last = int(used[0]), int(used[-1]) + 1
-    source = logits[:, first:last].float().flatten(2)
-    return torch.matmul(matrix[:, first:last], source).unflatten(2, logits.shape[2:])
+def _between(logits: Tensor | GrowingLogits, first: int, last: int) -> Tensor:
+    """Slices of the first axis, as float32."""
+    found = logits.between(first, last) if isinstance(logits, GrowingLogits) else logits[:, first:last]
+    return found.float()
 
 
 def _in_plane(slab: Tensor, shape: tuple[int, ...], orders: tuple[int, ...]) -> Tensor:

@@ -67,7 +67,7 @@ def predict_folder(
     save_probabilities: bool = False,
     device: str | None = None,
     precision: Literal["fp32", "bf16", "fp16"] | None = None,
-    engine: EngineName | None = None,
+    engine: EngineName | Literal["torch", "auto"] | None = None,
     threads: int | None = None,
     part: tuple[int, int] = (0, 1),
     resume: bool = False,
@@ -96,8 +96,10 @@ def predict_folder(
         save_probabilities: write ``CASE.npz`` with ``probabilities`` ``(K, z, y, x)`` float16 too, as nnU-Net does.
         device: None picks CUDA where present, else the CPU.
         precision: None is fp16 on CUDA, fp32 elsewhere.
-        engine: of an exported model; None takes what is installed and reads it.
-        threads: of an exported model's engine; None leaves them to it.
+        engine: ``"torch"``, ``"openvino"``, ``"onnxruntime"`` or ``"auto"``: what computes the network on a CPU, see
+            :func:`medkd.inference.converted.in_engine`; None is torch, of an exported model what is installed
+            and reads it.
+        threads: of another engine than torch; None leaves them to it.
         part: (index from 0, count): predict only every count-th case, for several machines.
         resume: leave out cases whose files are there already.
         strict: refuse scans that do not look like the training cases (orientation, spacing, size, intensities, empty

@@ -165,8 +165,8 @@ def load(path: Path | str, folds: Sequence[int | str] | None = None, **more: Any
     Args:
         path: run folder, model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, or exported model.
         folds: folds to average; None takes every trained one.
-        more: ``device``, ``checkpoint``, ``step_size``, ``mirror``, ``precision``, ``postprocessing``, and of exported
-            models ``engine`` and ``threads``, as for :func:`~medkd.inference.opening.open_predictor`.
+        more: ``device``, ``checkpoint``, ``step_size``, ``mirror``, ``precision``, ``postprocessing``, ``engine`` and
+            ``threads``, as for :func:`~medkd.inference.opening.open_predictor`.
 
     Raises:
         RunError: there is no model for segmentation, or it is not trained.

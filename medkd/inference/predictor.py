@@ -19,12 +19,12 @@ from medkd.core.device import pick_device
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
-from medkd.core.limits import option_name
 from medkd.core.plan import Configuration, Plan
 from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.core.protocol import InferenceRule
-from medkd.inference.export import logits_to_labels, logits_to_probabilities
-from medkd.inference.sliding_window import predict_logits
+from medkd.inference.converted import ConvertedNetworks, EngineChoice, EnginePlace, in_engine
+from medkd.inference.export import GrowingLogits, logits_to_labels, logits_to_probabilities
+from medkd.inference.sliding_window import predict_logits, predict_rows
 from medkd.inference.tuning import tune
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
@@ -34,6 +34,7 @@ from medkd.runtime.prediction import Prediction
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE = 2**28  # bytes of logits; of more, label maps are made while the window slides
 _GPU_SHARE = 0.5  # of the free GPU memory may hold image and accumulator, the rest belongs to the forwards
 
 
@@ -63,6 +64,11 @@ class Settings:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
 
 
+def default_precision(asked: Precision | None, device: torch.device) -> Precision:
+    """The arithmetic of the forwards: what was asked for, else fp16 on CUDA and fp32 elsewhere."""
+    return asked or ("fp16" if device.type == "cuda" else "fp32")
+
+
 class Predictor:
     """Networks (one per fold) with all that is needed to predict raw cases; a
     :class:`~medkd.runtime.prediction.CasePredictor`.
@@ -78,12 +84,11 @@ class Predictor:
         settings: step size, mirroring, precision.
         folds: names of the folds that the networks belong to.
         channels: names of the input channels, as far as they are known.
+        converted: the networks in another engine, which then computes them; None is torch.
 
     Attributes:
         postprocessing: what every label map goes through at last; at first nothing.
     """
-
-    engine_name = "torch"
 
     def __init__(
         self,
@@ -98,6 +103,7 @@ class Predictor:
         settings: Settings | None = None,
         folds: Sequence[int | str] = (),
         channels: Sequence[str] = (),
+        converted: ConvertedNetworks | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.device = pick_device(device)
@@ -109,8 +115,9 @@ class Predictor:
         self.mirror_axes = tuple(mirror_axes)
         self.folds = tuple(str(fold) for fold in folds)
         self.channels = tuple(channels)
+        self.converted = converted
         self.postprocessing: tuple[LargestComponent, ...] = ()
-        self.precision: Precision = self.settings.precision or ("fp16" if self.device.type == "cuda" else "fp32")
+        self.precision = default_precision(self.settings.precision, self.device)
 
     @classmethod
     def from_run(
@@ -139,7 +146,7 @@ class Predictor:
         mirror: bool | None = None,
         precision: Precision | None = None,
         checkpoint: Checkpoint = "final",
-        engine: str | None = None,
+        engine: EngineChoice | None = None,
         threads: int | None = None,
     ) -> Predictor:
         """The predictor of a model.
@@ -152,33 +159,43 @@ class Predictor:
             mirror: see :class:`Settings`; None is what the plan's protocol says, else True.
             precision: see :class:`Settings`.
             checkpoint: ``"final"`` or ``"best"``.
-            engine: of exported models; must be None here.
-            threads: of exported models; must be None here.
+            engine: what computes the networks on a CPU, see
+                :func:`~medkd.inference.converted.in_engine`; None is torch.
+            threads: of another engine than torch; None leaves them to it.
 
         Raises:
-            RunError: a fold is not trained, the step size is not a share of the patch, or an engine was chosen.
+            RunError: a fold is not trained, the step size is not a share of the patch, or the engine cannot compute
+                this model here.
         """
-        for name, value in (("engine", engine), ("threads", threads)):
-            if value is not None:
-                raise RunError(
-                    f"{option_name(name)} is for exported models, but {model.path} is {model.title}, which torch "
-                    "predicts with; leave it out, or export the model with medkd_export first."
-                )
-        loaded, device = model.load(folds, checkpoint=checkpoint), pick_device(device)
+        device = pick_device(device)
+        place = EnginePlace(device, default_precision(precision, device), threads)
+        place.check(engine)
+        loaded = model.load(folds, checkpoint=checkpoint)
         rule = loaded.plan.protocol.inference if loaded.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
+        settings = Settings(step_size, mirror, precision, blending=rule.blending)
+        converted = in_engine(
+            loaded.networks, len(loaded.configuration.normalization), loaded.patch_size, engine, place
+        )
         tuned = replace(loaded, networks=[tune(network, device) for network in loaded.networks])
-        return cls.of_loaded(tuned, device, Settings(step_size, mirror, precision, blending=rule.blending))
+        return cls.of_loaded(tuned, device, settings, converted)
 
     @classmethod
-    def of_loaded(cls, loaded: TrainedModel, device: torch.device | str, settings: Settings) -> Predictor:
+    def of_loaded(
+        cls,
+        loaded: TrainedModel,
+        device: torch.device | str,
+        settings: Settings,
+        converted: ConvertedNetworks | None = None,
+    ) -> Predictor:
         """The predictor of networks that are loaded, as they are.
 
         Args:
             loaded: the networks and what is needed to predict with them.
             device: see the class.
             settings: see :class:`Settings`.
+            converted: see the class.
         """
         return cls(
             loaded.networks,
@@ -191,7 +208,13 @@ class Predictor:
             settings=settings,
             folds=loaded.folds,
             channels=loaded.channels,
+            converted=converted,
         )
+
+    @property
+    def engine_name(self) -> str:
+        """What computes the networks: ``torch``, ``openvino`` or ``onnxruntime``."""
+        return "torch" if self.converted is None else self.converted.engine
 
     @property
     def step_size(self) -> float:
@@ -227,18 +250,18 @@ class Predictor:
         outputs = self.labels.num_outputs
         if self._fits_on_device(tensor, outputs):
             tensor = tensor.to(self.device)
-        with self._autocast():
-            return predict_logits(
-                self._forward,
-                tensor,
-                self.patch_size,
-                outputs,
-                step_size=self.settings.step_size,
-                tile_batch=self.settings.tile_batch,
-                mirror_axes=self.used_axes,
-                device=self.device,
-                blending=self.settings.blending,
-            )
+        return predict_logits(self._forward, tensor, self.patch_size, outputs, **self._window)
+
+    @property
+    def _window(self) -> dict[str, Any]:
+        """The settings of the sliding window."""
+        return {
+            "step_size": self.settings.step_size,
+            "tile_batch": self.settings.tile_batch,
+            "mirror_axes": self.used_axes,
+            "device": self.device,
+            "blending": self.settings.blending,
+        }
 
     def prepare(self, case: str, image: np.ndarray, geometry: Geometry, *, overwrite: bool = False) -> Preprocessed:
         """A raw image ``(C, z, y, x)`` as the network wants it; ``overwrite`` allows to use it as scratch space."""
@@ -250,20 +273,36 @@ class Predictor:
 
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
+        if not probabilities and self._is_large(prepared.image):
+            return Prediction(self._labels_of_large(prepared))
         logits = self.predict_preprocessed(prepared.image)
         arguments = (logits, prepared.properties, self.plan, self.configuration, self.labels)
         label_map = keep_largest(logits_to_labels(*arguments), self.postprocessing, self.labels)
         return Prediction(label_map, logits_to_probabilities(*arguments) if probabilities else None)
 
+    def _is_large(self, image: np.ndarray) -> bool:
+        """Whether the logits of a whole case would take too much of the CPU's memory."""
+        outputs = self.labels.num_outputs
+        return 4 * outputs * prod(image.shape[1:]) > _WHOLE and not self._fits_on_device(image, outputs)
+
+    def _labels_of_large(self, prepared: Preprocessed) -> np.ndarray:
+        """The label map, made while the window slides."""
+        image, outputs = torch.from_numpy(np.require(prepared.image, np.float32, ["C", "W"])), self.labels.num_outputs
+        rows = predict_rows(self._forward, image, self.patch_size, outputs, **self._window)
+        logits = GrowingLogits(rows, (outputs, *image.shape[1:]))
+        labels = logits_to_labels(logits, prepared.properties, self.plan, self.configuration, self.labels)
+        return keep_largest(labels, self.postprocessing, self.labels)
+
     def _forward(self, x: Tensor) -> Tensor:
-        return mean_logits(self.networks, x)
+        with self._autocast():
+            return mean_logits(self.networks, x) if self.converted is None else self.converted(x)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_TYPES[self.precision])
 
-    def _fits_on_device(self, image: Tensor, outputs: int) -> bool:
+    def _fits_on_device(self, image: Tensor | np.ndarray, outputs: int) -> bool:
         if self.device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(self.device)

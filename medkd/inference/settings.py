@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from medkd import __version__
@@ -27,7 +28,8 @@ class PredictSettings:
         medkd: version.
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
         weights: a hash of each network's weights.
-        engine: what computed the networks.
+        engine: what computed the networks; of several models what computed each kind, joined by commas.
+        engine_version: its version, or theirs.
         written: formats of the label maps with their kind; empty for the scans' own.
         postprocessing: structures of which the largest component alone was kept, in this order.
     """
@@ -42,6 +44,7 @@ class PredictSettings:
     blending: str = "gaussian"
     weights: tuple[str, ...] = ()
     engine: str = "torch"
+    engine_version: str = ""
     written: tuple[str, ...] = ()
     postprocessing: tuple[str, ...] = ()
     schema: int = 1
@@ -60,6 +63,7 @@ class PredictSettings:
             blending=predictor.blending,
             weights=predictor.digests(),
             engine=predictor.engine_name,
+            engine_version=_versions(predictor.engine_name),
             written=tuple(written),
             postprocessing=tuple(step.name for step in predictor.postprocessing),
         )
@@ -75,6 +79,14 @@ class PredictSettings:
             RunError: they were made with others.
         """
         write_settings(folder / SETTINGS_FILE, self, resume=resume)
+
+
+def _versions(engines: str) -> str:
+    """The versions of engines that are joined by commas; nothing where one is no package."""
+    try:
+        return ", ".join(version(name) for name in engines.split(", "))
+    except PackageNotFoundError:
+        return ""
 
 
 def written_as(formats: Sequence[Format], writer: LabelMapWriter) -> list[str]:

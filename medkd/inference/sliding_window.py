@@ -20,6 +20,7 @@ Forward = Callable[[Tensor], Tensor]
 CPU_VOXELS = 32**3
 CPU_PAIR_VOXELS = 96**3
 GPU_VOXELS = 4 * 128**3
+_SLICE_BYTES = 64 * 2**20  # of logits of slices that a 2D network gives together
 # A tile is constant when its values differ by less than this (in normalised units): rounding of the resampling, far
 # below any content.
 CONSTANT = 1e-5
@@ -103,6 +104,76 @@ def predict_logits(
         return result[crop]
 
 
+def predict_rows(
+    forward: Forward,
+    image: Tensor,
+    patch_size: Sequence[int],
+    num_outputs: int,
+    *,
+    step_size: float = 0.5,
+    tile_batch: int | None = None,
+    mirror_axes: Sequence[int] = (),
+    device: torch.device | None = None,
+    blending: str = "gaussian",
+) -> Iterator[Tensor]:
+    """What :func:`predict_logits` returns, piece by piece along the first axis: slices are given away as soon as no
+    further tile covers them, so that no more logits are held than one row of tiles has.
+
+    Args:
+        forward: as for :func:`predict_logits`, and so are the others.
+        image: likewise.
+        patch_size: likewise.
+        num_outputs: likewise.
+        step_size: likewise.
+        tile_batch: likewise.
+        mirror_axes: likewise.
+        device: likewise.
+        blending: likewise.
+
+    Yields:
+        ``(K, slices, y, x)`` float32, from the first slice to the last.
+    """
+    patch = tuple(patch_size)
+    device = image.device if device is None else device
+    batch = tile_batch or _forward_size(prod(patch), device)
+    padded, (_, depth, *crop) = _pad(image, patch)
+    window = _Window(forward, padded, _flips(mirror_axes), device)
+    together = max(1, _SLICE_BYTES // (4 * num_outputs * prod(padded.shape[2:])))
+    rows = patch[0] if len(patch) == 3 else min(together, padded.shape[1])
+    groups = _groups(list(_tiles(padded.shape[1:], patch, step_size, image.device, blending)), rows)
+    held = torch.zeros((num_outputs, rows, *padded.shape[2:]), device=image.device)
+    starts = list(groups)
+    for start, following in zip(starts, [*starts[1:], padded.shape[1]], strict=True):
+        with torch.inference_mode():
+            window.image = padded[:, start : start + rows]
+            window.run(groups[start], batch, held)
+        for place in range(start, following):
+            if depth.start <= place < depth.stop:
+                yield held[(slice(None), slice(place - start, place - start + 1), *crop)].clone()
+        _forget(held, following - start)
+
+
+def _forget(held: Tensor, count: int) -> None:
+    """Drop the first slices of ``(K, slices, y, x)``, and begin as many at the end; in place, since all are large."""
+    for place in range(held.shape[1] - count):
+        held[:, place] = held[:, place + count]
+    held[:, held.shape[1] - count :] = 0
+
+
+def _groups(tiles: Sequence[Tile], rows: int) -> dict[int, list[Tile]]:
+    """Tiles by the first of so many slices that they cover, counted from there."""
+    found: dict[int, list[Tile]] = {}
+    for tile in tiles:
+        place, *others = tile.index
+        inside: slice | int
+        if isinstance(place, slice):
+            start, inside = place.start, slice(0, place.stop - place.start)
+        else:
+            start, inside = place - place % rows, place % rows
+        found.setdefault(start, []).append(Tile((inside, *others), tile.lines))
+    return found
+
+
 class _Window:
     """Runs the forwards of many tiles in batches and adds them to the accumulator."""
 
@@ -143,7 +214,7 @@ class _Window:
     def _step(self, jobs: list[tuple[Tile, tuple[int, ...]]], result: Tensor) -> None:
         outputs = self._logits([(self.image[(slice(None), *tile.index)], flip) for tile, flip in jobs])
         for logits, (tile, flip) in zip(outputs, jobs, strict=True):
-            _add(result, tile, logits.flip(flip) if flip else logits, 1 / len(self.flips))
+            _add(result, tile, logits, 1 / len(self.flips), flip)
 
     def _logits(self, inputs: list[tuple[Tensor, tuple[int, ...]]]) -> Tensor:
         return self.forward(torch.stack([tile.flip(flip) if flip else tile for tile, flip in inputs]).to(self.device))
@@ -172,13 +243,17 @@ def _forward_size(voxels: int, device: torch.device) -> int:
     return max(2 if voxels <= CPU_PAIR_VOXELS else 1, CPU_VOXELS // voxels)
 
 
-def _add(result: Tensor, tile: Tile, logits: Tensor, factor: float) -> None:
-    target = result[(slice(None), *tile.index)]
-    logits, weight = logits.to(result.device, torch.float32), tile.weight
-    if weight is None:
-        target.add_(logits, alpha=factor)
-    else:
-        target.addcmul_(logits, weight, value=factor)
+def _add(result: Tensor, tile: Tile, logits: Tensor, factor: float, flip: tuple[int, ...] = ()) -> None:
+    """Add a tile's weighted logits, turned back; a few outputs at a time, since copies of all of them are large."""
+    target, weight = result[(slice(None), *tile.index)], tile.weight
+    together = max(1, _SLICE_BYTES // (4 * prod(logits.shape[1:])))
+    for first in range(0, len(logits), together):
+        some = logits[first : first + together].to(result.device, torch.float32)
+        some = some.flip(flip) if flip else some
+        if weight is None:
+            target[first : first + together].add_(some, alpha=factor)
+        else:
+            target[first : first + together].addcmul_(some, weight, value=factor)
 
 
 def _flips(mirror_axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from medkd.core.limits import option_name
 from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels, decode_probabilities
-from medkd.runtime.engines import Engine, EngineName, choose_engine, open_engine
+from medkd.runtime.engines import ENGINES, Engine, EngineName, choose_engine, open_engine
 from medkd.runtime.package import FILE, Exported, check_network, read_exported
 from medkd.runtime.prediction import Prediction
 from medkd.runtime.window import sliding_logits
@@ -95,14 +95,14 @@ class RuntimePredictor:
         mirror: bool | None = None,
         precision: str | None = None,
         checkpoint: str = "final",
-        engine: EngineName | None = None,
+        engine: EngineName | Literal["torch", "auto"] | None = None,
         threads: int | None = None,
     ) -> RuntimePredictor:
         """The predictor of an exported model, asked for as every model's.
 
         Raises:
-            RunError: ``folds``, ``checkpoint``, ``precision`` or another ``device`` than the CPU was chosen, which was
-                settled when the model was exported.
+            RunError: ``folds``, ``checkpoint``, ``precision``, another ``device`` than the CPU or torch as the engine
+                was chosen, which was settled when the model was exported.
             MedkdError: see :meth:`open`.
         """
         chosen = {
@@ -117,7 +117,13 @@ class RuntimePredictor:
                     f"{option_name(name)} does not apply to {model.path}, since an exported model is one network in "
                     "float32 for the CPU; leave it out, or predict with the model that it was made from."
                 )
-        return cls.open(model.path, engine=engine, threads=threads, step_size=step_size, mirror=mirror)
+        if engine == "torch":
+            raise RunError(
+                f"--engine torch does not apply to {model.path}, since an exported model holds no network of torch; "
+                f"give --engine {' or '.join(ENGINES)}, or predict with the model that it was made from."
+            )
+        named = None if engine == "auto" else engine
+        return cls.open(model.path, engine=named, threads=threads, step_size=step_size, mirror=mirror)
 
     @property
     def used_axes(self) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path,
 
 def test_a_network_of_something_else_is_one_sentence(exported: Path) -> None:
     """The right hash in the description, but a network for segmentation behind it."""
-    from medkd.exporting.onnx import export_onnx
+    from medkd.models.onnx import export_onnx
 
     export_onnx([torch.nn.Conv2d(3, 2, 1)], 3, (64, 64), exported / "model.onnx")
     write_detector(exported, replace(read_detector(exported), digest=digest_of(exported / "model.onnx")))

@@ -141,8 +141,8 @@ def test_networks_of_another_model(copy: Path, tmp_path: Path) -> None:
     """A sound network with the right hash that does not do what the description says."""
     import torch
 
-    from medkd.exporting.onnx import export_onnx
     from medkd.exporting.openvino import export_openvino
+    from medkd.models.onnx import export_onnx
 
     export: Callable[..., None] = export_onnx if network(copy).suffix == ".onnx" else export_openvino
     patch = read_json(copy / FILE)["patch_size"]

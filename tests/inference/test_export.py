@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan, Resampling
 from medkd.inference import export
-from medkd.inference.export import logits_to_labels, logits_to_probabilities, resampled_slabs
+from medkd.inference.export import GrowingLogits, logits_to_labels, logits_to_probabilities, resampled_slabs
 from medkd.preprocessing.properties import CaseProperties
 from tests.inference.conftest import LABELS, tiny_plan
 
@@ -73,6 +74,33 @@ def test_a_coarse_axis_is_resampled_by_the_nearest_slice(axis: int) -> None:
     assert (found == expected).mean() > 0.9999
     linear = replace(configuration, resampling=Resampling(force_separate_z=False))
     assert (logits_to_labels(logits, properties, plan, linear, LABELS) != expected).mean() > 0.01
+
+
+@pytest.mark.parametrize("depth", [14, 22, 40])
+@pytest.mark.parametrize("slab", [1, 2**12, 2**30])
+def test_logits_that_are_made_meanwhile_give_the_same_labels(
+    monkeypatch: pytest.MonkeyPatch, depth: int, slab: int
+) -> None:
+    monkeypatch.setattr(export, "SLAB_BYTES", slab)
+    plan, configuration, properties = setting((25, 33, 41), (1.0, 1.2, 0.8))  # 22 slices within the crop
+    logits = torch.randn(3, depth, 17, 45)
+    growing = GrowingLogits(iter(logits.split(2, dim=1)), logits.shape)
+    expected = logits_to_labels(logits, properties, plan, configuration, LABELS)
+    assert np.array_equal(logits_to_labels(growing, properties, plan, configuration, LABELS), expected)
+
+
+def test_slices_that_were_used_are_forgotten() -> None:
+    made: list[int] = []
+
+    def pieces() -> Iterator[torch.Tensor]:
+        for place in range(10):
+            made.append(place)
+            yield torch.full((2, 1, 3, 3), float(place))
+
+    logits = GrowingLogits(pieces(), (2, 10, 3, 3))
+    assert logits.between(0, 3).unique().tolist() == [0, 1, 2] and made == [0, 1, 2]
+    assert logits.between(2, 4).unique().tolist() == [2, 3] and made == [0, 1, 2, 3]
+    assert logits.between(2, 4).shape == (2, 2, 3, 3) and logits._held[0].shape[1] <= 4
 
 
 def test_equal_shapes_are_not_resampled() -> None:

@@ -13,6 +13,7 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.run import FINAL
+from medkd.inference import predictor as predictor_module
 from medkd.inference.export import logits_to_labels
 from medkd.inference.folder import predict_folder
 from medkd.inference.predictor import Predictor, pick_device
@@ -44,6 +45,27 @@ def test_a_case_comes_back_in_its_native_grid(make_run: Callable[..., Path], ran
     assert (
         logits_to_labels(logits, prepared.properties, predictor.plan, predictor.configuration, LABELS) == labels
     ).all()
+
+
+def centred(logits: torch.Tensor) -> torch.Tensor:
+    return logits - logits.flatten(2).mean(2).view(*logits.shape[:2], *[1] * (logits.ndim - 2))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_large_cases_are_labelled_while_the_window_slides(
+    make_run: Callable[..., Path], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_run(make_run(rank=rank, spacing=1.5), [0], device="cpu")
+    geometry = Geometry.from_spacing((40, 30, 25), (2.0, 1.0, 1.1))
+    image = np.random.default_rng(0).normal(size=(1, 40, 30, 25)).astype(np.float32)
+    own = predictor._forward
+    # all classes equally often: random weights prefer one
+    monkeypatch.setattr(predictor, "_forward", lambda x: centred(own(x)))
+    expected = predictor.predict_case(image, geometry, "a")
+    monkeypatch.setattr(predictor_module, "_WHOLE", 0)
+    monkeypatch.setattr(predictor_module, "predict_logits", lambda *more, **settings: 1 / 0)
+    found = predictor.predict_case(image, geometry, "a")
+    assert len(np.unique(expected)) == 3 and np.mean(found != expected) < 1e-4
 
 
 def test_prediction_leaves_global_state_alone(make_run: Callable[..., Path]) -> None:

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
-from medkd.inference.sliding_window import predict_logits
+from medkd.inference import sliding_window
+from medkd.inference.sliding_window import predict_logits, predict_rows
 from medkd.runtime.tiles import gaussian_weight, tile_starts
 
 
@@ -148,3 +149,28 @@ def test_weight_equals_the_filtered_delta() -> None:
 def test_step_sizes_outside_the_patch_are_refused(step: float) -> None:
     with pytest.raises(RunError, match="step size"):
         predict_logits(Counting(), torch.randn(2, 8, 8, 8), (8, 8, 8), 3, step_size=step)
+
+
+@pytest.mark.parametrize("patch", [(16, 16, 12), (9, 16, 12), (16, 12)])
+@pytest.mark.parametrize("shape", [(50, 20, 14), (5, 9, 30), (16, 16, 12), (37, 16, 12)])
+def test_slices_that_are_given_away_early_are_the_same(
+    shape: tuple[int, ...], patch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliding_window, "_SLICE_BYTES", 4 * 3 * 20 * 14 * 4)  # 2D: a few slices at a time
+    net, image = Counting(len(patch)), torch.randn(2, *shape)
+    image[:, :, : shape[1] // 2] = 0.5  # tiles without content, too
+    settings = {"mirror_axes": (0, 1), "step_size": 0.4}
+    pieces = list(predict_rows(net, image, patch, 3, **settings))  # type: ignore[arg-type]
+    expected = predict_logits(net, image, patch, 3, **settings)  # type: ignore[arg-type]
+    assert [piece.shape[1] for piece in pieces] == [1] * shape[0]
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_slices_are_given_away_before_the_window_has_reached_the_end() -> None:
+    net, image = Counting(), torch.randn(2, 64, 16, 12)
+    rows = predict_rows(net, image, (16, 16, 12), 3)
+    next(rows)
+    assert sum(net.tiles) == 1
+    assert not torch.is_inference_mode_enabled()  # whoever takes a slice goes on as before
+    sum(1 for _ in rows)
+    assert sum(net.tiles) == 7

@@ -137,10 +137,11 @@ def test_options_that_were_settled_at_export_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("engine", "openvino"), ("threads", 2)])
-def test_options_of_engines_are_refused_for_other_models(tmp_path: Path, option: str, value: object) -> None:
-    with pytest.raises(RunError, match=f"^{option} is for exported models"):
-        predict_folder(OLD / "scan_0000.nii.gz", tmp_path / "out", STUDENT, **{option: value})  # type: ignore[arg-type]
+def test_an_exported_model_has_no_torch_and_auto_is_what_is_installed(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"--engine torch does not apply to .*; give --engine onnxruntime or openvino"):
+        predict_folder(OLD / "scan_0000.nii.gz", tmp_path / "out", exported, engine="torch")
+    assert not (tmp_path / "out").exists()
+    assert medkd.load(exported, engine="auto").predictor.engine_name == "onnxruntime"
 
 
 def test_load_takes_arrays_and_files(exported: Path) -> None:

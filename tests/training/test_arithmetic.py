@@ -43,9 +43,9 @@ def test_one_wrong_gradient_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: f
         def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:
             return torch.full_like(gradient, wrong)
 
-    def small_maps(x: torch.Tensor, weight: torch.Tensor, **more: int) -> torch.Tensor:
+    def small_maps(x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
         broken = torch.is_autocast_enabled("cpu") and x.shape[2:] == (2, 6, 8)
-        return own(x, Wrong.apply(weight) if broken else weight, **more)
+        return own(x, Wrong.apply(weight) if broken else weight, padding=padding)
 
     monkeypatch.setattr(F, "conv3d", small_maps)
     with pytest.raises(RunError, match=r"computes convolutions wrong in bf16 .*; use --precision fp32"):

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from medkd.core.cache import cache_folder
 from medkd.core.errors import RunError
-from medkd.core.files import atomic_path, lasting_scratch_folder
+from medkd.core.files import atomic_path
 
 SWITCHES = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "ULTRALYTICS_SAFE_LOAD": "1"}
 """Environment variables that ultralytics reads when it is imported; one that the user has set stays as it is."""
@@ -46,7 +46,7 @@ def require() -> ModuleType:
         return _quiet(importlib.import_module("ultralytics"), keep=False)
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
-    folder = _configuration()
+    folder = cache_folder("Ultralytics").parent
     os.environ["YOLO_CONFIG_DIR"] = str(folder)
     _provide_fonts(folder / "Ultralytics")
     with unchanged_process():
@@ -97,21 +97,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         theirs.setLevel(level)
-
-
-def _configuration() -> Path:
-    """A folder of medkd's own for ultralytics' settings, in the user's cache, or among the temporary files where that
-    is read-only.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medkd"
-    try:
-        (cache / "Ultralytics").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return cache
-    except OSError:
-        private = lasting_scratch_folder()
-        (private / "Ultralytics").mkdir()
-        return private
 
 
 def _provide_fonts(folder: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path, refusal_in
-from medkd.exporting.operators import exportable_operators
+from medkd.models.operators import exportable_operators
 
 OPSET = 18
 """Of ONNX: the oldest that torch's exporter writes without conversion; ONNX Runtime reads it since 1.14."""
