@@ -103,8 +103,13 @@ def _refuse_newer(cls: type, data: Mapping[str, Any], where: str) -> None:
 
 
 def _other_schema(where: str, found: object, known: int) -> DataError:
+    if isinstance(found, int) and found > known:
+        return DataError(
+            f"{where}: was written by a newer medkd (schema {found!s:.40}, this one reads {known}); update medkd, or "
+            "make the file anew with this version."
+        )
     return DataError(
-        f"{where}: has schema {found!s:.40}, this medkd reads schema {known}; make the file anew with this version."
+        f"{where}: has schema {found!r:.40}, this medkd reads schema {known}; make the file anew with this version."
     )
 
 

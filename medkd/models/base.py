@@ -13,7 +13,9 @@ from medkd.core.errors import RunError
 from medkd.core.plugins import each_installed, load_installed, resolve
 from medkd.core.run import RUN_FILE
 from medkd.core.serial import nearest
-from medkd.models.packed import unpacked
+from medkd.models.packed import named_as_given, unpacked
+from medkd.runtime.detection import DESCRIPTION
+from medkd.runtime.package import FILE
 
 if TYPE_CHECKING:  # what predicts with exported models does without torch
     from torch import nn
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # what predicts with exported models does without torch
 Task = str  # a name in medkd.tasks.TASKS
 Checkpoint = Literal["final", "best"]
 _GROUP = "medkd.models"  # of entry points
+_DESCRIPTIONS = (RUN_FILE, FILE, DESCRIPTION)  # of a run, of an exported model, of an exported detector
 
 MODEL_KINDS: dict[str, str | type[ModelFolder[Any]]] = {
     "exported": "medkd.models.exported:ExportedFolder",
@@ -103,6 +106,7 @@ class ModelFolder(ABC, Generic[T]):
         """What the ``run.json`` of a student says of its teacher."""
         return str(self.path)
 
+    @named_as_given()
     def describe(self) -> T:
         """What the model says of itself, without networks; read once.
 
@@ -113,6 +117,7 @@ class ModelFolder(ABC, Generic[T]):
             self._described = self._describe()
         return self._described
 
+    @named_as_given()
     def load(self, folds: Sequence[int | str] | None = None, *, checkpoint: Checkpoint = "final") -> T:
         """The model with its networks, on the CPU and in evaluation mode.
 
@@ -224,6 +229,7 @@ def model_kinds() -> Iterator[type[ModelFolder[Any]]]:
     yield from found
 
 
+@named_as_given()
 def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     """The model in a folder.
 
@@ -254,6 +260,7 @@ def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
     )
 
 
+@named_as_given()
 def find_model(text: str, results: Path, configuration: str, task: Task) -> ModelFolder[Any]:
     """The model that a TEACHER argument names.
 
@@ -287,10 +294,19 @@ def find_model(text: str, results: Path, configuration: str, task: Task) -> Mode
 
 
 def kind_of(path: Path, task: Task | None = None) -> type[ModelFolder[Any]] | None:
-    """The first kind that recognises a folder and does the task; else the first that recognises it."""
+    """The first kind that recognises a folder and does the task; else the first that recognises it.
+
+    Raises:
+        RunError: the folder holds the descriptions of two models, so that nobody knows which one is meant.
+    """
     other = None
     if not path.exists():
         return None
+    described = [name for name in _DESCRIPTIONS if (path / name).is_file()]
+    if len(described) > 1:
+        raise RunError(
+            f"{path} holds {' and '.join(described)}, which describe two models; keep each in a folder of its own."
+        )
     for kind in model_kinds():
         if kind.recognises(path):
             if task in (None, kind.task):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from medkd.core.archives import ArchiveRules, check_directory, check_entries, extract, is_damage
-from medkd.core.errors import RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import lasting_scratch_folder
 
 ENDING = ".zip"
@@ -38,6 +40,20 @@ def unpacked(path: Path) -> Path:
     if key not in _unpacked:
         _unpacked[key] = _unpack(path)
     return _unpacked[key]
+
+
+@contextmanager
+def named_as_given() -> Iterator[None]:
+    """Errors about what a ``.zip`` was unpacked into name the ``.zip``: nobody knows the folder, which is soon gone."""
+    try:
+        yield
+    except MedkdError as error:
+        text = str(error)
+        for (archive, _, _), folder in _unpacked.items():
+            text = text.replace(str(folder), archive)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def _unpack(path: Path) -> Path:

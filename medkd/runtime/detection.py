@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
-from medkd.core.serial import load, save
-from medkd.runtime.package import check_file_of
+from medkd.core.serial import load
+from medkd.runtime.package import check_file_of, check_sealed, write_sealed
 
 DESCRIPTION = "detection.json"
 NETWORK = "model.onnx"
@@ -34,6 +34,7 @@ class ExportedDetector:
         most: most boxes of a class that are selected.
         single: whether the network takes one image at a time.
         made_from: name of the model that was exported, its fold, its weights' digest, versions.
+        checksum: sha256 of all the other entries, hexadecimal; empty in older exports.
     """
 
     network: str
@@ -46,6 +47,7 @@ class ExportedDetector:
     single: bool = False
     sides: tuple[int, int] | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    checksum: str = ""
     schema: int = 2
 
 
@@ -71,6 +73,7 @@ def read_detector(folder: Path) -> ExportedDetector:
             f"{path}: expected categories, an image_size up to 8192, a score from 0 to below 1, an overlap above 0 up "
             "to 1 and at least one box; export the detector again."
         )
+    check_sealed(path)
     return found
 
 
@@ -98,4 +101,4 @@ def check_detector(folder: Path, described: ExportedDetector) -> Path:
 
 def write_detector(folder: Path, described: ExportedDetector) -> None:
     """Write the description; last, since its presence says that the export is finished."""
-    save(Path(folder) / DESCRIPTION, described)
+    write_sealed(Path(folder) / DESCRIPTION, described)

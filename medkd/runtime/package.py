@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
+from medkd.core.files import read_json, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.plan_checks import check_preprocessing
 from medkd.core.postprocessing import LargestComponent, check_steps
-from medkd.core.serial import load, save
+from medkd.core.serial import load, to_data
 from medkd.core.timing import MeasuredExport
 
 FILE = "preprocessing.json"
@@ -47,6 +48,7 @@ class Exported:
         blending: ``gaussian`` or ``constant``.
         postprocessing: structures of whose label map the largest connected component alone is kept, in this order.
         made_from: name of the model that was exported, its folds, its weights' digests, versions.
+        checksum: sha256 of all the other entries, hexadecimal; empty in older exports.
     """
 
     network: str
@@ -63,6 +65,7 @@ class Exported:
     blending: str = "gaussian"
     postprocessing: tuple[LargestComponent, ...] = ()
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    checksum: str = ""
     schema: int = 1
 
     @property
@@ -101,6 +104,7 @@ def read_exported(folder: Path) -> Exported:
         )
     _check(exported, Path(folder) / FILE)
     check_steps(exported.postprocessing, exported.label_spec, f"{Path(folder) / FILE}: 'postprocessing'")
+    check_sealed(Path(folder) / FILE)
     return exported
 
 
@@ -197,4 +201,31 @@ def measured_export(folder: Path, engine: str) -> MeasuredExport:
 
 def write_exported(folder: Path, exported: Exported) -> None:
     """Write the description; last, since its presence says that the export is finished."""
-    save(Path(folder) / FILE, exported)
+    write_sealed(Path(folder) / FILE, exported)
+
+
+def write_sealed(path: Path, described: Any) -> None:
+    """Write a description with the checksum of what it says."""
+    entries = to_data(described)
+    write_json(path, {**entries, "checksum": _checksum(entries)})
+
+
+def check_sealed(path: Path) -> None:
+    """See that a description says what was exported: labels in another order are no less possible than those in theirs.
+
+    Raises:
+        RunError: it was changed since.
+    """
+    entries = read_json(path)
+    stated = entries.get("checksum")
+    if stated and stated != _checksum(entries):
+        raise RunError(
+            f"{path} does not say what was exported (it was changed, or is put together from two exports); copy the "
+            "exported folder again, or export the model again."
+        )
+
+
+def _checksum(entries: Mapping[str, Any]) -> str:
+    """Of everything but the checksum itself, in the order in which it is written: that of regions has a meaning."""
+    others = {key: value for key, value in entries.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(others).encode()).hexdigest()

@@ -179,7 +179,9 @@ def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path,
         "'network' must be model.onnx": {"network": "../model.onnx"},
         "an image_size up to 8192": {"image_size": 10**6},
         "export the detector again": {"categories": []},
-        "is not the network that detection.json describes": {"digest": "00" * 32},
+        "is not the network that detection.json describes": {"digest": "00" * 32, "checksum": ""},
+        "does not say what was exported": {"overlap": 0.9},
+        "written by a newer medkd": {"schema": 99},
     }
     for text, change in changes.items():
         write_json(exported / "detection.json", {**described, **change})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from medkd.cli.predict import main as predict
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.exporting.export import export_model
-from medkd.runtime.package import FILE, digest_of, read_exported, write_exported
+from medkd.runtime.package import FILE, RECORD, digest_of, read_exported, write_exported
 from medkd.runtime.predictor import RuntimePredictor
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
@@ -135,6 +136,55 @@ def test_descriptions_that_lead_elsewhere_or_say_nonsense(copy: Path) -> None:
     for text in ("", "null", "[]", json.dumps(sound)[:-40], '{"a":' * 10**5, "\x00\xff"):
         (copy / FILE).write_text(text, encoding="latin-1")
         assert sentence(copy), text[:20]
+
+
+def test_descriptions_that_make_sense_and_are_of_another_export(copy: Path) -> None:
+    """Only the checksum can tell them: names exchanged, other axes mirrored, regions painted in another order."""
+    sound = read_json(copy / FILE)
+    small, large = (sound["labels"][name] for name in ("small", "large"))
+    reversed_names = dict(reversed(sound["labels"].items()))
+    for change in (
+        {"labels": {**sound["labels"], "small": large, "large": small}},
+        {"labels": reversed_names},
+        {"mirror_axes": sound["mirror_axes"][:1]},
+        {"made_from": {**sound["made_from"], "folds": ["4"]}},
+        {"checksum": "00" * 32},
+        with_spacing(sound, 1.7),
+    ):
+        write_json(copy / FILE, {**sound, **change})
+        assert "does not say what was exported" in sentence(copy), change
+    write_json(copy / FILE, {key: value for key, value in sound.items() if key != "checksum"})  # as older ones are
+    assert medkd.load(copy, threads=1).predict(SCAN).labels.any()
+
+
+def test_numbers_that_json_does_not_know(copy: Path) -> None:
+    text = (copy / FILE).read_text()
+    for value in ("NaN", "Infinity", "-Infinity"):
+        (copy / FILE).write_text(text.replace('"step_size": 0.5', f'"step_size": {value}'))
+        assert "step_size: expected a finite number" in sentence(copy)
+
+
+def test_files_in_the_place_of_the_network(copy: Path) -> None:
+    path = network(copy)
+    kept = path.rename(copy / path.name.upper())
+    assert f"has no {path.name}" in sentence(copy)
+    for target in ("/dev/zero", path, "/etc/hostname"):
+        path.symlink_to(target)
+        assert "has no" in (said := sentence(copy)) or "changed, truncated or replaced" in said
+        path.unlink()
+    os.mkfifo(path)
+    assert "has no" in sentence(copy)
+    path.unlink()
+    path.symlink_to(kept)  # the same bytes elsewhere, as stores of files keep them
+    assert medkd.load(copy, threads=1).predict(SCAN).labels.any()
+
+
+def test_the_network_of_another_export(copy: Path, tmp_path: Path) -> None:
+    """Of the same shapes, with other weights."""
+    export_model(OLD / "plain_unet__3d_fullres", tmp_path / "other", format=read_json(copy / RECORD)["format"])
+    for path in (tmp_path / "other").glob("model.*"):
+        shutil.copy(path, copy / path.name)
+    assert "changed, truncated or replaced" in sentence(copy)
 
 
 def test_networks_of_another_model(copy: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from medkd.core.errors import RunError
+from medkd.core.errors import MedkdError, RunError
 from medkd.models import packed
+from medkd.models.base import open_model
 from medkd.models.packed import unpacked
 
 
@@ -127,3 +128,18 @@ def test_damage_anywhere_is_one_sentence_or_harmless(tmp_path: Path, place: Path
             unpacked(file)
         except RunError as error:
             assert "\n" not in str(error)
+
+
+def test_errors_name_the_zip_and_not_the_folder_that_is_soon_gone(tmp_path: Path, place: Path) -> None:
+    file = craft(tmp_path / "model.zip", {"run/run.json": b"{}"})
+    for task in (None, "segmentation"):
+        with pytest.raises(MedkdError, match=r"model\.zip/run\.json: the key '\w+' is missing") as caught:
+            open_model(file, task)
+        assert str(place) not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["preprocessing.json", "detection.json"])
+def test_a_second_description_is_refused(tmp_path: Path, other: str) -> None:
+    file = craft(tmp_path / "two.zip", {"run/run.json": b"{}", f"run/{other}": b"{}"})
+    with pytest.raises(RunError, match=rf"two\.zip holds run\.json and {other}, which describe two models"):
+        open_model(file)
