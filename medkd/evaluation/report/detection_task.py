@@ -54,7 +54,7 @@ def froc_figure(report: Report) -> bytes | None:
             known.append((entry, curve))
     if not known:
         return None
-    figure, axes = figures.new_axes(5.0, 3.2)
+    figure, axes = figures.new_axes(figures.WIDTH, 2.8)
     shades = figures.colours(report.entries)
     low, high = RATES[0] / 1.25, RATES[-1] * 1.25
     for place, (entry, curve) in enumerate(known):

@@ -24,6 +24,8 @@ TEACHER, ALONE = ("#22406b", "#6d8fc2"), ("#8b98a5", "#b8a27c", "#a9b8a0")
 DISTILLED = ("#0b8f7a", "#d9782b", "#7a55c7", "#c9415c", "#2f7fd1", "#8a7a1f", "#b04fa0", "#4f7d3a")
 _TONES: dict[Role, tuple[str, ...]] = {"teacher": TEACHER, "alone": ALONE, "distilled": DISTILLED}
 _DPI = 170
+WIDTH = 4.0  # inches: narrow, so that letters can be read where a phone is 310 pixels wide
+_LETTERS = 9.0  # points
 _MOST_TICKS = 4  # labels of a logarithmic axis
 
 
@@ -41,7 +43,7 @@ def trade_off(report: Report, metric: Metric) -> bytes | None:
     known, costs, by_time = _costs(report, metric)
     if not known:
         return None
-    figure, axes = new_axes(4.6, 2.9)
+    figure, axes = new_axes(WIDTH, 2.9)
     shades = colours(report.entries)
     for position, (entry, cost) in enumerate(zip(known, costs, strict=True)):
         shade, value = shades[entry.name], entry.scores.value(metric.key)
@@ -87,7 +89,7 @@ def per_part(report: Report, metric: Metric) -> bytes | None:
     names = list(known[0].scores.parts)
     rows = [*names, ""] if len(names) > 1 else names
     row_height = max(0.34, 0.13 * len(known))
-    figure, axes = new_axes(4.6, 0.75 + row_height * len(rows))
+    figure, axes = new_axes(WIDTH, 0.75 + row_height * len(rows))
     shades = colours(report.entries)
     offsets = 0.72 * _spread_out(len(known))
     for entry, offset in zip(known, offsets, strict=True):
@@ -121,7 +123,7 @@ def per_case(report: Report, means: Mapping[str, np.ndarray], title: str) -> byt
     known = [entry for entry in report.scored if entry.name in means]
     if not known:
         return None
-    figure, axes = new_axes(4.6, 0.75 + 0.44 * len(known))
+    figure, axes = new_axes(WIDTH, 0.75 + 0.44 * len(known))
     shades = colours(report.entries)
     for row, entry in enumerate(known):
         scores = means[entry.name]
@@ -153,7 +155,7 @@ def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
             drawn[entry.name] = points
     if not drawn:
         return None
-    figure, axes = new_axes(4.6, 2.7)
+    figure, axes = new_axes(WIDTH, 2.7)
     for name, points in drawn.items():
         epochs, values = points.T
         axes.plot(epochs, values, color=shades[name], lw=1.8)
@@ -163,6 +165,8 @@ def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
 
 def loss_terms(entry: RunEntry) -> bytes | None:
     """The loss terms of one run on a logarithmic scale; None where there are fewer than two."""
+    from matplotlib.ticker import LogFormatter  # 0.4, not 4 × 10⁻¹
+
     log = []
     names: dict[str, None] = {}
     for record in entry.log:
@@ -171,7 +175,7 @@ def loss_terms(entry: RunEntry) -> bytes | None:
         log.append({**terms, "epoch": record["epoch"]})
     if len(names) < 2:
         return None
-    figure, axes = new_axes(4.6, 2.7)
+    figure, axes = new_axes(WIDTH, 2.7)
     shades = cycle((ALONE[0], *DISTILLED))
     for name, shade in zip(names, shades, strict=False):
         epochs, values = _points(log, name).T
@@ -179,14 +183,16 @@ def loss_terms(entry: RunEntry) -> bytes | None:
         if positive.any():
             axes.plot(epochs[positive], values[positive], color=shade, lw=1.8, label=wrapped(name))
     axes.set_yscale("log")
-    axes.tick_params(which="minor", colors=MUTED, labelsize=8.5, length=0)
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.tick_params(which="minor", colors=MUTED, labelsize=_LETTERS, length=0)
     _epochs(axes, f"loss terms · {entry.label}")
-    axes.legend(frameon=False, fontsize=7.5, labelcolor=MUTED)
+    axes.legend(frameon=False, fontsize=8, labelcolor=MUTED)
     return figure_png(figure)
 
 
 def _epochs(axes: Axes, title: str) -> None:
-    axes.set_title(wrapped(title, 52), loc="left", fontsize=9.5, color=INK, fontweight="bold")
+    axes.set_title(wrapped(title, 46), loc="left", fontsize=9.5, color=INK, fontweight="bold")
     axes.set_xlabel("epoch")
     _whole_numbers(axes)
 
@@ -205,10 +211,10 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
     axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(colors=MUTED, labelsize=8.5, length=0)
-    axes.xaxis.label.set(color=MUTED, fontsize=8.5)
-    axes.yaxis.label.set(color=MUTED, fontsize=8.5)
-    axes.grid(color=LINE, lw=0.8)
+    axes.tick_params(colors=MUTED, labelsize=_LETTERS, length=0)
+    axes.xaxis.label.set(color=MUTED, fontsize=_LETTERS)
+    axes.yaxis.label.set(color=MUTED, fontsize=_LETTERS)
+    axes.grid(color=MUTED, alpha=0.18, lw=0.8)  # of a middle tone, which is seen on a dark page, too
     axes.set_axisbelow(True)
     return figure, axes
 

@@ -33,8 +33,13 @@ def lead(report: Report) -> str:
     star = report.headline
     kind = decide(report, star).answer if star is not None and star.role == "distilled" else "nothing"
     answer, colon, why = rest.partition(":")
-    text = f"<small>{escape(question)}?</small> <strong>{escape(answer)}{colon}</strong>{escape(why)}"
-    return f'<p class="answer {kind}">{text}</p>' + "".join(f"<p>{escape(text)}</p>" for text in others)
+    text = f"<small>{escape(question)}?</small> <strong>{escape(answer)}{colon}</strong>{_whole(why)}"
+    return f'<p class="answer {kind}">{text}</p>' + "".join(f"<p>{_whole(text)}</p>" for text in others)
+
+
+def _whole(text: str) -> str:
+    """A sentence whose numbers keep their unit in the same line."""
+    return escape(text).replace(" %", "&nbsp;%")
 
 
 def cards(report: Report) -> str:
@@ -122,10 +127,24 @@ def exports(report: Report) -> str:
     timings = report.timings
     if timings is None:
         return ""
-    head = ["export", "made from", "engine", "network", f"time per {timings.unit}", "against the run in torch"]
-    rows = [_export_row(export, timings.of(export.made_from)) for export in timings.exports]
-    lead = "What runs without torch, on the CPU of this machine; timed in turns with the runs."
+    head = ["model", "made from", "engine", "network", f"time per {timings.unit}", "against the run in torch"]
+    entries = {entry.name: entry for entry in report.entries}
+    rows = []
+    for name in dict.fromkeys(export.made_from for export in timings.exports):
+        own = timings.of(name)
+        if own is not None and name in entries:
+            rows.append(_torch_row(entries[name], own))
+        for export in timings.exports:
+            if export.made_from == name:
+                rows.append(_export_row(export, own))
+    lead = "What runs without torch, on the CPU of this machine, below the run that it was made from; timed in turns."
     return section("Exported", lead, table(head, rows))
+
+
+def _torch_row(entry: RunEntry, own: Spread) -> list[str]:
+    """The run itself, whose weights are floats of four bytes."""
+    size = f"{4e-6 * entry.cost.parameters:.2f} MB" if entry.cost.parameters else "–"
+    return [f"<b>{_breakable(entry.name)}</b>", "–", "torch", size, _median(own), "–"]
 
 
 def _breakable(name: str) -> str:
@@ -135,14 +154,13 @@ def _breakable(name: str) -> str:
 
 def _export_row(export: MeasuredExport, own: Spread | None) -> list[str]:
     spread = Spread.of(export.seconds)
-    quartiles = f"{readable_seconds(spread.low)} to {readable_seconds(spread.high)}"
     word, ratio = ("", "–") if own is None else _faster(spread, own)
     return [
         _breakable(export.name),
         _breakable(export.made_from or "–"),
         escape(export.engine) + (", INT8" if export.int8 else ""),
         f"{export.size / 1e6:.2f} MB",
-        f"{readable_seconds(spread.median)}<small>{quartiles}</small>",
+        _median(spread),
         f"{ratio} {word}".strip(),
     ]
 
@@ -197,12 +215,17 @@ def _size(entry: RunEntry, teacher: RunEntry | None) -> str:
 def _time(own: Spread | None, teachers: Spread | None) -> str:
     if own is None:
         return "<small>not measured</small>"
-    spread = f"{readable_seconds(own.low)} to {readable_seconds(own.high)}"
     compared = ""
     if teachers is not None:
         word, ratio = _faster(own, teachers)
         compared = f"<small>{ratio} {word}</small>"
-    return f"<b>{readable_seconds(own.median)}</b><small>{spread}</small>{compared}"
+    return f"{_median(own)}{compared}"
+
+
+def _median(spread: Spread) -> str:
+    """A time with its quartiles below."""
+    quartiles = f"{readable_seconds(spread.low)} to {readable_seconds(spread.high)}"
+    return f"<b>{readable_seconds(spread.median)}</b><small>{quartiles}</small>"
 
 
 def _faster(own: Spread, teachers: Spread) -> tuple[str, str]:

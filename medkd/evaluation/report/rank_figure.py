@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BAR, _ROW, _FURTHER, _INCHES = 0.30, 0.64, 0.55, 0.30  # of a bar, of a label, of its further lines; inches of 1
-_LONGEST = 34  # letters of a line of a label
+_LONGEST = 24  # letters of a line of a label
 _ACCENT = "#0b8f7a"
 
 
@@ -33,7 +33,7 @@ def rank_figure(found: CriticalDifference) -> Figure:
     bars = 0.45 + _BAR * len(found.groups)
     sides = [_heights([texts[name] for name in side], bars) for side in (names[:half], names[: half - 1 : -1])]
     depth = max(side[-1] for side in sides)
-    figure, axes = new_axes(7.0, _INCHES * (depth + 2.3))
+    figure, axes = new_axes(5.2, _INCHES * (depth + 2.3))
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -50,8 +50,8 @@ figure { margin:0; } figure img { display:block; width:100%; height:auto; }
 figcaption { font-size:13px; color:var(--muted); margin-top:8px; overflow-wrap:anywhere; }
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr)); gap:22px 30px;
   align-items:start; }
-.chart img { max-width:620px; } .chart.wide img { max-width:820px; }
-.legend span { display:inline-flex; align-items:center; margin:0 16px 4px 0; font-size:13px; color:var(--muted); }
+.chart img { max-width:500px; } .chart.wide img { max-width:640px; }
+.legend > span { display:inline-flex; align-items:center; margin:0 16px 4px 0; font-size:13px; color:var(--muted); }
 .legend.runs { margin-bottom:12px; }
 .legend i { width:18px; height:0; border-top:3px solid; margin-right:7px; border-radius:2px; }
 .legend i.ref { border-color:#fff; box-shadow:0 0 0 1px #667585; }
@@ -94,7 +94,7 @@ footer { color:var(--muted); font-size:12.5px; margin-top:22px; text-align:cente
 @media screen and (prefers-color-scheme:dark) {
   :root { --ink:#e4eaef; --muted:#9aa9b6; --line:#2c3843; --ground:#0f151b; --box:#18212a; --good:#3ecbb0;
     --bad:#ff7f96; --open:#f0b64d; --shadow:none; }
-  .chart img, .dot { filter:invert(1) hue-rotate(180deg); }
+  .chart img, .dot { filter:invert(1) hue-rotate(180deg) brightness(1.15); }
 }
 @page { size:A4 landscape; margin:11mm; }
 @media print {

@@ -114,7 +114,9 @@ def test_nothing_runs_out_of_the_page_light_and_dark(
 def test_exported_models_are_listed_with_size_and_time(page: Path) -> None:
     html = page.read_text(encoding="utf-8").partition("<h2>Exported</h2>")[2].replace("<wbr>", "")
     text = re.sub(r"<[^>]+>", " ", html)
-    rows = re.sub(r"\s+", " ", text[:1500])
+    rows = re.sub(r"\s+", " ", text[:2500])
+    made_from = "unet_tiny__3d_fullres__dist__from_res_unet__a_long_tag_of_somebody"
+    assert f"{made_from} – torch 8.00 MB 1.1 s 1.1 s to 1.1 s – student_onnx_for_the_ward {made_from}" in rows
     assert "student_openvino_int8" in rows and "openvino, INT8 3.90 MB 120 ms 115 ms to 125 ms 9.2 × faster" in rows
     assert "of_somebody_else – openvino 3.90 MB 120 ms 115 ms to 125 ms –" in rows
 
