@@ -27,9 +27,16 @@ _SCORES = ("metric_per_case", "foreground_mean")
 
 
 def describe_run(record: Record, root: Path) -> dict[str, Any]:
-    """Command, seconds and validation curve of a run; nothing in it says where the root lies."""
-    shown = " ".join(("medkd", *record.command)).replace(str(root.resolve()), "ROOT")
-    found: dict[str, Any] = {"command": shown, "seconds": round(record.seconds, 1), "attempts": record.attempts}
+    """Command, seconds and validation curve of a run; nothing in it says where folders lie."""
+    words = ["medkd"]
+    for word in record.command:
+        place = "ROOT" if word == str(root.resolve()) else "MODEL"
+        words.append(place if Path(word).is_absolute() else word)
+    found: dict[str, Any] = {
+        "command": " ".join(words),
+        "seconds": round(record.seconds, 1),
+        "attempts": record.attempts,
+    }
     log = Path(record.folder) / LOG_FILE
     if record.folder and log.exists():
         lines = read_log(log)
