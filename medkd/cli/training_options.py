@@ -47,6 +47,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small "
         "feature maps",
     )
+    _add_speed(parser)
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")
     add("--save-every", type=int, help="epochs between checkpoints (default: 10; at least every five minutes)")
@@ -75,6 +76,23 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder"
     )
     common.add_options_of_tasks(parser, "train")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """torch's own switches."""
+    add = parser.add_argument
+    add(
+        "--tf32",
+        choices=("on", "off"),
+        help="CUDA: fp32 products with ten bits of fraction (default: torch's, in convolutions only)",
+    )
+    add("--channels-last", action="store_true", help="channels are neighbours in memory; as fast or faster on CUDA")
+    add("--cudnn-benchmark", action="store_true", help="CUDA: let cuDNN try its convolutions and take the fastest")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the trained network (of a detector, its backbone), for methods that need outputs only",
+    )
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.plan import Architecture, Plan
 from medkd.core.serial import load
+from medkd.core.speed import USUAL, Speed
 
 RUN_FILE = "run.json"
 PLANS_FILE = "plans.json"
@@ -90,6 +91,7 @@ class RunDescription:
         budget: length of training.
         mirror_axes: axes (of the patch) that training mirrored and test-time augmentation may mirror.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        speed: switches of torch's that the steps had.
         method: distillation method, or None for a network trained alone.
         method_parameters: what was set for the method, by ``method.parameter``.
         teacher: name or folder of the teacher, or None.
@@ -116,6 +118,7 @@ class RunDescription:
     budget: Budget
     mirror_axes: tuple[int, ...]
     precision: str = "fp32"
+    speed: Speed = USUAL
     method: str | None = None
     method_parameters: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medkd.core.run import Budget
+from medkd.core.speed import USUAL, Speed
 from medkd.detection.base import Detector
 from medkd.detection.plan import DetectionPlan
 
@@ -37,6 +38,7 @@ class DetectionJob:
         folder: fold folder; the family writes its checkpoints and ``log.jsonl`` there.
         device: where to train.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        speed: torch's switches.
         resume: continue from what is in the folder.
         workers: loader processes.
         tracking: what is told of the epochs; None where nobody is.
@@ -52,6 +54,7 @@ class DetectionJob:
     folder: Path
     device: torch.device
     precision: str = "fp32"
+    speed: Speed = USUAL
     resume: bool = False
     workers: int = 0
     unlabelled: tuple[str, ...] = ()

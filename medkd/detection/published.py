@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import PlanError
+from medkd.core.errors import PlanError, RunError
 from medkd.core.protocol import DetectionProtocol
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.core.protocol_rows import NO_PROTOCOL, Published, check_rows, published_for, with_settings
+from medkd.core.speed import USUAL, Speed
 from medkd.detection.base import DETECTORS
 from medkd.detection.families import register_detectors
 from medkd.detection.methods import DETECTION_METHODS
@@ -71,8 +72,11 @@ def followed(
     return plan, replace(found, training=taken)
 
 
-def check_ultralytics(network: str, plan: DetectionPlan) -> None:
+def check_ultralytics(network: str, plan: DetectionPlan, speed: Speed = USUAL) -> None:
     """Refuse what ultralytics' own training cannot do."""
+    if speed.channels_last or speed.compile:
+        option = "--channels-last" if speed.channels_last else "--compile"
+        raise RunError(f"{network} is trained by ultralytics, which has no {option}; leave it out.")
     what = ""
     if plan.milestones:
         what = f"whose learning rate has no steps, but the plan has milestones {plan.milestones}; take them out of"

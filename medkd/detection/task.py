@@ -43,17 +43,10 @@ from medkd.models.guard import Teacher
 from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
 from medkd.training.cases_without_labels import NO_LABELS, share_of, split_with_unlabelled, unlabelled_of
-from medkd.training.job import (
-    HELPER_SEED,
-    FoldData,
-    Job,
-    Lesson,
-    TrainingTask,
-    describe_run,
-    protocol_lines,
-)
+from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
 from medkd.training.options import INIT_FROM_TEACHER, check_start
 from medkd.training.plausibility import Score, doubt, number_at, table_at
+from medkd.training.speed import speed_lines
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
 DetectorJob = Job[DetectionPlan, DetectionStore, DetectorOptions]
@@ -163,7 +156,7 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
             drawn_images(data)
         register_detectors(network)
         if DETECTORS[network].family == "yolo":
-            check_ultralytics(network, data.plan)
+            check_ultralytics(network, data.plan, data.options.speed)
         check_start(data.options.init, method)
         if method is not None:
             check_known(method)
@@ -294,6 +287,7 @@ class DetectionLesson(Lesson):
             folder=job.folder,
             device=job.device,
             precision=job.run.precision,
+            speed=job.run.speed,
             resume=options.resume,
             workers=default_workers() if options.workers is None else options.workers,
             tracking=job.tracking,
@@ -310,6 +304,7 @@ class DetectionLesson(Lesson):
             f"budget     {budget.epochs} epochs of {steps} steps, {budget.batch_size} {size_text(job.plan, size)}, "
             f"{job.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
             images_line(job),
+            *speed_lines(job.run),
             f"student    {self.spec.name}: {count_parameters(self.student):,} parameters{inherits}",
         ]
         lines += protocol_lines(job.run)

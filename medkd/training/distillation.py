@@ -50,6 +50,11 @@ class DistillationTrainer(SegmentationTrainer):
         """The method with its connectors and adapters."""
         return self.distiller.method
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The student, and what teaches it while it is trained."""
+        taught_by = (self.distiller.teacher, *self.distiller.partners)
+        return (self.network, *(network for network in taught_by if network is not None))
+
     def inherit(self, teacher: nn.Module, same_labels: bool = True) -> None:
         """Start the student from its teacher, see :func:`medkd.networks.inheritance.inherit`, on patches of the first
         batches.

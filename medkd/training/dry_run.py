@@ -22,6 +22,7 @@ from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork
 from medkd.networks.complexity import count_macs, count_parameters
 from medkd.training.job import protocol_lines
+from medkd.training.speed import speed_lines
 from medkd.training.tap_pairs import TapPair, pair_table, tap_pairs
 
 T = TypeVar("T")
@@ -120,6 +121,7 @@ class DryRun:
             f"run        {self.folder} ({self.state})",
             f"budget     {budget.epochs} epochs of {budget.iterations_per_epoch} steps, {budget.batch_size} patches of "
             f"{patch}, {self.run.precision}, learning rate {budget.learning_rate:g}, seed {budget.seed}",
+            *speed_lines(self.run),
             f"student    {_cost(self.student)}{deep}{inherits}",
             *self._teaching(),
             *protocol_lines(self.run),

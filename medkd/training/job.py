@@ -136,6 +136,7 @@ def describe_run(
         budget=budget,
         mirror_axes=(),
         precision=data.precision,
+        speed=data.options.speed,
         method=method,
         method_parameters=dict(data.options.method_parameters),
         teacher=None if teacher is None else teacher.model.recorded,

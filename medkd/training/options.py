@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from medkd.core.errors import RunError
 from medkd.core.limits import check_numbers, is_whole, option_name
+from medkd.core.speed import Speed
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
@@ -48,6 +49,10 @@ class RunOptions:
         validate: predict and score the fold's validation cases at the end.
         track: ``wandb`` or ``mlflow``: show the training there, see :mod:`medkd.training.tracking`; None sends nothing.
         strict: refuse what is otherwise a warning before the first step, see :func:`medkd.training.plausibility.doubt`.
+        tf32: ``on`` or ``off``, on CUDA, see :class:`medkd.core.speed.Speed`; None is torch's own.
+        channels_last: see there.
+        cudnn_benchmark: see there.
+        compile: see there.
 
     Raises:
         RunError: a number is outside of its limits, or the tag would lead out of the results folder.
@@ -71,6 +76,10 @@ class RunOptions:
     validate: bool = True
     track: TrackerName | None = None
     strict: bool = False
+    tf32: Literal["on", "off"] | None = None
+    channels_last: bool = False
+    cudnn_benchmark: bool = False
+    compile: bool = False
 
     whole_numbers: ClassVar[Mapping[str, int]] = {
         "epochs": 1,
@@ -88,10 +97,19 @@ class RunOptions:
         check_numbers(self, dict(self.whole_numbers), self.positive_numbers)
         check_choice("--precision", self.precision, (None, *PRECISIONS))
         check_choice("--track", self.track, (None, *TRACKERS))
+        check_choice("--tf32", self.tf32, (None, "on", "off"))
+        for name in ("channels_last", "cudnn_benchmark", "compile"):
+            check_choice(option_name(name), getattr(self, name), (True, False))
         if self.resume and self.overwrite:
             raise RunError("Expected --continue or --overwrite, found both; leave one of them out.")
         if self.tag is not None:
             check_tag(self.tag)
+
+    @property
+    def speed(self) -> Speed:
+        """torch's switches."""
+        tf32 = None if self.tf32 is None else self.tf32 == "on"
+        return Speed(tf32, self.channels_last, self.cudnn_benchmark, self.compile)
 
 
 @dataclass(frozen=True, kw_only=True)

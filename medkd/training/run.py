@@ -30,6 +30,7 @@ from medkd.training.run_folder import (
     start_fold,
     validation_cases,
 )
+from medkd.training.speed import check_speed
 from medkd.training.tracking import Tracking, check_tracker, told
 
 AnyTask = TrainingTask[Any, Any, Any]
@@ -239,6 +240,7 @@ def make_job(
         warn_of_a_poor_teacher(teacher, task, strict=data.options.strict)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
+    check_speed(run.speed, data.device, current().count)
     current().check_batch(run.budget.batch_size)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
     path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)

@@ -19,6 +19,7 @@ from medkd.models.guard import write_split
 
 TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
 """Files by which a fold was trained before, whole or in part."""
+_FREE = ("precision", "speed", "random_layers")  # of a run, in which its folds may differ
 
 
 @dataclass(frozen=True)
@@ -188,13 +189,14 @@ def start_fold(
 
 
 def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:
-    """What a run folder holds otherwise than it is wanted now; the precision may change, and which layers have no
-    counterpart in a teacher follows from the rest.
+    """What a run folder holds otherwise than it is wanted now; precision and switches for speed may change, and which
+    layers have no counterpart in a teacher follows from the rest.
     """
     if not (path / RUN_FILE).exists():
         return None
     known = load(RunDescription, path / RUN_FILE)
-    differs = _difference(known, replace(run, precision=known.precision, random_layers=known.random_layers))
+    free = {name: getattr(known, name) for name in _FREE}
+    differs = _difference(known, replace(run, **free))
     return differs or _difference(facts.stored(path), facts.now)
 
 

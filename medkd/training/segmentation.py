@@ -157,7 +157,7 @@ class SegmentationTrainer(Trainer):
         images, labels = (part.to(self.settings.device, non_blocking=True) for part in batch[:2])
         encoded, valid = self.data.labels.encode(labels)
         own = (batch[1].flatten(1)[:, 0] != UNLABELLED).cpu()
-        return images, Target(encoded, valid, progress, None if bool(own.all()) else own)
+        return self.laid_out(images), Target(encoded, valid, progress, None if bool(own.all()) else own)
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:

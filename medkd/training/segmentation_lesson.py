@@ -38,6 +38,7 @@ from medkd.training.out_of_fold import cache_out_of_fold, groups_out_of_fold, te
 from medkd.training.plausibility import doubt
 from medkd.training.ranks import current
 from medkd.training.segmentation import SegmentationData, SegmentationTrainer
+from medkd.training.speed import check_compiled_taps
 from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, voxelwise_sentence
 
@@ -306,6 +307,7 @@ def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: Segm
 
     Raises:
         MethodError: it does not exist, is not defined for these networks, or has no such parameter.
+        RunError: it reads features of a student that is to be compiled.
     """
     labels = job.description.labels
     context = Context(
@@ -318,7 +320,9 @@ def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: Segm
         mirror_axes=_averaged_axes(job),
     )
     torch.manual_seed(job.options.seed + HELPER_SEED)
-    return build_method(job.run.method or "none", context, job.run.method_parameters)
+    method = build_method(job.run.method or "none", context, job.run.method_parameters)
+    check_compiled_taps(job.run.speed, job.run.method, method.needs().student)
+    return method
 
 
 def fold_data(job: SegmentationJob, targets: Path | None = None, places: Path | None = None) -> SegmentationData:
@@ -366,6 +370,7 @@ def loop_settings(job: SegmentationJob) -> LoopSettings:
         schedule=rule.schedule,
         milestones=rule.milestones,
         optimizer=rule.optimizer,
+        speed=run.speed,
     )
 
 

@@ -102,8 +102,12 @@ class Coding:
         if self.regions:
             root = codes.float().sub_(128).mul_(1 / _HALF)
             return root.abs().mul_(root).mul_(REACH)
-        level = codes[self.outputs :].float().mul_(self._step).add_(self.low)
-        return codes[: self.outputs].float().square_().mul_(-REACH / _TOP**2).add_(level)
+        level = codes[self.outputs].float().mul_(self._step).add_(self.low)
+        logits = torch.empty(self.outputs, *codes.shape[1:])
+        for own, code in zip(logits, codes, strict=False):  # one after another, so that each stays in cache
+            root = code.float()
+            torch.addcmul(level, root, root, value=-REACH / _TOP**2, out=own)
+        return logits
 
 
 def channels(outputs: int, regions: bool) -> int:

@@ -19,12 +19,14 @@ from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import LATEST, Budget
+from medkd.core.speed import USUAL, Speed
 from medkd.training.arithmetic import check_arithmetic
 from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
 from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
 from medkd.training.options import PrecisionName
 from medkd.training.ranks import current
+from medkd.training.speed import compile_in_place, in_plain_order, laid_out, lay_out, switched
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ABSURD_NORM = 1e6
@@ -58,6 +60,7 @@ class LoopSettings:
             tenth for every milestone before ``t``.
         milestones: shares of the training, of ``steps``.
         optimizer: ``sgd``, or ``adamw`` without momentum.
+        speed: torch's switches.
     """
 
     budget: Budget
@@ -75,6 +78,7 @@ class LoopSettings:
     schedule: Literal["poly", "cosine", "steps"] = "poly"
     milestones: tuple[float, ...] = ()
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    speed: Speed = USUAL
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """The learning rate of a step, counted from the start of the training."""
@@ -157,6 +161,14 @@ class Trainer:
         """A module that is trained with the network but is not part of it."""
         return None
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Those that run in a step."""
+        return (self.network,)
+
+    def compiled(self) -> nn.Module:
+        """The part of the network that ``--compile`` compiles: what is called, and looked into by nobody."""
+        return self.network
+
     def prepare(self) -> None:
         """What is done once before the first step; called at the start and after a continued run's state was loaded."""
 
@@ -190,6 +202,7 @@ class Trainer:
         :meth:`start`, :meth:`begin_epoch`, :meth:`step`, :meth:`end_epoch` and :meth:`finish` are what :meth:`fit` is
         made of, for those who train several networks side by side.
         """
+        lay_out(self.networks(), self.settings.speed)
         self._optimizer = self.make_optimizer()
         self._scaler = torch.amp.GradScaler(self.settings.device.type, enabled=self._scaled)
         if resume and (self.folder / LATEST).exists():
@@ -200,6 +213,8 @@ class Trainer:
             hook.before_train(self)
         self.prepare()
         self.ranks.equalise((self.network, self.helpers()))
+        if self.settings.speed.compile:
+            compile_in_place(self.compiled())
 
     def begin_epoch(self) -> None:
         """Everything random in an epoch follows from the seed and its number."""
@@ -217,7 +232,8 @@ class Trainer:
         progress = Progress(self.epoch, epochs, self.first_step + self._index)
         logged = self._index == 0 and self.epoch % max(1, epochs // 20) == 0
         watched = self.epoch == 0 and self._index < MEASURED_STEPS and bool(self.method_terms)
-        terms, norms = self._optimise(batch, progress, measure=logged or watched)
+        with switched(self.settings.speed):
+            terms, norms = self._optimise(batch, progress, measure=logged or watched)
         if logged:
             self._norms = norms
         for name, term in terms.items():
@@ -238,7 +254,8 @@ class Trainer:
         if self._highest is not None:
             self._refuse_absurd(self._highest)
         self.network.eval()
-        loss, score = self.validate()
+        with switched(self.settings.speed):
+            loss, score = self.validate()
         is_dice = self.score_name == "Dice"
         record = EpochRecord(
             epoch=self.epoch,
@@ -282,6 +299,10 @@ class Trainer:
     def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, float]:
         weights = [p for p in self.network.parameters() if p.requires_grad]
         return gradient_norms(terms, weights, partial(self.ranks.sum_all, mean=self.by_sample))
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images in the order that the network's weights have."""
+        return laid_out(images, self.settings.speed)
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the chosen precision."""
@@ -342,7 +363,8 @@ class Trainer:
         """
         if not self.ranks.first:
             return
-        content = {"schema": 1, "epoch": self.epoch, "score": self.best_score, "network": self.network.state_dict()}
+        weights = in_plain_order(self.network.state_dict())
+        content = {"schema": 1, "epoch": self.epoch, "score": self.best_score, "network": weights}
         save_checkpoint(self.folder / name, content)
 
     def save_latest(self) -> None:
@@ -354,9 +376,9 @@ class Trainer:
             "schema": 1,
             "epoch": self.epoch,
             "score": self.best_score,
-            "network": self.network.state_dict(),
+            "network": in_plain_order(self.network.state_dict()),
             "method": helpers.state_dict() if helpers else {},
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": in_plain_order(self._optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "hooks": {hook.name: hook.state() for hook in self.hooks if hook.name},
         }

@@ -122,7 +122,7 @@ class Training:
 
 TRAININGS = [
     Training("alone", options={"iterations_per_epoch": 10}),  # and with two validation batches
-    Training("live", method="kd"),
+    Training("live", method="kd", options={"channels_last": True}),
     Training("helpers", method="reviewkd"),
     Training("memory", method="cirkd", rounding=5e-3),
     Training("cached", method="kd", options={"targets": "cached"}),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.detection.base import Detector
 from medkd.detection.job import DetectionJob
@@ -62,6 +63,7 @@ def loop_settings(job: DetectionJob) -> LoopSettings:
         warmup=min(_WARMUP_STEPS if plan.warmup is None else plan.warmup, int(_WARMUP_SHARE * steps)),
         schedule="steps" if plan.milestones else "poly",
         milestones=tuple(epoch / budget.epochs for epoch in plan.milestones),
+        speed=job.speed,
     )
 
 
@@ -91,6 +93,19 @@ class DetectionTrainer(Trainer):
     def helpers(self) -> nn.Module | None:
         """The method with its connectors and adapters, where there is one."""
         return None if self.distiller is None else self.distiller.method
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The detector, and its teacher."""
+        teacher = None if self.distiller is None else self.distiller.teacher
+        return (self.network,) if teacher is None else (self.network, teacher)
+
+    def compiled(self) -> nn.Module:
+        """Backbone and pyramid, whose maps are their outputs; heads have sizes that differ from image to image."""
+        pyramid = getattr(self.network, "pyramid", None)
+        if pyramid is None:
+            raise RunError(f"{self.network.spec.name} has no part that --compile could compile; leave it out.")
+        part: nn.Module = pyramid
+        return part
 
     def prepare(self) -> None:
         """The method's first stage, on the first batches of the training; a continued run finds its result in the
@@ -160,7 +175,7 @@ class DetectionTrainer(Trainer):
         device = self.settings.device
         images, boxes, classes = batch
         moved_boxes, moved_classes = (tuple(t.to(device, non_blocking=True) for t in part) for part in (boxes, classes))
-        return images.to(device, non_blocking=True), moved_boxes, moved_classes
+        return self.laid_out(images.to(device, non_blocking=True)), moved_boxes, moved_classes
 
 
 def mean_average_precision(found: list[Boxes], drawn: list[Boxes], classes: int) -> float:

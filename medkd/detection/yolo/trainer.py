@@ -36,6 +36,7 @@ from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_
 from medkd.detection.yolo.student import Student, with_found_boxes
 from medkd.detection.yolo.watch import FirstEpoch
 from medkd.training.logs import EpochRecord, RunLog
+from medkd.training.speed import switched
 
 FOLDER = "ultralytics"
 """In the fold folder: everything that ultralytics writes, among it ``weights/best.pt`` and ``weights/last.pt``."""
@@ -172,8 +173,7 @@ class YoloTrainer(DetectionTrainer):
         if getattr(self, "_oom_retries", 0):
             raise RunError(
                 f"The device's memory does not suffice for {self.job.budget.batch_size} images of {self.args.imgsz} "
-                "px; use a smaller "
-                "--batch-size or --image-size."
+                "px; use a smaller --batch-size or --image-size."
             )
         super()._build_train_pipeline()
 
@@ -383,7 +383,7 @@ def fit(job: DetectionJob) -> None:
     state = saved.read_state(weights) if resume else None
     if is_builtin(job):
         builtin_teacher(job)
-    with unchanged_process(), quiet():
+    with unchanged_process(), quiet(), switched(job.speed):
         threads = torch.get_num_threads()
         trainer = YoloTrainer(job, settings, state)
         torch.set_num_threads(threads)  # ultralytics takes all cores when it picks the CPU

@@ -85,7 +85,7 @@ def _budget_options(run: RunDescription) -> list[str]:
         "--seed": str(budget.seed),
         "--precision": run.precision,
     }
-    return [word for option in options.items() for word in option]
+    return [word for option in options.items() for word in option] + run.speed.options()
 
 
 def _network_options(run: RunDescription) -> list[str]:

@@ -14,6 +14,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import PlanError, RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.protocol_files import find_detection_protocol
+from medkd.core.speed import Speed
 from medkd.detection.base import DETECTORS, DetectorSpec
 from medkd.detection.detecting import detect_pixels
 from medkd.detection.images import size_text
@@ -169,6 +170,9 @@ def test_a_detector_of_ultralytics_is_told_a_way_that_leads_there(tmp_path: Path
         check_ultralytics("yolov8n", plain)
     with pytest.raises(PlanError, match=r"milestones \(8,\); take them out of plans.json"):
         check_ultralytics("yolov8n", replace(own, milestones=(8,)))
+    for speed, option in ((Speed(channels_last=True), "--channels-last"), (Speed(compile=True), "--compile")):
+        with pytest.raises(RunError, match=rf"^yolov8n is trained by ultralytics, which has no {option}; leave it out"):
+            check_ultralytics("yolov8n", plan.filling(640), speed)
 
 
 def test_a_protocol_and_its_rows_replace_the_sizes_of_another(tmp_path: Path) -> None:

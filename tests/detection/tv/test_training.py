@@ -11,6 +11,7 @@ import medkd.detection.tv
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.features import Progress
 from medkd.core.run import BEST, FINAL, LATEST, Budget
+from medkd.core.speed import Speed
 from medkd.detection.base import Detector
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.job import DetectionJob
@@ -18,6 +19,7 @@ from medkd.detection.methods import DETECTION_METHODS
 from medkd.detection.tv.training import DetectionTrainer, loop_settings, mean_average_precision
 from medkd.distillation import Context, build_method
 from medkd.evaluation.detection.predictions import Boxes
+from medkd.training import speed as switches
 from medkd.training.logs import read_log
 from tests.detection.builders import Told
 from tests.detection.tv.builders import SIZE, job, make, narrow, small_store  # noqa: F401 - a fixture
@@ -151,3 +153,24 @@ def test_one_image_is_learned_by_heart(name: str) -> None:
     ):  # in train mode: as it was seen
         assert int(found.classes[0]) == int(kind)
         assert float(box_iou(found.boxes[:1], box)) > 0.6
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(("name", "method"), [("retinanet_r18", "mimic"), ("faster_rcnn_r18", "none")])
+def test_switches_for_speed_change_no_weight(
+    tmp_path: Path, name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switches, "BACKEND", "aot_eager")
+    store, found = small_store(tmp_path), []
+    for folder, speed in (("plain", Speed()), ("fast", Speed(channels_last=True, compile=True))):
+        student = make(name, classes=1)
+        distiller = _distiller(method, student, make(name, classes=1, seed=4))
+        given = job(tmp_path / folder, store, student, epochs=1, distiller=distiller, speed=speed)
+        medkd.detection.tv.fit(given)
+        found.append(load_checkpoint(given.folder / FINAL)["network"])
+        assert found[-1]["pyramid.bottom.body.0.0.weight"].is_contiguous()
+        kept = student.pyramid.bottom.body[0][0].weight
+        assert kept.is_contiguous(memory_format=torch.channels_last) == speed.channels_last
+    assert list(found[0]) == list(found[1])
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, atol=1e-5, rtol=1e-4, msg=key)
