@@ -108,9 +108,6 @@ class Trainer:
         settings: the loop's settings.
         folder: fold folder for checkpoints and logs.
 
-    Raises:
-        RunError: torch computes wrong in this precision here.
-
     Attributes:
         epoch: finished epochs.
         best_score: the highest validation score so far.
