@@ -1,6 +1,7 @@
-"""Many small cases, and one large CT with many structures: time and peak memory of every stage.
+"""Many small cases, scans of growing size, and one large CT with many structures: time and peak memory of every stage.
 
     python -m benchmarks.bench_scale --cases 500 2000
+    python -m benchmarks.bench_scale --sizes 64 96 128 160
     python -m benchmarks.bench_scale --ct 512 512 700 --labels 60
 
 Every stage is a command in a process of its own, with one process for all cases, so that its peak is its own. The
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,7 @@ NAME = "Dataset001_Scale"
 OUTPUT = RESULTS / "scale.json"
 _BUDGET = ("--epochs", "1", "--iterations-per-epoch", "1", "--batch-size", "1", "--workers", "0", "--device", "cpu")
 _COARSE = "coarse"
+_SCANS = 4  # of each size
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,32 @@ def of_cases(root: Path, cases: int, command: Command = measured) -> dict[str, C
     return costs
 
 
+def of_sizes(root: Path, sizes: Sequence[int], command: Command = measured) -> Iterator[tuple[int, dict[str, Cost]]]:
+    """Preprocessing and prediction of a few scans of each size, all by the plan and the network of the first size.
+
+    Raises:
+        RuntimeError: a stage failed.
+    """
+    run: Path | None = None
+    for size in sizes:
+        place = root / str(size)
+        raw = write_small_cases(place, _SCANS, size)
+        if run is not None:
+            (place / "preprocessed" / NAME).mkdir(parents=True)
+            first, own = (folder / "preprocessed" / NAME / "plans.json" for folder in (root / str(sizes[0]), place))
+            shutil.copy(first, own)
+        words = ("plan_and_preprocess", "-d", 1, "-c", "3d_fullres", "-np", 1, "--root", place)
+        costs = {"verify, plan and preprocess": command(*words)}
+        if run is None:
+            command("train", 1, "plain_unet", "all", "--width-divisor", 8, *_BUDGET, "--no-validate", "--root", place)
+            (run,) = (place / "results" / NAME).iterdir()
+        wanted = ("-i", raw / "imagesTr", "-o", place / "predicted", "-m", run, "--no-tta", "--device", "cpu")
+        costs["predict"] = command("predict", *wanted, "--root", place)
+        words = ("evaluate", raw / "labelsTr", place / "predicted", "-o", place / "summary.json", "--root", place)
+        costs["evaluate"] = command(*words)
+        yield size, costs
+
+
 def of_ct(
     root: Path, shape: Sequence[int], labels: int, factor: float = 8.0, command: Command = measured
 ) -> dict[str, Cost]:
@@ -223,24 +253,31 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, nargs="+", default=[], help="numbers of small cases")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[], help="voxels along each axis of a few scans")
     parser.add_argument("--ct", type=int, nargs=3, metavar=("X", "Y", "Z"), help="size of the CT")
     parser.add_argument("--labels", type=int, default=60, help="structures of the CT")
     parser.add_argument("--work", type=Path, help="folder for temporary data (default: the system's)")
     options = parser.parse_args()
-    if not options.cases and not options.ct:
-        parser.error("nothing to measure: give --cases or --ct")
+    if not options.cases and not options.ct and not options.sizes:
+        parser.error("nothing to measure: give --cases, --sizes or --ct")
     results: dict[str, Any] = {}
     for cases in options.cases:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             costs = of_cases(Path(folder), cases)
         _show(f"{cases} cases of 16 x 16 x 16", costs, cases)
         results[f"{cases} cases"] = {stage: asdict(cost) for stage, cost in costs.items()}
+    if options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            for size, costs in of_sizes(Path(folder), options.sizes):
+                _show(f"{_SCANS} scans of {size} x {size} x {size}", costs, _SCANS)
+                results[f"{_SCANS} scans of {size} ^3"] = {stage: asdict(cost) for stage, cost in costs.items()}
     if options.ct:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             costs = of_ct(Path(folder), options.ct, options.labels)
         size = " x ".join(map(str, options.ct))
         _show(f"a CT of {size} with {options.labels} structures", costs, 1)
         results[f"CT {size}, {options.labels} structures"] = {stage: asdict(cost) for stage, cost in costs.items()}
+    results["load average"] = os.getloadavg()[0]
     older = read_json(OUTPUT) if OUTPUT.exists() else {}
     write_json(OUTPUT, {**older, **results, "machine": machine("nibabel", "SimpleITK", "scipy")})
     print(f"written: {OUTPUT}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
+from medkd.runtime.decoding import labels_of
 
 MIXED = {"outer": 2, "background": 0, "ignore": 4, "rim": 3, "inner": 1}
 
@@ -49,3 +51,25 @@ def test_regions_keep_their_order_which_the_painting_order_refers_to() -> None:
 def test_what_nnunet_refuses_is_refused(labels: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=f"^here: .*{message}"):
         LabelSpec.from_json(labels, [], "here")
+
+
+@pytest.mark.parametrize("count", [2, 61, 255, 300])
+def test_the_class_with_the_highest_logit_is_taken_and_of_equal_ones_the_first(count: int) -> None:
+    labels = LabelSpec.from_names([f"structure {number}" for number in range(1, count)])
+    logits = torch.randint(-5, 5, (count, 3, 5, 7), generator=torch.Generator().manual_seed(count)).float()
+    logits[:, 0, 0, 0] = -torch.inf
+    logits[0, 0, 0, 1] = torch.inf
+    expected = logits.numpy().argmax(0)
+    found = labels.decode(logits)
+    assert found.dtype == (torch.uint8 if count <= 256 else torch.int16)
+    assert np.array_equal(found.numpy(), expected)
+    assert np.array_equal(labels.decode(logits.transpose(1, 3)).numpy(), expected.transpose(2, 1, 0))
+    assert np.array_equal(labels_of(logits.numpy(), labels, threshold=0), expected)
+    assert np.array_equal(labels.decode(logits.bfloat16()).numpy(), expected)
+
+
+def test_what_is_not_a_number_is_a_known_label() -> None:
+    labels = LabelSpec.from_names(["a", "b"])
+    logits = torch.full((3, 2, 2, 2), torch.nan)
+    assert labels.decode(logits).unique().tolist() == [0]
+    assert np.unique(labels_of(logits.numpy(), labels, threshold=0)).tolist() == [0]

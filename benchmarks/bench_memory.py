@@ -1,0 +1,94 @@
+"""Peak memory of predicting one large CT, by the number of structures, beside the feature maps of the network itself.
+
+    python -m benchmarks.bench_memory --structures 14 60
+
+In the place of a network stands one layer, whose outputs are as large as a network's: what is measured is the scan,
+its preprocessing, the sliding window and the way back. Each number is a process of its own on one thread. Writes
+benchmarks/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bench_prediction import small_predictor
+from benchmarks.big_ct import SPACING
+from benchmarks.measure import RESULTS, machine
+from medkd.core.files import write_json
+from medkd.core.geometry import Geometry
+from medkd.inference import predictor as predictor_module
+
+PATCH = (96, 128, 128)
+
+
+class Outputs(nn.Module):
+    """As many outputs as asked for, of one channel, in one pass."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(-1, 1, count), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 1, *patch) → (B, K, *patch)``."""
+        return x * self.slope.view(-1, 1, 1, 1)
+
+
+def peak(structures: int, shape: tuple[int, ...], spacing: float, whole: bool) -> dict[str, float]:
+    """Predict a scan in this process; seconds of the processor and MiB."""
+    torch.set_num_threads(1)
+    if whole:
+        predictor_module._WHOLE = 2**62
+    predictor = small_predictor(structures + 1, 32, spacing, mirror=False)
+    predictor.networks, predictor.patch_size = [Outputs(structures + 1)], PATCH
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    image = np.random.default_rng(0).integers(-100, 300, (1, *shape), np.int16).astype(np.float32)
+    begin = time.process_time()
+    prepared = predictor.prepare("ct", image, Geometry.from_spacing(shape, SPACING), overwrite=True)
+    del image
+    labels = predictor.predict(prepared).labels
+    if labels.shape != shape:
+        raise RuntimeError(f"expected a label map of {shape}, found {labels.shape}")
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"processor_seconds": time.process_time() - begin, "peak_mib": after, "before_mib": before}
+
+
+def main() -> None:
+    """Run the benchmark and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=(500, 512, 512))
+    parser.add_argument("--spacing", type=float, default=3.0, help="the network's voxels in mm")
+    parser.add_argument("--structures", type=int, nargs="+", default=(14, 60))
+    parser.add_argument("--whole", action="store_true", help="hold the logits of the whole case, as before")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(peak(options.one, tuple(options.shape), options.spacing, options.whole)))
+        return
+    rows: dict[str, Any] = {}
+    load = os.getloadavg()[0]
+    for structures in options.structures:
+        line = [sys.executable, "-m", "benchmarks.bench_memory", "--one", str(structures)]
+        line += ["--shape", *map(str, options.shape), "--spacing", str(options.spacing)]
+        line += ["--whole"] if options.whole else []
+        said = subprocess.run(line, capture_output=True, text=True, check=True)
+        rows[f"{structures} structures"] = json.loads(said.stdout)
+        print(structures, said.stdout.strip(), flush=True)
+    path = RESULTS / ("memory_whole.json" if options.whole else "memory.json")
+    settings = {"shape": list(options.shape), "network_mm": options.spacing, "patch": list(PATCH)}
+    where = {**machine(), "threads": 1}
+    write_json(path, {"machine": where, "load_average": [load, os.getloadavg()[0]], **settings, **rows})
+
+
+if __name__ == "__main__":
+    main()
