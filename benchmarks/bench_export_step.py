@@ -49,12 +49,14 @@ def own_step(source: Path, result: Path, target: Sequence[int], coarse: float, f
     import torch
 
     from benchmarks.bench_prediction import small_predictor
+    from medkd.core.allocator import reuse_freed_memory
     from medkd.core.geometry import Geometry
     from medkd.core.labels import LabelSpec
     from medkd.inference.export import logits_to_labels
     from medkd.preprocessing.properties import CaseProperties
 
     torch.set_num_threads(1)
+    reuse_freed_memory()  # as medkd_predict does
     logits = np.load(source)
     predictor = small_predictor(3, 16, coarse, mirror=False)
     labels = LabelSpec.from_names([f"structure {number}" for number in range(1, len(logits))])

@@ -11,7 +11,7 @@ from medkd.core.plan import Configuration, Plan
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix, axis_orders
 
-SLAB_BYTES = 32 * 2**20
+SLAB_BYTES = 4 * 2**20
 """Resampled logits held at a time; larger slabs leave the cache and gain nothing."""
 
 
