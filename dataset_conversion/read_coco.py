@@ -95,6 +95,8 @@ def _drawn(
 
 def _key(value: Any) -> Any:
     """An id as a number where it is one, whether it is written as a number or as text."""
+    if isinstance(value, bool):
+        raise TypeError(f"the id {value}, which is neither a number nor a text")
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     if isinstance(value, float) and value.is_integer():

@@ -66,6 +66,12 @@ def read_yaml_names(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             names = _in_order(path, names)
         if not isinstance(names, list):
             raise DataError(f"{path}: expected a list of the class 'names', found {names!r}.")
+        count = data.get("nc")
+        if count is not None and count != len(names):
+            raise DataError(
+                f"{path}: expected as many class 'names' as 'nc' says, {count!r}, found {len(names)}; correct one of "
+                "both."
+            )
         return data, tuple(str(name).strip() for name in names)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

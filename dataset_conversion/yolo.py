@@ -30,9 +30,9 @@ source:    a folder:
                                        separate
              images/... and labels/... the same sub-folders and names in both (or train/images and train/labels, ...)
            Without data.yaml the names are taken from classes.txt or labels.txt (one per line), else from --labels.
-train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file, or with
-an empty one, are negatives; images that share a label file (c.jpg and c.png with c.txt) are left out, since it is the
-label of one of them.
+train and val become fold 0, test the test cases; otherwise there are five folds. Images without a label file (capitals
+and a blank at the end of its name do not matter), or with an empty one, are negatives; images that share a label file
+(c.jpg and c.png with c.txt) are left out, since it is the label of one of them.
 --labels chooses and orders classes; --patients keeps a patient's images in one fold."""
 
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -192,14 +192,10 @@ def _owners(
     """Image → its label file, and the other images that this may belong to: those that find it at an equally good or
     better place.
     """
-    found: dict[Path, tuple[int, Path]] = {}
+    found = _own_labels(images, source, labels)
     claims: dict[Path, list[Path]] = defaultdict(list)
-    for image in images:
-        for rank, path in enumerate(_label_paths(image, source)):
-            if path in labels:
-                found[image] = rank, path
-                claims[path].append(image)
-                break
+    for image, (_, label) in found.items():
+        claims[label].append(image)
     owners: dict[Path, tuple[Path | None, list[Path]]] = {}
     for image in images:
         if image not in found:
@@ -209,6 +205,43 @@ def _owners(
         rivals = [other for other in claims[label] if other != image]
         owners[image] = label, [other for other in rivals if found[other][0] <= rank]
     return owners
+
+
+def _own_labels(images: Sequence[Path], source: Path, labels: Collection[Path]) -> dict[Path, tuple[int, Path]]:
+    """Image → place and path of its label file; images without one are left out."""
+    found: dict[Path, tuple[int, Path]] = {}
+    for image in images:
+        for rank, path in enumerate(_label_paths(image, source)):
+            if path in labels:
+                found[image] = rank, path
+                break
+    missing = [image for image in images if image not in found]
+    return found | _respelt(missing, source, set(labels) - {label for _, label in found.values()})
+
+
+def _respelt(images: Iterable[Path], source: Path, labels: Iterable[Path]) -> dict[Path, tuple[int, Path]]:
+    """Image → place and path of a label file that is spelt in another way; images without one are left out."""
+    spelt, found = _by_spelling(labels), {}
+    for image in images:
+        known = [spelt.get(_spelling(path)) for path in _label_paths(image, source)]
+        label = next(filter(None, known), None)
+        if label is not None:
+            found[image] = known.index(label), label
+    return found
+
+
+def _by_spelling(labels: Iterable[Path]) -> dict[str, Path]:
+    """Label files that are an image's in other capitals, or with a blank at the end of their names; where several are
+    spelt alike, none is anybody's.
+    """
+    alike: dict[str, list[Path]] = defaultdict(list)
+    for label in labels:
+        alike[_spelling(label)].append(label)
+    return {spelling: same[0] for spelling, same in alike.items() if len(same) == 1}
+
+
+def _spelling(path: Path) -> str:
+    return f"{path.parent}/{path.stem.strip()}".casefold()
 
 
 def _label_paths(image: Path, source: Path) -> list[Path]:

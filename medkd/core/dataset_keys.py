@@ -22,13 +22,22 @@ def channel_names_of(value: Any, where: str) -> tuple[str, ...]:
     if isinstance(value, list):
         names = value
     elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
-        names = [value[key] for key in sorted(value, key=int)]
+        names = _in_order(value)
     if not names or not all_texts(names):
         raise DataError(
             f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
             f"found {value!r}."
         )
     return tuple(names)
+
+
+def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
+    """The entries by their numbers; none where these have gaps, or one comes twice."""
+    keys = sorted(numbered, key=int)
+    numbers = list(map(int, keys))
+    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return []
+    return [numbered[key] for key in keys]
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
@@ -105,8 +114,8 @@ def take_categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 def check_categories(names: Sequence[str], where: str) -> None:
     """Refuse the names of classes where they are none, equal, or taken by what is no class."""
     spelled = {" ".join(name.split()).casefold() for name in names}
-    if not names or len(set(names)) < len(names) or {"background", "ignore", ""} & spelled:
+    if not names or len(spelled) < len(names) or {"background", "ignore", ""} & spelled:
         raise DataError(
-            f"{where}: expected one or more different categories, none called background or ignore or without a name, "
-            f"found {list(names)}."
+            f"{where}: expected one or more categories that differ by more than capitals, none called background or "
+            f"ignore or without a name, found {list(names)}."
         )

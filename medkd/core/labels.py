@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # loaded where tensors are made: commands that read labels only do without torch
 
 
+_IGNORE = "ignore"
 _MOST = 10_000  # labels of a data set; label maps are int16
 
 
@@ -63,7 +64,7 @@ class LabelSpec:
                 paints a perfect prediction wrongly (:func:`medkd.core.regions.check_order`).
         """
         read = _read_labels(labels, where)
-        ignore = read.pop("ignore", (None,))
+        ignore = read.pop(_IGNORE, (None,))
         if len(ignore) > 1:
             raise DataError(f"{where}: label 'ignore' must be one integer, found {list(ignore)}.")
         regions = any(len(values) > 1 for values in read.values())
@@ -202,8 +203,18 @@ def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:
     if len(labels) > _MOST:
         raise DataError(f"{where}: expected at most {_MOST} labels, found {len(labels)}; correct 'labels'.")
     read = {}
+    spelled = {_IGNORE: _IGNORE}
     for name, value in labels.items():
-        read[str(name)] = _values(value, f"{where}: label '{name}'")
+        values = _values(value, f"{where}: label '{name}'")
+        if len(set(values)) < len(values):
+            raise DataError(f"{where}: label '{name}' must hold each value once, found {list(values)}; correct it.")
+        read[str(name)] = values
+        other = spelled.setdefault(" ".join(str(name).split()).casefold(), str(name))
+        if other != str(name):
+            raise DataError(
+                f"{where}: expected label names that differ by more than capitals and blanks ('{_IGNORE}' marks places "
+                f"without annotation), found '{name}' for '{other}'; rename it."
+            )
     return read
 
 

@@ -336,6 +336,10 @@ def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]
             f"Fold {fold} names {len(unknown)} cases that are not preprocessed ({_some(unknown)}); run "
             f"medkd_plan_and_preprocess, or take them out of {SPLITS_FILE}."
         )
+    for part, named in (("train", split.train), ("val", split.val)):
+        if len(set(named)) < len(named):
+            case = max(named, key=named.count)
+            raise DataError(f"Fold {fold} has the case {case} more than once in '{part}'; mend {SPLITS_FILE}.")
     both = sorted(set(split.train) & set(split.val))
     if both:
         raise DataError(f"Fold {fold} has the case {both[0]} both in 'train' and in 'val'; mend {SPLITS_FILE}.")

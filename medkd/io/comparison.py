@@ -50,6 +50,7 @@ def compare_cases(
     findings = [] if orientation else _mixed_orientations(scans)
     findings += _constant_channels(scans, channels)
     findings += twin_findings(scans)
+    findings += alike_findings([case.case for case in scans])
     if len(scans) >= _FEWEST:
         findings += _odd_sizes(scans)
         findings += _odd_intensities(scans, channels)
@@ -79,6 +80,19 @@ def twin_findings(facts: Sequence[CaseFacts]) -> list[Finding]:
     for cases in twin_groups(facts):
         found = f"the same voxels in {', '.join(cases)}"
         findings.append(_warning(cases[0], expected, found, action))
+    return findings
+
+
+def alike_findings(cases: Sequence[str]) -> list[Finding]:
+    """A warning for each group of cases whose names differ by capitals alone."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        same[case.casefold()].append(case)
+    action = "macOS and Windows take their files for one: rename all but one"
+    findings = []
+    for alike in same.values():
+        if len(alike) > 1:
+            findings.append(_warning(alike[0], "names that differ by more than capitals", some(alike), action))
     return findings
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medkd.core.errors import DataError
 
+_ROUNDING = 1e-3  # of directions that are written with few digits
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -21,7 +22,7 @@ def read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """
     reader = _reader(path)
     _call(path, reader.ReadImageInformation)
-    return tuple(reader.GetSize()), _affine(reader)
+    return tuple(reader.GetSize()), _affine(path, reader)
 
 
 def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def read_voxels(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: expected one number per voxel, found {image.GetNumberOfComponentsPerPixel()}; save each channel "
             "to a file of its own."
         )
-    return sitk.GetArrayFromImage(image).T, _affine(image)
+    return sitk.GetArrayFromImage(image).T, _affine(path, image)
 
 
 def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, fields: Mapping[str, str] | None = None) -> None:
@@ -89,11 +90,19 @@ def _call(path: Path, function: Any) -> Any:
         raise DataError(f"Cannot read {path}: {_last_line(error)}; export the scan again, best as .nii.gz.") from error
 
 
-def _affine(image: Any) -> np.ndarray:
+def _affine(path: Path, image: Any) -> np.ndarray:
     n = len(image.GetSpacing())
     affine = np.eye(4)
     if n >= 3:  # a fourth axis is refused by the caller; a 2D image gets its message there too
-        affine[:3, :3] = np.reshape(image.GetDirection(), (n, n))[:3, :3] * np.array(image.GetSpacing())[:3]
+        directions = np.reshape(image.GetDirection(), (n, n))[:3, :3]
+        lengths = np.linalg.norm(directions, axis=0)
+        if np.abs(lengths - 1).max() > _ROUNDING:
+            shown = ", ".join(f"{length:.4g}" for length in lengths)
+            raise DataError(
+                f"{path}: expected directions of length 1 for its axes, found {shown}, so that programs see voxels of "
+                "different sizes; export the scan again, best as .nii.gz."
+            )
+        affine[:3, :3] = directions * np.array(image.GetSpacing())[:3]
         affine[:3, 3] = image.GetOrigin()[:3]
     return _FLIP @ affine
 

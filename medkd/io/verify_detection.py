@@ -16,6 +16,7 @@ from medkd.core.boxes import IMAGE_ENDINGS, BoxAnnotation, box_faults
 from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases
 from medkd.core.errors import DataError
 from medkd.io.checks import Finding, has_error
+from medkd.io.comparison import alike_findings
 from medkd.io.radiographs import Radiograph, read_radiograph
 from medkd.io.verify_unlabelled import check_layout
 
@@ -74,6 +75,7 @@ def check_detection(
     for check in checks[len(training) :]:
         findings += check.findings
     findings += duplicate_findings({check.case: check.digest for check in checks})
+    findings += alike_findings([check.case for check in checks])
     if description.num_training != len(training):
         findings.append(
             Finding(

@@ -27,7 +27,7 @@ def scheme_of(channel_name: str) -> str:
     """The scheme for a channel of this name: ``CT``, ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1``; all others
     z-score.
     """
-    return _BY_CHANNEL_NAME.get(channel_name.casefold(), "zscore")
+    return _BY_CHANNEL_NAME.get(channel_name.strip().casefold(), "zscore")
 
 
 def normalise(

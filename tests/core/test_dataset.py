@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.dataset_keys import channel_names_of, check_categories
 from medkd.core.errors import DataError
 from medkd.io.verify import verify_dataset
+from medkd.preprocessing.normalisation import scheme_of
 
 GOOD: dict[str, Any] = {
     "channel_names": {"0": "T1", "1": "T2"},
@@ -103,3 +105,19 @@ def test_channels_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert DatasetDescription.load(_write(tmp_path, channel_names=names)).channel_names == tuple(
         f"c{i}" for i in range(11)
     )
+
+
+@pytest.mark.parametrize("names", [{"0": "T1", "2": "T2"}, {"0": "T1", "00": "T2"}])
+def test_channels_are_numbered_without_gaps(names: dict[str, str]) -> None:
+    with pytest.raises(DataError, match="must give the name of each channel by its number"):
+        channel_names_of(names, "here")
+    assert channel_names_of({"1": "T2", "0": "T1"}, "here") == ("T1", "T2")
+
+
+def test_classes_that_differ_by_capitals_are_refused() -> None:
+    with pytest.raises(DataError, match="differ by more than capitals"):
+        check_categories(["fracture", "Fracture"], "here")
+
+
+def test_a_blank_around_a_channels_name_is_no_part_of_it() -> None:
+    assert (scheme_of(" CT "), scheme_of("ct"), scheme_of("MR")) == ("ct", "ct", "zscore")

@@ -100,3 +100,10 @@ def test_overlapping_regions_need_one_for_what_they_share() -> None:
 def test_a_painted_label_must_exist() -> None:
     with pytest.raises(DataError, match="paints the label 7, which lies in no region"):
         read(BRATS, [1, 2, 7])
+
+
+def test_a_value_twice_in_a_region_is_refused() -> None:
+    """It would count twice in the scores; and it may be the slip for another value."""
+    for regions in ({"whole": [1, 2, 2], "core": [2]}, {"whole": [1, 1]}):
+        with pytest.raises(DataError, match=r"here: label 'whole' must hold each value once, found \[1, (2, 2|1)\]"):
+            read(regions, [1, 2])

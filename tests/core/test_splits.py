@@ -176,3 +176,11 @@ def test_a_case_that_is_left_out_for_its_twin_is_not_named(tmp_path: Path, caplo
     ensure_splits(tmp_path, cases, {})
     [text] = [record.getMessage() for record in caplog.records]
     assert text.startswith("1 training case is in no fold") and ": d;" in text
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_case_twice_in_a_part_is_refused(part: str) -> None:
+    """It would be drawn, or count, twice."""
+    named = {"train": ("a", "b"), "val": ("c",), part: ("d", "e", "d")}
+    with pytest.raises(DataError, match=f"Fold 0 has the case d more than once in '{part}'"):
+        split_of_fold([Split(named["train"], named["val"])], 0, ["a", "b", "c", "d", "e"])

@@ -234,3 +234,11 @@ def test_an_empty_channel_is_named_by_its_value_without_a_sign(tmp_path: Path) -
     folder = make_dataset(tmp_path / "D", c1=lambda volume: Volume(volume.array * -0.0, volume.geometry))
     [finding] = warned(folder)[:1]
     assert finding.found == "the value 0 in all voxels"
+
+
+def test_cases_whose_names_differ_by_capitals_alone_are_named(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "D")
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (folder / part / f"c1{ending}").rename(folder / part / f"C0{ending}")
+    (finding,) = warned(folder)
+    assert (finding.found, finding.case) == ("C0, c0", "C0") and "macOS and Windows" in finding.action
