@@ -222,10 +222,11 @@ class Report:
 
     def gap_closed(self, entry: RunEntry) -> float | None:
         """Share of the way from the student alone to its teacher that distillation went; None where a part is missing,
-        where nothing was learnt, or where the gap or the gain is not clear, since dividing by noise says nothing.
+        where one of the three has learnt nothing, or where the gap or the gain is not clear, since dividing by noise
+        says nothing.
         """
         teacher, alone = self.teacher(entry), self.alone(entry)
-        if teacher is None or alone is None or not self.has_learnt(teacher):
+        if teacher is None or alone is None or not all(map(self.has_learnt, (teacher, alone, entry))):
             return None
         gap, gain = self.difference(teacher, alone), self.difference(entry, alone)
         if gap is None or gain is None:

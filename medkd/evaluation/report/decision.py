@@ -149,6 +149,11 @@ def _against_alone(report: Report, star: RunEntry) -> str:
     start = f"Compared with the same student trained alone ({budget}),"
     if not report.has_learnt(star) and not report.has_learnt(alone):
         return f"{start} nothing can be concluded: neither has learnt anything ({name} below {report.task.learnt:g})."
+    if not report.has_learnt(alone):
+        return (
+            f"{start} nothing can be concluded of a longer training: alone it has learnt nothing yet ({name} below "
+            f"{report.task.learnt:g})."
+        )
     return f"{start} {reading(difference, name)}."
 
 

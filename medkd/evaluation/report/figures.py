@@ -165,8 +165,6 @@ def curves(entries: Sequence[RunEntry], key: str, title: str) -> bytes | None:
 
 def loss_terms(entry: RunEntry) -> bytes | None:
     """The loss terms of one run on a logarithmic scale; None where there are fewer than two."""
-    from matplotlib.ticker import LogFormatter  # 0.4, not 4 × 10⁻¹
-
     log = []
     names: dict[str, None] = {}
     for record in entry.log:
@@ -183,8 +181,6 @@ def loss_terms(entry: RunEntry) -> bytes | None:
         if positive.any():
             axes.plot(epochs[positive], values[positive], color=shade, lw=1.8, label=wrapped(name))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.tick_params(which="minor", colors=MUTED, labelsize=_LETTERS, length=0)
     _epochs(axes, f"loss terms · {entry.label}")
     axes.legend(frameon=False, fontsize=8, labelcolor=MUTED)

@@ -33,13 +33,8 @@ def lead(report: Report) -> str:
     star = report.headline
     kind = decide(report, star).answer if star is not None and star.role == "distilled" else "nothing"
     answer, colon, why = rest.partition(":")
-    text = f"<small>{escape(question)}?</small> <strong>{escape(answer)}{colon}</strong>{_whole(why)}"
-    return f'<p class="answer {kind}">{text}</p>' + "".join(f"<p>{_whole(text)}</p>" for text in others)
-
-
-def _whole(text: str) -> str:
-    """A sentence whose numbers keep their unit in the same line."""
-    return escape(text).replace(" %", "&nbsp;%")
+    text = f"<small>{escape(question)}?</small> <strong>{escape(answer)}{colon}</strong>{escape(why)}"
+    return f'<p class="answer {kind}">{text}</p>' + "".join(f"<p>{escape(text)}</p>" for text in others)
 
 
 def cards(report: Report) -> str:
@@ -49,8 +44,9 @@ def cards(report: Report) -> str:
         return ""
     value = star.scores.value(main.key)
     found = [card(main.name, number(value.mean), f"{bounds(value, main.decimals)} · {escape(star.label)}")]
-    gain = report.difference(star, report.alone(star))
-    if gain is not None:
+    alone = report.alone(star)
+    gain = report.difference(star, alone)
+    if gain is not None and alone is not None and report.has_learnt(alone):
         found.append(card("against alone", f"{gain.mean:+.3f}", f"{bounds(gain, 3, '+')} {main.name}, paired"))
     closed = report.gap_closed(star)
     if closed is not None:
@@ -282,7 +278,7 @@ def how_measured(report: Report) -> str:
     texts["learnt nothing"] = f"a mean {main} below {report.task.learnt:g}"
     texts["gap closed"] = (
         f"({main} − {main} alone) / (teacher's {main} − {main} alone); left out where gap or gain are not clear, or "
-        "where the teacher has learnt nothing"
+        "where one of the three has learnt nothing"
     )
     if sum(entry.role == "distilled" for entry in report.scored) > 1:
         texts["on top of the page"] = (

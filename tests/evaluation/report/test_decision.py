@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_the_first_line_is_the_first_row_of_the_table(root: Path) -> None:
     assert found is not None
     assert f"{found.mean:+.3f} Dice, 95 % interval {found.low:+.3f} to {found.high:+.3f}, 8 cases" in text
     assert f"<small>{found.low:+.3f} to {found.high:+.3f}" in text
+
+
+def test_nothing_is_gained_over_a_student_alone_that_has_learnt_nothing(root: Path) -> None:
+    """Dividing by a student that predicts background would close any gap."""
+    make_run(root, KD, "unet_tiny", 1.2, {0: range(8)}, method="kd", teacher="res_unet")
+    report = read_report(root / "results" / "Dataset004_Test")
+    star, alone = report.entries[2], report.entries[1]
+    assert "distillation" in verdict(report)[-1] and report.gap_closed(star) is not None
+    learnt = (alone.scores.value("Dice").mean + star.scores.value("Dice").mean) / 2
+    blind = replace(report, task=replace(report.task, learnt=learnt))
+    assert blind.gap_closed(star) is None and "alone it has learnt nothing yet" in verdict(blind)[-1]
 
 
 def test_without_a_scored_teacher_nothing_is_concluded(root: Path) -> None:
