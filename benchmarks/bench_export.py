@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import RESULTS, machine
+from benchmarks.measure import RESULTS, dice_of_labels, machine
 from medkd.core.files import write_json
 from medkd.core.timing import interleaved
 from medkd.inference.inputs import find_cases
@@ -49,6 +49,7 @@ def main() -> None:
         for model, servant in servants.items():
             row = {"engine": servant.engine, "megabytes": round(_size(servant.path) / 1e6, 2)}
             row |= _times(taken[model], len(cases))
+            row["processor_median"] = _times(tuple(servant.processor[1:]), len(cases))["median"]
             row["peak_mib"] = round(servant.peak / 2**20)
             row["differing_voxels"] = _differing(folder / model, folder / next(iter(places)), cases)
             if options.labels is not None:
@@ -76,6 +77,7 @@ class Servant:
         engine: what computes.
         path: of the model.
         peak: bytes of memory that the process, and the largest of its children, have taken at most.
+        processor: seconds of processor time of each call.
     """
 
     def __init__(self, place: str, threads: int, mirror: bool) -> None:
@@ -84,6 +86,7 @@ class Servant:
             kind = "nnunet"
             python, model = place.removeprefix(NNUNET).split(":")
         self.path, self.peak = Path(model), 0.0
+        self.processor: list[float] = []
         environment = {**os.environ, "PYTHONPATH": str(ROOT)} if kind == "medkd" else dict(os.environ)
         self._process = subprocess.Popen(
             [python, str(SERVANT), kind, model, str(threads), str(int(mirror))],
@@ -101,7 +104,9 @@ class Servant:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"inputs": str(inputs), "outputs": str(outputs)}) + "\n")
         self._process.stdin.flush()
-        self.peak = max(self.peak, self._answer()["peak"])
+        answer = self._answer()
+        self.peak = max(self.peak, answer["peak"])
+        self.processor.append(answer["processor"])
 
     def close(self) -> None:
         """End the process."""
@@ -155,12 +160,10 @@ def _differing(folder: Path, reference: Path, cases: list[str]) -> int:
 
 def _dice(folder: Path, labels: Path, cases: list[str]) -> float:
     """Mean over scans and structures."""
-    scores = []
+    scores: list[float] = []
     for case in cases:
         found, truth = (read_label(place / f"{case}.nii.gz").array for place in (folder, labels))
-        for label in np.unique(truth[truth > 0]):
-            one, other = found == label, truth == label
-            scores.append(2 * float((one & other).sum()) / float(one.sum() + other.sum()))
+        scores += dice_of_labels(found, truth)
     return float(np.mean(scores))
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -92,3 +93,13 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def dice_of_labels(found: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Dice of every label but the background that either map holds."""
+    scores = []
+    for label in np.union1d(np.unique(found), np.unique(reference)):
+        if label > 0:
+            one, other = found == label, reference == label
+            scores.append(2 * float((one & other).sum()) / float(one.sum() + other.sum()))
+    return scores
