@@ -114,8 +114,8 @@ def take_categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 def check_categories(names: Sequence[str], where: str) -> None:
     """Refuse the names of classes where they are none, equal, or taken by what is no class."""
     spelled = {" ".join(name.split()).casefold() for name in names}
-    if not names or len(spelled) < len(names) or {"background", "ignore", ""} & spelled:
+    if not names or len(set(names)) < len(names) or {"background", "ignore", ""} & spelled:
         raise DataError(
-            f"{where}: expected one or more categories that differ by more than capitals, none called background or "
-            f"ignore or without a name, found {list(names)}."
+            f"{where}: expected one or more different categories, none called background or ignore or without a name, "
+            f"found {list(names)}."
         )

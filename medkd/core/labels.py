@@ -203,17 +203,15 @@ def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:
     if len(labels) > _MOST:
         raise DataError(f"{where}: expected at most {_MOST} labels, found {len(labels)}; correct 'labels'.")
     read = {}
-    spelled = {_IGNORE: _IGNORE}
     for name, value in labels.items():
         values = _values(value, f"{where}: label '{name}'")
         if len(set(values)) < len(values):
             raise DataError(f"{where}: label '{name}' must hold each value once, found {list(values)}; correct it.")
         read[str(name)] = values
-        other = spelled.setdefault(" ".join(str(name).split()).casefold(), str(name))
-        if other != str(name):
+        if str(name).strip().casefold() == _IGNORE != str(name):
             raise DataError(
-                f"{where}: expected label names that differ by more than capitals and blanks ('{_IGNORE}' marks places "
-                f"without annotation), found '{name}' for '{other}'; rename it."
+                f"{where}: expected the label '{_IGNORE}' for places without annotation, found '{name}', which would "
+                "be a structure; rename it."
             )
     return read
 

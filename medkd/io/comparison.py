@@ -8,8 +8,9 @@ raise no alarm.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
+from pathlib import Path
 
 import numpy as np
 
@@ -93,6 +94,26 @@ def alike_findings(cases: Sequence[str]) -> list[Finding]:
     for alike in same.values():
         if len(alike) > 1:
             findings.append(_warning(alike[0], "names that differ by more than capitals", some(alike), action))
+    return findings
+
+
+def spelling_findings(file: Path, what: str, names: Iterable[str]) -> list[Finding]:
+    """A warning for each two names that are probably one."""
+    spelled: dict[str, str] = {}
+    findings = []
+    for name in names:
+        other = spelled.setdefault(" ".join(name.split()).casefold(), name)
+        if other != name:
+            findings.append(
+                Finding(
+                    case="",
+                    file=str(file),
+                    expected=f"{what} that differ in more than capitals and blanks",
+                    found=f"'{other}' and '{name}'",
+                    action="call them the same if they are one",
+                    error=False,
+                )
+            )
     return findings
 
 

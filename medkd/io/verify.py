@@ -21,7 +21,7 @@ from medkd.core.labels import LabelSpec
 from medkd.core.numbers import whole_number
 from medkd.core.serial import save
 from medkd.io.checks import Finding
-from medkd.io.comparison import compare_cases
+from medkd.io.comparison import compare_cases, spelling_findings
 from medkd.io.facts import CaseFacts
 from medkd.io.symmetry import common_pairs, network_axes
 from medkd.io.verify_case import CaseCheck, check_case
@@ -163,6 +163,7 @@ def verify_dataset(
     findings += _listed_names(folder, cases)
     findings += _stray_files(folder, description, cases)
     structures = structures_of(description.labels)
+    findings += spelling_findings(folder / "dataset.json", "labels", dict(description.labels.foreground))
     findings += compare_cases(facts, description.channel_names, structures, orientation, _facts_of(unlabelled))
     if facts:
         network = network_axes(facts, orientation)

@@ -16,7 +16,7 @@ from medkd.core.boxes import IMAGE_ENDINGS, BoxAnnotation, box_faults
 from medkd.core.dataset import CaseFiles, DatasetDescription, detection_cases
 from medkd.core.errors import DataError
 from medkd.io.checks import Finding, has_error
-from medkd.io.comparison import alike_findings
+from medkd.io.comparison import alike_findings, spelling_findings
 from medkd.io.radiographs import Radiograph, read_radiograph
 from medkd.io.verify_unlabelled import check_layout
 
@@ -88,7 +88,7 @@ def check_detection(
         )
     findings += _stray_images(folder / "imagesTr", training)
     findings += _unused(description.categories, checks)
-    findings += _spellings(folder / "dataset.json", description.categories)
+    findings += spelling_findings(folder / "dataset.json", "categories", description.categories)
     return checks[: len(training)], findings
 
 
@@ -282,26 +282,6 @@ def _stray_images(folder: Path, cases: list[CaseFiles]) -> list[Finding]:
                 error=severe,
             )
         )
-    return findings
-
-
-def _spellings(file: Path, categories: tuple[str, ...]) -> list[Finding]:
-    """A warning for each two categories that are probably one."""
-    spelled: dict[str, str] = {}
-    findings = []
-    for name in categories:
-        other = spelled.setdefault(" ".join(name.split()).casefold(), name)
-        if other != name:
-            findings.append(
-                Finding(
-                    case="",
-                    file=str(file),
-                    expected="categories that differ in more than capitals and blanks",
-                    found=f"'{other}' and '{name}'",
-                    action="call them the same if they are one",
-                    error=False,
-                )
-            )
     return findings
 
 

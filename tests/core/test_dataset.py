@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medkd.core.dataset import DatasetDescription, training_cases
-from medkd.core.dataset_keys import channel_names_of, check_categories
+from medkd.core.dataset_keys import channel_names_of
 from medkd.core.errors import DataError
 from medkd.io.verify import verify_dataset
 from medkd.preprocessing.normalisation import scheme_of
@@ -112,11 +112,6 @@ def test_channels_are_numbered_without_gaps(names: dict[str, str]) -> None:
     with pytest.raises(DataError, match="must give the name of each channel by its number"):
         channel_names_of(names, "here")
     assert channel_names_of({"1": "T2", "0": "T1"}, "here") == ("T1", "T2")
-
-
-def test_classes_that_differ_by_capitals_are_refused() -> None:
-    with pytest.raises(DataError, match="differ by more than capitals"):
-        check_categories(["fracture", "Fracture"], "here")
 
 
 def test_a_blank_around_a_channels_name_is_no_part_of_it() -> None:

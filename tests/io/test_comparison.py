@@ -242,3 +242,15 @@ def test_cases_whose_names_differ_by_capitals_alone_are_named(tmp_path: Path) ->
         (folder / part / f"c1{ending}").rename(folder / part / f"C0{ending}")
     (finding,) = warned(folder)
     assert (finding.found, finding.case) == ("C0, c0", "C0") and "macOS and Windows" in finding.action
+
+
+def test_labels_that_are_probably_one_are_named(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "D")
+    data = json.loads((folder / "dataset.json").read_text())
+    first, second = [name for name, value in data["labels"].items() if value]
+    data["labels"] = {"background": 0, first: 1, f"{first.upper()} ": data["labels"][second]}
+    (folder / "dataset.json").write_text(json.dumps(data))
+    (finding,) = warned(folder)
+    assert (
+        finding.expected == "labels that differ in more than capitals and blanks" and f"'{first}' and" in finding.found
+    )
