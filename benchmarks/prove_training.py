@@ -67,6 +67,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--teacher-divisor", type=int, default=1, help="of the channels of teachers that are trained here"
     )
+    parser.add_argument("--teacher-epochs", type=int, help="of teachers that are trained here (default: as students)")
+    parser.add_argument("--learning-rate", type=float, help="of students (default: the plan's, as teachers have it)")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=60)
@@ -157,6 +159,9 @@ def _settings(options: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any
     }
     if arm.teaches:
         settings["width_divisor"] = options.teacher_divisor
+        settings["epochs"] = options.teacher_epochs or options.epochs
+    else:
+        settings["learning_rate"] = options.learning_rate
     if options.trial:
         settings |= {"batch_size": 2, "patch_size": _TRIAL_PATCHES[data.configuration]}
     return settings
@@ -199,7 +204,16 @@ class _Result:
     def __init__(self, options: argparse.Namespace) -> None:
         self.arms: dict[str, tuple[Arm, int]] = {}
         self._options = options
-        names = ("epochs", "iterations", "precision", "slots", "trial", "teacher_divisor")
+        names = (
+            "epochs",
+            "iterations",
+            "precision",
+            "slots",
+            "trial",
+            "teacher_divisor",
+            "teacher_epochs",
+            "learning_rate",
+        )
         settings = {name: getattr(options, name) for name in names}
         self._content: dict[str, Any] = {"schema": 1, "settings": settings, "machine": None, "runs": {}, "failed": {}}
         if options.output.exists():
