@@ -47,9 +47,15 @@ class LabelSpec:
 
     @classmethod
     def from_names(cls, names: list[str] | tuple[str, ...]) -> LabelSpec:
-        """Plain labels 1..n with these foreground names."""
+        """Plain labels 1..n with these foreground names.
+
+        Raises:
+            DataError: a name stands twice, ``background``, which has the value 0, included.
+        """
         entries = [("background", (0,))]
         for value, name in enumerate(names, start=1):
+            if name in dict(entries):
+                raise DataError(f"Each label needs a name of its own, found '{name:.60}' twice; rename one.")
             entries.append((name, (value,)))
         return cls(tuple(entries))
 

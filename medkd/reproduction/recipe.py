@@ -266,6 +266,8 @@ def _check_labels(data: RecipeData, where: str) -> None:
     for label in data.labels:
         if not label.strip() or "," in label:
             raise DataError(f"{where}: expected names without commas, found '{label:.60}'; rename it.")
+    if data.labels:
+        _check_different(data.labels, where)
 
 
 def _check_different(values: tuple[Any, ...], where: str) -> None:

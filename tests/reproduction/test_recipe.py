@@ -82,6 +82,10 @@ def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
             "dataset.labels: expected names without commas, found 'liver, right'",
         ),
         (
+            {"dataset": {"number": 1, "name": "P", "format": "msd", "labels": ["liver", "liver"]}},
+            "dataset.labels: expected one or more different values",
+        ),
+        (
             {"dataset": {"number": 1, "name": "P", "format": "phantom", "labels": ["ball"]}},
             "dataset.labels: a phantom has names of its own",
         ),
