@@ -86,12 +86,13 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
         choices=("on", "off"),
         help="CUDA: fp32 products with ten bits of fraction (default: torch's, in convolutions only)",
     )
-    add("--channels-last", action="store_true", help="channels are neighbours in memory; as fast or faster on CUDA")
+    add("--channels-last", action="store_true", help="channels are neighbours in memory, of images and weights")
     add("--cudnn-benchmark", action="store_true", help="CUDA: let cuDNN try its convolutions and take the fastest")
     add(
         "--compile",
         action="store_true",
-        help="torch.compile the trained network (of a detector, its backbone), for methods that need outputs only",
+        help="torch.compile the trained network (segmentation: for methods that need outputs only), or a detector's "
+        "backbone and pyramid",
     )
 
 

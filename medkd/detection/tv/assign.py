@@ -66,23 +66,25 @@ def assign(
     return Assignment(torch.stack(labels), torch.stack(matched))
 
 
-def match_overlap(anchors: Tensor, levels: Sequence[Level], boxes: Tensor) -> Tensor:
-    """RetinaNet's rule: the box of highest overlap from 0.5 on, background below 0.4, nothing between; a box's best
-    anchors always get it.
+def match_overlap(
+    anchors: Tensor, levels: Sequence[Level], boxes: Tensor, unsure: float = _UNSURE, sure: float = _SURE
+) -> Tensor:
+    """RetinaNet's rule: the box of highest overlap from 0.5 on, background below 0.4 (or other thresholds), nothing
+    between; a box's best anchors always get it.
 
     Lin et al., "Focal loss for dense object detection", ICCV 2017, arXiv 1708.02002.
     """
     overlaps = box_iou(boxes, anchors)
-    found, places = _by_overlap(overlaps)
+    found, places = _by_overlap(overlaps, unsure, sure)
     best_of_a_box = (overlaps == overlaps.amax(1, keepdim=True)).any(0)
     return torch.where(best_of_a_box, places, found)
 
 
-def _by_overlap(overlaps: Tensor) -> tuple[Tensor, Tensor]:
+def _by_overlap(overlaps: Tensor, unsure: float = _UNSURE, sure: float = _SURE) -> tuple[Tensor, Tensor]:
     """Place of each anchor's box, by thresholds and without, from overlaps ``(n, A)``."""
     highest, places = overlaps.max(0)
-    unsure = torch.where(highest < _UNSURE, BACKGROUND, IGNORED)
-    return torch.where(highest < _SURE, unsure, places), places
+    others = torch.where(highest < unsure, BACKGROUND, IGNORED)
+    return torch.where(highest < sure, others, places), places
 
 
 def match_points(anchors: Tensor, levels: Sequence[Level], boxes: Tensor, radius: float = 1.5) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import (
     AnchorGenerator,
     RegionProposalNetwork,
@@ -20,12 +21,26 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
+from medkd.detection.tv.assign import BACKGROUND, Assignment, assign, match_overlap
 from medkd.detection.tv.backbones import CHANNELS, Pyramid
 from medkd.detection.tv.dense import SMALLEST
-from medkd.detection.tv.grid import AnchorGrid
+from medkd.detection.tv.grid import AnchorGrid, boxes_from_deltas, deltas_from_boxes
+from medkd.detection.tv.proposals import (
+    Pool,
+    asked,
+    drawn_places,
+    head_losses,
+    images_of,
+    matched,
+    per_image,
+    pooled,
+    proposal_losses,
+    suppressed,
+)
 
 _RATIOS = (0.5, 1.0, 2.0)
 _POOLED, _WIDTH = 7, 1024
+_MATCHING = partial(match_overlap, unsure=0.3, sure=0.7)
 
 
 @dataclass(frozen=True)
@@ -35,21 +50,21 @@ class _Found:
     Attributes:
         flat: objectness ``(B · A, 1)``, logits.
         moves: deltas ``(B · A, 4)``.
-        anchors: per image, ``(A, 4)``.
+        anchors: of every image, ``(A, 4)``.
         boxes: decoded, ``(B, A, 4)``, without gradient.
         counts: anchors per level.
     """
 
     flat: Tensor
     moves: Tensor
-    anchors: list[Tensor]
+    anchors: Tensor
     boxes: Tensor
     counts: tuple[int, ...]
 
     @property
     def objectness(self) -> Tensor:
         """Logits ``(B, 1, A)``."""
-        return self.flat.view(len(self.anchors), 1, -1)
+        return self.flat.view(len(self.boxes), 1, -1)
 
 
 class FasterRCNN(Detector):
@@ -140,7 +155,7 @@ class FasterRCNN(Detector):
         """See :meth:`medkd.detection.base.Detector.candidates`; a box per proposal and class, which scores for that."""
         neck = self.pyramid(images)
         proposals = self._proposals(images, self._found(images, neck))
-        outputs = self._score(neck, proposals, images)
+        outputs = self._score(neck, proposals, images, traced=True)
         assert outputs.deltas is not None
         decoded = self.scorer.box_coder.decode(outputs.deltas.flatten(1), proposals)
         boxes = clip_boxes_to_image(decoded, (images.shape[-2], images.shape[-1]))[:, 1:]
@@ -169,8 +184,8 @@ class FasterRCNN(Detector):
         objectness, deltas = self.proposer.head([neck[name] for name in self.grid.names])
         counts = tuple(o[0].numel() for o in objectness)
         flat, moves = concat_box_prediction_layers([o.float() for o in objectness], [d.float() for d in deltas])
-        anchors = [self.grid.anchors(self.grid.levels(neck), images.device)] * len(images)
-        boxes = self.proposer.box_coder.decode(moves.detach(), anchors).view(len(images), -1, 4)
+        anchors = self.grid.anchors(self.grid.levels(neck), images.device)
+        boxes = boxes_from_deltas(moves.detach().view(len(images), -1, 4), anchors)
         return _Found(flat, moves, anchors, boxes, counts)
 
     def _proposals(self, images: Tensor, found: _Found) -> list[Tensor]:
@@ -179,11 +194,14 @@ class FasterRCNN(Detector):
         proposals, _ = self.proposer.filter_proposals(found.boxes, found.flat, sizes, list(found.counts))
         return proposals
 
-    def _score(self, neck: Mapping[str, Tensor], proposals: Sequence[Tensor], images: Tensor) -> DetectorOutputs:
+    def _score(
+        self, neck: Mapping[str, Tensor], proposals: Sequence[Tensor], images: Tensor, *, traced: bool = False
+    ) -> DetectorOutputs:
+        """What the box head says of proposals; an exporter traces torchvision's own way of pooling."""
         maps = {name: neck[name].float() for name in self.grid.names}
-        sizes = [(images.shape[-2], images.shape[-1])] * len(images)
-        pooled = self.scorer.box_roi_pool(maps, list(proposals), sizes)
-        logits, deltas = self.scorer.box_predictor(self.scorer.box_head(pooled))
+        size, pool = (images.shape[-2], images.shape[-1]), self.scorer.box_roi_pool
+        features = pool(maps, list(proposals), [size] * len(images)) if traced else pooled(pool, maps, proposals, size)
+        logits, deltas = self.scorer.box_predictor(self.scorer.box_head(features))
         return DetectorOutputs(
             logits=logits.float(),
             features=maps,
@@ -194,26 +212,72 @@ class FasterRCNN(Detector):
     def _supervise(
         self, images: Tensor, neck: Mapping[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        targets = [{"boxes": b.float(), "labels": c + 1} for b, c in zip(boxes, classes, strict=True)]
         first = self._found(images, neck)
-        proposals = self._proposals(images, first)
+        truth = [own.float() for own in boxes]
         with torch.autocast(images.device.type, enabled=False):
-            labels, matched = self.proposer.assign_targets_to_anchors(first.anchors, targets)
-            wanted = self.proposer.box_coder.encode(matched, first.anchors)
-            found, moved = self.proposer.compute_loss(first.flat, first.moves, labels, list(wanted))
-            chosen, _, kinds, shifts = self.scorer.select_training_samples(proposals, targets)
-        outputs = self._score(neck, chosen, images)
+            assignment = assign(_MATCHING, first.anchors, self.grid.levels(neck), truth, classes)
+            pool = self._pool(images, first).joined(truth)
+            known = [torch.cat(truth), images_of(truth), torch.cat(list(classes)) + 1]
+            kinds, matches = matched(pool, known[0], known[1], known[2], self.scorer.proposal_matcher.high_threshold)
+            places, chosen = self._drawn(assignment, pool, kinds)
+            found, moved = proposal_losses(first.flat.flatten(), first.moves, first.anchors, assignment, places)
+        every = torch.cat(chosen)
+        outputs = self._score(neck, [pool.boxes[own] for own in chosen], images)
         assert outputs.deltas is not None
         with torch.autocast(images.device.type, enabled=False):
-            kind, box = fastrcnn_loss(outputs.logits, outputs.deltas.flatten(1), kinds, list(shifts))
+            some = known[0] if len(known[0]) else pool.boxes.new_zeros(1, 4)  # which no proposal then looks at
+            wanted = deltas_from_boxes(some[matches[every]], pool.boxes[every], self.scorer.box_coder.weights)
+            kind, box = head_losses(outputs.logits, outputs.deltas, kinds[every], wanted)
         terms = {"objectness": found, "proposal": moved, "class": kind, "box": box}
         target = DetectionTarget(
-            torch.cat(kinds)[:, None],
+            kinds[every][:, None],
             boxes=tuple(boxes),
             classes=tuple(classes),
-            objects=torch.stack(labels)[:, None],
+            objects=_objects(assignment)[:, None],
         )
         return terms, replace(outputs, objectness=first.objectness, boxes=first.boxes), target
+
+    def _pool(self, images: Tensor, found: _Found) -> Pool:
+        """The proposals that training draws from; those of :meth:`_proposals`, without waiting for each image."""
+        scores, size = found.objectness[:, 0].detach(), (images.shape[-2], images.shape[-1])
+        top = self.proposer._get_top_n_idx(scores, list(found.counts))
+        levels = [torch.full((n,), i, device=images.device) for i, n in enumerate(found.counts)]
+        boxes = clip_boxes_to_image(found.boxes.gather(1, top[..., None].expand(-1, -1, 4)), size)
+        return suppressed(
+            boxes,
+            scores.gather(1, top).sigmoid(),
+            torch.cat(levels)[top],
+            size,
+            self.proposer.nms_thresh,
+            self.proposer.post_nms_top_n(),
+        )
+
+    def _drawn(self, assignment: Assignment, pool: Pool, kinds: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+        """Places among the anchors of all images, positives and negatives; and per image those in the pool."""
+        images, anchors = assignment.labels.shape
+        of_anchors = (assignment.positive, assignment.labels == BACKGROUND)
+        of_pool = (kinds >= 1, kinds == 0)
+        sums = [mask.sum(1) for mask in of_anchors] + [per_image(mask, pool.image, images) for mask in of_pool]
+        counts = asked(torch.stack(sums, 1))
+        positives, negatives, chosen = [], [], []
+        rule = self.proposer.fg_bg_sampler
+        for i, known in enumerate(counts):
+            masks = [mask[i] for mask in of_anchors]
+            places = drawn_places(masks, known[:2], rule.batch_size_per_image, rule.positive_fraction)
+            positives.append(places[0] + i * anchors)
+            negatives.append(places[1] + i * anchors)
+        rule = self.scorer.fg_bg_sampler
+        for i, known in enumerate(counts):
+            masks = [mask & (pool.image == i) for mask in of_pool]
+            places = drawn_places(masks, known[2:], rule.batch_size_per_image, rule.positive_fraction)
+            chosen.append(torch.cat(places).sort().values)
+        return (torch.cat(positives), torch.cat(negatives)), chosen
+
+
+def _objects(assignment: Assignment) -> Tensor:
+    """What every anchor shows: 1 for an object, 0 for none, −1 where it is left out."""
+    others = torch.where(assignment.labels == BACKGROUND, 0.0, -1.0)
+    return torch.where(assignment.positive, 1.0, others)
 
 
 def _select(boxes: Tensor, scores: Tensor, score: float, overlap: float, most: int) -> Detections:

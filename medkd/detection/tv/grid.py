@@ -112,6 +112,15 @@ def centres(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
+def deltas_from_boxes(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
+    """What :func:`boxes_from_deltas` would need to give these boxes ``(n, 4)`` of anchors ``(n, 4)``."""
+    sizes, own = anchors[:, 2:] - anchors[:, :2], boxes[:, 2:] - boxes[:, :2]
+    shift = (boxes[:, :2] + 0.5 * own - (anchors[:, :2] + 0.5 * sizes)) / sizes
+    growth = (own / sizes).log()
+    parts = (shift[:, 0], shift[:, 1], growth[:, 0], growth[:, 1])
+    return torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)], 1)
+
+
 def boxes_from_deltas(raw: Tensor, anchors: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
     """Boxes ``(B, a, 4)`` from shifts of the centre, as shares of the anchor's sides, and logarithms of size ratios.
 

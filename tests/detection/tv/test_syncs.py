@@ -1,6 +1,10 @@
-"""A step of a dense detector lets its host wait at most twice, and its losses are still torchvision's."""
+"""A step of a dense detector lets its host wait at most twice, one of Faster R-CNN three times; the losses are
+torchvision's.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 from medkd.detection.base import DetectionTarget, DetectorOutputs
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.tv import faster_rcnn, proposals
 from medkd.detection.tv.assign import match_overlap
 from medkd.detection.tv.grid import boxes_from_deltas
 from medkd.detection.tv.losses import overlap_loss
@@ -52,6 +57,32 @@ def test_a_distilled_step_waits_at_most_twice(name: str, method: str) -> None:
         extra = distiller.terms(data[0], outputs, target)
         torch.stack([*terms.values(), *extra.values()]).sum().backward()
     assert syncs.total <= MOST, syncs.found
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("images", [2, 5])
+def test_a_step_of_faster_rcnn_waits_three_times(images: int, empty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, (pixels, truth, kinds) = make("faster_rcnn_r18").train(), batch(empty=empty)
+    data = pixels[:1].expand(images, -1, -1, -1), truth[:1] * images, kinds[:1] * images
+    detector.losses(*data)  # torchvision's pooling learns its levels
+    waits = {"asked": 0, "nms": 0}
+    for name in waits:
+        original = getattr(proposals, name)
+
+        def counted(*args: Any, own: Any = original, key: str = name) -> Any:
+            waits[key] += 1
+            return own(*args)
+
+        monkeypatch.setattr(proposals, name, counted)
+    monkeypatch.setattr(faster_rcnn, "asked", proposals.asked)
+    with CountSyncs() as syncs:
+        terms, outputs, _ = detector.losses(*data)
+        torch.stack(list(terms.values())).sum().backward()
+    assert syncs.total == 0, syncs.found
+    assert waits == {"asked": 2, "nms": 1}
+    assert all(bool(term.isfinite()) for term in terms.values()) and len(outputs.proposals) == images
+    grads = [p.grad for p in detector.parameters() if p.grad is not None]
+    assert grads and all(bool(grad.isfinite().all()) for grad in grads)
 
 
 def test_the_overlap_loss_is_torchvisions() -> None:
