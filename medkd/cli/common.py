@@ -111,7 +111,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "whenever it is opened, auto takes the fastest that is installed and agrees (default: torch, of an exported "
         "model what is installed)",
     )
-    parser.add_argument("--threads", type=positive, help="of another engine than torch (default: all cores)")
+    parser.add_argument(
+        "--threads", type=positive, help="of OpenVINO or ONNX Runtime, where --engine names one (default: all cores)"
+    )
 
 
 def add_options_of_tasks(parser: argparse.ArgumentParser, step: str) -> None:

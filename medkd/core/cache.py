@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from medkd.core.files import lasting_scratch_folder
@@ -15,29 +16,47 @@ def cache_folder(name: str) -> Path:
     temporary files where that is read-only.
     """
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medkd"
-        (cache / name).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache / name):
-            return cache / name
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medkd" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where the user is at home
-        private = lasting_scratch_folder() / name
-        private.mkdir()
-        return private
+        return _private(name)
 
 
-def forget_oldest(folder: Path, kept: int) -> None:
-    """Remove all but the files of a cache that were used last; :func:`used` says when that was."""
-    known = []
+@cache
+def _private(name: str) -> Path:
+    """A folder of this process, until it ends."""
+    private = lasting_scratch_folder() / name
+    private.mkdir()
+    return private
+
+
+def forget_oldest(folder: Path, most_bytes: int) -> None:
+    """Keep of a cache what was used last, as many bytes as given and at least one entry; :func:`used` says when that was.
+
+    Files that differ by their ending only are one entry.
+    """
+    entries: dict[str, list[Path]] = {}
     for path in folder.iterdir():
+        if not path.name.startswith("."):
+            entries.setdefault(path.stem, []).append(path)
+    known = []
+    for paths in entries.values():
         with suppress(OSError):  # another process removes, too
-            if not path.name.startswith("."):
-                known.append((path.stat().st_mtime, path))
-    for _, path in sorted(known, reverse=True)[kept:]:
-        with suppress(OSError):
-            path.unlink()
+            found = [path.stat() for path in paths]
+            known.append((max(one.st_mtime for one in found), sum(one.st_size for one in found), paths))
+    taken = 0
+    for place, (_, size, paths) in enumerate(sorted(known, reverse=True)):
+        taken += size
+        if place == 0 or taken <= most_bytes:
+            continue
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def used(path: Path) -> None:
-    """Note that a file of a cache was used now."""
-    with suppress(OSError):
-        os.utime(path)
+    """Note that an entry of a cache was used now."""
+    for part in path.parent.glob(f"{path.stem}.*"):
+        with suppress(OSError):
+            os.utime(part)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from medkd.core.files import read_json, write_json
 from medkd.inference.tuning import tune
 from medkd.models.onnx import OPSET, export_onnx
 from medkd.models.weights import mean_logits
-from medkd.runtime.engines import ENGINES, Engine, EngineName, open_engine
+from medkd.runtime.engines import ENGINES, Engine, EngineName, is_installed, open_engine
 
 EngineChoice = Literal["torch", "auto", "openvino", "onnxruntime"]
 ENGINE_CHOICES: tuple[EngineChoice, ...] = get_args(EngineChoice)
@@ -35,7 +36,7 @@ SPREAD = 1e-4
 
 _AUTO: tuple[EngineName, ...] = ("openvino", "onnxruntime")  # the first that can is compared with torch by time
 _TURNS = 3
-_KEPT = 48  # files in the cache
+_KEPT = 4 * 2**30  # bytes in the cache
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +54,24 @@ class ConvertedNetworks:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits ``(B, K, *patch)`` of ``(B, C, *patch)``, both on the CPU."""
-        return torch.from_numpy(self.run(np.ascontiguousarray(x.numpy(), np.float32)))
+        return torch.from_numpy(_computed(self.engine, self.run, np.ascontiguousarray(x.numpy(), np.float32)))
+
+
+class _OtherNumbersError(RunError):
+    """An engine computes something else than torch."""
+
+
+def _computed(engine: EngineName, run: Engine, batch: np.ndarray) -> np.ndarray:
+    """What an engine answers.
+
+    Raises:
+        RunError: it cannot compute this network.
+    """
+    try:
+        return run(batch)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{engine} cannot compute this network ({reason:.200}); give --engine torch.") from error
 
 
 @dataclass(frozen=True)
@@ -81,10 +99,11 @@ class EnginePlace:
             raise RunError(
                 f"--engine expects {', '.join(ENGINE_CHOICES[:-1])} or {ENGINE_CHOICES[-1]}, found '{choice}'."
             )
-        if self.threads is not None and choice in (None, "torch"):
+        if self.threads is not None and choice not in ENGINES:
+            engines = " or ".join(ENGINES)
             raise RunError(
-                "--threads belongs to OpenVINO and ONNX Runtime; choose one with --engine, or set OMP_NUM_THREADS for "
-                "torch."
+                f"--threads belongs to --engine {engines}; name one of them, or set OMP_NUM_THREADS, which torch "
+                "follows."
             )
         if choice in ENGINES and self.device.type != "cpu":
             raise RunError(f"--engine {choice} computes on the CPU; give --device cpu with it, or leave it out.")
@@ -146,18 +165,24 @@ class _Conversion:
         self.networks, self.place = networks, place
         self.shape = (1, channels, *patch_size)
         self.file = cache_folder("engines") / f"{self._digest()}.onnx"
+        self._is_new = False
 
     def opened(self, engine: EngineName) -> ConvertedNetworks:
         """The networks in an engine, converted where they are not."""
+        if not is_installed(engine):
+            raise RunError(f"it needs the package {engine}, which is not installed: pip install {engine}.")
         if self.file.is_file():
             try:
                 found = self._checked(engine)
                 used(self.file)
                 return found
             except RunError as error:
+                if self._is_new:
+                    raise
                 _log.debug("the network in the cache is converted anew: %s", error)
         _log.info("converting the network for other engines, once; it is kept in %s", self.file.parent)
         export_onnx(self.networks, self.shape[1], self.shape[2:], self.file)
+        self._is_new = True
         forget_oldest(self.file.parent, _KEPT)
         return self._checked(engine)
 
@@ -165,32 +190,36 @@ class _Conversion:
         """The networks in the engine that is faster than torch; None for torch."""
         known = self._known()
         if known == "torch":
+            used(self.file)
             return None
-        reasons = []
-        for engine in _AUTO if known is None else (known, *_AUTO):
+        reasons: list[MedkdError] = []
+        for engine in _AUTO if known is None else (known, *(other for other in _AUTO if other != known)):
             try:
                 found = self.opened(engine)
-            except RunError as error:
-                reasons.append(str(error))
+            except MedkdError as error:  # whatever it is, torch can predict
+                reasons.append(error)
                 continue
-            if known is None and not self._is_faster(found):
-                self._keep("torch")
-                return None
-            self._keep(engine)
-            return found
+            if engine == known or self._is_faster(found):
+                self._keep(engine)
+                return found
+            self._keep("torch")
+            return None
         _log.warning("torch predicts, since no other engine can: %s", reasons[0])
+        if any(isinstance(reason, _OtherNumbersError) for reason in reasons):
+            self._keep("torch")
         return None
 
     def _checked(self, engine: EngineName) -> ConvertedNetworks:
         """Open the converted network, and compare it with torch on a random patch."""
         run = open_engine(self.file, engine, self.place.threads)
         expected = self._answer.double()
-        found = torch.from_numpy(run(self._patch.numpy())).double()
+        found = torch.from_numpy(_computed(engine, run, self._patch.numpy())).double()
         if found.shape != expected.shape:
-            raise RunError(f"{engine} gives logits {tuple(found.shape)} where torch gives {tuple(expected.shape)}.")
+            shapes = f"{tuple(found.shape)} where torch gives {tuple(expected.shape)}"
+            raise _OtherNumbersError(f"{engine} gives logits {shapes}.")
         spread = float((found - expected).square().mean().sqrt() / expected.std().clamp_min(1e-12))
         if not spread <= SPREAD:  # NaN, too
-            raise RunError(
+            raise _OtherNumbersError(
                 f"{engine} computes other logits than torch: on a random patch they differ by {100 * spread:.2g} % of "
                 f"their spread, {100 * SPREAD:g} % are allowed."
             )
@@ -239,12 +268,15 @@ class _Conversion:
         return engine if engine in ("torch", *ENGINES) else None
 
     def _keep(self, engine: str) -> None:
-        write_json(self._choice_file, {"engine": engine, "where": self._where()}, indent=None)
+        try:
+            write_json(self._choice_file, {"engine": engine, "where": self._where()}, indent=None)
+        except MedkdError as error:
+            _log.debug("what is faster is measured again next time: %s", error)
 
     def _where(self) -> list[str]:
         """Everything besides the network on which its speed depends."""
-        threads = self.place.threads or torch.get_num_threads()
-        return [torch.backends.cpu.get_cpu_capability(), f"{threads} threads", *map(_version, ("torch", *ENGINES))]
+        machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+        return [*machine, *map(_version, ("torch", *ENGINES))]
 
     def _digest(self) -> str:
         """Of everything that the converted network depends on."""

@@ -36,7 +36,7 @@ class _FastConv3d(nn.Conv3d):
     on one core. It takes fewer multiplications where that pays.
     """
 
-    _transformed: tuple[tuple[int, int], WinogradKernel] | None = None
+    _transformed: WinogradKernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, z, y, x) → (B, K, z', y', x')``."""
@@ -49,11 +49,10 @@ class _FastConv3d(nn.Conv3d):
         return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
     def _winograd(self) -> WinogradKernel:
-        """The transformed kernel, made anew where the weights were changed."""
-        state = (self.weight.data_ptr(), self.weight._version)
-        if self._transformed is None or self._transformed[0] != state:
-            self._transformed = (state, WinogradKernel(self.weight, self.bias))
-        return self._transformed[1]
+        """The transformed kernel, made anew where the weights are others."""
+        if self._transformed is None or not self._transformed.is_of(self.weight, self.bias):
+            self._transformed = WinogradKernel(self.weight, self.bias)
+        return self._transformed
 
 
 def _is_plain(conv: nn.Conv3d) -> bool:

@@ -74,6 +74,7 @@ class WinogradKernel:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.outputs, self.inputs = weight.shape[:2]
+        self._made_from = tuple(None if part is None else part.detach().clone() for part in (weight, bias))
         transform = torch.tensor(_KERNEL, dtype=torch.float64)
         made = torch.einsum("pa,kcayx->pkcyx", transform, weight.detach().double()).float()
         self.weight = made.reshape(_POINTS * self.outputs, self.inputs, 1, 3, 3).contiguous()
@@ -83,6 +84,15 @@ class WinogradKernel:
         self.bias = self.bias.flatten()
         self._forth = torch.tensor(_INPUT).expand(self.inputs, -1, -1)
         self._back = torch.tensor(_OUTPUT).expand(self.outputs, -1, -1)
+
+    def is_of(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether it was made from these values; they are compared, since no counter notes every change of a tensor."""
+        for now, then in zip((weight, bias), self._made_from, strict=True):
+            if (now is None) != (then is None):
+                return False
+            if now is not None and then is not None and not torch.equal(now, then):
+                return False
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(B, C, z, y, x) → (B, K, z, y, x)`` float32, zeros around the input."""

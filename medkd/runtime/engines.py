@@ -74,10 +74,11 @@ def choose_engine(network: Path, engine: EngineName | None = None) -> EngineName
         return "openvino"
     if engine is not None:
         return engine
-    return "openvino" if not _installed("onnxruntime") and _installed("openvino") else "onnxruntime"
+    return "openvino" if not is_installed("onnxruntime") and is_installed("openvino") else "onnxruntime"
 
 
-def _installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported here."""
     try:
         return find_spec(package) is not None
     except ValueError:  # an entry of sys.modules that is None

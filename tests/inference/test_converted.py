@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime", reason="engines other than torch need the ext
 pytest.importorskip("openvino", reason="engines other than torch need the extra export")
 
 import medkd
-from medkd.core.errors import RunError
+from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.inference import converted
 from medkd.inference.folder import predict_folder
@@ -63,7 +63,8 @@ def test_label_maps_are_those_of_torch_and_the_engine_is_noted(
     run = make_run(folds=2)
     shared = {"device": "cpu", "save_probabilities": True}
     predict_folder(scans, tmp_path / "torch", run, engine="torch", **shared)  # type: ignore[arg-type]
-    done = predict_folder(scans, tmp_path / "out", run, engine=engine, threads=1, **shared)  # type: ignore[arg-type]
+    threads = None if engine == "auto" else 1
+    done = predict_folder(scans, tmp_path / "out", run, engine=engine, threads=threads, **shared)  # type: ignore[arg-type]
     assert len(done.predicted) == 3
     for case in done.predicted:
         ours, theirs = (read_label(tmp_path / name / f"{case}.nii.gz").array for name in ("torch", "out"))
@@ -161,8 +162,9 @@ def test_an_engine_that_is_not_installed_is_one_sentence(
     ("options", "said"),
     [
         ({"engine": "openvino", "precision": "bf16"}, "--engine openvino computes in fp32, not in bf16"),
-        ({"threads": 2}, "--threads belongs to OpenVINO and ONNX Runtime"),
-        ({"engine": "torch", "threads": 2}, "--threads belongs to OpenVINO and ONNX Runtime"),
+        ({"threads": 2}, "--threads belongs to --engine onnxruntime or openvino"),
+        ({"engine": "torch", "threads": 2}, "--threads belongs to --engine onnxruntime or openvino"),
+        ({"engine": "auto", "threads": 2}, "--threads belongs to --engine onnxruntime or openvino"),
         ({"engine": "tensorrt"}, "--engine expects torch, auto, openvino or onnxruntime, found 'tensorrt'"),
     ],
 )
@@ -224,15 +226,49 @@ def test_to_go_on_needs_the_same_engine_in_any_version(
         predict_folder(scans, out, run, device="cpu", resume=True)
 
 
+@pytest.mark.parametrize("trouble", ["no package", "full disk", "cannot compute"])
+def test_auto_lets_torch_predict_whatever_is_wrong(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    run, converted_networks = make_run(folds=3), []
+
+    def full(*more: object) -> None:
+        converted_networks.append(more)
+        raise DataError("the disk is full")
+
+    def opened(*more: object) -> Engine:
+        def cannot(batch: np.ndarray) -> np.ndarray:
+            raise RuntimeError("no such operator")
+
+        return cannot
+
+    if trouble == "no package":
+        monkeypatch.setattr(converted, "is_installed", lambda package: False)
+    if trouble == "cannot compute":
+        monkeypatch.setattr(converted, "open_engine", opened)
+    else:
+        monkeypatch.setattr(converted, "export_onnx", full)
+    with caplog.at_level(logging.WARNING):
+        assert Predictor.from_run(run, device="cpu", engine="auto").engine_name == "torch"
+    words = {"no package": "not installed", "full disk": "the disk is full", "cannot compute": "no such operator"}
+    assert words[trouble] in caplog.text
+    assert bool(converted_networks) == (trouble == "full disk")  # nothing is converted for an engine that is not there
+    with pytest.raises(MedkdError, match=words[trouble]):
+        Predictor.from_run(run, device="cpu", engine="onnxruntime")
+
+
 def test_oldest_networks_leave_the_cache(tmp_path: Path) -> None:
     import os
 
     from medkd.core.cache import forget_oldest, used
 
     for number in range(4):
-        path = tmp_path / f"{number}.onnx"
-        path.touch()
-        os.utime(path, (number, number))
+        for ending in ("onnx", "json"):
+            path = tmp_path / f"{number}.{ending}"
+            path.write_bytes(b"12345")
+            os.utime(path, (number, number))
     used(tmp_path / "0.onnx")
-    forget_oldest(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.onnx", "3.onnx"]
+    forget_oldest(tmp_path, 29)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "0.onnx", "3.json", "3.onnx"]
+    forget_oldest(tmp_path, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "0.onnx"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -72,15 +73,24 @@ def test_a_tuned_network_takes_it_where_it_pays(layout: torch.memory_format, mon
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_changed_weights_are_transformed_anew() -> None:
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_changed_weights_are_transformed_anew(part: str) -> None:
     conv, x = nn.Conv3d(24, 24, 3, padding=1).requires_grad_(False), torch.randn(1, 24, 12, 10, 10)
     tune(nn.Sequential(conv), CPU)
     with torch.inference_mode():
-        before = conv(x)
-    for values in conv.parameters():
-        values.mul_(2)
+        conv(x)
+    copied = copy.deepcopy(conv)
+    for changed in (conv, copied):
+        getattr(changed, part).data.add_(1)  # which torch does not count
+        with torch.inference_mode():
+            torch.testing.assert_close(changed(x).double(), exact(x, changed), atol=1e-4, rtol=1e-5)
+
+
+def test_networks_made_in_inference_mode_predict() -> None:
     with torch.inference_mode():
-        torch.testing.assert_close(conv(x), 2 * before)
+        conv, x = nn.Conv3d(24, 24, 3, padding=1), torch.randn(1, 24, 12, 10, 10)
+        expected = conv(x)
+        torch.testing.assert_close(tune(conv, CPU)(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_small_maps_and_few_channels_are_left_to_onednn() -> None:
