@@ -33,7 +33,7 @@ def _private(name: str) -> Path:
 
 
 def forget_oldest(folder: Path, most_bytes: int) -> None:
-    """Keep of a cache what was used last, as many bytes as given and at least one entry; :func:`used` says when that was.
+    """Keep of a cache what was used last (:func:`used`): as many bytes as given, and at least one entry.
 
     Files that differ by their ending only are one entry.
     """
