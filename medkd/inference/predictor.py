@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
@@ -30,9 +32,11 @@ from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.models.weights import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.runtime.decoding import logits_orders
 from medkd.runtime.prediction import Prediction
 
 Precision = Literal["fp32", "bf16", "fp16"]
+_log = logging.getLogger(__name__)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WHOLE = 2**28  # bytes of logits; of more, label maps are made while the window slides
 _GPU_SHARE = 0.5  # of the free GPU memory may hold image and accumulator, the rest belongs to the forwards
@@ -175,6 +179,9 @@ class Predictor:
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
         settings = Settings(step_size, mirror, precision, blending=rule.blending)
+        wrong = wrong_arithmetic(place.precision, device, training=False)
+        if wrong:
+            _log.warning("%s.", wrong)
         converted = in_engine(
             loaded.networks, len(loaded.configuration.normalization), loaded.patch_size, engine, place
         )
@@ -245,12 +252,25 @@ class Predictor:
         return tuple(weights_digest(network.state_dict()) for network in self.networks)
 
     def predict_preprocessed(self, image: np.ndarray | Tensor) -> Tensor:
-        """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""
+        """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``.
+
+        Raises:
+            RunError: they are not finite.
+        """
         tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
         outputs = self.labels.num_outputs
         if self._fits_on_device(tensor, outputs):
             tensor = tensor.to(self.device)
-        return predict_logits(self._forward, tensor, self.patch_size, outputs, **self._window)
+        return self._finite(predict_logits(self._forward, tensor, self.patch_size, outputs, **self._window))
+
+    def _finite(self, logits: Tensor) -> Tensor:
+        """The logits, of which label maps can be made."""
+        if bool(torch.isfinite(logits.sum())) or bool(torch.isfinite(logits).all()):  # one pass over them is enough
+            return logits
+        remedy = "use weights that were trained to an end"
+        if self.precision != "fp32":
+            remedy = f"predict with --precision fp32 instead of {self.precision}, or {remedy}"
+        raise RunError(f"The model gives values that are not finite, of which no label map can be made; {remedy}.")
 
     @property
     def _window(self) -> dict[str, Any]:
@@ -273,23 +293,27 @@ class Predictor:
 
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
-        if not probabilities and self._is_large(prepared.image):
+        if not probabilities and self._is_large(prepared):
             return Prediction(self._labels_of_large(prepared))
         logits = self.predict_preprocessed(prepared.image)
         arguments = (logits, prepared.properties, self.plan, self.configuration, self.labels)
         label_map = keep_largest(logits_to_labels(*arguments), self.postprocessing, self.labels)
         return Prediction(label_map, logits_to_probabilities(*arguments) if probabilities else None)
 
-    def _is_large(self, image: np.ndarray) -> bool:
-        """Whether the logits of a whole case would take too much of the CPU's memory."""
-        outputs = self.labels.num_outputs
-        return 4 * outputs * prod(image.shape[1:]) > _WHOLE and not self._fits_on_device(image, outputs)
+    def _is_large(self, prepared: Preprocessed) -> bool:
+        """Whether the logits of a whole case would take too much of the CPU's memory, and can be had piece by piece:
+        of an interpolation that is not linear every slice needs all others.
+        """
+        image, outputs = prepared.image, self.labels.num_outputs
+        if 4 * outputs * prod(image.shape[1:]) <= _WHOLE or self._fits_on_device(image, outputs):
+            return False
+        return logits_orders(prepared.properties, self.plan, self.configuration)[0] <= 1
 
     def _labels_of_large(self, prepared: Preprocessed) -> np.ndarray:
         """The label map, made while the window slides."""
         image, outputs = torch.from_numpy(np.require(prepared.image, np.float32, ["C", "W"])), self.labels.num_outputs
         rows = predict_rows(self._forward, image, self.patch_size, outputs, **self._window)
-        logits = GrowingLogits(rows, (outputs, *image.shape[1:]))
+        logits = GrowingLogits(map(self._finite, rows), (outputs, *image.shape[1:]))
         labels = logits_to_labels(logits, prepared.properties, self.plan, self.configuration, self.labels)
         return keep_largest(labels, self.postprocessing, self.labels)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
@@ -241,6 +242,9 @@ def make_job(
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
     check_speed(run.speed, data.device, current().count)
+    wrong = wrong_arithmetic(run.precision, data.device)
+    if wrong:
+        doubt(wrong, strict=data.options.strict)
     current().check_batch(run.budget.batch_size)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
     path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)

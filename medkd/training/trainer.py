@@ -20,7 +20,6 @@ from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import LATEST, Budget
 from medkd.core.speed import USUAL, Speed
-from medkd.training.arithmetic import check_arithmetic
 from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
 from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
@@ -124,7 +123,6 @@ class Trainer:
     score_name: ClassVar[Literal["Dice", "AP"]] = "Dice"
 
     def __init__(self, network: nn.Module, settings: LoopSettings, folder: Path) -> None:
-        check_arithmetic(settings.precision, settings.device)
         self.network = network.to(settings.device)
         self.settings = settings
         self.folder = folder

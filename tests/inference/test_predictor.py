@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from medkd.core import arithmetic
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
@@ -66,6 +68,44 @@ def test_large_cases_are_labelled_while_the_window_slides(
     monkeypatch.setattr(predictor_module, "predict_logits", lambda *more, **settings: 1 / 0)
     found = predictor.predict_case(image, geometry, "a")
     assert len(np.unique(expected)) == 3 and np.mean(found != expected) < 1e-4
+
+
+@pytest.mark.parametrize("whole", [0, 2**28])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, bad: float, whole: int
+) -> None:
+    predictor = Predictor.from_run(make_run(), [0], device="cpu", precision="bf16")
+    own = predictor._forward
+    monkeypatch.setattr(predictor, "_forward", lambda x: own(x).index_fill(1, torch.tensor([1]), bad))
+    monkeypatch.setattr(predictor_module, "_WHOLE", whole)
+    image = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
+    with pytest.raises(RunError, match=r"values that are not finite.* --precision fp32 instead of bf16") as caught:
+        predictor.predict_case(image, Geometry.from_spacing((20, 20, 20), (1.0, 1.0, 1.0)), "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_that_need_all_slices_are_whole(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.from_run(make_run(), [0], device="cpu")
+    monkeypatch.setattr(predictor_module, "_WHOLE", 0)
+    monkeypatch.setattr(predictor_module, "predict_rows", lambda *more, **settings: 1 / 0)
+    geometry, image = Geometry.from_spacing((20, 20, 20), (1.0, 1.0, 1.0)), np.ones((1, 20, 20, 20), np.float32)
+    with pytest.raises(ZeroDivisionError):
+        predictor.predict_case(image, geometry, "a")
+    cubic = replace(predictor.configuration.resampling, logits_order=3)
+    predictor.configuration = replace(predictor.configuration, resampling=cubic)
+    assert predictor.predict_case(image, geometry, "a").shape == (20, 20, 20)
+
+
+def test_wrong_arithmetic_is_told_before_a_prediction(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(folds=1)
+    monkeypatch.setattr(arithmetic, "_wrong_maps", lambda training: () if training else ((2, 3, 4),))
+    Predictor.from_run(run, device="cpu")
+    assert not caplog.records
+    Predictor.from_run(run, device="cpu", precision="bf16")
+    assert "wrong in bf16 on this processor; use --precision fp32." in caplog.text
 
 
 def test_prediction_leaves_global_state_alone(make_run: Callable[..., Path]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from medkd.core import arithmetic
 from medkd.core.errors import DataError, RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Plan
@@ -93,6 +94,17 @@ def test_a_structure_that_is_absent_from_the_training_cases_is_named(
         RunError, match=r"--strict: fold 0 is trained without any voxel of absent; .* leave out --strict"
     ):
         dry_run(900, "plain_unet", 0, _options(tmp_path, strict=True))
+
+
+def test_wrong_arithmetic_is_told_before_a_training_and_refused_when_strict(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "_wrong_maps", lambda training: ((2, 3, 4),))
+    dry_run(900, "plain_unet", 0, _options(root, tag="w", precision="bf16"))
+    assert len([text for text in _said(caplog) if "feature maps of 2 x 3 x 4 voxels wrong in bf16" in text]) == 1
+    dry_run(900, "plain_unet", 0, _options(root, tag="w", strict=True))
+    with pytest.raises(RunError, match=r"--strict: torch .* wrong in bf16 .* leave out --strict"):
+        dry_run(900, "plain_unet", 0, _options(root, tag="w", precision="bf16", strict=True))
 
 
 @pytest.mark.parametrize("start", [train, dry_run])

@@ -19,18 +19,21 @@ def softmax_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
     Args:
         student: logits ``(B, K, *spatial)``.
-        teacher: logits of the same shape, without gradient.
+        teacher: logits of the same shape, usually without gradient.
         temperature: ``τ``.
 
     Returns:
         ``(B, 1, *spatial)``, non-negative up to rounding.
     """
+    if teacher.requires_grad:
+        log_s, log_t = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+        return (log_t.exp() * (log_t - log_s)).sum(1, keepdim=True)
     found: Tensor = _SoftmaxKL.apply(student, teacher, temperature)
     return found
 
 
 class _SoftmaxKL(torch.autograd.Function):
-    """:func:`softmax_kl`, and with it the gradient of the student's logits, ``(p_S − p_T) / τ``.
+    """:func:`softmax_kl` of a teacher without gradient, and with it that of the student's logits, ``(p_S − p_T) / τ``.
 
     On the CPU a block of voxels is taken at a time, so that the logits are read once, and everything between them and
     the two results stays in cache.

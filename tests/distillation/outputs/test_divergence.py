@@ -36,6 +36,14 @@ def test_value_and_gradient_are_the_formulas(
     assert torch.equal(again, grads[0])
 
 
+@pytest.mark.parametrize("learning", [(True, True), (False, True)])
+def test_both_sides_may_learn(learning: tuple[bool, bool]) -> None:
+    both = [_logits((2, 3, 4), seed).requires_grad_(learns) for seed, learns in enumerate(learning)]
+    wanted = [logits for logits in both if logits.requires_grad]
+    gradients = [torch.autograd.grad(kl(*both, 2.0).sum(), wanted) for kl in (softmax_kl, _formula)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("order", [(0, 2, 3, 1), (0, 3, 2, 1)])
 def test_the_order_in_memory_changes_nothing(order: tuple[int, ...]) -> None:
     shape = (2, 3, 4, 5)

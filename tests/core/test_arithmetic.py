@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from medkd.training import arithmetic
-from medkd.training.arithmetic import check_arithmetic
+from medkd.core import arithmetic
+from medkd.core.arithmetic import wrong_arithmetic
 
 CPU = torch.device("cpu")
 LARGE = (10, 14, 10)  # which every build computes right; this one may be wrong on smaller ones
@@ -24,18 +23,16 @@ def not_yet_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     arithmetic._wrong_maps.cache_clear()
 
 
-def test_right_convolutions_are_let_through_and_nothing_global_moves(caplog: pytest.LogCaptureFixture) -> None:
+def test_right_convolutions_are_let_through_and_nothing_global_moves() -> None:
     numbers = torch.get_rng_state()
-    check_arithmetic("bf16", CPU)
+    with torch.inference_mode():
+        assert not wrong_arithmetic("bf16", CPU) and not wrong_arithmetic("bf16", CPU, training=False)
     assert torch.equal(torch.get_rng_state(), numbers)
-    assert not caplog.records
-    assert 1e-4 < arithmetic._error(LARGE) < 0.01  # what rounding to eight bits gives
+    assert 1e-4 < arithmetic._error(LARGE, True) < 0.01  # what rounding to eight bits gives
 
 
 @pytest.mark.parametrize("wrong", [0.0, float("nan"), 1e30])
-def test_one_wrong_gradient_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: float
-) -> None:
+def test_one_wrong_gradient_is_told_of_trainings(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
     own = F.conv3d
 
     class Wrong(torch.autograd.Function):
@@ -51,9 +48,15 @@ def test_one_wrong_gradient_is_warned_of(
         return own(x, Wrong.apply(weight) if torch.is_autocast_enabled("cpu") else weight, padding=padding)
 
     monkeypatch.setattr(F, "conv3d", broken)
-    with caplog.at_level(logging.WARNING):
-        check_arithmetic("fp32", CPU)
-        check_arithmetic("bf16", torch.device("cuda"))
-        assert not caplog.records
-        check_arithmetic("bf16", CPU)
-    assert "computes convolutions of feature maps of 10 x 14 x 10 voxels wrong in bf16" in caplog.text
+    assert not wrong_arithmetic("fp32", CPU) and not wrong_arithmetic("bf16", torch.device("cuda"))
+    assert not wrong_arithmetic("bf16", CPU, training=False)
+    told = wrong_arithmetic("bf16", CPU)
+    assert "computes convolutions of feature maps of 10 x 14 x 10 voxels wrong in bf16" in told
+
+
+def test_wrong_outputs_are_told_of_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = F.conv3d
+    monkeypatch.setattr(
+        F, "conv3d", lambda x, w, padding: own(x, w, padding=padding) * (1 + torch.is_autocast_enabled("cpu"))
+    )
+    assert wrong_arithmetic("bf16", CPU, training=False).endswith("use --precision fp32")
