@@ -223,6 +223,8 @@ class _Conversion:
                 f"{engine} computes other logits than torch: on a random patch they differ by {100 * spread:.2g} % of "
                 f"their spread, {100 * SPREAD:g} % are allowed."
             )
+        said = "%s %s computes what torch does: the logits of a random patch differ by %.1g of their spread"
+        _log.info(said, engine, _version(engine), spread)
         return ConvertedNetworks(engine, run)
 
     @cached_property
