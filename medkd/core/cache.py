@@ -37,6 +37,16 @@ def forget_oldest(folder: Path, most_bytes: int) -> None:
 
     Files that differ by their ending only are one entry.
     """
+    taken = 0
+    for place, (_, size, paths) in enumerate(sorted(_entries(folder), reverse=True)):
+        taken += size
+        if place and taken > most_bytes:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[tuple[float, int, list[Path]]]:
+    """When each entry of a cache was used last, its bytes, and its files."""
     entries: dict[str, list[Path]] = {}
     for path in folder.iterdir():
         if not path.name.startswith("."):
@@ -46,13 +56,7 @@ def forget_oldest(folder: Path, most_bytes: int) -> None:
         with suppress(OSError):  # another process removes, too
             found = [path.stat() for path in paths]
             known.append((max(one.st_mtime for one in found), sum(one.st_size for one in found), paths))
-    taken = 0
-    for place, (_, size, paths) in enumerate(sorted(known, reverse=True)):
-        taken += size
-        if place == 0 or taken <= most_bytes:
-            continue
-        for path in paths:
-            path.unlink(missing_ok=True)
+    return known
 
 
 def used(path: Path) -> None:

@@ -199,15 +199,17 @@ class _Conversion:
             except MedkdError as error:  # whatever it is, torch can predict
                 reasons.append(error)
                 continue
-            if engine == known or self._is_faster(found):
-                self._keep(engine)
-                return found
-            self._keep("torch")
-            return None
+            is_faster = engine == known or self._is_faster(found)
+            self._keep(engine if is_faster else "torch")
+            return found if is_faster else None
+        self._give_up(reasons)
+        return None
+
+    def _give_up(self, reasons: Sequence[MedkdError]) -> None:
+        """Say why torch predicts, and keep it where the engines' numbers are the reason."""
         _log.warning("torch predicts, since no other engine can: %s", reasons[0])
         if any(isinstance(reason, _OtherNumbersError) for reason in reasons):
             self._keep("torch")
-        return None
 
     def _checked(self, engine: EngineName) -> ConvertedNetworks:
         """Open the converted network, and compare it with torch on a random patch."""
