@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -69,8 +70,9 @@ def logits_to_labels(
     result = np.zeros(native, dtype=np.uint8 if labels.values[-1] < 256 else np.int16)
     box = result[tuple(slice(*c) for c in properties.crop)]
     with torch.inference_mode():
-        for rows, slab in resampled_slabs(source, box.shape, logits_orders(properties, plan, configuration)):
-            box[rows] = labels.decode(slab).cpu().numpy()
+        orders = logits_orders(properties, plan, configuration)
+        for rows, slab in _through(source, box.shape, orders[0]):
+            box[rows] = _decoded(slab, box.shape[1:], orders[1:], labels).cpu().numpy()
     return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
 
@@ -115,8 +117,31 @@ def resampled_slabs(
     Yields:
         The rows of the first axis, and the resampled logits ``(K, rows, *shape[1:])`` float32.
     """
+    for part, slab in _through(logits, shape, orders[0]):
+        yield part, _in_plane(slab, shape[1:], orders[1:])
+
+
+def _decoded(slab: Tensor, plane: tuple[int, ...], orders: tuple[int, ...], labels: LabelSpec) -> Tensor:
+    """Label values of slices whose planes are still the network's; of large planes few outputs are resampled at a time,
+    so that they stay in the cache.
+    """
+    together = max(1, SLAB_BYTES // (4 * slab.shape[1] * prod(plane)))
+    if labels.regions or together >= len(slab):
+        return labels.decode(_in_plane(slab, plane, orders))
+    some = _in_plane(slab[:together], plane, orders)
+    highest, label = some.amax(0), labels.decode(some)
+    for first in range(together, len(slab), together):
+        some = _in_plane(slab[first : first + together], plane, orders)
+        values = some.amax(0)
+        label = torch.where(values > highest, labels.decode(some) + first, label)
+        highest = torch.maximum(highest, values)
+    return label
+
+
+def _through(logits: Tensor | GrowingLogits, shape: tuple[int, ...], order: int) -> Iterator[tuple[slice, Tensor]]:
+    """Logits resampled along the first axis alone: rows of it, and ``(K, rows, y, x)``."""
     outputs, depth = logits.shape[:2]
-    matrix = torch.tensor(axis_matrix(depth, shape[0], orders[0]), dtype=torch.float32)
+    matrix = torch.tensor(axis_matrix(depth, shape[0], order), dtype=torch.float32)
     rows = max(1, SLAB_BYTES // (4 * outputs * shape[1] * shape[2]))
     for start in range(0, shape[0], rows):
         part = slice(start, min(start + rows, shape[0]))
@@ -128,7 +153,7 @@ def resampled_slabs(
             source = _between(logits, first, last)
             mixing = matrix[part, first:last].to(source.device)
             slab = torch.matmul(mixing, source.flatten(2)).unflatten(2, logits.shape[2:])
-        yield part, _in_plane(slab, shape[1:], orders[1:])
+        yield part, slab
 
 
 def _between(logits: Tensor | GrowingLogits, first: int, last: int) -> Tensor:
