@@ -48,7 +48,7 @@ def peak(structures: int, shape: tuple[int, ...], spacing: float, whole: bool) -
     """Predict a scan in this process; seconds of the processor and MiB."""
     torch.set_num_threads(1)
     if whole:
-        predictor_module._WHOLE = 2**62
+        predictor_module.WHOLE_BYTES = 2**62
     predictor = small_predictor(structures + 1, 32, spacing, mirror=False)
     predictor.networks, predictor.patch_size = [Outputs(structures + 1)], PATCH
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

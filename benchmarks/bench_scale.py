@@ -249,6 +249,36 @@ def _show(title: str, costs: dict[str, Cost], cases: int) -> None:
         )
 
 
+def _small_cases(options: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for cases in options.cases:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            costs = of_cases(Path(folder), cases)
+        _show(f"{cases} cases of 16 x 16 x 16", costs, cases)
+        results[f"{cases} cases"] = {stage: asdict(cost) for stage, cost in costs.items()}
+    return results
+
+
+def _few_scans(options: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    if options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            for size, costs in of_sizes(Path(folder), options.sizes):
+                _show(f"{_SCANS} scans of {size} x {size} x {size}", costs, _SCANS)
+                results[f"{_SCANS} scans of {size} ^3"] = {stage: asdict(cost) for stage, cost in costs.items()}
+    return results
+
+
+def _one_ct(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.ct:
+        return {}
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        costs = of_ct(Path(folder), options.ct, options.labels)
+    size = " x ".join(map(str, options.ct))
+    _show(f"a CT of {size} with {options.labels} structures", costs, 1)
+    return {f"CT {size}, {options.labels} structures": {stage: asdict(cost) for stage, cost in costs.items()}}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -260,23 +290,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.cases and not options.ct and not options.sizes:
         parser.error("nothing to measure: give --cases, --sizes or --ct")
-    results: dict[str, Any] = {}
-    for cases in options.cases:
-        with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            costs = of_cases(Path(folder), cases)
-        _show(f"{cases} cases of 16 x 16 x 16", costs, cases)
-        results[f"{cases} cases"] = {stage: asdict(cost) for stage, cost in costs.items()}
-    if options.sizes:
-        with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            for size, costs in of_sizes(Path(folder), options.sizes):
-                _show(f"{_SCANS} scans of {size} x {size} x {size}", costs, _SCANS)
-                results[f"{_SCANS} scans of {size} ^3"] = {stage: asdict(cost) for stage, cost in costs.items()}
-    if options.ct:
-        with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            costs = of_ct(Path(folder), options.ct, options.labels)
-        size = " x ".join(map(str, options.ct))
-        _show(f"a CT of {size} with {options.labels} structures", costs, 1)
-        results[f"CT {size}, {options.labels} structures"] = {stage: asdict(cost) for stage, cost in costs.items()}
+    results = {**_small_cases(options), **_few_scans(options), **_one_ct(options)}
     results["load average"] = os.getloadavg()[0]
     older = read_json(OUTPUT) if OUTPUT.exists() else {}
     write_json(OUTPUT, {**older, **results, "machine": machine("nibabel", "SimpleITK", "scipy")})

@@ -38,7 +38,9 @@ from medkd.runtime.prediction import Prediction
 Precision = Literal["fp32", "bf16", "fp16"]
 _log = logging.getLogger(__name__)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_WHOLE = 2**28  # bytes of logits; of more, label maps are made while the window slides
+WHOLE_BYTES = 2**28
+"""Of logits; of more, label maps are made while the window slides."""
+
 _GPU_SHARE = 0.5  # of the free GPU memory may hold image and accumulator, the rest belongs to the forwards
 
 
@@ -305,7 +307,7 @@ class Predictor:
         of an interpolation that is not linear every slice needs all others.
         """
         image, outputs = prepared.image, self.labels.num_outputs
-        if 4 * outputs * prod(image.shape[1:]) <= _WHOLE or self._fits_on_device(image, outputs):
+        if 4 * outputs * prod(image.shape[1:]) <= WHOLE_BYTES or self._fits_on_device(image, outputs):
             return False
         return logits_orders(prepared.properties, self.plan, self.configuration)[0] <= 1
 

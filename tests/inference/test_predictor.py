@@ -64,7 +64,7 @@ def test_large_cases_are_labelled_while_the_window_slides(
     # all classes equally often: random weights prefer one
     monkeypatch.setattr(predictor, "_forward", lambda x: centred(own(x)))
     expected = predictor.predict_case(image, geometry, "a")
-    monkeypatch.setattr(predictor_module, "_WHOLE", 0)
+    monkeypatch.setattr(predictor_module, "WHOLE_BYTES", 0)
     monkeypatch.setattr(predictor_module, "predict_logits", lambda *more, **settings: 1 / 0)
     found = predictor.predict_case(image, geometry, "a")
     assert len(np.unique(expected)) == 3 and np.mean(found != expected) < 1e-4
@@ -78,7 +78,7 @@ def test_logits_that_are_not_finite_are_refused(
     predictor = Predictor.from_run(make_run(), [0], device="cpu", precision="bf16")
     own = predictor._forward
     monkeypatch.setattr(predictor, "_forward", lambda x: own(x).index_fill(1, torch.tensor([1]), bad))
-    monkeypatch.setattr(predictor_module, "_WHOLE", whole)
+    monkeypatch.setattr(predictor_module, "WHOLE_BYTES", whole)
     image = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
     with pytest.raises(RunError, match=r"values that are not finite.* --precision fp32 instead of bf16") as caught:
         predictor.predict_case(image, Geometry.from_spacing((20, 20, 20), (1.0, 1.0, 1.0)), "a")
@@ -87,7 +87,7 @@ def test_logits_that_are_not_finite_are_refused(
 
 def test_logits_that_need_all_slices_are_whole(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor.from_run(make_run(), [0], device="cpu")
-    monkeypatch.setattr(predictor_module, "_WHOLE", 0)
+    monkeypatch.setattr(predictor_module, "WHOLE_BYTES", 0)
     monkeypatch.setattr(predictor_module, "predict_rows", lambda *more, **settings: 1 / 0)
     geometry, image = Geometry.from_spacing((20, 20, 20), (1.0, 1.0, 1.0)), np.ones((1, 20, 20, 20), np.float32)
     with pytest.raises(ZeroDivisionError):
