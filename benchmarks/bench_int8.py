@@ -1,4 +1,4 @@
-"""What INT8 costs on scans on which nothing was chosen: exported networks and their quantised twins, label map by label map.
+"""What INT8 costs on scans on which nothing was chosen: exported networks and their quantised twins, map by map.
 
     python -m benchmarks.bench_int8 --data SCANS --labels LABELS onnx=FLOAT,INT8 openvino=FLOAT,INT8
 
@@ -36,7 +36,8 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for text in options.pairs:
         name, _, folders = text.partition("=")
-        rows[name] = _compared(*map(Path, folders.split(",")), cases, options.labels)
+        whole, _, quantised = folders.partition(",")
+        rows[name] = _compared(Path(whole), Path(quantised), cases, options.labels)
         print(name, rows[name])
     write_json(RESULTS / f"{options.name}.json", {"machine": machine(), "engines": rows})
 
@@ -46,13 +47,14 @@ def _compared(whole: Path, quantised: Path, cases: Sequence[CaseFiles], labels: 
     stated = read_json(quantised / RECORD)["int8"]
     others = [case for case in cases if case.case not in stated["scans"]]
     predictors = [RuntimePredictor.open(folder, mirror=False, threads=1) for folder in (whole, quantised)]
-    agreement, dice = [], []
+    agreement: list[list[float]] = []
+    dice: list[list[float]] = []
     for case in others:
         image, geometry = read_image(case.images, case.case)
         truth = read_label(labels / f"{case.case}.nii.gz").array
         before, after = (predictor.predict_case(image, geometry, case.case) for predictor in predictors)
         agreement.append(dice_of_labels(after, before))
-        dice.append([np.mean(dice_of_labels(found, truth)) for found in (before, after)])
+        dice.append([float(np.mean(dice_of_labels(found, truth))) for found in (before, after)])
     losses = 1 - np.array([np.mean(scores) for scores in agreement])
     against = np.array(dice)
     change = paired_difference(against[:, 1], against[:, 0])

@@ -50,6 +50,11 @@ def sentence(folder: Path) -> str:
     return text
 
 
+def predicted(folder: Path) -> np.ndarray:
+    found: Any = medkd.load(folder, threads=1).predict(SCAN)
+    return np.asarray(found.labels)
+
+
 def edit(folder: Path, **changes: Any) -> None:
     """Change the description as a text editor would."""
     write_json(folder / FILE, {**read_json(folder / FILE), **changes})
@@ -154,7 +159,7 @@ def test_descriptions_that_make_sense_and_are_of_another_export(copy: Path) -> N
         write_json(copy / FILE, {**sound, **change})
         assert "does not say what was exported" in sentence(copy), change
     write_json(copy / FILE, {key: value for key, value in sound.items() if key != "checksum"})  # as older ones are
-    assert medkd.load(copy, threads=1).predict(SCAN).labels.any()
+    assert predicted(copy).any()
 
 
 def test_numbers_that_json_does_not_know(copy: Path) -> None:
@@ -176,7 +181,7 @@ def test_files_in_the_place_of_the_network(copy: Path) -> None:
     assert "has no" in sentence(copy)
     path.unlink()
     path.symlink_to(kept)  # the same bytes elsewhere, as stores of files keep them
-    assert medkd.load(copy, threads=1).predict(SCAN).labels.any()
+    assert predicted(copy).any()
 
 
 def test_the_network_of_another_export(copy: Path, tmp_path: Path) -> None:
