@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import DataError
+from medkd.core.files import read_json
 
 
 def is_version_1(data: Any) -> bool:
@@ -22,7 +24,7 @@ def channel_names_of(value: Any, where: str) -> tuple[str, ...]:
     if isinstance(value, list):
         names = value
     elif isinstance(value, Mapping) and all(isinstance(key, str) and key.isdecimal() for key in value):
-        names = _in_order(value)
+        names = [value[key] for key in sorted(value, key=int)]
     if not names or not all_texts(names):
         raise DataError(
             f'{where}: \'channel_names\' must give the name of each channel by its number, for example {{"0": "CT"}}, '
@@ -31,13 +33,37 @@ def channel_names_of(value: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
-    """The entries by their numbers; none where these have gaps, or one comes twice."""
-    keys = sorted(numbered, key=int)
-    numbers = list(map(int, keys))
-    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        return []
-    return [numbered[key] for key in keys]
+def check_meant(file: Path) -> None:
+    """Refuse what a ``dataset.json`` hardly means, although it can be read; of new data only, since models that were
+    trained on such data are no worse for it.
+
+    Args:
+        file: of a raw data set, which can be read.
+
+    Raises:
+        DataError: channels are numbered with gaps or twice, a label holds a value twice, or one is called ``ignore`` in
+            another spelling.
+    """
+    data = read_json(file)
+    channels = data.get("channel_names", data.get("modality"))
+    numbers = sorted(map(int, channels)) if isinstance(channels, Mapping) else []
+    if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise DataError(
+            f"{file}: 'channel_names' must number the channels one after another, found {channels!r:.200}; mend it."
+        )
+    if data.get("task") != "detection":  # whose classes are a list
+        _check_labels_meant(data["labels"], file)
+
+
+def _check_labels_meant(labels: Mapping[str, Any], file: Path) -> None:
+    for name, values in labels.items():
+        if isinstance(values, list) and len(set(values)) < len(values):
+            raise DataError(f"{file}: label '{name}' must hold each value once, found {values}; correct it.")
+        if name.strip().casefold() == "ignore" != name:
+            raise DataError(
+                f"{file}: expected the label 'ignore' for places without annotation, found '{name}', which would be a "
+                "structure; rename it."
+            )
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:

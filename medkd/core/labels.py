@@ -211,14 +211,10 @@ def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:
     read = {}
     for name, value in labels.items():
         values = _values(value, f"{where}: label '{name}'")
-        if len(set(values)) < len(values):
+        once = tuple(dict.fromkeys(values))
+        if len(once) == 1 < len(values):
             raise DataError(f"{where}: label '{name}' must hold each value once, found {list(values)}; correct it.")
-        read[str(name)] = values
-        if str(name).strip().casefold() == _IGNORE != str(name):
-            raise DataError(
-                f"{where}: expected the label '{_IGNORE}' for places without annotation, found '{name}', which would "
-                "be a structure; rename it."
-            )
+        read[str(name)] = once
     return read
 
 

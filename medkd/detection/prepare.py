@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.dataset import UNLABELLED_FOLDER, CaseFiles, DatasetDescription, training_cases, unlabelled_cases
+from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError, PlanError
 from medkd.core.folds import joined_groups, stratified_folds
 from medkd.core.paths import Root
@@ -133,6 +134,7 @@ def ensure_detection_splits(
 
 def _read(folder: Path) -> _Raw:
     description = DatasetDescription.load(folder / DATASET_FILE)
+    check_meant(folder / DATASET_FILE)
     if description.task != "detection":
         raise DataError(f"{folder} is a data set for segmentation; it is prepared by medkd.preprocessing.")
     unlabelled = {case.case: case for case in unlabelled_cases(folder, description)}

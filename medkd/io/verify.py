@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases
+from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.labels import LabelSpec
@@ -142,6 +143,7 @@ def verify_dataset(
     folder = Path(folder)
     try:
         description = DatasetDescription.load(folder / "dataset.json")
+        check_meant(folder / "dataset.json")
         if description.task == "detection":
             return _report(folder, *check_detection(folder, description, workers=workers))
         cases = labelled_cases(folder, description)

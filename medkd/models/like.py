@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription, labelled_cases
+from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import PlanError, RunError
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -60,6 +61,7 @@ def plan_like(
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
     description = DatasetDescription.load(raw / DATASET_FILE)
+    check_meant(raw / DATASET_FILE)
     cases = [files.case for files in labelled_cases(raw, description)]
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
+from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
@@ -125,6 +126,7 @@ def plan_and_preprocess(
 def _description(raw: Path) -> DatasetDescription:
     """What the raw data set says of itself; it has label maps."""
     description = DatasetDescription.load(raw / DATASET_FILE)
+    check_meant(raw / DATASET_FILE)
     if description.task == "detection":
         raise DataError(
             f"{raw.name} holds boxes for detection; it is prepared by medkd_plan_and_preprocess or "

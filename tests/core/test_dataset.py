@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medkd.core.dataset import DatasetDescription, training_cases
-from medkd.core.dataset_keys import channel_names_of
+from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError
 from medkd.io.verify import verify_dataset
 from medkd.preprocessing.normalisation import scheme_of
@@ -107,11 +107,37 @@ def test_channels_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("names", [{"0": "T1", "2": "T2"}, {"0": "T1", "00": "T2"}])
-def test_channels_are_numbered_without_gaps(names: dict[str, str]) -> None:
-    with pytest.raises(DataError, match="must give the name of each channel by its number"):
-        channel_names_of(names, "here")
-    assert channel_names_of({"1": "T2", "0": "T1"}, "here") == ("T1", "T2")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channel_names": {"0": "T1", "2": "T2"}}, "must number the channels one after another"),
+        ({"channel_names": {"0": "T1", "00": "T2"}}, "must number the channels one after another"),
+        ({"labels": {"background": 0, "liver": 1, "Ignore": 2}}, "expected the label 'ignore' for places without"),
+        ({"labels": {"background": 0, "liver": 1, "ignore ": 2}}, "expected the label 'ignore' for places without"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2, 2], "core": [2]}, "regions_class_order": [1, 2]},
+            r"label 'whole' must hold each value once, found \[1, 2, 2\]",
+        ),
+    ],
+)
+def test_what_is_hardly_meant_is_refused_of_new_data_and_read_of_older_models(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    file = _write(tmp_path, **changes)
+    assert DatasetDescription.load(file).labels.ignore is None  # as 0.2.0 read it
+    with pytest.raises(DataError, match=message) as caught:
+        check_meant(file)
+    assert "\n" not in str(caught.value)
+    (finding,) = verify_dataset(file.parent).problems
+    assert finding.found == str(caught.value).rstrip(".")
+
+
+def test_channels_may_be_numbered_from_one_and_labels_be_ignored(tmp_path: Path) -> None:
+    labels = {"background": 0, "liver": 1, "ignore": 2}
+    file = _write(tmp_path, channel_names={"2": "T2", "1": "T1"}, labels=labels)
+    check_meant(file)
+    found = DatasetDescription.load(file)
+    assert found.channel_names == ("T1", "T2") and found.labels.ignore == 2
 
 
 def test_a_blank_around_a_channels_name_is_no_part_of_it() -> None:

@@ -75,14 +75,6 @@ def test_what_is_not_a_number_is_a_known_label() -> None:
     assert np.unique(labels_of(logits.numpy(), labels, threshold=0)).tolist() == [0]
 
 
-@pytest.mark.parametrize("name", ["Ignore", "ignore ", "IGNORE"])
-def test_places_without_annotation_are_no_structure(name: str) -> None:
-    with pytest.raises(DataError, match="here: expected the label 'ignore' for places without annotation") as caught:
-        LabelSpec.from_json({"background": 0, "liver": 1, name: 2}, None, "here")
-    assert "\n" not in str(caught.value)
-    assert LabelSpec.from_json({"background": 0, "liver": 1, "ignore": 2}, None, "here").ignore == 2
-
-
 @pytest.mark.parametrize("names", [("liver", "liver"), ("liver", "background")])
 def test_names_that_stand_twice_are_refused_and_not_left_out(names: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=rf"a name of its own, found '{names[1]}' twice"):
