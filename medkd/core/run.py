@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
@@ -134,7 +134,8 @@ class RunDescription:
     protocol: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
-    schema: int = 1
+    schema: int = 2
+    oldest: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     hints = _hints(cls)  # type: ignore[arg-type]
     values = {}
     for name, field in fields.items():
+        if name == "schema" and hasattr(cls, "oldest"):
+            continue  # what was read has the present form
         if name in data:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -82,16 +84,22 @@ def save(path: Path, value: Any) -> None:
 
 
 def load(cls: type[T], path: Path) -> T:
-    """Read a dataclass from a JSON file; a newer ``schema`` than the class knows is refused.
+    """Read a dataclass from a JSON file; a newer ``schema`` than the class knows is refused, and an older one than the
+    class says it reads (``oldest``; else only its own).
 
     Raises:
         DataError: see :func:`from_data` and :func:`medkd.core.files.read_json`.
     """
     data = read_json(path)
     known = getattr(cls, "schema", None)
-    if isinstance(data, Mapping) and known is not None and data.get("schema", known) != known:
+    if isinstance(data, Mapping) and known is not None and data.get("schema", known) not in _readable(cls, known):
         raise _other_schema(str(path), data["schema"], known)
     return from_data(cls, data, str(path))
+
+
+def _readable(cls: type, known: int) -> range:
+    """The schemas that a class reads."""
+    return range(getattr(cls, "oldest", known), known + 1)
 
 
 def _refuse_newer(cls: type, data: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -66,7 +67,8 @@ class DetectionSettings:
     categories: tuple[str, ...] = ()
     anchor_scale: float | None = None
     sides: tuple[int, int] | None = None
-    schema: int = 1
+    schema: int = 2
+    oldest: ClassVar[int] = 1
 
 
 def predict_detections(

@@ -30,6 +30,14 @@ class FoldScoring(Protocol[S]):
         """The scores of one fold's validation cases."""
         ...
 
+    def check(self, run: Path, fold: int) -> None:
+        """See that a fold's scores belong to what is there now, as far as they say what they belong to.
+
+        Raises:
+            RunError: they do not.
+        """
+        ...
+
     def cases(self, scores: S) -> Sequence[str]:
         """The cases that were scored, with or without their file ending."""
         ...
@@ -87,7 +95,8 @@ def cross_validate(
         The merged scores; their ``extra`` holds ``folds``, ``missing_folds`` and ``fold_means``.
 
     Raises:
-        RunError: not a run folder, or no fold (or not one that was asked for) has been validated.
+        RunError: not a run folder, no fold (or not one that was asked for) has been validated, or its scores belong to
+            other weights, label maps or references than those that are there now.
         DataError: a case occurs twice, a fold did not score all of its validation cases, or folds were scored
             differently.
     """
@@ -106,6 +115,8 @@ def cross_validate(
             ", ".join(map(str, missing)),
             ", ".join(map(str, folds)),
         )
+    for fold in folds:
+        chosen.check(run, fold)
     merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
     folder = cross_validation_folder(run, only)
     chosen.save(merged, folder)

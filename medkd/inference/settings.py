@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 from medkd import __version__
 from medkd.core.settled import SETTINGS_FILE, write_settings
@@ -47,7 +48,8 @@ class PredictSettings:
     engine_version: str = ""
     written: tuple[str, ...] = ()
     postprocessing: tuple[str, ...] = ()
-    schema: int = 1
+    schema: int = 2
+    oldest: ClassVar[int] = 1
 
     @classmethod
     def of(cls, predictor: CasePredictor, run: Path, checkpoint: str, written: Sequence[str] = ()) -> PredictSettings:

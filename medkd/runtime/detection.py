@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from medkd.core.errors import RunError
 from medkd.core.serial import load
@@ -48,7 +48,8 @@ class ExportedDetector:
     sides: tuple[int, int] | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
     checksum: str = ""
-    schema: int = 2
+    schema: int = 3
+    oldest: ClassVar[int] = 2
 
 
 def is_exported_detector(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
@@ -66,7 +66,8 @@ class Exported:
     postprocessing: tuple[LargestComponent, ...] = ()
     made_from: Mapping[str, Any] = field(default_factory=dict)
     checksum: str = ""
-    schema: int = 1
+    schema: int = 2
+    oldest: ClassVar[int] = 1
 
     @property
     def label_spec(self) -> LabelSpec:

@@ -146,20 +146,44 @@ def test_scores_that_belong_to_other_files_are_refused(root: Path, compared: Bes
     case = json.loads(summary.read_text())["metric_per_case"][0]
     maps = [Path(case["prediction_file"]), Path(case["reference_file"])]
     others = [next(path for path in sorted(file.parent.glob("*.nii.gz")) if path != file) for file in maps]
-    unsaid = json.loads(summary.read_text())
-    del unsaid["medkd"]["scored_from"]
     changes = [
         (folds[0] / "checkpoint_final.pt", (folds[1] / "checkpoint_final.pt").read_bytes(), "of other weights than"),
         (maps[0], others[0].read_bytes(), "has changed since"),
         (maps[1], others[1].read_bytes(), "has changed since"),
         (summary, (folds[1] / "validation" / "summary.json").read_bytes(), "of other weights than"),
-        (summary, json.dumps(unsaid).encode(), "does not say what it was scored from"),
     ]
     for file, content, message in changes:
         with _changed(file, content), pytest.raises(RunError, match=message) as caught:
             medkd.best_configuration(900, RUNS, root=root, device="cpu", ensembles=False)
         assert "--continue" in str(caught.value) and "\n" not in str(caught.value)
+        with _changed(file, content), pytest.raises(RunError, match=message):
+            medkd.cross_validate(900, RUNS[0], root=root)
     assert medkd.best_configuration(900, RUNS, root=root, device="cpu") == compared
+
+
+def test_scores_of_earlier_versions_are_taken_as_they_are(
+    root: Path, compared: BestConfiguration, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = root / "results" / NAME / RUNS[0] / "fold_0" / "validation" / "summary.json"
+    unsaid = json.loads(summary.read_text())
+    del unsaid["medkd"]["scored_from"]
+    with _changed(summary, json.dumps(unsaid).encode()):
+        found = medkd.best_configuration(900, RUNS, root=root, device="cpu")
+    assert [candidate.dice for candidate in found.candidates] == [candidate.dice for candidate in compared.candidates]
+    assert f"{summary} does not say what it was scored from" in caplog.text and "--continue" in caplog.text
+
+
+def test_label_maps_that_are_gone_do_not_hinder_the_scores_of_all_folds(
+    root: Path, compared: BestConfiguration
+) -> None:
+    file = next((root / "results" / NAME / RUNS[0] / "fold_0" / "validation").glob("*.nii.gz"))
+    hidden = file.rename(file.with_name(f".{file.name}"))
+    try:
+        assert len(medkd.cross_validate(900, RUNS[0], root=root).cases) == compared.cases
+        with pytest.raises(RunError, match="is not there any more"):
+            medkd.best_configuration(900, RUNS, root=root, device="cpu")
+    finally:
+        hidden.rename(file)
 
 
 def test_a_retrained_fold_is_predicted_anew_with_the_other_run(

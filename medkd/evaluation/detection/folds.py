@@ -45,6 +45,9 @@ class DetectionFolds:
             raise DataError(f"{path}: the images {', '.join(lost)} have no detections; validate fold {fold} anew.")
         return part
 
+    def check(self, run: Path, fold: int) -> None:
+        """Scores of boxes do not say what they belong to."""
+
     def cases(self, scores: FoldDetections) -> Sequence[str]:
         """The images."""
         return list(scores.summary.truths)

@@ -10,6 +10,7 @@ from typing import Any
 from medkd.core.dataset import DatasetDescription
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
+from medkd.evaluation.segmentation.scored_from import check_sources
 from medkd.evaluation.statistics import finite
 
 
@@ -21,6 +22,10 @@ class SegmentationFolds:
         described = run / DATASET_FILE
         labels = DatasetDescription.load(described).labels if described.exists() else None
         return Summary.load(run / f"fold_{fold}" / VALIDATION_SUMMARY, labels)
+
+    def check(self, run: Path, fold: int) -> None:
+        """See that weights, label maps and references are those that were scored, as far as they are there."""
+        check_sources(run, fold, complete=False)
 
     def cases(self, scores: Summary) -> list[str]:
         """File names of the references."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from medkd.core.run import FINAL, VALIDATION_SUMMARY
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher
 from medkd.core.serial import from_data, load, to_data
 from medkd.evaluation.segmentation.results import Summary
+
+_log = logging.getLogger(__name__)
 
 KEY = "scored_from"
 """In the ``"medkd"`` block of ``summary.json``."""
@@ -55,18 +58,20 @@ def sources_of(summary: Summary, where: str) -> ScoredFrom | None:
     return None if stated is None else from_data(ScoredFrom, stated, f"{where}: {KEY}")
 
 
-def check_sources(run: Path, fold: int) -> Mapping[str, str]:
-    """See that the scores of a fold belong to its weights, label maps and references as they are now.
+def check_sources(run: Path, fold: int, *, complete: bool = True) -> Mapping[str, str]:
+    """See that the scores of a fold belong to its weights, label maps and references as they are now; those that do not
+    say what they belong to are warned of.
 
     Args:
         run: folder of a run, or of the scores of a model trained elsewhere.
         fold: that was scored.
+        complete: label maps and references must still be there.
 
     Returns:
-        The hash of every reference by its name.
+        The hash of every reference by its name; none where the scores do not say it.
 
     Raises:
-        RunError: they do not, or do not say what they belong to.
+        RunError: they do not.
         DataError: a file is damaged.
     """
     folder = run / f"fold_{fold}"
@@ -74,14 +79,21 @@ def check_sources(run: Path, fold: int) -> Mapping[str, str]:
     summary = Summary.load(file)
     found = sources_of(summary, str(file))
     if found is None:
-        raise RunError(f"{file} does not say what it was scored from, as earlier versions' did not; {_remedy(run)}.")
+        _log.warning(
+            "%s does not say what it was scored from, as earlier versions' did not, and is taken as it is; to be sure, "
+            "%s",
+            file,
+            _remedy(run),
+        )
+        return {}
     weights = weights_now(folder)
     if weights is not None and found.weights != weights:
         raise RunError(f"{file} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
     for case in summary.cases:
         prediction = file.parent / Path(case.prediction_file).name  # the run may have been moved
-        _check_content(prediction, found.predictions, file, run)
-        _check_content(Path(case.reference_file), found.references, file, run)
+        for path, digests in ((prediction, found.predictions), (Path(case.reference_file), found.references)):
+            if complete or path.is_file():
+                _check_content(path, digests, file, run)
     return found.references
 
 
