@@ -358,13 +358,17 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         raise RunError(f"Several methods at once are not possible for {self.name}; train one after another.")
 
     def fit_together(
-        self, jobs: Sequence[Job[Plan, Store, Options]], start: Callable[[Job[Plan, Store, Options], Any], None]
+        self,
+        jobs: Sequence[Job[Plan, Store, Options]],
+        prepare: Callable[[Job[Plan, Store, Options], Any], None],
+        begin: Callable[[Job[Plan, Store, Options], Any], None],
     ) -> Mapping[str, MedkdError]:
         """Train jobs with one teacher and a method each side by side.
 
         Args:
             jobs: of one fold and one budget.
-            start: called with a job and its lesson before the first step.
+            prepare: called with every job and its lesson, before ``begin`` with any.
+            begin: called with a job and its lesson before the first step.
 
         Returns:
             Run's name → why it failed; the others were trained to their end.

@@ -324,17 +324,22 @@ def _told(job: AnyJob) -> str:
 
 def _fit(task: AnyTask, job: AnyJob) -> None:
     lesson = task.build(job)
-    start_lesson(job, lesson)
+    prepare_lesson(job, lesson)
+    begin_lesson(job, lesson)
     with explained(job.folder):
         lesson.fit()
     current().wait(job.device)
 
 
-def start_lesson(job: AnyJob, lesson: Lesson) -> None:
-    """All that comes before the first step."""
+def prepare_lesson(job: AnyJob, lesson: Lesson) -> None:
+    """All that may be refused, or takes long, before anything of an earlier training is thrown away."""
     if not job.options.overwrite:
         _check_goes_on(job, lesson)
     lesson.prepare()
+
+
+def begin_lesson(job: AnyJob, lesson: Lesson) -> None:
+    """Write what is trained, over what was there."""
     if current().first:
         run = lesson.described(job.run)
         begin(replace(job, run=run), lesson)

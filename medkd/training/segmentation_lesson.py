@@ -43,7 +43,7 @@ from medkd.training.trainer import LoopSettings
 from medkd.training.unlabelled import drawn_from, voxelwise_sentence
 
 if TYPE_CHECKING:
-    from medkd.training.segmentation_task import SegmentationJob
+    from medkd.training.segmentation_task import SegmentationFold, SegmentationJob
     from medkd.training.side_by_side import Sharing
 
 _TRIED = 4  # samples of the step that shows whether terms can teach; relations between samples need several
@@ -115,7 +115,7 @@ class SegmentationLesson(Lesson):
     def prepare(self) -> None:
         """Predict what is missing: cached targets, and where the teacher sees structures in scans without labels."""
         job = self.job
-        self._refuse_doubts()
+        self.refuse_doubts()
         unlabelled = unlabelled_of(job)
         cached = job.run.targets in STORED_TARGETS
         if self.distiller is None or not self.distiller.needs_teacher or not (cached or unlabelled):
@@ -128,7 +128,7 @@ class SegmentationLesson(Lesson):
             tta=job.run.targets_tta,
             limit=job.options.targets_limit,
             places=unlabelled,
-            mirrored=_student_axes(job),
+            mirrored=student_axes(job),
         )
         if merged_teachers(job) is not None:
             folder = cache_merged(self._all_merged(), request)
@@ -186,14 +186,14 @@ class SegmentationLesson(Lesson):
 
     def lines(self) -> list[str]:
         """The same, for people, with what cannot teach."""
-        self._refuse_doubts()
+        self.refuse_doubts()
         doubts = self.doubts()  # first, since describing takes the method's weights
         lines = self.describe().lines()
         if self._random_layers:
             lines.append(f"random     {', '.join(self._random_layers)}, which have no counterpart in the teacher")
         return [*lines, *(f"attention  {line}" for line in doubts)]
 
-    def _refuse_doubts(self) -> None:
+    def refuse_doubts(self) -> None:
         """With ``--strict`` before anything is written, and not again where the loop is made."""
         for line in self.doubts() if self.job.options.strict else ():
             doubt(line, strict=True)
@@ -287,19 +287,19 @@ def merged_predictor(job: SegmentationJob) -> MergedPredictor:
     """What predicts cases as several teachers see them."""
     model, teacher = merged_teachers(job), job.teacher
     assert model is not None and teacher is not None  # narrowed for the type checker
-    grid = StudentGrid(job.plan, job.plan.configuration(job.configuration).rank, _student_axes(job))
+    grid = StudentGrid(job.plan, job.plan.configuration(job.configuration).rank, student_axes(job))
     return MergedPredictor(model, teacher.fold, grid, job.raw, job.device, tta=job.run.targets_tta)
 
 
 def _averaged_axes(job: SegmentationJob) -> tuple[int, ...]:
     """Axes along which a teacher's outputs may be averaged: mirrored when it was trained, and allowed by the plan."""
-    return () if job.teacher is None else mirrored_by_both(job.teacher.model.describe().mirror_axes, _student_axes(job))
+    return () if job.teacher is None else mirrored_by_both(job.teacher.model.describe().mirror_axes, student_axes(job))
 
 
-def _student_axes(job: SegmentationJob) -> tuple[int, ...]:
+def student_axes(data: SegmentationFold) -> tuple[int, ...]:
     """Axes of its patch that the student may mirror: those that were asked for, else the plan's."""
-    asked = job.options.mirror_axes
-    return job.plan.configuration(job.configuration).mirrored if asked is None else asked
+    asked = data.options.mirror_axes
+    return data.plan.configuration(data.configuration).mirrored if asked is None else asked
 
 
 def method_for(job: SegmentationJob, student: SegmentationNetwork, teacher: SegmentationNetwork) -> Method:

@@ -12,6 +12,7 @@ import medkd.training.run as training_run
 import medkd.training.several_methods as several_methods
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError, RunError
+from medkd.core.limits import option_name
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import TrainingRule
 from medkd.core.protocol_rows import merged_parameters, published_lines
@@ -32,7 +33,7 @@ from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method
 from medkd.training.options import INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS, TrainOptions, check_start
 from medkd.training.plausibility import Score, doubt, number_at, table_at
 from medkd.training.published import chosen_plan, followed
-from medkd.training.segmentation_lesson import SegmentationLesson
+from medkd.training.segmentation_lesson import SegmentationLesson, student_axes
 from medkd.training.side_by_side import fit_together
 from medkd.training.unlabelled import split_with_unlabelled
 from medkd.training.validation import finish_fold
@@ -217,10 +218,13 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         """They can."""
 
     def fit_together(
-        self, jobs: Sequence[SegmentationJob], start: Callable[[SegmentationJob, Any], None]
+        self,
+        jobs: Sequence[SegmentationJob],
+        prepare: Callable[[SegmentationJob, Any], None],
+        begin: Callable[[SegmentationJob, Any], None],
     ) -> Mapping[str, MedkdError]:
         """See :func:`medkd.training.side_by_side.fit_together`."""
-        return fit_together(jobs, start)
+        return fit_together(jobs, prepare, begin)
 
     def validate(self, job: SegmentationJob, cases: tuple[str, ...]) -> None:
         """Predict the cases in their native grid and score them; without labels, compare them with the teacher's."""
@@ -272,18 +276,17 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
     Raises:
         RunError: an axis was asked for that does not exist, or that the teacher or the protocol does not mirror.
     """
-    wanted = data.options.mirror_axes
-    if teacher is not None:
-        _warn_of_mirroring(data, teacher)
-    if wanted is None:
-        return _allowed_axes(data, teacher, configured(data).mirrored)[0]
-    rank = configured(data).rank
-    strange = [axis for axis in wanted if axis >= rank]
+    wanted, rank = data.options.mirror_axes, configured(data).rank
+    strange = [axis for axis in wanted or () if axis >= rank]
     if strange:
         raise RunError(
             f"--mirror-axes names axis {strange[0]}, but {data.configuration} has the axes 0 to {rank - 1}; leave it "
             "out."
         )
+    if teacher is not None:
+        _warn_of_mirroring(data, teacher)
+    if wanted is None:
+        return _allowed_axes(data, teacher, configured(data).mirrored)[0]
     allowed, because = _allowed_axes(data, teacher, wanted)
     refused = [axis for axis in wanted if axis not in allowed]
     if refused:
@@ -292,14 +295,16 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
 
 
 def _warn_of_mirroring(data: SegmentationFold, teacher: Teacher[TrainedModel]) -> None:
-    """A teacher that was mirrored where the plan forbids it cannot tell apart what differs by side."""
-    model, mirrored = teacher.model.describe(), configured(data).mirrored
+    """A teacher that was mirrored where the student must not be cannot tell apart what differs by side."""
+    model, mirrored = teacher.model.describe(), student_axes(data)
     beyond = [str(axis) for axis in model.mirror_axes if axis not in mirrored]
     if beyond and model.mirror_axes_known:
+        asked = data.options.mirror_axes is not None
+        who, how = (option_name("mirror_axes"), "the same option") if asked else ("the plan", "this plan")
         doubt(
-            f"the teacher {teacher.model.name} was trained with mirroring along axis {' and '.join(beyond)}, which the "
-            "plan leaves out, so it may not tell structures apart that differ by side only; train a teacher with this "
-            "plan",
+            f"the teacher {teacher.model.name} was trained with mirroring along axis {' and '.join(beyond)}, which "
+            f"{who} leaves out, so it may not tell structures apart that differ by side only; train a teacher with "
+            f"{how}",
             strict=data.options.strict,
         )
 

@@ -25,13 +25,14 @@ from medkd.training.ranks import refuse_several
 from medkd.training.run import (
     AnyJob,
     AnyTask,
+    begin_lesson,
     find_teacher,
     finish,
     is_finished,
     make_job,
+    prepare_lesson,
     read_fold,
     rehearsed,
-    start_lesson,
 )
 
 _log = logging.getLogger(__name__)
@@ -138,7 +139,9 @@ def _checked_options(task: AnyTask, methods: Sequence[str], options: RunOptions 
 def _fit_and_finish(task: AnyTask, jobs: Sequence[AnyJob]) -> list[Path]:
     """Train what is not finished yet, and score what is finished then."""
     waiting = [job for job in jobs if not is_finished(job)]
-    failed: dict[str, Exception] = dict(task.fit_together(waiting, start_lesson) if waiting else {})
+    failed: dict[str, Exception] = {}
+    if waiting:
+        failed |= task.fit_together(waiting, prepare_lesson, begin_lesson)
     folders = []
     for job in jobs:
         name = job.folder.parent.name

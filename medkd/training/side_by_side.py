@@ -170,16 +170,18 @@ class Feed:
         return same and mine.settings.budget == theirs.settings.budget
 
 
-def fit_together(
-    jobs: Sequence[SegmentationJob], start: Callable[[SegmentationJob, SegmentationLesson], None]
-) -> Mapping[str, MedkdError]:
+Step = Callable[["SegmentationJob", SegmentationLesson], None]
+
+
+def fit_together(jobs: Sequence[SegmentationJob], prepare: Step, begin: Step) -> Mapping[str, MedkdError]:
     """Train jobs of one student and teacher, with a method each, to their end.
 
     Where some were stopped earlier than others, those behind catch up first.
 
     Args:
         jobs: of one fold and one budget.
-        start: prepares a lesson and writes what is trained, as before a training alone.
+        prepare: does all that may be refused, as before a training alone.
+        begin: writes what is trained, likewise.
 
     Returns:
         Run's name → why it ended early; the others were trained to their end.
@@ -188,8 +190,9 @@ def fit_together(
         MedkdError: one of them cannot begin.
     """
     sharing = Sharing()
-    lessons = [_Built(job, sharing) for job in jobs]  # before anything of an earlier run is thrown away
-    students = [lesson.student(start) for lesson in lessons]
+    lessons = [_Built(job, sharing) for job in jobs]
+    _prepare(lessons, prepare)  # before anything of an earlier run is thrown away
+    students = [lesson.student(begin) for lesson in lessons]
     for place, student in enumerate(students):
         _tell_apart(student, bar=place == 0)
     try:
@@ -219,13 +222,25 @@ class _Built:
     def __init__(self, job: SegmentationJob, sharing: Sharing) -> None:
         self._job, self._random = job, Randomness(job.device)
         with self._random():
-            self._lesson = SegmentationLesson(job, sharing=sharing)
+            self.lesson = SegmentationLesson(job, sharing=sharing)
 
-    def student(self, start: Callable[[SegmentationJob, SegmentationLesson], None]) -> Student:
+    def prepare(self, action: Step) -> None:
+        """What may be refused."""
+        with self._random():
+            action(self._job, self.lesson)
+
+    def student(self, begin: Step) -> Student:
         """Ready for its first step."""
         with self._random():
-            start(self._job, self._lesson)
-            return Student(self._job, self._lesson.ready(), self._random)
+            begin(self._job, self.lesson)
+            return Student(self._job, self.lesson.ready(), self._random)
+
+
+def _prepare(lessons: Sequence[_Built], action: Step) -> None:
+    for lesson in lessons:
+        lesson.lesson.refuse_doubts()  # before any takes long
+    for lesson in lessons:
+        lesson.prepare(action)
 
 
 def _train(students: Sequence[Student], sharing: Sharing) -> None:

@@ -165,6 +165,13 @@ def test_a_teacher_that_was_mirrored_where_the_plan_forbids_it_is_named_and_not_
     assert RunFolder.load(student.parent).run.mirror_axes == (0, 1)
     [targets] = path.parent.glob("3d_fullres_targets/*/targets.json")
     assert json.loads(targets.read_text())["mirror_axes"] == [0, 1]
+    asked = {"mirror_axes": (0,), "tag": "asked"}
+    caplog.clear()
+    dry_run(900, "plain_unet", 0, _options(tmp_path, **asked), "plain_unet", "kd")
+    [said] = [text for text in _said(caplog) if "mirroring" in text]
+    assert "along axis 1 and 2, which mirror_axes leaves out" in said
+    with pytest.raises(RunError, match="--strict: the teacher plain_unet was trained with mirroring along axis 1 and"):
+        dry_run(900, "plain_unet", 0, _options(tmp_path, strict=True, **asked), "plain_unet", "kd")
 
 
 def test_preprocessed_cases_that_vanish_while_a_fold_is_trained_are_one_sentence(

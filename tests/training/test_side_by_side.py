@@ -20,6 +20,7 @@ from medkd.core.run import FINAL, LATEST
 from medkd.distillation.shared import SharedTeacher
 from medkd.training import several_methods
 from medkd.training.options import TrainOptions
+from medkd.training.segmentation_lesson import SegmentationLesson
 from medkd.training.segmentation_task import train, train_distill, train_side_by_side
 from medkd.training.trainer import Trainer
 from tests.training.builders import NAME, make_dataset
@@ -184,6 +185,31 @@ def test_the_command_trains_all_folds_of_all_methods_and_scores_them(
     assert len(folders) == 2 and all((folder / "validation" / "summary.json").exists() for folder in folders)
     settings = [json.loads((folder.parent / "run.json").read_text())["method_parameters"] for folder in folders]
     assert settings == [{}, {"dml.weight": "2"}]
+
+
+def test_what_one_method_is_refused_for_throws_nothing_of_another_away(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = train_distill(900, "plain_unet", "plain_unet", "kd", 0, _options(root, tag="lost", epochs=1))
+    prepare = SegmentationLesson.prepare
+
+    def doubts(self: SegmentationLesson) -> list[str]:
+        return ["The terms dml have no gradient."] if self.job.run.method == "dml" else []
+
+    def fails(self: SegmentationLesson) -> None:
+        prepared.append(self.job.run.method)
+        if self.job.run.method == "dml":
+            raise RunError("The cached targets would take more than the disk has.")
+        prepare(self)
+
+    prepared: list[str | None] = []
+    monkeypatch.setattr(SegmentationLesson, "doubts", doubts)
+    monkeypatch.setattr(SegmentationLesson, "prepare", fails)
+    for strict, message in ((True, "--strict: The terms dml have no gradient"), (False, "more than the disk has")):
+        options = _options(root, tag="lost", epochs=1, overwrite=True, strict=strict)
+        with pytest.raises(RunError, match=message):
+            train_side_by_side(900, "plain_unet", "plain_unet", ["kd", "dml"], 0, options)
+        assert (kept / FINAL).exists() and prepared == ([] if strict else ["kd", "dml"])
 
 
 def test_what_cannot_be_is_refused_before_anything_is_trained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
