@@ -159,7 +159,8 @@ def best_configuration(
     scores: dict[tuple[str, ...], Summary] = {}
     for run in found:
         own = scored_folds(run)
-        scores[(run.name,)] = cross_validate(name, run.name, root=root, folds=None if own == wanted else wanted)
+        some = None if own == wanted else wanted
+        scores[(run.name,)] = cross_validate(name, run.name, root=root, folds=some, postprocessing=None)
     _check_same_cases(scores)
     for first, second in combinations(found, 2) if ensembles else ():
         pair = RunsTogether(first, second, place.raw_dataset(name), device)
@@ -233,7 +234,9 @@ def _refuse_folds(runs: Sequence[Path], scored: Sequence[Sequence[int]]) -> NoRe
 
 
 def _check_sources(runs: Sequence[Path], folds: Sequence[int]) -> None:
-    """The scores of every run belong to its weights and label maps, and all to the same references."""
+    """The scores of every run belong to its weights and label maps, and all to the same references, as far as they say
+    what they were scored from.
+    """
     for fold in folds:
         first, *others = ((run, check_sources(run, fold)) for run in runs)
         for run, references in others:

@@ -8,7 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from medkd.core.errors import RunError, SomeFailedError
+from medkd.core.errors import MedkdError, RunError, SomeFailedError, first_line
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.run import CROSS_VALIDATION
@@ -56,34 +56,77 @@ def train_folds(
         Of each run the folder with the scores of all folds, or the run folder where there are none.
 
     Raises:
-        SomeFailedError: some of several runs failed in some folds; the others are finished, and put together.
+        SomeFailedError: some of several runs failed in some folds, or could not be put together; the others are
+            finished, and put together. Or some had failed before whatever ended all of them.
     """
     from medkd.training.ranks import current
 
     failed: dict[str, list[str]] = {}  # run → where and why
+    try:
+        whole, count = _all_folds(train_fold, dataset, root, failed)
+    except MedkdError as error:
+        if not failed:
+            raise
+        raise _ended(error, failed) from error
+    if validate and current().first:
+        whole = _all_together(whole, count, failed)
+    if failed:
+        raise _failure(failed, whole)
+    return whole
+
+
+def _all_folds(
+    train_fold: Callable[[str], list[Path]], dataset: str | int, root: str | Path | None, failed: dict[str, list[str]]
+) -> tuple[list[Path], int]:
+    """The runs of which all folds are finished, and how many folds there are."""
     runs = [folder.parent for folder in _tried(train_fold, "0", failed)]  # the first fold makes the splits
     place = Root.resolve(root)
     count = len(load_splits(place.preprocessed / place.dataset_name(dataset) / SPLITS_FILE))
     for fold in range(1, count):
         _log.info("fold %d of %d", fold + 1, count)
         runs += [folder.parent for folder in _tried(train_fold, str(fold), failed)]
-    whole = [run for run in dict.fromkeys(runs) if run.name not in failed]
-    if validate and current().first:
-        whole = [_together(run, count) for run in whole]
-    if failed:
-        raise _failure(failed, whole)
-    return whole
+    return [run for run in dict.fromkeys(runs) if run.name not in failed], count
+
+
+def _all_together(whole: Sequence[Path], count: int, failed: dict[str, list[str]]) -> list[Path]:
+    """The folders with the scores of all folds; of several runs, which ones have none is noted."""
+    folders = []
+    for run in whole:
+        try:
+            folders.append(_together(run, count))
+        except MedkdError as error:
+            if len(whole) == 1 and not failed:
+                raise
+            _log.error("%s could not be put together, the others go on: %s", run.name, error)
+            failed.setdefault(run.name, []).append(f"its folds together: {first_line(error)}")
+    return folders
 
 
 def _failure(failed: Mapping[str, Sequence[str]], whole: Sequence[Path]) -> SomeFailedError:
-    reasons = {run: ", ".join(where) for run, where in failed.items()}
-    told = "; ".join(f"{run}: {reason}" for run, reason in reasons.items())
     return SomeFailedError(
-        f"{len(failed)} of {len(failed) + len(whole)} runs have folds that failed, the others are finished ({told}); "
-        "give --continue to train what is missing.",
-        reasons,
+        f"{len(failed)} of {len(failed) + len(whole)} runs have folds that failed, the others are finished "
+        f"({_listed(failed)}); give --continue to train what is missing.",
+        _reasons(failed),
         whole,
     )
+
+
+def _ended(error: MedkdError, failed: Mapping[str, Sequence[str]]) -> SomeFailedError:
+    """What ended all runs, with those that had failed before."""
+    return SomeFailedError(
+        f"{first_line(error)}; before that, runs failed ({_listed(failed)}): mend both, and give --continue to train "
+        "what is missing.",
+        _reasons(failed),
+        [],
+    )
+
+
+def _reasons(failed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {run: ", ".join(where) for run, where in failed.items()}
+
+
+def _listed(failed: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{run}: {reason}" for run, reason in _reasons(failed).items())
 
 
 def _tried(train_fold: Callable[[str], list[Path]], fold: str, failed: dict[str, list[str]]) -> list[Path]:
@@ -101,5 +144,5 @@ def _together(run: Path, count: int) -> Path:
     """The folder with the scores of all folds of a run."""
     from medkd.evaluation.cross_validation import cross_validate
 
-    cross_validate(run, expected=count)
+    cross_validate(run, expected=count, postprocessing=None)
     return run / CROSS_VALIDATION

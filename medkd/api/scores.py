@@ -80,7 +80,7 @@ def cross_validate(
     *,
     root: str | Path | None = None,
     folds: Sequence[int | str] | None = None,
-    postprocessing: bool = True,
+    postprocessing: bool | None = True,
 ) -> Any:
     """Put the validation scores of a run's folds together, every case once, and write ``crossval/summary.json``; for
     segmentation also ``postprocessing.json``, which predictions with these folds then follow.
@@ -90,13 +90,16 @@ def cross_validate(
         run: name of a run.
         root: medkd's folder.
         folds: some folds, whose results go to ``crossval_0_1``; None takes all that were validated.
-        postprocessing: False looks for none, and removes what was found for these folds before.
+        postprocessing: False looks for none, and removes what was found for these folds before; None does what was
+            asked for these folds the last time, at first looks for it.
 
     Returns:
         The merged scores.
 
     Raises:
-        RunError: there is no such run, or no fold (or not one of these) has been validated.
+        RunError: there is no such run, no fold (or not one of these) has been validated, scores belong to other
+            weights, label maps or references than those that are there, or post-processing is refused for a run that
+            has none.
         DataError: folds were scored differently, or on the same cases.
     """
     from medkd.core.splits import SPLITS_FILE, load_splits

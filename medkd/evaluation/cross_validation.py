@@ -10,12 +10,13 @@ from typing import Any, Protocol, TypeVar
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import read_json
 from medkd.core.numbers import whole_number
-from medkd.core.postprocessing import POSTPROCESSING_FILE
+from medkd.core.postprocessing import POSTPROCESSING_FILE, Postprocessing
 from medkd.core.run import CROSS_VALIDATION, RUN_FILE, SPLIT_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
 
 _AGREEMENT = "fold_*/agreement/agreement.json"  # of folds without labels
+_UNWANTED = "no_postprocessing"  # in what is written: nobody is to look for any, until it is asked for
 _log = logging.getLogger(__name__)
 
 FOLDS = 5
@@ -79,7 +80,7 @@ def cross_validate(
     *,
     expected: int = FOLDS,
     only: Sequence[int | str] | None = None,
-    postprocessing: bool = True,
+    postprocessing: bool | None = True,
 ) -> S:
     """Merge the validation scores of a run's folds and write ``<run>/crossval/summary.json``; for segmentation, find
     the post-processing that helps on all of their predictions as well.
@@ -89,14 +90,16 @@ def cross_validate(
         scoring: of the run's task; None asks the run.
         expected: number of folds of the splits; folds that are missing are logged and named in the file.
         only: some folds; the result goes to ``<run>/crossval_0_1``, named by them.
-        postprocessing: False looks for none, and removes what was found for these folds before.
+        postprocessing: False looks for none, and removes what was found for these folds before; None does what was
+            asked for these folds the last time, at first looks for it.
 
     Returns:
         The merged scores; their ``extra`` holds ``folds``, ``missing_folds`` and ``fold_means``.
 
     Raises:
-        RunError: not a run folder, no fold (or not one that was asked for) has been validated, or its scores belong to
-            other weights, label maps or references than those that are there now.
+        RunError: not a run folder, no fold (or not one that was asked for) has been validated, scores belong to other
+            weights, label maps or references than those that are there, or ``postprocessing`` is False where the task
+            has none.
         DataError: a case occurs twice, a fold did not score all of its validation cases, or folds were scored
             differently.
     """
@@ -106,8 +109,26 @@ def cross_validate(
             f"{run} is not a medkd run folder (it has no {RUN_FILE}); give a folder <root>/results/DATASET/RUN."
         )
     chosen: FoldScoring[S] = scoring or scoring_of(run)
+    _check_choice(run, postprocessing)
     folds = _chosen_folds(run, only)
-    missing = [] if only else [fold for fold in range(expected) if fold not in folds]
+    folder = cross_validation_folder(run, only)
+    look = not _unwanted(run, folds, folder) if postprocessing is None else postprocessing
+    missing = [] if only else _missing_folds(run, folds, expected)
+    for fold in folds:
+        chosen.check(run, fold)
+    extra = {"missing_folds": missing, **({} if look else {_UNWANTED: True})}
+    merged = chosen.with_extra(merge_folds(run, folds, chosen), extra)
+    chosen.save(merged, folder)
+    if look:
+        _find_postprocessing(run, folds, folder)
+    else:
+        _forget_postprocessing(run, folds, folder)
+    return merged
+
+
+def _missing_folds(run: Path, folds: Sequence[int], expected: int) -> list[int]:
+    """Those of the splits that were not validated."""
+    missing = [fold for fold in range(expected) if fold not in folds]
     if missing:
         _log.warning(
             "%s: folds %s are not there; the result covers folds %s only.",
@@ -115,16 +136,58 @@ def cross_validate(
             ", ".join(map(str, missing)),
             ", ".join(map(str, folds)),
         )
-    for fold in folds:
-        chosen.check(run, fold)
-    merged = chosen.with_extra(merge_folds(run, folds, chosen), {"missing_folds": missing})
-    folder = cross_validation_folder(run, only)
-    chosen.save(merged, folder)
-    if postprocessing:
-        _find_postprocessing(run, folds, folder)
-    else:
-        (folder / POSTPROCESSING_FILE).unlink(missing_ok=True)
-    return merged
+    return missing
+
+
+def _check_choice(run: Path, postprocessing: bool | None) -> None:
+    task = task_of_run(load(RunDescription, run / RUN_FILE))
+    if postprocessing is False and task.postprocess is None:
+        raise RunError(
+            f"Post-processing is looked for on label maps only, but {run.name} is a run for {task.name}; leave out "
+            "--no-postprocessing (in Python postprocessing=False)."
+        )
+
+
+def _forget_postprocessing(run: Path, folds: Sequence[int], folder: Path) -> None:
+    for file in {folder / POSTPROCESSING_FILE, *_found_for(run, folds)}:
+        file.unlink(missing_ok=True)
+
+
+def _unwanted(run: Path, folds: Sequence[int], folder: Path) -> bool:
+    """Whether the last that was said about these folds, or of all when there were fewer, is that no post-processing is
+    to be looked for.
+    """
+    files = run.glob(f"{CROSS_VALIDATION}*/{VALIDATION_SUMMARY.name}")
+    said = any(_says_unwanted(file, None if file.parent == folder else folds) for file in files)
+    if not said or _found_for(run, folds):
+        return False
+    _log.info("%s: no post-processing is looked for, as was asked before; medkd_cross_validate finds it", run.name)
+    return True
+
+
+def _says_unwanted(file: Path, folds: Sequence[int] | None) -> bool:
+    """Of these folds; None asks of any."""
+    try:
+        content = read_json(file)
+    except DataError:  # it is going to be written anew
+        return False
+    own = content.get("medkd") if isinstance(content, Mapping) else None
+    if not isinstance(own, Mapping) or own.get(_UNWANTED) is not True:
+        return False
+    return folds is None or own.get("folds") == list(folds)
+
+
+def _found_for(run: Path, folds: Sequence[int]) -> list[Path]:
+    """The post-processing of just these folds, whether they were all that there were or asked for by name."""
+    found = []
+    for file in run.glob(f"{CROSS_VALIDATION}*/{POSTPROCESSING_FILE}"):
+        try:
+            own = load(Postprocessing, file).folds
+        except DataError:  # whoever predicts with it says what is wrong
+            continue
+        if set(own) == set(map(str, folds)):
+            found.append(file)
+    return found
 
 
 def cross_validation_folder(run: Path, only: Sequence[int | str] | None = None) -> Path:

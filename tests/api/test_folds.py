@@ -11,7 +11,7 @@ import pytest
 import medkd
 from dataset_conversion.phantom import make_phantom
 from medkd.api.folds import listed_folds, train_folds
-from medkd.core.errors import RunError, SomeFailedError
+from medkd.core.errors import DataError, RunError, SomeFailedError
 from medkd.core.files import write_json
 
 
@@ -96,3 +96,40 @@ def test_a_run_that_fails_in_one_fold_stops_neither_its_other_folds_nor_the_othe
     with pytest.raises(SomeFailedError, match=r"1 of 2 runs .*\(kd: fold 2: the loss became NaN\)") as caught:
         train_folds(first_fails, 4, root, True)
     assert together == ["cwd"] and caught.value.folders == [root / "results" / "cwd" / "crossval"]
+
+
+def test_failures_are_told_whatever_ends_the_folds_or_keeps_a_run_from_being_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(
+        tmp_path / "preprocessed" / "Dataset004_Phantom" / "splits_final.json", [{"train": ["a"], "val": []}] * 3
+    )
+    tried = []
+
+    def ends(fold: str) -> list[Path]:
+        if fold == "2":
+            raise RunError("The fold is being trained by the process 7; wait for it.")
+        if fold == "0":
+            raise SomeFailedError("kd failed", {"kd": "memory ran out"}, [tmp_path / "cwd" / "fold_0"])
+        return [tmp_path / run / f"fold_{fold}" for run in ("kd", "cwd")]
+
+    with pytest.raises(
+        SomeFailedError, match=r"by the process 7; wait for it; .*\(kd: fold 0: memory ran out\)"
+    ) as caught:
+        train_folds(ends, 4, tmp_path, True)
+    assert caught.value.failed == {"kd": "fold 0: memory ran out"} and "\n" not in str(caught.value)
+
+    def broken(run: Path, **_: Any) -> None:
+        tried.append(run.name)
+        if run.name != "cwd":
+            raise DataError(f"{run.name}: use disjoint splits.")
+
+    def fine(fold: str) -> list[Path]:
+        return [tmp_path / run / f"fold_{fold}" for run in ("kd", "at", "cwd")]
+
+    monkeypatch.setattr("medkd.evaluation.cross_validation.cross_validate", broken)
+    with pytest.raises(SomeFailedError, match=r"2 of 3 runs .*kd: .*disjoint splits; at: its folds") as caught:
+        train_folds(fine, 4, tmp_path, True)
+    assert tried == ["kd", "at", "cwd"] and caught.value.folders == [tmp_path / "cwd" / "crossval"]
+    with pytest.raises(DataError, match=r"^kd: use disjoint splits\.$"):
+        train_folds(lambda fold: [tmp_path / "kd" / f"fold_{fold}"], 4, tmp_path, True)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from medkd.core.checkpoint import save_checkpoint, weights_digest
 from medkd.core.errors import DataError, RunError
+from medkd.core.files import read_json
 from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.segmentation.scored_from import with_sources
 from tests.evaluation.folders import make_dataset, make_run
 
 
@@ -67,3 +71,55 @@ def test_a_folder_that_is_no_run_or_has_no_scores_is_refused(run: Path, tmp_path
         (run / f"fold_{k}" / "validation" / "summary.json").unlink()
     with pytest.raises(RunError, match="no fold_K"):
         cross_validate(run)
+
+
+def test_the_choice_to_look_for_no_post_processing_lasts_until_it_is_asked_for(run: Path) -> None:
+    """Of just these folds, whether they are all or were named."""
+    files = [run / folder / "postprocessing.json" for folder in ("crossval", "crossval_0_1")]
+    cross_validate(run, expected=2, postprocessing=None)
+    cross_validate(run, only=[0, 1])
+    cross_validate(run, only=[0])
+    assert [file.exists() for file in files] == [True, True]
+    cross_validate(run, only=[1, 0], postprocessing=False)
+    for _ in range(2):
+        cross_validate(run, expected=2, postprocessing=None)
+        cross_validate(run, only=[0, 1], postprocessing=None)
+        assert [file.exists() for file in files] == [False, False]
+        assert (run / "crossval_0" / "postprocessing.json").exists()
+    cross_validate(run, expected=2)
+    assert [file.exists() for file in files] == [True, False]
+    cross_validate(run, expected=2, postprocessing=None)
+    assert files[0].exists() and "no_postprocessing" not in read_json(run / "crossval" / "summary.json")["medkd"]
+    later = (run / "fold_1").rename(run / "later")
+    cross_validate(run, expected=2, postprocessing=False)
+    later.rename(run / "fold_1")
+    cross_validate(run, expected=2, postprocessing=None)  # it was said of all folds, when there were fewer
+    assert not files[0].exists()
+
+
+def test_scores_of_other_files_are_refused_and_those_that_do_not_say_are_told(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cross_validate(run, expected=2)
+    assert caplog.text.count("does not say what it was scored from") == 2
+    caplog.clear()
+    weights = {"layer": torch.ones(2)}
+    for fold in (run / "fold_0", run / "fold_1"):
+        save_checkpoint(fold / "checkpoint_final.pt", {"network": weights})
+        file = fold / "validation" / "summary.json"
+        with_sources(Summary.load(file), [weights_digest(weights)]).save(file)
+    summary: Summary = cross_validate(run, expected=2)
+    assert "does not say" not in caplog.text
+    prediction, reference = (Path(getattr(summary.cases[0], f"{kind}_file")) for kind in ("prediction", "reference"))
+    other = Path(summary.cases[2].prediction_file).read_bytes()
+    for path in (prediction, reference):
+        before = path.read_bytes()
+        path.write_bytes(other)
+        with pytest.raises(RunError, match=r"has changed since .*--continue"):
+            cross_validate(run, expected=2)
+        path.unlink()  # what is not there cannot contradict the scores
+        assert cross_validate(run, expected=2).cases == summary.cases
+        path.write_bytes(before)
+    save_checkpoint(run / "fold_1" / "checkpoint_final.pt", {"network": {"layer": torch.zeros(2)}})
+    with pytest.raises(RunError, match=r"fold_1/validation/summary\.json holds the scores of other weights"):
+        cross_validate(run, expected=2)

@@ -167,6 +167,9 @@ def test_cross_validation_without_any_removes_what_was_found(run: Path, tmp_path
         def load(self, run: Path, fold: int) -> Summary:
             return Summary(cases=())
 
+        def check(self, run: Path, fold: int) -> None:
+            """There are no scores."""
+
     for fold in (0, 1):
         (run / f"fold_{fold}" / "validation").mkdir()
         (run / f"fold_{fold}" / "validation" / "summary.json").write_text("{}")

@@ -210,6 +210,8 @@ def test_folds_are_scored_together_as_if_one_detector_had_made_them(
     make_fold(run, 1, pair, range(5, 12))
     assert cross_validate_main(["502", run.name, "--root", str(tmp_path)]) == 0
     out = capsys.readouterr()
+    assert cross_validate_main(["502", run.name, "--root", str(tmp_path), "--no-postprocessing"]) == 1
+    assert "is a run for detection; leave out --no-postprocessing" in capsys.readouterr().err
     assert "fold 1: AP " in out.out and "over 7 images" in out.out and "folds 2, 3, 4 are not there" in out.err
     merged, whole = DetectionSummary.load(run / "crossval" / "summary.json"), evaluate_detection_folder(*folders)
     assert {k: v.mean for k, v in merged.values.items()} == pytest.approx(
