@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
+from medkd.core.run import DATASET_FILE
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
-from medkd.reproduction.recipe import PHANTOM, Recipe
+from medkd.reproduction.recipe import PHANTOM, Recipe, RecipeData
 from medkd.reproduction.state import Record, State, is_done, runs_of
 
 _ATTEMPTS = 2
@@ -40,11 +43,14 @@ def ensure_data(recipe: Recipe, root: Root, source: Path | None, say: Say) -> li
     """The words of ``medkd_convert`` that make the data set, None where it is there; a phantom is made at once.
 
     Raises:
-        DataError: the data set is not there and nobody says where its download lies.
+        DataError: the data set is not there and nobody says where its download lies, or it is there with other labels
+            than the recipe's.
     """
     data = recipe.dataset
     name = f"Dataset{data.number:03d}_{data.name}"
-    if (root.raw_dataset(name) / "dataset.json").exists():
+    described = root.raw_dataset(name) / DATASET_FILE
+    if described.exists():
+        _check_labels(data, described)
         return None
     if data.format == PHANTOM:
         from dataset_conversion.phantom import make_phantom
@@ -59,6 +65,22 @@ def ensure_data(recipe: Recipe, root: Root, source: Path | None, say: Say) -> li
         )
     labels = ["--labels", ",".join(data.labels)] if data.labels else []
     return ["convert", data.format, str(source), "-d", str(data.number), "--name", data.name, *labels]
+
+
+def _check_labels(data: RecipeData, described: Path) -> None:
+    """What was converted before, or by hand, must be named as the recipe names it."""
+    if not data.labels:
+        return
+    from medkd.models.segmentation import label_meaning, shown_labels
+
+    found = DatasetDescription.load(described).labels
+    expected = LabelSpec.from_names(data.labels)
+    if label_meaning(replace(found, ignore=None)) != label_meaning(expected):
+        raise DataError(
+            f"{described} has the labels {shown_labels(found)}, but the recipe's dataset.labels are "
+            f"{shown_labels(expected)}; convert it anew, with medkd_convert --labels {','.join(data.labels)!r}, or "
+            "change the recipe."
+        )
 
 
 class Runner:

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from medkd.cli import convert
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.reproduction import runner as runner_module
 from medkd.reproduction.engines import AGAIN, Order
@@ -217,6 +220,21 @@ def test_a_download_without_names_gets_those_of_the_recipe(tmp_path: Path) -> No
     assert words is not None and convert.main([*words[1:], "--root", str(tmp_path)]) == 0
     described = json.loads((root.raw_dataset("Dataset007_New") / "dataset.json").read_text())
     assert described["labels"] == {"background": 0, "Front part": 1, "Back": 2}
+    assert ensure_data(load_recipe(path), root, None, print) is None
+
+
+@pytest.mark.parametrize("labels", [["label_1", "label_2"], ["Back", "Front"], ["Front"], ["Front", "Back", "Top"]])
+def test_a_data_set_that_is_there_with_other_labels_than_the_recipes_is_refused(
+    tmp_path: Path, labels: list[str]
+) -> None:
+    path, root = tmp_path / "toy.json", Root.resolve(tmp_path)
+    data = {"number": 7, "name": "New", "format": "msd", "labels": ["Front", "Back"]}
+    path.write_text(json.dumps(recipe(dataset=data)))
+    described = DatasetDescription(channel_names=("CT",), labels=LabelSpec.from_names(labels), num_training=1)
+    described.save(root.raw / "Dataset007_New" / "dataset.json")
+    with pytest.raises(DataError, match=r"recipe's dataset\.labels are background 0, Front 1, Back 2;") as caught:
+        ensure_data(load_recipe(path), root, None, print)
+    assert str(described.labels.entries[-1][0]) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_killed_command_is_said_to_be_killed(tmp_path: Path) -> None:
