@@ -61,6 +61,7 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, Mapping):
         raise DataError(f"{where}: expected an object with the keys of {cls.__name__}, found {type(data).__name__}.")
     _refuse_newer(cls, data, where)
+    data = _in_present_form(cls, data)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
@@ -68,8 +69,6 @@ def from_data(cls: type[T], data: Any, where: str) -> T:
     hints = _hints(cls)  # type: ignore[arg-type]
     values = {}
     for name, field in fields.items():
-        if name == "schema" and hasattr(cls, "oldest"):
-            continue  # what was read has the present form
         if name in data:
             values[name] = _convert(hints[name], data[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -100,6 +99,11 @@ def load(cls: type[T], path: Path) -> T:
 def _readable(cls: type, known: int) -> range:
     """The schemas that a class reads."""
     return range(getattr(cls, "oldest", known), known + 1)
+
+
+def _in_present_form(cls: type, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file of an older schema as one of the present one."""
+    return {**data, "schema": getattr(cls, "schema", None)} if hasattr(cls, "oldest") else data
 
 
 def _refuse_newer(cls: type, data: Mapping[str, Any], where: str) -> None:
