@@ -73,7 +73,7 @@ class Pulse:
         self.watching = False
         self._store, self._number, self._count, self._end = store, number, count, end
         self._every, self._patience = every, patience
-        self._failed = False
+        self._failed = self._left = False
         self._stopped, self._leaving, self._all_done = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.RLock()  # a signal may come while it is held
         self._seen: dict[int, tuple[int, float]] = {}
@@ -95,7 +95,9 @@ class Pulse:
         """Tell the others that this process ends with an error; not for long where the store does not answer."""
         self.watching = False
         self._failed = True
-        self._tell(_FAILED)
+        telling = threading.Thread(target=self._add, args=(self._number, _FAILED), daemon=True)
+        telling.start()
+        telling.join(self._every)
 
     def leave(self) -> None:
         """Tell the others that this process is done, and disconnect when all are, or are gone: the first one may
@@ -107,8 +109,7 @@ class Pulse:
         if self._failed:
             self._stopped.set()
             return  # disconnecting would wait for the others
-        self._tell(_LEFT)
-        self._leaving.set()
+        self._leaving.set()  # at the interpreter's end no thread can be started: the beat tells it
         while not self._all_done.wait(self._every) and self._answers():
             pass
         self._stopped.set()
@@ -118,12 +119,6 @@ class Pulse:
     def _answers(self) -> bool:
         """Whether the store answered lately."""
         return time.monotonic() - self._answered <= self._patience
-
-    def _tell(self, amount: int) -> None:
-        """Add to this process's own number, if that is done within the time between two looks."""
-        telling = threading.Thread(target=self._add, args=(self._number, amount), daemon=True)
-        telling.start()
-        telling.join(self._every)
 
     def _add(self, number: int, amount: int) -> int | None:
         """Add to a process's number; None where the store is gone."""
@@ -143,7 +138,7 @@ class Pulse:
     def _beat(self) -> None:
         while not self._pause():
             leaving = self._leaving.is_set()
-            death = self._sign(looks=self.watching or leaving)
+            death = self._sign(leaving)
             self._answered = time.monotonic()
             if leaving and (death is not None or all(last >= _LEFT for last, _ in self._seen.values())):
                 self._all_done.set()
@@ -151,11 +146,12 @@ class Pulse:
                 self._end(death)
                 return
 
-    def _sign(self, *, looks: bool) -> Death | None:
-        """Give a sign of life, and look for those of the others."""
-        if self._add(self._number, 1) is None:
+    def _sign(self, leaving: bool) -> Death | None:
+        """Give a sign of life, or once the sign that this process is done, and look for those of the others."""
+        if self._add(self._number, _LEFT if leaving and not self._left else 1) is None:
             return Death(None, True)
-        return self._look() if looks else None
+        self._left = leaving
+        return self._look() if self.watching or leaving else None
 
     def _guard(self) -> None:
         """See that the store answers: one whose machine lost its network is waited for without end."""
