@@ -41,8 +41,8 @@ def check_meant(file: Path) -> None:
         file: of a raw data set, which can be read.
 
     Raises:
-        DataError: channels are numbered with gaps or twice, a label holds a value twice, or one is called ``ignore`` in
-            another spelling.
+        DataError: channels are numbered with gaps or twice, or in two orders, a label holds a value twice, or one is
+            called ``ignore`` in another spelling.
     """
     data = read_json(file)
     channels = data.get("channel_names", data.get("modality"))
@@ -50,6 +50,12 @@ def check_meant(file: Path) -> None:
     if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise DataError(
             f"{file}: 'channel_names' must number the channels one after another, found {channels!r:.200}; mend it."
+        )
+    older = data.get("modality", channels)
+    first, second = ([name.casefold() for name in channel_names_of(names, str(file))] for names in (channels, older))
+    if len(first) != len(second) or (first != second and sorted(first) == sorted(second)):
+        raise DataError(
+            f"{file}: 'channel_names' says {channels!r:.200} and 'modality' says {older!r:.200}; leave out one of them."
         )
     if data.get("task") != "detection":  # whose classes are a list
         _check_labels_meant(data["labels"], file)

@@ -70,7 +70,8 @@ def plan_like(
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
         raise PlanError(
-            f"{folder} has another {' and '.join(differs)} than {teacher.path}; give --overwrite-plan to replace it."
+            f"{folder} has another {' and '.join(differs)} than {teacher.path}; medkd_plan_and_preprocess --like "
+            f"{teacher.path} --overwrite-plan replaces it."
         )
     save(folder / PLANS_FILE, plan)
     if splits is not None:

@@ -111,6 +111,7 @@ def test_channels_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"channel_names": {"0": "T1", "2": "T2"}}, "must number the channels one after another"),
+        ({"channel_names": {"0": "T1", "1": "T2"}, "modality": {"0": "T2", "1": "T1"}}, "leave out one of them"),
         ({"channel_names": {"0": "T1", "00": "T2"}}, "must number the channels one after another"),
         ({"labels": {"background": 0, "liver": 1, "Ignore": 2}}, "expected the label 'ignore' for places without"),
         ({"labels": {"background": 0, "liver": 1, "ignore ": 2}}, "expected the label 'ignore' for places without"),
@@ -134,7 +135,7 @@ def test_what_is_hardly_meant_is_refused_of_new_data_and_read_of_older_models(
 
 def test_channels_may_be_numbered_from_one_and_labels_be_ignored(tmp_path: Path) -> None:
     labels = {"background": 0, "liver": 1, "ignore": 2}
-    file = _write(tmp_path, channel_names={"2": "T2", "1": "T1"}, labels=labels)
+    file = _write(tmp_path, channel_names={"2": "T2", "1": "T1"}, modality=["MR", "MR"], labels=labels)
     check_meant(file)
     found = DatasetDescription.load(file)
     assert found.channel_names == ("T1", "T2") and found.labels.ignore == 2
