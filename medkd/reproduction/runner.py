@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription
@@ -71,16 +71,21 @@ def _check_labels(data: RecipeData, described: Path) -> None:
     """What was converted before, or by hand, must be named as the recipe names it."""
     if not data.labels:
         return
-    from medkd.models.segmentation import label_meaning, shown_labels
-
-    found = DatasetDescription.load(described).labels
-    expected = LabelSpec.from_names(data.labels)
-    if label_meaning(replace(found, ignore=None)) != label_meaning(expected):
+    found, expected = DatasetDescription.load(described).labels, LabelSpec.from_names(data.labels)
+    if _named(found) != _named(expected):
         raise DataError(
-            f"{described} has the labels {shown_labels(found)}, but the recipe's dataset.labels are "
-            f"{shown_labels(expected)}; convert it anew, with medkd_convert --labels {','.join(data.labels)!r}, or "
-            "change the recipe."
+            f"{described} has the labels {_shown(found)}, but the recipe's dataset.labels are {_shown(expected)}; "
+            f"convert it anew, with medkd_convert --labels {','.join(data.labels)!r}, or change the recipe."
         )
+
+
+def _named(labels: LabelSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Structures whatever the case of their letters."""
+    return [(name.casefold(), values) for name, values in labels.foreground]
+
+
+def _shown(labels: LabelSpec) -> str:
+    return ", ".join(f"{name} {'+'.join(map(str, values))}" for name, values in labels.foreground)
 
 
 class Runner:

@@ -232,7 +232,7 @@ def test_a_data_set_that_is_there_with_other_labels_than_the_recipes_is_refused(
     path.write_text(json.dumps(recipe(dataset=data)))
     described = DatasetDescription(channel_names=("CT",), labels=LabelSpec.from_names(labels), num_training=1)
     described.save(root.raw / "Dataset007_New" / "dataset.json")
-    with pytest.raises(DataError, match=r"recipe's dataset\.labels are background 0, Front 1, Back 2;") as caught:
+    with pytest.raises(DataError, match=r"recipe's dataset\.labels are Front 1, Back 2;") as caught:
         ensure_data(load_recipe(path), root, None, print)
     assert str(described.labels.entries[-1][0]) in str(caught.value) and "\n" not in str(caught.value)
 
