@@ -202,6 +202,15 @@ def test_no_package_uses_what_another_hides() -> None:
     assert [place for name, tree in shipped.items() for place in private_imports(tree, name)] == []
 
 
+def test_no_test_imports_ultralytics_past_the_switches() -> None:
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node).startswith("pytest.importorskip('ultralytics'"):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
 def test_benchmarks_use_what_users_may_use() -> None:
     """A benchmark that reaches into a class measures something that no user can do, and breaks with every change."""
     found = []

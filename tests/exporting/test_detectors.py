@@ -26,6 +26,7 @@ from medkd.models.base import open_model
 from medkd.runtime.detection import read_detector, write_detector
 from medkd.runtime.engines import open_engine
 from medkd.runtime.package import digest_of
+from tests.optional import needs_ultralytics
 
 NEEDED = ("torchvision", "onnxscript", "onnxruntime")
 SMALL = ("retinanet_r18", "fcos_r18", "gfl_r18", "atss_r18", "faster_rcnn_r18")
@@ -69,12 +70,12 @@ def radiographs(folder: Path, count: int = 3) -> Path:
 
 def calibrated(family: str) -> Any:
     if family == "yolo":
-        pytest.importorskip("ultralytics")
+        needs_ultralytics()
         from tests.detection.yolo.builders import calibrated as yolo
 
         return yolo()
     if family == "end to end":
-        pytest.importorskip("ultralytics")
+        needs_ultralytics()
         from tests.detection.yolo.builders import calibrated as yolo
 
         return yolo("yolo26n")

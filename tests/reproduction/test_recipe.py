@@ -12,6 +12,7 @@ from medkd.core.errors import DataError
 from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.graph import Place, build_graph
 from medkd.reproduction.recipe import load_recipe
+from tests.optional import needs_ultralytics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -109,7 +110,7 @@ def test_every_recipe_of_the_project_is_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_name_in_a_recipe_of_the_project_means_something(path: Path) -> None:
-    pytest.importorskip("ultralytics", reason="detectors need the extra detection")
+    needs_ultralytics()
     found = load_recipe(path)
     assert unknown_names(found) == []
     models = {name: Path("somewhere") for name, row in found.teachers.items() if row.model is not None}
