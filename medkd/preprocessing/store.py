@@ -18,6 +18,7 @@ from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 from medkd.core.labels import LabelSpec
+from medkd.core.made_with import content_digest
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.pipeline import Preprocessed
@@ -237,7 +238,7 @@ def describe_source(path: Path) -> SourceFile:
     """
     try:
         state = path.stat()
-        return SourceFile(path.name, state.st_size, state.st_mtime_ns, _content_hash(path))
+        return SourceFile(path.name, state.st_size, state.st_mtime_ns, content_digest(path))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
@@ -303,14 +304,6 @@ def _unchanged(file: SourceFile, path: Path) -> bool:
         state = path.stat()
         if path.name != file.name or state.st_size != file.size:
             return False
-        return state.st_mtime_ns == file.modified or _content_hash(path) == file.content
+        return state.st_mtime_ns == file.modified or content_digest(path) == file.content
     except OSError:
         return False
-
-
-def _content_hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
