@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
+import signal
 import sys
 import threading
 import warnings
@@ -54,7 +56,8 @@ def run(
         argv: the words of the command; None takes those of the process.
 
     Returns:
-        The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted.
+        The exit status: ``main``'s own, 1 for a user's error, 130 when interrupted, 141 when nobody reads any more
+        what it prints (``medkd_list | head``), as of other programs.
     """
     print_anywhere()
     threading.excepthook = _in_a_thread
@@ -70,8 +73,12 @@ def run(
             _refuse_several_processes(arguments.prog)
             _refuse_null(options)
             _import(options.imports)
-            return main(options) or 0
+            status = main(options) or 0
+            sys.stdout.flush()  # here, where it is caught, and not while Python ends
+            return status
     except (MedkdError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 128 + signal.SIGPIPE
         if verbose:
             logging.getLogger(__name__).exception("details")
         sys.stderr.write(f"error: {sentence(error)}\n")
@@ -79,6 +86,22 @@ def run(
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was finished is kept\n")
         return 130
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more; what is left of it then goes nowhere, else Python complains at its
+    end.
+    """
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # a test's or a notebook's, of no file
+        return False
+    state = select.poll()
+    state.register(output, select.POLLOUT)
+    left = any(event & select.POLLERR for _, event in state.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return left
 
 
 def _refuse_several_processes(command: str) -> None:
@@ -200,6 +223,9 @@ def _start_logging(verbose: bool) -> None:
         for handler in logging.root.handlers:  # pydicom sets its logger's level when it is imported
             handler.addFilter(lambda record: record.name != "pydicom" or record.levelno >= logging.ERROR)
         warnings.filterwarnings("ignore", module="pydicom")
+        warnings.filterwarnings(
+            "ignore", message=".torch.jit", category=FutureWarning
+        )  # timm's, each time it is imported
 
 
 def _import(modules: Iterable[str]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,3 +61,34 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
     with pytest.raises(ValueError, match="a mistake"):
         common.run(main, common.parser("", ""), [])
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_any_more_ends_the_command_in_silence(lines: int) -> None:
+    command = f"""
+import sys
+from medkd.cli import common
+
+def main(arguments):
+    for _ in range({lines}):
+        print("many words")
+
+sys.stdin.readline()
+sys.exit(common.run(main, common.parser("", ""), []))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(b"go\n", timeout=60)
+    assert (process.returncode, errors) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_broken_pipe_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: argparse.Namespace) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert common.run(main, common.parser("", ""), []) == 1
+    assert capfd.readouterr().err == "error: Broken pipe\n"
