@@ -44,12 +44,12 @@ def main() -> None:
         actions: dict[str, Any] = {}
         for model, servant in servants.items():
             actions[model] = partial(servant, folder / "scans", folder / model)
-        taken = interleaved(actions, options.repetitions)
+        taken = interleaved(actions, options.repetitions, warm_up=options.warm_up)
         rows: dict[str, Any] = {}
         for model, servant in servants.items():
             row = {"engine": servant.engine, "megabytes": round(_size(servant.path) / 1e6, 2)}
             row |= _times(taken[model], len(cases))
-            row["processor_median"] = _times(tuple(servant.processor[1:]), len(cases))["median"]
+            row["processor_median"] = _times(tuple(servant.processor[-options.repetitions :]), len(cases))["median"]
             row["peak_mib"] = round(servant.peak / 2**20)
             row["differing_voxels"] = _differing(folder / model, folder / next(iter(places)), cases)
             if options.labels is not None:
@@ -59,7 +59,13 @@ def main() -> None:
                 f"{model:22s} {row['median']:9.1f} ms a scan {row['megabytes']:8.2f} MB {row['peak_mib']:6d} MiB {row}"
             )
             servant.close()
-    settings = {"scans": cases, "tta": options.tta, "repetitions": options.repetitions, "threads": options.threads}
+    settings: dict[str, Any] = {
+        "scans": cases,
+        "warm_up": options.warm_up,
+        "tta": options.tta,
+        "repetitions": options.repetitions,
+        "threads": options.threads,
+    }
     load = [round(value, 1) for value in os.getloadavg()]
     content = {"machine": machine(), "load_at_the_end": load, "settings": settings, "models": rows}
     write_json(RESULTS / f"{options.name}.json", content)
@@ -129,6 +135,7 @@ def _options() -> argparse.Namespace:
     arguments.add_argument("--scans", type=int, default=4, help="of them are used")
     arguments.add_argument("--repetitions", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--warm-up", action=argparse.BooleanOptionalAction, default=True, help="one turn before")
     arguments.add_argument("--tta", action=argparse.BooleanOptionalAction, default=False)
     arguments.add_argument("--name", default="export", help="of the results' file")
     return arguments.parse_args()

@@ -99,21 +99,23 @@ class Spread:
         return cls(float(median), float(low), float(high), len(seconds))
 
 
-def interleaved(actions: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, tuple[float, ...]]:
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], repetitions: int, warm_up: bool = True
+) -> dict[str, tuple[float, ...]]:
     """Time several actions in turns, so that what else the machine does hits all of them alike.
 
-    Every action runs once beforehand without being timed; in each round the order is reversed, so that none always
-    follows the same one.
+    In each round the order is reversed, so that none always follows the same one.
 
     Args:
         actions: name → what is timed; must wait until its work is done.
         repetitions: timed runs of each.
+        warm_up: run every action once beforehand without timing it.
 
     Returns:
         name → seconds per repetition.
     """
     taken: dict[str, list[float]] = {name: [] for name in actions}
-    for action in actions.values():
+    for action in actions.values() if warm_up else ():
         action()
     order = list(actions)
     with tqdm(total=repetitions * len(order), desc="measuring", unit="run", disable=None) as bar:
