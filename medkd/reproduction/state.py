@@ -91,16 +91,23 @@ class State:
             folder = self._last_line(self.output(node.name)) if node.kind != "prepare" else ""
             ended = replace(ended, status="done", folder=folder, error="")
         else:
-            ended = replace(ended, status="failed", error=self._why(node.name, code))
+            ended = replace(ended, status="failed", error=self._why(node, code))
         self.write(node.name, ended)
         return ended
 
-    def _why(self, node: str, code: int) -> str:
+    def _why(self, node: Node, code: int) -> str:
         """Its last words, where it had time for some."""
         if code < 0:
             return f"it was killed: {signal.strsignal(-code) or f'signal {-code}'}"
-        said = self._last_line(self.log(node)).removeprefix("error: ")
-        return said or f"it ended with status {code}"
+        said = self._last_line(self.log(node.name)).removeprefix("error: ")
+        if said and not said.startswith("warning: "):
+            return said
+        if node.words[0] == "convert":
+            return (
+                f"cases were left out or have problems, see {self.output(node.name)}; download them and remove the data "
+                "set, or give the same command again to go on with those that are there"
+            )
+        return f"it ended with status {code}, see {self.output(node.name)}"
 
     @staticmethod
     def _last_line(path: Path) -> str:

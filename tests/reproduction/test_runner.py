@@ -243,3 +243,22 @@ def test_a_killed_command_is_said_to_be_killed(tmp_path: Path) -> None:
     outcome = go(tmp_path, nodes, PretendedEngine(tmp_path, codes={"large-fold0": [1, -9]}))
     assert outcome.failed == {"large-fold0": "it was killed: Killed"}
     assert State(tmp_path, "toy").read()["large-fold0"].error == outcome.failed["large-fold0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "log", "why"),
+    [
+        (("train", "4"), "epoch 1\nerror: The disk is full.\n", "The disk is full."),
+        (("train", "4"), "warning: case a is odd\n", "it ended with status 1, see {output}"),
+        (("convert", "fracatlas"), "warning: case a is odd\n", "cases were left out or have problems, see {output}; "),
+        (("convert", "fracatlas"), "error: case.png is cut off\n", "case.png is cut off"),
+    ],
+)
+def test_why_a_command_failed_is_its_error_or_where_to_read_it(
+    words: tuple[str, ...], log: str, why: str, tmp_path: Path
+) -> None:
+    state, node = State(tmp_path, "toy"), Node(name="first", kind="prepare", words=words)
+    record = state.begin("first", list(words), 1, "ticket")
+    state.log("first").write_text(log)
+    found = state.end(node, record, 1).error
+    assert found.startswith(why.format(output=state.output("first")))
