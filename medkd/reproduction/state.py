@@ -104,8 +104,8 @@ class State:
             return said
         if node.words[0] == "convert":
             return (
-                f"cases were left out or have problems, see {self.output(node.name)}; download them and remove the data "
-                "set, or give the same command again to go on with those that are there"
+                f"cases were left out or have problems, see {self.output(node.name)}; download them and remove the "
+                "data set, or give the same command again to go on with those that are there"
             )
         return f"it ended with status {code}, see {self.output(node.name)}"
 
