@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from medkd.core.postprocessing import steps_text
+from medkd.core.protocol import InferenceRule
 from medkd.exporting.parity import Parity
 from medkd.exporting.quantising import Quantised
 
@@ -24,7 +25,6 @@ _USE = {
         "pip install medkd_runtime-*.whl  # in the environment of Triton's Python backend",
         "tritonserver --model-repository THIS_FOLDER",
     ),
-    "nnunet": ("pip install nnunetv2", "nnUNetv2_predict_from_modelfolder -i scans -o predictions -m THIS_FOLDER"),
 }
 _APART = "; nnU-Net does not do that by itself, postprocessing.json beside the plans says it for medkd_predict"
 
@@ -59,8 +59,21 @@ def model_card(parcel: Parcel, format: str, parity: Parity, quantised: Quantised
     lines += ["", "## Made from", ""]
     for name, value in parcel.origin.items():
         lines.append(f"- {name}: {value}")
-    lines += ["", "## Use", "", "```", *_USE[format], "```", ""]
+    lines += ["", "## Use", "", "```", *(_USE[format] if format in _USE else _use_in_nnunet(parcel)), "```", ""]
+    if format == "nnunet" and rule.blending != "gaussian":
+        lines += [f"nnU-Net weighs tiles by a Gaussian, the model's own protocol by {rule.blending} weights.", ""]
     return "\n".join(lines)
+
+
+def _use_in_nnunet(parcel: Parcel) -> tuple[str, str]:
+    """nnU-Net's command: without ``-f`` it asks for five folds, and without the others it predicts by its own rule."""
+    rule = parcel.rule
+    words = ["nnUNetv2_predict_from_modelfolder -i scans -o predictions -m THIS_FOLDER -f", *parcel.trained.folds]
+    if rule.step_size != InferenceRule.step_size:
+        words.append(f"-step_size {rule.step_size:g}")
+    if not rule.mirror:
+        words.append("--disable_tta")
+    return "pip install nnunetv2", " ".join(words)
 
 
 def _axes(values: Sequence[float]) -> str:

@@ -113,16 +113,22 @@ def export_model(
 def _scans_for_int8(
     trained: TrainedModel, seen: Sequence[str] | None, scans: Path | None, root: Path | None
 ) -> tuple[list[CaseFiles], list[CaseFiles]]:
-    """Scans to calibrate on, and to compare on: of the data set those that training has and has not seen."""
+    """Scans to calibrate on, and to compare on: of the data set those that training has and has not seen, in turns
+    where that is not known, or where the folds together have seen all.
+    """
     if scans is not None:
-        given = find_cases(scans, len(trained.channels))
-        return given[::2], given[1::2] or given
+        return _in_turns(find_cases(scans, len(trained.channels)))
     raw = Root.resolve(root).raw / trained.plan.dataset
     if not (raw / DATASET_FILE).is_file():
         raise RunError(f"--int8 needs scans, but there is no data set {raw}; give a folder of scans with --scans.")
     cases = training_cases(raw, DatasetDescription.load(raw / DATASET_FILE))
     trained_on, held_out = _apart(cases, set(seen or ()))
-    return trained_on or cases, held_out or cases
+    return (trained_on, held_out) if trained_on and held_out else _in_turns(cases)
+
+
+def _in_turns(cases: Sequence[CaseFiles]) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """Every second case, and the others; a single one has to do for both."""
+    return list(cases[::2]), list(cases[1::2] or cases)
 
 
 def _apart(cases: Sequence[CaseFiles], known: set[str]) -> tuple[list[CaseFiles], list[CaseFiles]]:

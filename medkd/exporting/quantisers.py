@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from medkd.models.onnx import quiet
 from medkd.runtime.signal_stack import kept_signal_stack
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")  # of OpenVINO
+_MIXING = (*_CONVOLUTIONS, "Conv", "ConvTranspose", "MatMul", "Gemm")  # of both
+_IMAGE = "image"
 _NO_LAYERS = ("Constant", "Parameter", "Result")
 
 
@@ -30,6 +33,39 @@ def convolutions(network: Path) -> list[str]:
         RunError: the packages that quantise are not installed.
     """
     return _openvino_convolutions(network) if network.suffix == ".xml" else _onnx_convolutions(network)
+
+
+def ends(network: Path) -> list[str]:
+    """Names of the convolutions that see the image itself, and of those that make the logits: of the mean of several
+    folds those of each.
+    """
+    layers = _openvino_layers(network) if network.suffix == ".xml" else _onnx_layers(network)
+    return [*_first(layers), *_last(layers)]
+
+
+def _first(layers: Sequence[_Layer]) -> list[str]:
+    """What mixes the channels of the image, before anything else did."""
+    reached, found = {_IMAGE}, []
+    for layer in layers:
+        if layer.data & reached:
+            if layer.mixes:
+                found.append(layer.name)
+            else:
+                reached.add(layer.name)
+    return found
+
+
+def _last(layers: Sequence[_Layer]) -> list[str]:
+    """What mixes channels, and nothing behind it does."""
+    wanted = {layer.name for layer in layers}.difference(*(layer.data for layer in layers))
+    found = []
+    for layer in reversed(layers):
+        if layer.name in wanted:
+            if layer.mixes:
+                found.append(layer.name)
+            else:
+                wanted |= layer.data
+    return found
 
 
 def write_int8(network: Path, target: Path, patches: Sequence[np.ndarray], in_float: Collection[str]) -> None:
@@ -44,6 +80,54 @@ def write_int8(network: Path, target: Path, patches: Sequence[np.ndarray], in_fl
     write = _write_openvino if network.suffix == ".xml" else _write_onnx
     with quiet():
         write(network, target, patches, in_float)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer, the layers whose outputs enter it as data (the image is one of them), and whether it mixes channels by
+    weights.
+    """
+
+    name: str
+    data: frozenset[str]
+    mixes: bool
+
+
+def _onnx_layers(network: Path) -> list[_Layer]:
+    """In the order in which they are computed."""
+    import onnx
+
+    graph = onnx.load(network).graph
+    made_by = dict.fromkeys([value.name for value in graph.input], _IMAGE)
+    layers = []
+    for node in graph.node:
+        mixes = node.op_type in _MIXING
+        entering = node.input[:1] if mixes else node.input
+        data = frozenset(made_by[name] for name in entering if name in made_by)
+        if data:  # the others compute with constants
+            layers.append(_Layer(node.name, data, mixes))
+            made_by.update(dict.fromkeys(node.output, node.name))
+    return layers
+
+
+def _openvino_layers(network: Path) -> list[_Layer]:
+    """In the order in which they are computed, without what stands for the output."""
+    import openvino
+
+    made_by: dict[str, str] = {}
+    layers = []
+    for part in openvino.Core().read_model(str(network)).get_ordered_ops():
+        name, kind = part.get_friendly_name(), part.get_type_name()
+        mixes = kind in _MIXING
+        entering = part.input_values()[:1] if mixes else part.input_values()
+        sources = [value.get_node().get_friendly_name() for value in entering]
+        data = frozenset(made_by[source] for source in sources if source in made_by)
+        if kind == "Parameter":
+            made_by[name] = _IMAGE
+        elif data and kind != "Result":
+            layers.append(_Layer(name, data, mixes))
+            made_by[name] = name
+    return layers
 
 
 def _onnx_convolutions(network: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """INT8 after training: an exported network with quantised convolutions, calibrated on scans, judged by its label maps.
 
-The first convolution and the one that makes the logits stay in float, as do norms, activations and, in ONNX Runtime,
-transposed convolutions. Where that costs more Dice than is accepted, the most sensitive convolutions stay in float,
-too: as many as it takes, and no more than two thirds of them.
+The first convolution and the one that makes the logits (of every fold) stay in float, as do norms, activations and, in
+ONNX Runtime, transposed convolutions. Where that costs more Dice than is accepted, the most sensitive convolutions stay
+in float, too: as many as it takes, and no more than two thirds of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import RunError
 from medkd.core.timing import interleaved
-from medkd.exporting.quantisers import convolutions, write_int8
+from medkd.exporting.quantisers import convolutions, ends, write_int8
 from medkd.io.volumes import read_image
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels
@@ -46,6 +46,7 @@ class Quantised:
         worst: the smallest Dice of a scan's structure.
         scans: names of the scans that were compared.
         patches: on which it was calibrated.
+        calibrated: how many of the scans that were compared are among those that gave the patches.
         convolutions: of the network that can be quantised; in ONNX Runtime without transposed ones.
         in_float: of them that were not quantised.
         bytes_before: size of the float network.
@@ -58,6 +59,7 @@ class Quantised:
     worst: float
     scans: tuple[str, ...]
     patches: int
+    calibrated: int
     convolutions: int
     in_float: int
     bytes_before: int
@@ -68,10 +70,11 @@ class Quantised:
     def text(self) -> str:
         """What it costs and gains, for people."""
         quicker = self.milliseconds_before / self.milliseconds_after
+        shared = f", {self.calibrated} of which it was calibrated on," if self.calibrated else ""
         speed = f"{quicker:.2g} times faster" if quicker >= 1 else f"{1 / quicker:.2g} times slower"
         return (
-            f"INT8 costs {self.loss:.4f} Dice against the float network on {len(self.scans)} scans (worst structure "
-            f"{self.worst:.4f}) with {self.in_float} of {self.convolutions} convolutions in float; "
+            f"INT8 costs {self.loss:.4f} Dice against the float network on {len(self.scans)} scans{shared} (worst "
+            f"structure {self.worst:.4f}) with {self.in_float} of {self.convolutions} convolutions in float; "
             f"{self.bytes_before / 1e6:.3g} → {self.bytes_after / 1e6:.3g} MB, "
             f"{self.milliseconds_before:.3g} → {self.milliseconds_after:.3g} ms per patch on this machine ({speed})"
         )
@@ -98,6 +101,7 @@ def quantise(
     float_network = RuntimePredictor.open(folder, mirror=False)
     source = folder / float_network.exported.network
     layers = convolutions(source)
+    shown = {case.images for case in calibration[:CALIBRATION_SCANS]}
     patches = _patches(float_network, [_prepared(float_network, case) for case in calibration[:CALIBRATION_SCANS]])
     expected = [(case, _labels(float_network, case)) for case in judged[:JUDGED_SCANS]]
     before, found = _size(source), _search(float_network.exported, source, layers, patches, expected, tolerance)
@@ -108,6 +112,7 @@ def quantise(
         worst=found.worst,
         scans=tuple(case.case for case, _ in expected),
         patches=len(patches),
+        calibrated=len(shown & {case.images for case, _ in expected}),
         convolutions=len(layers),
         in_float=found.in_float,
         bytes_before=before,
@@ -163,15 +168,16 @@ def _growing(source: Path, layers: Sequence[str], patches: Sequence[np.ndarray])
     Raises:
         RunError: nothing is left to quantise.
     """
-    ends = list(dict.fromkeys([*layers[:1], *layers[-1:]]))
-    inner = [name for name in layers if name not in ends]
+    outer = set(ends(source))
+    kept = [name for name in layers if name in outer]
+    inner = [name for name in layers if name not in outer]
     if not inner:
         raise RunError("--int8 finds no convolution between the first and the last; export without it.")
-    yield ends
+    yield kept
     ranked = _by_sensitivity(source, layers, inner, patches[:: max(1, len(patches) // _SENSITIVITY_PATCHES)])
     count = 1
     while count <= _MOST_IN_FLOAT * len(inner):
-        yield [*ends, *ranked[:count]]
+        yield [*kept, *ranked[:count]]
         count += max(1, count // 2)
 
 

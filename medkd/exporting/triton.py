@@ -28,12 +28,20 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from medkd.core.geometry import Geometry
-from medkd.runtime.package import read_exported
+from medkd.runtime.package import check_network, read_exported
 from medkd.runtime.predictor import RuntimePredictor
+
+MOST_PATCHES = {most}  # max_batch_size of the network
 
 
 def network(batch):
-    """Logits of patches, by the network beside this model."""
+    """Logits of patches, by the network beside this model, which takes MOST_PATCHES of them at a time."""
+    parts = [batch[start : start + MOST_PATCHES] for start in range(0, len(batch), MOST_PATCHES)]
+    return np.concatenate([ask(part) for part in parts])
+
+
+def ask(batch):
+    """Logits of as many patches as one request may hold."""
     tensor = pb_utils.Tensor("image", np.ascontiguousarray(batch, dtype=np.float32))
     request = pb_utils.InferenceRequest(model_name="network", requested_output_names=["logits"], inputs=[tensor])
     response = request.exec()
@@ -46,9 +54,13 @@ class TritonPythonModel:
     """Loaded once by the server, then asked with one scan after the other."""
 
     def initialize(self, args):
-        """Read the description of the chain."""
+        """Read the description of the chain; a network that lies beside it must be the one that it describes."""
         folder = Path(args["model_repository"]) / args["model_version"]
-        self.predictor = RuntimePredictor(read_exported(folder), network)
+        exported = read_exported(folder)
+        beside = folder.parents[1] / "network" / "1"
+        if beside.is_dir():  # where the server keeps each model in a place of its own, it is not
+            check_network(beside, exported)
+        self.predictor = RuntimePredictor(exported, network)
 
     def execute(self, requests):
         """Segment the scan of every request."""
@@ -59,6 +71,8 @@ class TritonPythonModel:
         try:
             image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
             affine = pb_utils.get_input_tensor_by_name(request, "affine").as_numpy()
+            if not (np.isfinite(image).all() and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3])):
+                raise ValueError("expected finite values in image and affine, and an affine that can be inverted")
             geometry = Geometry.from_affine(image.shape[1:], affine)
             labels = self.predictor.predict_case(image, geometry, "the scan")
             output = pb_utils.Tensor("labels", labels.astype(np.int16))
@@ -102,7 +116,7 @@ def write_configurations(trained: TrainedModel, repository: Path) -> None:
     ]
     write_text(repository / NETWORK / "config.pbtxt", "\n".join(network))
     write_text(repository / CHAIN / "config.pbtxt", "\n".join(chain))
-    write_text(version_folder(repository, CHAIN) / "model.py", _BACKEND)
+    write_text(version_folder(repository, CHAIN) / "model.py", _BACKEND.replace("{most}", str(_MOST_PATCHES)))
 
 
 def _tensor(kind: str, name: str, type: str, dims: Sequence[int]) -> str:

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
 from medkd.exporting.export import export_model
 from medkd.exporting.triton import CHAIN, NETWORK, version_folder
 from medkd.io.volumes import read_image, read_label
 from medkd.models.base import open_model
 from medkd.runtime.engines import open_engine
+from medkd.runtime.package import read_exported
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
 STUDENT = OLD / "plain_unet_w2__3d_fullres__kd+at__from_plain_unet"
@@ -217,6 +219,8 @@ class Backend(ModuleType):
     def __init__(self, repository: Path) -> None:
         super().__init__("triton_python_backend_utils")
         self.engine = open_engine(version_folder(repository, NETWORK) / "model.onnx")
+        stated = (repository / NETWORK / "config.pbtxt").read_text()
+        self.most = int(stated.partition("max_batch_size:")[2].split()[0])
 
     def Tensor(self, name: str, values: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(name=name, as_numpy=lambda: values)
@@ -225,6 +229,7 @@ class Backend(ModuleType):
         self, model_name: str, requested_output_names: list[str], inputs: list[Any]
     ) -> SimpleNamespace:
         assert (model_name, requested_output_names, inputs[0].name) == (NETWORK, ["logits"], "image")
+        assert len(inputs[0].as_numpy()) <= self.most, "the server refuses larger batches than config.pbtxt states"
         answer = {"logits": self.engine(inputs[0].as_numpy())}
         return SimpleNamespace(exec=lambda: SimpleNamespace(has_error=lambda: False, tensors=answer))
 
@@ -238,17 +243,47 @@ class Backend(ModuleType):
         return self.Tensor(name, request[name])
 
 
-def test_the_chain_answers_a_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def chain_of(repository: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, dict[str, str]]:
+    """The module that the server loads, and what it starts the model with."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Backend(repository))
     folder = version_folder(repository, CHAIN)
     spec = importlib.util.spec_from_file_location("chain", folder / "model.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module, {"model_repository": str(folder.parent), "model_version": folder.name}
+
+
+def test_the_chain_answers_a_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, arguments = chain_of(repository, monkeypatch)
     model = module.TritonPythonModel()
-    model.initialize({"model_repository": str(folder.parent), "model_version": folder.name})
+    model.initialize(arguments)
     image, geometry = read_image([OLD / "scan_0000.nii.gz"], "scan")
     sound = {"image": image, "affine": np.array(geometry.affine)}
-    good, bad = model.execute([sound, {**sound, "image": image[0]}])
+    good, *bad = model.execute(
+        [sound, {**sound, "image": image[0]}, {**sound, "image": image * np.nan}, {**sound, "affine": np.zeros((4, 4))}]
+    )
     assert np.array_equal(good.outputs[0].as_numpy(), read_label(STUDENT / "expected.nii.gz").array)
-    assert bad.outputs == [] and bad.error
+    assert all(answer.outputs == [] and answer.error for answer in bad)
+
+
+def test_a_request_holds_no_more_patches_than_the_configuration_states(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small patches go together in larger batches than the server takes, in 2D nearly always."""
+    module, _ = chain_of(repository, monkeypatch)
+    patch = read_exported(version_folder(repository, CHAIN)).patch_size
+    batch = np.random.default_rng(0).normal(size=(19, 1, *patch)).astype(np.float32)
+    wanted = open_engine(version_folder(repository, NETWORK) / "model.onnx")(batch)
+    assert np.allclose(module.network(batch), wanted, atol=1e-5)
+
+
+def test_a_chain_beside_another_network_does_not_start(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "copy"))
+    module, arguments = chain_of(copy, monkeypatch)
+    with (version_folder(copy, NETWORK) / "model.onnx").open("ab") as file:
+        file.write(b"another")
+    with pytest.raises(RunError, match="is not the network that"):
+        module.TritonPythonModel().initialize(arguments)

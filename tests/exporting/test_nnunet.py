@@ -46,13 +46,27 @@ def test_stock_nnunet_predicts_the_same(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     shutil.copy(OLD / "scan_0000.nii.gz", tmp_path / "scans")
     code = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as main; main()"
-    arguments = ["-i", str(tmp_path / "scans"), "-o", str(tmp_path / "predicted"), "-m", str(tmp_path / "out")]
-    command = [python, "-c", code, *arguments, "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    places = {"scans": tmp_path / "scans", "predictions": tmp_path / "predicted", "THIS_FOLDER": tmp_path / "out"}
+    _, *arguments = [str(places.get(word, word)) for word in _command_of(tmp_path / "out")]
+    command = [python, "-c", code, *arguments, "-device", "cpu", "-npp", "1", "-nps", "1"]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
     assert done.returncode == 0, done.stderr
     found = read_label(tmp_path / "predicted" / "scan.nii.gz").array
     assert found.any() and np.mean(found != read_label(STUDENT / "expected.nii.gz").array) < 1e-3
+
+
+def _command_of(folder: Path) -> list[str]:
+    """The words of nnU-Net's command on the card."""
+    (line,) = (line for line in (folder / "README.md").read_text().splitlines() if line.startswith("nnUNetv2_"))
+    return line.split()
+
+
+def test_the_card_names_the_folds_that_are_there(tmp_path: Path) -> None:
+    """nnU-Net's own default is five folds, without which its command ends in a traceback."""
+    export_model(STUDENT, tmp_path / "out", format="nnunet")
+    command = _command_of(tmp_path / "out")
+    assert command[command.index("-f") + 1 :] == ["0"]
 
 
 def test_networks_that_nnunet_cannot_build_are_refused(tmp_path: Path) -> None:

@@ -10,11 +10,16 @@ import pytest
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
-from medkd.exporting import quantising
-from medkd.exporting.export import export_model
+from medkd.exporting import quantisers, quantising
+from medkd.exporting.export import _scans_for_int8, export_model, seen_cases
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image
+from medkd.models.base import open_model
+from medkd.models.onnx import export_onnx
 from medkd.runtime.predictor import RuntimePredictor
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train
+from tests.training.builders import NAME, make_dataset, write_scans
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0"
 STUDENT = OLD / "plain_unet_w2__3d_fullres__kd+at__from_plain_unet"
@@ -56,6 +61,58 @@ def test_the_first_and_the_last_convolution_stay_in_float(scans: Path, tmp_path:
     made_by = {output: node.op_type for node in nodes for output in node.output}
     quantised = [made_by.get(node.input[1]) == "DequantizeLinear" for node in nodes if node.op_type == "Conv"]
     assert len(quantised) > 3 and not quantised[0] and not quantised[-1] and all(quantised[1:-1])
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_both_ends_of_every_fold_stay_in_float(tmp_path: Path, format: str) -> None:
+    """The mean of two folds has two first convolutions, and two that make logits."""
+    import torch
+    from torch import nn
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.logits = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 4), (4, 4), (8, 2)))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            fine = torch.relu(self.first(image * 2))
+            return self.logits(torch.cat((torch.relu(self.inner(fine)), fine), 1))
+
+    pytest.importorskip("onnxscript")
+    folds = [Small().eval(), Small().eval()]
+    if format == "openvino":
+        pytest.importorskip("nncf")
+        from medkd.exporting.openvino import export_openvino
+
+        network = tmp_path / "model.xml"
+        export_openvino(folds, 1, (8, 8), network)
+    else:
+        network = tmp_path / "model.onnx"
+        export_onnx(folds, 1, (8, 8), network)
+    names = quantisers.convolutions(network)
+    kept = quantisers.ends(network)
+    assert len(names) == 6 and [name in kept for name in names] == [True, False, True] * 2
+
+
+def test_scans_that_calibrate_and_are_compared_are_said(scans: Path, tmp_path: Path) -> None:
+    scan = [OLD / "scan_0000.nii.gz"]
+    export_model(STUDENT, tmp_path / "one", int8=True, scans=scans, scan=scan, tolerance=1.0)
+    assert "on 1 scans, 1 of which it was calibrated on," in (tmp_path / "one" / "README.md").read_text()
+
+
+def test_where_training_has_seen_every_case_the_scans_take_turns(tmp_path: Path) -> None:
+    """As the folds of an ensemble have together: no scan calibrates and judges."""
+    make_dataset(tmp_path)
+    write_scans(tmp_path)
+    options = TrainOptions(root=tmp_path, epochs=1, iterations_per_epoch=1, workers=0, device="cpu", validate=False)
+    for fold in (0, 1):
+        train(900, "plain_unet", fold, options)
+    run = open_model(tmp_path / "results" / NAME / "plain_unet__3d_fullres", "segmentation")
+    trained = run.load()
+    seen = seen_cases(run, trained, tmp_path)
+    calibration, judged = _scans_for_int8(trained, seen, None, tmp_path)
+    assert len(seen or ()) == len(calibration) + len(judged) == 6
+    assert not {case.case for case in calibration} & {case.case for case in judged}
 
 
 @pytest.mark.slow
