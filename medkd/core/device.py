@@ -25,7 +25,7 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if there["cuda"] else "cpu")
     if "," in str(device):
         raise RunError(
-            f"Expected one device, found '{device}'; give one of them, or for segmentation start one process per GPU "
+            f"Expected one device, found '{device}'; give one of them, or start one process per GPU "
             "by torchrun (docs/several-gpus.md)."
         )
     try:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from medkd.core.errors import RunError
 from medkd.core.features import Outputs, Tap, Target
 from medkd.core.registry import Registry
+from medkd.training.ranks import Ranks
 
 Family = Literal["yolo", "torchvision"]
 
@@ -170,7 +171,34 @@ class Detector(nn.Module):
         """The detector's own weighted loss terms (scalars, means over the batch), its outputs, and the targets as it
         assigned them.
         """
+        return self.supervised(images, self.look(images), boxes, classes, Ranks())
+
+    def look(self, images: Tensor) -> Any:
+        """The forward pass of :meth:`losses`, with all that is random in the network."""
         raise NotImplementedError
+
+    def supervised(
+        self, images: Tensor, seen: Any, boxes: Sequence[Tensor], classes: Sequence[Tensor], ranks: Ranks
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """The rest of :meth:`losses`, also where every process has a part of the batch.
+
+        Args:
+            images: this process' part.
+            seen: what :meth:`look` gave for them.
+            boxes: of all images of the batch.
+            classes: of all images of the batch.
+            ranks: the processes.
+
+        Returns:
+            Terms, outputs and targets of the whole batch; of the outputs ``features`` are those of this process'
+            images.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def can_be_shared(cls) -> bool:
+        """Whether several processes can train one, see :meth:`supervised`."""
+        return cls.supervised is not Detector.supervised and cls.losses is Detector.losses
 
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         """The outputs on a batch as a teacher: without losses; a two-stage detector scores the student's proposals."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import MethodError
 from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs, Level
+from medkd.detection.parts import whole_features, whole_outputs, whole_scores
 from medkd.distillation import Method
 from medkd.distillation.prompts.first_stage import PromptMethod
+from medkd.training.ranks import Ranks
 
 SURE = 0.25
 """Lowest score of a teacher's box that stands for a missing annotation; ultralytics' default for shown boxes."""
@@ -46,6 +48,9 @@ class DetectorDistiller:
     are left out of what the method sees. ``target.valid`` is the teacher's highest class probability per anchor, zero
     for anchors that the student's assignment leaves out; for two-stage detectors it is 1 for every proposal.
 
+    Where several processes have a part of every batch each (:attr:`ranks`), the teacher sees this process' images, and
+    the method the outputs on all of them.
+
     Args:
         teacher: the detector to learn from; None where the method needs no teacher.
         method: the distillation method, whose helpers are trained with the student.
@@ -61,6 +66,7 @@ class DetectorDistiller:
         if method.needs_teacher and teacher is None:
             raise MethodError(f"{type(method).__name__} needs a teacher, but none was given.")
         self.method = method
+        self.ranks = Ranks()
         self.teacher: Detector | None = None
         if teacher is not None and method.needs_teacher:
             _check(teacher, method, anchors)
@@ -116,8 +122,10 @@ class DetectorDistiller:
             target: its targets.
             vary: changes the outputs of both before they are compared.
         """
-        student = _float32(student)
-        teacher = replace(_float32(self._observe(images, student)), forward_from=self._forward_from(images.device.type))
+        needs = self.method.needs()
+        student = whole_features(_float32(student), needs.student, self.ranks)
+        teacher = whole_features(_float32(self._observe(images, student)), needs.teacher, self.ranks)
+        teacher = replace(teacher, forward_from=self._forward_from(images.device.type))
         if vary is not None:
             student, teacher = vary(student), vary(teacher)
         return self._comparable(student, teacher, target)
@@ -126,10 +134,16 @@ class DetectorDistiller:
         if self.teacher is None:
             return DetectorOutputs(logits=student.logits.detach())
         self.teacher.eval()
-        if self.teacher.two_stage and not student.proposals:  # a dense student has none: only features are compared
-            student = replace(student, proposals=_whole(images))
+        ranks = self.ranks
+        if not self.teacher.two_stage:
+            with torch.no_grad():
+                return whole_outputs(self.teacher.observe(images.detach(), student), ranks)
+        # a dense student has no proposals: only features are compared
+        proposals = student.proposals or _whole(images) * ranks.count
+        own = ranks.part(len(proposals))
         with torch.no_grad():
-            return self.teacher.observe(images.detach(), student)
+            found = self.teacher.observe(images.detach(), replace(student, proposals=proposals[own.start : own.stop]))
+        return whole_scores(found, proposals, ranks)
 
     def _forward_from(self, device: str) -> Callable[[str, Tensor], Tensor] | None:
         """The teacher's continuation from a tap, under the caller's autocast; gradient flows to the feature, not to the

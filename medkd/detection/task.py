@@ -31,6 +31,7 @@ from medkd.detection.methods import DETECTION_METHODS, check_known
 from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
+from medkd.detection.parts import check_shared
 from medkd.detection.plan import SIDES, STRIDE, DetectionPlan
 from medkd.detection.published import check_ultralytics, followed
 from medkd.detection.sampling import walk
@@ -46,6 +47,7 @@ from medkd.training.cases_without_labels import NO_LABELS, share_of, split_with_
 from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
 from medkd.training.options import INIT_FROM_TEACHER, check_start
 from medkd.training.plausibility import Score, doubt, number_at, table_at
+from medkd.training.ranks import current
 from medkd.training.speed import speed_lines
 
 DetectionFold = FoldData[DetectionPlan, DetectionStore, DetectorOptions]
@@ -251,6 +253,7 @@ class DetectionLesson(Lesson):
             start_from(self.student, Path(job.options.backbone_weights))
         self._start: Detector | None = None
         self.distiller = None if job.teacher is None else self._distiller(job.teacher)
+        check_shared(self.student, self.distiller)
 
     def prepare(self) -> None:
         """Warn of terms that cannot teach, where a training begins."""
@@ -268,7 +271,7 @@ class DetectionLesson(Lesson):
             inherit_in(self.job, self.student, self._start)
         self._start = None  # the distiller holds the teacher, where the method needs it
         fit(family_job)
-        if not (self.job.folder / FINAL).exists():
+        if current().first and not (self.job.folder / FINAL).exists():
             raise RunError(f"{self.job.folder} has no {FINAL} after training; continue it with --continue.")
 
     def family_job(self) -> DetectionJob:

@@ -208,14 +208,12 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         options: the dataclass of what may be set.
         noun: what its cases are, for sentences.
         mark: what is drawn in them, for sentences.
-        in_several_processes: whether one training may be shared by several, see :mod:`medkd.training.ranks`.
     """
 
     name: ClassVar[Task]
     options: ClassVar[type[RunOptions]]
     noun: ClassVar[str] = "cases"
     mark: ClassVar[str] = "voxel"
-    in_several_processes: ClassVar[bool] = False
 
     @abstractmethod
     def configuration(self, options: Options) -> str:

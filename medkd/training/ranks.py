@@ -36,7 +36,6 @@ from medkd.core.device import pick_device
 from medkd.core.errors import RunError, first_line, ran_out_of_memory
 
 if TYPE_CHECKING:
-    from medkd.training.job import TrainingTask
     from medkd.training.options import RunOptions
     from medkd.training.pulse import Pulse
 
@@ -91,7 +90,7 @@ class Ranks:
         """
         if size % self.count:
             raise RunError(
-                f"Expected a batch that {self.count} processes can share evenly, found {size} patches; give "
+                f"Expected a batch that {self.count} processes can share evenly, found {size} samples; give "
                 f"--batch-size {-(-size // self.count) * self.count}, or start another number of processes."
             )
 
@@ -109,6 +108,34 @@ class Ranks:
         parts = [other.view(part.dtype).view(part.shape) for other in found]
         parts[self.number] = part
         return torch.cat(parts)
+
+    def gathered_rows(self, part: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """The same of parts of different lengths.
+
+        Args:
+            part: of this rank.
+            counts: rows of every rank, where all know them; else they are asked for, and the host waits.
+        """
+        if self.alone:
+            return part
+        if counts is None:
+            counts = self.gathered(torch.tensor([len(part)], device=part.device)).tolist()
+        most = max(counts)
+        if most == 0:
+            return part
+        filled = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+        parts = self.gathered(filled).split(most)
+        return torch.cat([other[:count] for other, count in zip(parts, counts, strict=True)])
+
+    def gathered_lists(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors of all samples of the whole batch, of any length each, from those of this rank's samples."""
+        if self.alone:
+            return tuple(parts)
+        own = torch.tensor([len(part) for part in parts], device=parts[0].device)
+        lengths = self.gathered(own).tolist()
+        size = len(parts)
+        counts = [sum(lengths[rank * size : (rank + 1) * size]) for rank in range(self.count)]
+        return self.gathered_rows(torch.cat(list(parts)), counts).split(lengths)
 
     def sum(self, numbers: Tensor) -> Tensor:
         """The sum over the ranks, in place; equal on all, to the last bit."""
@@ -255,26 +282,20 @@ def refuse_several(command: str) -> None:
 
 
 @contextmanager
-def together(task: TrainingTask[Any, Any, Any], options: RunOptions) -> Iterator[None]:
+def together(options: RunOptions) -> Iterator[None]:
     """A training of this process, with the others where there are any: they are connected before it, and one that ends
     in it ends them all.
 
     Args:
-        task: what is trained.
         options: of the training.
 
     Raises:
-        RunError: it does not, or the others cannot be reached.
+        RunError: the others cannot be reached.
     """
     ranks = current()
     if ranks.alone:
         yield
         return
-    if not task.in_several_processes:
-        raise RunError(
-            f"A network for {task.name} is trained by one process on one device, but {ranks.count} were started; start "
-            "the command without torchrun."
-        )
     from medkd.training.pulse import told_to_end
 
     pulse = _connected(ranks, own_device(options.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,10 +131,6 @@ class SegmentationTrainer(Trainer):
         if isinstance(logits, Tensor):
             return self.ranks.gathered(logits)
         return [self.ranks.gathered(scale) for scale in logits]
-
-    def own_chance(self, progress: Progress) -> AbstractContextManager[None]:
-        """The context of the network's forward pass, see :meth:`medkd.training.ranks.Ranks.own_chance`."""
-        return self.ranks.own_chance(self.settings.budget.seed, progress.step, self.settings.device)
 
     def supervised(self, logits: Tensor | Sequence[Tensor], target: Target) -> dict[str, Tensor]:
         """Dice and cross-entropy over the samples that have labels; 0 where none has."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from math import cos, isfinite, pi
@@ -298,6 +299,10 @@ class Trainer:
     def laid_out(self, images: Tensor) -> Tensor:
         """Images in the order that the network's weights have."""
         return laid_out(images, self.settings.speed)
+
+    def own_chance(self, progress: Progress) -> AbstractContextManager[None]:
+        """The context of the network's forward pass, see :meth:`medkd.training.ranks.Ranks.own_chance`."""
+        return self.ranks.own_chance(self.settings.budget.seed, progress.step, self.settings.device)
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the chosen precision."""

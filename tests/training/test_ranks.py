@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,12 @@ import pytest
 import torch
 
 import medkd
-import medkd.training.run as training_run
 from medkd.cli.reproduce import main as reproduce
 from medkd.cli.train import main
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.run import FINAL, LATEST
-from medkd.detection.options import DetectorOptions
-from medkd.detection.task import DetectionTask
 from medkd.preprocessing.store import CaseStore
 from medkd.training.augmentation import Augmentation
 from medkd.training.hooks import SaveLatest
@@ -39,50 +34,10 @@ from medkd.training.options import TrainOptions
 from medkd.training.ranks import Ranks, current, own_device
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation_task import dry_run
+from tests.processes import COUNT, LIMIT, free_port, processes, said, until, wait
 from tests.training.builders import NAME, PATCH, make_dataset
 from tests.training.ranks_worker import run_all
 from tests.training.unlabelled_builders import make_mixed
-
-COUNT = 2
-LIMIT = 200.0  # seconds after which a process of these tests is killed, whatever it does
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
-@contextmanager
-def _processes(command: list[str], log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that find each other as ``torchrun``'s do; none of them is left behind."""
-    port, started = _free_port(), []
-    try:
-        for number in range(COUNT):
-            own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": COUNT, "LOCAL_WORLD_SIZE": COUNT}
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-            env = {**os.environ, **{name: str(value) for name, value in {**own, **place}.items()}}
-            with (log.parent / f"{log.name}.{number}").open("wb") as file:
-                started.append(
-                    subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=subprocess.STDOUT)
-                )
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
-def _wait(processes: list[subprocess.Popen[bytes]], log: Path, seconds: float = LIMIT) -> list[int]:
-    """The exit statuses; the test fails where one takes too long."""
-    end = time.monotonic() + seconds
-    for process in processes:
-        process.wait(max(end - time.monotonic(), 0.1))
-    return [process.returncode for process in processes]
-
-
-def _said(log: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(log.parent.glob(f"{log.name}.*")))
 
 
 @dataclass(frozen=True)
@@ -160,8 +115,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TRAININGS[-1].options["resume"] = True
     plan, log = root / "trainings.json", root / "log"
     plan.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
-    with _processes(["-m", "tests.training.ranks_worker", str(plan)], log) as processes:
-        assert _wait(processes, log) == [0, 0], _said(log)
+    with processes(["-m", "tests.training.ranks_worker", str(plan)], log) as started:
+        assert wait(started) == [0, 0], said(log)
     return root
 
 
@@ -201,9 +156,9 @@ def test_the_first_of_two_processes_alone_writes(root: Path) -> None:
     listed = [sorted(path.name for path in folder.iterdir()) for folder in (one, two)]
     assert listed[0] == listed[1] and not list(two.parent.glob(".*"))
     assert len(list((two / "tensorboard").iterdir())) == 1
-    said = (root / "log.1").read_text()
-    assert "epoch" not in said and "2 processes train together" not in said
-    assert "The processes differ." in said and "The processes differ." in (root / "log.0").read_text()
+    others = (root / "log.1").read_text()
+    assert "epoch" not in others and "2 processes train together" not in others
+    assert "The processes differ." in others and "The processes differ." in (root / "log.0").read_text()
 
 
 def test_a_rank_reads_its_own_samples_of_the_one_batch(root: Path) -> None:
@@ -247,7 +202,7 @@ from medkd.cli.common import run, parser
 from medkd.training.ranks import current, together
 
 def work(_):
-    with together(SimpleNamespace(in_several_processes=True), SimpleNamespace(device="cpu")):
+    with together(SimpleNamespace(device="cpu")):
         while True:
             current().wait(torch.device("cpu"))
             open(sys.argv[1] + str(current().number), "w").close()
@@ -260,11 +215,11 @@ sys.exit(run(work, parser("", "medkd_train 4"), []))
 def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path: Path, killed: int) -> None:
     """Without torchrun, which would end the other one; the first process is that through which they are connected."""
     log = tmp_path / "log"
-    with _processes(["-c", _ENDLESS, str(tmp_path / "at_work")], log) as processes:
-        _until(lambda: len(list(tmp_path.glob("at_work*"))) == COUNT, processes)
-        processes[killed].kill()
+    with processes(["-c", _ENDLESS, str(tmp_path / "at_work")], log) as started:
+        until(lambda: len(list(tmp_path.glob("at_work*"))) == COUNT, started)
+        started[killed].kill()
         begun = time.monotonic()
-        assert processes[1 - killed].wait(60) == 1
+        assert started[1 - killed].wait(60) == 1
     assert time.monotonic() - begun < 60
     lines = Path(f"{log}.{1 - killed}").read_text().splitlines()
     assert [line for line in lines if line.startswith("error: ") and "--continue" in line], lines
@@ -275,7 +230,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path
     words = ["900", "unet_tiny", "0", "--root", str(tmp_path), "--epochs", "12", "--iterations-per-epoch", "4"]
     words += ["--batch-size", "4", "--workers", "0", "--save-every", "4", "--device", "cpu", "--no-validate", "--tag"]
     folder, log = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0", tmp_path / "log"
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(COUNT), "--master-port", str(_free_port())]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(COUNT), "--master-port", str(free_port())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as file:
         agent = subprocess.Popen(
@@ -283,7 +238,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path
         )
     family = psutil.Process(agent.pid)
     try:
-        _until(lambda: (folder / LATEST).exists(), [agent])
+        until(lambda: (folder / LATEST).exists(), [agent])
         workers = [child for child in family.children() if "medkd" in child.cmdline()]
         workers[1].send_signal(signal.SIGKILL)
         begun = time.monotonic()
@@ -298,13 +253,6 @@ def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path
     whole = read_log(folder.parents[1] / "unet_tiny__3d_fullres__whole" / "fold_0")
     for ours, theirs in zip(read_log(folder), whole, strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
-
-
-def _until(reached: Callable[[], bool], processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    end = time.monotonic() + LIMIT
-    while not reached():
-        assert time.monotonic() < end and all(process.poll() is None for process in processes)
-        time.sleep(0.02)
 
 
 def _as_one_of(count: int, patch: pytest.MonkeyPatch) -> None:
@@ -328,7 +276,7 @@ def test_memory_that_ran_out_is_not_told_as_a_lost_process(tmp_path: Path) -> No
 
 def test_a_batch_that_cannot_be_divided_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _as_one_of(2, monkeypatch)
-    with pytest.raises(RunError, match="found 3 patches; give --batch-size 4"):
+    with pytest.raises(RunError, match="found 3 samples; give --batch-size 4"):
         dry_run(900, "unet_tiny", 0, TrainOptions(root=root / "plain", batch_size=3, device="cpu"))
 
 
@@ -347,16 +295,14 @@ def test_a_device_that_several_processes_cannot_share_is_refused(monkeypatch: py
 
 
 def test_several_devices_for_one_process_are_refused() -> None:
-    with pytest.raises(RunError, match="found '0,1'; give one of them, or for segmentation start"):
+    with pytest.raises(RunError, match="found '0,1'; give one of them, or start"):
         own_device("0,1")
 
 
-def test_what_is_trained_by_one_process_only_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_one_process_only_does_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _as_one_of(2, monkeypatch)
-    with pytest.raises(RunError, match="for detection is trained by one process on one device"):
-        training_run.train(DetectionTask(), 1, "yolov8n", 0, DetectorOptions(root=tmp_path))
     with pytest.raises(RunError, match="medkd_compress works in one process"):
         medkd.compress("plain_unet", 900, root=tmp_path)
     assert reproduce(["quick_phantom", "--check"]) == 1 and "medkd_reproduce works in one" in capsys.readouterr().err

@@ -85,14 +85,16 @@ class TrainingBatches(Dataset[Batch]):
     Args:
         job: what is trained.
         steps: batches per epoch.
+        part: samples of each batch that are wanted, as places in it; None for all.
 
     Attributes:
         kinds: which steps are of images without annotation.
     """
 
-    def __init__(self, job: DetectionJob, steps: int) -> None:
+    def __init__(self, job: DetectionJob, steps: int, part: range | None = None) -> None:
         self._plan, self._budget, self._cases = job.plan, job.budget, job.train
         self._spec, self._steps = job.detector.spec, steps
+        self._part = range(job.budget.batch_size) if part is None else part
         self._store = DetectionStore(job.store)
         self._annotations = {case: self._store.names(case) for case in job.train}
         self._unlabelled = job.unlabelled
@@ -105,7 +107,7 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step."""
         cases = self._plain_cases(step) if self.kinds.is_unlabelled(step) else self._labelled_cases(step)
-        return collate([self._sample(case, step, index) for index, case in enumerate(cases)])
+        return collate([self._sample(cases[index], step, index) for index in self._part])
 
     def _labelled_cases(self, step: int) -> list[str]:
         epoch, size = step // self._steps, self._budget.batch_size

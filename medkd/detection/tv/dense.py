@@ -14,10 +14,12 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from medkd.core.errors import RunError
 from medkd.core.features import Tap
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
+from medkd.detection.parts import whole_outputs
 from medkd.detection.tv.assign import Assignment, Matching, assign
 from medkd.detection.tv.backbones import CHANNELS, Pyramid, PyramidRule
 from medkd.detection.tv.grid import AnchorGrid
 from medkd.detection.tv.head import DenseHead, HeadShape, LevelPrediction
+from medkd.training.ranks import Ranks
 
 _CANDIDATES = 1000  # boxes per level that go into non-maximum suppression
 SMALLEST = 1e-2
@@ -135,11 +137,21 @@ class DenseDetector(Detector):
             levels=levels,
         )
 
-    def losses(
-        self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    def look(self, images: Tensor) -> DetectorOutputs:
+        """See :meth:`medkd.detection.base.Detector.look`."""
+        found: DetectorOutputs = self(images)
+        return found
+
+    def supervised(
+        self,
+        images: Tensor,
+        seen: DetectorOutputs,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        ranks: Ranks,
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """See :meth:`medkd.detection.base.Detector.losses`."""
-        outputs = self(images)
+        """See :meth:`medkd.detection.base.Detector.supervised`."""
+        outputs = whole_outputs(seen, ranks)
         terms, assigned = self._supervise(outputs, boxes, classes)
         return terms, outputs, DetectionTarget(assigned.labels[:, None], boxes=tuple(boxes), classes=tuple(classes))
 

@@ -21,6 +21,7 @@ from torchvision.models.detection.rpn import (
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 
 from medkd.detection.base import Detections, DetectionTarget, Detector, DetectorOutputs, DetectorSpec, Family
+from medkd.detection.parts import whole_scores
 from medkd.detection.tv.assign import BACKGROUND, Assignment, assign, match_overlap
 from medkd.detection.tv.backbones import CHANNELS, Pyramid
 from medkd.detection.tv.dense import SMALLEST
@@ -37,6 +38,7 @@ from medkd.detection.tv.proposals import (
     proposal_losses,
     suppressed,
 )
+from medkd.training.ranks import Ranks
 
 _RATIOS = (0.5, 1.0, 2.0)
 _POOLED, _WIDTH = 7, 1024
@@ -65,6 +67,11 @@ class _Found:
     def objectness(self) -> Tensor:
         """Logits ``(B, 1, A)``."""
         return self.flat.view(len(self.boxes), 1, -1)
+
+    def whole(self, ranks: Ranks) -> _Found:
+        """The same of all images of the batch, where every process has a part of them."""
+        flat, moves, boxes = (ranks.gathered(part) for part in (self.flat, self.moves, self.boxes))
+        return replace(self, flat=flat, moves=moves, boxes=boxes)
 
 
 class FasterRCNN(Detector):
@@ -123,15 +130,24 @@ class FasterRCNN(Detector):
         """See :attr:`medkd.detection.base.Detector.anchors`; they are those of the proposals."""
         return tuple((2 * self.spec.anchor_scale, ratio) for ratio in _RATIOS)
 
-    def losses(
-        self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """See :meth:`medkd.detection.base.Detector.losses`; anchors and proposals are drawn at random, in eval mode
-        always alike.
-        """
+    def look(self, images: Tensor) -> tuple[dict[str, Tensor], _Found]:
+        """See :meth:`medkd.detection.base.Detector.look`: the neck's maps, and what is proposed."""
         neck = self.pyramid(images)
+        return neck, self._found(images, neck)
+
+    def supervised(
+        self,
+        images: Tensor,
+        seen: tuple[dict[str, Tensor], _Found],
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        ranks: Ranks,
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """See :meth:`medkd.detection.base.Detector.supervised`; anchors and proposals are drawn at random (by all
+        processes alike), in eval mode always alike.
+        """
         with _fixed_draw(not self.training):
-            return self._supervise(images, neck, boxes, classes)
+            return self._supervise(images, seen[0], seen[1].whole(ranks), (boxes, classes), ranks)
 
     def losses_from_neck(
         self, images: Tensor, neck: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
@@ -141,8 +157,9 @@ class FasterRCNN(Detector):
         """
         own = {} if set(self.grid.names) <= set(neck) else self.pyramid(images)
         whole = {**own, **neck}
+        maps = {name: whole[name] for name in self.grid.names}
         with _fixed_draw(not self.training):
-            return self._supervise(images, {name: whole[name] for name in self.grid.names}, boxes, classes)[0]
+            return self._supervise(images, maps, self._found(images, maps), (boxes, classes), Ranks())[0]
 
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         """See :meth:`medkd.detection.base.Detector.observe`; without proposals of the student's it scores its own."""
@@ -210,9 +227,17 @@ class FasterRCNN(Detector):
         )
 
     def _supervise(
-        self, images: Tensor, neck: Mapping[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
+        self,
+        images: Tensor,
+        neck: Mapping[str, Tensor],
+        first: _Found,
+        annotated: tuple[Sequence[Tensor], Sequence[Tensor]],
+        ranks: Ranks,
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        first = self._found(images, neck)
+        """What :meth:`losses` gives: of images and maps of this process, and of everybody's proposals, boxes and
+        classes.
+        """
+        boxes, classes = annotated
         truth = [own.float() for own in boxes]
         with torch.autocast(images.device.type, enabled=False):
             assignment = assign(_MATCHING, first.anchors, self.grid.levels(neck), truth, classes)
@@ -222,7 +247,10 @@ class FasterRCNN(Detector):
             places, chosen = self._drawn(assignment, pool, kinds)
             found, moved = proposal_losses(first.flat.flatten(), first.moves, first.anchors, assignment, places)
         every = torch.cat(chosen)
-        outputs = self._score(neck, [pool.boxes[own] for own in chosen], images)
+        proposals = [pool.boxes[own] for own in chosen]
+        own = ranks.part(len(proposals))
+        outputs = self._score(neck, proposals[own.start : own.stop], images)
+        outputs = replace(whole_scores(outputs, proposals, ranks), objectness=first.objectness, boxes=first.boxes)
         assert outputs.deltas is not None
         with torch.autocast(images.device.type, enabled=False):
             some = known[0] if len(known[0]) else pool.boxes.new_zeros(1, 4)  # which no proposal then looks at
@@ -235,7 +263,7 @@ class FasterRCNN(Detector):
             classes=tuple(classes),
             objects=_objects(assignment)[:, None],
         )
-        return terms, replace(outputs, objectness=first.objectness, boxes=first.boxes), target
+        return terms, outputs, target
 
     def _pool(self, images: Tensor, found: _Found) -> Pool:
         """The proposals that training draws from; those of :meth:`_proposals`, without waiting for each image."""

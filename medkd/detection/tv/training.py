@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
-from medkd.detection.base import Detector
+from medkd.detection.base import DetectionTarget, Detector, DetectorOutputs
 from medkd.detection.job import DetectionJob
+from medkd.detection.parts import whole_annotations
 from medkd.detection.sampling import UnlabelledSteps
 from medkd.detection.store import DetectionStore
 from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_sample, steps_per_epoch
@@ -21,12 +22,15 @@ from medkd.evaluation.detection.matching import match_coco
 from medkd.evaluation.detection.metrics import average_precisions
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.hooks import TellTracker
+from medkd.training.shared_norm import share_norms
 from medkd.training.trainer import LoopSettings, Trainer
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-4
 _CLIP = 35.0
 _WARMUP_STEPS, _WARMUP_SHARE = 500, 0.1  # at most so many steps, and so much of the training
 _MOST = 100  # detections per image in COCO's metric
+_COLUMNS = 8  # of what validation sees: place, kind of row, box, class, score or loss
+_LOSS, _FOUND, _DRAWN = range(3)
 
 
 def fit(job: DetectionJob) -> None:
@@ -82,12 +86,18 @@ class DetectionTrainer(Trainer):
         super().__init__(job.detector, settings, job.folder)
         self.job = job
         self.distiller = None if job.distiller is None else job.distiller.to(settings.device)
+        if self.distiller is not None:
+            self.distiller.ranks = self.ranks
+        share_norms(self.network, self.ranks)
         self._store = DetectionStore(job.store)
         self._kinds = UnlabelledSteps(job.unlabelled_share)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """Augmented radiographs, drawn as the plan says."""
-        batches = TrainingBatches(self.job, self.settings.budget.iterations_per_epoch)
+        """Augmented radiographs, drawn as the plan says; each of several processes has its part of every batch."""
+        return self._training_batches(first_step, self.ranks.part(self.settings.budget.batch_size))
+
+    def _training_batches(self, first_step: int, part: range | None) -> Iterator[Batch]:
+        batches = TrainingBatches(self.job, self.settings.budget.iterations_per_epoch, part)
         return iterate(batches, first_step, self.job.workers, pin=self.settings.device.type == "cuda")
 
     def helpers(self) -> nn.Module | None:
@@ -116,8 +126,10 @@ class DetectionTrainer(Trainer):
             self.save_latest()
 
     def _annotated_batches(self) -> Iterator[Batch]:
-        """The training batches; the teacher's boxes stand for those that are missing."""
-        for step, batch in enumerate(self.batches(0)):
+        """The training batches, as all processes together have them; the teacher's boxes stand for those that are
+        missing.
+        """
+        for step, batch in enumerate(self._training_batches(0, None)):
             yield self._annotated(self._move(batch)) if self._kinds.is_unlabelled(step) else batch
 
     def _annotated(self, batch: Batch) -> Batch:
@@ -136,7 +148,7 @@ class DetectionTrainer(Trainer):
         if missing:
             images, boxes, classes = self._annotated((images, boxes, classes))
         with self.autocast():
-            terms, outputs, target = self.network.losses(images, boxes, classes)
+            terms, outputs, target = self._losses((images, boxes, classes), progress)
             if self.distiller is None:
                 return terms
             taught = self.distiller.terms(images, outputs, replace(target, progress=progress))
@@ -145,37 +157,71 @@ class DetectionTrainer(Trainer):
             return taught or {name: 0 * term for name, term in terms.items()}
         return terms | taught
 
+    def _losses(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """The detector's terms of the whole batch, of which several processes have a part each."""
+        if self.ranks.alone:
+            return self.network.losses(*batch)
+        with self.own_chance(progress):
+            seen = self.network.look(batch[0])
+        return self.network.supervised(batch[0], seen, *whole_annotations(batch[1], batch[2], self.ranks), self.ranks)
+
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
         """The detector's own loss, and average precision (0.5:0.95, mean over the classes that occur) on the whole
         validation images.
         """
-        losses: list[float] = []
-        found: list[Boxes] = []
-        drawn: list[Boxes] = []
-        for batch in self._validation_batches():
+        tables = [np.zeros((0, _COLUMNS))]
+        for places, batch in self._validation_batches():
             images, boxes, classes = self._move(batch)
             with self.autocast():
                 terms, _, _ = self.network.losses(images, boxes, classes)
                 detections = self.network.detect(images, most=_MOST)
-            losses += [float(torch.stack(list(terms.values())).sum())] * len(images)
-            found += [Boxes.of(d.boxes.float(), d.classes, d.scores.float()) for d in detections]
-            drawn += [Boxes.of(b, c) for b, c in zip(boxes, classes, strict=True)]
-        if not losses:
+            loss = float(torch.stack(list(terms.values())).sum())
+            for place, d, b, c in zip(places, detections, boxes, classes, strict=True):
+                tables.append(
+                    _table(place, loss, Boxes.of(d.boxes.float(), d.classes, d.scores.float()), Boxes.of(b, c))
+                )
+        if not self.job.val:
             return None, None
-        return sum(losses) / len(losses), mean_average_precision(found, drawn, len(self.network.spec.categories))
+        seen = torch.from_numpy(np.concatenate(tables))
+        if not self.ranks.alone:
+            seen = self.ranks.gathered_rows(seen.to(self.settings.device)).cpu()
+        losses, found, drawn = _split(seen.numpy(), len(self.job.val))
+        return float(losses.mean()), mean_average_precision(found, drawn, len(self.network.spec.categories))
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        spec, count = self.network.spec, self.settings.budget.batch_size
-        for first in range(0, len(self.job.val), count):
-            cases = self.job.val[first : first + count]
-            yield collate([load_sample(self._store, case, spec.image_size, spec.sides) for case in cases])
+    def _validation_batches(self) -> Iterator[tuple[range, Batch]]:
+        """Those of the validation images, with their places among them, that this process looks at."""
+        spec, count, every = self.network.spec, self.settings.budget.batch_size, len(self.job.val)
+        for first in range(self.ranks.number * count, every, self.ranks.count * count):
+            places = range(first, min(first + count, every))
+            cases = [self.job.val[place] for place in places]
+            yield places, collate([load_sample(self._store, case, spec.image_size, spec.sides) for case in cases])
 
     def _move(self, batch: Batch) -> Batch:
         device = self.settings.device
         images, boxes, classes = batch
         moved_boxes, moved_classes = (tuple(t.to(device, non_blocking=True) for t in part) for part in (boxes, classes))
         return self.laid_out(images.to(device, non_blocking=True)), moved_boxes, moved_classes
+
+
+def _table(place: int, loss: float, found: Boxes, drawn: Boxes) -> np.ndarray:
+    """What was seen in a validation image, as rows of numbers: its place, the kind of row, and a box or the loss."""
+    rows = [np.array([[place, _LOSS, 0, 0, 0, 0, 0, loss]])]
+    for kind, boxes in ((_FOUND, found), (_DRAWN, drawn)):
+        columns = (np.full(len(boxes), place), np.full(len(boxes), kind), *boxes.boxes.T, boxes.classes, boxes.scores)
+        rows.append(np.stack(columns, 1))
+    return np.concatenate(rows)
+
+
+def _split(table: np.ndarray, images: int) -> tuple[np.ndarray, list[Boxes], list[Boxes]]:
+    """Loss, found and drawn boxes of every image."""
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    parts = []
+    for kind in (_FOUND, _DRAWN):
+        own = table[table[:, 1] == kind]
+        borders = np.searchsorted(own[:, 0], np.arange(1, images))
+        parts.append([Boxes.of(rows[:, 2:6], rows[:, 6], rows[:, 7]) for rows in np.split(own, borders)])
+    return table[table[:, 1] == _LOSS, 7], parts[0], parts[1]
 
 
 def mean_average_precision(found: list[Boxes], drawn: list[Boxes], classes: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def make(name: str, classes: int = 2, size: int = SIZE, seed: int = 0) -> Detect
     return detector
 
 
-def few(detector: Detector) -> None:
+def few(detector: Any) -> None:
     """Let a two-stage detector look at few proposals."""
     detector.scorer.fg_bg_sampler.batch_size_per_image = 24
     detector.proposer._pre_nms_top_n = detector.proposer._post_nms_top_n = {"training": 40, "testing": 20}
@@ -96,6 +97,11 @@ class _Stem(nn.Module):
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors are built with few channels and a toy backbone, so that their checkpoints are small."""
+    build_narrow(monkeypatch)
+
+
+def build_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What :func:`narrow` does."""
     from medkd.detection.tv import backbones, dense, faster_rcnn, head
 
     for module in (backbones, dense, faster_rcnn, head):

@@ -1,0 +1,171 @@
+"""Several processes that train one detector: the same as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medkd.core.checkpoint import load_checkpoint
+from medkd.core.errors import RunError
+from medkd.core.run import LATEST
+from medkd.detection.base import Detector, DetectorSpec
+from medkd.detection.parts import check_shared
+from medkd.detection.prepare import plan_and_preprocess_detection
+from medkd.detection.tv.dense_models import GFL
+from medkd.detection.tv.faster_rcnn import FasterRCNN
+from medkd.detection.tv.reppoints import RepPoints
+from medkd.training.hooks import SaveLatest
+from medkd.training.logs import read_log
+from tests.detection.builders import make_dataset
+from tests.detection.ranks_worker import run_all
+from tests.processes import processes, said, wait
+
+NAME = "Dataset502_Tiny"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that both sides do, under its own tag."""
+
+    tag: str
+    network: str
+    teacher: str | None = None
+    method: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, root: Path, side: str) -> dict[str, Any]:
+        options = {
+            "root": str(root),
+            "epochs": 1,
+            "iterations_per_epoch": 3,
+            "batch_size": 4,
+            "workers": 0,
+            "device": "cpu",
+            "validate": False,
+            "tag": f"{self.tag}-{side}",
+            **self.options,
+        }
+        taught = {} if self.teacher is None else {"teacher": self.teacher, "method": self.method}
+        return {"network": self.network, "options": options, **taught}
+
+
+_ONE_STEP = {"epochs": 2, "iterations_per_epoch": 1}  # which proposals remain, rounding decides after some steps
+TRAININGS = [
+    Training("retinanet", "retinanet_r18"),
+    Training("reppoints", "reppoints_r18"),
+    Training("faster", "faster_rcnn_r18", options=_ONE_STEP),
+    Training("crosskd", "gfl_r18", "gfl_r18", "crosskd+rkd"),  # from towers, and among the boxes of a batch
+    Training("scores", "faster_rcnn_r18", "faster_rcnn_r18", "kd+iou_aware+mimic", _ONE_STEP),
+    Training("features", "atss_r18", "faster_rcnn_r18", "cwd", options={"epochs": 2}),  # after an epoch by one process
+]
+TEACHERS = ("gfl_r18", "faster_rcnn_r18")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the other side has: sums over other chunks round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root where everything was trained by one process, and by two."""
+    root = tmp_path_factory.mktemp("ranks")
+    make_dataset(root, images=12, size=64, categories=("one", "two"), negatives=3)
+    plan_and_preprocess_detection(502, root=root, workers=1, image_size=64)
+    run_all([Training("", name, options={"tag": None}).arguments(root, "") for name in TEACHERS])
+    run_all([training.arguments(root, "one") for training in TRAININGS])
+    _interrupted(TRAININGS[-1].arguments(root, "two"))
+    TRAININGS[-1].options["resume"] = True
+    plan, log = root / "trainings.json", root / "log"
+    plan.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
+    with processes(["-m", "tests.detection.ranks_worker", str(plan)], log) as started:
+        assert wait(started) == [0, 0], said(log)
+    return root
+
+
+def _interrupted(training: dict[str, Any]) -> None:
+    """Stop a training after its first epoch."""
+
+    def stop(self: SaveLatest, trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SaveLatest, "after_save", stop)
+        run_all([training])
+
+
+def _folder(root: Path, tag: str) -> Path:
+    (found,) = (root / "results" / NAME).glob(f"*__{tag}")
+    return found / "fold_0"
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.tag)
+def test_two_processes_train_as_one_does(root: Path, training: Training) -> None:
+    one, two = (_folder(root, f"{training.tag}-{side}") for side in ("one", "two"))
+    for ours, theirs in zip(read_log(two), read_log(one), strict=True):
+        assert ours.terms == pytest.approx(theirs.terms, rel=2e-5, abs=1e-6)
+        assert ours.gradient_norms == pytest.approx(theirs.gradient_norms, rel=2e-4, abs=1e-6)
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=2e-4)
+        assert ours.validation_score == pytest.approx(theirs.validation_score, abs=1e-3)
+    a, b = (load_checkpoint(folder / LATEST) for folder in (one, two))
+    for part in ("network", "method"):
+        for key, value in a[part].items():
+            assert torch.allclose(value.double(), b[part][key].double(), rtol=1e-3, atol=2e-4), key
+
+
+def test_a_detector_without_a_shared_loss_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One from outside may have no more than ``losses``."""
+
+    class Old(Detector):
+        def losses(self, images: Tensor, boxes: Any, classes: Any) -> Any:
+            return {}, None, None
+
+    detector = Old()
+    detector.spec = DetectorSpec("old", ("one",), 64)
+    check_shared(detector, None)
+    assert FasterRCNN.can_be_shared() and GFL.can_be_shared() and RepPoints.can_be_shared()
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RunError, match=r"old has no loss of a batch.*start the command without torchrun"):
+        check_shared(detector, None)
+    builtin = SimpleNamespace(method=SimpleNamespace(builtin=True))
+    with pytest.raises(RunError, match="ultralytics' own distillation, which works in one process, but 2"):
+        check_shared(GFL.__new__(GFL), builtin)
+
+
+def test_rows_and_lists_of_any_length_come_together(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+from types import SimpleNamespace
+from medkd.training.ranks import current, together
+with together(SimpleNamespace(device="cpu")):
+    ranks = current()
+    own = torch.arange(6.0).view(3, 2)[: 3 * ranks.number].requires_grad_()
+    rows = ranks.gathered_rows(own)
+    assert torch.equal(rows, torch.arange(6.0).view(3, 2)), rows
+    if ranks.number:
+        rows.sum().backward()
+        assert torch.equal(own.grad, torch.ones(3, 2))
+    nothing = ranks.gathered_rows(torch.zeros(0, 4))
+    assert nothing.shape == (0, 4)
+    lists = [[torch.zeros(0), torch.ones(2)], [torch.full((3,), 2.0), torch.zeros(0)]]
+    found = ranks.gathered_lists(lists[ranks.number])
+    assert [len(one) for one in found] == [0, 2, 3, 0] and float(found[2][2]) == 2.0
+"""
+    log = tmp_path / "log"
+    with processes(["-c", code], log) as started:
+        assert wait(started) == [0, 0], said(log)

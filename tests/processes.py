@@ -1,0 +1,63 @@
+"""Processes that train together, as ``torchrun`` starts them, and an end to each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+COUNT = 2
+LIMIT = 200.0  # seconds after which a process of these tests is killed, whatever it does
+
+
+def free_port() -> int:
+    """A port that nobody uses at the moment."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+@contextmanager
+def processes(command: list[str], log: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that find each other as ``torchrun``'s do; none of them is left behind."""
+    port, started = free_port(), []
+    try:
+        for number in range(COUNT):
+            own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": COUNT, "LOCAL_WORLD_SIZE": COUNT}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            env = {**os.environ, **{name: str(value) for name, value in {**own, **place}.items()}}
+            with (log.parent / f"{log.name}.{number}").open("wb") as file:
+                started.append(
+                    subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=subprocess.STDOUT)
+                )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def wait(started: list[subprocess.Popen[bytes]], seconds: float = LIMIT) -> list[int]:
+    """The exit statuses; the test fails where one takes too long."""
+    end = time.monotonic() + seconds
+    for process in started:
+        process.wait(max(end - time.monotonic(), 0.1))
+    return [process.returncode for process in started]
+
+
+def until(reached: Callable[[], bool], started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for something that processes do; the test fails where one of them ends before, or it takes too long."""
+    end = time.monotonic() + LIMIT
+    while not reached():
+        assert time.monotonic() < end and all(process.poll() is None for process in started)
+        time.sleep(0.02)
+
+
+def said(log: Path) -> str:
+    """All that the processes said."""
+    return "\n".join(path.read_text() for path in sorted(log.parent.glob(f"{log.name}.*")))
