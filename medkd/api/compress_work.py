@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from medkd.api.compress_settings import HANDED_OVER, TAUGHT
 from medkd.api.compression import Compression, read_compression
 from medkd.api.scores import measure, score_teacher
 from medkd.core.dataset import DatasetDescription, labelled_cases
@@ -27,8 +28,6 @@ from medkd.training import run as training_run
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import SegmentationTask
 
-_OWN = ("root", "width_divisor", "init", "resume", "overwrite", "validate", "configuration", "teachers")
-_TAUGHT = ("method_parameters", "unlabelled_share", "labels", "confidence", "targets", "targets_tta")  # by a teacher
 _NARROWED = ("plain_unet", "resenc_unet_")
 _FOLDS = ("0", "1", "2", "3", "4")
 _START = "start"  # in the tags of students that start from the teacher
@@ -94,8 +93,7 @@ class Work:
     ) -> Work:
         """Check everything that can be checked at once."""
         _check_numbers(sizes, tolerance, fold)
-        names = [entry.name for entry in fields(TrainOptions) if entry.name not in _OWN]
-        refuse_unknown("compress", settings, names)
+        refuse_unknown("compress", settings, HANDED_OVER)
         place = Root.resolve(root)
         name = place.dataset_name(dataset)
         if task_of_dataset(name, root).name != SEGMENTATION:
@@ -148,7 +146,7 @@ class Work:
         tag = self.settings.get("tag")
         if start:
             tag = f"{_START}_{tag}" if tag else _START
-        left_out = ("tag",) if start else ("tag", *_TAUGHT)
+        left_out = ("tag",) if start else ("tag", *TAUGHT)
         own = {key: value for key, value in self.settings.items() if key not in left_out}
         return TrainOptions(
             root=self.above,

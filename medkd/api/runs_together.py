@@ -9,7 +9,7 @@ from pathlib import Path
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
-from medkd.core.made_with import KnownPredictions
+from medkd.core.made_with import KnownPredictions, content_digest
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.cross_validation import cross_validation_folder, merge_folds, validation_cases
 from medkd.evaluation.segmentation.folder import evaluate_folder
@@ -62,15 +62,18 @@ class RunsTogether:
         predictor = open_predictor(self.folder, [fold], device=self.device, postprocessing=False)
         cases = self._cases(fold)
         target = self.folder / f"fold_{fold}" / VALIDATION_SUMMARY.parent
-        known = KnownPredictions(target, predictor.digests())
-        outputs = replace(Outputs.at(target, cases), written=known.add)
-        waiting = [case for case in cases if not known.has(outputs.label_map(case))]
+        known = KnownPredictions(target, predictor.digests(), predictor.circumstances())
+        outputs = Outputs.at(target, cases)
+        sources = {outputs.label_map(case): _source_of(case) for case in cases}
+        outputs = replace(outputs, written=lambda file: known.add(file, sources[file]))
+        waiting = [case for case in cases if not known.has(outputs.label_map(case), sources[outputs.label_map(case)])]
         report = predict_cases(predictor, waiting, outputs)
         if report.failed:
             raise DataError(next(iter(report.failed.values())))
         references = {case.case: case.label for case in cases if case.label is not None}
         summary = evaluate_folder(target, references, self.labels, prediction_ending=output_ending(cases[0]))
-        with_sources(summary, predictor.digests()).save(self.folder / f"fold_{fold}" / VALIDATION_SUMMARY)
+        summary = with_sources(summary, predictor.digests(), predictor.circumstances())
+        summary.save(self.folder / f"fold_{fold}" / VALIDATION_SUMMARY)
         return predictor.digests()
 
     def _cases(self, fold: int) -> list[CaseFiles]:
@@ -88,3 +91,8 @@ class RunsTogether:
                 f"{fold}), which two configurations together need; restore it, or leave the ensembles out."
             )
         return [self.files[case] for case in sorted(first)]
+
+
+def _source_of(case: CaseFiles) -> str:
+    """A hash of each raw scan of a case."""
+    return " ".join(map(content_digest, case.images))

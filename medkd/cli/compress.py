@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from medkd.cli.common import given, parser, positive, run
+from medkd.api.compress_settings import HANDED_OVER
+from medkd.cli.common import given, parser, run
+from medkd.cli.training_options import add_target_options, add_training_options, known_settings, training_settings
 from medkd.core.allocator import reuse_freed_memory
 
-_SETTINGS = (
-    *("epochs", "iterations_per_epoch", "batch_size", "learning_rate", "device", "precision", "seed", "workers"),
-    *("patch_size", "tag", "sizes", "tolerance", "fold", "method"),
-)
+_OWN = ("sizes", "tolerance", "fold", "method")  # beside what every training gets
+_WITHOUT = {"resume", "overwrite", "no_validate"}  # follow from what is there
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_compress``."""
+    return run(_compress, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     arguments = parser(
         "Train students with a fraction of a U-Net's channels, started from its weights, and say which may replace "
         "it.\nPrepares the data like the teacher, scores it, trains one student per size and one alone, measures "
@@ -40,26 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--fold", default="0", help="of teacher and students, 0 to 4 (default: 0)")
     add("--method", default="none", help="that teaches beside the start, see medkd_list methods (default: none)")
-    add("--epochs", type=positive, help="of every training (default: the teacher's plan, 1000)")
-    add("--iterations-per-epoch", type=positive, help="steps of an epoch (default: 250)")
-    add("--batch-size", type=positive, help="patches per step (default: the plan's)")
-    add("--learning-rate", type=float, help="at the start (default: 0.01)")
-    add("--patch-size", type=positive, nargs="+", metavar="N", help="voxels per axis (default: the teacher's)")
-    add("--device", help="of the trainings: cpu, cuda, cuda:N or mps (default: cuda where present)")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help="of the trainings (default: fp16 on CUDA, else fp32)")
-    add("--seed", type=int, help="everything random follows from it (default: 0)")
-    add("--workers", type=int, help="loader processes; 0 loads in the training process (default: from the cores)")
-    add("--tag", help="text added to the runs' names, for another try with other settings")
-    add("--dry-run", action="store_true", help="print what is done and what is to do; write and start nothing")
-    return run(_compress, arguments, argv)
+    decided = _WITHOUT | (known_settings() - set(HANDED_OVER))
+    add_target_options(arguments, decided)
+    add_training_options(arguments, decided)
+    return arguments
 
 
 def _compress(options: argparse.Namespace) -> None:
     from medkd.api.compress import compress, compress_plan
 
-    settings = given(options, _SETTINGS)
-    if "patch_size" in settings:
-        settings["patch_size"] = tuple(settings["patch_size"])
+    settings = {**training_settings(options), **given(options, _OWN)}
+    settings.pop("root", None)
     if options.dry_run:
         print("\n".join(compress_plan(options.model, options.dataset, root=options.root, **settings)))
         return

@@ -38,12 +38,6 @@ def _arguments() -> argparse.ArgumentParser:
         "Several with commas between them are trained side by side, a run each, with one pass of the teacher for all",
     )
     parser.add_argument("fold", metavar="FOLD", help="0 to 4, all (cases), or folds (one after another)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="METHOD.PARAMETER=VALUE",
-        help="override a method's parameter; may be repeated",
-    )
     add_target_options(parser)
     add_training_options(parser)
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,28 @@ _DEFAULTS = TrainOptions()
 _OTHERWISE = {"method_parameters", "validate"}  # which no option of the same name sets
 
 
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all tasks, see :attr:`medkd.tasks.Task.training_options`."""
-    add = parser.add_argument
+Add = Callable[..., object]
+
+
+def adding(parser: argparse._ActionsContainer, without: Collection[str]) -> Add:
+    """``add_argument``, which passes over the options that a command does without, by their names in Python."""
+
+    def add(*flags: str, **details: Any) -> None:
+        name = details.get("dest") or flags[-1].lstrip("-").replace("-", "_")
+        if name not in without:
+            parser.add_argument(*flags, **details)
+
+    return add
+
+
+def add_training_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add the options of all tasks, see :attr:`medkd.tasks.Task.training_options`.
+
+    Args:
+        parser: of a command that trains.
+        without: options that it decides itself, by their names in Python; all others it must hand over.
+    """
+    add = adding(parser, without)
     add("-c", "--configuration", help=f"2d, 3d_fullres or 3d_lowres (default: {_DEFAULTS.configuration})")
     add("--epochs", type=int, help="epochs (default: 1000, or the plan's protocol's; detection: the plan's)")
     add(
@@ -39,7 +59,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--learning-rate", type=float, help="initial learning rate (default: 0.01, or the plan's)")
     add("--width-divisor", type=int, help="divide the channels of a planned network by this (default: 1)")
-    _add_sources(parser)
+    _add_sources(add)
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",
@@ -47,7 +67,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small "
         "feature maps",
     )
-    _add_speed(parser)
+    _add_speed(add)
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
     add("--workers", type=int, help="loader processes (default: from the cores; 0 loads in the training process)")
     add("--save-every", type=int, help="epochs between checkpoints (default: 10; at least every five minutes)")
@@ -70,17 +90,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print networks, pairs of taps, memory and run folder; write and start nothing",
     )
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--continue", dest="resume", action="store_true", help="continue an interrupted run")
-    group.add_argument(
-        "--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder"
-    )
+    if not {"resume", "overwrite"} <= set(without):
+        either = adding(parser.add_mutually_exclusive_group(), without)
+        either("--continue", dest="resume", action="store_true", help="continue an interrupted run")
+        either("--overwrite", action="store_true", help="throw away what an earlier run left in the fold folder")
     common.add_options_of_tasks(parser, "train")
 
 
-def _add_speed(parser: argparse.ArgumentParser) -> None:
+def _add_speed(add: Add) -> None:
     """torch's own switches."""
-    add = parser.add_argument
     add(
         "--tf32",
         choices=("on", "off"),
@@ -96,9 +114,8 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
+def _add_sources(add: Add) -> None:
     """Where the first weights and the settings come from."""
-    add = parser.add_argument
     add(
         "--backbone-weights",
         type=Path,
@@ -119,9 +136,17 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Add what :class:`~medkd.training.options.TrainOptions` says of a teacher's targets and weights."""
-    add = parser.add_argument
+def add_target_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add what :class:`~medkd.training.options.TrainOptions` says of a teacher's targets and weights; ``without`` as
+    for :func:`add_training_options`.
+    """
+    add = adding(parser, without)
+    add(
+        "--set",
+        action="append",
+        metavar="METHOD.PARAMETER=VALUE",
+        help="override a method's parameter; may be repeated",
+    )
     add(
         "--targets",
         choices=("live", "cached", "out-of-fold"),
@@ -170,14 +195,18 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def known_settings() -> frozenset[str]:
+    """The names in Python of what the trainings of all tasks can be told."""
+    return frozenset(field.name for task in every_task() for field in fields(task.column("training_options")))
+
+
 def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was given for training, by the names of the tasks' :attr:`~medkd.tasks.Task.training_options`.
 
     Raises:
         MethodError: an entry of ``--set`` is not of the form METHOD.PARAMETER=VALUE.
     """
-    known = {field.name for task in every_task() for field in fields(task.column("training_options"))}
-    settings = common.given(arguments, sorted(known - _OTHERWISE))
+    settings = common.given(arguments, sorted(known_settings() - _OTHERWISE))
     if "mirror_axes" in settings:
         settings["mirror_axes"] = common.axes(settings["mirror_axes"])
     if "teachers" in settings:
@@ -187,7 +216,7 @@ def training_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     parameters = parse_settings(getattr(arguments, "set", None) or [])
     if parameters:
         settings["method_parameters"] = parameters
-    if arguments.no_validate:
+    if getattr(arguments, "no_validate", False):
         settings["validate"] = False
     return settings
 

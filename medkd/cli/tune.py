@@ -15,7 +15,8 @@ from medkd.core.errors import RunError
 if TYPE_CHECKING:
     from medkd.reproduction.search import Search
 
-_OWN = ("root", "tag", "resume", "overwrite", "validate", "track")
+_DECIDED = ("tag", "resume", "overwrite", "no_validate", "track", "dry_run")
+"""Options of a training that the search decides for each of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +48,8 @@ def _arguments() -> argparse.ArgumentParser:
     add("--inner-folds", type=common.positive, default=1, help="on how many inner folds, 1 to 5 (default: 1)")
     add("--folder", type=Path, help="of the search (default: <root>/searches/DATASET_STUDENT_METHOD_FOLD)")
     add("--teacher-options", default="", metavar="TEXT", help="options of the teacher's training, as one text")
-    add("--set", action="append", metavar="METHOD.PARAMETER=VALUE", help="a parameter that is not searched")
-    add_target_options(parser)
-    add_training_options(parser)
+    add_target_options(parser, _DECIDED)
+    add_training_options(parser, _DECIDED)
     return parser
 
 
@@ -81,14 +81,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in training_settings(arguments).items() if key not in _OWN}
+    return {key: value for key, value in training_settings(arguments).items() if key != "root"}
 
 
 def _teacher_settings(text: str) -> dict[str, Any]:
     import shlex
 
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-    add_training_options(parser)
+    add_training_options(parser, _DECIDED)
     try:
         arguments, others = parser.parse_known_args(shlex.split(text))
     except (argparse.ArgumentError, ValueError) as error:

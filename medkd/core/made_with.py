@@ -1,38 +1,60 @@
-"""Which predictions of a folder were made with which weights, proven by their content: times of files prove nothing,
-since copying, restoring and unpacking set them.
+"""Which predictions of a folder were made with which weights and settings, of which scans, proven by their content:
+times of files prove nothing, since copying, restoring and unpacking set them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from medkd.core.serial import load, save
+from medkd.core.errors import DataError
+from medkd.core.files import read_json_lines, write_text
+from medkd.core.labels import LabelSpec
+from medkd.core.plan import Configuration, Plan
+from medkd.core.serial import from_data, to_data
 
-MADE_WITH_FILE = "made_with.json"
-"""Beside predictions."""
+MADE_WITH_FILE = "made_with.jsonl"
+"""Beside predictions: a line for what made them, then one per prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadeWith:
-    """``made_with.json``.
+    """First line of ``made_with.jsonl``.
 
     Attributes:
         weights: a hash of each network that predicted.
-        settings: whatever else the predictions depend on, by name.
-        files: name of a file beside this one → hash of its content.
+        settings: whatever else all predictions depend on, by name.
     """
 
     weights: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
     schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFile:
+    """A further line of ``made_with.jsonl``.
+
+    Attributes:
+        file: name of a prediction beside the file.
+        content: a hash of its content.
+        source: a hash of what it was predicted from; empty where nobody said.
+    """
+
+    file: str
+    content: str
+    source: str = ""
 
 
 class KnownPredictions:
     """The predictions of a folder that certain networks made; what is there of others does not count.
+
+    Every prediction is a line at the end of ``made_with.jsonl``, so that noting one costs the same however many there
+    are. A line that a kill cut off proves nothing: that prediction is made anew.
 
     Args:
         folder: of the predictions.
@@ -41,24 +63,52 @@ class KnownPredictions:
     """
 
     def __init__(self, folder: Path, weights: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+        self._path = folder / MADE_WITH_FILE
         self._made = MadeWith(weights=tuple(weights), settings=dict(settings or {}))
-        file = folder / MADE_WITH_FILE
-        before = load(MadeWith, file) if file.exists() else self._made
-        alike = before.weights == self._made.weights and before.settings == self._made.settings
-        self._files = dict(before.files) if alike else {}
+        self._files = self._read()
+        self._begun = False
 
-    def has(self, file: Path) -> bool:
-        """Whether a file is there as these networks made it."""
-        return file.name in self._files and file.is_file() and content_digest(file) == self._files[file.name]
+    def has(self, file: Path, source: str = "") -> bool:
+        """Whether a file is there as these networks made it of this source."""
+        known = self._files.get(file.name)
+        return known is not None and known.source == source and file.is_file() and known.content == content_digest(file)
 
-    def add(self, file: Path) -> None:
-        """Note a file that these networks have just made."""
-        self._files[file.name] = content_digest(file)
-        made = MadeWith(
-            weights=self._made.weights, settings=self._made.settings, files=dict(sorted(self._files.items()))
-        )
-        save(self._folder / MADE_WITH_FILE, made)
+    def add(self, file: Path, source: str = "") -> None:
+        """Note a file that these networks have just made; it is on disk when this returns.
+
+        Raises:
+            DataError: the disk is full or read-only.
+        """
+        made = MadeFile(file=file.name, content=content_digest(file), source=source)
+        self._files[file.name] = made
+        if not self._begun:  # what others made, or a kill cut off, goes
+            self._begun = True
+            write_text(self._path, _line(self._made) + "".join(map(_line, self._files.values())))
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(_line(made))
+        except OSError as error:
+            raise DataError(f"Writing {self._path} failed: {error.strerror or error}; make room.") from error
+
+    def _read(self) -> dict[str, MadeFile]:
+        if not self._path.exists():
+            return {}
+        found: dict[str, MadeFile] = {}
+        try:
+            first, *others = read_json_lines(self._path) or [None]
+            if from_data(MadeWith, first, str(self._path)) != self._made:
+                return {}
+            for line in others:
+                made = from_data(MadeFile, line, str(self._path))
+                found[made.file] = made
+        except DataError:  # nothing is proven from there on, and it costs only time to make it anew
+            pass
+        return found
+
+
+def _line(entry: MadeWith | MadeFile) -> str:
+    return json.dumps(to_data(entry)) + "\n"
 
 
 def content_digest(file: Path) -> str:
@@ -68,3 +118,45 @@ def content_digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def label_map_settings(
+    plan: Plan,
+    configuration: Configuration,
+    labels: LabelSpec,
+    *,
+    patch_size: Sequence[int],
+    mirror_axes: Sequence[int],
+    step_size: float,
+    blending: str,
+) -> dict[str, str]:
+    """What a label map depends on besides scan, weights and arithmetic, by name.
+
+    Args:
+        plan: of the networks.
+        configuration: theirs.
+        labels: what their outputs mean.
+        patch_size: of the sliding window.
+        mirror_axes: that are mirrored.
+        step_size: distance of tiles as a share of the patch.
+        blending: of the tiles.
+    """
+    preprocessing: dict[str, Any] = {
+        "transpose": plan.transpose,
+        "orientation": plan.orientation,
+        "intensities": plan.intensities if "ct" in configuration.normalization else None,
+        "spacing": configuration.spacing,
+        "normalization": configuration.normalization,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "resampling": configuration.resampling,
+        "crop": configuration.crop,
+    }
+    found: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "labels": labels,
+        "patch_size": patch_size,
+        "mirror_axes": mirror_axes,
+        "step_size": step_size,
+        "blending": blending,
+    }
+    return {name: json.dumps(to_data(value), sort_keys=True) for name, value in found.items()}

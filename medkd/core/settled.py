@@ -14,6 +14,8 @@ SETTINGS_FILE = "predict_settings.json"
 
 _WHEREABOUTS = ("medkd", "run", "engine_version")  # may differ: other versions, or the run at another place
 
+_SAID_SINCE = ("preprocessing",)  # earlier versions did not
+
 
 def write_settings(path: Path, settings: Any, *, resume: bool) -> None:
     """Write the settings that predictions are made with.
@@ -29,8 +31,9 @@ def write_settings(path: Path, settings: Any, *, resume: bool) -> None:
     if resume and path.exists():
         old = load(type(settings), path)
         for field in fields(settings):
-            same = getattr(old, field.name) == getattr(settings, field.name)
-            if not same and field.name not in _WHEREABOUTS:
+            before = getattr(old, field.name)
+            unsaid = field.name in _SAID_SINCE and not before
+            if before != getattr(settings, field.name) and field.name not in _WHEREABOUTS and not unsaid:
                 raise RunError(
                     f"{path} says that the predictions there were made with other settings or weights; "
                     "choose another folder, or leave out --continue."

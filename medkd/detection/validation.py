@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import write_json
 from medkd.core.made_with import KnownPredictions
 from medkd.core.run import DATASET_FILE
+from medkd.core.serial import to_data
 from medkd.detection.base import Detector
 from medkd.detection.detecting import DetectReport, Limits, Source, detect_images
 from medkd.detection.journal import Journal
@@ -73,7 +75,8 @@ def finish_fold(
         return None
     target, references = folder / VALIDATION, _references(folder, categories, raw, cases)
     settings = {"weights": weights_digest(detector.state_dict()), LIMITS: json.dumps(_limits(detector))}
-    known = KnownPredictions(target, [settings["weights"]], {LIMITS: settings[LIMITS]})
+    settings |= {"network": json.dumps(to_data(detector.spec)), "images": _digest_of(store, cases)}
+    known = KnownPredictions(target, [settings["weights"]], {**settings, "categories": json.dumps(categories)})
     journal = Journal(target, categories, settings, resume=True)
     if known.has(target / PREDICTIONS_FILE):
         journal.adopt(DetectionPredictions.load(target))
@@ -153,6 +156,15 @@ def _detect_missing(
         raise DataError(
             f"{len(report.failed)} of {len(annotations)} validation images failed: " + " ".join(report.failed.values())
         )
+
+
+def _digest_of(store: DetectionStore, cases: Sequence[str]) -> str:
+    """A hash of what images the stored ones were made of, and how large they are."""
+    made = []
+    for case in sorted(cases):
+        entry = store.entry(case)
+        made.append((case, entry.pixels or entry.source, store.size(case)))
+    return hashlib.blake2b(json.dumps(made).encode(), digest_size=16).hexdigest()
 
 
 def _limits(detector: Detector) -> dict[str, float]:

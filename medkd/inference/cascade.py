@@ -61,6 +61,10 @@ class CascadeCases:
         """A hash of each network's weights, the first stage's first."""
         return (*self.first.digests(), *self.second.digests())
 
+    def circumstances(self) -> tuple[dict[str, str], ...]:
+        """All else that the probabilities of a scan depend on, by name, of each stage."""
+        return self.first.circumstances(), self.second.circumstances()
+
     def probabilities(self, case: str, image: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Probabilities ``(K, z, y, x)`` on the scan's own grid."""
         seen, second = self.first.predict_case(image, geometry, case), self.second

@@ -33,7 +33,7 @@ from medkd.models.segmentation import TrainedModel
 from medkd.models.weights import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import logits_orders
-from medkd.runtime.prediction import Prediction
+from medkd.runtime.prediction import Prediction, circumstances_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _log = logging.getLogger(__name__)
@@ -248,6 +248,10 @@ class Predictor:
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
         return self._digests
+
+    def circumstances(self) -> dict[str, str]:
+        """All that a label map depends on besides weights and scan, by name."""
+        return circumstances_of(self, self.patch_size)
 
     @cached_property
     def _digests(self) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +35,8 @@ class PredictSettings:
         engine_version: its version, or theirs.
         written: formats of the label maps with their kind; empty for the scans' own.
         postprocessing: structures of which the largest component alone was kept, in this order.
+        preprocessing: a hash of all that the label maps depend on besides these, the plan above all; empty in files of
+            earlier versions.
     """
 
     run: str
@@ -48,6 +52,7 @@ class PredictSettings:
     engine_version: str = ""
     written: tuple[str, ...] = ()
     postprocessing: tuple[str, ...] = ()
+    preprocessing: str = ""
     schema: int = 2
     oldest: ClassVar[int] = 1
 
@@ -68,6 +73,7 @@ class PredictSettings:
             engine_version=_versions(predictor.engine_name),
             written=tuple(written),
             postprocessing=tuple(step.name for step in predictor.postprocessing),
+            preprocessing=_digest(predictor.circumstances()),
         )
 
     def write(self, folder: Path, *, resume: bool) -> None:
@@ -81,6 +87,10 @@ class PredictSettings:
             RunError: they were made with others.
         """
         write_settings(folder / SETTINGS_FILE, self, resume=resume)
+
+
+def _digest(settings: Mapping[str, str]) -> str:
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _versions(engines: str) -> str:

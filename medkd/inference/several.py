@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.geometry import Geometry
 from medkd.core.limits import option_name
 from medkd.core.postprocessing import LargestComponent, keep_largest
+from medkd.core.serial import to_data
 from medkd.inference.opening import open_predictor
 from medkd.models.segmentation import label_meaning, shown_labels
 from medkd.models.several import SeveralTeachers
@@ -115,6 +117,13 @@ class SeveralPredictor:
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights, model by model."""
         return tuple(digest for member in self.members for digest in member.digests())
+
+    def circumstances(self) -> dict[str, str]:
+        """All that a label map depends on besides weights and scan, by name, of every model."""
+        found = {"postprocessing": json.dumps(to_data(self.postprocessing))}
+        for number, member in enumerate(self.members, 1):
+            found |= {f"model {number}, {name}": value for name, value in member.circumstances().items()}
+        return found
 
     def prepare(self, case: str, image: np.ndarray, geometry: Geometry, *, overwrite: bool = False) -> Preprocessed:
         """A raw image ``(C, z, y, x)`` as each model wants it; it is left as it is."""

@@ -43,6 +43,9 @@ class WholeCases(Protocol):
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
 
+    def circumstances(self) -> tuple[dict[str, str], ...]:
+        """All else that the probabilities of a scan depend on, by name, of each stage."""
+
     def probabilities(self, case: str, image: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Probabilities ``(K, z, y, x)`` of a raw scan ``(C, z, y, x)``, on its own grid."""
 
@@ -82,6 +85,10 @@ class PredictedCases:
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
         return self.predictor.digests()
+
+    def circumstances(self) -> tuple[dict[str, str], ...]:
+        """All else that the probabilities of a scan depend on, by name."""
+        return (self.predictor.circumstances(),)
 
     def probabilities(self, case: str, image: np.ndarray, geometry: Geometry) -> np.ndarray:
         """Probabilities ``(K, z, y, x)`` on the scan's own grid."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,8 +11,10 @@ import numpy as np
 
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
+from medkd.core.made_with import label_map_settings
 from medkd.core.plan import Configuration, Plan
 from medkd.core.postprocessing import LargestComponent
+from medkd.core.serial import to_data
 from medkd.preprocessing.pipeline import Preprocessed
 
 
@@ -64,6 +68,9 @@ class CasePredictor(Protocol):
     def digests(self) -> tuple[str, ...]:
         """A hash of each network's weights."""
 
+    def circumstances(self) -> dict[str, str]:
+        """All that a label map depends on besides weights and scan, by name."""
+
     def prepare(self, case: str, image: np.ndarray, geometry: Geometry, *, overwrite: bool = False) -> Preprocessed:
         """A raw image ``(C, z, y, x)`` as the network wants it; ``overwrite`` allows to use it as scratch space."""
 
@@ -74,3 +81,18 @@ class CasePredictor(Protocol):
 
     def predict_case(self, image: np.ndarray, geometry: Geometry, case: str) -> np.ndarray:
         """Label map ``(z, y, x)`` of a raw image ``(C, z, y, x)`` in its own grid."""
+
+
+def circumstances_of(predictor: CasePredictor, patch_size: Sequence[int]) -> dict[str, str]:
+    """:meth:`CasePredictor.circumstances` of networks that see scans through one window of ``patch_size``."""
+    found = label_map_settings(
+        predictor.plan,
+        predictor.configuration,
+        predictor.labels,
+        patch_size=patch_size,
+        mirror_axes=predictor.used_axes,
+        step_size=predictor.step_size,
+        blending=predictor.blending,
+    )
+    steps = json.dumps(to_data(predictor.postprocessing))
+    return {**found, "arithmetic": predictor.arithmetic, "engine": predictor.engine_name, "postprocessing": steps}

@@ -16,7 +16,7 @@ from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import decode_labels, decode_probabilities
 from medkd.runtime.engines import ENGINES, Engine, EngineName, choose_engine, open_engine
 from medkd.runtime.package import FILE, Exported, check_network, read_exported
-from medkd.runtime.prediction import Prediction
+from medkd.runtime.prediction import Prediction, circumstances_of
 from medkd.runtime.window import sliding_logits
 
 
@@ -133,6 +133,10 @@ class RuntimePredictor:
     def digests(self) -> tuple[str, ...]:
         """The hash of the network's file."""
         return (self.exported.digest,)
+
+    def circumstances(self) -> dict[str, str]:
+        """All that a label map depends on besides weights and scan, by name."""
+        return circumstances_of(self, self.exported.patch_size)
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """Logits ``(K, z, y, x)`` float32 of a preprocessed image ``(C, z, y, x)``."""

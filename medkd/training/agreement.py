@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import write_volume
 from medkd.training.segmentation_lesson import merged_predictor, merged_teachers
+from medkd.training.targets import source_of
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
@@ -42,14 +44,14 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     assert teacher is not None  # narrowed for the type checker: without labels there is no training without a teacher
     ending = writable_ending(job.description.file_ending)
     student = Predictor.from_run(job.folder.parent, [job.fold], job.device)
-    theirs, digests = _theirs(job)
-    for name, predict, weights in (("student", _own(job, student), student.digests()), ("teacher", theirs, digests)):
-        known = KnownPredictions(folder / name, weights)
+    ours = _Side(predict=_own(job, student), weights=student.digests(), settings=student.circumstances())
+    for name, side in (("student", ours), ("teacher", _theirs(job, ours.settings))):
+        known = KnownPredictions(folder / name, side.weights, side.settings)
         for case in tqdm(cases, unit="case", desc=f"agreement, {name}", disable=None):
-            path = folder / name / f"{case}{ending}"
-            if not known.has(path):
-                _write(job, predict(case), case, path)
-                known.add(path)
+            path, source = folder / name / f"{case}{ending}", source_of(job.store.record(case))
+            if not known.has(path, source):
+                _write(job, side.predict(case), case, path)
+                known.add(path, source)
     others = {case: folder / "teacher" / f"{case}{ending}" for case in cases}
     found = evaluate_folder(folder / "student", others, job.description.labels, prediction_ending=ending)
     _log.info("fold %s: agreement with the teacher %.4f on %d scans", job.fold, found.mean_dice, len(cases))
@@ -64,21 +66,40 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     return folder / AGREEMENT_FILE
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """One of the two that are compared.
+
+    Attributes:
+        predict: case → logits on the student's grid.
+        weights: a hash of each network.
+        settings: whatever else the label maps depend on, by name.
+    """
+
+    predict: Callable[[str], Tensor]
+    weights: tuple[str, ...]
+    settings: Mapping[str, str]
+
+
 def _own(job: SegmentationJob, predictor: Predictor) -> Callable[[str], Tensor]:
     """Case → logits on the student's grid, by a network that shares its preprocessing."""
     return lambda case: predictor.predict_preprocessed(job.store.open(case).image)
 
 
-def _theirs(job: SegmentationJob) -> tuple[Callable[[str], Tensor], tuple[str, ...]]:
-    """Case → the teacher's logits on the student's grid, and a hash of each of its networks."""
+def _theirs(job: SegmentationJob, grid: Mapping[str, str]) -> _Side:
+    """The teacher, or several, whose logits are decoded on the student's ``grid``."""
     teacher = job.teacher
     assert teacher is not None  # narrowed for the type checker
     if merged_teachers(job) is not None:
         merged = merged_predictor(job)
-        return lambda case: merged.logits(case, job.store.record(case).properties), merged.described.weights
+        return _Side(
+            predict=lambda case: merged.logits(case, job.store.record(case).properties),
+            weights=merged.described.weights,
+            settings={**grid, "teachers": merged.described.key},
+        )
     checkpoint = teacher.model.checkpoint_of(teacher.fold)
     predictor = Predictor.of(teacher.model, [teacher.fold], job.device, checkpoint=checkpoint)
-    return _own(job, predictor), predictor.digests()
+    return _Side(predict=_own(job, predictor), weights=predictor.digests(), settings=predictor.circumstances())
 
 
 def _write(job: SegmentationJob, logits: Tensor, case: str, path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class MergedDescription:
     :class:`~medkd.training.cached.TargetDescription` mean, per teacher where they are plural.
 
     Attributes:
+        settings: what else each network's probabilities depend on, by name.
         rule: how they were merged.
     """
 
@@ -52,6 +53,7 @@ class MergedDescription:
     precision: Precision
     outputs: int
     regions: bool
+    settings: tuple[Mapping[str, str], ...]
     rule: str = "own probabilities, background = product of what is not theirs, normalised"
     schema: int = 1
 
@@ -159,6 +161,7 @@ class MergedPredictor:
             precision=self._teachers[0].precision,
             outputs=self.labels.num_outputs,
             regions=self.labels.regions,
+            settings=tuple(settings for teacher in self._teachers for settings in teacher.circumstances()),
         )
 
     def logits(self, case: str, properties: CaseProperties) -> Tensor:

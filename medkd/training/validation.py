@@ -25,6 +25,7 @@ from medkd.inference.predictor import Predictor
 from medkd.io.volumes import write_volume
 from medkd.networks.complexity import count_macs, count_parameters, latency_ms
 from medkd.preprocessing.store import CaseStore
+from medkd.training.targets import source_of
 
 VALIDATION = "validation"
 SUMMARY = "summary.json"
@@ -46,7 +47,7 @@ def finish_fold(
     ``validation/summary.json`` of a trained fold.
 
     Predictions are made with the final weights, Gaussian blending and mirroring, from the stored cases; those that
-    these weights have made are kept, so that an interrupted validation continues.
+    these weights have made of them in the same way are kept, so that an interrupted validation continues.
 
     Args:
         run: the run.
@@ -73,19 +74,20 @@ def finish_fold(
         return None
     target = folder / VALIDATION
     references, ending = _references(run.dataset, raw, fold, cases), writable_ending(run.dataset.file_ending)
-    known = KnownPredictions(target, predictor.digests())
+    known = KnownPredictions(target, predictor.digests(), predictor.circumstances())
     for case in tqdm(cases, unit="case", desc="validation", disable=None):
-        path = target / f"{case}{ending}"
-        if not known.has(path):
+        path, source = target / f"{case}{ending}", source_of(store.record(case))
+        if not known.has(path, source):
             stored = store.open(case)
             logits = predictor.predict_preprocessed(stored.image)
             labels = logits_to_labels(
                 logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels
             )
             write_volume(path, labels, stored.properties.geometry)
-            known.add(path)
+            known.add(path, source)
     summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending)
-    summary = with_sources(_with_legacy(summary, run, target, references, ending), predictor.digests())
+    summary = _with_legacy(summary, run, target, references, ending)
+    summary = with_sources(summary, predictor.digests(), predictor.circumstances())
     summary.save(target / SUMMARY)
     _log.info(
         "fold %s: mean foreground Dice %.4f on %d validation cases, see %s",

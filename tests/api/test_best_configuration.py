@@ -19,7 +19,7 @@ from medkd.cli.best_configuration import main
 from medkd.cli.predict import main as predict
 from medkd.core.checkpoint import load_checkpoint, weights_digest
 from medkd.core.errors import DataError, LeakError, RunError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import read_json, read_json_lines, write_json
 from medkd.core.labels import LabelSpec
 from medkd.core.serial import load
 from medkd.evaluation.segmentation.results import Summary
@@ -199,8 +199,8 @@ def test_a_retrained_fold_is_predicted_anew_with_the_other_run(
     medkd.best_configuration(900, RUNS, root=place, device="cpu")
     for file in (place / "results" / NAME / PAIR / "fold_0" / "validation").glob("*.nii.gz"):
         assert np.array_equal(read_label(file).array, mean_labels(place, _case(file), [0]))
-    made = read_json(place / "results" / NAME / PAIR / "fold_0" / "validation" / "made_with.json")
-    assert made["weights"][0] == weights_digest(load_checkpoint(fold / "checkpoint_final.pt")["network"])
+    made = read_json_lines(place / "results" / NAME / PAIR / "fold_0" / "validation" / "made_with.jsonl")
+    assert made[0]["weights"][0] == weights_digest(load_checkpoint(fold / "checkpoint_final.pt")["network"])
 
 
 def _case(file: Path) -> str:

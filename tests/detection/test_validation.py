@@ -52,7 +52,7 @@ def test_a_detector_that_finds_everything_scores_full_marks_in_original_pixels(t
     assert sorted(p.name for p in folder.iterdir()) == [
         "coco_images.json",
         "coco_results.json",
-        "made_with.json",
+        "made_with.jsonl",
         "predictions.json",
         "summary.json",
     ]
@@ -95,10 +95,14 @@ def test_what_was_looked_at_before_a_kill_is_kept_unless_it_was_made_otherwise(
     found.write_text(found.read_text() + "\n")
     os.utime(found, (2e9, 2e9))
     assert looked_at() == describing + 4
-    made = run / "fold_0" / "validation" / "made_with.json"
+    made = run / "fold_0" / "validation" / "made_with.jsonl"
     made.write_text(made.read_text().replace('\\"overlap\\": 0.5', '\\"overlap\\": 0.7'))  # an earlier version's
     assert looked_at() == describing + 4
     made.write_text(re.sub(r'"weights": \[\s*"', '"weights": ["0', made.read_text()))
+    assert looked_at() == describing + 4
+    index = store.folder / "cases.json"
+    index.write_text(re.sub(r'"pixels": "', '"pixels": "0', index.read_text()))  # other images under the same names
+    store = DetectionStore(store.folder)
     assert looked_at() == describing + 4
 
 

@@ -107,7 +107,7 @@ def test_scores_of_other_files_are_refused_and_those_that_do_not_say_are_told(
     for fold in (run / "fold_0", run / "fold_1"):
         save_checkpoint(fold / "checkpoint_final.pt", {"network": weights})
         file = fold / "validation" / "summary.json"
-        with_sources(Summary.load(file), [weights_digest(weights)]).save(file)
+        with_sources(Summary.load(file), [weights_digest(weights)], {}).save(file)
     summary: Summary = cross_validate(run, expected=2)
     assert "does not say" not in caplog.text
     prediction, reference = (Path(getattr(summary.cases[0], f"{kind}_file")) for kind in ("prediction", "reference"))

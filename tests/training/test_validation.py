@@ -16,10 +16,12 @@ import torch
 
 from medkd.cli.evaluate import main as evaluate
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import MedkdError
+from medkd.core.errors import MedkdError, RunError
+from medkd.core.files import read_json, write_json
 from medkd.core.geometry import Geometry
+from medkd.core.made_with import KnownPredictions
 from medkd.core.plan import Plan
-from medkd.core.protocol import PreprocessingRule, Protocol
+from medkd.core.protocol import InferenceRule, PreprocessingRule, Protocol
 from medkd.core.run import RunFolder
 from medkd.core.serial import save
 from medkd.evaluation.cross_validation import cross_validate
@@ -159,3 +161,82 @@ def test_the_legacy_metric_needs_references_beside_each_other(root: Path, caplog
     describe(root, lambda described: replace(described, extra={**described.extra, "dataset": listed}))
     assert "legacy metric is left out" not in caplog.text
     assert legacy.KEY not in finish(root)[1].extra and "legacy metric is left out" in caplog.text
+
+
+def _written(folder: Path) -> set[int]:
+    """When the predictions of a fold were written."""
+    return {path.stat().st_mtime_ns for path in (folder / "validation").glob("*.nii.gz")}
+
+
+def _other_step(run: Path) -> None:
+    plan = Plan.load(run / "plans.json")
+    rule = PreprocessingRule(configuration="3d_fullres", spacing=(1.0, 1.0, 1.0))
+    save(run / "plans.json", replace(plan, protocol=Protocol(preprocessing=rule, inference=InferenceRule(step_size=1))))
+
+
+def _other_way_back(run: Path) -> None:
+    plan = Plan.load(run / "plans.json")
+    changed = replace(
+        plan.configurations["3d_fullres"],
+        resampling=replace(plan.configurations["3d_fullres"].resampling, logits_order=0),
+    )
+    save(run / "plans.json", replace(plan, configurations={**plan.configurations, "3d_fullres": changed}))
+
+
+def _no_mirroring(run: Path) -> None:
+    write_json(run / "run.json", {**read_json(run / "run.json"), "mirror_axes": [0]})
+
+
+def _other_patch(run: Path) -> None:
+    content = read_json(run / "run.json")
+    content["network"]["patch_size"] = [16, 16, 20]
+    write_json(run / "run.json", content)
+
+
+@pytest.mark.parametrize("change", [_other_step, _other_way_back, _no_mirroring, _other_patch])
+def test_predictions_with_other_settings_are_not_taken_for_those_of_now(
+    root: Path, change: Callable[[Path], None]
+) -> None:
+    folder, _ = finish(root)
+    written = _written(folder)
+    finish(root)
+    assert _written(folder) == written
+    cross_validate(folder.parent, expected=1)
+    change(folder.parent)
+    with pytest.raises(RunError, match=r"holds scores with another \w+ than .*--continue"):
+        cross_validate(folder.parent, expected=1)
+    finish(root)
+    assert not _written(folder) & written
+    cross_validate(folder.parent, expected=1)
+
+
+def test_predictions_of_another_stored_case_are_made_anew(root: Path) -> None:
+    folder, _ = finish(root)
+    written = _written(folder)
+    case = json.loads((folder / "split.json").read_text())["val"][0]
+    record = root / "preprocessed" / NAME / "3d_fullres" / f"{case}.json"
+    write_json(record, {**read_json(record), "recipe": "another"})
+    finish(root)
+    assert len(_written(folder) & written) == 1
+
+
+def test_noting_a_prediction_costs_the_same_however_many_there_are(tmp_path: Path) -> None:
+    """A line each; one that a kill cut off proves nothing, and neither do those after it."""
+    known = KnownPredictions(tmp_path, ["a"], {"step": "1"})
+    files = [tmp_path / f"case_{index}" for index in range(4)]
+    for file in files:
+        file.write_text(file.name)
+        known.add(file, "scan")
+    note = tmp_path / "made_with.jsonl"
+    assert len(note.read_text().splitlines()) == 1 + len(files)
+    again = KnownPredictions(tmp_path, ["a"], {"step": "1"})
+    assert all(again.has(file, "scan") for file in files) and not again.has(files[0], "another scan")
+    note.write_text(note.read_text()[:-20])
+    cut = KnownPredictions(tmp_path, ["a"], {"step": "1"})
+    assert [cut.has(file, "scan") for file in files] == [True, True, True, False]
+    cut.add(files[3], "scan")
+    assert all(KnownPredictions(tmp_path, ["a"], {"step": "1"}).has(file, "scan") for file in files)
+    for others in (KnownPredictions(tmp_path, ["b"], {"step": "1"}), KnownPredictions(tmp_path, ["a"], {"step": "2"})):
+        assert not any(others.has(file, "scan") for file in files)
+    note.write_bytes(b"\xff\xfe nothing")
+    assert not KnownPredictions(tmp_path, ["a"]).has(files[0])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.checkpoint import load_checkpoint, stored_checkpoint, weights_digest
 from medkd.core.errors import RunError
-from medkd.core.made_with import content_digest
-from medkd.core.run import FINAL, VALIDATION_SUMMARY
+from medkd.core.made_with import content_digest, label_map_settings
+from medkd.core.protocol import InferenceRule
+from medkd.core.run import FINAL, VALIDATION_SUMMARY, RunFolder
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher
 from medkd.core.serial import from_data, load, to_data
 from medkd.evaluation.segmentation.results import Summary
@@ -30,21 +31,25 @@ class ScoredFrom:
         weights: a hash of each network that predicted.
         predictions: name of a label map → hash of its content.
         references: name of a reference → hash of its content.
+        settings: what else the label maps depend on, by name.
     """
 
     weights: tuple[str, ...]
     predictions: Mapping[str, str]
     references: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def with_sources(summary: Summary, weights: Sequence[str]) -> Summary:
+def with_sources(summary: Summary, weights: Sequence[str], settings: Mapping[str, str]) -> Summary:
     """The summary of label maps that are there, with what it was computed from."""
     predictions, references = {}, {}
     for case in summary.cases:
         prediction, reference = Path(case.prediction_file), Path(case.reference_file)
         predictions[prediction.name] = content_digest(prediction)
         references[reference.name] = content_digest(reference)
-    sources = ScoredFrom(weights=tuple(weights), predictions=predictions, references=references)
+    sources = ScoredFrom(
+        weights=tuple(weights), predictions=predictions, references=references, settings=dict(settings)
+    )
     return replace(summary, extra={**summary.extra, KEY: to_data(sources)})
 
 
@@ -86,15 +91,23 @@ def check_sources(run: Path, fold: int, *, complete: bool = True) -> Mapping[str
             _remedy(run),
         )
         return {}
-    weights = weights_now(folder)
-    if weights is not None and found.weights != weights:
-        raise RunError(f"{file} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
+    _check_maker(found, folder, file)
     for case in summary.cases:
         prediction = file.parent / Path(case.prediction_file).name  # the run may have been moved
         for path, digests in ((prediction, found.predictions), (Path(case.reference_file), found.references)):
             if complete or path.is_file():
                 _check_content(path, digests, file, run)
     return found.references
+
+
+def _check_maker(found: ScoredFrom, folder: Path, scores: Path) -> None:
+    """The weights, and what else the label maps depend on."""
+    run, weights = folder.parent, weights_now(folder)
+    if weights is not None and found.weights != weights:
+        raise RunError(f"{scores} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
+    for name, value in (_settings_now(folder) if found.settings else {}).items():
+        if found.settings.get(name, value) != value:
+            raise RunError(f"{scores} holds scores with another {name} than {run} says now; {_remedy(run)}.")
 
 
 def weights_now(fold: Path) -> tuple[str, ...] | None:
@@ -107,6 +120,23 @@ def weights_now(fold: Path) -> tuple[str, ...] | None:
     if (fold / SCORED_TEACHER).exists():
         return (load(ScoredTeacher, fold / SCORED_TEACHER).weights,)
     return None
+
+
+def _settings_now(fold: Path) -> Mapping[str, str]:
+    """What the label maps of a fold that medkd trained depend on, as far as its folder says it; of others nothing."""
+    if not stored_checkpoint(fold / FINAL).exists():
+        return {}
+    run = RunFolder.load(fold.parent)
+    rule = run.plan.protocol.inference if run.plan.protocol else InferenceRule()
+    return label_map_settings(
+        run.plan,
+        run.plan.configuration(run.run.configuration),
+        run.dataset.labels,
+        patch_size=run.run.network.patch_size,
+        mirror_axes=run.run.mirror_axes if rule.mirror else (),
+        step_size=rule.step_size,
+        blending=rule.blending,
+    )
 
 
 def _check_content(file: Path, digests: Mapping[str, str], scores: Path, run: Path) -> None:
