@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,7 @@ def _jobs(
     """Jobs for all series of the training cases' modality, and findings about the rest."""
     labelled = [series for series in study.scans if series.name in training]
     used = {series.headers[0].modality for series in labelled}
-    patients = _patients(labelled)
+    patients = patients_of(labelled)
     jobs: list[CaseJob] = []
     findings: list[Finding] = []
     for series in study.scans:
@@ -213,7 +213,7 @@ def series_job(
     return CaseJob(case=series.name, sources=sources, prepare=prepare, recipe=recipe, split=split, patient=patient)
 
 
-def _patients(scans: list[Series]) -> dict[str, str]:
+def patients_of(scans: Sequence[Series]) -> dict[str, str]:
     """Case → a running number instead of the PatientID; empty where the IDs do not tell patients apart."""
     ids: dict[str, str] = {}
     for series in scans:

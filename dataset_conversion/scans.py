@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.decathlon import images_without_label
-from dataset_conversion.dicom import series_job
+from dataset_conversion.dicom import patients_of, series_job
 from dataset_conversion.folder import list_volumes, volume_job
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
@@ -72,7 +72,10 @@ def _jobs(source: Path, model: DatasetDescription, options: ConversionOptions) -
             f"Each DICOM series is a case with one channel, but the model has {channels} "
             f"({', '.join(model.channel_names)}); give a folder of volumes named CASE_0000 and so on."
         )
-    return [series_job(series, None, model.labels, None, None, "Un", model.channel_names[0]) for series in study.scans]
+    patients, channel = patients_of(study.scans), model.channel_names[0]
+    return [
+        series_job(series, None, model.labels, None, patients.get(series.name), "Un", channel) for series in study.scans
+    ]
 
 
 def _refuse_a_labelled_set(source: Path) -> None:

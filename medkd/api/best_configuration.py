@@ -20,7 +20,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
 from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, nearest, save
-from medkd.evaluation.cross_validation import scored_folds
+from medkd.evaluation.cross_validation import refuse_agreement, scored_folds
 from medkd.evaluation.segmentation.results import Summary
 from medkd.evaluation.segmentation.scored_from import check_sources
 from medkd.evaluation.statistics import Interval, finite, paired_difference
@@ -227,6 +227,9 @@ def _common_folds(runs: Sequence[Path], folds: Sequence[int | str] | None) -> li
 
 
 def _refuse_folds(runs: Sequence[Path], scored: Sequence[Sequence[int]]) -> NoReturn:
+    for run, known in zip(runs, scored, strict=True):
+        if not known:
+            refuse_agreement(run)
     listed = [f"{run.name}: {known or 'none'}" for run, known in zip(runs, scored, strict=True)]
     raise RunError(
         f"These runs do not have such scored folds in common ({'; '.join(listed)}); train and validate the others."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from medkd.api.compress_work import Step, Work
 from medkd.api.compression import Compression
+from medkd.core.errors import MedkdError, SomeFailedError, first_line, ran_out_of_memory
 from medkd.core.run_files import LOG_FILE, read_log
 from medkd.core.timing import readable_seconds
 from medkd.training import run as training_run
@@ -53,6 +54,7 @@ def compress(
 
     Raises:
         RunError: the model is no plain or residual-encoder U-Net, or a size or setting does not fit.
+        SomeFailedError: some trainings failed; the table holds the others.
         LeakError: the teacher has seen the fold's validation cases.
         MedkdError: anything else that does not fit.
     """
@@ -60,17 +62,58 @@ def compress(
     work = Work.of(model, dataset, sizes, tolerance, fold, method, root, settings)
     tell = say or (lambda line: None)
     steps = work.steps()
+    failed: dict[str, Exception] = {}
     for number, step in enumerate(steps, 1):
         place = f"[{number}/{len(steps)}] {step.text}"
+        if step.trains:
+            work.check_students()
+        elif failed:
+            _refuse_nothing(steps, failed)
         if step.done():
             tell(f"{place}: done before")
             continue
-        left = _time_left(steps[number - 1 :], work)
-        tell(f"{place}{left}")
-        begin = time.monotonic()
+        tell(f"{place}{_time_left(steps[number - 1 :], work)}")
+        error = _attempt(step, place, tell)
+        if error is not None:
+            failed[step.text] = error
+    found = work.result()
+    if failed:
+        _tell_failures(found, failed, tell)
+    return found
+
+
+def _attempt(step: Step, place: str, tell: Say) -> Exception | None:
+    """Do it; of a training that fails the reason is given back, since the others can go on."""
+    begin = time.monotonic()
+    try:
         step.run()
-        tell(f"{place}: done in {readable_seconds(time.monotonic() - begin)}")
-    return work.result()
+    except Exception as error:
+        if not step.trains or not (isinstance(error, MedkdError) or ran_out_of_memory(error)):
+            raise
+        tell(f"{place}: failed, the others go on: {first_line(error)}")
+        return error
+    tell(f"{place}: done in {readable_seconds(time.monotonic() - begin)}")
+    return None
+
+
+def _refuse_nothing(steps: Sequence[Step], failed: Mapping[str, Exception]) -> None:
+    """Of no student there is nothing to show."""
+    if len(failed) == sum(step.trains for step in steps):
+        raise next(iter(failed.values()))
+
+
+def _tell_failures(found: Compression, failed: Mapping[str, Exception], tell: Say) -> NoReturn:
+    """The table of the others, and what is missing in it."""
+    for line in ("", *found.lines(), ""):
+        tell(line)
+    reasons = {text: first_line(error) for text, error in failed.items()}
+    listed = "; ".join(f"{text}: {reason}" for text, reason in reasons.items())
+    raise SomeFailedError(
+        f"{len(failed)} trainings failed, and the table in {found.report} is without them ({listed}); mend that and "
+        "give the command again, or leave their sizes out.",
+        reasons,
+        [],
+    )
 
 
 def compress_plan(

@@ -107,8 +107,10 @@ class Work:
                 f"{found.path}: expected a run of {name}, below {place.results / name}, or a model from elsewhere; "
                 "give one of these."
             )
+        network = _network_of(found)
+        _refuse_without_labels(place.raw_dataset(name), network, fold, sizes[0])
         return cls(
-            network=_network_of(found),
+            network=network,
             model=str(Path(model).absolute()) if Path(model).exists() else str(model),
             found=found,
             dataset=name,
@@ -235,6 +237,15 @@ class Work:
         """Those that were asked for, by divisor and start."""
         return {}
 
+    def check_students(self) -> None:
+        """All that can be refused of any student, before one is trained.
+
+        Raises:
+            MedkdError: the first thing.
+        """
+        for options in self.students():
+            self.folder(options)
+
     def method_of(self, options: TrainOptions) -> str:
         """A student alone learns from nobody."""
         return self.method if options.init == "teacher" else "none"
@@ -252,20 +263,20 @@ class Work:
         training_run.train_distill(self.task, self.dataset, self.model, self.network, method, self.fold, options)
 
     def runs(self) -> list[tuple[str, str]]:
-        """Name and role of each run, the teacher first."""
+        """Name and role of each run that is trained, the teacher first."""
         teacher = self.teacher_run()
         found = [] if teacher is None else [(teacher.name, "teacher")]
-        for options in self.students():
+        for options in filter(self.is_trained, self.students()):
             role = "student" if options.init == "teacher" else "alone"
             found.append((self.folder(options).parent.name, role))
         return found
 
     def is_measured(self) -> bool:
-        """Whether all are trained, and were measured together on the CPU."""
+        """Whether all that are trained were measured together on the CPU."""
         timings = Timings.load(self.results)
         if timings is None or not self.is_prepared() or timings.device != "cpu":
             return False
-        return set(timings.seconds) >= {name for name, _ in self.runs()} and all(map(self.is_trained, self.students()))
+        return set(timings.seconds) >= {name for name, _ in self.runs()}
 
     def measure(self) -> None:
         """Time all of them on the CPU."""
@@ -315,6 +326,20 @@ def _check_numbers(sizes: Sequence[int], tolerance: float, fold: int | str) -> N
     if str(fold) not in _FOLDS:
         raise RunError(
             f"--fold expects 0 to 4, since students are judged on the cases that the fold holds out, found {fold}."
+        )
+
+
+def _refuse_without_labels(raw: Path, network: str, fold: int | str, size: int) -> None:
+    """Students are told apart by their Dice on labelled cases.
+
+    Raises:
+        RunError: there are none.
+    """
+    if not labelled_cases(raw, DatasetDescription.load(raw / DATASET_FILE)):
+        raise RunError(
+            f"{raw.name} has scans without labels only, and students are chosen here by Dice, which needs labels; "
+            f"train one with medkd_train_distill {raw.name} MODEL {network} dml {fold} --init teacher --width-divisor "
+            f"{size}, which says how far it agrees with the teacher."
         )
 
 

@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from medkd.core.agreements import agreement_text
 from medkd.core.errors import MedkdError, RunError, SomeFailedError, first_line
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
@@ -141,8 +142,12 @@ def _tried(train_fold: Callable[[str], list[Path]], fold: str, failed: dict[str,
 
 
 def _together(run: Path, count: int) -> Path:
-    """The folder with the scores of all folds of a run."""
-    from medkd.evaluation.cross_validation import cross_validate
+    """The folder with the scores of all folds of a run; the run folder where no fold has a label to be judged by."""
+    from medkd.evaluation.cross_validation import cross_validate, scored_folds
 
+    agreement = "" if scored_folds(run) else agreement_text(run)
+    if agreement:
+        _log.info("%s: no labels, so no scores, but %s", run.name, agreement)
+        return run
     cross_validate(run, expected=count, postprocessing=None)
     return run / CROSS_VALIDATION

@@ -221,17 +221,23 @@ def labelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFi
     return training_cases(folder, description)
 
 
+def every_case(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
+    """:func:`labelled_cases`, then :func:`unlabelled_cases`, which refuse what is wrong with them."""
+    return [*labelled_cases(folder, description), *unlabelled_cases(folder, description)]
+
+
 def unlabelled_cases(folder: Path, description: DatasetDescription) -> list[CaseFiles]:
     """The cases in ``imagesUn``, sorted by case id; existence of all their channels is not checked here.
 
-    Of a detection data set these are images that nobody has annotated. Scans without labels can only be learnt from
-    with a teacher. They are never among the cases on which networks are judged against labels.
+    Of a detection data set these are images that nobody has annotated. They can only be learnt from with a teacher.
 
     Raises:
         DataError: there is such a folder with files, but no scan is named as it should be.
     """
     place = folder / UNLABELLED_FOLDER
     if not any(place.glob("[!.]*")):
+        if place.is_file():
+            raise DataError(f"{place}: expected a folder of scans without labels, found a file; remove it.")
         return []
     suffix, what = f"_0000{description.file_ending}", "scans"
     if description.task == "detection":

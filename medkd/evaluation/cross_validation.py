@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from medkd.core.agreements import AGREEMENT, agreements
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.files import read_json
 from medkd.core.numbers import whole_number
@@ -15,7 +16,6 @@ from medkd.core.run import CROSS_VALIDATION, RUN_FILE, SPLIT_FILE, VALIDATION_SU
 from medkd.core.serial import load
 from medkd.tasks import task_of_run
 
-_AGREEMENT = "fold_*/agreement/agreement.json"  # of folds without labels
 _UNWANTED = "no_postprocessing"  # in what is written: nobody is to look for any, until it is asked for
 _log = logging.getLogger(__name__)
 
@@ -114,8 +114,6 @@ def cross_validate(
     folder = cross_validation_folder(run, only)
     look = not _unwanted(run, folds, folder) if postprocessing is None else postprocessing
     missing = [] if only else _missing_folds(run, folds, expected)
-    for fold in folds:
-        chosen.check(run, fold)
     extra = {"missing_folds": missing, **({} if look else {_UNWANTED: True})}
     merged = chosen.with_extra(merge_folds(run, folds, chosen), extra)
     chosen.save(merged, folder)
@@ -202,11 +200,8 @@ def cross_validation_folder(run: Path, only: Sequence[int | str] | None = None) 
 def _chosen_folds(run: Path, only: Sequence[int | str] | None) -> list[int]:
     """The folds that are put together: those that were asked for, else all that were validated."""
     folds = scored_folds(run)
-    if not folds and any(run.glob(_AGREEMENT)):
-        raise RunError(
-            f"{run} was trained without any label, so that its folds have an agreement with the teacher "
-            f"({_AGREEMENT}) and no scores to put together; for scores, add labelled cases and train on these."
-        )
+    if not folds:
+        refuse_agreement(run)
     if not folds:
         raise RunError(
             f"{run}: no fold_K/{VALIDATION_SUMMARY} found; train at least one fold to its end, which validates it."
@@ -219,6 +214,19 @@ def _chosen_folds(run: Path, only: Sequence[int | str] | None) -> list[int]:
             f"{', '.join(map(str, folds))}; train it to its end, or leave it out."
         )
     return [fold for fold in folds if str(fold) in wanted]
+
+
+def refuse_agreement(run: Path) -> None:
+    """See that a run without scores is not one that can have none.
+
+    Raises:
+        RunError: its folds hold no labelled case out.
+    """
+    if agreements(run):
+        raise RunError(
+            f"{run} was trained without any label, so that its folds have an agreement with the teacher "
+            f"(fold_K/{AGREEMENT}) and no scores to put together; for scores, add labelled cases and train on these."
+        )
 
 
 def _find_postprocessing(run: Path, folds: Sequence[int], folder: Path) -> None:
@@ -240,11 +248,14 @@ def scored_folds(run: Path) -> list[int]:
 
 
 def merge_folds(run: Path, folds: Sequence[int], scoring: FoldScoring[S]) -> S:
-    """Read and merge the validation scores of some folds.
+    """Read and merge the validation scores of some folds, which must belong to what is there now.
 
     Raises:
+        RunError: they do not.
         DataError: see :func:`cross_validate`.
     """
+    for fold in folds:
+        scoring.check(run, fold)
     parts = {fold: scoring.load(run, fold) for fold in folds}
     rules = scoring.rules(parts[folds[0]])
     owner: dict[str, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from medkd import __version__
 from medkd.core.checkpoint import weights_digest
-from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, every_case, labelled_cases
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import scratch_folder, write_json, write_text
 from medkd.core.paths import Root
@@ -121,7 +121,7 @@ def _scans_for_int8(
     raw = Root.resolve(root).raw / trained.plan.dataset
     if not (raw / DATASET_FILE).is_file():
         raise RunError(f"--int8 needs scans, but there is no data set {raw}; give a folder of scans with --scans.")
-    cases = training_cases(raw, DatasetDescription.load(raw / DATASET_FILE))
+    cases = every_case(raw, DatasetDescription.load(raw / DATASET_FILE))
     trained_on, held_out = _apart(cases, set(seen or ()))
     return (trained_on, held_out) if trained_on and held_out else _in_turns(cases)
 
@@ -147,7 +147,7 @@ def seen_cases(source: ModelFolder[TrainedModel], trained: TrainedModel, root: P
     seen: set[str] = set()
     try:
         if described.is_file():
-            cases = [case.case for case in training_cases(raw, DatasetDescription.load(described))]
+            cases = [case.case for case in labelled_cases(raw, DatasetDescription.load(described))]
         elif source.kind != "run":
             return None
         for fold in trained.folds or source.folds():

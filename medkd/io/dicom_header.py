@@ -44,8 +44,9 @@ class Frame:
         position: ImagePositionPatient, mm in LPS; empty where the file does not say it, as the next two.
         orientation: ImageOrientationPatient: direction along a row (growing column), then along a column (growing row).
         spacing: PixelSpacing in mm: between rows, then between columns.
-        slope: RescaleSlope.
-        intercept: RescaleIntercept.
+        slope: RescaleSlope as the file states it; None where it does not. 0 would make every voxel equal, and is read
+            as "not set", as ITK and others do.
+        intercept: RescaleIntercept; None where the file does not state it.
     """
 
     path: Path
@@ -54,8 +55,8 @@ class Frame:
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
-    slope: float = 1.0
-    intercept: float = 0.0
+    slope: float | None = None
+    intercept: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,18 +226,19 @@ def _frame(path: Path, index: int, size: tuple[int, int], places: list[Any]) -> 
         position=_numbers(_find(places, "PlanePositionSequence", "ImagePositionPatient"), 3),
         orientation=_numbers(_find(places, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         spacing=_numbers(_find(places, "PixelMeasuresSequence", "PixelSpacing"), 2),
-        slope=_rescale(places, "RescaleSlope", 1.0),
-        intercept=_rescale(places, "RescaleIntercept", 0.0),
+        slope=_rescale(places, "RescaleSlope"),
+        intercept=_rescale(places, "RescaleIntercept"),
     )
 
 
-def _rescale(places: list[Any], key: str, default: float) -> float:
+def _rescale(places: list[Any], key: str) -> float | None:
     value = _find(places, "PixelValueTransformationSequence", key)
-    number = default if value is None else float(value)
+    if value is None:
+        return None
+    number = float(value)
     if not isfinite(number):
         raise ValueError(f"{key} is {number}")
-    # a slope of 0 would make every voxel equal; ITK and others read it as "not set"
-    return default if number == 0 and key == "RescaleSlope" else number
+    return number
 
 
 def _find(places: list[Any], sequence: str, key: str) -> Any:

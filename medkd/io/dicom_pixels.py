@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.io.dicom_header import Frame, read_dataset, told
 
+_log = logging.getLogger(__name__)
 _TYPES = (np.int16, np.int32, np.float32)
 _LIMITS = (2**15, 2**31)
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -24,6 +26,7 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
     Raises:
         DataError: a file has no pixels, fewer than it announces, or none of the decoders can read its compression.
     """
+    _tell_of_zero_slopes(frames)
     rank = 0
     planes = np.empty((len(frames), *frames[0].size), _TYPES[rank])
     path: Path | None = None
@@ -37,11 +40,24 @@ def read_planes(frames: Sequence[Frame]) -> np.ndarray:
                 )
         plane = stored[frame.index]
         if not rescaled:
-            plane = _rescale(plane, frame.slope, frame.intercept)
+            plane = _rescale(plane, frame.slope or 1.0, frame.intercept or 0.0)
         rank = max(rank, _rank(plane))
         planes = planes.astype(_TYPES[rank], copy=False)  # scanners' values fit into int16: this hardly ever copies
         planes[place] = plane
     return planes
+
+
+def _tell_of_zero_slopes(frames: Sequence[Frame]) -> None:
+    zero = [frame.path.name for frame in frames if frame.slope == 0]
+    if zero:
+        _log.warning(
+            "%s: RescaleSlope is 0 in %d of %d slices, for example %s, which is read as not set; if stored values are "
+            "to be scaled, export the series again.",
+            frames[0].path.parent,
+            len(zero),
+            len(frames),
+            zero[0],
+        )
 
 
 def _rescale(plane: np.ndarray, slope: float, intercept: float) -> np.ndarray:

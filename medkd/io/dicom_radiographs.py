@@ -7,6 +7,7 @@ white). Needs pydicom (``pip install 'medkd[dicom]'``), which is imported when t
 from __future__ import annotations
 
 import logging
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
     if stored.ndim == 3:
         return to_eight_bit(np.ascontiguousarray(stored[..., :3]))[0]
     try:
-        values = _modality(stored, dataset)
+        values = _modality(path, stored, dataset)
         shown = _windowed(values, dataset)
     except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise DataError(
@@ -131,9 +132,15 @@ def _pixels_by_itk(path: Path, dataset: Any) -> np.ndarray:
     return pixels
 
 
-def _modality(stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _modality(path: Path, stored: np.ndarray, dataset: Any) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 
+    for key in ("RescaleSlope", "RescaleIntercept"):
+        if not isfinite(float(dataset.get(key) or 0.0)):
+            raise ValueError(f"{key} is {dataset.get(key)}")
+    if dataset.get("RescaleSlope") is not None and float(dataset.RescaleSlope) == 0:
+        _log.warning("%s: RescaleSlope is 0, which would make all pixels equal, and is read as not set.", path)
+        dataset.RescaleSlope = 1
     return np.asarray(apply_modality_lut(stored, dataset), np.float64)
 
 
@@ -168,7 +175,10 @@ def _first(value: Any) -> float | None:
     if value is None or value == "":
         return None
     single = isinstance(value, (int, float, str))
-    return float(value if single else value[0])
+    number = float(value if single else value[0])
+    if not isfinite(number):
+        raise ValueError(f"a window of {number}")
+    return number
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_PLACE = 0.01  # mm; closer planes are the same plane
 _COSINE = 1e-3  # files store cosines with three or more digits
 _EXPORT = "export the series again"
+_NOT_SAID = {"RescaleSlope": "0 or missing", "RescaleIntercept": "missing"}
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,24 @@ def _check_alike(frames: Sequence[Frame], where: str) -> None:
     _check_same(frames, lambda f: f.size, 0, "sizes (rows × columns)", where)
     _check_same(frames, lambda f: f.orientation, _COSINE, "orientations", where)
     _check_same(frames, lambda f: f.spacing, 1e-3 * min(frames[0].spacing), "pixel spacings", where)
+    _check_scaled(frames, lambda f: f.slope or None, 1.0, "RescaleSlope", where)
+    _check_scaled(frames, lambda f: f.intercept, 0.0, "RescaleIntercept", where)
     if len(frames) < 2:
         raise DataError(
             f"{where}: expected a stack of slices, found the single slice {frames[0].path.name}; give the whole series."
+        )
+
+
+def _check_scaled(
+    frames: Sequence[Frame], value: Callable[[Frame], float | None], unset: float, tag: str, where: str
+) -> None:
+    """Slices that do not say how their values are scaled do not lie among others that are scaled."""
+    silent = [frame for frame in frames if value(frame) is None]
+    scaled = [frame for frame in frames if value(frame) not in (None, unset)]
+    if silent and scaled:
+        raise DataError(
+            f"{where}: {tag} is {value(scaled[0]):g} in {_name(scaled[0])}, but {_NOT_SAID[tag]} in {len(silent)} of "
+            f"{len(frames)} slices (first {_name(silent[0])}), whose values would be of another scale; {_EXPORT}."
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,12 @@ import numpy as np
 from medkd.core.errors import DataError
 
 _ROUNDING = 1e-3  # of directions that are written with few digits
+_LONGEST_HEADER = 1 << 16
+_PLACING = frozenset(
+    {"offset", "origin", "position", "elementspacing", "transformmatrix", "rotation", "orientation", "space origin"}
+)
+"""Fields of MetaImage and NRRD whose wrong numbers ITK replaces in silence."""
+
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -78,9 +86,43 @@ def _reader(path: Path) -> Any:
 
     if not path.exists():
         raise DataError(f"Expected the image file {path}, but it does not exist.")
+    _check_numbers(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     return reader
+
+
+def _check_numbers(path: Path) -> None:
+    """See that the header places its voxels by numbers: ITK reads nan, inf and words as 0, without a word.
+
+    Raises:
+        DataError: an origin, spacing or direction holds something else.
+    """
+    for key, text in _fields(path).items():
+        if key in _PLACING and not all(map(_is_number, re.split(r"[\s,()]+", text.strip("() ")))):
+            raise DataError(
+                f"{path}: expected finite numbers as '{key}', found '{text:.60}', which programs read as 0; export the "
+                "scan again, best as .nii.gz."
+            )
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The fields of a header by their names in small letters; of another kind of file nothing."""
+    with path.open("rb") as stream:
+        head = stream.read(_LONGEST_HEADER)
+    end = b"\n\n" if head.startswith(b"NRRD") else b"ElementDataFile"
+    fields = {}
+    for line in head.replace(b"\r\n", b"\n").partition(end)[0].decode("latin-1").split("\n"):
+        key, _, text = line.partition("=" if end == b"ElementDataFile" else ":")
+        fields[key.strip().lower()] = text.strip()
+    return fields
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _call(path: Path, function: Any) -> Any:

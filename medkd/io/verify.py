@@ -193,7 +193,7 @@ def _check_cases(
     looked_at = {case.case for case in cases[::every]}
     with ThreadPoolExecutor(workers or worker_count(largest)) as pool:
         checks = list(pool.map(lambda case: check_case(case, labels, case.case in looked_at), cases))
-        return checks, list(pool.map(lambda case: check_case(case, None), plain))
+        return checks, list(pool.map(lambda case: check_case(case, labels), plain))
 
 
 def _report(folder: Path, checks: Sequence[CaseCheck] | Sequence[DetectionCheck], others: list[Finding]) -> Report:

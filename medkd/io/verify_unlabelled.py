@@ -60,7 +60,7 @@ def _labelled_finding(case: CaseFiles) -> Finding:
 def _stray_findings(
     place: Path, description: DatasetDescription, cases: Sequence[CaseFiles], endings: Collection[str] | None
 ) -> list[Finding]:
-    """Files that belong to no case: further channels, other endings, cases without a first channel."""
+    """Files that belong to no case: further channels, other endings, folders, cases without a first channel."""
     known: set[str] = set()
     for case in cases:
         known.update(path.name for path in case.images)
@@ -68,6 +68,7 @@ def _stray_findings(
     findings = []
     for path in sorted(place.glob("[!.]*")):
         is_scan = file_ending(path) is not None if endings is None else path.suffix.lower() in endings
+        is_scan |= path.is_dir() or path.suffix.lower() == ".dcm"  # of DICOM, which has to be converted first
         if path.name in known or not is_scan:
             continue
         findings.append(
@@ -76,7 +77,7 @@ def _stray_findings(
                 file=str(path),
                 expected=f"{len(description.channel_names)} channels per case ({names}), named CASE_0000 and so on",
                 found=path.name,
-                action="rename or remove it",
+                action="rename, convert (medkd_convert) or remove it",
             )
         )
     return findings

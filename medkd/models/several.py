@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def groups_of(members: Sequence[Member], labels: LabelSpec) -> list[Group]:
                 f"The teacher {member.model.path} and the data set differ: one has labels, the other regions."
             )
         own = _channels(theirs)
+        _check_regions(member, theirs, labels)
         common = {wanted[name]: own[name] for name in wanted if name in own}
         if not common:
             raise RunError(
@@ -183,6 +185,29 @@ def groups_of(members: Sequence[Member], labels: LabelSpec) -> list[Group]:
         found[key] = Group((*(same.members if same else ()), position), common)
     _check_owners(list(found.values()), members, wanted)
     return list(found.values())
+
+
+def _check_regions(member: Member, theirs: LabelSpec, ours: LabelSpec) -> None:
+    """Regions of equal names mean the same only if they lie in each other, beside or across each other alike."""
+    own, wanted = ({name.casefold(): set(values) for name, values in spec.foreground} for spec in (theirs, ours))
+    common = [name for name in wanted if name in own] if ours.regions else []
+    for first, second in combinations(common, 2):
+        if _relation(own[first], own[second]) != _relation(wanted[first], wanted[second]):
+            raise RunError(
+                f"The teacher {member.model.path} means other regions than the data set by '{first}' and '{second}': "
+                f"there '{first}' {_relation(own[first], own[second])} '{second}', here it "
+                f"{_relation(wanted[first], wanted[second])} it; leave the teacher out."
+            )
+
+
+def _relation(first: set[int], second: set[int]) -> str:
+    if first == second:
+        return "equals"
+    if first < second:
+        return "is a part of"
+    if first > second:
+        return "holds"
+    return "overlaps" if first & second else "lies beside"
 
 
 def _check_owners(groups: Sequence[Group], members: Sequence[Member], wanted: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, training_cases
+from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
@@ -42,7 +42,12 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
     if not (prepared / PLANS_FILE).exists():
         raise DataError(f"{prepared} has no {PLANS_FILE}; run medkd_plan_and_preprocess -d {dataset}.")
     description = DatasetDescription.load(prepared / DATASET_FILE)
-    known = {files.case: files for files in training_cases(raw, description)}
+    known = {files.case: files for files in labelled_cases(raw, description)}
+    if not known:
+        raise DataError(
+            f"{dataset} has scans without labels only, and a search compares scores, which need labels; search on a "
+            "data set that has some."
+        )
     kept = find_split(prepared, fold, sorted(known), description.patients, raw).train
     inner = Root.resolve(folder)
     for case in kept:

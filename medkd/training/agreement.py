@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm import tqdm
 
+from medkd.core.agreements import AGREEMENT
 from medkd.core.files import write_json
 from medkd.core.made_with import KnownPredictions
 from medkd.evaluation.segmentation.folder import evaluate_folder
@@ -24,8 +25,6 @@ from medkd.training.targets import source_of
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
 
-FOLDER = "agreement"
-AGREEMENT_FILE = "agreement.json"
 _WHAT = "agreement with the teacher (overlap of both predictions; no reference was involved)"
 _log = logging.getLogger(__name__)
 
@@ -40,7 +39,8 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
     Returns:
         The file.
     """
-    folder, teacher = job.folder / FOLDER, job.teacher
+    file, teacher = job.folder / AGREEMENT, job.teacher
+    folder = file.parent
     assert teacher is not None  # narrowed for the type checker: without labels there is no training without a teacher
     ending = writable_ending(job.description.file_ending)
     student = Predictor.from_run(job.folder.parent, [job.fold], job.device)
@@ -62,8 +62,8 @@ def write_agreement(job: SegmentationJob, cases: tuple[str, ...]) -> Path:
         "cases": list(cases),
         "agreement": found.mean_dice,
     }
-    write_json(folder / AGREEMENT_FILE, content)
-    return folder / AGREEMENT_FILE
+    write_json(file, content)
+    return file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,13 +52,17 @@ def split_with_unlabelled(
                 data.dataset,
             )
         return replace(split, unlabelled=())
-    if data.options.unlabelled_share is not None and not found and data.options.labels != NO_LABELS:
+    if data.options.unlabelled_share and not found and data.options.labels != NO_LABELS:
         raise RunError(
             f"{data.dataset} has no preprocessed {noun}s without labels, so that {option_name('unlabelled_share')} has "
             f"nothing to draw from; put {noun}s into imagesUn of the raw data set and run medkd_plan_and_preprocess "
             f"-d {data.dataset}."
         )
-    if not split.train or data.options.unlabelled_share == 0:
+    _refuse_share_of_all(data, noun)
+    if not split.train:
+        _refuse_twins(data, split.unlabelled, digests, noun)
+        return split
+    if data.options.unlabelled_share == 0:
         return split
     chosen = _without_patients_of(data, found, noun)
     _refuse_twins(data, chosen, digests, noun)
@@ -98,6 +102,22 @@ def _refuse_alone(data: FoldData[Any, Any, T], method: str | None) -> None:
                 f"{option_name(name)} is about what a teacher teaches, but {who} has no teacher to follow; leave it "
                 "out, or train with a method that follows a teacher."
             )
+
+
+def _refuse_share_of_all(data: FoldData[Any, Any, T], noun: str) -> None:
+    """Where no sample has labels, only one share is possible; 0 still leaves ``imagesUn`` out beside other cases."""
+    share, labelled = data.options.unlabelled_share, bool(data.split.train)
+    if share in (None, 1) or (labelled and (share == 0 or data.options.labels != NO_LABELS)):
+        return
+    why = (
+        f"{option_name('labels')} none looks at none"
+        if labelled
+        else f"{data.dataset} has no labelled {noun} to train on"
+    )
+    raise RunError(
+        f"{option_name('unlabelled_share')} {share:g} asks for samples with labels, but {why}, so that all come "
+        "without; leave it out."
+    )
 
 
 def _without_patients_of(data: FoldData[Any, Any, T], cases: Sequence[str], noun: str) -> list[str]:

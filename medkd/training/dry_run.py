@@ -66,17 +66,22 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class LeakGuard:
-    """What the guard found: the fold of the teacher that may teach, how many cases it has seen, and how many judge the
-    student.
+    """What the guard found: the fold of the teacher that may teach, how many cases it has seen (None where nobody can
+    say), and how many judge the student.
     """
 
     teacher: str
     fold: str
-    seen: int
+    seen: int | None
     judged: int
 
     def __str__(self) -> str:
         """The verdict in one sentence."""
+        if self.seen is None:
+            return (
+                f"fold {self.fold} of {self.teacher} teaches; nobody can say what it has seen, but no label judges the "
+                f"student: on {self.judged} scans its agreement with the teacher is measured"
+            )
         judged = (
             f"none of the {self.judged} on which the student is judged"
             if self.judged

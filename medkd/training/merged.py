@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
+from medkd.core.dataset import CaseFiles, DatasetDescription, every_case
 from medkd.core.errors import RunError
 from medkd.core.plan import Plan
 from medkd.core.plugins import resolve
@@ -210,5 +210,4 @@ def to_student(probabilities: np.ndarray, properties: CaseProperties, plan: Plan
 
 
 def _files(raw: Path, description: DatasetDescription) -> dict[str, CaseFiles]:
-    every = [*labelled_cases(raw, description), *unlabelled_cases(raw, description)]
-    return {files.case: files for files in every}
+    return {files.case: files for files in every_case(raw, description)}

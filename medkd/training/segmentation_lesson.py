@@ -17,7 +17,7 @@ from medkd.core.workers import default_workers
 from medkd.distillation import METHODS, Distiller, Method, build_method
 from medkd.distillation.base import Context
 from medkd.distillation.gradient_check import sentence, silent_terms
-from medkd.models.guard import Teacher, allowed_folds
+from medkd.models.guard import UNKNOWN, Teacher, allowed_folds
 from medkd.models.segmentation import TrainedModel, label_meaning
 from medkd.models.several import SeveralTeachers
 from medkd.networks import SegmentationNetwork, build_network
@@ -180,7 +180,8 @@ class SegmentationLesson(Lesson):
                 every = ", ".join(other.fold for other in self._teachers)
                 folds = f"{every} (each case by those that have not seen it)"
                 seen = frozenset().union(*(other.seen for other in self._teachers))
-            guard = LeakGuard(teacher.model.name, folds, len(seen), len(job.split.val))
+            known = None if UNKNOWN in seen else len(seen)
+            guard = LeakGuard(teacher.model.name, folds, known, len(job.split.val))
         loss = SegmentationLoss(regions=job.description.labels.regions, batch_dice=False)
         return describe_run(job.run, job.folder, self.student, loss, self.distiller, guard)
 

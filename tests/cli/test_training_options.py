@@ -155,4 +155,4 @@ def test_a_search_hands_over_what_it_is_told(root: Path, monkeypatch: pytest.Mon
     assert tune.main([*command, "--teacher-options", "--tf32 off --compile"]) == 1
     assert seen[0].settings == HANDED_OVER
     assert seen[0].teacher_settings == {"tf32": "off", "compile": True, "seed": 0}
-    assert tune.main([*command, "--teacher-options", "--dry-run"]) == 1 and len(seen) == 1
+    assert tune.main([*command, "--teacher-options=--dry-run"]) == 1 and len(seen) == 1

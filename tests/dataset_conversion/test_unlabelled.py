@@ -23,13 +23,16 @@ from tests.io.dicom_series import on_slice, stored_values, write_series
 MODEL = DatasetDescription(channel_names=("CT",), labels=LabelSpec.from_names(["liver", "spleen"]), num_training=0)
 
 
-def _series(folder: Path, number: int) -> np.ndarray:
-    write_series(folder, stored_values(seed=number), change=on_slice(-1, PatientID=f"patient{number}"))
+def _series(folder: Path, number: int, seed: int | None = None) -> np.ndarray:
+    write_series(
+        folder, stored_values(seed=number if seed is None else seed), change=on_slice(-1, PatientID=f"patient{number}")
+    )
     return read_volume(folder).array
 
 
 def test_a_dicom_tree_becomes_scans_without_labels_for_a_model(tmp_path: Path) -> None:
     arrays = [_series(tmp_path / "pacs" / f"p{number}" / "study" / "series", number) for number in (1, 2)]
+    arrays.append(_series(tmp_path / "pacs" / "p1" / "study" / "later", 1, seed=3))
     (tmp_path / "pacs" / "p1" / "report.txt").write_text("no image")
     options = ConversionOptions(settings={"like": MODEL})
     result = convert_dataset("folder", tmp_path / "pacs", 7, root=tmp_path / "root", options=options)
@@ -37,11 +40,14 @@ def test_a_dicom_tree_becomes_scans_without_labels_for_a_model(tmp_path: Path) -
     description = DatasetDescription.load(result.folder / "dataset.json")
     assert labelled_cases(result.folder, description) == [] and description.labels == MODEL.labels
     cases = unlabelled_cases(result.folder, description)
-    assert len(cases) == 2
+    assert len(cases) == 3
+    of_first = [case.case for case in cases if "p1" in case.case]
+    assert len(of_first) == 2 and len({description.patients[case] for case in of_first}) == 1
+    assert len(set(description.patients.values())) == 2  # so that no fold has one of them on both sides
     found = [read_volume(case.images[0]).array for case in cases]
     assert sorted(array.tobytes() for array in found) == sorted(array.tobytes() for array in arrays)
     again = convert_dataset("folder", tmp_path / "pacs", 7, root=tmp_path / "root", options=options)
-    assert len(again.conversion.unchanged) == 2
+    assert len(again.conversion.unchanged) == 3
     with pytest.raises(DataError, match="cannot be linked to"):
         linked = ConversionOptions(settings={"like": MODEL}, mode="link")
         convert_dataset("folder", tmp_path / "pacs", 8, root=tmp_path / "root", options=linked)

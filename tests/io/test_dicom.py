@@ -318,7 +318,31 @@ def test_the_liver_of_the_real_ct_has_livers_hounsfield_units(real_data: Path) -
     assert values.mean() == pytest.approx(89, abs=1) and values.std() == pytest.approx(22, abs=1)
 
 
-def test_a_rescale_slope_of_zero_is_not_set(tmp_path: Path) -> None:
-    write_series(tmp_path / "zero", slope=0.0)
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_rescale_slope_of_zero_is_not_set_which_is_said(
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "zero", change=on_slice(number, RescaleSlope=0))
     write_series(tmp_path / "one", slope=1.0)
-    np.testing.assert_array_equal(read_volume(tmp_path / "zero").array, read_volume(tmp_path / "one").array)
+    expected = read_volume(tmp_path / "one").array
+    assert not caplog.text
+    np.testing.assert_array_equal(read_volume(tmp_path / "zero").array, expected)
+    assert f"RescaleSlope is 0 in {1 if number > 0 else len(expected)} of {len(expected)} slices" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ({"RescaleSlope": 0}, r"RescaleSlope is 2 in slice\w+, but 0 or missing in 1 of \d+ slices"),
+        ({"RescaleSlope": None}, "RescaleSlope is 2 .* but 0 or missing in 1 of"),
+        ({"RescaleIntercept": None}, "RescaleIntercept is -1024 .* but missing in 1 of"),
+        ({"RescaleSlope": "nan"}, "RescaleSlope is nan"),
+        ({"RescaleSlope": "inf"}, "RescaleSlope is inf"),
+    ],
+)
+def test_slices_that_would_be_scaled_otherwise_than_the_rest_are_refused(
+    tmp_path: Path, tags: dict[str, object], found: str
+) -> None:
+    write_series(tmp_path, slope=2.0, change=on_slice(2, **tags))
+    with pytest.raises(DataError, match=found):
+        read_volume(tmp_path)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import write_json
+from medkd.core.labels import LabelSpec
 from medkd.models.base import open_model
-from medkd.models.several import SeveralTeachers
+from medkd.models.several import Member, SeveralTeachers, groups_of
 from tests.models.nnunet.builders import configured, dataset_of, plans_of, write_model
 
 
@@ -55,3 +57,31 @@ def test_what_is_no_list_of_models_is_refused(place: Path, content: dict[str, An
     with pytest.raises(MedkdError, match=message) as caught:
         open_model(place)
     assert isinstance(caught.value, RunError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "match"),
+    [
+        ({"whole": (1,), "core": (2,)}, "there 'whole' lies beside 'core', here it holds it"),
+        ({"whole": (2,), "core": (1, 2)}, "there 'whole' is a part of 'core'"),
+        ({"whole": (1, 2), "core": (1, 2)}, "there 'whole' equals 'core'"),
+        ({"Whole": (1, 2, 3), "Core": (3,)}, None),
+        ({"core": (2,)}, None),
+    ],
+)
+def test_regions_of_equal_names_must_lie_to_each_other_alike(
+    own: dict[str, tuple[int, ...]], match: str | None
+) -> None:
+    ours = LabelSpec((("background", (0,)), ("whole", (1, 2)), ("core", (2,))), True, (1, 2))
+    members = [_knowing(own), *([] if len(own) > 1 else [_knowing({"whole": (1,)})])]
+    if match is None:
+        assert sum(len(group.outputs) for group in groups_of(members, ours)) == 2
+        return
+    with pytest.raises(RunError, match=match):
+        groups_of(members, ours)
+
+
+def _knowing(regions: dict[str, tuple[int, ...]]) -> Member:
+    labels = LabelSpec((("background", (0,)), *regions.items()), True, tuple(range(1, len(regions) + 1)))
+    model: Any = SimpleNamespace(path=Path("odd"), describe=lambda: SimpleNamespace(labels=labels))
+    return Member(model)

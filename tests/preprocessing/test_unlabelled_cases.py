@@ -65,6 +65,10 @@ def test_a_scan_that_got_its_label_moves_to_the_labelled_ones(root: Path) -> Non
         ("channel", "scan_00_0001.nii.gz"),
         ("labelled", "only scans without labels in imagesUn"),
         ("names", "expected scans named CASE_0000.nii.gz"),
+        ("label map", "expected a scan, found a label map, with nothing but the values 0, 1, 2"),
+        ("folder", "found patient_7"),
+        ("slice", "found slice.dcm"),
+        ("file", "expected a folder of scans without labels, found a file"),
     ],
 )
 def test_verification_names_what_is_wrong_with_scans_without_labels(root: Path, change: str, found: str) -> None:
@@ -77,6 +81,15 @@ def test_verification_names_what_is_wrong_with_scans_without_labels(root: Path, 
         shutil.copy(scans / "scan_00_0000.nii.gz", scans / "scan_00_0001.nii.gz")
     elif change == "labelled":
         shutil.copy(scans / "scan_00_0000.nii.gz", scans / "case_00_0000.nii.gz")
+    elif change == "label map":
+        shutil.copy(raw / "labelsTr" / "case_00.nii.gz", scans / "scan_04_0000.nii.gz")
+    elif change == "folder":
+        (scans / "patient_7").mkdir()
+    elif change == "slice":
+        (scans / "slice.dcm").write_bytes(b"DICOM")
+    elif change == "file":
+        shutil.rmtree(scans)
+        scans.write_text("scans")
     else:
         for path in list(scans.iterdir()):
             path.rename(scans / path.name.replace("_0000", ""))

@@ -16,7 +16,7 @@ import medkd.api.compress_work as compressing
 import medkd.training.segmentation as loop
 from medkd.api.compression import CompressedRow, Compression, Estimate
 from medkd.cli.compress import main
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError, RunError, SomeFailedError
 from medkd.core.files import read_json
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train
@@ -119,6 +119,40 @@ def test_a_killed_call_goes_on_to_the_same_result(
         medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
     monkeypatch.setattr(loop, "iterate", original)
     assert _scores(medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)) == _scores(whole[1])
+
+
+def test_a_student_that_fails_does_not_end_the_others(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(start, tmp_path / "root"))
+    original: Callable[..., Any] = compressing.training_run.train_distill
+    tried: list[str] = []
+
+    def failing(*given: Any) -> Any:
+        tried.append(given[-1].init)
+        if given[-1].init == "teacher" and len(tried) < 3:
+            raise RunError("the loss is not finite.")
+        return original(*given)
+
+    monkeypatch.setattr(compressing.training_run, "train_distill", failing)
+    said: list[str] = []
+    with pytest.raises(
+        SomeFailedError, match=r"1 trainings failed, .* without them \(student .*: the loss is not finite\)"
+    ):
+        medkd.compress("plain_unet", 900, sizes=[2], root=root, say=said.append, **SHORT)
+    assert tried == ["teacher", "random"] and any("failed, the others go on: the loss" in line for line in said)
+    stored = read_json(root / "results" / NAME / "compress_plain_unet.json")
+    assert [row["role"] for row in stored["rows"]] == ["teacher", "alone"] and stored["recommended"] is None
+    found = medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
+    assert [row.role for row in found.rows] == ["teacher", "student", "alone"] and tried[2:] == ["teacher"]
+
+
+def test_a_mistake_in_any_student_is_told_before_the_first_is_trained(
+    start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressing.training_run, "train_distill", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RunError, match="confidence is about what a teacher teaches"):
+        medkd.compress("plain_unet", 900, sizes=[2], root=start, confidence=0.5, **SHORT)
 
 
 def test_the_command_prints_the_table_and_a_rehearsal_starts_nothing(

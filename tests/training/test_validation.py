@@ -203,8 +203,9 @@ def test_predictions_with_other_settings_are_not_taken_for_those_of_now(
     assert _written(folder) == written
     cross_validate(folder.parent, expected=1)
     change(folder.parent)
-    with pytest.raises(RunError, match=r"holds scores with another \w+ than .*--continue"):
-        cross_validate(folder.parent, expected=1)
+    for read in (lambda: cross_validate(folder.parent, expected=1), lambda: read_report(root / "results" / NAME)):
+        with pytest.raises(RunError, match=r"holds scores with another \w+ than .*--continue"):
+            read()
     finish(root)
     assert not _written(folder) & written
     cross_validate(folder.parent, expected=1)

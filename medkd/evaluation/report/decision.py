@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
+from medkd.core.agreements import agreement_text
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.statistics import FEWEST, Conclusion, PairedDifference, non_inferior
 
@@ -58,7 +59,7 @@ def verdict(report: Report) -> list[str]:
     """The answer, and one or two sentences that say what came out, with no more certainty than the intervals allow."""
     star = report.headline
     if star is None:
-        return [f"{QUESTION} {ANSWERS['nothing']}: no run has been scored yet."]
+        return [_unscored(report)]
     sentences = [answer(report, star)]
     if star.role == "distilled":
         sentences += [_parts(report, star), _against_alone(report, star)]
@@ -67,6 +68,14 @@ def verdict(report: Report) -> list[str]:
         reached = f"{mean:.3f} {report.task.main.name}" if isfinite(mean) else "no score"
         sentences.append(f"{star.label} reaches {reached} on {len(star.scores.cases)} validation {report.task.case}s.")
     return [sentence for sentence in sentences if sentence]
+
+
+def _unscored(report: Report) -> str:
+    known = [(entry.label, agreement_text(entry.path)) for entry in report.entries]
+    told = [f"{label}: {text}" for label, text in known if text]
+    if not told:
+        return f"{QUESTION} {ANSWERS['nothing']}: no run has been scored yet."
+    return f"{QUESTION} {ANSWERS['nothing']}: there are no labels to be judged by ({'; '.join(told)})."
 
 
 def answer(report: Report, star: RunEntry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from medkd.core.agreements import agreement_text
 from medkd.core.timing import MeasuredExport, Spread, readable_seconds
 from medkd.evaluation.report.data import Metric, Report, RunEntry
 from medkd.evaluation.report.decision import ANSWERS, Decision, decide, decisions, verdict
@@ -162,10 +163,11 @@ def _export_row(export: MeasuredExport, own: Spread | None) -> list[str]:
 
 
 def _without_scores(report: Report) -> str:
-    waiting = [entry.name for entry in report.entries if entry.scores is None]
+    waiting = [entry for entry in report.entries if entry.scores is None]
     if not waiting:
         return ""
-    names = "".join(f"<li>{escape(name)}</li>" for name in waiting)
+    told = (": ".join(filter(None, (entry.name, agreement_text(entry.path)))) for entry in waiting)
+    names = "".join(f"<li>{escape(line)}</li>" for line in told)
     return folded(f"{len(waiting)} {'runs' if len(waiting) > 1 else 'run'} without scores", f"<ul>{names}</ul>")
 
 

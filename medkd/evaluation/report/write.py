@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from medkd.core.agreements import agreement_text
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.paths import Root
@@ -66,7 +67,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         DataError: two runs were scored differently, or the files cannot be written.
     """
-    waiting = [entry.name for entry in report.entries if entry.scores is None]
+    waiting = [entry.name for entry in report.entries if entry.scores is None and not agreement_text(entry.path)]
     if waiting:
         _log.warning("%d runs have no scores yet and are folded away: %s", len(waiting), ", ".join(waiting))
     before, *after = report.task.sections(report) or [""]

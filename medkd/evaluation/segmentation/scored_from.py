@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,7 @@ def check_sources(run: Path, fold: int, *, complete: bool = True) -> Mapping[str
     summary = Summary.load(file)
     found = sources_of(summary, str(file))
     if found is None:
-        _log.warning(
-            "%s does not say what it was scored from, as earlier versions' did not, and is taken as it is; to be sure, "
-            "%s",
-            file,
-            _remedy(run),
-        )
+        _tell_unsaid(file, run)
         return {}
     _check_maker(found, folder, file)
     for case in summary.cases:
@@ -98,6 +94,16 @@ def check_sources(run: Path, fold: int, *, complete: bool = True) -> Mapping[str
             if complete or path.is_file():
                 _check_content(path, digests, file, run)
     return found.references
+
+
+@cache
+def _tell_unsaid(scores: Path, run: Path) -> None:
+    """Once, however many parts of a command read the scores."""
+    _log.warning(
+        "%s does not say what it was scored from, as earlier versions' did not, and is taken as it is; to be sure, %s",
+        scores,
+        _remedy(run),
+    )
 
 
 def _check_maker(found: ScoredFrom, folder: Path, scores: Path) -> None:

@@ -19,7 +19,7 @@ _PARTS = (
     r"[A-Za-z]*?(CE|Top[Kk]\d*)?Loss",
     r"noSmooth",
     r"LS\d+",
-    r"(Vanilla)?(Adam|Adan)",
+    r"(Vanilla)?R?(AdamW?|Adan)",
     r"\d+en\d+",
     r"CosAnneal",
     r"(Poly|Quarter|Half|Low|High)?LR",
