@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "medkd_report 4 -o report.html --runs 'unet_tiny*' res_unet__3d_fullres",
     )
     arguments.add_argument("dataset", metavar="DATASET", help="number or full name")
-    arguments.add_argument("-o", "--output", type=Path, help="the page (default: <root>/results/DATASET/report.html)")
+    arguments.add_argument(
+        "-o", "--output", type=Path, help="the page, or a folder for it (default: <root>/results/DATASET/report.html)"
+    )
     arguments.add_argument(
         "--fold", help="show this fold only (default: the folds that all scored runs have in common)"
     )

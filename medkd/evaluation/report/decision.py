@@ -28,7 +28,8 @@ class Decision:
 
     Attributes:
         part: structure or class; empty for all together.
-        answer: ``nothing`` where the teacher scores no better than nothing, or there is nothing to compare.
+        answer: ``nothing`` where the teacher, or a student that is not clearly worse, scores no better than nothing, or
+            there is nothing to compare.
         difference: student − teacher in the main metric.
     """
 
@@ -40,14 +41,16 @@ class Decision:
 def decide(report: Report, student: RunEntry, part: str = "") -> Decision:
     """Test a student for non-inferiority to its teacher.
 
-    The margin is the report's; a teacher that has not learnt a structure cannot be replaced, whatever the difference.
+    The margin is the report's; a teacher that has not learnt a structure cannot be replaced, whatever the difference,
+    and a student that has not learnt it replaces none, however little the teacher has.
     """
     teacher = report.teacher(student)
     difference = report.difference(student, teacher, part=part)
     if teacher is None or difference is None or not report.has_learnt(teacher, part):
         return Decision(part=part, answer="nothing", difference=difference)
     conclusion: Conclusion = non_inferior(difference, report.margin)
-    return Decision(part=part, answer=conclusion, difference=difference)
+    learnt = conclusion == "no" or report.has_learnt(student, part)
+    return Decision(part=part, answer=conclusion if learnt else "nothing", difference=difference)
 
 
 def decisions(report: Report, student: RunEntry) -> list[Decision]:
@@ -103,6 +106,8 @@ def _answer(report: Report, star: RunEntry, teacher: RunEntry) -> str:
         return f"{start} the teacher {teacher.label} has learnt nothing that could be taught ({reached})."
     if difference is None:
         return f"{start} {star.label} and {teacher.label} share no scored {report.task.case}."
+    if decision.answer == "nothing":
+        return f"{start} {star.label} has learnt nothing yet ({name} below {report.task.learnt:g})."
     counted = f"{difference.n} {unit(report, star, difference)}"
     shown = f"{difference.mean:+.3f} {name}{_bounds(difference)}, {counted}"
     if decision.answer == "few":
@@ -133,7 +138,7 @@ def _parts(report: Report, star: RunEntry) -> str:
         ("no", "worse"),
         ("open", "open"),
         ("few", "too few cases"),
-        ("nothing", "not learnt by the teacher"),
+        ("nothing", "not learnt"),
     )
     found = []
     for kind, word in words:

@@ -24,6 +24,7 @@ from medkd.evaluation.report.html import (
     table,
 )
 
+_NOTHING_ALONE = '<small class="muted">alone it has learnt nothing</small>'
 ROLE_NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
 
 
@@ -101,7 +102,7 @@ def decision_table(report: Report) -> str:
     return section(
         "May the student replace the teacher?",
         f"Yes where the whole 95 % interval of the paired difference lies above −{report.margin:g}, no where it lies "
-        "below; nothing is said where it holds it, where there are too few cases, or where the teacher has not learnt.",
+        "below; nothing is said where it holds it, where there are too few cases, or where one of both has not learnt.",
         table(head, rows),
     )
 
@@ -182,7 +183,8 @@ def _overview_row(report: Report, entry: RunEntry, failures: bool) -> list[str]:
         decision = decide(report, entry)
         cells.append(difference(decision.difference, main.decimals) + _badge(decision))
     closed = report.gap_closed(entry)
-    cells.append(difference(report.difference(entry, alone), main.decimals))
+    gained = difference(report.difference(entry, alone), main.decimals)
+    cells.append(gained if alone is None or report.has_learnt(alone) else _NOTHING_ALONE)
     cells.append("–" if closed is None else f"{100 * closed:.0f} %")
     cells.append(_size(entry, teacher))
     cells.append(_time(entry.time, teacher.time if teacher is not None else None))
@@ -261,8 +263,11 @@ def part_table(report: Report, metric: Metric) -> str:
     for part in report.scored[0].scores.parts:
         row = [escape(part)]
         for entry in report.scored:
-            found = report.difference(entry, report.alone(entry), metric.key, part)
+            alone = report.alone(entry)
+            found = report.difference(entry, alone, metric.key, part)
             small = against(found, metric.decimals, "alone", more_is_better=metric.more_is_better)
+            if alone is not None and not report.has_learnt(alone, part):
+                small = _NOTHING_ALONE
             row.append(interval(entry.scores.value(metric.key, part), metric.decimals) + small)
         rows.append(row)
     return table(head, rows)

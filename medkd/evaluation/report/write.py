@@ -17,6 +17,7 @@ from medkd.evaluation.report.provenance import provenance, settings
 from medkd.evaluation.report.rank_figure import rank_section
 from medkd.evaluation.report.tables import csv_text, latex_text
 
+_TABLES = (".csv", ".tex")  # beside the page
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ def make_report(
     Args:
         dataset: number or full name.
         root: medkd's root folder, see :class:`medkd.core.paths.Root`.
-        output: the page; ``<root>/results/DATASET/report.html`` where None.
+        output: the page, or a folder for ``report.html``; ``<root>/results/DATASET/report.html`` where None.
         fold: show this fold only; None shows the folds that all scored runs have in common.
         runs: names or patterns of the runs to show; all where empty.
         margin: the loss of Dice or average precision up to which a student may replace its teacher.
@@ -43,7 +44,8 @@ def make_report(
         The page's path.
 
     Raises:
-        DataError: the data set is unknown, a run's files are damaged, or the margin is not above 0 and below 1.
+        DataError: the data set is unknown, a run's files are damaged, the margin is not above 0 and below 1, or the
+            page has the ending of the tables beside it.
         RunError: there is no run, or none of such a name.
     """
     if not 0 < margin < 1:
@@ -51,10 +53,25 @@ def make_report(
     folders = Root.resolve(root)
     name = folders.dataset_name(dataset)
     results = folders.results / name
-    report = read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name))
-    path = Path(output) if output is not None else results / "report.html"
-    write_report(path, report)
+    path = results / "report.html" if output is None else _page(Path(output))
+    write_report(path, read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name)))
     return path
+
+
+def _page(output: Path) -> Path:
+    """The page that is meant: of a folder the one in it.
+
+    Raises:
+        DataError: a table would take its place.
+    """
+    if output.is_dir():
+        return output / "report.html"
+    if output.suffix.lower() in _TABLES:
+        raise DataError(
+            f"-o {output} names the page, which is HTML; end it with .html, its numbers lie beside it as "
+            f"{' and '.join(_TABLES)}."
+        )
+    return output
 
 
 def write_report(path: Path, report: Report) -> None:

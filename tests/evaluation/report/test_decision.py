@@ -12,6 +12,7 @@ import pytest
 from medkd.core.errors import DataError
 from medkd.evaluation.report.data import read_report
 from medkd.evaluation.report.decision import decide, decisions, reading, verdict
+from medkd.evaluation.report.page import overview
 from medkd.evaluation.report.write import make_report
 from medkd.evaluation.statistics import PairedDifference, non_inferior, paired_difference
 from tests.evaluation.folders import make_dataset, make_run
@@ -106,6 +107,21 @@ def test_nothing_is_gained_over_a_student_alone_that_has_learnt_nothing(root: Pa
     learnt = (alone.scores.value("Dice").mean + star.scores.value("Dice").mean) / 2
     blind = replace(report, task=replace(report.task, learnt=learnt))
     assert blind.gap_closed(star) is None and "alone it has learnt nothing yet" in verdict(blind)[-1]
+    assert overview(blind).count("alone it has learnt nothing") == 1 and "has learnt nothing" not in overview(report)
+
+
+def test_a_student_that_has_learnt_nothing_replaces_no_teacher_that_has_learnt_little(root: Path) -> None:
+    """Within the margin of a teacher near zero lies a student that finds nothing."""
+    make_run(root, KD, "unet_tiny", 1.2, {0: range(8)}, method="kd", teacher="res_unet")
+    report = read_report(root / "results" / "Dataset004_Test", margin=0.9)
+    teacher, star = report.entries[0], report.entries[2]
+    assert decide(report, star).answer == "yes"
+    learnt = (teacher.scores.value("Dice").mean + star.scores.value("Dice").mean) / 2
+    blind = replace(report, task=replace(report.task, learnt=learnt))
+    assert blind.has_learnt(teacher) and decide(blind, star).answer == "nothing"
+    assert f"? Nothing can be concluded: {star.label} has learnt nothing yet" in verdict(blind)[0]
+    worse = replace(blind, margin=0.001)
+    assert decide(worse, star).answer == "no"
 
 
 def test_without_a_scored_teacher_nothing_is_concluded(root: Path) -> None:

@@ -111,6 +111,19 @@ def test_any_subset_of_runs_gives_a_page(root: Path, tmp_path: Path) -> None:
         assert "<h1>part</h1>" in check_page(tmp_path / "page.html")
 
 
+@pytest.mark.parametrize("name", ["numbers.csv", "table.TEX"])
+def test_no_table_takes_the_place_of_the_page(root: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"names the page, which is HTML; end it with \.html"):
+        make_report(4, root=root, output=tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_takes_the_page_and_its_tables(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert make_report(4, root=root, output=tmp_path / "here") == tmp_path / "here" / "report.html"
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["report.csv", "report.html", "report.tex"]
+
+
 def test_runs_are_chosen_by_name_or_pattern(root: Path) -> None:
     assert [entry.name for entry in gather(results(root), runs=["res_unet*", KD])] == [TEACHER, KD]
     with pytest.raises(RunError, match=r"no run is called 'res_unet__3d_fulres'\. Did you mean 'res_unet__3d_fullres'"):
