@@ -61,7 +61,7 @@ def _export(options: argparse.Namespace) -> None:
         _pack(options)
         return
     model = api.find_model(options.model, options.root)
-    if options.format == "onnx" and api.task_of_model(model).name == "detection":
+    if api.task_of_model(model).name == "detection":
         _detector(model, options)
         return
     from medkd.exporting.export import export_model
@@ -111,6 +111,11 @@ def _pack(options: argparse.Namespace) -> None:
 def _detector(model: Path, options: argparse.Namespace) -> None:
     from medkd.exporting.detectors import export_detector
 
+    if options.format != "onnx":
+        raise RunError(
+            f"--format {options.format} is for segmentation, and {model} is a detector; give --format onnx (boxes come "
+            "out) or folder."
+        )
     _refuse(options, ("int8", "scan", "postprocessing"), "segmentation; leave it out for a detector")
     parity = export_detector(
         model, options.output, folds=options.folds, checkpoint=options.checkpoint, overwrite=options.overwrite

@@ -41,7 +41,7 @@ def check_preprocessing(plan: Plan, where: str) -> None:
         place = f"{where}: configurations.{name[:_LONGEST_NAME]!r}"
         _check_name(name, configuration, place)
         _check_spacing(configuration, place)
-        _check_lengths(len(plan.intensities), configuration, place)
+        _check_lengths(_channels(plan, configuration), configuration, place)
         _check_orders(configuration, place)
 
 
@@ -77,6 +77,15 @@ def _check_spacing(configuration: Configuration, where: str) -> None:
     if configuration.rank not in (2, 3) or not sizes_are_fine:
         expected = f"2 or 3 voxel sizes in mm from {_FINEST:g} to {_COARSEST:g}"
         raise _error(where, "spacing", expected, list(spacing))
+
+
+def _channels(plan: Plan, configuration: Configuration) -> int:
+    """How many channels a scan has: as many as there are statistics, which the plan of a model from elsewhere may lack
+    where no normalisation asks for them.
+    """
+    if plan.intensities or "ct" in configuration.normalization:
+        return len(plan.intensities)
+    return len(configuration.normalization)
 
 
 def _check_lengths(channels: int, configuration: Configuration, where: str) -> None:

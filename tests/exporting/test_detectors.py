@@ -306,8 +306,9 @@ def test_options_of_segmentation_and_full_folders_are_refused(
     run = stub.make_run(tmp_path, make_dataset(tmp_path, images=3))
     assert main([str(run), "-o", str(tmp_path / "out"), "--int8"]) == 1
     assert "--int8 is for segmentation" in capsys.readouterr().err
-    assert main([str(run), "-o", str(tmp_path / "out"), "--format", "openvino"]) == 1
-    assert "does detection, expected a model for segmentation" in capsys.readouterr().err
+    for format in ("openvino", "nnunet", "bundle", "triton"):
+        assert main([str(run), "-o", str(tmp_path / "out"), "--format", format]) == 1
+        assert "is a detector; give --format onnx (boxes come out) or folder." in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(RunError, match="is in use and holds no exported model"):

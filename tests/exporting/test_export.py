@@ -212,3 +212,18 @@ def test_a_2d_model_with_mirroring_goes_through_slices(tmp_path: Path) -> None:
     geometry = Geometry.from_spacing((5, 21, 18), (3.0, 1.0, 1.0))
     ours = Predictor.from_run(fold.parent, [0], "cpu").predict_case(image, geometry, "a")
     assert np.array_equal(RuntimePredictor.open(tmp_path / "out").predict_case(image, geometry, "a"), ours)
+
+
+def test_a_bundle_of_monais_is_exported_though_its_plan_has_no_statistics(tmp_path: Path) -> None:
+    """It normalises by a window of its own; a foreign model whose plan is not one that medkd has made."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from tests.models.test_bundle import write
+
+    parity = export_model(write(tmp_path / "spleen"), tmp_path / "onnx", scan=[OLD / "scan_0000.nii.gz"])
+    assert parity.foreground and RuntimePredictor.open(tmp_path / "onnx").plan.intensities == ()
+    described = json.loads((tmp_path / "onnx" / "preprocessing.json").read_text())
+    described["plan"]["configurations"]["3d_fullres"]["normalization"] = ["ct"]
+    write_json(tmp_path / "onnx" / "preprocessing.json", described)
+    with pytest.raises(MedkdError, match="'normalization' expects 0 values"):
+        RuntimePredictor.open(tmp_path / "onnx")
