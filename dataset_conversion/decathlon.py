@@ -110,14 +110,14 @@ def _texts_of(entry: Any, task: Path) -> tuple[str, str]:
         ) from error
 
 
-def images_without_label(folder: Path, channels: int) -> dict[str, Images]:
-    """Case → images in a folder without labels.
+def images_without_label(scans: Iterable[Path], channels: int) -> dict[str, Images]:
+    """Case → images of a folder without labels.
 
     Four digits at the end of a name are a channel only where a case has all of them (``word_0001`` and ``word_0002``
     are two cases).
     """
     grouped: dict[str, dict[int, Path]] = {}
-    for path in list_volumes(folder):
+    for path in scans:
         case, channel = split_channel(stem(path))
         grouped.setdefault(case, {})[channel] = path
     cases: dict[str, Images] = {}

@@ -222,11 +222,12 @@ def _prepare_images(
             findings += finite_finding(case, path, volume.array)
         pieces += [path] if len(volumes) == 1 and _is_plain(path) else volumes
     if len(pieces) != channels and not has_errors(findings):
-        findings.append(_channels_finding(case, len(pieces), paths, channels))
+        findings.append(channels_finding(case, len(pieces), paths, channels))
     return tuple(pieces), findings, first
 
 
-def _channels_finding(case: str, count: int, paths: Sequence[Path], channels: int) -> Finding:
+def channels_finding(case: str, count: int, paths: Sequence[Path], channels: int) -> Finding:
+    """A case with too many or too few images."""
     return problem(
         case,
         "",

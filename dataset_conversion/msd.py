@@ -14,7 +14,7 @@ from typing import Any
 from dataset_conversion.archive import is_tar, unpack_tar
 from dataset_conversion.decathlon import images_without_label, listed_pairs, modalities, numbered_labels
 from dataset_conversion.findings import file_names
-from dataset_conversion.folder import first_existing, named_labels, pair_files, volume_job
+from dataset_conversion.folder import first_existing, list_volumes, named_labels, pair_files, volume_job
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseJob, Mode, RawWriter
@@ -159,7 +159,7 @@ def _decathlon(task: Path, options: ConversionOptions) -> _Task:
         channels=channels,
         labels=labels,
         training=training,
-        test=images_without_label(task / "imagesTs", len(channels)),
+        test=images_without_label(list_volumes(task / "imagesTs"), len(channels)),
         findings=findings,
         notes=notes,
         extra=_texts(data),
@@ -200,7 +200,7 @@ def _plain(task: Path, options: ConversionOptions) -> _Task:
         channels=channels,
         labels=spec,
         training=training,
-        test=images_without_label(task / "imagesTs", len(channels)),
+        test=images_without_label(list_volumes(task / "imagesTs"), len(channels)),
         findings=pairs.findings,
         notes=tuple(notes),
         recode=recode,

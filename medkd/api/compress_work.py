@@ -11,7 +11,7 @@ from typing import Any
 from medkd.api.compress_settings import HANDED_OVER, TAUGHT
 from medkd.api.compression import Compression, read_compression
 from medkd.api.scores import measure, score_teacher
-from medkd.core.dataset import DatasetDescription, labelled_cases
+from medkd.core.dataset import DatasetDescription, every_case, labelled_cases
 from medkd.core.errors import RunError
 from medkd.core.limits import is_whole
 from medkd.core.paths import Root
@@ -178,7 +178,7 @@ class Work:
         return steps
 
     def is_prepared(self) -> bool:
-        """Whether every labelled case is stored under a plan."""
+        """Whether all cases are stored under a plan, those without labels where a method learns on them."""
         folder = self.root.preprocessed / self.dataset
         if not (folder / PLANS_FILE).exists():
             return False
@@ -187,8 +187,9 @@ class Work:
             return False
         raw = self.root.raw_dataset(self.dataset)
         description = DatasetDescription.load(raw / DATASET_FILE)
-        wanted = {files.case for files in labelled_cases(raw, description)}
-        return wanted <= set(CaseStore(folder / name).cases())
+        store = CaseStore(folder / name)
+        cases = labelled_cases(raw, description) if self.method == "none" else every_case(raw, description)
+        return {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}
 
     def prepare(self) -> None:
         """Only a teacher from elsewhere knows how."""

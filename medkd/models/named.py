@@ -45,7 +45,8 @@ def task_of_model(model: Path) -> Task:
 
 
 def data_of_model(path: str | Path) -> DatasetDescription:
-    """Labels and channels of the data that a model for segmentation takes, as a ``dataset.json`` says them.
+    """Labels, channels and the ending of the files that a model for segmentation takes, as a ``dataset.json`` says
+    them.
 
     Args:
         path: the model's folder.
@@ -59,4 +60,15 @@ def data_of_model(path: str | Path) -> DatasetDescription:
     found = open_model(Path(path), "segmentation").describe()
     count = len(found.configuration.normalization)
     names = found.channels or tuple(f"channel_{number}" for number in range(count))
-    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0)
+    ending = _ending_of(Path(path))
+    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0, file_ending=ending)
+
+
+def _ending_of(model: Path) -> str:
+    """Of pictures, where the model was trained on such; all else is written as NIfTI."""
+    from medkd.core.dataset import DatasetDescription
+    from medkd.io.volumes import PICTURES
+
+    described = model / "dataset.json"
+    ending = DatasetDescription.load(described).file_ending if described.is_file() else ""
+    return ending if ending in PICTURES else ".nii.gz"

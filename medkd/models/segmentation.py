@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from medkd.core.channels import differing_channels
@@ -62,6 +63,11 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
     task = "segmentation"
     predictor: ClassVar[str] = "medkd.inference.predictor:Predictor"
     whole_cases: ClassVar[str] = "medkd.inference.whole_cases:PredictedCases"
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """Folders of models that it is made of and that are models of their own, too."""
+        return ()
 
     def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
         """What was found to improve predictions of these folds together; by itself nothing is known.

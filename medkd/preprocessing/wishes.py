@@ -83,7 +83,7 @@ def orientation_of(old: Plan | None, wishes: Wishes, description: DatasetDescrip
             f"{path} {kept}, not to {wishes.orientation}; give --overwrite-plan to make it anew, which preprocesses "
             "again."
         )
-    if meant != old.orientation:
+    if reader is not None and meant != old.orientation:  # who names none leaves it to the plan, which may be a model's
         _log.warning(
             "%s turns scans to %s, but the reader %s of dataset.json means %s; --overwrite-plan follows it",
             path,

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from medkd.core.errors import LeakError, RunError
+from medkd.core.dataset import unlabelled_cases
+from medkd.core.errors import DataError, LeakError, RunError
 from medkd.core.limits import option_name
 from medkd.core.splits import Split
 from medkd.training.job import FoldData, Job
 from medkd.training.options import TaughtOptions
+from medkd.training.plausibility import doubt
 
 NO_LABELS = "none"  # value of ``--labels``
 _log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ def split_with_unlabelled(
             f"-d {data.dataset}."
         )
     _refuse_share_of_all(data, noun)
+    if data.options.unlabelled_share != 0:
+        _warn_of_unprepared(data, found, noun)
     if not split.train:
         _refuse_twins(data, split.unlabelled, digests, noun)
         return split
@@ -102,6 +106,23 @@ def _refuse_alone(data: FoldData[Any, Any, T], method: str | None) -> None:
                 f"{option_name(name)} is about what a teacher teaches, but {who} has no teacher to follow; leave it "
                 "out, or train with a method that follows a teacher."
             )
+
+
+def _warn_of_unprepared(data: FoldData[Any, Any, T], found: Sequence[str], noun: str) -> None:
+    """Say what lies in ``imagesUn`` and takes no part, as far as the raw data are there."""
+    try:
+        raw = data.root.raw_dataset(data.dataset)
+        there = {files.case for files in unlabelled_cases(raw, data.description)}
+    except DataError:  # whoever prepares them says what is wrong
+        return
+    missing = sorted(there - set(found))
+    if missing:
+        doubt(
+            f"{len(missing)} of {len(there)} {noun}s in imagesUn of {data.dataset} are not preprocessed for "
+            f"{data.configuration} and take no part, for example {missing[0]}; run medkd_plan_and_preprocess -d "
+            f"{data.dataset}",
+            strict=data.options.strict,
+        )
 
 
 def _refuse_share_of_all(data: FoldData[Any, Any, T], noun: str) -> None:

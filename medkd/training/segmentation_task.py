@@ -105,6 +105,8 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
             model.check_gives_weights(data.plan, data.configuration, data.description)
         else:
             model.check_fits(data.plan, data.configuration, data.description)
+        if isinstance(model, SeveralTeachers):
+            _doubt_parts(model, data.options.strict)
 
     def further_teachers(self, options: TrainOptions) -> tuple[str, ...]:
         """What ``--teacher`` says."""
@@ -291,6 +293,20 @@ def mirror_axes(data: SegmentationFold, teacher: Teacher[TrainedModel] | None) -
     if refused:
         raise RunError(f"--mirror-axes names axis {refused[0]}, but {because}; leave it out.")
     return allowed
+
+
+def _doubt_parts(model: SeveralTeachers, strict: bool) -> None:
+    """A stage that stands beside its cascade is averaged with it, which who named both folders may not have meant."""
+    members = [member.model for member in model.members]
+    parts = {part.resolve(): whole for whole in members for part in getattr(whole, "parts", ())}
+    for member in members:
+        whole = parts.get(member.path.resolve())
+        if whole is not None:
+            doubt(
+                f"{member.path} is the first stage of the cascade {whole.path}, which asks it anyway; beside it, its "
+                "own coarse predictions are averaged with the cascade's; for the cascade alone leave it out",
+                strict=strict,
+            )
 
 
 def _warn_of_mirroring(data: SegmentationFold, teacher: Teacher[TrainedModel]) -> None:

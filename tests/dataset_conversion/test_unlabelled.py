@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from medkd.core.dataset import DatasetDescription, labelled_cases, training_case
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
-from medkd.io.volumes import read_volume, write_volume
+from medkd.io.volumes import read_image, read_volume, write_volume
 from tests.dataset_conversion.own_trees import KINDS, boxes_of, make
 from tests.dataset_conversion.own_trees import convert as convert_own
 from tests.dataset_conversion.radiograph_trees import picture, save_jpeg
@@ -134,3 +135,48 @@ def test_in_a_folder_with_both_the_annotation_decides(tmp_path: Path, kind: str)
         assert [case.case for case in plain] == [f"x{number}" for number in range(9) if number not in with_file]
     with pytest.raises(DataError, match="names nowhere, which is no folder"):
         convert_own(kind, source, tmp_path / "root", unlabelled="nowhere")
+
+
+def _pictures(folder: Path, count: int, channels: int = 3) -> list[np.ndarray]:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    drawn = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 20, channels), dtype=np.uint8)
+        Image.fromarray(pixels.squeeze()).save(folder / f"scan_{number}.png")
+        drawn.append(pixels)
+    return drawn
+
+
+RGB = replace(MODEL, channel_names=("R", "G", "B"), file_ending=".png")
+
+
+def test_pictures_become_scans_without_labels_for_a_model_of_pictures(tmp_path: Path) -> None:
+    drawn = _pictures(tmp_path / "pictures", 2)
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    options = ConversionOptions(settings={"like": RGB})
+    result = convert_dataset("folder", tmp_path / "pictures", 7, root=tmp_path / "root", options=options)
+    assert result.ok, result.conversion.text() + result.verification.text()
+    description = DatasetDescription.load(result.folder / "dataset.json")
+    assert description.file_ending == ".png" and description.num_training == 0
+    cases = unlabelled_cases(result.folder, description)
+    for case, pixels in zip(cases, drawn, strict=True):
+        image, _ = read_image(case.images, case.case)
+        np.testing.assert_array_equal(image[:, 0], np.moveaxis(pixels, -1, 0))
+
+
+def test_pictures_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    _pictures(tmp_path / "grey", 2, channels=1)
+    options = ConversionOptions(settings={"like": RGB})
+    with pytest.raises(DataError, match="expected 3 channels, found 1"):
+        convert_dataset("folder", tmp_path / "grey", 7, root=tmp_path / "root", options=options)
+    (tmp_path / "grey" / "scan_0.json").write_text('{"spacing": [1, 1, 1]}')
+    with pytest.raises(DataError, match="stand in JSON files beside them"):
+        convert_dataset("folder", tmp_path / "grey", 8, root=tmp_path / "root", options=options)
+    with pytest.raises(DataError, match=r"expected scans \(CASE\.nii\.gz and the like, or DICOM series\), found none"):
+        plain = ConversionOptions(settings={"like": MODEL})
+        convert_dataset("folder", tmp_path / "grey", 9, root=tmp_path / "root", options=plain)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"expected pictures ending in '\.png', as the model takes, found none"):
+        convert_dataset("folder", tmp_path / "none", 9, root=tmp_path / "root", options=options)

@@ -27,7 +27,7 @@ from medkd.training.options import TrainOptions
 from medkd.training.run import rehearse
 from medkd.training.sampling import UNLABELLED
 from medkd.training.segmentation_lesson import SegmentationLesson
-from medkd.training.segmentation_task import SegmentationTask, train, train_distill
+from medkd.training.segmentation_task import SegmentationTask, dry_run, train, train_distill
 from medkd.training.targets import TargetStore
 from tests.training.builders import NAME
 from tests.training.unlabelled_builders import make_mixed, without_labels, write_scan
@@ -250,6 +250,15 @@ def test_a_network_alone_passes_the_scans_over_and_says_so(root: Path, caplog: p
     for changes in ({"labels": "none"}, {"unlabelled_share": 0.5}, {"confidence": 0.9}):
         with pytest.raises(RunError, match="has no teacher to follow"):
             train(900, "unet_tiny", 0, _options(root, tag="x", **changes))
+
+
+def test_scans_that_are_not_preprocessed_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_scan(root / "raw" / NAME / "imagesUn" / "later_0000.nii.gz", 300)
+    rehearsed = ("unet_tiny", 0, _options(root), RUN.partition("__")[0], "dml")
+    dry_run(900, *rehearsed)
+    assert "1 of 5 scans in imagesUn of Dataset900_Boxes are not preprocessed for 3d_fullres" in caplog.text
+    with pytest.raises(RunError, match=r"take no part, for example later; run medkd_plan_and_preprocess"):
+        dry_run(900, "unet_tiny", 0, _options(root, strict=True), *rehearsed[3:])
 
 
 def test_a_scan_that_equals_a_validation_case_is_refused(root: Path) -> None:

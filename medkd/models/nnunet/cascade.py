@@ -60,6 +60,11 @@ class NnunetCascade(NnunetFolder):
         )
 
     @property
+    def parts(self) -> tuple[Path, ...]:
+        """The folder of the first stage."""
+        return (self.first_stage.path,)
+
+    @property
     def teaching_folds(self) -> tuple[str, ...]:
         """The folds that both stages have."""
         first = self.first_stage.teaching_folds

@@ -169,6 +169,16 @@ def test_a_student_of_one_network_learns_what_the_cascade_says(root: Path, casca
     )
 
 
+def test_a_stage_beside_its_cascade_is_doubted(root: Path, cascade: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = str(open_model(cascade).first_stage.path)
+    for teacher, other in ((str(cascade), first), (first, str(cascade))):
+        caplog.clear()
+        dry_run(900, "unet_tiny", 0, _options(root, teachers=(other,)), teacher, "kd")
+        assert f"{first} is the first stage of the cascade {cascade}, which asks it anyway" in caplog.text
+        with pytest.raises(RunError, match="for the cascade alone leave it out"):
+            dry_run(900, "unet_tiny", 0, _options(root, teachers=(other,), strict=True), teacher, "kd")
+
+
 def test_students_take_over_full_or_low_resolution(root: Path, cascade: Path) -> None:
     shutil.rmtree(root / "preprocessed")
     options = _options(root, configuration=LOW, patch_size=(16, 16, 16))

@@ -58,7 +58,7 @@ def test_the_students_plan_turns_scans_too(model: Path) -> None:
 
 
 def test_a_data_set_of_mixed_orientations_is_prepared_like_the_model(
-    model: Path, real_data: Path, tmp_path: Path
+    model: Path, real_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = tmp_path / "raw" / "Dataset004_Hippocampus"
     folder = real_data / "nnunet_model_reorient"
@@ -71,6 +71,7 @@ def test_a_data_set_of_mixed_orientations_is_prepared_like_the_model(
     (copy / "splits_final.json").write_text(json.dumps([{"train": cases[1:], "val": cases[:1]}]))
     plan = plan_like(4, copy, root=tmp_path, workers=1)
     assert plan.orientation == "RAS"
+    assert "of dataset.json means" not in caplog.text  # which names no reader, and leaves the turning to the model
     store = CaseStore(tmp_path / "preprocessed" / raw.name / "3d_fullres")
     # the model's labels on the turned scans: what it predicts from them, voxel by voxel
     predictor = Predictor.from_run(copy, device="cpu")
