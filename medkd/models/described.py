@@ -20,12 +20,12 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.files import lies_within, read_json
 from medkd.core.run import NetworkSpec
 from medkd.core.serial import load
-from medkd.io.volumes import file_ending
 from medkd.models.base import Checkpoint
 from medkd.models.description import FILE, FOLD, ExternalModel, checked, model_of
 from medkd.models.monai_networks import CLASSES, MonaiNetwork
 from medkd.models.nnunet.checkpoint import ALLOWED
 from medkd.models.segmentation import ImportedFolder, TrainedModel
+from medkd.models.stated import named_cases
 from medkd.models.weights import freeze, load_weights
 from medkd.networks.base import SegmentationNetwork
 
@@ -50,8 +50,12 @@ class DescribedFolder(ImportedFolder):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether there is a ``teacher.json`` that does not describe a detector by its ``categories``."""
-        return (path / FILE).is_file() and not describes_detector(path)
+        """Whether there is a ``teacher.json`` that does not describe a detector by its ``categories``, nor only states
+        what a model of nnU-Net has seen.
+        """
+        if not (path / FILE).is_file() or describes_detector(path):
+            return False
+        return not any(path.glob("fold_*/checkpoint_*.pth"))
 
     def read(self) -> ExternalModel:
         """The description, checked.
@@ -72,16 +76,7 @@ class DescribedFolder(ImportedFolder):
         train = self.read().train
         if train is None:
             raise RunError(self._unknown())
-        strange = sorted(set(train) - set(cases))
-        files = [name for name in strange if _is_file_name(name)]
-        if files or (strange and len(strange) == len(set(train))):
-            example = min(cases, default="case_01")
-            raise RunError(
-                f"{self.path / FILE}: 'train' names {(files or strange)[0]}, which is no case of the data set; list "
-                f'its cases without folder, channel and ending, as in "{example}", or write [] if the weights have '
-                "seen none of them."
-            )
-        return frozenset(train)
+        return named_cases(train, cases, self.path / FILE)
 
     def weights_file(self, fold: str) -> Path:
         """The file that the description names."""
@@ -119,10 +114,6 @@ class DescribedFolder(ImportedFolder):
             patch_size=found.patch_size,
         )
         return replace(model, networks=[_network(spec, found, file)])
-
-
-def _is_file_name(name: str) -> bool:
-    return "/" in name or "\\" in name or file_ending(Path(name)) is not None or name.endswith("_0000")
 
 
 def _network(spec: NetworkSpec, found: ExternalModel, file: Path) -> SegmentationNetwork:

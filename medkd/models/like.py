@@ -76,11 +76,9 @@ def plan_like(
     save(folder / PLANS_FILE, plan)
     if splits is not None:
         save_splits(folder / SPLITS_FILE, splits)
-    _log.info(
-        "%s is prepared like %s: spacing, normalisation, resampling, architecture and folds are the teacher's",
-        name,
-        teacher.path,
-    )
+    shared = "architecture" if splits is None else "architecture and folds"
+    text = "%s is prepared like %s: spacing, normalisation, resampling, %s are the teacher's"
+    _log.info(text, name, teacher.path, shared)
     return plan_and_preprocess(
         name, root=root, configurations=configurations, workers=workers, verify=verify, strict=strict
     )

@@ -17,6 +17,7 @@ from medkd.models.base import Checkpoint
 from medkd.models.nnunet.checkpoint import CHECKPOINTS, NnunetCheckpoint, trained_folds
 from medkd.models.nnunet.splits import nnunet_splits
 from medkd.models.segmentation import ImportedFolder, TrainedModel
+from medkd.models.stated import stated_cases
 
 
 class NnunetFolder(ImportedFolder):
@@ -52,9 +53,13 @@ class NnunetFolder(ImportedFolder):
         return tuple(fold for fold in found if checkpoint in found[fold])
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
-        """The fold's training cases by :func:`~medkd.models.nnunet.splits.nnunet_splits`, provided that the weights
-        say of themselves that they were trained as this fold.
+        """What a ``teacher.json`` states; else the fold's training cases by
+        :func:`~medkd.models.nnunet.splits.nnunet_splits`, provided that the weights say of themselves that they were
+        trained as this fold.
         """
+        stated = stated_cases(self.path, cases)
+        if stated is not None:
+            return stated
         file = self.weights_file(fold)
         if self._read(file).fold is None:
             raise RunError(
@@ -89,9 +94,9 @@ class NnunetFolder(ImportedFolder):
                 "the same kind of files."
             )
 
-    def splits(self, cases: Sequence[str], raw: Path) -> list[Split]:
-        """nnU-Net's folds, for students to share."""
-        return nnunet_splits(self.path, cases, raw)
+    def splits(self, cases: Sequence[str], raw: Path) -> list[Split] | None:
+        """nnU-Net's folds, for students to share; none where a ``teacher.json`` states what the weights have seen."""
+        return nnunet_splits(self.path, cases, raw) if stated_cases(self.path, cases) is None else None
 
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint, or its best one where there is no final one."""

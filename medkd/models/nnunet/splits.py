@@ -13,6 +13,7 @@ from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, make_splits
 from medkd.models.nnunet.plans import load_plans
 
+_STATE_IT = 'or state in a teacher.json there which cases of the data set it has seen, for none of them {"train": []}'
 _PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
 
 
@@ -34,7 +35,7 @@ def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
     if file is None and data.num_training != len(cases):
         raise RunError(
             f"{path} was trained on {data.num_training} cases, the data set has {len(cases)}, so nobody can say which "
-            f"cases its folds have seen; put nnU-Net's {SPLITS_FILE} into the model folder."
+            f"cases its folds have seen; put nnU-Net's {SPLITS_FILE} into the model folder, {_STATE_IT}."
         )
     splits = load_splits(file) if file else make_splits(cases)
     _check_agreement(path, splits, cases, str(file or "nnU-Net's rule"), data.file_ending)
@@ -62,7 +63,7 @@ def _check_agreement(path: Path, splits: Sequence[Split], cases: Sequence[str], 
     if not set(cases) & known:
         raise RunError(
             f"{path} and the data set have no case in common by {source}, so nobody can say which cases the teacher "
-            "has seen; name the cases as they were named in its training."
+            f"has seen; name the cases as they were named in its training, {_STATE_IT}."
         )
     for fold, split in enumerate(splits):
         scored = _scored(_summary(path, fold), ending)
