@@ -17,6 +17,7 @@ from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import save
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, save_splits
 from medkd.models.base import ModelFolder, kind_of, model_kinds
+from medkd.models.run import SegmentationRun
 from medkd.preprocessing.prepare import plan_and_preprocess
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def plan_like(
     verify: bool = True,
     strict: bool = False,
 ) -> Plan:
-    """Make a raw data set ready for the students of an imported teacher: its preprocessing, its splits, its
-    architecture and batch.
+    """Make a raw data set ready for the students of a teacher that was trained elsewhere: its preprocessing, its
+    splits, its architecture and batch.
 
     nnU-Net's own preprocessed folder is not needed. Afterwards everything is as after
     :func:`medkd.preprocessing.prepare.plan_and_preprocess`.
@@ -56,7 +57,7 @@ def plan_like(
         RunError: the folder is no such model, or its labels, channels or cases are not the data set's.
         PlanError: there is another plan or there are other splits already.
     """
-    teacher = model if isinstance(model, ModelFolder) else open_imported(model)
+    teacher = model if isinstance(model, ModelFolder) else _open_planned(model)
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
     raw, folder = place.raw_dataset(name), place.preprocessed / name
@@ -79,9 +80,17 @@ def plan_like(
     shared = "architecture" if splits is None else "architecture and folds"
     text = "%s is prepared like %s: spacing, normalisation, resampling, %s are the teacher's"
     _log.info(text, name, teacher.path, shared)
+    if not teacher.prepares and configurations is None:  # a run's plan holds what it was not trained on, too
+        configurations = [described.configuration.name]
     return plan_and_preprocess(
         name, root=root, configurations=configurations, workers=workers, verify=verify, strict=strict
     )
+
+
+def _open_planned(path: Path) -> ModelFolder[Any]:
+    """The model of a folder that was trained elsewhere: by others, or as a run of medkd on another data set."""
+    kind = kind_of(path)
+    return kind(path) if kind is SegmentationRun else open_imported(path)
 
 
 def _own_splits(teacher: ModelFolder[Any], cases: Sequence[str], raw: Path) -> list[Split] | None:

@@ -14,12 +14,15 @@ from medkd.api.folds import train_folds
 from medkd.core.errors import DataError, LeakError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
+from medkd.core.plan import Plan
 from medkd.evaluation.cross_validation import cross_validate
 from medkd.evaluation.report.write import make_report
 from medkd.exporting.export import seen_cases
 from medkd.inference.latency import measure_scans
 from medkd.models.base import open_model
+from medkd.models.like import plan_like
 from medkd.preprocessing.prepare import plan_and_preprocess
+from medkd.preprocessing.store import CaseStore
 from medkd.reproduction.inner import make_inner_root
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import dry_run, train, train_distill
@@ -122,3 +125,15 @@ def test_equal_scans_on_both_sides_of_a_fold_are_refused(teacher: str, tmp_path:
     write_json(prepared / "splits_final.json", [{"train": [*cases[1:], "twin"], "val": ["scan_00"]}])
     with pytest.raises(LeakError, match=r"twin without labels equals scan_00, .* voxel by voxel"):
         train_distill(900, teacher, "unet_tiny", "dml", 0, _options(tmp_path))
+
+
+def test_scans_are_prepared_like_a_run_of_medkd(teacher: str, tmp_path: Path) -> None:
+    without_labels(tmp_path)
+    shutil.rmtree(tmp_path / "preprocessed")
+    plan = plan_like(900, Path(teacher), root=tmp_path)
+    theirs = Plan.load(Path(teacher) / "plans.json")
+    assert plan.configurations == theirs.configurations and plan.transpose == theirs.transpose
+    prepared = tmp_path / "preprocessed" / NAME
+    assert len(CaseStore(prepared / "3d_fullres").unlabelled.cases()) == 5
+    assert not (prepared / "2d").exists()  # of which the run says nothing
+    assert train_distill(900, teacher, "unet_tiny", "dml", 0, _options(tmp_path)).is_dir()
