@@ -25,6 +25,7 @@ from medkd.core.serial import load, save
 from medkd.core.workers import run_cases, worker_count
 from medkd.io.orientation import check_code
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
+from medkd.io.verify_unlabelled import check_layout
 from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
 from medkd.preprocessing.pipeline import preprocess_case
@@ -261,7 +262,7 @@ def _fingerprint(
         known = None
     if verify:
         report = None if known is None or again else _existing(report_path, Report)
-        if report is None:
+        if report is None or not report.ok or _has_strays(raw):
             report = verify_dataset(
                 raw.folder, workers=workers, orientation=raw.orientation, mirror_axes=raw.mirror_axes
             )
@@ -272,6 +273,12 @@ def _fingerprint(
     fingerprint = make_fingerprint(raw.folder, raw.description, workers, raw.orientation)
     save(path, fingerprint)
     return fingerprint
+
+
+def _has_strays(raw: _RawData) -> bool:
+    """Whether anything lies among the scans without labels that is none, which the cases do not show."""
+    labelled = {files.case for files in raw.files if files.label is not None}
+    return bool(check_layout(raw.folder, raw.description, labelled)[1])
 
 
 def _is_current(known: Fingerprint, source: str, raw: _RawData) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ import pytest
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
-from medkd.core.serial import load
+from medkd.core.plan import Plan
+from medkd.core.serial import load, save
 from medkd.inference import outputs as writing
 from medkd.inference.folder import predict_folder
 from medkd.inference.inputs import SETTINGS_FILE, case_name, find_cases
@@ -114,6 +117,23 @@ def test_continue_leaves_finished_cases_alone(make_run: Callable[..., Path], sca
     assert predict_folder(scans, out, run).predicted == ["case_0", "case_1", "case_2"]
     with pytest.raises(RunError, match="other settings"):
         predict_folder(scans, out, run, resume=True, mirror=False)
+
+
+def test_predictions_of_another_plan_are_not_continued(
+    make_run: Callable[..., Path], scans: Path, tmp_path: Path
+) -> None:
+    run, out = make_run(folds=1), tmp_path / "out"
+    predict_folder(scans, out, run)
+    settings = out / "predict_settings.json"
+    unsaid = {key: value for key, value in json.loads(settings.read_text()).items() if key != "preprocessing"}
+    plan = Plan.load(run / "plans.json")
+    (name,) = plan.configurations
+    changed = replace(plan.configurations[name], normalization=("none",))
+    save(run / "plans.json", replace(plan, configurations={name: changed}))
+    with pytest.raises(RunError, match="made with other settings"):
+        predict_folder(scans, out, run, resume=True)
+    settings.write_text(json.dumps(unsaid))  # of an earlier version, which did not say it
+    assert predict_folder(scans, out, run, resume=True).predicted == []
 
 
 def test_parts_share_the_cases(make_run: Callable[..., Path], scans: Path, tmp_path: Path) -> None:

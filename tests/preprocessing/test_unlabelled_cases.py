@@ -97,6 +97,16 @@ def test_verification_names_what_is_wrong_with_scans_without_labels(root: Path, 
         plan_and_preprocess(900, root=root, configurations=["3d_fullres"])
 
 
+def test_what_is_laid_beside_scans_later_is_found_as_long_as_it_is_there(root: Path) -> None:
+    series = root / "raw" / NAME / "imagesUn" / "patient_7"
+    series.mkdir()
+    for _ in range(2):
+        with pytest.raises(DataError, match="found patient_7"):
+            plan_and_preprocess(900, root=root, configurations=["3d_fullres"])
+    series.rmdir()
+    assert plan_and_preprocess(900, root=root, configurations=["3d_fullres"])
+
+
 def test_scans_without_labels_in_the_place_of_labelled_ones_are_refused(tmp_path: Path) -> None:
     make_mixed(tmp_path)
     shutil.rmtree(tmp_path / "raw" / NAME / "labelsTr")
