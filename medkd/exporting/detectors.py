@@ -19,7 +19,7 @@ from medkd import __version__
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.files import scratch_folder, write_json, write_text
-from medkd.exporting.output import check_output, made_of, put_in_place
+from medkd.exporting.output import check_output, made_of, make_room, put_in_place
 from medkd.models.base import Checkpoint, open_model
 from medkd.models.onnx import write_graph
 from medkd.runtime.detection import DESCRIPTION, MOST, NETWORK, SCORE, ExportedDetector, write_detector
@@ -107,7 +107,7 @@ def export_detector(
         raise RunError(
             f"{model} has the folds {', '.join(loaded.folds)}; an exported detector is one, give it with -f."
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_room(output)
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"
         folder.mkdir()

@@ -19,12 +19,13 @@ from medkd.core.run import DATASET_FILE
 from medkd.core.serial import nearest
 from medkd.exporting.card import model_card
 from medkd.exporting.formats import FORMATS, ExportFormat, Parcel, predictor_of
-from medkd.exporting.output import check_output, made_of, put_in_place
+from medkd.exporting.output import check_output, made_of, make_room, put_in_place
 from medkd.exporting.parity import Parity, compare, scan_for
 from medkd.exporting.quantising import INT8_FORMATS, TOLERANCE, quantise
 from medkd.inference.inputs import find_cases
 from medkd.inference.postprocessing import Choice, choose_postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
+from medkd.models.exported import ExportedFolder
 from medkd.models.segmentation import TrainedModel
 from medkd.runtime.package import RECORD
 
@@ -77,30 +78,27 @@ def export_model(
         RunError: the folder is no such model or cannot be expressed, the output is in use, or the exported network
             predicts otherwise.
     """
-    if format not in FORMATS:
-        raise RunError(f"Unknown format '{format}'.{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
-    if int8 and format not in INT8_FORMATS:
-        raise RunError(
-            f"--int8 quantises --format {' or '.join(INT8_FORMATS)}, not {format}; leave out one of the two."
-        )
+    _check_options(format, int8, tolerance)
     output = Path(output)
     check_output(output, overwrite)
     source = open_model(model, "segmentation")
+    if source.kind == ExportedFolder.kind:
+        raise RunError(f"{model} is an exported model already; export the model that it was made from.")
     trained: TrainedModel = source.load(folds, checkpoint=checkpoint)
     rule = trained.plan.protocol.inference if trained.plan.protocol else InferenceRule()
     origin = {**made_of(source), **_origin(trained)}
     found = choose_postprocessing(source, trained.folds, lambda: origin["weights"], trained.labels, postprocessing)
     parcel = Parcel(trained, rule, origin, found)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    seen = seen_cases(source, trained, root)
+    calibration, judged = _scans_for_int8(trained, seen, scans, root) if int8 else ([], [])
+    make_room(output)
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"
         folder.mkdir()
         parity = _fill(folder, parcel, FORMATS[format], scan)
-        seen = seen_cases(source, trained, root)
         record = {"format": format, "made_from": parcel.origin, "seen": seen, "parity": asdict(parity)}
         quantised = None
         if int8:
-            calibration, judged = _scans_for_int8(trained, seen, scans, root)
             quantised = quantise(folder, calibration, judged, tolerance=tolerance)
             _log.info("%s.", quantised.text())
             record["int8"] = asdict(quantised)
@@ -108,6 +106,18 @@ def export_model(
         write_text(folder / CARD, model_card(parcel, format, parity, quantised))
         put_in_place(folder, output)
     return parity
+
+
+def _check_options(format: str, int8: bool, tolerance: float) -> None:
+    """Refuse what no export can be asked for, before anything is loaded."""
+    if format not in FORMATS:
+        raise RunError(f"Unknown format '{format}'.{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    if int8 and format not in INT8_FORMATS:
+        raise RunError(
+            f"--int8 quantises --format {' or '.join(INT8_FORMATS)}, not {format}; leave out one of the two."
+        )
+    if not 0 <= tolerance <= 1:
+        raise RunError(f"--tolerance expects a loss of Dice from 0 to 1, found {tolerance:g}.")
 
 
 def _scans_for_int8(

@@ -10,11 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
+from medkd.core.files import scratch_folder
 from medkd.models.base import ModelFolder
 from medkd.models.own_run import OwnRun
 from medkd.runtime.package import RECORD
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+
+
+def make_room(output: Path) -> None:
+    """Make the folder in which an export is made.
+
+    Raises:
+        RunError: nothing can be written there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(output.parent):
+            return
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {output}: {error.strerror or error}; choose a place that can be written to."
+        ) from error
 
 
 def made_of(source: ModelFolder[Any]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from medkd.core.files import atomic_path, read_json, scratch_folder, write_json,
 from medkd.core.postprocessing import POSTPROCESSING_FILE
 from medkd.core.run import BEST, CROSS_VALIDATION, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
 from medkd.core.serial import save
+from medkd.exporting.output import make_room
 from medkd.inference.postprocessing import Choice, choose_postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.packed import ENDING, unpacked
@@ -84,7 +85,7 @@ def pack_run(
     if source.kind not in _KINDS:
         raise RunError(f"{model} is {source.title}; --format folder packs runs of medkd, send that folder as it is.")
     loaded = source.load(folds, checkpoint=checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_room(output)
     with scratch_folder(output.parent) as scratch:
         folder = scratch / source.path.name
         folder.mkdir()

@@ -19,6 +19,7 @@ from medkd.core.files import write_json
 from medkd.core.geometry import Geometry
 from medkd.exporting.export import export_model
 from medkd.exporting.formats import FORMATS, Parcel
+from medkd.exporting.packing import pack_run
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import read_image, read_label
 from medkd.models.run import SegmentationRun
@@ -221,9 +222,29 @@ def test_a_bundle_of_monais_is_exported_though_its_plan_has_no_statistics(tmp_pa
     from tests.models.test_bundle import write
 
     parity = export_model(write(tmp_path / "spleen"), tmp_path / "onnx", scan=[OLD / "scan_0000.nii.gz"])
-    assert parity.foreground and RuntimePredictor.open(tmp_path / "onnx").plan.intensities == ()
+    assert parity.foreground and not RuntimePredictor.open(tmp_path / "onnx").plan.intensities
     described = json.loads((tmp_path / "onnx" / "preprocessing.json").read_text())
     described["plan"]["configurations"]["3d_fullres"]["normalization"] = ["ct"]
     write_json(tmp_path / "onnx" / "preprocessing.json", described)
     with pytest.raises(MedkdError, match="'normalization' expects 0 values"):
         RuntimePredictor.open(tmp_path / "onnx")
+
+
+def test_what_cannot_be_is_said_before_anything_is_exported(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medkd.exporting.export._fill", None)
+    (tmp_path / "file").touch()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"model": exported}, "is an exported model already; export the model that it was made from"),
+        ({"output": tmp_path / "file" / "out"}, "Cannot write .*; choose a place that can be written to"),
+        ({"int8": True, "tolerance": float("nan")}, "--tolerance expects a loss of Dice from 0 to 1, found nan"),
+        ({"int8": True, "scans": tmp_path / "nowhere"}, "nowhere does not exist"),
+    ]
+    for given, text in wrong:
+        asked: dict[str, Any] = {"model": STUDENT, "output": tmp_path / "out", **given}
+        with pytest.raises(MedkdError, match=text):
+            export_model(**asked)
+    with pytest.raises(MedkdError, match="choose a place that can be written to"):
+        pack_run(STUDENT, tmp_path / "file" / "out.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
