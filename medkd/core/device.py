@@ -43,6 +43,17 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     return found
 
 
+def check_device(device: str) -> None:
+    """See that a device is of a kind on which networks run, on this machine or another one.
+
+    Raises:
+        RunError: it is not.
+    """
+    kind, colon, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not number.isdecimal()):
+        raise RunError(f"Unknown device '{device:.60}'; use cpu, cuda, cuda:N or mps.")
+
+
 def _numbers(kind: str, count: int) -> str:
     """Which devices of a kind there are, for an error text."""
     if count == 0:

@@ -285,8 +285,12 @@ def read_text(path: Path) -> str:
         raise DataError(f"Cannot read {str(path)!r}: {error}.") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, once: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: of the file.
+        once: refuse an object that has a key twice, of which the last one would count: for files that people write.
 
     Raises:
         DataError: the file is missing, unreadable or not JSON; the text says which and where.
@@ -294,7 +298,7 @@ def read_json(path: Path) -> Any:
     path = Path(path)
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_keys_once if once else None)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not valid JSON (line {error.lineno}: {error.msg}); mend it or make it anew."
@@ -302,3 +306,12 @@ def read_json(path: Path) -> Any:
     except (RecursionError, ValueError) as error:  # nested a thousand times, or a number of thousands of digits
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
         raise DataError(f"{path} cannot be read as JSON: {reason}; mend it or make it anew.") from error
+
+
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key '{key:.60}' stands twice in one object")
+        found[key] = value
+    return found

@@ -82,14 +82,19 @@ def save(path: Path, value: Any) -> None:
     write_json(path, to_data(value))
 
 
-def load(cls: type[T], path: Path) -> T:
+def load(cls: type[T], path: Path, *, once: bool = False) -> T:
     """Read a dataclass from a JSON file; a newer ``schema`` than the class knows is refused, and an older one than the
     class says it reads (``oldest``; else only its own).
+
+    Args:
+        cls: the dataclass.
+        path: of the file.
+        once: see :func:`medkd.core.files.read_json`.
 
     Raises:
         DataError: see :func:`from_data` and :func:`medkd.core.files.read_json`.
     """
-    data = read_json(path)
+    data = read_json(path, once=once)
     known = getattr(cls, "schema", None)
     if isinstance(data, Mapping) and known is not None and data.get("schema", known) not in _readable(cls, known):
         raise _other_schema(str(path), data["schema"], known)

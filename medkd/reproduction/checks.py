@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from medkd.core.dataset import SEGMENTATION
+from medkd.core.device import check_device
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.run import DETECTION
-from medkd.core.serial import nearest
+from medkd.core.serial import from_data, nearest
 from medkd.reproduction.recipe import PHANTOM, MethodRow, Recipe
 from medkd.reproduction.search import whole_parameters
+from medkd.tasks import TASKS
+
+PREPARE_OPTIONS = (
+    "configuration",
+    "workers",
+    "gpu_memory",
+    "protocol",
+    "like",
+    "reorient",
+    "mirror_axes",
+    "image_size",
+    "batch_size",
+    "overwrite_plan",
+    "strict",
+    "no_verify",
+)
+"""Options of ``medkd_plan_and_preprocess`` that a recipe may set, by their names in Python."""
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
@@ -27,10 +47,57 @@ def unknown_names(recipe: Recipe) -> list[str]:
         found += _said(where, lambda network=network: tasks.add(task_of_network(network)))  # type: ignore[misc]
     if len(tasks) > 1:
         found.append("teachers and students: networks for segmentation and detectors cannot be in one table.")
-    for name, method in recipe.methods.items():
-        for task in sorted(tasks)[:1]:
-            found += _said(f"methods.{name}", lambda method=method, task=task: _check_method(method, task))  # type: ignore[misc]
+    for task in sorted(tasks)[:1]:
+        for name, method in recipe.methods.items():
+            found += _said(f"methods.{name}", partial(_check_method, method, task))
+        found += unknown_settings(recipe, task)
     return found
+
+
+def unknown_settings(recipe: Recipe, task: str) -> list[str]:
+    """One sentence per setting or protocol that the trainings, or the preparation, would refuse."""
+    found = []
+    for option in recipe.dataset.prepare:
+        if option not in PREPARE_OPTIONS:
+            known = f"{nearest(option, PREPARE_OPTIONS)} There are: {', '.join(PREPARE_OPTIONS)}."
+            found.append(f"dataset.prepare: medkd_plan_and_preprocess has no '{option}'.{known}")
+    protocols = {"protocol": recipe.protocol}
+    shared = _said("settings", partial(_check_settings, recipe.settings, task))
+    found += shared
+    for where, values in {} if shared else trained_settings(recipe).items():
+        found += _said(where, partial(_check_settings, values, task))
+        protocols[f"{where}: protocol"] = values.get("protocol")
+    for where, protocol in protocols.items():
+        if protocol is not None:
+            found += _said(where, partial(_check_protocol, str(protocol), recipe.dataset.format, task))
+    return found
+
+
+def trained_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Where the settings of a training stand → what they are together."""
+    found = {}
+    for name, teacher in recipe.teachers.items():
+        if teacher.network is not None:
+            taught: Mapping[str, Any] = {} if teacher.method is None else recipe.methods[teacher.method].settings
+            found[f"teachers.{name}"] = {**recipe.settings, **taught, **teacher.settings}
+    for _, student, method in recipe.combinations():
+        row, way = recipe.students[student], recipe.methods[method]
+        found[f"students.{student} by methods.{method}"] = {**recipe.settings, **row.settings, **way.settings}
+    return found
+
+
+def _check_settings(settings: Mapping[str, Any], task: str) -> None:
+    values = {name: value for name, value in settings.items() if value is not None}
+    options = from_data(TASKS[task].column("training_options"), values, "")
+    if options.device is not None:
+        check_device(options.device)
+
+
+def _check_protocol(text: str, data_format: str, task: str) -> None:
+    from medkd.core.protocol_files import find_detection_protocol, find_protocol
+
+    find = find_protocol if task == SEGMENTATION else find_detection_protocol
+    find(text, {"medkd": {"format": data_format}})
 
 
 def task_of_network(name: str) -> str:
@@ -65,5 +132,6 @@ def _said(where: str, look: Callable[[], object]) -> list[str]:
     try:
         look()
     except MedkdError as error:
-        return [f"{where}: {str(error).rstrip('.')}."]
+        text = str(error).removeprefix(": ")
+        return [f"{where}: {text}" if text.endswith((".", "?")) else f"{where}: {text}."]
     return []

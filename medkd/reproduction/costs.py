@@ -26,7 +26,7 @@ _PREPARED = 4.0  # preprocessed cases take so many times the space of compressed
 def costs(work: Work) -> list[str]:
     """Lines about what the recipe's runs need."""
     recipe = work.recipe
-    trained = [node for node in work.nodes.values() if node.words[0] in ("train", "train_distill")]
+    trained = [node for node in work.chosen.values() if node.words[0] in ("train", "train_distill")]
     lines = [f"runs: {len(trained)} trainings"]
     counted = [_steps(node) for node in trained]
     known = [steps for steps in counted if steps is not None]
@@ -45,7 +45,7 @@ def costs(work: Work) -> list[str]:
 def _searches(work: Work) -> list[str]:
     """What searches train beside the runs."""
     teachers = students = 0
-    for node in work.nodes.values():
+    for node in work.chosen.values():
         search = work.recipe.methods[node.method].search if node.kind == "search" and node.method else None
         if search is not None:
             teachers += search.folds
@@ -57,9 +57,10 @@ def _steps(node: Node) -> int | None:
     """Optimiser steps of a training, where its own words say both numbers."""
     numbers = []
     for option in ("--epochs", "--iterations-per-epoch"):
-        if option not in node.words:
+        number = whole_number(str(_after(node.words, option))) if option in node.words else None
+        if number is None:
             return None
-        numbers.append(int(str(_after(node.words, option))))
+        numbers.append(number)
     return numbers[0] * numbers[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +45,9 @@ class Needs:
         address: of a Ray cluster; None starts one on this machine.
         options: of Slurm, such as ``{"partition": "gpu", "timeout_min": "600"}``.
         folder: for the engine's own files, on a file system that all machines share.
+
+    Raises:
+        RunError: a number means nothing.
     """
 
     jobs: int | None = None
@@ -53,6 +57,12 @@ class Needs:
     address: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.gpus) and self.gpus >= 0):
+            raise RunError(f"--gpus expects a number of at least 0, found {self.gpus:g}.")
+        if self.memory_gb is not None and not (isfinite(self.memory_gb) and self.memory_gb > 0):
+            raise RunError(f"--memory expects a number above 0, found {self.memory_gb:g}.")
 
 
 AGAIN = -1

@@ -17,6 +17,7 @@ from medkd.reproduction.search import BEST_FILE, Best, Search
 from medkd.tasks import every_task
 
 PREPARE = "prepare"
+_LONGEST = 150  # letters of a run's name; file systems take 255 with what is added
 Kind = Literal["prepare", "teacher", "search", "student"]
 
 
@@ -280,6 +281,11 @@ class _Builder:
     def _add(self, node: Node) -> None:
         if node.name in self.nodes:
             raise DataError(f"The recipe has two runs called '{node.name}'; rename a teacher, student or method.")
+        if len(node.name) > _LONGEST:
+            raise DataError(
+                f"The recipe's run '{node.name:.60}…' has a name of {len(node.name)} letters, which becomes that of "
+                f"files; expected {_LONGEST} at most, shorten the names of teachers, students or methods."
+            )
         self.nodes[node.name] = node
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import DataError
+from medkd.core.paths import new_dataset_name
 from medkd.core.serial import load, nearest
 from medkd.reproduction.search import Search, check_search
 
@@ -208,7 +209,8 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         DataError: a key is unknown or missing, a name means nothing, or a row is impossible.
     """
-    recipe = load(Recipe, path)
+    recipe = load(Recipe, path, once=True)
+    _check_file(path)
     _check_names(recipe, path)
     _check_numbers(recipe, path)
     for name, teacher in recipe.teachers.items():
@@ -217,6 +219,9 @@ def load_recipe(path: Path) -> Recipe:
         _check_mentions(recipe, rule, f"{path}: without[{place}]")
     for place, row in enumerate(recipe.published):
         _check_mentions(recipe, row, f"{path}: published[{place}]")
+        for measure in row.scores:
+            if not measure.isprintable():
+                raise DataError(f"{path}: published[{place}].scores: {measure!r:.60} cannot be printed; rename it.")
     _check_like(recipe, path)
     _check_searches(recipe, path)
     if any(row.needs_teacher for row in recipe.methods.values()) and not recipe.teachers:
@@ -224,6 +229,15 @@ def load_recipe(path: Path) -> Recipe:
     if not list(recipe.combinations()):
         raise DataError(f"{path}: no row is left; check 'students', 'methods' and 'without'.")
     return recipe
+
+
+def _check_file(path: Path) -> None:
+    """The file's name becomes a part of the runs' names, and so of options of commands."""
+    if not path.stem.isprintable() or path.stem != path.stem.strip() or path.stem[:1] in ("-", "."):
+        raise DataError(
+            f"{path}: the name of a recipe becomes a part of its runs' names, and cannot begin with '-', '.' or a "
+            "space; rename the file."
+        )
 
 
 def _check_names(recipe: Recipe, path: Path) -> None:
@@ -250,14 +264,27 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _check_numbers(recipe: Recipe, path: Path) -> None:
-    if not 1 <= recipe.dataset.number <= 999:
-        raise DataError(f"{path}: dataset.number: expected 1 to 999, found {recipe.dataset.number}.")
+    data = recipe.dataset
+    if not 1 <= data.number <= 999:
+        raise DataError(f"{path}: dataset.number: expected 1 to 999, found {data.number}.")
+    try:
+        new_dataset_name(data.number, data.name)
+    except DataError as error:
+        raise DataError(f"{path}: dataset.name: {error}") from error
+    if data.cases is not None and data.cases < 1:
+        raise DataError(
+            f"{path}: dataset.cases: expected at least 1, found {data.cases}; leave it out where it is open."
+        )
+    if recipe.seconds_per_step is not None and recipe.seconds_per_step <= 0:
+        raise DataError(f"{path}: seconds_per_step: expected a number above 0, found {recipe.seconds_per_step:g}.")
     _check_labels(recipe.dataset, f"{path}: dataset.labels")
     for fold in recipe.folds:
         if fold not in FOLDS:
             raise DataError(f"{path}: folds: expected some of {', '.join(FOLDS)}, found '{fold:.60}'.")
     _check_different(recipe.folds, f"{path}: folds")
     _check_different(recipe.seeds, f"{path}: seeds")
+    if min(recipe.seeds) < 0:
+        raise DataError(f"{path}: seeds: expected numbers of at least 0, found {min(recipe.seeds)}.")
 
 
 def _check_labels(data: RecipeData, where: str) -> None:
@@ -289,6 +316,21 @@ def _check_teacher(recipe: Recipe, name: str, teacher: TeacherRow, where: str) -
     if teacher.method is not None:
         _check_known(teacher.method, recipe.methods, "method", where)
         _check_chain(recipe, name, where)
+        _check_assistant(recipe.methods[teacher.method], teacher.method, where)
+
+
+def _check_assistant(row: MethodRow, method: str, where: str) -> None:
+    """An assistant learns from the teacher above it, with parameters that are known."""
+    if not row.needs_teacher:
+        raise DataError(
+            f"{where}: with the method '{method}' it would learn nothing of the teacher above it; name another one, or "
+            "leave out 'taught_by' and 'method'."
+        )
+    if row.search is not None:
+        raise DataError(
+            f"{where}: the parameters of '{method}' are searched for students, and an assistant would get their "
+            "defaults; name a method without 'search'."
+        )
 
 
 def _check_folds(recipe: Recipe, teacher: TeacherRow, where: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+from medkd.core.device import check_device
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
@@ -41,6 +43,9 @@ class ReproduceOptions:
         needs: what the engine is asked for.
         device: of every training; None leaves it to medkd.
         margin: the loss of the main metric up to which a student may replace its teacher.
+
+    Raises:
+        RunError: device or margin mean nothing.
     """
 
     root: Path | None = None
@@ -51,6 +56,12 @@ class ReproduceOptions:
     needs: Needs = field(default_factory=Needs)
     device: str | None = None
     margin: float = MARGIN
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            check_device(self.device)
+        if not (isfinite(self.margin) and self.margin >= 0):
+            raise RunError(f"--margin expects a number of at least 0, found {self.margin:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,15 @@ class Work:
     state: State
     root: Root
     options: ReproduceOptions
+
+    @property
+    def chosen(self) -> dict[str, Node]:
+        """The runs that ``--only`` leaves.
+
+        Raises:
+            RunError: a pattern fits nothing.
+        """
+        return chosen_nodes(self.nodes, self.options.only)
 
     def results(self) -> Results:
         """The table as far as it is known."""
@@ -153,7 +173,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
     for sentence in unknown_names(work.recipe):
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
-    nodes = chosen_nodes(work.nodes, work.options.only)
+    nodes = work.chosen
     if any(node.kind == "search" for node in nodes.values()):
         check_optuna()
     conversion = ensure_data(work.recipe, work.root, work.options.data, say)
@@ -198,7 +218,7 @@ def _left(work: Work) -> dict[str, Node]:
     """The chosen nodes that are not done."""
     records = work.state.read()
     runs, left = runs_of(records), dict[str, Node]()
-    for name, node in chosen_nodes(work.nodes, work.options.only).items():
+    for name, node in work.chosen.items():
         ready = not any(need in left for need in node.needs)
         if not (ready and is_done(records.get(name), node.command(runs))):
             left[name] = node
@@ -250,11 +270,18 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
 
 
 def _models(work: Work) -> dict[str, Path]:
-    """Teacher → folder, of those from elsewhere."""
+    """Teacher → folder, of those from elsewhere that the chosen runs need."""
+    teachers, used = work.recipe.teachers, set[str]()
+    like = work.recipe.dataset.prepare.get("like")
+    for named in (*(node.teacher for node in work.chosen.values()), like):
+        above = named
+        while above is not None:
+            used.add(str(above))
+            above = teachers[str(above)].taught_by
     found: dict[str, Path] = {}
     for node in work.nodes.values():
-        if node.words[0] == "score_teacher" and node.teacher is not None:
-            found[node.teacher] = Path(str(node.words[2]))
+        if node.words[0] == "score_teacher" and node.teacher in used:
+            found[str(node.teacher)] = Path(str(node.words[2]))
     return found
 
 
@@ -276,7 +303,7 @@ def status_lines(work: Work) -> list[str]:
     """A line per run: what became of it, and its command."""
     records = work.state.read()
     lines = []
-    for name, node in work.nodes.items():
+    for name, node in work.chosen.items():
         record = records.get(name)
         status = "to do" if record is None else record.status
         lines.append(f"{status:8}{name}: {node.shown()}")

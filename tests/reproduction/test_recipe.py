@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 
 from medkd.core.errors import DataError
-from medkd.reproduction.checks import unknown_names
+from medkd.reproduction.checks import PREPARE_OPTIONS, unknown_names
 from medkd.reproduction.graph import Place, build_graph
 from medkd.reproduction.recipe import load_recipe
 from tests.optional import needs_ultralytics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+SEARCH = {"parameters": {"kd.temperature": [1, 2]}, "trials": 1}
+ASSISTANT = {"x": {"network": "a"}, "y": {"network": "a", "taught_by": "x", "method": "alone"}}
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -70,7 +74,17 @@ def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
         ({"teachers": {"x": {"network": "a", "taught_by": "x", "method": "kd"}}}, "in a circle (x ← x)"),
         ({"teachers": {"x": {"network": "a", "taught_by": "z", "method": "kd"}}}, "has no teacher 'z'"),
         ({"teachers": {"x/..": {"network": "a"}}}, "names are letters, digits"),
+        ({"teachers": ASSISTANT}, "teachers.y: with the method 'alone' it would learn nothing"),
+        (
+            {"teachers": ASSISTANT, "methods": {"alone": {"method": "kd", "search": SEARCH}}},
+            "teachers.y: the parameters of 'alone' are searched for students",
+        ),
         ({"settings": {"seed": 3}}, "settings: 'seed' is set by medkd_reproduce"),
+        ({"seeds": [-1]}, "seeds: expected numbers of at least 0, found -1"),
+        ({"seconds_per_step": 0}, "seconds_per_step: expected a number above 0, found 0"),
+        ({"published": [{"scores": {"a\nb": 1}, "source": ""}]}, "published[0].scores: 'a\\nb' cannot be printed"),
+        ({"dataset": {"number": 1, "name": "../up", "format": "msd"}}, "dataset.name: Data set names use letters"),
+        ({"dataset": {"number": 1, "name": "P", "format": "msd", "cases": 0}}, "dataset.cases: expected at least 1"),
         ({"without": [{"method": "kdd"}]}, "without[0]: the recipe has no method 'kdd'. Did you mean 'kd'?"),
         ({"without": [{}]}, "no row is left"),
         ({"published": [{"scores": {}, "source": "", "student": "big"}]}, "published[0]: the recipe has no student"),
@@ -101,6 +115,64 @@ def test_what_means_nothing_is_refused_in_one_sentence(changes: dict[str, Any], 
         read(tmp_path, recipe(**changes))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["-toy", ".toy", " toy", "to\ny"])
+def test_a_file_whose_name_no_run_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(recipe()))
+    with pytest.raises(DataError, match="rename the file"):
+        load_recipe(path)
+
+
+def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """The first one would be lost without a word."""
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(recipe()).replace('"plain": {', '"tiny": {'))
+    with pytest.raises(DataError, match="the key 'tiny' stands twice in one object"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"settings": {"epochs": "three"}}, "settings: epochs: expected int, found 'three'."),
+        ({"settings": {"epochs": -1}}, "settings: epochs expects a whole number of at least 1, found -1"),
+        ({"settings": {"image_size": 64}}, "settings: unknown key 'image_size'."),  # of the other task
+        ({"settings": {"device": "gpu"}}, "settings: Unknown device 'gpu'"),
+        (
+            {"students": {"tiny": {"network": "unet_tiny", "settings": {"precision": "fp8"}}}},
+            "students.tiny by methods.alone: precision: expected one of fp32, bf16, fp16, found 'fp8'.",
+        ),
+        (
+            {"teachers": {"large": {"network": "res_unet", "settings": {"teachers": "x"}}}},
+            "teachers.large: teachers: expected a list, found str.",
+        ),
+        ({"protocol": "acf_bckdd"}, "protocol: Unknown protocol 'acf_bckdd'. Did you mean 'acf_bckd'?"),
+        ({"protocol": "sfd_kd:fracatlas_yolo"}, "protocol: The protocol"),  # for detection
+        (
+            {"dataset": {"number": 900, "name": "P", "format": "phantom", "prepare": {"root": "/"}}},
+            "dataset.prepare: medkd_plan_and_preprocess has no 'root'.",
+        ),
+    ],
+)
+def test_settings_that_a_training_would_refuse_are_known_before_any(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    found = unknown_names(read(tmp_path, recipe(**changes)))
+    assert found and found[0].startswith(sentence), found
+    if "settings" in changes:
+        assert len(found) == 1
+
+
+def test_a_recipe_may_set_what_the_preparation_takes() -> None:
+    from medkd.cli.plan_and_preprocess import _arguments
+
+    own = {name: f"--{name.replace('_', '-')}" for name in PREPARE_OPTIONS}
+    every = {flag for action in _arguments()._actions for flag in action.option_strings if flag.startswith("--")}
+    assert set(own.values()) <= every
+    others = every - set(own.values())  # of the command itself
+    assert others <= {"--dataset", "--help", "--root", "--verbose", "--quiet", "--import", "--version"}
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)

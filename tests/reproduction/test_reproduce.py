@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_a_killed_reproduction_goes_on_and_ends_with_the_whole_table(tmp_path: P
 
 def test_what_cannot_run_is_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "toy.json"
-    wrong = [
+    wrong: list[tuple[dict[str, Any], list[str], str]] = [
         ({"students": {"tiny": {"network": "unet_tinny"}}}, [], "there is no network or detector 'unet_tinny'"),
         (
             {"methods": {"kd": {"method": "kd", "parameters": {"kd.tau": 1}}}, "published": []},
@@ -81,6 +82,13 @@ def test_what_cannot_run_is_refused_before_anything_starts(tmp_path: Path, capsy
         ({}, ["--only", "big*"], "no run is called 'big*'"),
         ({}, ["--model", "large=x"], "has no teacher 'large' from elsewhere"),
         ({}, ["--model", "large"], "--model expects NAME=VALUE, found 'large'"),
+        ({}, ["--margin", "nan"], "--margin expects a number of at least 0, found nan"),
+        ({}, ["--gpus", "-1"], "--gpus expects a number of at least 0, found -1"),
+        ({}, ["--memory", "0"], "--memory expects a number above 0, found 0"),
+        ({}, ["--device", "gpu"], "Unknown device 'gpu'"),
+        ({"settings": {"epochs": "three"}}, [], "settings: epochs: expected int, found 'three'"),
+        ({}, ["--check", "--only", "big*"], "no run is called 'big*'"),
+        ({}, ["--status", "--only", "big*"], "no run is called 'big*'"),
     ]
     for changes, words, sentence in wrong:
         path.write_text(json.dumps({**TOY, **changes}))
@@ -100,6 +108,11 @@ def test_status_and_check_start_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 0
     shown = capsys.readouterr().out
     assert "3 trainings" in shown and re.search(r"disk: about 0\.\d GiB for 3 trainings, .*; \d+ GiB are free", shown)
+    assert main([str(path), "--root", str(tmp_path), "--check", "--only", "large*"]) == 0
+    assert "1 trainings" in capsys.readouterr().out
+    path.write_text(json.dumps({**TOY, "settings": {"epochs": "x", "iterations_per_epoch": 2}}))
+    assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
+    assert "unknown: settings: epochs: expected int" in capsys.readouterr().out
     path.write_text(json.dumps({**TOY, "dataset": {"number": 7, "name": "New", "format": "msd"}}))
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.json"]
