@@ -7,6 +7,7 @@ The file holds a list of trainings: the arguments of :func:`medkd.detection.task
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,32 @@ from medkd.detection.task import train, train_distill
 from medkd.detection.tv.faster_rcnn import FasterRCNN
 from medkd.training.logs import RunLog
 from tests.detection.tv.builders import build_narrow, few
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that both sides do, under its own tag."""
+
+    tag: str
+    network: str
+    teacher: str | None = None
+    method: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, root: Path, side: str) -> dict[str, Any]:
+        options = {
+            "root": str(root),
+            "epochs": 1,
+            "iterations_per_epoch": 3,
+            "batch_size": 4,
+            "workers": 0,
+            "device": "cpu",
+            "validate": False,
+            "tag": f"{self.tag}-{side}",
+            **self.options,
+        }
+        taught = {} if self.teacher is None else {"teacher": self.teacher, "method": self.method}
+        return {"network": self.network, "options": options, **taught}
 
 
 def run_all(trainings: list[dict[str, Any]]) -> None:

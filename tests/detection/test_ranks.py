@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,39 +21,14 @@ from medkd.detection.prepare import plan_and_preprocess_detection
 from medkd.detection.tv.dense_models import GFL
 from medkd.detection.tv.faster_rcnn import FasterRCNN
 from medkd.detection.tv.reppoints import RepPoints
+from medkd.detection.yolo import YoloDetector
 from medkd.training.hooks import SaveLatest
 from medkd.training.logs import read_log
 from tests.detection.builders import make_dataset
-from tests.detection.ranks_worker import run_all
+from tests.detection.ranks_worker import Training, run_all
 from tests.processes import processes, said, wait
 
 NAME = "Dataset502_Tiny"
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training that both sides do, under its own tag."""
-
-    tag: str
-    network: str
-    teacher: str | None = None
-    method: str = "none"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def arguments(self, root: Path, side: str) -> dict[str, Any]:
-        options = {
-            "root": str(root),
-            "epochs": 1,
-            "iterations_per_epoch": 3,
-            "batch_size": 4,
-            "workers": 0,
-            "device": "cpu",
-            "validate": False,
-            "tag": f"{self.tag}-{side}",
-            **self.options,
-        }
-        taught = {} if self.teacher is None else {"teacher": self.teacher, "method": self.method}
-        return {"network": self.network, "options": options, **taught}
 
 
 _ONE_STEP = {"epochs": 2, "iterations_per_epoch": 1}  # which proposals remain, rounding decides after some steps
@@ -137,7 +111,12 @@ def test_a_detector_without_a_shared_loss_is_refused_before_anything_is_written(
     detector = Old()
     detector.spec = DetectorSpec("old", ("one",), 64)
     check_shared(detector, None)
-    assert FasterRCNN.can_be_shared() and GFL.can_be_shared() and RepPoints.can_be_shared()
+    assert (
+        FasterRCNN.can_be_shared()
+        and YoloDetector.can_be_shared()
+        and GFL.can_be_shared()
+        and RepPoints.can_be_shared()
+    )
     for name, value in {"RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(RunError, match=r"old has no loss of a batch.*start the command without torchrun"):

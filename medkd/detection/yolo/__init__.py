@@ -12,8 +12,8 @@ __all__ = ["YoloDetector", "can_continue", "fit"]
 
 
 def fit(job: DetectionJob) -> None:
-    """Train one fold; see :func:`medkd.detection.yolo.trainer.fit`."""
-    from medkd.detection.yolo.trainer import fit as train
+    """Train one fold; see :func:`medkd.detection.yolo.fold.fit`."""
+    from medkd.detection.yolo.fold import fit as train
 
     train(job)
 
@@ -21,6 +21,6 @@ def fit(job: DetectionJob) -> None:
 def can_continue(job: DetectionJob) -> bool:
     """Whether an earlier training left something to go on from."""
     from medkd.detection.yolo import checkpoints
-    from medkd.detection.yolo.trainer import FOLDER
+    from medkd.detection.yolo.fold import FOLDER
 
     return (job.folder / FINAL).exists() or checkpoints.can_continue(job.folder / FOLDER / "weights")

@@ -8,6 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medkd.detection.parts import whole_annotations
+from medkd.training.ranks import Ranks
+
+Seen = tuple[dict[str, Any], dict[str, Tensor]]
+"""What a head gives in training, in ultralytics' form, and the features of necks and towers by tap."""
+
 
 def to_batch(images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
     """Per-image boxes ``(n, 4)`` in pixels and classes ``(n,)`` as ultralytics batches them: centres and sizes as
@@ -37,6 +43,31 @@ def from_batch(batch: dict[str, Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor,
     places = [batch["batch_idx"] == index for index in range(len(batch["img"]))]
     classes = batch["cls"].view(-1).long()
     return tuple(boxes[p] for p in places), tuple(classes[p] for p in places)
+
+
+def whole_batch(batch: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """A batch with the annotations of all processes' images in the place of this process'; of its images only their
+    number and size mean something.
+    """
+    if ranks.alone:
+        return batch
+    boxes, classes = whole_annotations(*from_batch(batch), ranks)
+    return {**batch, **to_batch(batch["img"][:1].expand(len(boxes), -1, -1, -1), boxes, classes)}
+
+
+def whole_seen(seen: Seen, ranks: Ranks) -> Seen:
+    """What the head gives of all processes' images; features stay those of this process' images."""
+    return (seen[0] if ranks.alone else _whole(seen[0], ranks)), seen[1]
+
+
+def _whole(raw: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    found = dict(raw)
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            found[name] = _whole(value, ranks)
+        elif isinstance(value, Tensor):  # the list of maps tells the cells, no more
+            found[name] = ranks.gathered(value)
+    return found
 
 
 def loss_terms(criterion: Any, raw: dict[str, Any], batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -103,6 +103,7 @@ def write_plain(path: Path, average: nn.Module, facts: Mapping[str, Any]) -> Non
     network: Any = getattr(copied, "student_model", copied)
     for module in network.modules():
         module._forward_hooks.clear()  # ultralytics' distillation listens to its student's layers
+        vars(module).pop("forward", None)  # of medkd.training.shared_norm
     network.criterion = None
     network.args = dict(network.args)
     network.half().requires_grad_(False)

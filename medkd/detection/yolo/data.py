@@ -19,8 +19,12 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.sampling import UnlabelledSteps, draw_epoch, walk
 from medkd.detection.store import DetectionStore
 from medkd.detection.yolo.library import YAML, InfiniteDataLoader, YOLODataset, seed_worker
+from medkd.training.ranks import Ranks
 
 UNLABELLED = "unlabelled"  # name of the list of images without annotation
+APART = 1_000_003
+"""Between the seeds of two processes' augmentation."""
+
 STORE = "store"
 """Key of the data description under which the store's folder stands."""
 
@@ -150,6 +154,31 @@ class MixedSampler(Sampler[int]):
             self._labelled.go_to(step - self._kinds.before(step))
 
 
+class PartSampler(Sampler[int]):
+    """This process' part of every batch of a sampler that gives whole batches.
+
+    Args:
+        whole: what all processes together show.
+        batch: images of a step.
+        part: places in a batch.
+    """
+
+    def __init__(self, whole: EpochSampler | MixedSampler, batch: int, part: range) -> None:
+        self._whole, self._batch, self._part = whole, batch, part
+
+    def __len__(self) -> int:
+        return len(self._whole) // self._batch * len(self._part)
+
+    def __iter__(self) -> Iterator[int]:
+        for number, place in enumerate(self._whole):
+            if number % self._batch in self._part:
+                yield place
+
+    def go_to(self, number: int) -> None:
+        """See :meth:`EpochSampler.go_to`."""
+        self._whole.go_to(number)
+
+
 class MixedDataset(Dataset[dict[str, Any]]):
     """Two data sets one after the other. Each makes mosaics of its own images only, since one of an annotated image and
     one without would have boxes that are missing.
@@ -178,7 +207,9 @@ class MixedDataset(Dataset[dict[str, Any]]):
             part.close_mosaic(hyp)
 
 
-def mixed_loader(job: DetectionJob, parts: Sequence[StoreDataset], batch: int, workers: int) -> InfiniteDataLoader:
+def mixed_loader(
+    job: DetectionJob, parts: Sequence[StoreDataset], batch: int, workers: int, ranks: Ranks
+) -> InfiniteDataLoader:
     """:func:`training_loader` where there are images without annotation.
 
     Args:
@@ -187,6 +218,7 @@ def mixed_loader(job: DetectionJob, parts: Sequence[StoreDataset], batch: int, w
             and of those without annotation.
         batch: images per step.
         workers: loader processes.
+        ranks: the processes that have a part of every batch each.
     """
     places: dict[str, int] = {}
     for part in parts:
@@ -204,11 +236,15 @@ def mixed_loader(job: DetectionJob, parts: Sequence[StoreDataset], batch: int, w
     once = kinds.steps_of(-(-drawn // batch), -(-len(job.unlabelled) // batch))
     labelled = EpochSampler(draw, batch) if job.train else None
     sampler = MixedSampler(labelled, plain, kinds, batch, job.budget.iterations_per_epoch or once)
-    return _loader(job, MixedDataset(parts), sampler, batch, workers, parts[0].collate_fn)
+    return _loader(job, MixedDataset(parts), sampler, batch, workers, parts[0].collate_fn, ranks)
 
 
-def training_loader(job: DetectionJob, dataset: StoreDataset, batch: int, workers: int) -> InfiniteDataLoader:
-    """The loader of training batches: ``budget.iterations_per_epoch`` of them, or one pass over the drawn images."""
+def training_loader(
+    job: DetectionJob, dataset: StoreDataset, batch: int, workers: int, ranks: Ranks
+) -> InfiniteDataLoader:
+    """The loader of training batches: ``budget.iterations_per_epoch`` of them, or one pass over the drawn images, which
+    is filled up to whole batches where several processes have a part of each.
+    """
     places = {Path(path).stem: place for place, path in enumerate(dataset.im_files)}
     annotations = DetectionStore(job.store).annotations()
 
@@ -216,23 +252,33 @@ def training_loader(job: DetectionJob, dataset: StoreDataset, batch: int, worker
         return [places[case] for case in draw_epoch(job.train, annotations, job.plan, job.budget.seed, epoch)]
 
     length = job.budget.iterations_per_epoch * batch or len(draw(0))
-    return _loader(job, dataset, EpochSampler(draw, length), min(batch, length), workers, dataset.collate_fn)
+    if not ranks.alone:
+        length = -(-length // batch) * batch
+    sampler = EpochSampler(draw, length)
+    return _loader(job, dataset, sampler, min(batch, length), workers, dataset.collate_fn, ranks)
 
 
 def _loader(
-    job: DetectionJob, dataset: Any, sampler: Sampler[int], batch: int, workers: int, collate: Callable[..., Any]
+    job: DetectionJob,
+    dataset: Any,
+    sampler: EpochSampler | MixedSampler,
+    batch: int,
+    workers: int,
+    collate: Callable[..., Any],
+    ranks: Ranks,
 ) -> InfiniteDataLoader:
+    part = ranks.part(batch)
     workers = min(workers, os.cpu_count() or 1)
     return InfiniteDataLoader(
         dataset=dataset,
-        batch_size=batch,
-        sampler=sampler,
+        batch_size=len(part),
+        sampler=sampler if ranks.alone else PartSampler(sampler, batch, part),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=job.device.type == "cuda",
         collate_fn=collate,
         worker_init_fn=seed_worker,
-        generator=torch.Generator().manual_seed(job.budget.seed),
+        generator=torch.Generator().manual_seed(job.budget.seed + ranks.number * APART),
     )
 
 

@@ -26,8 +26,9 @@ from medkd.detection.base import (
     Family,
 )
 from medkd.detection.yolo.architectures import OTHER, STANDARD, TimmFeatures, description
-from medkd.detection.yolo.assignment import from_batch, loss_terms, to_batch
+from medkd.detection.yolo.assignment import Seen, from_batch, loss_terms, to_batch, whole_seen
 from medkd.detection.yolo.head import decode, finish, held_module, hold, levels_of, run_head, split_sides
+from medkd.training.ranks import Ranks
 
 MOST_CANDIDATES = 30000
 """Boxes per image that are looked at in non-maximum suppression, the best ones."""
@@ -110,15 +111,20 @@ class YoloDetector(Detector):
             kept.append(x if layer.i in self.network.save else None)
         return [kept[j] for j in self.head.f]  # type: ignore[misc]  # the head's inputs are always kept
 
-    def _run(self, feats: list[Tensor], losses: bool) -> tuple[dict[str, Any], DetectorOutputs]:
-        """Raw outputs in ultralytics' training form, and the outputs."""
+    def _run(self, feats: list[Tensor], losses: bool) -> Seen:
+        """Raw outputs in ultralytics' training form, and the features."""
         raw, held = run_head(self.head, feats, self._names, second=losses and self.end_to_end)
+        return raw, {**dict(zip(self._names, feats, strict=True)), **held}
+
+    def _outputs(self, seen: Seen) -> DetectorOutputs:
+        """What raw outputs mean; they may be of more images than the features."""
+        raw, features = seen
         many = raw.get("one2many", raw)
-        levels = levels_of(self._names, self._strides, feats)
+        levels = levels_of(self._names, self._strides, many["feats"])
         sides = split_sides(many["boxes"], self.bins)
-        return raw, DetectorOutputs(
+        return DetectorOutputs(
             logits=many["scores"],
-            features={**dict(zip(self._names, feats, strict=True)), **held},
+            features=features,
             boxes=decode(sides, levels),
             distribution=sides if self.bins > 1 else None,
             levels=levels,
@@ -129,20 +135,30 @@ class YoloDetector(Detector):
         """See :attr:`medkd.detection.base.Detector.end_to_end`."""
         return getattr(self.head, "one2one_cv2", None) is not None
 
-    def losses_of(
-        self, batch: dict[str, Any], criterion: Any
-    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """:meth:`losses` for a batch of ultralytics' loader and the criterion of its trainer."""
-        raw, outputs = self._run(self.neck(batch["img"]), losses=True)
-        terms, labels = loss_terms(criterion, raw, batch)
-        boxes, classes = from_batch(batch)
-        return terms, outputs, DetectionTarget(labels, boxes=boxes, classes=classes)
+    def look(self, images: Tensor) -> Seen:
+        """See :meth:`medkd.detection.base.Detector.look`: raw outputs, and features."""
+        return self._run(self.neck(images), losses=True)
 
-    def losses(
-        self, images: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    def supervised(
+        self, images: Tensor, seen: Seen, boxes: Sequence[Tensor], classes: Sequence[Tensor], ranks: Ranks
     ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """See :meth:`medkd.detection.base.Detector.losses`; the terms are ultralytics', named as it names them."""
-        return self.losses_of(to_batch(images, boxes, classes), self._own_criterion())
+        """See :meth:`medkd.detection.base.Detector.supervised`; the terms are ultralytics', named as it names them."""
+        batch = to_batch(images[:1].expand(len(boxes), -1, -1, -1), boxes, classes)  # whose pixels nobody looks at
+        return self.terms_of(self._own_criterion(), whole_seen(seen, ranks), batch)
+
+    def terms_of(
+        self, criterion: Any, seen: Seen, batch: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
+        """:meth:`losses` for the criterion of ultralytics' trainer.
+
+        Args:
+            criterion: of the trainer.
+            seen: what :meth:`look` gave, of the whole batch.
+            batch: of ultralytics' loader.
+        """
+        terms, labels = loss_terms(criterion, seen[0], batch)
+        boxes, classes = from_batch(batch)
+        return terms, self._outputs(seen), DetectionTarget(labels, boxes=boxes, classes=classes)
 
     def losses_from_neck(
         self, images: Tensor, neck: dict[str, Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
@@ -155,7 +171,7 @@ class YoloDetector(Detector):
 
     def observe(self, images: Tensor, student: DetectorOutputs) -> DetectorOutputs:
         """See :meth:`medkd.detection.base.Detector.observe`."""
-        return self._run(self.neck(images), losses=False)[1]
+        return self._outputs(self._run(self.neck(images), losses=False))
 
     def forward_from(self, tap: str, feature: Tensor) -> Tensor:
         """See :meth:`medkd.detection.base.Detector.forward_from`; from a neck's tap the class logits of its level ``(B,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medkd.core.errors import RunError
 from medkd.detection.yolo.offline import quiet, require, unchanged_process
 
 require()
@@ -20,6 +21,20 @@ with unchanged_process():
 
     version = engine.__version__
 
+
+def check_single() -> None:
+    """See that ultralytics leaves it to medkd to share a training with other processes.
+
+    Raises:
+        RunError: it was imported before medkd, and wants to do so itself.
+    """
+    if engine.RANK != -1:
+        raise RunError(
+            "ultralytics was imported before medkd in a process of torchrun, and would share the training in its own "
+            "way; import medkd first."
+        )
+
+
 __all__ = [
     "YAML",
     "DetectionModel",
@@ -27,6 +42,7 @@ __all__ = [
     "DistillationModel",
     "InfiniteDataLoader",
     "YOLODataset",
+    "check_single",
     "engine",
     "get_cfg",
     "quiet",

@@ -49,7 +49,7 @@ def require() -> ModuleType:
     folder = cache_folder("Ultralytics").parent
     os.environ["YOLO_CONFIG_DIR"] = str(folder)
     _provide_fonts(folder / "Ultralytics")
-    with unchanged_process():
+    with unchanged_process(), _alone():
         try:
             ultralytics = importlib.import_module("ultralytics")
             importlib.import_module("ultralytics.nn.tasks")  # the package itself is lazy; its effects are in here
@@ -58,6 +58,17 @@ def require() -> ModuleType:
                 f"YOLO detectors need ultralytics ({error.name} is missing); run pip install medkd[detection]."
             ) from error
         return _quiet(ultralytics, keep=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let ultralytics believe that this is the only process: that there are several, medkd sees to."""
+    names = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

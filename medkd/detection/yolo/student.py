@@ -1,4 +1,6 @@
-"""A detection network whose loss has a method's terms besides its own, while ultralytics trains it."""
+"""A detection network whose loss has a method's terms besides its own, or is that of several processes, while
+ultralytics trains it.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.features import Progress
-from medkd.detection.yolo.assignment import to_batch
+from medkd.detection.yolo.assignment import to_batch, whole_batch, whole_seen
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import DetectionModel
 from medkd.detection.yolo.watch import FirstEpoch
+from medkd.training.ranks import Ranks
 
 if TYPE_CHECKING:
-    from medkd.detection.base import DetectionTarget, DetectorOutputs
     from medkd.detection.job import DetectionJob
 
 HELPERS = "helpers"
@@ -36,6 +38,7 @@ class Student(DetectionModel):
         job: says which images have annotations, and has the distiller that gives the terms.
         progress: where training stands.
         watch: is shown the method's terms of every step.
+        ranks: the processes that have a part of every batch each.
     """
 
     def __init__(
@@ -44,14 +47,14 @@ class Student(DetectionModel):
         job: DetectionJob,
         progress: Callable[[], Progress],
         watch: FirstEpoch | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(detector.network.__dict__)
         self._modules = dict(detector.network._modules)
         self.criterion = None
-        self.__dict__["_parts"] = (detector, job, progress, watch)
-        assert job.distiller is not None  # narrowed for the type checker
-        self.helpers = job.distiller.method
+        self.__dict__["_parts"] = (detector, job, progress, watch, ranks or Ranks())
+        self.helpers = nn.Module() if job.distiller is None else job.distiller.method
         self._names: tuple[str, ...] = ()
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,9 +62,18 @@ class Student(DetectionModel):
 
         Of images without annotation the detector's own terms are 0.
         """
-        _, job, progress, watch = self.__dict__["_parts"]
-        terms, outputs, target = self._own_terms(batch)
+        detector, job, progress, watch, ranks = self.__dict__["_parts"]
+        if self.criterion is None:
+            self.criterion = self.init_criterion()
         now = progress()
+        with ranks.own_chance(job.budget.seed, now.step, batch["img"].device):
+            seen = detector.look(batch["img"])
+        seen, whole = whole_seen(seen, ranks), whole_batch(with_found_boxes(batch, job), ranks)
+        if job.distiller is None:
+            return self.criterion(seen[0], whole)  # type: ignore[no-any-return]  # ultralytics' own
+        terms, outputs, target = detector.terms_of(self.criterion, seen, whole)
+        if is_unlabelled(batch, job):
+            terms = {name: (0 * outputs.logits.sum()).abs() for name in terms}
         extra = {}
         for name, value in job.distiller.terms(batch["img"], outputs, replace(target, progress=now)).items():
             extra[f"kd_{name}" if name in terms else name] = value
@@ -72,18 +84,8 @@ class Student(DetectionModel):
         zero = outputs.logits.new_zeros((), dtype=torch.float32)
         # ultralytics averages over the epoch the names of its first batch; a term may have nothing to say in one batch
         values = {name: items.get(name, zero).float().reshape(()) for name in dict.fromkeys([*self._names, *items])}
-        vector = torch.stack([*values.values()]) * len(batch["img"])
+        vector = torch.stack([*values.values()]) * len(whole["img"])
         return vector, {name: value.detach() for name, value in values.items() if name in self._names}
-
-    def _own_terms(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], DetectorOutputs, DetectionTarget]:
-        """The detector's terms, 0 without annotation; its outputs and targets."""
-        detector, job, *_ = self.__dict__["_parts"]
-        if self.criterion is None:
-            self.criterion = self.init_criterion()
-        terms, outputs, target = detector.losses_of(with_found_boxes(batch, job), self.criterion)
-        if is_unlabelled(batch, job):
-            terms = {name: (0 * outputs.logits.sum()).abs() for name in terms}
-        return terms, outputs, target
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a plain network's state; the helpers stay as they are where it has none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,25 +20,21 @@ from medkd.core.run import BEST, FINAL
 from medkd.detection.job import DetectionJob
 from medkd.detection.yolo import checkpoints as saved
 from medkd.detection.yolo.assignment import from_batch
-from medkd.detection.yolo.data import UNLABELLED, StoreDataset, mixed_loader, training_loader, write_data
+from medkd.detection.yolo.data import APART, UNLABELLED, StoreDataset, mixed_loader, training_loader
 from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import (
     DetectionTrainer,
     DistillationModel,
     engine,
-    quiet,
-    unchanged_process,
     unwrap_model,
     version,
 )
-from medkd.detection.yolo.settings import builtin_teacher, is_builtin, settings_of
+from medkd.detection.yolo.settings import builtin_teacher, is_builtin
 from medkd.detection.yolo.student import Student, with_found_boxes
 from medkd.detection.yolo.watch import FirstEpoch
 from medkd.training.logs import EpochRecord, RunLog
-from medkd.training.speed import switched
-
-FOLDER = "ultralytics"
-"""In the fold folder: everything that ultralytics writes, among it ``weights/best.pt`` and ``weights/last.pt``."""
+from medkd.training.ranks import Ranks, current
+from medkd.training.shared_norm import share_norms
 
 _AP = "metrics/mAP50-95(B)"
 _log = logging.getLogger(__name__)
@@ -56,6 +51,10 @@ class YoloTrainer(DetectionTrainer):
         job: what to train.
         settings: ultralytics' arguments.
         state: what to go on from, of :func:`medkd.detection.yolo.checkpoints.read_state`.
+
+    Attributes:
+        ranks: this process among those that train the detector together. ultralytics believes that it is the only one:
+            each has its part of every batch, and the first one validates, saves and speaks.
     """
 
     model: Any
@@ -73,7 +72,8 @@ class YoloTrainer(DetectionTrainer):
         self._bar: tqdm | None = None
         self._frozen: list[torch.nn.Parameter] = []
         self._steps: dict[int, int] = {}
-        self._watch = FirstEpoch(self.detector.network, _log.warning)
+        self.ranks = current()
+        self._watch = FirstEpoch(self.detector.network, _log.warning, self.ranks)
         super().__init__(overrides=settings)
         self.add_callback("on_train_epoch_start", YoloTrainer._begin_epoch)
         self.add_callback("on_train_batch_end", YoloTrainer._end_step)
@@ -106,13 +106,16 @@ class YoloTrainer(DetectionTrainer):
         """Training images as the plan draws them; validation as ultralytics does it."""
         if mode != "train":
             return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        return self._training_loader(dataset_path, batch_size, self.ranks)
+
+    def _training_loader(self, dataset_path: str, batch_size: int, ranks: Ranks) -> Any:
+        dataset = self.build_dataset(dataset_path, "train", batch_size)
         if not self.job.unlabelled_share:
-            return training_loader(self.job, dataset, batch_size, self.args.workers)
+            return training_loader(self.job, dataset, batch_size, self.args.workers, ranks)
         plain = Path(dataset_path).with_name(f"{UNLABELLED}.txt")
         parts = [dataset] if self.job.train else []
-        parts.append(self.build_dataset(str(plain), mode, batch_size))
-        return mixed_loader(self.job, parts, batch_size, self.args.workers)
+        parts.append(self.build_dataset(str(plain), "train", batch_size))
+        return mixed_loader(self.job, parts, batch_size, self.args.workers, ranks)
 
     # network
 
@@ -133,14 +136,23 @@ class YoloTrainer(DetectionTrainer):
             self.method.to(self.device)
         if self._state is not None:
             self._load_state(self._state)
-        if not self.distilled:
+        share_norms(self.detector, self.ranks)
+        if not self.distilled and self.ranks.alone:
             return self._state
+        self._join()
+        return self._state
+
+    def _join(self) -> None:
+        """Join the network with the method, and with the other processes."""
+        distiller: Any = self.job.distiller
         if getattr(distiller, "needs_preparation", False):
             _log.info("First stage of the method, on the teacher")
             distiller.prepare(self._preparation())
-        self._frozen = [p for p in distiller.method.parameters() if not p.requires_grad]
-        self.model = Student(self.detector, self.job, self._progress, self._watch)
-        return self._state
+        self.ranks.equalise((self.detector, self.method))
+        if distiller is not None:
+            self._frozen = [p for p in distiller.method.parameters() if not p.requires_grad]
+            distiller.ranks = self.ranks
+        self.model = Student(self.detector, self.job, self._progress, self._watch, self.ranks)
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """The job's network."""
@@ -178,12 +190,19 @@ class YoloTrainer(DetectionTrainer):
         super()._build_train_pipeline()
 
     def _preparation(self) -> Iterator[tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """Endless training batches ``(images, boxes, classes)``, from a loader of their own."""
-        loader = self.get_dataloader(self.data["train"], self.batch_size, mode="train")
+        """Endless training batches ``(images, boxes, classes)``, as all processes together have them, from a loader of
+        their own.
+        """
+        loader = self._training_loader(self.data["train"], self.batch_size, Ranks())
         while True:
             for batch in loader:
                 ready = with_found_boxes(self.preprocess_batch(batch), self.job)
                 yield ready["img"], *from_batch(ready)
+
+    def optimizer_step(self) -> None:
+        """A step with the gradients of the whole batch."""
+        self.ranks.share_gradients(self.detector, self.method, by_sample=False)
+        super().optimizer_step()
 
     def _progress(self) -> Progress:
         step = self._steps.get(self.epoch, 0)
@@ -191,9 +210,13 @@ class YoloTrainer(DetectionTrainer):
         return Progress(self.epoch, self.epochs, self.epoch * len(self.train_loader) + step)
 
     def _begin_epoch(self) -> None:
-        """Randomness follows from seed and epoch, whether the training was killed before or not."""
-        engine.init_seeds(self.args.seed + self.epoch, deterministic=self.args.deterministic)
-        if self._bar is None:
+        """Randomness follows from seed and epoch, whether the training was killed before or not; several processes
+        differ in the numbers of NumPy and Python, by which images are augmented.
+        """
+        seed = self.args.seed + self.epoch
+        engine.init_seeds(seed + self.ranks.number * APART, deterministic=self.args.deterministic)
+        torch.manual_seed(seed)
+        if self._bar is None and self.ranks.first:
             steps = len(self.train_loader)
             self._bar = tqdm(total=self.epochs * steps, initial=self.epoch * steps, unit="step", disable=None)
 
@@ -258,6 +281,8 @@ class YoloTrainer(DetectionTrainer):
 
         The state is written last: until it is there, a continued training repeats the epoch.
         """
+        if not self.ranks.first:
+            return False
         average = unwrap_model(self.ema.ema)
         facts = {
             "train_args": vars(self.args),
@@ -311,8 +336,8 @@ class YoloTrainer(DetectionTrainer):
         }
 
     def validate(self) -> tuple[dict[str, Any], float | None]:
-        """ultralytics' own validation; nothing where the fold has no validation cases."""
-        return super().validate() if self.job.val else ({}, None)
+        """ultralytics' own validation, by the first process; nothing where the fold has no validation cases."""
+        return super().validate() if self.job.val and self.ranks.first else ({}, None)
 
     def final_eval(self) -> None:
         """Keep the final average in the detector, too; medkd judges all detectors alike, so nothing is measured
@@ -326,6 +351,8 @@ class YoloTrainer(DetectionTrainer):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ultralytics' table and medkd's log."""
+        if not self.ranks.first:
+            return
         super().save_metrics(metrics)
         if self._run_log is None:
             self._run_log = RunLog(self.job.folder, self.start_epoch)
@@ -351,50 +378,3 @@ class YoloTrainer(DetectionTrainer):
             self._bar.close()
         if self._run_log is not None:
             self._run_log.close()
-
-
-def fit(job: DetectionJob) -> None:
-    """Train one fold.
-
-    Writes ``checkpoint_final.pt`` and ``checkpoint_best.pt`` (``{"schema", "network", "epoch", "score"}``, the moving
-    average of the weights), ``log.jsonl``, and in ``ultralytics/`` what its trainer writes. Its ``weights/best.pt`` and
-    ``last.pt`` can be opened with ``YOLO(path)`` where medkd is not installed (``yolov8_efficientnet_es`` needs timm
-    there). A training that was killed goes on from its last epoch with ``job.resume``, with the same images, weights,
-    helpers, momentum and average; a finished one is left alone. ultralytics is silent but for warnings unless medkd is
-    to say more.
-
-    Raises:
-        RunError: the detector is not of this family, ultralytics is not installed, memory does not suffice, or the loss
-            becomes infinite.
-        MethodError: ultralytics' own distillation is asked of a teacher that it cannot use.
-        DataError: an image of the store cannot be read.
-    """
-    if not isinstance(job.detector, YoloDetector):
-        raise RunError(f"{job.detector.spec.name} is not a YOLO detector; its family is {job.detector.family}.")
-    folder = job.folder / FOLDER
-    weights = folder / "weights"
-    if job.resume and (job.folder / FINAL).exists():
-        saved.forget_states(weights)
-        return
-    resume = job.resume and saved.can_continue(weights)
-    if not resume:
-        _clear(job.folder)
-    settings = settings_of(job, write_data(job, folder), folder)
-    state = saved.read_state(weights) if resume else None
-    if is_builtin(job):
-        builtin_teacher(job)
-    with unchanged_process(), quiet(), switched(job.speed):
-        threads = torch.get_num_threads()
-        trainer = YoloTrainer(job, settings, state)
-        torch.set_num_threads(threads)  # ultralytics takes all cores when it picks the CPU
-        try:
-            trainer.train()
-        finally:
-            trainer.close()
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier training of this fold left."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    for name in (BEST, FINAL):
-        (folder / name).unlink(missing_ok=True)

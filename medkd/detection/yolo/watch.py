@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medkd.core.features import Progress
 from medkd.training.hooks.terms import MEASURED_STEPS, TermWatch, gradient_norms
+from medkd.training.ranks import Ranks
 
 
 class FirstEpoch:
@@ -16,11 +17,13 @@ class FirstEpoch:
     Args:
         network: that is trained.
         say: told what was found, a sentence per term.
+        ranks: the processes that have a part of the gradients each.
     """
 
-    def __init__(self, network: nn.Module, say: Callable[[str], None]) -> None:
+    def __init__(self, network: nn.Module, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
         self._network = network
         self._say = say
+        self._ranks = ranks or Ranks()
         self._watch = TermWatch()
         self._names: set[str] = set()
 
@@ -31,7 +34,7 @@ class FirstEpoch:
         self._names |= terms.keys()
         if progress.step < MEASURED_STEPS:
             weights = [weight for weight in self._network.parameters() if weight.requires_grad]
-            self._watch.note(gradient_norms(terms, weights))
+            self._watch.note(gradient_norms(terms, weights, self._ranks.sum_all))
 
     def after_epoch(self, epoch: int, means: Mapping[str, float]) -> None:
         """Warn after the first one.

@@ -17,7 +17,8 @@ def terms_of(network: nn.Linear) -> dict[str, Tensor]:
 
 
 def test_silent_terms_are_said_once() -> None:
-    network, said = nn.Linear(2, 1), []
+    network = nn.Linear(2, 1)
+    said: list[str] = []
     watch = FirstEpoch(network, said.append)
     for step in range(5):
         watch.after_terms(terms_of(network), Progress(0, 2, step))
@@ -31,7 +32,12 @@ def test_silent_terms_are_said_once() -> None:
 
 def test_a_graph_is_walked_in_the_first_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[object] = []
-    monkeypatch.setattr("medkd.detection.yolo.watch.gradient_norms", lambda terms, weights: walked.append(terms) or {})
+
+    def walk(terms: object, *others: object) -> dict[str, float]:
+        walked.append(terms)
+        return {}
+
+    monkeypatch.setattr("medkd.detection.yolo.watch.gradient_norms", walk)
     watch = FirstEpoch(nn.Linear(2, 1), lambda text: None)
     for step in range(8):
         watch.after_terms({}, Progress(step // 4, 2, step))
