@@ -14,10 +14,9 @@ from medkd.core.errors import DataError
 
 _ROUNDING = 1e-3  # of directions that are written with few digits
 _LONGEST_HEADER = 1 << 16
-_PLACING = frozenset(
-    {"offset", "origin", "position", "elementspacing", "transformmatrix", "rotation", "orientation", "space origin"}
-)
-"""Fields of MetaImage and NRRD whose wrong numbers ITK replaces in silence."""
+_PLACING = frozenset({"offset", "origin", "position", "elementspacing", "transformmatrix", "rotation", "orientation"})
+"""Fields of MetaImage whose wrong numbers ITK replaces in silence; of NRRD it is the next one."""
+_NRRD_ORIGIN = "space origin"
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -98,23 +97,25 @@ def _check_numbers(path: Path) -> None:
     Raises:
         DataError: an origin, spacing or direction holds something else.
     """
-    for key, text in _fields(path).items():
-        if key in _PLACING and not all(map(_is_number, re.split(r"[\s,()]+", text.strip("() ")))):
+    for key, text in _placing_fields(path).items():
+        if not all(map(_is_number, re.split(r"[\s,()]+", text.strip("() ")))):
             raise DataError(
                 f"{path}: expected finite numbers as '{key}', found '{text:.60}', which programs read as 0; export the "
                 "scan again, best as .nii.gz."
             )
 
 
-def _fields(path: Path) -> dict[str, str]:
-    """The fields of a header by their names in small letters; of another kind of file nothing."""
+def _placing_fields(path: Path) -> dict[str, str]:
+    """The fields of a header that place its voxels, by their names in small letters."""
     with path.open("rb") as stream:
         head = stream.read(_LONGEST_HEADER)
-    end = b"\n\n" if head.startswith(b"NRRD") else b"ElementDataFile"
+    is_nrrd = head.startswith(b"NRRD")
+    end, mark, wanted = (b"\n\n", ":", {_NRRD_ORIGIN}) if is_nrrd else (b"ElementDataFile", "=", _PLACING)
     fields = {}
     for line in head.replace(b"\r\n", b"\n").partition(end)[0].decode("latin-1").split("\n"):
-        key, _, text = line.partition("=" if end == b"ElementDataFile" else ":")
-        fields[key.strip().lower()] = text.strip()
+        key, _, text = line.partition(mark)
+        if key.strip().lower() in wanted:  # in NRRD, what users name themselves has := and any name
+            fields[key.strip().lower()] = text.strip()
     return fields
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -9,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases
+from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import find_split
 
+_log = logging.getLogger(__name__)
 _INDEX = "cases.json"  # of a store of radiographs
 _PARTS = (".json", ".image.npy", ".label.npy", ".locations.npz", ".png", ".txt")
 
@@ -48,6 +50,9 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
             f"{dataset} has scans without labels only, and a search compares scores, which need labels; search on a "
             "data set that has some."
         )
+    unlabelled = unlabelled_cases(raw, description)
+    if unlabelled:
+        _log.info("the %d cases without labels of %s take no part in the search", len(unlabelled), dataset)
     kept = find_split(prepared, fold, sorted(known), description.patients, raw).train
     inner = Root.resolve(folder)
     for case in kept:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from medkd.core.errors import DataError, RunError
+from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.serial import load, save
 from medkd.reproduction.inner import make_inner_root
@@ -173,6 +174,11 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
         MedkdError: whatever a training refuses.
     """
     check_search(order.search, "search")
+    if order.settings.get("unlabelled_share"):
+        raise RunError(
+            f"A search trains on the labelled cases of a fold alone, so that {option_name('unlabelled_share')} has nothing "
+            "to draw from there; leave it out."
+        )
     check_optuna()
     root = Root.resolve(order.root)
     name, folder = root.dataset_name(order.dataset), Path(order.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,30 @@ import pytest
 import medkd
 from medkd.cli.tune import main
 from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.paths import Root
 from medkd.core.serial import load, save
 from medkd.core.splits import FoldRecord, load_splits
 from medkd.preprocessing.store import CaseStore
 from medkd.reproduction import search as searching
 from medkd.reproduction.graph import Place, Tuned, build_graph
 from medkd.reproduction.inner import make_inner_root
-from medkd.reproduction.search import BEST_FILE, TRIALS_FILE, Best, Search, Trial, Trials, check_search, suggest
+from medkd.reproduction.search import (
+    BEST_FILE,
+    TRIALS_FILE,
+    Best,
+    Search,
+    SearchOrder,
+    Trial,
+    Trials,
+    check_search,
+    search_parameters,
+    suggest,
+)
 from medkd.reproduction.state import Record, runs_of
 from tests.detection.builders import make_dataset as make_radiographs
 from tests.reproduction.test_recipe import read, recipe
 from tests.training.builders import NAME, make_dataset
+from tests.training.unlabelled_builders import make_mixed
 
 TINY = "--epochs 1 --iterations-per-epoch 1 --batch-size 2 --patch-size 16 16 16 --workers 0 --device cpu"
 SPACE = Search(parameters={"kd.temperature": (1.0, 8.0, "log"), "kd.weight": (0.1, 2.0)}, trials=4)
@@ -202,6 +216,29 @@ def test_unknown_parameters_and_a_missing_package_are_one_sentence(
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(RunError, match=r"needs the package optuna; run pip install 'medkd\[tune\]'"):
         searching.check_optuna()
+
+
+def test_scans_without_labels_are_no_part_of_a_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_mixed(tmp_path)
+    caplog.set_level(logging.INFO)
+    inner = tmp_path / "inner"
+    assert len(make_inner_root(Root.resolve(tmp_path), NAME, "0", inner)) == 4
+    assert "the 4 cases without labels of Dataset900_Boxes take no part in the search" in caplog.text
+    assert not list(inner.rglob("scan_*"))
+    search = Search(parameters={"kd.temperature": (1.0, 8.0)}, trials=1)
+    order = SearchOrder(
+        dataset=900,
+        teacher="unet_tiny",
+        student="unet_tiny",
+        method="kd",
+        fold="0",
+        search=search,
+        folder=tmp_path / "search",
+        root=tmp_path,
+        settings={"unlabelled_share": 0.5},
+    )
+    with pytest.raises(RunError, match="unlabelled_share has nothing to draw from there"):
+        search_parameters(order, print)
 
 
 def test_every_trial_failed(tmp_path: Path) -> None:
