@@ -176,8 +176,8 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
     check_search(order.search, "search")
     if order.settings.get("unlabelled_share"):
         raise RunError(
-            f"A search trains on the labelled cases of a fold alone, so that {option_name('unlabelled_share')} has nothing "
-            "to draw from there; leave it out."
+            f"A search trains on the labelled cases of a fold alone, so that {option_name('unlabelled_share')} has "
+            "nothing to draw from there; leave it out."
         )
     check_optuna()
     root = Root.resolve(order.root)
