@@ -94,7 +94,7 @@ def _metadata(trained: TrainedModel, name: str) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {"medkd": __version__, "onnxruntime": _version("onnxruntime")},
         "name": name,
-        "task": f"Segmentation of {', '.join(structures.values())}",
+        "task": f"Segmentation of {', '.join(label for label, _ in trained.labels.foreground)}",
         "description": f"{name} for {trained.plan.dataset}; research software, not a medical device.",
         "authors": "the people who trained the model",
         "copyright": "of the people who trained the model",

@@ -246,6 +246,11 @@ def open_model(path: Path | str, task: Task | None = None) -> ModelFolder[Any]:
         kind = kind_of(path, task)
         known = "" if kind is not None else _titles(None)
     except ImportError as error:  # nothing but what predicts with exported models is installed
+        if (path / DESCRIPTION).is_file():
+            raise RunError(
+                f"{given} is an exported detector, which needs torch around its network ({error}); install medkd with "
+                "torch."
+            ) from error
         raise RunError(
             f"{given} is no exported model, and this installation can open no other ({error}); install medkd with "
             "torch, or export the model with medkd_export."

@@ -138,6 +138,7 @@ def test_a_damaged_export_is_refused_in_one_sentence(exported: Path, what: str, 
 
 def test_an_export_that_predicts_otherwise_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
+    format = FORMATS["onnx"]
 
     def spoilt(parcel: Parcel, folder: Path) -> None:
         (network,) = parcel.trained.networks
@@ -148,7 +149,6 @@ def test_an_export_that_predicts_otherwise_leaves_nothing(tmp_path: Path, monkey
         format.write(parcel, folder)
         network.load_state_dict(own)
 
-    format = FORMATS["onnx"]
     monkeypatch.setitem(FORMATS, "onnx", replace(format, write=spoilt))
     with pytest.raises(RunError, match=r"predicts scan_0000\.nii\.gz otherwise than the model"):
         export_model(STUDENT, tmp_path / "out", scan=[OLD / "scan_0000.nii.gz"])

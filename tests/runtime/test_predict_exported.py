@@ -93,6 +93,14 @@ def test_without_torch_other_models_are_one_sentence(model: Path, tmp_path: Path
     assert f"{model} is no exported model, and this installation can open no other" in done.stderr
 
 
+def test_without_torch_an_exported_detector_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "detector").mkdir()
+    (tmp_path / "detector" / "detection.json").write_text("{}")
+    done = predict("-i", OLD / "scan_0000.nii.gz", "-o", tmp_path / "out", "-m", tmp_path / "detector")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "is an exported detector, which needs torch around its network" in done.stderr
+
+
 @pytest.mark.parametrize("axes", ["RAS", "LPI"])
 def test_scans_of_any_orientation_are_turned_and_turned_back(
     make_run: Callable[..., Path], scans: Path, tmp_path: Path, axes: str

@@ -86,7 +86,8 @@ def write_report(path: Path, report: Report) -> None:
     """
     waiting = [entry.name for entry in report.entries if entry.scores is None and not agreement_text(entry.path)]
     if waiting:
-        _log.warning("%d runs have no scores yet and are folded away: %s", len(waiting), ", ".join(waiting))
+        runs = "1 run has" if len(waiting) == 1 else f"{len(waiting)} runs have"
+        _log.warning("%s no scores yet, folded away on the page: %s", runs, ", ".join(waiting))
     before, *after = report.task.sections(report) or [""]
     content = document(
         report.title,
