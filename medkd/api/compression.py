@@ -11,7 +11,8 @@ from typing import Any
 from medkd.core.files import write_json
 from medkd.core.serial import to_data
 from medkd.core.timing import Timings, readable_seconds
-from medkd.evaluation.report.data import Report, RunEntry, read_report
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.report.read import read_report
 from medkd.evaluation.statistics import Interval, non_inferior
 from medkd.evaluation.table import format_interval
 

@@ -23,7 +23,8 @@ from medkd.evaluation.ranking import (
     rank_stability,
     why_not_ranked,
 )
-from medkd.evaluation.report.data import MARGIN, Metric, ReportTask, task_of
+from medkd.evaluation.report.data import MARGIN, Metric, ReportTask
+from medkd.evaluation.report.read import task_of
 from medkd.evaluation.statistics import FEWEST, Conclusion, Interval, PairedDifference, non_inferior
 from medkd.reproduction.graph import Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe

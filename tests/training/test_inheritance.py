@@ -16,7 +16,8 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.run import FINAL, RUN_FILE
-from medkd.evaluation.report.data import baseline_of, gather
+from medkd.evaluation.report.data import baseline_of
+from medkd.evaluation.report.read import gather
 from medkd.models.run import SegmentationRun
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions

@@ -15,7 +15,8 @@ import torch
 from medkd.core.errors import LeakError, RunError
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
-from medkd.evaluation.report.data import compare, gather, teacher_of
+from medkd.evaluation.report.data import compare, teacher_of
+from medkd.evaluation.report.read import gather
 from medkd.models.base import open_model
 from medkd.models.like import prepare_if_new
 from medkd.training.options import TrainOptions

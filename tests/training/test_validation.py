@@ -25,7 +25,7 @@ from medkd.core.protocol import InferenceRule, PreprocessingRule, Protocol
 from medkd.core.run import RunFolder
 from medkd.core.serial import save
 from medkd.evaluation.cross_validation import cross_validate
-from medkd.evaluation.report.data import gather, read_report
+from medkd.evaluation.report.read import gather, read_report
 from medkd.evaluation.report.segmentation_pictures import pictures, prediction_of
 from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.results import Summary

@@ -1,27 +1,22 @@
-"""What a report shows: the runs of a data set, read from their files, and how they compare, whatever the task."""
+"""What a report shows: the runs of a data set and how they compare, whatever the task."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Protocol
 
-from medkd.core.errors import RunError
-from medkd.core.numbers import whole_number
-from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
-from medkd.core.run_files import COST_FILE, LOG_FILE, Cost, chosen_runs, read_cost, read_log, scored_teachers
-from medkd.core.serial import load
+from medkd.core.run import RunDescription
+from medkd.core.run_files import Cost, scored_teachers
 from medkd.core.timing import Spread, Timings
-from medkd.evaluation.cross_validation import scored_folds
-from medkd.evaluation.report.labels import short_names
-from medkd.evaluation.statistics import Interval, PairedDifference
-from medkd.tasks import task_of_run
+from medkd.evaluation.statistics import Conclusion, Interval, PairedDifference, non_inferior
 
 Role = Literal["teacher", "alone", "distilled"]
+Answer = Literal["yes", "no", "open", "few", "nothing"]
 ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
 MARGIN = 0.01
 """The loss of Dice or average precision up to which a student may replace its teacher."""
@@ -183,12 +178,19 @@ class Report:
         return (*self.task.metrics, *found)
 
     @cached_property
+    def able(self) -> tuple[RunEntry, ...]:
+        """The distilled students that may replace their teachers, by falling merit."""
+        return tuple(e for e in self.scored if e.role == "distilled" and self.conclusion(e) == "yes")
+
+    @cached_property
     def headline(self) -> RunEntry | None:
-        """The run that the page is about: the distilled student of the highest merit, else the first scored run."""
-        for entry in self.scored:
-            if entry.role == "distilled":
-                return entry
-        return self.scored[0] if self.scored else None
+        """The run that the page is about: of the students that may replace their teachers the smallest, else the
+        distilled student of the highest merit, else the first scored run.
+        """
+        if self.able:
+            return min(self.able, key=lambda entry: entry.cost.parameters or inf)
+        taught = [entry for entry in self.scored if entry.role == "distilled"]
+        return next(iter(taught or self.scored), None)
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str], Differences]:
@@ -211,6 +213,20 @@ class Report:
             return False
         mean = entry.scores.value(self.task.main.key, part).mean
         return bool(isfinite(mean) and mean >= self.task.learnt)
+
+    def conclusion(self, student: RunEntry, part: str = "") -> Answer:
+        """Whether a student may replace its teacher.
+
+        It is a test of non-inferiority by the report's margin; a teacher that has not learnt a structure cannot be
+        replaced, whatever the difference, and a student that has not learnt it replaces none, however little the
+        teacher has.
+        """
+        teacher = self.teacher(student)
+        difference = self.difference(student, teacher, part=part)
+        if teacher is None or difference is None or not self.has_learnt(teacher, part):
+            return "nothing"
+        found: Conclusion = non_inferior(difference, self.margin)
+        return found if found == "no" or self.has_learnt(student, part) else "nothing"
 
     def teacher(self, entry: RunEntry) -> RunEntry | None:
         """The scored run that taught this one."""
@@ -236,58 +252,6 @@ class Report:
         return gain.mean / gap.mean
 
 
-def read_report(
-    results: Path,
-    fold: int | str | None = None,
-    runs: Sequence[str] = (),
-    *,
-    margin: float = MARGIN,
-    raw: Path | None = None,
-) -> Report:
-    """Read all that a report shows from a data set's results folder; see :func:`gather`."""
-    entries = gather(results, fold, runs)
-    return Report(
-        title=results.name,
-        task=task_of(entries[0].run),
-        entries=entries,
-        margin=margin,
-        raw=raw,
-        timings=Timings.load(results),
-    )
-
-
-def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = ()) -> tuple[RunEntry, ...]:
-    """Read the runs of a data set, teachers first, then students alone, then distilled ones by falling merit.
-
-    Args:
-        results: results folder of the data set.
-        fold: the fold to show; None shows the folds that all scored runs have in common.
-        runs: names or patterns (``unet_tiny*``) of the runs to show; all where empty.
-
-    Raises:
-        RunError: there is no run, none of such a name, or none that has this fold.
-        DataError: a run's files are damaged.
-    """
-    every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
-    taught = [run for run in every.values() if run.teacher is not None]
-    shown = _shown_folds(results, fold, runs)
-    timings = Timings.load(results)
-    entries = []
-    for path, folds in shown.items():
-        if folds or fold is None:
-            entry = _entry(path, every[path], _role(path, every[path], taught), folds)
-            entries.append(replace(entry, time=timings.of(path.name) if timings else None))
-    entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
-    labels = short_names(entries)
-    return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
-
-
-def task_of(run: RunDescription) -> ReportTask:
-    """The report's parts for the task of a run."""
-    found: ReportTask = task_of_run(run).column("report")
-    return found
-
-
 def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
     """The same network alone, under the same configuration.
 
@@ -306,7 +270,7 @@ def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None
 def teacher_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
     """The run that taught this one, where it is among ``entries``."""
     for other in entries:
-        if other is not entry and _names(entry.run.teacher, other.path, other.run, entry.run):
+        if other is not entry and is_named(entry.run.teacher, other.path, other.run, entry.run):
             return other
     return None
 
@@ -323,42 +287,7 @@ def compare(first: RunEntry, second: RunEntry, metric: str, part: str = "") -> P
     return differences.of(metric, part)
 
 
-def _folds(path: Path, fold: int | str | None) -> list[int | str]:
-    if fold is not None:
-        return [fold] if (path / f"fold_{fold}").is_dir() else []
-    names = sorted(folder.name.removeprefix("fold_") for folder in path.glob("fold_*") if folder.is_dir())
-    return list(scored_folds(path) or names[:1])
-
-
-def _shown_folds(results: Path, fold: int | str | None, runs: Sequence[str]) -> dict[Path, list[int | str]]:
-    """Run → the folds to show of it."""
-    shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
-    if fold is None:
-        return _common(shown)
-    if not any(shown.values()):
-        raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
-    return shown
-
-
-def _common(shown: Mapping[Path, list[int | str]]) -> dict[Path, list[int | str]]:
-    """The folds that all scored runs have in common; a run without any of them keeps its own."""
-    scored = {path: set(scored_folds(path)) for path in shown}
-    known = [folds for folds in scored.values() if folds]
-    common = sorted(set.intersection(*known)) if known else []
-    result: dict[Path, list[int | str]] = {}
-    for path, own in shown.items():
-        shared: list[int | str] = [fold for fold in common if fold in scored[path]]
-        result[path] = shared or own
-    return result
-
-
-def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:
-    if run.method not in (None, "none") or run.init != "random":
-        return "distilled"
-    return "teacher" if any(_names(student.teacher, path, run, student) for student in taught) else "alone"
-
-
-def _names(teacher: str | None, path: Path, run: RunDescription, student: RunDescription) -> bool:
+def is_named(teacher: str | None, path: Path, run: RunDescription, student: RunDescription) -> bool:
     """Whether ``teacher`` (a network's name, a run's name or a folder) means this run."""
     if teacher is None or run.configuration != student.configuration:
         return False
@@ -374,25 +303,3 @@ def _names(teacher: str | None, path: Path, run: RunDescription, student: RunDes
 
 def _kind(entry: RunEntry) -> tuple[str, str, int]:
     return entry.run.network.name, entry.run.configuration, entry.run.network.width_divisor
-
-
-def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str]) -> RunEntry:
-    task = task_of(run)
-    first = path / f"fold_{folds[0]}" if folds else path
-    scored = []
-    for fold in folds:
-        number = whole_number(str(fold))
-        if number is not None and (path / f"fold_{fold}" / VALIDATION_SUMMARY).exists():
-            scored.append(number)
-    scores = task.read(path, scored) if scored else None
-    merit = scores.value(task.main.key).mean if scores is not None else -1.0
-    return RunEntry(
-        path=path,
-        run=run,
-        role=role,
-        folds=tuple(map(str, folds)),
-        scores=scores,
-        merit=merit if isfinite(merit) else -1.0,
-        cost=read_cost(first / COST_FILE),
-        log=read_log(first / LOG_FILE),
-    )

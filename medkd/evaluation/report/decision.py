@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
 
 from medkd.core.agreements import agreement_text
-from medkd.evaluation.report.data import Report, RunEntry
-from medkd.evaluation.statistics import FEWEST, Conclusion, PairedDifference, non_inferior
+from medkd.evaluation.report.data import Answer, Report, RunEntry
+from medkd.evaluation.statistics import FEWEST, PairedDifference
 
-Answer = Literal["yes", "no", "open", "few", "nothing"]
 ANSWERS: dict[Answer, str] = {
     "yes": "Yes",
     "no": "No",
@@ -39,18 +37,9 @@ class Decision:
 
 
 def decide(report: Report, student: RunEntry, part: str = "") -> Decision:
-    """Test a student for non-inferiority to its teacher.
-
-    The margin is the report's; a teacher that has not learnt a structure cannot be replaced, whatever the difference,
-    and a student that has not learnt it replaces none, however little the teacher has.
-    """
-    teacher = report.teacher(student)
-    difference = report.difference(student, teacher, part=part)
-    if teacher is None or difference is None or not report.has_learnt(teacher, part):
-        return Decision(part=part, answer="nothing", difference=difference)
-    conclusion: Conclusion = non_inferior(difference, report.margin)
-    learnt = conclusion == "no" or report.has_learnt(student, part)
-    return Decision(part=part, answer=conclusion if learnt else "nothing", difference=difference)
+    """Test a student for non-inferiority to its teacher, see :meth:`Report.conclusion`."""
+    difference = report.difference(student, report.teacher(student), part=part)
+    return Decision(part=part, answer=report.conclusion(student, part), difference=difference)
 
 
 def decisions(report: Report, student: RunEntry) -> list[Decision]:
@@ -65,12 +54,20 @@ def verdict(report: Report) -> list[str]:
         return [_unscored(report)]
     sentences = [answer(report, star)]
     if star.role == "distilled":
-        sentences += [_parts(report, star), _against_alone(report, star)]
+        sentences += [_others(report, star), _parts(report, star), _against_alone(report, star)]
     else:
         mean = star.scores.value(report.task.main.key).mean
         reached = f"{mean:.3f} {report.task.main.name}" if isfinite(mean) else "no score"
         sentences.append(f"{star.label} reaches {reached} on {len(star.scores.cases)} validation {report.task.case}s.")
     return [sentence for sentence in sentences if sentence]
+
+
+def _others(report: Report, star: RunEntry) -> str:
+    """Why the page is about this one of several students that may replace their teachers."""
+    larger = [entry.label for entry in report.able if entry is not star]
+    if not larger:
+        return ""
+    return f"It is the smallest of {len(larger) + 1} students that may; the others: {_listed(larger, len(larger))}."
 
 
 def _unscored(report: Report) -> str:

@@ -75,13 +75,13 @@ def _viewer(picture: RadiographPicture) -> str:
 
 def radiograph_pictures(report: Report) -> tuple[list[RadiographPicture], str]:
     """Pictures of the best, the median and the worst image with boxes, and of the clearest false alarm in an image
-    without, ranked by the first distilled run (else the first).
+    without, ranked by the run that the page is about.
 
     Returns:
         The pictures, worst first, and the label of the run that ranked the images; none where the raw data set is not
         there any more.
     """
-    judge, raw = judge_of(report.scored), report.raw
+    judge, raw = judge_of(report), report.raw
     if judge is None or raw is None or not (raw / "dataset.json").exists():
         return [], ""
     shown = shown_beside(report.scored, judge, _RUNS)

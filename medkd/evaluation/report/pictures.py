@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medkd.evaluation.report.data import Role, RunEntry
+from medkd.evaluation.report.data import Report, Role, RunEntry
 
 MOST_RUNS = 5
 
 
-def judge_of(entries: Sequence[RunEntry]) -> RunEntry | None:
-    """The run that ranks the cases: the first distilled one, else the first."""
-    distilled = _of_role(entries, "distilled")
-    return next(iter([*distilled, *entries]), None)
+def judge_of(report: Report) -> RunEntry | None:
+    """The run that ranks the cases: the one that the page is about, else the first with scores of single cases."""
+    wanted = [report.headline, *report.scored]
+    return next((entry for entry in wanted if entry is not None and entry.scores.cases), None)
 
 
 def shown_beside(entries: Sequence[RunEntry], judge: RunEntry, most: int = MOST_RUNS) -> list[RunEntry]:

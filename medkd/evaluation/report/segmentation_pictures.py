@@ -88,13 +88,13 @@ def picture_section(report: Report) -> str:
 
 
 def pictures(report: Report) -> tuple[list[Picture], str]:
-    """A few cases, ranked by the first distilled run (else the first run that has scores).
+    """A few cases, ranked by the run that the page is about.
 
     Returns:
         The pictures, failures and the worst case first, and the label of the run that ranked the cases; no pictures
         where the raw data set or the predictions are not there any more.
     """
-    judge = judge_of([entry for entry in report.scored if entry.scores.cases])
+    judge = judge_of(report)
     if judge is None or report.raw is None or not (report.raw / "dataset.json").exists():
         return [], ""
     description = DatasetDescription.load(report.raw / "dataset.json")

@@ -11,10 +11,11 @@ from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.paths import Root
 from medkd.evaluation.report import figures, page
-from medkd.evaluation.report.data import MARGIN, Report, read_report
+from medkd.evaluation.report.data import MARGIN, Report
 from medkd.evaluation.report.html import chart, document, folded, section
 from medkd.evaluation.report.provenance import provenance, settings
 from medkd.evaluation.report.rank_figure import rank_section
+from medkd.evaluation.report.read import read_report
 from medkd.evaluation.report.tables import csv_text, latex_text
 
 _TABLES = (".csv", ".tex")  # beside the page

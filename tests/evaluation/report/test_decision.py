@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from medkd.core.errors import DataError
-from medkd.evaluation.report.data import read_report
 from medkd.evaluation.report.decision import decide, decisions, reading, verdict
 from medkd.evaluation.report.page import overview
+from medkd.evaluation.report.read import read_report
 from medkd.evaluation.report.write import make_report
 from medkd.evaluation.statistics import PairedDifference, non_inferior, paired_difference
 from tests.evaluation.folders import make_dataset, make_run
@@ -130,3 +130,21 @@ def test_without_a_scored_teacher_nothing_is_concluded(root: Path) -> None:
     assert re.search(r"Nothing can be concluded: elsewhere, the teacher of .* has no scores", verdict(report)[0])
     alone = read_report(root / "results" / "Dataset004_Test", runs=[TEACHER])
     assert "no distilled student has been scored yet" in verdict(alone)[0]
+
+
+def test_of_several_students_that_may_the_page_is_about_the_smallest(root: Path) -> None:
+    sizes = {KD: (0.5, 900_000), "unet_tiny__3d_fullres__dist__from_res_unet": (0.6, 400_000)}
+    sizes["unet_tiny__3d_fullres__cwd__from_res_unet"] = (2.6, 100_000)  # smaller, and too bad
+    for name, (strength, parameters) in sizes.items():
+        method = name.split("__")[2]
+        make_run(
+            root, name, "unet_tiny", strength, {0: range(8)}, method=method, teacher="res_unet", parameters=parameters
+        )
+    report = read_report(root / "results" / "Dataset004_Test")
+    assert [entry.run.method for entry in report.entries if entry.role == "distilled"] == ["kd", "dist", "cwd"]
+    assert [entry.run.method for entry in report.able] == ["kd", "dist"]
+    assert report.headline is not None and report.headline.run.method == "dist"
+    assert "? Yes: unet_tiny + dist" in verdict(report)[0]
+    assert verdict(report)[1] == "It is the smallest of 2 students that may; the others: unet_tiny + kd."
+    nobody = replace(report, task=replace(report.task, learnt=2.0))
+    assert nobody.able == () and nobody.headline is not None and nobody.headline.run.method == "kd"

@@ -21,9 +21,10 @@ from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
 from medkd.evaluation.detection.folder import evaluate_detection_folder
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
-from medkd.evaluation.report.data import compare, gather, read_report
+from medkd.evaluation.report.data import compare
 from medkd.evaluation.report.decision import verdict
 from medkd.evaluation.report.detection_pictures import radiograph_pictures, ranked_images
+from medkd.evaluation.report.read import gather, read_report
 from medkd.evaluation.report.write import make_report, write_report
 from medkd.io.radiographs import write_png
 from tests.evaluation.boxes import SIDE, random_boxes

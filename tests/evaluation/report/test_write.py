@@ -13,10 +13,11 @@ from PIL import Image
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.timing import Spread
-from medkd.evaluation.report.data import Report, baseline_of, compare, gather, read_report, teacher_of
+from medkd.evaluation.report.data import Report, baseline_of, compare, teacher_of
 from medkd.evaluation.report.decision import verdict
 from medkd.evaluation.report.figures import human
 from medkd.evaluation.report.html import without_folders
+from medkd.evaluation.report.read import gather, read_report
 from medkd.evaluation.report.segmentation_pictures import View, pictures
 from medkd.evaluation.report.tables import csv_text
 from medkd.evaluation.report.write import make_report, write_report

@@ -1,0 +1,128 @@
+"""Reads what a report shows from the files of a data set's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+
+from medkd.core.errors import RunError
+from medkd.core.numbers import whole_number
+from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
+from medkd.core.run_files import COST_FILE, LOG_FILE, chosen_runs, read_cost, read_log
+from medkd.core.serial import load
+from medkd.core.timing import Timings
+from medkd.evaluation.cross_validation import scored_folds
+from medkd.evaluation.report.data import MARGIN, ROLES, Report, ReportTask, Role, RunEntry, is_named
+from medkd.evaluation.report.labels import short_names
+from medkd.tasks import task_of_run
+
+
+def read_report(
+    results: Path,
+    fold: int | str | None = None,
+    runs: Sequence[str] = (),
+    *,
+    margin: float = MARGIN,
+    raw: Path | None = None,
+) -> Report:
+    """Read all that a report shows from a data set's results folder; see :func:`gather`."""
+    entries = gather(results, fold, runs)
+    return Report(
+        title=results.name,
+        task=task_of(entries[0].run),
+        entries=entries,
+        margin=margin,
+        raw=raw,
+        timings=Timings.load(results),
+    )
+
+
+def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = ()) -> tuple[RunEntry, ...]:
+    """Read the runs of a data set, teachers first, then students alone, then distilled ones by falling merit.
+
+    Args:
+        results: results folder of the data set.
+        fold: the fold to show; None shows the folds that all scored runs have in common.
+        runs: names or patterns (``unet_tiny*``) of the runs to show; all where empty.
+
+    Raises:
+        RunError: there is no run, none of such a name, or none that has this fold.
+        DataError: a run's files are damaged.
+    """
+    every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
+    taught = [run for run in every.values() if run.teacher is not None]
+    shown = _shown_folds(results, fold, runs)
+    timings = Timings.load(results)
+    entries = []
+    for path, folds in shown.items():
+        if folds or fold is None:
+            entry = _entry(path, every[path], _role(path, every[path], taught), folds)
+            entries.append(replace(entry, time=timings.of(path.name) if timings else None))
+    entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
+    labels = short_names(entries)
+    return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
+
+
+def task_of(run: RunDescription) -> ReportTask:
+    """The report's parts for the task of a run."""
+    found: ReportTask = task_of_run(run).column("report")
+    return found
+
+
+def _folds(path: Path, fold: int | str | None) -> list[int | str]:
+    if fold is not None:
+        return [fold] if (path / f"fold_{fold}").is_dir() else []
+    names = sorted(folder.name.removeprefix("fold_") for folder in path.glob("fold_*") if folder.is_dir())
+    return list(scored_folds(path) or names[:1])
+
+
+def _shown_folds(results: Path, fold: int | str | None, runs: Sequence[str]) -> dict[Path, list[int | str]]:
+    """Run → the folds to show of it."""
+    shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
+    if fold is None:
+        return _common(shown)
+    if not any(shown.values()):
+        raise RunError(f"{results}: no run has a fold {fold}; trained folds lie in <run>/fold_K.")
+    return shown
+
+
+def _common(shown: Mapping[Path, list[int | str]]) -> dict[Path, list[int | str]]:
+    """The folds that all scored runs have in common; a run without any of them keeps its own."""
+    scored = {path: set(scored_folds(path)) for path in shown}
+    known = [folds for folds in scored.values() if folds]
+    common = sorted(set.intersection(*known)) if known else []
+    result: dict[Path, list[int | str]] = {}
+    for path, own in shown.items():
+        shared: list[int | str] = [fold for fold in common if fold in scored[path]]
+        result[path] = shared or own
+    return result
+
+
+def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:
+    if run.method not in (None, "none") or run.init != "random":
+        return "distilled"
+    return "teacher" if any(is_named(student.teacher, path, run, student) for student in taught) else "alone"
+
+
+def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str]) -> RunEntry:
+    task = task_of(run)
+    first = path / f"fold_{folds[0]}" if folds else path
+    scored = []
+    for fold in folds:
+        number = whole_number(str(fold))
+        if number is not None and (path / f"fold_{fold}" / VALIDATION_SUMMARY).exists():
+            scored.append(number)
+    scores = task.read(path, scored) if scored else None
+    merit = scores.value(task.main.key).mean if scores is not None else -1.0
+    return RunEntry(
+        path=path,
+        run=run,
+        role=role,
+        folds=tuple(map(str, folds)),
+        scores=scores,
+        merit=merit if isfinite(merit) else -1.0,
+        cost=read_cost(first / COST_FILE),
+        log=read_log(first / LOG_FILE),
+    )
