@@ -11,6 +11,7 @@ from typing import Any
 from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import PlanError, RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
@@ -18,6 +19,8 @@ from medkd.core.serial import save
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, save_splits
 from medkd.models.base import ModelFolder, kind_of, model_kinds
 from medkd.models.run import SegmentationRun
+from medkd.models.segmentation import SegmentationFolder
+from medkd.models.several import SeveralTeachers
 from medkd.preprocessing.prepare import plan_and_preprocess
 
 _log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def plan_like(
     cases = [files.case for files in labelled_cases(raw, description)]
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)
-    teacher.check_fits(plan, described.configuration.name, description)
+    _check_fits(teacher, plan, description)
     splits = _own_splits(teacher, cases, raw)
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
@@ -87,10 +90,30 @@ def plan_like(
     )
 
 
+def _check_fits(teacher: ModelFolder[Any], plan: Plan, description: DatasetDescription) -> None:
+    """Structures and channels are the data set's, or of one among several teachers some of the structures."""
+    described = teacher.describe()
+    part = not teacher.merges and _knows_a_part(described.labels, description.labels)
+    if part and isinstance(teacher, SegmentationFolder):
+        teacher.check_gives_weights(plan, described.configuration.name, description)
+        text = "%s knows some structures of %s only; the others need further teachers"
+        _log.info(text, teacher.path, plan.dataset)
+        return
+    teacher.check_fits(plan, described.configuration.name, description)
+
+
+def _knows_a_part(theirs: LabelSpec, ours: LabelSpec) -> bool:
+    """Whether a teacher is one of several: its structures are some of the data set's, by their names."""
+    own, wanted = ({name.casefold() for name, _ in spec.foreground} for spec in (theirs, ours))
+    return own < wanted and not theirs.regions and not ours.regions
+
+
 def _open_planned(path: Path) -> ModelFolder[Any]:
-    """The model of a folder that was trained elsewhere: by others, or as a run of medkd on another data set."""
+    """The model of a folder that was trained elsewhere: by others, as a run of medkd on another data set, or several
+    in a list, of which the first one gives the plan.
+    """
     kind = kind_of(path)
-    return kind(path) if kind is SegmentationRun else open_imported(path)
+    return kind(path) if kind in (SegmentationRun, SeveralTeachers) else open_imported(path)
 
 
 def _own_splits(teacher: ModelFolder[Any], cases: Sequence[str], raw: Path) -> list[Split] | None:

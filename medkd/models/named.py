@@ -46,7 +46,7 @@ def task_of_model(model: Path) -> Task:
 
 def data_of_model(path: str | Path) -> DatasetDescription:
     """Labels, channels and the ending of the files that a model for segmentation takes, as a ``dataset.json`` says
-    them.
+    them; of several in a list the structures of all, in their order.
 
     Args:
         path: the model's folder.
@@ -56,12 +56,18 @@ def data_of_model(path: str | Path) -> DatasetDescription:
     """
     from medkd.core.dataset import DatasetDescription
     from medkd.models.base import open_model  # loads torch
+    from medkd.models.several import SeveralTeachers, joined_labels
 
-    found = open_model(Path(path), "segmentation").describe()
+    model = open_model(Path(path), "segmentation")
+    found = model.describe()
     count = len(found.configuration.normalization)
     names = found.channels or tuple(f"channel_{number}" for number in range(count))
+    labels = joined_labels(model.members) if isinstance(model, SeveralTeachers) else found.labels
     ending = _ending_of(Path(path))
-    return DatasetDescription(channel_names=names, labels=found.labels, num_training=0, file_ending=ending)
+    data = DatasetDescription(channel_names=names, labels=labels, num_training=0, file_ending=ending)
+    if isinstance(model, SeveralTeachers):
+        model.check_fits(found.plan, found.configuration.name, data)
+    return data
 
 
 def _ending_of(model: Path) -> str:

@@ -17,7 +17,7 @@ from medkd.core.postprocessing import Postprocessing
 from medkd.core.serial import nearest
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.found_postprocessing import stored_postprocessing
-from medkd.models.segmentation import SegmentationFolder, TrainedModel
+from medkd.models.segmentation import SegmentationFolder, TrainedModel, label_meaning
 
 TEACHERS_FILE = "teachers.json"
 
@@ -149,6 +149,27 @@ class Group:
 
     members: tuple[int, ...]
     outputs: dict[int, int]
+
+
+def joined_labels(members: Sequence[Member]) -> LabelSpec:
+    """The structures of all teachers, each once, in their order.
+
+    Raises:
+        RunError: they are regions, of which nobody knows how those of one teacher lie to another's.
+    """
+    specs = [member.model.describe().labels for member in members]
+    if all(label_meaning(spec) == label_meaning(specs[0]) for spec in specs):
+        return specs[0]
+    if any(spec.regions for spec in specs):
+        raise RunError(
+            "Regions of several models cannot be put together, since nobody knows how they lie to each other; write "
+            "the data set's dataset.json yourself."
+        )
+    names: dict[str, str] = {}
+    for spec in specs:
+        for name, _ in spec.foreground:
+            names.setdefault(name.casefold(), name)
+    return LabelSpec.from_names(tuple(names.values()))
 
 
 def groups_of(members: Sequence[Member], labels: LabelSpec) -> list[Group]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,14 @@ from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import write_json
 from medkd.core.labels import LabelSpec
 from medkd.models.base import open_model
-from medkd.models.several import Member, SeveralTeachers, groups_of
+from medkd.models.like import plan_like
+from medkd.models.named import data_of_model
+from medkd.models.several import Member, SeveralTeachers, groups_of, joined_labels
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import train_distill
 from tests.models.nnunet.builders import configured, dataset_of, plans_of, write_model
+from tests.training.builders import NAME
+from tests.training.unlabelled_builders import write_scan
 
 
 @pytest.fixture
@@ -57,6 +64,57 @@ def test_what_is_no_list_of_models_is_refused(place: Path, content: dict[str, An
     with pytest.raises(MedkdError, match=message) as caught:
         open_model(place)
     assert isinstance(caught.value, RunError) and "\n" not in str(caught.value)
+
+
+def _part(place: Path, name: str, *structures: str, channel: str = "MR") -> None:
+    planned = configured((1.5,) * 3, (16,) * 3, 1)
+    labels = {"background": 0, **{structure: value for value, structure in enumerate(structures, 1)}}
+    write_model(place / name, plans_of({"3d_fullres": planned}), dataset_of(labels, (channel,)), "3d_fullres")
+
+
+def test_scans_for_several_models_get_the_structures_of_all_and_the_plan_of_the_first(tmp_path: Path) -> None:
+    _part(tmp_path, "first", "small")
+    _part(tmp_path, "second", "Large", "middle")
+    listed = tmp_path / "teachers.json"
+    write_json(listed, {"teachers": ["first", "second"]})
+    data = data_of_model(listed)
+    assert [name for name, _ in data.labels.foreground] == ["small", "Large", "middle"]
+    raw = tmp_path / "root" / "raw" / NAME
+    data.save(raw / "dataset.json")
+    for number in range(2):
+        write_scan(raw / "imagesUn" / f"scan_{number}_0000.nii.gz", number)
+    plan = plan_like(900, listed, root=tmp_path / "root")
+    assert plan.configurations["3d_fullres"].spacing == (1.5,) * 3
+    shutil.rmtree(tmp_path / "root" / "preprocessed")
+    assert plan_like(900, tmp_path / "second", root=tmp_path / "root").configurations == plan.configurations
+    options = TrainOptions(
+        root=tmp_path / "root", epochs=1, iterations_per_epoch=1, workers=0, device="cpu", targets="cached"
+    )
+    assert (train_distill(900, str(listed), "unet_tiny", "dml", 0, options) / "agreement" / "agreement.json").exists()
+
+
+def test_a_plan_of_a_teacher_of_other_structures_is_refused(tmp_path: Path) -> None:
+    _part(tmp_path, "first", "small", "kidney")
+    _part(tmp_path, "second", "small", "Large")
+    raw = tmp_path / "root" / "raw" / NAME
+    data_of_model(tmp_path / "second").save(raw / "dataset.json")
+    write_scan(raw / "imagesUn" / "scan_0000.nii.gz", 0)
+    with pytest.raises(RunError, match="its labels are background 0, small 1, kidney 2"):
+        plan_like(900, tmp_path / "first", root=tmp_path / "root")
+
+
+def test_models_that_do_not_belong_together_give_no_labels(tmp_path: Path) -> None:
+    _part(tmp_path, "first", "small")
+    _part(tmp_path, "second", "small", "large")
+    _part(tmp_path, "other", "large", channel="CT")
+    for second, match in (("second", "both know 'small'"), ("other", "takes the channels CT, the data set has MR")):
+        write_json(tmp_path / "teachers.json", {"teachers": ["first", second]})
+        with pytest.raises(RunError, match=match):
+            data_of_model(tmp_path / "teachers.json")
+    regions = {"whole": (1, 2), "core": (2,)}
+    with pytest.raises(RunError, match="Regions of several models cannot be put together"):
+        joined_labels([_knowing(regions), _knowing({"else": (1,)})])
+    assert joined_labels([_knowing(regions), _knowing(regions)]).regions
 
 
 @pytest.mark.parametrize(
