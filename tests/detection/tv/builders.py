@@ -102,9 +102,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """What :func:`narrow` does."""
-    from medkd.detection.tv import backbones, dense, faster_rcnn, head
+    from medkd.detection.tv import backbones, dense, faster_rcnn, head, points
 
-    for module in (backbones, dense, faster_rcnn, head):
+    for module in (backbones, dense, faster_rcnn, head, points):
         monkeypatch.setattr(module, "CHANNELS", 64)
     monkeypatch.setattr(faster_rcnn, "_WIDTH", 32)
     monkeypatch.setitem(backbones._BACKBONES, "r18", _Stem)
