@@ -29,11 +29,11 @@ from medkd.detection.tv.grid import AnchorGrid, boxes_from_deltas, deltas_from_b
 from medkd.detection.tv.proposals import (
     Pool,
     asked,
-    drawn_places,
+    counts_of_levels,
+    drawn,
     head_losses,
     images_of,
     matched,
-    per_image,
     pooled,
     proposal_losses,
     suppressed,
@@ -212,12 +212,23 @@ class FasterRCNN(Detector):
         return proposals
 
     def _score(
-        self, neck: Mapping[str, Tensor], proposals: Sequence[Tensor], images: Tensor, *, traced: bool = False
+        self,
+        neck: Mapping[str, Tensor],
+        proposals: Sequence[Tensor],
+        images: Tensor,
+        *,
+        traced: bool = False,
+        counts: Sequence[int] | None = None,
     ) -> DetectorOutputs:
-        """What the box head says of proposals; an exporter traces torchvision's own way of pooling."""
+        """What the box head says of proposals, of which there are ``counts`` per level; an exporter traces the way in
+        which torchvision pools.
+        """
         maps = {name: neck[name].float() for name in self.grid.names}
         size, pool = (images.shape[-2], images.shape[-1]), self.scorer.box_roi_pool
-        features = pool(maps, list(proposals), [size] * len(images)) if traced else pooled(pool, maps, proposals, size)
+        if traced:
+            features = pool(maps, list(proposals), [size] * len(images))
+        else:
+            features = pooled(pool, maps, proposals, size, counts)
         logits, deltas = self.scorer.box_predictor(self.scorer.box_head(features))
         return DetectorOutputs(
             logits=logits.float(),
@@ -244,12 +255,12 @@ class FasterRCNN(Detector):
             pool = self._pool(images, first).joined(truth)
             known = [torch.cat(truth), images_of(truth), torch.cat(list(classes)) + 1]
             kinds, matches = matched(pool, known[0], known[1], known[2], self.scorer.proposal_matcher.high_threshold)
-            places, chosen = self._drawn(assignment, pool, kinds)
+            own = ranks.part(len(boxes))
+            places, chosen, counts = self._drawn(assignment, pool, kinds, own)
             found, moved = proposal_losses(first.flat.flatten(), first.moves, first.anchors, assignment, places)
         every = torch.cat(chosen)
         proposals = [pool.boxes[own] for own in chosen]
-        own = ranks.part(len(proposals))
-        outputs = self._score(neck, proposals[own.start : own.stop], images)
+        outputs = self._score(neck, proposals[own.start : own.stop], images, counts=counts)
         outputs = replace(whole_scores(outputs, proposals, ranks), objectness=first.objectness, boxes=first.boxes)
         assert outputs.deltas is not None
         with torch.autocast(images.device.type, enabled=False):
@@ -280,26 +291,31 @@ class FasterRCNN(Detector):
             self.proposer.post_nms_top_n(),
         )
 
-    def _drawn(self, assignment: Assignment, pool: Pool, kinds: Tensor) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-        """Places among the anchors of all images, positives and negatives; and per image those in the pool."""
+    def _drawn(
+        self, assignment: Assignment, pool: Pool, kinds: Tensor, own: range
+    ) -> tuple[tuple[Tensor, Tensor], list[Tensor], list[int]]:
+        """Places among the anchors of all images, positives and negatives; per image those in the pool, rising; and how
+        many of the latter lie on each level, of this process' images.
+        """
         images, anchors = assignment.labels.shape
-        of_anchors = (assignment.positive, assignment.labels == BACKGROUND)
-        of_pool = (kinds >= 1, kinds == 0)
-        sums = [mask.sum(1) for mask in of_anchors] + [per_image(mask, pool.image, images) for mask in of_pool]
-        counts = asked(torch.stack(sums, 1))
-        positives, negatives, chosen = [], [], []
         rule = self.proposer.fg_bg_sampler
-        for i, known in enumerate(counts):
-            masks = [mask[i] for mask in of_anchors]
-            places = drawn_places(masks, known[:2], rule.batch_size_per_image, rule.positive_fraction)
-            positives.append(places[0] + i * anchors)
-            negatives.append(places[1] + i * anchors)
+        background = assignment.labels == BACKGROUND
+        first = drawn(assignment.positive, background, rule.batch_size_per_image, rule.positive_fraction)
         rule = self.scorer.fg_bg_sampler
-        for i, known in enumerate(counts):
-            masks = [mask & (pool.image == i) for mask in of_pool]
-            places = drawn_places(masks, known[2:], rule.batch_size_per_image, rule.positive_fraction)
-            chosen.append(torch.cat(places).sort().values)
-        return (torch.cat(positives), torch.cat(negatives)), chosen
+        here = pool.image == torch.arange(images, device=kinds.device)[:, None]
+        share = rule.positive_fraction
+        second = drawn(here & (kinds >= 1), here & (kinds == 0), rule.batch_size_per_image, share)
+        every, valid = second.every, second.valid
+        mine = slice(own.start, own.stop)
+        levels = counts_of_levels(self.scorer.box_roi_pool, pool.boxes[every[mine].flatten()], valid[mine].flatten())
+        told = asked(torch.cat([first.counts.T.flatten(), second.counts.sum(1), levels]))
+        rising = torch.where(valid, every, len(kinds)).sort(1).values
+        positives, negatives, chosen = [], [], []
+        for i in range(images):
+            positives.append(first.positives[i, : told[i]].sort().values + i * anchors)
+            negatives.append(first.negatives[i, : told[images + i]].sort().values + i * anchors)
+            chosen.append(rising[i, : told[2 * images + i]])
+        return (torch.cat(positives), torch.cat(negatives)), chosen, told[3 * images :]
 
 
 def _objects(assignment: Assignment) -> Tensor:

@@ -1,10 +1,10 @@
 """What a two-stage detector learns from: its proposals, which of them and of its anchors are drawn, and the losses.
 
 All of it is torchvision's (``filter_proposals``, ``BalancedPositiveNegativeSampler``, ``compute_loss``,
-``select_training_samples``, ``fastrcnn_loss``, ``MultiScaleRoIAlign``), with the same random numbers. But there every
+``select_training_samples``, ``fastrcnn_loss``, ``MultiScaleRoIAlign``), but for the random numbers. But there every
 image is suppressed, matched and sampled by itself, so that the host waits for its device a dozen times per image; here
-it waits three times per batch: for the suppression, for the numbers of samples, and for the numbers of proposals per
-level (:func:`asked`).
+it waits twice per batch: for the suppression, and for the numbers of samples and of proposals per level
+(:func:`asked`), which are known together since the samples are drawn before anybody knows how many there are.
 """
 
 from __future__ import annotations
@@ -109,29 +109,57 @@ def matched(pool: Pool, boxes: Tensor, image: Tensor, kinds: Tensor, least: floa
     return torch.where(pool.valid, torch.where(highest >= least, kinds[places], 0), -1), places
 
 
-def drawn_places(masks: Sequence[Tensor], counts: Sequence[int], most: int, share: float) -> tuple[Tensor, Tensor]:
-    """Random places at which a mask is true, rising: of positives, and of negatives to fill up the rest.
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn at random in every image: more places than count, since nobody waits to know how many do.
+
+    Attributes:
+        positives: places ``(B, p)``, of which the first ones of an image count.
+        negatives: likewise, ``(B, q)``.
+        counts: how many of both count in every image, ``(B, 2)``.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    counts: Tensor
+
+    @property
+    def every(self) -> Tensor:
+        """Positives, then negatives, ``(B, p + q)``."""
+        return torch.cat([self.positives, self.negatives], 1)
+
+    @property
+    def valid(self) -> Tensor:
+        """Which of :attr:`every` count."""
+        found = []
+        for places, count in zip((self.positives, self.negatives), self.counts.unbind(1), strict=True):
+            found.append(torch.arange(places.shape[1], device=places.device) < count[:, None])
+        return torch.cat(found, 1)
+
+
+def drawn(positive: Tensor, negative: Tensor, most: int, share: float) -> Draw:
+    """Random places at which masks are true: of positives, and of negatives to fill up the rest.
 
     Args:
-        masks: of positives and of negatives, ``(n,)``.
-        counts: how often they are true.
-        most: places in all.
+        positive: mask ``(B, n)``.
+        negative: likewise, nowhere true where that one is.
+        most: places of an image in all.
         share: of them that may be positives.
     """
-    positives = min(counts[0], int(most * share))
-    wanted = (positives, min(counts[1], most - positives))
-    found = []
-    for mask, count, number in zip(masks, counts, wanted, strict=True):
-        chosen = torch.randperm(count, device=mask.device)[:number]
-        found.append(_places(mask, count)[chosen].sort().values)
-    return found[0], found[1]
+    keys = torch.rand(positive.shape, device=positive.device)
+    places = []
+    for mask, number in ((positive, int(most * share)), (negative, most)):
+        places.append(torch.where(mask, keys, -1.0).topk(min(number, mask.shape[1]), 1).indices)
+    first = positive.sum(1).clamp(max=int(most * share))
+    return Draw(places[0], places[1], torch.stack([first, torch.minimum(negative.sum(1), most - first)], 1))
 
 
-def _places(mask: Tensor, count: int) -> Tensor:
-    """Where a mask is true, ``count`` places; nobody waits for them."""
-    target = torch.where(mask, mask.cumsum(0) - 1, count)
-    every = torch.arange(len(mask), device=mask.device)
-    return torch.zeros(count + 1, dtype=torch.int64, device=mask.device).scatter_(0, target, every)[:count]
+def counts_of_levels(pool: Any, boxes: Tensor, valid: Tensor) -> Tensor:
+    """How many boxes ``(n, 4)`` each map of a :func:`pooled` call will be asked for, of those that count ``(n,)``."""
+    every = torch.arange(len(pool.featmap_names), device=boxes.device)
+    if pool.map_levels is None:
+        return torch.zeros_like(every)
+    return ((pool.map_levels([boxes]) == every[:, None]) & valid).sum(1)
 
 
 def proposal_losses(
@@ -168,7 +196,13 @@ def head_losses(logits: Tensor, deltas: Tensor, kinds: Tensor, wanted: Tensor) -
     return F.cross_entropy(logits, kinds), torch.where(positive, apart, 0.0).sum() / len(kinds)
 
 
-def pooled(pool: Any, maps: dict[str, Tensor], boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def pooled(
+    pool: Any,
+    maps: dict[str, Tensor],
+    boxes: Sequence[Tensor],
+    size: tuple[int, int],
+    counts: Sequence[int] | None = None,
+) -> Tensor:
     """What torchvision's ``MultiScaleRoIAlign`` gives for boxes of every image.
 
     Args:
@@ -176,6 +210,7 @@ def pooled(pool: Any, maps: dict[str, Tensor], boxes: Sequence[Tensor], size: tu
         maps: of the neck.
         boxes: per image, ``(n, 4)``.
         size: rows and columns of the images.
+        counts: of :func:`counts_of_levels`; None asks for them, and the host waits.
     """
     features = [maps[name] for name in pool.featmap_names]
     if pool.map_levels is None or pool.scales is None or sum(map(len, boxes)) == 0:
@@ -184,8 +219,9 @@ def pooled(pool: Any, maps: dict[str, Tensor], boxes: Sequence[Tensor], size: tu
     rois = torch.cat([images_of(boxes)[:, None].to(boxes[0]), torch.cat(list(boxes))], 1)
     levels = pool.map_levels(list(boxes))
     order = levels.argsort(stable=True)
-    counts = asked((levels == torch.arange(len(features), device=levels.device)[:, None]).sum(1))
+    if counts is None:
+        counts = asked((levels == torch.arange(len(features), device=levels.device)[:, None]).sum(1))
     parts = []
-    for own, scale, places in zip(features, pool.scales, order.split(counts), strict=True):
+    for own, scale, places in zip(features, pool.scales, order.split(list(counts)), strict=True):
         parts.append(roi_align(own, rois[places], pool.output_size, scale, pool.sampling_ratio))
     return torch.cat(parts)[order.argsort()]
