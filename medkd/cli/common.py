@@ -74,7 +74,8 @@ def run(
             _refuse_null(options)
             _import(options.imports)
             status = main(options) or 0
-            sys.stdout.flush()  # here, where it is caught, and not while Python ends
+            if sys.stdout is not None:  # as where a scheduler closed it
+                sys.stdout.flush()  # here, where it is caught, and not while Python ends
             return status
     except (MedkdError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
@@ -94,7 +95,7 @@ def _reader_left() -> bool:
     """
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # a test's or a notebook's, of no file
+    except (AttributeError, OSError, ValueError):  # closed, or a test's or a notebook's, of no file
         return False
     state = select.poll()
     state.register(output, select.POLLOUT)

@@ -9,9 +9,11 @@ from typing import Any
 from medkd.core.dataset import SEGMENTATION
 from medkd.core.device import check_device
 from medkd.core.errors import DataError, MedkdError
+from medkd.core.protocol_rows import NO_PROTOCOL
 from medkd.core.run import DETECTION
 from medkd.core.serial import from_data, nearest
-from medkd.reproduction.recipe import PHANTOM, MethodRow, Recipe
+from medkd.reproduction.recipe import MethodRow, Recipe
+from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.search import whole_parameters
 from medkd.tasks import TASKS
 
@@ -68,7 +70,7 @@ def unknown_settings(recipe: Recipe, task: str) -> list[str]:
         found += _said(where, partial(_check_settings, values, task))
         protocols[f"{where}: protocol"] = values.get("protocol")
     for where, protocol in protocols.items():
-        if protocol is not None:
+        if protocol not in (None, NO_PROTOCOL):
             found += _said(where, partial(_check_protocol, str(protocol), recipe.dataset.format, task))
     return found
 

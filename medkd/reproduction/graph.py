@@ -18,6 +18,8 @@ from medkd.tasks import every_task
 
 PREPARE = "prepare"
 _LONGEST = 150  # letters of a run's name; file systems take 255 with what is added
+SEARCH_DECIDES = ("validate", "track")
+"""Settings of a recipe that a search decides for each of its own trainings."""
 Kind = Literal["prepare", "teacher", "search", "student"]
 
 
@@ -222,8 +224,8 @@ class _Builder:
         for parameter, value in way.parameters.items():
             words += ["--set", f"{parameter}={_text(value)}"]
         seed = ["--seed", str(self.recipe.seeds[0])]
-        words += [f"--teacher-options={shlex.join([*self._settings((above.settings,)), *seed])}"]
-        words += [*self._settings((row.settings, way.settings)), *seed, *self._root()]
+        words += [f"--teacher-options={shlex.join([*self._settings((above.settings,), SEARCH_DECIDES), *seed])}"]
+        words += [*self._settings((row.settings, way.settings), SEARCH_DECIDES), *seed, *self._root()]
         # another search is another folder, and its result another command of the student
         mark = hashlib.blake2b("\0".join(words).encode(), digest_size=4).hexdigest()
         folder = self.place.root / "reproductions" / self.place.name / "searches" / f"{name}-{mark}"
@@ -263,10 +265,13 @@ class _Builder:
     def _options(self, settings: Iterable[Mapping[str, Any]], seed: int, tag: str) -> list[str]:
         return [*self._settings(settings), "--seed", str(seed), "--tag", tag, "--continue", *self._root()]
 
-    def _settings(self, settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    def _settings(self, settings: Iterable[Mapping[str, Any]], without: Sequence[str] = ()) -> list[str]:
+        """Options of a command, but for those that it decides itself."""
         merged: dict[str, Any] = dict(self.recipe.settings)
         for part in settings:
             merged |= part
+        for name in without:
+            merged.pop(name, None)
         if self.place.device is not None:
             merged["device"] = self.place.device
         words = []

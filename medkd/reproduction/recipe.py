@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import DataError
-from medkd.core.paths import new_dataset_name
 from medkd.core.serial import load, nearest
+from medkd.reproduction.recipe_values import check_values
 from medkd.reproduction.search import Search, check_search
-
-FOLDS = ("0", "1", "2", "3", "4", "all")
-PHANTOM = "phantom"
-"""The format of a data set that is made from formulas."""
 
 ALONE = "none"
 """The method of a student that is trained without a teacher."""
@@ -212,7 +208,7 @@ def load_recipe(path: Path) -> Recipe:
     recipe = load(Recipe, path, once=True)
     _check_file(path)
     _check_names(recipe, path)
-    _check_numbers(recipe, path)
+    check_values(recipe, path)
     for name, teacher in recipe.teachers.items():
         _check_teacher(recipe, name, teacher, f"{path}: teachers.{name}")
     for place, rule in enumerate(recipe.without):
@@ -261,45 +257,6 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
     for name in settings:
         if name in _OWN:
             raise DataError(f"{where}: '{name}' is set by medkd_reproduce for every run; leave it out.")
-
-
-def _check_numbers(recipe: Recipe, path: Path) -> None:
-    data = recipe.dataset
-    if not 1 <= data.number <= 999:
-        raise DataError(f"{path}: dataset.number: expected 1 to 999, found {data.number}.")
-    try:
-        new_dataset_name(data.number, data.name)
-    except DataError as error:
-        raise DataError(f"{path}: dataset.name: {error}") from error
-    if data.cases is not None and data.cases < 1:
-        raise DataError(
-            f"{path}: dataset.cases: expected at least 1, found {data.cases}; leave it out where it is open."
-        )
-    if recipe.seconds_per_step is not None and recipe.seconds_per_step <= 0:
-        raise DataError(f"{path}: seconds_per_step: expected a number above 0, found {recipe.seconds_per_step:g}.")
-    _check_labels(recipe.dataset, f"{path}: dataset.labels")
-    for fold in recipe.folds:
-        if fold not in FOLDS:
-            raise DataError(f"{path}: folds: expected some of {', '.join(FOLDS)}, found '{fold:.60}'.")
-    _check_different(recipe.folds, f"{path}: folds")
-    _check_different(recipe.seeds, f"{path}: seeds")
-    if min(recipe.seeds) < 0:
-        raise DataError(f"{path}: seeds: expected numbers of at least 0, found {min(recipe.seeds)}.")
-
-
-def _check_labels(data: RecipeData, where: str) -> None:
-    if data.labels and data.format == PHANTOM:
-        raise DataError(f"{where}: a phantom has names of its own; leave it out.")
-    for label in data.labels:
-        if not label.strip() or "," in label:
-            raise DataError(f"{where}: expected names without commas, found '{label:.60}'; rename it.")
-    if data.labels:
-        _check_different(data.labels, where)
-
-
-def _check_different(values: tuple[Any, ...], where: str) -> None:
-    if not values or len(set(values)) != len(values):
-        raise DataError(f"{where}: expected one or more different values, found {list(values)}.")
 
 
 def _check_teacher(recipe: Recipe, name: str, teacher: TeacherRow, where: str) -> None:

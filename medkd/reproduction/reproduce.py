@@ -19,7 +19,8 @@ from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.costs import costs
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
-from medkd.reproduction.recipe import PHANTOM, Recipe, load_recipe
+from medkd.reproduction.recipe import Recipe, load_recipe
+from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.scripts import write_scripts

@@ -15,7 +15,8 @@ from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
-from medkd.reproduction.recipe import PHANTOM, Recipe, RecipeData
+from medkd.reproduction.recipe import Recipe, RecipeData
+from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.state import Record, State, is_done, runs_of
 
 _ATTEMPTS = 2

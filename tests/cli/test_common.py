@@ -86,6 +86,11 @@ sys.exit(common.run(main, common.parser("", ""), []))
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, b"")
 
 
+def test_a_command_ends_well_where_a_scheduler_closed_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert common.run(lambda arguments: print("done"), common.parser("", ""), []) == 0
+
+
 def test_another_broken_pipe_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     def main(arguments: argparse.Namespace) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")

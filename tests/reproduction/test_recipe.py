@@ -165,6 +165,11 @@ def test_settings_that_a_training_would_refuse_are_known_before_any(
         assert len(found) == 1
 
 
+@pytest.mark.parametrize("changes", [{"protocol": "none"}, {"settings": {"protocol": "none"}}])
+def test_a_recipe_may_ask_for_no_protocol(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert unknown_names(read(tmp_path, recipe(**changes))) == []
+
+
 def test_a_recipe_may_set_what_the_preparation_takes() -> None:
     from medkd.cli.plan_and_preprocess import _arguments
 

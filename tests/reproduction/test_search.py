@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import medkd
-from medkd.cli.tune import main
+from medkd.cli.tune import _arguments, main
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.paths import Root
 from medkd.core.serial import load, save
@@ -179,6 +179,16 @@ def test_a_recipe_searches_before_its_students_and_gives_them_what_it_found(tmp_
     other = read(tmp_path, recipe(teachers=teachers, students=students, methods=searched(trials=4)))
     changed = build_graph(other, Place(name="toy", root=tmp_path, models={}))[name].command({})
     assert changed[changed.index("--folder") + 1] != str(folder)
+
+
+def test_the_command_of_a_search_is_understood_whatever_trainings_are_told(tmp_path: Path) -> None:
+    settings = {"epochs": 3, "track": ["mlflow"], "validate": False, "workers": 0}
+    content = recipe(teachers={"large": {"network": "res_unet"}}, methods=searched(), settings=settings)
+    nodes = build_graph(read(tmp_path, content), Place(name="toy", root=tmp_path, models={}))
+    (search,) = [node for node in nodes.values() if node.kind == "search" and node.student == "tiny"]
+    parsed = _arguments().parse_args(search.command({})[1:])
+    assert (parsed.epochs, parsed.workers, parsed.fold) == (3, 0, "0")
+    assert any("--track" in node.words for node in nodes.values() if node.kind == "student")
 
 
 @pytest.mark.parametrize(
