@@ -21,6 +21,7 @@ from medkd.runtime.signal_stack import kept_signal_stack
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")  # of OpenVINO
 _MIXING = (*_CONVOLUTIONS, "Conv", "ConvTranspose", "MatMul", "Gemm")  # of both
+_SHAPES = ("Shape", "Size", "ShapeOf")  # of both; what they say of a layer is none of its values
 _IMAGE = "image"
 _NO_LAYERS = ("Constant", "Parameter", "Result")
 
@@ -104,7 +105,7 @@ def _onnx_layers(network: Path) -> list[_Layer]:
         mixes = node.op_type in _MIXING
         entering = node.input[:1] if mixes else node.input
         data = frozenset(made_by[name] for name in entering if name in made_by)
-        if data:  # the others compute with constants
+        if data and node.op_type not in _SHAPES:  # the others compute with constants
             layers.append(_Layer(node.name, data, mixes))
             made_by.update(dict.fromkeys(node.output, node.name))
     return layers
@@ -124,7 +125,7 @@ def _openvino_layers(network: Path) -> list[_Layer]:
         data = frozenset(made_by[source] for source in sources if source in made_by)
         if kind == "Parameter":
             made_by[name] = _IMAGE
-        elif data and kind != "Result":
+        elif data and kind not in ("Result", *_SHAPES):
             layers.append(_Layer(name, data, mixes))
             made_by[name] = name
     return layers
