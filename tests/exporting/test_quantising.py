@@ -76,8 +76,7 @@ def test_both_ends_of_every_fold_stay_in_float(tmp_path: Path, format: str) -> N
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             fine = torch.relu(self.first(image * 2))
-            shaped = fine.reshape(image.shape[0], 4, -1).reshape(image.shape[0], 4, 8, 8)  # reads the image's shape
-            return self.logits(torch.cat((torch.relu(self.inner(shaped)), fine), 1))
+            return self.logits(torch.cat((torch.relu(self.inner(fine)), fine), 1))
 
     pytest.importorskip("onnxscript")
     folds = [Small().eval(), Small().eval()]
@@ -93,6 +92,25 @@ def test_both_ends_of_every_fold_stay_in_float(tmp_path: Path, format: str) -> N
     names = quantisers.convolutions(network)
     kept = quantisers.ends(network)
     assert len(names) == 6 and [name in kept for name in names] == [True, False, True] * 2
+
+
+def test_what_a_network_reads_of_the_images_shape_is_not_the_image(tmp_path: Path) -> None:
+    """As where a norm is written as reshaping to the shape of its input."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    sides = {"image": [1, 1, 8], "logits": [1, 1, 8]}
+    image, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in sides.items())
+    kernel = helper.make_tensor("kernel", TensorProto.FLOAT, [1, 1, 1], [2.0])
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["fine"], name="first"),
+        helper.make_node("Shape", ["image"], ["shape"], name="shape"),
+        helper.make_node("Reshape", ["fine", "shape"], ["shaped"], name="reshape"),
+        helper.make_node("Conv", ["shaped", "kernel"], ["more"], name="inner"),
+        helper.make_node("Conv", ["more", "kernel"], ["logits"], name="last"),
+    ]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "small", [image], [logits], [kernel])), tmp_path / "a.onnx")
+    assert quantisers.ends(tmp_path / "a.onnx") == ["first", "last"]
 
 
 def test_scans_that_calibrate_and_are_compared_are_said(scans: Path, tmp_path: Path) -> None:
