@@ -79,6 +79,7 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
     options = DetectorOptions
     noun = "images"
     mark = "box"
+    in_several_processes = True
 
     def configuration(self, options: DetectorOptions) -> str:
         """The only one."""

@@ -208,12 +208,15 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         options: the dataclass of what may be set.
         noun: what its cases are, for sentences.
         mark: what is drawn in them, for sentences.
+        in_several_processes: whether its trainings read their part of a batch and take the whole one's loss, as
+            :mod:`medkd.training.ranks` asks of those that several processes share.
     """
 
     name: ClassVar[Task]
     options: ClassVar[type[RunOptions]]
     noun: ClassVar[str] = "cases"
     mark: ClassVar[str] = "voxel"
+    in_several_processes: ClassVar[bool] = False
 
     @abstractmethod
     def configuration(self, options: Options) -> str:

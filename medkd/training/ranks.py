@@ -36,6 +36,7 @@ from medkd.core.device import pick_device
 from medkd.core.errors import RunError, first_line, ran_out_of_memory
 
 if TYPE_CHECKING:
+    from medkd.training.job import TrainingTask
     from medkd.training.options import RunOptions
     from medkd.training.pulse import Pulse
 
@@ -282,20 +283,26 @@ def refuse_several(command: str) -> None:
 
 
 @contextmanager
-def together(options: RunOptions) -> Iterator[None]:
+def together(task: TrainingTask[Any, Any, Any], options: RunOptions) -> Iterator[None]:
     """A training of this process, with the others where there are any: they are connected before it, and one that ends
     in it ends them all.
 
     Args:
+        task: what is trained.
         options: of the training.
 
     Raises:
-        RunError: the others cannot be reached.
+        RunError: it is trained by one process only, or the others cannot be reached.
     """
     ranks = current()
     if ranks.alone:
         yield
         return
+    if not task.in_several_processes:
+        raise RunError(
+            f"A network for {task.name} is trained by one process, but {ranks.count} were started; start the command "
+            "without torchrun."
+        )
     from medkd.training.pulse import told_to_end
 
     pulse = _connected(ranks, own_device(options.device))

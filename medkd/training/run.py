@@ -61,7 +61,7 @@ def train(task: AnyTask, dataset: str | int, network: str, fold: int | str, opti
     """
     options = options or task.options()
     check_tracker(options.track)
-    with together(options):
+    with together(task, options):
         return _train(task, read_fold(task, dataset, fold, options), network)
 
 
@@ -95,7 +95,7 @@ def train_distill(
     """
     options = options or task.options()
     check_tracker(options.track)
-    with together(options):
+    with together(task, options):
         model = find_teacher(task, dataset, teacher, options)
         with one_after_another(options.device):
             task.prepare_like(dataset, model, options)

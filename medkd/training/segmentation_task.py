@@ -50,6 +50,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
 
     name = "segmentation"
     options = TrainOptions
+    in_several_processes = True
 
     def configuration(self, options: TrainOptions) -> str:
         """What ``--configuration`` says."""

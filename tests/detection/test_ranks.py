@@ -131,7 +131,7 @@ def test_rows_and_lists_of_any_length_come_together(tmp_path: Path) -> None:
 import sys, torch
 from types import SimpleNamespace
 from medkd.training.ranks import current, together
-with together(SimpleNamespace(device="cpu")):
+with together(SimpleNamespace(in_several_processes=True), SimpleNamespace(device="cpu")):
     ranks = current()
     own = torch.arange(6.0).view(3, 2)[: 3 * ranks.number].requires_grad_()
     rows = ranks.gathered_rows(own)

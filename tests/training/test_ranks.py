@@ -24,16 +24,19 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.run import FINAL, LATEST
+from medkd.detection.task import DetectionTask
 from medkd.preprocessing.store import CaseStore
 from medkd.training.augmentation import Augmentation
 from medkd.training.hooks import SaveLatest
+from medkd.training.job import TrainingTask
 from medkd.training.loader import PatchBatches
 from medkd.training.loading import explained
 from medkd.training.logs import read_log
 from medkd.training.options import TrainOptions
 from medkd.training.ranks import Ranks, current, own_device
+from medkd.training.run import train, train_distill
 from medkd.training.sampling import PatchSampler
-from medkd.training.segmentation_task import dry_run
+from medkd.training.segmentation_task import SegmentationTask, dry_run
 from tests.processes import COUNT, LIMIT, free_port, processes, said, until, wait
 from tests.training.builders import NAME, PATCH, make_dataset
 from tests.training.ranks_worker import run_all
@@ -202,7 +205,7 @@ from medkd.cli.common import run, parser
 from medkd.training.ranks import current, together
 
 def work(_):
-    with together(SimpleNamespace(device="cpu")):
+    with together(SimpleNamespace(in_several_processes=True), SimpleNamespace(device="cpu")):
         while True:
             current().wait(torch.device("cpu"))
             open(sys.argv[1] + str(current().number), "w").close()
@@ -306,3 +309,25 @@ def test_what_one_process_only_does_is_refused(
     with pytest.raises(RunError, match="medkd_compress works in one process"):
         medkd.compress("plain_unet", 900, root=tmp_path)
     assert reproduce(["quick_phantom", "--check"]) == 1 and "medkd_reproduce works in one" in capsys.readouterr().err
+
+
+def test_a_task_that_shares_nothing_trains_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from outside: each process would take the loss of the whole batch, and the sum of all would be its step."""
+
+    class Third(SegmentationTask):
+        name = "third"
+        in_several_processes = TrainingTask.in_several_processes
+
+    def never(*_: Any) -> Any:
+        raise AssertionError
+
+    _as_one_of(2, monkeypatch)
+    monkeypatch.setattr("medkd.training.ranks._connected", never)
+    options = TrainOptions(root=tmp_path, device="cpu")
+    with pytest.raises(RunError, match=r"for third is trained by one process, but 2 were .* without torchrun"):
+        train(Third(), 900, "unet_tiny", 0, options)
+    with pytest.raises(RunError, match="for third is trained by one process, but 2"):
+        train_distill(Third(), 900, "unet_tiny", "unet_tiny", "kd", 0, options)
+    for own in (SegmentationTask(), DetectionTask()):
+        with pytest.raises(AssertionError):
+            train(own, 900, "unet_tiny", 0, options)
