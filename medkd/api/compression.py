@@ -13,10 +13,10 @@ from medkd.core.serial import to_data
 from medkd.core.timing import Timings, readable_seconds
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.read import read_report
-from medkd.evaluation.statistics import Interval, non_inferior
+from medkd.evaluation.statistics import Interval
 from medkd.evaluation.table import format_interval
 
-_WORDS = {"yes": "yes", "no": "no", "open": "not shown", "few": "too few cases"}
+_WORDS = {"yes": "yes", "no": "no", "open": "not shown", "few": "too few cases", "nothing": "not learnt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class CompressedRow:
         dice: mean over structures and cases.
         difference: of the Dice to the teacher's, case by case.
         within: whether the interval of the difference lies above minus the tolerance: ``yes``, ``no``, ``open`` where
-            it holds it, ``few`` where there are too few cases to say; None for the teacher.
+            it holds it, ``few`` where there are too few cases to say, ``nothing`` where it or the teacher has learnt
+            nothing; None for the teacher.
     """
 
     run: str
@@ -104,8 +105,8 @@ class Compression:
         chosen = [row for row in self.rows if row.run == self.recommended]
         if not chosen:
             return (
-                f"recommended: none; of no student does the 95 % interval lie above the teacher's Dice - "
-                f"{self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger --tolerance."
+                "recommended: none; of no student that has learnt something does the 95 % interval lie above the "
+                f"teacher's Dice - {self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger --tolerance."
             )
         row, teacher = chosen[0], self.rows[0]
         share = ""
@@ -172,9 +173,6 @@ def read_compression(
 def _row(report: Report, entry: RunEntry, role: str, teacher: RunEntry, timings: Timings | None) -> CompressedRow:
     spread = timings.of(entry.name) if timings else None
     difference = None if role == "teacher" else report.difference(entry, teacher)
-    within = None
-    if difference is not None:
-        within = non_inferior(difference, report.margin) if report.has_learnt(teacher) else "few"
     return CompressedRow(
         run=entry.name,
         role=role,
@@ -184,7 +182,7 @@ def _row(report: Report, entry: RunEntry, role: str, teacher: RunEntry, timings:
         seconds=None if spread is None else spread.median,
         dice=_estimate(entry.scores.value(report.task.main.key)),
         difference=None if difference is None else _estimate(difference),
-        within=within,
+        within=None if difference is None else report.may_replace(entry, teacher),
     )
 
 

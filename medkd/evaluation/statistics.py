@@ -69,6 +69,9 @@ UNDEFINED = Interval(nan, nan, nan, 0)
 Conclusion = Literal["yes", "no", "open", "few"]
 """Of a test for non-inferiority: shown, refuted, neither, or too few cases to say."""
 
+Answer = Literal["yes", "no", "open", "few", "nothing"]
+"""Whether a student may replace its teacher; ``nothing`` where one of both has learnt nothing."""
+
 
 def non_inferior(difference: PairedDifference, margin: float) -> Conclusion:
     """Whether the first of two may replace the second: it is worse by no more than a margin.
@@ -86,6 +89,37 @@ def non_inferior(difference: PairedDifference, margin: float) -> Conclusion:
     if difference.low > -margin:
         return "yes"
     return "no" if difference.high < -margin else "open"
+
+
+def has_learnt(value: Interval, learnt: float) -> bool:
+    """Whether a score is better than nothing.
+
+    Args:
+        value: the score.
+        learnt: a mean below this is no better than nothing.
+    """
+    return bool(isfinite(value.mean) and value.mean >= learnt)
+
+
+def may_replace(
+    difference: PairedDifference, margin: float, *, student: Interval, teacher: Interval, learnt: float
+) -> Answer:
+    """Whether a student may replace its teacher: :func:`non_inferior`, where there is something to replace.
+
+    A teacher that has learnt nothing cannot be replaced, whatever the difference, and a student that has learnt nothing
+    replaces none, however little the teacher has.
+
+    Args:
+        difference: ``student − teacher``.
+        margin: the largest loss that is accepted, above 0.
+        student: its score.
+        teacher: likewise.
+        learnt: a mean score below this is no better than nothing.
+    """
+    if not has_learnt(teacher, learnt):
+        return "nothing"
+    found = non_inferior(difference, margin)
+    return found if found == "no" or has_learnt(student, learnt) else "nothing"
 
 
 def mean_interval(

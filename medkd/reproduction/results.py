@@ -25,7 +25,7 @@ from medkd.evaluation.ranking import (
 )
 from medkd.evaluation.report.data import MARGIN, Metric, ReportTask
 from medkd.evaluation.report.read import task_of
-from medkd.evaluation.statistics import FEWEST, Conclusion, Interval, PairedDifference, non_inferior
+from medkd.evaluation.statistics import FEWEST, Answer, Interval, PairedDifference, may_replace
 from medkd.reproduction.graph import Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe
 from medkd.reproduction.search import BEST_FILE, Best, shown
@@ -50,7 +50,7 @@ class Row:
         to_alone: difference of the main metric to the same student alone; None where it is not known.
         p: of that difference, corrected for the methods of this student (Holm).
         to_teacher: difference to the teacher.
-        replaces: whether the margin to the teacher is kept; None without a teacher's score.
+        replaces: whether it may replace the teacher by the margin; None without a teacher's score.
         published: the paper's rows.
         failed: why runs failed.
         tuned: what searches found for it, a line per fold.
@@ -67,7 +67,7 @@ class Row:
     to_alone: PairedDifference | None = None
     p: float = nan
     to_teacher: PairedDifference | None = None
-    replaces: Conclusion | None = None
+    replaces: Answer | None = None
     published: tuple[Published, ...] = ()
     failed: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ def collect(
             differences={},
             margin=margin,
         )
-    compared = _corrected([_compared(row, rows, task.main.key, margin) for row in rows])
+    compared = _corrected([_compared(row, rows, task, margin) for row in rows])
     ranks, differences, unranked = _ranked(compared)
     return Results(
         title=recipe.title,
@@ -232,7 +232,8 @@ def _mean(intervals: Sequence[Interval]) -> Interval:
     return Interval(float(np.mean(means)), float(np.mean(lows)), float(np.mean(highs)), count)
 
 
-def _compared(row: Row, rows: Sequence[Row], metric: str, margin: float) -> Row:
+def _compared(row: Row, rows: Sequence[Row], task: ReportTask, margin: float) -> Row:
+    metric = task.main.key
     if row.kind == "teacher" or not row.scores:
         return row
     if row.kind == "taught":
@@ -240,9 +241,10 @@ def _compared(row: Row, rows: Sequence[Row], metric: str, margin: float) -> Row:
         row = replace(row, to_alone=_difference(row, alone, metric))
     taught_by = _first(rows, "teacher", teacher=row.teacher) if row.kind == "taught" else _first(rows, "teacher")
     difference = _difference(row, taught_by, metric)
-    if difference is None:
+    if taught_by is None or difference is None:
         return row
-    return replace(row, to_teacher=difference, replaces=non_inferior(difference, margin))
+    scores = {"student": row.values[metric], "teacher": taught_by.values[metric]}
+    return replace(row, to_teacher=difference, replaces=may_replace(difference, margin, **scores, learnt=task.learnt))
 
 
 def _first(rows: Sequence[Row], kind: Kind, **names: str | None) -> Row | None:

@@ -14,7 +14,7 @@ from medkd.evaluation.table import format_interval
 from medkd.reproduction.results import Results, Row
 
 _UNDECIDED = "="
-_ANSWERS = {"yes": "yes", "no": "no", "open": "open", "few": "too few cases"}
+_ANSWERS = {"yes": "yes", "no": "no", "open": "open", "few": "too few cases", "nothing": "not learnt"}
 
 
 def head(results: Results) -> list[str]:

@@ -6,17 +6,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf, isfinite
+from math import inf
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Protocol
 
 from medkd.core.run import RunDescription
 from medkd.core.run_files import Cost, scored_teachers
 from medkd.core.timing import Spread, Timings
-from medkd.evaluation.statistics import Conclusion, Interval, PairedDifference, non_inferior
+from medkd.evaluation.statistics import Answer, Interval, PairedDifference, has_learnt, may_replace
 
 Role = Literal["teacher", "alone", "distilled"]
-Answer = Literal["yes", "no", "open", "few", "nothing"]
 ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
 MARGIN = 0.01
 """The loss of Dice or average precision up to which a student may replace its teacher."""
@@ -211,22 +210,25 @@ class Report:
         """Whether a run scores better than nothing."""
         if entry.scores is None:
             return False
-        mean = entry.scores.value(self.task.main.key, part).mean
-        return bool(isfinite(mean) and mean >= self.task.learnt)
+        return has_learnt(entry.scores.value(self.task.main.key, part), self.task.learnt)
 
     def conclusion(self, student: RunEntry, part: str = "") -> Answer:
-        """Whether a student may replace its teacher.
+        """Whether a student may replace its teacher."""
+        return self.may_replace(student, self.teacher(student), part)
 
-        It is a test of non-inferiority by the report's margin; a teacher that has not learnt a structure cannot be
-        replaced, whatever the difference, and a student that has not learnt it replaces none, however little the
-        teacher has.
-        """
-        teacher = self.teacher(student)
-        difference = self.difference(student, teacher, part=part)
-        if teacher is None or difference is None or not self.has_learnt(teacher, part):
+    def may_replace(self, first: RunEntry, second: RunEntry | None, part: str = "") -> Answer:
+        """Whether one run may replace another one by the report's margin."""
+        difference = self.difference(first, second, part=part)
+        if second is None or first.scores is None or second.scores is None or difference is None:
             return "nothing"
-        found: Conclusion = non_inferior(difference, self.margin)
-        return found if found == "no" or self.has_learnt(student, part) else "nothing"
+        key = self.task.main.key
+        return may_replace(
+            difference,
+            self.margin,
+            student=first.scores.value(key, part),
+            teacher=second.scores.value(key, part),
+            learnt=self.task.learnt,
+        )
 
     def teacher(self, entry: RunEntry) -> RunEntry | None:
         """The scored run that taught this one."""

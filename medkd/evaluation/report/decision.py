@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 from medkd.core.agreements import agreement_text
-from medkd.evaluation.report.data import Answer, Report, RunEntry
-from medkd.evaluation.statistics import FEWEST, PairedDifference
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.statistics import FEWEST, Answer, PairedDifference
 
 ANSWERS: dict[Answer, str] = {
     "yes": "Yes",

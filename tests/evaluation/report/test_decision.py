@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medkd.api import compression
 from medkd.core.errors import DataError
 from medkd.evaluation.report.decision import decide, decisions, reading, verdict
 from medkd.evaluation.report.page import overview
 from medkd.evaluation.report.read import read_report
 from medkd.evaluation.report.write import make_report
 from medkd.evaluation.statistics import PairedDifference, non_inferior, paired_difference
+from medkd.reproduction import results as recipes
+from medkd.reproduction.graph import Node
+from medkd.reproduction.recipe import MethodRow, Recipe, RecipeData, StudentRow, TeacherRow
+from medkd.reproduction.state import Record
 from tests.evaluation.folders import make_dataset, make_run
 
 TEACHER, NONE, KD = (
@@ -148,3 +153,52 @@ def test_of_several_students_that_may_the_page_is_about_the_smallest(root: Path)
     assert verdict(report)[1] == "It is the smallest of 2 students that may; the others: unet_tiny + kd."
     nobody = replace(report, task=replace(report.task, learnt=2.0))
     assert nobody.able == () and nobody.headline is not None and nobody.headline.run.method == "kd"
+
+
+def test_all_tables_say_the_same_of_a_student_that_has_learnt_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report, the compression and a recipe's table ask one function."""
+    make_run(root, KD, "unet_tiny", 2.4, {0: range(8)}, method="kd", teacher="res_unet")
+    results = root / "results" / "Dataset004_Test"
+    report = read_report(results, margin=0.9)
+    teacher, star = report.entries[0], report.entries[2]
+    least = (teacher.scores.value("Dice").mean + star.scores.value("Dice").mean) / 2
+    for learnt, expected in ((0.05, "yes"), (least, "nothing"), (1.1, "nothing")):
+        task = replace(report.task, learnt=learnt)
+        assert replace(report, task=task).conclusion(star) == expected
+        monkeypatch.setattr(compression, "read_report", lambda *_, task=task, **__: replace(report, task=task))
+        found = compression.read_compression(
+            results,
+            [(TEACHER, "teacher"), (KD, "student")],
+            teacher=TEACHER,
+            fold="0",
+            tolerance=0.9,
+            report=root / "page.html",
+        )
+        assert found.rows[1].within == expected and (found.recommended == KD) == (expected == "yes")
+        monkeypatch.setattr(recipes, "task_of", lambda _, task=task: task)
+        table = recipes.collect(_recipe(), *_done(results), margin=0.9)
+        assert [row.replaces for row in table.rows] == [None, expected]
+
+
+def _recipe() -> Recipe:
+    return Recipe(
+        title="toy",
+        dataset=RecipeData(number=4, name="Test", format="phantom"),
+        students={"tiny": StudentRow(network="unet_tiny")},
+        methods={"kd": MethodRow(method="kd")},
+        teachers={"big": TeacherRow(network="res_unet")},
+    )
+
+
+def _done(results: Path) -> tuple[dict[str, Node], dict[str, Record]]:
+    """A recipe's teacher and student as two runs that are finished."""
+    nodes = {
+        "a": Node(name="a", kind="teacher", words=(), teacher="big", fold="0"),
+        "b": Node(name="b", kind="student", words=(), teacher="big", student="tiny", method="kd", fold="0"),
+    }
+    records = {}
+    for name, run in (("a", TEACHER), ("b", KD)):
+        records[name] = Record(command=(), status="done", folder=str(results / run / "fold_0"))
+    return nodes, records
