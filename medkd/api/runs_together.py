@@ -9,7 +9,7 @@ from pathlib import Path
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
-from medkd.core.made_with import KnownPredictions, content_digest
+from medkd.core.made_with import KnownPredictions, known_digest
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.cross_validation import cross_validation_folder, merge_folds, validation_cases
 from medkd.evaluation.segmentation.folder import evaluate_folder
@@ -84,7 +84,7 @@ class RunsTogether:
                 f"{self.runs[0].name} and {self.runs[1].name} do not hold out the same cases in fold {fold}; train "
                 "both with the same splits."
             )
-        missing = [case for case in first if case not in self.files or not self.files[case].images[0].exists()]
+        missing = [case for case in first if not self._is_there(case)]
         if missing:
             raise DataError(
                 f"The raw scan of {missing[0]} is not there any more ({len(missing)} of {len(first)} cases of fold "
@@ -92,7 +92,10 @@ class RunsTogether:
             )
         return [self.files[case] for case in sorted(first)]
 
+    def _is_there(self, case: str) -> bool:
+        return case in self.files and all(image.exists() for image in self.files[case].images)
+
 
 def _source_of(case: CaseFiles) -> str:
     """A hash of each raw scan of a case."""
-    return " ".join(map(content_digest, case.images))
+    return " ".join(map(known_digest, case.images))

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,27 @@ def content_digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def known_digest(file: Path) -> str:
+    """The same of files that several parts of a command ask for (references, raw scans): read once, as long as the
+    system says that nobody wrote to them.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    return _digest_of(file, state_of(file))
+
+
+def state_of(file: Path) -> tuple[int, ...]:
+    """What changes with every write to a file, for the length of a command (not after copying or restoring it)."""
+    found = file.stat()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest_of(file: Path, state: tuple[int, ...]) -> str:
+    return content_digest(file)
 
 
 def label_map_settings(

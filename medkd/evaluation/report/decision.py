@@ -64,10 +64,13 @@ def verdict(report: Report) -> list[str]:
 
 def _others(report: Report, star: RunEntry) -> str:
     """Why the page is about this one of several students that may replace their teachers."""
-    larger = [entry.label for entry in report.able if entry is not star]
-    if not larger:
+    others = [entry for entry in report.able if entry is not star]
+    if not others:
         return ""
-    return f"It is the smallest of {len(larger) + 1} students that may; the others: {_listed(larger, len(larger))}."
+    smallest = all(entry.cost.parameters != star.cost.parameters for entry in others)
+    which = "is the smallest" if smallest else "has the highest score of the smallest"
+    names = _listed([entry.label for entry in others], len(others))
+    return f"{len(others) + 1} students may, of which this {which}; the others: {names}."
 
 
 def _unscored(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -17,6 +18,8 @@ from medkd.evaluation.cross_validation import scored_folds
 from medkd.evaluation.report.data import MARGIN, ROLES, Report, ReportTask, Role, RunEntry, is_named
 from medkd.evaluation.report.labels import short_names
 from medkd.tasks import task_of_run
+
+_log = logging.getLogger(__name__)
 
 
 def read_report(
@@ -50,19 +53,35 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     Raises:
         RunError: there is no run, none of such a name, or none that has this fold.
         DataError: a run's files are damaged.
+
+    A run whose scores belong to other weights or label maps is left out with a warning; named in ``runs`` it is an
+    error.
     """
     every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
     taught = [run for run in every.values() if run.teacher is not None]
     shown = _shown_folds(results, fold, runs)
     timings = Timings.load(results)
-    entries = []
+    entries, refused = [], {}
     for path, folds in shown.items():
         if folds or fold is None:
-            entry = _entry(path, every[path], _role(path, every[path], taught), folds)
+            try:
+                entry = _entry(path, every[path], _role(path, every[path], taught), folds)
+            except RunError as error:  # its scores are not those of its weights
+                refused[path.name] = error
+                continue
             entries.append(replace(entry, time=timings.of(path.name) if timings else None))
+    _tell_refused(refused, not entries or bool(runs))
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
     labels = short_names(entries)
     return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
+
+
+def _tell_refused(refused: Mapping[str, RunError], all_are_wanted: bool) -> None:
+    """Runs that cannot be shown; the others can, unless somebody asked for these."""
+    for name, error in refused.items():
+        if all_are_wanted:
+            raise error
+        _log.warning("%s is not on the page: %s", name, error)
 
 
 def task_of(run: RunDescription) -> ReportTask:

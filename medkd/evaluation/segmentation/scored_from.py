@@ -11,7 +11,7 @@ from typing import Any
 
 from medkd.core.checkpoint import load_checkpoint, stored_checkpoint, weights_digest
 from medkd.core.errors import RunError
-from medkd.core.made_with import content_digest, label_map_settings
+from medkd.core.made_with import content_digest, known_digest, label_map_settings, state_of
 from medkd.core.protocol import InferenceRule
 from medkd.core.run import FINAL, VALIDATION_SUMMARY, RunFolder
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher
@@ -47,7 +47,7 @@ def with_sources(summary: Summary, weights: Sequence[str], settings: Mapping[str
     for case in summary.cases:
         prediction, reference = Path(case.prediction_file), Path(case.reference_file)
         predictions[prediction.name] = content_digest(prediction)
-        references[reference.name] = content_digest(reference)
+        references[reference.name] = known_digest(reference)
     sources = ScoredFrom(
         weights=tuple(weights), predictions=predictions, references=references, settings=dict(settings)
     )
@@ -122,10 +122,15 @@ def weights_now(fold: Path) -> tuple[str, ...] | None:
     """
     checkpoint = stored_checkpoint(fold / FINAL)
     if checkpoint.exists():
-        return (weights_digest(load_checkpoint(checkpoint).get("network", {})),)
+        return (_digest_of_weights(checkpoint, state_of(checkpoint)),)
     if (fold / SCORED_TEACHER).exists():
         return (load(ScoredTeacher, fold / SCORED_TEACHER).weights,)
     return None
+
+
+@cache
+def _digest_of_weights(checkpoint: Path, state: tuple[int, ...]) -> str:
+    return weights_digest(load_checkpoint(checkpoint).get("network", {}))
 
 
 def _settings_now(fold: Path) -> Mapping[str, str]:
@@ -148,7 +153,7 @@ def _settings_now(fold: Path) -> Mapping[str, str]:
 def _check_content(file: Path, digests: Mapping[str, str], scores: Path, run: Path) -> None:
     if not file.is_file():
         raise RunError(f"{file}, from which {scores} was scored, is not there any more; restore it, or {_remedy(run)}.")
-    if digests.get(file.name) != content_digest(file):
+    if digests.get(file.name) != known_digest(file):
         raise RunError(f"{file} has changed since {scores} was scored from it; {_remedy(run)}.")
 
 

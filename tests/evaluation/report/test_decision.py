@@ -150,7 +150,10 @@ def test_of_several_students_that_may_the_page_is_about_the_smallest(root: Path)
     assert [entry.run.method for entry in report.able] == ["kd", "dist"]
     assert report.headline is not None and report.headline.run.method == "dist"
     assert "? Yes: unet_tiny + dist" in verdict(report)[0]
-    assert verdict(report)[1] == "It is the smallest of 2 students that may; the others: unet_tiny + kd."
+    assert verdict(report)[1] == "2 students may, of which this is the smallest; the others: unet_tiny + kd."
+    equal = replace(report, entries=tuple(replace(e, cost=replace(e.cost, parameters=9)) for e in report.entries))
+    assert equal.headline is not None and equal.headline.run.method == "kd"  # as before, where sizes do not differ
+    assert "this has the highest score of the smallest" in verdict(equal)[1]
     nobody = replace(report, task=replace(report.task, learnt=2.0))
     assert nobody.able == () and nobody.headline is not None and nobody.headline.run.method == "kd"
 

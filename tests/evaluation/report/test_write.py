@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from medkd.core.checkpoint import save_checkpoint, weights_digest
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.timing import Spread
@@ -22,6 +24,8 @@ from medkd.evaluation.report.segmentation_pictures import View, pictures
 from medkd.evaluation.report.tables import csv_text
 from medkd.evaluation.report.write import make_report, write_report
 from medkd.evaluation.segmentation.folder import evaluate_folder
+from medkd.evaluation.segmentation.results import Summary
+from medkd.evaluation.segmentation.scored_from import with_sources
 from tests.evaluation.folders import LABELS, make_dataset, make_run, make_timings
 from tests.evaluation.pages import check_page
 
@@ -281,3 +285,17 @@ def test_different_structures_cannot_be_compared(root: Path) -> None:
 
 def test_numbers_are_readable() -> None:
     assert [human(n) for n in (None, 950, 1_960_000, 12_340_000_000)] == ["–", "950", "1.96 M", "12.3 G"]
+
+
+def test_a_run_with_scores_of_other_weights_is_left_out_and_told_but_not_where_it_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dataset(tmp_path, 4)
+    good, stale = (make_run(tmp_path, name, "unet_tiny", 1.0, {0: range(4)}) for name in ("unet_a", "unet_b"))
+    file = stale / "fold_0" / "validation" / "summary.json"
+    with_sources(Summary.load(file), [weights_digest({"layer": torch.ones(2)})], {}).save(file)
+    save_checkpoint(stale / "fold_0" / "checkpoint_final.pt", {"network": {"layer": torch.zeros(2)}})
+    assert [entry.name for entry in gather(good.parent)] == ["unet_a"]
+    assert "unet_b is not on the page: " in caplog.text and "other weights" in caplog.text
+    with pytest.raises(RunError, match="other weights"):
+        gather(good.parent, runs=["unet_b"])
