@@ -27,6 +27,7 @@ from medkd.tasks import SEGMENTATION, refuse_unknown, task_of_dataset
 from medkd.training import run as training_run
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import SegmentationTask
+from medkd.training.unlabelled import learns_without_labels
 
 _NARROWED = ("plain_unet", "resenc_unet_")
 _FOLDS = ("0", "1", "2", "3", "4")
@@ -178,7 +179,9 @@ class Work:
         return steps
 
     def is_prepared(self) -> bool:
-        """Whether all cases are stored under a plan, those without labels where a method learns on them."""
+        """Whether all cases are stored under a plan: those with labels, and those without where the method learns on them
+        and the teacher knows how they are prepared. Of a run of medkd the trainings say which of them are missing.
+        """
         folder = self.root.preprocessed / self.dataset
         if not (folder / PLANS_FILE).exists():
             return False
@@ -188,8 +191,12 @@ class Work:
         raw = self.root.raw_dataset(self.dataset)
         description = DatasetDescription.load(raw / DATASET_FILE)
         store = CaseStore(folder / name)
-        cases = labelled_cases(raw, description) if self.method == "none" else every_case(raw, description)
+        cases = every_case(raw, description) if self._needs_unlabelled() else labelled_cases(raw, description)
         return {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}
+
+    def _needs_unlabelled(self) -> bool:
+        drawn = self.settings.get("unlabelled_share") != 0
+        return self.found.prepares and drawn and learns_without_labels(self.method)
 
     def prepare(self) -> None:
         """Only a teacher from elsewhere knows how."""
@@ -198,7 +205,13 @@ class Work:
                 f"{self.dataset} is not preprocessed as {self.model} needs it; run medkd_plan_and_preprocess -d "
                 f"{self.dataset}."
             )
-        plan_like(self.dataset, self.found, root=self.above, workers=self.settings.get("workers") or None)
+        plan_like(
+            self.dataset,
+            self.found,
+            root=self.above,
+            workers=self.settings.get("workers") or None,
+            strict=bool(self.settings.get("strict")),
+        )
 
     def teacher_run(self) -> Path | None:
         """The run folder that holds the teacher's scores of the fold; None where there is none yet."""

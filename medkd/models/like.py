@@ -148,14 +148,19 @@ def _say_what_is_left(splits: Sequence[Split], kept: Sequence[Split], known: set
 
 
 def prepare_if_new(
-    dataset: str | int, model: ModelFolder[Any], root: str | Path | None, workers: int | None = None
+    dataset: str | int,
+    model: ModelFolder[Any],
+    root: str | Path | None,
+    workers: int | None = None,
+    *,
+    strict: bool = False,
 ) -> None:
     """Prepare a data set that has no plan yet like a teacher that was trained elsewhere; anything else is left as it
     is.
     """
     place = Root.resolve(root)
     if model.prepares and not (place.preprocessed / place.dataset_name(dataset) / PLANS_FILE).exists():
-        plan_like(dataset, model, root=root, workers=workers)
+        plan_like(dataset, model, root=root, workers=workers, strict=strict)
 
 
 def open_imported(path: Path) -> ModelFolder[Any]:

@@ -127,7 +127,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
 
     def prepare_like(self, dataset: str | int, model: ModelFolder[Any], options: TrainOptions) -> None:
         """Take over the preprocessing of a teacher that was trained elsewhere, where there is no plan yet."""
-        prepare_if_new(dataset, model, options.root)
+        prepare_if_new(dataset, model, options.root, strict=options.strict)
 
     def start(self, data: SegmentationFold, network: str) -> SegmentationFold:
         """Weights of timm for networks whose encoder is from there, or a file."""

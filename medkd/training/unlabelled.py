@@ -27,9 +27,14 @@ def split_with_unlabelled(data: SegmentationFold, method: str | None) -> Split:
 
     See :func:`medkd.training.cases_without_labels.split_with_unlabelled`.
     """
-    learns = method is not None and any(METHODS[name].needs_teacher for name in method_names(method))
+    learns = method is not None and learns_without_labels(method)
     digests = partial(_digests, data.store.folder.parent / FINGERPRINT_FILE)
     return shared.split_with_unlabelled(data, method, data.store.unlabelled.cases(), learns=learns, digests=digests)
+
+
+def learns_without_labels(method: str) -> bool:
+    """Whether one of the joined methods follows a teacher, which it can on scans without labels, too."""
+    return any(METHODS[name].needs_teacher for name in method_names(method))
 
 
 def drawn_from(job: SegmentationJob, places: Path | None) -> Unlabelled | None:

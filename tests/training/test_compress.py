@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,8 +19,9 @@ from medkd.api.compression import CompressedRow, Compression, Estimate
 from medkd.cli.compress import main
 from medkd.core.errors import DataError, RunError, SomeFailedError
 from medkd.core.files import read_json
+from medkd.models import like
 from medkd.training.options import TrainOptions
-from medkd.training.segmentation_task import train
+from medkd.training.segmentation_task import SegmentationTask, train
 from tests.detection.builders import make_dataset as make_radiographs
 from tests.training.builders import NAME, make_dataset, write_scans
 
@@ -145,6 +147,43 @@ def test_a_student_that_fails_does_not_end_the_others(
     assert [row["role"] for row in stored["rows"]] == ["teacher", "alone"] and stored["recommended"] is None
     found = medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
     assert [row.role for row in found.rows] == ["teacher", "student", "alone"] and tried[2:] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("prepares", "method", "settings", "done"),
+    [
+        (True, "none", {}, True),
+        (True, "kd", {}, False),
+        (True, "kd", {"unlabelled_share": 0.0}, True),
+        (False, "kd", {}, True),  # a run cannot prepare it; the trainings warn, as those of medkd_train_distill
+    ],
+)
+def test_scans_without_labels_must_be_prepared_where_they_teach_and_can_be(
+    start: Path, tmp_path: Path, prepares: bool, method: str, settings: dict[str, Any], done: bool
+) -> None:
+    root = Path(shutil.copytree(start, tmp_path / "root"))
+    raw = root / "raw" / NAME
+    scan = next((raw / "imagesTr").iterdir())
+    (raw / "imagesUn").mkdir()
+    shutil.copy(scan, raw / "imagesUn" / f"new_0000{''.join(scan.suffixes)}")
+    work = compressing.Work.of("plain_unet", 900, [2], 0.01, 0, method, root, settings)
+    teacher = SimpleNamespace(prepares=prepares, describe=work.found.describe, name="teacher")
+    assert replace(work, found=cast(Any, teacher)).is_prepared() is done
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_strict_reaches_the_preparation(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    asked: list[bool] = []
+    for module in (compressing, like):
+        monkeypatch.setattr(module, "plan_like", lambda *_, strict=False, **__: asked.append(strict))
+    work = compressing.Work.of("plain_unet", 900, [2], 0.01, 0, "none", start, {"strict": strict})
+    teacher = cast(Any, SimpleNamespace(prepares=True, path=start))
+    replace(work, found=teacher).prepare()
+    (tmp_path / "raw" / "Dataset910_New").mkdir(parents=True)
+    SegmentationTask().prepare_like("Dataset910_New", teacher, TrainOptions(root=tmp_path, strict=strict))
+    assert asked == [strict, strict]
 
 
 def test_a_mistake_in_any_student_is_told_before_the_first_is_trained(
