@@ -36,6 +36,7 @@ def plan_like(
     overwrite_plan: bool = False,
     verify: bool = True,
     strict: bool = False,
+    whole: bool = False,
 ) -> Plan:
     """Make a raw data set ready for the students of a teacher that was trained elsewhere: its preprocessing, its
     splits, its architecture and batch.
@@ -52,6 +53,7 @@ def plan_like(
         overwrite_plan: replace a plan and splits that differ.
         verify: check the raw data first.
         strict: refuse raw data that raise a warning.
+        whole: refuse a teacher that knows some of the structures only, since no other will teach beside it.
 
     Returns:
         The plan.
@@ -69,7 +71,7 @@ def plan_like(
     cases = [files.case for files in labelled_cases(raw, description)]
     described = teacher.describe()
     plan = replace(described.plan, dataset=name)
-    _check_fits(teacher, plan, description)
+    _check_fits(teacher, plan, description, whole)
     splits = _own_splits(teacher, cases, raw)
     differs = _differing(folder, plan, splits)
     if differs and not overwrite_plan:
@@ -90,10 +92,10 @@ def plan_like(
     )
 
 
-def _check_fits(teacher: ModelFolder[Any], plan: Plan, description: DatasetDescription) -> None:
+def _check_fits(teacher: ModelFolder[Any], plan: Plan, description: DatasetDescription, whole: bool) -> None:
     """Structures and channels are the data set's, or of one among several teachers some of the structures."""
     described = teacher.describe()
-    part = not teacher.merges and _knows_a_part(described.labels, description.labels)
+    part = not whole and not teacher.merges and _knows_a_part(described.labels, description.labels)
     if part and isinstance(teacher, SegmentationFolder):
         teacher.check_gives_weights(plan, described.configuration.name, description)
         text = "%s knows some structures of %s only; the others need further teachers"
@@ -160,7 +162,7 @@ def prepare_if_new(
     """
     place = Root.resolve(root)
     if model.prepares and not (place.preprocessed / place.dataset_name(dataset) / PLANS_FILE).exists():
-        plan_like(dataset, model, root=root, workers=workers, strict=strict)
+        plan_like(dataset, model, root=root, workers=workers, strict=strict, whole=True)
 
 
 def open_imported(path: Path) -> ModelFolder[Any]:

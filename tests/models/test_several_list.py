@@ -13,7 +13,7 @@ from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import write_json
 from medkd.core.labels import LabelSpec
 from medkd.models.base import open_model
-from medkd.models.like import plan_like
+from medkd.models.like import plan_like, prepare_if_new
 from medkd.models.named import data_of_model
 from medkd.models.several import Member, SeveralTeachers, groups_of, joined_labels
 from medkd.training.options import TrainOptions
@@ -86,6 +86,9 @@ def test_scans_for_several_models_get_the_structures_of_all_and_the_plan_of_the_
     plan = plan_like(900, listed, root=tmp_path / "root")
     assert plan.configurations["3d_fullres"].spacing == (1.5,) * 3
     shutil.rmtree(tmp_path / "root" / "preprocessed")
+    with pytest.raises(RunError, match="second"):  # by itself it teaches a part only, which is known beforehand
+        prepare_if_new(900, open_model(tmp_path / "second"), tmp_path / "root")
+    assert not (tmp_path / "root" / "preprocessed").exists()
     assert plan_like(900, tmp_path / "second", root=tmp_path / "root").configurations == plan.configurations
     options = TrainOptions(
         root=tmp_path / "root", epochs=1, iterations_per_epoch=1, workers=0, device="cpu", targets="cached"
