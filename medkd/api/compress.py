@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 from medkd.api.compress_work import Step, Work
 from medkd.api.compression import Compression
-from medkd.core.errors import MedkdError, SomeFailedError, first_line, ran_out_of_memory
+from medkd.core.errors import MedkdError, SomeFailedError, first_line, ran_out_of_memory, without_frames
 from medkd.core.run_files import LOG_FILE, read_log
 from medkd.core.timing import readable_seconds
 from medkd.training import run as training_run
@@ -75,7 +76,8 @@ def compress(
         tell(f"{place}{_time_left(steps[number - 1 :], work)}")
         error = _attempt(step, place, tell)
         if error is not None:
-            failed[step.text] = error
+            failed[step.text] = without_frames(error)
+            _give_memory_back()
     found = work.result()
     if failed:
         _tell_failures(found, failed, tell)
@@ -94,6 +96,15 @@ def _attempt(step: Step, place: str, tell: Say) -> Exception | None:
         return error
     tell(f"{place}: done in {readable_seconds(time.monotonic() - begin)}")
     return None
+
+
+def _give_memory_back() -> None:
+    """What a failed training held is for the next one, on a GPU, too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _refuse_nothing(steps: Sequence[Step], failed: Mapping[str, Exception]) -> None:

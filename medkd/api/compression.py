@@ -106,7 +106,8 @@ class Compression:
         if not chosen:
             return (
                 "recommended: none; of no student that has learnt something does the 95 % interval lie above the "
-                f"teacher's Dice - {self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger --tolerance."
+                f"teacher's Dice - {self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger "
+                "--tolerance."
             )
         row, teacher = chosen[0], self.rows[0]
         share = ""

@@ -59,6 +59,18 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
+def without_frames(error: Exception) -> Exception:
+    """The same error without the frames it went through, which keep all that they hold in memory: networks, batches."""
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if found is not None and not any(found is other for other in seen):
+            seen.append(found.with_traceback(None))
+            left += [found.__cause__, found.__context__]
+    return error
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its full stop; its kind where it says nothing."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

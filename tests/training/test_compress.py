@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,34 @@ def test_strict_reaches_the_preparation(
     (tmp_path / "raw" / "Dataset910_New").mkdir(parents=True)
     SegmentationTask().prepare_like("Dataset910_New", teacher, TrainOptions(root=tmp_path, strict=strict))
     assert asked == [strict, strict]
+
+
+class _Network:
+    """Memory that a training holds."""
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_a_failed_training_held_is_there_for_the_next(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chained: bool
+) -> None:
+    root = Path(shutil.copytree(start, tmp_path / "root"))
+    held: list[weakref.ref[_Network]] = []
+
+    def failing(*_: Any) -> Any:
+        assert not any(network() for network in held)
+        network = _Network()
+        held.append(weakref.ref(network))
+        try:
+            raise MemoryError("out of memory")
+        except MemoryError as error:
+            if chained:
+                raise RunError("memory ran out.") from error
+            raise
+
+    monkeypatch.setattr(compressing.training_run, "train_distill", failing)
+    with pytest.raises((RunError, MemoryError), match="memory"):
+        medkd.compress("plain_unet", 900, sizes=[2, 4], root=root, **SHORT)
+    assert len(held) == 3
 
 
 def test_a_mistake_in_any_student_is_told_before_the_first_is_trained(
