@@ -18,7 +18,6 @@ from medkd.models.nnunet.folder import NnunetFolder, has_checkpoints
 from medkd.models.nnunet.plans import load_plans, previous_stage_of
 from medkd.models.segmentation import TrainedModel
 from medkd.models.several import SeveralTeachers
-from medkd.models.stated import stated_cases
 
 _FULL = "3d_fullres"  # what the second stage's preprocessing is called in its students' plan
 
@@ -73,7 +72,7 @@ class NnunetCascade(NnunetFolder):
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """What the fold was trained on, in either stage; a ``teacher.json`` of the second one speaks for both."""
-        stated = stated_cases(self.path, cases)
+        stated = self._stated(cases)
         if stated is not None:
             return stated
         return super().seen(fold, cases, raw) | self.first_stage.seen(fold, cases, raw)

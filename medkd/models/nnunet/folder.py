@@ -14,8 +14,9 @@ from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE, RUN_FILE
 from medkd.core.splits import ALL, Split
 from medkd.models.base import Checkpoint
+from medkd.models.description import FILE
 from medkd.models.nnunet.checkpoint import CHECKPOINTS, NnunetCheckpoint, trained_folds
-from medkd.models.nnunet.splits import nnunet_splits
+from medkd.models.nnunet.splits import nnunet_splits, recorded_cases
 from medkd.models.segmentation import ImportedFolder, TrainedModel
 from medkd.models.stated import stated_cases
 
@@ -57,7 +58,7 @@ class NnunetFolder(ImportedFolder):
         :func:`~medkd.models.nnunet.splits.nnunet_splits`, provided that the weights say of themselves that they were
         trained as this fold.
         """
-        stated = stated_cases(self.path, cases)
+        stated = self._stated(cases)
         if stated is not None:
             return stated
         file = self.weights_file(fold)
@@ -80,6 +81,25 @@ class NnunetFolder(ImportedFolder):
             )
         return frozenset(splits[int(fold)].train)
 
+    def _stated(self, cases: Sequence[str]) -> frozenset[str] | None:
+        """What a ``teacher.json`` states, which nnU-Net's own files must not contradict.
+
+        Raises:
+            RunError: they do.
+        """
+        stated = stated_cases(self.path, cases)
+        if stated is None:
+            return None
+        for model in (self.path, *self.parts):
+            missing = recorded_cases(model, self.teaching_folds, cases) - stated
+            if missing:
+                raise RunError(
+                    f"{self.path / FILE} does not name {len(missing)} cases of the data set under 'train' on which "
+                    f"{model} was trained by nnU-Net's own splits_final.json or summary.json, for example "
+                    f"{min(missing)}; remove it to go by those, or name your cases otherwise if they are other scans."
+                )
+        return stated
+
     def check_fits(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
         """See the base class; a model of pictures knows no millimetres, and teaches on pictures only."""
         super().check_fits(plan, configuration, description)
@@ -96,7 +116,7 @@ class NnunetFolder(ImportedFolder):
 
     def splits(self, cases: Sequence[str], raw: Path) -> list[Split] | None:
         """nnU-Net's folds, for students to share; none where a ``teacher.json`` states what the weights have seen."""
-        return nnunet_splits(self.path, cases, raw) if stated_cases(self.path, cases) is None else None
+        return nnunet_splits(self.path, cases, raw) if self._stated(cases) is None else None
 
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint, or its best one where there is no final one."""

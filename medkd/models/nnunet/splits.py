@@ -9,6 +9,7 @@ from pathlib import Path
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import read_json, understood
+from medkd.core.numbers import whole_number
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import SPLITS_FILE, Split, load_splits, make_splits
 from medkd.models.nnunet.plans import load_plans
@@ -40,6 +41,44 @@ def nnunet_splits(path: Path, cases: Sequence[str], raw: Path) -> list[Split]:
     splits = load_splits(file) if file else make_splits(cases)
     _check_agreement(path, splits, cases, str(file or "nnU-Net's rule"), data.file_ending)
     return splits
+
+
+def recorded_cases(path: Path, folds: Sequence[str], cases: Sequence[str]) -> frozenset[str]:
+    """The cases of a data set on which some folds of a model were trained, as far as nnU-Net's own files say so.
+
+    That is a recorded ``splits_final.json``, else the cases that nnU-Net scored: those of a fold were trained on in the
+    others, and where the data set has as many cases as the training, the rest follows from nnU-Net's rule. Nothing
+    where these name no case of the data set.
+    """
+    file = _recorded(path)
+    splits = dict(enumerate(load_splits(file))) if file else _splits_of_scored(path, cases)
+    found: set[str] = set()
+    for fold in folds:
+        number = whole_number(fold)
+        listed = [split for place, split in splits.items() if number is None or place == number]
+        for split in listed:
+            found.update(split.train if number is not None else (*split.train, *split.val))
+    return frozenset(found & set(cases))
+
+
+def _splits_of_scored(path: Path, cases: Sequence[str]) -> dict[int, Split]:
+    data = DatasetDescription.load(path / DATASET_FILE)
+    scored: dict[int, set[str]] = {}
+    for folder in path.glob("fold_*"):
+        number = whole_number(folder.name.removeprefix("fold_"))
+        if number is not None:
+            scored[number] = _scored(_summary(path, number), data.file_ending)
+    every = set().union(*scored.values())
+    if not every & set(cases):
+        return {}
+    by_rule = make_splits(cases) if data.num_training == len(cases) else []
+    found = {}
+    for number, held_out in scored.items():
+        train = every - held_out
+        if number < len(by_rule) and held_out in (set(), set(by_rule[number].val)):
+            train |= set(by_rule[number].train)
+        found[number] = Split(tuple(sorted(train)), tuple(sorted(held_out)))
+    return found
 
 
 def _recorded(path: Path) -> Path | None:

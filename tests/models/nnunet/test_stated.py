@@ -47,6 +47,27 @@ def test_what_is_stated_is_guarded_against(folder: Path, tmp_path: Path) -> None
     assert choose_teacher(model, 1, Split(HELD_OUT.val, HELD_OUT.train), CASES, tmp_path).fold == "1"
 
 
+@pytest.mark.parametrize("source", ["splits_final.json", "summary.json"])
+def test_a_statement_does_not_override_the_records_of_the_very_data_set(
+    folder: Path, tmp_path: Path, source: str
+) -> None:
+    """Written for another data set, it must not let the model teach on its own one unguarded."""
+    model = _stating(folder, [])
+    if source == "splits_final.json":
+        write_json(folder / source, [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:4], "val": CASES[4:]}])
+    else:
+        for fold, held_out in enumerate((CASES[:2], CASES[4:])):
+            listed = [{"prediction_file": f"/there/{name}.nii.gz"} for name in held_out]
+            write_json(folder / f"fold_{fold}" / "validation" / source, {"metric_per_case": listed})
+    for ask in (lambda: model.seen("0", CASES, tmp_path), lambda: model.splits(CASES, tmp_path)):
+        with pytest.raises(RunError, match=r"teacher\.json does not name \d cases .* for example case_0; remove it"):
+            ask()
+    others = [f"other_{index}" for index in range(6)]
+    assert model.seen("0", others, tmp_path) == frozenset() and model.splits(others, tmp_path) is None
+    whole = _stating(folder, CASES)
+    assert whole.seen("0", CASES, tmp_path) == set(CASES)
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
