@@ -51,22 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from medkd.evaluation.report.write import make_report
+    from medkd.evaluation.report.write import check_report, make_report
 
+    page = {name: getattr(options, name) for name in ("root", "output", "fold", "runs", "margin")}
     if options.measure:
+        check_report(options.dataset, **page)
         _measure(options)
     elif given(options, ("repetitions", "device", "exports")):
         raise DataError(
             "--repetitions, --device and --exports are for measuring; give --measure too, or leave them out."
         )
-    path = make_report(
-        options.dataset,
-        root=options.root,
-        output=options.output,
-        fold=options.fold,
-        runs=options.runs,
-        margin=options.margin,
-    )
+    path = make_report(options.dataset, **page)
     print(
         f"written: {path}, and its numbers beside it as {path.with_suffix('.csv').name} and "
         f"{path.with_suffix('.tex').name}"

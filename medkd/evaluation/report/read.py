@@ -59,7 +59,7 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     """
     every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
     taught = [run for run in every.values() if run.teacher is not None]
-    shown = _shown_folds(results, fold, runs)
+    shown = shown_folds(results, fold, runs)
     timings = Timings.load(results)
     entries, refused = [], {}
     for path, folds in shown.items():
@@ -97,8 +97,12 @@ def _folds(path: Path, fold: int | str | None) -> list[int | str]:
     return list(scored_folds(path) or names[:1])
 
 
-def _shown_folds(results: Path, fold: int | str | None, runs: Sequence[str]) -> dict[Path, list[int | str]]:
-    """Run → the folds to show of it."""
+def shown_folds(results: Path, fold: int | str | None, runs: Sequence[str]) -> dict[Path, list[int | str]]:
+    """Run → the folds to show of it.
+
+    Raises:
+        RunError: there is no run, none of such a name, or none that has this fold.
+    """
     shown = {path: _folds(path, fold) for path in chosen_runs(results, runs)}
     if fold is None:
         return _common(shown)

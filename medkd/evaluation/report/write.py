@@ -15,7 +15,7 @@ from medkd.evaluation.report.data import MARGIN, Report
 from medkd.evaluation.report.html import chart, document, folded, section
 from medkd.evaluation.report.provenance import provenance, settings
 from medkd.evaluation.report.rank_figure import rank_section
-from medkd.evaluation.report.read import read_report
+from medkd.evaluation.report.read import read_report, shown_folds
 from medkd.evaluation.report.tables import csv_text, latex_text
 
 _TABLES = (".csv", ".tex")  # beside the page
@@ -49,13 +49,30 @@ def make_report(
             page has the ending of the tables beside it.
         RunError: there is no run, or none of such a name.
     """
-    if not 0 < margin < 1:
-        raise DataError(f"The margin is a loss of Dice or AP above 0 and below 1, for example 0.01; found {margin}.")
+    path = check_report(dataset, root=root, output=output, fold=fold, runs=runs, margin=margin)
     folders = Root.resolve(root)
     name = folders.dataset_name(dataset)
     results = folders.results / name
-    path = results / "report.html" if output is None else _page(Path(output))
     write_report(path, read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name)))
+    return path
+
+
+def check_report(
+    dataset: str | int,
+    *,
+    root: str | Path | None,
+    output: Path | None,
+    fold: int | str | None,
+    runs: Sequence[str],
+    margin: float,
+) -> Path:
+    """The page that :func:`make_report` would write, after all that can be refused before anything is measured."""
+    if not 0 < margin < 1:
+        raise DataError(f"The margin is a loss of Dice or AP above 0 and below 1, for example 0.01; found {margin}.")
+    folders = Root.resolve(root)
+    results = folders.results / folders.dataset_name(dataset)
+    path = results / "report.html" if output is None else _page(Path(output))
+    shown_folds(results, fold, runs)
     return path
 
 
