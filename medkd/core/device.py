@@ -25,8 +25,8 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if there["cuda"] else "cpu")
     if "," in str(device):
         raise RunError(
-            f"Expected one device, found '{device}'; give one of them, or start one process per GPU "
-            "by torchrun (docs/several-gpus.md)."
+            f"Expected one device, found '{device}'; give one of them; only trainings use several, by "
+            "one process each that torchrun starts (docs/several-gpus.md)."
         )
     try:
         found = torch.device(device)

@@ -41,6 +41,7 @@ def test_what_is_there_is_taken(machine: pytest.MonkeyPatch, name: str) -> None:
     ("name", "cuda", "message"),
     [
         ("gpu", 0, "Unknown device 'gpu'"),
+        ("0,1", 2, "Expected one device, found '0,1'; give one of them; only trainings use several"),
         ("xpu", 1, "do not run on the device 'xpu'; use cpu, cuda, cuda:N or mps"),
         ("meta", 1, "do not run on the device 'meta'"),
         ("mps", 1, "'mps' was asked for, but torch sees no mps device"),
