@@ -171,6 +171,10 @@ def test_pictures_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     options = ConversionOptions(settings={"like": RGB})
     with pytest.raises(DataError, match="expected 3 channels, found 1"):
         convert_dataset("folder", tmp_path / "grey", 7, root=tmp_path / "root", options=options)
+    for name in ("annotations.json", "scan_1.json"):  # COCO's, LabelMe's
+        (tmp_path / "grey" / name).write_text('{"images": []}')
+    with pytest.raises(DataError, match="expected 3 channels, found 1"):
+        convert_dataset("folder", tmp_path / "grey", 8, root=tmp_path / "root", options=options)
     (tmp_path / "grey" / "scan_0.json").write_text('{"spacing": [1, 1, 1]}')
     with pytest.raises(DataError, match="stand in JSON files beside them"):
         convert_dataset("folder", tmp_path / "grey", 8, root=tmp_path / "root", options=options)
