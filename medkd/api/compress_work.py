@@ -179,8 +179,8 @@ class Work:
         return steps
 
     def is_prepared(self) -> bool:
-        """Whether all cases are stored under a plan: those with labels, and those without where the method learns on them
-        and the teacher knows how they are prepared. Of a run of medkd the trainings say which of them are missing.
+        """Whether all cases are stored under a plan: those with labels, and those without where the method learns on
+        them and the teacher knows how they are prepared. Of a run of medkd the trainings say which are missing.
         """
         folder = self.root.preprocessed / self.dataset
         if not (folder / PLANS_FILE).exists():

@@ -131,7 +131,11 @@ def _scans_for_int8(
     raw = Root.resolve(root).raw / trained.plan.dataset
     if not (raw / DATASET_FILE).is_file():
         raise RunError(f"--int8 needs scans, but there is no data set {raw}; give a folder of scans with --scans.")
-    cases = every_case(raw, DatasetDescription.load(raw / DATASET_FILE))
+    description = DatasetDescription.load(raw / DATASET_FILE)
+    trained_on, held_out = _apart(labelled_cases(raw, description), set(seen or ()))
+    if trained_on and held_out:  # nothing is needed of imagesUn, whatever lies there
+        return trained_on, held_out
+    cases = every_case(raw, description)
     trained_on, held_out = _apart(cases, set(seen or ()))
     return (trained_on, held_out) if trained_on and held_out else _in_turns(cases)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from medkd.core.dataset import CaseFiles, DatasetDescription, every_case
+from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.run_files import trained_places
 from medkd.core.timing import Timings, time_in_turns
@@ -77,9 +77,11 @@ def measure_scans(
 
 def _first_scan(raw: Path) -> CaseFiles:
     if (raw / "dataset.json").exists():
-        for case in every_case(raw, DatasetDescription.load(raw / "dataset.json")):
-            if all(path.exists() for path in case.images):
-                return case
+        description = DatasetDescription.load(raw / "dataset.json")
+        for listed in (labelled_cases, unlabelled_cases):  # what is wrong in imagesUn matters to nobody before
+            for case in listed(raw, description):
+                if all(path.exists() for path in case.images):
+                    return case
     raise DataError(f"{raw}: expected a raw data set with at least one scan to measure on, found none.")
 
 

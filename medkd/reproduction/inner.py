@@ -50,9 +50,7 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
             f"{dataset} has scans without labels only, and a search compares scores, which need labels; search on a "
             "data set that has some."
         )
-    unlabelled = unlabelled_cases(raw, description)
-    if unlabelled:
-        _log.info("the %d cases without labels of %s take no part in the search", len(unlabelled), dataset)
+    _tell_of_unlabelled(raw, description, dataset)
     kept = find_split(prepared, fold, sorted(known), description.patients, raw).train
     inner = Root.resolve(folder)
     for case in kept:
@@ -64,6 +62,16 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
     for store in sorted(path for path in prepared.iterdir() if path.is_dir()):
         _link_store(store, inner.preprocessed / dataset / store.name, frozenset(kept))
     return kept
+
+
+def _tell_of_unlabelled(raw: Path, description: DatasetDescription, dataset: str) -> None:
+    """Say that they take no part, as far as ``imagesUn`` is in order; the search needs nothing of it."""
+    try:
+        count = len(unlabelled_cases(raw, description))
+    except DataError:  # whoever prepares them says what is wrong
+        return
+    if count:
+        _log.info("the %d cases without labels of %s take no part in the search", count, dataset)
 
 
 def _link_raw(files: CaseFiles, target: Path, description: DatasetDescription) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
 from medkd.core.timing import TIMINGS_FILE, Timings
-from medkd.inference.latency import measure_scans
+from medkd.exporting.export import _scans_for_int8
+from medkd.inference.latency import _first_scan, measure_scans
 from medkd.io.volumes import write_volume
+from medkd.reproduction.inner import _tell_of_unlabelled
 from tests.inference.conftest import LABELS
 
 NAME = "Dataset001_Tiny"
@@ -57,3 +61,16 @@ def test_without_weights_or_scans_one_sentence_says_so(tmp_path: Path, make_run:
     make_raw(tmp_path)
     with pytest.raises(RunError, match="no run has trained weights"):
         measure_scans(run.parent, tmp_path / "raw" / NAME)
+
+
+def test_a_stray_file_in_imagesun_matters_to_nobody_who_needs_labelled_scans(tmp_path: Path) -> None:
+    raw = make_raw(tmp_path)
+    shutil.copy(raw / "imagesTr" / "case_0_0000.nii.gz", raw / "imagesTr" / "case_1_0000.nii.gz")
+    shutil.copy(raw / "labelsTr" / "case_0.nii.gz", raw / "labelsTr" / "case_1.nii.gz")
+    (raw / "imagesUn").mkdir()
+    (raw / "imagesUn" / "notes.txt").write_text("none")
+    assert _first_scan(raw).case == "case_0"
+    trained = cast(Any, SimpleNamespace(plan=SimpleNamespace(dataset=NAME)))
+    calibration, judged = _scans_for_int8(trained, ["case_0"], None, tmp_path)
+    assert ([case.case for case in calibration], [case.case for case in judged]) == (["case_0"], ["case_1"])
+    _tell_of_unlabelled(raw, DatasetDescription.load(raw / "dataset.json"), NAME)
