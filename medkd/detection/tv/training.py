@@ -167,17 +167,16 @@ class DetectionTrainer(Trainer):
 
     @torch.inference_mode()
     def validate(self) -> tuple[float | None, float | None]:
-        """The detector's own loss, and average precision (0.5:0.95, mean over the classes that occur) on the whole
-        validation images.
+        """The detector's own loss, the mean of what every image alone gives, and average precision (0.5:0.95, mean over
+        the classes that occur) on the whole validation images. Both know nothing of batches and processes.
         """
         tables = [np.zeros((0, _COLUMNS))]
         for places, batch in self._validation_batches():
             images, boxes, classes = self._move(batch)
             with self.autocast():
-                terms, _, _ = self.network.losses(images, boxes, classes)
+                every = self._losses_of_each((images, boxes, classes))
                 detections = self.network.detect(images, most=_MOST)
-            loss = float(torch.stack(list(terms.values())).sum())
-            for place, d, b, c in zip(places, detections, boxes, classes, strict=True):
+            for place, loss, d, b, c in zip(places, every, detections, boxes, classes, strict=True):
                 tables.append(
                     _table(place, loss, Boxes.of(d.boxes.float(), d.classes, d.scores.float()), Boxes.of(b, c))
                 )
@@ -189,9 +188,21 @@ class DetectionTrainer(Trainer):
         losses, found, drawn = _split(seen.numpy(), len(self.job.val))
         return float(losses.mean()), mean_average_precision(found, drawn, len(self.network.spec.categories))
 
+    def _losses_of_each(self, batch: Batch) -> list[float]:
+        """The detector's own loss of every image as if it were the whole batch."""
+        losses = []
+        for image, boxes, classes in zip(batch[0].split(1), batch[1], batch[2], strict=True):
+            terms, _, _ = self.network.losses(image, [boxes], [classes])
+            losses.append(torch.stack(list(terms.values())).sum())
+        found: list[float] = torch.stack(losses).tolist()
+        return found
+
     def _validation_batches(self) -> Iterator[tuple[range, Batch]]:
-        """Those of the validation images, with their places among them, that this process looks at."""
-        spec, count, every = self.network.spec, self.settings.budget.batch_size, len(self.job.val)
+        """Those of the validation images, with their places among them, that this process looks at; as many at
+        once as in training.
+        """
+        spec, every = self.network.spec, len(self.job.val)
+        count = len(self.ranks.part(self.settings.budget.batch_size))
         for first in range(self.ranks.number * count, every, self.ranks.count * count):
             places = range(first, min(first + count, every))
             cases = [self.job.val[place] for place in places]

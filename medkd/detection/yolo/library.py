@@ -10,7 +10,7 @@ require()
 with unchanged_process():
     import ultralytics.engine.trainer as engine
     from ultralytics.cfg import get_cfg
-    from ultralytics.data.build import InfiniteDataLoader, seed_worker
+    from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
     from ultralytics.data.dataset import YOLODataset
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.nn import tasks
@@ -42,6 +42,7 @@ __all__ = [
     "DistillationModel",
     "InfiniteDataLoader",
     "YOLODataset",
+    "build_dataloader",
     "check_single",
     "engine",
     "get_cfg",

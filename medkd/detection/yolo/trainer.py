@@ -25,6 +25,7 @@ from medkd.detection.yolo.detectors import YoloDetector
 from medkd.detection.yolo.library import (
     DetectionTrainer,
     DistillationModel,
+    build_dataloader,
     engine,
     unwrap_model,
     version,
@@ -103,10 +104,15 @@ class YoloTrainer(DetectionTrainer):
         )
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        """Training images as the plan draws them; validation as ultralytics does it."""
-        if mode != "train":
-            return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        return self._training_loader(dataset_path, batch_size, self.ranks)
+        """Training images as the plan draws them; validation on the rectangles that ultralytics gives one process, but
+        with twice as many at once as this process has in training. Only the first one ever looks at them.
+        """
+        if mode == "train":
+            return self._training_loader(dataset_path, batch_size, self.ranks)
+        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        workers = 2 * self.args.workers if self.ranks.first else 0
+        own = len(self.ranks.part(batch_size))
+        return build_dataloader(dataset, batch=own, workers=workers, shuffle=False, device=self.device)
 
     def _training_loader(self, dataset_path: str, batch_size: int, ranks: Ranks) -> Any:
         dataset = self.build_dataset(dataset_path, "train", batch_size)

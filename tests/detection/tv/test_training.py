@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from medkd.detection.base import Detector
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.job import DetectionJob
 from medkd.detection.methods import DETECTION_METHODS
+from medkd.detection.tv.data import load_sample
 from medkd.detection.tv.training import DetectionTrainer, loop_settings, mean_average_precision
 from medkd.distillation import Context, build_method
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.training import speed as switches
 from medkd.training.logs import read_log
+from medkd.training.ranks import Ranks
 from tests.detection.builders import Told
 from tests.detection.tv.builders import SIZE, job, make, narrow, small_store  # noqa: F401 - a fixture
 
@@ -105,8 +108,6 @@ def test_a_killed_and_continued_run_equals_an_unbroken_one(tmp_path: Path, name:
 
 
 def test_the_plan_sets_the_loop_and_the_rest_has_its_usual_values(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     given = job(tmp_path, small_store(tmp_path), make("fcos_r18", classes=1), budget=Budget(10, 20, 2, 0.01, 0))
     usual = loop_settings(given)
     assert (usual.momentum, usual.weight_decay, usual.nesterov, usual.warmup) == (0.9, 1e-4, False, 20)
@@ -174,3 +175,37 @@ def test_switches_for_speed_change_no_weight(
     assert list(found[0]) == list(found[1])
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("name", ["gfl_r18", "faster_rcnn_r18"])
+def test_validation_knows_nothing_of_batches(tmp_path: Path, name: str) -> None:
+    """Its loss is the mean of what every image gives alone, so that it is that of any number of processes, too."""
+    store, detector = small_store(tmp_path, images=5), make(name, classes=1)
+    cases, results = tuple(store.cases()), []
+    for size in (1, 2, 4):
+        given = replace(job(tmp_path / str(size), store, detector, budget=Budget(1, 1, size, 1e-3, 3)), val=cases)
+        trainer = DetectionTrainer(given, loop_settings(given))
+        detector.eval()
+        results.append(trainer.validate())
+    alone = []
+    for case in cases:
+        image, boxes, classes = load_sample(store, case, SIZE)
+        terms = detector.losses(image[None], [boxes], [classes])[0]
+        alone.append(sum(term.item() for term in terms.values()))
+    for loss, score in results:
+        assert loss == pytest.approx(sum(alone) / len(alone), rel=1e-4)
+        assert score == pytest.approx(results[0][1], abs=1e-6)
+
+
+def test_a_process_validates_as_many_images_at_once_as_it_trains_on(tmp_path: Path) -> None:
+    store = small_store(tmp_path, images=7)
+    given = job(tmp_path / "fold", store, make("gfl_r18", classes=1), budget=Budget(1, 1, 4, 1e-3, 3))
+    trainer = DetectionTrainer(replace(given, val=tuple(store.cases())), loop_settings(given))
+    seen: list[int] = []
+    for number in range(2):
+        trainer.ranks = Ranks(number=number, count=2)
+        for places, batch in trainer._validation_batches():
+            assert len(places) == len(batch[0]) <= 2
+            seen += places
+    assert sorted(seen) == list(range(7))

@@ -6,21 +6,28 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import medkd.detection.yolo.trainer as yolo_trainer
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.files import read_json, write_json
 from medkd.core.run import BEST, FINAL
 from medkd.detection.prepare import plan_and_preprocess_detection
-from medkd.detection.yolo.data import EpochSampler, PartSampler
+from medkd.detection.yolo.data import EpochSampler, PartSampler, StoreDataset
+from medkd.detection.yolo.fold import write_data
+from medkd.detection.yolo.offline import quiet, unchanged_process
+from medkd.detection.yolo.settings import settings_of
 from medkd.detection.yolo.trainer import YoloTrainer
 from medkd.training.logs import read_log
+from medkd.training.ranks import Ranks
 from tests.detection.builders import make_dataset
 from tests.detection.ranks_worker import Training, run_all
+from tests.detection.yolo.builders import make, make_job
 from tests.processes import LIMIT, processes, said, wait
 
 NAME = "Dataset502_Tiny"
@@ -136,3 +143,25 @@ def test_each_process_has_its_part_of_every_batch_wherever_the_pass_begins() -> 
         parts.append(list(sampler))
     whole.go_to(1)
     assert list(whole) == [*parts[0][:2], *parts[1][:2], *parts[0][2:], *parts[1][2:]]
+
+
+def test_the_first_process_validates_no_more_images_at_once_than_it_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice its part of a batch, on the rectangles of one process; the others, which never look, load nothing."""
+    job = make_job(tmp_path, make(), negatives=0)
+    job = replace(job, val=job.train + job.val)
+    asked: list[tuple[int, int]] = []
+
+    def noted(dataset: StoreDataset, batch: int, workers: int, **_: Any) -> None:
+        assert len(dataset.batch_shapes) == 2  # of four and two images
+        asked.append((batch, workers))
+
+    monkeypatch.setattr(yolo_trainer, "build_dataloader", noted)
+    with unchanged_process(), quiet():
+        trainer = YoloTrainer(job, settings_of(job, write_data(job, tmp_path), tmp_path))
+    trainer.args.workers = 1  # ultralytics takes none on the CPU
+    for ranks in (Ranks(), Ranks(count=2), Ranks(number=1, count=2)):
+        trainer.ranks = ranks
+        trainer.get_dataloader(trainer.data["val"], 2 * job.budget.batch_size, mode="val")
+    assert asked == [(4, 2), (2, 2), (2, 0)]
