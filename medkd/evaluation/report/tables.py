@@ -28,7 +28,9 @@ _ESCAPES = str.maketrans(
 
 
 def csv_text(report: Report) -> str:
-    """One line per run, metric and structure or class (empty: all together); undefined numbers are empty."""
+    """One line per run, metric and structure or class (empty: all together); undefined numbers are empty, and what was
+    gained over a student alone that has learnt nothing.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -47,7 +49,8 @@ def _rows(report: Report, entry: RunEntry) -> Iterator[list[str]]:
             row = [entry.name, entry.label, entry.role, metric.key, part]
             row += [*_numbers(value), str(value.n)]
             row += _numbers(report.difference(entry, teacher, metric.key, part))
-            row += _numbers(report.difference(entry, alone, metric.key, part))
+            compared = alone if alone is not None and report.has_learnt(alone, part) else None
+            row += _numbers(report.difference(entry, compared, metric.key, part))
             yield row + cost
 
 

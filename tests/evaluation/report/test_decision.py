@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from medkd.core.errors import DataError
 from medkd.evaluation.report.decision import decide, decisions, reading, verdict
 from medkd.evaluation.report.page import overview
 from medkd.evaluation.report.read import read_report
+from medkd.evaluation.report.tables import csv_text
 from medkd.evaluation.report.write import make_report
 from medkd.evaluation.statistics import PairedDifference, non_inferior, paired_difference
 from medkd.reproduction import results as recipes
@@ -111,6 +113,9 @@ def test_nothing_is_gained_over_a_student_alone_that_has_learnt_nothing(root: Pa
     assert "distillation" in verdict(report)[-1] and report.gap_closed(star) is not None
     learnt = (alone.scores.value("Dice").mean + star.scores.value("Dice").mean) / 2
     blind = replace(report, task=replace(report.task, learnt=learnt))
+    for shown, expected in ((report, True), (blind, False)):
+        lines = [line for line in csv.DictReader(csv_text(shown).splitlines()) if line["run"] == KD]
+        assert {bool(line["minus_alone"]) for line in lines if not line["part"]} == {expected}
     assert blind.gap_closed(star) is None and "alone it has learnt nothing yet" in verdict(blind)[-1]
     assert overview(blind).count("alone it has learnt nothing") == 1 and "has learnt nothing" not in overview(report)
 
