@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from dataset_conversion.decathlon import images_without_label
 from dataset_conversion.dicom import patients_of, series_job
 from dataset_conversion.folder import channels_finding, list_volumes, split_channel, volume_job
@@ -18,6 +16,7 @@ from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
 from medkd.core.dataset import UNLABELLED_FOLDER, CaseFiles, DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
+from medkd.io.painted import MOST_SURE, painted_values
 from medkd.io.verify_case import check_case
 from medkd.io.volumes import PICTURES, read_volume, stem
 
@@ -147,19 +146,18 @@ def _refuse_a_labelled_set(source: Path) -> None:
 
 def _refuse_label_maps(source: Path, scans: Sequence[Path], model: DatasetDescription) -> None:
     """Label maps in the place of scans: the first few hold nothing but the model's label values."""
-    allowed = np.array(model.labels.values)
-    looked_at = 0
+    found: set[int] = set()
     for path in scans[:_LOOKED_AT]:
         try:
-            values = np.unique(read_volume(path).array)
+            values = painted_values(read_volume(path).array, model.labels.values)
         except DataError:
             continue  # the conversion says so
-        looked_at += 1
-        if not np.isin(values, allowed).all():
+        if not values:
             return
-    if looked_at:
+        found |= values
+    if 0 < len(found) <= MOST_SURE:
         raise DataError(
-            f"{source}: expected scans, found files with nothing but the values 0 to {allowed.max()}, which are those "
+            f"{source}: expected scans, found files with nothing but the values 0 to {max(found)}, which are those "
             "of the model's labels; these are label maps, so give the folder of the scans."
         )
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -24,13 +22,9 @@ from medkd.io.checks import (
     unreadable_finding,
 )
 from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.painted import MOST_SURE, painted_values
 from medkd.io.symmetry import MirrorPair, along_patient, mirror_pairs
 from medkd.io.volumes import read_case_file, read_label
-
-Whole = frozenset[int]
-"""The values of an image."""
-
-_MOST_LABELS = 1000  # of fewer values an image may be a label map
 
 Grid = tuple[Path, Geometry]
 """A file and the grid of its voxels."""
@@ -70,14 +64,15 @@ def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True
         labels: which label values are allowed, and are all that no scan consists of; None allows all.
         mirrored: also look for structures that are mirror images of each other.
     """
-    images = _check_images(files.case, files.images)
+    asked = labels if files.label is None else None
+    images = _check_images(files.case, files.images, asked)
     findings = [*images.findings]
     label = _Label()
     if files.label is not None:
         label = _check_label(files.case, files.label, images.grid, labels, mirrored)
         findings += label.findings
-    elif labels is not None and images.whole and all(images.whole):
-        findings += _label_map_finding(files, images.whole, labels)
+    elif images.painted and all(images.painted):
+        findings.append(_label_map_finding(files, images.painted))
     facts = None
     if images.grid is not None and not has_error(findings):
         counts = _annotated(label.counts, labels)
@@ -92,48 +87,36 @@ def check_case(files: CaseFiles, labels: LabelSpec | None, mirrored: bool = True
     )
 
 
-def _label_map_finding(files: CaseFiles, whole: Sequence[Whole], labels: LabelSpec) -> list[Finding]:
-    """Label maps in the place of scans hold nothing but label values, and more than the background."""
-    found = frozenset().union(*whole)
-    if not found - {0} or not found <= set(labels.values):
-        return []
-    return [
-        Finding(
-            case=files.case,
-            file=str(files.images[0]),
-            expected="a scan",
-            found=f"a label map, with nothing but the values {', '.join(map(str, sorted(found)))}",
-            action="put the scan there, and label maps of labelled cases into labelsTr",
-        )
-    ]
-
-
-def _whole_values(array: np.ndarray) -> Whole:
-    """The values of an image of a few whole numbers; of others nothing."""
-    low, high = array.min(initial=0), array.max(initial=0)
-    if not 0 <= low <= high <= _MOST_LABELS:  # also where one is no number
-        return frozenset()
-    values = np.unique(array)
-    return frozenset(map(int, values)) if (values == np.round(values)).all() else frozenset()
+def _label_map_finding(files: CaseFiles, painted: Sequence[frozenset[int]]) -> Finding:
+    """A label map in the place of a scan; of many values a scan may have as many, so that it is no error."""
+    found = frozenset().union(*painted)
+    return Finding(
+        case=files.case,
+        file=str(files.images[0]),
+        expected="a scan",
+        found=f"a label map, with nothing but the values {', '.join(map(str, sorted(found)))}",
+        action="put the scan there, and label maps of labelled cases into labelsTr",
+        error=len(found) <= MOST_SURE,
+    )
 
 
 @dataclass(frozen=True)
 class _Images:
     """What the channels of a case hold; the grid is the first one's, None where none can be read, and of each channel
-    the values where they are a few whole numbers.
+    the values where it looks like a label map.
     """
 
     findings: list[Finding]
     channels: list[ChannelFacts]
     grid: Grid | None
     digest: str
-    whole: list[Whole]
+    painted: list[frozenset[int]]
 
 
-def _check_images(case: str, paths: Iterable[Path]) -> _Images:
+def _check_images(case: str, paths: Iterable[Path], labels: LabelSpec | None) -> _Images:
     findings: list[Finding] = []
     channels: list[ChannelFacts] = []
-    whole: list[Whole] = []
+    painted: list[frozenset[int]] = []
     grid: Grid | None = None
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
@@ -150,8 +133,9 @@ def _check_images(case: str, paths: Iterable[Path]) -> _Images:
             findings += grid_findings(case, *grid, path, volume.geometry)
             digest.update(volume.array.data)
             channels.append(describe_channel(volume.array))
-            whole.append(_whole_values(volume.array))
-    return _Images(findings, channels, grid, digest.hexdigest(), whole)
+            if labels is not None:
+                painted.append(painted_values(volume.array, labels.values))
+    return _Images(findings, channels, grid, digest.hexdigest(), painted)
 
 
 @dataclass(frozen=True)
