@@ -15,8 +15,10 @@ from medkd.core.errors import DataError
 _ROUNDING = 1e-3  # of directions that are written with few digits
 _LONGEST_HEADER = 1 << 16
 _PLACING = frozenset({"offset", "origin", "position", "elementspacing", "transformmatrix", "rotation", "orientation"})
-"""Fields of MetaImage whose wrong numbers ITK replaces in silence; of NRRD it is the next one."""
+"""Fields of MetaImage whose wrong numbers ITK replaces in silence; of NRRD they are the next ones."""
 _NRRD_ORIGIN = "space origin"
+_NRRD_AXES = frozenset({"spacings", "space directions"})  # of each axis; of one that is not in space nan or none
+_SPATIAL = 3
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -92,17 +94,29 @@ def _reader(path: Path) -> Any:
 
 
 def _check_numbers(path: Path) -> None:
-    """See that the header places its voxels by numbers: ITK reads nan, inf and words as 0, without a word.
+    """See that the header places its voxels by numbers: ITK reads nan, inf and words as 0 or 1, without a word.
 
     Raises:
         DataError: an origin, spacing or direction holds something else.
     """
     for key, text in _placing_fields(path).items():
-        if not all(map(_is_number, re.split(r"[\s,()]+", text.strip("() ")))):
+        if not (_places_axes(text) if key in _NRRD_AXES else _are_numbers(text)):
             raise DataError(
-                f"{path}: expected finite numbers as '{key}', found '{text:.60}', which programs read as 0; export the "
-                "scan again, best as .nii.gz."
+                f"{path}: expected finite numbers as '{key}', found '{text:.60}', which programs read as 0 or 1; "
+                "export the scan again, best as .nii.gz."
             )
+
+
+def _are_numbers(text: str) -> bool:
+    return all(map(_is_number, re.split(r"[\s,()]+", text.strip("() "))))
+
+
+def _places_axes(text: str) -> bool:
+    """Whether all axes have finite numbers, but for those beyond three, which need not be in space."""
+    axes = re.findall(r"\([^)]*\)|[^\s()]+", text)
+    placed = sum(map(_are_numbers, axes))
+    broken = any(axis.startswith("(") and not _are_numbers(axis) for axis in axes)
+    return not broken and placed >= min(_SPATIAL, len(axes))
 
 
 def _placing_fields(path: Path) -> dict[str, str]:
@@ -110,7 +124,7 @@ def _placing_fields(path: Path) -> dict[str, str]:
     with path.open("rb") as stream:
         head = stream.read(_LONGEST_HEADER)
     is_nrrd = head.startswith(b"NRRD")
-    end, mark, wanted = (b"\n\n", ":", {_NRRD_ORIGIN}) if is_nrrd else (b"ElementDataFile", "=", _PLACING)
+    end, mark, wanted = (b"\n\n", ":", {_NRRD_ORIGIN, *_NRRD_AXES}) if is_nrrd else (b"ElementDataFile", "=", _PLACING)
     fields = {}
     for line in head.replace(b"\r\n", b"\n").partition(end)[0].decode("latin-1").split("\n"):
         key, _, text = line.partition(mark)
