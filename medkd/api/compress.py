@@ -80,7 +80,7 @@ def compress(
             _give_memory_back()
     found = work.result()
     if failed:
-        _tell_failures(found, failed, tell)
+        _tell_failures(found, failed, work.finished(), tell)
     return found
 
 
@@ -113,17 +113,19 @@ def _refuse_nothing(steps: Sequence[Step], failed: Mapping[str, Exception]) -> N
         raise next(iter(failed.values()))
 
 
-def _tell_failures(found: Compression, failed: Mapping[str, Exception], tell: Say) -> NoReturn:
+def _tell_failures(
+    found: Compression, failed: Mapping[str, Exception], finished: Sequence[Path], tell: Say
+) -> NoReturn:
     """The table of the others, and what is missing in it."""
     for line in ("", *found.lines(), ""):
         tell(line)
     reasons = {text: first_line(error) for text, error in failed.items()}
     listed = "; ".join(f"{text}: {reason}" for text, reason in reasons.items())
     raise SomeFailedError(
-        f"{len(failed)} trainings failed, and the table in {found.report} is without them ({listed}); mend that and "
-        "give the command again, or leave their sizes out.",
+        f"{len(failed)} training{'' if len(failed) == 1 else 's'} failed, and the table in {found.report} is without "
+        f"what failed ({listed}); mend that and give the command again, which keeps what is finished.",
         reasons,
-        [],
+        finished,
     )
 
 

@@ -276,6 +276,10 @@ class Work:
         method = self.method_of(options)
         training_run.train_distill(self.task, self.dataset, self.model, self.network, method, self.fold, options)
 
+    def finished(self) -> list[Path]:
+        """The fold folders of the students that are trained and scored."""
+        return [self.folder(options) for options in self.students() if self.is_trained(options)]
+
     def runs(self) -> list[tuple[str, str]]:
         """Name and role of each run that is trained, the teacher first."""
         teacher = self.teacher_run()

@@ -140,9 +140,11 @@ def test_a_student_that_fails_does_not_end_the_others(
     monkeypatch.setattr(compressing.training_run, "train_distill", failing)
     said: list[str] = []
     with pytest.raises(
-        SomeFailedError, match=r"1 trainings failed, .* without them \(student .*: the loss is not finite\)"
-    ):
+        SomeFailedError, match=r"1 training failed, .* without what failed \(student .*: the loss is not finite\)"
+    ) as told:
         medkd.compress("plain_unet", 900, sizes=[2], root=root, say=said.append, **SHORT)
+    assert [(folder / "checkpoint_final.pt").exists() for folder in told.value.folders] == [True]
+    assert read_json(told.value.folders[0].parent / "run.json")["init"] == "random"
     assert tried == ["teacher", "random"] and any("failed, the others go on: the loss" in line for line in said)
     stored = read_json(root / "results" / NAME / "compress_plain_unet.json")
     assert [row["role"] for row in stored["rows"]] == ["teacher", "alone"] and stored["recommended"] is None
