@@ -35,11 +35,15 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 def describes_detector(folder: Path) -> bool:
     """Whether the ``teacher.json`` in a folder lists ``categories``, as that of a detector does."""
+    return _lists(folder, "categories")
+
+
+def _lists(folder: Path, key: str) -> bool:
     try:
         stated = read_json(folder / FILE)
     except DataError:
         return False  # opening it says what is wrong
-    return isinstance(stated, Mapping) and "categories" in stated
+    return isinstance(stated, Mapping) and key in stated
 
 
 class DescribedFolder(ImportedFolder):
@@ -50,12 +54,12 @@ class DescribedFolder(ImportedFolder):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether there is a ``teacher.json`` that does not describe a detector by its ``categories``, nor only states
-        what a model of nnU-Net has seen.
+        """Whether there is a ``teacher.json`` that names a ``network``; without one it may be incomplete, but neither
+        describe a detector by its ``categories``, nor lie where it only states what a model of nnU-Net has seen.
         """
         if not (path / FILE).is_file() or describes_detector(path):
             return False
-        return not any(path.glob("fold_*/checkpoint_*.pth"))
+        return _lists(path, "network") or not any(path.glob("fold_*/checkpoint_*.pth"))
 
     def read(self) -> ExternalModel:
         """The description, checked.

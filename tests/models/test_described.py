@@ -15,6 +15,7 @@ from torch import nn
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.geometry import Geometry
 from medkd.inference.predictor import Predictor
+from medkd.models.base import open_model
 from medkd.models.described import DescribedFolder
 
 DESCRIPTION: dict[str, Any] = {
@@ -42,6 +43,18 @@ def segresnet() -> nn.Module:
     from monai.networks.nets import SegResNet
 
     return SegResNet(3, 16, 1, 3, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)).eval()
+
+
+def test_what_names_a_network_is_described_wherever_its_weights_lie(tmp_path: Path) -> None:
+    """Also below a name that nnU-Net gives its checkpoints."""
+    weights = "fold_0/checkpoint_best.pth"
+    folder = write(tmp_path / "bundle", {}, weights=weights)
+    (folder / "fold_0").mkdir()
+    (folder / "models" / "model.pt").rename(folder / weights)
+    model = open_model(folder, "segmentation")
+    assert (model.kind, model.weights_file("given")) == ("described", folder / weights)
+    (folder / "teacher.json").write_text('{"train": []}')
+    assert not DescribedFolder.recognises(folder)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
