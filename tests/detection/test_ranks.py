@@ -99,9 +99,7 @@ def test_two_processes_train_as_one_does(root: Path, training: Training) -> None
             assert torch.allclose(value.double(), b[part][key].double(), rtol=1e-3, atol=2e-4), key
 
 
-def test_a_detector_without_a_shared_loss_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_detector_without_a_shared_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """One from outside may have no more than ``losses``."""
 
     class Old(Detector):
