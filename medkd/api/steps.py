@@ -59,7 +59,7 @@ def plan_and_preprocess(
         protocol: name or file of a published protocol that a new plan follows.
         configurations: segmentation: which to preprocess, ``2d``, ``3d_fullres`` or ``3d_lowres``; None takes all.
         gpu_memory_gb: segmentation: memory that training may use, for a new plan.
-        like: segmentation: plan for the students of this model, which was trained elsewhere.
+        like: segmentation: plan for the students of this model from elsewhere, or of a run on another data set.
         orientation: segmentation: axis code (``"RAS"``) that a new plan turns all scans to; None takes them as stored.
         mirror_axes: segmentation: axes of the 3D network that training may mirror; None leaves it to the plan.
         strict: refuse raw data that raise a warning.

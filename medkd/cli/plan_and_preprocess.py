@@ -63,7 +63,8 @@ def _add_wishes(result: argparse.ArgumentParser) -> None:
         "--like",
         type=Path,
         metavar="FOLDER",
-        help="prepare for the students of this nnU-Net v2 model, or folder with a teacher.json",
+        help="prepare for the students of this model: an nnU-Net v2 folder, a MONAI bundle, one with a teacher.json, or "
+        "a run of medkd on another data set",
     )
     result.add_argument(
         "--reorient",
