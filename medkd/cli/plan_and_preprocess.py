@@ -63,7 +63,7 @@ def _add_wishes(result: argparse.ArgumentParser) -> None:
         "--like",
         type=Path,
         metavar="FOLDER",
-        help="prepare for the students of this model: an nnU-Net v2 folder, a MONAI bundle, one with a teacher.json, or "
+        help="prepare for the students of this model: an nnU-Net v2 folder, a MONAI bundle, one with teacher.json, or "
         "a run of medkd on another data set",
     )
     result.add_argument(
