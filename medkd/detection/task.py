@@ -293,7 +293,7 @@ class DetectionLesson(Lesson):
             precision=job.run.precision,
             speed=job.run.speed,
             resume=options.resume,
-            workers=default_workers() if options.workers is None else options.workers,
+            workers=default_workers(current().beside) if options.workers is None else options.workers,
             tracking=job.tracking,
         )
 

@@ -16,16 +16,20 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.run import LATEST
 from medkd.detection.base import Detector, DetectorSpec
+from medkd.detection.options import DetectorOptions
 from medkd.detection.parts import check_shared
 from medkd.detection.prepare import plan_and_preprocess_detection
+from medkd.detection.task import DetectionTask
 from medkd.detection.tv.dense_models import GFL
 from medkd.detection.tv.faster_rcnn import FasterRCNN
 from medkd.detection.tv.reppoints import RepPoints
 from medkd.detection.yolo import YoloDetector
 from medkd.training.hooks import SaveLatest
 from medkd.training.logs import read_log
+from medkd.training.run import rehearse
 from tests.detection.builders import make_dataset
 from tests.detection.ranks_worker import Training, run_all
+from tests.detection.tv.builders import build_narrow
 from tests.processes import processes, said, wait
 
 NAME = "Dataset502_Tiny"
@@ -146,3 +150,21 @@ with together(SimpleNamespace(in_several_processes=True), SimpleNamespace(device
     log = tmp_path / "log"
     with processes(["-c", code], log) as started:
         assert wait(started) == [0, 0], said(log)
+
+
+def test_the_processes_of_a_machine_share_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 cores: 12 loader processes for one process, three of the four cores of each of four."""
+    make_dataset(tmp_path, images=10, size=64, categories=("one", "two"), negatives=2)
+    plan_and_preprocess_detection(502, root=tmp_path, workers=1, image_size=64)
+    monkeypatch.setattr("medkd.core.workers.available_cores", lambda: 16)
+    build_narrow(monkeypatch)
+
+    def workers(asked: int | None = None) -> int:
+        options = DetectorOptions(root=tmp_path, batch_size=8, device="cpu", workers=asked)
+        lesson: Any = rehearse(DetectionTask(), 502, "retinanet_r18", 0, options, None, "none")[1]
+        return int(lesson.family_job().workers)
+
+    assert workers() == 12
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    assert workers() == 3 and workers(7) == 7
