@@ -74,17 +74,20 @@ class Student(DetectionModel):
         terms, outputs, target = detector.terms_of(self.criterion, seen, whole)
         if is_unlabelled(batch, job):
             terms = {name: (0 * outputs.logits.sum()).abs() for name in terms}
-        extra = {}
-        for name, value in job.distiller.terms(batch["img"], outputs, replace(target, progress=now)).items():
-            extra[f"kd_{name}" if name in terms else name] = value
+        taught = job.distiller.terms(batch["img"], outputs, replace(target, progress=now))
+        extra = {f"kd_{name}" if name in terms else name: value for name, value in taught.items()}
         if watch is not None:
             watch.after_terms(extra, now)
-        items = {**terms, **extra}
+        return self._summed({**terms, **extra}, outputs.logits, len(whole["img"]))
+
+    def _summed(self, items: dict[str, Tensor], logits: Tensor, images: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Terms as ultralytics counts them: times the batch size, under the names of its first batch, since it averages
+        these over the epoch; a term may have nothing to say in one batch.
+        """
         self._names = self._names or tuple(items)
-        zero = outputs.logits.new_zeros((), dtype=torch.float32)
-        # ultralytics averages over the epoch the names of its first batch; a term may have nothing to say in one batch
+        zero = logits.new_zeros((), dtype=torch.float32)
         values = {name: items.get(name, zero).float().reshape(()) for name in dict.fromkeys([*self._names, *items])}
-        vector = torch.stack([*values.values()]) * len(whole["img"])
+        vector = torch.stack([*values.values()]) * images
         return vector, {name: value.detach() for name, value in values.items() if name in self._names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -58,22 +58,29 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     error.
     """
     every = {path: load(RunDescription, path / RUN_FILE) for path in chosen_runs(results)}
-    taught = [run for run in every.values() if run.teacher is not None]
     shown = shown_folds(results, fold, runs)
-    timings = Timings.load(results)
-    entries, refused = [], {}
-    for path, folds in shown.items():
-        if folds or fold is None:
-            try:
-                entry = _entry(path, every[path], _role(path, every[path], taught), folds)
-            except RunError as error:  # its scores are not those of its weights
-                refused[path.name] = error
-                continue
-            entries.append(replace(entry, time=timings.of(path.name) if timings else None))
+    entries, refused = _entries(every, {path: folds for path, folds in shown.items() if folds or fold is None})
     _tell_refused(refused, not entries or bool(runs))
+    timings = Timings.load(results)
+    if timings is not None:
+        entries = [replace(entry, time=timings.of(entry.name)) for entry in entries]
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
     labels = short_names(entries)
     return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
+
+
+def _entries(
+    every: Mapping[Path, RunDescription], shown: Mapping[Path, Sequence[int | str]]
+) -> tuple[list[RunEntry], dict[str, RunError]]:
+    """The runs that can be shown, and why the others cannot."""
+    taught = [run for run in every.values() if run.teacher is not None]
+    entries, refused = [], {}
+    for path, folds in shown.items():
+        try:
+            entries.append(_entry(path, every[path], _role(path, every[path], taught), folds))
+        except RunError as error:  # its scores are not those of its weights
+            refused[path.name] = error
+    return entries, refused
 
 
 def _tell_refused(refused: Mapping[str, RunError], all_are_wanted: bool) -> None:
