@@ -3,6 +3,11 @@
     python -m benchmarks.bench_method_cost
     python -m benchmarks.bench_method_cost --methods kd bckd --device cuda --output
     benchmarks/results/method_cost_96_cuda.json
+    python -m benchmarks.bench_method_cost --patch 128 128 128 --device meta --output
+    benchmarks/results/method_memory_128.json
+
+On ``meta`` nothing is computed: tensors have shapes and no values, the ways taken are those of a GPU, memory is counted
+all the same, and the seconds say nothing.
 
 Logits and features have the shapes that the student's and the teacher's taps have at this patch and are drawn at
 random, so that neither network runs; only a method that continues the teacher gets one whole pass of it first, outside
@@ -17,10 +22,12 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +40,7 @@ from medkd.core.features import Outputs, Tap, Target
 from medkd.core.files import write_json
 from medkd.core.live_memory import LivePeak
 from medkd.distillation import METHODS, Context, Method, build_method
+from medkd.distillation.boundaries import distance
 from medkd.distillation.prompts.first_stage import PromptMethod
 from medkd.networks import SegmentationNetwork, build_network
 from medkd.networks.reference import build_weightless, reference_spec
@@ -79,17 +87,19 @@ class Bench:
             MethodError: the method is not defined for this pair of networks.
         """
         torch.manual_seed(1)
-        method = build_method(name, self.context).to(self.device)
-        if isinstance(method, PromptMethod):
-            method.prepared.fill_(
-                True
-            )  # its first stage is not part of a step; masks of untrained prompts cost the same
+        method = build_method(name, self.context)
+        if isinstance(
+            method, PromptMethod
+        ):  # its first stage is no part of a step; masks of untrained prompts cost the same
+            method.prepared.fill_(True)
+            method.load_state_dict(method.state_dict())
+        method = method.to(self.device)
         needs = method.needs()
         corrections = {n: self.teacher[1][n].roll(1, 0) for n in needs.teacher_corrections}
         features = {n: self.teacher[1][n] for n in needs.teacher}
         rest = self._rest() if method.continues_teacher and not isinstance(method, PromptMethod) else None
         teacher = Outputs(
-            logits=self.teacher[0], features=features, corrections=corrections, auxiliary=(), average=rest
+            logits=self.teacher[0], features=features, corrections=corrections, auxiliary=(), forward_from=rest
         )
         found: dict[str, Any] = self._measure(
             lambda logits, own: method(Outputs(logits=logits, features=own), teacher, self.target),
@@ -188,6 +198,31 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+@contextmanager
+def _without_values(device: str) -> Iterator[None]:
+    """On ``meta`` nothing is drawn, and the one question that a step may ask the device is answered by "all of them",
+    the most that it can be.
+    """
+    if device != "meta":
+        yield
+        return
+    with (
+        mock.patch.object(distance, "mixed_masks", lambda masks: torch.arange(len(masks), device=masks.device)),
+        mock.patch.object(torch, "Generator", _NoGenerator),
+    ):
+        yield
+
+
+class _NoGenerator:
+    """Stands for a generator of random numbers where none are drawn."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def manual_seed(self, seed: int) -> None:
+        """The default generator is taken, which ``meta`` does not ask."""
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All methods; prints as it goes."""
     torch.manual_seed(0)
@@ -218,6 +253,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"supervised": supervised, "methods": rows}
 
 
+def _memory_alone(results: dict[str, Any]) -> dict[str, Any]:
+    """What was measured where nothing was computed."""
+    clocks = ("seconds", "times_supervised", "times_kd")
+    for row in (results["supervised"], *results["methods"].values()):
+        for name in clocks:
+            row.pop(name, None)
+    return results
+
+
 def main() -> int:
     """Parse, measure, write; 1 where a method takes more than it announces."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +278,10 @@ def main() -> int:
     options = parser.parse_args()
     first = [m for m in ("none", "kd") if m in options.methods]
     options.methods = first + [m for m in options.methods if m not in first]
-    results = measure(options)
+    with _without_values(options.device):
+        results = measure(options)
+    if options.device == "meta":
+        results = _memory_alone(results)
     edges = options.patch[:1] if len(set(options.patch)) == 1 else options.patch
     path = options.output or RESULTS / f"method_cost_{'x'.join(map(str, edges))}.json"
     settings = {k: v for k, v in vars(options).items() if k != "output"}
