@@ -53,7 +53,7 @@ class PredictSettings:
     written: tuple[str, ...] = ()
     postprocessing: tuple[str, ...] = ()
     preprocessing: str = ""
-    schema: int = 2
+    schema: int = 3
     oldest: ClassVar[int] = 1
 
     @classmethod

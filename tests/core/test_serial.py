@@ -30,9 +30,9 @@ KEYS: dict[type, tuple[int, str]] = {
     ),
     ExportedDetector: (3, "network digest categories image_size overlap score most single sides made_from checksum"),
     PredictSettings: (
-        2,
+        3,
         "run folds checkpoint step_size mirror_axes precision medkd blending weights engine "
-        "engine_version written postprocessing",
+        "engine_version written postprocessing preprocessing",
     ),
 }
 

@@ -74,7 +74,10 @@ def test_a_link_to_nothing_and_a_pipe_are_errors(tmp_path: Path, folder: str, li
 def test_four_digits_are_a_channel_only_where_the_others_are_there(tmp_path: Path) -> None:
     for name in ("word_0001", "word_0002", "a_0000", "a_0001", "b_0000", "c_0005"):
         (tmp_path / f"{name}.nii.gz").write_bytes(b"")
-    found = {case: [path.name[:-7] for path in paths] for case, paths in images_without_label(tmp_path, 2).items()}
+    found = {
+        case: [path.name[:-7] for path in paths]
+        for case, paths in images_without_label(sorted(tmp_path.iterdir()), 2).items()
+    }
     assert found == {
         "word_0001": ["word_0001"],
         "word_0002": ["word_0002"],

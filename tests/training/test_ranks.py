@@ -298,7 +298,7 @@ def test_a_device_that_several_processes_cannot_share_is_refused(monkeypatch: py
 
 
 def test_several_devices_for_one_process_are_refused() -> None:
-    with pytest.raises(RunError, match="found '0,1'; give one of them, or start"):
+    with pytest.raises(RunError, match="found '0,1'; give one of them; only trainings use several"):
         own_device("0,1")
 
 
