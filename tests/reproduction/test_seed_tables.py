@@ -5,9 +5,7 @@ A share of the rows that changes from day to day runs by itself; ``MEDKD_ROWS=al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from medkd.networks import NETWORKS
 from medkd.reproduction.recipe import Recipe, load_recipe
 from tests.dataset_conversion import radiograph_trees, trees
 from tests.detection.builders import make_dataset as make_radiographs
+from tests.shares import of_today
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 SEEDS = ("acf_bckd", "mmseg_kd", "sfd_kd", "crosskd", "fourier_kd")
@@ -47,13 +46,6 @@ def rows() -> Iterator[Row]:
     for name in names():
         for teacher, student, method in recipe(name).combinations():
             yield name, teacher, student, method
-
-
-def rows_of_today() -> list[Row]:
-    every = list(rows())
-    if os.environ.get("MEDKD_ROWS") == "all":
-        return every
-    return every[date.today().toordinal() % SHARE :: SHARE]
 
 
 def test_all_five_systems_have_their_tables() -> None:
@@ -193,7 +185,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", rows_of_today(), ids=lambda row: "-".join(map(str, row)))
+@pytest.mark.parametrize("row", of_today(list(rows()), SHARE), ids=lambda row: "-".join(map(str, row)))
 def test_a_row_trains_for_two_steps(row: Row, places: Callable[[str], Place]) -> None:
     name, teacher, student, method = row
     place, table = places(name), recipe(row[0])
