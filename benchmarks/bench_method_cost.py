@@ -262,8 +262,7 @@ def _memory_alone(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def main() -> int:
-    """Parse, measure, write; 1 where a method takes more than it announces."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--patch", nargs="+", type=int, default=[96, 96, 96])
@@ -278,6 +277,12 @@ def main() -> int:
     options = parser.parse_args()
     first = [m for m in ("none", "kd") if m in options.methods]
     options.methods = first + [m for m in options.methods if m not in first]
+    return options
+
+
+def main() -> int:
+    """Measure, write; 1 where a method takes more than it announces."""
+    options = _arguments()
     with _without_values(options.device):
         results = measure(options)
     if options.device == "meta":
