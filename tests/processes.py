@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 COUNT = 2
 LIMIT = 200.0  # seconds after which a process of these tests is killed, whatever it does
@@ -48,6 +50,20 @@ def wait(started: list[subprocess.Popen[bytes]], seconds: float = LIMIT) -> list
     for process in started:
         process.wait(max(end - time.monotonic(), 0.1))
     return [process.returncode for process in started]
+
+
+def train_together(worker: str, trainings: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Have trainings done by processes that share each of them, one after another.
+
+    Args:
+        worker: module that does what stands in the file it is given.
+        trainings: for the file.
+        folder: of the file and of what the processes say.
+    """
+    plan, log = folder / "trainings.json", folder / "log"
+    plan.write_text(json.dumps({"trainings": trainings}))
+    with processes(["-m", worker, str(plan)], log) as started:
+        assert wait(started) == [0] * COUNT, said(log)
 
 
 def until(reached: Callable[[], bool], started: Sequence[subprocess.Popen[bytes]]) -> None:

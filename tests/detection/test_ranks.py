@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +28,7 @@ from medkd.training.run import rehearse
 from tests.detection.builders import make_dataset
 from tests.detection.ranks_worker import Training, run_all
 from tests.detection.tv.builders import build_narrow
-from tests.processes import processes, said, wait
+from tests.processes import processes, said, train_together, wait
 
 NAME = "Dataset502_Tiny"
 
@@ -47,17 +45,8 @@ TRAININGS = [
 TEACHERS = ("gfl_r18", "faster_rcnn_r18")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the other side has: sums over other chunks round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A root where everything was trained by one process, and by two."""
     root = tmp_path_factory.mktemp("ranks")
     make_dataset(root, images=12, size=64, categories=("one", "two"), negatives=3)
@@ -66,10 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_all([training.arguments(root, "one") for training in TRAININGS])
     _interrupted(TRAININGS[-1].arguments(root, "two"))
     TRAININGS[-1].options["resume"] = True
-    plan, log = root / "trainings.json", root / "log"
-    plan.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
-    with processes(["-m", "tests.detection.ranks_worker", str(plan)], log) as started:
-        assert wait(started) == [0, 0], said(log)
+    train_together("tests.detection.ranks_worker", [training.arguments(root, "two") for training in TRAININGS], root)
     return root
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from medkd.training.ranks import Ranks, current, own_device
 from medkd.training.run import train, train_distill
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation_task import SegmentationTask, dry_run
-from tests.processes import COUNT, LIMIT, free_port, processes, said, until, wait
+from tests.processes import COUNT, LIMIT, free_port, processes, train_together, until
 from tests.training.builders import NAME, PATCH, make_dataset
 from tests.training.ranks_worker import run_all
 from tests.training.unlabelled_builders import make_mixed
@@ -94,17 +92,8 @@ TRAININGS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the other side has: sums over other chunks round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A root where everything was trained by one process, and by two."""
     root = tmp_path_factory.mktemp("ranks")
     make_dataset(root / "plain")
@@ -116,10 +105,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not torch.distributed.is_initialized()
     _interrupted(TRAININGS[-1].arguments(root, "two"))
     TRAININGS[-1].options["resume"] = True
-    plan, log = root / "trainings.json", root / "log"
-    plan.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
-    with processes(["-m", "tests.training.ranks_worker", str(plan)], log) as started:
-        assert wait(started) == [0, 0], said(log)
+    train_together("tests.training.ranks_worker", [training.arguments(root, "two") for training in TRAININGS], root)
     return root
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from medkd.training.ranks import Ranks
 from tests.detection.builders import make_dataset
 from tests.detection.ranks_worker import Training, run_all
 from tests.detection.yolo.builders import make, make_job
-from tests.processes import LIMIT, processes, said, wait
+from tests.processes import LIMIT, train_together
 
 NAME = "Dataset502_Tiny"
 TRAININGS = [
@@ -39,17 +37,8 @@ TRAININGS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the other side has: sums over other chunks round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """A root where everything was trained by one process, and by two, on images that are not augmented."""
     root = tmp_path_factory.mktemp("ranks")
     make_dataset(root, images=10, size=64, categories=("one", "two"), negatives=2)
@@ -62,10 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_all([training.arguments(root, "one") for training in TRAININGS])
     _interrupted(TRAININGS[-1].arguments(root, "two"))
     TRAININGS[-1].options["resume"] = True
-    path, log = root / "trainings.json", root / "log"
-    path.write_text(json.dumps({"trainings": [training.arguments(root, "two") for training in TRAININGS]}))
-    with processes(["-m", "tests.detection.ranks_worker", str(path)], log) as started:
-        assert wait(started) == [0, 0], said(log)
+    train_together("tests.detection.ranks_worker", [training.arguments(root, "two") for training in TRAININGS], root)
     return root
 
 
