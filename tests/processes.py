@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from medkd.training.hooks import SaveLatest
+
 COUNT = 2
 LIMIT = 200.0  # seconds after which a process of these tests is killed, whatever it does
 
@@ -64,6 +68,17 @@ def train_together(worker: str, trainings: Sequence[Mapping[str, Any]], folder: 
     plan.write_text(json.dumps({"trainings": trainings}))
     with processes(["-m", worker, str(plan)], log) as started:
         assert wait(started) == [0] * COUNT, said(log)
+
+
+def stop_after_first_epoch(run: Callable[[], object]) -> None:
+    """Do a training of medkd's own loop until it has saved its first epoch, as Ctrl-C would end it."""
+
+    def stop(self: SaveLatest, trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SaveLatest, "after_save", stop)
+        run()
 
 
 def until(reached: Callable[[], bool], started: Sequence[subprocess.Popen[bytes]]) -> None:

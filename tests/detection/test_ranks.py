@@ -22,13 +22,12 @@ from medkd.detection.tv.dense_models import GFL
 from medkd.detection.tv.faster_rcnn import FasterRCNN
 from medkd.detection.tv.reppoints import RepPoints
 from medkd.detection.yolo import YoloDetector
-from medkd.training.hooks import SaveLatest
 from medkd.training.logs import read_log
 from medkd.training.run import rehearse
 from tests.detection.builders import make_dataset
 from tests.detection.ranks_worker import Training, run_all
 from tests.detection.tv.builders import build_narrow
-from tests.processes import processes, said, train_together, wait
+from tests.processes import processes, said, stop_after_first_epoch, train_together, wait
 
 NAME = "Dataset502_Tiny"
 
@@ -53,21 +52,10 @@ def root(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     plan_and_preprocess_detection(502, root=root, workers=1, image_size=64)
     run_all([Training("", name, options={"tag": None}).arguments(root, "") for name in TEACHERS])
     run_all([training.arguments(root, "one") for training in TRAININGS])
-    _interrupted(TRAININGS[-1].arguments(root, "two"))
+    stop_after_first_epoch(lambda: run_all([TRAININGS[-1].arguments(root, "two")]))
     TRAININGS[-1].options["resume"] = True
     train_together("tests.detection.ranks_worker", [training.arguments(root, "two") for training in TRAININGS], root)
     return root
-
-
-def _interrupted(training: dict[str, Any]) -> None:
-    """Stop a training after its first epoch."""
-
-    def stop(self: SaveLatest, trainer: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SaveLatest, "after_save", stop)
-        run_all([training])
 
 
 def _folder(root: Path, tag: str) -> Path:

@@ -25,7 +25,6 @@ from medkd.core.run import FINAL, LATEST
 from medkd.detection.task import DetectionTask
 from medkd.preprocessing.store import CaseStore
 from medkd.training.augmentation import Augmentation
-from medkd.training.hooks import SaveLatest
 from medkd.training.job import TrainingTask
 from medkd.training.loader import PatchBatches
 from medkd.training.loading import explained
@@ -35,7 +34,7 @@ from medkd.training.ranks import Ranks, current, own_device
 from medkd.training.run import train, train_distill
 from medkd.training.sampling import PatchSampler
 from medkd.training.segmentation_task import SegmentationTask, dry_run
-from tests.processes import COUNT, LIMIT, free_port, processes, train_together, until
+from tests.processes import COUNT, LIMIT, free_port, processes, stop_after_first_epoch, train_together, until
 from tests.training.builders import NAME, PATCH, make_dataset
 from tests.training.ranks_worker import run_all
 from tests.training.unlabelled_builders import make_mixed
@@ -103,21 +102,10 @@ def root(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
         run_all([teacher.arguments(root, "")])
     run_all([training.arguments(root, "one") for training in TRAININGS])
     assert not torch.distributed.is_initialized()
-    _interrupted(TRAININGS[-1].arguments(root, "two"))
+    stop_after_first_epoch(lambda: run_all([TRAININGS[-1].arguments(root, "two")]))
     TRAININGS[-1].options["resume"] = True
     train_together("tests.training.ranks_worker", [training.arguments(root, "two") for training in TRAININGS], root)
     return root
-
-
-def _interrupted(training: dict[str, Any]) -> None:
-    """Stop a training after its first epoch."""
-
-    def stop(self: SaveLatest, trainer: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SaveLatest, "after_save", stop)
-        run_all([training])
 
 
 def _folder(root: Path, tag: str) -> Path:
