@@ -142,6 +142,20 @@ def _digest_of(file: Path, state: tuple[int, ...]) -> str:
     return content_digest(file)
 
 
+def preprocessing_settings(plan: Plan, configuration: Configuration) -> dict[str, Any]:
+    """What a preprocessed scan depends on besides the scan, by name; patch and network sizes do not count."""
+    return {
+        "transpose": plan.transpose,
+        "orientation": plan.orientation,
+        "intensities": plan.intensities if "ct" in configuration.normalization else None,
+        "spacing": configuration.spacing,
+        "normalization": configuration.normalization,
+        "use_mask_for_norm": configuration.use_mask_for_norm,
+        "resampling": configuration.resampling,
+        "crop": configuration.crop,
+    }
+
+
 def label_map_settings(
     plan: Plan,
     configuration: Configuration,
@@ -163,18 +177,8 @@ def label_map_settings(
         step_size: distance of tiles as a share of the patch.
         blending: of the tiles.
     """
-    preprocessing: dict[str, Any] = {
-        "transpose": plan.transpose,
-        "orientation": plan.orientation,
-        "intensities": plan.intensities if "ct" in configuration.normalization else None,
-        "spacing": configuration.spacing,
-        "normalization": configuration.normalization,
-        "use_mask_for_norm": configuration.use_mask_for_norm,
-        "resampling": configuration.resampling,
-        "crop": configuration.crop,
-    }
     found: dict[str, Any] = {
-        "preprocessing": preprocessing,
+        "preprocessing": preprocessing_settings(plan, configuration),
         "labels": labels,
         "patch_size": patch_size,
         "mirror_axes": mirror_axes,

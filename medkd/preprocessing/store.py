@@ -18,7 +18,7 @@ from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 from medkd.core.labels import LabelSpec
-from medkd.core.made_with import content_digest
+from medkd.core.made_with import content_digest, preprocessing_settings
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.pipeline import Preprocessed
@@ -245,20 +245,10 @@ def describe_source(path: Path) -> SourceFile:
 
 def recipe_of(plan: Plan, configuration: Configuration, labels: LabelSpec) -> str:
     """Hash of everything besides the raw files that a stored case depends on; patch and network sizes do not count."""
-    parts: Any = {
-        "schema": SCHEMA,
-        "transpose": plan.transpose,
-        "intensities": plan.intensities if "ct" in configuration.normalization else None,
-        "spacing": configuration.spacing,
-        "normalization": configuration.normalization,
-        "use_mask_for_norm": configuration.use_mask_for_norm,
-        "resampling": configuration.resampling,
-        "labels": labels,
-    }
-    if configuration.crop != "nonzero":  # left out otherwise, so that cases stored before the key existed stay valid
-        parts["crop"] = configuration.crop
-    if plan.orientation is not None:
-        parts["orientation"] = plan.orientation
+    parts: Any = {"schema": SCHEMA, "labels": labels, **preprocessing_settings(plan, configuration)}
+    for name, default in (("crop", "nonzero"), ("orientation", None)):
+        if parts[name] == default:  # left out, so that cases stored before the key existed stay valid
+            del parts[name]
     text = json.dumps(to_data(parts), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
