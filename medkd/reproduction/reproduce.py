@@ -25,7 +25,7 @@ from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.scripts import write_scripts
 from medkd.reproduction.search import check_optuna
-from medkd.reproduction.state import State, is_done, runs_of
+from medkd.reproduction.state import State, standing
 from medkd.reproduction.table import WRITERS, json_rows
 
 _CONVERT = "convert"
@@ -216,14 +216,13 @@ def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> lis
 
 
 def _left(work: Work) -> dict[str, Node]:
-    """The chosen nodes that are not done."""
-    records = work.state.read()
-    runs, left = runs_of(records), dict[str, Node]()
+    """The chosen nodes that are not done; preparing is one of them where there are others."""
+    records = standing(work.nodes, work.state.read()).records
+    left = {}
     for name, node in work.chosen.items():
-        ready = not any(need in left for need in node.needs)
-        if not (ready and is_done(records.get(name), node.command(runs))):
+        if node.kind == "prepare" or name not in records or records[name].status != "done":
             left[name] = node
-    return left
+    return left if any(node.kind != "prepare" for node in left.values()) else {}
 
 
 def _own_words(options: ReproduceOptions) -> list[str]:
@@ -301,13 +300,13 @@ def _with_conversion(nodes: Mapping[str, Node], words: tuple[str, ...]) -> dict[
 
 
 def status_lines(work: Work) -> list[str]:
-    """A line per run: what became of it, and its command."""
-    records = work.state.read()
+    """A line per run: what became of it, its command, and why it is due again where it was done before."""
+    now = standing(work.nodes, work.state.read())
     lines = []
     for name, node in work.chosen.items():
-        record = records.get(name)
-        status = "to do" if record is None else record.status
-        lines.append(f"{status:8}{name}: {node.shown()}")
+        status = now.records[name].status if name in now.records else "to do"
+        again = f" (again: {now.outdated[name]})" if name in now.outdated else ""
+        lines.append(f"{status:8}{name}: {node.shown()}{again}")
     return lines
 
 

@@ -29,7 +29,7 @@ from medkd.evaluation.statistics import FEWEST, Answer, Interval, PairedDifferen
 from medkd.reproduction.graph import Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe
 from medkd.reproduction.search import BEST_FILE, Best, shown
-from medkd.reproduction.state import Record
+from medkd.reproduction.state import Record, standing
 
 Kind = Literal["teacher", "alone", "taught"]
 
@@ -54,6 +54,7 @@ class Row:
         published: the paper's rows.
         failed: why runs failed.
         tuned: what searches found for it, a line per fold.
+        outdated: why runs that were done do not count any longer.
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class Row:
     published: tuple[Published, ...] = ()
     failed: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -122,14 +124,16 @@ def collect(
         records: what became of them.
         margin: the loss of the main metric up to which a student may replace its teacher.
     """
+    now = standing(nodes, records)
     grouped: dict[tuple[str | None, str | None, str | None], list[Node]] = {}
     for node in nodes.values():
         if node.kind in ("teacher", "student"):
             grouped.setdefault((node.teacher, node.student, node.method), []).append(node)
     rows, task = [], None
     for group in grouped.values():
-        row, found = _row(recipe, group, records)
-        rows.append(replace(row, tuned=tuple(_tuned(group, records))))
+        row, found = _row(recipe, group, now.records)
+        again = tuple(f"{node.name}: {now.outdated[node.name]}" for node in group if node.name in now.outdated)
+        rows.append(replace(row, tuned=tuple(_tuned(group, now.records)), outdated=again))
         task = task or found
     if task is None:
         return Results(

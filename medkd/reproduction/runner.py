@@ -17,7 +17,7 @@ from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
 from medkd.reproduction.recipe import Recipe, RecipeData
 from medkd.reproduction.recipe_values import PHANTOM
-from medkd.reproduction.state import Record, State, is_done, runs_of
+from medkd.reproduction.state import Record, State, runs_of, why_due
 
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
@@ -139,7 +139,7 @@ class Runner:
     def _consider(self, node: Node, ready: list[Node]) -> None:
         """A node whose needs are there: done before, still running, or ready to be begun."""
         record = self.records.get(node.name)
-        if is_done(record, self._command(node)):
+        if why_due(node, record, self._command(node)) is None:
             self.waiting.remove(node)
             self.outcome.done.append(node.name)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -116,11 +116,60 @@ class State:
         return lines[-1].strip() if lines else ""
 
 
-def is_done(record: Record | None, command: list[str]) -> bool:
-    """Whether a run was made by this command and is still there."""
-    if record is None or record.status != "done" or list(record.command) != command:
-        return False
-    return not record.folder or Path(record.folder).is_dir()
+def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | None:
+    """Why a node has to be done; None where this very command has done it and what it made is still there.
+
+    Args:
+        node: to look at; preparing is always due, since it is cheap and sees itself what has changed.
+        record: what became of it.
+        command: its words now.
+    """
+    if record is None or record.status != "done":
+        return "it is not done"
+    if list(record.command) != list(command):
+        return "it was done by another command"
+    if node.kind == "prepare":
+        return "what has changed is looked for again"
+    made = Path(record.folder) / BEST_FILE if node.kind == "search" else Path(record.folder)
+    if record.folder and not made.exists():
+        return f"{made} is gone"
+    return None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a recipe's records are worth now.
+
+    Attributes:
+        records: of the nodes that are done, and of those that run or failed.
+        outdated: node → why it is due again, of those that were done before.
+    """
+
+    records: Mapping[str, Record]
+    outdated: Mapping[str, str]
+
+
+def standing(nodes: Mapping[str, Node], records: Mapping[str, Record]) -> Standing:
+    """See which records still count, by what :func:`why_due` says of each node and of all that it needs.
+
+    Args:
+        nodes: all of a recipe's, in an order in which they may be done.
+        records: node → its record, see :meth:`State.read`.
+    """
+    found, outdated, runs = dict[str, Record](), dict[str, str](), dict[str, str]()
+    for name, node in nodes.items():
+        record = records.get(name)
+        if record is None:
+            continue
+        if record.status == "done" and node.kind != "prepare":
+            lost = [need for need in node.needs if nodes[need].kind != "prepare" and need not in runs]
+            why = f"{lost[0]} is not done" if lost else why_due(node, record, node.command(runs))
+            if why is not None:
+                outdated[name] = why
+                continue
+            runs |= runs_of({name: record})
+        found[name] = record
+    return Standing(found, outdated)
 
 
 def runs_of(records: Mapping[str, Record]) -> dict[str, str]:

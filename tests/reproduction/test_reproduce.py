@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from medkd.cli.reproduce import main
+from medkd.reproduction.reproduce import ReproduceOptions, open_recipe
+from medkd.reproduction.state import Record
+from tests.evaluation.folders import make_dataset, make_run
 from tests.reproduction.test_recipe import recipe
 
 TOY = recipe(
@@ -48,7 +51,7 @@ def test_a_killed_reproduction_goes_on_and_ends_with_the_whole_table(tmp_path: P
         first.wait()
     second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "prepare begins" not in second.stdout
+    assert second.stdout.count("begins;") == 4  # preparing again, which is cheap, and the three trainings
     folder = tmp_path / "reproductions" / "toy"
     rows = json.loads((folder / "table.json").read_text())["rows"]
     assert [(row["teacher"], row["student"], row["method"]) for row in rows] == [
@@ -116,3 +119,24 @@ def test_status_and_check_start_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text(json.dumps({**TOY, "dataset": {"number": 7, "name": "New", "format": "msd"}}))
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.json"]
+
+
+def test_a_score_of_another_command_is_in_no_table_and_said_to_be_due_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe was edited, and nothing was begun since; or the record was put there by somebody else."""
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(TOY))
+    make_dataset(tmp_path, 8)
+    make_run(tmp_path, "unet_tiny__3d_fullres__toy", "unet_tiny", 1.0, {0: range(8)})
+    name = "tiny-alone-seed0-fold0"
+    fold = tmp_path / "results" / "Dataset004_Test" / "unet_tiny__3d_fullres__toy" / "fold_0"
+    work = open_recipe(path, ReproduceOptions(root=tmp_path))
+    for command, runs in ((("train", "something", "else"), 0), (tuple(work.nodes[name].command({})), 1)):
+        work.state.write(name, Record(command=command, status="done", folder=str(fold)))
+        assert main([str(path), "--root", str(tmp_path), "--status"]) == 0
+        shown = capsys.readouterr().out
+        assert (f"done    {name}: " in shown) == bool(runs)
+        assert (f"due again, and not counted: {name}: it was done by another command" in shown) == (not runs)
+        row = next(row for row in work.results().rows if row.method == "alone")
+        assert (row.done, len(row.scores)) == (runs, runs)

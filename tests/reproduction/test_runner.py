@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel
@@ -21,7 +21,7 @@ from medkd.reproduction.engines import AGAIN, Order
 from medkd.reproduction.graph import Node, Place, Trained, build_graph
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
-from medkd.reproduction.state import State
+from medkd.reproduction.state import Standing, State, standing
 from tests.reproduction.test_recipe import recipe
 
 
@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     go(tmp_path, nodes, PretendedEngine(tmp_path))
     again = PretendedEngine(tmp_path)
     assert sorted(go(tmp_path, nodes, again).done) == sorted(nodes)
-    assert again.begun == []
+    assert again.begun == ["prepare"]  # which sees itself whether plan and data are those of before
 
 
 def test_a_run_whose_folder_is_gone_is_done_again_and_its_students_are_kept(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_run_whose_folder_is_gone_is_done_again_and_its_students_are_kept(tmp_
     (gone / "fold_0").rmdir()
     again = PretendedEngine(tmp_path)
     go(tmp_path, nodes, again)
-    assert again.begun == ["tiny-alone-seed0-fold0"]
+    assert again.begun == ["prepare", "tiny-alone-seed0-fold0"]
 
 
 def test_what_fails_once_is_tried_again_and_what_fails_twice_holds_up_its_own_only(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_fails_once_is_tried_again_and_what_fails_twice_holds_up_its_own_on
     assert "tiny-kd-from-large-seed0-fold0" in outcome.done
     mended = PretendedEngine(tmp_path)
     assert sorted(go(tmp_path, nodes, mended).done) == sorted(nodes)
-    assert sorted(mended.begun) == ["middle-fold0", "tiny-kd-from-middle-seed0-fold0"]
+    assert sorted(mended.begun) == ["middle-fold0", "prepare", "tiny-kd-from-middle-seed0-fold0"]
 
 
 def test_a_command_that_outlived_the_runner_is_waited_for_and_then_asked(tmp_path: Path) -> None:
@@ -192,7 +192,24 @@ def test_a_recipe_that_changed_makes_its_runs_due_again(tmp_path: Path) -> None:
     changed[old.name] = Node(**{**vars(old), "words": (*old.words, "--epochs", "7")})
     again = PretendedEngine(tmp_path)
     go(tmp_path, changed, again)
-    assert again.begun == [old.name]
+    assert again.begun == ["prepare", old.name]
+
+
+def test_only_records_of_these_very_commands_and_of_what_they_need_count(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    go(tmp_path, nodes, PretendedEngine(tmp_path))
+    records = State(tmp_path, "toy").read()
+    assert standing(nodes, records) == Standing(records, {})
+    middle, taught = "middle-fold0", "tiny-kd-from-middle-seed0-fold0"
+    edited = {**nodes, middle: replace(nodes[middle], words=(*nodes[middle].words, "--epochs", "7"))}
+    assert standing(edited, records).outdated == {
+        middle: "it was done by another command",
+        taught: f"{middle} is not done",
+    }
+    (tmp_path / "run_large-fold0" / "fold_0").rmdir()
+    found = standing(nodes, records)
+    assert set(found.records) == {"prepare", "tiny-alone-seed0-fold0"}
+    assert found.outdated["large-fold0"] == f"{tmp_path}/run_large-fold0/fold_0 is gone"
 
 
 def test_an_interrupt_stops_the_engine(tmp_path: Path) -> None:
