@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -18,6 +19,7 @@ from medkd.core.serial import from_data
 LOG_FILE = "log.jsonl"
 TEXT_FILE = "training_log.txt"
 PICTURE = "progress.png"
+_PAUSE = 5.0  # seconds between two drawings: of short epochs, the curves would take longer than the steps
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +75,7 @@ class RunLog:
         with atomic_path(folder / LOG_FILE) as temporary:
             temporary.write_text("".join(json.dumps(asdict(r)) + "\n" for r in self.records), encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch or None)
+        self._drawn = time.monotonic()
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Write a line to the text log and to the user."""
@@ -93,6 +96,12 @@ class RunLog:
         """Make ``progress.png`` anew."""
         if self.records:
             _draw(self.records, self._folder / PICTURE)
+        self._drawn = time.monotonic()
+
+    def draw_meanwhile(self) -> None:
+        """Make ``progress.png`` anew unless that was done a moment ago; the last epochs are drawn by :meth:`close`."""
+        if time.monotonic() - self._drawn >= _PAUSE:
+            self.draw()
 
     def close(self) -> None:
         """Draw the curves and flush TensorBoard."""
@@ -150,12 +159,11 @@ def scalars(record: EpochRecord) -> dict[str, float]:
 
 
 def _draw(records: list[EpochRecord], path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(3, 1, figsize=(9, 10), sharex=True, constrained_layout=True)
+    figure = Figure(figsize=(9, 10))
+    axes: Any = figure.subplots(3, 1, sharex=True)
+    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.06, top=0.97, hspace=0.1)
     detector = records[-1].validation_score is not None
     curves: list[tuple[str, dict[str, list[float | None]]]] = [
         ("loss", _losses(records)),
@@ -169,7 +177,6 @@ def _draw(records: list[EpochRecord], path: Path) -> None:
     axes[2].set_xlabel("epoch")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)
 
 
 def _draw_lines(axis: Any, epochs: list[int], lines: Mapping[str, list[float | None]]) -> None:

@@ -12,6 +12,7 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.features import Progress
 from medkd.core.run import BEST, FINAL, LATEST, Budget
+from medkd.training import logs
 from medkd.training.logs import LOG_FILE, PICTURE, read_log
 from medkd.training.trainer import LoopSettings, Trainer
 
@@ -73,6 +74,18 @@ def test_a_killed_and_continued_run_equals_an_unbroken_one_bit_for_bit(tmp_path:
     ]
     assert timeless[0] == timeless[1]
     assert continued.seen[0].step == killed_at // 4 * 4
+
+
+@pytest.mark.parametrize(("pause", "expected"), [(0.0, [1, 2, 3, 4, 5, 6, 6]), (1e9, [6])])
+def test_curves_are_drawn_after_a_pause_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, expected: list[int]
+) -> None:
+    """Of short epochs, drawing each would take longer than the steps."""
+    drawn: list[int] = []
+    monkeypatch.setattr(logs, "_PAUSE", pause)
+    monkeypatch.setattr(logs, "_draw", lambda records, path: drawn.append(len(records)))
+    _Line(tmp_path).fit()
+    assert drawn == expected
 
 
 def test_helpers_are_trained_and_saved_for_continuing_but_never_exported(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class WriteLog(Hook):
     def after_save(self, trainer: Trainer) -> None:
         """Draw the curves."""
         if self._log is not None:
-            self._log.draw()
+            self._log.draw_meanwhile()
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Write a line to the text log and to the user."""
