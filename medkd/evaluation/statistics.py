@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 RESAMPLES = 2000
 
@@ -162,6 +161,8 @@ def mean_interval(
         drawn = np.moveaxis(np.asarray(index), axis, -1)
         return _mean_of_means(filled[drawn], known[drawn])
 
+    from scipy import stats
+
     found = stats.bootstrap(
         (np.arange(n),),
         statistic,
@@ -198,6 +199,8 @@ def _wilcoxon_p(table: np.ndarray) -> float:
     """Of the cases' means over the classes ``(cases, classes)``; 1 where no case differs, NaN for fewer than two."""
     if len(table) < 2:
         return nan
+    from scipy import stats
+
     per_case = np.nanmean(table, axis=1)
     return float(stats.wilcoxon(per_case).pvalue) if per_case.any() else 1.0
 
