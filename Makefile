@@ -12,13 +12,18 @@ STAMP := $(VENV)/.medkd-installed
 demo: $(STAMP)
 	$(BIN)/medkd_demo $(DEMO)
 
-# The tests run even where the linter complains; either fails the target. Threads of two test processes would fight for the
-# same cores, so each process gets one. A process that crashes ends the run: pytest-xdist may wait for ever after one
+# The linters run beside the tests and say what they have to say in one piece when they are done; either fails the target,
+# and Ctrl-C ends both. Threads of two test processes would fight for the same cores, so each process gets one. A process
+# that crashes ends the run: pytest-xdist may wait for ever after one
 test: $(STAMP)
-	@status=0; $(MAKE) --no-print-directory lint || status=1; \
+	@said=$$(mktemp); status=0; \
+	( trap 'kill $$work; exit 1' TERM; $(MAKE) --no-print-directory lint >$$said 2>&1 & work=$$!; \
+	  wait $$work; found=$$?; echo; cat $$said; exit $$found ) & lint=$$!; \
+	trap 'kill $$lint; rm -f $$said; exit 130' INT; \
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --max-worker-restart 0 --dist loadfile \
 	  --no-loadscope-reorder --durations=10 || status=1; \
-	exit $$status
+	wait $$lint || { status=1; cat $$said; echo "The linters failed."; }; \
+	rm -f $$said; exit $$status
 
 faults: $(STAMP)
 	MEDKD_FAULTS=full OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/training/test_sides.py -n $(WORKERS) --max-worker-restart 0 --dist load
@@ -50,6 +55,7 @@ $(STAMP): setup.py pyproject.toml medkd/__init__.py medkd/cli/__init__.py
 	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,export,serve,dev]'
+	$(BIN)/python -m compileall -q medkd dataset_conversion
 	touch $@
 
 # The environment and the demo's output; medkd_data, where results lie, is never touched
