@@ -11,6 +11,7 @@ import pytest
 import torch
 
 _FORKING = Path(__file__).parent / "faults"
+_SLOW = 200  # as many tests as a slow one takes time
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +38,16 @@ def _seed() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that strike forked commands come first, then files with many tests.
+    """Tests that strike forked commands come first, then files with much to do, so that no process ends long before
+    the other one: those with slow tests, then those with many.
 
     A process that OpenVINO, ONNX Runtime, Ray or a GUI library has given threads to cannot be forked safely: the copy
     may wait for ever for a lock that nobody holds.
     """
-    sizes = Counter(item.path for item in items)
-    items.sort(key=lambda item: (_FORKING not in item.path.parents, -sizes[item.path], str(item.path)))
+    work = Counter[Path]()
+    for item in items:
+        work[item.path] += _SLOW if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: (_FORKING not in item.path.parents, -work[item.path], str(item.path)))
 
 
 class _Names:

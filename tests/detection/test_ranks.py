@@ -63,6 +63,7 @@ def _folder(root: Path, tag: str) -> Path:
     return found / "fold_0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.tag)
 def test_two_processes_train_as_one_does(root: Path, training: Training) -> None:
     one, two = (_folder(root, f"{training.tag}-{side}") for side in ("one", "two"))

@@ -65,6 +65,7 @@ def _first_layer(job: object) -> Tensor:
     return job.detector.model[0].conv.weight.detach().clone()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_student_starts_from_its_teacher_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(502, "yolov8s", 0, _options(root))
     started: list[Tensor] = []

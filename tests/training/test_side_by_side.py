@@ -50,6 +50,7 @@ def _same(first: Path, second: Path, file: str = LATEST) -> bool:
 METHODS = ("none", "kd+at", "crosskd", "ensemble")
 
 
+@pytest.mark.slow
 def test_every_run_has_the_weights_and_losses_of_the_run_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     original = SharedTeacher.look
