@@ -1,5 +1,5 @@
 """Two training steps of every detector with every method that is defined for it; those that are not refuse with one
-sentence. Of the detectors that are much like one another a quarter is tried each day, all with ``MEDKD_ROWS=all``.
+sentence. Of the detectors that are much like one another an eighth is tried each day, all with ``MEDKD_ROWS=all``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.methods import DETECTION_METHODS
 from medkd.distillation import METHODS
 from tests.detection.toys import Batch, batch, context
+from tests.detection.tv.builders import few
 from tests.shares import of_today
 
 SIZE = 64
@@ -52,7 +53,10 @@ MIXED = [
 def built(name: str) -> Detector:
     """A detector with random weights, built once."""
     torch.manual_seed(0)
-    return DETECTORS[name].build(DetectorSpec(name, CLASSES, SIZE))
+    detector = DETECTORS[name].build(DetectorSpec(name, CLASSES, SIZE))
+    if detector.two_stage:
+        few(detector)
+    return detector
 
 
 @cache
@@ -159,10 +163,9 @@ def test_detectors_of_other_kinds_teach_by_their_features(student: str, expert: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", of_today([name for name in DETECTORS if name not in FAST], 4))
+@pytest.mark.parametrize("name", of_today([name for name in DETECTORS if name not in FAST], 8))
 def test_two_steps_of_every_other_detector_with_every_method(name: str) -> None:
-    torch.manual_seed(0)
-    student = DETECTORS[name].build(DetectorSpec(name, CLASSES, SIZE))
+    student = built.__wrapped__(name)  # these many are not kept
     kinds = ("faster_rcnn", "retinanet", "fcos", "gfl", "atss", "reppoints", "yolo")
     kind = next(k for k in kinds if name.removeprefix("mmdet_").startswith(k))
     two_steps(student, teacher("yolov8n" if kind == "yolo" else f"{kind}_r18"))

@@ -1,4 +1,7 @@
-"""Every network on a fake CUDA device, forward, backward and continued from its taps."""
+"""Every network on a fake CUDA device, forward, backward and continued from its taps.
+
+Of the networks that only repeat a smaller one's blocks a quarter is tried each day, all with ``MEDKD_ROWS=all``.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,15 @@ from medkd.networks import NETWORKS, build_network
 from medkd.networks.encoder_decoder import EncoderDecoder
 from medkd.networks.reference import reference_spec
 from tests.networks.fake_cuda import CountSyncs, backward, fake_cuda, to_fake_cuda
+from tests.shares import of_today
 
 SIDES = {2: 128, 3: 64}
-CASES = [(name, rank) for name in NETWORKS for rank in NETWORKS[name].ranks]
+DEEPER = ("mednext_b", "mednext_m", "mednext_l", "mednext_m_paper", "mednext_l_paper")  # as mednext_s, mednext_b_paper
+DEEPER += ("resenc_unet_l", "resenc_unet_xl", "pspnet_r101", "fcn_r50", "fcn_r50_d8")  # as resenc_unet_m and *_r18
+DEEPER += ("unet_r50",)  # bottlenecks are unet_r50_d8's
+EVERY = [(name, rank) for name in NETWORKS for rank in NETWORKS[name].ranks]
+CASES = [case for case in EVERY if case[0] not in DEEPER]
+CASES += of_today([case for case in EVERY if case[0] in DEEPER], 4)
 
 
 @pytest.mark.slow
