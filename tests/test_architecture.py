@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def package_of(module: str) -> str:
     return parts[1] if parts[0] == "medkd" and len(parts) > 1 else parts[0]
 
 
-def imports(source: str, module: str) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(source: str, module: str) -> tuple[tuple[str, bool], ...]:
     """Every module that ``source`` imports, and whether the import stands outside of any function."""
 
     def walk(node: ast.AST, top: bool) -> Iterator[tuple[str, bool]]:
@@ -100,7 +102,7 @@ def imports(source: str, module: str) -> Iterator[tuple[str, bool]]:
                 function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
                 yield from walk(child, top and not function and not _for_type_checkers(child))
 
-    yield from walk(ast.parse(source), True)
+    return tuple(walk(ast.parse(source), True))
 
 
 def _for_type_checkers(node: ast.AST) -> bool:
@@ -291,7 +293,7 @@ def askers(modules: dict[str, str], called: str) -> set[str]:
     """The modules that call a method or function of this name."""
     found = set()
     for module, source in modules.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(ast.parse(source if called in source else "")):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == called:
                 found.add(module)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import statistics
 from collections.abc import Iterator
 from functools import cache
@@ -30,10 +31,18 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @cache
+def _trees(folder: str) -> dict[str, ast.Module]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    gc.disable()  # it would look at all the nodes again and again
+    try:
+        return {str(p.relative_to(ROOT)): ast.parse(p.read_text(encoding="utf-8")) for p in files}
+    finally:
+        gc.enable()
+
+
 def trees(*folders: str) -> dict[str, ast.Module]:
     """Path below the repository → syntax tree."""
-    files = [p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))]
-    return {str(p.relative_to(ROOT)): ast.parse(p.read_text(encoding="utf-8")) for p in files}
+    return {name: tree for folder in folders for name, tree in _trees(folder).items()}
 
 
 def package() -> dict[str, ast.Module]:
