@@ -18,7 +18,7 @@ from medkd.detection.tv.grid import boxes_from_deltas
 from medkd.detection.tv.losses import overlap_loss
 from medkd.distillation import build_method
 from tests.detection.toys import context
-from tests.detection.tv.builders import DENSE, TOWERS, batch, make
+from tests.detection.tv.builders import DENSE, TOWERS, batch, make, narrow  # noqa: F401 - a fixture
 from tests.networks.fake_cuda import CountSyncs
 
 MOST = 2
@@ -29,6 +29,7 @@ def boxes(count: int, seed: int) -> torch.Tensor:
     return torch.cat([corners.amin(1), corners.amax(1) + 0.5], 1)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("name", DENSE)
 def test_a_step_waits_at_most_twice(name: str, empty: bool) -> None:
@@ -40,6 +41,7 @@ def test_a_step_waits_at_most_twice(name: str, empty: bool) -> None:
     assert syncs.total <= MOST, syncs.found
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("method", ["crosskd", "kd", "dkd", "cwd"])
 @pytest.mark.parametrize("name", DENSE)
 def test_a_distilled_step_waits_at_most_twice(name: str, method: str) -> None:
