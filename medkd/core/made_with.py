@@ -137,6 +137,14 @@ def state_of(file: Path) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
+def state_if_there(file: Path) -> tuple[int, ...]:
+    """:func:`state_of`, and nothing of a file that is not there."""
+    try:
+        return state_of(file)
+    except OSError:
+        return ()
+
+
 @lru_cache(maxsize=100_000)
 def _digest_of(file: Path, state: tuple[int, ...]) -> str:
     return content_digest(file)

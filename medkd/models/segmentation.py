@@ -13,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.postprocessing import Postprocessing
+from medkd.models.axes import PatchAxes
 from medkd.models.base import ModelFolder, Trained
 
 _PREPROCESSING = ("spacing", "normalization", "use_mask_for_norm", "resampling", "crop")
@@ -31,6 +32,7 @@ class TrainedModel(Trained):
         patch_size: voxels per axis, two values for a 2D network.
         mirror_axes: axes of the patch that training mirrored, and prediction may mirror.
         mirror_axes_known: False where nobody has said which axes training mirrored.
+        members: the models that it is made of, where it is several teachers.
     """
 
     plan: Plan
@@ -40,14 +42,42 @@ class TrainedModel(Trained):
     patch_size: tuple[int, ...]
     mirror_axes: tuple[int, ...]
     mirror_axes_known: bool = True
+    members: tuple[TrainedModel, ...] = ()
 
-    def allowed_axes(self, axes: Sequence[int]) -> tuple[int, ...]:
-        """Those of the ``axes`` along which a student may be mirrored: none that its teacher was kept from, since left
-        may not be right there.
+    def allowed_axes(self, student: PatchAxes, axes: Sequence[int]) -> tuple[int, ...]:
+        """Those of the ``axes`` along which a student may be mirrored: none that a teacher was kept from, since left
+        may not be right there. A teacher that sees slices alone was not kept from the axis across them.
+
+        Where nobody knows which axis is which, none is allowed, unless the teacher was kept from none.
+
+        Args:
+            student: its patch.
+            axes: of its patch.
         """
-        if not self.mirror_axes_known:
-            return tuple(axes)
-        return tuple(axis for axis in axes if axis in self.mirror_axes)
+        for model in self.members or (self,):
+            axes = model._allowed(student, axes)
+        return tuple(axes)
+
+    def mirrored_axes(self, student: PatchAxes) -> tuple[int, ...]:
+        """Axes of a student's patch along which a teacher was mirrored, as far as that is known."""
+        found: set[int] = set()
+        for model in self.members or (self,):
+            if model.mirror_axes_known:
+                found.update(student.common(range(student.rank), model._axes, model.mirror_axes))
+        return tuple(sorted(found))
+
+    @property
+    def _axes(self) -> PatchAxes:
+        return PatchAxes(self.plan, self.configuration.rank)
+
+    def _allowed(self, student: PatchAxes, axes: Sequence[int]) -> Sequence[int]:
+        kept_from = [axis for axis in range(self.configuration.rank) if axis not in self.mirror_axes]
+        if not self.mirror_axes_known or not kept_from:
+            return axes
+        if not student.comparable(self._axes):
+            return ()
+        forbidden = student.common(axes, self._axes, kept_from)
+        return [axis for axis in axes if axis not in forbidden]
 
 
 class SegmentationFolder(ModelFolder[TrainedModel]):

@@ -123,9 +123,7 @@ class SeveralTeachers(SegmentationFolder):
     def _describe(self) -> TrainedModel:
         first = self.members[0].model.describe()
         every = [member.model.describe() for member in self.members]
-        axes = tuple(axis for axis in first.mirror_axes if all(axis in model.mirror_axes for model in every))
-        known = all(model.mirror_axes_known for model in every)
-        return replace(first, networks=(), folds=(), patch_size=(), mirror_axes=axes, mirror_axes_known=known)
+        return replace(first, networks=(), folds=(), patch_size=(), mirror_axes=(), members=tuple(every))
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
         raise RunError(

@@ -18,7 +18,7 @@ from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 from medkd.core.labels import LabelSpec
-from medkd.core.made_with import content_digest, preprocessing_settings
+from medkd.core.made_with import content_digest, preprocessing_settings, state_if_there
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.pipeline import Preprocessed
@@ -140,6 +140,10 @@ class CaseStore:
                 f"Case {case} in {self.folder} is damaged ({error}); delete {case}.json there and preprocess again."
             ) from error
         return StoredCase(image, label, locations, record.properties, self.labelled)
+
+    def state(self, case: str) -> tuple[int, ...]:
+        """What changes when a case is made anew; empty where it is not there."""
+        return state_if_there(self._path(case, "json"))
 
     def record(self, case: str) -> CaseRecord:
         """Read what a case was made from.

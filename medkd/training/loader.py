@@ -123,8 +123,13 @@ class PatchBatches(Dataset[Batch]):
             return self._augmentation(image, label, *soft)
 
 
-@lru_cache(maxsize=_OPEN_CASES)
 def _open(store: Path, case: str) -> StoredCase:
+    """A case as it is now: one that was preprocessed anew in the meantime is opened anew."""
+    return _open_in_state(store, case, CaseStore(store).state(case))
+
+
+@lru_cache(maxsize=_OPEN_CASES)
+def _open_in_state(store: Path, case: str, state: tuple[int, ...]) -> StoredCase:
     return CaseStore(store).open(case)
 
 

@@ -27,8 +27,9 @@ from medkd.core.serial import to_data
 from medkd.distillation.averaging import logits_of
 from medkd.inference.predictor import Precision
 from medkd.inference.whole_cases import WholeCases
-from medkd.io.orientation import array_axes, axis_code, turn
+from medkd.io.orientation import axis_code, turn
 from medkd.io.volumes import read_image
+from medkd.models.axes import PatchAxes
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import Group, SeveralTeachers, groups_of
@@ -116,18 +117,7 @@ class StudentGrid:
         """
         if len(self.mirrored) == len(self.plan.transpose):
             return tuple(axes)
-        if (self.plan.orientation is None) != (plan.orientation is None):
-            return ()
-        ours = {_axis_of_scan(self.plan, self.rank, axis) for axis in self.mirrored}
-        return tuple(axis for axis in axes if _axis_of_scan(plan, rank, axis) in ours)
-
-
-def _axis_of_scan(plan: Plan, rank: int, axis: int) -> int:
-    """The axis of a scan along which an axis of a patch runs: of the patient where the plan turns scans, else of the
-    array.
-    """
-    own = plan.transpose[axis + len(plan.transpose) - rank]
-    return own if plan.orientation is None else array_axes(plan.orientation).index(own)
+        return PatchAxes(plan, rank).common(axes, PatchAxes(self.plan, self.rank), self.mirrored)
 
 
 class MergedPredictor:

@@ -19,6 +19,7 @@ from medkd.core.protocol_rows import merged_parameters, published_lines
 from medkd.core.run import Budget, NetworkSpec, RunDescription, RunFolder
 from medkd.core.splits import ALL, Split
 from medkd.distillation import METHODS
+from medkd.models.axes import PatchAxes
 from medkd.models.base import ModelFolder
 from medkd.models.guard import Teacher
 from medkd.models.like import prepare_if_new
@@ -312,9 +313,9 @@ def _doubt_parts(model: SeveralTeachers, strict: bool) -> None:
 
 def _warn_of_mirroring(data: SegmentationFold, teacher: Teacher[TrainedModel]) -> None:
     """A teacher that was mirrored where the student must not be cannot tell apart what differs by side."""
-    model, mirrored = teacher.model.describe(), student_axes(data)
-    beyond = [str(axis) for axis in model.mirror_axes if axis not in mirrored]
-    if beyond and model.mirror_axes_known:
+    mirrored = student_axes(data)
+    beyond = [str(axis) for axis in teacher.model.describe().mirrored_axes(_patch_axes(data)) if axis not in mirrored]
+    if beyond:
         asked = data.options.mirror_axes is not None
         who, how = (option_name("mirror_axes"), "the same option") if asked else ("the plan", "this plan")
         doubt(
@@ -334,8 +335,12 @@ def _allowed_axes(
         return (), "the plan's protocol mirrors none"
     if teacher is None:
         return axes, ""
-    allowed = teacher.model.describe().allowed_axes(axes)
+    allowed = teacher.model.describe().allowed_axes(_patch_axes(data), axes)
     return allowed, f"the teacher {teacher.model.name} was not mirrored along it"
+
+
+def _patch_axes(data: SegmentationFold) -> PatchAxes:
+    return PatchAxes(data.plan, configured(data).rank)
 
 
 def _network(data: SegmentationFold, network: str, teacher: Teacher[TrainedModel] | None) -> NetworkSpec:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from medkd.core.errors import RunError
 from medkd.core.files import atomic_path
+from medkd.core.made_with import state_if_there
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.store import CaseRecord
 
@@ -264,6 +265,10 @@ class TargetStore:
         except (OSError, ValueError, EOFError) as error:
             raise RunError(f"{path} is damaged ({error}); delete it and start again.") from error
 
+    def state(self, case: str) -> tuple[int, ...]:
+        """What changes when a target is made anew; empty where it is not there."""
+        return tuple(part for end in (".json", _PLACES) for part in state_if_there(self.folder / f"{case}{end}"))
+
     def open(self, case: str) -> StoredTarget:
         """Open a target for reading; cheap, no voxels are read.
 
@@ -279,15 +284,23 @@ class TargetStore:
             ) from error
 
 
-@lru_cache(maxsize=_OPEN_TARGETS)
 def open_target(folder: Path, case: str) -> StoredTarget:
-    """:meth:`TargetStore.open`, remembered."""
+    """:meth:`TargetStore.open`, remembered until the target is made anew."""
+    return _open_target(folder, case, TargetStore(folder).state(case))
+
+
+def open_places(folder: Path, case: str) -> dict[int, np.ndarray]:
+    """:meth:`TargetStore.places`, remembered until the target is made anew."""
+    return _open_places(folder, case, TargetStore(folder).state(case))
+
+
+@lru_cache(maxsize=_OPEN_TARGETS)
+def _open_target(folder: Path, case: str, state: tuple[int, ...]) -> StoredTarget:
     return TargetStore(folder).open(case)
 
 
 @lru_cache(maxsize=_OPEN_TARGETS)
-def open_places(folder: Path, case: str) -> dict[int, np.ndarray]:
-    """:meth:`TargetStore.places`, remembered."""
+def _open_places(folder: Path, case: str, state: tuple[int, ...]) -> dict[int, np.ndarray]:
     return TargetStore(folder).places(case)
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medkd.core.labels import LabelSpec
+from medkd.preprocessing.pipeline import Preprocessed
 from medkd.preprocessing.store import CaseStore
 from medkd.training.augmentation import Augmentation, read_size
 from medkd.training.loader import PatchBatches, iterate
@@ -51,3 +53,19 @@ def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
 def test_half_of_a_batch_of_two_shows_a_structure(tmp_path: Path) -> None:
     batches = _batches(tmp_path)
     assert all((batches[i][1][1] > 0).any() for i in range(6))
+
+
+def test_a_case_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:
+    """A notebook that mends its scans and trains again must not train on those of before."""
+    batches = _batches(tmp_path)
+    before = batches[3][0]
+    store = CaseStore(tmp_path / "preprocessed/Dataset900_Boxes/3d_fullres")
+    labels = LabelSpec.from_names(["small", "large"])
+    for case in store.cases():
+        record = store.record(case)
+        opened = store.open(case)
+        content = Preprocessed(-np.array(opened.image), np.array(opened.label), record.properties)
+        store.write(case, content, labels, record.files, record.recipe)
+    for made_before in (batches, _batches(tmp_path)):
+        assert torch.equal(made_before[3][0], _batches(tmp_path)[3][0])
+        assert not torch.equal(made_before[3][0], before)
