@@ -17,7 +17,6 @@ from medkd.core.run import (
     DETECTION,
     PLANS_FILE,
     RUN_FILE,
-    SPLIT_FILE,
     RunDescription,
     is_detection,
 )
@@ -28,10 +27,10 @@ from medkd.detection.families import register_detectors
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.weights import load_into, read_detector_weights
 from medkd.models.base import Checkpoint, ModelFolder, Trained
-from medkd.models.guard import seen_by
 from medkd.models.limits import LARGEST_IMAGE, check_size
 from medkd.models.own_run import CHECKPOINTS, OwnRun
-from medkd.models.pretrained import refuse_leak
+from medkd.models.pretrained import refuse_leak, seen_at_place
+from medkd.models.stated import named_cases
 from medkd.runtime.detection import check_sides
 
 FILE = "teacher.json"
@@ -235,8 +234,8 @@ class DetectorWeights(DetectorFolder):
         return (GIVEN,)
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
-        """The images that the description lists."""
-        return frozenset(self.described.train)
+        """The images that the description lists; they must be named as the data set names its own."""
+        return named_cases(self.described.train, cases, self.path / FILE)
 
     def weights_file(self, fold: str) -> Path:
         """The file that was given, or that the description names."""
@@ -268,7 +267,9 @@ class DetectorWeights(DetectorFolder):
         return replace(self.describe(), networks=[detector.eval()])
 
 
-def seen_by_start(path: Path, fold: int | str, split: Split, categories: Sequence[str] | None = None) -> frozenset[str]:
+def seen_by_start(
+    path: Path, fold: int | str, split: Split, cases: Sequence[str], categories: Sequence[str] | None = None
+) -> frozenset[str]:
     """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
     of teachers.
 
@@ -280,12 +281,13 @@ def seen_by_start(path: Path, fold: int | str, split: Split, categories: Sequenc
         path: the file.
         fold: which is going to be trained.
         split: its cases.
+        cases: of the data set.
         categories: of the data set; a detector for just these classes that does not say what it has seen is refused.
 
     Raises:
         LeakError: they have seen a case on which the fold is judged, or may have.
     """
-    seen = _seen_by_file(path)
+    seen = seen_at_place(path, cases)
     if seen is None and categories is not None and split.val and _classes_of(path) == set(categories):
         raise LeakError(
             f"{path} finds the very classes of this data set and does not say on which images it was trained, so it "
@@ -305,14 +307,3 @@ def _classes_of(path: Path) -> set[str]:
     except RunError:  # whoever loads it says what is wrong with it
         names = None
     return set(names or ())
-
-
-def _seen_by_file(path: Path) -> frozenset[str] | None:
-    """What the weights' place says that they have seen; None where it says nothing."""
-    for file in dict.fromkeys((path.absolute(), path.resolve())):
-        for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
-            if (folder / SPLIT_FILE).is_file():
-                return seen_by(folder)
-        if (file.parent / FILE).is_file() and (found := load(DetectorFile, file.parent / FILE)).weights == file.name:
-            return frozenset(found.train)
-    return None

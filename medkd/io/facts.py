@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from medkd.core.geometry import Geometry
-from medkd.io.orientation import axis_code, patient_axes
+from medkd.io.orientation import axis_code, patient_axes, turn
 
 _SAMPLE = 8_000  # voxels of a channel that its percentiles are taken from, evenly spread
 
@@ -43,7 +44,7 @@ class CaseFacts:
         size_mm: extent in mm along these axes.
         channels: intensities of each channel.
         volumes: label value (as text) → mm³; only labels that occur.
-        digest: hash of the voxels of all channels; equal for scans that were copied.
+        digest: hash of the voxels of all channels (:func:`add_voxels`); equal for scans that were copied.
     """
 
     case: str
@@ -88,6 +89,19 @@ def describe_case(
         volumes=volumes,
         digest=digest,
     )
+
+
+def add_voxels(digest: hashlib.blake2b, array: np.ndarray, geometry: Geometry) -> None:
+    """Hash the voxels of a channel as they lie in the patient: equal for copies whose axes are stored in another order
+    or direction, such as DICOM's LPS beside NIfTI's RAS.
+
+    Args:
+        digest: what they are added to.
+        array: ``(z, y, x)``.
+        geometry: their grid.
+    """
+    for plane in turn(array, axis_code(geometry), "RAS"):
+        digest.update(np.ascontiguousarray(plane).data)
 
 
 def describe_channel(channel: np.ndarray) -> ChannelFacts:

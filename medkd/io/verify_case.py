@@ -21,7 +21,7 @@ from medkd.io.checks import (
     label_finding,
     unreadable_finding,
 )
-from medkd.io.facts import CaseFacts, ChannelFacts, describe_case, describe_channel
+from medkd.io.facts import CaseFacts, ChannelFacts, add_voxels, describe_case, describe_channel
 from medkd.io.painted import MOST_SURE, painted_values
 from medkd.io.symmetry import MirrorPair, along_patient, mirror_pairs
 from medkd.io.volumes import read_case_file, read_label
@@ -131,7 +131,7 @@ def _check_images(case: str, paths: Iterable[Path], labels: LabelSpec | None) ->
             if grid is None:
                 grid = path, volume.geometry
             findings += grid_findings(case, *grid, path, volume.geometry)
-            digest.update(volume.array.data)
+            add_voxels(digest, volume.array, volume.geometry)
             channels.append(describe_channel(volume.array))
             if labels is not None:
                 painted.append(painted_values(volume.array, labels.values))

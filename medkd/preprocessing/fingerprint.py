@@ -16,7 +16,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.plan import IntensityStatistics
 from medkd.core.workers import run_cases, worker_count
 from medkd.io.checks import label_counts
-from medkd.io.facts import CaseFacts, describe_case, describe_channel
+from medkd.io.facts import CaseFacts, add_voxels, describe_case, describe_channel
 from medkd.io.orientation import axis_code, turn, turn_geometry
 from medkd.io.volumes import read_geometry, read_image, read_label
 from medkd.preprocessing.cropping import bounding_box, box_slices, nonzero_mask
@@ -189,7 +189,7 @@ def _describe(files: CaseFiles, ignore: int | None, quota: int, orientation: str
 def _facts(case: str, image: np.ndarray, label: np.ndarray, geometry: Geometry, ignore: int | None) -> CaseFacts:
     digest = hashlib.blake2b(digest_size=16)
     for channel in image:
-        digest.update(np.ascontiguousarray(channel).data)
+        add_voxels(digest, channel, geometry)
     counts = label_counts(label)
     if ignore is not None:
         counts.pop(ignore, None)

@@ -140,11 +140,11 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         return replace(data, weights=start_weights(asked, *find_source(asked, sources, network)))
 
     def seen_at_start(self, data: SegmentationFold) -> frozenset[str]:
-        """The cases of a fold of medkd's whose weights are taken."""
+        """What the weights that the network starts from have seen, as far as their place says it."""
         if data.weights is None:
             return frozenset()
         file = Path(data.weights.file)
-        seen = seen_at_place(file)
+        seen = seen_at_place(file, data.store.cases()) or frozenset()
         refuse_leak(file, seen, data.fold, data.split, "--weights")
         return seen
 

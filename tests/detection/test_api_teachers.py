@@ -80,6 +80,12 @@ def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(tiny: Path
     with pytest.raises(LeakError, match="for example image_0"):
         given_weights(folder, train=[f"image_{i:02d}" for i in range(10)])
         train_distill(502, str(folder), STUB, "kd", 0, options(tiny))
+    for named in ("images/train/image_00.jpg", "image_00.png", "image_00_0000", "another_set_1"):
+        given_weights(folder, train=[named])
+        with pytest.raises(RunError, match=f"'train' names {named}, which is no case of the data set"):
+            train_distill(502, str(folder), STUB, "kd", 0, options(tiny))
+        with pytest.raises(RunError, match=f"'train' names {named}, which is no case of the data set"):
+            dry_run(502, STUB, 0, options(tiny, backbone_weights=folder / "best.pt"))
     with pytest.raises(RunError, match="other classes"):
         train_distill(502, str(given_weights(folder, categories=["metal"])), STUB, "kd", 0, options(tiny))
     with pytest.raises(MedkdError, match="'train' is missing"):

@@ -64,7 +64,7 @@ def test_an_ultralytics_file_teaches_with_a_description(best: Path) -> None:
         {"network": "yolov8n", "categories": ["fracture", "text"], "train": ["a"], "image_size": 64},
     )
     source = DetectorWeights(best)
-    assert source.seen("given", (), best.parent) == {"a"} and source.folds() == ("given",)
+    assert source.seen("given", ("a", "b"), best.parent) == {"a"} and source.folds() == ("given",)
     assert source.describe().spec.image_size == 64
     assert source.network("given").spec.categories == ("fracture", "text")
     check_fits(source, "fracture", "text")

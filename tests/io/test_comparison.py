@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medkd.core.dataset import DatasetDescription
 from medkd.core.geometry import Geometry
 from medkd.io.checks import Finding
 from medkd.io.comparison import outliers
@@ -18,6 +19,7 @@ from medkd.io.orientation import CODES, axis_code, turn, turn_geometry
 from medkd.io.symmetry import mirror_pairs
 from medkd.io.verify import verify_dataset
 from medkd.io.volumes import Volume, read_volume, write_volume
+from medkd.preprocessing.fingerprint import make_fingerprint
 
 SHAPE = (12, 14, 16)
 Change = Callable[[Volume], Volume]
@@ -124,6 +126,20 @@ def test_equal_scans_under_two_names_are_twins(tmp_path: Path) -> None:
     write_volume(folder / "imagesTr/c4_0000.nii.gz", twin.array, twin.geometry)
     [finding] = warned(folder)
     assert "the same voxels in c1, c4" in finding.found
+
+
+@pytest.mark.parametrize("code", ["LPS", "PIR", "SAL"])
+def test_a_scan_that_is_stored_in_another_orientation_is_the_same_scan(tmp_path: Path, code: str) -> None:
+    folder = make_dataset(tmp_path / "D")
+    for file in ("imagesTr/c{}_0000.nii.gz", "labelsTr/c{}.nii.gz"):
+        volume = read_volume(folder / file.format(1))
+        turned = turn(volume.array, axis_code(volume.geometry), code)
+        write_volume(folder / file.format(4), turned, turn_geometry(volume.geometry, code))
+    assert any("the same voxels in c1, c4" in finding.found for finding in warned(folder))
+    made = make_fingerprint(folder, DatasetDescription.load(folder / "dataset.json"))
+    facts = {case.case: case for case in made.facts}
+    assert facts["c1"].digest == facts["c4"].digest and facts["c4"].orientation == code
+    assert len({case.digest for case in made.facts}) == len(facts) - 1
 
 
 def test_a_structure_that_a_few_of_many_cases_lack_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ import torch
 
 import medkd.training.segmentation_task as training
 from medkd.core.errors import LeakError, RunError
-from medkd.core.files import read_json
+from medkd.core.files import read_json, write_json
 from medkd.core.run import NetworkSpec
 from medkd.networks import build_network
 from medkd.networks.pretrained import start_network
@@ -108,3 +109,22 @@ def test_a_network_starts_from_a_whole_one_unless_that_saw_the_judged_cases(tmp_
         training.train(NAME, "unet_tiny", 1, options(tmp_path, weights=weights, tag="again"))
     with pytest.raises(RunError, match="does not hold all of mobile_unet"):
         training.train(NAME, "mobile_unet", 0, options(tmp_path, weights=weights, patch_size=(32, 32, 32)))
+
+
+def test_weights_have_seen_what_the_description_beside_them_says(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    first = training.train(NAME, "unet_tiny", 0, options(tmp_path))
+    judged = read_json(first / "split.json")["val"]
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    shutil.copy(first / "checkpoint_final.pt", folder / "weights.pt")
+    asked = options(tmp_path, weights=str(folder / "weights.pt"), tag="again")
+    for named, error, text in (
+        (judged, LeakError, "--weights .* was trained on"),
+        ([f"{judged[0]}_0000.nii.gz"], RunError, "is no case of the data set"),
+    ):
+        write_json(folder / "teacher.json", {"train": named})
+        with pytest.raises(error, match=text):
+            training.train(NAME, "unet_tiny", 0, asked)
+    write_json(folder / "teacher.json", {"train": judged, "weights": "other.pt"})
+    training.train(NAME, "unet_tiny", 0, asked)
