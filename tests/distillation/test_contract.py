@@ -31,6 +31,7 @@ ZERO_AT_TEACHER = {
     "pkd",
     "mimic",
     "dcd",
+    "recokd",
     "emkd",
     "cakd",
     "crosskd",

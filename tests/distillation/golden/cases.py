@@ -228,6 +228,14 @@ def _reviewkd(name: str) -> str:
     return f"fusions.{level}.{parts[part]}"
 
 
+def _recokd(name: str) -> str:
+    layer, _, rest = name.partition(".")
+    if layer == "align":
+        return f"adapters.0.{rest}"
+    network = "of_student" if layer.endswith("_s") else "of_teacher"
+    return f"{network}.0.{'look' if layer.startswith('conv_mask') else 'add'}.{rest}"
+
+
 def _adapter(name: str) -> str:
     return "adapters.0.bias" if name.endswith("_bias") else "adapters.0.weight"
 
@@ -235,6 +243,7 @@ def _adapter(name: str) -> str:
 _NAMES: Mapping[str, Any] = {
     "acf": lambda name: f"connector.{name}",
     "fourier": _fourier,
+    "recokd": _recokd,
     "reviewkd": _reviewkd,
     "maskd": _adapter,
     "freekd": _adapter,
