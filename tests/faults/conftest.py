@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +13,14 @@ from tests.faults.tally import PROPERTY
 _tried: Counter[str] = Counter()
 _lost: Counter[str] = Counter()
 _left: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_at_the_end() -> Iterator[None]:
+    """The moments at which a command changes the disk must not depend on the clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medkd.training.logs._PAUSE", math.inf)
+        yield
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.detection.tv.builders import narrow  # noqa: F401 - a fixture
 from tests.faults.killing import run_until, warm_up
 from tests.faults.stages import BUNDLE, DETECTOR, NNUNET, ONNX, PACK, Stage
 from tests.faults.tally import Tally, is_full, share_of
@@ -22,6 +23,7 @@ def made(root: Path, stage: Stage) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("stage", _FORMATS, ids=lambda stage: stage.name.replace(", ", "-"))
 def test_a_killed_replacement_leaves_the_older_or_the_newer_export(
     stage: Stage, tmp_path: Path, request: pytest.FixtureRequest
