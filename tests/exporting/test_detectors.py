@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,12 @@ from medkd.core.errors import MedkdError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.detection.detecting import Limits
 from medkd.exporting import detectors
-from medkd.exporting.detectors import export_detector
+from medkd.exporting.detectors import DetectorParity, export_detector
 from medkd.models.base import open_model
 from medkd.runtime.detection import read_detector, write_detector
 from medkd.runtime.engines import open_engine
-from medkd.runtime.package import digest_of
+from medkd.runtime.package import RECORD, digest_of
+from tests.detection.tv.builders import narrow  # noqa: F401 - a fixture
 from tests.optional import needs_ultralytics
 
 NEEDED = ("torchvision", "onnxscript", "onnxruntime")
@@ -82,21 +87,37 @@ def calibrated(family: str) -> Any:
     return tv(family)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["yolo", "end to end", *SMALL])
-def test_the_boxes_of_the_graph_are_those_of_torch(tmp_path: Path, family: str) -> None:
-    """Chosen by the graph's own suppression, read here without medkd's code."""
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A detector of a family in ``theirs`` and its export by the command in ``out``, made once; nobody may change
+    them.
+    """
     for package in NEEDED:
         pytest.importorskip(package)
-    detector = calibrated(family)
-    size = detector.spec.image_size
-    model = save(tmp_path / "theirs", detector)
-    reference = open_model(model, "detection").load().networks[0]
-    parity = export_detector(model, tmp_path / "out")
+
+    @cache
+    def made(family: str) -> Path:
+        folder = tmp_path_factory.mktemp("exported")
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main([str(save(folder / "theirs", calibrated(family))), "-o", str(folder / "out")]) == 0
+        assert "boxes are the model's, up to" in said.getvalue()
+        return folder
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["yolo", "end to end", *SMALL])
+def test_the_boxes_of_the_graph_are_those_of_torch(exports: Callable[[str], Path], family: str) -> None:
+    """Chosen by the graph's own suppression, read here without medkd's code."""
+    folder = exports(family)
+    reference = open_model(folder / "theirs" / "best.pt", "detection").load().networks[0]
+    size = reference.spec.image_size
+    parity = DetectorParity(**read_json(folder / "out" / RECORD)["parity"])
     assert parity.boxes >= 6 and parity.alone <= 1 + parity.boxes // 50
-    run = open_engine(tmp_path / "out" / "model.onnx", every=True)
+    run = open_engine(folder / "out" / "model.onnx", every=True)
     images = noise(3, size)
-    single = read_json(tmp_path / "out" / "detection.json")["single"]
+    single = read_json(folder / "out" / "detection.json")["single"]
     for index, expected in enumerate(reference.detect(images)):
         batch, place = (images[index : index + 1], 0) if single else (images, index)
         boxes, scores, selected = run(batch.numpy())
@@ -114,25 +135,21 @@ def test_the_boxes_of_the_graph_are_those_of_torch(tmp_path: Path, family: str) 
 
 @pytest.mark.parametrize("family", ["yolo", "faster_rcnn_r18"])
 def test_the_command_predicts_the_same_with_an_exported_detector(
-    tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
+    exports: Callable[[str], Path], tmp_path: Path, family: str
 ) -> None:
     """Radiographs to ``predictions.json``, also with another overlap than the graph's, and by ``medkd.load``."""
-    for package in NEEDED:
-        pytest.importorskip(package)
-    model = save(tmp_path / "theirs", calibrated(family))
-    assert main([str(model), "-o", str(tmp_path / "out")]) == 0
-    assert "boxes are the model's, up to" in capsys.readouterr().out
+    model, exported = exports(family) / "theirs" / "best.pt", exports(family) / "out"
     inputs = radiographs(tmp_path / "in")
     add_dicom(inputs)
     for options in ([], ["--overlap", "0.3", "--score", "0.05", "--most", "20"]):
         found = []
-        for name, path in (("torch", model), ("onnx", tmp_path / "out")):
+        for name, path in (("torch", model), ("onnx", exported)):
             shutil.rmtree(tmp_path / name, ignore_errors=True)
             assert predict(["-i", str(inputs), "-o", str(tmp_path / name), "-m", str(path), *options]) == 0
             found.append(read_json(tmp_path / name / "predictions.json")["images"])
         compare(*found)
     image = np.asarray(Image.open(inputs / "case_0.png"))
-    ours, theirs = medkd.load(model).predict(image), medkd.load(tmp_path / "out").predict(inputs / "case_0.png")
+    ours, theirs = medkd.load(model).predict(image), medkd.load(exported).predict(inputs / "case_0.png")
     assert np.allclose(ours.scores, theirs.scores, atol=1e-3) and len(ours.scores) > 0
 
 
@@ -158,11 +175,8 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def exported(tmp_path: Path) -> Path:
-    for package in NEEDED:
-        pytest.importorskip(package)
-    export_detector(save(tmp_path / "theirs", tv("retinanet_r18")), tmp_path / "out")
-    return tmp_path / "out"
+def exported(exports: Callable[[str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exports("retinanet_r18") / "out", tmp_path / "out"))
 
 
 def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path, tmp_path: Path) -> None:
@@ -235,6 +249,7 @@ def test_outputs_that_no_detector_gives_are_one_sentence(exported: Path) -> None
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_detector_that_finds_other_boxes_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDED:
         pytest.importorskip(package)
@@ -271,6 +286,7 @@ def unsure(detector: Any) -> Any:
     return detector
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("family", WEIGHTS)
 def test_one_changed_weight_is_found_though_nothing_is_found_in_noise(tmp_path: Path, family: str) -> None:
     """Two empty lists of boxes are alike, whatever the weights."""
