@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from medkd.io.radiographs import write_png
 from medkd.io.verify import verify_dataset
 from medkd.training.run import rehearse
 from tests.detection.builders import make_dataset, radiograph
+from tests.detection.tv.builders import build_narrow
 
 NAME = "Dataset502_Tiny"
 TV, YOLO = "retinanet_r18", "yolov8n"
@@ -51,6 +53,14 @@ def _add_plain(raw: Path, count: int = 4, *, of: Path | None = None) -> None:
         write_png(raw / "imagesUn" / f"plain_{index:02d}_0000.png", pixels)
     if of is not None:
         Image.open(of).save(raw / "imagesUn" / "twin_0000.png", compress_level=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow() -> Iterator[None]:
+    """Detectors of few channels, whose many checkpoints are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        build_narrow(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
