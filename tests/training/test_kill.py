@@ -19,14 +19,14 @@ from medkd.core.run import FINAL, LATEST
 from medkd.training.logs import read_log
 from tests.training.builders import NAME, make_dataset
 
-_EPOCHS = 40
+_EPOCHS, _KILLED = 30, 10  # all, and until when at the latest
 
 
 def _arguments(root: Path, tag: str) -> list[str]:
-    budget = ["--epochs", str(_EPOCHS), "--iterations-per-epoch", "4", "--save-every", "1"]
+    budget = ["--epochs", str(_EPOCHS), "--iterations-per-epoch", "2", "--save-every", "1"]
     return [
         "900",
-        "unet_tiny",
+        "plain_unet",
         "0",
         "--root",
         str(root),
@@ -45,16 +45,18 @@ def _arguments(root: Path, tag: str) -> list[str]:
 def test_a_run_killed_at_a_random_moment_ends_with_the_unbroken_runs_weights(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     assert main(_arguments(tmp_path, "whole")) == 0
-    folder = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0"
+    folder = tmp_path / "results" / NAME / "plain_unet__3d_fullres__killed" / "fold_0"
     command = [sys.executable, "-c", f"from medkd.cli.train import main; main({_arguments(tmp_path, 'killed')!r})"]
     # the same number of threads as here: sums over other chunks would round differently
     process = subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not (folder / LATEST).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 1.0))
+    deadline, epoch = time.monotonic() + 120, random.randrange(1, _KILLED)
+    while process.poll() is None and time.monotonic() < deadline:
+        if (folder / LATEST).exists() and len(read_log(folder)) >= epoch:
+            break
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(read_log(folder))
@@ -62,7 +64,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_unbroken_runs_weights(tmp
         f"killed too early or too late, after {done} epochs"
     )
     assert main([*_arguments(tmp_path, "killed"), "--continue"]) == 0
-    whole = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__whole" / "fold_0"
+    whole = tmp_path / "results" / NAME / "plain_unet__3d_fullres__whole" / "fold_0"
     a, b = (load_checkpoint(f / FINAL)["network"] for f in (whole, folder))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert [(r.epoch, r.train_loss) for r in read_log(whole)] == [(r.epoch, r.train_loss) for r in read_log(folder)]

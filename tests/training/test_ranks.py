@@ -113,6 +113,7 @@ def _folder(root: Path, tag: str) -> Path:
     return found / "fold_0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.tag)
 def test_two_processes_train_as_one_does(root: Path, training: Training) -> None:
     one, two = (_folder(root, f"{training.tag}-{side}") for side in ("one", "two"))
@@ -204,9 +205,9 @@ def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path: Path, killed:
 
 def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    words = ["900", "unet_tiny", "0", "--root", str(tmp_path), "--epochs", "12", "--iterations-per-epoch", "4"]
+    words = ["900", "plain_unet", "0", "--root", str(tmp_path), "--epochs", "30", "--iterations-per-epoch", "2"]
     words += ["--batch-size", "4", "--workers", "0", "--save-every", "4", "--device", "cpu", "--no-validate", "--tag"]
-    folder, log = tmp_path / "results" / NAME / "unet_tiny__3d_fullres__killed" / "fold_0", tmp_path / "log"
+    folder, log = tmp_path / "results" / NAME / "plain_unet__3d_fullres__killed" / "fold_0", tmp_path / "log"
     command = ["-m", "torch.distributed.run", "--nproc-per-node", str(COUNT), "--master-port", str(free_port())]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as file:
@@ -227,7 +228,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_one_process_goes_on(tmp_path
     assert time.monotonic() - begun < 60
     assert "--continue to go on" in log.read_text() and not (folder / FINAL).exists()
     assert main([*words, "killed", "--continue"]) == 0 and main([*words, "whole"]) == 0
-    whole = read_log(folder.parents[1] / "unet_tiny__3d_fullres__whole" / "fold_0")
+    whole = read_log(folder.parents[1] / "plain_unet__3d_fullres__whole" / "fold_0")
     for ours, theirs in zip(read_log(folder), whole, strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
 
