@@ -6,6 +6,7 @@ A hostile file would create ``marker``; the tests look for it after every way th
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from torch import nn
 
 from medkd.core.checkpoint import read_inert
 from medkd.core.errors import MedkdError, RunError
+from medkd.detection.job import DetectionJob
 from medkd.detection.weights import read_detector_weights, start_from
 from medkd.detection.yolo import YoloDetector, fit
 from tests.detection.yolo.builders import ToyDistiller, calibrated, make, make_job
@@ -80,18 +82,27 @@ def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     assert not marker.exists()
 
 
-def interrupted(folder: Path, distiller: Any = None) -> Any:
-    """A job whose training was killed in its second epoch."""
-    toy = ToyDistiller(stop_at=1) if distiller is None else distiller
-    job = make_job(folder, make(), toy)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> DetectionJob:
+    """A job whose training was killed in its second epoch; nobody may change its folder."""
+    job = make_job(tmp_path_factory.mktemp("killed"), make(), ToyDistiller(stop_at=1))
     with pytest.raises(InterruptedError):
         fit(job)
-    return replace(job, detector=make(seed=8), distiller=ToyDistiller(), resume=True)
+    return job
 
 
-def test_an_exchanged_last_file_is_not_looked_at(tmp_path: Path, evil: Touch, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interrupted(killed: DetectionJob, tmp_path: Path) -> DetectionJob:
+    """The same in a folder of the test's own, to be continued."""
+    store, folder = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (killed.store, killed.folder))
+    return replace(killed, store=store, folder=folder, detector=make(seed=8), distiller=ToyDistiller(), resume=True)
+
+
+def test_an_exchanged_last_file_is_not_looked_at(
+    interrupted: DetectionJob, evil: Touch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", "0")
-    job = interrupted(tmp_path)
+    job = interrupted
     weights = job.folder / "ultralytics" / "weights"
     for name in ("last.pt", "best.pt"):
         torch.save({"epoch": 0, "ema": evil, "model": evil, "train_args": {"distill_model": "x.pt"}}, weights / name)
@@ -99,16 +110,16 @@ def test_an_exchanged_last_file_is_not_looked_at(tmp_path: Path, evil: Touch, mo
     fit(job)  # finished: its files are tidied up
 
 
-def test_a_hostile_state_is_refused(tmp_path: Path, evil: Touch) -> None:
-    job = interrupted(tmp_path)
+def test_a_hostile_state_is_refused(interrupted: DetectionJob, evil: Touch) -> None:
+    job = interrupted
     (state,) = (job.folder / "ultralytics" / "weights").glob("state_*.pt")
     torch.save({"schema": 2, "epoch": 0, "network": evil}, state)
     with pytest.raises(RunError, match="could run code"):
         fit(job)
 
 
-def test_hostile_files_of_former_versions_are_refused(tmp_path: Path, evil: Touch) -> None:
-    job = interrupted(tmp_path)
+def test_hostile_files_of_former_versions_are_refused(interrupted: DetectionJob, evil: Touch) -> None:
+    job = interrupted
     weights = job.folder / "ultralytics" / "weights"
     for path in weights.glob("state_*.pt"):
         path.unlink()
@@ -140,9 +151,9 @@ def test_a_teacher_from_elsewhere_cannot_run_code(tmp_path: Path, evil: Touch) -
             load_backbone_weights(build("retinanet_r18"), tmp_path / name)
 
 
-def test_a_former_training_goes_on(tmp_path: Path) -> None:
+def test_a_former_training_goes_on(interrupted: DetectionJob) -> None:
     """``last.pt`` with pickled networks beside weights and helpers, as medkd kept them before."""
-    job = interrupted(tmp_path)
+    job = interrupted
     weights = job.folder / "ultralytics" / "weights"
     (path,) = weights.glob("state_*.pt")
     new = torch.load(path, weights_only=True)
@@ -201,20 +212,25 @@ import ultralytics.nn.tasks  # the user's own program has imported it before med
 from medkd.core.errors import MedkdError
 from medkd.detection.weights import read_detector_weights
 from medkd.core.checkpoint import load_checkpoint
-for read in (read_detector_weights, load_checkpoint):
-    try:
-        read(Path(sys.argv[1]))
-    except MedkdError as error:
-        print("refused", error)
+for path in sys.argv[1:]:
+    for read in (read_detector_weights, load_checkpoint):
+        try:
+            read(Path(path))
+        except MedkdError as error:
+            print("refused", error)
 """
 
 
 @pytest.mark.slow
-def test_nothing_runs_in_another_process_either(tmp_path: Path, evil: Touch) -> None:
-    torch.save({"model": evil}, tmp_path / "best.pt")
-    command = [sys.executable, "-c", SUBPROCESS, str(tmp_path / "best.pt")]
+def test_nothing_runs_in_another_process_either(tmp_path: Path) -> None:
+    marker, paths = tmp_path / "marker", []
+    for kind in HOSTILE:
+        paths.append(tmp_path / f"{kind.__name__}.pt")
+        torch.save({"model": kind(marker)}, paths[-1])
+    command = [sys.executable, "-c", SUBPROCESS, *map(str, paths)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.count("refused") == 2
+    assert result.stdout.count("refused") == 2 * len(HOSTILE)
+    assert not marker.exists()
 
 
 def test_files_that_lie_about_their_size_are_refused(tmp_path: Path) -> None:
