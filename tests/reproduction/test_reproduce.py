@@ -24,12 +24,13 @@ TOY = recipe(
     dataset={"number": 900, "name": "Phantom", "format": "phantom", "cases": 6},
     settings={
         **{"epochs": 1, "iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 32, 48], "workers": 0},
+        "width_divisor": 8,
         "configuration": "3d_fullres",
         "device": "cpu",
     },
     folds=["0"],
-    teachers={"large": {"network": "unet_tiny"}},
-    students={"tiny": {"network": "unet_tiny"}},
+    teachers={"large": {"network": "plain_unet"}},
+    students={"tiny": {"network": "plain_unet"}},
     published=[{"student": "tiny", "method": "alone", "scores": {"Dice": 0.5}, "source": "a paper"}],
     source="a paper",
 )
