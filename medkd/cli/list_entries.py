@@ -14,6 +14,7 @@ from medkd.core.files import read_json
 from medkd.core.paths import Root
 from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, RunDescription
 from medkd.core.serial import load
+from medkd.core.teachers import apart
 from medkd.io.writing.formats import FORMATS
 from medkd.tasks import every_task, task_of_file
 
@@ -178,7 +179,8 @@ def _method(path: Path) -> str:
         run = load(RunDescription, path)
     except MedkdError:
         return "run.json is not readable"
-    return ABSENT if run.method is None else f"{run.method} from {Path(run.teacher or ABSENT).name}"
+    names = [Path(name).name for name in apart(run.teacher)]
+    return ABSENT if run.method is None else f"{run.method} from {' and '.join(names) or ABSENT}"
 
 
 def _folds(run: Path) -> str:

@@ -94,7 +94,9 @@ class RunDescription:
         speed: switches of torch's that the steps had.
         method: distillation method, or None for a network trained alone.
         method_parameters: what was set for the method, by ``method.parameter``.
-        teacher: name or folder of the teacher, or None.
+        teacher: short name or folder of the teacher, or None; several may have one short name.
+        taught_by: each model that taught: its run folder's name where it is a run of the same data set, else its
+            folder; empty in files of older versions.
         targets: ``live`` where the teacher saw every patch, ``cached`` where its outputs were predicted beforehand,
             ``out-of-fold`` where those folds did that had not seen the case.
         targets_tta: whether cached outputs are means over mirrored copies.
@@ -122,6 +124,7 @@ class RunDescription:
     method: str | None = None
     method_parameters: Mapping[str, Any] = field(default_factory=dict)
     teacher: str | None = None
+    taught_by: tuple[str, ...] = ()
     targets: str = "live"
     targets_tta: bool = False
     backbone_weights: str | None = None
@@ -134,7 +137,7 @@ class RunDescription:
     protocol: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
-    schema: int = 2
+    schema: int = 3
     oldest: ClassVar[int] = 1
 
 

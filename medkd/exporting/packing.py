@@ -27,6 +27,7 @@ from medkd.core.files import atomic_path, read_json, scratch_folder, write_json,
 from medkd.core.postprocessing import POSTPROCESSING_FILE
 from medkd.core.run import BEST, CROSS_VALIDATION, DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, SPLIT_FILE
 from medkd.core.serial import save
+from medkd.core.teachers import apart, together
 from medkd.exporting.output import make_room
 from medkd.inference.postprocessing import Choice, choose_postprocessing
 from medkd.models.base import Checkpoint, ModelFolder, open_model
@@ -35,7 +36,7 @@ from medkd.models.packed import ENDING, unpacked
 _DETECTOR = "detector_run"
 _KINDS = ("run", _DETECTOR)
 _CHECKPOINTS = {"final": FINAL, "best": BEST}
-_PATHS = ("teacher", "backbone_weights")  # keys of run.json that may hold a folder of this machine
+_ELSEWHERE = "elsewhere"  # in the place of a folder of this machine, lest a model is taken for a run of its name
 _CARD = "README.md"
 
 
@@ -131,14 +132,22 @@ def _write_postprocessing(
 def _without_paths(described: Mapping[str, Any]) -> dict[str, Any]:
     """``run.json`` with the mere names of what lies somewhere on this machine."""
     cleaned = dict(described)
-    for key in _PATHS:
-        value = cleaned.get(key)
-        if isinstance(value, str):
-            cleaned[key] = _last_part(value)
+    if isinstance(cleaned.get("backbone_weights"), str):
+        cleaned["backbone_weights"] = _last_part(cleaned["backbone_weights"])
+    if isinstance(cleaned.get("teacher"), str):
+        cleaned["teacher"] = together(map(_last_part, apart(cleaned["teacher"])))
+    if isinstance(cleaned.get("taught_by"), list):
+        cleaned["taught_by"] = [_hidden(str(name)) for name in cleaned["taught_by"]]
     weights = cleaned.get("weights")
     if isinstance(weights, Mapping) and isinstance(weights.get("file"), str):
         cleaned["weights"] = {**weights, "file": _last_part(weights["file"])}
     return cleaned
+
+
+def _hidden(name: str) -> str:
+    """A run's name as it is, a folder without what lies above it."""
+    last = _last_part(name)
+    return name if last == name else f"{_ELSEWHERE}/{last}"
 
 
 def _last_part(path: str) -> str:

@@ -106,6 +106,14 @@ class ModelFolder(ABC, Generic[T]):
         """What the ``run.json`` of a student says of its teacher."""
         return str(self.path)
 
+    def taught_as(self, results: Path) -> tuple[str, ...]:
+        """What ``taught_by`` in the ``run.json`` of a student says.
+
+        Args:
+            results: results folder of the student's data set.
+        """
+        return (str(self.path),)
+
     @named_as_given()
     def describe(self) -> T:
         """What the model says of itself, without networks; read once.

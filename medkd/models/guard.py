@@ -146,9 +146,3 @@ def seen_by(folder: Path) -> frozenset[str]:
             "seen, so it may not teach where students are judged by labels; take another teacher."
         )
     return frozenset(known.train) | frozenset(known.teacher_train) | frozenset(known.unlabelled)
-
-
-def short_name(run: Path) -> str:
-    """Name of a teacher in the names of its students' runs: its network, and how it was distilled if it was."""
-    network, *rest = run.name.split("__")
-    return network if len(rest) < 2 else "-".join([network, *rest[1:2]])

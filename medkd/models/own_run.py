@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from medkd.core.checkpoint import stored_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.run import BEST, FINAL, RunDescription
+from medkd.core.teachers import short_name
 from medkd.models.base import Checkpoint, ModelFolder
-from medkd.models.guard import seen_by, short_name
+from medkd.models.guard import seen_by
 
 CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
 
@@ -47,6 +48,10 @@ class OwnRun(ModelFolder[Any]):
     def recorded(self) -> str:
         """Students name a run of their own data set by its short name."""
         return self.name
+
+    def taught_as(self, results: Path) -> tuple[str, ...]:
+        """A run beside the student's is known by its folder's name, wherever both are copied to."""
+        return (self.path.name if self.path.parent.resolve() == results.resolve() else str(self.path),)
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """The folds that have the checkpoint."""

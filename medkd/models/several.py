@@ -15,6 +15,7 @@ from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.postprocessing import Postprocessing
 from medkd.core.serial import nearest
+from medkd.core.teachers import together
 from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.found_postprocessing import stored_postprocessing
 from medkd.models.segmentation import SegmentationFolder, TrainedModel, label_meaning
@@ -79,7 +80,11 @@ class SeveralTeachers(SegmentationFolder):
     @property
     def recorded(self) -> str:
         """What ``run.json`` says of all."""
-        return " + ".join(str(member.model.path) for member in self.members)
+        return together(str(member.model.path) for member in self.members)
+
+    def taught_as(self, results: Path) -> tuple[str, ...]:
+        """Each of them."""
+        return tuple(text for member in self.members for text in member.model.taught_as(results))
 
     def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
         """What was found on the validation cases of just these folds, predicted by all together."""

@@ -140,6 +140,7 @@ def describe_run(
         method=method,
         method_parameters=dict(data.options.method_parameters),
         teacher=None if teacher is None else teacher.model.recorded,
+        taught_by=() if teacher is None else teacher.model.taught_as(data.results),
         weights=data.weights,
         protocol=data.protocol,
         published=data.published,

@@ -182,20 +182,30 @@ def start_fold(
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     check_cases(folder, split, taught_by)
-    save(folder.parent / RUN_FILE, run)
+    save(folder.parent / RUN_FILE, _as_far_as_known(folder, run))
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, taught_by, teacher_weights)
 
 
+def _as_far_as_known(folder: Path, run: RunDescription) -> RunDescription:
+    """What all folds of a run have in common: those of an older version do not say which run taught them."""
+    file = folder.parent / RUN_FILE
+    others = [path for path in folder.parent.glob("fold_*") if path != folder and _was_trained(path)]
+    if others and file.exists() and not load(RunDescription, file).taught_by:
+        return replace(run, taught_by=())
+    return run
+
+
 def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str | None:
-    """What a run folder holds otherwise than it is wanted now; precision and switches for speed may change, and which
-    layers have no counterpart in a teacher follows from the rest.
+    """What a run folder holds otherwise than it is wanted now; precision and switches for speed may change, which
+    layers have no counterpart in a teacher follows from the rest, and older files do not say which run taught.
     """
     if not (path / RUN_FILE).exists():
         return None
     known = load(RunDescription, path / RUN_FILE)
-    free = {name: getattr(known, name) for name in _FREE}
+    kept = _FREE if known.taught_by else (*_FREE, "taught_by")
+    free = {name: getattr(known, name) for name in kept}
     differs = _difference(known, replace(run, **free))
     return differs or _difference(facts.stored(path), facts.now)
 

@@ -18,9 +18,9 @@ from medkd.runtime.package import Exported
 
 KEYS: dict[type, tuple[int, str]] = {
     RunDescription: (
-        2,
+        3,
         "dataset configuration network budget mirror_axes precision speed method method_parameters "
-        "teacher targets targets_tta backbone_weights weights init random_layers unlabelled_share labels "
+        "teacher taught_by targets targets_tta backbone_weights weights init random_layers unlabelled_share labels "
         "confidence protocol published modules",
     ),
     Exported: (
@@ -70,7 +70,7 @@ def test_an_older_file_is_read_and_written_in_the_present_form(tmp_path: Path) -
 def test_a_run_of_an_older_version_is_read() -> None:
     folder = Path(__file__).parents[1] / "fixtures" / "run_of_0_1_0" / "plain_unet__3d_fullres"
     found = RunFolder.load(folder).run
-    assert found.schema == 2 and found.network.name == "plain_unet"
+    assert found.schema == 3 and found.network.name == "plain_unet"
 
 
 @pytest.mark.parametrize("described", KEYS, ids=lambda kind: kind.__name__)

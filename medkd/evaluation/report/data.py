@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +10,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Protocol
 
 from medkd.core.run import RunDescription
-from medkd.core.run_files import Cost, scored_teachers
+from medkd.core.run_files import Cost
+from medkd.core.teachers import Origin, apart
 from medkd.core.timing import Spread, Timings
+from medkd.evaluation.report.labels import tag_of
 from medkd.evaluation.statistics import Answer, Interval, PairedDifference, has_learnt, may_replace
 
 Role = Literal["teacher", "alone", "distilled"]
@@ -79,6 +80,7 @@ class RunEntry:
     Attributes:
         path: run folder.
         run: its description.
+        origin: the runs of the data set that taught it.
         role: ``teacher``, ``alone`` (a student without a teacher) or ``distilled``.
         label: a short name for tables and figures, different from every other run's.
         folds: the folds whose scores are shown, as text.
@@ -92,6 +94,7 @@ class RunEntry:
     path: Path
     run: RunDescription
     role: Role
+    origin: Origin = field(default_factory=Origin)
     label: str = ""
     folds: tuple[str, ...] = ()
     scores: Any = None
@@ -107,8 +110,8 @@ class RunEntry:
 
     @property
     def teacher_name(self) -> str:
-        """The teacher's name without any folder; empty where there is none."""
-        return PureWindowsPath(self.run.teacher).name if self.run.teacher else ""
+        """The teachers' names without any folder; empty where there is none."""
+        return " and ".join(PureWindowsPath(name).name for name in apart(self.run.teacher))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +261,7 @@ def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None
     """The same network alone, under the same configuration.
 
     Of several, method ``none`` comes before a run of ``medkd_train``, then the run's own budget, seed included, before
-    another.
+    another, then its own tag.
     """
     same = []
     for other in entries:
@@ -266,15 +269,12 @@ def baseline_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None
             continue
         if _kind(other) == _kind(entry):
             same.append(other)
-    return min(same, key=lambda e: (e.run.method != "none", e.run.budget != entry.run.budget), default=None)
+    return min(same, key=lambda other: _unlike(other, entry), default=None)
 
 
 def teacher_of(entry: RunEntry, entries: Sequence[RunEntry]) -> RunEntry | None:
-    """The run that taught this one, where it is among ``entries``."""
-    for other in entries:
-        if other is not entry and is_named(entry.run.teacher, other.path, other.run, entry.run):
-            return other
-    return None
+    """The run that taught this one, where one did, it is known which, and it is among ``entries``."""
+    return next((other for other in entries if other.name == entry.origin.only), None)
 
 
 def compare(first: RunEntry, second: RunEntry, metric: str, part: str = "") -> PairedDifference | None:
@@ -289,18 +289,9 @@ def compare(first: RunEntry, second: RunEntry, metric: str, part: str = "") -> P
     return differences.of(metric, part)
 
 
-def is_named(teacher: str | None, path: Path, run: RunDescription, student: RunDescription) -> bool:
-    """Whether ``teacher`` (a network's name, a run's name or a folder) means this run."""
-    if teacher is None or run.configuration != student.configuration:
-        return False
-    places = set()
-    for record in scored_teachers(path).values():
-        places |= {os.path.abspath(place) for place in (record.path, *record.former)}
-    if places:  # many models' folders have the same name
-        return os.path.abspath(teacher) in places
-    if run.method is None and run.network.name == teacher:
-        return True
-    return path.name in (teacher, Path(teacher).name)
+def _unlike(alone: RunEntry, entry: RunEntry) -> tuple[bool, ...]:
+    """In what a student alone differs, what matters most first."""
+    return alone.run.method != "none", alone.run.budget != entry.run.budget, tag_of(alone) != tag_of(entry)
 
 
 def _kind(entry: RunEntry) -> tuple[str, str, int]:

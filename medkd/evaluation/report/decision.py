@@ -87,12 +87,24 @@ def answer(report: Report, star: RunEntry) -> str:
     if star.role != "distilled":
         return f"{QUESTION} {ANSWERS['nothing']}: no distilled student has been scored yet."
     if teacher is None:
-        who = star.teacher_name or "its teacher"
-        return (
-            f"{QUESTION} {ANSWERS['nothing']}: {who}, the teacher of {star.label}, has no scores among these runs "
-            "(medkd_score_teacher gives an imported one its scores)."
-        )
+        return f"{QUESTION} {ANSWERS['nothing']}: {_no_teacher(star)}."
     return _answer(report, star, teacher)
+
+
+def _no_teacher(star: RunEntry) -> str:
+    """Why there is no teacher to compare with."""
+    if star.origin.unclear:
+        return (
+            f"nobody knows whether {' or '.join(star.origin.unclear)} taught {star.label}, since the run.json of "
+            f"{star.name} says '{star.run.teacher}' alone; write the right one there, as "
+            f'"taught_by": ["{star.origin.unclear[0]}"]'
+        )
+    if len(star.origin.models) > 1:
+        return f"{star.teacher_name} taught {star.label} together, and no run has their scores together"
+    return (
+        f"{star.teacher_name or 'its teacher'}, the teacher of {star.label}, has no scores among these runs "
+        "(medkd_score_teacher gives an imported one its scores)"
+    )
 
 
 def _answer(report: Report, star: RunEntry, teacher: RunEntry) -> str:

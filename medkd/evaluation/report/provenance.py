@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from html import escape
+from pathlib import PureWindowsPath
 
 from medkd.core.protocol_files import protocol_names
 from medkd.core.run import RunDescription
+from medkd.core.teachers import apart
 from medkd.evaluation.cross_validation import validation_cases
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.html import table, without_folders
@@ -62,17 +64,25 @@ def commands_of(entry: RunEntry) -> list[str]:
     elsewhere is only its name, and must be given where it lies.
     """
     run = entry.run
+    teachers = _teachers(entry)
     if run.method is None:
         start = ["medkd_train", run.dataset, run.network.name]
     else:
-        start = ["medkd_train_distill", run.dataset, entry.teacher_name or "TEACHER", run.network.name, run.method]
-    options = [*_budget_options(run), *_network_options(run), *_teacher_options(run)]
+        start = ["medkd_train_distill", run.dataset, teachers[0], run.network.name, run.method]
+    further = [word for name in teachers[1:] for word in ("--teacher", name)]
+    options = [*further, *_budget_options(run), *_network_options(run), *_teacher_options(run)]
     for module in dict.fromkeys(run.modules.values()):
         options += ["--import", module]
     tag = tag_of(entry)
     if tag:
         options += ["--tag", tag]
     return [shlex.join([*start, fold, *options]) for fold in entry.folds or ("0",)]
+
+
+def _teachers(entry: RunEntry) -> list[str]:
+    """The models that taught, runs by the names of their folders where these are known."""
+    named = entry.run.taught_by or entry.origin.sure or apart(entry.run.teacher)
+    return [PureWindowsPath(name).name for name in named] or ["TEACHER"]
 
 
 def _budget_options(run: RunDescription) -> list[str]:

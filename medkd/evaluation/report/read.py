@@ -13,9 +13,10 @@ from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.run_files import COST_FILE, LOG_FILE, chosen_runs, read_cost, read_log
 from medkd.core.serial import load
+from medkd.core.teachers import Origin, origins
 from medkd.core.timing import Timings
 from medkd.evaluation.cross_validation import scored_folds
-from medkd.evaluation.report.data import MARGIN, ROLES, Report, ReportTask, Role, RunEntry, is_named
+from medkd.evaluation.report.data import MARGIN, ROLES, Report, ReportTask, Role, RunEntry
 from medkd.evaluation.report.labels import short_names
 from medkd.tasks import task_of_run
 
@@ -73,11 +74,13 @@ def _entries(
     every: Mapping[Path, RunDescription], shown: Mapping[Path, Sequence[int | str]]
 ) -> tuple[list[RunEntry], dict[str, RunError]]:
     """The runs that can be shown, and why the others cannot."""
-    taught = [run for run in every.values() if run.teacher is not None]
+    taught_by = origins(every)
+    teachers = {name for origin in taught_by.values() for name in origin.sure}
     entries, refused = [], {}
     for path, folds in shown.items():
         try:
-            entries.append(_entry(path, every[path], _role(path, every[path], taught), folds))
+            role = _role(every[path], path.name in teachers)
+            entries.append(_entry(path, every[path], role, taught_by[path], folds))
         except RunError as error:  # its scores are not those of its weights
             refused[path.name] = error
     return entries, refused
@@ -130,13 +133,13 @@ def _common(shown: Mapping[Path, list[int | str]]) -> dict[Path, list[int | str]
     return result
 
 
-def _role(path: Path, run: RunDescription, taught: Sequence[RunDescription]) -> Role:
+def _role(run: RunDescription, teaches: bool) -> Role:
     if run.method not in (None, "none") or run.init != "random":
         return "distilled"
-    return "teacher" if any(is_named(student.teacher, path, run, student) for student in taught) else "alone"
+    return "teacher" if teaches else "alone"
 
 
-def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | str]) -> RunEntry:
+def _entry(path: Path, run: RunDescription, role: Role, origin: Origin, folds: Sequence[int | str]) -> RunEntry:
     task = task_of(run)
     first = path / f"fold_{folds[0]}" if folds else path
     scored = []
@@ -150,6 +153,7 @@ def _entry(path: Path, run: RunDescription, role: Role, folds: Sequence[int | st
         path=path,
         run=run,
         role=role,
+        origin=origin,
         folds=tuple(map(str, folds)),
         scores=scores,
         merit=merit if isfinite(merit) else -1.0,
