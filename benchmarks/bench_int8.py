@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import RESULTS, dice_of_labels, machine
-from medkd.core.dataset import CaseFiles
+from medkd.core.dataset import CaseFiles, DatasetDescription
 from medkd.core.files import read_json, write_json
-from medkd.evaluation.statistics import paired_difference
+from medkd.evaluation.scoring import description_near
+from medkd.evaluation.statistics import groups_of, paired_difference
 from medkd.inference.inputs import find_cases
 from medkd.io.volumes import read_image, read_label
 from medkd.runtime.package import RECORD
@@ -57,7 +58,10 @@ def _compared(whole: Path, quantised: Path, cases: Sequence[CaseFiles], labels: 
         dice.append([float(np.mean(dice_of_labels(found, truth))) for found in (before, after)])
     losses = 1 - np.array([np.mean(scores) for scores in agreement])
     against = np.array(dice)
-    change = paired_difference(against[:, 1], against[:, 0])
+    described = description_near(labels)
+    patients = DatasetDescription.load(described).patients if described is not None else {}
+    groups = groups_of([case.case for case in others], patients)
+    change = paired_difference(against[:, 1], against[:, 0], groups=groups)
     return {
         "scans": len(others),
         "loss": round(float(losses.mean()), 5),

@@ -11,7 +11,8 @@
     benchmarks/results/hippocampus_proof.json
 
 Runs of the same student, method, settings, start and number of steps that differ in their seed are one row. Per case
-the scores are first averaged over the seeds; the intervals are over the cases, paired with the student alone. The share
+the scores are first averaged over the seeds; the intervals are over the cases, or over patients where they are known,
+paired with the student alone. The share
 of the gap is (method - alone) / (teacher - alone), in mean foreground Dice. A curve counts as flat when the mean
 validation Dice of the last tenth of the epochs is less than 0.005 above that of the tenth before. "Steps to alone" are
 those after which the mean validation Dice of five epochs first reaches what the students alone end at, times the
@@ -36,8 +37,9 @@ from benchmarks.collect_runs import rounded
 from benchmarks.measure import machine
 from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
-from medkd.evaluation.report.data import RunEntry, gather
-from medkd.evaluation.statistics import mean_interval, paired_difference
+from medkd.evaluation.report.data import RunEntry
+from medkd.evaluation.report.read import gather
+from medkd.evaluation.statistics import groups_of, mean_interval, paired_difference
 
 METRICS = ("Dice", "HD95", "NSD")
 FLAT = 0.005
@@ -53,12 +55,22 @@ def scores(entries: Sequence[RunEntry], metric: str) -> np.ndarray:
     return np.mean(tables, axis=0)
 
 
-def by_structure(values: np.ndarray, names: Sequence[str], other: np.ndarray | None = None) -> dict[str, Any]:
-    """Interval of the mean and of every structure; of the paired difference where there is an ``other``."""
-    columns = {"mean": slice(None), **{name: i for i, name in enumerate(names)}}
+def by_structure(
+    values: np.ndarray, names: Sequence[str], groups: np.ndarray, other: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Interval of the mean and of every structure over groups of cases; of the paired difference where there is an
+    ``other``.
+    """
+    columns: dict[str, Any] = {"mean": slice(None), **{name: i for i, name in enumerate(names)}}
     if other is None:
-        return {name: rounded(asdict(mean_interval(values[:, c]))) for name, c in columns.items()}
-    return {name: rounded(asdict(paired_difference(values[:, c], other[:, c]))) for name, c in columns.items()}
+        return {name: rounded(asdict(mean_interval(values[:, c], groups=groups))) for name, c in columns.items()}
+    found = {name: paired_difference(values[:, c], other[:, c], groups=groups) for name, c in columns.items()}
+    return {name: rounded(asdict(difference)) for name, difference in found.items()}
+
+
+def groups(entry: RunEntry) -> np.ndarray:
+    """Place of each case's patient, of the cases by name."""
+    return groups_of(sorted(entry.scores.cases), entry.scores.patients)
 
 
 def curve(entry: RunEntry) -> list[float]:
@@ -104,7 +116,7 @@ def row(
         "runs": [e.path.name for e in entries],
         "steps": run.budget.epochs * run.budget.iterations_per_epoch,
         "Dice of each seed": [round(entry.scores.summary.mean_dice, 5) for entry in entries],
-        "scores": {metric: by_structure(own[metric], names) for metric in METRICS},
+        "scores": {metric: by_structure(own[metric], names, groups(entries[0])) for metric in METRICS},
         "rise over the last tenth": [round(rise(entry), 5) for entry in entries],
         "flat": max(map(rise, entries)) < FLAT,
         **speed(entries, alone, start_seconds),
@@ -122,10 +134,11 @@ def differences(
     taught = {metric: scores([teacher], metric) for metric in METRICS}
     gap = float(taught["Dice"].mean() - base["Dice"].mean())
     gain = float(own["Dice"].mean() - base["Dice"].mean())
+    patients = groups(alone[0])
     return {
-        "difference to alone": {m: by_structure(own[m], names, base[m]) for m in METRICS},
+        "difference to alone": {m: by_structure(own[m], names, patients, base[m]) for m in METRICS},
         "gap closed": round(gain / gap, 4),
-        "difference to teacher": {m: by_structure(own[m], names, taught[m]) for m in METRICS},
+        "difference to teacher": {m: by_structure(own[m], names, patients, taught[m]) for m in METRICS},
     }
 
 
@@ -147,9 +160,9 @@ def others(
     for runs in candidates:
         if runs is not alone and runs[0].path != entries[0].path:
             budget = runs[0].run.budget
-            found[str(budget.epochs * budget.iterations_per_epoch)] = by_structure(mine, [], scores(runs, "Dice"))[
-                "mean"
-            ]
+            found[str(budget.epochs * budget.iterations_per_epoch)] = by_structure(
+                mine, [], groups(runs[0]), scores(runs, "Dice")
+            )["mean"]
     return found
 
 
@@ -215,7 +228,7 @@ def main() -> None:
             "run": teacher.path.name,
             "parameters": teacher.cost.parameters,
             "macs": teacher.cost.macs,
-            "scores": {m: by_structure(scores([teacher], m), names) for m in METRICS},
+            "scores": {m: by_structure(scores([teacher], m), names, groups(teacher)) for m in METRICS},
         },
         "students": students(entries, teacher, o.start_seconds),
     }

@@ -17,7 +17,8 @@ from benchmarks.measure import machine
 from medkd.core.files import write_json
 from medkd.core.paths import Root
 from medkd.core.serial import to_data
-from medkd.evaluation.report.data import Report, RunEntry, read_report
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.report.read import read_report
 
 _METRICS = ("Dice", "HD95", "NSD")
 

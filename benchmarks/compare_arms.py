@@ -2,8 +2,8 @@
 
     python -m benchmarks.compare_arms RESULT.json -o benchmarks/results/NAME.json
 
-Per case the scores are first averaged over the seeds, and over the cases of a patient where names say the patient
-(``patient003_frame01``); intervals are 95 % bootstrap intervals over cases or patients. Every arm is compared with the
+Per case the scores are first averaged over the seeds; intervals are 95 % bootstrap intervals over patients, each with
+all of its cases, where names say the patient (``patient003_frame01``), else over cases. Every arm is compared with the
 student alone on few labels and on all labels, and with the teacher, on the same cases. A curve counts as flat where the
 mean validation Dice of its last tenth lies less than 0.005 above that of the tenth before.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.collect_runs import rounded
 from benchmarks.proof_arms import ARMS, Arm
 from medkd.core.files import read_json, write_json
-from medkd.evaluation.statistics import mean_interval, paired_difference
+from medkd.evaluation.statistics import groups_of, mean_interval, paired_difference
 
 METRICS = ("Dice", "HD95", "NSD")
 FLAT = 0.005
@@ -39,21 +39,20 @@ _TEACHERS = {
 Runs = Sequence[Mapping[str, Any]]
 
 
-def unit_of(case: str) -> str:
-    """The patient whose scan a case is, or the case."""
-    return case.rpartition("_frame")[0] or case
+def groups(run: Mapping[str, Any]) -> np.ndarray:
+    """Place of the patient of each case, by name ``(cases,)``."""
+    names = sorted(run["cases"])
+    return groups_of(names, {name: name.rpartition("_frame")[0] for name in names if "_frame" in name})
 
 
-def table(runs: Runs, metric: str) -> tuple[list[str], np.ndarray]:
-    """Cases or patients, and their scores ``(cases, structures)``, means over seeds and over a patient's cases."""
+def table(runs: Runs, metric: str) -> np.ndarray:
+    """Scores ``(cases, structures)`` of the cases by name, means over seeds."""
     names = sorted(runs[0]["cases"])
     if any(sorted(run["cases"]) != names for run in runs):
         raise ValueError("the runs of an arm were judged on different cases")
     every = np.array([[run["cases"][name][metric] for name in names] for run in runs], dtype=float)
-    means = np.nanmean(every, axis=0)
-    units = [unit_of(name) for name in names]
-    kept = list(dict.fromkeys(units))
-    return kept, np.array([means[[u == unit for u in units]].mean(0) for unit in kept])
+    means: np.ndarray = np.nanmean(every, axis=0)
+    return means
 
 
 def rise(run: Mapping[str, Any]) -> float:
@@ -71,21 +70,23 @@ def row(arm: Arm, runs: Runs, found: Mapping[str, Runs]) -> dict[str, Any]:
         "says": arm.says,
         "network": runs[0]["run"]["network"]["name"],
         "seeds": [run["seed"] for run in runs],
-        "Dice of each seed": [round(float(table([run], "Dice")[1].mean()), 5) for run in runs],
+        "Dice of each seed": [round(float(table([run], "Dice").mean()), 5) for run in runs],
         "flat": max(map(rise, runs)) < FLAT,
         "seconds per step": _step_seconds(runs),
     }
+    patients = groups(runs[0])
     for metric in METRICS:
-        scores = table(runs, metric)[1]
-        result[metric] = rounded(asdict(mean_interval(scores)))
+        scores = table(runs, metric)
+        result[metric] = rounded(asdict(mean_interval(scores, groups=patients)))
         result[f"{metric} by structure"] = [
-            rounded(asdict(mean_interval(scores[:, column]))) for column in range(scores.shape[1])
+            rounded(asdict(mean_interval(scores[:, column], groups=patients))) for column in range(scores.shape[1])
         ]
         for title, other in _others(arm).items():
             if found.get(other) and other != arm.name:
-                against = table(found[other], metric)[1]
+                against = table(found[other], metric)
                 if against.shape == scores.shape:
-                    result[f"{metric} - {title}"] = rounded(asdict(paired_difference(scores, against)))
+                    difference = paired_difference(scores, against, groups=patients)
+                    result[f"{metric} - {title}"] = rounded(asdict(difference))
     return result
 
 

@@ -23,8 +23,8 @@ from medkd.core.serial import load, nearest, save
 from medkd.evaluation.cross_validation import refuse_agreement, scored_folds
 from medkd.evaluation.segmentation.results import Summary
 from medkd.evaluation.segmentation.scored_from import check_sources
-from medkd.evaluation.statistics import Interval, finite, paired_difference
-from medkd.evaluation.table import format_interval, text_table
+from medkd.evaluation.statistics import Interval, count_patients, finite, groups_of, paired_difference, patients_of
+from medkd.evaluation.table import counted_cases, format_interval, text_table
 from medkd.tasks import task_of_run
 from medkd.training.ranks import refuse_several
 
@@ -40,9 +40,9 @@ class Candidate:
         name: its folder below the results of the data set.
         runs: whose networks predict.
         dice: mean foreground Dice over all validation cases, without post-processing.
-        low: lower bound of its 95 % interval over cases.
+        low: lower bound of its 95 % interval over patients, where they are known, else over cases.
         high: upper bound.
-        behind: by how much the best is better, paired by cases; 0 for the best.
+        behind: by how much the best is better, paired by cases; 0 for the best. Its interval is over patients, too.
         behind_low: lower bound.
         behind_high: upper bound.
         clear: whether the best is better beyond chance, see
@@ -71,12 +71,14 @@ class BestConfiguration:
         folds: on whose validation cases they were compared.
         cases: how many there are.
         candidates: the best first; of equal ones that of fewer networks.
+        patients: how many patients these show; None where none is known.
     """
 
     dataset: str
     folds: tuple[str, ...]
     cases: int
     candidates: tuple[Candidate, ...]
+    patients: int | None = None
     schema: int = 1
 
     @property
@@ -102,7 +104,8 @@ class BestConfiguration:
             rows.append([candidate.name, dice, "" if candidate is self.best else behind, mark])
         lines = text_table(["candidate", "Dice", "best − this", ""], rows[:-1], rows[-1])
         lines += [
-            f"{self.cases} cases of fold {', '.join(self.folds)}; mean [95 % interval over cases], not post-processed",
+            f"{counted_cases(self.cases, self.patients)} of fold {', '.join(self.folds)}; mean [95 % interval over "
+            f"{'cases' if self.patients is None else 'patients'}], not post-processed",
             "",
             f"best: {self.best.name}",
             f"  {self.best.command}",
@@ -167,10 +170,12 @@ def best_configuration(
         scores[(first.name, second.name)] = pair.score(wanted)
     words = ["medkd_predict", "-i", "INPUT", "-o", "OUTPUT", "-f", *map(str, wanted)]
     words += [] if root is None else ["--root", str(root)]
+    cases = [case.name for case in next(iter(scores.values())).cases]
     compared = BestConfiguration(
         dataset=name,
         folds=tuple(map(str, wanted)),
-        cases=len(next(iter(scores.values())).cases),
+        cases=len(cases),
+        patients=count_patients(cases, patients_of(scores.values())),
         candidates=tuple(_ordered(scores, lambda run: shlex.join([*words, "-m", f"{dataset}/{run}"]))),
     )
     save(place.results / name / BEST_CONFIGURATION_FILE, compared)
@@ -267,11 +272,13 @@ def _ordered(scores: Mapping[tuple[str, ...], Summary], command: Callable[[str],
     """The best first; of equal ones that of fewer networks. A name gives the command that predicts with it."""
     tables = {runs: _table(summary) for runs, summary in scores.items()}
     means = {runs: summary.mean_dice for runs, summary in scores.items()}
+    patients, first = patients_of(scores.values()), next(iter(scores.values()))
+    groups = groups_of(sorted(case.name for case in first.cases), patients) if patients else None
     order = sorted(scores, key=lambda runs: (-np.nan_to_num(means[runs], nan=-1.0), len(runs)))
     found = []
     for runs in order:
         dice = scores[runs].interval("Dice")
-        behind = paired_difference(tables[order[0]], tables[runs])
+        behind = paired_difference(tables[order[0]], tables[runs], groups=groups)
         name = "+".join(runs)
         candidate = Candidate(
             name=name,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
 
 from medkd.core.files import write_json
 from medkd.core.serial import to_data
@@ -14,19 +13,28 @@ from medkd.core.timing import Timings, readable_seconds
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.read import read_report
 from medkd.evaluation.statistics import Interval
-from medkd.evaluation.table import format_interval
+from medkd.evaluation.table import counted_cases, format_interval
 
-_WORDS = {"yes": "yes", "no": "no", "open": "not shown", "few": "too few cases", "nothing": "not learnt"}
+_WORDS = {"yes": "yes", "no": "no", "open": "not shown", "nothing": "not learnt"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean with its interval; None where there is none."""
+    """A mean with its interval; None where there is none.
+
+    Attributes:
+        mean: over cases.
+        low: lower bound, over patients where they are known, else over cases.
+        high: upper bound.
+        cases: how many there are.
+        patients: how many the interval is over; None where none are known.
+    """
 
     mean: float | None
     low: float | None
     high: float | None
     cases: int
+    patients: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +49,10 @@ class CompressedRow:
         gflops: of one patch, a multiply-add counted as two.
         seconds: for one scan, the median of all that were measured in turns.
         dice: mean over structures and cases.
-        difference: of the Dice to the teacher's, case by case.
+        difference: of the Dice to the teacher's, case by case; its interval is over patients where they are known.
         within: whether the interval of the difference lies above minus the tolerance: ``yes``, ``no``, ``open`` where
-            it holds it, ``few`` where there are too few cases to say, ``nothing`` where it or the teacher has learnt
-            nothing; None for the teacher.
+            it holds it, ``few`` where there are too few cases (or patients) to say, ``nothing`` where it or the teacher
+            has learnt nothing; None for the teacher.
     """
 
     run: str
@@ -98,7 +106,14 @@ class Compression:
             padded = [cells[0].ljust(widths[0])]
             padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
             lines.append("  ".join(padded).rstrip())
-        return [*lines, "", self.advice()]
+        return [*lines, *self._counted(), "", self.advice()]
+
+    def _counted(self) -> list[str]:
+        """What the intervals are over, where it is not cases."""
+        dice = self.rows[0].dice
+        if dice.patients is None:
+            return []
+        return [f"intervals of fold {self.fold} are over {counted_cases(dice.cases, dice.patients)}"]
 
     def advice(self) -> str:
         """Which student to take, in a sentence."""
@@ -129,8 +144,13 @@ def _cells(row: CompressedRow) -> tuple[str, ...]:
         "–" if row.seconds is None else readable_seconds(row.seconds),
         _shown(row.dice),
         "" if row.difference is None else _shown(row.difference),
-        _WORDS.get(row.within or "", ""),
+        _within(row),
     )
+
+
+def _within(row: CompressedRow) -> str:
+    few = f"too few {'cases' if row.dice.patients is None else 'patients'}"
+    return {**_WORDS, "few": few}.get(row.within or "", "")
 
 
 def _shown(value: Estimate) -> str:
@@ -174,6 +194,7 @@ def read_compression(
 def _row(report: Report, entry: RunEntry, role: str, teacher: RunEntry, timings: Timings | None) -> CompressedRow:
     spread = timings.of(entry.name) if timings else None
     difference = None if role == "teacher" else report.difference(entry, teacher)
+    own, theirs = set(entry.scores.cases), set(teacher.scores.cases)
     return CompressedRow(
         run=entry.name,
         role=role,
@@ -181,12 +202,13 @@ def _row(report: Report, entry: RunEntry, role: str, teacher: RunEntry, timings:
         parameters=entry.cost.parameters,
         gflops=None if entry.cost.macs is None else 2e-9 * entry.cost.macs,
         seconds=None if spread is None else spread.median,
-        dice=_estimate(entry.scores.value(report.task.main.key)),
-        difference=None if difference is None else _estimate(difference),
+        dice=_estimate(entry.scores.value(report.task.main.key), own, report.patients),
+        difference=None if difference is None else _estimate(difference, own & theirs, report.patients),
         within=None if difference is None else report.may_replace(entry, teacher),
     )
 
 
-def _estimate(value: Any) -> Estimate:
+def _estimate(value: Interval, cases: Collection[str], patients: Mapping[str, str]) -> Estimate:
     numbers = [number if isfinite(number) else None for number in (value.mean, value.low, value.high)]
-    return Estimate(mean=numbers[0], low=numbers[1], high=numbers[2], cases=value.n)
+    known = {"cases": len(cases), "patients": value.n} if patients else {"cases": value.n}
+    return Estimate(mean=numbers[0], low=numbers[1], high=numbers[2], **known)

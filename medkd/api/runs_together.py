@@ -41,6 +41,7 @@ class RunsTogether:
         description = DatasetDescription.load(first / DATASET_FILE)
         described = DatasetDescription.load(raw / DATASET_FILE) if (raw / DATASET_FILE).exists() else description
         self.labels = description.labels
+        self.patients = {**description.patients, **described.patients}
         self.files = {case.case: case for case in training_cases(raw, described)}
         description.save(self.folder / DATASET_FILE)
         write_json(self.folder / TEACHERS_FILE, {"teachers": [f"../{run.name}" for run in self.runs]})
@@ -71,7 +72,8 @@ class RunsTogether:
         if report.failed:
             raise DataError(next(iter(report.failed.values())))
         references = {case.case: case.label for case in cases if case.label is not None}
-        summary = evaluate_folder(target, references, self.labels, prediction_ending=output_ending(cases[0]))
+        ending = output_ending(cases[0])
+        summary = evaluate_folder(target, references, self.labels, prediction_ending=ending, patients=self.patients)
         summary = with_sources(summary, predictor.digests(), predictor.circumstances())
         summary.save(self.folder / f"fold_{fold}" / VALIDATION_SUMMARY)
         return predictor.digests()

@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from medkd.evaluation.statistics import LEVEL, RESAMPLES, Interval, PairedDifference, paired_difference
+from medkd.evaluation.statistics import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    PairedDifference,
+    Units,
+    groups_of,
+    paired_difference,
+    patients_of,
+)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -33,36 +42,49 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0) -> PairedDifference:
+def crossed_difference(
+    a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0, groups: ArrayLike | None = None
+) -> PairedDifference:
     """Mean of ``a − b`` where both were trained with several seeds: seeds and cases are both drawn anew.
 
     Seeds are a random effect: another training would have another one. Each bootstrap sample draws the seeds of ``a``,
-    those of ``b`` and the cases with replacement, the cases the same for both (Owen, Annals of Applied Statistics 1(2),
-    2007, doi:10.1214/07-AOAS122). With one seed on each side it is
-    :func:`~medkd.evaluation.statistics.paired_difference`. The p-value is Wilcoxon's, of the cases' means over the
-    seeds.
+    those of ``b`` and the cases (patients with all of their cases, where they are known) with replacement, the cases
+    the same for both (Owen, Annals of Applied Statistics 1(2), 2007, doi:10.1214/07-AOAS122). With one seed on each
+    side it is :func:`~medkd.evaluation.statistics.paired_difference`. The p-value is Wilcoxon's, of the cases' (or
+    patients') means over the seeds.
 
     Args:
         a: ``(seeds, cases)``, NaN where there is no value.
         b: ``(other seeds, cases)``, the same cases in the same order.
         level: coverage of the interval.
         seed: of the resampling.
+        groups: place of each case's patient ``(cases,)``; None draws cases.
     """
     first, second = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
     first, second = first[:, known], second[:, known]
-    plain = paired_difference(first.mean(axis=0), second.mean(axis=0), level, seed)
+    groups = None if groups is None else np.asarray(groups)[known]
+    plain = paired_difference(first.mean(axis=0), second.mean(axis=0), level, seed, groups)
     if len(first) == len(second) == 1 or plain.n < 2:
         return plain
+    ours, count = _summed(first, groups)
+    theirs, _ = _summed(second, groups)
     random = np.random.default_rng(seed)
     samples = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
-        cases = random.integers(plain.n, size=plain.n)
-        mine = first[random.integers(len(first), size=len(first))][:, cases]
-        theirs = second[random.integers(len(second), size=len(second))][:, cases]
-        samples[number] = mine.mean() - theirs.mean()
+        units = random.integers(plain.n, size=plain.n)
+        cases = count[units].sum()
+        mine = ours[random.integers(len(ours), size=len(ours))][:, units]
+        other = theirs[random.integers(len(theirs), size=len(theirs))][:, units]
+        samples[number] = mine.sum() / (len(mine) * cases) - other.sum() / (len(other) * cases)
     low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
     return PairedDifference(plain.mean, float(low), float(high), plain.n, plain.p)
+
+
+def _summed(table: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over each unit's cases ``(rows, units)`` of ``(rows, cases)`` without gaps, and its cases ``(units,)``."""
+    units = Units.of(table.T, groups)
+    return np.ascontiguousarray(units.total.T), units.count[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +93,9 @@ class Rank:
 
     Attributes:
         name: of the method.
-        mean: its rank, averaged over the cases; 1 is best.
+        mean: its rank, averaged over the cases (or patients); 1 is best.
         place: of its mean score among all, from 1.
-        interval: of that place over bootstrap samples of the cases.
+        interval: of that place over bootstrap samples of the cases (or patients).
         first: share of the samples in which it comes first.
     """
 
@@ -84,34 +106,32 @@ class Rank:
     first: float
 
 
-def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0) -> list[Rank]:
-    """How firm the order of methods by their mean score is, over bootstrap samples of the cases.
+def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0, groups: ArrayLike | None = None) -> list[Rank]:
+    """How firm the order of methods by their mean score is, over bootstrap samples of the cases or patients.
 
     Wiesenfarth et al., Scientific Reports 11, 2021, doi:10.1038/s41598-021-82017-6.
 
     Args:
         scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
         seed: of the resampling.
+        groups: place of each case's patient ``(cases,)``; None draws and ranks cases.
 
     Returns:
         The methods by their place.
     """
-    names = list(scores)
-    table = np.array([np.asarray(scores[name], float) for name in names])
-    table = table[:, np.isfinite(table).all(axis=0)]
-    cases = table.shape[1]
-    if not names or not cases:
+    names, (table, count) = list(scores), _shared(scores, groups)
+    if not count.size:
         return []
-    places = stats.rankdata(-table.mean(axis=1), method="min").astype(int)
-    ranks = stats.rankdata(-table, axis=0).mean(axis=1)
+    places = stats.rankdata(-table.sum(axis=1) / count.sum(), method="min").astype(int)
+    ranks = stats.rankdata(-table / count, axis=0).mean(axis=1)
     random = np.random.default_rng(seed)
-    drawn = random.integers(cases, size=(RESAMPLES, cases))
-    means = table[:, drawn].mean(axis=2)
+    drawn = random.integers(len(count), size=(RESAMPLES, len(count)))
+    means = table[:, drawn].sum(axis=2) / count[drawn].sum(axis=1)
     sampled = stats.rankdata(-means, axis=0, method="min")
     found = []
     for index, name in enumerate(names):
         low, high = np.percentile(sampled[index], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        interval = Interval(float(places[index]), float(low), float(high), cases)
+        interval = Interval(float(places[index]), float(low), float(high), len(count))
         first = float((sampled[index] == 1).mean())
         found.append(
             Rank(name=name, mean=float(ranks[index]), place=int(places[index]), interval=interval, first=first)
@@ -129,7 +149,7 @@ class CriticalDifference:
         groups: names of neighbours by mean rank that do not differ, at least two each; all names where Friedman's test
             finds no difference, after which no two may be compared.
         ranks: name → mean rank, 1 is best.
-        cases: on which all have a score.
+        cases: on which all have a score; patients, where these were compared.
     """
 
     distance: float
@@ -140,65 +160,89 @@ class CriticalDifference:
 
 
 FEWEST_RANKED = 11
-"""Cases below which Friedman's test has not yet its distribution (Demšar, JMLR 7, 2006, section 3.2.2)."""
+"""Cases (or patients) below which Friedman's test has not yet its distribution (Demšar, JMLR 7, 2006, section
+3.2.2)."""
 
 
-def case_table(scores: Sequence[Any]) -> np.ndarray | None:
-    """The main metric of every case that all scores have ``(scores, cases)``; None where single cases have none."""
+@dataclass(frozen=True, eq=False)
+class CaseTable:
+    """What several scores say of the cases that all of them have.
+
+    Attributes:
+        values: of the main metric ``(scores, cases)``; NaN where a case has none.
+        groups: place of each case's patient ``(cases,)``.
+        unit: what is independent: ``patient`` where patients are known, else what a case is called.
+    """
+
+    values: np.ndarray
+    groups: np.ndarray
+    unit: str
+
+
+def case_table(scores: Sequence[Any], case: str = "case") -> CaseTable | None:
+    """The main metric of every case (or what it is called) that all have; None where single cases have none."""
     if not scores or not all(hasattr(score, "case_means") for score in scores):
         return None
     values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
     shared = sorted(set.intersection(*map(set, values)))
-    return np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
+    table = np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
+    patients = patients_of(scores)
+    return CaseTable(table, groups_of(shared, patients), "patient" if patients else case)
 
 
-def why_not_ranked(scores: Mapping[str, ArrayLike], case: str = "case") -> str:
+def why_not_ranked(scores: Mapping[str, ArrayLike], case: str = "case", groups: ArrayLike | None = None) -> str:
     """Why :func:`critical_difference` is not permitted, in words; empty where it is.
 
     Args:
         scores: as there; empty where single cases have no score.
-        case: what has a score.
+        case: what has a score: what the groups are, where there are any.
+        groups: as there.
     """
     if not scores:
         return f"it would need a score of every single {case}, which this metric does not give"
     if len(scores) < 3:
         return f"Friedman's and Nemenyi's tests compare three or more, found {len(scores)}"
-    cases = _shared(scores).shape[1]
-    if cases < FEWEST_RANKED:
-        return f"Friedman's test needs {FEWEST_RANKED} {case}s or more that all have a score, found {cases}"
+    units = len(_shared(scores, groups)[1])
+    if units < FEWEST_RANKED:
+        return f"Friedman's test needs {FEWEST_RANKED} {case}s or more that all have a score, found {units}"
     return ""
 
 
-def _shared(scores: Mapping[str, ArrayLike]) -> np.ndarray:
-    """``(methods, cases)``, without cases in which any has no value."""
+def _shared(scores: Mapping[str, ArrayLike], groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over each unit's cases ``(methods, units)``, without cases in which any has no value, and how many cases
+    these are ``(units,)``.
+    """
     table = np.array([np.asarray(values, float) for values in scores.values()])
-    known: np.ndarray = table[:, np.isfinite(table).all(axis=0)]
-    return known
+    if not table.size:
+        return np.zeros((len(scores), 0)), np.zeros(0, np.int64)
+    known = np.isfinite(table).all(axis=0)
+    return _summed(table[:, known], None if groups is None else np.asarray(groups)[known])
 
 
-def critical_difference(scores: Mapping[str, ArrayLike]) -> CriticalDifference | None:
-    """Friedman's and Nemenyi's tests over cases (Demšar, JMLR 7, 2006).
+def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | None = None) -> CriticalDifference | None:
+    """Friedman's and Nemenyi's tests over cases, or over the means of patients (Demšar, JMLR 7, 2006).
 
     Args:
         scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
+        groups: place of each case's patient ``(cases,)``; None compares cases.
 
     Returns:
         None where :func:`why_not_ranked` gives a reason.
     """
-    if why_not_ranked(scores):
+    if why_not_ranked(scores, groups=groups):
         return None
-    names, table = list(scores), _shared(scores)
-    cases = table.shape[1]
+    names, (total, count) = list(scores), _shared(scores, groups)
+    table, units = total / count, len(count)
     p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
     quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
-    distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * cases)))
+    distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * units)))
     ranks = stats.rankdata(-table, axis=0).mean(axis=1)
     order = sorted(range(len(names)), key=lambda index: ranks[index])
-    groups = _groups(order, ranks, distance, names)
+    groups_of_names = _groups(order, ranks, distance, names)
     if p >= 1 - LEVEL:
-        groups = (tuple(names[index] for index in order),)
+        groups_of_names = (tuple(names[index] for index in order),)
     means = {name: float(rank) for name, rank in zip(names, ranks, strict=True)}
-    return CriticalDifference(distance=distance, p=p, groups=groups, ranks=means, cases=cases)
+    return CriticalDifference(distance=distance, p=p, groups=groups_of_names, ranks=means, cases=units)
 
 
 def _groups(order: list[int], ranks: np.ndarray, distance: float, names: list[str]) -> tuple[tuple[str, ...], ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medkd.core.run import DATASET_FILE
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +42,28 @@ def description_near(*folders: Path) -> Path | None:
             if (place / DATASET_FILE).exists():
                 return place / DATASET_FILE
     return None
+
+
+def warn_of_torn_patients(run: Path, judged: Mapping[int, Mapping[str, str]]) -> None:
+    """Name a patient who is judged in several folds: new splits keep patients together, but a user's or another
+    program's may not.
+
+    Args:
+        run: whose folds they are.
+        judged: fold → case → patient.
+    """
+    owner: dict[str, int] = {}
+    for fold, known in judged.items():
+        patients = set(known.values())
+        torn = sorted(patients & set(owner))
+        if torn:
+            _log.warning(
+                "%s: patient %s (one of %d) is judged in fold %d and in fold %d, each of which has trained on the "
+                "other's scans, so the scores flatter; train with splits that keep patients together",
+                run.name,
+                torn[0],
+                len(torn),
+                owner[torn[0]],
+                fold,
+            )
+        owner |= dict.fromkeys(patients, fold)

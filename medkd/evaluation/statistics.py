@@ -3,10 +3,10 @@ seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,9 +25,9 @@ class Interval:
 
     Attributes:
         mean: NaN where there is no value.
-        low: lower bound; NaN for fewer than two cases.
+        low: lower bound; NaN where ``n`` is below two.
         high: upper bound, likewise.
-        n: cases that have a value.
+        n: what was drawn for the bounds and has a value: patients where they are known, else cases.
     """
 
     mean: float
@@ -41,7 +41,8 @@ class PairedDifference(Interval):
     """The mean of ``a − b`` over the cases that both have, with its interval.
 
     Attributes:
-        p: two-sided p-value of Wilcoxon's signed-rank test; 1 where no case differs, NaN for fewer than two cases.
+        p: two-sided p-value of Wilcoxon's signed-rank test over cases, or over patients where they are known; 1 where
+            none differs, NaN for fewer than two.
     """
 
     p: float = nan
@@ -49,7 +50,7 @@ class PairedDifference(Interval):
     @property
     def clear(self) -> bool:
         """Whether the interval leaves 0 out and the test agrees (p < 0.05); the test alone keeps the interval honest
-        for few cases, where a bootstrap is too narrow: below six cases nothing is clear."""
+        for few cases (or patients), where a bootstrap is too narrow: below six nothing is clear."""
         return self.excludes_zero and self.p < 0.05
 
     @property
@@ -76,8 +77,8 @@ def non_inferior(difference: PairedDifference, margin: float) -> Conclusion:
     """Whether the first of two may replace the second: it is worse by no more than a margin.
 
     ``yes`` where the whole interval of ``first − second`` lies above ``−margin``, ``no`` where it lies below, ``open``
-    where it holds ``−margin``, ``few`` below :data:`FEWEST` cases. The bound of a two-sided 95 % interval is a
-    one-sided test at 2.5 % (Piaggio et al., JAMA 308(24), 2012, doi:10.1001/jama.2012.87802).
+    where it holds ``−margin``, ``few`` below :data:`FEWEST` cases (or patients). The bound of a two-sided 95 % interval
+    is a one-sided test at 2.5 % (Piaggio et al., JAMA 308(24), 2012, doi:10.1001/jama.2012.87802).
 
     Args:
         difference: ``first − second`` in a measure of which more is better.
@@ -127,12 +128,13 @@ def mean_interval(
     seed: int = 0,
     method: Literal["percentile", "BCa"] = "percentile",
     resamples: int = RESAMPLES,
+    groups: ArrayLike | None = None,
 ) -> Interval:
-    """Mean and bootstrap confidence interval over cases.
+    """Mean over cases and its bootstrap confidence interval over cases or patients.
 
-    Cases are drawn with replacement. For a matrix the statistic is the mean over classes of the classes' means over
-    cases (nnU-Net's foreground mean), and whole cases are drawn, so that classes of one case stay together.
-    Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall 1993.
+    Cases, or patients with all of their cases, are drawn with replacement. For a matrix the statistic is the mean over
+    classes of the classes' means over cases (nnU-Net's foreground mean), and whole cases are drawn, so that classes of
+    one case stay together. Efron and Tibshirani, An Introduction to the Bootstrap, Chapman & Hall 1993.
 
     Args:
         values: ``(cases,)`` or ``(cases, classes)``; NaN where a case has no value.
@@ -140,26 +142,26 @@ def mean_interval(
         seed: of the resampling.
         method: ``"percentile"`` or ``"BCa"`` (bias-corrected and accelerated).
         resamples: bootstrap samples.
+        groups: place of each case's patient ``(cases,)``, see :func:`groups_of`; None draws cases.
 
     >>> interval = mean_interval([0.8, 0.9, 0.85, 0.95])
     >>> round(interval.mean, 3), interval.low < interval.mean < interval.high
     (0.875, True)
+    >>> mean_interval([0.8, 0.8, 0.9, 0.9, 0.85, 0.85, 0.95, 0.95], groups=[0, 0, 1, 1, 2, 2, 3, 3]) == interval
+    True
     """
-    table = _rows_with_values(np.asarray(values, dtype=np.float64))
-    n = len(table)
+    units = Units.of(values, groups)
+    n = len(units.total)
     if not n:
         return UNDEFINED
-    known = np.isfinite(table)
-    filled = np.where(known, table, 0.0)
-    mean = float(_mean_of_means(filled[None], known[None])[0])
+    mean = float(units.mean_of(np.arange(n)[None])[0])
     if n < 2:
         return Interval(mean, nan, nan, n)
-    if np.ptp(table[known]) == 0:  # nothing to resample; BCa would divide by zero
+    if np.ptp(units.means[units.count > 0]) == 0:  # nothing to resample; BCa would divide by zero
         return Interval(mean, mean, mean, n)
 
     def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = np.moveaxis(np.asarray(index), axis, -1)
-        return _mean_of_means(filled[drawn], known[drawn])
+        return units.mean_of(np.moveaxis(np.asarray(index), axis, -1))
 
     from scipy import stats
 
@@ -170,48 +172,108 @@ def mean_interval(
         confidence_level=level,
         method=method,
         vectorized=True,
-        batch=max(1, 2_000_000 // table.size),
+        batch=max(1, 2_000_000 // units.total.size),
         random_state=np.random.default_rng(seed),
     )
     low, high = found.confidence_interval
     return Interval(mean, float(low), float(high), n)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0) -> PairedDifference:
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0, groups: ArrayLike | None = None
+) -> PairedDifference:
     """Mean of ``a − b`` over paired cases, bootstrap interval, and Wilcoxon's signed-rank test.
 
     Wilcoxon, Biometrics Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices
-    the test compares the cases' means over the classes that both have.
+    the test compares the cases' means over the classes that both have. Where patients are known, they are what is drawn
+    and what the test compares: the means over their cases.
 
     Args:
         a: ``(cases,)`` or ``(cases, classes)``, NaN where there is no value.
         b: the same cases (and classes) in the same order.
         level: coverage of the interval.
         seed: of the resampling.
+        groups: place of each case's patient ``(cases,)``; None takes every case for itself.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    interval = mean_interval(difference, level, seed)
-    p = _wilcoxon_p(_rows_with_values(difference))
+    interval = mean_interval(difference, level, seed, groups=groups)
+    p = _wilcoxon_p(Units.of(difference, groups).means)
     return PairedDifference(interval.mean, interval.low, interval.high, interval.n, p)
 
 
 def _wilcoxon_p(table: np.ndarray) -> float:
-    """Of the cases' means over the classes ``(cases, classes)``; 1 where no case differs, NaN for fewer than two."""
+    """Of the units' means over the classes ``(units, classes)``; 1 where none differs, NaN for fewer than two."""
     if len(table) < 2:
         return nan
     from scipy import stats
 
-    per_case = np.nanmean(table, axis=1)
-    return float(stats.wilcoxon(per_case).pvalue) if per_case.any() else 1.0
+    per_unit = np.nanmean(table, axis=1)
+    return float(stats.wilcoxon(per_unit).pvalue) if per_unit.any() else 1.0
 
 
-def _rows_with_values(values: np.ndarray) -> np.ndarray:
-    """The cases that have a value, as a table ``(cases, classes)``."""
-    table = values[:, None] if values.ndim == 1 else values
-    if not table.size:
-        return table.reshape(0, 1)
-    has_value = np.isfinite(table).any(axis=1)
-    return table[has_value]
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What intervals and tests take for independent: patients with all of their cases, or single cases.
+
+    Attributes:
+        total: sums of the values of each unit's cases ``(units, columns)``; units without any value are left out.
+        count: how many values these are, likewise.
+    """
+
+    total: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def of(cls, values: ArrayLike, groups: ArrayLike | None = None) -> Units:
+        """The units of ``(cases,)`` or ``(cases, columns)``, NaN where there is no value.
+
+        Args:
+            values: of the cases.
+            groups: place of each case's patient ``(cases,)``; None makes every case a unit.
+        """
+        table = np.asarray(values, dtype=np.float64)
+        table = table[:, None] if table.ndim == 1 else table
+        if not table.size:
+            return cls(np.zeros((0, 1)), np.zeros((0, 1), np.int64))
+        known = np.isfinite(table)
+        has_value = known.any(axis=1)
+        filled, known = np.where(known, table, 0.0)[has_value], known[has_value].astype(np.int64)
+        if groups is None:
+            return cls(filled, known)
+        names, places = np.unique(np.asarray(groups)[has_value], return_inverse=True)
+        total, count = np.zeros((len(names), table.shape[1])), np.zeros((len(names), table.shape[1]), np.int64)
+        np.add.at(total, places, filled)
+        np.add.at(count, places, known)
+        return cls(total, count)
+
+    @property
+    def means(self) -> np.ndarray:
+        """Of each unit over its cases ``(units, columns)``; NaN where it has no value."""
+        return np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan)
+
+    def mean_of(self, drawn: np.ndarray) -> np.ndarray:
+        """The mean over columns of their means over the drawn units' cases: ``(samples, units)`` → ``(samples,)``;
+        columns without a value in a sample are left out of it.
+        """
+        count = self.count[drawn].sum(axis=-2)
+        means = self.total[drawn].sum(axis=-2) / np.maximum(count, 1)
+        columns = (count > 0).sum(axis=-1)
+        return means.sum(axis=-1) / np.maximum(columns, 1)
+
+
+def count_patients(cases: Sequence[str], patients: Mapping[str, str]) -> int | None:
+    """How many patients the cases show, those without a known one counted each; None where none is known."""
+    return len(np.unique(groups_of(cases, patients))) if patients else None
+
+
+def patients_of(scores: Iterable[Any]) -> dict[str, str]:
+    """Case → patient, as any of several scores of the same cases say it under ``patients``; of different answers the
+    first. Scores of a task that knows no patients have none.
+    """
+    found: dict[str, str] = {}
+    for score in scores:
+        found = {**getattr(score, "patients", {}), **found}
+    return found
 
 
 def groups_of(cases: Sequence[str], patients: Mapping[str, str]) -> np.ndarray:
@@ -277,11 +339,3 @@ def interval_json(interval: Interval) -> dict[str, float | int | None]:
         "high": finite(interval.high),
         "n": interval.n,
     }
-
-
-def _mean_of_means(filled: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """``(samples, cases, classes)`` → ``(samples,)``; classes without a value in a sample are left out of it."""
-    count = known.sum(axis=-2)
-    means = filled.sum(axis=-2) / np.maximum(count, 1)
-    classes = (count > 0).sum(axis=-1)
-    return means.sum(axis=-1) / np.maximum(classes, 1)

@@ -18,6 +18,12 @@ def format_interval(interval: Interval, decimals: int) -> str:
     return f"{mean} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
 
 
+def counted_cases(cases: int, patients: int | None, case: str = "case") -> str:
+    """``24 cases``; ``12 patients (24 cases)`` where patients are known."""
+    counted = f"{cases} {case}s"
+    return counted if patients is None else f"{patients} patients ({counted})"
+
+
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[str]) -> list[str]:
     """Lines of a table: the first column to the left, the others to the right, rules below the head and above the last
     row.

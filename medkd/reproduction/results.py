@@ -14,6 +14,7 @@ from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
 from medkd.evaluation.ranking import (
+    CaseTable,
     CriticalDifference,
     Rank,
     case_table,
@@ -25,7 +26,16 @@ from medkd.evaluation.ranking import (
 )
 from medkd.evaluation.report.data import MARGIN, Metric, ReportTask
 from medkd.evaluation.report.read import task_of
-from medkd.evaluation.statistics import FEWEST, Answer, Interval, PairedDifference, may_replace
+from medkd.evaluation.statistics import (
+    FEWEST,
+    Answer,
+    Interval,
+    PairedDifference,
+    count_patients,
+    may_replace,
+    patients_of,
+)
+from medkd.evaluation.table import counted_cases
 from medkd.reproduction.graph import Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe
 from medkd.reproduction.search import BEST_FILE, Best, shown
@@ -46,7 +56,7 @@ class Row:
         done: runs that are done.
         total: runs that the recipe has.
         scores: of each seed, over the folds that are done.
-        values: metric → mean over seeds and cases, with the interval over cases.
+        values: metric → mean over seeds and cases, with the interval over cases or patients.
         to_alone: difference of the main metric to the same student alone; None where it is not known.
         p: of that difference, corrected for the methods of this student (Holm).
         to_teacher: difference to the teacher.
@@ -100,6 +110,9 @@ class Results:
         ranks: student → its ways to train by their place; empty where a score per case is not defined or missing.
         differences: student → what Nemenyi's test cannot tell apart.
         unranked: student → why that test is not permitted.
+        unit: what intervals and tests take for independent: ``patient`` where these are known, else ``case`` or what
+            the task calls it.
+        counted: how many there are, as ``12 patients (24 cases)``; empty where no patients are known.
         margin: the loss up to which a student may replace its teacher.
     """
 
@@ -110,6 +123,8 @@ class Results:
     ranks: Mapping[str, list[Rank]]
     differences: Mapping[str, CriticalDifference]
     unranked: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "case"
+    counted: str = ""
     margin: float = MARGIN
 
 
@@ -146,7 +161,8 @@ def collect(
             margin=margin,
         )
     compared = _corrected([_compared(row, rows, task, margin) for row in rows])
-    ranks, differences, unranked = _ranked(compared)
+    counted = _counted(compared, task.case)
+    ranks, differences, unranked = _ranked(compared, task.case)
     return Results(
         title=recipe.title,
         source=recipe.source,
@@ -155,8 +171,17 @@ def collect(
         ranks=ranks,
         differences=differences,
         unranked=unranked,
+        unit="patient" if counted else task.case,
+        counted=counted,
         margin=margin,
     )
+
+
+def _counted(rows: Sequence[Row], case: str) -> str:
+    scores = [score for row in rows for score in row.scores]
+    cases = list(dict.fromkeys(name for score in scores for name in score.cases))
+    patients = count_patients(cases, patients_of(scores))
+    return "" if patients is None else counted_cases(len(cases), patients, case)
 
 
 def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -> tuple[Row, ReportTask | None]:
@@ -262,10 +287,10 @@ def _first(rows: Sequence[Row], kind: Kind, **names: str | None) -> Row | None:
 def _difference(first: Row, second: Row | None, metric: str) -> PairedDifference | None:
     if second is None or not first.scores or not second.scores:
         return None
-    tables = case_table([*first.scores, *second.scores])
-    if tables is not None:
+    table = case_table([*first.scores, *second.scores])
+    if table is not None:
         split = len(first.scores)
-        found = crossed_difference(tables[:split], tables[split:])
+        found = crossed_difference(table.values[:split], table.values[split:], groups=table.groups)
         return found if np.isfinite(found.mean) else None
     return _mean_difference(first, second, metric)
 
@@ -295,32 +320,41 @@ def _corrected(rows: list[Row]) -> list[Row]:
     return result
 
 
-def _ranked(rows: Sequence[Row]) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference], dict[str, str]]:
+def _ranked(
+    rows: Sequence[Row], case: str
+) -> tuple[dict[str, list[Rank]], dict[str, CriticalDifference], dict[str, str]]:
     ranks, differences, unranked = {}, {}, {}
-    for student in dict.fromkeys(row.student for row in rows if row.student is not None):
-        known = [row for row in rows if row.student == student and row.scores]
-        if len(known) < 2:
-            continue
-        means = _case_means(known)
+    for student, known in _scored_rows(rows).items():
+        table = case_table([score for row in known for score in row.scores], case)
+        means = _case_means(known, table)
+        groups, unit = (None, case) if table is None else (table.groups, table.unit)
         if means:
-            ranks[student] = rank_stability(means)
-        groups = critical_difference(means)
-        if groups is None:
-            unranked[student] = why_not_ranked(means)
+            ranks[student] = rank_stability(means, groups=groups)
+        found = critical_difference(means, groups)
+        if found is None:
+            unranked[student] = why_not_ranked(means, unit, groups)
         else:
-            differences[student] = groups
+            differences[student] = found
     return ranks, differences, unranked
 
 
-def _case_means(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def _scored_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Student → its rows that have scores, where there are two at least."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.student is not None and row.scores:
+            found.setdefault(row.student, []).append(row)
+    return {student: known for student, known in found.items() if len(known) > 1}
+
+
+def _case_means(rows: Sequence[Row], table: CaseTable | None) -> dict[str, np.ndarray]:
     """Way to train → the main metric of every case, over the seeds; empty where cases have none of their own."""
-    tables = case_table([score for row in rows for score in row.scores])
-    if tables is None or not tables.shape[1]:
+    if table is None or not table.values.shape[1]:
         return {}
     means, start = {}, 0
     for row in rows:
         end = start + len(row.scores)
         origin = f" from {row.teacher}" if row.teacher else ""
-        means[f"{row.method}{origin}"] = tables[start:end].mean(axis=0)
+        means[f"{row.method}{origin}"] = table.values[start:end].mean(axis=0)
         start = end
     return means

@@ -14,7 +14,7 @@ from medkd.evaluation.table import format_interval
 from medkd.reproduction.results import Results, Row
 
 _UNDECIDED = "="
-_ANSWERS = {"yes": "yes", "no": "no", "open": "open", "few": "too few cases", "nothing": "not learnt"}
+_ANSWERS = {"yes": "yes", "no": "no", "open": "open", "nothing": "not learnt"}
 
 
 def head(results: Results) -> list[str]:
@@ -43,7 +43,8 @@ def cells(results: Results, row: Row) -> list[str]:
     found.append(mark + _signed(row.to_alone, decimals))
     found.append(f"{row.p:.3g}" if isfinite(row.p) else "–")
     found.append(_signed(row.to_teacher, decimals))
-    found.append(_or_dash(_ANSWERS.get(row.replaces or "")))
+    answers = {**_ANSWERS, "few": f"too few {results.unit}s"}
+    found.append(_or_dash(answers.get(row.replaces or "")))
     found.append(_or_dash("; ".join(_published(entry.scores) for entry in row.published)))
     return found
 
@@ -85,11 +86,7 @@ def markdown(results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """What the table cannot say in its cells."""
-    lines = [""]
-    if any(row.told_apart is False for row in results.rows):
-        lines.append(
-            f"{_UNDECIDED}  cannot be told from the student alone (95 % interval, and p after Holm's correction)"
-        )
+    lines = ["", *_about_chance(results)]
     for student in results.ranks:
         lines += _ranking(results, student)
     lines += [f"no ranks are tested for {student}: {reason}" for student, reason in results.unranked.items()]
@@ -102,11 +99,23 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
+def _about_chance(results: Results) -> list[str]:
+    """What marks a difference that is none, and what intervals and tests are over where it is not cases."""
+    lines = []
+    if any(row.told_apart is False for row in results.rows):
+        lines.append(
+            f"{_UNDECIDED}  cannot be told from the student alone (95 % interval, and p after Holm's correction)"
+        )
+    if results.counted:
+        lines.append(f"intervals, p and ranks are over patients: {results.counted}")
+    return lines
+
+
 def _ranking(results: Results, student: str) -> list[str]:
     order = []
     for rank in results.ranks[student]:
         order.append(f"{rank.place} {rank.name} ({rank.interval.low:.0f}–{rank.interval.high:.0f})")
-    lines = [f"order for {student}, with 95 % of the bootstrap samples of the cases: {', '.join(order)}"]
+    lines = [f"order for {student}, with 95 % of the bootstrap samples of the {results.unit}s: {', '.join(order)}"]
     found = results.differences.get(student)
     if found is not None:
         groups = "; ".join(" = ".join(group) for group in found.groups) or "none"
@@ -173,6 +182,8 @@ def json_rows(results: Results) -> list[dict[str, Any]]:
         entry["replaces_teacher"] = row.replaces
         if row.tuned:
             entry["searched"] = list(row.tuned)
+        if results.counted:
+            entry["unit"] = results.unit
         entry["published"] = [dict(published.scores) for published in row.published]
         found.append(entry)
     return found

@@ -73,7 +73,8 @@ def finish_fold(
         )
         return None
     target = folder / VALIDATION
-    references, ending = _references(run.dataset, raw, fold, cases), writable_ending(run.dataset.file_ending)
+    described = _described(run.dataset, raw, fold)
+    references, ending = _references(described, raw, fold, cases), writable_ending(run.dataset.file_ending)
     known = KnownPredictions(target, predictor.digests(), predictor.circumstances())
     for case in tqdm(cases, unit="case", desc="validation", disable=None):
         path, source = target / f"{case}{ending}", source_of(store.record(case))
@@ -85,7 +86,8 @@ def finish_fold(
             )
             write_volume(path, labels, stored.properties.geometry)
             known.add(path, source)
-    summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending)
+    patients = {**run.dataset.patients, **described.patients}
+    summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending, patients=patients)
     summary = _with_legacy(summary, run, target, references, ending)
     summary = with_sources(summary, predictor.digests(), predictor.circumstances())
     summary.save(target / SUMMARY)
@@ -99,15 +101,24 @@ def finish_fold(
     return summary
 
 
-def _references(dataset: DatasetDescription, raw: Path, fold: str, cases: Sequence[str]) -> dict[str, Path]:
+def _described(dataset: DatasetDescription, raw: Path, fold: str) -> DatasetDescription:
+    """The raw data set as it is now, else as it was preprocessed."""
+    try:
+        return DatasetDescription.load(raw / DATASET_FILE) if (raw / DATASET_FILE).exists() else dataset
+    except DataError as error:
+        raise _not_scored(fold, error) from error
+
+
+def _not_scored(fold: str, error: DataError) -> MedkdError:
+    return MedkdError(f"Fold {fold} cannot be scored; restore the raw data set and use --continue: {error}")
+
+
+def _references(described: DatasetDescription, raw: Path, fold: str, cases: Sequence[str]) -> dict[str, Path]:
     """Case id → reference label map of the fold's validation cases."""
     try:
-        described = DatasetDescription.load(raw / DATASET_FILE) if (raw / DATASET_FILE).exists() else dataset
         labels = {files.case: files.label for files in training_cases(raw, described)}
     except DataError as error:
-        raise MedkdError(
-            f"Fold {fold} cannot be scored; restore the raw data set and use --continue: {error}"
-        ) from error
+        raise _not_scored(fold, error) from error
     found = {case: path for case in cases if (path := labels.get(case)) is not None and path.exists()}
     missing = [case for case in cases if case not in found]
     if missing:

@@ -16,6 +16,7 @@ from medkd.core.run import VALIDATION_SUMMARY
 from medkd.evaluation.detection.folder import References, evaluate_detections
 from medkd.evaluation.detection.predictions import DetectionPredictions, ImagePredictions
 from medkd.evaluation.detection.results import DetectionSummary, summary_text
+from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.statistics import finite
 
 _MEANS = ("AP", "AP50")
@@ -64,6 +65,7 @@ class DetectionFolds:
 
     def merge(self, run: Path, parts: Mapping[int, FoldDetections]) -> FoldDetections:
         """All detections, scored together; the scores of a single fold are kept as they were read."""
+        warn_of_torn_patients(run, {fold: part.summary.patients for fold, part in parts.items()})
         first = next(iter(parts.values())).summary
         images: dict[str, ImagePredictions] = {}
         annotations: dict[str, BoxAnnotation] = {}

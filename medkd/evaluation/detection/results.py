@@ -18,8 +18,8 @@ from medkd.evaluation.detection.matching import Criterion
 from medkd.evaluation.detection.metrics import RATES, Key, rate_key
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.evaluation.entries import Entry
-from medkd.evaluation.statistics import LEVEL, UNDEFINED, Interval, finite, interval_json
-from medkd.evaluation.table import format_interval, text_table
+from medkd.evaluation.statistics import LEVEL, UNDEFINED, Interval, count_patients, finite, interval_json
+from medkd.evaluation.table import counted_cases, format_interval, text_table
 
 SCHEMA = 1
 TEXT = "text"
@@ -157,12 +157,11 @@ class DetectionSummary:
 
     def _counts_json(self) -> dict[str, int | None]:
         with_boxes = [case for case, truth in self.truths.items() if len(truth)]
-        patients = {self.patients.get(case, case) for case in self.truths}
         return {
             "images": len(self.truths),
             "images_with_boxes": len(with_boxes),
             "boxes": self.boxes(),
-            "patients": len(patients) if self.patients else None,
+            "patients": count_patients(list(self.truths), self.patients),
         }
 
     def _values_json(self, category: str) -> dict[str, Any]:
@@ -238,10 +237,8 @@ def summary_text(summary: DetectionSummary) -> str:
     if summary.skipped:
         lines.append(f"classes without a reference box, not counted: {', '.join(summary.skipped)}")
     unit = "patients" if summary.patients else "images"
-    lines.append(
-        f"{len(summary.truths)} images; mean [95 % interval over {unit}]; S@1 is the sensitivity at 1 false positive "
-        "per image"
-    )
+    counted = counted_cases(len(summary.truths), count_patients(list(summary.truths), summary.patients), "image")
+    lines.append(f"{counted}; mean [95 % interval over {unit}]; S@1 is the sensitivity at 1 false positive per image")
     return "\n".join(lines)
 
 

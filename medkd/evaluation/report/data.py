@@ -14,7 +14,7 @@ from medkd.core.run_files import Cost
 from medkd.core.teachers import Origin, apart
 from medkd.core.timing import Spread, Timings
 from medkd.evaluation.report.labels import tag_of
-from medkd.evaluation.statistics import Answer, Interval, PairedDifference, has_learnt, may_replace
+from medkd.evaluation.statistics import Answer, Interval, PairedDifference, has_learnt, may_replace, patients_of
 
 Role = Literal["teacher", "alone", "distilled"]
 ROLES: tuple[Role, ...] = ("teacher", "alone", "distilled")
@@ -197,6 +197,16 @@ class Report:
     @cached_property
     def _compared(self) -> dict[tuple[str, str], Differences]:
         return {}
+
+    @cached_property
+    def patients(self) -> Mapping[str, str]:
+        """Scored case → its patient, as any run knows it."""
+        return patients_of([entry.scores for entry in self.scored])
+
+    @property
+    def unit(self) -> str:
+        """What intervals and tests take for independent: ``patient`` where these are known, else the task's case."""
+        return "patient" if self.patients else self.task.case
 
     def difference(
         self, first: RunEntry, second: RunEntry | None, metric: str = "", part: str = ""

@@ -8,7 +8,8 @@ from math import isfinite
 
 from medkd.core.agreements import agreement_text
 from medkd.evaluation.report.data import Report, RunEntry
-from medkd.evaluation.statistics import FEWEST, Answer, PairedDifference
+from medkd.evaluation.statistics import FEWEST, Answer, PairedDifference, count_patients
+from medkd.evaluation.table import counted_cases
 
 ANSWERS: dict[Answer, str] = {
     "yes": "Yes",
@@ -58,7 +59,9 @@ def verdict(report: Report) -> list[str]:
     else:
         mean = star.scores.value(report.task.main.key).mean
         reached = f"{mean:.3f} {report.task.main.name}" if isfinite(mean) else "no score"
-        sentences.append(f"{star.label} reaches {reached} on {len(star.scores.cases)} validation {report.task.case}s.")
+        cases = list(star.scores.cases)
+        counted = counted_cases(len(cases), count_patients(cases, report.patients), f"validation {report.task.case}")
+        sentences.append(f"{star.label} reaches {reached} on {counted}.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -120,7 +123,7 @@ def _answer(report: Report, star: RunEntry, teacher: RunEntry) -> str:
         return f"{start} {star.label} and {teacher.label} share no scored {report.task.case}."
     if decision.answer == "nothing":
         return f"{start} {star.label} has learnt nothing yet ({name} below {report.task.learnt:g})."
-    counted = f"{difference.n} {unit(report, star, difference)}"
+    counted = f"{difference.n} {report.unit}s"
     shown = f"{difference.mean:+.3f} {name}{_bounds(difference)}, {counted}"
     if decision.answer == "few":
         return f"{start} {counted} are too few, at least {FEWEST} are needed ({star.label} − {teacher.label}: {shown})."
@@ -134,12 +137,6 @@ def _answer(report: Report, star: RunEntry, teacher: RunEntry) -> str:
     )
 
 
-def unit(report: Report, entry: RunEntry, difference: PairedDifference) -> str:
-    """What a difference's number counts: cases, images, or patients where these are fewer."""
-    plural = f"{report.task.case}s"
-    return plural if difference.n == len(entry.scores.cases) or report.task.case == "case" else f"{plural} or patients"
-
-
 def _parts(report: Report, star: RunEntry) -> str:
     """Structure by structure, where there are several."""
     parts = [decision for decision in decisions(report, star) if decision.part]
@@ -149,7 +146,7 @@ def _parts(report: Report, star: RunEntry) -> str:
         ("yes", "within the margin"),
         ("no", "worse"),
         ("open", "open"),
-        ("few", "too few cases"),
+        ("few", f"too few {report.unit}s"),
         ("nothing", "not learnt"),
     )
     found = []
@@ -180,14 +177,14 @@ def _against_alone(report: Report, star: RunEntry) -> str:
             f"{start} nothing can be concluded of a longer training: alone it has learnt nothing yet ({name} below "
             f"{report.task.learnt:g})."
         )
-    return f"{start} {reading(difference, name)}."
+    return f"{start} {reading(difference, name, report.unit)}."
 
 
-def reading(difference: PairedDifference, name: str) -> str:
-    """A paired difference in words that its interval and its test both allow."""
+def reading(difference: PairedDifference, name: str, unit: str = "case") -> str:
+    """A paired difference of a metric in words that its interval and its test, over some unit, both allow."""
     shown = f"{difference.mean:+.3f} {name}{_bounds(difference)}"
     if difference.n < FEWEST or not isfinite(difference.low):
-        return f"nothing can be concluded from so few cases ({shown}, {difference.n} of at least {FEWEST})"
+        return f"nothing can be concluded from so few {unit}s ({shown}, {difference.n} of at least {FEWEST})"
     if difference.clear:
         word = "gains" if difference.mean > 0 else "loses"
         return f"distillation {word} {abs(difference.mean):.3f} {name}{_bounds(difference)}"

@@ -19,7 +19,7 @@ from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
 from medkd.evaluation.report.data import Metric
-from medkd.evaluation.statistics import Interval, PairedDifference, groups_of
+from medkd.evaluation.statistics import Interval, PairedDifference, groups_of, patients_of
 
 METRICS = (
     Metric(key="AP", name="AP"),
@@ -47,6 +47,11 @@ class DetectionScores:
         """The images."""
         return tuple(self.summary.truths)
 
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Image → its patient, where known."""
+        return self.summary.patients
+
     @cached_property
     def parts(self) -> tuple[str, ...]:
         """The classes that have boxes."""
@@ -68,7 +73,7 @@ class DetectionScores:
         shared = sorted(set(self.cases) & set(other.cases))
         if not shared:
             return DetectionDifferences({})
-        groups = groups_of(shared, ours.patients)
+        groups = groups_of(shared, patients_of([self, other]))
         return DetectionDifferences(paired_differences(self.matches(shared), other.matches(shared), groups))
 
     @cached_property

@@ -23,6 +23,8 @@ from medkd.evaluation.report.html import (
     section,
     table,
 )
+from medkd.evaluation.statistics import count_patients
+from medkd.evaluation.table import counted_cases
 
 _NOTHING_ALONE = '<small class="muted">alone it has learnt nothing</small>'
 ROLE_NAMES = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
@@ -37,6 +39,14 @@ def lead(report: Report) -> str:
     answer, colon, why = rest.partition(":")
     text = f"<small>{escape(question)}?</small> <strong>{escape(answer)}{colon}</strong>{escape(why)}"
     return f'<p class="answer {kind}">{text}</p>' + "".join(f"<p>{escape(text)}</p>" for text in others)
+
+
+def over(report: Report) -> str:
+    """What intervals are over where patients are known: `` over 12 patients (24 cases)``."""
+    if report.headline is None or not report.patients:
+        return ""
+    cases = list(dict.fromkeys(case for entry in report.scored for case in entry.scores.cases))
+    return f" over {counted_cases(len(cases), count_patients(cases, report.patients), report.task.case)}"
 
 
 def cards(report: Report) -> str:
@@ -88,7 +98,7 @@ def decision_table(report: Report) -> str:
                 interval(teacher.scores.value(main.key, part), main.decimals),
                 interval(star.scores.value(main.key, part), main.decimals),
                 difference(decision.difference, main.decimals),
-                _badge(decision),
+                _badge(report, decision),
             ]
         )
     shades = colours(report.entries)
@@ -102,7 +112,8 @@ def decision_table(report: Report) -> str:
     return section(
         "May the student replace the teacher?",
         f"Yes where the whole 95 % interval of the paired difference lies above −{report.margin:g}, no where it lies "
-        "below; nothing is said where it holds it, where there are too few cases, or where one of both has not learnt.",
+        f"below; nothing is said where it holds it, where there are too few {report.unit}s, or where one of both has "
+        "not learnt.",
         table(head, rows),
     )
 
@@ -181,7 +192,7 @@ def _overview_row(report: Report, entry: RunEntry, failures: bool) -> list[str]:
         cells.append("–")
     else:
         decision = decide(report, entry)
-        cells.append(difference(decision.difference, main.decimals) + _badge(decision))
+        cells.append(difference(decision.difference, main.decimals) + _badge(report, decision))
     closed = report.gap_closed(entry)
     gained = difference(report.difference(entry, alone), main.decimals)
     cells.append(gained if alone is None or report.has_learnt(alone) else _NOTHING_ALONE)
@@ -305,5 +316,6 @@ def how_measured(report: Report) -> str:
     return definitions(texts)
 
 
-def _badge(decision: Decision) -> str:
-    return badge(ANSWERS[decision.answer] if decision.answer != "few" else "Too few cases", decision.answer)
+def _badge(report: Report, decision: Decision) -> str:
+    few = f"Too few {report.unit}s"
+    return badge(few if decision.answer == "few" else ANSWERS[decision.answer], decision.answer)

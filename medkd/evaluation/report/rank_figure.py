@@ -109,13 +109,13 @@ def rank_picture(found: CriticalDifference, kind: Literal["png", "svg"]) -> byte
     return buffer.getvalue()
 
 
-def caption(found: CriticalDifference) -> str:
-    """What the diagram says, in a sentence."""
+def caption(found: CriticalDifference, unit: str = "case") -> str:
+    """What the diagram says, in a sentence; the unit is what was compared."""
     if found.p >= 0.05:
         told = "so none can be told from another, and all are joined"
     else:
         told = "bars join neighbours that Nemenyi's test cannot tell apart"
-    return f"Mean ranks over {found.cases} cases, 1 is best; Friedman's test: p = {found.p:.2g}, {told}."
+    return f"Mean ranks over {found.cases} {unit}s, 1 is best; Friedman's test: p = {found.p:.2g}, {told}."
 
 
 def rank_section(report: Report) -> str:
@@ -123,20 +123,17 @@ def rank_section(report: Report) -> str:
     if len(report.scored) < 2:
         return ""
     title = "Which runs can be told apart"
-    scores = _scores(report)
-    reason = why_not_ranked(scores, report.task.case)
+    table = case_table([entry.scores for entry in report.scored], report.task.case)
+    scores: Mapping[str, ArrayLike] = {}
+    if table is not None:
+        scores = {entry.label: row for entry, row in zip(report.scored, table.values, strict=True)}
+    groups, unit = (None, report.task.case) if table is None else (table.groups, table.unit)
+    reason = why_not_ranked(scores, unit, groups)
     if reason:
         return section(title, f"No order is tested: {reason}.", " ")
-    found = critical_difference(scores)
+    found = critical_difference(scores, groups)
     if found is None:
         return ""
-    return section(title, caption(found), chart(figure_png(rank_figure(found)), "critical-difference diagram", "wide"))
-
-
-def _scores(report: Report) -> Mapping[str, ArrayLike]:
-    """Label of a run → its cases' scores; empty where single cases have none."""
-    runs: Sequence[object] = [entry.scores for entry in report.scored]
-    table = case_table(runs)
-    if table is None:
-        return {}
-    return {entry.label: row for entry, row in zip(report.scored, table, strict=True)}
+    return section(
+        title, caption(found, unit), chart(figure_png(rank_figure(found)), "critical-difference diagram", "wide")
+    )

@@ -15,7 +15,7 @@ from medkd.evaluation.report.data import Metric
 from medkd.evaluation.segmentation import results
 from medkd.evaluation.segmentation.folds import SegmentationFolds
 from medkd.evaluation.segmentation.results import Summary
-from medkd.evaluation.statistics import Interval, PairedDifference, paired_difference
+from medkd.evaluation.statistics import Interval, PairedDifference, groups_of, paired_difference, patients_of
 
 DICE = Metric(key="Dice", name="Dice")
 HD95 = Metric(key="HD95", name="HD95 mm", decimals=2, more_is_better=False)
@@ -39,6 +39,11 @@ class SegmentationScores:
     def cases(self) -> tuple[str, ...]:
         """File names of the references."""
         return tuple(case.name for case in self.summary.cases)
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """File name of a reference → its patient, where known."""
+        return self.summary.patients
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -92,7 +97,7 @@ class SegmentationScores:
 
 @dataclass(frozen=True, eq=False)
 class SegmentationDifferences:
-    """``first − second`` over the cases that both scored."""
+    """``first − second`` over the cases that both scored; independent are patients, where they are known."""
 
     first: SegmentationScores
     second: SegmentationScores
@@ -113,7 +118,8 @@ def _difference(pair: SegmentationDifferences, metric: str, part: str) -> Paired
     if part:
         index = pair.first.parts.index(part)
         a, b = a[:, index], b[:, index]
-    found = paired_difference(a, b)
+    groups = groups_of(shared, patients_of([pair.first, pair.second]))
+    found = paired_difference(a, b, groups=groups)
     return found if np.isfinite(found.mean) else None
 
 

@@ -7,7 +7,7 @@ from html import escape
 from medkd.evaluation.report import figures
 from medkd.evaluation.report.data import Report, ReportTask
 from medkd.evaluation.report.html import chart, dot, folded, section, table
-from medkd.evaluation.report.page import failed, legend, part_table
+from medkd.evaluation.report.page import failed, legend, over, part_table
 from medkd.evaluation.report.segmentation_pictures import picture_section
 from medkd.evaluation.report.segmentation_scores import FURTHER, METRICS, SegmentationScores
 from medkd.evaluation.segmentation.results import definitions
@@ -26,7 +26,7 @@ def _structures(report: Report) -> str:
         return ""
     return section(
         "Structure by structure",
-        "Dots are means over cases, bars 95 % intervals.",
+        f"Dots are means over cases, bars 95 % intervals{over(report)}.",
         f'{legend(report)}<div class="two">{content}</div>',
         folded("the same as tables", *(part_table(report, metric) for metric in METRICS)),
     )
@@ -56,8 +56,9 @@ def _failures(report: Report) -> str:
 def _definitions(scores: SegmentationScores | None) -> dict[str, str]:
     texts = scores.summary.definitions() if scores is not None else definitions(None, "max")
     texts["paired difference"] = (
-        "mean of the differences over the shared cases, bootstrap interval; p from Wilcoxon's signed-rank test; "
-        "coloured where the interval leaves 0 out and p < 0.05"
+        "mean of the differences over the shared cases, bootstrap interval, of which patients are drawn where they are "
+        "known; p from Wilcoxon's signed-rank test of the differences, or of the patients' means of them; coloured "
+        "where the interval leaves 0 out and p < 0.05"
     )
     return texts
 

@@ -15,6 +15,7 @@ COLUMNS = (
     *("minus_teacher", "minus_teacher_low", "minus_teacher_high"),
     *("minus_alone", "minus_alone_low", "minus_alone_high"),
     *("parameters", "multiply_adds", "seconds"),
+    "unit",
 )
 
 _ESCAPES = str.maketrans(
@@ -29,7 +30,7 @@ _ESCAPES = str.maketrans(
 
 def csv_text(report: Report) -> str:
     """One line per run, metric and structure or class (empty: all together); undefined numbers are empty, and what was
-    gained over a student alone that has learnt nothing.
+    gained over a student alone that has learnt nothing. Intervals are over ``n`` of the ``unit``.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -51,7 +52,7 @@ def _rows(report: Report, entry: RunEntry) -> Iterator[list[str]]:
             row += _numbers(report.difference(entry, teacher, metric.key, part))
             compared = alone if alone is not None and report.has_learnt(alone, part) else None
             row += _numbers(report.difference(entry, compared, metric.key, part))
-            yield row + cost
+            yield [*row, *cost, report.unit]
 
 
 def _numbers(value: Interval | None) -> list[str]:

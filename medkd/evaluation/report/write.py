@@ -113,7 +113,8 @@ def write_report(path: Path, report: Report) -> None:
         page.cards(report),
         section(
             "Side by side",
-            f"Means over the validation {report.task.case}s with 95 % intervals; differences are paired.",
+            f"Means over the validation {report.task.case}s with 95 % intervals{page.over(report)}; differences are "
+            "paired.",
             page.overview(report),
         ),
         page.decision_table(report),

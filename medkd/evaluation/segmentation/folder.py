@@ -45,6 +45,7 @@ def evaluate_folder(
     nsd_tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     definition: HausdorffDefinition = "max",
     further: tuple[Metric, ...] = (),
+    patients: Mapping[str, str] | None = None,
     allow_missing: bool = False,
     progress: bool = False,
 ) -> Summary:
@@ -63,6 +64,7 @@ def evaluate_folder(
         nsd_tolerance_mm: tolerance of the normalised surface distance.
         definition: of HD95, see :func:`medkd.evaluation.segmentation.metrics.hausdorff95`.
         further: metrics beside Dice, IoU, HD95 and NSD: ``ASD``, ``ASSD``.
+        patients: case id → patient, where known; intervals are over patients then.
         allow_missing: count a case without a prediction as an empty prediction (everything missed) instead of refusing.
         progress: show a progress bar.
 
@@ -102,7 +104,7 @@ def evaluate_folder(
             )
         except MedkdError as error:
             return str(error)
-        return CaseScores(str(reference), str(prediction), scores)
+        return CaseScores(str(reference), str(prediction), scores, (patients or {}).get(case))
 
     threads = workers_for(list(truths.values())) if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:

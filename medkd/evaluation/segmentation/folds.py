@@ -9,6 +9,7 @@ from typing import Any
 
 from medkd.core.dataset import DatasetDescription
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
+from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
 from medkd.evaluation.segmentation.scored_from import check_sources
 from medkd.evaluation.statistics import finite
@@ -18,10 +19,14 @@ class SegmentationFolds:
     """Scores of label maps, case by case: merging them is putting the cases side by side."""
 
     def load(self, run: Path, fold: int) -> Summary:
-        """The fold's summary; an nnU-Net one gets its structures' names from the run's ``dataset.json``."""
-        described = run / DATASET_FILE
-        labels = DatasetDescription.load(described).labels if described.exists() else None
-        return Summary.load(run / f"fold_{fold}" / VALIDATION_SUMMARY, labels)
+        """The fold's summary; what it does not say of structures' names and of patients is the run's
+        ``dataset.json``'s.
+        """
+        path, described = run / f"fold_{fold}" / VALIDATION_SUMMARY, run / DATASET_FILE
+        if not described.exists():
+            return Summary.load(path)
+        description = DatasetDescription.load(described)
+        return _with_patients(Summary.load(path, description.labels), description.patients)
 
     def check(self, run: Path, fold: int) -> None:
         """See that weights, label maps and references are those that were scored, as far as they are there."""
@@ -49,6 +54,7 @@ class SegmentationFolds:
 
     def merge(self, run: Path, parts: Mapping[int, Summary]) -> Summary:
         """All cases, sorted by their reference."""
+        warn_of_torn_patients(run, {fold: part.patients for fold, part in parts.items()})
         first = next(iter(parts.values()))
         cases: list[CaseScores] = []
         missing: list[str] = []
@@ -80,6 +86,25 @@ class SegmentationFolds:
             shown = "–" if dice is None else f"{dice:.4f}"
             lines.append(f"fold {fold}: Dice {shown} over {means['cases']} cases")
         return "\n".join(lines)
+
+
+def _with_patients(summary: Summary, patients: Mapping[str, str]) -> Summary:
+    """The summary with the patients of cases that it does not know, by the names of their predictions: those of other
+    programs and of earlier versions know none.
+    """
+    cases = []
+    for case in summary.cases:
+        patient = case.patient
+        for name in _case_ids(Path(case.prediction_file).name):
+            patient = patients.get(name) if patient is None else patient
+        cases.append(replace(case, patient=patient))
+    return replace(summary, cases=tuple(cases))
+
+
+def _case_ids(file: str) -> list[str]:
+    """What the case of a file could be called, the longest first: endings have one dot or more."""
+    parts = file.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
 def _means(scores: Summary, structure: int | None) -> dict[str, float | None]:

@@ -16,8 +16,8 @@ from medkd.core.numbers import whole_number
 from medkd.evaluation.entries import Entry
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, ClassScore, Status, status_of
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
-from medkd.evaluation.statistics import LEVEL, Interval, interval_json, mean_interval
-from medkd.evaluation.table import format_interval, text_table
+from medkd.evaluation.statistics import LEVEL, Interval, groups_of, interval_json, mean_interval
+from medkd.evaluation.table import counted_cases, format_interval, text_table
 
 Metric = Literal["Dice", "IoU", "HD95", "NSD", "ASD", "ASSD"]
 METRICS: tuple[Metric, ...] = ("Dice", "IoU", "HD95", "NSD")
@@ -35,11 +35,13 @@ class CaseScores:
         reference_file: path of the reference as it was read.
         prediction_file: path of the prediction; it need not exist where missing predictions were allowed.
         scores: one per structure.
+        patient: whose scan it is; None where that is not known.
     """
 
     reference_file: str
     prediction_file: str
     scores: tuple[ClassScore, ...]
+    patient: str | None = None
 
     @property
     def name(self) -> str:
@@ -78,6 +80,25 @@ class Summary:
         return (*METRICS, *self.further)
 
     @property
+    def patients(self) -> dict[str, str]:
+        """Name of a case → its patient, where known."""
+        return {case.name: case.patient for case in self.cases if case.patient is not None}
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Place of each case's patient ``(cases,)``; names of references need not differ."""
+        places = [str(place) for place in range(len(self.cases))]
+        known = {
+            place: case.patient for place, case in zip(places, self.cases, strict=True) if case.patient is not None
+        }
+        return groups_of(places, known)
+
+    @property
+    def patient_count(self) -> int | None:
+        """How many patients there are; None where none is known."""
+        return len(np.unique(self.groups)) if self.patients else None
+
+    @property
     def structures(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Name and label values of the scored structures."""
         if not self.cases:
@@ -94,7 +115,7 @@ class Summary:
     def interval(
         self, metric: Metric, structure: int | None = None, *, level: float = LEVEL, seed: int = 0
     ) -> Interval:
-        """Mean over cases with its confidence interval.
+        """Mean over cases with its confidence interval over patients, where they are known, else over cases.
 
         Args:
             metric: what to average.
@@ -103,7 +124,8 @@ class Summary:
             seed: of the bootstrap.
         """
         table = self.table(metric)
-        return mean_interval(table if structure is None else table[:, structure], level, seed)
+        values = table if structure is None else table[:, structure]
+        return mean_interval(values, level, seed, groups=self.groups)
 
     def counts(self, structure: int | None = None) -> dict[Status, int]:
         """How many structures were scored, missed, invented and absent; over all structures where none is given."""
@@ -140,6 +162,8 @@ class Summary:
             "structures": structures,
             "missing_predictions": list(self.missing),
         }
+        if self.patients:
+            own["patients"] = self.patient_count
         if self.further:
             own["further_metrics"] = list(self.further)
         return {
@@ -218,7 +242,8 @@ def definitions(
         "the image's diagonal",
         "absent": "a structure in neither is left out of the means and counted",
         "mean": "over cases per structure; the foreground mean is the mean of the structures' means",
-        "interval": "95 % bootstrap percentile interval, cases drawn with replacement",
+        "interval": "95 % bootstrap percentile interval; drawn with replacement are patients with all of their cases "
+        "where they are known, else cases",
     }
 
 
@@ -253,7 +278,9 @@ def summary_text(summary: Summary) -> str:
     titles = [f"{metric} mm" if metric in _DISTANCES else metric for metric in metrics]
     rows = [row(name, index) for index, (name, _) in enumerate(summary.structures)]
     lines = text_table(["structure", *titles, *shown], rows, row("foreground mean", None))
-    lines.append(f"{len(summary.cases)} cases; mean [95 % interval over cases]")
+    unit = "patients" if summary.patients else "cases"
+    counted = counted_cases(len(summary.cases), summary.patient_count)
+    lines.append(f"{counted}; mean [95 % interval over {unit}]")
     return "\n".join(lines)
 
 
@@ -278,7 +305,8 @@ def _case_json(case: CaseScores, further: Sequence[Metric]) -> dict[str, Any]:
     metrics = {}
     for score in case.scores:
         metrics[structure_key(score.values)] = {**_metrics_of(score, further), "status": score.status}
-    return {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
+    entry = {"metrics": metrics, "prediction_file": case.prediction_file, "reference_file": case.reference_file}
+    return entry if case.patient is None else {**entry, "patient": case.patient}
 
 
 def _hd95_definition(own: Entry) -> HausdorffDefinition:
@@ -310,7 +338,8 @@ def _case_from(entry: Entry, names: Mapping[str, str], further: Sequence[Metric]
     scores = []
     for key, metrics in entry.objects("metrics"):
         scores.append(_score_from(key, metrics, names.get(key, key), further))
-    return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), tuple(scores))
+    patient = entry.text("patient") if "patient" in entry else None
+    return CaseScores(entry.text("reference_file"), entry.text("prediction_file"), tuple(scores), patient)
 
 
 def _score_from(key: str, metrics: Entry, name: str, further: Sequence[Metric]) -> ClassScore:
@@ -352,5 +381,5 @@ def _values_of(key: str, metrics: Entry) -> tuple[int, ...]:
 # of the "medkd" block, what a summary holds itself; the rest is kept as it is
 _OWN = {
     *("schema", "definitions", "confidence_level", "foreground", "structures", "nsd_tolerance_mm", "hd95_definition"),
-    *("missing_predictions", "further_metrics"),
+    *("missing_predictions", "further_metrics", "patients"),
 }

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +67,7 @@ def score_label_maps(
         nsd_tolerance_mm=nsd_tolerance,
         definition=hd95,
         further=further,
+        patients=_patients(request),
         allow_missing=request.allow_missing,
         progress=request.progress,
     )
@@ -130,6 +131,24 @@ def _check_legacy(legacy: Sequence[float], allow_missing: bool) -> None:
     if len(legacy) not in (0, 3) or min(legacy, default=1) <= 0 or allow_missing:
         names = f"{option_name('legacy')} takes no value or three voxel sizes in mm (Z Y X), and no"
         raise DataError(f"{names} {option_name('allow_missing')}.")
+
+
+def _patients(request: ScoringRequest) -> Mapping[str, str]:
+    """Case → patient, as ``dataset.json`` says it: the one that is given, else that of the references, which are the
+    data set's, else that of the predictions.
+    """
+    near = (description_near(request.references), description_near(request.predictions))
+    for file in near if request.dataset_json is None else (request.dataset_json,):
+        if file is None:
+            continue
+        try:
+            found = DatasetDescription.load(file).patients
+        except DataError as error:  # which says nothing against the label maps
+            _log.warning("intervals do not know whose scans the cases are: %s", error)
+            continue
+        if found:
+            return found
+    return {}
 
 
 def _structures(request: ScoringRequest) -> tuple[LabelSpec, str]:
