@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd import __version__
-from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.errors import WARNING, DataError, MedkdError, RunError
 from medkd.core.limits import on_the_command_line
 from medkd.core.plugins import import_plugin
 
@@ -215,9 +215,21 @@ def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
+class _Marked(logging.Formatter):
+    """Lines that say which of them are warnings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, behind :data:`~medkd.core.errors.WARNING` where it is one."""
+        text = super().format(record)
+        marked = record.levelno != logging.WARNING or text.startswith(WARNING)
+        return text if marked else f"{WARNING}{text}"
+
+
 def _start_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Marked("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("matplotlib", "PIL", "nibabel.global"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not verbose:  # of each slice what its header does against the standard; what matters, medkd says itself

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+WARNING = "warning: "
+"""Begin of every line that warns, on the terminal and in logs."""
+
 
 class MedkdError(Exception):
     """Base of every error that is the user's to mend; the command line prints its text and exits with status 1."""

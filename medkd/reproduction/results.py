@@ -65,6 +65,7 @@ class Row:
         failed: why runs failed.
         tuned: what searches found for it, a line per fold.
         outdated: why runs that were done do not count any longer.
+        warned: what runs that are done warned of.
     """
 
     kind: Kind
@@ -83,6 +84,7 @@ class Row:
     failed: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
     outdated: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -207,6 +209,7 @@ def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -
         values=values,
         published=tuple(_published(recipe, first)),
         failed=tuple(failed),
+        warned=tuple(f"{node.name}: {text}" for node in done for text in records[node.name].warnings),
     )
     return row, task
 

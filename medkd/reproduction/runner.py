@@ -186,6 +186,8 @@ class Runner:
                 continue
             record = self.state.end(node, self.records[name], code)
             self.records[name] = record
+            for warning in record.warnings:
+                self.say(f"{name} warns: {warning}")
             if record.status == "done":
                 self._done(name, record)
             else:

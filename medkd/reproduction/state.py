@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from medkd.core.errors import WARNING
 from medkd.core.serial import load, save
 from medkd.reproduction.graph import Node
 from medkd.reproduction.search import BEST_FILE
 
 Status = Literal["running", "done", "failed"]
 _FOLDER = "reproductions"
+_SHOWN = 10  # warnings of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Record:
         seconds: that it took.
         folder: the fold folder that it trained; empty where there is none.
         error: the last line that it said when it failed.
+        warnings: what it warned of.
     """
 
     command: tuple[str, ...]
@@ -40,6 +43,7 @@ class Record:
     seconds: float = 0.0
     folder: str = ""
     error: str = ""
+    warnings: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -86,7 +90,7 @@ class State:
 
     def end(self, node: Node, record: Record, code: int) -> Record:
         """Record how a command ended."""
-        ended = replace(record, ticket="", seconds=time.time() - record.started)
+        ended = replace(record, ticket="", seconds=time.time() - record.started, warnings=self._warnings(node))
         if code == 0:
             folder = self._last_line(self.output(node.name)) if node.kind != "prepare" else ""
             ended = replace(ended, status="done", folder=folder, error="")
@@ -100,7 +104,7 @@ class State:
         if code < 0:
             return f"it was killed: {signal.strsignal(-code) or f'signal {-code}'}"
         said = self._last_line(self.log(node.name)).removeprefix("error: ")
-        if said and not said.startswith("warning: "):
+        if said and not said.startswith(WARNING):
             return said
         if node.words[0] == "convert":
             return (
@@ -108,6 +112,14 @@ class State:
                 "data set, or give the same command again to go on with those that are there"
             )
         return f"it ended with status {code}, see {self.output(node.name)}"
+
+    def _warnings(self, node: Node) -> tuple[str, ...]:
+        """Each of its warnings once."""
+        log = self.log(node.name)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        found = dict.fromkeys(line.removeprefix(WARNING) for line in lines if line.startswith(WARNING))
+        more = len(found) - _SHOWN
+        return (*list(found)[:_SHOWN], *([f"and {more} more times, see {log}"] if more > 0 else []))
 
     @staticmethod
     def _last_line(path: Path) -> str:

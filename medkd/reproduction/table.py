@@ -95,6 +95,7 @@ def notes(results: Results) -> list[str]:
     for row in results.rows:
         lines += [f"searched: {found}" for found in row.tuned]
         lines += [f"failed: {reason}" for reason in row.failed]
+        lines += [f"warned: {text}" for text in row.warned]
         lines += [f"due again, and not counted: {reason}" for reason in row.outdated]
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import signal
 import subprocess
 import sys
@@ -97,3 +98,13 @@ def test_another_broken_pipe_is_told(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert common.run(main, common.parser("", ""), []) == 1
     assert capfd.readouterr().err == "error: Broken pipe\n"
+
+
+def test_lines_that_warn_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: argparse.Namespace) -> None:
+        for text in ("the teacher finds nothing", "warning: case a is odd"):
+            logging.getLogger("medkd.test").warning(text)
+        logging.getLogger("medkd.test").info("epoch 1")
+
+    assert common.run(main, common.parser("", ""), []) == 0
+    assert capsys.readouterr().err == "warning: the teacher finds nothing\nwarning: case a is odd\nepoch 1\n"

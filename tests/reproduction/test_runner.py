@@ -279,3 +279,19 @@ def test_why_a_command_failed_is_its_error_or_where_to_read_it(
     state.log("first").write_text(log)
     found = state.end(node, record, 1).error
     assert found.startswith(why.format(output=state.output("first")))
+
+
+def test_what_a_run_warned_of_is_said_and_kept_and_stands_below_the_table(tmp_path: Path) -> None:
+    state, node = State(tmp_path, "toy"), Node(name="first", kind="student", words=("train", "4"))
+    record = state.begin("first", ["train", "4"], 1, "ticket")
+    state.log("first").write_text(
+        "epoch 1\nwarning: the teacher finds nothing\nepoch 2\nwarning: the teacher finds nothing\n"
+    )
+    state.output("first").write_text("/root/fold_0\n")
+    assert state.end(node, record, 0).warnings == ("the teacher finds nothing",)
+    assert State(tmp_path, "toy").read()["first"].warnings == ("the teacher finds nothing",)
+    state.log("first").write_text("".join(f"warning: case {index} is odd\n" for index in range(13)))
+    found = state.end(node, record, 0).warnings
+    assert found[:2] == ("case 0 is odd", "case 1 is odd") and found[10:] == (
+        f"and 3 more times, see {state.log('first')}",
+    )
