@@ -25,6 +25,10 @@ class RunError(MedkdError):
     """A run folder, checkpoint or network is missing, incomplete or of another kind."""
 
 
+class OutdatedError(RunError):
+    """A fold was made from other weights or data than are there now, so that it is neither done nor to be continued."""
+
+
 class SomeFailedError(RunError):
     """Some of several trainings ended early; the others are finished.
 

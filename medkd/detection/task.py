@@ -252,7 +252,7 @@ class DetectionLesson(Lesson):
             start_from(self.student, Path(job.weights.file))
         if job.options.backbone_weights is not None:
             start_from(self.student, Path(job.options.backbone_weights))
-        self._start: Detector | None = None
+        self.first: Detector | None = None
         self.distiller = None if job.teacher is None else self._distiller(job.teacher)
         check_shared(self.student, self.distiller)
 
@@ -268,9 +268,9 @@ class DetectionLesson(Lesson):
     def fit(self) -> None:
         """Give the student its first weights, unless it goes on, and let the detector's family train."""
         family_job = self.family_job()
-        if self._start is not None and not can_continue(family_job):
-            inherit_in(self.job, self.student, self._start)
-        self._start = None  # the distiller holds the teacher, where the method needs it
+        if self.first is not None and not can_continue(family_job):
+            inherit_in(self.job, self.student, self.first)
+        self.first = None  # the distiller holds the teacher, where the method needs it
         fit(family_job)
         if current().first and not (self.job.folder / FINAL).exists():
             raise RunError(f"{self.job.folder} has no {FINAL} after training; continue it with --continue.")
@@ -337,7 +337,7 @@ class DetectionLesson(Lesson):
         student, classes, size = self.student, len(self.spec.categories), self.spec.image_size
         if self.job.run.init == INIT_FROM_TEACHER:
             chart_pair(student, teacher)
-            self._start = teacher
+            self.first = teacher
         context = Context(
             student_taps=student.taps,
             teacher_taps=teacher.taps,

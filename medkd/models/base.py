@@ -176,6 +176,10 @@ class ModelFolder(ABC, Generic[T]):
     def weights_file(self, fold: str) -> Path:
         """The file with the weights with which a fold teaches."""
 
+    def weights_files(self, fold: str) -> tuple[Path, ...]:
+        """All files with weights that take part where this fold teaches."""
+        return (self.weights_file(fold),)
+
     @abstractmethod
     def check_fits(self, plan: Any, configuration: str, description: DatasetDescription) -> None:
         """Refuse to teach students that see another input, or mean something else by their outputs.

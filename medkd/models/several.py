@@ -108,6 +108,14 @@ class SeveralTeachers(SegmentationFolder):
         first = self.members[0]
         return first.model.weights_file(first.folds_for(fold)[0])
 
+    def weights_files(self, fold: str) -> tuple[Path, ...]:
+        """Those of all members."""
+        found: list[Path] = []
+        for member in self.members:
+            for own in member.folds_for(fold):
+                found += member.model.weights_files(own)
+        return tuple(found)
+
     def check_fits(self, plan: Any, configuration: str, description: DatasetDescription) -> None:
         """Every structure of the student must have one teacher, or several of equal labels; all see its channels.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError, RunError
 from medkd.core.paths import Root
@@ -173,18 +174,22 @@ class Lesson(ABC):
     Attributes:
         seen: every case that whatever teaches, or was started from, was trained on.
         distiller: teacher and method, if any, of which ``digests()`` is asked.
+        teachers: the folds that teach, where they are others than the job's.
+        first: the network whose weights are the student's first ones, until its training begins.
     """
 
     seen: frozenset[str]
     distiller: Any = None
+    teachers: Sequence[Teacher[Any]] = ()
+    first: Any = None
 
     def prepare(self) -> None:  # noqa: B027 - most lessons need nothing
         """What takes long and is done before the fold counts as begun; by itself nothing."""
 
     def teacher_weights(self) -> tuple[str, ...]:
-        """A hash of each network that teaches."""
+        """A hash of each network that teaches, or whose weights are the student's first ones."""
         weights: tuple[str, ...] = () if self.distiller is None else self.distiller.digests()
-        return weights
+        return weights or (() if self.first is None else (weights_digest(self.first.state_dict()),))
 
     def described(self, run: RunDescription) -> RunDescription:
         """What ``run.json`` says, with what is known once the networks are built; by itself nothing more."""

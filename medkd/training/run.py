@@ -12,10 +12,11 @@ from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.paths import Root
-from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE
+from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, choose_any_fold, choose_teacher
+from medkd.training.inputs import check_finished, check_inputs, is_finished, weights_files
 from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained
 from medkd.training.lock import fold_lock
@@ -150,7 +151,9 @@ def rehearse(
 def rehearsed(task: AnyTask, job: AnyJob) -> Lesson:
     """The networks of a job, without weights where shapes suffice; what it would not go on with is refused."""
     lesson = task.build(job, weightless=True)
-    if not job.options.overwrite and not is_finished(job):
+    if is_finished(job):
+        check_inputs(job.folder, job.configuration, lesson.teacher_weights)
+    elif not job.options.overwrite:
         _check_goes_on(job, lesson)
     return lesson
 
@@ -254,13 +257,9 @@ def make_job(
     return Job(**vars(data), run=run, folder=folder, teacher=teacher, seen=seen)
 
 
-def is_finished(job: AnyJob) -> bool:
-    """Whether the fold is only to be continued and was trained to its end."""
-    return job.options.resume and (job.folder / FINAL).exists()
-
-
 def begin(job: AnyJob, lesson: Lesson) -> None:
     """Write what is trained into run and fold folder; see :func:`medkd.training.run_folder.start_fold`."""
+    teacher_weights = lesson.teacher_weights()
     start_fold(
         job.folder,
         job.run,
@@ -269,13 +268,15 @@ def begin(job: AnyJob, lesson: Lesson) -> None:
         job.split,
         lesson.seen,
         job.options.overwrite,
-        lesson.teacher_weights(),
+        teacher_weights,
+        weights_files(job, lesson, taught=bool(teacher_weights)),
     )
 
 
 def _check_goes_on(job: AnyJob, lesson: Lesson) -> None:
     """What a fold began with must be what it goes on with."""
     check_cases(job.folder, job.split, lesson.seen)
+    check_inputs(job.folder, job.configuration, lesson.teacher_weights)
     check_teachers(job.folder, lesson.teacher_weights)
 
 
@@ -308,6 +309,7 @@ def _train(
 ) -> Path:
     job = make_job(task, data, network, model, method)
     ranks, finished = current(), is_finished(job)
+    check_finished(task, job)
     if ranks.first:
         job = replace(job, tracking=Tracking(job.options.track, job.folder, job.dataset))
     ranks.agree(_told(job), job.device, _OTHERWISE)  # and nobody writes before all have looked

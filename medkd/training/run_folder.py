@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import RunError
+from medkd.core.errors import OutdatedError, RunError
+from medkd.core.made_from import note_inputs
 from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.core.splits import SPLITS_FILE, FoldRecord, Split
@@ -124,7 +125,7 @@ def check_teachers(folder: Path, weights: Callable[[], Sequence[str]]) -> None:
         weights: gives a hash of each network that teaches, now.
 
     Raises:
-        RunError: a teacher was trained anew, or others of its folds teach.
+        OutdatedError: a teacher was trained anew, or others of its folds teach.
     """
     path = folder / SPLIT_FILE
     if not path.exists() or not any(folder.rglob("*.pt")):
@@ -133,7 +134,7 @@ def check_teachers(folder: Path, weights: Callable[[], Sequence[str]]) -> None:
     now = set(weights()) if known else set()
     if now != set(known):
         kept = len(now & set(known))
-        raise RunError(
+        raise OutdatedError(
             f"{folder} was taught by {len(known)} networks, of which {kept} are among the {len(now)} that teach now "
             "(the teacher was trained anew, or has other folds); restore them, or give --overwrite to start anew, or "
             "--tag TEXT to keep both."
@@ -163,6 +164,7 @@ def start_fold(
     taught_by: frozenset[str],
     overwrite: bool,
     teacher_weights: Sequence[str] = (),
+    weights: Sequence[Path] = (),
 ) -> None:
     """Write what the run is, once everything about it is known to fit.
 
@@ -175,6 +177,7 @@ def start_fold(
         taught_by: cases that the teacher has seen.
         overwrite: throw away what an earlier run left in the fold folder.
         teacher_weights: a hash of each network that teaches.
+        weights: files of the networks that teach, or that it starts from.
 
     Raises:
         RunError: the fold began with other cases, see :func:`check_cases`.
@@ -186,6 +189,7 @@ def start_fold(
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, taught_by, teacher_weights)
+    note_inputs(folder, run.configuration, weights, (*split.train, *split.unlabelled))
 
 
 def _as_far_as_known(folder: Path, run: RunDescription) -> RunDescription:

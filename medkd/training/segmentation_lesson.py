@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ class SegmentationLesson(Lesson):
     Attributes:
         student: what is trained.
         distiller: teacher and method; None for a network alone.
+        teachers: the folds that teach; none of several models, which are merged.
 
     Raises:
         MedkdError: student, teacher and method do not fit.
@@ -76,19 +78,21 @@ class SegmentationLesson(Lesson):
         if job.weights is not None and not weightless:
             start_network(self.student, Path(job.weights.file))
         self.distiller: Distiller | None = None
-        self._teachers: list[Teacher[TrainedModel]] = []
+        self.teachers: Sequence[Teacher[TrainedModel]] = []
         self._networks: list[SegmentationNetwork] = []
         self._merged: MergedPredictor | None = None
         self._start: tuple[SegmentationNetwork, bool] | None = None  # the teacher's network, and whether labels agree
         self._random_layers: tuple[str, ...] = ()
         if job.teacher is not None:
             self._take(job.teacher)
-        self.seen = job.seen.union(*(teacher.seen for teacher in self._teachers))
+        self.seen = job.seen.union(*(teacher.seen for teacher in self.teachers))
 
     def teacher_weights(self) -> tuple[str, ...]:
-        """A hash of each network that teaches, as long as it is there: until the loop is made."""
+        """A hash of each network that teaches, or else of the one whose weights are the student's first ones, as long
+        as it is there: until the loop is made.
+        """
         if self.distiller is None or not self.distiller.needs_teacher:
-            return ()
+            return () if self._start is None else (weights_digest(self._start[0].state_dict()),)
         if merged_teachers(self.job) is not None:
             return self._all_merged().described.weights
         return tuple(weights_digest(network.state_dict()) for network in self._networks)
@@ -134,7 +138,7 @@ class SegmentationLesson(Lesson):
             folder = cache_merged(self._all_merged(), request)
         else:
             cache = cache_out_of_fold if job.run.targets == OUT_OF_FOLD else cache_targets
-            folder = cache(self._teachers, self._networks, request)
+            folder = cache(self.teachers, self._networks, request)
         self._targets = folder if cached else None
         self._places = folder if unlabelled else None
 
@@ -177,9 +181,9 @@ class SegmentationLesson(Lesson):
         if teacher is not None:
             folds, seen = teacher.fold, teacher.seen
             if job.run.targets == OUT_OF_FOLD:
-                every = ", ".join(other.fold for other in self._teachers)
+                every = ", ".join(other.fold for other in self.teachers)
                 folds = f"{every} (each case by those that have not seen it)"
-                seen = frozenset().union(*(other.seen for other in self._teachers))
+                seen = frozenset().union(*(other.seen for other in self.teachers))
             known = None if UNKNOWN in seen else len(seen)
             guard = LeakGuard(teacher.model.name, folds, known, len(job.split.val))
         loss = SegmentationLoss(regions=job.description.labels.regions, batch_dice=False)
@@ -224,8 +228,8 @@ class SegmentationLesson(Lesson):
         network = self._load(teacher)
         self._start_from(network, teacher.model.describe())
         method = method_for(job, self.student, network)
-        self._teachers, most = self._taking_part(teacher, method)
-        self._networks = [network if other.fold == teacher.fold else self._load(other) for other in self._teachers]
+        self.teachers, most = self._taking_part(teacher, method)
+        self._networks = [network if other.fold == teacher.fold else self._load(other) for other in self.teachers]
         if (method.averages or run.targets_tta) and most == 1 and not _averaged_axes(job):
             raise RunError(
                 f"There is nothing to average: the teacher {teacher.model.name} was trained without mirroring, or the "

@@ -18,6 +18,7 @@ from medkd.core.errors import (
     ran_out_of_memory,
 )
 from medkd.core.limits import option_name
+from medkd.training.inputs import check_finished, is_finished
 from medkd.training.job import method_names
 from medkd.training.lock import fold_lock
 from medkd.training.options import RunOptions
@@ -28,7 +29,6 @@ from medkd.training.run import (
     begin_lesson,
     find_teacher,
     finish,
-    is_finished,
     make_job,
     prepare_lesson,
     read_fold,
@@ -138,6 +138,8 @@ def _checked_options(task: AnyTask, methods: Sequence[str], options: RunOptions 
 
 def _fit_and_finish(task: AnyTask, jobs: Sequence[AnyJob]) -> list[Path]:
     """Train what is not finished yet, and score what is finished then."""
+    for job in jobs:
+        check_finished(task, job)
     waiting = [job for job in jobs if not is_finished(job)]
     failed: dict[str, Exception] = {}
     if waiting:

@@ -14,19 +14,21 @@ from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
+from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.core.serial import save
 from medkd.core.splits import ensure_splits, split_of_fold
+from medkd.evaluation.done import why_not_done
 from medkd.inference.predictor import Predictor
 from medkd.models.base import ModelFolder
 from medkd.models.guard import choose_teacher, write_split
 from medkd.models.like import open_imported, prepare_if_new
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
-from medkd.training.validation import VALIDATION, finish_fold
+from medkd.training.validation import SUMMARY, VALIDATION, finish_fold
 
 _log = logging.getLogger(__name__)
 
@@ -108,9 +110,25 @@ def score_teacher(
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
+    note_inputs(folder, configuration.name, model.weights_files(chosen.fold))
     run = RunFolder.load(folder.parent)
     finish_fold(run, folder, store, raw, split.val, where, predictor=predictor)
     return folder
+
+
+def find_scored(results: Path, model: ModelFolder[TrainedModel], fold: str) -> Path | None:
+    """The run folder with the scores of a fold by a teacher from elsewhere, as it is now; None where there is none.
+
+    Scores that do not say from which file they were made count where the model has the weights that they say.
+    """
+    for run in sorted(results.glob("*")):
+        for folder, record in scored_teachers(run).items():
+            if folder.name != f"fold_{fold}" or record.path != str(model.path):
+                continue
+            counts = (folder / VALIDATION / SUMMARY).exists() and why_not_done(folder) is None
+            if counts and ((folder / MADE_FROM_FILE).exists() or _has_weights(record, model)):
+                return run
+    return None
 
 
 def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
@@ -142,10 +160,11 @@ def _is_among(model: ModelFolder[TrainedModel], records: list[ScoredTeacher]) ->
     """Whether a model is one of those whose scores were recorded, by its place or else by its weights."""
     if any(record.path == str(model.path) for record in records):
         return True
-    return any(_same_weights(record, model) for record in records)
+    return any(_has_weights(record, model) for record in records)
 
 
-def _same_weights(record: ScoredTeacher, model: ModelFolder[TrainedModel]) -> bool:
+def _has_weights(record: ScoredTeacher, model: ModelFolder[TrainedModel]) -> bool:
+    """Whether a model's fold has the weights of which the scores were recorded."""
     if record.fold not in model.teaching_folds:
         return False
     return weights_digest(model.network(record.fold).state_dict()) == record.weights
@@ -159,7 +178,7 @@ def _record(folder: Path, made: ScoredTeacher, model: ModelFolder[TrainedModel])
     found = known.get(folder)
     if found is None or replace(found, path=made.path, former=()) != made:
         stale = [folder]
-        stale += [other for other, record in known.items() if other != folder and not _same_weights(record, model)]
+        stale += [other for other, record in known.items() if other != folder and not _has_weights(record, model)]
         _remove_scores(stale, made.path)
         known = {other: record for other, record in known.items() if other not in stale}
     former: set[str] = set()

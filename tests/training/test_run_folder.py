@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
+from medkd.core.made_from import outdated
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL
 from medkd.core.serial import save
@@ -105,6 +107,63 @@ def test_an_interrupted_student_goes_on_with_a_teacher_of_the_same_cases_only(tr
     path.write_text(json.dumps({**split, "train": split["train"][1:]}))
     with pytest.raises(RunError, match="1 of its teacher's training cases differ"):
         train_distill(900, "plain_unet", "plain_unet", "kd", 0, _options(trained, resume=True))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda root: _weigh(root, 0.5),
+            r"plain_unet__3d_fullres/fold_0/checkpoint_final\.pt holds other weights than",
+        ),
+        (
+            lambda root: _relabel(root, train=True),
+            "1 of the [0-9] cases on which .* was trained were preprocessed anew",
+        ),
+    ],
+)
+def test_a_student_is_done_and_goes_on_only_as_long_as_teacher_and_cases_are_the_same(
+    trained: Path, change: Callable[[Path], None], sentence: str, finished: bool
+) -> None:
+    """The teacher was trained anew in its folder, or a label map was mended: the student is of what was before."""
+    settings = _options(trained, resume=True, init="teacher")
+    folder = train_distill(900, "plain_unet", "plain_unet", "none", 0, settings)
+    if not finished:
+        (folder / FINAL).unlink()
+    _weigh(trained, 1.0)  # the same weights, written anew
+    _relabel(trained, train=False)
+    _edit_plan(trained, _replanned)
+    before = (folder / "checkpoint_latest.pt").stat().st_mtime_ns
+    assert train_distill(900, "plain_unet", "plain_unet", "none", 0, settings) == folder
+    assert (folder / "checkpoint_latest.pt").stat().st_mtime_ns == before or not finished
+    assert outdated(folder, "3d_fullres") is None
+    if not finished:
+        (folder / FINAL).unlink()
+    change(trained)
+    for start in (dry_run, train_distill):
+        words = ("plain_unet", "plain_unet", "none", 0) if start is train_distill else ("plain_unet", 0)
+        more = {} if start is train_distill else {"teacher": "plain_unet", "method": "none"}
+        with pytest.raises(RunError, match=f"{sentence}.*; restore them, or give --overwrite to start anew"):
+            start(900, *words, settings, **more)
+    train_distill(900, "plain_unet", "plain_unet", "none", 0, replace(settings, resume=False, overwrite=True))
+    assert outdated(folder, "3d_fullres") is None
+
+
+def _weigh(root: Path, factor: float) -> None:
+    path = root / RUN / "fold_0" / FINAL
+    content = load_checkpoint(path)
+    content["network"] = {name: value * factor for name, value in content["network"].items()}
+    save_checkpoint(path, {**content, "again": factor})
+
+
+def _relabel(root: Path, *, train: bool) -> None:
+    """Another label map for a case, as after mending it and preprocessing again."""
+    own = json.loads((root / RUN / "fold_0/split.json").read_text())
+    path = root / DATA / "3d_fullres" / f"{own['train' if train else 'val'][0]}.json"
+    record = json.loads(path.read_text())
+    record["files"][-1]["content"] = "another"
+    path.write_text(json.dumps(record))
 
 
 def test_the_order_of_cases_means_nothing_and_a_fold_without_weights_may_begin_with_any(tmp_path: Path) -> None:

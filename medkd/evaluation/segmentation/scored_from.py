@@ -11,6 +11,7 @@ from typing import Any
 
 from medkd.core.checkpoint import load_checkpoint, stored_checkpoint, weights_digest
 from medkd.core.errors import RunError
+from medkd.core.made_from import changed_weights
 from medkd.core.made_with import content_digest, known_digest, label_map_settings, state_of
 from medkd.core.protocol import InferenceRule
 from medkd.core.run import FINAL, VALIDATION_SUMMARY, RunFolder
@@ -109,6 +110,8 @@ def _tell_unsaid(scores: Path, run: Path) -> None:
 def _check_maker(found: ScoredFrom, folder: Path, scores: Path) -> None:
     """The weights, and what else the label maps depend on."""
     run, weights = folder.parent, weights_now(folder)
+    if (folder / SCORED_TEACHER).exists() and (why := changed_weights(folder)) is not None:
+        raise RunError(f"{why}; {_remedy(run)}.")
     if weights is not None and found.weights != weights:
         raise RunError(f"{scores} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
     for name, value in (_settings_now(folder) if found.settings else {}).items():

@@ -70,6 +70,10 @@ class NnunetCascade(NnunetFolder):
         first = self.first_stage.teaching_folds
         return tuple(fold for fold in super().teaching_folds if fold in first)
 
+    def weights_files(self, fold: str) -> tuple[Path, ...]:
+        """Those of both stages."""
+        return (self.weights_file(fold), *self.first_stage.weights_files(fold))
+
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """What the fold was trained on, in either stage; a ``teacher.json`` of the second one speaks for both."""
         stated = self._stated(cases)

@@ -1,0 +1,40 @@
+"""Whether a fold that was trained, or scored, still counts as done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medkd.core.dataset import SEGMENTATION
+from medkd.core.errors import RunError
+from medkd.core.made_from import changed_inputs, outdated
+from medkd.core.numbers import whole_number
+from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
+from medkd.core.serial import load
+from medkd.evaluation.segmentation.scored_from import check_sources
+from medkd.tasks import task_of_run
+
+
+def why_not_done(fold: Path, *, plan: bool = False) -> str | None:
+    """Why a finished fold does not count: what it was made from, or was scored with, is another by now; None where it
+    counts, or nobody knows better.
+
+    Recipes, their tables and compressions all ask here.
+
+    Args:
+        fold: ``<root>/results/DATASET/RUN/fold_K`` of a run, or of the scores of a model from elsewhere.
+        plan: whether another plan counts, too; a training command says itself whether that matters to it.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    if not (fold.parent / RUN_FILE).exists():
+        return None
+    run, number = load(RunDescription, fold.parent / RUN_FILE), whole_number(fold.name.removeprefix("fold_"))
+    why = (outdated if plan else changed_inputs)(fold, run.configuration)
+    scored = number is not None and (fold / VALIDATION_SUMMARY).exists()
+    if why is None and scored and task_of_run(run).name == SEGMENTATION:
+        try:
+            check_sources(fold.parent, number, complete=False)
+        except RunError as error:
+            return str(error)
+    return why
