@@ -13,7 +13,6 @@ from medkd.api.compression import Compression
 from medkd.core.errors import MedkdError, SomeFailedError, first_line, ran_out_of_memory, without_frames
 from medkd.core.run_files import LOG_FILE, read_log
 from medkd.core.timing import readable_seconds
-from medkd.training import run as training_run
 from medkd.training.ranks import refuse_several
 
 SIZES = (2, 4, 8)
@@ -152,11 +151,7 @@ def compress_plan(
         lines.append(f"[{number}/{len(steps)}] {step.text}: {'done before' if step.done() else 'to do'}")
     if work.is_prepared():
         for student in work.students():
-            method = work.method_of(student)
-            lines += [
-                "",
-                *training_run.dry_run(work.task, work.dataset, work.network, work.fold, student, work.model, method),
-            ]
+            lines += ["", *work.rehearse(student)]
     return lines
 
 

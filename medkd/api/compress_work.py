@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from medkd.api.compress_settings import HANDED_OVER, TAUGHT
 from medkd.api.compression import Compression, read_compression
 from medkd.api.scores import measure, score_teacher
 from medkd.core.dataset import DatasetDescription, every_case, labelled_cases
-from medkd.core.errors import RunError
+from medkd.core.errors import OutdatedError, RunError
 from medkd.core.limits import is_whole
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, VALIDATION_SUMMARY
-from medkd.core.run_files import scored_teachers
 from medkd.core.timing import Timings
+from medkd.evaluation.done import why_not_done
 from medkd.evaluation.report.write import make_report
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.like import plan_like
@@ -27,6 +27,7 @@ from medkd.tasks import SEGMENTATION, refuse_unknown, task_of_dataset
 from medkd.training import run as training_run
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import SegmentationTask
+from medkd.training.teacher_scores import find_scored
 from medkd.training.unlabelled import learns_without_labels
 
 _NARROWED = ("plain_unet", "resenc_unet_")
@@ -216,8 +217,8 @@ class Work:
     def teacher_run(self) -> Path | None:
         """The run folder that holds the teacher's scores of the fold; None where there is none yet."""
         if not self.found.prepares:
-            folder = self.found.path
-            return folder if (folder / f"fold_{self.fold}" / VALIDATION_SUMMARY).exists() else None
+            run, fold = self.found.path, self.found.path / f"fold_{self.fold}"
+            return run if (fold / VALIDATION_SUMMARY).exists() and why_not_done(fold) is None else None
         return find_scored(self.results, self.found, self.fold)
 
     def is_scored(self) -> bool:
@@ -228,8 +229,8 @@ class Work:
         """Score a teacher from elsewhere; a run of medkd was scored when it was trained."""
         if not self.found.prepares:
             raise RunError(
-                f"{self.found.path} has no scores of fold {self.fold}; train it to its end, or continue it with "
-                "--continue, which validates it."
+                f"{self.found.path} has no scores of fold {self.fold} as it is now; train it to its end, or continue "
+                "it with --continue, which validates it."
             )
         score_teacher(self.dataset, self.found.path, self.fold, root=self.above, device=self.settings.get("device"))
 
@@ -265,16 +266,32 @@ class Work:
         return self.method if options.init == "teacher" else "none"
 
     def is_trained(self, options: TrainOptions) -> bool:
-        """Whether a student was trained to its end with these settings, and scored."""
+        """Whether a student was trained to its end with these settings, from what is there now, and scored."""
         if not self.is_prepared():
             return False
         folder = self.folder(options)
-        return (folder / FINAL).exists() and (folder / VALIDATION_SUMMARY).exists()
+        finished = (folder / FINAL).exists() and (folder / VALIDATION_SUMMARY).exists()
+        return finished and why_not_done(folder) is None
 
     def train(self, options: TrainOptions) -> None:
-        """Begin, or go on."""
-        method = self.method_of(options)
-        training_run.train_distill(self.task, self.dataset, self.model, self.network, method, self.fold, options)
+        """Begin, or go on, or begin anew where teacher or data are others than those with which it was begun."""
+        self._with(options, training_run.train_distill)
+
+    def rehearse(self, options: TrainOptions) -> list[str]:
+        """What :meth:`train` would do, line by line."""
+
+        def dry_run(task: SegmentationTask, dataset: str, teacher: str, network: str, method: str, *rest: Any) -> Any:
+            return training_run.dry_run(task, dataset, network, *rest, teacher, method)
+
+        lines: list[str] = self._with(options, dry_run)
+        return lines
+
+    def _with(self, options: TrainOptions, action: Callable[..., Any]) -> Any:
+        words = (self.task, self.dataset, self.model, self.network, self.method_of(options), self.fold)
+        try:
+            return action(*words, options)
+        except OutdatedError:
+            return action(*words, replace(options, resume=False, overwrite=True))
 
     def finished(self) -> list[Path]:
         """The fold folders of the students that are trained and scored."""
@@ -319,16 +336,6 @@ class Work:
         )
         found.save(self.summary)
         return found
-
-
-def find_scored(results: Path, model: ModelFolder[Any], fold: str) -> Path | None:
-    """The run folder with the scores of a teacher from elsewhere."""
-    for run in sorted(results.glob("*")):
-        for folder, record in scored_teachers(run).items():
-            same = folder.name == f"fold_{fold}" and record.path == str(model.path)
-            if same and (folder / VALIDATION_SUMMARY).exists():
-                return run
-    return None
 
 
 def _check_numbers(sizes: Sequence[int], tolerance: float, fold: int | str) -> None:

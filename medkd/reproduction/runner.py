@@ -17,7 +17,7 @@ from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
 from medkd.reproduction.recipe import Recipe, RecipeData
 from medkd.reproduction.recipe_values import PHANTOM
-from medkd.reproduction.state import Record, State, runs_of, why_due
+from medkd.reproduction.state import Record, State, is_refused_as_outdated, runs_of, why_due
 
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
@@ -108,6 +108,8 @@ class Runner:
         self.running: dict[str, Handle] = {}
         self._attempts: dict[str, int] = {}
         self._spent: list[float] = []
+        self._anew: set[str] = set()
+        self._due: set[str] = set()
 
     def run(self) -> Outcome:
         """Until nothing is left that can be done."""
@@ -139,6 +141,9 @@ class Runner:
     def _consider(self, node: Node, ready: list[Node]) -> None:
         """A node whose needs are there: done before, still running, or ready to be begun."""
         record = self.records.get(node.name)
+        if node.name in self._due:
+            ready.append(node)
+            return
         if why_due(node, record, self._command(node)) is None:
             self.waiting.remove(node)
             self.outcome.done.append(node.name)
@@ -151,6 +156,7 @@ class Runner:
                 self._attempts[node.name] = record.attempts
                 self.say(f"{node.name} still runs")
                 return
+        self._due.add(node.name)
         ready.append(node)
 
     def _begin(self, ready: list[Node]) -> None:
@@ -160,13 +166,19 @@ class Runner:
         for node, order, handle in zip(ready, orders, self.engine.begin(orders), strict=True):
             self._attempts[node.name] = self._attempts.get(node.name, 0) + 1
             command = self._command(node)
-            self.records[node.name] = self.state.begin(node.name, command, self._attempts[node.name], handle.ticket)
+            known = self.records.get(node.name)
+            self.records[node.name] = self.state.begin(
+                node.name, command, self._attempts[node.name], handle.ticket, known.folder if known else ""
+            )
             self.waiting.remove(node)
             self.running[node.name] = handle
             self.say(f"{node.name} begins; its log: {order.log}")
 
     def _order(self, node: Node) -> Order:
-        words = (sys.executable, "-m", "medkd", *self._command(node))
+        command = self._command(node)
+        if node.name in self._anew:
+            command = ["--overwrite" if word == "--continue" else word for word in command]
+        words = (sys.executable, "-m", "medkd", *command)
         return Order(name=node.name, command=words, output=self.state.output(node.name), log=self.state.log(node.name))
 
     def _command(self, node: Node) -> list[str]:
@@ -204,6 +216,12 @@ class Runner:
         self.say(f"{name} is done after {_duration(record.seconds)}{ahead}")
 
     def _failed(self, node: Node, record: Record) -> None:
+        if node.name not in self._anew and is_refused_as_outdated(record):
+            self._anew.add(node.name)
+            self._attempts[node.name] -= 1
+            self.say(f"{node.name} is made anew: {record.error}")
+            self.waiting.insert(0, node)
+            return
         if self._attempts[node.name] < _ATTEMPTS:
             self.say(f"{node.name} failed ({record.error}); it is tried once more")
             self.waiting.insert(0, node)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from medkd.core.errors import WARNING
+from medkd.core.made_from import changed_inputs
+from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, save
+from medkd.evaluation.done import why_not_done
 from medkd.reproduction.graph import Node
 from medkd.reproduction.search import BEST_FILE
 
@@ -30,7 +33,7 @@ class Record:
         ticket: by which the engine finds the running command again; empty where it cannot.
         started: when the command began, in seconds since 1970.
         seconds: that it took.
-        folder: the fold folder that it trained; empty where there is none.
+        folder: the fold folder that it trained, now or before; empty where there is none.
         error: the last line that it said when it failed.
         warnings: what it warned of.
     """
@@ -82,9 +85,16 @@ class State:
         """Where what a command says of its progress goes."""
         return self._records / f"{node}.log"
 
-    def begin(self, node: str, command: list[str], attempts: int, ticket: str) -> Record:
-        """Record that a command runs."""
-        record = Record(command=tuple(command), status="running", attempts=attempts, ticket=ticket, started=time.time())
+    def begin(self, node: str, command: list[str], attempts: int, ticket: str, folder: str = "") -> Record:
+        """Record that a command runs; a folder that it made before is remembered."""
+        record = Record(
+            command=tuple(command),
+            status="running",
+            attempts=attempts,
+            ticket=ticket,
+            started=time.time(),
+            folder=folder,
+        )
         self.write(node, record)
         return record
 
@@ -143,9 +153,20 @@ def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | 
     if node.kind == "prepare":
         return "what has changed is looked for again"
     made = Path(record.folder) / BEST_FILE if node.kind == "search" else Path(record.folder)
-    if record.folder and not made.exists():
-        return f"{made} is gone"
-    return None
+    if not record.folder:
+        return None
+    return why_not_done(made, plan=True) if made.exists() else f"{made} is gone"
+
+
+def is_refused_as_outdated(record: Record) -> bool:
+    """Whether a training that failed would not go on with a fold that was made from other weights or data than those
+    that are there now, so that it has to begin anew.
+    """
+    run = Path(record.folder).parent / RUN_FILE
+    if not record.folder or not run.exists():
+        return False
+    why = changed_inputs(Path(record.folder), load(RunDescription, run).configuration)
+    return why is not None and why in record.error
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,17 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from medkd.cli import convert
+from medkd.core.checkpoint import save_checkpoint
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
+from medkd.core.made_from import changed_inputs, note_inputs
 from medkd.core.paths import Root
+from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.serial import save
 from medkd.reproduction import runner as runner_module
 from medkd.reproduction.engines import AGAIN, Order
 from medkd.reproduction.graph import Node, Place, Trained, build_graph
@@ -210,6 +215,47 @@ def test_only_records_of_these_very_commands_and_of_what_they_need_count(tmp_pat
     found = standing(nodes, records)
     assert set(found.records) == {"prepare", "tiny-alone-seed0-fold0"}
     assert found.outdated["large-fold0"] == f"{tmp_path}/run_large-fold0/fold_0 is gone"
+
+
+class RefusingEngine(PretendedEngine):
+    """Trainings that are to go on say why they do not."""
+
+    def begin(self, orders: Sequence[Order]) -> list[Pretended]:
+        found = super().begin(orders)
+        for order, handle in zip(orders, found, strict=True):
+            why = changed_inputs(self.folder / f"run_{order.name}" / "fold_0", "3d_fullres")
+            if why is not None and "--continue" in order.command:
+                handle.code = 1
+                order.log.write_text(f"error: {why}; restore them, or give --overwrite to start anew.\n")
+        return found
+
+
+def test_a_student_of_weights_that_were_replaced_is_due_again_and_made_anew_and_no_other(tmp_path: Path) -> None:
+    results, nodes = tmp_path / "results" / "Dataset004_New", graph(tmp_path)
+    go(tmp_path, nodes, PretendedEngine(results))
+    student, weights = "tiny-kd-from-large-seed0-fold0", results / "run_large-fold0" / "fold_0" / "checkpoint_final.pt"
+    network = NetworkSpec(name="unet_tiny", in_channels=1, num_outputs=3, patch_size=(8, 8, 8))
+    described = RunDescription(
+        dataset="Dataset004_New",
+        configuration="3d_fullres",
+        network=network,
+        budget=Budget(1, 1, 1, 0.1, 0),
+        mirror_axes=(),
+    )
+    for value in (1.0, 2.0):
+        save_checkpoint(weights, {"network": {"weight": torch.full((2,), value)}})
+        if value == 1.0:
+            save(results / f"run_{student}" / "run.json", described)
+            note_inputs(results / f"run_{student}" / "fold_0", "3d_fullres", [weights])
+            assert standing(nodes, State(tmp_path, "toy").read()).outdated == {}
+    assert "holds other weights than when" in standing(nodes, State(tmp_path, "toy").read()).outdated[student]
+    again = RefusingEngine(results)
+    assert student in go(tmp_path, nodes, again).done
+    assert again.begun == ["prepare", student, student]
+    assert "--overwrite" in again.commands[student] and "--continue" not in again.commands[student]
+    assert State(tmp_path, "toy").read()[student].command == tuple(
+        nodes[student].command({"large-fold0": "run_large-fold0"})
+    )
 
 
 def test_an_interrupt_stops_the_engine(tmp_path: Path) -> None:

@@ -8,12 +8,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import LeakError, RunError
+from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.run_files import ScoredTeacher
 from medkd.core.serial import save
 from medkd.evaluation.report.data import compare, teacher_of
 from medkd.evaluation.report.read import gather
@@ -21,7 +26,9 @@ from medkd.models.base import open_model
 from medkd.models.like import prepare_if_new
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import train_distill
-from medkd.training.teacher_scores import score_teacher
+from medkd.training.teacher_scores import find_scored, score_teacher
+from tests.evaluation.folders import make_dataset as make_boxes
+from tests.evaluation.folders import make_run
 from tests.training.builders import NAME as BOXES
 from tests.training.builders import make_dataset
 
@@ -49,6 +56,30 @@ def place(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     (model / "splits_final.json").write_text(json.dumps(splits))
     prepare_if_new(4, open_model(model), base / "root", 1)
     return base / "root", model
+
+
+def test_scores_of_weights_that_were_exchanged_count_for_nobody(tmp_path: Path) -> None:
+    """The file of a model from elsewhere is another one by now, whether or not the scores say from which they are."""
+    make_boxes(tmp_path, 8)
+    make_run(tmp_path, "given", "unet_tiny", 1.0, {0: range(8)})
+    results, network = tmp_path / "results" / "Dataset004_Test", torch.nn.Linear(2, 2)
+    fold, file = results / "given" / "fold_0", tmp_path / "model" / "weights.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"first")
+    model: Any = SimpleNamespace(path=file.parent, teaching_folds=("0",), network=lambda fold: network)
+    digest = weights_digest(network.state_dict())
+    made = ScoredTeacher(path=str(file.parent), fold="0", weights=digest, patch_size=(8, 8, 8), mirror_axes=())
+    save(fold / "scored_teacher.json", made)
+    assert find_scored(results, model, "0") == results / "given"  # of an earlier version
+    note_inputs(fold, "3d_fullres", [file])
+    assert find_scored(results, model, "0") == results / "given" and find_scored(results, model, "1") is None
+    file.write_bytes(b"second")
+    assert find_scored(results, model, "0") is None
+    with pytest.raises(RunError, match=r"weights\.pth holds other weights than when .* medkd_score_teacher"):
+        gather(results, runs=["given"])
+    (fold / MADE_FROM_FILE).unlink()
+    torch.nn.init.zeros_(network.weight)
+    assert find_scored(results, model, "0") is None
 
 
 @pytest.mark.real_data

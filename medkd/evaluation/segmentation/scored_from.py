@@ -83,6 +83,8 @@ def check_sources(run: Path, fold: int, *, complete: bool = True) -> Mapping[str
     """
     folder = run / f"fold_{fold}"
     file = folder / VALIDATION_SUMMARY
+    if (folder / SCORED_TEACHER).exists() and (why := changed_weights(folder)) is not None:
+        raise RunError(f"{why}; {_remedy(run)}.")
     summary = Summary.load(file)
     found = sources_of(summary, str(file))
     if found is None:
@@ -110,8 +112,6 @@ def _tell_unsaid(scores: Path, run: Path) -> None:
 def _check_maker(found: ScoredFrom, folder: Path, scores: Path) -> None:
     """The weights, and what else the label maps depend on."""
     run, weights = folder.parent, weights_now(folder)
-    if (folder / SCORED_TEACHER).exists() and (why := changed_weights(folder)) is not None:
-        raise RunError(f"{why}; {_remedy(run)}.")
     if weights is not None and found.weights != weights:
         raise RunError(f"{scores} holds the scores of other weights than those in {folder} now; {_remedy(run)}.")
     for name, value in (_settings_now(folder) if found.settings else {}).items():
