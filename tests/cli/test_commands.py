@@ -74,7 +74,7 @@ def test_a_terminal_that_knows_ascii_only_gets_everything_else(words: list[str])
     code = f"""
 from medkd.cli import list_entries
 rows = list_entries.network_rows
-list_entries.network_rows = lambda: rows(["unet_tiny"])
+list_entries.network_rows = lambda: rows(["espnetv2"])
 list_entries.detector_rows = lambda: []
 from medkd.cli.overview import main
 raise SystemExit(main({words!r}))

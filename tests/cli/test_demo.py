@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +20,18 @@ SETTINGS = {
     "teacher_epochs": 1,
     "student_epochs": 1,
     "iterations": 2,
-    "patch_size": (16, 48, 64),
+    "patch_size": (32, 64, 80),  # a scan in few pieces
     "cases": 5,
     "test_cases": 1,
     "device": "cpu",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _timed_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medkd.cli.demo._REPETITIONS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
