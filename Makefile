@@ -48,14 +48,15 @@ format: $(STAMP)
 
 environment: $(STAMP)
 
-# One pip call for everything, so that the resolver picks a torch and a torchvision that belong together
+# One pip call for everything, so that the resolver picks a torch and a torchvision that belong together. It would compile
+# one module after another; here every core does. Those that no Python of today compiles are templates and tests
 $(STAMP): setup.py pyproject.toml medkd/__init__.py medkd/cli/__init__.py
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "medkd needs Python 3.10 to 3.12, found %d.%d; choose one with PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing medkd and what it needs into $(VENV); with PyTorch this takes a few minutes and about 6 GB."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[detection,dicom,export,serve,dev]'
-	$(BIN)/python -m compileall -q medkd dataset_conversion
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[detection,dicom,export,serve,dev]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib medkd dataset_conversion >$(VENV)/compiled.log 2>&1 || true
 	touch $@
 
 # The environment and the demo's output; medkd_data, where results lie, is never touched

@@ -86,6 +86,7 @@ def test_without_a_network_the_download_says_what_to_do(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", unreachable)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # for 23 s between tries
     source = sources_of(f"retinanet_{backbone}")
     with pytest.raises(RunError, match=r"https://.*cannot be fetched.*--weights PATH"):
         find_source("imagenet", source, f"retinanet_{backbone}")
