@@ -1,7 +1,8 @@
 """Left and right, through the commands' functions: scans stored in two ways, and structures that differ by side only.
 
-Measured with these cases and settings (Dice of fold 0): scans stored half in RAS, half in LAS 0.40, turned to RAS
-first 0.99; mirrored along every axis 0.52, not at all 0.99.
+Measured with these cases and 600 steps (Dice of fold 0): scans stored half in RAS, half in LAS 0.40, turned to RAS
+first 0.99; mirrored along every axis 0.52, not at all 0.99. With the 240 steps of the tests, what is learnt has 0.97 and
+0.96.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _dice_of_fold_0(root: Path, codes: tuple[str, ...], **wishes: Any) -> float:
     labels = LabelSpec.from_names(["right", "left", "front"])
     DatasetDescription(channel_names=("MR",), labels=labels, num_training=8).save(raw / "dataset.json")
     medkd.plan_and_preprocess(1, root=root, configurations=["3d_fullres"], **wishes)
-    settings = {"epochs": 15, "iterations_per_epoch": 40, "batch_size": 2, "width_divisor": 4, "workers": 0}
+    settings = {"epochs": 8, "iterations_per_epoch": 30, "batch_size": 2, "width_divisor": 4, "workers": 0}
     fold = medkd.train(1, "plain_unet", 0, root=root, device="cpu", **settings)
     return float(read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"])
 
