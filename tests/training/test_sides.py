@@ -1,8 +1,8 @@
 """Left and right, through the commands' functions: scans stored in two ways, and structures that differ by side only.
 
 Measured with these cases and 600 steps (Dice of fold 0): scans stored half in RAS, half in LAS 0.40, turned to RAS
-first 0.99; mirrored along every axis 0.52, not at all 0.99. With the 240 steps of the tests, what is learnt has 0.97 and
-0.96.
+first 0.99; mirrored along every axis 0.52, not at all 0.99. With the 240 steps of the tests, what can be learnt has
+0.97 and 0.96.
 """
 
 from __future__ import annotations
