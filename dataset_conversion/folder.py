@@ -16,6 +16,7 @@ from dataset_conversion.findings import file_names, has_errors, problem
 from dataset_conversion.registry import ConversionOptions
 from dataset_conversion.writer import CaseContent, CaseJob, Piece, Split
 from medkd.core.errors import DataError
+from medkd.core.files import read_json
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.resolve import stands_for_file
@@ -64,6 +65,16 @@ def split_channel(name: str) -> tuple[str, int]:
     if match is None:
         return name, 0
     return match["case"], int(match["channel"])
+
+
+def has_voxel_size(picture: Path) -> bool:
+    """Whether a JSON file that is called as the picture states one; others, as annotations, are nobody's business."""
+    for name in {stem(picture), split_channel(stem(picture))[0]}:
+        file = picture.with_name(f"{name}.json")
+        content = read_json(file) if file.is_file() else None
+        if isinstance(content, dict) and "spacing" in content:
+            return True
+    return False
 
 
 def pair_files(images: Path, labels: Path) -> Pairs:

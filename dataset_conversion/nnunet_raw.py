@@ -10,7 +10,7 @@ from typing import Any
 
 from dataset_conversion.decathlon import is_version_1, listed_pairs, modalities, numbered_labels
 from dataset_conversion.findings import file_names, problem, warning
-from dataset_conversion.folder import list_volumes, split_channel
+from dataset_conversion.folder import has_voxel_size, list_volumes, split_channel
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
@@ -129,7 +129,7 @@ def _check_ending(ending: str, where: Path) -> None:
             f"{where}: scans ending in '{ending}' keep their voxels in a second file, which a link would not find; "
             "convert them to .nii.gz first."
         )
-    if ending in _SIZED and any((where.parent / "imagesTr").glob("*.json")):
+    if ending in _SIZED and any(map(has_voxel_size, where.parent.glob(f"images*/[!.]*{ending}"))):
         raise DataError(
             f"{where}: the voxel sizes of scans ending in '{ending}' stand in JSON files beside them, which a link "
             "would not find; lay the folder under <root>/raw as it is, or convert the scans to .nii.gz."

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from dataset_conversion.decathlon import images_without_label
 from dataset_conversion.dicom import patients_of, series_job
-from dataset_conversion.folder import channels_finding, list_volumes, split_channel, volume_job
+from dataset_conversion.folder import channels_finding, has_voxel_size, list_volumes, volume_job
 from dataset_conversion.layout import existing_folder
 from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter, name_from_path
 from dataset_conversion.report import ConversionReport
 from dataset_conversion.writer import CaseContent, CaseJob, RawWriter
 from medkd.core.dataset import UNLABELLED_FOLDER, CaseFiles, DatasetDescription
 from medkd.core.errors import DataError
-from medkd.core.files import read_json
 from medkd.io.painted import MOST_SURE, painted_values
 from medkd.io.verify_case import check_case
-from medkd.io.volumes import PICTURES, read_volume, stem
+from medkd.io.volumes import PICTURES, read_volume
 
 GUIDE = """\
 Scans without labels, to teach students on them with a model that you have.
@@ -102,23 +101,13 @@ def _picture_jobs(source: Path, model: DatasetDescription) -> list[CaseJob]:
             f"{source}: expected pictures ending in '{ending}', as the model takes, found none; give their folder, or "
             "convert them."
         )
-    if any(map(_has_voxel_size, pictures)):
+    if any(map(has_voxel_size, pictures)):
         raise DataError(
             f"{source}: the voxel sizes of scans ending in '{ending}' stand in JSON files beside them, which are not "
             f"taken over; lay the folder as it is under <root>/raw/DatasetNNN_NAME/{UNLABELLED_FOLDER}."
         )
     cases = images_without_label(pictures, len(model.channel_names))
     return [_picture_job(CaseFiles(case, images), model) for case, images in cases.items()]
-
-
-def _has_voxel_size(picture: Path) -> bool:
-    """Whether a JSON file that is called as the picture states one; others, as annotations, are nobody's business."""
-    for name in {stem(picture), split_channel(stem(picture))[0]}:
-        file = picture.with_name(f"{name}.json")
-        content = read_json(file) if file.is_file() else None
-        if isinstance(content, dict) and "spacing" in content:
-            return True
-    return False
 
 
 def _picture_job(case: CaseFiles, model: DatasetDescription) -> CaseJob:

@@ -16,6 +16,7 @@ from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.plugins import Lazy
+from medkd.core.processes import started_together
 from medkd.core.registry import Registry
 from medkd.core.run import RunDescription
 from medkd.core.serial import nearest
@@ -64,6 +65,8 @@ class Task:
             to write to; None for tasks without.
         report: the :class:`~medkd.evaluation.report.data.ReportTask`, or where to import it; None for no report.
         list_networks: rows of ``medkd_list networks``; None for no rows.
+        in_several_processes: whether processes that ``torchrun`` started may train one network together; without it
+            each would train, and write, all of it.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Task:
     postprocess: Column | None = None
     report: Any = None
     list_networks: Column | None = None
+    in_several_processes: bool = False
 
     def options_of(self, step: str) -> Sequence[str]:
         """Options of a step that this task alone takes."""
@@ -182,6 +186,7 @@ register_task(
         postprocess=Lazy("medkd.evaluation.segmentation.postprocessing:find_postprocessing"),
         report=Lazy("medkd.evaluation.report.segmentation_task:SEGMENTATION"),
         list_networks=Lazy("medkd.cli.list_entries:network_rows"),
+        in_several_processes=True,
     )
 )
 register_task(
@@ -213,6 +218,7 @@ register_task(
         report=Lazy("medkd.evaluation.report.detection_task:DETECTION"),
         predictions_file="predictions.json",
         list_networks=Lazy("medkd.cli.list_entries:detector_rows"),
+        in_several_processes=True,
     )
 )
 
@@ -279,14 +285,21 @@ def refuse_foreign(task: Task, step: str, given: Iterable[str], subject: str, er
 
 def chosen_options(dataset: str | int, options: Any, settings: Mapping[str, Any]) -> tuple[Task, Any]:
     """The task of a training, and its options: those of the object that differ from the defaults, and the single
-    settings.
+    settings. Every training comes through here, whatever its task.
 
     Raises:
-        RunError: an option is unknown, outside of its limits, or belongs to another task.
+        RunError: an option is unknown, outside of its limits, or belongs to another task, or several processes were
+            started and the task does not share its work.
     """
     known = {} if options is None else _changed(options)
     values = {**known, **settings}
     task = task_of_dataset(dataset, values.get("root"))
+    count = started_together()
+    if count > 1 and not task.in_several_processes:
+        raise RunError(
+            f"A network for {task.name} is trained by one process, but {count} were started; start the command without "
+            "torchrun."
+        )
     refuse_foreign(task, "train", values, str(dataset), RunError)
     kind = task.column("training_options")
     refuse_unknown("train", values, [field.name for field in fields(kind)])

@@ -203,6 +203,23 @@ def test_what_it_does_not_have_is_said(here: Path, capsys: pytest.CaptureFixture
     assert "--image-size is for detection, but 700 is for brightness" in capsys.readouterr().err
 
 
+def test_several_processes_do_not_all_train_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--root", here, "--import", "my_task"]
+    assert command("plan_and_preprocess", "-d", 700, *common) == 0
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for words in (["train", 700, "line", 0], ["train", 700, "line", "folds"]):
+        assert command(*words, *common) == 1
+        said = capsys.readouterr().err
+        assert "A network for brightness is trained by one process, but 2 were started" in said
+    assert not (here / "results").exists()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert command("train", 700, "line", 0, *common) == 1
+    assert "Expected a whole number in the variable WORLD_SIZE" in capsys.readouterr().err
+
+
 def test_without_its_module_the_task_is_unknown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("plan_and_preprocess", "-d", 700, "--root", here) == 1
     message = capsys.readouterr().err
@@ -222,6 +239,8 @@ def test_every_column_of_medkds_own_tasks_leads_somewhere() -> None:
         for name, target in vars(task).items():
             if hasattr(target, "load"):
                 assert task.column(name) is not None, f"{task.name}: {name}"
+        shared = task.column("train").args[0]  # what the loop that all tasks share asks
+        assert task.in_several_processes is shared.in_several_processes is True
 
 
 def test_predictions_are_known_by_their_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from medkd import __version__
 from medkd.core.errors import WARNING, DataError, MedkdError, RunError
 from medkd.core.limits import on_the_command_line
 from medkd.core.plugins import import_plugin
+from medkd.core.processes import started_together
 
 ROOT_HELP = "medkd's folder with raw, preprocessed and results (default: $MEDKD_ROOT, else ./medkd_data)"
 IMPORT_HELP = "import this module of yours first, which registers networks, methods, detectors or formats; repeatable"
@@ -107,8 +108,8 @@ def _reader_left() -> bool:
 
 def _refuse_several_processes(command: str) -> None:
     """Only trainings share their work with others that ``torchrun`` started; the rest would write the same files."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and count != "1" and command not in _IN_SEVERAL_PROCESSES:
+    count = started_together()
+    if count > 1 and command not in _IN_SEVERAL_PROCESSES:
         raise RunError(
             f"{command} works in one process, but {count} were started (WORLD_SIZE={count}); start it without torchrun."
         )

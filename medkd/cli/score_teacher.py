@@ -14,9 +14,8 @@ from medkd.core.allocator import reuse_freed_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_score_teacher``."""
     arguments = parser(
-        "Predict and score a fold's validation cases with a teacher that was trained elsewhere, so that medkd_report "
-        "shows it beside "
-        "its students.",
+        "Predict and score a fold's validation cases with a teacher that was trained elsewhere or on other data, so "
+        "that medkd_report shows it beside its students.",
         "medkd_score_teacher 4 MODEL 0",
     )
     arguments.add_argument("dataset", metavar="DATASET", help="number or full name, for example 4")
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "teacher",
         metavar="TEACHER",
         type=Path,
-        help="a model folder of nnU-Net v2, a MONAI bundle, or one with a teacher.json",
+        help="a model folder of nnU-Net v2, a MONAI bundle, one with a teacher.json, or a run on another data set",
     )
     arguments.add_argument("fold", metavar="FOLD", help="0 to 4")
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")

@@ -145,9 +145,18 @@ def take_categories(data: dict[str, Any], where: str) -> tuple[str, ...]:
 
 def check_categories(names: Sequence[str], where: str) -> None:
     """Refuse the names of classes where they are none, equal, or taken by what is no class."""
-    spelled = {" ".join(name.split()).casefold() for name in names}
-    if not names or len(set(names)) < len(names) or {"background", "ignore", ""} & spelled:
+    if not are_categories(names):
         raise DataError(
             f"{where}: expected one or more different categories, none called background or ignore or without a name, "
             f"found {list(names)}."
         )
+
+
+def are_categories(names: Sequence[str]) -> bool:
+    """Whether names may be those of classes of boxes: different ones, none of them that of what is no class.
+
+    >>> are_categories(["fracture"]), are_categories(["fracture", " Background"])
+    (True, False)
+    """
+    spelled = {" ".join(name.split()).casefold() for name in names}
+    return bool(names) and len(set(names)) == len(names) and not {"background", "ignore", ""} & spelled

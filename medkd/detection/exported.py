@@ -18,6 +18,7 @@ from medkd.evaluation.detection.matching import overlaps
 from medkd.models.base import Checkpoint
 from medkd.runtime.detection import DESCRIPTION, ExportedDetector, check_detector, is_exported_detector, read_detector
 from medkd.runtime.engines import open_engine
+from medkd.runtime.predictor import refuse_settled
 
 FOLD = "exported"
 """Name of the one detector of an export."""
@@ -181,6 +182,15 @@ class ExportedDetectorFolder(DetectorFolder):
             f"{self.path} is {self.title}, which gives boxes and no outputs to learn from; teach with the model that "
             "it was made from."
         )
+
+    def place(self, device: torch.device | str | None) -> torch.device:
+        """The CPU, on which the engine computes.
+
+        Raises:
+            RunError: another one is asked for.
+        """
+        refuse_settled(self.path, {"device": None if device is None or str(device) == "cpu" else device})
+        return torch.device("cpu")
 
     def weights_file(self, fold: str) -> Path:
         """The network's file."""

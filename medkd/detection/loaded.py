@@ -12,7 +12,7 @@ import torch
 from medkd.core.device import pick_device
 from medkd.core.errors import DataError
 from medkd.detection.detecting import Limits, detect_pixels
-from medkd.detection.models import TrainedDetector
+from medkd.detection.models import TrainedDetector, place_of
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.io.dicom_radiographs import read_eight_bit
 from medkd.models.base import Checkpoint, ModelFolder, open_model
@@ -51,7 +51,7 @@ class LoadedDetector:
         limits: Limits | None = None,
     ) -> LoadedDetector:
         """Load the detectors of a model; the boxes of several folds are fused."""
-        return cls(model.load(folds, checkpoint=checkpoint), device, limits)
+        return cls(model.load(folds, checkpoint=checkpoint), place_of(model, device), limits)
 
     def predict(self, image: np.ndarray | Path | str) -> Boxes:
         """Find boxes in one radiograph.

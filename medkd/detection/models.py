@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from medkd.core.checkpoint import load_checkpoint
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import LeakError, RunError
+from medkd.core.dataset_keys import check_categories
+from medkd.core.device import pick_device
+from medkd.core.errors import DataError, LeakError, RunError
 from medkd.core.files import lies_within, read_json
 from medkd.core.run import (
     DATASET_FILE,
@@ -25,6 +29,7 @@ from medkd.core.splits import Split
 from medkd.detection.base import DETECTORS, Detector, DetectorSpec
 from medkd.detection.families import register_detectors
 from medkd.detection.plan import DetectionPlan
+from medkd.detection.store import DetectionStore
 from medkd.detection.weights import load_into, read_detector_weights
 from medkd.models.base import Checkpoint, ModelFolder, Trained
 from medkd.models.limits import LARGEST_IMAGE, check_size
@@ -142,6 +147,10 @@ class DetectorFolder(ModelFolder[TrainedDetector]):
             f"({', '.join(ours)}); train one for this data set."
         )
 
+    def place(self, device: torch.device | str | None) -> torch.device:
+        """Where its detectors compute: as is asked, else CUDA where present."""
+        return pick_device(device)
+
 
 class DetectorRun(OwnRun, DetectorFolder):
     """A run folder ``<root>/results/DATASET/RUN`` of a detector."""
@@ -159,6 +168,14 @@ class DetectorRun(OwnRun, DetectorFolder):
     def recognises(cls, path: Path) -> bool:
         """Whether there is a ``run.json`` of a detector."""
         return is_detection(path)
+
+    def contents(self, prepared: Path) -> Mapping[str, str]:
+        """Those of the stored images."""
+        try:
+            entries = DetectionStore(prepared / DETECTION).index.cases
+        except DataError:
+            return {}
+        return {case: entry.pixels for case, entry in entries.items()}
 
     def _describe(self) -> TrainedDetector:
         return TrainedDetector(folds=self.folds(), spec=self.run.spec)
@@ -203,6 +220,7 @@ class DetectorWeights(DetectorFolder):
                 f'"weights": "{path.name}"}}.'
             )
         self.described = load(DetectorFile, self.path / FILE)
+        check_categories(self.described.categories, f"{self.path / FILE}: categories")
         check_size("an image_size", (self.described.image_size,), LARGEST_IMAGE, str(self.path / FILE))
         check_sides(self.described.sides, self.described.image_size, str(self.path / FILE))
         self.file = self.path / self.described.weights if path.is_dir() else path.absolute()
@@ -267,8 +285,17 @@ class DetectorWeights(DetectorFolder):
         return replace(self.describe(), networks=[detector.eval()])
 
 
+def place_of(model: ModelFolder[TrainedDetector], device: torch.device | str | None) -> torch.device:
+    """Where the detectors of a model compute: as is asked, else CUDA where present; an exported one knows better.
+
+    Raises:
+        RunError: the device is not there, or the model cannot compute on it.
+    """
+    return model.place(device) if isinstance(model, DetectorFolder) else pick_device(device)
+
+
 def seen_by_start(
-    path: Path, fold: int | str, split: Split, cases: Sequence[str], categories: Sequence[str] | None = None
+    path: Path, fold: int | str, split: Split, cases: Sequence[str], raw: Path, categories: Sequence[str] | None = None
 ) -> frozenset[str]:
     """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
     of teachers.
@@ -282,12 +309,13 @@ def seen_by_start(
         fold: which is going to be trained.
         split: its cases.
         cases: of the data set.
+        raw: its raw folder.
         categories: of the data set; a detector for just these classes that does not say what it has seen is refused.
 
     Raises:
         LeakError: they have seen a case on which the fold is judged, or may have.
     """
-    seen = seen_at_place(path, cases)
+    seen = seen_at_place(path, cases, raw)
     if seen is None and categories is not None and split.val and _classes_of(path) == set(categories):
         raise LeakError(
             f"{path} finds the very classes of this data set and does not say on which images it was trained, so it "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from medkd.core.dataset_keys import are_categories
 from medkd.core.errors import DataError, PlanError
 from medkd.core.files import read_json
 from medkd.core.protocol import ProtocolRow
@@ -139,8 +140,7 @@ class DetectionPlan:
         changes = self.augmentation
         shares = ("mosaic", "fliplr", "flipud", "scale", "translate", "brightness")
         allowed = {
-            "categories of different names": bool(self.categories)
-            and len(set(self.categories)) == len(self.categories),
+            "categories of different names, none of them background or ignore": are_categories(self.categories),
             f"an image_size that is a multiple of {STRIDE} above 0": self.image_size > 0
             and self.image_size % STRIDE == 0,
             "a batch_size and epochs from 1 on": min(self.batch_size, self.epochs) >= 1,

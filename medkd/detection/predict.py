@@ -13,13 +13,12 @@ from typing import ClassVar
 import torch
 
 from medkd.core.checkpoint import weights_digest
-from medkd.core.device import pick_device
 from medkd.core.errors import DataError, MedkdError, RunError
 from medkd.core.settled import SETTINGS_FILE, write_settings
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.extras import DICOM_FOLDER, Extras
 from medkd.detection.journal import Journal, finished
-from medkd.detection.models import TrainedDetector
+from medkd.detection.models import TrainedDetector, place_of
 from medkd.detection.pictures import PICTURE_SCORE, picture_path
 from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
 from medkd.io.dicom_header import is_dicom
@@ -122,7 +121,8 @@ def predict_detections(
     """
     limits = _checked(Limits(score, overlap, most))
     formats = choose_formats(format, "detection")
-    model, target = open_model(run, "detection"), pick_device(device)
+    model = open_model(run, "detection")
+    target = place_of(model, device)
     sources = find_radiographs(inputs, outputs, strict=strict)
     loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
     detectors = [detector.to(target) for detector in loaded.networks]

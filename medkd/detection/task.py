@@ -166,10 +166,10 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
 
     def seen_at_start(self, data: DetectionFold) -> frozenset[str]:
         """What the weights that the detector starts from have seen."""
-        start, cases = data.options.backbone_weights, data.store.cases()
+        start, cases = data.options.backbone_weights, sorted({*data.store.cases(), *data.split.val})
         if data.weights is not None:
-            return seen_by_start(Path(data.weights.file), data.fold, data.split, cases, data.plan.categories)
-        return frozenset() if start is None else seen_by_start(Path(start), data.fold, data.split, cases)
+            return seen_by_start(Path(data.weights.file), data.fold, data.split, cases, data.raw, data.plan.categories)
+        return frozenset() if start is None else seen_by_start(Path(start), data.fold, data.split, cases, data.raw)
 
     def start(self, data: DetectionFold, network: str) -> DetectionFold:
         """Weights of the backbone, or of a detector for COCO, from the library of the detector; or a file."""

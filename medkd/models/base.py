@@ -193,6 +193,12 @@ class ModelFolder(ABC, Generic[T]):
             RunError: the first thing that differs, and what to do.
         """
 
+    def cleared(self, raw: Path) -> str:
+        """What else helps, in the words of a sentence's end, where cases of a data set count as seen; by itself
+        nothing.
+        """
+        return ""
+
     def remedy(self, dataset: str) -> str:
         """What to do where a student's preprocessing is not the model's."""
         return f"train the teacher with the plan of {dataset}"

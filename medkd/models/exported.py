@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.models.base import Checkpoint, ModelFolder
+from medkd.models.seen import how_cleared, kept_contents, stated_or_same
 from medkd.models.segmentation import ImportedFolder, TrainedModel
 from medkd.runtime.package import RECORD, check_network, is_exported, read_exported
 
@@ -43,7 +44,16 @@ class ExportedFolder(ImportedFolder):
                 f"{record} does not say on which cases the exported model was trained; teach with the model that it "
                 "was made from, or export that again where its splits are known."
             )
-        return frozenset(seen)
+        return stated_or_same(self.path, seen, self._home, cases, raw, _contents_beside(raw))
+
+    def cleared(self, raw: Path) -> str:
+        """See :func:`~medkd.models.seen.how_cleared`."""
+        return how_cleared(self.path, self._home, raw)
+
+    @property
+    def _home(self) -> str:
+        """The data set that the source was trained on."""
+        return self.describe().plan.dataset
 
     def weights_file(self, fold: str) -> Path:
         """The network's file."""
@@ -74,6 +84,13 @@ class ExportedFolder(ImportedFolder):
                 f"{self.path} is {self.title}, one network whose folds and checkpoint were chosen at export; leave "
                 "them out."
             )
+
+
+def _contents_beside(raw: Path) -> Callable[[str], Mapping[str, str]]:
+    """The hashes of data sets beside the student's."""
+    from medkd.preprocessing.fingerprint import known_contents  # reads scans, which other uses of the module do without
+
+    return kept_contents([raw.parents[1] / "preprocessed"], known_contents)
 
 
 def check_export(model: ModelFolder[Any], taken: Container[str]) -> None:

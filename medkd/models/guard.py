@@ -71,7 +71,7 @@ def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: 
     raise LeakError(
         f"The teacher {model.path.name} was trained (fold {name}) on {len(overlap)} of the {len(split.val)} cases on "
         f"which fold {fold} of the student is judged, for example {overlap[0]}; train the teacher for fold {fold} with "
-        f"the same splits, or train the student as fold '{ALL}' and judge it on a test set."
+        f"the same splits, or train the student as fold '{ALL}' and judge it on a test set{model.cleared(raw)}."
     )
 
 

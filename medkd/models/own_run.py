@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from medkd.core.run import BEST, FINAL, RunDescription
 from medkd.core.teachers import short_name
 from medkd.models.base import Checkpoint, ModelFolder
 from medkd.models.guard import seen_by
+from medkd.models.seen import how_cleared, kept_contents, stated_or_same
 
 CHECKPOINTS: dict[Checkpoint, str] = {"final": FINAL, "best": BEST}
 
@@ -62,8 +64,20 @@ class OwnRun(ModelFolder[Any]):
         return tuple(found)
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
-        """What the fold's ``split.json`` says, whatever the data set."""
-        return seen_by(self.run.fold(fold))
+        """What the fold's ``split.json`` says; of the cases of another data set see
+        :func:`~medkd.models.seen.stated_or_same`.
+        """
+        roots = (self.path.parents[2], raw.parents[1])
+        contents = kept_contents([root / "preprocessed" for root in roots], self.contents)
+        return stated_or_same(self.path, seen_by(self.run.fold(fold)), self.run.run.dataset, cases, raw, contents)
+
+    def cleared(self, raw: Path) -> str:
+        """See :func:`~medkd.models.seen.how_cleared`."""
+        return how_cleared(self.path, self.run.run.dataset, raw)
+
+    @abstractmethod
+    def contents(self, prepared: Path) -> Mapping[str, str]:
+        """The hashes that a preprocessed data set keeps of its cases; none where it is not there."""
 
     def weights_file(self, fold: str) -> Path:
         """The fold's final checkpoint."""

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import LeakError, RunError
-from medkd.core.run import SPLIT_FILE, StartWeights
+from medkd.core.run import RUN_FILE, SPLIT_FILE, StartWeights
 from medkd.core.splits import Split
+from medkd.models.base import kind_of
 from medkd.models.guard import seen_by
 from medkd.models.stated import stated_beside
 
@@ -94,13 +95,14 @@ def sha256(file: Path) -> str:
     return found.hexdigest()
 
 
-def seen_at_place(path: Path, cases: Sequence[str]) -> frozenset[str] | None:
+def seen_at_place(path: Path, cases: Sequence[str], raw: Path) -> frozenset[str] | None:
     """The cases on which weights were trained, as far as their place says: the ``split.json`` of a fold folder of
     medkd's (also for those in ``ultralytics/weights``), or a ``teacher.json`` beside them. None where it says nothing.
 
     Args:
         path: the file.
         cases: of the data set.
+        raw: its raw folder.
 
     Raises:
         RunError: a ``teacher.json`` names cases otherwise than the data set.
@@ -108,11 +110,18 @@ def seen_at_place(path: Path, cases: Sequence[str]) -> frozenset[str] | None:
     for file in dict.fromkeys((path.absolute(), path.resolve())):
         for folder in file.parents[:3]:  # fold_0, fold_0/ultralytics, fold_0/ultralytics/weights
             if (folder / SPLIT_FILE).is_file():
-                return seen_by(folder)
+                return seen_in(folder, cases, raw)
         stated = stated_beside(file, cases)
         if stated is not None:
             return stated
     return None
+
+
+def seen_in(folder: Path, cases: Sequence[str], raw: Path) -> frozenset[str]:
+    """What the network of a fold folder has seen, see :meth:`~medkd.models.base.ModelFolder.seen`."""
+    run = folder.parent
+    kind = kind_of(run) if (run / RUN_FILE).is_file() else None
+    return seen_by(folder) if kind is None else kind(run).seen(folder.name.removeprefix("fold_"), cases, raw)
 
 
 def refuse_leak(path: Path, seen: frozenset[str], fold: int | str, split: Split, option: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from medkd.models.own_run import CHECKPOINTS, OwnRun
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.weights import load_weights
 from medkd.networks.base import NETWORKS, SegmentationNetwork
+from medkd.preprocessing.fingerprint import known_contents
 
 
 class SegmentationRun(OwnRun, SegmentationFolder):
@@ -32,6 +33,10 @@ class SegmentationRun(OwnRun, SegmentationFolder):
     def recognises(cls, path: Path) -> bool:
         """Whether there is a ``run.json`` of a segmentation network."""
         return (path / RUN_FILE).exists() and not is_detection(path)
+
+    def contents(self, prepared: Path) -> Mapping[str, str]:
+        """Those of the fingerprint."""
+        return known_contents(prepared)
 
     def postprocessing(self, folds: Sequence[str], weights: Sequence[str]) -> Postprocessing | None:
         """What ``medkd_cross_validate`` found on the validation cases of just these folds."""

@@ -14,6 +14,7 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, un
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import IntensityStatistics
+from medkd.core.serial import load
 from medkd.core.workers import run_cases, worker_count
 from medkd.io.checks import label_counts
 from medkd.io.facts import CaseFacts, add_voxels, describe_case, describe_channel
@@ -72,6 +73,20 @@ class _Case:
     shape: tuple[int, ...]
     relative_size: float
     voxels: np.ndarray  # (C, n) float32 foreground intensities
+
+
+def contents_of(fingerprint: Fingerprint) -> dict[str, str]:
+    """Case → hash of its voxels, of all cases, those without labels included."""
+    every = [*fingerprint.facts, *(scan.facts for scan in fingerprint.unlabelled)]
+    return {facts.case: facts.digest for facts in every}
+
+
+def known_contents(prepared: Path) -> dict[str, str]:
+    """The same of a preprocessed data set; nothing where it has no fingerprint that can be read."""
+    try:
+        return contents_of(load(Fingerprint, prepared / FINGERPRINT_FILE))
+    except DataError:
+        return {}
 
 
 def make_fingerprint(

@@ -115,8 +115,8 @@ class Runner:
         """Until nothing is left that can be done."""
         try:
             while self.waiting or self.running:
-                self._begin_what_may()
                 self._look()
+                self._begin_what_may()
                 if self.running:
                     time.sleep(_PAUSE)
         except BaseException:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from medkd.core.dataset_keys import are_categories
 from medkd.core.errors import RunError
 from medkd.core.serial import load
 from medkd.runtime.package import check_file_of, check_sealed, write_sealed
@@ -67,12 +68,14 @@ def read_detector(folder: Path) -> ExportedDetector:
     found = load(ExportedDetector, path)
     if found.network != NETWORK:
         raise RunError(f"{path}: 'network' must be {NETWORK} in this folder, found '{found.network}'.")
-    sound = found.categories and 0 < found.image_size <= 8192 and 0 <= found.score < 1 and found.most > 0
+    sound = (
+        are_categories(found.categories) and 0 < found.image_size <= 8192 and 0 <= found.score < 1 and found.most > 0
+    )
     check_sides(found.sides, found.image_size, str(path))
     if not sound or not (found.overlap is None or 0 < found.overlap <= 1):
         raise RunError(
-            f"{path}: expected categories, an image_size up to 8192, a score from 0 to below 1, an overlap above 0 up "
-            "to 1 and at least one box; export the detector again."
+            f"{path}: expected categories of different names (none background or ignore), an image_size up to 8192, a "
+            "score from 0 to below 1, an overlap above 0 up to 1 and at least one box; export the detector again."
         )
     check_sealed(path)
     return found

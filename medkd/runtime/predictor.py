@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -111,12 +111,7 @@ class RuntimePredictor:
             "precision": precision,
             "device": None if device is None or str(device) == "cpu" else device,
         }
-        for name, value in chosen.items():
-            if value is not None:
-                raise RunError(
-                    f"{option_name(name)} does not apply to {model.path}, since an exported model is one network in "
-                    "float32 for the CPU; leave it out, or predict with the model that it was made from."
-                )
+        refuse_settled(model.path, chosen)
         if engine == "torch":
             raise RunError(
                 f"--engine torch does not apply to {model.path}, since an exported model holds no network of torch; "
@@ -191,3 +186,21 @@ class RuntimePredictor:
         found = decode_probabilities(logits, *way_back) if probabilities else None
         label_map = keep_largest(decode_labels(logits, *way_back), self.postprocessing, self.labels)
         return Prediction(label_map, found)
+
+
+def refuse_settled(model: Path, chosen: Mapping[str, object]) -> None:
+    """Refuse options that were settled when a model was exported.
+
+    Args:
+        model: its folder.
+        chosen: option → what was asked for; None where nothing was.
+
+    Raises:
+        RunError: one was given.
+    """
+    for name, value in chosen.items():
+        if value is not None:
+            raise RunError(
+                f"{option_name(name)} does not apply to {model}, since an exported model is one network in float32 for "
+                "the CPU; leave it out, or predict with the model that it was made from."
+            )

@@ -21,7 +21,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError, first_line, ran_out_of_memory
+from medkd.core.processes import started_together, whole_variable
 
 if TYPE_CHECKING:
     from medkd.training.job import TrainingTask
@@ -238,12 +238,11 @@ class Ranks:
 
 def current() -> Ranks:
     """This process among those that ``torchrun``, or whatever sets the same variables, started."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    count = started_together()
+    if count == 1:
         return Ranks()
-    number, count = _variable("RANK"), _variable("WORLD_SIZE")
-    if count < 2:
-        return Ranks()
-    local, beside = _variable("LOCAL_RANK", number), _variable("LOCAL_WORLD_SIZE", count)
+    number = whole_variable("RANK")
+    local, beside = whole_variable("LOCAL_RANK", number), whole_variable("LOCAL_WORLD_SIZE", count)
     return Ranks(number=number, count=count, local=local, beside=beside)
 
 
@@ -359,15 +358,6 @@ def _connected(ranks: Ranks, device: torch.device) -> Pulse:
     else:
         logging.getLogger("medkd").setLevel(logging.ERROR)  # what the first one says suffices
     return _pulse
-
-
-def _variable(name: str, otherwise: int | None = None) -> int:
-    text = os.environ.get(name)
-    if text is None and otherwise is not None:
-        return otherwise
-    if text is None or not text.isdecimal():
-        raise RunError(f"Expected a whole number in the variable {name}, as torchrun sets it, found '{text}'.")
-    return int(text)
 
 
 def _gradients(module: nn.Module | None) -> list[Tensor]:

@@ -144,7 +144,8 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         if data.weights is None:
             return frozenset()
         file = Path(data.weights.file)
-        seen = seen_at_place(file, data.store.cases()) or frozenset()
+        cases = sorted({*data.store.cases(), *data.split.val})
+        seen = seen_at_place(file, cases, data.raw) or frozenset()
         refuse_leak(file, seen, data.fold, data.split, "--weights")
         return seen
 
@@ -201,9 +202,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         return "Dice", dice, sum(trivial) / len(trivial) if trivial else _DICE_OF_NOTHING
 
     def part_scores(self, summary: Mapping[str, Any]) -> Mapping[str, Score]:
-        """The mean Dice of each structure that the validation cases show, beside the Dice of calling every voxel
-        that.
-        """
+        """The mean Dice of each structure that validation cases show, and of calling every voxel that."""
         means = table_at(summary, "mean")
         found: dict[str, Score] = {}
         for key in means:

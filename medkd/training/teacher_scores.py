@@ -23,9 +23,10 @@ from medkd.core.serial import save
 from medkd.core.splits import ensure_splits, split_of_fold
 from medkd.evaluation.done import why_not_done
 from medkd.inference.predictor import Predictor
-from medkd.models.base import ModelFolder
+from medkd.models.base import ModelFolder, kind_of
 from medkd.models.guard import choose_teacher, write_split
 from medkd.models.like import open_imported, prepare_if_new
+from medkd.models.run import SegmentationRun
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore
 from medkd.training.validation import SUMMARY, VALIDATION, finish_fold
@@ -41,18 +42,20 @@ def score_teacher(
     root: str | Path | None = None,
     device: torch.device | str | None = None,
 ) -> Path:
-    """Predict a fold's validation cases with an imported teacher, and score them as every student of that fold is
+    """Predict a fold's validation cases with a teacher from elsewhere, and score them as every student of that fold is
     scored.
 
     The result looks like a run without weights, ``results/DATASET/NAME-OF-THE-FOLDER/fold_K``, where
     ``scored_teacher.json`` records the
     model: a report then shows the teacher beside its students. Where the scores of another model of this name are
-    there, ``__NAME-OF-THE-FOLDER-ABOVE`` is added. Mirroring is on. Predictions that were made with the same weights
-    are kept, so that an interrupted call continues; others are removed.
+    there, and of a run of medkd on another data set always, ``__NAME-OF-THE-FOLDER-ABOVE`` is added. Mirroring is on.
+    Predictions that were made with the same weights are kept, so that an interrupted call continues; others are
+    removed.
 
     Args:
         dataset: number or full name.
-        teacher: model folder of nnU-Net v2, MONAI bundle, or folder with a ``teacher.json``.
+        teacher: model folder of nnU-Net v2, MONAI bundle, folder with a ``teacher.json``, or a run of medkd on another
+            data set.
         fold: 0-4.
         root: medkd's folder.
         device: None picks CUDA where present, else the CPU.
@@ -65,10 +68,11 @@ def score_teacher(
         LeakError: the teacher has seen validation cases of this fold.
         MedkdError: anything else that does not fit.
     """
-    model = open_imported(Path(os.path.abspath(teacher)))
-    prepare_if_new(dataset, model, root)
+    model = _open(Path(os.path.abspath(teacher)))
     place = Root.resolve(root)
     name = place.dataset_name(dataset)
+    _refuse_own(model, name)
+    prepare_if_new(dataset, model, root)
     prepared, raw = place.preprocessed / name, place.raw_dataset(name)
     plan, description = Plan.load(prepared / PLANS_FILE), DatasetDescription.load(prepared / DATASET_FILE)
     configuration = plan.configuration(model.describe().configuration.name)
@@ -131,10 +135,26 @@ def find_scored(results: Path, model: ModelFolder[TrainedModel], fold: str) -> P
     return None
 
 
+def _open(path: Path) -> ModelFolder[TrainedModel]:
+    """A run of medkd, or a model that was trained elsewhere."""
+    return SegmentationRun(path) if kind_of(path) is SegmentationRun else open_imported(path)
+
+
+def _refuse_own(model: ModelFolder[TrainedModel], dataset: str) -> None:
+    """A run of the data set itself needs no scores beside its own."""
+    if isinstance(model, SegmentationRun) and model.run.run.dataset == dataset:
+        raise RunError(
+            f"{model.path} is a run of {dataset}, which was scored when it was trained; where its scores are missing, "
+            "train it with --continue, which validates it."
+        )
+
+
 def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
     """The run folder of a model's scores: the one that has them already, or the first that no other model has."""
     teacher = model.path
     runs = [results / teacher.name, results / f"{teacher.name}__{teacher.parent.name}"]
+    if isinstance(model, SegmentationRun):
+        runs = runs[1:]  # else a network that is trained here would have the same folder
     records = [scored_teachers(run).values() for run in runs]
     owned, free = [], []
     for run, found in zip(runs, records, strict=True):
@@ -143,9 +163,9 @@ def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
         elif _is_among(model, list(found)):
             owned.append(run)
     if not owned and not free:
-        other = next(iter(records[1])).path
+        other = next(iter(records[-1])).path
         raise RunError(
-            f"{runs[1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these "
+            f"{runs[-1]} holds the scores of the model {other}, which has other weights than {teacher}; remove these "
             "scores, or rename one of the two folders."
         )
     chosen = (owned or free)[0]

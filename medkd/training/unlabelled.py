@@ -11,7 +11,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load
 from medkd.core.splits import Split
 from medkd.distillation import METHODS
-from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint
+from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, contents_of
 from medkd.training import cases_without_labels as shared
 from medkd.training.job import method_names
 from medkd.training.loader import Unlabelled
@@ -68,5 +68,4 @@ def _digests(path: Path) -> Mapping[str, str]:
             f"{path} cannot be read, so nobody can say whether scans without labels are also cases on which students "
             f"are judged ({error}); run medkd_plan_and_preprocess again."
         ) from error
-    every = [*found.facts, *(scan.facts for scan in found.unlabelled)]
-    return {facts.case: facts.digest for facts in every}
+    return contents_of(found)

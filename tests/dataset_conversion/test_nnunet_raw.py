@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset_conversion.nnunet_raw import _check_ending
 from medkd.core.dataset import DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
@@ -93,6 +94,22 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     (source / "dataset.json").write_text(json.dumps({**data, "file_ending": ".mhd"}))
     with pytest.raises(DataError, match=r"second file.*convert them to \.nii\.gz"):
         convert("nnunet", source, tmp_path / "other")
+
+
+def test_json_beside_tiffs_counts_where_it_is_called_as_one_and_states_a_voxel_size(tmp_path: Path) -> None:
+    where, images = tmp_path / "dataset.json", tmp_path / "imagesTr"
+    images.mkdir()
+    (images / "case_0000.tif").touch()
+    for name, content in {
+        "_annotations.coco": {"images": []},
+        "case": {"shapes": []},
+        "other": {"spacing": [1, 1, 1]},
+    }.items():
+        (images / f"{name}.json").write_text(json.dumps(content))
+    _check_ending(".tif", where)
+    (images / "case.json").write_text('{"spacing": [2, 1, 1]}')
+    with pytest.raises(DataError, match="stand in JSON files beside them"):
+        _check_ending(".tif", where)
 
 
 def make_version_1(folder: Path, channels: int = 2) -> Path:

@@ -88,6 +88,10 @@ def test_weights_from_elsewhere_teach_if_they_say_what_they_have_seen(tiny: Path
             dry_run(502, STUB, 0, options(tiny, backbone_weights=folder / "best.pt"))
     with pytest.raises(RunError, match="other classes"):
         train_distill(502, str(given_weights(folder, categories=["metal"])), STUB, "kd", 0, options(tiny))
+    with pytest.raises(
+        MedkdError, match="categories: expected one or more different categories, none called background"
+    ):
+        train_distill(502, str(given_weights(folder, categories=["background"])), STUB, "kd", 0, options(tiny))
     with pytest.raises(MedkdError, match="'train' is missing"):
         train_distill(502, str(given_weights(folder, train=None)), STUB, "kd", 0, options(tiny))
     with pytest.raises(RunError, match="outside of the folder"):

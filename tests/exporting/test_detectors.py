@@ -186,6 +186,12 @@ def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path,
         model.seen("exported", [], tmp_path)
     with pytest.raises(RunError, match="chosen at export"):
         model.load([0])
+    for where in ("cuda", "cuda:1", "mps"):
+        with pytest.raises(RunError, match=r"device does not apply to .* for the CPU; leave it out"):
+            medkd.load(exported, device=where)
+        with pytest.raises(RunError, match=r"device does not apply to .* for the CPU; leave it out"):
+            medkd.predict(tmp_path, tmp_path / "boxes", exported, device=where)
+    assert not (tmp_path / "boxes").exists()
     with pytest.raises(RunError, match="is an exported detector already"):
         export_detector(exported, tmp_path / "again")
     described = read_json(exported / "detection.json")
@@ -194,6 +200,7 @@ def test_what_is_wrong_with_an_exported_detector_is_one_sentence(exported: Path,
         "'network' must be model.onnx": {"network": "../model.onnx"},
         "an image_size up to 8192": {"image_size": 10**6},
         "export the detector again": {"categories": []},
+        r"\(none background or ignore\)": {"categories": ["Background"]},
         "is not the network that detection.json describes": {"digest": "00" * 32, "checksum": ""},
         "does not say what was exported": {"overlap": 0.9},
         "written by a newer medkd": {"schema": 99},

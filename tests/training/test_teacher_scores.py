@@ -25,12 +25,12 @@ from medkd.evaluation.report.read import gather
 from medkd.models.base import open_model
 from medkd.models.like import prepare_if_new
 from medkd.training.options import TrainOptions
-from medkd.training.segmentation_task import train_distill
+from medkd.training.segmentation_task import train, train_distill
 from medkd.training.teacher_scores import find_scored, score_teacher
 from tests.evaluation.folders import make_dataset as make_boxes
 from tests.evaluation.folders import make_run
 from tests.training.builders import NAME as BOXES
-from tests.training.builders import make_dataset
+from tests.training.builders import make_dataset, write_scans
 
 NAME = "Dataset004_Hippocampus"
 NUMBERS = ("001", "003", "004")
@@ -119,6 +119,28 @@ def test_the_guard_holds_for_scores(place: tuple[Path, Path]) -> None:
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no model that was trained elsewhere"):
         score_teacher(4, tmp_path, 0, root=tmp_path)
+
+
+def test_a_run_of_another_data_set_gets_its_row_too(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    write_scans(tmp_path)
+    settings: dict[str, Any] = {"epochs": 1, "iterations_per_epoch": 1, "workers": 0, "device": "cpu"}
+    options = TrainOptions(root=tmp_path, validate=False, **settings)
+    own = train(BOXES, "plain_unet", 0, options).parent
+    with pytest.raises(RunError, match="is a run of Dataset900_Boxes, which was scored when it was trained"):
+        score_teacher(900, own, 0, root=tmp_path, device="cpu")
+    other = "Dataset901_More"
+    for above in ("raw", "preprocessed"):
+        shutil.copytree(tmp_path / above / BOXES, tmp_path / above / other)
+    folder = score_teacher(901, own, 0, root=tmp_path, device="cpu")
+    assert folder == tmp_path / "results" / other / f"{own.name}__{BOXES}" / "fold_0"
+    assert (folder / "validation" / "summary.json").is_file()
+    with pytest.raises(LeakError, match="fold 1"):  # called alike, and nobody knows that they are others
+        score_teacher(901, own, 1, root=tmp_path, device="cpu")
+    train_distill(901, str(own), "unet_tiny", "kd", 0, TrainOptions(root=tmp_path, **settings))
+    entries = gather(tmp_path / "results" / other)
+    assert [entry.role for entry in entries] == ["teacher", "distilled"]
+    assert teacher_of(entries[1], entries) is entries[0]
 
 
 def make_model(folder: Path, seed: int) -> Path:
