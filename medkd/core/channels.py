@@ -33,12 +33,15 @@ _OTHER_MACHINES = ("ct", "pet", "us", "ultrasound", "xray", "xr", "cr", "dx", "s
 
 
 def differing_channels(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """What tells two lists of channel names apart, as the end of ``has …``; None where nothing does.
+    """What tells two lists of channel names apart, as the end of ``has …``; None where nothing does, or where one of
+    both has no names.
 
     Args:
         theirs: names in the order of the teacher's input.
         ours: names in the order of the student's.
     """
+    if not theirs or not ours:
+        return None
     found = list(map(_plain, theirs))
     expected = list(map(_plain, ours))
     if len(found) != len(expected):

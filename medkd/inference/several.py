@@ -16,7 +16,7 @@ from medkd.core.postprocessing import LargestComponent, keep_largest
 from medkd.core.serial import to_data
 from medkd.inference.opening import open_predictor
 from medkd.models.segmentation import label_meaning, shown_labels
-from medkd.models.several import SeveralTeachers
+from medkd.models.several import SeveralTeachers, counted, refuse_other_channels, refuse_twice
 from medkd.preprocessing.pipeline import Preprocessed
 from medkd.runtime.decoding import labels_of
 from medkd.runtime.prediction import CasePredictor, Prediction
@@ -42,12 +42,13 @@ class SeveralPredictor:
 
     Args:
         members: the models' predictors.
+        names: of the models, for errors.
 
     Raises:
-        RunError: their labels differ.
+        RunError: their labels or channels differ.
     """
 
-    def __init__(self, members: Sequence[CasePredictor]) -> None:
+    def __init__(self, members: Sequence[CasePredictor], names: Sequence[str]) -> None:
         first = members[0]
         for member in members[1:]:
             if label_meaning(member.labels) != label_meaning(first.labels):
@@ -55,8 +56,8 @@ class SeveralPredictor:
                     f"Models that predict together must have the same labels, found {shown_labels(first.labels)} and "
                     f"{shown_labels(member.labels)}; predict with each alone."
                 )
-            if len(member.configuration.normalization) != len(first.configuration.normalization):
-                raise RunError("Models that predict together must take the same channels; predict with each alone.")
+        inputs = [(member.channels, len(member.configuration.normalization)) for member in members]
+        refuse_other_channels(names, inputs)
         self.members = tuple(members)
         self.plan, self.configuration, self.labels = first.plan, first.configuration, first.labels
         self.channels = first.channels
@@ -87,7 +88,10 @@ class SeveralPredictor:
                 )
             chosen = member.folds or folds
             members.append(open_predictor(member.model, chosen, postprocessing=False, device=device, **more))
-        return cls(members)
+        names = [str(member.model.path) for member in model.members]
+        weights = [counted(part, member.digests()) for part, member in zip(model.members, members, strict=True)]
+        refuse_twice(names, weights)
+        return cls(members, names)
 
     @property
     def step_size(self) -> float:

@@ -151,7 +151,7 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
         self._refuse(compared, "the student's", f"; {self.remedy(plan.dataset)}")
 
     def _refuse_channels(self, model: TrainedModel, names: Sequence[str]) -> None:
-        differs = differing_channels(model.channels, names) if model.channels else None
+        differs = differing_channels(model.channels, names)
         if differs:
             raise RunError(
                 f"The teacher {self.path.name} does not fit: it has {differs} ({', '.join(model.channels)}) than the "

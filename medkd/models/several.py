@@ -13,6 +13,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
+from medkd.core.made_with import known_digest
 from medkd.core.postprocessing import Postprocessing
 from medkd.core.serial import nearest
 from medkd.core.teachers import together
@@ -21,6 +22,7 @@ from medkd.models.found_postprocessing import stored_postprocessing
 from medkd.models.segmentation import SegmentationFolder, TrainedModel, label_meaning
 
 TEACHERS_FILE = "teachers.json"
+_SEPARATOR = " "
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,23 @@ class SeveralTeachers(SegmentationFolder):
         for member in self.members:
             model = member.model.describe()
             count, names = len(model.configuration.normalization), description.channel_names
-            differs = differing_channels(model.channels, names) if model.channels else None
-            if count != len(names) or differs:
+            if count != len(names) or differing_channels(model.channels, names):
                 raise RunError(
                     f"The teacher {member.model.path} takes the channels {', '.join(model.channels) or count}, the "
                     f"data set has {', '.join(names)}; order and name the data set's channels as the teacher's."
                 )
+        described = [member.model.describe() for member in self.members]
+        inputs = [(model.channels, len(model.configuration.normalization)) for model in described]
+        refuse_other_channels([str(member.model.path) for member in self.members], inputs)
+
+    def check_once(self, fold: str) -> None:
+        """Each network may teach a student of a fold once, under whatever path its weights lie.
+
+        Raises:
+            RunError: the files of two members' weights are equal.
+        """
+        weights = [_files_of(member, fold) for member in self.members] if len(self.members) > 1 else [()]
+        refuse_twice([str(member.model.path) for member in self.members], weights)
 
     def _describe(self) -> TrainedModel:
         first = self.members[0].model.describe()
@@ -147,6 +160,62 @@ class SeveralTeachers(SegmentationFolder):
     @property
     def _file(self) -> Path:
         return self.path / TEACHERS_FILE if self.path.is_dir() else self.path
+
+
+def refuse_other_channels(names: Sequence[str], inputs: Sequence[tuple[Sequence[str], int]]) -> None:
+    """Models that get one scan must see the same channels, as far as they say which.
+
+    Args:
+        names: of the models.
+        inputs: the names of each model's channels (empty where nobody says) and their number.
+
+    Raises:
+        RunError: two of them differ; nobody else may stand between both, since channels without a meaning agree with
+            all.
+    """
+    for (first, (theirs, count)), (second, (ours, number)) in combinations(zip(names, inputs, strict=True), 2):
+        differs = differing_channels(theirs, ours)
+        if count != number or differs:
+            raise RunError(
+                f"The models {first} and {second} together must take the same channels, found "
+                f"{', '.join(theirs) or count} and {', '.join(ours) or number}; take each alone."
+            )
+
+
+def refuse_twice(names: Sequence[str], weights: Sequence[Sequence[str]]) -> None:
+    """Models that are averaged must be different ones.
+
+    Args:
+        names: of the models.
+        weights: a hash of each network of each model.
+
+    Raises:
+        RunError: two of them have a network in common.
+    """
+    for (first, theirs), (second, ours) in combinations(zip(names, weights, strict=True), 2):
+        if set(theirs) & set(ours):
+            raise RunError(
+                f"The models {first} and {second} have the same weights, which would count twice; list one of them, or "
+                "folds that they do not have in common."
+            )
+
+
+def counted(member: Member, digests: Sequence[str]) -> tuple[str, ...]:
+    """What of a model may count once: each network, but of a cascade its stages together."""
+    alone = member.model.merges and not isinstance(member.model, SeveralTeachers)
+    return (_SEPARATOR.join(digests),) if alone else tuple(digests)
+
+
+def _files_of(member: Member, fold: str) -> list[str]:
+    """A hash of the file of each network that teaches a student of a fold."""
+    model, found = member.model, list[str]()
+    for own in member.folds_for(fold):
+        if isinstance(model, SeveralTeachers):
+            found += [digest for inner in model.members for digest in _files_of(inner, own)]
+        else:
+            stage = f"{model.path.resolve()} " if model.merges else ""  # a cascade's first stages lie elsewhere
+            found.append(stage + known_digest(model.weights_file(own)))
+    return found
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from medkd.io.volumes import read_image
 from medkd.models.axes import PatchAxes
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
-from medkd.models.several import Group, SeveralTeachers, groups_of
+from medkd.models.several import Group, SeveralTeachers, counted, groups_of, refuse_twice
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix, multiply
 
@@ -141,6 +141,8 @@ class MergedPredictor:
         self.groups = groups_of(model.members, self.labels)
         self._files = _files(raw, description)
         self._teachers = [whole_cases(member.model, member.folds_for(fold), device, tta) for member in model.members]
+        digests = [counted(part, own.digests()) for part, own in zip(model.members, self._teachers, strict=True)]
+        refuse_twice([str(member.model.path) for member in model.members], digests)
         for teacher in self._teachers:
             teacher.keep_axes(grid.shared_axes)
         self.described = MergedDescription(

@@ -267,6 +267,8 @@ class SegmentationLesson(Lesson):
                 f"found {run.targets}."
             )
         teachers, chosen = merged_teachers(self.job), self.job.teacher
+        if teachers is not None and chosen is not None:
+            teachers.check_once(chosen.fold)
         if run.init == INIT_FROM_TEACHER and teachers is not None and chosen is not None:
             first = teachers.members[0]
             self._start_from(first.model.network(first.folds_for(chosen.fold)[0]), first.model.describe())
