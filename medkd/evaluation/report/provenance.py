@@ -6,6 +6,7 @@ import shlex
 from html import escape
 from pathlib import PureWindowsPath
 
+from medkd.core.made_from import changed_inputs
 from medkd.core.protocol_files import protocol_names
 from medkd.core.run import RunDescription
 from medkd.core.teachers import apart
@@ -56,7 +57,9 @@ def _split(entry: RunEntry, fold: str) -> str:
     if not cases:
         return "not recorded"
     shown = ", ".join(cases[:3])
-    return f"{len(cases)} cases ({shown}{', …' if len(cases) > 3 else ''})"
+    changed = changed_inputs(entry.path / f"fold_{fold}", entry.run.configuration) is not None
+    outdated = "; its teacher or its data have changed since it was trained" if changed else ""
+    return f"{len(cases)} cases ({shown}{', …' if len(cases) > 3 else ''}){outdated}"
 
 
 def commands_of(entry: RunEntry) -> list[str]:

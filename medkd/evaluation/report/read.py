@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 from medkd.core.errors import RunError
+from medkd.core.made_from import changed_inputs
 from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.run_files import COST_FILE, LOG_FILE, chosen_runs, read_cost, read_log
@@ -81,9 +82,18 @@ def _entries(
         try:
             role = _role(every[path], path.name in teachers)
             entries.append(_entry(path, every[path], role, taught_by[path], folds))
+            _tell_outdated(entries[-1])
         except RunError as error:  # its scores are not those of its weights
             refused[path.name] = error
     return entries, refused
+
+
+def _tell_outdated(entry: RunEntry) -> None:
+    """What such a run scored is true of its weights, but is no result of teacher and data as they are now."""
+    for fold in entry.folds:
+        why = changed_inputs(entry.path / f"fold_{fold}", entry.run.configuration)
+        if why is not None:
+            _log.warning("%s is on the page as it was, but %s; train it anew with --overwrite.", entry.name, why)
 
 
 def _tell_refused(refused: Mapping[str, RunError], all_are_wanted: bool) -> None:

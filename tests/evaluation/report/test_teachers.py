@@ -11,13 +11,14 @@ import pytest
 
 from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
+from medkd.core.made_from import note_inputs
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import load, save
 from medkd.core.splits import Split
 from medkd.core.teachers import origins
 from medkd.evaluation.report.data import baseline_of, teacher_of
 from medkd.evaluation.report.decision import verdict
-from medkd.evaluation.report.provenance import commands_of
+from medkd.evaluation.report.provenance import commands_of, provenance
 from medkd.evaluation.report.read import gather, read_report
 from medkd.exporting.packing import _without_paths
 from medkd.models.run import SegmentationRun
@@ -197,3 +198,22 @@ def test_what_is_handed_on_holds_no_folder_and_no_other_runs_name() -> None:
         "teacher": "net + plain_unet__3d_fullres",
         "taught_by": ["elsewhere/net", "plain_unet__3d_fullres"],
     }
+
+
+def test_a_student_of_a_teacher_that_is_another_by_now_is_shown_as_such(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dataset(tmp_path, 8)
+    make_run(tmp_path, "res_unet__3d_fullres", "res_unet", 1.0, {0: range(8)})
+    student = "unet_tiny__3d_fullres__kd__from_res_unet"
+    make_run(tmp_path, student, "unet_tiny", 0.6, {0: range(8)}, method="kd", teacher="res_unet")
+    results, file = tmp_path / "results" / DATASET, tmp_path / "weights.pth"
+    for content, said in ((b"first", False), (b"second", True)):
+        file.write_bytes(content)
+        if not said:
+            note_inputs(results / student / "fold_0", "3d_fullres", [file])
+        caplog.clear()
+        shown = read_report(results)
+        told = f"{student} is on the page as it was, but {file} holds other weights than when"
+        assert (told in caplog.text) == said and len(shown.entries) == 2
+        assert ("its teacher or its data have changed since it was trained" in provenance(shown)) == said
