@@ -55,7 +55,7 @@ def note_inputs(fold: Path, configuration: str, weights: Iterable[Path], cases: 
         if file.is_file():
             digests[_told(file, _root(fold))] = weights_in(file)
     plan = prepared_plan(_prepared(fold), configuration)
-    known = {case: digest for case in cases if (digest := prepared_case(_prepared(fold) / configuration, case))}
+    known = prepared_cases(_prepared(fold) / configuration, cases)
     save(fold / MADE_FROM_FILE, MadeFrom(weights=digests, cases=known, plan=plan))
 
 
@@ -87,7 +87,8 @@ def changed_cases(fold: Path, configuration: str) -> str | None:
         DataError: the record is damaged.
     """
     store, cases = _prepared(fold) / configuration, _read(fold).cases
-    found = [case for case, digest in cases.items() if prepared_case(store, case) not in (digest, None)]
+    now = prepared_cases(store, cases)
+    found = [case for case, digest in now.items() if digest != cases[case]]
     if not found:
         return None
     return (
@@ -145,6 +146,11 @@ def prepared_case(store: Path, case: str) -> str | None:
         if path.is_file():
             return _scan(path, state_of(path))
     return None
+
+
+def prepared_cases(store: Path, cases: Iterable[str]) -> dict[str, str]:
+    """:func:`prepared_case` of those that are there."""
+    return {case: digest for case in cases if (digest := prepared_case(store, case)) is not None}
 
 
 def prepared_plan(folder: Path, configuration: str) -> str:

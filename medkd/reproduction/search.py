@@ -14,7 +14,9 @@ import numpy as np
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.limits import option_name
+from medkd.core.made_from import prepared_cases
 from medkd.core.paths import Root
+from medkd.core.run import DETECTION
 from medkd.core.serial import load, save
 from medkd.reproduction.inner import make_inner_root
 from medkd.tasks import Task, chosen_options
@@ -102,11 +104,15 @@ class Trials:
         search: what is searched.
         command: data set, teacher, student, method, fold, and the settings of the trainings.
         trials: in their order.
+        store: folder of the preprocessed cases on which they were trained; empty where an earlier version searched.
+        cases: case of it → hash of what it was made from, and how.
     """
 
     search: Search
     command: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
+    store: str = ""
+    cases: Mapping[str, str] = field(default_factory=dict)
     schema: int = 1
 
 
@@ -187,6 +193,10 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
     cases = make_inner_root(root, name, order.fold, folder)
     trainer = _Trainer(order, name, len(cases))
     whole = whole_parameters(order.method, order.search, trainer.task.name)
+    if not (folder / TRIALS_FILE).exists():
+        store = root.preprocessed / name / trainer.configuration
+        known = replace(known, store=str(store), cases=prepared_cases(store, cases))
+        save(folder / TRIALS_FILE, known)
     while len(known.trials) < order.search.trials:
         number = len(known.trials)
         parameters = suggest(known.trials, order.search, whole, trainer.seed)
@@ -214,6 +224,8 @@ def _read(folder: Path, search: Search, words: tuple[str, ...]) -> Trials:
     if not path.exists():
         return Trials(search=search, command=words)
     known = load(Trials, path)
+    if (why := changed_search(folder)) is not None:
+        raise RunError(f"{why}; give another --folder, or delete it.")
     same = known.command == words and known.search.folds == search.folds
     if not same or dict(known.search.parameters) != dict(search.parameters):
         held = " ".join((*known.command[:-1], *known.search.parameters))
@@ -221,6 +233,25 @@ def _read(folder: Path, search: Search, words: tuple[str, ...]) -> Trials:
             f"{folder} holds another search ({held}) or one with other settings; give another --folder, or delete it."
         )
     return replace(known, search=search)
+
+
+def changed_search(folder: Path) -> str | None:
+    """What has happened to the cases on which a search tried values; None where they are the same, or nobody knows.
+
+    Raises:
+        DataError: its record is damaged.
+    """
+    if not (folder / TRIALS_FILE).exists():
+        return None
+    known = load(Trials, folder / TRIALS_FILE)
+    now = prepared_cases(Path(known.store), known.cases)
+    found = [case for case, digest in now.items() if digest != known.cases[case]]
+    if not found:
+        return None
+    return (
+        f"{len(found)} of the {len(known.cases)} cases of the search in {folder} were preprocessed anew from other "
+        f"files, or otherwise, for example {found[0]}"
+    )
 
 
 def _keep_best(known: Trials, trainer: _Trainer, folder: Path) -> Best:
@@ -257,7 +288,8 @@ class _Trainer:
     def __init__(self, order: SearchOrder, dataset: str, cases: int) -> None:
         self.order, self.dataset, self.cases = order, dataset, cases
         self.task: Task
-        self.task, _ = self._options({}, "teacher")
+        self.task, options = self._options(order.settings, "teacher")
+        self.configuration: str = getattr(options, "configuration", DETECTION)
         self.metric = self.task.column("report").main
         self.seed = int(order.settings.get("seed", 0))
         self._teachers: dict[int, str] = {}

@@ -15,7 +15,7 @@ from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.evaluation.done import why_not_done
 from medkd.reproduction.graph import Node
-from medkd.reproduction.search import BEST_FILE
+from medkd.reproduction.search import BEST_FILE, changed_search
 
 Status = Literal["running", "done", "failed"]
 _FOLDER = "reproductions"
@@ -155,7 +155,9 @@ def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | 
     made = Path(record.folder) / BEST_FILE if node.kind == "search" else Path(record.folder)
     if not record.folder:
         return None
-    return why_not_done(made, plan=True) if made.exists() else f"{made} is gone"
+    if not made.exists():
+        return f"{made} is gone"
+    return changed_search(made.parent) if node.kind == "search" else why_not_done(made, plan=True)
 
 
 def is_refused_as_outdated(record: Record) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import medkd
 from medkd.cli.tune import _arguments, main
 from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.files import write_json
+from medkd.core.made_from import prepared_cases
 from medkd.core.paths import Root
 from medkd.core.serial import load, save
 from medkd.core.splits import FoldRecord, load_splits
 from medkd.preprocessing.store import CaseStore
 from medkd.reproduction import search as searching
-from medkd.reproduction.graph import Place, Tuned, build_graph
+from medkd.reproduction.graph import Node, Place, Tuned, build_graph
 from medkd.reproduction.inner import make_inner_root
 from medkd.reproduction.search import (
     BEST_FILE,
@@ -31,7 +34,7 @@ from medkd.reproduction.search import (
     search_parameters,
     suggest,
 )
-from medkd.reproduction.state import Record, runs_of
+from medkd.reproduction.state import Record, runs_of, why_due
 from tests.detection.builders import make_dataset as make_radiographs
 from tests.reproduction.test_recipe import read, recipe
 from tests.training.builders import NAME, make_dataset
@@ -249,6 +252,27 @@ def test_scans_without_labels_are_no_part_of_a_search(tmp_path: Path, caplog: py
     )
     with pytest.raises(RunError, match="unlabelled_share has nothing to draw from there"):
         search_parameters(order, print)
+
+
+def test_a_search_on_cases_that_were_mended_since_does_not_go_on_and_is_due_again(tmp_path: Path) -> None:
+    store, folder = tmp_path / "preprocessed" / NAME / "3d_fullres", tmp_path / "search"
+
+    def mended(content: str) -> None:
+        write_json(store / "one.json", {"recipe": "r", "files": [{"content": content}], "read": content})
+
+    mended("first")
+    known = Trials(search=SPACE, command=("a",), store=str(store), cases=prepared_cases(store, ["one", "two"]))
+    save(folder / TRIALS_FILE, known)
+    save(folder / BEST_FILE, Best(parameters={}, score=0.5, metric="Dice", trial=1, trials=3, cases=1))
+    node = Node(name="s", kind="search", words=("tune",))
+    record = Record(command=("tune",), status="done", folder=str(folder))
+    assert searching._read(folder, SPACE, ("a",)) == known and why_due(node, record, ["tune"]) is None
+    mended("second, mended")
+    with pytest.raises(RunError, match=r"1 of the 1 cases of the search in .* for example one; give another --folder"):
+        searching._read(folder, SPACE, ("a",))
+    assert "preprocessed anew" in str(why_due(node, record, ["tune"]))
+    save(folder / TRIALS_FILE, replace(known, store="", cases={}))  # of an earlier version
+    assert why_due(node, record, ["tune"]) is None
 
 
 def test_every_trial_failed(tmp_path: Path) -> None:
