@@ -47,6 +47,9 @@ def crossed_difference(
 ) -> PairedDifference:
     """Mean of ``a − b`` where both were trained with several seeds: seeds and cases are both drawn anew.
 
+    For classes it is the mean over classes of their means over cases, as in
+    :func:`~medkd.evaluation.statistics.mean_interval`.
+
     Seeds are a random effect: another training would have another one. Each bootstrap sample draws the seeds of ``a``,
     those of ``b`` and the cases (patients with all of their cases, where they are known) with replacement, the cases
     the same for both (Owen, Annals of Applied Statistics 1(2), 2007, doi:10.1214/07-AOAS122). With one seed on each
@@ -54,37 +57,47 @@ def crossed_difference(
     patients') means over the seeds.
 
     Args:
-        a: ``(seeds, cases)``, NaN where there is no value.
-        b: ``(other seeds, cases)``, the same cases in the same order.
+        a: ``(seeds, cases)`` or ``(seeds, cases, classes)``, NaN where there is no value.
+        b: of other seeds, the same cases (and classes) in the same order.
         level: coverage of the interval.
         seed: of the resampling.
         groups: place of each case's patient ``(cases,)``; None draws cases.
     """
     first, second = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
-    first, second = first[:, known], second[:, known]
-    groups = None if groups is None else np.asarray(groups)[known]
+    first, second = np.where(known, first, nan), np.where(known, second, nan)
     plain = paired_difference(first.mean(axis=0), second.mean(axis=0), level, seed, groups)
     if len(first) == len(second) == 1 or plain.n < 2:
         return plain
-    ours, count = _summed(first, groups)
-    theirs, _ = _summed(second, groups)
+    total, count = _summed(np.concatenate([first, second]), groups)
+    ours, theirs = total[: len(first)], total[len(first) :]
     random = np.random.default_rng(seed)
     samples = np.empty(RESAMPLES)
     for number in range(RESAMPLES):
         units = random.integers(plain.n, size=plain.n)
-        cases = count[units].sum()
-        mine = ours[random.integers(len(ours), size=len(ours))][:, units]
-        other = theirs[random.integers(len(theirs), size=len(theirs))][:, units]
-        samples[number] = mine.sum() / (len(mine) * cases) - other.sum() / (len(other) * cases)
+        drawn = count[units].sum(axis=0)
+        mine = ours[random.integers(len(ours), size=len(ours))][:, units].sum(axis=1)
+        other = theirs[random.integers(len(theirs), size=len(theirs))][:, units].sum(axis=1)
+        samples[number] = _mean_of_means(mine, drawn).mean() - _mean_of_means(other, drawn).mean()
     low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
     return PairedDifference(plain.mean, float(low), float(high), plain.n, plain.p)
 
 
 def _summed(table: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over each unit's cases ``(rows, units)`` of ``(rows, cases)`` without gaps, and its cases ``(units,)``."""
-    units = Units.of(table.T, groups)
-    return np.ascontiguousarray(units.total.T), units.count[:, 0]
+    """Sums over each unit's cases ``(rows, units, classes)`` of ``(rows, cases)`` or ``(rows, cases, classes)``, of the
+    values that all rows have, and how many these are ``(units, classes)``.
+    """
+    known = np.isfinite(table).all(axis=0)
+    every = [Units.of(row, groups) for row in np.where(known, table, nan)]
+    return np.stack([units.total for units in every]), every[0].count
+
+
+def _mean_of_means(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; without any a class does not
+    count.
+    """
+    means = total / np.maximum(count, 1)
+    return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +125,25 @@ def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0, groups: Array
     Wiesenfarth et al., Scientific Reports 11, 2021, doi:10.1038/s41598-021-82017-6.
 
     Args:
-        scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
+        scores: method → ``(cases,)`` or ``(cases, classes)``, of which more is better; what any has no value of is left
+            out. The mean of classes is that of their means.
         seed: of the resampling.
         groups: place of each case's patient ``(cases,)``; None draws and ranks cases.
 
     Returns:
         The methods by their place.
     """
-    names, (table, count) = list(scores), _shared(scores, groups)
+    names, (total, count) = list(scores), _shared(scores, groups)
     if not count.size:
         return []
-    places = stats.rankdata(-table.sum(axis=1) / count.sum(), method="min").astype(int)
-    ranks = stats.rankdata(-table / count, axis=0).mean(axis=1)
+    places = stats.rankdata(-_mean_of_means(total.sum(axis=1), count.sum(axis=0)), method="min").astype(int)
+    ranks = stats.rankdata(-_mean_of_means(total, count), axis=0).mean(axis=1)
     random = np.random.default_rng(seed)
     drawn = random.integers(len(count), size=(RESAMPLES, len(count)))
-    means = table[:, drawn].sum(axis=2) / count[drawn].sum(axis=1)
-    sampled = stats.rankdata(-means, axis=0, method="min")
+    times = np.zeros(drawn.shape)
+    np.add.at(times, (np.arange(RESAMPLES)[:, None], drawn), 1)
+    sampled_means = _mean_of_means(np.einsum("ru,muc->mrc", times, total, optimize=True), times @ count)
+    sampled = stats.rankdata(-sampled_means, axis=0, method="min")
     found = []
     for index, name in enumerate(names):
         low, high = np.percentile(sampled[index], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
@@ -169,7 +185,8 @@ class CaseTable:
     """What several scores say of the cases that all of them have.
 
     Attributes:
-        values: of the main metric ``(scores, cases)``; NaN where a case has none.
+        values: of the main metric ``(scores, cases, structures)``, or of its mean over the structures where these
+            differ; NaN where there is none.
         groups: place of each case's patient ``(cases,)``.
         unit: what is independent: ``patient`` where patients are known, else what a case is called.
     """
@@ -181,11 +198,15 @@ class CaseTable:
 
 def case_table(scores: Sequence[Any], case: str = "case") -> CaseTable | None:
     """The main metric of every case (or what it is called) that all have; None where single cases have none."""
-    if not scores or not all(hasattr(score, "case_means") for score in scores):
+    if not scores or not all(hasattr(score, "case_values") for score in scores):
         return None
-    values = [dict(zip(score.cases, score.case_means(), strict=True)) for score in scores]
+    alike = len({score.parts for score in scores}) == 1
+    values = []
+    for score in scores:  # of other structures, as in data sets whose labels were changed, cases compare by their mean
+        table = score.case_values() if alike else score.case_means()[:, None]
+        values.append(dict(zip(score.cases, table, strict=True)))
     shared = sorted(set.intersection(*map(set, values)))
-    table = np.array([[known[case] for case in shared] for known in values]).reshape(len(scores), len(shared))
+    table = np.array([[known[case] for case in shared] for known in values])
     patients = patients_of(scores)
     return CaseTable(table, groups_of(shared, patients), "patient" if patients else case)
 
@@ -209,21 +230,17 @@ def why_not_ranked(scores: Mapping[str, ArrayLike], case: str = "case", groups: 
 
 
 def _shared(scores: Mapping[str, ArrayLike], groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over each unit's cases ``(methods, units)``, without cases in which any has no value, and how many cases
-    these are ``(units,)``.
-    """
+    """:func:`_summed` of each method's scores."""
     table = np.array([np.asarray(values, float) for values in scores.values()])
-    if not table.size:
-        return np.zeros((len(scores), 0)), np.zeros(0, np.int64)
-    known = np.isfinite(table).all(axis=0)
-    return _summed(table[:, known], None if groups is None else np.asarray(groups)[known])
+    return _summed(table, groups) if table.size else (np.zeros((len(scores), 0, 1)), np.zeros((0, 1), np.int64))
 
 
 def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | None = None) -> CriticalDifference | None:
     """Friedman's and Nemenyi's tests over cases, or over the means of patients (Demšar, JMLR 7, 2006).
 
     Args:
-        scores: method → ``(cases,)``, of which more is better; cases in which any has no value are left out.
+        scores: method → ``(cases,)`` or ``(cases, classes)``, of which more is better; what any has no value of is left
+            out. A case counts by the mean over its classes.
         groups: place of each case's patient ``(cases,)``; None compares cases.
 
     Returns:
@@ -232,7 +249,7 @@ def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | Non
     if why_not_ranked(scores, groups=groups):
         return None
     names, (total, count) = list(scores), _shared(scores, groups)
-    table, units = total / count, len(count)
+    table, units = _mean_of_means(total, count), len(count)
     p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
     quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
     distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * units)))

@@ -351,7 +351,7 @@ def _scored_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _case_means(rows: Sequence[Row], table: CaseTable | None) -> dict[str, np.ndarray]:
-    """Way to train → the main metric of every case, over the seeds; empty where cases have none of their own."""
+    """Way to train → the main metric of every case and structure, over the seeds; empty where cases have none."""
     if table is None or not table.values.shape[1]:
         return {}
     means, start = {}, 0

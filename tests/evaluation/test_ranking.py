@@ -102,3 +102,50 @@ def test_too_little_to_compare() -> None:
     assert "compare three or more, found 2" in why_not_ranked({"a": np.arange(20), "b": np.arange(20)})
     assert "a score of every single image" in why_not_ranked({}, "image")
     assert rank_stability({}) == []
+
+
+def gappy(seed: int, seeds: int) -> np.ndarray:
+    """Dice ``(seeds, cases, structures)``: two structures in all cases, a third one in a fifth of them."""
+    random = np.random.default_rng(seed)
+    table = random.normal(0.8, 0.02, (seeds, 40, 3))
+    table[:, 8:, 2] = np.nan
+    return table
+
+
+def mean_of_means(table: np.ndarray) -> float:
+    """By the obvious loop."""
+    means = []
+    for structure in range(table.shape[1]):
+        known = [value for value in table[:, structure] if np.isfinite(value)]
+        if known:
+            means.append(sum(known) / len(known))
+    return sum(means) / len(means)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_rare_structure_counts_as_much_as_in_the_score_itself(seeds: int) -> None:
+    """A student that gave up a structure which few cases show is not saved by the cases that do not show it."""
+    teacher, student = gappy(0, 2), gappy(1, seeds)
+    student[:, :, 2] -= 0.3
+    found = crossed_difference(student, teacher)
+    scores = [np.mean([mean_of_means(table) for table in side]) for side in (student, teacher)]
+    assert abs(found.mean - (scores[0] - scores[1])) < 1e-12 and found.mean < -0.09
+    random = np.random.default_rng(5)
+    samples = []
+    for _ in range(1000):
+        cases = random.integers(40, size=40)
+        mine = [mean_of_means(student[seed][cases]) for seed in random.integers(seeds, size=seeds)]
+        theirs = [mean_of_means(teacher[seed][cases]) for seed in random.integers(2, size=2)]
+        samples.append(np.mean(mine) - np.mean(theirs))
+    low, high = np.percentile(samples, [2.5, 97.5])
+    assert abs(found.low - low) < 0.004 and abs(found.high - high) < 0.004
+
+
+def test_the_order_of_methods_is_that_of_their_scores() -> None:
+    common, rare = gappy(0, 1)[0], gappy(0, 1)[0]
+    common[:, :2] += 0.02  # better in the two structures that all cases show
+    rare[:, 2] += 0.2  # better in the one that few show, and by more
+    found = rank_stability({"common": common, "rare": rare, "none": gappy(0, 1)[0] - 0.5})
+    assert np.nanmean(common, axis=1).mean() > np.nanmean(rare, axis=1).mean()  # the cases' means say the opposite
+    assert mean_of_means(rare) > mean_of_means(common)
+    assert [rank.name for rank in found] == ["rare", "common", "none"]

@@ -76,11 +76,15 @@ class SegmentationScores:
 
     def case_means(self) -> np.ndarray:
         """Mean Dice over the structures of each case; NaN where all are absent."""
-        table = self.summary.table("Dice")
+        table = self.case_values()
         known = np.isfinite(table)
         count = known.sum(axis=1)
         total = np.where(known, table, 0).sum(axis=1)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def case_values(self) -> np.ndarray:
+        """Dice ``(cases, structures)``; NaN where a structure is absent."""
+        return self.summary.table("Dice")
 
     def case_rows(self, metric: str) -> dict[str, np.ndarray]:
         """Case → a metric of each structure."""

@@ -71,7 +71,8 @@ def report(scores: list[Any]) -> Any:
 
 def scores(cases: int, shift: float) -> Any:
     names = tuple(f"case {number}" for number in range(cases))
-    return SimpleNamespace(cases=names, case_means=lambda: np.random.default_rng(0).uniform(size=cases) + shift)
+    values = np.random.default_rng(0).uniform(size=(cases, 1)) + shift
+    return SimpleNamespace(cases=names, parts=("liver",), case_values=lambda: values)
 
 
 def test_the_report_draws_it_or_says_why_not() -> None:
