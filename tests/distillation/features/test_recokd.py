@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import exp
 
 import numpy as np
@@ -95,8 +96,8 @@ def test_every_term_is_its_formula_voxel_by_voxel(variant: str, rank: int, regio
     found = [float(value.detach()) for value in features_terms(method, s, t, target).values()]
     scale = float(t.std(unbiased=False)) if variant == "default" else 1.0
     inside, outside = groups_of(known[:, :-1], known[:, -1], regions)
-    maps = (value.double().flatten(2).numpy() / scale for value in (s, t))
-    expected = slowly(*maps, inside, outside, variant == "paper")
+    own, theirs = (value.double().flatten(2).numpy() / scale for value in (s, t))
+    expected = slowly(own, theirs, inside, outside, variant == "paper")
     assert found == pytest.approx([2 * expected[0], 6 * expected[1], 2 * expected[2]], rel=1e-4)
 
 
@@ -164,7 +165,7 @@ def test_places_without_annotation_belong_to_no_region() -> None:
     )
 
 
-def staged(strides: list[tuple[int, ...]], **settings: object) -> Method:
+def staged(strides: Sequence[tuple[int, ...]], **settings: object) -> Method:
     """The method between encoders with stages of these strides, and a bottleneck."""
     taps = [
         Tap(name=f"enc{i}", channels=4, stride=stride, module="", stage="encoder") for i, stride in enumerate(strides)
@@ -242,4 +243,4 @@ def test_the_scale_of_the_teacher_does_not_matter_by_default() -> None:
 )
 def test_parameters_out_of_range_are_refused(setting: str, value: float, sentence: str) -> None:
     with pytest.raises(MethodError, match=rf"recokd\.{setting} .*{sentence}"):
-        pair_method("recokd", 3, 3, **{setting: value})
+        pair_method("recokd", 3, 3, **{setting: value})  # type: ignore[arg-type]
