@@ -20,7 +20,8 @@ from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
 from medkd.core.run import PLANS_FILE
 from medkd.core.serial import to_data
-from medkd.evaluation.report.data import Report, RunEntry, read_report
+from medkd.evaluation.report.data import Report, RunEntry
+from medkd.evaluation.report.read import read_report
 from medkd.evaluation.statistics import interval_json
 
 _COMPARED = ("AP", "AP50", "S@1")

@@ -228,9 +228,9 @@ class _Marked(logging.Formatter):
 
 def _start_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Marked("%(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_Marked("%(message)s"))
+    logging.basicConfig(level=level, handlers=[terminal], force=True)
     for noisy in ("matplotlib", "PIL", "nibabel.global"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not verbose:  # of each slice what its header does against the standard; what matters, medkd says itself

@@ -93,8 +93,8 @@ def _summed(table: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np
 
 
 def _mean_of_means(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; without any a class does not
-    count.
+    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; a class without any is left
+    out.
     """
     means = total / np.maximum(count, 1)
     return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
