@@ -24,6 +24,8 @@ _FOLDS = 5
 _SEED = 12345  # nnU-Net's, so that both tools make the same folds
 _SPLITS_FORM = 'a list of {"train": [...], "val": [...]}, one entry per fold'
 _PREPROCESSED = "nnUNet_preprocessed"  # nnU-Net's own variable
+NO_LABELS = "without_labels"
+"""Key in every entry of splits that were made when no case had a label."""
 _log = logging.getLogger(__name__)
 
 
@@ -178,11 +180,12 @@ def _found(data: Any) -> str:
     return "an empty list" if data == [] else type(data).__name__
 
 
-def save_splits(path: Path, splits: Sequence[Split]) -> None:
-    """Write splits in nnU-Net's form."""
+def save_splits(path: Path, splits: Sequence[Split], *, labelled: bool = True) -> None:
+    """Write splits in nnU-Net's form; those of scans that all have no labels say so."""
+    further = {} if labelled else {NO_LABELS: True}
     entries = []
     for split in splits:
-        entries.append({"train": list(split.train), "val": list(split.val)})
+        entries.append({"train": list(split.train), "val": list(split.val), **further})
     write_json(path, entries)
 
 
@@ -192,24 +195,19 @@ def find_split(
     cases: Sequence[str],
     patients: Mapping[str, str] | None,
     given: Path | None = None,
-    *,
-    write: bool = True,
+    **others: bool,
 ) -> Split:
     """The split of one fold of a preprocessed data set; fold ``all`` needs no splits and makes none.
 
     Args:
-        folder: preprocessed data set folder.
         fold: 0-4 or ``all``.
-        cases: the preprocessed cases.
-        patients: case → patient, where known.
-        given: raw data set folder.
-        write: keep new splits, see :func:`ensure_splits`.
+        others: see :func:`ensure_splits`.
 
     Raises:
         DataError: see :func:`split_of_fold` and :func:`make_splits`.
     """
     if str(fold) != ALL:
-        return split_of_fold(ensure_splits(folder, cases, patients, given, write=write), fold, cases)
+        return split_of_fold(ensure_splits(folder, cases, patients, given, **others), fold, cases)
     missing = _known(cases, patients, given)[0] - set(cases)
     if missing:
         _log.warning(
@@ -225,6 +223,8 @@ def ensure_splits(
     given: Path | None = None,
     *,
     write: bool = True,
+    anew: bool = False,
+    labelled: bool = True,
 ) -> list[Split]:
     """The splits of a preprocessed data set: its own file, else the user's in the raw folder, else nnU-Net's, else
     newly made ones.
@@ -240,6 +240,8 @@ def ensure_splits(
         patients: case → patient, where known.
         given: raw data set folder, where a user may have put a file of their own.
         write: keep the splits in the preprocessed folder where it has none yet.
+        anew: as if the preprocessed folder had none.
+        labelled: whether the cases have labels.
 
     Raises:
         DataError: a file of splits is damaged, or there are too few cases for new ones.
@@ -249,14 +251,14 @@ def ensure_splits(
     known, owners = _known(cases, patients, given)
     twins = _twins(folder)
     theirs = load_named_splits(users, known) if users.exists() else None
-    if own.exists():
+    if own.exists() and not anew:
         splits = load_named_splits(own, known)
         if theirs is not None and _parts(theirs) != _parts(splits):
             _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
     else:
         splits = theirs or _nnunet_splits(folder.name, known, owners) or _new_splits(known, owners, twins)
         if write:
-            save_splits(own, splits)
+            save_splits(own, splits, labelled=labelled)
     source = own if own.exists() else users
     _warn_of_torn_twins(splits, twins, source)
     _warn_of_unused(known - _all_cases(splits), twins, _all_cases(splits), source)

@@ -11,6 +11,7 @@ from typing import Any
 from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import PlanError, RunError
+from medkd.core.kind_of_splits import made_without_labels
 from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
@@ -190,6 +191,8 @@ def _differing(folder: Path, plan: Plan, splits: list[Split] | None) -> list[str
     # what its cases look like is added to a plan when they are read
     if (folder / PLANS_FILE).exists() and replace(Plan.load(folder / PLANS_FILE), ranges=plan.ranges) != plan:
         differs.append(PLANS_FILE)
-    if splits is not None and (folder / SPLITS_FILE).exists() and load_splits(folder / SPLITS_FILE) != splits:
+    file = folder / SPLITS_FILE
+    kept = file.exists() and not made_without_labels(file)
+    if splits is not None and kept and load_splits(file) != splits:
         differs.append(SPLITS_FILE)
     return differs

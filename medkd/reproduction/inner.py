@@ -13,6 +13,7 @@ from typing import Any
 from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
+from medkd.core.kind_of_splits import are_outdated
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import find_split
@@ -51,7 +52,8 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
             "data set that has some."
         )
     _tell_of_unlabelled(raw, description, dataset)
-    kept = find_split(prepared, fold, sorted(known), description.patients, raw).train
+    anew = are_outdated(prepared, raw, fold, sorted(known), [scan.case for scan in unlabelled_cases(raw, description)])
+    kept = find_split(prepared, fold, sorted(known), description.patients, raw, anew=anew).train
     inner = Root.resolve(folder)
     for case in kept:
         _link_raw(known[case], inner.raw / dataset, description)

@@ -11,6 +11,7 @@ from typing import Any
 from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
+from medkd.core.kind_of_splits import are_outdated
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
@@ -189,13 +190,15 @@ def read_fold(
     plan, configuration = task.read_plan(folder / PLANS_FILE), task.configuration(options)
     description = DatasetDescription.load(folder / DATASET_FILE)
     store = task.open_store(folder, plan, configuration)
-    labelled = store.cases()
-    cases = labelled or list(task.unlabelled(store))
+    labelled, without_labels = store.cases(), task.unlabelled(store)
+    cases = labelled or list(without_labels)
     if not cases:
         raise DataError(
             f"{name} has no preprocessed {task.noun} for {configuration}; run medkd_plan_and_preprocess -d {name}."
         )
-    split = find_split(folder, fold, cases, description.patients, root.raw_dataset(name), write=write)
+    raw, patients = root.raw_dataset(name), description.patients
+    anew = are_outdated(folder, raw, fold, cases, without_labels, write=write)
+    split = find_split(folder, fold, cases, patients, raw, write=write, anew=anew, labelled=bool(labelled))
     if not labelled:
         split = Split((), split.val, split.train)
     return FoldData(

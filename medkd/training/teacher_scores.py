@@ -14,13 +14,14 @@ from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
+from medkd.core.kind_of_splits import are_outdated
 from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher, scored_teachers
 from medkd.core.serial import save
-from medkd.core.splits import ensure_splits, split_of_fold
+from medkd.core.splits import find_split
 from medkd.evaluation.done import why_not_done
 from medkd.inference.predictor import Predictor
 from medkd.models.base import ModelFolder, kind_of
@@ -84,7 +85,8 @@ def score_teacher(
             f"{name} has scans without labels only, so that nothing can be scored, a teacher neither; its students say "
             "how far they agree with it (fold_K/agreement), and for scores add labelled cases."
         )
-    split = split_of_fold(ensure_splits(prepared, cases, description.patients, raw), fold, cases)
+    anew = are_outdated(prepared, raw, fold, cases, store.unlabelled.cases())
+    split = find_split(prepared, fold, cases, description.patients, raw, anew=anew)
     chosen = choose_teacher(model, fold, split, cases, raw)
     where = pick_device(device)
     predictor = Predictor.of(model, [chosen.fold], where, checkpoint=model.checkpoint_of(chosen.fold))
