@@ -26,8 +26,9 @@ _PARTS = (".json", ".image.npy", ".label.npy", ".locations.npz", ".png", ".txt")
 def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[str, ...]:
     """Make a root with the labelled training cases of a fold, raw and preprocessed, and no file of any other case.
 
-    Files are linked where the file system allows, else copied. What is there already is kept. Plan and labels are
-    those of the data set; its splits are not taken over, so that the training makes inner folds of its own.
+    Files are linked where the file system allows, else copied. What is there already is kept, unless the data set has
+    it otherwise by now. Plan and labels are those of the data set; its splits are not taken over, so that the training
+    makes inner folds of its own.
 
     Args:
         root: medkd's folders.
@@ -113,10 +114,17 @@ def _link_store(store: Path, target: Path, cases: frozenset[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    if target.exists() or not source.exists():
+    if not source.exists() or (target.exists() and _is_copy(source.resolve(), target)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of a case that was made anew since
     try:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+
+
+def _is_copy(source: Path, target: Path) -> bool:
+    """Whether a file is the other one, or was copied from it as it is."""
+    ours, theirs = source.stat(), target.stat()
+    return os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)

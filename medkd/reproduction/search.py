@@ -14,11 +14,11 @@ import numpy as np
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.limits import option_name
-from medkd.core.made_from import prepared_cases
 from medkd.core.paths import Root
 from medkd.core.run import DETECTION
 from medkd.core.serial import load, save
 from medkd.reproduction.inner import make_inner_root
+from medkd.reproduction.searched import SearchedOn
 from medkd.tasks import Task, chosen_options
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.json"
@@ -104,15 +104,13 @@ class Trials:
         search: what is searched.
         command: data set, teacher, student, method, fold, and the settings of the trainings.
         trials: in their order.
-        store: folder of the preprocessed cases on which they were trained; empty where an earlier version searched.
-        cases: case of it → hash of what it was made from, and how.
+        searched_on: the preprocessed cases.
     """
 
     search: Search
     command: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
-    store: str = ""
-    cases: Mapping[str, str] = field(default_factory=dict)
+    searched_on: SearchedOn = field(default_factory=SearchedOn)
     schema: int = 1
 
 
@@ -195,7 +193,7 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
     whole = whole_parameters(order.method, order.search, trainer.task.name)
     if not (folder / TRIALS_FILE).exists():
         store = root.preprocessed / name / trainer.configuration
-        known = replace(known, store=str(store), cases=prepared_cases(store, cases))
+        known = replace(known, searched_on=SearchedOn.now(store, cases))
         save(folder / TRIALS_FILE, known)
     while len(known.trials) < order.search.trials:
         number = len(known.trials)
@@ -225,7 +223,7 @@ def _read(folder: Path, search: Search, words: tuple[str, ...]) -> Trials:
         return Trials(search=search, command=words)
     known = load(Trials, path)
     if (why := changed_search(folder)) is not None:
-        raise RunError(f"{why}; give another --folder, or delete it.")
+        raise RunError(f"{why}; give another --folder, or delete {folder}.")
     same = known.command == words and known.search.folds == search.folds
     if not same or dict(known.search.parameters) != dict(search.parameters):
         held = " ".join((*known.command[:-1], *known.search.parameters))
@@ -236,22 +234,13 @@ def _read(folder: Path, search: Search, words: tuple[str, ...]) -> Trials:
 
 
 def changed_search(folder: Path) -> str | None:
-    """What has happened to the cases on which a search tried values; None where they are the same, or nobody knows.
+    """What has happened to what a search tried its values on; None where it is the same, or nobody knows.
 
     Raises:
         DataError: its record is damaged.
     """
-    if not (folder / TRIALS_FILE).exists():
-        return None
-    known = load(Trials, folder / TRIALS_FILE)
-    now = prepared_cases(Path(known.store), known.cases)
-    found = [case for case, digest in now.items() if digest != known.cases[case]]
-    if not found:
-        return None
-    return (
-        f"{len(found)} of the {len(known.cases)} cases of the search in {folder} were preprocessed anew from other "
-        f"files, or otherwise, for example {found[0]}"
-    )
+    path = folder / TRIALS_FILE
+    return load(Trials, path).searched_on.changed() if path.exists() else None
 
 
 def _keep_best(known: Trials, trainer: _Trainer, folder: Path) -> Best:

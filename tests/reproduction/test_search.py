@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,7 @@ import pytest
 import medkd
 from medkd.cli.tune import _arguments, main
 from medkd.core.errors import DataError, MedkdError, RunError
-from medkd.core.files import write_json
-from medkd.core.made_from import prepared_cases
+from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
 from medkd.core.serial import load, save
 from medkd.core.splits import FoldRecord, load_splits
@@ -34,6 +34,7 @@ from medkd.reproduction.search import (
     search_parameters,
     suggest,
 )
+from medkd.reproduction.searched import SearchedOn
 from medkd.reproduction.state import Record, runs_of, why_due
 from tests.detection.builders import make_dataset as make_radiographs
 from tests.reproduction.test_recipe import read, recipe
@@ -261,18 +262,41 @@ def test_a_search_on_cases_that_were_mended_since_does_not_go_on_and_is_due_agai
         write_json(store / "one.json", {"recipe": "r", "files": [{"content": content}], "read": content})
 
     mended("first")
-    known = Trials(search=SPACE, command=("a",), store=str(store), cases=prepared_cases(store, ["one", "two"]))
+    write_json(store.parent / "plans.json", {"configurations": {store.name: 1}})
+    known = Trials(search=SPACE, command=("a",), searched_on=SearchedOn.now(store, ["one", "two"]))
     save(folder / TRIALS_FILE, known)
     save(folder / BEST_FILE, Best(parameters={}, score=0.5, metric="Dice", trial=1, trials=3, cases=1))
     node = Node(name="s", kind="search", words=("tune",))
     record = Record(command=("tune",), status="done", folder=str(folder))
     assert searching._read(folder, SPACE, ("a",)) == known and why_due(node, record, ["tune"]) is None
     mended("second, mended")
-    with pytest.raises(RunError, match=r"1 of the 1 cases of the search in .* for example one; give another --folder"):
+    with pytest.raises(RunError, match=r"1 of the 1 cases on which .* for example one; give another --folder, or del"):
         searching._read(folder, SPACE, ("a",))
     assert "preprocessed anew" in str(why_due(node, record, ["tune"]))
-    save(folder / TRIALS_FILE, replace(known, store="", cases={}))  # of an earlier version
+    mended("first")
+    write_json(store.parent / "plans.json", {"configurations": {store.name: 2}})
+    assert "plans.json is another than" in str(why_due(node, record, ["tune"]))
+    save(folder / TRIALS_FILE, replace(known, searched_on=SearchedOn()))  # of an earlier version
     assert why_due(node, record, ["tune"]) is None
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_inner_root_has_cases_that_were_mended_as_they_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    if copied:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
+    prepared, inner = make_dataset(tmp_path), tmp_path / "inner"
+    case, *others = make_inner_root(Root.resolve(tmp_path), NAME, "0", inner)
+    files = ("preprocessed", NAME, "3d_fullres", f"{case}.json"), ("raw", NAME, "labelsTr", f"{case}.nii.gz")
+    untouched = inner / "preprocessed" / NAME / "3d_fullres" / f"{others[0]}.json"
+    before = untouched.stat()
+    for parts in files:
+        with atomic_path(tmp_path.joinpath(*parts)) as temporary:
+            temporary.write_bytes(b"made anew")
+    make_inner_root(Root.resolve(tmp_path), NAME, "0", inner)
+    assert [inner.joinpath(*parts).read_bytes() for parts in files] == [b"made anew"] * 2
+    assert untouched.stat() == before and prepared.exists()
 
 
 def test_every_trial_failed(tmp_path: Path) -> None:
