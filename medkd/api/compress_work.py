@@ -18,7 +18,7 @@ from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, VALIDATION_SUMMARY
 from medkd.core.timing import Timings
-from medkd.evaluation.done import why_not_done
+from medkd.evaluation.done import why_not_done, why_not_scored
 from medkd.evaluation.report.write import make_report
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.like import plan_like
@@ -218,7 +218,7 @@ class Work:
         """The run folder that holds the teacher's scores of the fold; None where there is none yet."""
         if not self.found.prepares:
             run, fold = self.found.path, self.found.path / f"fold_{self.fold}"
-            return run if (fold / VALIDATION_SUMMARY).exists() and why_not_done(fold) is None else None
+            return run if (fold / VALIDATION_SUMMARY).exists() and why_not_scored(fold) is None else None
         return find_scored(self.results, self.found, self.fold)
 
     def is_scored(self) -> bool:
@@ -229,8 +229,9 @@ class Work:
         """Score a teacher from elsewhere; a run of medkd was scored when it was trained."""
         if not self.found.prepares:
             raise RunError(
-                f"{self.found.path} has no scores of fold {self.fold} as it is now; train it to its end, or continue "
-                "it with --continue, which validates it."
+                why_not_scored(self.found.path / f"fold_{self.fold}")
+                or f"{self.found.path} has no scores of fold {self.fold}; train it to its end, or continue it with "
+                "--continue, which validates it."
             )
         score_teacher(self.dataset, self.found.path, self.fold, root=self.above, device=self.settings.get("device"))
 
@@ -281,7 +282,8 @@ class Work:
         """What :meth:`train` would do, line by line."""
 
         def dry_run(task: SegmentationTask, dataset: str, teacher: str, network: str, method: str, *rest: Any) -> Any:
-            return training_run.dry_run(task, dataset, network, *rest, teacher, method)
+            fold, settings = rest
+            return training_run.dry_run(task, dataset, network, fold, settings, teacher, method)
 
         lines: list[str] = self._with(options, dry_run)
         return lines

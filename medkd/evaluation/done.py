@@ -29,12 +29,26 @@ def why_not_done(fold: Path, *, plan: bool = False) -> str | None:
     """
     if not (fold.parent / RUN_FILE).exists():
         return None
-    run, number = load(RunDescription, fold.parent / RUN_FILE), whole_number(fold.name.removeprefix("fold_"))
-    why = (outdated if plan else changed_inputs)(fold, run.configuration)
-    scored = number is not None and (fold / VALIDATION_SUMMARY).exists()
-    if why is None and scored and task_of_run(run).name == SEGMENTATION:
+    run = load(RunDescription, fold.parent / RUN_FILE)
+    return (outdated if plan else changed_inputs)(fold, run.configuration) or why_not_scored(fold)
+
+
+def why_not_scored(fold: Path) -> str | None:
+    """Why the scores of a fold do not count: they belong to other weights, label maps or references; None where they
+    count, are not there, or nobody knows better.
+
+    Args:
+        fold: as for :func:`why_not_done`.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    number = whole_number(fold.name.removeprefix("fold_"))
+    if number is None or not (fold / VALIDATION_SUMMARY).exists():
+        return None
+    if task_of_run(load(RunDescription, fold.parent / RUN_FILE)).name == SEGMENTATION:
         try:
             check_sources(fold.parent, number, complete=False)
         except RunError as error:
             return str(error)
-    return why
+    return None

@@ -18,6 +18,7 @@ import medkd.api.compress_work as compressing
 import medkd.training.segmentation as loop
 from medkd.api.compression import CompressedRow, Compression, Estimate
 from medkd.cli.compress import main
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError, SomeFailedError
 from medkd.core.files import read_json
 from medkd.models import like
@@ -93,6 +94,37 @@ def test_a_second_call_computes_nothing_and_finds_the_same(
     assert medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT) == found
     with pytest.raises(RunError, match=r"other settings \(budget.epochs: 2 there, 3 now\)"):
         medkd.compress("plain_unet", 900, sizes=[2], root=root, **{**SHORT, "epochs": 3})
+
+
+def test_students_of_cases_that_were_mended_are_begun_anew_and_scores_of_other_weights_refused(
+    whole: tuple[Path, Compression, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, found, _ = whole
+    root = Path(shutil.copytree(root, tmp_path / "root"))
+    fold = root / "results" / NAME / found.rows[1].run / "fold_0"
+    stored = root / "preprocessed" / NAME / "3d_fullres" / f"{read_json(fold / 'split.json')['train'][0]}.json"
+    record = json.loads(stored.read_text())
+    record["files"][0]["content"] = "mended"
+    stored.write_text(json.dumps(record))
+    asked: list[tuple[str, bool, bool]] = []
+    refused = compressing.training_run.train_distill
+
+    def stopped(*words: Any) -> Any:
+        asked.append((words[-1].init, words[-1].resume, words[-1].overwrite))
+        if words[-1].resume:
+            return refused(*words)  # says that it is of other cases
+        raise RunError("begun anew")
+
+    monkeypatch.setattr(compressing.training_run, "train_distill", stopped)
+    with pytest.raises(RunError, match="begun anew"):
+        medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
+    anew = [(True, False), (False, True)]
+    assert asked == [(init, *flags) for init in ("teacher", "random") for flags in anew]
+    weights = root / "results" / NAME / "plain_unet__3d_fullres" / "fold_0" / "checkpoint_final.pt"
+    content = load_checkpoint(weights)
+    save_checkpoint(weights, {**content, "network": {name: 2 * value for name, value in content["network"].items()}})
+    with pytest.raises(RunError, match=r"holds the scores of other weights than those in .*; score this fold"):
+        medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
 
 
 @pytest.mark.slow

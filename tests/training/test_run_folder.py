@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
-from medkd.core.errors import RunError
+from medkd.core.errors import OutdatedError, RunError
 from medkd.core.made_from import outdated
 from medkd.core.plan import Plan
 from medkd.core.run import FINAL
@@ -141,11 +141,11 @@ def test_a_student_is_done_and_goes_on_only_as_long_as_teacher_and_cases_are_the
     if not finished:
         (folder / FINAL).unlink()
     change(trained)
-    for start in (dry_run, train_distill):
-        words = ("plain_unet", "plain_unet", "none", 0) if start is train_distill else ("plain_unet", 0)
-        more = {} if start is train_distill else {"teacher": "plain_unet", "method": "none"}
-        with pytest.raises(RunError, match=f"{sentence}.*; restore them, or give --overwrite to start anew"):
-            start(900, *words, settings, **more)
+    said = f"{sentence}.*; restore them, or give --overwrite to start anew"
+    with pytest.raises(OutdatedError, match=said):
+        dry_run(900, "plain_unet", 0, settings, teacher="plain_unet", method="none")
+    with pytest.raises(OutdatedError, match=said):
+        train_distill(900, "plain_unet", "plain_unet", "none", 0, settings)
     train_distill(900, "plain_unet", "plain_unet", "none", 0, replace(settings, resume=False, overwrite=True))
     assert outdated(folder, "3d_fullres") is None
 
