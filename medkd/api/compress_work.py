@@ -22,6 +22,7 @@ from medkd.evaluation.done import why_not_done, why_not_scored
 from medkd.evaluation.report.write import make_report
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.like import plan_like
+from medkd.preprocessing.current import stale_cases
 from medkd.preprocessing.store import CaseStore
 from medkd.tasks import SEGMENTATION, refuse_unknown, task_of_dataset
 from medkd.training import run as training_run
@@ -180,20 +181,23 @@ class Work:
         return steps
 
     def is_prepared(self) -> bool:
-        """Whether all cases are stored under a plan: those with labels, and those without where the method learns on
-        them and the teacher knows how they are prepared. Of a run of medkd the trainings say which are missing.
+        """Whether all cases are stored as the plan says: those with labels, and those without where the method learns
+        on them and the teacher knows how they are prepared. Of a run of medkd the trainings say which are missing.
         """
         folder = self.root.preprocessed / self.dataset
         if not (folder / PLANS_FILE).exists():
             return False
         name = self.found.describe().configuration.name
-        if name not in Plan.load(folder / PLANS_FILE).configurations:
+        plan = Plan.load(folder / PLANS_FILE)
+        if name not in plan.configurations:
             return False
         raw = self.root.raw_dataset(self.dataset)
         description = DatasetDescription.load(raw / DATASET_FILE)
         store = CaseStore(folder / name)
         cases = every_case(raw, description) if self._needs_unlabelled() else labelled_cases(raw, description)
-        return {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}
+        if not {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}:
+            return False
+        return not stale_cases(store, plan, plan.configuration(name), description.labels)
 
     def _needs_unlabelled(self) -> bool:
         drawn = self.settings.get("unlabelled_share") != 0

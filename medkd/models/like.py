@@ -16,13 +16,12 @@ from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, PLANS_FILE
-from medkd.core.serial import save
-from medkd.core.splits import SPLITS_FILE, Split, load_splits, save_splits
+from medkd.core.splits import SPLITS_FILE, Split, load_splits
 from medkd.models.base import ModelFolder, kind_of, model_kinds
 from medkd.models.run import SegmentationRun
 from medkd.models.segmentation import SegmentationFolder
 from medkd.models.several import SeveralTeachers
-from medkd.preprocessing.prepare import plan_and_preprocess
+from medkd.preprocessing.prepare import TakenOver, plan_and_preprocess
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def plan_like(
         root: medkd's folder.
         configurations: which to preprocess; the teacher has one only.
         workers: largest number of cases at a time.
-        overwrite_plan: replace a plan and splits that differ.
+        overwrite_plan: replace a plan and splits that differ, once the raw data are found in order.
         verify: check the raw data first.
         strict: refuse raw data that raise a warning.
         whole: refuse a teacher that knows some of the structures only, since no other will teach beside it.
@@ -80,16 +79,19 @@ def plan_like(
             f"{folder} has another {' and '.join(differs)} than {teacher.path}; medkd_plan_and_preprocess --like "
             f"{teacher.path} --overwrite-plan replaces it."
         )
-    save(folder / PLANS_FILE, plan)
-    if splits is not None:
-        save_splits(folder / SPLITS_FILE, splits)
     shared = "architecture" if splits is None else "architecture and folds"
     text = "%s is prepared like %s: spacing, normalisation, resampling, %s are the teacher's"
     _log.info(text, name, teacher.path, shared)
     if not teacher.prepares and configurations is None:  # a run's plan holds what it was not trained on, too
         configurations = [described.configuration.name]
     return plan_and_preprocess(
-        name, root=root, configurations=configurations, workers=workers, verify=verify, strict=strict
+        name,
+        root=root,
+        configurations=configurations,
+        workers=workers,
+        verify=verify,
+        strict=strict,
+        taken=TakenOver(plan, splits),
     )
 
 

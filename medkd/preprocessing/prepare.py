@@ -22,6 +22,7 @@ from medkd.core.protocol import Protocol
 from medkd.core.protocol_files import find_protocol
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import load, save
+from medkd.core.splits import SPLITS_FILE, Split, save_splits
 from medkd.core.workers import run_cases, worker_count
 from medkd.io.orientation import check_code
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
@@ -45,6 +46,19 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class TakenOver:
+    """What a data set takes over from a model that was trained elsewhere.
+
+    Attributes:
+        plan: the model's, for this data set.
+        splits: its folds; None where they say nothing here.
+    """
+
+    plan: Plan
+    splits: Sequence[Split] | None = None
+
+
 def plan_and_preprocess(
     dataset: str | int,
     *,
@@ -58,6 +72,7 @@ def plan_and_preprocess(
     orientation: str | None = None,
     mirror_axes: tuple[int, ...] | None = None,
     strict: bool = False,
+    taken: TakenOver | None = None,
 ) -> Plan:
     """Make a raw data set ready for training.
 
@@ -80,6 +95,7 @@ def plan_and_preprocess(
             and test-time augmentation may mirror; 2D configurations take those of their slices. None leaves it to the
             plan, which mirrors all.
         strict: refuse what is otherwise a warning.
+        taken: of a model, in place of the existing plan, which stays where the raw data are refused.
 
     Returns:
         The plan.
@@ -102,7 +118,7 @@ def plan_and_preprocess(
     )
     path = folder / PLANS_FILE
     old = Plan.load(path) if path.exists() else None
-    kept = None if overwrite_plan else old
+    kept = taken.plan if taken else None if overwrite_plan else old
     turn_to = orientation_of(kept, wishes, description, path)
     files = _scans(raw, description, kept)
     chosen_axes = wishes.mirror_axes is not None
@@ -114,9 +130,11 @@ def plan_and_preprocess(
         if kept
         else new_plan(name, fingerprint, description, wishes, old)
     )
-    if plan != old:
-        save(path, plan)
     chosen = [plan.configuration(key) for key in configurations or plan.configurations]
+    if taken and taken.splits is not None:
+        save_splits(folder / SPLITS_FILE, taken.splits)
+    if plan != old:
+        save(path, plan)  # before the cases, of which those that are not made anew yet are then known to be old
     with_twins(description, fingerprint).save(folder / DATASET_FILE)
     for configuration in chosen:
         preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)

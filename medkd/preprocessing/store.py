@@ -16,7 +16,7 @@ import numpy as np
 
 from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
-from medkd.core.files import atomic_path, check_file
+from medkd.core.files import atomic_path, check_file, read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.made_with import content_digest, preprocessing_settings, state_if_there
 from medkd.core.plan import Configuration, Plan
@@ -160,6 +160,17 @@ class CaseStore:
                 "configuration."
             )
         return load(CaseRecord, path)
+
+    def recipe(self, case: str) -> str:
+        """How a stored case was made (see :func:`recipe_of`), without a look at the rest of its record, which takes
+        longer; empty where it does not say.
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        data = read_json(self._path(case, "json"))
+        found = data.get("recipe", "") if isinstance(data, Mapping) else None
+        return found if isinstance(found, str) else self.record(case).recipe
 
     def write(
         self, case: str, content: Preprocessed, labels: LabelSpec, files: Sequence[SourceFile], recipe: str

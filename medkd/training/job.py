@@ -240,6 +240,13 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
             MedkdError: they are not there, or are not those of the plan.
         """
 
+    def check_store(self, data: FoldData[Plan, Store, Options]) -> None:
+        """See that all preprocessed cases were made as plan, labels and raw data say now; by itself nothing is known.
+
+        Raises:
+            MedkdError: some were made otherwise; the text says what to run.
+        """
+
     def adapt_plan(self, plan: Plan, store: Store, options: Options) -> Plan:
         """The plan with what the options change in it; by itself nothing."""
         return plan

@@ -102,3 +102,21 @@ def number_at(content: Mapping[str, Any], *keys: str) -> float | None:
         value = value.get(key) if isinstance(value, Mapping) else None
     known = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
     return float(value) if known else None
+
+
+def share_of_voxels(means: Mapping[str, Any], key: str) -> float:
+    """Of a structure in the validation cases; 0 where it is unknown."""
+    counts = [number_at(means, key, count) for count in ("TP", "FP", "FN", "TN")]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts) or not sum(known):
+        return 0.0
+    hits, _, missed, _ = known
+    return (hits + missed) / sum(known)
+
+
+def own_name(summary: Mapping[str, Any], key: str) -> str:
+    """What medkd calls a structure in a ``summary.json``; nnU-Net's files have the key only."""
+    value: Any = summary
+    for part in ("medkd", "structures", key, "name"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else f"label {key}"

@@ -239,10 +239,12 @@ def make_job(
     task.check(data, network, method)
     data = task.start(data, network)
     data = replace(data, split=task.with_unlabelled(data, method))
+    if model is not None:
+        task.check_teacher(data, model, method)
+    task.check_store(data)
     _warn_of_absent_structures(task, data)
     teacher = None
     if model is not None:
-        task.check_teacher(data, model, method)
         teacher = _choose(model, data)
         warn_of_a_poor_teacher(teacher, task, strict=data.options.strict)
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())

@@ -28,11 +28,12 @@ from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import SeveralTeachers
 from medkd.networks import NETWORKS, fit_patch
 from medkd.networks.reference import build_weightless
+from medkd.preprocessing.current import check_store
 from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
 from medkd.training.options import INIT_FROM_TEACHER, OUT_OF_FOLD, STORED_TARGETS, TrainOptions, check_start
-from medkd.training.plausibility import Score, doubt, number_at, table_at
+from medkd.training.plausibility import Score, doubt, number_at, own_name, share_of_voxels, table_at
 from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson, student_axes
 from medkd.training.side_by_side import fit_together
@@ -64,6 +65,10 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
     def open_store(self, folder: Path, plan: Plan, configuration: str) -> CaseStore:
         """The cases of a configuration, which must be planned."""
         return CaseStore(folder / plan.configuration(configuration).name)
+
+    def check_store(self, data: SegmentationFold) -> None:
+        """See :func:`medkd.preprocessing.current.check_store`."""
+        check_store(data.store, data.plan, configured(data), data.description, data.raw)
 
     def facts(self, plan: Plan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
         """Preprocessing, labels and protocol; sizes of networks and numbers of cases do not count."""
@@ -206,9 +211,9 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         means = table_at(summary, "mean")
         found: dict[str, Score] = {}
         for key in means:
-            dice, share = number_at(means, key, "Dice"), _share_of_voxels(means, key)
+            dice, share = number_at(means, key, "Dice"), share_of_voxels(means, key)
             if dice is not None and share:
-                name = _own_name(summary, key)
+                name = own_name(summary, key)
                 found[name] = ("Dice", dice, max(2 * share / (1 + share), _DICE_OF_NOTHING))
         return found
 
@@ -234,24 +239,6 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
             write_agreement(job, cases)
             return
         finish_fold(RunFolder.load(job.folder.parent), job.folder, job.store, job.raw, cases, job.device)
-
-
-def _share_of_voxels(means: Mapping[str, Any], key: str) -> float:
-    """Of a structure in the validation cases; 0 where it is unknown."""
-    counts = [number_at(means, key, count) for count in ("TP", "FP", "FN", "TN")]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts) or not sum(known):
-        return 0.0
-    hits, _, missed, _ = known
-    return (hits + missed) / sum(known)
-
-
-def _own_name(summary: Mapping[str, Any], key: str) -> str:
-    """What medkd calls a structure in a ``summary.json``; nnU-Net's files have the key only."""
-    value: Any = summary
-    for part in ("medkd", "structures", key, "name"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str) else f"label {key}"
 
 
 train = partial(training_run.train, SegmentationTask())

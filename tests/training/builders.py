@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.files import read_json, write_json
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan
@@ -104,3 +106,12 @@ def write_scans(root: Path, cases: int = 6) -> None:
         image, label = boxes_case(index)
         path = root / "raw" / NAME / "imagesTr" / f"case_{index:02d}_0000.nii.gz"
         write_volume(path, image[0], Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0)))
+
+
+def lend_store(folder: Path, source: str, target: str) -> None:
+    """The cases of one configuration as those of another, which is planned: their voxels do not matter."""
+    plan, labels = Plan.load(folder / "plans.json"), DatasetDescription.load(folder / "dataset.json").labels
+    shutil.copytree(folder / source, folder / target)
+    recipe = recipe_of(plan, plan.configuration(target), labels)
+    for path in (folder / target).glob("*.json"):
+        write_json(path, {**read_json(path), "recipe": recipe})

@@ -16,7 +16,7 @@ from medkd.core.run import FINAL, RUN_FILE
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
 from medkd.training.segmentation_task import dry_run, train, train_distill
-from tests.training.builders import NAME, make_dataset, write_scans
+from tests.training.builders import NAME, lend_store, make_dataset, write_scans
 
 TEACHER = "plain_unet__3d_fullres"
 
@@ -56,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coarse = {**fine, "name": "3d_lowres", "spacing": [1.25, 1.25, 1.25], "architectures": {"plain_unet": shape}}
     plan["configurations"]["3d_lowres"] = coarse
     (folder / "plans.json").write_text(json.dumps(plan))
-    shutil.copytree(folder / "3d_fullres", folder / "3d_lowres")
+    lend_store(folder, "3d_fullres", "3d_lowres")
     train(
         900,
         "plain_unet",
