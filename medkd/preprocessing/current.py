@@ -1,8 +1,9 @@
-"""Whether preprocessed cases are still those that the plan and the labels of today would give."""
+"""Whether preprocessed cases are still those that the plan, the labels and the raw scans of today would give."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.run import DATASET_FILE
-from medkd.preprocessing.store import CaseStore, recipe_of
+from medkd.preprocessing.store import CaseRecord, CaseStore, is_unchanged, recipe_of
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,27 @@ def stale_cases(store: CaseStore, plan: Plan, configuration: Configuration, labe
     if silent:
         _tell_of_silent(store.folder, silent)
     return found
+
+
+def check_scan(record: CaseRecord, images: Sequence[Path], dataset: str) -> None:
+    """See that raw images are those from which a case was preprocessed, compared as the preparation compares them.
+
+    Args:
+        record: of the stored case; where it names no files, nobody knows.
+        images: the case's raw images of today, channels in order.
+        dataset: full name.
+
+    Raises:
+        DataError: they were exchanged, changed or renamed since.
+    """
+    made_from = record.files[: len(images)]
+    if not record.files:
+        return
+    if len(made_from) < len(images) or not all(map(is_unchanged, made_from, images)):
+        raise DataError(
+            f"{images[0].parent}: the scan of {record.properties.case} is not the one any more from which the case was "
+            f"preprocessed; put that back, or run medkd_plan_and_preprocess -d {dataset}, which takes this one."
+        )
 
 
 @cache

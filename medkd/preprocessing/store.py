@@ -18,7 +18,7 @@ from medkd.core.dataset import check_case_name
 from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file, read_json
 from medkd.core.labels import LabelSpec
-from medkd.core.made_with import content_digest, preprocessing_settings, state_if_there
+from medkd.core.made_with import content_digest, known_digest, preprocessing_settings, state_if_there
 from medkd.core.plan import Configuration, Plan
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.pipeline import Preprocessed
@@ -215,7 +215,7 @@ class CaseStore:
             return False
         if record.recipe != recipe or len(record.files) != len(paths) or not self.is_complete(case):
             return False
-        return all(map(_unchanged, record.files, paths))
+        return all(map(is_unchanged, record.files, paths))
 
     def is_complete(self, case: str) -> bool:
         """Whether all files of a case are there."""
@@ -304,11 +304,14 @@ def _draw(indices: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator)
     return np.stack(np.unravel_index(indices, shape), axis=1).astype(np.int32)
 
 
-def _unchanged(file: SourceFile, path: Path) -> bool:
+def is_unchanged(file: SourceFile, path: Path) -> bool:
+    """Whether a raw file is the one that a case was made from: by name and size, and by content where its time of
+    change is another.
+    """
     try:
         state = path.stat()
         if path.name != file.name or state.st_size != file.size:
             return False
-        return state.st_mtime_ns == file.modified or content_digest(path) == file.content
+        return state.st_mtime_ns == file.modified or known_digest(path) == file.content
     except OSError:
         return False

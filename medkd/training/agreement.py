@@ -93,7 +93,7 @@ def _theirs(job: SegmentationJob, grid: Mapping[str, str]) -> _Side:
     if merged_teachers(job) is not None:
         merged = merged_predictor(job)
         return _Side(
-            predict=lambda case: merged.logits(case, job.store.record(case).properties),
+            predict=lambda case: merged.logits(case, job.store.record(case)),
             weights=merged.described.weights,
             settings={**grid, "teachers": merged.described.key},
         )

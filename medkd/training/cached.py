@@ -156,16 +156,19 @@ def cache_targets(
 
 
 def cache_merged(merged: MergedPredictor, request: TargetRequest) -> Path:
-    """:func:`cache_targets` for several teachers, who know themselves where and how they predict.
+    """:func:`cache_targets` for several teachers, who know themselves where and how they predict: on the raw scans.
 
     Raises:
+        DataError: a raw scan is not the one any more that was preprocessed; nothing is predicted then.
         RunError: the targets would take more than the limit, or than the disk has.
     """
     work, store = TargetWork.of(merged.described, request), request.store
+    for case in filter(work.lacks, work.shapes):
+        merged.check(case, store.record(case))
     todo = begin(work, request.limit)
     for case in tqdm(_own_order(todo), unit="case", desc="targets", disable=None):
         if work.lacks(case):
-            work.make(case, lambda case: merged.logits(case, store.record(case).properties), merged.labels)
+            work.make(case, lambda case: merged.logits(case, store.record(case)), merged.labels)
     return work.target.folder
 
 

@@ -33,8 +33,10 @@ from medkd.models.axes import PatchAxes
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import Group, SeveralTeachers, counted, groups_of, refuse_twice
+from medkd.preprocessing.current import check_scan
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix, multiply
+from medkd.preprocessing.store import CaseRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,25 +158,36 @@ class MergedPredictor:
             settings=tuple(settings for teacher in self._teachers for settings in teacher.circumstances()),
         )
 
-    def logits(self, case: str, properties: CaseProperties) -> Tensor:
-        """Logits ``(K, z, y, x)`` of a case on the student's grid.
-
-        Args:
-            case: of the data set.
-            properties: of the student's preprocessed case.
+    def check(self, case: str, record: CaseRecord) -> None:
+        """See that the raw scan of a case, which the teachers look at, is the one that the student's case shows.
 
         Raises:
-            RunError: its raw files are not there any more.
+            DataError: it is another one by now.
+            RunError: it is not there any more.
         """
         if case not in self._files:
             raise RunError(
                 f"The raw scan of {case} is not there any more; several teachers preprocess for themselves and need it."
             )
+        check_scan(record, self._files[case].images, self._plan.dataset)
+
+    def logits(self, case: str, record: CaseRecord) -> Tensor:
+        """Logits ``(K, z, y, x)`` of a case on the student's grid.
+
+        Args:
+            case: of the data set.
+            record: of the student's preprocessed case.
+
+        Raises:
+            MedkdError: see :meth:`check`, which is asked again after the scan was read, as it may change at any time.
+        """
+        self.check(case, record)
         image, geometry = read_image(self._files[case].images, case)
+        self.check(case, record)
         found = []
         for teacher in self._teachers:
             native = teacher.probabilities(case, image, geometry)
-            found.append(to_student(native, properties, self._plan))
+            found.append(to_student(native, record.properties, self._plan))
         merged = merge(found, self.groups, self.labels.num_outputs, self.labels.regions)
         return logits_of(merged[None], self.labels.regions)[0]
 

@@ -12,7 +12,7 @@ from medkd.core.files import read_json, write_json
 from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan
-from medkd.core.serial import save
+from medkd.core.serial import save, to_data
 from medkd.io.volumes import write_volume
 from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
@@ -101,11 +101,14 @@ def make_dataset(root: Path, cases: int = 6, *, regions: bool = False, labels: L
 
 
 def write_scans(root: Path, cases: int = 6) -> None:
-    """The raw images of :func:`make_dataset`, for what reads them."""
+    """The raw images of :func:`make_dataset`, for what reads them, and for the records of its stored cases."""
     for index in range(cases):
-        image, label = boxes_case(index)
-        path = root / "raw" / NAME / "imagesTr" / f"case_{index:02d}_0000.nii.gz"
+        name, (image, label) = f"case_{index:02d}", boxes_case(index)
+        path = root / "raw" / NAME / "imagesTr" / f"{name}_0000.nii.gz"
         write_volume(path, image[0], Geometry.from_spacing(label.shape, (1.0, 1.0, 1.0)))
+        for record in (root / "preprocessed" / NAME).glob(f"*/{name}.json"):
+            content = read_json(record)
+            write_json(record, {**content, "files": [to_data(describe_source(path)), content["files"][-1]]})
 
 
 def lend_store(folder: Path, source: str, target: str) -> None:

@@ -221,3 +221,23 @@ def test_a_damaged_record_is_named(place: Path) -> None:
 def test_raw_data_that_are_gone_stop_nothing(place: Path) -> None:
     shutil.rmtree(place / "root" / "raw")
     assert dry_run(900, "unet_tiny", 0, _options(place))
+
+
+def test_targets_of_several_teachers_are_of_the_scans_that_were_preprocessed(place: Path) -> None:
+    write_json(place / "teachers.json", {"teachers": ["model"]})
+    scan = place / "root" / "raw" / NAME / "imagesTr" / "case_03_0000.nii.gz"
+    kept = scan.read_bytes()
+    shutil.copy(scan.with_name("case_01_0000.nii.gz"), scan)
+
+    def taught() -> Path:
+        options = _options(place, targets="cached", iterations_per_epoch=1, validate=False)
+        return train_distill(900, str(place / "teachers.json"), "unet_tiny", "dml", 0, options)
+
+    with pytest.raises(
+        DataError, match=rf"^[^\n]*the scan of case_03 is not the one any more .* medkd_plan_and_preprocess -d {NAME}, "
+    ):
+        taught()
+    assert not list(_prepared(place).glob("*_targets/*"))
+    scan.write_bytes(kept)  # of another time, but the same scan
+    taught()
+    assert list(_prepared(place).glob("*_targets/*/case_03.npy"))
