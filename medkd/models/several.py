@@ -14,6 +14,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.made_with import known_digest
+from medkd.core.plan import Plan
 from medkd.core.postprocessing import Postprocessing
 from medkd.core.serial import nearest
 from medkd.core.teachers import together
@@ -145,6 +146,12 @@ class SeveralTeachers(SegmentationFolder):
         """
         weights = [_files_of(member, fold) for member in self.members] if len(self.members) > 1 else [()]
         refuse_twice([str(member.model.path) for member in self.members], weights)
+
+    def check_gives_weights(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
+        """The first member gives them, and has to fit as if it were alone."""
+        first = self.members[0].model
+        assert isinstance(first, SegmentationFolder)  # narrowed for the type checker: members are models of this task
+        first.check_gives_weights(plan, configuration, description)
 
     def _describe(self) -> TrainedModel:
         first = self.members[0].model.describe()

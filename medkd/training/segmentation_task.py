@@ -105,13 +105,13 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
 
     def check_teacher(self, data: SegmentationFold, model: ModelFolder[Any], method: str | None) -> None:
         """A student that only starts from its teacher may have its own plan and labels."""
-        names = method_names(method or "none")
-        taught = any(METHODS[name].needs_teacher for name in names)
-        starts = data.options.init == INIT_FROM_TEACHER and not taught and not model.merges
-        if starts and isinstance(model, SegmentationFolder):
-            model.check_gives_weights(data.plan, data.configuration, data.description)
-        else:
-            model.check_fits(data.plan, data.configuration, data.description)
+        names, asked = method_names(method or "none"), (data.plan, data.configuration, data.description)
+        starts = data.options.init == INIT_FROM_TEACHER
+        gives = model if starts and isinstance(model, SegmentationFolder) else None
+        if gives is None or model.merges or any(METHODS[name].needs_teacher for name in names):
+            model.check_fits(*asked)
+        if gives is not None:
+            gives.check_gives_weights(*asked)
         if isinstance(model, SeveralTeachers):
             _doubt_parts(model, data.options.strict)
 

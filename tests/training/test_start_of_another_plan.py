@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medkd.core.errors import RunError
-from medkd.core.files import read_json
+from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL, RUN_FILE
 from medkd.training.distillation import DistillationTrainer
 from medkd.training.options import TrainOptions
@@ -112,3 +112,26 @@ def test_the_first_of_several_gives_the_weights(root: Path) -> None:
     options = _options(root, init="teacher", targets="cached", teachers=(str(again),), tag="several")
     folder = train_distill(900, str(path), "plain_unet", "kd", 0, options)
     assert (folder / FINAL).exists() and read_json(folder.parent / RUN_FILE)["random_layers"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"), [("orientation", "SPL", "orientation None"), ("normalization", ["ct"], "normalization")]
+)
+def test_the_first_of_several_must_see_scans_turned_and_normalised_as_the_student_does(
+    root: Path, tmp_path: Path, key: str, value: object, what: str
+) -> None:
+    place = Path(shutil.copytree(root, tmp_path / "root"))
+    path = place / "preprocessed" / NAME / "plans.json"
+    plan = read_json(path)
+    (plan if key in plan else plan["configurations"]["3d_lowres"])[key] = value
+    write_json(path, plan)
+    run = place / "results" / NAME / TEACHER
+    lists = {"teachers.json": [str(run)], "nested/teachers.json": [{"model": str(place / "teachers.json")}]}
+    for name, members in lists.items():
+        write_json(place / name, {"teachers": members})
+        for method in ("none", "dml"):
+            options = _options(place, init="teacher", targets="cached")
+            with pytest.raises(RunError, match=what):
+                dry_run(900, "plain_unet", 0, options, str(place / name), method)
+    with pytest.raises(RunError, match=what):
+        dry_run(900, "plain_unet", 0, _options(place, init="teacher", targets="cached", teachers=(str(run),)), TEACHER)
