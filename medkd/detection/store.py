@@ -18,7 +18,7 @@ from PIL import Image
 
 from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_text
+from medkd.core.files import write_text
 from medkd.core.serial import from_data, load, save
 from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
 from medkd.io.verify_detection import pixel_digest
@@ -94,13 +94,15 @@ class DetectionStore:
         """What the store holds.
 
         Raises:
-            DataError: there is no index, or it is damaged.
+            DataError: there is no index, it is damaged, or pictures may be other ones by now than it says.
         """
-        path = self.folder / INDEX_FILE
+        path, command = self.folder / INDEX_FILE, f"run medkd_plan_and_preprocess -d {self.folder.parent.name}"
         if not path.exists():
+            raise DataError(f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); {command}.")
+        if (self.folder / JOURNAL_FILE).exists():
             raise DataError(
-                f"{self.folder} holds no preprocessed radiographs ({INDEX_FILE} is missing); run "
-                "medkd_plan_and_preprocess."
+                f"{self.folder} holds radiographs of two preparations, since the last one is not finished "
+                f"({JOURNAL_FILE} is there); {command}, which goes on with it."
             )
         index = load(StoreIndex, path)
         for case, entry in index.cases.items():
@@ -182,7 +184,8 @@ class DetectionStore:
 class DetectionStoreWriter:
     """Writes cases, one by one or from several threads; what was written before a kill is not written again.
 
-    Every finished case is a line of ``cases.jsonl``; :meth:`finish` makes ``cases.json`` of them.
+    Every finished case is a line of ``cases.jsonl``; :meth:`finish` makes ``cases.json`` of them. As long as the former
+    is there, pictures may differ from what the latter says, and nobody reads the store.
 
     Args:
         folder: of the store.
@@ -196,7 +199,11 @@ class DetectionStoreWriter:
         self.image_size = image_size
         self._journal = self.store.folder / JOURNAL_FILE
         self._lock = threading.Lock()
-        self._known = self._read_known()
+        self._begun = False
+        journal = self._read_journal()
+        self._keeps_index = journal is not None
+        self._journalled = journal or {}
+        self._known = self._read_index() | self._journalled if self._keeps_index else {}
 
     def is_current(self, case: str, source: str, size: tuple[int, int]) -> bool:
         """Whether a case is stored, made of these raw files, in the size (width, height) that a raw image of ``size``
@@ -242,13 +249,14 @@ class DetectionStoreWriter:
             )  # the mean over the area of each new pixel
         entry = _entry(drawn, size, self.categories, source)
         entry = replace(entry, annotated=annotation is not None, pixels=digest)
+        self._begin()
+        self.store.label_path(case).unlink(missing_ok=True)  # a case without it, its last file, is not stored
         write_png(self.store.image_path(case), pixels)
-        write_text(self.store.label_path(case), _yolo_lines(entry))
-        line = json.dumps({"case": case, "entry": asdict(entry)}) + "\n"
         with self._lock:
             self._known[case] = entry
             with self._journal.open("a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(_journal_line(case, entry))
+        write_text(self.store.label_path(case), _yolo_lines(entry))
 
     def finish(self, cases: Sequence[str]) -> DetectionStore:
         """Write the index of these cases and remove all others; returns the store.
@@ -262,7 +270,10 @@ class DetectionStoreWriter:
                 f"{self.store.folder}: {len(missing)} cases were not stored, for example {missing[0]}; run the command "
                 "again."
             )
-        for case in sorted(set(self._known) - set(cases)):
+        others = sorted(set(self._known) - set(cases))
+        if others:
+            self._begin()
+        for case in others:
             self.store.image_path(case).unlink(missing_ok=True)
             self.store.label_path(case).unlink(missing_ok=True)
         save(
@@ -272,39 +283,50 @@ class DetectionStoreWriter:
         self._journal.unlink(missing_ok=True)
         return DetectionStore(self.store.folder)
 
-    def _read_known(self) -> dict[str, StoredCase]:
-        """What index and journal hold; nothing where they are of other categories or damaged: it costs only time to
-        make them anew.
-        """
-        known: dict[str, StoredCase] = {}
-        try:
-            data = read_json(self.store.folder / INDEX_FILE) if (self.store.folder / INDEX_FILE).exists() else {}
-            index = from_data(StoreIndex, data, INDEX_FILE) if data else StoreIndex(self.categories)
-            known = (
-                dict(index.cases) if index.categories == self.categories and index.schema == StoreIndex.schema else {}
-            )
-        except DataError:
-            known = {}
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        return known | self._read_journal()
+    def _begin(self) -> None:
+        """Before the first file is changed: keep the journal of a run that was killed, or begin one."""
+        with self._lock:
+            if not self._begun:
+                if not self._keeps_index:
+                    (self.store.folder / INDEX_FILE).unlink(missing_ok=True)
+                lines = [self._head(), *(_journal_line(case, entry) for case, entry in self._journalled.items())]
+                write_text(self._journal, "".join(lines))
+                self._begun = True
 
-    def _read_journal(self) -> dict[str, StoredCase]:
-        head = json.dumps({"categories": list(self.categories), "schema": StoreIndex.schema})
-        lines = (
-            self._journal.read_text(encoding="utf-8", errors="replace").split("\n") if self._journal.exists() else []
-        )
+    def _head(self) -> str:
+        """First line of the journal."""
+        return json.dumps({"categories": list(self.categories), "schema": StoreIndex.schema}) + "\n"
+
+    def _read_index(self) -> dict[str, StoredCase]:
+        """What the index holds; nothing where it is of other categories or damaged: it costs only time to make them
+        anew.
+        """
+        path = self.store.folder / INDEX_FILE
+        try:
+            index = load(StoreIndex, path) if path.exists() else StoreIndex(self.categories)
+        except DataError:
+            return {}
+        return dict(index.cases) if index.categories == self.categories else {}
+
+    def _read_journal(self) -> dict[str, StoredCase] | None:
+        """What a run that was killed has stored; None where that was with other categories, over any of the files."""
+        if not self._journal.exists():
+            return {}
+        head, *lines = self._journal.read_text(encoding="utf-8", errors="replace").split("\n")
+        if f"{head}\n" != self._head():
+            return None
         found: dict[str, StoredCase] = {}
-        for line in (
-            lines[1:-1] if lines and lines[0] == head else []
-        ):  # the last one is empty, or was cut off by a kill
+        for line in lines[:-1]:  # the last one is empty, or was cut off by a kill
             try:
                 data = json.loads(line)
                 found[data["case"]] = from_data(StoredCase, data["entry"], JOURNAL_FILE)
             except (ValueError, KeyError, TypeError, DataError):
                 break
-        lines = [head, *(json.dumps({"case": case, "entry": asdict(entry)}) for case, entry in found.items())]
-        write_text(self._journal, "".join(f"{line}\n" for line in lines))
         return found
+
+
+def _journal_line(case: str, entry: StoredCase) -> str:
+    return json.dumps({"case": case, "entry": asdict(entry)}) + "\n"
 
 
 def stored_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:

@@ -93,6 +93,66 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert store.index == whole.index and not journal.exists()
 
 
+def _four(tmp_path: Path) -> dict[str, tuple[Path, Path]]:
+    raw = make_dataset(tmp_path, images=4)
+    names = [f"image_{i:02d}" for i in range(4)]
+    return {name: (raw / f"imagesTr/{name}_0000.png", raw / f"labelsTr/{name}.json") for name in names}
+
+
+def _store_all(place: Path, files: dict[str, tuple[Path, Path]], size: int, stop: int | None = None) -> DetectionStore:
+    """A preparation, which is killed after so many cases."""
+    writer = DetectionStoreWriter(place, ("fracture",), size)
+    for case in list(files)[:stop]:
+        if not writer.is_current(case, source_of_case(*files[case]), (96, 72)):
+            write(writer, case, *files[case])
+    return writer.finish(list(files)) if stop is None else writer.store
+
+
+def test_pictures_and_boxes_of_two_preparations_are_not_read(tmp_path: Path) -> None:
+    files, place = _four(tmp_path), tmp_path / "Dataset001_X" / "detection"
+    whole = _store_all(place, files, 96)
+    assert _store_all(place, files, 96, stop=2).cases() == whole.cases()  # nothing was to be done
+    store = _store_all(place, files, 32, stop=2)
+    for read in (store.cases, lambda: store.boxes("image_00"), lambda: DetectionStore(place).categories):
+        with pytest.raises(DataError, match=r"^[^\n]* run medkd_plan_and_preprocess -d Dataset001_X, [^\n]*\.$"):
+            read()
+    for size in (32, 96):  # it goes on, and the way back is open, too
+        done = _store_all(place, files, size)
+        for case in files:
+            assert done.size(case) == done.image(case).shape[1::-1] and done.size(case)[0] == size
+            assert len(done.label_path(case).read_text().splitlines()) == len(done.boxes(case)[0])
+
+
+@pytest.mark.parametrize("last", ["picture", "line"])
+def test_a_picture_without_its_text_is_made_anew(tmp_path: Path, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, place = _four(tmp_path), tmp_path / "store"
+    _store_all(place, files, 96)
+    writer = DetectionStoreWriter(place, ("fracture",), 32)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        write(writer, "image_00", *files["image_00"])
+        patch.setattr(
+            "medkd.detection.store._journal_line" if last == "picture" else "medkd.detection.store._yolo_lines", killed
+        )
+        with pytest.raises(KeyboardInterrupt):
+            write(writer, "image_01", *files["image_01"])
+    done = _store_all(place, files, 96)
+    assert all(done.image(case).shape[:2] == (72, 96) for case in files)
+
+
+def test_texts_of_other_categories_are_made_anew(tmp_path: Path) -> None:
+    files, place = _four(tmp_path), tmp_path / "store"
+    before = _store_all(place, files, 96).label_path("image_00").read_text()
+    other = DetectionStoreWriter(place, ("metal", "fracture"), 96)
+    write(other, "image_00", *files["image_00"])
+    assert other.store.label_path("image_00").read_text() != before
+    assert not _store_all(place, files, 96, stop=1).folder.joinpath(INDEX_FILE).exists()
+    assert _store_all(place, files, 96).label_path("image_00").read_text() == before
+
+
 def test_what_changed_is_not_current(tmp_path: Path) -> None:
     raw = make_dataset(tmp_path, images=2)
     make_store(raw, tmp_path / "store", 64)
