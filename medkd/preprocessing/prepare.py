@@ -131,15 +131,22 @@ def plan_and_preprocess(
         else new_plan(name, fingerprint, description, wishes, old)
     )
     chosen = [plan.configuration(key) for key in configurations or plan.configurations]
-    if taken and taken.splits is not None:
-        save_splits(folder / SPLITS_FILE, taken.splits)
-    if plan != old:
-        save(path, plan)  # before the cases, of which those that are not made anew yet are then known to be old
+    _write(folder, plan, old, taken)
     with_twins(description, fingerprint).save(folder / DATASET_FILE)
     for configuration in chosen:
         preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
     _check_still_there(folder)
     return plan
+
+
+def _write(folder: Path, plan: Plan, old: Plan | None, taken: TakenOver | None) -> None:
+    """Write the plan, and folds that are taken over, where nothing is refused any more and before the cases: those that
+    are not made anew yet are then known to be old.
+    """
+    if taken and taken.splits is not None:
+        save_splits(folder / SPLITS_FILE, taken.splits)
+    if plan != old:
+        save(folder / PLANS_FILE, plan)
 
 
 def _description(raw: Path) -> DatasetDescription:
