@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL, RUN_FILE
@@ -109,6 +110,9 @@ def test_the_first_of_several_gives_the_weights(root: Path) -> None:
     path = root / "results" / NAME / TEACHER
     again = root / "again"
     shutil.copytree(path, again)
+    content = load_checkpoint(again / "fold_0" / FINAL)
+    weights = {name: value * 1.5 for name, value in content["network"].items()}  # equal ones would count twice
+    save_checkpoint(again / "fold_0" / FINAL, {**content, "network": weights})
     options = _options(root, init="teacher", targets="cached", teachers=(str(again),), tag="several")
     folder = train_distill(900, str(path), "plain_unet", "kd", 0, options)
     assert (folder / FINAL).exists() and read_json(folder.parent / RUN_FILE)["random_layers"]
