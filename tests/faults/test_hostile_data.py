@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -155,8 +156,14 @@ def nifti(shape: tuple[int, ...], path: Path, body: int) -> None:
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + zeros(body, 31))
 
 
-def tiff_bomb(path: Path) -> None:
-    Image.new("1", (60_000, 60_000)).save(path, compression="group4")
+def tiff_bomb(path: Path, side: int = 60_000) -> None:
+    """A white picture of two colours: of fax group 4, every line is one bit that says "as above"."""
+    lines = b"\xff" * -(-side // 8) + b"\x00\x10\x01"
+    lines += bytes(len(lines) % 2)
+    tags = {256: side, 257: side, 258: 1, 259: 4, 262: 0, 273: 8, 277: 1, 278: side, 279: len(lines)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    place = struct.pack("<I", 8 + len(lines))
+    path.write_bytes(b"II*\x00" + place + lines + struct.pack("<H", len(tags)) + entries + bytes(4))
 
 
 SCANS: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -222,6 +229,12 @@ PICTURES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "PostScript": (".png", lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n")),
     "an icon": (".jpg", lambda p: Image.new("L", (64, 64)).save(p, format="ICO")),
 }
+
+
+def test_the_tiff_that_attacks_is_a_picture(tmp_path: Path) -> None:
+    tiff_bomb(tmp_path / "small.tif", 64)
+    with Image.open(tmp_path / "small.tif") as picture:
+        assert picture.size == (64, 64) and picture.getextrema() == (255, 255)
 
 
 @pytest.mark.parametrize("name", PICTURES)
