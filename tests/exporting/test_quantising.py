@@ -137,7 +137,7 @@ def test_where_training_has_seen_every_case_the_scans_take_turns(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_a_trained_student_keeps_its_label_maps(trained: Path, tmp_path: Path, format: str) -> None:
-    """A student of a few hundred steps on the phantom, with its own training and validation cases."""
+    """A student of some hundred steps on the phantom, with its own training and validation cases."""
     for package in ("onnxscript", "onnxruntime", "openvino", "nncf"):
         pytest.importorskip(package)
     root = trained.parents[2]
@@ -156,7 +156,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_phantom(root / "raw" / "Dataset004_Phantom", cases=10, test_cases=0, shape=(24, 40, 40))
     medkd.plan_and_preprocess(4, root=root, configurations=["3d_fullres"], orientation="RAS")
     options = medkd.TrainOptions(
-        root=root, epochs=6, iterations_per_epoch=50, batch_size=2, patch_size=(16, 32, 32), workers=0, device="cpu"
+        root=root, epochs=3, iterations_per_epoch=50, batch_size=2, patch_size=(16, 32, 32), workers=0, device="cpu"
     )
     return medkd.train(4, "unet_tiny", 0, options, validate=False).parent
 
