@@ -221,12 +221,29 @@ def test_the_report_counts_patients(root: Path) -> None:
     )
 
 
+def forget(root: Path, *runs: str) -> None:
+    """Runs of a time at which no patients were known."""
+    for run in runs:
+        file = root / "results" / "Dataset004_Test" / run / "dataset.json"
+        replace(DatasetDescription.load(file), patients={}).save(file)
+
+
+def test_patients_are_those_of_the_raw_data_set_now_where_runs_know_none(root: Path) -> None:
+    results = root / "results" / "Dataset004_Test"
+    forget(root, KD, TEACHER)
+    entries = {entry.name: entry for entry in read_report(results).entries}
+    assert entries[KD].scores.value("Dice").n == 7
+    (root / "raw" / "Dataset004_Test" / "dataset.json").write_text("{")
+    assert {e.name: e for e in read_report(results).entries}[KD].scores.value("Dice").n == 14
+
+
 def test_a_patient_who_is_known_to_one_of_two_runs_only_counts_once(root: Path) -> None:
     results = root / "results" / "Dataset004_Test"
-    file = results / KD / "dataset.json"
-    replace(DatasetDescription.load(file), patients={}).save(file)
+    forget(root, KD)
+    (root / "raw" / "Dataset004_Test" / "dataset.json").unlink()
     report = read_report(results)
     entries = {entry.name: entry for entry in report.entries}
+    assert entries[KD].scores.value("Dice").n == 14
     for pair in ((KD, TEACHER), (TEACHER, KD)):
         found = report.difference(entries[pair[0]], entries[pair[1]])
         assert found is not None and found.n == 7

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
+from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
@@ -20,13 +22,14 @@ class SegmentationFolds:
 
     def load(self, run: Path, fold: int) -> Summary:
         """The fold's summary; what it does not say of structures' names and of patients is the run's
-        ``dataset.json``'s.
+        ``dataset.json``'s, and of patients the raw data set's.
         """
         path, described = run / f"fold_{fold}" / VALIDATION_SUMMARY, run / DATASET_FILE
         if not described.exists():
             return Summary.load(path)
         description = DatasetDescription.load(described)
-        return _with_patients(Summary.load(path, description.labels), description.patients)
+        patients = {**_patients_now(run), **description.patients}
+        return _with_patients(Summary.load(path, description.labels), patients)
 
     def check(self, run: Path, fold: int) -> None:
         """See that weights, label maps and references are those that were scored, as far as they are there."""
@@ -86,6 +89,16 @@ class SegmentationFolds:
             shown = "–" if dice is None else f"{dice:.4f}"
             lines.append(f"fold {fold}: Dice {shown} over {means['cases']} cases")
         return "\n".join(lines)
+
+
+def _patients_now(run: Path) -> Mapping[str, str]:
+    """Case → patient as the raw data set says it, perhaps since the run was trained; none where it is not there."""
+    base = run.absolute().parent.parent.parent
+    raw = Root(base / "raw", base / "preprocessed", base / "results").raw_dataset(run.absolute().parent.name)
+    try:
+        return DatasetDescription.load(raw / DATASET_FILE).patients if (raw / DATASET_FILE).exists() else {}
+    except DataError:  # reported where the raw data are needed
+        return {}
 
 
 def _with_patients(summary: Summary, patients: Mapping[str, str]) -> Summary:
