@@ -58,10 +58,7 @@ def _compared(whole: Path, quantised: Path, cases: Sequence[CaseFiles], labels: 
         dice.append([float(np.mean(dice_of_labels(found, truth))) for found in (before, after)])
     losses = 1 - np.array([np.mean(scores) for scores in agreement])
     against = np.array(dice)
-    described = description_near(labels)
-    patients = DatasetDescription.load(described).patients if described is not None else {}
-    groups = groups_of([case.case for case in others], patients)
-    change = paired_difference(against[:, 1], against[:, 0], groups=groups)
+    change = paired_difference(against[:, 1], against[:, 0], groups=_patients([case.case for case in others], labels))
     return {
         "scans": len(others),
         "loss": round(float(losses.mean()), 5),
@@ -71,6 +68,12 @@ def _compared(whole: Path, quantised: Path, cases: Sequence[CaseFiles], labels: 
         "dice_int8": round(float(against[:, 1].mean()), 5),
         "dice_difference": [round(value, 5) for value in (change.mean, change.low, change.high)],
     }
+
+
+def _patients(cases: Sequence[str], labels: Path) -> np.ndarray:
+    """Place of each case's patient, where a ``dataset.json`` near the label maps names them."""
+    described = description_near(labels)
+    return groups_of(cases, DatasetDescription.load(described).patients if described is not None else {})
 
 
 if __name__ == "__main__":

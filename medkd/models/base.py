@@ -338,5 +338,15 @@ def kind_of(path: Path, task: Task | None = None) -> type[ModelFolder[Any]] | No
     return other
 
 
+def model_at(path: Path) -> ModelFolder[Any] | None:
+    """The model in a folder, if it is one of any kind; :func:`open_model` where it must be.
+
+    Raises:
+        RunError: as :func:`kind_of`.
+    """
+    kind = kind_of(path)
+    return None if kind is None else kind(path)
+
+
 def _titles(task: Task | None) -> str:
     return ", ".join(kind.title for kind in model_kinds() if task in (None, kind.task))

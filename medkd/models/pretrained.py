@@ -19,7 +19,7 @@ from typing import Any
 from medkd.core.errors import LeakError, RunError
 from medkd.core.run import RUN_FILE, SPLIT_FILE, StartWeights
 from medkd.core.splits import Split
-from medkd.models.base import kind_of
+from medkd.models.base import model_at
 from medkd.models.guard import seen_by
 from medkd.models.stated import stated_beside
 
@@ -120,8 +120,8 @@ def seen_at_place(path: Path, cases: Sequence[str], raw: Path) -> frozenset[str]
 def seen_in(folder: Path, cases: Sequence[str], raw: Path) -> frozenset[str]:
     """What the network of a fold folder has seen, see :meth:`~medkd.models.base.ModelFolder.seen`."""
     run = folder.parent
-    kind = kind_of(run) if (run / RUN_FILE).is_file() else None
-    return seen_by(folder) if kind is None else kind(run).seen(folder.name.removeprefix("fold_"), cases, raw)
+    model = model_at(run) if (run / RUN_FILE).is_file() else None
+    return seen_by(folder) if model is None else model.seen(folder.name.removeprefix("fold_"), cases, raw)
 
 
 def refuse_leak(path: Path, seen: frozenset[str], fold: int | str, split: Split, option: str) -> None:

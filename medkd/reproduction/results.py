@@ -188,16 +188,10 @@ def _counted(rows: Sequence[Row], case: str) -> str:
 
 def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -> tuple[Row, ReportTask | None]:
     first = group[0]
-    done = [node for node in group if node.name in records and records[node.name].status == "done"]
-    failed = []
-    for node in group:
-        record = records.get(node.name)
-        if record is not None and record.status == "failed":
-            failed.append(f"{node.name}: {record.error}")
+    known = [(node, records[node.name].status) for node in group if node.name in records]
+    done = [node for node, status in known if status == "done"]
     scores, task = _scores(done, records)
-    values = {}
-    if task is not None:
-        values = {metric.key: _mean([score.value(metric.key) for score in scores]) for metric in task.metrics}
+    metrics = () if task is None else task.metrics
     row = Row(
         kind=_kind(recipe, first),
         teacher=first.teacher,
@@ -206,12 +200,18 @@ def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -
         done=len(done),
         total=len(group),
         scores=tuple(scores),
-        values=values,
+        values={metric.key: _mean([score.value(metric.key) for score in scores]) for metric in metrics},
         published=tuple(_published(recipe, first)),
-        failed=tuple(failed),
-        warned=tuple(f"{node.name}: {text}" for node in done for text in records[node.name].warnings),
+        failed=tuple(f"{node.name}: {records[node.name].error}" for node, status in known if status == "failed"),
+        warned=tuple(_warnings(done, records)),
     )
     return row, task
+
+
+def _warnings(done: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
+    for node in done:
+        for text in records[node.name].warnings:
+            yield f"{node.name}: {text}"
 
 
 def _tuned(group: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from medkd.core.serial import save
 from medkd.core.splits import find_split
 from medkd.evaluation.done import why_not_done
 from medkd.inference.predictor import Predictor
-from medkd.models.base import ModelFolder, kind_of
+from medkd.models.base import ModelFolder, model_at
 from medkd.models.guard import choose_teacher, write_split
 from medkd.models.like import open_imported, prepare_if_new
 from medkd.models.run import SegmentationRun
@@ -141,7 +141,8 @@ def find_scored(results: Path, model: ModelFolder[TrainedModel], fold: str) -> P
 
 def _open(path: Path) -> ModelFolder[TrainedModel]:
     """A run of medkd, or a model that was trained elsewhere."""
-    return SegmentationRun(path) if kind_of(path) is SegmentationRun else open_imported(path)
+    found = model_at(path)
+    return found if isinstance(found, SegmentationRun) else open_imported(path)
 
 
 def _refuse_own(model: ModelFolder[TrainedModel], dataset: str) -> None:
