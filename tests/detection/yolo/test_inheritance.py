@@ -114,7 +114,7 @@ def _precision(detector: YoloDetector) -> float:
 
 @pytest.mark.slow
 def test_before_any_step_it_finds_what_a_random_one_does_not() -> None:
-    teacher, student = _trained(250), tiny_yolo(0.0625, seed=1)
+    teacher, student = _trained(150), tiny_yolo(0.0625, seed=1)
     random = _precision(student)
     inherit(student, teacher, _radiographs(0, 32)[0])
     assert random < 0.02 and _precision(student) > 0.5 * _precision(teacher) > 0.2
