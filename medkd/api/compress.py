@@ -37,6 +37,7 @@ def compress(
     Does what ``docs/nnunet-teacher.md`` lists: plan and preprocess like the teacher, score the teacher, train one
     student per size with ``init="teacher"``, and one alone, measure all of them in turns on the CPU, write the report.
     What is finished is not done again, so a call that was killed goes on when it is made again, with the same result.
+    Students of other sizes that an earlier call trained alike stay in the table.
 
     Args:
         model: the teacher: a folder, or a run of the data set.
@@ -50,7 +51,7 @@ def compress(
         settings: fields of :class:`medkd.training.options.TrainOptions`, the same for all trainings.
 
     Returns:
-        The table, which also lies in ``results/DATASET/compress_TEACHER[_TAG].json``.
+        The table, which also lies in ``results/DATASET/compress_TEACHER[__METHOD][__foldK][_TAG].json``.
 
     Raises:
         RunError: the model is no plain or residual-encoder U-Net, or a size or setting does not fit.
@@ -63,6 +64,7 @@ def compress(
     tell = say or (lambda line: None)
     steps = work.steps()
     failed: dict[str, Exception] = {}
+    taken: list[float] = []
     for number, step in enumerate(steps, 1):
         place = f"[{number}/{len(steps)}] {step.text}"
         if step.trains:
@@ -72,8 +74,10 @@ def compress(
         if step.done():
             tell(f"{place}: done before")
             continue
-        tell(f"{place}{_time_left(steps[number - 1 :], work)}")
+        tell(f"{place}{_time_left(steps[number - 1 :], work, taken)}")
+        begin = time.monotonic()
         error = _attempt(step, place, tell)
+        taken += [time.monotonic() - begin] if step.trains and error is None else []
         if error is not None:
             failed[step.text] = without_frames(error)
             _give_memory_back()
@@ -155,14 +159,20 @@ def compress_plan(
     return lines
 
 
-def _time_left(steps: Sequence[Step], work: Work) -> str:
-    """What trainings that are left will take, from those that are finished."""
-    taken = []
+def _time_left(steps: Sequence[Step], work: Work, taken: Sequence[float]) -> str:
+    """What trainings that are left may take, from the longest that this call did, with start and scoring, else from the
+    epochs of those that are finished.
+    """
+    left = sum(step.trains and not step.done() for step in steps)
+    if taken and left:
+        return f" (trainings left: {left}, about {readable_seconds(left * max(taken))} if each takes as long as before)"
+    epochs = []
     for options in work.students():
         if work.is_trained(options):
             log = read_log(work.folder(options) / LOG_FILE)
-            taken.append(sum(float(entry.get("seconds", 0.0)) for entry in log))
-    left = sum(step.trains and not step.done() for step in steps)
-    if not taken or not left:
+            epochs.append(sum(float(entry.get("seconds", 0.0)) for entry in log))
+    if not epochs or not left:
         return ""
-    return f" (trainings left: {left}, at most about {readable_seconds(left * max(taken))})"
+    return (
+        f" (trainings left: {left}, about {readable_seconds(left * max(epochs))} for their epochs, scoring not counted)"
+    )

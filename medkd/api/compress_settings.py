@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
+from medkd.core.errors import RunError
+from medkd.core.limits import is_whole
 from medkd.training.options import TrainOptions
 
 DECIDED = (
@@ -17,3 +20,26 @@ TAUGHT = ("method_parameters", "unlabelled_share", "labels", "confidence", "targ
 
 HANDED_OVER = tuple(entry.name for entry in fields(TrainOptions) if entry.name not in DECIDED)
 """Fields of :class:`~medkd.training.options.TrainOptions` that every training gets as they were given."""
+
+_FOLDS = ("0", "1", "2", "3", "4")
+
+
+def check_numbers(sizes: Sequence[int], tolerance: float, fold: int | str) -> None:
+    """Refuse sizes, tolerances and folds that are none.
+
+    Raises:
+        RunError: the first one.
+    """
+    whole = all(is_whole(size, 2) for size in sizes)
+    if not sizes or not whole or len(set(sizes)) < len(sizes):
+        shown = ", ".join(map(str, sizes)) or "none"
+        raise RunError(
+            f"--sizes expects different whole numbers from 2 on, by which channels are divided, found {shown}; "
+            "give for example --sizes 2 4 8."
+        )
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
+        raise RunError(f"--tolerance expects a number between 0 and 1, a loss of Dice, found {tolerance}.")
+    if str(fold) not in _FOLDS:
+        raise RunError(
+            f"--fold expects 0 to 4, since students are judged on the cases that the fold holds out, found {fold}."
+        )

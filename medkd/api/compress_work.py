@@ -8,12 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from medkd.api.compress_settings import HANDED_OVER, TAUGHT
+from medkd.api.compress_earlier import earlier_students, refuse_other_table
+from medkd.api.compress_settings import HANDED_OVER, TAUGHT, check_numbers
 from medkd.api.compression import Compression, read_compression
 from medkd.api.scores import measure, score_teacher
 from medkd.core.dataset import DatasetDescription, every_case, labelled_cases
 from medkd.core.errors import OutdatedError, RunError
-from medkd.core.limits import is_whole
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, VALIDATION_SUMMARY
@@ -32,7 +32,6 @@ from medkd.training.teacher_scores import find_scored
 from medkd.training.unlabelled import learns_without_labels
 
 _NARROWED = ("plain_unet", "resenc_unet_")
-_FOLDS = ("0", "1", "2", "3", "4")
 _START = "start"  # in the tags of students that start from the teacher
 _REPETITIONS = 3
 
@@ -95,7 +94,7 @@ class Work:
         settings: Mapping[str, Any],
     ) -> Work:
         """Check everything that can be checked at once."""
-        _check_numbers(sizes, tolerance, fold)
+        check_numbers(sizes, tolerance, fold)
         refuse_unknown("compress", settings, HANDED_OVER)
         place = Root.resolve(root)
         name = place.dataset_name(dataset)
@@ -142,9 +141,11 @@ class Work:
 
     @property
     def summary(self) -> Path:
-        """Where the table is kept."""
+        """Where the table is kept: one per teacher, method, fold and tag."""
         tag = self.settings.get("tag")
-        return self.results / f"compress_{self.found.name}{f'_{tag}' if tag else ''}.json"
+        words = [f"compress_{self.found.name}", *([self.method] if self.method != "none" else [])]
+        words += [f"fold{self.fold}"] if self.fold != "0" else []
+        return self.results / f"{'__'.join(words)}{f'_{tag}' if tag else ''}.json"
 
     def options(self, size: int, *, start: bool) -> TrainOptions:
         """Of a student; the one alone has random weights."""
@@ -257,12 +258,17 @@ class Work:
         """Those that were asked for, by divisor and start."""
         return {}
 
+    @cached_property
+    def _earlier(self) -> tuple[TrainOptions, ...]:
+        return earlier_students(self)
+
     def check_students(self) -> None:
         """All that can be refused of any student, before one is trained.
 
         Raises:
             MedkdError: the first thing.
         """
+        refuse_other_table(self.summary, self.teacher_run())
         for options in self.students():
             self.folder(options)
 
@@ -304,10 +310,12 @@ class Work:
         return [self.folder(options) for options in self.students() if self.is_trained(options)]
 
     def runs(self) -> list[tuple[str, str]]:
-        """Name and role of each run that is trained, the teacher first."""
+        """Name and role of each run that is trained, also by an earlier call with other sizes, the teacher first."""
         teacher = self.teacher_run()
         found = [] if teacher is None else [(teacher.name, "teacher")]
-        for options in filter(self.is_trained, self.students()):
+        every = [*self.students(), *self._earlier]
+        every.sort(key=lambda options: (options.init != "teacher", options.width_divisor))
+        for options in filter(self.is_trained, every):
             role = "student" if options.init == "teacher" else "alone"
             found.append((self.folder(options).parent.name, role))
         return found
@@ -342,22 +350,6 @@ class Work:
         )
         found.save(self.summary)
         return found
-
-
-def _check_numbers(sizes: Sequence[int], tolerance: float, fold: int | str) -> None:
-    whole = all(is_whole(size, 2) for size in sizes)
-    if not sizes or not whole or len(set(sizes)) < len(sizes):
-        shown = ", ".join(map(str, sizes)) or "none"
-        raise RunError(
-            f"--sizes expects different whole numbers from 2 on, by which channels are divided, found {shown}; "
-            "give for example --sizes 2 4 8."
-        )
-    if not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
-        raise RunError(f"--tolerance expects a number between 0 and 1, a loss of Dice, found {tolerance}.")
-    if str(fold) not in _FOLDS:
-        raise RunError(
-            f"--fold expects 0 to 4, since students are judged on the cases that the fold holds out, found {fold}."
-        )
 
 
 def _refuse_without_labels(raw: Path, network: str, fold: int | str, size: int) -> None:

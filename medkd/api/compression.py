@@ -9,10 +9,11 @@ from pathlib import Path
 
 from medkd.core.files import write_json
 from medkd.core.serial import to_data
+from medkd.core.splits import SPLITS_FILE
 from medkd.core.timing import Timings, readable_seconds
 from medkd.evaluation.report.data import Report, RunEntry
 from medkd.evaluation.report.read import read_report
-from medkd.evaluation.statistics import Interval
+from medkd.evaluation.statistics import FEWEST, Interval
 from medkd.evaluation.table import counted_cases, format_interval
 
 _WORDS = {"yes": "yes", "no": "no", "open": "not shown", "nothing": "not learnt"}
@@ -119,16 +120,32 @@ class Compression:
         """Which student to take, in a sentence."""
         chosen = [row for row in self.rows if row.run == self.recommended]
         if not chosen:
-            return (
-                "recommended: none; of no student that has learnt something does the 95 % interval lie above the "
-                f"teacher's Dice - {self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger "
-                "--tolerance."
-            )
+            return f"recommended: none; {self._why_none()}"
         row, teacher = chosen[0], self.rows[0]
         share = ""
         if row.parameters and teacher.parameters:
             share = f", {100 * row.parameters / teacher.parameters:.2g} % of the teacher's parameters"
         return f"recommended: {row.run} (1/{row.width_divisor} of the channels{share})"
+
+    def _why_none(self) -> str:
+        """What keeps every student from being recommended, and what helps against just that."""
+        students = [row for row in self.rows if row.role == "student"]
+        answers = {row.within for row in students}
+        if "few" in answers and answers <= {"few", "nothing"}:
+            counted = max(row.difference.cases for row in students if row.difference is not None)
+            return (
+                f"{counted} cases or patients are too few to tell, at least {FEWEST} are needed. Label more, or write "
+                f"a {SPLITS_FILE} whose fold {self.fold} holds out that many."
+            )
+        if answers == {"nothing"}:
+            return (
+                "no student, or not even the teacher, has learnt something (its Dice is next to nothing). Train "
+                "longer, or try smaller --sizes."
+            )
+        return (
+            "of no student that has learnt something does the 95 % interval lie above the "
+            f"teacher's Dice - {self.tolerance:g}. Train longer, try smaller --sizes, or accept a larger --tolerance."
+        )
 
 
 def _cells(row: CompressedRow) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import pytest
 import medkd
 import medkd.api.compress_work as compressing
 import medkd.training.segmentation as loop
-from medkd.api.compression import CompressedRow, Compression, Estimate
+from medkd.api.compression import CompressedRow, Compression
 from medkd.cli.compress import main
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError, SomeFailedError
@@ -125,6 +125,41 @@ def test_students_of_cases_that_were_mended_are_begun_anew_and_scores_of_other_w
     save_checkpoint(weights, {**content, "network": {name: 2 * value for name, value in content["network"].items()}})
     with pytest.raises(RunError, match=r"holds the scores of other weights than those in .*; score this fold"):
         medkd.compress("plain_unet", 900, sizes=[2], root=root, **SHORT)
+
+
+def _work(root: Path, sizes: list[int], **changes: Any) -> compressing.Work:
+    return compressing.Work.of("plain_unet", 900, sizes, 0.01, 0, "none", root, {**SHORT, **changes})
+
+
+def test_a_call_with_other_sizes_keeps_the_students_of_the_first(
+    whole: tuple[Path, Compression, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is trained here: what the first call left is found by the settings of the second."""
+    root, found, _ = whole
+    work = _work(root, [4])
+    assert [name for name, _ in work.runs()] == [row.run for row in found.rows]
+    assert _scores(work.result()) == _scores(found) and "earlier call" not in caplog.text
+    other = _work(root, [4], epochs=3)
+    assert [role for _, role in other.runs()] == ["teacher"]
+    assert "of an earlier call is not in the table" in caplog.text and "budget.epochs: 2 there, 3 now" in caplog.text
+    places = {_work(root, [4], tag=tag).summary for tag in (None, "a")}
+    places |= {replace(work, method="dml").summary, replace(work, fold="1").summary, work.summary}
+    assert len(places) == 4
+    assert replace(work, method="dml").runs() == work.runs()[:1] + [run for run in work.runs() if run[1] == "alone"]
+
+
+def test_the_table_of_another_teacher_of_the_same_name_is_kept(
+    whole: tuple[Path, Compression, list[str]], tmp_path: Path
+) -> None:
+    root, found, _ = whole
+    shutil.copytree(root, tmp_path / "root")
+    work = _work(tmp_path / "root", [2])
+    rows = (replace(found.rows[0], run="plain_unet__3d_fullres__other"), *found.rows[1:])
+    replace(found, rows=rows).save(work.summary)
+    with pytest.raises(RunError, match="the table of another teacher of this name, plain_unet__3d_fullres__other"):
+        work.check_students()
+    work.summary.write_text("{}")
+    work.check_students()
 
 
 @pytest.mark.slow
@@ -294,46 +329,6 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(start: Path, chang
     with pytest.raises((RunError, DataError), match=text):
         medkd.compress(values.pop("model"), values.pop("dataset"), **values)
     assert sorted((start / "results" / NAME).iterdir()) == before
-
-
-def _row(run: str, parameters: int, within: str | None) -> CompressedRow:
-    dice = Estimate(mean=0.8, low=0.7, high=0.9, cases=20)
-    return CompressedRow(
-        run=run,
-        role="student" if within else "teacher",
-        width_divisor=4,
-        parameters=parameters,
-        gflops=1.0,
-        seconds=0.5,
-        dice=dice,
-        difference=dice if within else None,
-        within=within,
-    )
-
-
-def test_the_advice_names_the_run_and_what_it_saves() -> None:
-    found = Compression(
-        dataset=NAME,
-        teacher="MODEL",
-        fold="0",
-        tolerance=0.01,
-        rows=(_row("t", 1000, None), _row("s", 62, "yes")),
-        recommended="s",
-        device="cpu",
-        report="report.html",
-    )
-    assert found.advice() == "recommended: s (1/4 of the channels, 6.2 % of the teacher's parameters)"
-    assert found.lines()[0].split() == [
-        "parameters",
-        "GFLOPs",
-        "a",
-        "scan",
-        "(cpu)",
-        "Dice",
-        "against",
-        "teacher",
-        "within",
-    ]
 
 
 def test_detectors_are_started_otherwise(tmp_path: Path) -> None:
