@@ -196,7 +196,7 @@ class Work:
         description = DatasetDescription.load(raw / DATASET_FILE)
         store = CaseStore(folder / name)
         cases = every_case(raw, description) if self._needs_unlabelled() else labelled_cases(raw, description)
-        if not {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}:
+        if store.unfinished or not {files.case for files in cases} <= {*store.cases(), *store.unlabelled.cases()}:
             return False
         return not stale_cases(store, plan, plan.configuration(name), description.labels)
 

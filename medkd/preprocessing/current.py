@@ -17,9 +17,7 @@ from medkd.preprocessing.store import CaseRecord, CaseStore, is_unchanged, recip
 _log = logging.getLogger(__name__)
 
 
-def check_store(
-    store: CaseStore, plan: Plan, configuration: Configuration, description: DatasetDescription, raw: Path
-) -> None:
+def check_store(store: CaseStore, plan: Plan, configuration: Configuration, labels: LabelSpec) -> None:
     """See that every stored case, with labels or without, was made as plan and labels say now.
 
     A plan may have been edited since, or a preparation was refused, killed, or was one of another configuration: cases
@@ -29,24 +27,59 @@ def check_store(
         store: of the configuration.
         plan: of the data set.
         configuration: one of the plan's.
-        description: the preprocessed ``dataset.json``.
-        raw: the raw data set; where it is not there, or damaged, the preprocessed one is believed.
+        labels: of the preprocessed ``dataset.json``, see :func:`check_meaning`.
 
     Raises:
         DataError: a case was made otherwise; the text says what to run.
     """
-    name = store.folder.parent.name
-    command = f"run medkd_plan_and_preprocess -d {name} -c {configuration.name}"
-    if _labels_of(raw, description) != description.labels:
-        raise DataError(
-            f"{raw / DATASET_FILE} states other labels than the preprocessed cases of {name} were made with; {command}."
-        )
-    stale = stale_cases(store, plan, configuration, description.labels)
+    check_finished(store)
+    stale = stale_cases(store, plan, configuration, labels)
     if stale:
         raise DataError(
             f"{store.folder}: {len(stale)} preprocessed cases, for example {stale[0]}, were made by another plan, or "
-            f"with other labels, than plans.json and dataset.json state now; {command}."
+            f"with other labels, than plans.json and dataset.json state now; {_command(store)}."
         )
+
+
+def check_finished(store: CaseStore) -> None:
+    """See that no preparation is at work on a store, nor was killed at it.
+
+    Raises:
+        DataError: cases may be missing, or be of two states of the raw data; the text says what to run.
+    """
+    if store.unfinished:
+        raise DataError(
+            f"{store.folder}: the last preparation was killed, or is at work, so that cases may be missing; "
+            f"{_command(store)}."
+        )
+
+
+def check_meaning(raw: Path, description: DatasetDescription, dataset: str) -> None:
+    """See that the preprocessed data set's labels, or categories of boxes, are those of the raw one.
+
+    Args:
+        raw: the raw data set; where it is not there, or damaged, the preprocessed one is believed.
+        description: the preprocessed ``dataset.json``.
+        dataset: full name.
+
+    Raises:
+        DataError: they were changed since.
+    """
+    path = raw / DATASET_FILE
+    try:
+        now = DatasetDescription.load(path) if path.exists() else description
+    except DataError:  # whoever prepares them says what is wrong
+        return
+    if (now.labels, now.categories) != (description.labels, description.categories):
+        raise DataError(
+            f"{path} states other labels than {dataset} was preprocessed with; run medkd_plan_and_preprocess -d "
+            f"{dataset}."
+        )
+
+
+def _command(store: CaseStore) -> str:
+    """What to do about a store."""
+    return f"run medkd_plan_and_preprocess -d {store.folder.parent.name} -c {store.folder.name}"
 
 
 def stale_cases(store: CaseStore, plan: Plan, configuration: Configuration, labels: LabelSpec) -> list[str]:
@@ -94,12 +127,3 @@ def _tell_of_silent(folder: Path, count: int) -> None:
     _log.warning(
         "%s: %d cases do not say how they were preprocessed; medkd_plan_and_preprocess makes them anew", folder, count
     )
-
-
-def _labels_of(raw: Path, stored: DatasetDescription) -> LabelSpec:
-    """What the raw data set's values mean today."""
-    path = raw / DATASET_FILE
-    try:
-        return DatasetDescription.load(path).labels if path.exists() else stored.labels
-    except DataError:  # whoever prepares them says what is wrong
-        return stored.labels

@@ -5,7 +5,8 @@ changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from medkd.core.dataset import CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError
+from medkd.core.files import write_text
 from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import Protocol
@@ -31,7 +33,7 @@ from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
 from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.resampling import resampled_shape
-from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
+from medkd.preprocessing.store import UNFINISHED, CaseStore, describe_source, recipe_of
 from medkd.preprocessing.wishes import (
     Wishes,
     check_mirror_axes,
@@ -217,6 +219,7 @@ def preprocess_dataset(
         if not stores[name].is_current(name, _paths(case_files), recipe):
             todo.append(name)
     if not todo:
+        (store.folder / UNFINISHED).unlink(missing_ok=True)
         _log.info("%s: all %d cases are up to date", configuration.name, len(by_name))
         return store
 
@@ -230,7 +233,8 @@ def preprocess_dataset(
         stores[case].write(case, made, description.labels, sources, recipe)
 
     bytes_per_case = _bytes_per_case(fingerprint, plan, configuration, len(description.channel_names))
-    run_cases(make, todo, worker_count(bytes_per_case, len(todo), workers), f"preprocess {configuration.name}")
+    with _marked(store.folder / UNFINISHED):
+        run_cases(make, todo, worker_count(bytes_per_case, len(todo), workers), f"preprocess {configuration.name}")
     lost = [case for case in by_name if not stores[case].is_complete(case)]
     if lost:
         raise DataError(
@@ -238,6 +242,20 @@ def preprocess_dataset(
             "run the command again, and let nothing else remove files there."
         )
     return store
+
+
+@contextmanager
+def _marked(mark: Path) -> Iterator[None]:
+    """Mark a store as long as its cases are made. Failures are told, and what they left can be used; a kill leaves the
+    mark, by which trainings know that cases are missing, or are of two states of the raw data.
+    """
+    write_text(mark, "cases are being made, or a preparation was killed: run it again\n")
+    try:
+        yield
+    except Exception:
+        mark.unlink(missing_ok=True)
+        raise
+    mark.unlink(missing_ok=True)
 
 
 def _remove_others(store: CaseStore, stores: Mapping[str, CaseStore]) -> None:

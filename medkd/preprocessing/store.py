@@ -29,6 +29,7 @@ ANNOTATED = 0  # key of the locations of annotated voxels, present only where th
 _MAX_LOCATIONS = 10_000  # nnU-Net: per structure at most so many voxels are remembered,
 _MIN_SHARE = 0.01  # but at least this share of them
 _SEED = 1234
+UNFINISHED = "unfinished"  # file beside the cases, as long as a preparation makes some; a kill leaves it
 _UNLABELLED = "unlabelled"  # folder of the scans without labels
 _LABELLED_PARTS = ("json", "image.npy", "label.npy", "locations.npz")  # the record first
 _UNLABELLED_PARTS = ("json", "image.npy", "mask.npy")
@@ -102,6 +103,11 @@ class CaseStore:
     def unlabelled(self) -> CaseStore:
         """The store of the scans without labels."""
         return CaseStore(self.folder / _UNLABELLED, labelled=False)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a preparation makes cases right now, or was killed while it did."""
+        return (self.folder / UNFINISHED).exists()
 
     def has_label(self, case: str) -> bool:
         """Whether a case is one of those with labels."""

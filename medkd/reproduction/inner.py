@@ -12,11 +12,15 @@ from typing import Any
 
 from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
 from medkd.core.errors import DataError
-from medkd.core.files import read_json, write_json
+from medkd.core.files import write_json
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.serial import to_data
 from medkd.core.splits import find_split
+from medkd.detection.store import DetectionStore
+from medkd.preprocessing.current import check_meaning
+from medkd.preprocessing.store import UNFINISHED
 
 _log = logging.getLogger(__name__)
 _INDEX = "cases.json"  # of a store of radiographs
@@ -46,6 +50,7 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
     if not (prepared / PLANS_FILE).exists():
         raise DataError(f"{prepared} has no {PLANS_FILE}; run medkd_plan_and_preprocess -d {dataset}.")
     description = DatasetDescription.load(prepared / DATASET_FILE)
+    check_meaning(raw, description, dataset)
     known = {files.case: files for files in labelled_cases(raw, description)}
     if not known:
         raise DataError(
@@ -104,9 +109,11 @@ def _only(description: DatasetDescription, cases: Iterable[str]) -> DatasetDescr
 def _link_store(store: Path, target: Path, cases: frozenset[str]) -> None:
     """The files of some cases of a store of either task; scans without labels stay behind."""
     if (store / _INDEX).exists():
-        index = read_json(store / _INDEX)
+        index = to_data(DetectionStore(store).index)
         index["cases"] = {case: entry for case, entry in index["cases"].items() if case in cases}
         write_json(target / _INDEX, index)
+    (target / UNFINISHED).unlink(missing_ok=True)
+    _link(store / UNFINISHED, target / UNFINISHED)
     for folder in (store, store / "images", store / "labels"):
         for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else ():
             if any(path.name.removesuffix(part) in cases for part in _PARTS):

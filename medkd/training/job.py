@@ -241,7 +241,7 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         """
 
     def check_store(self, data: FoldData[Plan, Store, Options]) -> None:
-        """See that all preprocessed cases were made as plan, labels and raw data say now; by itself nothing is known.
+        """See that all preprocessed cases were made as plan and labels say now; by itself nothing is known.
 
         Raises:
             MedkdError: some were made otherwise; the text says what to run.

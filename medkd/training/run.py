@@ -17,6 +17,7 @@ from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, choose_any_fold, choose_teacher
+from medkd.preprocessing.current import check_meaning
 from medkd.training.inputs import check_finished, check_inputs, is_finished, weights_files
 from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained
@@ -241,6 +242,7 @@ def make_job(
     data = replace(data, split=task.with_unlabelled(data, method))
     if model is not None:
         task.check_teacher(data, model, method)
+    check_meaning(data.raw, data.description, data.dataset)
     task.check_store(data)
     _warn_of_absent_structures(task, data)
     teacher = None

@@ -28,7 +28,7 @@ from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.models.several import SeveralTeachers
 from medkd.networks import NETWORKS, fit_patch
 from medkd.networks.reference import build_weightless
-from medkd.preprocessing.current import check_store
+from medkd.preprocessing.current import check_finished, check_store
 from medkd.preprocessing.store import CaseStore
 from medkd.training.agreement import write_agreement
 from medkd.training.job import FoldData, Job, TrainingTask, describe_run, method_names
@@ -63,12 +63,14 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         return Plan.load(path)
 
     def open_store(self, folder: Path, plan: Plan, configuration: str) -> CaseStore:
-        """The cases of a configuration, which must be planned."""
-        return CaseStore(folder / plan.configuration(configuration).name)
+        """The cases of a configuration, which must be planned and wholly preprocessed."""
+        store = CaseStore(folder / plan.configuration(configuration).name)
+        check_finished(store)
+        return store
 
     def check_store(self, data: SegmentationFold) -> None:
         """See :func:`medkd.preprocessing.current.check_store`."""
-        check_store(data.store, data.plan, configured(data), data.description, data.raw)
+        check_store(data.store, data.plan, configured(data), data.description.labels)
 
     def facts(self, plan: Plan, description: DatasetDescription, configuration: str) -> Mapping[str, Any]:
         """Preprocessing, labels and protocol; sizes of networks and numbers of cases do not count."""

@@ -29,7 +29,7 @@ from medkd.models.guard import choose_teacher, write_split
 from medkd.models.like import open_imported, prepare_if_new
 from medkd.models.run import SegmentationRun
 from medkd.models.segmentation import TrainedModel
-from medkd.preprocessing.current import check_store
+from medkd.preprocessing.current import check_meaning, check_store
 from medkd.preprocessing.store import CaseStore
 from medkd.training.validation import SUMMARY, VALIDATION, finish_fold
 
@@ -80,7 +80,8 @@ def score_teacher(
     configuration = plan.configuration(model.describe().configuration.name)
     model.check_fits(plan, configuration.name, description)
     store = CaseStore(prepared / configuration.name)
-    check_store(store, plan, configuration, description, raw)
+    check_meaning(raw, description, name)
+    check_store(store, plan, configuration, description.labels)
     cases = store.cases()
     if not cases and store.unlabelled.cases():
         raise RunError(
