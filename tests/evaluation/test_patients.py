@@ -244,6 +244,8 @@ def test_a_patient_who_is_known_to_one_of_two_runs_only_counts_once(root: Path) 
     report = read_report(results)
     entries = {entry.name: entry for entry in report.entries}
     assert entries[KD].scores.value("Dice").n == 14
+    rows = list(csv.DictReader(csv_text(report).splitlines()))
+    assert {(row["n"], row["unit"]) for row in rows if row["run"] == KD} == {("14", "case")}
     for pair in ((KD, TEACHER), (TEACHER, KD)):
         found = report.difference(entries[pair[0]], entries[pair[1]])
         assert found is not None and found.n == 7

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from medkd.evaluation.report.data import Report, RunEntry
-from medkd.evaluation.statistics import Interval
+from medkd.evaluation.statistics import Interval, patients_of
 
 COLUMNS = (
     *("run", "label", "role", "metric", "part", "mean", "low", "high", "n"),
@@ -42,6 +42,7 @@ def csv_text(report: Report) -> str:
 
 def _rows(report: Report, entry: RunEntry) -> Iterator[list[str]]:
     time = f"{entry.time.median:.6g}" if entry.time is not None else ""
+    unit = "patient" if patients_of([entry.scores]) else report.task.case
     cost = [str(entry.cost.parameters or ""), str(entry.cost.macs or ""), time]
     teacher, alone = report.teacher(entry), report.alone(entry)
     for metric in report.metrics:
@@ -52,7 +53,7 @@ def _rows(report: Report, entry: RunEntry) -> Iterator[list[str]]:
             row += _numbers(report.difference(entry, teacher, metric.key, part))
             compared = alone if alone is not None and report.has_learnt(alone, part) else None
             row += _numbers(report.difference(entry, compared, metric.key, part))
-            yield [*row, *cost, report.unit]
+            yield [*row, *cost, unit]
 
 
 def _numbers(value: Interval | None) -> list[str]:
