@@ -44,6 +44,10 @@ class SomeFailedError(RunError):
         self.folders = list(folders)
 
 
+class DivergedError(RunError):
+    """A training whose loss or gradient left all bounds; other settings may train."""
+
+
 class MethodError(MedkdError):
     """A distillation method is unknown, badly parametrised, or not defined for this student, teacher or data."""
 

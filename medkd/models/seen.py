@@ -103,12 +103,11 @@ def same_cases(
         sure: by their content alone.
     """
     hashes = {theirs[name] for name in names if theirs.get(name)}
-    nameless = set() if sure else {name for name in names if not theirs.get(name)}
+    nameless = {name for name in names if not theirs.get(name)}
     found = set()
     for case in cases:
         content = ours.get(case)
-        called_so = case in nameless or (not content and not sure and case in names)
-        if called_so or (content and content in hashes):
+        if content in hashes or (not sure and case in (nameless if content else names)):
             found.add(case)
     return frozenset(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,25 @@ Word = str | Trained | Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
+class LessonPlan:
+    """A training of a recipe.
+
+    Attributes:
+        network: what is trained.
+        teacher: in a command; None for a network alone.
+        method: with which it teaches.
+        settings: options of training by their names in Python, ``seed`` and ``tag`` included.
+        parameters: ``method.parameter`` → value, but for those that are searched.
+    """
+
+    network: str
+    teacher: Word | None = None
+    method: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """One command.
 
@@ -54,6 +73,7 @@ class Node:
         method: the row's method; None for a teacher.
         fold: ``0`` to ``4`` or ``all``.
         seed: of the training.
+        lesson: of a training what its command says, for those that ask what it would do.
     """
 
     name: str
@@ -65,6 +85,7 @@ class Node:
     method: str | None = None
     fold: str = ""
     seed: int = 0
+    lesson: LessonPlan | None = None
 
     def command(self, runs: Mapping[str, str]) -> list[str]:
         """The words, with the names of the runs that other nodes trained, and the parameters that they found."""
@@ -174,6 +195,7 @@ class _Builder:
         if node_name in self.nodes:
             return node_name
         row, words, needs = self.recipe.teachers[name], list[Word](), [PREPARE]
+        lesson = None
         if row.model is not None:
             words = ["score_teacher", self.dataset, str(self.place.models[name]), fold, *self._root()]
             words += _flag("device", self.place.device)
@@ -181,8 +203,20 @@ class _Builder:
             above = None if row.taught_by is None else self._taught(row.taught_by, fold, needs)
             words = self._training(str(row.network), above, row.method, fold)
             way = {} if row.method is None else self.recipe.methods[row.method].settings
-            words += self._options((way, row.settings), self.recipe.seeds[0], f"{self.place.name}-{name}")
-        self._add(Node(name=node_name, kind="teacher", words=tuple(words), needs=tuple(needs), teacher=name, fold=fold))
+            asked = (way, row.settings), self.recipe.seeds[0], f"{self.place.name}-{name}"
+            words += self._options(*asked)
+            lesson = self._lesson(str(row.network), above, row.method, *asked)
+        self._add(
+            Node(
+                name=node_name,
+                kind="teacher",
+                words=tuple(words),
+                needs=tuple(needs),
+                teacher=name,
+                fold=fold,
+                lesson=lesson,
+            )
+        )
         return node_name
 
     def student(self, teacher: str | None, student: str, method: str, fold: str, seed: int) -> None:
@@ -193,8 +227,8 @@ class _Builder:
         if way.search is not None and teacher is not None:
             needs.append(self._search(teacher, student, method, fold, way.search))
             words.append(Tuned(needs[-1]))
-        settings = (row.settings, way.settings)
-        words += self._options(settings, seed, f"{self.place.name}-{student}-{method}-s{seed}")
+        asked = (row.settings, way.settings), seed, f"{self.place.name}-{student}-{method}-s{seed}"
+        words += self._options(*asked)
         origin = "" if teacher is None else f"-from-{teacher}"
         self._add(
             Node(
@@ -207,6 +241,7 @@ class _Builder:
                 method=method,
                 fold=fold,
                 seed=seed,
+                lesson=self._lesson(row.network, above, method, *asked),
             )
         )
 
@@ -262,23 +297,44 @@ class _Builder:
             words += ["--set", f"{parameter}={_text(value)}"]
         return words
 
+    def _lesson(
+        self,
+        network: str,
+        teacher: Word | None,
+        method: str | None,
+        settings: Iterable[Mapping[str, Any]],
+        seed: int,
+        tag: str,
+    ) -> LessonPlan:
+        merged = {**self._merged(settings), "seed": seed, "tag": tag}
+        if teacher is None or method is None:
+            return LessonPlan(network=network, settings=merged)
+        row = self.recipe.methods[method]
+        return LessonPlan(
+            network=network, teacher=teacher, method=row.method, settings=merged, parameters=row.parameters
+        )
+
     def _options(self, settings: Iterable[Mapping[str, Any]], seed: int, tag: str) -> list[str]:
         return [*self._settings(settings), "--seed", str(seed), "--tag", tag, "--continue", *self._root()]
 
     def _settings(self, settings: Iterable[Mapping[str, Any]], without: Sequence[str] = ()) -> list[str]:
         """Options of a command, but for those that it decides itself."""
-        merged: dict[str, Any] = dict(self.recipe.settings)
-        for part in settings:
-            merged |= part
+        merged = self._merged(settings)
         for name in without:
             merged.pop(name, None)
-        if self.place.device is not None:
-            merged["device"] = self.place.device
         words = []
         for name, value in merged.items():
             _check_option(name)
             words += _flag(name, value)
         return words
+
+    def _merged(self, settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        merged: dict[str, Any] = dict(self.recipe.settings)
+        for part in settings:
+            merged |= part
+        if self.place.device is not None:
+            merged["device"] = self.place.device
+        return merged
 
     def _root(self) -> list[str]:
         return ["--root", str(self.place.root)]

@@ -21,6 +21,7 @@ from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
+from medkd.reproduction.rehearsals import refused_runs
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.scripts import write_scripts
@@ -91,6 +92,11 @@ class Work:
             RunError: a pattern fits nothing.
         """
         return chosen_nodes(self.nodes, self.options.only)
+
+    @property
+    def dataset(self) -> str:
+        """Full name of the data set."""
+        return f"Dataset{self.recipe.dataset.number:03d}_{self.recipe.dataset.name}"
 
     def results(self) -> Results:
         """The table as far as it is known."""
@@ -178,6 +184,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
     if any(node.kind == "search" for node in nodes.values()):
         check_optuna()
     conversion = ensure_data(work.recipe, work.root, work.options.data, say)
+    _refuse_impossible(work, path, say)
     if conversion is not None:
         nodes = _with_conversion(nodes, (*conversion, "--root", str(work.root.raw.parent)))
     needs = replace(work.options.needs, folder=work.state.folder)
@@ -258,15 +265,31 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
     """
     work = open_recipe(Path(path), options or ReproduceOptions())
     recipe, problems = work.recipe, []
-    name = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
-    raw = work.root.raw_dataset(name)
+    raw = work.root.raw_dataset(work.dataset)
     if not (raw / "dataset.json").exists() and recipe.dataset.format != PHANTOM:
         problems.append(f"missing: {raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
     for teacher, folder in _models(work).items():
         if not folder.exists():
             problems.append(f"missing: the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
-    problems += [f"unknown: {sentence}" for sentence in unknown_names(recipe)]
+    unknown = unknown_names(recipe)
+    problems += [f"unknown: {sentence}" for sentence in unknown]
+    if not problems:
+        problems += [f"impossible: {name}: {reason}" for name, reason in _refused(work)]
     return Check(tuple(problems), tuple(costs(work)))
+
+
+def _refused(work: Work) -> list[tuple[str, str]]:
+    records = standing(work.nodes, work.state.read()).records
+    return list(refused_runs(work.chosen, records, work.dataset, work.root))
+
+
+def _refuse_impossible(work: Work, path: str | Path, say: Callable[[str], None]) -> None:
+    """Refuse runs that would not begin; of those that were tried before it is said, and the others go on."""
+    tried = work.state.read()
+    for name, reason in _refused(work):
+        if name not in tried:
+            raise DataError(f"{path}: {name}: {reason}")
+        say(f"{name} will not begin: {reason}")
 
 
 def _models(work: Work) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import DataError, DivergedError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.run import DETECTION
@@ -204,6 +204,7 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
         say(f"trial {number + 1}: {said}")
         known = replace(known, trials=(*known.trials, trial))
         save(folder / TRIALS_FILE, known)
+        trainer.forget(number)
     return _keep_best(known, trainer, folder)
 
 
@@ -288,13 +289,15 @@ class _Trainer:
         return chosen_options(self.dataset, None, {**settings, **own})
 
     def trial(self, number: int, parameters: Mapping[str, Any]) -> Trial:
-        """Train and score a student on every inner fold; a training that diverges is a failed trial."""
+        """Train and score a student on every inner fold; one that diverges is a failed trial. What has nothing to do
+        with the values (memory, the disk, another process that trains there) ends the search, which can go on.
+        """
         scores = []
         for fold in range(self.order.search.folds):
             teacher = self._teacher(fold)
             try:
                 scores.append(self._score(number, fold, teacher, parameters))
-            except RunError as error:
+            except DivergedError as error:
                 return Trial(parameters=parameters, error=str(error))
         mean = float(np.mean(scores))
         if not isfinite(mean):
@@ -318,9 +321,13 @@ class _Trainer:
         train = self.task.column("train_distill")
         folder: Path = train(self.dataset, teacher, self.order.student, self.order.method, fold, options)
         scores = self.task.column("report").read(folder.parent, [fold])
-        for weights in folder.rglob("*.pt"):  # many trials fill a disk; the score is what counts
-            weights.unlink()
         return float(scores.value(self.metric.key).mean)
+
+    def forget(self, number: int) -> None:
+        """Remove the weights of a trial whose scores are kept, since many would fill a disk."""
+        results = Root.resolve(self.order.folder).results / self.dataset
+        for weights in results.glob(f"*__trial{number + 1}/fold_*/**/*.pt"):
+            weights.unlink()
 
 
 def whole_parameters(method: str, search: Search, task: str) -> frozenset[str]:

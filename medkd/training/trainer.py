@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
-from medkd.core.errors import RunError
+from medkd.core.errors import DivergedError
 from medkd.core.features import Progress
 from medkd.core.run import LATEST, Budget
 from medkd.core.speed import USUAL, Speed
@@ -172,7 +172,7 @@ class Trainer:
         """Train to the end of the budget; writes latest, best and final checkpoints and the logs.
 
         Raises:
-            RunError: the loss is no longer finite.
+            DivergedError: the loss is no longer finite.
         """
         try:
             self.start(resume=resume)
@@ -345,14 +345,14 @@ class Trainer:
     def _refuse_absurd(self, norm: Tensor) -> None:
         if not float(norm) < _ABSURD_NORM:
             hint = "use --precision fp32" if self.settings.precision == "bf16" else "lower --learning-rate"
-            raise RunError(
+            raise DivergedError(
                 f"The gradient's norm is {float(norm):.3g} in epoch {self.epoch}, which no loss here explains; {hint}."
             )
 
     def _check_finite(self, means: dict[str, float]) -> None:
         bad = [name for name, value in means.items() if not isfinite(value)]
         if bad:
-            raise RunError(
+            raise DivergedError(
                 f"The loss term '{bad[0]}' became infinite or NaN in epoch {self.epoch}; continue from the last "
                 "checkpoint with a lower --learning-rate, or with --precision bf16 or fp32."
             )

@@ -13,7 +13,7 @@ import pytest
 
 import medkd
 from medkd.cli.tune import _arguments, main
-from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.errors import DataError, DivergedError, MedkdError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
 from medkd.core.serial import load, save
@@ -297,6 +297,43 @@ def test_the_inner_root_has_cases_that_were_mended_as_they_are_now(
     make_inner_root(Root.resolve(tmp_path), NAME, "0", inner)
     assert [inner.joinpath(*parts).read_bytes() for parts in files] == [b"made anew"] * 2
     assert untouched.stat() == before and prepared.exists()
+
+
+def test_what_has_nothing_to_do_with_the_values_ends_the_search(tmp_path: Path) -> None:
+    trainer: Any = searching._Trainer.__new__(searching._Trainer)
+    trainer.order = SearchOrder(
+        dataset=1, teacher="a", student="b", method="kd", fold="0", search=SPACE, folder=tmp_path
+    )
+    trainer.dataset, trainer._teacher, errors = (
+        NAME,
+        lambda fold: "teacher",
+        iter((DivergedError("NaN"), RunError("held"))),
+    )
+
+    def score(*_: Any) -> float:
+        raise next(errors)
+
+    trainer._score = score
+    assert trainer.trial(0, {"kd.weight": 1.0}) == Trial(parameters={"kd.weight": 1.0}, error="NaN")
+    with pytest.raises(RunError, match="held"):
+        trainer.trial(1, {"kd.weight": 1.0})
+
+
+def test_weights_of_a_trial_go_when_its_scores_are_kept(tmp_path: Path) -> None:
+    trainer: Any = searching._Trainer.__new__(searching._Trainer)
+    trainer.order = SearchOrder(
+        dataset=1, teacher="a", student="b", method="kd", fold="0", search=SPACE, folder=tmp_path
+    )
+    trainer.dataset = NAME
+    kept = []
+    for tag in ("teacher", "trial1", "trial11"):
+        for fold in ("fold_0", "fold_1/ultralytics/weights"):
+            path = tmp_path / "results" / NAME / f"unet_tiny__3d_fullres__kd__from_a-teacher__{tag}" / fold / "last.pt"
+            path.parent.mkdir(parents=True)
+            path.touch()
+            kept.append(path)
+    trainer.forget(0)
+    assert [path for path in kept if path.exists()] == [path for path in kept if "__trial1/" not in path.as_posix()]
 
 
 def test_every_trial_failed(tmp_path: Path) -> None:

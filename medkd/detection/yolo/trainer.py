@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medkd.core.checkpoint import save_checkpoint
-from medkd.core.errors import RunError
+from medkd.core.errors import DivergedError, RunError
 from medkd.core.features import Progress
 from medkd.core.run import BEST, FINAL
 from medkd.detection.job import DetectionJob
@@ -239,11 +239,11 @@ class YoloTrainer(DetectionTrainer):
         """ultralytics would try again from the last checkpoint, and go on without a word in the first epoch.
 
         Raises:
-            RunError: the loss is infinite or NaN.
+            DivergedError: the loss is infinite or NaN.
         """
         bad = [name for name, value in self.tloss.items() if not np.isfinite(float(value))]
         if bad:
-            raise RunError(
+            raise DivergedError(
                 f"The loss term '{bad[0]}' became infinite or NaN in epoch {epoch}; continue from the last checkpoint "
                 "with a lower "
                 "--learning-rate, or with --precision bf16 or fp32."

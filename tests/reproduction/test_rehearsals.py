@@ -1,0 +1,66 @@
+"""What a training would refuse is said before a recipe begins, in the training's own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medkd.cli.reproduce import main
+from medkd.core.dataset import DatasetDescription
+from medkd.core.files import write_json
+from tests.reproduction.test_recipe import recipe
+from tests.training.builders import NAME, make_dataset
+from tests.training.test_teacher_scores import make_model
+
+
+def test_impossible_pairs_are_found_before_anything_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("monai", reason="the model from elsewhere is MONAI's")
+    prepared = make_dataset(tmp_path)
+    DatasetDescription.load(prepared / "dataset.json").save(tmp_path / "raw" / NAME / "dataset.json")
+    model = make_model(tmp_path / "net", 1)
+    path = tmp_path / "toy.json"
+    settings = {"epochs": 1, "iterations_per_epoch": 1, "workers": 0, "device": "cpu", "configuration": "3d_fullres"}
+    content = recipe(
+        dataset={"number": 900, "name": "Boxes", "format": "msd"},
+        settings=settings,
+        folds=["0"],
+        seeds=[0, 1],
+        teachers={"given": {"model": "net"}},
+        students={"tiny": {"network": "unet_tiny"}},
+        methods={
+            "alone": {"method": "none"},
+            "kd": {"method": "kd"},
+            "start": {"method": "none", "settings": {"init": "teacher"}},
+            "flat": {"method": "kd", "settings": {"patch_size": [16, 16]}},
+            "prompts": {"method": "maskd"},
+        },
+    )
+
+    def said(*words: str, **changes: Any) -> list[str]:
+        path.write_text(json.dumps({**content, **changes}))
+        code = main([str(path), "--root", str(tmp_path), *words])
+        out, err = capsys.readouterr()
+        lines = [line for line in (out + err).splitlines() if "impossible: " in line or line.startswith("error: ")]
+        assert code == int(bool(lines)), out + err
+        return lines
+
+    def names(lines: list[str]) -> list[str]:
+        return [line.split(": ")[1] for line in lines]
+
+    found = said("--check")
+    rows = ("start", "flat", "prompts")
+    assert names(found) == [f"tiny-{row}-from-given-seed0-fold0" for row in rows], found
+    assert "--patch-size needs 3 values" in found[1]
+    (refused,) = said()  # the start says the first, and nothing begins
+    assert "tiny-start-from-given-seed0-fold0: " in refused and not (tmp_path / "results").exists()
+    assert not said("--check", "--only", "tiny-kd*")
+
+    stated = json.loads((model / "teacher.json").read_text())
+    write_json(model / "teacher.json", {**stated, "labels": {"background": 0, "big": 1, "large": 2}})
+    found = said("--check", "--only", "tiny-kd*")
+    assert names(found) == ["tiny-kd-from-given-seed0-fold0"] and "its labels are background 0, big 1" in found[0]
+    write_json(model / "teacher.json", {**stated, "train": [f"case_{number:02d}" for number in range(6)]})
+    assert "was trained (fold" in said("--check", "--only", "tiny-kd*")[0]
