@@ -31,7 +31,8 @@ class MadeFrom:
 
     Attributes:
         weights: file of weights, below medkd's folder relative to it → hash of the weights in it.
-        cases: preprocessed training case, with or without label → hash of what it was made from, and how.
+        cases: preprocessed case that it was trained on, with label or not, or that a model from elsewhere predicted →
+            hash of what it was made from, and how.
         plan: hash of the configuration in the data set's plan.
     """
 
@@ -48,7 +49,7 @@ def note_inputs(fold: Path, configuration: str, weights: Iterable[Path], cases: 
         fold: ``<root>/results/DATASET/RUN/fold_K``.
         configuration: of the run.
         weights: files of the networks that teach it, or that it starts from.
-        cases: on which it is trained.
+        cases: on which it is trained, or which are predicted.
     """
     digests = {}
     for file in dict.fromkeys(weights):
@@ -80,7 +81,7 @@ def changed_weights(fold: Path) -> str | None:
 
 
 def changed_cases(fold: Path, configuration: str) -> str | None:
-    """What has happened to the preprocessed cases on which a fold was trained; None where they are the same, are not
+    """What has happened to the preprocessed cases from which a fold was made; None where they are the same, are not
     there, or nobody knows.
 
     Raises:
@@ -92,7 +93,7 @@ def changed_cases(fold: Path, configuration: str) -> str | None:
     if not found:
         return None
     return (
-        f"{len(found)} of the {len(cases)} cases on which {fold} was trained were preprocessed anew from other files, "
+        f"{len(found)} of the {len(cases)} cases from which {fold} was made were preprocessed anew from other files, "
         f"or otherwise, for example {found[0]}"
     )
 

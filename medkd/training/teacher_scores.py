@@ -119,7 +119,7 @@ def score_teacher(
     save(folder.parent / PLANS_FILE, plan)
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
-    note_inputs(folder, configuration.name, model.weights_files(chosen.fold))
+    note_inputs(folder, configuration.name, model.weights_files(chosen.fold), split.val)
     run = RunFolder.load(folder.parent)
     finish_fold(run, folder, store, raw, split.val, where, predictor=predictor)
     return folder

@@ -53,7 +53,7 @@ def fold(tmp_path: Path) -> Path:
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a teacher trained anew": (lambda root: _own(root, 2.0), "teacher/fold_0/checkpoint_final.pt holds other weights"),
     "a file replaced": (lambda root: (root.parent / "given.pth").write_bytes(b"weightS"), "given.pth holds other weig"),
-    "a case mended": (lambda root: _case(root, "one", "1b"), "1 of the 2 cases on which .* for example one"),
+    "a case mended": (lambda root: _case(root, "one", "1b"), "1 of the 2 cases from which .* for example one"),
     "a scan without label": (lambda root: _case(root, "two", "2b", f"{FULL}/unlabelled"), "for example two"),
 }
 SAME: dict[str, Callable[[Path], object]] = {

@@ -119,7 +119,7 @@ def test_an_interrupted_student_goes_on_with_a_teacher_of_the_same_cases_only(tr
         ),
         (
             lambda root: _relabel(root, train=True),
-            "1 of the [0-9] cases on which .* was trained were preprocessed anew",
+            "1 of the [0-9] cases from which .* was made were preprocessed anew",
         ),
     ],
 )

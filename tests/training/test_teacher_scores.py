@@ -16,6 +16,7 @@ import torch
 
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import LeakError, RunError
+from medkd.core.files import write_json
 from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.run_files import ScoredTeacher
@@ -77,6 +78,12 @@ def test_scores_of_weights_that_were_exchanged_count_for_nobody(tmp_path: Path) 
     assert find_scored(results, model, "0") is None
     with pytest.raises(RunError, match=r"weights\.pth holds other weights than when .* medkd_score_teacher"):
         gather(results, runs=["given"])
+    stored = tmp_path / "preprocessed" / "Dataset004_Test" / "3d_fullres" / "one.json"
+    for content in ("first", "another"):  # a scan that it predicted was prepared anew
+        write_json(stored, {"recipe": "", "files": [{"content": content}], "read": content})
+        if content == "first":
+            note_inputs(fold, "3d_fullres", [file], ["one"])
+        assert (find_scored(results, model, "0") is None) == (content == "another")
     (fold / MADE_FROM_FILE).unlink()
     torch.nn.init.zeros_(network.weight)
     assert find_scored(results, model, "0") is None

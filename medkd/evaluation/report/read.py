@@ -93,7 +93,7 @@ def _tell_outdated(entry: RunEntry) -> None:
     for fold in entry.folds:
         why = changed_inputs(entry.path / f"fold_{fold}", entry.run.configuration)
         if why is not None:
-            _log.warning("%s is on the page as it was, but %s; train it anew with --overwrite.", entry.name, why)
+            _log.warning("%s is on the page as it was, but %s; make it anew.", entry.name, why)
 
 
 def _tell_refused(refused: Mapping[str, RunError], all_are_wanted: bool) -> None:
