@@ -37,19 +37,42 @@ def are_outdated(
     Raises:
         DataError: the fold is of the other kind of cases, and only the user knows whether the splits are needed still.
     """
+    own = folder / SPLITS_FILE
     files = [place / SPLITS_FILE for place in (folder, given) if (place / SPLITS_FILE).exists()]
-    if not files or str(fold) == ALL:
+    if str(fold) == ALL:
         return False
-    splits = load_named_splits(files[0], [*cases, *without_labels])
     only = set(cases) <= set(without_labels)
-    if not only and made_without_labels(folder / SPLITS_FILE):
-        if any((set(split.train) | set(split.val)) - set(cases) for split in splits):
-            _log.info("%s was made when no case had a label; those that have one get new folds", files[0])
-            return True
-        if write:
-            save_splits(files[0], splits)
+    outdated = not only and made_without_labels(own) and not _is_settled(own, cases, without_labels, write)
+    judged = [file for file in files if not (outdated and file == own)]
+    if judged:
+        _refuse_other_kind(judged, fold, cases, without_labels)
+    return outdated
+
+
+def made_without_labels(file: Path) -> bool:
+    """Whether a file says that it was made when no case had a label; False where there is none."""
+    data = read_json(file) if file.exists() else None
+    return isinstance(data, list) and any(isinstance(fold, Mapping) and fold.get(NO_LABELS) for fold in data)
+
+
+def _is_settled(own: Path, cases: Sequence[str], without_labels: Sequence[str], write: bool) -> bool:
+    """Whether every case of the splits has got a label, so that they are those of labelled cases from now on."""
+    splits = load_named_splits(own, [*cases, *without_labels])
+    if any((set(split.train) | set(split.val)) - set(cases) for split in splits):
+        _log.info("%s was made when no case had a label; those that have one get new folds", own)
+        return False
+    if write:
+        save_splits(own, splits)
+    return True
+
+
+def _refuse_other_kind(
+    files: Sequence[Path], fold: int | str, cases: Sequence[str], without_labels: Sequence[str]
+) -> None:
+    """Say of a fold of the first of some files why nobody can be trained on it."""
+    only = set(cases) <= set(without_labels)
     named: set[str] = set()
-    for number, split in enumerate(splits):
+    for number, split in enumerate(load_named_splits(files[0], [*cases, *without_labels])):
         named |= {*split.train, *split.val} if str(number) == str(fold) else set()
     missing = sorted(named - set(cases))
     if only and missing:
@@ -64,13 +87,6 @@ def are_outdated(
             f"Fold {fold} of {files[0]} names {len(others)} cases that have no labels ({_some(others)}), while "
             f"{len(cases)} others have some; delete {_listed(files)}, so that these get folds."
         )
-    return False
-
-
-def made_without_labels(file: Path) -> bool:
-    """Whether a file says that it was made when no case had a label; False where there is none."""
-    data = read_json(file) if file.exists() else None
-    return isinstance(data, list) and any(isinstance(fold, Mapping) and fold.get(NO_LABELS) for fold in data)
 
 
 def _listed(files: Sequence[Path]) -> str:

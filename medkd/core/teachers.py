@@ -39,6 +39,13 @@ class Origin:
         """The run folders of which one taught, where nobody knows which."""
         return next((runs for runs in self.models if len(runs) > 1), ())
 
+    def doubt(self, run: str, teacher: str | None) -> str:
+        """Why nobody knows what taught a run whose ``run.json`` names this teacher, and what helps; no full stop."""
+        return (
+            f"nobody knows whether {' or '.join(self.unclear)} taught {run}, since its run.json says '{teacher}' "
+            f'alone; write the right one there, as "taught_by": ["{self.unclear[0]}"]'
+        )
+
 
 def short_name(run: Path) -> str:
     """Name of a run in the names of its students' runs: its network, and how it was distilled, or its tag."""
@@ -92,8 +99,9 @@ def _places(run: Path) -> frozenset[str]:
 
 def _is_meant(text: str, path: Path, run: RunDescription, student: RunDescription, places: frozenset[str]) -> bool:
     """Whether a student's ``run.json`` may mean this run by one of its teachers."""
+    if student.taught_by and text == path.name:
+        return True
     if places:  # many models' folders have the same name
         return os.path.abspath(text) in places
-    if student.taught_by:
-        return text == path.name
-    return run.configuration == student.configuration and text in (path.name, short_name(path))
+    alike = run.configuration == student.configuration and not student.taught_by
+    return alike and text in (path.name, short_name(path))

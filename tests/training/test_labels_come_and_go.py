@@ -115,6 +115,17 @@ def test_folds_of_an_older_version_or_ones_own_are_not_thrown_away_and_the_way_o
     assert sorted(case for split in splits for case in split.val) == SCANS[:5]
 
 
+def test_a_file_of_ones_own_is_named_where_the_other_one_is_made_anew(root: Path) -> None:
+    fold(root)
+    file = root / "preprocessed" / NAME / "splits_final.json"
+    shutil.copy(file, root / "raw" / NAME)
+    label(root, 0, 1, 2, 3, 4)
+    with pytest.raises(DataError, match=r"raw/.*/splits_final.json names 2 cases that have no labels") as caught:
+        fold(root)
+    follow(str(caught.value))
+    assert not set(fold(root).train) & set(SCANS[5:])
+
+
 def test_labels_that_are_taken_away_are_no_dead_end_either(root: Path) -> None:
     label(root, 0, 1, 2, 3, 4)
     labelled = fold(root)

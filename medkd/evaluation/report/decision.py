@@ -97,11 +97,7 @@ def answer(report: Report, star: RunEntry) -> str:
 def _no_teacher(star: RunEntry) -> str:
     """Why there is no teacher to compare with."""
     if star.origin.unclear:
-        return (
-            f"nobody knows whether {' or '.join(star.origin.unclear)} taught {star.label}, since the run.json of "
-            f"{star.name} says '{star.run.teacher}' alone; write the right one there, as "
-            f'"taught_by": ["{star.origin.unclear[0]}"]'
-        )
+        return star.origin.doubt(star.name, star.run.teacher)
     if len(star.origin.models) > 1:
         return f"{star.teacher_name} taught {star.label} together, and no run has their scores together"
     return (

@@ -67,6 +67,9 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     if timings is not None:
         entries = [replace(entry, time=timings.of(entry.name)) for entry in entries]
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
+    for entry in entries:
+        if entry.origin.unclear:
+            _log.warning("%s", entry.origin.doubt(entry.name, entry.run.teacher))
     labels = short_names(entries)
     return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
 

@@ -13,6 +13,7 @@ from medkd.core.errors import RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.made_from import note_inputs
 from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher
 from medkd.core.serial import load, save
 from medkd.core.splits import Split
 from medkd.core.teachers import origins
@@ -100,6 +101,20 @@ def test_no_single_one_of_several_is_the_teacher(tmp_path: Path) -> None:
         assert found.only is None and len(found.models) == 2 and found.unclear == ()
 
 
+def test_two_models_of_one_folder_are_told_apart_by_what_the_user_writes(tmp_path: Path) -> None:
+    """A model was scored, and moved; then another one took its place and was scored, too."""
+    runs = {}
+    for name, path, former in (("net", "/new/net", ("/old/net",)), ("net__old", "/old/net", ())):
+        record = ScoredTeacher(path=path, fold="0", weights=name, patch_size=(), mirror_axes=(), former=former)
+        save(tmp_path / name / "fold_0" / SCORED_TEACHER, record)
+        runs[tmp_path / name] = described("plain_unet")
+    student = tmp_path / "student__3d_fullres__kd__from_net"
+    for taught_by, only, unclear in (((), None, ("net", "net__old")), (("net__old",), "net__old", ())):
+        says = described("student", method="kd", teacher="/old/net", taught_by=taught_by)
+        found = origins({**runs, student: says})[student]
+        assert (found.only, found.unclear) == (only, unclear)
+
+
 def make(root: Path, run: str, strength: float, **says: Any) -> None:
     """A run with scores whose ``run.json`` says this."""
     network = says.pop("network", "unet_tiny")
@@ -135,6 +150,7 @@ def test_the_report_is_about_the_run_that_taught_and_about_no_better_one(
         report = read_report(results, runs=[student, "*from_A"])  # which are shown does not matter
     sentence = verdict(report)[0]
     assert "Nothing can be concluded: nobody knows whether plain_unet__3d_fullres__kd__from_A or" in sentence
+    assert "nobody knows whether" in caplog.text  # also of students that the page is not about
     assert report.headline is not None and report.teacher(report.headline) is None
     assert '"taught_by": ["plain_unet__3d_fullres__kd__from_A"]' in sentence
     write_json(
