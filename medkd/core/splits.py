@@ -210,9 +210,8 @@ def find_split(
         return split_of_fold(ensure_splits(folder, cases, patients, given, **others), fold, cases)
     missing = _known(cases, patients, given)[0] - set(cases)
     if missing:
-        _log.warning(
-            "%s not preprocessed and left out: %s; run medkd_plan_and_preprocess", _count(missing), _some(missing)
-        )
+        text = "%s not preprocessed and left out: %s; run medkd_plan_and_preprocess"
+        _log.warning(text, _count(missing), _some(missing))
     return split_of_fold([], fold, cases)
 
 
@@ -253,8 +252,7 @@ def ensure_splits(
     theirs = load_named_splits(users, known) if users.exists() else None
     if own.exists() and not anew:
         splits = load_named_splits(own, known)
-        if theirs is not None and _parts(theirs) != _parts(splits):
-            _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
+        _warn_of_others(splits, own, theirs, users)
     else:
         splits = theirs or _nnunet_splits(folder.name, known, owners) or _new_splits(known, owners, twins)
         if write:
@@ -263,6 +261,12 @@ def ensure_splits(
     _warn_of_torn_twins(splits, twins, source)
     _warn_of_unused(known - _all_cases(splits), twins, _all_cases(splits), source)
     return splits
+
+
+def _warn_of_others(splits: list[Split], own: Path, theirs: list[Split] | None, users: Path) -> None:
+    """A file of the user's that is not the one in use."""
+    if theirs is not None and _parts(theirs) != _parts(splits):
+        _log.warning("%s differs from %s, which is used; delete the latter to use the former", users, own)
 
 
 def _new_splits(cases: set[str], patients: Mapping[str, str], twins: Sequence[Sequence[str]]) -> list[Split]:

@@ -147,8 +147,11 @@ class MergedPredictor:
         refuse_twice([str(member.model.path) for member in model.members], digests)
         for teacher in self._teachers:
             teacher.keep_axes(grid.shared_axes)
-        self.described = MergedDescription(
-            teacher=model.recorded,
+        self.described = self._description(model.recorded)
+
+    def _description(self, recorded: str) -> MergedDescription:
+        return MergedDescription(
+            teacher=recorded,
             weights=tuple(digest for teacher in self._teachers for digest in teacher.digests()),
             groups=tuple((group.members, tuple(group.outputs.items())) for group in self.groups),
             mirror_axes=tuple(teacher.used_axes for teacher in self._teachers),

@@ -272,14 +272,19 @@ class SegmentationLesson(Lesson):
         if run.init == INIT_FROM_TEACHER and teachers is not None and chosen is not None:
             first = teachers.members[0]
             self._start_from(first.model.network(first.folds_for(chosen.fold)[0]), first.model.describe())
-        deep = [name for name in method_names(run.method or "none") if not METHODS[name].outputs_only]
-        if deep and METHODS[deep[0]].needs_teacher:
-            raise RunError(
-                f"The method {deep[0]} needs more than a teacher's outputs, but several teachers, and the stages of a "
-                "cascade, have nothing else in common; choose a method that needs outputs only (medkd_list methods)."
-            )
+        _refuse_features(method_names(run.method or "none"))
         method = method_for(self.job, self.student, self.student)
         self.distiller = Distiller(None, method, cached=True, confidence=run.confidence)
+
+
+def _refuse_features(names: Sequence[str]) -> None:
+    """Of several teachers nothing but outputs can be compared."""
+    deep = [name for name in names if not METHODS[name].outputs_only]
+    if deep and METHODS[deep[0]].needs_teacher:
+        raise RunError(
+            f"The method {deep[0]} needs more than a teacher's outputs, but several teachers, and the stages of a "
+            "cascade, have nothing else in common; choose a method that needs outputs only (medkd_list methods)."
+        )
 
 
 def merged_teachers(job: SegmentationJob) -> SeveralTeachers | None:
