@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
-from medkd.core.run import DATASET_FILE
 from medkd.preprocessing.store import CaseRecord, CaseStore, is_unchanged, recipe_of
 
 _log = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ def check_store(store: CaseStore, plan: Plan, configuration: Configuration, labe
         store: of the configuration.
         plan: of the data set.
         configuration: one of the plan's.
-        labels: of the preprocessed ``dataset.json``, see :func:`check_meaning`.
+        labels: of the preprocessed ``dataset.json``, see :func:`~medkd.core.meaning.check_meaning`.
 
     Raises:
         DataError: a case was made otherwise; the text says what to run.
@@ -51,29 +49,6 @@ def check_finished(store: CaseStore) -> None:
         raise DataError(
             f"{store.folder}: the last preparation was killed, or is at work, so that cases may be missing; "
             f"{_command(store)}."
-        )
-
-
-def check_meaning(raw: Path, description: DatasetDescription, dataset: str) -> None:
-    """See that the preprocessed data set's labels, or categories of boxes, are those of the raw one.
-
-    Args:
-        raw: the raw data set; where it is not there, or damaged, the preprocessed one is believed.
-        description: the preprocessed ``dataset.json``.
-        dataset: full name.
-
-    Raises:
-        DataError: they were changed since.
-    """
-    path = raw / DATASET_FILE
-    try:
-        now = DatasetDescription.load(path) if path.exists() else description
-    except DataError:  # whoever prepares them says what is wrong
-        return
-    if (now.labels, now.categories) != (description.labels, description.categories):
-        raise DataError(
-            f"{path} states other labels than {dataset} was preprocessed with; run medkd_plan_and_preprocess -d "
-            f"{dataset}."
         )
 
 

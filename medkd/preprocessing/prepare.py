@@ -22,7 +22,7 @@ from medkd.core.paths import Root
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import Protocol
 from medkd.core.protocol_files import find_protocol
-from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.run import DATASET_FILE, PLANS_FILE, UNFINISHED
 from medkd.core.serial import load, save
 from medkd.core.splits import SPLITS_FILE, Split, save_splits
 from medkd.core.workers import run_cases, worker_count
@@ -33,7 +33,7 @@ from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
 from medkd.preprocessing.pipeline import preprocess_case
 from medkd.preprocessing.resampling import resampled_shape
-from medkd.preprocessing.store import UNFINISHED, CaseStore, describe_source, recipe_of
+from medkd.preprocessing.store import CaseStore, describe_source, recipe_of
 from medkd.preprocessing.wishes import (
     Wishes,
     check_mirror_axes,

@@ -20,6 +20,7 @@ from medkd.core.files import atomic_path, check_file, read_json
 from medkd.core.labels import LabelSpec
 from medkd.core.made_with import content_digest, known_digest, preprocessing_settings, state_if_there
 from medkd.core.plan import Configuration, Plan
+from medkd.core.run import UNFINISHED
 from medkd.core.serial import load, save, to_data
 from medkd.preprocessing.pipeline import Preprocessed
 from medkd.preprocessing.properties import CaseProperties
@@ -29,7 +30,6 @@ ANNOTATED = 0  # key of the locations of annotated voxels, present only where th
 _MAX_LOCATIONS = 10_000  # nnU-Net: per structure at most so many voxels are remembered,
 _MIN_SHARE = 0.01  # but at least this share of them
 _SEED = 1234
-UNFINISHED = "unfinished"  # file beside the cases, as long as a preparation makes some; a kill leaves it
 _UNLABELLED = "unlabelled"  # folder of the scans without labels
 _LABELLED_PARTS = ("json", "image.npy", "label.npy", "locations.npz")  # the record first
 _UNLABELLED_PARTS = ("json", "image.npy", "mask.npy")

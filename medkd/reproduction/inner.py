@@ -14,13 +14,12 @@ from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labe
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
 from medkd.core.kind_of_splits import are_outdated
+from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
-from medkd.core.run import DATASET_FILE, PLANS_FILE
+from medkd.core.run import DATASET_FILE, PLANS_FILE, UNFINISHED
 from medkd.core.serial import to_data
 from medkd.core.splits import find_split
 from medkd.detection.store import DetectionStore
-from medkd.preprocessing.current import check_meaning
-from medkd.preprocessing.store import UNFINISHED
 
 _log = logging.getLogger(__name__)
 _INDEX = "cases.json"  # of a store of radiographs

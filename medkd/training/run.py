@@ -12,12 +12,12 @@ from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.kind_of_splits import are_outdated
+from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, choose_any_fold, choose_teacher
-from medkd.preprocessing.current import check_meaning
 from medkd.training.inputs import check_finished, check_inputs, is_finished, weights_files
 from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained

@@ -16,6 +16,7 @@ from medkd.core.device import pick_device
 from medkd.core.errors import RunError
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.made_from import MADE_FROM_FILE, note_inputs
+from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
@@ -29,7 +30,7 @@ from medkd.models.guard import choose_teacher, write_split
 from medkd.models.like import open_imported, prepare_if_new
 from medkd.models.run import SegmentationRun
 from medkd.models.segmentation import TrainedModel
-from medkd.preprocessing.current import check_meaning, check_store
+from medkd.preprocessing.current import check_store
 from medkd.preprocessing.store import CaseStore
 from medkd.training.validation import SUMMARY, VALIDATION, finish_fold
 
@@ -96,11 +97,10 @@ def score_teacher(
     folder = _home(place.results / name, model) / f"fold_{fold}"
     _check_free(folder.parent)
     network = chosen.network()
-    digest = weights_digest(network.state_dict())
     made = ScoredTeacher(
         path=str(model.path),
         fold=chosen.fold,
-        weights=digest,
+        weights=weights_digest(network.state_dict()),
         patch_size=predictor.patch_size,
         mirror_axes=predictor.mirror_axes,
     )
@@ -120,8 +120,7 @@ def score_teacher(
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, chosen.seen)
     note_inputs(folder, configuration.name, model.weights_files(chosen.fold), split.val)
-    run = RunFolder.load(folder.parent)
-    finish_fold(run, folder, store, raw, split.val, where, predictor=predictor)
+    finish_fold(RunFolder.load(folder.parent), folder, store, raw, split.val, where, predictor=predictor)
     return folder
 
 
