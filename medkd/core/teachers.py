@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medkd.core.run import RunDescription
 from medkd.core.run_files import scored_teachers
@@ -105,3 +106,20 @@ def _is_meant(text: str, path: Path, run: RunDescription, student: RunDescriptio
         return os.path.abspath(text) in places
     alike = run.configuration == student.configuration and not student.taught_by
     return alike and text in (path.name, short_name(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """A teacher that is going to be trained, for those that ask what fits together.
+
+    Attributes:
+        network: registry name.
+        options: of its training, of the task's own kind.
+        teacher: of its own, where it has one: as a command names it, or another that is not trained yet.
+        method: with which that one teaches.
+    """
+
+    network: str
+    options: Any
+    teacher: str | Untrained | None = None
+    method: str = "none"

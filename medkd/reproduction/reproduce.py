@@ -218,6 +218,7 @@ def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> lis
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
     ensure_data(work.recipe, work.root, options.data, lambda line: None)
+    _refuse_impossible(work, path, lambda line: None)
     words = [str(Path(path).absolute()), "--root", str(work.root.raw.parent.absolute()), *_own_words(options)]
     return write_scripts(work.state.folder.absolute() / "slurm_scripts", _left(work), words, options.needs)
 

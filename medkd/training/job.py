@@ -308,6 +308,10 @@ class TrainingTask(ABC, Generic[Plan, Store, Options]):
         """Several teachers as one, where the task knows how."""
         raise NotImplementedError
 
+    def untrained(self, job: Job[Plan, Store, Options]) -> ModelFolder[Any]:
+        """What a job is going to train as a teacher without weights, where the task can tell of it."""
+        raise NotImplementedError
+
     def unlabelled(self, store: Store) -> tuple[str, ...]:
         """The preprocessed cases that have no labels; by itself none."""
         return ()

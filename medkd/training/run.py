@@ -16,6 +16,7 @@ from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
+from medkd.core.teachers import Untrained
 from medkd.models.base import ModelFolder, find_model
 from medkd.models.guard import Teacher, choose_any_fold, choose_teacher
 from medkd.training.inputs import check_finished, check_inputs, is_finished, weights_files
@@ -111,7 +112,7 @@ def dry_run(
     network: str,
     fold: int | str,
     options: RunOptions | None = None,
-    teacher: str | None = None,
+    teacher: str | Untrained | None = None,
     method: str = "none",
 ) -> list[str]:
     """What :func:`train`, or with a teacher :func:`train_distill`, would do and need, line by line; nothing is
@@ -123,10 +124,11 @@ def dry_run(
         network: registry name of the network, or of the student.
         fold: 0-4 or ``all``.
         options: of the task's own kind; None is the defaults.
-        teacher: as for :func:`train_distill`; None for a network alone.
+        teacher: as for :func:`train_distill`, or one that is not trained yet; None for a network alone.
         method: as for :func:`train_distill`.
 
     Raises:
+        NotImplementedError: the task cannot tell of a teacher that is not trained yet.
         MedkdError: whatever the training itself would refuse, :class:`~medkd.core.errors.LeakError` included.
     """
     return rehearse(task, dataset, network, fold, options, teacher, method)[1].lines()
@@ -138,13 +140,18 @@ def rehearse(
     network: str,
     fold: int | str,
     options: RunOptions | None = None,
-    teacher: str | None = None,
+    teacher: str | Untrained | None = None,
     method: str = "none",
 ) -> tuple[AnyJob, Lesson]:
     """The job of a training and its networks, without weights where shapes suffice; see :func:`dry_run`."""
     options = options or task.options()
     check_tracker(options.track)
-    model = None if teacher is None else find_teacher(task, dataset, teacher, options)
+    model = None
+    if isinstance(teacher, Untrained):
+        own = teacher.network, fold, teacher.options, teacher.teacher, teacher.method
+        model = task.untrained(rehearse(task, dataset, *own)[0])
+    elif teacher is not None:
+        model = find_teacher(task, dataset, teacher, options)
     data = read_fold(task, dataset, fold, options, write=False)
     job = make_job(task, data, network, model, None if model is None else method)
     return job, rehearsed(task, job)

@@ -38,6 +38,7 @@ from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson, student_axes
 from medkd.training.side_by_side import fit_together
 from medkd.training.unlabelled import split_with_unlabelled
+from medkd.training.untrained import UntrainedNetwork
 from medkd.training.validation import finish_fold
 
 SegmentationFold = FoldData[Plan, CaseStore, TrainOptions]
@@ -124,6 +125,10 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
     def together(self, models: Sequence[ModelFolder[Any]]) -> ModelFolder[Any]:
         """Their predictions are merged."""
         return SeveralTeachers.of(models)
+
+    def untrained(self, job: SegmentationJob) -> UntrainedNetwork:
+        """Plan, labels, layers and cases of what is going to teach."""
+        return UntrainedNetwork(job)
 
     def unlabelled(self, store: CaseStore) -> tuple[str, ...]:
         """The preprocessed scans of ``imagesUn``."""

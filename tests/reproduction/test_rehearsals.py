@@ -16,6 +16,43 @@ from tests.training.builders import NAME, make_dataset
 from tests.training.test_teacher_scores import make_model
 
 
+def test_pairs_with_a_teacher_that_is_trained_first_are_asked_before_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = make_dataset(tmp_path)
+    settings = {"epochs": 1, "iterations_per_epoch": 1, "workers": 0, "device": "cpu", "configuration": "3d_fullres"}
+    content = recipe(
+        dataset={"number": 900, "name": "Boxes", "format": "msd"},
+        settings=settings,
+        folds=["0"],
+        teachers={
+            "large": {"network": "plain_unet"},
+            "middle": {"network": "unet_tiny", "taught_by": "large", "method": "kd"},
+        },
+        students={
+            "tiny": {"network": "unet_tiny"},
+            "small": {"network": "plain_unet", "settings": {"width_divisor": 2}},
+        },
+        methods={
+            "kd": {"method": "kd"},
+            "start": {"method": "none", "settings": {"init": "teacher"}},
+            "mean": {"method": "ensemble", "settings": {"mirror_axes": []}},
+        },
+    )
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(content))
+    assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("impossible: ")]
+    told = {line.split(": ")[1]: line for line in found}
+    rows = [("tiny", "start", "large"), ("tiny", "start", "middle"), ("small", "start", "middle")]
+    for student in ("tiny", "small"):
+        rows += [(student, "mean", teacher) for teacher in ("large", "middle")]
+    assert set(told) == {f"{student}-{way}-from-{teacher}-seed0-fold0" for student, way, teacher in rows}, found
+    assert "--init teacher needs two networks 'plain_unet'" in told["tiny-start-from-middle-seed0-fold0"]
+    assert "There is nothing to average" in told["tiny-mean-from-middle-seed0-fold0"]
+    assert not (tmp_path / "results").exists() and prepared.exists()
+
+
 def test_impossible_pairs_are_found_before_anything_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("monai", reason="the model from elsewhere is MONAI's")
     prepared = make_dataset(tmp_path)
