@@ -113,8 +113,13 @@ def write_scans(root: Path, cases: int = 6) -> None:
 
 def lend_store(folder: Path, source: str, target: str) -> None:
     """The cases of one configuration as those of another, which is planned: their voxels do not matter."""
-    plan, labels = Plan.load(folder / "plans.json"), DatasetDescription.load(folder / "dataset.json").labels
     shutil.copytree(folder / source, folder / target)
-    recipe = recipe_of(plan, plan.configuration(target), labels)
-    for path in (folder / target).glob("*.json"):
+    note_as_prepared(folder, target)
+
+
+def note_as_prepared(folder: Path, configuration: str) -> None:
+    """Stored cases as if plan and labels of today had made them: their voxels do not matter."""
+    plan, labels = Plan.load(folder / "plans.json"), DatasetDescription.load(folder / "dataset.json").labels
+    recipe = recipe_of(plan, plan.configuration(configuration), labels)
+    for path in (folder / configuration).glob("*.json"):
         write_json(path, {**read_json(path), "recipe": recipe})

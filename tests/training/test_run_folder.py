@@ -20,7 +20,7 @@ from medkd.core.splits import Split
 from medkd.training.options import TrainOptions
 from medkd.training.run_folder import check_cases
 from medkd.training.segmentation_task import dry_run, train, train_distill
-from tests.training.builders import NAME, make_dataset
+from tests.training.builders import NAME, make_dataset, note_as_prepared
 
 RUN = Path("results") / NAME / "plain_unet__3d_fullres"
 DATA = Path("preprocessed") / NAME
@@ -180,6 +180,7 @@ def test_a_run_holds_folds_of_one_preprocessing(trained: Path, changes: dict) ->
     before = (trained / RUN / "plans.json").read_text()
     fold, options = changes["fold"], _options(trained, **{k: v for k, v in changes.items() if k != "fold"})
     _edit_plan(trained, _respaced)
+    note_as_prepared(trained / DATA, "3d_fullres")
     with pytest.raises(
         RunError, match=r"other settings \(spacing: \(1\.0, 1\.0, 1\.0\) there, \(2\.0, 2\.0, 2\.0\) now\)"
     ):
@@ -189,8 +190,9 @@ def test_a_run_holds_folds_of_one_preprocessing(trained: Path, changes: dict) ->
 
 
 def test_a_run_holds_folds_of_the_same_labels(trained: Path) -> None:
-    path = trained / DATA / "dataset.json"
-    path.write_text(path.read_text().replace('"large"', '"huge"'))
+    for path in (trained / DATA / "dataset.json", trained / "raw" / NAME / "dataset.json"):
+        path.write_text(path.read_text().replace('"large"', '"huge"'))
+    note_as_prepared(trained / DATA, "3d_fullres")
     with pytest.raises(RunError, match=r"other settings \(labels"):
         train(900, "plain_unet", 1, _options(trained))
 
