@@ -84,7 +84,7 @@ def check_scan(record: CaseRecord, images: Sequence[Path], dataset: str) -> None
         dataset: full name.
 
     Raises:
-        DataError: they were exchanged, changed or renamed since.
+        DataError: they were exchanged or changed since.
     """
     made_from = record.files[: len(images)]
     if not record.files:

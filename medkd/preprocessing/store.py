@@ -311,13 +311,14 @@ def _draw(indices: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator)
 
 
 def is_unchanged(file: SourceFile, path: Path) -> bool:
-    """Whether a raw file is the one that a case was made from: by name and size, and by content where its time of
-    change is another.
+    """Whether a raw file is the one that a case was made from: of its size, and of its name and time of change or else
+    of its content.
     """
     try:
         state = path.stat()
-        if path.name != file.name or state.st_size != file.size:
+        if state.st_size != file.size:
             return False
-        return state.st_mtime_ns == file.modified or known_digest(path) == file.content
+        same = path.name == file.name and state.st_mtime_ns == file.modified
+        return same or known_digest(path) == file.content
     except OSError:
         return False

@@ -84,6 +84,9 @@ def test_a_case_is_current_until_a_file_or_the_recipe_changes(tmp_path: Path) ->
     assert not store.is_current("d", [raw], "r")
     os.utime(raw, ns=(1, 1))
     assert store.is_current("c", [raw], "r"), "another time but equal content"
+    renamed = raw.rename(tmp_path / "b.nii.gz")  # as in the folder of a search
+    assert store.is_current("c", [renamed], "r") and not store.is_current("c", [raw], "r")
+    renamed.rename(raw)
     raw.write_bytes(b"VOXELS")
     assert not store.is_current("c", [raw], "r")
     raw.write_bytes(b"voxels")
