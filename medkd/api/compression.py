@@ -37,6 +37,15 @@ class Estimate:
     cases: int
     patients: int | None = None
 
+    def units(self) -> int:
+        """What the interval is over, counted."""
+        return self.cases if self.patients is None else self.patients
+
+    @property
+    def unit(self) -> str:
+        """What that is."""
+        return "cases" if self.patients is None else "patients"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedRow:
@@ -132,9 +141,9 @@ class Compression:
         students = [row for row in self.rows if row.role == "student"]
         answers = {row.within for row in students}
         if "few" in answers and answers <= {"few", "nothing"}:
-            counted = max(row.difference.cases for row in students if row.difference is not None)
+            counted = max((row.difference for row in students if row.difference is not None), key=Estimate.units)
             return (
-                f"{counted} cases or patients are too few to tell, at least {FEWEST} are needed. Label more, or write "
+                f"{counted.units()} {counted.unit} are too few to tell, at least {FEWEST} are needed. Label more, or write "
                 f"a {SPLITS_FILE} whose fold {self.fold} holds out that many."
             )
         if answers == {"nothing"}:
@@ -166,8 +175,7 @@ def _cells(row: CompressedRow) -> tuple[str, ...]:
 
 
 def _within(row: CompressedRow) -> str:
-    few = f"too few {'cases' if row.dice.patients is None else 'patients'}"
-    return {**_WORDS, "few": few}.get(row.within or "", "")
+    return {**_WORDS, "few": f"too few {row.dice.unit}"}.get(row.within or "", "")
 
 
 def _shown(value: Estimate) -> str:

@@ -285,6 +285,7 @@ def test_a_compression_recommends_by_patients(root: Path) -> None:
     enough = compression.read_compression(results, runs, fold="0", **options)
     assert enough.recommended is None and enough.rows[1].within == "few"
     assert any("too few patients" in line for line in enough.lines())
+    assert "none; 4 patients are too few to tell" in enough.advice()
     assert (enough.rows[1].dice.cases, enough.rows[1].dice.patients) == (8, 4)
     assert "intervals of fold 0 are over 4 patients (8 cases)" in enough.lines()
 
