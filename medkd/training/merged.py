@@ -142,9 +142,7 @@ class MergedPredictor:
         self.labels = description.labels
         self.groups = groups_of(model.members, self.labels)
         self._files = _files(raw, description)
-        self._teachers = [whole_cases(member.model, member.folds_for(fold), device, tta) for member in model.members]
-        digests = [counted(part, own.digests()) for part, own in zip(model.members, self._teachers, strict=True)]
-        refuse_twice([str(member.model.path) for member in model.members], digests)
+        self._teachers = _each_once(model, fold, device, tta)
         for teacher in self._teachers:
             teacher.keep_axes(grid.shared_axes)
         self.described = self._description(model.recorded)
@@ -193,6 +191,14 @@ class MergedPredictor:
             found.append(to_student(native, record.properties, self._plan))
         merged = merge(found, self.groups, self.labels.num_outputs, self.labels.regions)
         return logits_of(merged[None], self.labels.regions)[0]
+
+
+def _each_once(model: SeveralTeachers, fold: str, device: torch.device, tta: bool) -> list[WholeCases]:
+    """What predicts as each of several teachers, of which no two have equal weights."""
+    found = [whole_cases(member.model, member.folds_for(fold), device, tta) for member in model.members]
+    digests = [counted(member, own.digests()) for member, own in zip(model.members, found, strict=True)]
+    refuse_twice([str(member.model.path) for member in model.members], digests)
+    return found
 
 
 def whole_cases(model: ModelFolder[TrainedModel], folds: Sequence[str], device: torch.device, tta: bool) -> WholeCases:

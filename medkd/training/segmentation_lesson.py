@@ -222,7 +222,9 @@ class SegmentationLesson(Lesson):
     def _take(self, teacher: Teacher[TrainedModel]) -> None:
         """Build the method, and load of the teacher what it needs."""
         job, run = self.job, self.job.run
-        if merged_teachers(job) is not None:
+        several = merged_teachers(job)
+        if several is not None:
+            several.check_once(teacher.fold)
             self._take_several()
             return
         network = self._load(teacher)
@@ -267,8 +269,6 @@ class SegmentationLesson(Lesson):
                 f"found {run.targets}."
             )
         teachers, chosen = merged_teachers(self.job), self.job.teacher
-        if teachers is not None and chosen is not None:
-            teachers.check_once(chosen.fold)
         if run.init == INIT_FROM_TEACHER and teachers is not None and chosen is not None:
             first = teachers.members[0]
             self._start_from(first.model.network(first.folds_for(chosen.fold)[0]), first.model.describe())

@@ -67,9 +67,7 @@ def gather(results: Path, fold: int | str | None = None, runs: Sequence[str] = (
     if timings is not None:
         entries = [replace(entry, time=timings.of(entry.name)) for entry in entries]
     entries.sort(key=lambda entry: (ROLES.index(entry.role), -entry.merit, entry.name))
-    for entry in entries:
-        if entry.origin.unclear:
-            _log.warning("%s", entry.origin.doubt(entry.name, entry.run.teacher))
+    _tell_unclear(entries)
     labels = short_names(entries)
     return tuple(replace(entry, label=labels[entry.name]) for entry in entries)
 
@@ -97,6 +95,13 @@ def _tell_outdated(entry: RunEntry) -> None:
         why = changed_inputs(entry.path / f"fold_{fold}", entry.run.configuration)
         if why is not None:
             _log.warning("%s is on the page as it was, but %s; make it anew.", entry.name, why)
+
+
+def _tell_unclear(entries: Sequence[RunEntry]) -> None:
+    """Students of which nobody knows the teacher, also where the page is about another one."""
+    for entry in entries:
+        if entry.origin.unclear:
+            _log.warning("%s", entry.origin.doubt(entry.name, entry.run.teacher))
 
 
 def _tell_refused(refused: Mapping[str, RunError], all_are_wanted: bool) -> None:
