@@ -52,6 +52,8 @@ class Fingerprint:
         source: stands for names, sizes and times of change of the raw files it was made from.
         unlabelled: the scans without labels. Nothing above counts them, so that a plan does not depend on them:
             foreground intensities need labels, as in nnU-Net.
+        comparable: whether the hashes in ``facts`` are those of other data sets; earlier versions took scans as they
+            are stored, which is the same for those in RAS alone.
     """
 
     cases: tuple[str, ...]
@@ -63,6 +65,7 @@ class Fingerprint:
     orientation: str | None = None
     facts: tuple[CaseFacts, ...] = ()
     unlabelled: tuple[PlainScan, ...] = ()
+    comparable: bool = False
     schema: int = 1
 
 
@@ -82,11 +85,16 @@ def contents_of(fingerprint: Fingerprint) -> dict[str, str]:
 
 
 def known_contents(prepared: Path) -> dict[str, str]:
-    """The same of a preprocessed data set; nothing where it has no fingerprint that can be read."""
+    """The same of a preprocessed data set, as far as it is comparable with others; nothing where it has no fingerprint
+    that can be read.
+    """
     try:
-        return contents_of(load(Fingerprint, prepared / FINGERPRINT_FILE))
+        found = load(Fingerprint, prepared / FINGERPRINT_FILE)
     except DataError:
         return {}
+    every = [*found.facts, *(scan.facts for scan in found.unlabelled)]
+    turned = {facts.case for facts in every if facts.orientation != "RAS"}
+    return {case: digest for case, digest in contents_of(found).items() if found.comparable or case not in turned}
 
 
 def make_fingerprint(
@@ -133,6 +141,7 @@ def make_fingerprint(
         orientation=orientation,
         facts=tuple(case.facts for case in cases),
         unlabelled=tuple(map(_plain_scan, plain)),
+        comparable=True,
     )
 
 
