@@ -143,8 +143,8 @@ class Compression:
         if "few" in answers and answers <= {"few", "nothing"}:
             counted = max((row.difference for row in students if row.difference is not None), key=Estimate.units)
             return (
-                f"{counted.units()} {counted.unit} are too few to tell, at least {FEWEST} are needed. Label more, or write "
-                f"a {SPLITS_FILE} whose fold {self.fold} holds out that many."
+                f"{counted.units()} {counted.unit} are too few to tell, at least {FEWEST} are needed. Label more, or "
+                f"write a {SPLITS_FILE} whose fold {self.fold} holds out that many."
             )
         if answers == {"nothing"}:
             return (
