@@ -18,6 +18,7 @@ RUN_FILE = "run.json"
 PLANS_FILE = "plans.json"
 DATASET_FILE = "dataset.json"
 SPLIT_FILE = "split.json"
+TEACHER_FILE = "teacher.json"  # beside a model from elsewhere: what it does not say itself
 UNFINISHED = "unfinished"  # file beside preprocessed cases, as long as a preparation makes some; a kill leaves it
 LATEST = "checkpoint_latest.pt"
 BEST = "checkpoint_best.pt"

@@ -12,13 +12,14 @@ import medkd.networks  # noqa: F401  (enters all networks into the registry)
 from medkd.core.errors import PlanError, RunError
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Architecture, Configuration, IntensityStatistics, Plan, Resampling
+from medkd.core.run import TEACHER_FILE
 from medkd.models.limits import LARGEST_PATCH, MOST_CHANNELS
 from medkd.models.monai_networks import CLASSES, check_arguments, registered
 from medkd.models.segmentation import TrainedModel
 from medkd.networks.base import NETWORKS
 from medkd.preprocessing.topology import PRESETS, blocks, features_per_stage, topology
 
-FILE = "teacher.json"
+FILE = TEACHER_FILE
 FOLD = "given"  # the only fold of a model that nobody cross-validated
 NAMES = ("segresnet", "swin_unetr", "mednext_s", "mednext_b", "mednext_m", "mednext_l")
 _INTERPOLATIONS = {

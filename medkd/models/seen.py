@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from medkd.core.errors import RunError
-from medkd.models.description import FILE
+from medkd.core.run import TEACHER_FILE
 from medkd.models.stated import stated_cases
 
 Contents = Callable[[Path], Mapping[str, str]]
@@ -67,8 +67,8 @@ def stated_or_same(
     missing = same_cases(cases, contents(raw.name), names, contents(home), sure=True) - stated
     if missing:
         raise RunError(
-            f"{model / FILE} does not name {len(missing)} cases of the data set under 'train' that are, by their "
-            f"content, cases of {home} on which the model was trained, for example {min(missing)}; list them, or "
+            f"{model / TEACHER_FILE} does not name {len(missing)} cases of the data set under 'train' that are, by "
+            f"their content, cases of {home} on which the model was trained, for example {min(missing)}; list them, or "
             "remove the file."
         )
     others = seen_here(seen, home, (), raw, contents)
@@ -81,7 +81,7 @@ def how_cleared(model: Path, home: str, raw: Path) -> str:
         return ""
     return (
         f"; or, if its cases of {home} are others that are only called so, preprocess both data sets, so that they are "
-        f'told apart by their content, or state it in {model / FILE}: {{"train": []}}'
+        f'told apart by their content, or state it in {model / TEACHER_FILE}: {{"train": []}}'
     )
 
 

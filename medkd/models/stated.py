@@ -11,9 +11,9 @@ from pathlib import Path
 from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.errors import RunError
 from medkd.core.files import read_json
+from medkd.core.run import TEACHER_FILE
 from medkd.core.serial import load
 from medkd.io.volumes import any_ending
-from medkd.models.description import FILE
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def stated_cases(folder: Path, cases: Sequence[str]) -> frozenset[str] | None:
         DataError: the file holds anything else.
         RunError: it names its cases otherwise than the data set.
     """
-    file = folder / FILE
+    file = folder / TEACHER_FILE
     return named_cases(load(Stated, file).train, cases, file) if file.is_file() else None
 
 
@@ -54,7 +54,7 @@ def stated_beside(weights: Path, cases: Sequence[str]) -> frozenset[str] | None:
     Raises:
         RunError: ``train`` is no list of names, or names cases otherwise than the data set.
     """
-    file = weights.parent / FILE
+    file = weights.parent / TEACHER_FILE
     content = read_json(file) if file.is_file() else None
     if not isinstance(content, Mapping) or "train" not in content:
         return None

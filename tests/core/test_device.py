@@ -7,7 +7,7 @@ import torch
 
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
-from medkd.detection import predict as detection
+from medkd.detection import models as detection
 from medkd.inference import predictor
 from medkd.training import teacher_scores
 

@@ -246,7 +246,7 @@ def test_ensemble_is_cached_with_mirrorings_and_the_folds_that_may_teach(
     assert any(d["folds"] == folds and d["mirror_axes"] == [0, 1, 2] and d["average"] == "probabilities" for d in made)
     seen = json.loads((folder / "split.json").read_text())["teacher_train"]
     source = _candidate(root)
-    assert set(seen) == set().union(*(source.seen(f, (), root) for f in folds))
+    assert set(seen) == set().union(*(source.seen(f, (), root / "raw" / NAME) for f in folds))
 
 
 def _trainers(monkeypatch: pytest.MonkeyPatch) -> list[DistillationTrainer]:
