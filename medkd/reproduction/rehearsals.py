@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,17 @@ def _was_prepared(nodes: Mapping[str, Node], records: Mapping[str, Record]) -> b
     return list(record.command) == prepare.command({})
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What a training warns of, it says itself when it begins."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 @dataclass(frozen=True)
 class _Rehearsal:
     """Asks a task what it would do; what is wrong with data that are going to be prepared first is left to that."""
@@ -73,7 +86,8 @@ class _Rehearsal:
         """Why a training would not begin; None where it would, or nobody can say yet."""
         try:
             teaching = {} if lesson.teacher is None else {"teacher": self._teacher(lesson), "method": lesson.method}
-            self.task.dry_run(dataset, lesson.network, fold, self._options(lesson), **teaching)
+            with _silence():
+                self.task.dry_run(dataset, lesson.network, fold, self._options(lesson), **teaching)
         except (DataError, PlanError) as error:
             return str(error) if self.ready else None
         except MedkdError as error:

@@ -41,6 +41,15 @@ class UntrainedNetwork(SegmentationFolder):
         return short_name(self.path)
 
     @property
+    def recorded(self) -> str:
+        """As of the run, since folds of a student whose teachers are trained already say so, too."""
+        return self.name
+
+    def taught_as(self, results: Path) -> tuple[str, ...]:
+        """Likewise; it is going to lie beside the student."""
+        return (self.path.name,)
+
+    @property
     def network_name(self) -> str:
         """Its registry name."""
         return self._job.run.network.name

@@ -11,6 +11,9 @@ import pytest
 from medkd.cli.reproduce import main
 from medkd.core.dataset import DatasetDescription
 from medkd.core.files import write_json
+from medkd.core.teachers import Untrained
+from medkd.training.options import TrainOptions
+from medkd.training.segmentation_task import dry_run, train, train_distill
 from tests.reproduction.test_recipe import recipe
 from tests.training.builders import NAME, make_dataset
 from tests.training.test_teacher_scores import make_model
@@ -101,3 +104,15 @@ def test_impossible_pairs_are_found_before_anything_begins(tmp_path: Path, capsy
     assert names(found) == ["tiny-kd-from-given-seed0-fold0"] and "its labels are background 0, big 1" in found[0]
     write_json(model / "teacher.json", {**stated, "train": [f"case_{number:02d}" for number in range(6)]})
     assert "was trained (fold" in said("--check", "--only", "tiny-kd*")[0]
+
+
+def test_a_fold_whose_teacher_is_not_trained_yet_joins_the_run_of_those_that_are_done(tmp_path: Path) -> None:
+    """A recipe that goes on after its first fold: run.json of the student names its teacher already."""
+    make_dataset(tmp_path)
+    short = {"root": tmp_path, "epochs": 1, "iterations_per_epoch": 1, "workers": 0, "device": "cpu", "validate": False}
+    teacher, student = (TrainOptions(**short, tag=tag, width_divisor=2) for tag in ("long", "small"))
+    taught = train(900, "plain_unet", 0, teacher)
+    folder = train_distill(900, taught.parent.name, "plain_unet", "kd", 0, student)
+    later = Untrained(network="plain_unet", options=teacher)
+    lines = dry_run(900, "plain_unet", 1, student, later, "kd")
+    assert f"{folder.parent.name}/fold_1 (new)" in lines[0], lines
