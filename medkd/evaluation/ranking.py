@@ -18,6 +18,7 @@ from medkd.evaluation.statistics import (
     PairedDifference,
     Units,
     groups_of,
+    mean_of_means,
     paired_difference,
     patients_of,
 )
@@ -78,7 +79,7 @@ def crossed_difference(
         drawn = count[units].sum(axis=0)
         mine = ours[random.integers(len(ours), size=len(ours))][:, units].sum(axis=1)
         other = theirs[random.integers(len(theirs), size=len(theirs))][:, units].sum(axis=1)
-        samples[number] = _mean_of_means(mine, drawn).mean() - _mean_of_means(other, drawn).mean()
+        samples[number] = mean_of_means(mine, drawn).mean() - mean_of_means(other, drawn).mean()
     low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
     return PairedDifference(plain.mean, float(low), float(high), plain.n, plain.p)
 
@@ -90,14 +91,6 @@ def _summed(table: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np
     known = np.isfinite(table).all(axis=0)
     every = [Units.of(row, groups) for row in np.where(known, table, nan)]
     return np.stack([units.total for units in every]), every[0].count
-
-
-def _mean_of_means(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; a class without any is left
-    out.
-    """
-    means = total / np.maximum(count, 1)
-    return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +129,13 @@ def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0, groups: Array
     names, (total, count) = list(scores), _shared(scores, groups)
     if not count.size:
         return []
-    places = stats.rankdata(-_mean_of_means(total.sum(axis=1), count.sum(axis=0)), method="min").astype(int)
-    ranks = stats.rankdata(-_mean_of_means(total, count), axis=0).mean(axis=1)
+    places = stats.rankdata(-mean_of_means(total.sum(axis=1), count.sum(axis=0)), method="min").astype(int)
+    ranks = stats.rankdata(-mean_of_means(total, count), axis=0).mean(axis=1)
     random = np.random.default_rng(seed)
     drawn = random.integers(len(count), size=(RESAMPLES, len(count)))
     times = np.zeros(drawn.shape)
     np.add.at(times, (np.arange(RESAMPLES)[:, None], drawn), 1)
-    sampled_means = _mean_of_means(np.einsum("ru,muc->mrc", times, total, optimize=True), times @ count)
+    sampled_means = mean_of_means(np.einsum("ru,muc->mrc", times, total, optimize=True), times @ count)
     sampled = stats.rankdata(-sampled_means, axis=0, method="min")
     found = []
     for index, name in enumerate(names):
@@ -249,7 +242,7 @@ def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | Non
     if why_not_ranked(scores, groups=groups):
         return None
     names, (total, count) = list(scores), _shared(scores, groups)
-    table, units = _mean_of_means(total, count), len(count)
+    table, units = mean_of_means(total, count), len(count)
     p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
     quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
     distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * units)))

@@ -255,10 +255,15 @@ class Units:
         """The mean over columns of their means over the drawn units' cases: ``(samples, units)`` → ``(samples,)``;
         columns without a value in a sample are left out of it.
         """
-        count = self.count[drawn].sum(axis=-2)
-        means = self.total[drawn].sum(axis=-2) / np.maximum(count, 1)
-        columns = (count > 0).sum(axis=-1)
-        return means.sum(axis=-1) / np.maximum(columns, 1)
+        return mean_of_means(self.total[drawn].sum(axis=-2), self.count[drawn].sum(axis=-2))
+
+
+def mean_of_means(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; a class without any is left
+    out.
+    """
+    means = total / np.maximum(count, 1)
+    return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
 
 
 def count_patients(cases: Sequence[str], patients: Mapping[str, str]) -> int | None:

@@ -80,8 +80,7 @@ class _Case:
 
 def contents_of(fingerprint: Fingerprint) -> dict[str, str]:
     """Case → hash of its voxels, of all cases, those without labels included."""
-    every = [*fingerprint.facts, *(scan.facts for scan in fingerprint.unlabelled)]
-    return {facts.case: facts.digest for facts in every}
+    return {facts.case: facts.digest for facts in _facts_of(fingerprint)}
 
 
 def known_contents(prepared: Path) -> dict[str, str]:
@@ -92,9 +91,11 @@ def known_contents(prepared: Path) -> dict[str, str]:
         found = load(Fingerprint, prepared / FINGERPRINT_FILE)
     except DataError:
         return {}
-    every = [*found.facts, *(scan.facts for scan in found.unlabelled)]
-    turned = {facts.case for facts in every if facts.orientation != "RAS"}
-    return {case: digest for case, digest in contents_of(found).items() if found.comparable or case not in turned}
+    return {facts.case: facts.digest for facts in _facts_of(found) if found.comparable or facts.orientation == "RAS"}
+
+
+def _facts_of(fingerprint: Fingerprint) -> list[CaseFacts]:
+    return [*fingerprint.facts, *(scan.facts for scan in fingerprint.unlabelled)]
 
 
 def make_fingerprint(
