@@ -7,7 +7,8 @@ loss's.
 Teacher and student are first trained for some steps on synthetic organs, since untrained networks say nothing about the
 scale of a term. The gradient norms are those of each weighted term alone, at the same student, with respect to its
 logits and to its parameters. Times are processor seconds, which other programs disturb less, and the smallest of
-several runs; peak memory is that of the tensors alive at once during the step, beyond those before it. Writes
+several runs; peak memory is that of the tensors alive at once during the step, beyond those before it. The floor of a
+step is the student's own and one forward pass of the teacher. Writes
 benchmarks/results/distillation_<patch>[_regions].json.
 """
 
@@ -105,6 +106,16 @@ class Bench:
         after.remove()
         return min(f[0] for f in found), min(f[1] for f in found)
 
+    def teacher_seconds(self, teacher: nn.Module, repeats: int) -> float:
+        """Processor seconds of one forward pass of a teacher."""
+        found = []
+        for _ in range(repeats + 1):  # the first one pays for allocations
+            start = time.process_time()
+            with torch.no_grad():
+                teacher(self.image)
+            found.append(time.process_time() - start)
+        return min(found)
+
     def peak_mib(self, distiller: Distiller) -> float:
         """Peak of live tensors in a step."""
         self.student.zero_grad(set_to_none=True)
@@ -153,6 +164,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         patch_size=patch,
     )
     results: dict[str, Any] = {}
+    teacher_s = bench.teacher_seconds(teacher.eval(), options.repeats)
     for name in options.methods:
         try:
             distiller = Distiller(teacher, build_method(name, context, dict(s.split("=", 1) for s in options.set)))
@@ -170,14 +182,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "peak_mib": bench.peak_mib(distiller),
             "terms": bench.norms(distiller),
         }
+        if name != "none" and "none" in results:
+            results[name]["of_the_floor"] = step / (results["none"]["step_s"] + teacher_s)
         show(name, results)
-    return {"trained_loss": trained, "methods": results}
+    return {"trained_loss": trained, "teacher_forward_s": teacher_s, "methods": results}
 
 
 def show(name: str, results: dict[str, Any]) -> None:
     """Print one method's lines."""
     row = results[name]
     relative = {base: row["step_s"] / results[base]["step_s"] for base in ("none", "kd") if base in results}
+    if "of_the_floor" in row:
+        relative["the floor"] = row["of_the_floor"]
     ratios = "  ".join(f"{ratio:5.2f} x {base}" for base, ratio in relative.items())
     print(
         f"{name:12s} step {row['step_s']:7.3f} s  loss {row['loss_forward_s']:7.3f} s  {row['peak_mib']:7.0f} MiB  "
