@@ -66,8 +66,8 @@ class Needs:
 
 
 AGAIN = -1
-"""The exit status of a command that an earlier runner began and whose own nobody saw: it is begun again, and goes on
-from what it kept."""
+"""The exit status of a command that was not ended by itself (an earlier runner began it and nobody saw its own, or the
+machine was lost): it is begun again, and goes on from what it kept."""
 
 
 class Handle(Protocol):
@@ -97,7 +97,9 @@ class Engine(Protocol):
         ...
 
     def find(self, ticket: str) -> Handle | None:
-        """A command that an earlier runner began and that still runs; None where it has ended."""
+        """A command that an earlier runner began and that still runs; None where it has ended, or another engine runs
+        it.
+        """
         ...
 
     def stop(self) -> None:

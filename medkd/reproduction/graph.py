@@ -17,6 +17,8 @@ from medkd.reproduction.search import BEST_FILE, Best, Search
 from medkd.tasks import every_task
 
 PREPARE = "prepare"
+SEARCHES = "searches"
+"""Folder of the searches beside a recipe's records."""
 _LONGEST = 150  # letters of a run's name; file systems take 255 with what is added
 SEARCH_DECIDES = ("validate", "track")
 """Settings of a recipe that a search decides for each of its own trainings."""
@@ -263,7 +265,7 @@ class _Builder:
         words += [*self._settings((row.settings, way.settings), SEARCH_DECIDES), *seed, *self._root()]
         # another search is another folder, and its result another command of the student
         mark = hashlib.blake2b("\0".join(words).encode(), digest_size=4).hexdigest()
-        folder = self.place.root / "reproductions" / self.place.name / "searches" / f"{name}-{mark}"
+        folder = self.place.root / "reproductions" / self.place.name / SEARCHES / f"{name}-{mark}"
         words += ["--folder", str(folder)]
         self._add(
             Node(

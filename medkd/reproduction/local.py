@@ -48,6 +48,13 @@ class FoundHandle:
         return None if _lives(self.ticket) else AGAIN
 
 
+def find_here(ticket: str) -> FoundHandle | None:
+    """The process of this machine that a runner with the local engine began; None where there is none, or the ticket is
+    of another engine.
+    """
+    return FoundHandle(ticket, int(ticket.split()[2])) if _lives(ticket) else None
+
+
 class LocalEngine:
     """Fills the GPUs that CUDA shows, or the cores.
 
@@ -78,10 +85,9 @@ class LocalEngine:
 
     def find(self, ticket: str) -> FoundHandle | None:
         """The process of a ticket, which takes a place."""
-        if not _lives(ticket):
-            return None
-        found = FoundHandle(ticket, int(ticket.split()[2]))
-        self.handles.append(found)
+        found = find_here(ticket)
+        if found is not None:
+            self.handles.append(found)
         return found
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ from medkd.core.errors import RunError
 from medkd.reproduction.engines import Needs, Order
 
 _WAITING = 1000  # orders that may wait in Ray's own queue
+_OPTIONS = {"CPU": ("--cpus", "cores", 1), "GPU": ("--gpus", "GPUs", 1), "memory": ("--memory", "GiB", 2**30)}
 
 
 class RayHandle:
@@ -61,6 +62,8 @@ class RayEngine:
         self._ray, self.needs = ray, needs
         self.handles: list[RayHandle] = []
         self._connect()
+        if needs.address is None:
+            self._refuse_impossible()  # a cluster of somebody else's may grow
         resources: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
         if needs.memory_gb is not None:
             resources["memory"] = int(needs.memory_gb * 2**30)
@@ -92,6 +95,21 @@ class RayEngine:
         while any(handle.poll() is None for handle in self.handles) and time.monotonic() < deadline:
             time.sleep(0.2)
         self._ray.shutdown()
+
+    def _refuse_impossible(self) -> None:
+        """Refuse what a run needs and this machine does not have; Ray would wait for another machine for ever."""
+        there = self._ray.cluster_resources()
+        asked = {"CPU": self.needs.cpus, "GPU": self.needs.gpus, "memory": (self.needs.memory_gb or 0.0) * 2**30}
+        lacking = [name for name, amount in asked.items() if amount > there.get(name, 0.0)]
+        if not lacking:
+            return
+        self._ray.shutdown()
+        option, unit, size = _OPTIONS[lacking[0]]
+        raise RunError(
+            f"{option} asks for {asked[lacking[0]] / size:g} {unit} per run, but Ray has "
+            f"{there.get(lacking[0], 0.0) / size:.3g} on this machine; ask for less, or give the --address of a larger "
+            "cluster."
+        )
 
     def _connect(self) -> None:
         address = self.needs.address

@@ -181,8 +181,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
     nodes = work.chosen
-    if any(node.kind == "search" for node in nodes.values()):
-        check_optuna()
+    _refuse_missing_optuna(work)
     conversion = ensure_data(work.recipe, work.root, work.options.data, say)
     _refuse_impossible(work, path, say)
     if conversion is not None:
@@ -217,6 +216,7 @@ def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> lis
     for sentence in unknown_names(work.recipe):
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
+    _refuse_missing_optuna(work)
     ensure_data(work.recipe, work.root, options.data, lambda line: None)
     _refuse_impossible(work, path, lambda line: None)
     words = [str(Path(path).absolute()), "--root", str(work.root.raw.parent.absolute()), *_own_words(options)]
@@ -272,6 +272,7 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
     for teacher, folder in _models(work).items():
         if not folder.exists():
             problems.append(f"missing: the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
+    problems += [f"missing: {sentence}" for sentence in _missing_optuna(work)]
     unknown = unknown_names(recipe)
     problems += [f"unknown: {sentence}" for sentence in unknown]
     if not problems:
@@ -313,6 +314,19 @@ def _refuse_missing_models(work: Work) -> None:
     for teacher, folder in _models(work).items():
         if not folder.exists():
             raise DataError(f"The teacher '{teacher}' is not at {folder}; give --model {teacher}=FOLDER.")
+
+
+def _refuse_missing_optuna(work: Work) -> None:
+    if any(node.kind == "search" for node in work.chosen.values()):
+        check_optuna()
+
+
+def _missing_optuna(work: Work) -> list[str]:
+    try:
+        _refuse_missing_optuna(work)
+    except RunError as error:
+        return [str(error)]
+    return []
 
 
 def _with_conversion(nodes: Mapping[str, Node], words: tuple[str, ...]) -> dict[str, Node]:

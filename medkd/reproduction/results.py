@@ -148,9 +148,12 @@ def collect(
             grouped.setdefault((node.teacher, node.student, node.method), []).append(node)
     rows, task = [], None
     for group in grouped.values():
-        row, found = _row(recipe, group, now.records)
-        again = tuple(f"{node.name}: {now.outdated[node.name]}" for node in group if node.name in now.outdated)
-        rows.append(replace(row, tuned=tuple(_tuned(group, now.records)), outdated=again))
+        searches = _searches(group, nodes)
+        row, found = _row(recipe, group, searches, now.records)
+        again = tuple(
+            f"{node.name}: {now.outdated[node.name]}" for node in (*searches, *group) if node.name in now.outdated
+        )
+        rows.append(replace(row, tuned=tuple(_tuned(searches, now.records)), outdated=again))
         task = task or found
     if task is None:
         return Results(
@@ -186,7 +189,15 @@ def _counted(rows: Sequence[Row], case: str) -> str:
     return "" if patients is None else counted_cases(len(cases), patients, case)
 
 
-def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -> tuple[Row, ReportTask | None]:
+def _searches(group: Sequence[Node], nodes: Mapping[str, Node]) -> list[Node]:
+    """The searches whose values the runs of a row are given."""
+    names = dict.fromkeys(word.node for node in group for word in node.words if isinstance(word, Tuned))
+    return [nodes[name] for name in names]
+
+
+def _row(
+    recipe: Recipe, group: Sequence[Node], searches: Sequence[Node], records: Mapping[str, Record]
+) -> tuple[Row, ReportTask | None]:
     first = group[0]
     known = [(node, records[node.name].status) for node in group if node.name in records]
     done = [node for node, status in known if status == "done"]
@@ -202,29 +213,36 @@ def _row(recipe: Recipe, group: Sequence[Node], records: Mapping[str, Record]) -
         scores=tuple(scores),
         values={metric.key: _mean([score.value(metric.key) for score in scores]) for metric in metrics},
         published=tuple(_published(recipe, first)),
-        failed=tuple(f"{node.name}: {records[node.name].error}" for node, status in known if status == "failed"),
-        warned=tuple(_warnings(done, records)),
+        failed=tuple(_failures([*searches, *group], records)),
+        warned=tuple(_warnings([*searches, *done], records)),
     )
     return row, task
 
 
-def _warnings(done: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
-    for node in done:
-        for text in records[node.name].warnings:
+def _failures(known: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
+    for node in known:
+        record = records.get(node.name)
+        if record is not None and record.status == "failed":
+            yield f"{node.name}: {record.error}"
+
+
+def _warnings(known: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
+    for node in known:
+        record = records.get(node.name)
+        for text in () if record is None else record.warnings:
             yield f"{node.name}: {text}"
 
 
-def _tuned(group: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
+def _tuned(searches: Sequence[Node], records: Mapping[str, Record]) -> Iterator[str]:
     """What searches found for the runs of a row, one line per search."""
-    searches = dict.fromkeys(word.node for node in group for word in node.words if isinstance(word, Tuned))
-    for name in searches:
-        record = records.get(name)
+    for node in searches:
+        record = records.get(node.name)
         if record is None or record.status != "done" or not (Path(record.folder) / BEST_FILE).exists():
             continue
         best = load(Best, Path(record.folder) / BEST_FILE)
         yield (
-            f"{name}: {shown(best.parameters)} (trial {best.trial} of {best.trials}, {best.metric} {best.score:.4f} on "
-            f"inner folds of {best.cases} cases)"
+            f"{node.name}: {shown(best.parameters)} (trial {best.trial} of {best.trials}, {best.metric} "
+            f"{best.score:.4f} on inner folds of {best.cases} cases)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
 from medkd.reproduction.graph import Node
+from medkd.reproduction.local import find_here
 from medkd.reproduction.recipe import Recipe, RecipeData
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.state import Record, State, is_refused_as_outdated, runs_of, why_due
@@ -22,6 +24,9 @@ from medkd.reproduction.state import Record, State, is_refused_as_outdated, runs
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
 _PHANTOM_CASES = 20
+_HELD = re.compile(r"is being trained by the process \d+ on ")  # a process of another machine, which may be lost
+_HELD_SECONDS = 360.0  # after which a lost one does not hold a fold any longer, see medkd.training.lock
+_LOOK_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
@@ -110,6 +115,8 @@ class Runner:
         self._spent: list[float] = []
         self._anew: set[str] = set()
         self._due: set[str] = set()
+        self._held: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
 
     def run(self) -> Outcome:
         """Until nothing is left that can be done."""
@@ -117,7 +124,7 @@ class Runner:
             while self.waiting or self.running:
                 self._look()
                 self._begin_what_may()
-                if self.running:
+                if self.waiting or self.running:
                     time.sleep(_PAUSE)
         except BaseException:
             self.say("stopping; what was computed is kept, the same command goes on from there")
@@ -133,7 +140,7 @@ class Runner:
             if obstacle is not None:
                 self.waiting.remove(node)
                 self.outcome.blocked[node.name] = obstacle
-            elif all(need in self.outcome.done for need in node.needs):
+            elif all(need in self.outcome.done for need in node.needs) and not self._is_early(node.name):
                 self._consider(node, ready)
         room = self.engine.free()
         self._begin(ready[: max(room, 0)])
@@ -149,7 +156,7 @@ class Runner:
             self.outcome.done.append(node.name)
             return
         if record is not None and record.status == "running" and node.name not in self._attempts:
-            handle = self.engine.find(record.ticket)
+            handle = self.engine.find(record.ticket) or find_here(record.ticket)
             if handle is not None:
                 self.waiting.remove(node)
                 self.running[node.name] = handle
@@ -222,12 +229,30 @@ class Runner:
             self.say(f"{node.name} is made anew: {record.error}")
             self.waiting.insert(0, node)
             return
+        if self._waits_for_another(node.name, record):
+            self._attempts[node.name] -= 1
+            self.say(f"{node.name} waits: {record.error}")
+            self.waiting.insert(0, node)
+            return
         if self._attempts[node.name] < _ATTEMPTS:
             self.say(f"{node.name} failed ({record.error}); it is tried once more")
             self.waiting.insert(0, node)
             return
         self.outcome.failed[node.name] = record.error
         self.say(f"{node.name} failed again: {record.error}")
+
+    def _is_early(self, name: str) -> bool:
+        return time.monotonic() < self._not_before.get(name, 0.0)
+
+    def _waits_for_another(self, name: str, record: Record) -> bool:
+        """Whether a process of another machine holds the fold, which may be that of a lost job, until nobody believes
+        in it any longer.
+        """
+        if _HELD.search(record.error) is None:
+            return False
+        now = time.monotonic()
+        self._not_before[name] = now + _LOOK_SECONDS
+        return now - self._held.setdefault(name, now) < _HELD_SECONDS
 
 
 def _duration(seconds: float) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
 from medkd.core.errors import RunError
-from medkd.reproduction.engines import Needs, Order
+from medkd.reproduction.engines import AGAIN, Needs, Order
 from medkd.reproduction.ray_cluster import execute
 
 _WAITING = 1000
-_FAILED = {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL"}
+_TICKET = re.compile(r"\d+(_\d+)?")  # of a job, or of a task of an array
+_NAMES = {"timeout_min": "time", "name": "job_name"}  # of options that submitit calls otherwise
+_LOST = {"NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}  # through no fault of the command, which goes on from what it kept
+_FAILED = {"FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", *_LOST}
 
 
 class SlurmHandle:
@@ -26,11 +30,14 @@ class SlurmHandle:
         self.ticket = str(job.job_id)
 
     def poll(self) -> int | None:
-        """Exit status; 1 for a job that Slurm ended."""
+        """Exit status; 1 for a job that Slurm ended, and
+        :data:`~medkd.reproduction.engines.AGAIN` for one that its machine, or a more important one, ended.
+        """
         if not self.job.done():
             return None
-        if self.job.state.split()[0] in _FAILED and not self.job.paths.result_pickle.exists():
-            return 1
+        state = self.job.state.split()[0]
+        if state in _FAILED and not self.job.paths.result_pickle.exists():
+            return AGAIN if state in _LOST else 1
         try:
             return int(self.job.result())
         except Exception:  # whatever the job raised, on another machine
@@ -52,28 +59,23 @@ class SlurmEngine:
             import submitit
         except ImportError as error:
             raise RunError("--engine slurm needs the package submitit; run pip install 'medkd[cluster]'.") from error
-        if shutil.which("sbatch") is None:
-            raise RunError("--engine slurm needs sbatch, which is not on the PATH; run on a login node of the cluster.")
+        for program in ("sbatch", "srun"):
+            if shutil.which(program) is None:
+                raise RunError(
+                    f"--engine slurm needs {program}, which is not on the PATH; run on a login node of the cluster."
+                )
         self.needs = needs
         self.handles: list[SlurmHandle] = []
-        self._executor = submitit.AutoExecutor(folder=str(needs.folder / "slurm"), cluster="slurm")
-        options: dict[str, Any] = {"cpus_per_task": needs.cpus, "slurm_array_parallelism": needs.jobs or 256}
-        if needs.gpus:
-            options["gpus_per_node"] = max(1, round(needs.gpus))
-        if needs.memory_gb is not None:
-            options["mem_gb"] = needs.memory_gb
-        for name, value in needs.options.items():
-            known = name if name in ("timeout_min", "nodes", "name") else f"slurm_{name}"
-            options[known] = int(value) if value.isdecimal() else value
+        self._executor = submitit.SlurmExecutor(folder=str(needs.folder / "slurm"))
         try:
-            self._executor.update_parameters(**options)
+            self._executor.update_parameters(**_options(needs))
         except (NameError, TypeError, ValueError) as error:
             raise RunError(f"--slurm: {str(error).splitlines()[0]}; leave the option out.") from error
 
     def free(self) -> int:
-        """Room in Slurm's queue, whose own limits hold."""
+        """Room in Slurm's queue, or up to the jobs that were asked for: an array knows of no other."""
         self.handles = [handle for handle in self.handles if handle.poll() is None]
-        return _WAITING - len(self.handles)
+        return (self.needs.jobs or _WAITING) - len(self.handles)
 
     def begin(self, orders: Sequence[Order]) -> list[SlurmHandle]:
         """Submit an array of one task per command.
@@ -87,7 +89,7 @@ class SlurmEngine:
         try:
             with self._executor.batch():
                 for order in orders:
-                    variables = dict(order.environment)
+                    variables = {**order.environment, "OMP_NUM_THREADS": str(self.needs.cpus)}
                     submitted = self._executor.submit(
                         execute, list(order.command), str(order.output), str(order.log), variables
                     )
@@ -99,10 +101,10 @@ class SlurmEngine:
         return begun
 
     def find(self, ticket: str) -> SlurmHandle | None:
-        """The job of a ticket, be it done or not."""
+        """The job of a ticket, be it done or not; Slurm would be asked for ever for one that it never had."""
         import submitit
 
-        if not ticket:
+        if _TICKET.fullmatch(ticket) is None:
             return None
         handle = SlurmHandle(submitit.SlurmJob(self._executor.folder, ticket))
         self.handles.append(handle)
@@ -110,3 +112,20 @@ class SlurmEngine:
 
     def stop(self) -> None:
         """Jobs of a cluster go on without this command, which finds them done when it is run again."""
+
+
+def _options(needs: Needs) -> dict[str, Any]:
+    """What sbatch is asked for; without a limit of time, which is Slurm's to set (submitit's own is five minutes)."""
+    options: dict[str, Any] = {
+        "cpus_per_task": needs.cpus,
+        "array_parallelism": needs.jobs or 256,
+        "nodes": 1,
+        "time": None,
+    }
+    if needs.gpus:
+        options["gpus_per_node"] = max(1, round(needs.gpus))
+    if needs.memory_gb is not None:
+        options["mem"] = f"{max(1, round(needs.memory_gb * 1024))}M"
+    for name, value in needs.options.items():
+        options[_NAMES.get(name, name)] = int(value) if value.isdecimal() else value
+    return options

@@ -14,7 +14,7 @@ from medkd.core.made_from import changed_inputs
 from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.evaluation.done import why_not_done
-from medkd.reproduction.graph import Node
+from medkd.reproduction.graph import SEARCHES, Node
 from medkd.reproduction.search import BEST_FILE, changed_search
 
 Status = Literal["running", "done", "failed"]
@@ -213,5 +213,5 @@ def runs_of(records: Mapping[str, Record]) -> dict[str, str]:
     for name, record in records.items():
         if record.status == "done" and record.folder:
             folder = Path(record.folder)
-            found[name] = str(folder) if (folder / BEST_FILE).exists() else folder.parent.name
+            found[name] = str(folder) if folder.parent.name == SEARCHES else folder.parent.name
     return found

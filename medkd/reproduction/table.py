@@ -133,7 +133,7 @@ def csv_text(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     keys = [metric.key for metric in results.metrics]
     bounded = [f"{name}{suffix}" for name in (*keys, *_COMPARED) for suffix in ("", "_low", "_high")]
-    writer.writerow(["teacher", "student", "method", "runs", "of", *bounded, "p_holm", "replaces_teacher"])
+    writer.writerow(["teacher", "student", "method", "runs", "of", *bounded, "p_holm", "replaces_teacher", "searched"])
     for row in results.rows:
         writer.writerow(_csv_row(row, keys))
     return buffer.getvalue()
@@ -147,7 +147,8 @@ def _csv_row(row: Row, keys: Sequence[str]) -> list[str]:
     numbers: list[str] = []
     for interval in (*(row.values.get(key) for key in keys), row.to_alone, row.to_teacher):
         numbers += _numbers(interval)
-    return [*names, *numbers, f"{row.p:.6g}" if isfinite(row.p) else "", row.replaces or ""]
+    said = f"{row.p:.6g}" if isfinite(row.p) else ""
+    return [*names, *numbers, said, row.replaces or "", "; ".join(row.tuned)]
 
 
 def _numbers(interval: Interval | None) -> list[str]:
@@ -162,6 +163,7 @@ def latex(results: Results) -> str:
     titles = head(results)
     lines = [rf"\begin{{tabular}}{{{'l' * len(titles)}}}", r"\toprule", _latex_line(titles), r"\midrule"]
     lines += [_latex_line(cells(results, row)) for row in results.rows]
+    lines += [f"% searched: {found}" for row in results.rows for found in row.tuned]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

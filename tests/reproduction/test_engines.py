@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,12 +133,13 @@ _SBATCH = """#!/bin/bash
 file="${@: -1}"
 tasks=$(grep -oP -- '--array=0-\\K[0-9]+' "$file" || true)
 echo "$@" >> "$PRETENDED/calls"
+job=$((76 + $(wc -l < "$PRETENDED/calls")))
+export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
 for task in $(seq 0 "${tasks:-0}"); do
-  if [ -z "$tasks" ]; then id=77; else id="77_$task"; fi
-  (SLURM_JOB_ID=$((1000 + task)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
-   SLURM_JOB_NODELIST=here SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 bash "$file" >"$PRETENDED/$task" 2>&1 &)
+  array="SLURM_ARRAY_JOB_ID=$job SLURM_ARRAY_TASK_ID=$task"
+  (env SLURM_JOB_ID=$((job + task)) ${tasks:+$array} bash "$file" >"$PRETENDED/$job.$task" 2>&1 &)
 done
-echo "Submitted batch job 77"
+echo "Submitted batch job $job"
 """
 _SRUN = """#!/bin/bash
 while [[ "$1" == -* ]]; do
@@ -146,7 +148,7 @@ while [[ "$1" == -* ]]; do
 done
 exec "$@"
 """
-_SACCT = "#!/bin/bash\necho 'JobID|State'\nfor task in 0 1 2; do echo \"77_$task|RUNNING\"; done\n"
+_SACCT = "#!/bin/bash\necho 'JobID|State'\n"
 
 
 def pretend_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,7 @@ def test_slurm_gets_one_array_with_what_a_run_needs(tmp_path: Path, monkeypatch:
     check_two_commands(engine, tmp_path)
     assert (tmp_path / "calls").read_text().count("\n") == 1
     asked = next((tmp_path / "slurm").glob("*.sh")).read_text()
-    for line in ("array=0-1%2", "cpus-per-task=3", "gpus-per-node=1", "mem=7GB", "partition=gpu", "time=90"):
+    for line in ("array=0-1%2", "cpus-per-task=3", "gpus-per-node=1", "mem=7168M", "partition=gpu", "time=90"):
         assert f"#SBATCH --{line}" in asked
 
 
@@ -181,3 +183,31 @@ def test_an_option_that_slurm_does_not_have_is_one_sentence(tmp_path: Path, monk
     pretend_slurm(tmp_path, monkeypatch)
     with pytest.raises(RunError, match=r"--slurm: .*prtition"):
         make_engine("slurm", Needs(options={"prtition": "gpu"}, folder=tmp_path))
+
+
+def test_tickets_of_other_engines_and_lost_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm would be asked for ever for a job that it never had."""
+    pytest.importorskip("submitit", reason="the extra cluster is not installed")
+    pretend_slurm(tmp_path, monkeypatch)
+    engine = make_engine("slurm", Needs(jobs=2, folder=tmp_path))
+    for ticket in ("", "4711 1795742011.9 0", "nonsense"):
+        assert engine.find(ticket) is None
+    assert engine.free() == 2
+    found = engine.find("77_3")
+    assert found is not None and engine.free() == 1  # an array's own limit knows of no other array
+    job: Any = found.job  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(job), "done", lambda self: True)
+    for state, code in {"NODE_FAIL": AGAIN, "PREEMPTED": AGAIN, "TIMEOUT": 1, "CANCELLED by 1000": 1}.items():
+        monkeypatch.setattr(type(job), "state", state)
+        assert found.poll() == code
+
+
+@pytest.mark.slow
+def test_what_no_machine_of_its_own_cluster_has_is_one_sentence() -> None:
+    pytest.importorskip("ray", reason="the extra cluster is not installed")
+    with pytest.raises(
+        RunError, match=r"^--gpus asks for 64 GPUs per run, but Ray has [0-9]+ on this machine; ask for"
+    ):
+        make_engine("ray", Needs(gpus=64))
+    with pytest.raises(RunError, match=r"^--memory asks for 1e\+06 GiB per run, but Ray has"):
+        make_engine("ray", Needs(memory_gb=1e6))

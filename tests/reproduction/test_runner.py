@@ -22,8 +22,9 @@ from medkd.core.paths import Root
 from medkd.core.run import Budget, NetworkSpec, RunDescription
 from medkd.core.serial import save
 from medkd.reproduction import runner as runner_module
-from medkd.reproduction.engines import AGAIN, Order
+from medkd.reproduction.engines import AGAIN, Needs, Order
 from medkd.reproduction.graph import Node, Place, Trained, build_graph
+from medkd.reproduction.local import LocalEngine
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.state import Standing, State, standing
@@ -56,6 +57,7 @@ class PretendedEngine:
     handles: list[Pretended] = field(default_factory=list)
     most: int = 0
     stopped: bool = False
+    error: str = "the disk is full"
 
     def free(self) -> int:
         running = sum(handle.looks < 2 for handle in self.handles)
@@ -73,7 +75,7 @@ class PretendedEngine:
             run.mkdir(parents=True, exist_ok=True)
             order.output.parent.mkdir(parents=True, exist_ok=True)
             order.output.write_text(f"something\n{run}\n")
-            order.log.write_text("progress\nerror: the disk is full\n" if code else "progress\n")
+            order.log.write_text(f"progress\nerror: {self.error}\n" if code else "progress\n")
             found.append(Pretended(code, f"ticket {order.name}"))
         self.handles += found
         return found
@@ -187,6 +189,32 @@ def test_a_command_that_outlived_the_runner_is_waited_for_and_then_asked(tmp_pat
     assert engine.begun[0] == "prepare"
     assert engine.begun.count("prepare") == 1
     assert sorted(outcome.done) == sorted(nodes)
+
+
+def test_a_fold_that_a_lost_machine_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is believed for some minutes, so a job that begins elsewhere at once is refused; that is no failure."""
+    monkeypatch.setattr(runner_module, "_LOOK_SECONDS", 0.0)
+    held = f"{tmp_path} is being trained by the process 7 on elsewhere; wait for it or stop it"
+    name, nodes = "tiny-alone-seed0-fold0", graph(tmp_path)
+    engine = PretendedEngine(tmp_path, {name: [1, 1, 1, 0]}, error=held)
+    assert name in go(tmp_path, nodes, engine).done and engine.begun.count(name) == 4
+    monkeypatch.setattr(runner_module, "_HELD_SECONDS", 0.0)
+    changed = {**nodes, name: replace(nodes[name], words=(*nodes[name].words, "--epochs", "7"))}
+    engine = PretendedEngine(tmp_path, {name: [1, 1]}, error=held)
+    assert go(tmp_path, changed, engine).failed == {name: held} and engine.begun.count(name) == 2
+
+
+def test_a_command_that_another_engine_began_on_this_machine_is_found(tmp_path: Path) -> None:
+    nodes, state = graph(tmp_path), State(tmp_path, "toy")
+    local = LocalEngine(Needs(jobs=1))
+    order = Order(name="a", command=("sleep", "60"), output=tmp_path / "a.out", log=tmp_path / "a.log")
+    child = local.begin([order])[0]
+    state.begin("prepare", nodes["prepare"].command({}), 1, child.ticket)
+    runner, said = Runner(nodes, state, PretendedEngine(tmp_path), lambda line: None), list[str]()
+    runner.say = said.append
+    runner._begin_what_may()
+    assert said == ["prepare still runs"] and not runner._due
+    local.stop()
 
 
 def test_a_recipe_that_changed_makes_its_runs_due_again(tmp_path: Path) -> None:

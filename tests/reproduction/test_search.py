@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import medkd
+from medkd.cli.reproduce import main as reproduce
 from medkd.cli.tune import _arguments, main
 from medkd.core.errors import DataError, DivergedError, MedkdError, RunError
 from medkd.core.files import atomic_path, write_json
@@ -20,8 +21,10 @@ from medkd.core.serial import load, save
 from medkd.core.splits import FoldRecord, load_splits
 from medkd.preprocessing.store import CaseStore
 from medkd.reproduction import search as searching
+from medkd.reproduction import table
 from medkd.reproduction.graph import Node, Place, Tuned, build_graph
 from medkd.reproduction.inner import make_inner_root
+from medkd.reproduction.results import collect
 from medkd.reproduction.search import (
     BEST_FILE,
     TRIALS_FILE,
@@ -183,6 +186,43 @@ def test_a_recipe_searches_before_its_students_and_gives_them_what_it_found(tmp_
     other = read(tmp_path, recipe(teachers=teachers, students=students, methods=searched(trials=4)))
     changed = build_graph(other, Place(name="toy", root=tmp_path, models={}))[name].command({})
     assert changed[changed.index("--folder") + 1] != str(folder)
+
+
+def test_the_table_says_what_became_of_a_search(tmp_path: Path) -> None:
+    content = read(tmp_path, recipe(teachers={"large": {"network": "res_unet"}}, methods=searched(), folds=["0"]))
+    nodes = build_graph(content, Place(name="toy", root=tmp_path, models={}))
+    (node,) = [node for node in nodes.values() if node.kind == "search" and node.student == "tiny"]
+    command = node.command({})
+    folder = Path(command[command.index("--folder") + 1])
+    save(
+        folder / BEST_FILE,
+        Best(parameters={"kd.temperature": 2.5}, score=0.5, metric="Dice", trial=1, trials=3, cases=4),
+    )
+    record = Record(command=tuple(command), status="done", folder=str(folder), warnings=("it is slow",))
+    found = collect(content, nodes, {node.name: record})
+    said = f"{node.name}: kd.temperature = 2.5 (trial 1 of 3, Dice 0.5000 on inner folds of 4 cases)"
+    assert f"searched: {said}" in table.text(found) and f"warned: {node.name}: it is slow" in table.text(found)
+    assert f"% searched: {said}" in table.latex(found) and f'"{said}"' in table.csv_text(found)
+    (folder / BEST_FILE).unlink()
+    assert f"due again, and not counted: {node.name}: " in table.text(collect(content, nodes, {node.name: record}))
+    failed = Record(command=tuple(command), status="failed", error="all trials failed")
+    assert f"failed: {node.name}: all trials failed" in table.text(collect(content, nodes, {node.name: failed}))
+
+
+def test_optuna_is_asked_for_before_anything_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    data = {"number": 900, "name": "Phantom", "format": "phantom"}
+    content = recipe(dataset=data, teachers={"large": {"network": "res_unet"}}, methods=searched())
+    read(tmp_path, content)
+    words = [str(next(tmp_path.glob("*.json"))), "--root", str(tmp_path / "root")]
+    for more in ([], ["--check"], ["--engine", "slurm", "--write"]):
+        assert reproduce([*words, *more]) == 1
+        said = capsys.readouterr()
+        assert "needs the package optuna; run pip install 'medkd[tune]'" in said.out + said.err
+    assert not (tmp_path / "root").exists()
+    assert reproduce([*words, "--check", "--only", "*alone*"]) == 0
 
 
 def test_the_command_of_a_search_is_understood_whatever_trainings_are_told(tmp_path: Path) -> None:
