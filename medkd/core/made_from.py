@@ -22,6 +22,7 @@ from medkd.core.serial import load, save
 
 MADE_FROM_FILE = "made_from.json"
 _INDEX = "cases.json"  # of a store of radiographs
+_NOT_LEARNT = ("ignored", "ignored_classes")  # crowds, by which a detector is judged only
 _UNLABELLED = "unlabelled"  # folder of the scans without labels
 
 
@@ -181,8 +182,8 @@ def _scan(path: Path, state: tuple[int, ...]) -> str:
 def _radiographs(path: Path, state: tuple[int, ...]) -> dict[str, str]:
     found = {}
     for case, entry in read_json(path)["cases"].items():
-        told = {name: value for name, value in entry.items() if name != "source" or not entry.get("pixels")}
-        found[case] = _hash(told)
+        left_out = (*_NOT_LEARNT, "source") if entry.get("pixels") else _NOT_LEARNT
+        found[case] = _hash({name: value for name, value in entry.items() if name not in left_out})
     return found
 
 

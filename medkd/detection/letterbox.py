@@ -87,16 +87,30 @@ def letterbox(
     """
     small = shrink(pixels, size)
     height, width = small.shape[:2]
-    long, short = sides or (size, size)
-    rows, columns = scaled((height, width), (min(long, size), min(short, size)))
+    rows, columns = _rows_and_columns((width, height), size, sides)
     channels = small[..., None] if small.ndim == 2 else small
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).float() / 255
     if (rows, columns) != (height, width):
         image = functional.interpolate(image[None], (rows, columns), mode="bilinear", align_corners=False)[0].clamp_(
             0, 1
         )
-    left, top = (size - columns) // 2, (size - rows) // 2
+    place = placed((pixels.shape[1], pixels.shape[0]), size, original, sides)
     square = torch.full((3, size, size), PADDING)
-    square[:, top : top + rows, left : left + columns] = image
-    whole = original or (pixels.shape[1], pixels.shape[0])
-    return square, Letterbox((columns / whole[0], rows / whole[1]), left, top, *whole)
+    square[:, place.top : place.top + rows, place.left : place.left + columns] = image
+    return square, place
+
+
+def placed(
+    pixels: tuple[int, int], size: int, original: tuple[int, int] | None = None, sides: tuple[int, int] | None = None
+) -> Letterbox:
+    """Where :func:`letterbox` puts an image of so many pixels (width, height); the other arguments are those there."""
+    rows, columns = _rows_and_columns(stored_size(pixels, size), size, sides)
+    whole = original or pixels
+    scale = (columns / whole[0], rows / whole[1])
+    return Letterbox(scale, (size - columns) // 2, (size - rows) // 2, *whole)
+
+
+def _rows_and_columns(pixels: tuple[int, int], size: int, sides: tuple[int, int] | None) -> tuple[int, int]:
+    """How large an image of so many pixels (width, height) becomes on the square."""
+    long, short = sides or (size, size)
+    return scaled((pixels[1], pixels[0]), (min(long, size), min(short, size)))

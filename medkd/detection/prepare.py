@@ -183,6 +183,7 @@ def _annotations(raw: _Raw) -> dict[str, BoxAnnotation]:
     for name, annotation in found.items():
         try:
             annotation.indices(raw.description.categories)
+            annotation.ignored_indices(raw.description.categories)
         except DataError as error:
             raise DataError(f"{_paths(raw.files[name])[1]}: {error}") from error
     return found
@@ -240,7 +241,8 @@ def _store(
     sizes = {case: (a.width, a.height) for case, a in annotations.items()}
     sizes |= {case: radiograph_size(files.images[0]) for case, files in raw.unlabelled.items()}
     every = {**raw.files, **raw.unlabelled}
-    todo = [case for case in every if not _is_stored(writer, raw, case, sizes[case])]
+    crowds = {case: len(annotation.ignored) for case, annotation in annotations.items()}
+    todo = [case for case in every if not _is_stored(writer, raw, case, sizes[case], crowds.get(case, 0))]
     if todo:
         largest = max(sizes[case][0] * sizes[case][1] for case in todo)
         count = worker_count(largest * _BYTES_PER_PIXEL, len(todo), workers)
@@ -253,8 +255,8 @@ def _store(
     return writer.finish(sorted(every))
 
 
-def _is_stored(writer: DetectionStoreWriter, raw: _Raw, case: str, size: tuple[int, int]) -> bool:
+def _is_stored(writer: DetectionStoreWriter, raw: _Raw, case: str, size: tuple[int, int], crowds: int) -> bool:
     """Whether a case is stored as it should be; beside images without annotation all must be comparable with them."""
-    if not writer.is_current(case, raw.sources[case], size):
+    if not writer.is_current(case, raw.sources[case], size, crowds):
         return False
     return not raw.unlabelled or writer.is_compared(case)

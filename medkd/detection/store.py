@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,63 +20,13 @@ from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.serial import from_data, load, save
+from medkd.detection.stored import StoredCase, StoreIndex
+from medkd.evaluation.detection.predictions import Boxes
 from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
 from medkd.io.verify_detection import pixel_digest
 
 INDEX_FILE = "cases.json"
 JOURNAL_FILE = "cases.jsonl"
-_ANEW = "delete the file and run medkd_plan_and_preprocess again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCase:
-    """One image as it lies in the store.
-
-    Attributes:
-        width: of the stored image in pixels.
-        height: likewise.
-        original_width: of the raw image in pixels.
-        original_height: likewise.
-        boxes: ``(x_min, y_min, x_max, y_max)`` each, in pixels of the stored image; none for a negative.
-        classes: the class of each box, its place in the index' ``categories``.
-        source: sizes and times of change of the raw files that it was made of.
-        annotated: False for an image of which nobody has said what it shows; a negative is annotated as empty.
-        pixels: fingerprint of the raw image's pixels, to find equal images; empty in stores of older versions.
-    """
-
-    width: int
-    height: int
-    original_width: int
-    original_height: int
-    boxes: tuple[tuple[float, ...], ...] = ()
-    classes: tuple[int, ...] = ()
-    source: str = ""
-    annotated: bool = True
-    pixels: str = ""
-
-    def check(self, categories: int, where: str) -> None:
-        """See that every box has four coordinates and one of so many categories.
-
-        Raises:
-            DataError: one has not.
-        """
-        for box in self.boxes:
-            if len(box) != 4:
-                raise DataError(f"{where}: expected boxes of four coordinates, found {list(box)}; {_ANEW}.")
-        if len(self.classes) != len(self.boxes) or not set(self.classes) <= set(range(categories)):
-            raise DataError(
-                f"{where}: expected one of {categories} classes per box, found {list(self.classes)} for "
-                f"{len(self.boxes)} boxes; {_ANEW}."
-            )
-
-
-@dataclass(frozen=True)
-class StoreIndex:
-    """``cases.json``: the categories in order, and all cases by their id."""
-
-    categories: tuple[str, ...]
-    cases: Mapping[str, StoredCase] = field(default_factory=dict)
-    schema: int = 1
 
 
 class DetectionStore:
@@ -162,6 +112,12 @@ class DetectionStore:
         entry = self.entry(case)
         return np.array(entry.boxes, np.float32).reshape(-1, 4), np.array(entry.classes, np.int64)
 
+    def drawn(self, case: str) -> Boxes:
+        """Boxes and crowds in pixels of the stored image, to judge what is found there."""
+        entry = self.entry(case)
+        boxes = Boxes.of(entry.boxes, entry.classes)
+        return replace(boxes, ignored=Boxes.of(entry.ignored, entry.ignored_classes)) if entry.ignored else boxes
+
     def names(self, case: str) -> tuple[str, ...]:
         """The category of each box."""
         return tuple(self.categories[i] for i in self.entry(case).classes)
@@ -205,12 +161,14 @@ class DetectionStoreWriter:
         self._journalled = journal or {}
         self._known = self._read_index() | self._journalled if self._keeps_index else {}
 
-    def is_current(self, case: str, source: str, size: tuple[int, int]) -> bool:
+    def is_current(self, case: str, source: str, size: tuple[int, int], crowds: int = 0) -> bool:
         """Whether a case is stored, made of these raw files, in the size (width, height) that a raw image of ``size``
-        should have.
+        should have, with so many crowds, of which stores of older versions know none.
         """
         entry = self._known.get(case)
-        if entry is None or entry.source != source or (entry.width, entry.height) != stored_size(size, self.image_size):
+        if entry is None or entry.source != source or len(entry.ignored) != crowds:
+            return False
+        if (entry.width, entry.height) != stored_size(size, self.image_size):
             return False
         return self.store.image_path(case).exists() and self.store.label_path(case).exists()
 
@@ -365,9 +323,18 @@ def _entry(annotation: BoxAnnotation, size: tuple[int, int], categories: Sequenc
         source=source,
     )
     factor = np.array([size[0] / annotation.width, size[1] / annotation.height] * 2)
-    boxes = np.clip(np.array(annotation.boxes, np.float64).reshape(-1, 4) * factor, 0, np.array([*size, *size]))
-    rounded = tuple(tuple(round(float(value), 4) for value in box) for box in boxes)
-    return replace(entry, boxes=rounded, classes=tuple(int(i) for i in annotation.indices(categories)))
+
+    def scaled(boxes: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+        inside = np.clip(np.array(boxes, np.float64).reshape(-1, 4) * factor, 0, np.array([*size, *size]))
+        return tuple(map(tuple, inside.round(4).tolist()))
+
+    return replace(
+        entry,
+        boxes=scaled(annotation.boxes),
+        classes=tuple(annotation.indices(categories).tolist()),
+        ignored=scaled(annotation.ignored),
+        ignored_classes=tuple(annotation.ignored_indices(categories).tolist()),
+    )
 
 
 def _yolo_lines(entry: StoredCase) -> str:

@@ -13,10 +13,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from medkd.detection.job import DetectionJob
-from medkd.detection.letterbox import PADDING, letterbox
+from medkd.detection.letterbox import PADDING, letterbox, placed
 from medkd.detection.plan import DetectionAugmentation
 from medkd.detection.sampling import UnlabelledSteps, draw_epoch, walk
 from medkd.detection.store import DetectionStore
+from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.loading import load_batches
 
 Sample = tuple[Tensor, Tensor, Tensor]
@@ -36,6 +37,14 @@ def load_sample(store: DetectionStore, case: str, size: int, sides: tuple[int, i
     square, place = letterbox(store.image(case), size, sides=sides)
     boxes, classes = store.boxes(case)
     return square, torch.from_numpy(place.forth(boxes)).float(), torch.from_numpy(classes)
+
+
+def load_ignored(store: DetectionStore, case: str, size: int, sides: tuple[int, int] | None = None) -> Boxes | None:
+    """The boxes around crowds of a stored case on the same square; None where there are none."""
+    ignored = store.drawn(case).ignored
+    if ignored is None:
+        return None
+    return Boxes.of(placed(store.size(case), size, sides=sides).forth(ignored.boxes), ignored.classes)
 
 
 def augment(sample: Sample, rule: DetectionAugmentation, rng: np.random.Generator) -> Sample:

@@ -17,7 +17,7 @@ from medkd.detection.job import DetectionJob
 from medkd.detection.parts import whole_annotations
 from medkd.detection.sampling import UnlabelledSteps
 from medkd.detection.store import DetectionStore
-from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_sample, steps_per_epoch
+from medkd.detection.tv.data import Batch, TrainingBatches, collate, iterate, load_ignored, load_sample, steps_per_epoch
 from medkd.evaluation.detection.matching import match_coco
 from medkd.evaluation.detection.metrics import average_precisions
 from medkd.evaluation.detection.predictions import Boxes
@@ -30,7 +30,8 @@ _CLIP = 35.0
 _WARMUP_STEPS, _WARMUP_SHARE = 500, 0.1  # at most so many steps, and so much of the training
 _MOST = 100  # detections per image in COCO's metric
 _COLUMNS = 8  # of what validation sees: place, kind of row, box, class, score or loss
-_LOSS, _FOUND, _DRAWN = range(3)
+_LOSS, _FOUND, _DRAWN, _IGNORED = range(4)
+_NOTHING = Boxes.of([], [])
 
 
 def fit(job: DetectionJob) -> None:
@@ -177,9 +178,8 @@ class DetectionTrainer(Trainer):
                 every = self._losses_of_each((images, boxes, classes))
                 detections = self.network.detect(images, most=_MOST)
             for place, loss, d, b, c in zip(places, every, detections, boxes, classes, strict=True):
-                tables.append(
-                    _table(place, loss, Boxes.of(d.boxes.float(), d.classes, d.scores.float()), Boxes.of(b, c))
-                )
+                seen_boxes = Boxes.of(d.boxes.float(), d.classes, d.scores.float())
+                tables.append(_table(place, loss, seen_boxes, replace(Boxes.of(b, c), ignored=self._ignored(place))))
         if not self.job.val:
             return None, None
         seen = torch.from_numpy(np.concatenate(tables))
@@ -187,6 +187,11 @@ class DetectionTrainer(Trainer):
             seen = self.ranks.gathered_rows(seen.to(self.settings.device)).cpu()
         losses, found, drawn = _split(seen.numpy(), len(self.job.val))
         return float(losses.mean()), mean_average_precision(found, drawn, len(self.network.spec.categories))
+
+    def _ignored(self, place: int) -> Boxes | None:
+        """The boxes around crowds in a validation image."""
+        spec = self.network.spec
+        return load_ignored(self._store, self.job.val[place], spec.image_size, spec.sides)
 
     def _losses_of_each(self, batch: Batch) -> list[float]:
         """The detector's own loss of every image as if it were the whole batch."""
@@ -218,21 +223,23 @@ class DetectionTrainer(Trainer):
 def _table(place: int, loss: float, found: Boxes, drawn: Boxes) -> np.ndarray:
     """What was seen in a validation image, as rows of numbers: its place, the kind of row, and a box or the loss."""
     rows = [np.array([[place, _LOSS, 0, 0, 0, 0, 0, loss]])]
-    for kind, boxes in ((_FOUND, found), (_DRAWN, drawn)):
+    for kind, boxes in ((_FOUND, found), (_DRAWN, drawn), (_IGNORED, drawn.ignored or _NOTHING)):
         columns = (np.full(len(boxes), place), np.full(len(boxes), kind), *boxes.boxes.T, boxes.classes, boxes.scores)
         rows.append(np.stack(columns, 1))
     return np.concatenate(rows)
 
 
 def _split(table: np.ndarray, images: int) -> tuple[np.ndarray, list[Boxes], list[Boxes]]:
-    """Loss, found and drawn boxes of every image."""
+    """Loss, found and drawn boxes of every image, the latter with those that are ignored."""
     table = table[np.argsort(table[:, 0], kind="stable")]
     parts = []
-    for kind in (_FOUND, _DRAWN):
+    for kind in (_FOUND, _DRAWN, _IGNORED):
         own = table[table[:, 1] == kind]
         borders = np.searchsorted(own[:, 0], np.arange(1, images))
         parts.append([Boxes.of(rows[:, 2:6], rows[:, 6], rows[:, 7]) for rows in np.split(own, borders)])
-    return table[table[:, 1] == _LOSS, 7], parts[0], parts[1]
+    found, drawn, ignored = parts
+    judged = [replace(boxes, ignored=crowds) for boxes, crowds in zip(drawn, ignored, strict=True)]
+    return table[table[:, 1] == _LOSS, 7], found, judged
 
 
 def mean_average_precision(found: list[Boxes], drawn: list[Boxes], classes: int) -> float:

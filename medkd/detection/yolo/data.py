@@ -35,9 +35,14 @@ class StoreDataset(YOLODataset):
     So nothing is scanned, and no cache of labels is written next to images that several runs may be reading.
     """
 
+    @property
+    def store(self) -> Path:
+        """Folder of the store."""
+        return Path(self.data[STORE])
+
     def get_labels(self) -> list[dict[str, Any]]:
         """The labels of ``im_files``, as ultralytics reads them from text files."""
-        store = DetectionStore(Path(self.data[STORE]))
+        store = DetectionStore(self.store)
         return [self._label(store, path) for path in self.im_files]
 
     @staticmethod

@@ -12,7 +12,7 @@ with unchanged_process():
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
     from ultralytics.data.dataset import YOLODataset
-    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
     from ultralytics.nn import tasks
     from ultralytics.nn.distill_model import DistillationModel
     from ultralytics.nn.tasks import DetectionModel
@@ -39,6 +39,7 @@ __all__ = [
     "YAML",
     "DetectionModel",
     "DetectionTrainer",
+    "DetectionValidator",
     "DistillationModel",
     "InfiniteDataLoader",
     "YOLODataset",

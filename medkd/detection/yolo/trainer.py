@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ from medkd.detection.yolo.library import (
 )
 from medkd.detection.yolo.settings import builtin_teacher, is_builtin
 from medkd.detection.yolo.student import Student, with_found_boxes
+from medkd.detection.yolo.validator import AP, StoreValidator
 from medkd.detection.yolo.watch import FirstEpoch
 from medkd.training.logs import EpochRecord, RunLog
 from medkd.training.ranks import Ranks, current
 from medkd.training.shared_norm import share_norms
 
-_AP = "metrics/mAP50-95(B)"
 _log = logging.getLogger(__name__)
 
 
@@ -341,6 +342,10 @@ class YoloTrainer(DetectionTrainer):
             "score": None if self.fitness is None else float(self.fitness),
         }
 
+    def get_validator(self) -> StoreValidator:
+        """One that leaves out what is to be ignored."""
+        return StoreValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+
     def validate(self) -> tuple[dict[str, Any], float | None]:
         """ultralytics' own validation, by the first process; nothing where the fold has no validation cases."""
         return super().validate() if self.job.val and self.ranks.first else ({}, None)
@@ -372,7 +377,7 @@ class YoloTrainer(DetectionTrainer):
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=time.time() - self.epoch_time_start,
             terms=terms,
-            validation_score=float(metrics[_AP]) if _AP in metrics else None,
+            validation_score=float(metrics[AP]) if AP in metrics else None,
         )
         self._run_log.add(record)
         self._watch.after_epoch(self.epoch, terms)

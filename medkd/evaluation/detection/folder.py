@@ -243,8 +243,7 @@ def _renamed(boxes: Boxes, old: Sequence[str], new: Sequence[str]) -> Boxes:
     for place, name in enumerate(old):
         if name in new:
             places[place] = new.index(name)
-    moved = Boxes(boxes.boxes, places[boxes.classes], boxes.scores)
-    return moved.only(moved.classes >= 0)
+    return boxes.renamed(places)
 
 
 def _check_sizes(predictions: DetectionPredictions, references: References, cases: Sequence[str]) -> None:

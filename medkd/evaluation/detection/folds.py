@@ -14,7 +14,7 @@ from medkd.core.boxes import BoxAnnotation
 from medkd.core.errors import DataError
 from medkd.core.run import VALIDATION_SUMMARY
 from medkd.evaluation.detection.folder import References, evaluate_detections
-from medkd.evaluation.detection.predictions import DetectionPredictions, ImagePredictions
+from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
 from medkd.evaluation.detection.results import DetectionSummary, summary_text
 from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.statistics import finite
@@ -109,12 +109,21 @@ def _annotations(part: FoldDetections) -> dict[str, BoxAnnotation]:
     result = {}
     for case, truth in part.summary.truths.items():
         image = part.found.images[case]
-        names = [part.summary.categories[kind] for kind in truth.classes]
-        boxes = map(tuple, truth.boxes.tolist())
+        boxes, names = _drawn(truth, part.summary.categories)
+        ignored, ignored_names = _drawn(truth.ignored, part.summary.categories)
         result[case] = BoxAnnotation(
             width=image.width,
             height=image.height,
-            boxes=tuple(boxes),
-            names=tuple(names),
+            boxes=boxes,
+            names=names,
+            ignored=ignored,
+            ignored_names=ignored_names,
         )
     return result
+
+
+def _drawn(boxes: Boxes | None, categories: Sequence[str]) -> tuple[tuple[tuple[float, ...], ...], tuple[str, ...]]:
+    """Corners and names of boxes; none of None."""
+    if boxes is None:
+        return (), ()
+    return tuple(map(tuple, boxes.boxes.tolist())), tuple(categories[kind] for kind in boxes.classes)

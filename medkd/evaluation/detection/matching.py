@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,12 +27,14 @@ class Matched:
         hit: ``(n, T)`` int8 per threshold: 1 found a reference box, 0 did not, −1 neither (it lies in a crowd; for
             FROC also a box that was found already).
         truths: ``(images,)`` int64, reference boxes per image.
+        crowded: ``(images,)`` bool, whether there are boxes to be ignored in an image.
     """
 
     scores: np.ndarray
     image: np.ndarray
     hit: np.ndarray
     truths: np.ndarray
+    crowded: np.ndarray
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -103,8 +105,7 @@ def _of_all(images: Sequence[Boxes], category: int | None, most: int | None = No
 def _of(boxes: Boxes, category: int | None, most: int | None = None) -> Boxes:
     """The boxes of a class, highest score first, at most ``most``."""
     chosen = boxes if category is None else boxes.of_class(category)
-    best = chosen.only(np.argsort(-chosen.scores, kind="stable")[:most])
-    return replace(best, ignored=chosen.ignored)
+    return chosen.only(np.argsort(-chosen.scores, kind="stable")[:most])
 
 
 def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[Boxes, Boxes], np.ndarray]) -> Matched:
@@ -118,7 +119,8 @@ def _collect(found: Sequence[Boxes], truths: Sequence[Boxes], match: Callable[[B
     hit = np.concatenate(hits) if hits else np.zeros((0, len(THRESHOLDS)), np.int8)
     order = np.argsort(-score, kind="stable")
     counts = np.array([len(drawn) for drawn in truths], np.int64)
-    return Matched(score[order], image[order], hit[order], counts)
+    crowded = np.array([drawn.ignored is not None and len(drawn.ignored) > 0 for drawn in truths], bool)
+    return Matched(score[order], image[order], hit[order], counts, crowded)
 
 
 def _coco_image(found: Boxes, truths: Boxes) -> np.ndarray:
@@ -129,7 +131,9 @@ def _coco_image(found: Boxes, truths: Boxes) -> np.ndarray:
 
 
 def _share_in_crowds(found: Boxes, truths: Boxes) -> np.ndarray:
-    """The largest share of each detection's area that lies in a crowd, ``(n,)``; COCO takes it for the overlap."""
+    """The largest share of each detection's area that lies in a crowd of its class, ``(n,)``; COCO takes it for the
+    overlap.
+    """
     if truths.ignored is None or not len(truths.ignored) or not len(found):
         return np.zeros(len(found))
     ours, theirs = found.boxes[:, None], truths.ignored.boxes[None]
@@ -137,7 +141,12 @@ def _share_in_crowds(found: Boxes, truths: Boxes) -> np.ndarray:
     common = np.clip(sides, 0, None).prod(axis=-1)
     own = areas(found.boxes)[:, None]
     shares = np.divide(common, own, out=np.zeros_like(common), where=own > 0)
-    return np.asarray(shares.max(axis=1))
+    return np.asarray((shares * _same_class(found, truths.ignored)).max(axis=1))
+
+
+def _same_class(found: Boxes, drawn: Boxes) -> np.ndarray:
+    """``(n, m)`` bool."""
+    return np.asarray(found.classes[:, None] == drawn.classes[None])
 
 
 def _coco_hits(found: Boxes, truths: Boxes) -> np.ndarray:
@@ -158,8 +167,10 @@ def _coco_hits(found: Boxes, truths: Boxes) -> np.ndarray:
 
 def _froc_image(found: Boxes, truths: Boxes, threshold: float, criterion: Criterion) -> np.ndarray:
     hit = _froc_hits(found, truths, threshold, criterion)
-    inside = _share_in_crowds(found, truths)[:, None] >= threshold
-    hit[(hit == FALSE) & inside] = REPEATED
+    inside = _share_in_crowds(found, truths) >= threshold
+    if criterion == "centre" and truths.ignored is not None:
+        inside = (_centres_inside(found.boxes, truths.ignored.boxes) & _same_class(found, truths.ignored)).any(axis=1)
+    hit[(hit == FALSE) & inside[:, None]] = REPEATED
     return hit
 
 
@@ -172,7 +183,7 @@ def _froc_hits(found: Boxes, truths: Boxes, threshold: float, criterion: Criteri
         touches = iou >= threshold
     else:
         touches = _centres_inside(found.boxes, truths.boxes)
-    touches &= found.classes[:, None] == truths.classes[None]
+    touches &= _same_class(found, truths)
     free = np.ones(len(truths), bool)
     for i in np.flatnonzero(touches.any(axis=1)):
         candidates = touches[i] & free

@@ -87,8 +87,9 @@ def compare_boxes(
         coco.append(match_coco(found, truths, k))
         froc.append(match_froc(found, truths, k, threshold=threshold, criterion=criterion))
     kept = np.array([name not in excluded for name in categories], bool)
-    rest_found = _only_classes(found, kept)
-    rest_truths = _only_classes(truths, kept)
+    places = np.where(kept, np.arange(len(kept)), -1)
+    rest_found = [boxes.renamed(places) for boxes in found]
+    rest_truths = [boxes.renamed(places) for boxes in truths]
     froc.append(match_froc(rest_found, rest_truths, None, threshold=threshold, criterion=criterion))
     return Matches(
         categories=tuple(categories),
@@ -97,11 +98,6 @@ def compare_boxes(
         froc=tuple(froc),
         scores=_highest_scores(found, kept),
     )
-
-
-def _only_classes(images: Sequence[Boxes], kept: np.ndarray) -> list[Boxes]:
-    """The boxes of the classes for which ``kept`` ``(classes,)`` is True."""
-    return [boxes.only(kept[boxes.classes]) for boxes in images]
 
 
 def _highest_scores(found: Sequence[Boxes], kept: np.ndarray) -> np.ndarray:
@@ -119,7 +115,8 @@ def measure(matches: Matches, weights: np.ndarray) -> Values:
 
     ``AP``, ``AP50``, ``AP75`` are means over the classes that have a reference box; ``AP without …`` leaves the
     excluded classes out. ``S@R`` is the sensitivity at R false positives per image, ``AUC`` that of the highest score
-    per image for images with a box against those without. NaN where a metric is not defined.
+    per image for images with a box against those without; those with crowds alone have no part in it. NaN where a
+    metric is not defined.
 
     Args:
         matches: what is counted.
@@ -144,8 +141,9 @@ def measure(matches: Matches, weights: np.ndarray) -> Values:
         found = _in_chunks(sensitivities, matched, weights)
         for column, rate in enumerate(RATES):
             values[name, rate_key(rate)] = found[:, column]
-        with_box = matched.truths > 0
-        values[name, "AUC"] = _in_chunks_of_images(matches.scores[:, place], with_box, weights)
+        judged = (matched.truths > 0) | ~matched.crowded  # a crowd alone is neither a box nor its absence
+        with_box, scores = matched.truths[judged] > 0, matches.scores[judged, place]
+        values[name, "AUC"] = _in_chunks_of_images(scores, with_box, weights[:, judged])
     return values
 
 

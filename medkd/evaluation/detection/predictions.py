@@ -49,13 +49,23 @@ class Boxes:
         return len(self.boxes)
 
     def only(self, keep: np.ndarray | slice) -> Boxes:
-        """The boxes that a mask ``(n,)``, places or a slice choose."""
-        return Boxes(self.boxes[keep], self.classes[keep], self.scores[keep])
+        """The boxes that a mask ``(n,)``, places or a slice choose, and all crowds."""
+        return Boxes(self.boxes[keep], self.classes[keep], self.scores[keep], self.ignored)
 
     def of_class(self, category: int) -> Boxes:
         """The boxes of a class, and the crowds of it."""
         own = self.only(self.classes == category)
         return own if self.ignored is None else replace(own, ignored=self.ignored.of_class(category))
+
+    def renamed(self, places: np.ndarray) -> Boxes:
+        """Boxes and crowds with other numbers for their classes.
+
+        Args:
+            places: of each class the new one; those of a negative one are left out.
+        """
+        moved = replace(self, classes=np.asarray(places, np.int64)[self.classes])
+        kept = moved.only(moved.classes >= 0)
+        return kept if self.ignored is None else replace(kept, ignored=self.ignored.renamed(places))
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,6 +174,9 @@ class DetectionSummary:
         truth = self.truths[case]
         names = [self.categories[place] for place in truth.classes]
         entry = {"boxes": np.round(truth.boxes, 3).tolist(), "classes": names}
+        if truth.ignored is not None:
+            entry["ignored"] = np.round(truth.ignored.boxes, 3).tolist()
+            entry["ignored_classes"] = [self.categories[place] for place in truth.ignored.classes]
         if case in self.patients:
             entry["patient"] = self.patients[case]
         return entry
@@ -209,7 +212,9 @@ def definitions(rules: Rules) -> dict[str, str]:
         "S@R": f"FROC: share of the reference boxes found at R false positives per image, a hit being {hit} and the "
         f"right class{apart}; further detections of a found box count as neither",
         "AUC": "area under the ROC curve of the highest score in an image, images with a box against images without"
-        f"{apart}",
+        f"{apart}; images with boxes to be ignored alone are neither",
+        "ignored": "a detection of which as much as a hit needs lies in a box to be ignored (a crowd, iscrowd) is "
+        "neither right nor wrong (pycocotools)",
         "skipped": "classes without a reference box have no score and no part in the means",
         "interval": "95 % bootstrap percentile interval over patients where they are known, else over images",
     }
@@ -295,12 +300,18 @@ def _values(category: str, entry: Entry) -> dict[Key, Interval]:
 
 
 def _truth(entry: Entry, categories: Sequence[str]) -> Boxes:
-    boxes, names = entry.numbers("boxes", 4), entry.texts("classes")
-    _check_known(entry, "classes", names, categories)
+    drawn = _boxes(entry, "boxes", "classes", categories)
+    if "ignored" not in entry:
+        return drawn
+    return replace(drawn, ignored=_boxes(entry, "ignored", "ignored_classes", categories))
+
+
+def _boxes(entry: Entry, key: str, key_of_classes: str, categories: Sequence[str]) -> Boxes:
+    boxes, names = entry.numbers(key, 4), entry.texts(key_of_classes)
+    _check_known(entry, key_of_classes, names, categories)
     if len(names) != len(boxes) or not np.isfinite(boxes).all():
-        entry.fail(entry.where, f"one class for each of {len(boxes)} finite boxes", len(names))
-    places = [categories.index(name) for name in names]
-    return Boxes.of(boxes, places)
+        entry.fail(f"{entry.where}: {key}", f"one class for each of {len(boxes)} finite boxes", len(names))
+    return Boxes.of(boxes, [categories.index(name) for name in names])
 
 
 def _check_known(entry: Entry, key: str, names: Sequence[str], categories: Sequence[str]) -> None:

@@ -114,11 +114,11 @@ def ranked_images(judge: DetectionScores) -> list[tuple[str, str]]:
     alarms: list[tuple[float, str]] = []
     for case, truth in judge.summary.truths.items():
         highest = float(judge.boxes(case).scores.max(initial=0.0))
+        true, missed, false = judge.balance(case)
         if len(truth):
-            true, missed, false = judge.balance(case)
             quality = 2 * true / (2 * true + false + missed)
             positive.append((quality, -highest if false else 0.0, case))
-        elif len(judge.boxes(case, judge.cut)):
+        elif false:
             alarms.append((highest, case))
     found: dict[str, str] = {}
     if positive:
