@@ -3,8 +3,9 @@
     python -m benchmarks.bench_memory --structures 14 60
 
 In the place of a network stands one layer, whose outputs are as large as a network's: what is measured is the scan,
-its preprocessing, the sliding window and the way back. Each number is a process of its own on one thread. Writes
-benchmarks/results/memory.json.
+its preprocessing, the sliding window and the way back. ``--network plain_unet --spacing 1.5`` measures a teacher with
+its feature maps. Each number is a process of its own on one thread. Writes benchmarks/results/memory.json, or
+memory_NETWORK.json.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_prediction import small_predictor
-from benchmarks.big_ct import SPACING
+from benchmarks.big_ct import SPACING, architecture
 from benchmarks.measure import RESULTS, machine
 from medkd.core.files import write_json
 from medkd.core.geometry import Geometry
+from medkd.core.run import NetworkSpec
 from medkd.inference import predictor as predictor_module
+from medkd.inference.tuning import tune
+from medkd.models.weights import freeze
+from medkd.networks import build_network
 
 PATCH = (96, 128, 128)
+TEACHER_PATCH = (96, 160, 160)
+FEATURES = (32, 64, 128, 256, 320)
 
 
 class Outputs(nn.Module):
@@ -44,13 +51,24 @@ class Outputs(nn.Module):
         return x * self.slope.view(-1, 1, 1, 1)
 
 
-def peak(structures: int, shape: tuple[int, ...], spacing: float, whole: bool) -> dict[str, float]:
+def teacher(name: str, outputs: int) -> nn.Module:
+    """A planned network of full width with random weights, as prediction runs it."""
+    shape = architecture(TEACHER_PATCH, FEATURES)
+    spec = NetworkSpec(name=name, in_channels=1, num_outputs=outputs, patch_size=shape.patch_size, architecture=shape)
+    return tune(freeze(build_network(spec)), torch.device("cpu"))
+
+
+def peak(options: argparse.Namespace) -> dict[str, float]:
     """Predict a scan in this process; seconds of the processor and MiB."""
     torch.set_num_threads(1)
-    if whole:
+    if options.whole:
         predictor_module.WHOLE_BYTES = 2**62
-    predictor = small_predictor(structures + 1, 32, spacing, mirror=False)
-    predictor.networks, predictor.patch_size = [Outputs(structures + 1)], PATCH
+    outputs, shape = options.one + 1, tuple(options.shape)
+    predictor = small_predictor(outputs, 32, options.spacing, mirror=False)
+    if options.network:
+        predictor.networks, predictor.patch_size = [teacher(options.network, outputs)], TEACHER_PATCH
+    else:
+        predictor.networks, predictor.patch_size = [Outputs(outputs)], PATCH
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     image = np.random.default_rng(0).integers(-100, 300, (1, *shape), np.int16).astype(np.float32)
     begin = time.process_time()
@@ -70,10 +88,11 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=3.0, help="the network's voxels in mm")
     parser.add_argument("--structures", type=int, nargs="+", default=(14, 60))
     parser.add_argument("--whole", action="store_true", help="hold the logits of the whole case, as before")
+    parser.add_argument("--network", help="a planned network of full width in the place of the layer")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(peak(options.one, tuple(options.shape), options.spacing, options.whole)))
+        print(json.dumps(peak(options)))
         return
     rows: dict[str, Any] = {}
     load = os.getloadavg()[0]
@@ -81,11 +100,14 @@ def main() -> None:
         line = [sys.executable, "-m", "benchmarks.bench_memory", "--one", str(structures)]
         line += ["--shape", *map(str, options.shape), "--spacing", str(options.spacing)]
         line += ["--whole"] if options.whole else []
+        line += ["--network", options.network] if options.network else []
         said = subprocess.run(line, capture_output=True, text=True, check=True)
         rows[f"{structures} structures"] = json.loads(said.stdout)
         print(structures, said.stdout.strip(), flush=True)
-    path = RESULTS / ("memory_whole.json" if options.whole else "memory.json")
-    settings = {"shape": list(options.shape), "network_mm": options.spacing, "patch": list(PATCH)}
+    kinds = ["memory", *(["whole"] if options.whole else []), *([options.network] if options.network else [])]
+    path = RESULTS / f"{'_'.join(kinds)}.json"
+    patch = TEACHER_PATCH if options.network else PATCH
+    settings = {"shape": list(options.shape), "network_mm": options.spacing, "patch": list(patch)}
     where = {**machine(), "threads": 1}
     write_json(path, {"machine": where, "load_average": [load, os.getloadavg()[0]], **settings, **rows})
 

@@ -94,23 +94,32 @@ class WinogradKernel:
                 return False
         return True
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``(B, C, z, y, x) → (B, K, z, y, x)`` float32, zeros around the input."""
-        batch, channels, depth, *plane = x.shape
-        maps = x.contiguous().view(batch, channels, depth, -1)
-        result = x.new_empty(batch, self.outputs, depth, maps.shape[-1])
+    def __call__(self, *parts: Tensor) -> Tensor:
+        """``(B, C, z, y, x) → (B, K, z, y, x)`` float32, zeros around the input.
+
+        Args:
+            parts: the input; several are taken as one whose channels follow each other, which is never formed.
+        """
+        batch, _, depth, *plane = parts[0].shape
+        maps = [part.contiguous().view(batch, part.shape[1], depth, -1) for part in parts]
+        result = parts[0].new_empty(batch, self.outputs, depth, maps[0].shape[-1])
         groups = -(-depth // SLICES)
-        held = max(1, _BYTES // (4 * _POINTS * max(channels, self.outputs) * maps.shape[-1]))
-        for source, target in zip(maps, result, strict=True):
+        held = max(1, _BYTES // (4 * _POINTS * max(self.inputs, self.outputs) * result.shape[-1]))
+        for *sources, target in zip(*maps, result, strict=True):
             for first in range(0, groups, held):
-                self._groups(source, target, range(first, min(first + held, groups)), plane)
+                self._groups(sources, target, range(first, min(first + held, groups)), plane)
         return result.view(batch, self.outputs, depth, *plane)
 
-    def _groups(self, source: Tensor, target: Tensor, groups: range, plane: Sequence[int]) -> None:
-        """Convolve some groups of slices: ``(C, z, voxels)`` into ``(K, z, voxels)``."""
-        sums = source.new_empty(_POINTS, self.inputs, len(groups), source.shape[-1])
-        for place, group in enumerate(groups):
-            torch.bmm(self._forth, _window(source, SLICES * group - 1), out=sums[:, :, place].transpose(0, 1))
+    def _groups(self, sources: Sequence[Tensor], target: Tensor, groups: range, plane: Sequence[int]) -> None:
+        """Convolve some groups of slices: ``(C, z, voxels)``, in parts, into ``(K, z, voxels)``."""
+        sums = target.new_empty(_POINTS, self.inputs, len(groups), target.shape[-1])
+        first = 0
+        for source in sources:
+            own = slice(first, first + len(source))
+            first = own.stop
+            for place, group in enumerate(groups):
+                window = _window(source, SLICES * group - 1)
+                torch.bmm(self._forth[own], window, out=sums[:, own, place].transpose(0, 1))
         image = sums.view(1, _POINTS * self.inputs, len(groups), *plane)
         found = torch.mkldnn_convolution(image, self.weight, self.bias, [0, 1, 1], [1] * 3, [1] * 3, _POINTS)
         products = found.view(_POINTS, self.outputs, len(groups), -1)
