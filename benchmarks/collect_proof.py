@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
@@ -39,9 +39,10 @@ from medkd.core.files import read_json, write_json
 from medkd.core.paths import Root
 from medkd.evaluation.report.data import RunEntry
 from medkd.evaluation.report.read import gather
+from medkd.evaluation.segmentation.results import Metric, at_best
 from medkd.evaluation.statistics import groups_of, mean_interval, paired_difference
 
-METRICS = ("Dice", "HD95", "NSD")
+METRICS: tuple[Metric, ...] = ("Dice", "HD95", "NSD")
 FLAT = 0.005
 WINDOW = 5
 
@@ -56,16 +57,18 @@ def scores(entries: Sequence[RunEntry], metric: str) -> np.ndarray:
 
 
 def by_structure(
-    values: np.ndarray, names: Sequence[str], groups: np.ndarray, other: np.ndarray | None = None
+    values: np.ndarray, names: Sequence[str], groups: np.ndarray, other: np.ndarray | None = None, best: float = 1.0
 ) -> dict[str, Any]:
     """Interval of the mean and of every structure over groups of cases; of the paired difference where there is an
-    ``other``.
+    ``other``, of a metric whose best value is ``best``.
     """
     columns: dict[str, Any] = {"mean": slice(None), **{name: i for i, name in enumerate(names)}}
     if other is None:
         return {name: rounded(asdict(mean_interval(values[:, c], groups=groups))) for name, c in columns.items()}
-    found = {name: paired_difference(values[:, c], other[:, c], groups=groups) for name, c in columns.items()}
-    return {name: rounded(asdict(difference)) for name, difference in found.items()}
+    found = {}
+    for name, c in columns.items():
+        found[name] = rounded(asdict(paired_difference(values[:, c], other[:, c], groups=groups, at_best=best)))
+    return found
 
 
 def groups(entry: RunEntry) -> np.ndarray:
@@ -127,7 +130,7 @@ def row(
 
 
 def differences(
-    own: dict[str, np.ndarray], names: Sequence[str], alone: Sequence[RunEntry], teacher: RunEntry
+    own: Mapping[Metric, np.ndarray], names: Sequence[str], alone: Sequence[RunEntry], teacher: RunEntry
 ) -> dict[str, Any]:
     """Metric → paired difference to the student alone and to the teacher, and how much of their gap is closed."""
     base = {metric: scores(alone, metric) for metric in METRICS}
@@ -136,9 +139,9 @@ def differences(
     gain = float(own["Dice"].mean() - base["Dice"].mean())
     patients = groups(alone[0])
     return {
-        "difference to alone": {m: by_structure(own[m], names, patients, base[m]) for m in METRICS},
+        "difference to alone": {m: by_structure(own[m], names, patients, base[m], at_best(m)) for m in METRICS},
         "gap closed": round(gain / gap, 4),
-        "difference to teacher": {m: by_structure(own[m], names, patients, taught[m]) for m in METRICS},
+        "difference to teacher": {m: by_structure(own[m], names, patients, taught[m], at_best(m)) for m in METRICS},
     }
 
 

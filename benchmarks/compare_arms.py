@@ -23,9 +23,10 @@ import numpy as np
 from benchmarks.collect_runs import rounded
 from benchmarks.proof_arms import ARMS, Arm
 from medkd.core.files import read_json, write_json
+from medkd.evaluation.segmentation.results import Metric, at_best
 from medkd.evaluation.statistics import groups_of, mean_interval, paired_difference
 
-METRICS = ("Dice", "HD95", "NSD")
+METRICS: tuple[Metric, ...] = ("Dice", "HD95", "NSD")
 FLAT = 0.005
 _OTHERS = {"few": "alone20", "all": "alone"}
 _TEACHERS = {
@@ -85,7 +86,7 @@ def row(arm: Arm, runs: Runs, found: Mapping[str, Runs]) -> dict[str, Any]:
             if found.get(other) and other != arm.name:
                 against = table(found[other], metric)
                 if against.shape == scores.shape:
-                    difference = paired_difference(scores, against, groups=patients)
+                    difference = paired_difference(scores, against, groups=patients, at_best=at_best(metric))
                     result[f"{metric} - {title}"] = rounded(asdict(difference))
     return result
 

@@ -16,12 +16,13 @@ from medkd.evaluation.statistics import (
     RESAMPLES,
     Interval,
     PairedDifference,
-    Units,
     groups_of,
-    mean_of_means,
     paired_difference,
     patients_of,
+    percentile_interval,
+    wilcoxon_p,
 )
+from medkd.evaluation.units import Together, times_drawn
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -46,10 +47,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def crossed_difference(
     a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0, groups: ArrayLike | None = None
 ) -> PairedDifference:
-    """Mean of ``a − b`` where both were trained with several seeds: seeds and cases are both drawn anew.
+    """The mean of ``a`` minus that of ``b`` where both were trained with several seeds: seeds and cases are both drawn
+    anew.
 
-    For classes it is the mean over classes of their means over cases, as in
-    :func:`~medkd.evaluation.statistics.mean_interval`.
+    The mean of each is that over its seeds of what :func:`~medkd.evaluation.statistics.mean_interval` gives, each over
+    the values that it has; see :class:`~medkd.evaluation.units.Together` for what is absent from some alone.
 
     Seeds are a random effect: another training would have another one. Each bootstrap sample draws the seeds of ``a``,
     those of ``b`` and the cases (patients with all of their cases, where they are known) with replacement, the cases
@@ -58,39 +60,34 @@ def crossed_difference(
     patients') means over the seeds.
 
     Args:
-        a: ``(seeds, cases)`` or ``(seeds, cases, classes)``, NaN where there is no value.
+        a: ``(seeds, cases)`` or ``(seeds, cases, classes)``, NaN where there is no value; 1 is the best one.
         b: of other seeds, the same cases (and classes) in the same order.
         level: coverage of the interval.
         seed: of the resampling.
         groups: place of each case's patient ``(cases,)``; None draws cases.
     """
     first, second = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
-    known = np.isfinite(first).all(axis=0) & np.isfinite(second).all(axis=0)
-    first, second = np.where(known, first, nan), np.where(known, second, nan)
-    plain = paired_difference(first.mean(axis=0), second.mean(axis=0), level, seed, groups)
-    if len(first) == len(second) == 1 or plain.n < 2:
-        return plain
-    total, count = _summed(np.concatenate([first, second]), groups)
-    ours, theirs = total[: len(first)], total[len(first) :]
+    if len(first) == len(second) == 1:
+        return paired_difference(first[0], second[0], level, seed, groups)
+    split = len(first)
+    every = Together.of(np.concatenate([first, second]), groups)
+    means = every.means(np.ones((1, every.n)))[:, 0]
+    mean = float(means[:split].mean() - means[split:].mean())
+    if not isfinite(mean):
+        return PairedDifference(nan, nan, nan, 0)
+    p = wilcoxon_p(every.filled[:split].mean(axis=0) - every.filled[split:].mean(axis=0), groups)
+    if every.n < 2:
+        return PairedDifference(mean, nan, nan, every.n, p)
     random = np.random.default_rng(seed)
-    samples = np.empty(RESAMPLES)
+    units = np.empty((RESAMPLES, every.n), np.int64)
+    seeds = np.empty((RESAMPLES, len(means)), np.int64)
     for number in range(RESAMPLES):
-        units = random.integers(plain.n, size=plain.n)
-        drawn = count[units].sum(axis=0)
-        mine = ours[random.integers(len(ours), size=len(ours))][:, units].sum(axis=1)
-        other = theirs[random.integers(len(theirs), size=len(theirs))][:, units].sum(axis=1)
-        samples[number] = mean_of_means(mine, drawn).mean() - mean_of_means(other, drawn).mean()
-    low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
-    return PairedDifference(plain.mean, float(low), float(high), plain.n, plain.p)
-
-
-def _summed(table: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over each unit's cases ``(rows, units, classes)`` of ``(rows, cases)`` or ``(rows, cases, classes)``, of the
-    values that all rows have, and how many these are ``(units, classes)``.
-    """
-    known = np.isfinite(table).all(axis=0)
-    every = [Units.of(row, groups) for row in np.where(known, table, nan)]
-    return np.stack([units.total for units in every]), every[0].count
+        units[number] = random.integers(every.n, size=every.n)
+        seeds[number, :split] = random.integers(split, size=split)
+        seeds[number, split:] = split + random.integers(len(second), size=len(second))
+    sampled = np.take_along_axis(every.means(times_drawn(units)), seeds.T, axis=0)
+    interval = percentile_interval(mean, sampled[:split].mean(axis=0) - sampled[split:].mean(axis=0), every.n, level)
+    return PairedDifference(mean, interval.low, interval.high, every.n, p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,29 +115,31 @@ def rank_stability(scores: Mapping[str, ArrayLike], seed: int = 0, groups: Array
     Wiesenfarth et al., Scientific Reports 11, 2021, doi:10.1038/s41598-021-82017-6.
 
     Args:
-        scores: method → ``(cases,)`` or ``(cases, classes)``, of which more is better; what any has no value of is left
-            out. The mean of classes is that of their means.
+        scores: method → ``(cases,)``, ``(cases, classes)`` or ``(seeds, cases, classes)``, of which more is better and
+            1 is best, NaN where there is no value; see :class:`~medkd.evaluation.units.Together`. The mean of
+            classes is that of their means.
         seed: of the resampling.
         groups: place of each case's patient ``(cases,)``; None draws and ranks cases.
 
     Returns:
-        The methods by their place.
+        The methods by their place; none where one has no value at all.
     """
-    names, (total, count) = list(scores), _shared(scores, groups)
-    if not count.size:
+    names, every = list(scores), _Methods.of(scores, groups)
+    if not every.n:
         return []
-    places = stats.rankdata(-mean_of_means(total.sum(axis=1), count.sum(axis=0)), method="min").astype(int)
-    ranks = stats.rankdata(-mean_of_means(total, count), axis=0).mean(axis=1)
+    means = every.means(np.ones((1, every.n)))[:, 0]
+    if not np.isfinite(means).all():
+        return []
+    places = stats.rankdata(-means, method="min").astype(int)
+    ranks = stats.rankdata(-every.unit_means, axis=0).mean(axis=1)
     random = np.random.default_rng(seed)
-    drawn = random.integers(len(count), size=(RESAMPLES, len(count)))
-    times = np.zeros(drawn.shape)
-    np.add.at(times, (np.arange(RESAMPLES)[:, None], drawn), 1)
-    sampled_means = mean_of_means(np.einsum("ru,muc->mrc", times, total, optimize=True), times @ count)
+    sampled_means = every.means(times_drawn(random.integers(every.n, size=(RESAMPLES, every.n))))
+    sampled_means = sampled_means[:, np.isfinite(sampled_means).all(axis=0)]  # others say nothing of the order
     sampled = stats.rankdata(-sampled_means, axis=0, method="min")
     found = []
     for index, name in enumerate(names):
         low, high = np.percentile(sampled[index], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        interval = Interval(float(places[index]), float(low), float(high), len(count))
+        interval = Interval(float(places[index]), float(low), float(high), every.n)
         first = float((sampled[index] == 1).mean())
         found.append(
             Rank(name=name, mean=float(ranks[index]), place=int(places[index]), interval=interval, first=first)
@@ -158,7 +157,7 @@ class CriticalDifference:
         groups: names of neighbours by mean rank that do not differ, at least two each; all names where Friedman's test
             finds no difference, after which no two may be compared.
         ranks: name → mean rank, 1 is best.
-        cases: on which all have a score; patients, where these were compared.
+        cases: on which any has a score; patients, where these were compared.
     """
 
     distance: float
@@ -216,24 +215,59 @@ def why_not_ranked(scores: Mapping[str, ArrayLike], case: str = "case", groups: 
         return f"it would need a score of every single {case}, which this metric does not give"
     if len(scores) < 3:
         return f"Friedman's and Nemenyi's tests compare three or more, found {len(scores)}"
-    units = len(_shared(scores, groups)[1])
+    units = _Methods.of(scores, groups).n
     if units < FEWEST_RANKED:
         return f"Friedman's test needs {FEWEST_RANKED} {case}s or more that all have a score, found {units}"
     return ""
 
 
-def _shared(scores: Mapping[str, ArrayLike], groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`_summed` of each method's scores."""
-    table = np.array([np.asarray(values, float) for values in scores.values()])
-    return _summed(table, groups) if table.size else (np.zeros((len(scores), 0, 1)), np.zeros((0, 1), np.int64))
+@dataclass(frozen=True, eq=False)
+class _Methods:
+    """Scores of methods on the same cases.
+
+    Attributes:
+        every: those of every seed of every method.
+        spans: which of them are a method's.
+    """
+
+    every: Together
+    spans: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, scores: Mapping[str, ArrayLike], groups: ArrayLike | None) -> _Methods:
+        """Of methods as :func:`rank_stability` takes them."""
+        tables, spans, start = [np.zeros((0, 0, 1))], [], 0
+        for values in scores.values():
+            table = np.asarray(values, float)
+            table = table[:, None] if table.ndim == 1 else table
+            tables.append(table[None] if table.ndim == 2 else table)
+            spans.append(slice(start, start + len(tables[-1])))
+            start = spans[-1].stop
+        return cls(Together.of(np.concatenate(tables[1:] or tables), groups), tuple(spans))
+
+    @property
+    def n(self) -> int:
+        """How many cases (or patients) any method has a value of."""
+        return self.every.n
+
+    @property
+    def unit_means(self) -> np.ndarray:
+        """:attr:`Together.unit_means` over the seeds ``(methods, units)``."""
+        return self._over_seeds(self.every.unit_means)
+
+    def means(self, times: np.ndarray) -> np.ndarray:
+        """:meth:`Together.means` over the seeds ``(methods, samples)``."""
+        return self._over_seeds(self.every.means(times))
+
+    def _over_seeds(self, values: np.ndarray) -> np.ndarray:
+        return np.stack([values[span].mean(axis=0) for span in self.spans])
 
 
 def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | None = None) -> CriticalDifference | None:
     """Friedman's and Nemenyi's tests over cases, or over the means of patients (Demšar, JMLR 7, 2006).
 
     Args:
-        scores: method → ``(cases,)`` or ``(cases, classes)``, of which more is better; what any has no value of is left
-            out. A case counts by the mean over its classes.
+        scores: as in :func:`rank_stability`. A case counts by the mean over its classes.
         groups: place of each case's patient ``(cases,)``; None compares cases.
 
     Returns:
@@ -241,8 +275,8 @@ def critical_difference(scores: Mapping[str, ArrayLike], groups: ArrayLike | Non
     """
     if why_not_ranked(scores, groups=groups):
         return None
-    names, (total, count) = list(scores), _shared(scores, groups)
-    table, units = mean_of_means(total, count), len(count)
+    names, every = list(scores), _Methods.of(scores, groups)
+    table, units = every.unit_means, every.n
     p = 1.0 if (np.ptp(table, axis=0) == 0).all() else float(stats.friedmanchisquare(*table).pvalue)
     quantile = stats.studentized_range.ppf(LEVEL, len(names), np.inf) / sqrt(2)
     distance = float(quantile * sqrt(len(names) * (len(names) + 1) / (6 * units)))

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medkd.evaluation.units import Together, Units, times_drawn
+
 RESAMPLES = 2000
 
 FEWEST = 6
@@ -38,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference(Interval):
-    """The mean of ``a − b`` over the cases that both have, with its interval.
+    """The mean of ``a`` minus that of ``b`` on the same cases, with its interval.
 
     Attributes:
         p: two-sided p-value of Wilcoxon's signed-rank test over cases, or over patients where they are known; 1 where
@@ -180,13 +182,20 @@ def mean_interval(
 
 
 def paired_difference(
-    a: ArrayLike, b: ArrayLike, level: float = LEVEL, seed: int = 0, groups: ArrayLike | None = None
+    a: ArrayLike,
+    b: ArrayLike,
+    level: float = LEVEL,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+    at_best: float = 1.0,
 ) -> PairedDifference:
-    """Mean of ``a − b`` over paired cases, bootstrap interval, and Wilcoxon's signed-rank test.
+    """The mean of ``a`` minus that of ``b`` on the same cases, bootstrap interval, and Wilcoxon's signed-rank test.
 
-    Wilcoxon, Biometrics Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices
-    the test compares the cases' means over the classes that both have. Where patients are known, they are what is drawn
-    and what the test compares: the means over their cases.
+    Means are those of :func:`mean_interval`, each over the values that it has, on all cases as in every bootstrap
+    sample; for what is absent from one alone see :class:`~medkd.evaluation.units.Together`. Wilcoxon, Biometrics
+    Bulletin 1(6), 1945, doi:10.2307/3001968; ties with zero difference are left out. For matrices the test compares
+    the cases' means over the classes. Where patients are known, they are what is drawn and what the test compares: the
+    means over their cases.
 
     Args:
         a: ``(cases,)`` or ``(cases, classes)``, NaN where there is no value.
@@ -194,76 +203,40 @@ def paired_difference(
         level: coverage of the interval.
         seed: of the resampling.
         groups: place of each case's patient ``(cases,)``; None takes every case for itself.
+        at_best: see :meth:`~medkd.evaluation.units.Together.of`.
+
+    >>> leaves_alone, invents = [0.9, 0.7, nan], [0.9, 0.7, 0.0]  # a structure that the third case does not have
+    >>> round(paired_difference(leaves_alone, invents).mean, 4) == round(1.6 / 2 - 1.6 / 3, 4)
+    True
     """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    interval = mean_interval(difference, level, seed, groups=groups)
-    p = _wilcoxon_p(Units.of(difference, groups).means)
-    return PairedDifference(interval.mean, interval.low, interval.high, interval.n, p)
+    pair = Together.of(np.stack([np.asarray(a, np.float64), np.asarray(b, np.float64)]), groups, at_best)
+    mine, theirs = pair.means(np.ones((1, pair.n)))[:, 0]
+    mean = float(mine - theirs)
+    if not isfinite(mean):
+        return PairedDifference(nan, nan, nan, 0)
+    p = wilcoxon_p(pair.filled[0] - pair.filled[1], groups)
+    if pair.n < 2:
+        return PairedDifference(mean, nan, nan, pair.n, p)
+    drawn = np.random.default_rng(seed).integers(pair.n, size=(RESAMPLES, pair.n))
+    mine, theirs = pair.means(times_drawn(drawn))
+    interval = percentile_interval(mean, mine - theirs, pair.n, level)
+    return PairedDifference(mean, interval.low, interval.high, pair.n, p)
 
 
-def _wilcoxon_p(table: np.ndarray) -> float:
-    """Of the units' means over the classes ``(units, classes)``; 1 where none differs, NaN for fewer than two."""
+def wilcoxon_p(differences: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """Of the units' means over the classes; 1 where none differs, NaN for fewer than two.
+
+    Args:
+        differences: ``(cases,)`` or ``(cases, classes)``, NaN where there is none.
+        groups: place of each case's patient ``(cases,)``; None takes every case for itself.
+    """
+    table = Units.of(differences, groups).means
     if len(table) < 2:
         return nan
     from scipy import stats
 
     per_unit = np.nanmean(table, axis=1)
     return float(stats.wilcoxon(per_unit).pvalue) if per_unit.any() else 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """What intervals and tests take for independent: patients with all of their cases, or single cases.
-
-    Attributes:
-        total: sums of the values of each unit's cases ``(units, columns)``; units without any value are left out.
-        count: how many values these are, likewise.
-    """
-
-    total: np.ndarray
-    count: np.ndarray
-
-    @classmethod
-    def of(cls, values: ArrayLike, groups: ArrayLike | None = None) -> Units:
-        """The units of ``(cases,)`` or ``(cases, columns)``, NaN where there is no value.
-
-        Args:
-            values: of the cases.
-            groups: place of each case's patient ``(cases,)``; None makes every case a unit.
-        """
-        table = np.asarray(values, dtype=np.float64)
-        table = table[:, None] if table.ndim == 1 else table
-        if not table.size:
-            return cls(np.zeros((0, 1)), np.zeros((0, 1), np.int64))
-        known = np.isfinite(table)
-        has_value = known.any(axis=1)
-        filled, known = np.where(known, table, 0.0)[has_value], known[has_value].astype(np.int64)
-        if groups is None:
-            return cls(filled, known)
-        names, places = np.unique(np.asarray(groups)[has_value], return_inverse=True)
-        total, count = np.zeros((len(names), table.shape[1])), np.zeros((len(names), table.shape[1]), np.int64)
-        np.add.at(total, places, filled)
-        np.add.at(count, places, known)
-        return cls(total, count)
-
-    @property
-    def means(self) -> np.ndarray:
-        """Of each unit over its cases ``(units, columns)``; NaN where it has no value."""
-        return np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan)
-
-    def mean_of(self, drawn: np.ndarray) -> np.ndarray:
-        """The mean over columns of their means over the drawn units' cases: ``(samples, units)`` → ``(samples,)``;
-        columns without a value in a sample are left out of it.
-        """
-        return mean_of_means(self.total[drawn].sum(axis=-2), self.count[drawn].sum(axis=-2))
-
-
-def mean_of_means(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The mean over classes of their means, from sums ``(..., classes)`` of so many values; a class without any is left
-    out.
-    """
-    means = total / np.maximum(count, 1)
-    return means.sum(axis=-1) / np.maximum((count > 0).sum(axis=-1), 1)
 
 
 def count_patients(cases: Sequence[str], patients: Mapping[str, str]) -> int | None:

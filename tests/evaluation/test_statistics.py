@@ -71,7 +71,8 @@ def test_paired_difference_equals_wilcoxon_and_is_sharper_than_two_intervals() -
 
 def test_paired_difference_without_a_difference_or_without_cases() -> None:
     assert paired_difference([1, 2, 3], [1, 2, 3]).p == 1.0
-    assert paired_difference([1, math.nan], [0, 1]).n == 1
+    assert paired_difference([1, math.nan], [math.nan, math.nan]).n == 0
+    assert paired_difference([1, math.nan, math.nan], [0, 1, math.nan]).n == 2
     assert math.isnan(paired_difference([math.nan], [0]).p)
 
 

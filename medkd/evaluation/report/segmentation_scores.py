@@ -101,7 +101,7 @@ class SegmentationScores:
 
 @dataclass(frozen=True, eq=False)
 class SegmentationDifferences:
-    """``first − second`` over the cases that both scored; independent are patients, where they are known."""
+    """``first − second`` on the cases that both scored; independent are patients, where they are known."""
 
     first: SegmentationScores
     second: SegmentationScores
@@ -123,7 +123,7 @@ def _difference(pair: SegmentationDifferences, metric: str, part: str) -> Paired
         index = pair.first.parts.index(part)
         a, b = a[:, index], b[:, index]
     groups = groups_of(shared, patients_of([pair.first, pair.second]))
-    found = paired_difference(a, b, groups=groups)
+    found = paired_difference(a, b, groups=groups, at_best=results.at_best(_metric(metric)))
     return found if np.isfinite(found.mean) else None
 
 

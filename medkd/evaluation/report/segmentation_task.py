@@ -56,9 +56,10 @@ def _failures(report: Report) -> str:
 def _definitions(scores: SegmentationScores | None) -> dict[str, str]:
     texts = scores.summary.definitions() if scores is not None else definitions(None, "max")
     texts["paired difference"] = (
-        "mean of the differences over the shared cases, bootstrap interval, of which patients are drawn where they are "
-        "known; p from Wilcoxon's signed-rank test of the differences, or of the patients' means of them; coloured "
-        "where the interval leaves 0 out and p < 0.05"
+        "difference of the means over the shared cases, bootstrap interval, of which patients are drawn where they are "
+        "known; p from Wilcoxon's signed-rank test of the cases' differences, or of the patients' means of them, in "
+        "which a structure that one of two invents and the other leaves alone counts fully; coloured where the "
+        "interval leaves 0 out and p < 0.05"
     )
     return texts
 

@@ -240,7 +240,8 @@ def definitions(
         "background",
         "missed or invented": "a structure in only one of the two maps counts with Dice 0, NSD 0 and every distance = "
         "the image's diagonal",
-        "absent": "a structure in neither is left out of the means and counted",
+        "absent": "a structure in neither is left out of the means and counted; case by case it has the best value "
+        "against one that another model invented",
         "mean": "over cases per structure; the foreground mean is the mean of the structures' means",
         "interval": "95 % bootstrap percentile interval; drawn with replacement are patients with all of their cases "
         "where they are known, else cases",
@@ -253,6 +254,11 @@ def structure_key(values: tuple[int, ...]) -> str:
 
 
 _DISTANCES = ("HD95", *FURTHER)
+
+
+def at_best(metric: Metric) -> float:
+    """The best value of a metric."""
+    return 0.0 if metric in _DISTANCES else 1.0
 
 
 def decimals(metric: Metric) -> int:
