@@ -98,7 +98,7 @@ def cross_validate(
 
     Raises:
         RunError: there is no such run, no fold (or not one of these) has been validated, scores belong to other
-            weights, label maps or references than those that are there, or post-processing is refused for a run that
+            weights, predictions or references than those that are there, or post-processing is refused for a run that
             has none.
         DataError: folds were scored differently, or on the same cases.
     """

@@ -29,6 +29,7 @@ from medkd.detection.store import DetectionStore
 from medkd.evaluation.detection.folder import References, evaluate_detections
 from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
 from medkd.evaluation.detection.results import DetectionSummary
+from medkd.evaluation.detection.scored_from import with_sources
 from medkd.networks.complexity import count_macs, count_parameters, latency_ms
 
 VALIDATION = "validation"
@@ -85,6 +86,7 @@ def finish_fold(
     known.add(target / PREDICTIONS_FILE)
     summary = evaluate_detections(found, references, classes=categories)
     summary = replace(summary, extra={**summary.extra, LIMITS: _limits(detector)})
+    summary = with_sources(summary, folder, references.folder)
     summary.save(target / SUMMARY)
     ap, ap50 = summary.value("AP").mean, summary.value("AP50").mean
     _log.info(

@@ -98,7 +98,7 @@ def cross_validate(
 
     Raises:
         RunError: not a run folder, no fold (or not one that was asked for) has been validated, scores belong to other
-            weights, label maps or references than those that are there, or ``postprocessing`` is False where the task
+            weights, predictions or references than those that are there, or ``postprocessing`` is False where the task
             has none.
         DataError: a case occurs twice, a fold did not score all of its validation cases, or folds were scored
             differently.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medkd.core.dataset import SEGMENTATION
 from medkd.core.errors import RunError
 from medkd.core.made_from import changed_inputs, outdated
 from medkd.core.numbers import whole_number
 from medkd.core.run import RUN_FILE, VALIDATION_SUMMARY, RunDescription
 from medkd.core.serial import load
-from medkd.evaluation.segmentation.scored_from import check_sources
 from medkd.tasks import task_of_run
 
 
@@ -34,7 +32,7 @@ def why_not_done(fold: Path, *, plan: bool = False) -> str | None:
 
 
 def why_not_scored(fold: Path) -> str | None:
-    """Why the scores of a fold do not count: they belong to other weights, label maps or references; None where they
+    """Why the scores of a fold do not count: they belong to other weights, predictions or references; None where they
     count, are not there, or nobody knows better.
 
     Args:
@@ -46,9 +44,11 @@ def why_not_scored(fold: Path) -> str | None:
     number = whole_number(fold.name.removeprefix("fold_"))
     if number is None or not (fold / VALIDATION_SUMMARY).exists():
         return None
-    if task_of_run(load(RunDescription, fold.parent / RUN_FILE)).name == SEGMENTATION:
-        try:
-            check_sources(fold.parent, number, complete=False)
-        except RunError as error:
-            return str(error)
+    folds = task_of_run(load(RunDescription, fold.parent / RUN_FILE)).folds
+    if folds is None:
+        return None
+    try:
+        folds().check(fold.parent, number)
+    except RunError as error:
+        return str(error)
     return None

@@ -344,6 +344,7 @@ class YoloTrainer(DetectionTrainer):
 
     def get_validator(self) -> StoreValidator:
         """One that leaves out what is to be ignored."""
+        super().get_validator()  # some versions name the losses there
         return StoreValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
 
     def validate(self) -> tuple[dict[str, Any], float | None]:

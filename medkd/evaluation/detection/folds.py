@@ -16,6 +16,8 @@ from medkd.core.run import VALIDATION_SUMMARY
 from medkd.evaluation.detection.folder import References, evaluate_detections
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions, ImagePredictions
 from medkd.evaluation.detection.results import DetectionSummary, summary_text
+from medkd.evaluation.detection.scored_from import check_sources
+from medkd.evaluation.scored_from import KEY
 from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.statistics import finite
 
@@ -47,7 +49,8 @@ class DetectionFolds:
         return part
 
     def check(self, run: Path, fold: int) -> None:
-        """Scores of boxes do not say what they belong to."""
+        """See that weights, detections and annotations are those that were scored, as far as they are there."""
+        check_sources(run, fold)
 
     def cases(self, scores: FoldDetections) -> Sequence[str]:
         """The images."""
@@ -77,7 +80,8 @@ class DetectionFolds:
             patients |= part.summary.patients
         together = DetectionPredictions(first.categories, dict(sorted(images.items())))
         if len(parts) == 1:
-            return FoldDetections(together, first)
+            extra = {key: value for key, value in first.extra.items() if key != KEY}  # which is the fold's own
+            return FoldDetections(together, replace(first, extra=extra))
         references = References(run, annotations, first.categories, patients)
         summary = evaluate_detections(together, references, classes=first.categories, rules=first.rules)
         return FoldDetections(together, summary)

@@ -100,5 +100,4 @@ def _comparable(first: Matches, second: Matches) -> bool:
         return False
     if first.number != second.number:
         return False
-    pairs = zip(first.froc, second.froc, strict=True)
-    return all(np.array_equal(ours.truths, theirs.truths) for ours, theirs in pairs)
+    return all(ours.equals(theirs) for ours, theirs in zip(first.truths, second.truths, strict=True))

@@ -38,7 +38,7 @@ Key = tuple[str, str]
 Values = dict[Key, np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Matches:
     """A set of detections compared with the reference boxes of the same images, once and for all.
 
@@ -49,6 +49,7 @@ class Matches:
         froc: per class; the last one is all classes together, without the excluded ones.
         scores: ``(images, classes + 1)`` highest score in each image per class, the last one of all but the excluded
             classes.
+        truths: the reference boxes of each image.
     """
 
     categories: tuple[str, ...]
@@ -56,6 +57,7 @@ class Matches:
     coco: tuple[Matched, ...]
     froc: tuple[Matched, ...]
     scores: np.ndarray
+    truths: tuple[Boxes, ...]
 
     @property
     def number(self) -> int:
@@ -97,6 +99,7 @@ def compare_boxes(
         coco=tuple(coco),
         froc=tuple(froc),
         scores=_highest_scores(found, kept),
+        truths=tuple(truths),
     )
 
 

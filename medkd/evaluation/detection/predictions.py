@@ -20,6 +20,7 @@ PREDICTIONS_FILE = "predictions.json"
 COCO_RESULTS_FILE = "coco_results.json"
 COCO_IMAGES_FILE = "coco_images.json"
 SCHEMA = 1
+_ROUNDED = 0.002  # pixels; a summary holds drawn boxes to the third decimal
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,16 @@ class Boxes:
         own = self.only(self.classes == category)
         return own if self.ignored is None else replace(own, ignored=self.ignored.of_class(category))
 
+    def equals(self, other: Boxes) -> bool:
+        """Whether both are the same drawn boxes and crowds, as exactly as a summary tells them."""
+        if not np.array_equal(self.classes, other.classes):
+            return False
+        if not np.allclose(self.boxes, other.boxes, rtol=0, atol=_ROUNDED):
+            return False
+        if self.ignored is None or other.ignored is None:
+            return not len(self.ignored or ()) and not len(other.ignored or ())
+        return self.ignored.equals(other.ignored)
+
     def renamed(self, places: np.ndarray) -> Boxes:
         """Boxes and crowds with other numbers for their classes.
 
@@ -77,12 +88,14 @@ class ImagePredictions:
         width: of the upright image in pixels; the boxes are in these pixels.
         height: likewise.
         found: the detections.
+        content: a hash of the image's file; empty where nobody said.
     """
 
     file: str
     width: int
     height: int
     found: Boxes
+    content: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +180,10 @@ def _coco_results(number: int, found: Boxes) -> list[dict[str, Any]]:
 def image_json(image: ImagePredictions, categories: Sequence[str]) -> dict[str, Any]:
     """One image's entry of ``predictions.json``."""
     names = [categories[place] for place in image.found.classes]
+    content = {"content": image.content} if image.content else {}
     return {
         "file": image.file,
+        **content,
         "width": image.width,
         "height": image.height,
         "boxes": np.round(image.found.boxes, 2).tolist(),
@@ -202,7 +217,8 @@ def _image_from(entry: Entry, categories: Sequence[str]) -> ImagePredictions:
         raise DataError(f"{entry.where}: expected finite coordinates and scores, found NaN or infinity; predict again.")
     places = {name: place for place, name in enumerate(categories)}
     found = Boxes.of(boxes, [places[name] for name in names], scores)
-    return ImagePredictions(entry.text("file"), entry.count("width"), entry.count("height"), found)
+    content = entry.text("content") if "content" in entry else ""
+    return ImagePredictions(entry.text("file"), entry.count("width"), entry.count("height"), found, content)
 
 
 def truth_of(annotation: BoxAnnotation, categories: Sequence[str]) -> Boxes:

@@ -27,10 +27,10 @@ from medkd.core.postprocessing import (
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.core.run_files import scored_teachers
 from medkd.core.serial import save
+from medkd.evaluation.scored_from import sources_in, weights_now
 from medkd.evaluation.segmentation.cases import confusion, dice_of
 from medkd.evaluation.segmentation.folder import workers_for
 from medkd.evaluation.segmentation.results import Summary
-from medkd.evaluation.segmentation.scored_from import sources_of, weights_now
 from medkd.evaluation.statistics import finite
 from medkd.io.volumes import read_label
 
@@ -96,7 +96,7 @@ def _weights(run: Path, folds: Sequence[int]) -> list[str]:
     found: list[str] = []
     for fold in folds:
         file = run / f"fold_{fold}" / VALIDATION_SUMMARY
-        sources = sources_of(Summary.load(file), str(file))
+        sources = sources_in(Summary.load(file).extra, str(file))
         found += (weights_now(file.parents[1]) or ()) if sources is None else sources.weights
     return found
 
