@@ -36,12 +36,14 @@ class Source:
         file: what it is called in the results.
         read: gives its pixels ``(H, W)`` or ``(H, W, 3)`` uint8.
         original: (width, height) to give boxes back in; None for that of the pixels.
+        digest: gives a hash of its file; None where it has none of its own.
     """
 
     case: str
     file: str
     read: Callable[[], np.ndarray]
     original: tuple[int, int] | None = None
+    digest: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class DetectReport:
 
     Attributes:
         predicted: ids that were looked at.
-        skipped: ids that were there already and were left as they are.
+        skipped: ids that were there already and were left as they are; of detections also those that are not among the
+            images now.
         failed: id → why it failed.
         replaced: ids of an earlier prediction in this folder, all of which was replaced.
     """
@@ -82,6 +85,7 @@ class _Loaded:
     pixels: np.ndarray
     square: torch.Tensor
     place: Letterbox
+    content: str = ""
 
 
 Finished = Callable[[Source, np.ndarray, ImagePredictions], None]
@@ -119,7 +123,7 @@ def detect_images(
         for loaded in _prefetched(batches, spec, report):
             for item, found in _detect(detectors, loaded, device, limits, report):
                 width, height = item.place.width, item.place.height
-                image = ImagePredictions(item.source.file, width, height, found)
+                image = ImagePredictions(item.source.file, width, height, found, item.content)
                 if _attempt(item.source.case, report, partial(_hand_on, finished, item, image)):
                     journal.add(item.source.case, image)
                     report.predicted.append(item.source.case)
@@ -173,8 +177,10 @@ def _load(batch: Sequence[Source], spec: DetectorSpec, report: DetectReport) -> 
     found: list[_Loaded] = []
 
     def one(source: Source) -> None:
+        content = "" if source.digest is None else source.digest()
         pixels = source.read()
-        found.append(_Loaded(source, pixels, *letterbox(pixels, spec.image_size, source.original, spec.sides)))
+        square, place = letterbox(pixels, spec.image_size, source.original, spec.sides)
+        found.append(_Loaded(source, pixels, square, place, content))
 
     for source in batch:
         _attempt(source.case, report, lambda s=source: one(s))  # type: ignore[misc]

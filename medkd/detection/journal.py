@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,17 @@ class Journal:
         """Take finished predictions over; what the journal holds already is newer and stays."""
         self.images = {**predictions.images, **self.images}
 
-    def finish(self, keep: Sequence[str]) -> DetectionPredictions:
+    def drop(self, cases: Iterable[str]) -> None:
+        """Forget what was found in some images."""
+        for case in cases:
+            self.images.pop(case, None)
+
+    def finish(self, keep: Sequence[str] | None = None) -> DetectionPredictions:
         """Write ``predictions.json`` and COCO's files of these cases, as far as they were predicted, and remove the
-        journal.
+        journal; None keeps all.
         """
-        found = DetectionPredictions(
-            self.categories, {case: self.images[case] for case in sorted(keep) if case in self.images}
-        )
+        kept = self.images if keep is None else {case: self.images[case] for case in keep if case in self.images}
+        found = DetectionPredictions(self.categories, dict(sorted(kept.items())))
         found.save(self.folder)
         self.path.unlink(missing_ok=True)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -14,13 +14,19 @@ import torch
 
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.made_with import content_digest
 from medkd.core.settled import SETTINGS_FILE, write_settings
 from medkd.detection.detecting import MOST, SCORE, DetectReport, Limits, Source, detect_images
 from medkd.detection.extras import DICOM_FOLDER, Extras
-from medkd.detection.journal import Journal, finished
+from medkd.detection.journal import JOURNAL_FILE, Journal, finished
 from medkd.detection.models import TrainedDetector, place_of
 from medkd.detection.pictures import PICTURE_SCORE, picture_path
-from medkd.evaluation.detection.predictions import PREDICTIONS_FILE, DetectionPredictions
+from medkd.evaluation.detection.predictions import (
+    COCO_IMAGES_FILE,
+    COCO_RESULTS_FILE,
+    PREDICTIONS_FILE,
+    DetectionPredictions,
+)
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
 from medkd.io.links import refuse_dangling
@@ -31,6 +37,9 @@ from medkd.models.base import Checkpoint, open_model
 
 _log = logging.getLogger(__name__)
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
+_ENDINGS_SHOWN = ", ".join(ending[1:] for ending in ENDINGS)
+_RESULTS = (PREDICTIONS_FILE, COCO_RESULTS_FILE, COCO_IMAGES_FILE, SETTINGS_FILE, JOURNAL_FILE)
+_SHOWN = 10  # names of files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +101,8 @@ def predict_detections(
     """Find boxes in radiographs and write ``predictions.json``, ``coco_results.json`` and ``coco_images.json``.
 
     An image that cannot be read is reported and the others go on. Boxes are in pixels of the upright original image.
-    What was finished before a kill is kept in ``predictions.jsonl`` and used with ``resume``.
+    What was finished before a kill is kept in ``predictions.jsonl`` and used with ``resume``; so are boxes of images
+    that were given to an earlier call alone.
 
     Args:
         inputs: a folder (with its subfolders) of radiographs, or image files: PNG, JPEG, … and DICOM.
@@ -107,7 +117,7 @@ def predict_detections(
         pictures: write ``pictures/CASE.jpg`` with the boxes too.
         picture_score: lowest score that is drawn or reported.
         batch_size: images per forward; None follows from the device.
-        resume: leave out images that were finished with the same settings.
+        resume: leave out images that were finished with the same settings, as long as their files are the same.
         strict: refuse a JPEG whose end is missing instead of warning of it.
         format: of DICOM objects that are written below ``dicom/`` too, ``"dicom-sr"``, ``"dicom-sc"`` or both.
         terms: JSON file with coded terms of the classes, see :func:`medkd.io.writing.terms.terms_with`.
@@ -142,13 +152,32 @@ def predict_detections(
     journal = _journal(Path(outputs), loaded.categories, settings, resume)
     done = {source.case for source in sources if _done(source, journal, extras)}
     waiting = [source for source in sources if source.case not in done]
+    earlier = set(journal.images) - {source.case for source in sources}
     report = detect_images(
         detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=extras.write
     )
     report.replaced = replaced
-    report.skipped = sorted(done)
-    journal.finish([source.case for source in sources if source.case not in report.failed])
+    report.skipped = sorted(done | earlier)
+    journal.drop(source.case for source in sources if source.case in report.failed and _is_elsewhere(source, journal))
+    _tell_kept(earlier, [case for case in report.failed if case in journal.images], Path(outputs))
+    journal.finish()
     return report
+
+
+def _is_elsewhere(source: Source, journal: Journal) -> bool:
+    """Whether boxes are known of another file that makes the same case."""
+    known = journal.images.get(source.case)
+    return known is not None and known.file != source.file
+
+
+def _tell_kept(earlier: Collection[str], failed: Sequence[str], outputs: Path) -> None:
+    """Say what the results hold beside what was found now."""
+    if earlier:
+        text = "%s: the boxes of %d images of earlier calls, made with the same settings, are kept"
+        _log.warning(text, outputs / PREDICTIONS_FILE, len(earlier))
+    if failed:
+        text = "%s: images that failed now keep the boxes that were found before: %s"
+        _log.warning(text, outputs / PREDICTIONS_FILE, ", ".join(failed))
 
 
 def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits: Limits) -> DetectionSettings:
@@ -177,7 +206,7 @@ def _journal(outputs: Path, categories: Sequence[str], settings: DetectionSettin
     """Where predictions are kept as they are made, with those of an earlier call that goes on."""
     journal = Journal(outputs, categories, asdict(replace(settings, run="", medkd="")), resume=resume)
     earlier = finished(outputs) if resume else None
-    if earlier is not None:
+    if earlier is not None and earlier.categories == tuple(categories):
         journal.adopt(earlier)
     return journal
 
@@ -206,11 +235,15 @@ def find_radiographs(
         found += _below(path, outputs) if path.is_dir() else [(case_id(Path(path.name)), path)]
     if not found:
         raise DataError(
-            f"{paths[0]}: expected radiographs ({', '.join(e[1:] for e in ENDINGS)}, or DICOM files without ending), "
-            "found none."
+            f"{paths[0]}: expected radiographs ({_ENDINGS_SHOWN}, or DICOM files of any name), found none; give a "
+            "folder of such, or files."
         )
     _refuse_twins(found)
-    return [Source(case, str(path), partial(read_eight_bit, path, strict=strict)) for case, path in sorted(found)]
+    sources = []
+    for case, path in sorted(found):
+        read = partial(read_eight_bit, path, strict=strict)
+        sources.append(Source(case, str(path), read, digest=partial(content_digest, path)))
+    return sources
 
 
 def _refuse_twins(found: Sequence[tuple[str, Path]]) -> None:
@@ -230,27 +263,46 @@ def case_id(path: Path) -> str:
 
 def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
     own: set[Path] = set()
+    results: set[Path] = set()
     if outputs is not None:
         own = {picture_path(outputs, "x").parent.absolute(), (outputs / DICOM_FOLDER).absolute()}
-    found = []
+        results = {(outputs / name).absolute() for name in _RESULTS}
+    found, others = [], []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or path.parent.absolute() in own or path.name.upper() == "DICOMDIR":
             continue
         refuse_dangling([path])
-        if path.is_file() and _is_radiograph(path):
+        if not path.is_file() or path.absolute() in results:
+            continue
+        if _is_radiograph(path):
             found.append((case_id(path.relative_to(folder)), path))
+        else:
+            others.append(str(path.relative_to(folder)))
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f", … ({len(others)} in all)" if len(others) > _SHOWN else "")
+        _log.warning("%s: no radiographs (%s, or DICOM files), so left out: %s", folder, _ENDINGS_SHOWN, shown)
     return found
 
 
 def _is_radiograph(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS or (not path.suffix and is_dicom(path))
+    """By its ending, or its content: DICOM files are often called by their UID, whose last number looks like one."""
+    return path.suffix.lower() in ENDINGS or is_dicom(path)
 
 
 def _done(source: Source, journal: Journal, extras: Extras) -> bool:
+    return _is_same(source, journal) and all(path.exists() for path in extras.files(source.case))
+
+
+def _is_same(source: Source, journal: Journal) -> bool:
+    """Whether boxes are known that were found in this very file; earlier versions did not note its content."""
     known = journal.images.get(source.case)
-    there = all(path.exists() for path in extras.files(source.case))
-    return known is not None and known.file == source.file and there
+    if known is None or _is_elsewhere(source, journal):
+        return False
+    try:
+        return not known.content or source.digest is None or known.content == source.digest()
+    except OSError:  # reading it says why
+        return True
 
 
 def _checked(limits: Limits) -> Limits:

@@ -13,6 +13,7 @@ import numpy as np
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.serial import nearest
 from medkd.core.settled import SETTINGS_FILE
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.intervals import intervals
@@ -66,7 +67,8 @@ def evaluate_detections(
         missing: cases that count as images in which nothing was found.
 
     Raises:
-        DataError: a reference box has an unknown class, or an image has another size than its annotation.
+        DataError: a reference box has an unknown class, the predictions' classes are called otherwise, or an image has
+            another size than its annotation.
         MedkdError: pycocotools is not installed.
     """
     known = tuple(dict.fromkeys([*predictions.categories, *references.categories]))
@@ -75,6 +77,7 @@ def evaluate_detections(
     cases = sorted(references.annotations)
     _check_sizes(predictions, references, [case for case in cases if case not in missing])
     truths = {case: _truth(references, case, known, names) for case in cases}
+    _check_classes(predictions.categories, references, truths, names, chosen=classes is not None)
     found = _found(predictions, cases, missing, names)
     matches = compare_boxes(
         found,
@@ -244,6 +247,45 @@ def _renamed(boxes: Boxes, old: Sequence[str], new: Sequence[str]) -> Boxes:
         if name in new:
             places[place] = new.index(name)
     return boxes.renamed(places)
+
+
+def _check_classes(
+    predicted: Sequence[str], references: References, truths: Mapping[str, Boxes], names: Sequence[str], *, chosen: bool
+) -> None:
+    """See that the classes of the boxes can have been found: a name that is written otherwise is none that scores 0.
+
+    Args:
+        predicted: the classes that predictions can have.
+        references: what is true.
+        truths: case → the boxes of the scored classes.
+        names: the scored classes.
+        chosen: whether somebody has chosen these.
+
+    Raises:
+        DataError: none of the scored classes that have boxes can have been found, or some cannot, while the predictions
+            have others that the references do not know.
+    """
+    drawn = {names[place] for truth in truths.values() for place in truth.classes.tolist()}
+    missing = [name for name in names if name in drawn and name not in predicted]
+    if not missing:
+        return
+    known = {*references.categories, *drawn}
+    foreign = [name for name in predicted if name not in known]
+    if (foreign and not chosen) or not drawn & set(predicted):
+        spelled = {name.casefold(): name for name in foreign or predicted}
+        alike = spelled.get(missing[0].casefold())
+        hint = f" Did you mean '{alike}'?" if alike else nearest(missing[0], foreign or predicted)
+        raise DataError(
+            f"{references.folder}: expected boxes of classes that the predictions know ({', '.join(predicted)}), found "
+            f"'{missing[0]}', which is none of them; call them the same, or choose the classes that are to be scored "
+            f"with --labels.{hint}"
+        )
+    _log.warning(
+        "%s: the predictions know no class %s, of which there are boxes, so that each of these counts as 0 in the "
+        "means; choose others with --labels",
+        references.folder,
+        ", ".join(missing),
+    )
 
 
 def _check_sizes(predictions: DetectionPredictions, references: References, cases: Sequence[str]) -> None:

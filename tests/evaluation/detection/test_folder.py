@@ -140,6 +140,41 @@ def test_what_does_not_fit_is_refused(folders: tuple[Path, Path]) -> None:
         evaluate_detection_folder(predictions, references.parent)
 
 
+def renamed(predictions: Path, *names: str) -> None:
+    """Let the predictions call their classes otherwise."""
+    path = predictions / "predictions.json"
+    text = path.read_text()
+    for old, new in zip(NAMES, names, strict=True):
+        text = text.replace(f'"{old}"', f'"{new}"')
+    path.write_text(text)
+
+
+def test_classes_that_are_called_otherwise_are_refused_and_not_scored_as_missed(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, references = folders
+    DatasetDescription.detection(("X-ray",), NAMES).save(references.parent / "dataset.json")
+    renamed(predictions, "Fracture", "text")
+    assert main([*map(str, folders)]) == 1
+    assert "found 'fracture'" in (said := capsys.readouterr().err) and "Did you mean 'Fracture'?" in said
+    assert main([*map(str, folders), "--labels", "fracture"]) == 1, "none of the chosen classes can be found"
+    assert main([*map(str, folders), "--labels", "text"]) == 0
+
+
+def test_a_model_of_fewer_classes_is_scored_with_a_warning(
+    folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, references = folders
+    DatasetDescription.detection(("X-ray",), NAMES).save(references.parent / "dataset.json")
+    data = json.loads((predictions / "predictions.json").read_text())
+    for image in data["images"].values():
+        kept = [place for place, name in enumerate(image["classes"]) if name == "fracture"]
+        image |= {key: [image[key][place] for place in kept] for key in ("boxes", "scores", "classes")}
+    (predictions / "predictions.json").write_text(json.dumps({**data, "categories": ["fracture"]}))
+    summary = evaluate_detection_folder(predictions, references)
+    assert summary.value("AP", "text").mean == 0.0 and "know no class text" in caplog.text
+
+
 def test_patients_of_the_data_set_are_the_units_of_the_intervals(folders: tuple[Path, Path]) -> None:
     patients = {f"image_{i:02d}": f"p{i // 3}" for i in range(12)}
     DatasetDescription.detection(("X-ray",), NAMES, patients=patients).save(folders[1].parent / "dataset.json")
