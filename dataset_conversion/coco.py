@@ -20,6 +20,7 @@ from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
 from medkd.core.files import check_file, read_json
 from medkd.core.resolve import FileIndex, files_ending
+from medkd.core.run import DETECTION
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -193,4 +194,6 @@ def _item(image: Path, drawn: Drawn, part: str | None) -> Item:
     )
 
 
-CONVERTERS.register("coco")(Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS))
+CONVERTERS.register("coco")(
+    Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS, DETECTION)
+)

@@ -32,6 +32,7 @@ from dataset_conversion.tables import read_table
 from dataset_conversion.writer import CaseJob, RawWriter, Split
 from medkd.core.errors import DataError
 from medkd.core.resolve import FileIndex, path_parts
+from medkd.core.run import DETECTION
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -310,5 +311,6 @@ CONVERTERS.register("fracatlas")(
             "negatives": SETTINGS["negatives"],
             "folds": "official (default: train.csv and valid.csv as fold 0) or five",
         },
+        DETECTION,
     )
 )

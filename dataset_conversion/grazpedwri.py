@@ -35,6 +35,7 @@ from dataset_conversion.writer import CaseJob, RawWriter, Split
 from medkd.core.errors import DataError
 from medkd.core.files import is_file
 from medkd.core.resolve import FileIndex, files_ending
+from medkd.core.run import DETECTION
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -347,5 +348,6 @@ CONVERTERS.register("grazpedwri")(
             "scaling": SETTINGS["scaling"],
             "split": "folder with train_data.csv, valid_data.csv and test_data.csv (column filestem)",
         },
+        DETECTION,
     )
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataset_conversion.report import ConversionReport
+from medkd.core.dataset import SEGMENTATION
 from medkd.core.errors import DataError
 from medkd.core.registry import Registry
 
@@ -44,6 +45,7 @@ class Converter:
         convert: ``(source, folder to write, options) -> report``.
         name: proposes a data set name (without the number) for a source.
         settings: options of this format alone, name → help text; they arrive in :attr:`ConversionOptions.settings`.
+        task: of the data sets that it makes; None where that depends on the source, or nobody says.
     """
 
     summary: str
@@ -51,6 +53,7 @@ class Converter:
     convert: Callable[[Path, Path, ConversionOptions], ConversionReport]
     name: Callable[[Path], str]
     settings: Mapping[str, str] = field(default_factory=dict)
+    task: str | None = SEGMENTATION
 
 
 CONVERTERS: Registry[Converter] = Registry("format", DataError, "medkd.converters")

@@ -20,6 +20,7 @@ from dataset_conversion.registry import CONVERTERS, ConversionOptions, Converter
 from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
 from medkd.core.resolve import FileIndex, files_ending, path_parts
+from medkd.core.run import DETECTION
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -275,5 +276,6 @@ CONVERTERS.register("voc")(
             "base": "number of the first pixel: 0 (default) or 1 (original VOC data)",
             "match": "which name is the image's: filename (<filename>), stem (the XML file's own), both (default)",
         },
+        DETECTION,
     )
 )

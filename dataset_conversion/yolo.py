@@ -20,6 +20,7 @@ from dataset_conversion.report import ConversionReport
 from medkd.core.errors import DataError
 from medkd.core.files import check_file, is_file
 from medkd.core.resolve import FileIndex, files_ending, is_hidden, part_of_name, path_parts, read_lines
+from medkd.core.run import DETECTION
 from medkd.io.checks import Finding
 
 GUIDE = """\
@@ -388,5 +389,5 @@ def _is_empty(label: Path) -> bool:
 
 
 CONVERTERS.register("yolo")(
-    Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS)
+    Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS, DETECTION)
 )

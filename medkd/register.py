@@ -190,7 +190,7 @@ def register_converter(
     enter = CONVERTERS.register(name, _caller())
 
     def decorate(convert: Convert) -> Convert:
-        enter(Converter(summary, guide or summary, convert, dataset_name or name_from_path, settings or {}))
+        enter(Converter(summary, guide or summary, convert, dataset_name or name_from_path, settings or {}, None))
         return convert
 
     return decorate

@@ -51,6 +51,7 @@ class Task:
         train_side_by_side: train with several methods at once; None where that is not possible.
         dry_run: what training would do, in lines.
         dry_run_side_by_side: likewise with several methods at once; None where that is not possible.
+        foresee: refuse what a training would refuse whatever its data are; None where nothing is known.
         score_teacher: score a teacher that was trained elsewhere; None where there are none.
         load: a model that is loaded once, with ``predict``.
         predict: predict inputs into a folder; returns what became of each.
@@ -85,6 +86,7 @@ class Task:
     train_side_by_side: Column | None = None
     dry_run: Column
     dry_run_side_by_side: Column | None = None
+    foresee: Column | None = None
     score_teacher: Column | None = None
     load: Column
     predict: Column
@@ -175,6 +177,7 @@ register_task(
         train_side_by_side=Lazy("medkd.training.segmentation_task:train_side_by_side"),
         dry_run=Lazy("medkd.training.segmentation_task:dry_run"),
         dry_run_side_by_side=Lazy("medkd.training.segmentation_task:dry_run_side_by_side"),
+        foresee=Lazy("medkd.training.foresight:foresee"),
         score_teacher=Lazy("medkd.training.teacher_scores:score_teacher"),
         load=Lazy("medkd.inference.loaded:load"),
         predict=Lazy("medkd.inference.folder:predict_folder"),
@@ -208,6 +211,7 @@ register_task(
         train=Lazy("medkd.detection.task:train"),
         train_distill=Lazy("medkd.detection.task:train_distill"),
         dry_run=Lazy("medkd.detection.task:dry_run"),
+        foresee=Lazy("medkd.detection.foresight:foresee"),
         load=Lazy("medkd.detection.loaded:load"),
         predict=Lazy("medkd.detection.predict:predict_detections"),
         measure=Lazy("medkd.detection.latency:measure_images"),

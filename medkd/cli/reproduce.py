@@ -70,7 +70,7 @@ def _main(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     if arguments.check:
         found = recipes.check(arguments.recipe, options)
-        print("\n".join((*found.problems, *found.costs)))
+        print("\n".join((*found.problems, *found.open, *found.costs)))
         return int(bool(found.problems))
     if arguments.write:
         print("\n".join(map(str, recipes.write_jobs(arguments.recipe, options))) or "nothing is left to do")

@@ -138,7 +138,15 @@ class DetectorFolder(ModelFolder[TrainedDetector]):
         Raises:
             RunError: the names of the classes, or their order, differ.
         """
-        theirs, ours = list(self.describe().categories), list(plan.categories)
+        self.check_categories(plan.categories)
+
+    def check_categories(self, categories: Sequence[str]) -> None:
+        """The classes must be those of the data set, in its order.
+
+        Raises:
+            RunError: they are not.
+        """
+        theirs, ours = list(self.describe().categories), list(categories)
         if theirs == ours:
             return
         what = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"

@@ -25,10 +25,9 @@ from medkd.detection.families import register_detectors
 from medkd.detection.images import drawn_images, follows_teacher, images_line, size_text, steps_per_epoch
 from medkd.detection.inheritance import IMAGES, inherit
 from medkd.detection.job import DetectionJob
-from medkd.detection.layers import chart_pair
+from medkd.detection.joined import check_start_of, joined
 from medkd.detection.letterbox import letterbox
 from medkd.detection.methods import DETECTION_METHODS, check_known
-from medkd.detection.methods.scores import check_scores
 from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.parts import check_shared
@@ -38,13 +37,14 @@ from medkd.detection.sampling import walk
 from medkd.detection.silent import silence_of
 from medkd.detection.sources import sources_of
 from medkd.detection.store import DetectionStore
+from medkd.detection.untrained import UntrainedDetector
 from medkd.detection.weights import start_from
-from medkd.distillation import METHODS, Context, build_method
+from medkd.distillation import METHODS
 from medkd.models.guard import Teacher
 from medkd.models.pretrained import find_source, start_weights
 from medkd.networks.complexity import count_parameters
 from medkd.training.cases_without_labels import NO_LABELS, share_of, split_with_unlabelled, unlabelled_of
-from medkd.training.job import HELPER_SEED, FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
+from medkd.training.job import FoldData, Job, Lesson, TrainingTask, describe_run, protocol_lines
 from medkd.training.options import INIT_FROM_TEACHER, check_start
 from medkd.training.plausibility import Score, doubt, number_at, table_at
 from medkd.training.ranks import current
@@ -215,6 +215,10 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
                 found[str(name)] = ("AP", precision, _AP_OF_NOTHING)
         return found
 
+    def untrained(self, job: DetectorJob) -> UntrainedDetector:
+        """Classes, layers and images of what is going to teach."""
+        return UntrainedDetector(job)
+
     def build(self, job: DetectorJob, *, weightless: bool = False) -> DetectionLesson:
         """Student, and teacher with its method; detectors are always built with weights."""
         return DetectionLesson(job)
@@ -314,6 +318,8 @@ class DetectionLesson(Lesson):
         lines += protocol_lines(job.run)
         if job.teacher is None:
             return lines
+        if isinstance(job.teacher.model, UntrainedDetector) and not job.options.strict:
+            return [*lines, *self._lines_of_teacher(job.teacher)]  # a step with it would need weights
         silent = self.silent()
         if silent and job.options.strict:
             doubt(silent, strict=True)
@@ -333,25 +339,10 @@ class DetectionLesson(Lesson):
         ]
 
     def _distiller(self, chosen: Teacher[TrainedDetector]) -> DetectorDistiller:
-        teacher: Detector = chosen.network()
-        student, classes, size = self.student, len(self.spec.categories), self.spec.image_size
-        if self.job.run.init == INIT_FROM_TEACHER:
-            chart_pair(student, teacher)
+        run, teacher = self.job.run, chosen.network()
+        if check_start_of(self.student, teacher, run.init):
             self.first = teacher
-        context = Context(
-            student_taps=student.taps,
-            teacher_taps=teacher.taps,
-            num_outputs=classes + 1 if student.two_stage else classes,
-            regions=not student.two_stage,
-            spacing=(1.0, 1.0),
-            patch_size=(size, size),
-            task="detection",
-        )
-        run = self.job.run
-        torch.manual_seed(self.job.options.seed + HELPER_SEED)
-        method = build_method(run.method or "none", context, run.method_parameters, own=DETECTION_METHODS)
-        check_scores(student, teacher, method)
-        return DetectorDistiller(teacher, method, student.anchors)
+        return joined(self.student, teacher, run.method or "none", run.method_parameters, self.job.options.seed)
 
 
 def fit(job: DetectionJob) -> None:

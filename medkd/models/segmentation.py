@@ -116,17 +116,8 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
         """
         model = self.describe()
         theirs, ours = model.configuration, plan.configuration(configuration)
-        if label_meaning(model.labels) != label_meaning(description.labels):
-            raise RunError(
-                f"The teacher {self.path.name} does not fit: its labels are {shown_labels(model.labels)}, the data "
-                f"set's are {shown_labels(description.labels)}; name and number the data set's as the teacher's in "
-                "dataset.json, or convert it anew with --labels."
-            )
-        meaning: list[Difference] = [
-            ("number of input channels", len(theirs.normalization), len(description.channel_names)),
-        ]
-        self._refuse(meaning, "the data set's", "")
-        self._refuse_channels(model, description.channel_names)
+        self.check_labels(description.labels)
+        self.check_channels(description.channel_names)
         preprocessing: list[Difference] = [("axis order", model.plan.transpose, plan.transpose)]
         preprocessing.append(("orientation", model.plan.orientation, plan.orientation))
         for key in _PREPROCESSING:
@@ -134,6 +125,31 @@ class SegmentationFolder(ModelFolder[TrainedModel]):
         if "ct" in ours.normalization:
             preprocessing.append(("intensity statistics", model.plan.intensities, plan.intensities))
         self._refuse(preprocessing, "the student's", f"; {self.remedy(plan.dataset)}")
+
+    def check_labels(self, labels: LabelSpec) -> None:
+        """Outputs must mean what the labels of a data set do.
+
+        Raises:
+            RunError: they do not.
+        """
+        known = self.describe().labels
+        if label_meaning(known) != label_meaning(labels):
+            raise RunError(
+                f"The teacher {self.path.name} does not fit: its labels are {shown_labels(known)}, the data set's are "
+                f"{shown_labels(labels)}; name and number the data set's as the teacher's in dataset.json, or convert "
+                "it anew with --labels."
+            )
+
+    def check_channels(self, names: Sequence[str]) -> None:
+        """The images of a data set must have the model's channels.
+
+        Raises:
+            RunError: there are more or fewer, or others.
+        """
+        model = self.describe()
+        count: list[Difference] = [("number of input channels", len(model.configuration.normalization), len(names))]
+        self._refuse(count, "the data set's", "")
+        self._refuse_channels(model, names)
 
     def check_gives_weights(self, plan: Plan, configuration: str, description: DatasetDescription) -> None:
         """A student that only starts from it may have its own spacing, patch and labels, but its images must be turned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,7 @@ def unknown_names(recipe: Recipe) -> list[str]:
     if len(tasks) > 1:
         found.append("teachers and students: networks for segmentation and detectors cannot be in one table.")
     for task in sorted(tasks)[:1]:
+        found += _said("dataset.format", partial(_check_format, data_format, task))
         for name, method in recipe.methods.items():
             found += _said(f"methods.{name}", partial(_check_method, method, task))
         found += unknown_settings(recipe, task)
@@ -69,10 +70,23 @@ def unknown_settings(recipe: Recipe, task: str) -> list[str]:
     for where, values in {} if shared else trained_settings(recipe).items():
         found += _said(where, partial(_check_settings, values, task))
         protocols[f"{where}: protocol"] = values.get("protocol")
+    found += dict.fromkeys(_searches_of_unlabelled(recipe))
     for where, protocol in protocols.items():
         if protocol not in (None, NO_PROTOCOL):
             found += _said(where, partial(_check_protocol, str(protocol), recipe.dataset.format, task))
     return found
+
+
+def _searches_of_unlabelled(recipe: Recipe) -> Iterator[str]:
+    """Searches that would be refused, since scans without labels take no part in them."""
+    for _, student, method in recipe.combinations():
+        row = recipe.methods[method]
+        asked = {**recipe.settings, **recipe.students[student].settings, **row.settings}
+        if row.search is not None and asked.get("unlabelled_share"):
+            yield (
+                f"methods.{method}.search: a search trains on the labelled cases of a fold alone, so that "
+                "'unlabelled_share' has nothing to draw from there; leave one of them out."
+            )
 
 
 def trained_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -86,6 +100,20 @@ def trained_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
         row, way = recipe.students[student], recipe.methods[method]
         found[f"students.{student} by methods.{method}"] = {**recipe.settings, **row.settings, **way.settings}
     return found
+
+
+def _check_format(data_format: str, task: str) -> None:
+    """A format makes data sets for the task of the networks."""
+    from dataset_conversion import CONVERTERS
+
+    made: str | None = SEGMENTATION if data_format == PHANTOM else None
+    if data_format in CONVERTERS:
+        made = CONVERTERS[data_format].task
+    if made not in (None, task):
+        raise DataError(
+            f"'{data_format}' makes a data set for {made}, but the networks are for {task}; name another format, or "
+            "other networks"
+        )
 
 
 def _check_settings(settings: Mapping[str, Any], task: str) -> None:

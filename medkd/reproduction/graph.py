@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from typing import Any, Literal
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, nearest
 from medkd.reproduction.recipe import Recipe, TeacherRow
-from medkd.reproduction.search import BEST_FILE, Best, Search
-from medkd.tasks import every_task
+from medkd.reproduction.search import BEST_FILE, LOG, Best, Search
+from medkd.reproduction.words import check_option, flag, text
 
 PREPARE = "prepare"
 SEARCHES = "searches"
@@ -48,17 +48,28 @@ class LessonPlan:
 
     Attributes:
         network: what is trained.
-        teacher: in a command; None for a network alone.
+        teacher: in a command, or what is trained as one for this training alone; None for a network alone.
         method: with which it teaches.
         settings: options of training by their names in Python, ``seed`` and ``tag`` included.
         parameters: ``method.parameter`` → value, but for those that are searched.
+        searched: of the trainings of a search: parameter → bounds or choices.
     """
 
     network: str
-    teacher: Word | None = None
+    teacher: Word | LessonPlan | None = None
     method: str = "none"
     settings: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    searched: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def variants(self) -> list[LessonPlan]:
+        """The training itself, or of a search those at the bounds, or with each of the choices."""
+        values = {name: [value for value in found if value != LOG] for name, found in self.searched.items()}
+        tried = []
+        for place in range(max(map(len, values.values()), default=0)):
+            chosen = {name: found[min(place, len(found) - 1)] for name, found in values.items()}
+            tried.append(replace(self, parameters={**self.parameters, **chosen}, searched={}))
+        return tried or [self]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ class Node:
             if isinstance(word, Tuned):
                 best = load(Best, Path(runs[word.node]) / BEST_FILE)
                 for name, value in best.parameters.items():
-                    found += ["--set", f"{name}={_text(value)}"]
+                    found += ["--set", f"{name}={text(value)}"]
             else:
                 found.append(runs[word.node] if isinstance(word, Trained) else word)
         return found
@@ -188,7 +199,7 @@ class _Builder:
             if option == "like":
                 words += ["--like", str(self.place.models[str(value)])]
             else:
-                words += _flag(option, value)
+                words += flag(option, value)
         self._add(Node(name=PREPARE, kind="prepare", words=tuple(words)))
 
     def teacher(self, name: str, fold: str) -> str:
@@ -200,7 +211,7 @@ class _Builder:
         lesson = None
         if row.model is not None:
             words = ["score_teacher", self.dataset, str(self.place.models[name]), fold, *self._root()]
-            words += _flag("device", self.place.device)
+            words += flag("device", self.place.device)
         else:
             above = None if row.taught_by is None else self._taught(row.taught_by, fold, needs)
             words = self._training(str(row.network), above, row.method, fold)
@@ -259,7 +270,7 @@ class _Builder:
             words += ["--search", f"{parameter}={mark.join(map(str, values))}"]
         words += ["--trials", str(search.trials), "--inner-folds", str(search.folds)]
         for parameter, value in way.parameters.items():
-            words += ["--set", f"{parameter}={_text(value)}"]
+            words += ["--set", f"{parameter}={text(value)}"]
         seed = ["--seed", str(self.recipe.seeds[0])]
         words += [f"--teacher-options={shlex.join([*self._settings((above.settings,), SEARCH_DECIDES), *seed])}"]
         words += [*self._settings((row.settings, way.settings), SEARCH_DECIDES), *seed, *self._root()]
@@ -267,6 +278,15 @@ class _Builder:
         mark = hashlib.blake2b("\0".join(words).encode(), digest_size=4).hexdigest()
         folder = self.place.root / "reproductions" / self.place.name / SEARCHES / f"{name}-{mark}"
         words += ["--folder", str(folder)]
+        own = {"seed": self.recipe.seeds[0], "tag": f"{self.place.name}-{name}"}  # of runs that the root never has
+        lesson = LessonPlan(
+            network=row.network,
+            teacher=LessonPlan(network=str(above.network), settings=self._merged((above.settings, own))),
+            method=way.method,
+            settings=self._merged((row.settings, way.settings, own)),
+            parameters=way.parameters,
+            searched=search.parameters,
+        )
         self._add(
             Node(
                 name=name,
@@ -277,6 +297,7 @@ class _Builder:
                 student=student,
                 method=method,
                 fold=fold,
+                lesson=lesson,
             )
         )
         return name
@@ -296,7 +317,7 @@ class _Builder:
         row = self.recipe.methods[method]
         words: list[Word] = ["train_distill", self.dataset, teacher, network, row.method, fold]
         for parameter, value in row.parameters.items():
-            words += ["--set", f"{parameter}={_text(value)}"]
+            words += ["--set", f"{parameter}={text(value)}"]
         return words
 
     def _lesson(
@@ -326,8 +347,8 @@ class _Builder:
             merged.pop(name, None)
         words = []
         for name, value in merged.items():
-            _check_option(name)
-            words += _flag(name, value)
+            check_option(name)
+            words += flag(name, value)
         return words
 
     def _merged(self, settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -350,39 +371,3 @@ class _Builder:
                 f"files; expected {_LONGEST} at most, shorten the names of teachers, students or methods."
             )
         self.nodes[node.name] = node
-
-
-def _check_option(name: str) -> None:
-    known = set[str]()
-    for task in every_task():
-        known |= {field.name for field in fields(task.column("training_options"))}
-    if name not in known:
-        raise DataError(f"The recipe's settings hold '{name}', which no training takes.{nearest(name, known)}")
-
-
-_SWITCHES: dict[str, Callable[[Any], list[str]]] = {
-    "validate": lambda value: [] if value else ["--no-validate"],
-    "mirror_axes": lambda value: ["--mirror-axes", *(map(str, value) if value else ["none"])],
-    "teachers": lambda value: [word for teacher in value for word in ("--teacher", str(teacher))],
-}
-"""Options whose words differ from their names."""
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    """An option of a command: nothing where it is None or False, several words for a list."""
-    if value is None:
-        return []
-    if name in _SWITCHES:
-        return _SWITCHES[name](value)
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag] if value else []
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [flag, *map(_text, values)]
-
-
-def _text(value: Any) -> str:
-    """A JSON value as the command line takes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(_text, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,47 +1,90 @@
-"""What the trainings of a recipe would refuse, asked of them before one begins: as ``--dry-run`` does."""
+"""What the trainings of a recipe would refuse, asked of them before one begins: as ``--dry-run`` does, and before the
+data are prepared as far as networks, methods and settings tell.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from medkd.core.errors import DataError, MedkdError, PlanError
+from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError, MedkdError, PlanError, RunError
+from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.serial import from_data
+from medkd.core.splits import ALL
 from medkd.core.teachers import Untrained
+from medkd.reproduction.checks import task_of_network
 from medkd.reproduction.graph import PREPARE, LessonPlan, Node, Trained
 from medkd.reproduction.state import Record, runs_of
-from medkd.tasks import Task, task_of_dataset
+from medkd.tasks import TASKS, Task, task_of_dataset
+
+NOT_PREPARED = (
+    "the data are not prepared, so that only networks, methods and settings were asked; whether plan, labels, channels "
+    "and cases fit is asked once they are"
+)
+_SHOWN = 3  # names in a line
 
 
-def refused_runs(
-    nodes: Mapping[str, Node], records: Mapping[str, Record], dataset: str, root: Root
-) -> Iterator[tuple[str, str]]:
-    """Name and reason of every training that is to be done and would not begin, where that can be known: the data set
-    is prepared, and the teacher is there or is going to be trained. Nothing is written or started. Of several seeds the
-    first is asked.
+@dataclass(frozen=True)
+class Answer:
+    """What is known of a training that is to be done.
+
+    Attributes:
+        name: of the run.
+        reason: why it would not begin, or why nobody can say yet.
+        open: whether nobody can say.
+    """
+
+    name: str
+    reason: str
+    open: bool = False
+
+
+def rehearse_runs(
+    nodes: Mapping[str, Node], records: Mapping[str, Record], dataset: str, root: Root, labels: Sequence[str] = ()
+) -> Iterator[Answer]:
+    """Answers of the trainings that are to be done, where they would not begin or nobody can say; those of a search are
+    among them. Nothing is written or started. Of several seeds the first is asked.
 
     Args:
         nodes: that are asked for.
         records: those that count, see :func:`medkd.reproduction.state.standing`.
         dataset: full name.
         root: medkd's folders.
+        labels: as the recipe names them for a data set that is not converted yet; empty where it does not.
     """
     ready = _was_prepared(nodes, records)
     remade = PREPARE in nodes and "--overwrite-plan" in nodes[PREPARE].words
-    there = (root.raw_dataset(dataset) / DATASET_FILE, root.preprocessed / dataset / PLANS_FILE)
-    if not all(file.exists() for file in there) or (remade and not ready):
-        return
-    task, runs = task_of_dataset(dataset, root.raw.parent), runs_of(records)
+    raw = root.raw_dataset(dataset) / DATASET_FILE
+    there = raw.exists() and (root.preprocessed / dataset / PLANS_FILE).exists()
+    runs = runs_of(records)
+    if there and (ready or not remade):
+        rehearsal: Rehearsal = Rehearsal(nodes, runs, root, dataset, ready)
+    else:
+        rehearsal = Foresight(nodes, runs, root, dataset, False, tuple(labels))
     for name, lesson in _first_of_each_row(nodes, runs).items():
-        reason = _Rehearsal(task, nodes, runs, root, ready).reason(lesson, nodes[name].fold, dataset)
-        if reason is not None:
-            yield name, reason
+        answer = rehearsal.answer(name, lesson)
+        if answer is not None:
+            yield answer
+
+
+def open_lines(answers: Iterator[Answer] | list[Answer]) -> list[str]:
+    """A line per reason for which nobody can say yet, with the runs that it is about."""
+    found: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.open:
+            found.setdefault(answer.reason, []).append(answer.name)
+    lines = []
+    for reason, names in found.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(f"open: {', '.join(names[:_SHOWN])}{more}: {reason}")
+    return lines
 
 
 def _first_of_each_row(nodes: Mapping[str, Node], runs: Mapping[str, str]) -> dict[str, LessonPlan]:
@@ -49,7 +92,7 @@ def _first_of_each_row(nodes: Mapping[str, Node], runs: Mapping[str, str]) -> di
     found: dict[tuple[Any, ...], tuple[str, LessonPlan]] = {}
     for name, node in nodes.items():
         if node.lesson is not None and name not in runs:
-            found.setdefault((node.teacher, node.student, node.method, node.fold), (name, node.lesson))
+            found.setdefault((node.kind, node.teacher, node.student, node.method, node.fold), (name, node.lesson))
     return dict(found.values())
 
 
@@ -73,38 +116,63 @@ def _silence() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Rehearsal:
-    """Asks a task what it would do; what is wrong with data that are going to be prepared first is left to that."""
+class Rehearsal:
+    """Asks a task what it would do; what is wrong with data that are going to be prepared first is left to that.
 
-    task: Task
+    Attributes:
+        nodes: that are asked for.
+        runs: node → what it trained.
+        root: medkd's folders.
+        dataset: full name.
+        ready: whether the recipe has prepared it.
+        unknown: why nobody can say where a task cannot.
+    """
+
     nodes: Mapping[str, Node]
     runs: Mapping[str, str]
     root: Root
+    dataset: str
     ready: bool
+    unknown: ClassVar[str] = "nobody can say before its teacher is trained"
 
-    def reason(self, lesson: LessonPlan, fold: str, dataset: str) -> str | None:
-        """Why a training would not begin; None where it would, or nobody can say yet."""
-        try:
-            teaching = {} if lesson.teacher is None else {"teacher": self._teacher(lesson), "method": lesson.method}
-            with _silence():
-                self.task.dry_run(dataset, lesson.network, fold, self._options(lesson), **teaching)
-        except (DataError, PlanError) as error:
-            return str(error) if self.ready else None
-        except MedkdError as error:
-            return str(error)
-        except (NotImplementedError, RuntimeError):  # the task, or a method, needs a teacher's weights to tell
-            return None
+    def answer(self, name: str, lesson: LessonPlan) -> Answer | None:
+        """Why a training, or one of a search, would not begin, or why nobody can say; None where it would."""
+        for variant in lesson.variants():
+            answer = self._answer(name, variant)
+            if answer is not None:
+                return answer
         return None
 
-    def _options(self, lesson: LessonPlan) -> Any:
+    def _answer(self, name: str, lesson: LessonPlan) -> Answer | None:
+        try:
+            with _silence():
+                self._ask(lesson, self.nodes[name].fold)
+        except (DataError, PlanError) as error:
+            return Answer(name, str(error)) if self.ready else Answer(name, NOT_PREPARED, open=True)
+        except MedkdError as error:
+            return Answer(name, str(error))
+        except (NotImplementedError, RuntimeError):  # the task, or a method, needs a teacher's weights to tell
+            return Answer(name, self.unknown, open=True)
+        return None
+
+    def _ask(self, lesson: LessonPlan, fold: str) -> None:
+        task = task_of_dataset(self.dataset, self.root.raw.parent)
+        task.dry_run(self.dataset, lesson.network, fold, self._options(task, lesson), **self._teaching(task, lesson))
+
+    def _teaching(self, task: Task, lesson: LessonPlan) -> dict[str, Any]:
+        return {} if lesson.teacher is None else {"teacher": self._teacher(task, lesson), "method": lesson.method}
+
+    def _options(self, task: Task, lesson: LessonPlan) -> Any:
         values = {name: value for name, value in lesson.settings.items() if value is not None and name != "track"}
-        options = from_data(self.task.column("training_options"), values, "")
+        options = from_data(task.column("training_options"), values, "")
         parameters = dict(lesson.parameters)
         return replace(options, root=Path(self.root.raw.parent), resume=True, method_parameters=parameters)
 
-    def _teacher(self, lesson: LessonPlan) -> str | Untrained | None:
+    def _teacher(self, task: Task, lesson: LessonPlan) -> str | Untrained | None:
         """The run or folder that teaches, or what is going to be trained for it."""
         word = lesson.teacher
+        if isinstance(word, LessonPlan):
+            return self._untrained(task, word)
         if word is None or not isinstance(word, Trained):
             return None if word is None else str(word)
         if word.node in self.runs:
@@ -112,6 +180,48 @@ class _Rehearsal:
         above = self.nodes[word.node].lesson
         if above is None:
             raise NotImplementedError
+        return self._untrained(task, above)
+
+    def _untrained(self, task: Task, lesson: LessonPlan) -> Untrained:
         return Untrained(
-            network=above.network, options=self._options(above), teacher=self._teacher(above), method=above.method
+            network=lesson.network,
+            options=self._options(task, lesson),
+            teacher=self._teacher(task, lesson),
+            method=lesson.method,
         )
+
+
+@dataclass(frozen=True)
+class Foresight(Rehearsal):
+    """Before the data are there, or prepared: asks a task what it would refuse whatever they are. What that leaves open
+    is open for every training. Folds of the same row are asked once, but for ``all``.
+    """
+
+    unknown: ClassVar[str] = "the data are not prepared, and before nothing of it can be asked"
+    labels: tuple[str, ...] = ()
+    known: dict[tuple[Any, ...], Answer] = field(default_factory=dict)
+
+    def answer(self, name: str, lesson: LessonPlan) -> Answer | None:
+        """Why a training, or one of a search, would not begin; never None."""
+        node = self.nodes[name]
+        row = (node.kind, node.teacher, node.student, node.method, node.fold == ALL)
+        if row not in self.known:
+            self.known[row] = super().answer(name, lesson) or Answer(name, NOT_PREPARED, open=True)
+        return replace(self.known[row], name=name)
+
+    def _ask(self, lesson: LessonPlan, fold: str) -> None:
+        task = TASKS[task_of_network(lesson.network)]
+        described = self.root.raw_dataset(self.dataset) / DATASET_FILE
+        facts: dict[str, Any] = {"labels": LabelSpec.from_names(self.labels)} if self.labels else {}
+        if described.exists():
+            description = DatasetDescription.load(described)
+            facts = {"labels": description.labels, "channels": description.channel_names}
+            if description.task != task.name:
+                raise RunError(
+                    f"{self.dataset} is a data set for {description.task}, but '{lesson.network}' is for {task.name}; "
+                    "name another data set, or other networks."
+                )
+        if task.foresee is None:
+            raise NotImplementedError
+        teaching = self._teaching(task, lesson)
+        task.column("foresee")(lesson.network, fold, self._options(task, lesson), **teaching, **facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -21,7 +21,7 @@ from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
-from medkd.reproduction.rehearsals import refused_runs
+from medkd.reproduction.rehearsals import Answer, open_lines, rehearse_runs
 from medkd.reproduction.results import Results, collect
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
 from medkd.reproduction.scripts import write_scripts
@@ -252,10 +252,12 @@ class Check:
     Attributes:
         problems: what is missing, and names that mean nothing, a sentence each.
         costs: what the recipe's runs would need.
+        open: of which runs nobody can say yet whether they would begin, and why.
     """
 
     problems: tuple[str, ...]
     costs: tuple[str, ...]
+    open: tuple[str, ...] = ()
 
 
 def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
@@ -265,44 +267,67 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
         DataError: the recipe means nothing.
     """
     work = open_recipe(Path(path), options or ReproduceOptions())
-    recipe, problems = work.recipe, []
-    raw = work.root.raw_dataset(work.dataset)
-    if not (raw / "dataset.json").exists() and recipe.dataset.format != PHANTOM:
-        problems.append(f"missing: {raw} (medkd_convert {recipe.dataset.format} --help says what to download)")
-    for teacher, folder in _models(work).items():
-        if not folder.exists():
-            problems.append(f"missing: the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)")
-    problems += [f"missing: {sentence}" for sentence in _missing_optuna(work)]
-    unknown = unknown_names(recipe)
+    absent = {teacher: folder for teacher, folder in _models(work).items() if not folder.exists()}
+    problems = [f"missing: {what}" for what in _missing(work, absent)]
+    unknown = unknown_names(work.recipe)
     problems += [f"unknown: {sentence}" for sentence in unknown]
-    if not problems:
-        problems += [f"impossible: {name}: {reason}" for name, reason in _refused(work)]
-    return Check(tuple(problems), tuple(costs(work)))
+    answers = [] if unknown else _answers(work, frozenset(absent))
+    problems += [f"impossible: {answer.name}: {answer.reason}" for answer in answers if not answer.open]
+    return Check(tuple(problems), tuple(costs(work)), tuple(open_lines(answers)))
 
 
-def _refused(work: Work) -> list[tuple[str, str]]:
+def _missing(work: Work, absent: Mapping[str, Path]) -> Iterator[str]:
+    """Data set, models and packages that are not there."""
+    raw, data_format = work.root.raw_dataset(work.dataset), work.recipe.dataset.format
+    if not (raw / "dataset.json").exists() and data_format != PHANTOM:
+        yield f"{raw} (medkd_convert {data_format} --help says what to download)"
+    for teacher, folder in absent.items():
+        yield f"the teacher '{teacher}' at {folder} (give --model {teacher}=FOLDER)"
+    try:
+        _refuse_missing_optuna(work)
+    except RunError as error:
+        yield str(error)
+
+
+def _answers(work: Work, absent: frozenset[str] = frozenset()) -> list[Answer]:
+    """Of the runs that need no teacher which is absent; of the others nobody can say."""
     records = standing(work.nodes, work.state.read()).records
-    return list(refused_runs(work.chosen, records, work.dataset, work.root))
+    asked, found = {}, []
+    for name, node in work.chosen.items():
+        lacking = sorted(absent.intersection(_above(work.recipe, node.teacher)))
+        if not lacking:
+            asked[name] = node
+        elif node.lesson is not None:
+            found.append(Answer(name, f"the teacher '{lacking[0]}' is missing", open=True))
+    return [*rehearse_runs(asked, records, work.dataset, work.root, work.recipe.dataset.labels), *found]
 
 
 def _refuse_impossible(work: Work, path: str | Path, say: Callable[[str], None]) -> None:
     """Refuse runs that would not begin; of those that were tried before it is said, and the others go on."""
     tried = work.state.read()
-    for name, reason in _refused(work):
-        if name not in tried:
-            raise DataError(f"{path}: {name}: {reason}")
-        say(f"{name} will not begin: {reason}")
+    for answer in _answers(work):
+        if answer.open:
+            continue
+        if answer.name not in tried:
+            raise DataError(f"{path}: {answer.name}: {answer.reason}")
+        say(f"{answer.name} will not begin: {answer.reason}")
+
+
+def _above(recipe: Recipe, teacher: str | None) -> list[str]:
+    """A teacher, and those above it."""
+    found = []
+    while teacher is not None:
+        found.append(teacher)
+        teacher = recipe.teachers[teacher].taught_by
+    return found
 
 
 def _models(work: Work) -> dict[str, Path]:
     """Teacher → folder, of those from elsewhere that the chosen runs need."""
-    teachers, used = work.recipe.teachers, set[str]()
+    used = set[str]()
     like = work.recipe.dataset.prepare.get("like")
     for named in (*(node.teacher for node in work.chosen.values()), like):
-        above = named
-        while above is not None:
-            used.add(str(above))
-            above = teachers[str(above)].taught_by
+        used.update(_above(work.recipe, named))
     found: dict[str, Path] = {}
     for node in work.nodes.values():
         if node.words[0] == "score_teacher" and node.teacher in used:
@@ -319,14 +344,6 @@ def _refuse_missing_models(work: Work) -> None:
 def _refuse_missing_optuna(work: Work) -> None:
     if any(node.kind == "search" for node in work.chosen.values()):
         check_optuna()
-
-
-def _missing_optuna(work: Work) -> list[str]:
-    try:
-        _refuse_missing_optuna(work)
-    except RunError as error:
-        return [str(error)]
-    return []
 
 
 def _with_conversion(nodes: Mapping[str, Node], words: tuple[str, ...]) -> dict[str, Node]:

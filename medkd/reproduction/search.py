@@ -22,7 +22,7 @@ from medkd.reproduction.searched import SearchedOn
 from medkd.tasks import Task, chosen_options
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.json"
-_LOG = "log"
+LOG = "log"
 Say = Callable[[str], None]
 
 
@@ -65,7 +65,7 @@ def check_search(search: Search, where: str) -> None:
 
 def _is_range(values: Sequence[Any]) -> bool:
     numbers, scale = values[:2], values[2:]
-    if len(numbers) != 2 or list(scale) not in ([], [_LOG]):
+    if len(numbers) != 2 or list(scale) not in ([], [LOG]):
         return False
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
         return False

@@ -194,7 +194,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         run = replace(run, mirror_axes=mirror_axes(data, teacher))
         if method is None:
             return run
-        averaged = _averages_targets(data, method)
+        averaged = averages_targets(options, data.fold, method)
         return replace(
             run,
             targets=options.targets,
@@ -372,16 +372,15 @@ def _patch_alone(data: SegmentationFold, network: str) -> tuple[int, ...] | None
     return patch if patch is not None and len(patch) == configuration.rank else None
 
 
-def _averages_targets(data: SegmentationFold, method: str) -> bool:
+def averages_targets(options: TrainOptions, fold: str, method: str) -> bool:
     """Whether cached targets are means over mirrored copies.
 
     Raises:
         RunError: the options of the targets do not belong together.
     """
-    options = data.options
-    if options.targets == OUT_OF_FOLD and data.fold != ALL:
+    if options.targets == OUT_OF_FOLD and fold != ALL:
         raise RunError(
-            f"--targets {OUT_OF_FOLD} is for a student of fold {ALL}, found fold {data.fold}, where the folds of a "
+            f"--targets {OUT_OF_FOLD} is for a student of fold {ALL}, found fold {fold}, where the folds of a "
             "teacher that may teach have seen all of the student's cases; use --targets cached."
         )
     if options.targets not in STORED_TARGETS:

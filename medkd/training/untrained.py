@@ -8,27 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from medkd.core.run import FINAL
 from medkd.core.teachers import short_name
-from medkd.models.base import Checkpoint
+from medkd.models.base import Checkpoint, ModelFolder
 from medkd.models.segmentation import SegmentationFolder, TrainedModel
 from medkd.networks.reference import build_weightless
+from medkd.training.job import Job
 
 if TYPE_CHECKING:
     from medkd.training.segmentation_task import SegmentationJob
 
 
-class UntrainedNetwork(SegmentationFolder):
-    """The run that a job would make, with one fold and no weights.
+class UntrainedRun(ModelFolder[Any]):
+    """The run that a job would make, with one fold and no weights; the kind of each task describes and builds it.
 
     Args:
         job: of the teacher.
     """
 
-    kind = "untrained"
-    title = "a network that is not trained yet"
-
-    def __init__(self, job: SegmentationJob) -> None:
+    def __init__(self, job: Job[Any, Any, Any]) -> None:
         super().__init__(job.folder.parent)
-        self._job = job
+        self.job = job
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -52,27 +50,38 @@ class UntrainedNetwork(SegmentationFolder):
     @property
     def network_name(self) -> str:
         """Its registry name."""
-        return self._job.run.network.name
+        return self.job.run.network.name
 
     def folds(self, checkpoint: Checkpoint = "final") -> tuple[str, ...]:
         """That of the job."""
-        return (self._job.fold,)
+        return (self.job.fold,)
 
     def seen(self, fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
         """The cases on which it, or a teacher of its own, is going to be trained."""
-        split = self._job.split
-        return self._job.seen.union(split.train, split.unlabelled)
+        split = self.job.split
+        return self.job.seen.union(split.train, split.unlabelled)
 
     def weights_file(self, fold: str) -> Path:
         """Where they will lie."""
-        return self._job.folder / FINAL
+        return self.job.folder / FINAL
+
+    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> Any:
+        raise NotImplementedError
+
+
+class UntrainedNetwork(UntrainedRun, SegmentationFolder):
+    """A network for segmentation that is not trained yet."""
+
+    kind = "untrained"
+    title = "a network that is not trained yet"
+    job: SegmentationJob
 
     def network(self, fold: str) -> Any:
         """Its layers, without weights."""
-        return build_weightless(self._job.run.network).eval()
+        return build_weightless(self.job.run.network).eval()
 
     def _describe(self) -> TrainedModel:
-        job = self._job
+        job = self.job
         return TrainedModel(
             folds=self.folds(),
             plan=job.plan,
@@ -82,6 +91,3 @@ class UntrainedNetwork(SegmentationFolder):
             patch_size=job.run.network.patch_size,
             mirror_axes=job.run.mirror_axes,
         )
-
-    def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedModel:
-        raise NotImplementedError

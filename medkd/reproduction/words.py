@@ -1,0 +1,52 @@
+"""Settings of a recipe as words of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from medkd.core.errors import DataError
+from medkd.core.serial import nearest
+from medkd.tasks import every_task
+
+
+def check_option(name: str) -> None:
+    """See that some training takes an option.
+
+    Raises:
+        DataError: none does.
+    """
+    known = set[str]()
+    for task in every_task():
+        known |= {field.name for field in fields(task.column("training_options"))}
+    if name not in known:
+        raise DataError(f"The recipe's settings hold '{name}', which no training takes.{nearest(name, known)}")
+
+
+_SWITCHES: dict[str, Callable[[Any], list[str]]] = {
+    "validate": lambda value: [] if value else ["--no-validate"],
+    "mirror_axes": lambda value: ["--mirror-axes", *(map(str, value) if value else ["none"])],
+    "teachers": lambda value: [word for teacher in value for word in ("--teacher", str(teacher))],
+}
+"""Options whose words differ from their names."""
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """An option of a command: nothing where it is None or False, several words for a list."""
+    if value is None:
+        return []
+    if name in _SWITCHES:
+        return _SWITCHES[name](value)
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [flag, *map(text, values)]
+
+
+def text(value: Any) -> str:
+    """A JSON value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
