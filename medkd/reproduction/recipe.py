@@ -9,6 +9,7 @@ from typing import Any
 
 from medkd.core.errors import DataError
 from medkd.core.serial import load, nearest
+from medkd.reproduction.recipe_matches import check_matches
 from medkd.reproduction.recipe_values import check_values
 from medkd.reproduction.search import Search, check_search
 
@@ -118,6 +119,12 @@ class Published:
     student: str | None = None
     method: str | None = None
 
+    def is_about(self, teacher: str | None, student: str | None, method: str | None) -> bool:
+        """Whether the figures belong to a row of the table."""
+        if (self.student, self.method) != (student, method):
+            return False
+        return self.teacher == teacher or (self.teacher is None and student is not None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Without:
@@ -188,12 +195,17 @@ class Recipe:
 
     def combinations(self) -> Iterator[tuple[str | None, str, str]]:
         """Teacher (None for a student alone), student and method of every row of the table."""
+        for combination in self.every_combination():
+            if not any(rule.covers(*combination) for rule in self.without):
+                yield combination
+
+    def every_combination(self) -> Iterator[tuple[str | None, str, str]]:
+        """As :meth:`combinations`, with those that :attr:`without` leaves out."""
         for student in self.students:
             for method, row in self.methods.items():
                 teachers = list(self.teachers) if row.needs_teacher else [None]
                 for teacher in teachers:
-                    if not any(rule.covers(teacher, student, method) for rule in self.without):
-                        yield teacher, student, method
+                    yield teacher, student, method
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -224,6 +236,7 @@ def load_recipe(path: Path) -> Recipe:
         raise DataError(f"{path}: methods need a teacher, but 'teachers' is empty; name one.")
     if not list(recipe.combinations()):
         raise DataError(f"{path}: no row is left; check 'students', 'methods' and 'without'.")
+    check_matches(recipe, path)
     return recipe
 
 
@@ -291,6 +304,8 @@ def _check_assistant(row: MethodRow, method: str, where: str) -> None:
 
 
 def _check_folds(recipe: Recipe, teacher: TeacherRow, where: str) -> None:
+    if teacher.folds is not None and not teacher.folds:
+        raise DataError(f"{where}.folds: expected folds of the recipe, found none; leave it out for all of them.")
     for fold in teacher.folds or ():
         if fold not in recipe.folds:
             raise DataError(f"{where}.folds: '{fold:.60}' is none of the recipe's folds ({', '.join(recipe.folds)}).")

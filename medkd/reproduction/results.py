@@ -269,8 +269,7 @@ def _scores(done: Sequence[Node], records: Mapping[str, Record]) -> tuple[list[A
 
 def _published(recipe: Recipe, node: Node) -> Iterator[Published]:
     for row in recipe.published:
-        same = row.student == node.student and row.method == node.method
-        if same and (row.teacher == node.teacher or row.teacher is None):
+        if row.is_about(node.teacher, node.student, node.method):
             yield row
 
 

@@ -33,6 +33,11 @@ def recipe(**changes: Any) -> dict[str, Any]:
     return content | changes
 
 
+def figures(**names: str) -> dict[str, Any]:
+    """Published figures of a row with these names."""
+    return {"published": [{"scores": {"Dice": 0.9}, "source": "Table 1", **names}]}
+
+
 def read(folder: Path, content: Any) -> Any:
     path = folder / "toy.json"
     path.write_text(json.dumps(content))
@@ -51,6 +56,23 @@ def test_rows_are_the_product_without_what_is_left_out(tmp_path: Path) -> None:
         ],
         key=str,
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        ({"teacher": "large"}, [("large", None, None)]),
+        ({"student": "tiny", "method": "alone"}, [(None, "tiny", "alone")]),
+        ({"student": "tiny", "method": "kd"}, [("large", "tiny", "kd"), ("given", "tiny", "kd")]),
+        ({"teacher": "given", "student": "tiny", "method": "kd"}, [("given", "tiny", "kd")]),
+    ],
+)
+def test_published_figures_stand_beside_their_rows(
+    names: dict[str, str], rows: list[tuple[str | None, ...]], tmp_path: Path
+) -> None:
+    found = read(tmp_path, recipe(**figures(**names)))
+    every = [*found.combinations(), ("large", None, None), ("given", None, None)]
+    assert [row for row in every if found.published[0].is_about(*row)] == rows
 
 
 def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
@@ -88,6 +110,29 @@ def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
         ({"without": [{"method": "kdd"}]}, "without[0]: the recipe has no method 'kdd'. Did you mean 'kd'?"),
         ({"without": [{}]}, "no row is left"),
         ({"published": [{"scores": {}, "source": "", "student": "big"}]}, "published[0]: the recipe has no student"),
+        (
+            {"without": [{"teacher": "large", "method": "alone"}]},
+            "without[0] (teacher 'large', method 'alone') leaves out no row",
+        ),
+        ({"teachers": {"large": {"network": "a", "folds": []}}}, "teachers.large.folds: expected folds of the recipe"),
+        (
+            figures(teacher="large", student="tiny", method="alone"),
+            "published[0] (teacher 'large', student 'tiny', method 'alone') belongs to no row of the table",
+        ),
+        (figures(student="tiny"), "published[0] (student 'tiny') belongs to no row"),
+        (figures(method="kd"), "published[0] (method 'kd') belongs to no row"),
+        (figures(), "published[0] (no teacher, student or method) belongs to no row"),
+        (
+            figures(student="tiny", method="kd") | {"without": [{"student": "tiny", "method": "kd"}]},
+            "published[0] (student 'tiny', method 'kd') belongs to no row",
+        ),
+        ({"published": [{"scores": {}, "source": "", "teacher": "large"}]}, "(teacher 'large') has no 'scores'"),
+        ({"folds": ["all"]}, "folds: 'all' has no validation cases"),
+        ({"settings": {"validate": False}}, "settings: without 'validate' a run has no score"),
+        (
+            {"methods": {"alone": {"method": "none", "settings": {"validate": False}}}},
+            "methods.alone.settings: without 'validate' a run has no score",
+        ),
         (
             {"dataset": {"number": 0, "name": "P", "format": "phantom"}},
             "dataset.number: expected 1 to 999, found 0",
