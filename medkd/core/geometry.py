@@ -8,6 +8,8 @@ from itertools import product
 import numpy as np
 
 Triple = tuple[float, float, float]
+_FULL = 0.5
+"""Side of a voxel in mm from which on the tolerances are lengths; those of smaller ones are shares of a voxel."""
 
 
 def nested(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -89,16 +91,19 @@ class Geometry:
 
         Args:
             other: the grid to compare with.
-            tolerance: mm for spacing; ten times that for the origin; absolute for direction cosines.
+            tolerance: mm for spacing, and of voxels below 0.5 mm twice this share of their side; ten times that for the
+                origin, by the shortest side; absolute for direction cosines.
         """
         found = [] if self.shape == other.shape else ["shape"]
+        sides = np.minimum(self.spacing, other.spacing)
+        allowed = tolerance * np.minimum(1.0, sides / _FULL)
         compared = (
-            ("spacing", self.spacing, other.spacing, tolerance),
-            ("origin", self.matrix[:3, 3], other.matrix[:3, 3], 10 * tolerance),
+            ("spacing", self.spacing, other.spacing, allowed),
+            ("origin", self.matrix[:3, 3], other.matrix[:3, 3], 10 * allowed.min()),
             ("direction", self._directions(), other._directions(), tolerance),
         )
         for name, own, others, most in compared:
-            if not np.allclose(own, others, rtol=0, atol=most):
+            if not (np.abs(np.subtract(own, others)) <= most).all():
                 found.append(name)
         return found
 

@@ -236,10 +236,10 @@ def _disagreements(shape: tuple[int, ...], affine: np.ndarray, placed: _Placed) 
     qform, pixdim = placed.qform, placed.pixdim
     if qform is not None and len(shape) >= 3 and np.abs(affine - qform).max() > _TINY:
         moved = _farthest(shape, affine - qform)
-        if moved > max(0.1 * float(lengths.min()), 0.01):
+        if moved > 0.1 * float(lengths.min()):
             found = f"sform and qform that place the same voxels up to {moved:.3g} mm apart"
             return [("sform and qform that agree", found)]
-    if placed.sound and (np.abs(lengths - pixdim) > _REL * lengths + 1e-4).any():
+    if placed.sound and (np.abs(lengths - pixdim) > _REL * lengths + np.minimum(_REL * lengths, 1e-4)).any():
         found = f"pixdim {_listed(pixdim)} mm beside {_listed(lengths)} mm of the sform"
         return [("one voxel size", found)]
     return []

@@ -33,6 +33,10 @@ SEGMENTATION_ENDING = ".seg.nrrd"
 WRITABLE = (".nii.gz", ".nii", SEGMENTATION_ENDING, ".nrrd", ".mha", *PICTURES)
 
 
+_FLAT = 1e-6
+"""Share of the box of a voxel's edges that the voxel must fill, else its edges lie in a plane."""
+
+
 @dataclass(frozen=True)
 class Volume:
     """Voxels ``(z, y, x)`` and where they lie.
@@ -349,7 +353,8 @@ def _read(path: Path) -> _Stored:
 
 
 def _geometry(path: Path, shape: tuple[int, ...], affine: np.ndarray, forms: NiftiForms | None = None) -> Geometry:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > _FLAT * sides.prod():
         raise DataError(
             f"{path}: the header gives no valid voxel size and orientation (affine {affine[:3].tolist()}); export it "
             "again."

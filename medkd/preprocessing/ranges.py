@@ -12,11 +12,11 @@ from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
 from medkd.core.plan import ChannelRange, Configuration, DataRanges, Interval, Plan, StructureRange
-from medkd.io.checks import Finding, header_findings
+from medkd.io.checks import Finding, grid_findings, header_findings
 from medkd.io.comparison import count_orientations, is_ct, millimetres
 from medkd.io.dicom import modality
 from medkd.io.facts import CaseFacts, describe_case, describe_channel
-from medkd.io.volumes import header_remarks
+from medkd.io.volumes import header_remarks, read_geometry
 
 _SCALE = log(4)  # beyond what was seen, of the voxel's or the scan's edge (geometric mean of the axes)
 _AXIS = log(6)  # of the spacing of one axis, where the extent is out of line too
@@ -97,6 +97,8 @@ def compare_scan(
     """
     facts = describe_case(files.case, geometry, list(map(describe_channel, image)))
     findings = _headers(files) + _constant(facts)
+    if len(image) > 1:  # several files of one channel are the slices of a series
+        findings += _channels_apart(files, geometry)
     ranges = plan.ranges
     dicom = modality(files.images) if files.images else ""
     if ranges is None:
@@ -120,6 +122,17 @@ def _headers(files: CaseFiles) -> list[Finding]:
         except DataError:  # it was read otherwise: the image need not come from these files
             continue
     return findings
+
+
+def _channels_apart(files: CaseFiles, geometry: Geometry) -> list[Finding]:
+    """Channels that lie less than a voxel beside the first, so that they could be read as one image."""
+    findings: list[Finding] = []
+    for path in files.images[1:]:
+        try:
+            findings += grid_findings(files.case, files.images[0], geometry, path, read_geometry(path))
+        except DataError:  # it was read otherwise
+            continue
+    return [finding for finding in findings if not finding.error]  # what is one, reading refuses
 
 
 def _constant(facts: CaseFacts) -> list[Finding]:

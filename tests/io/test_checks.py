@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medkd.core.geometry import Geometry
-from medkd.io.checks import grid_deviation, grid_findings
+from medkd.io.checks import GridDeviation, grid_deviation, grid_findings
 
 GRID = Geometry.from_spacing((6, 7, 8), (3.0, 0.7, 0.7))
 
@@ -43,3 +43,19 @@ def test_equal_grids_have_no_deviation() -> None:
         grid_deviation(GRID, changed(moved=0.005)) is None
         and grid_findings("c", Path("i"), GRID, Path("l"), GRID) == []
     )
+
+
+@pytest.mark.parametrize("side", [5e-3, 0.05, 0.7, 5.0])
+def test_grids_of_any_scale_are_told_apart(side: float) -> None:
+    """Microscopes and micro-CT have voxels of a few micrometres."""
+    grid = Geometry.from_spacing((6, 7, 8), (side,) * 3)
+
+    def beside(voxels: float = 0.0, spacing: float = 1.0) -> GridDeviation | None:
+        matrix = Geometry.from_spacing(grid.shape, (side * spacing,) * 3).matrix
+        matrix[0, 3] += voxels * side
+        return grid_deviation(grid, Geometry.from_affine(grid.shape, matrix))
+
+    shifted, near, stretched = beside(1.8), beside(0.5), beside(spacing=1.18)
+    assert shifted is not None and shifted.error and near is not None and not near.error
+    assert stretched is not None and stretched.names == ("spacing",)
+    assert beside(0.001) is None and beside(spacing=1.0001) is None

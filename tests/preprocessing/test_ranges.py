@@ -14,6 +14,7 @@ from medkd.core.plan import Interval, Plan, StructureRange
 from medkd.core.serial import from_data, load, save, to_data
 from medkd.io.facts import CaseFacts, describe_case, describe_channel
 from medkd.io.orientation import turn_geometry
+from medkd.io.volumes import read_image, write_volume
 from medkd.preprocessing import ranges
 from medkd.preprocessing.ranges import compare_scan, ranges_of
 
@@ -165,3 +166,22 @@ def test_an_array_has_no_orientation_but_a_spacing() -> None:
     array = CaseFiles("array", ())
     assert not compare_scan(array, image_of("MR"), geometry_of(code="LPS"), plan_for("MR"), CONFIGURATION)
     assert compare_scan(array, image_of("MR"), geometry_of(10), plan_for("MR"), CONFIGURATION)
+
+
+def test_channels_that_lie_apart_are_named(tmp_path: Path) -> None:
+    grid, image = geometry_of(), np.concatenate([image_of("MR"), image_of("MR", 1)])
+    plan = replace(plan_of(CONFIGURATION), ranges=ranges_of(facts_of("MR"), ["MR"], None))
+
+    def told(voxels: float) -> list[str]:
+        matrix = grid.matrix
+        matrix[0, 3] += voxels  # of 1 mm
+        files = tuple(tmp_path / f"new_000{channel}.nii.gz" for channel in range(2))
+        write_volume(files[0], image[0], grid)
+        write_volume(files[1], image[1], Geometry.from_affine(SHAPE, matrix))
+        read, geometry = read_image(files, "new")
+        found = compare_scan(CaseFiles("new", files), read, geometry, plan, CONFIGURATION)
+        return [finding.text() for finding in found]
+
+    assert told(0.0) == []
+    [text] = told(0.95)
+    assert "new_0001.nii.gz: expected the same origin as new_0000.nii.gz" in text and "0.95 mm apart" in text
