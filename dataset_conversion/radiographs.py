@@ -34,7 +34,7 @@ Annotate = Callable[[Size], tuple[Drawn, list[Finding]]]
 """(width, height) of the upright image → its boxes, and what was noticed on the way."""
 
 Classes = Mapping[str, Sequence[int]]
-"""Case → the numbers of the classes that it has boxes of."""
+"""Case → the numbers of the classes that it has boxes of; of an image with crowds alone, those of the crowds."""
 Marks = tuple[str, ...]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -184,7 +184,8 @@ def radiograph_job(
                 names.append(name)
                 boxes.append(box)
         crowds = drawn.ignored_within(radiograph.size, rules.categories)
-        marks, noticed = _marks(case, image, radiograph, not boxes)
+        of_crowds = [name for name, _ in crowds]
+        marks, noticed = _marks(case, image, radiograph, not boxes and not crowds)
         pixels, window = to_eight_bit(radiograph.pixels, rules.scaling)
         wide = radiograph.pixels.dtype != np.uint8
         width, height = radiograph.size
@@ -194,13 +195,13 @@ def radiograph_job(
             boxes=tuple(boxes),
             names=tuple(names),
             ignored=tuple(box for _, box in crowds),
-            ignored_names=tuple(name for name, _ in crowds),
+            ignored_names=tuple(of_crowds),
             window=window if wide else None,
         )
         return CaseContent(
             images=(image if radiograph.plain else pixels,),
             label=to_data(annotation),
-            values=tuple(number for number, name in enumerate(rules.categories, 1) if name in names),
+            values=tuple(number for number, name in enumerate(rules.categories, 1) if name in (names or of_crowds)),
             findings=(*remarks, *mismatch, *faults, *noticed),
             marks=marks,
             digest=pixel_digest(pixels),

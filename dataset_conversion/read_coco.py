@@ -20,6 +20,7 @@ from medkd.io.checks import Finding
 Corners = tuple[float, ...]
 Annotations = Mapping[Any, list[Mapping[str, Any]]]
 """Image id → its annotations."""
+_FLAGS = {"0": False, "0.0": False, "false": False, "none": False, "": False, "1": True, "1.0": True, "true": True}
 _ROUNDING = 1.0  # pixels
 _ENOUGH = 3
 """Boxes of a file that must agree before it is said to be written in another convention."""
@@ -178,14 +179,20 @@ def _annotation(path: Path, annotation: Mapping[str, Any], names: Mapping[Any, s
     category = _key(annotation.get("category_id"))
     if category not in names:
         return Drawn(path, unknown=(f"category_id {category}",))
+    crowd = _flag(annotation.get("iscrowd"))
+    if crowd is None:
+        return Drawn(path, unusable=(f"{label} with iscrowd {annotation['iscrowd']!r:.60}",))
     try:
         named = ((names[category], _corners(annotation)),)
-        if bool(annotation.get("iscrowd")):
-            return Drawn(path, ignored=named)
-        return Drawn(path, named)
+        return Drawn(path, ignored=named) if crowd else Drawn(path, named)
     except (KeyError, TypeError, ValueError, IndexError):
         shape = annotation.get("bbox") or annotation.get("segmentation")
         return Drawn(path, unusable=(f"{label} with {str(shape)[:60] if shape else 'neither'}",))
+
+
+def _flag(value: Any) -> bool | None:
+    """A flag that may be written as a number, as a truth value, or as the text of one; None for anything else."""
+    return _FLAGS.get(str(value).strip().casefold())
 
 
 def _corners(annotation: Mapping[str, Any]) -> Corners:

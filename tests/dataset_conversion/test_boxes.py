@@ -80,6 +80,8 @@ def test_coco_without_bbox_uses_the_polygons_and_strays_are_named(tmp_path: Path
         ({"bbox": [1, 2, 3]}, "annotation 17 with [1, 2, 3]"),
         ({"bbox": [1, 2, 3, None]}, "annotation 17 with [1, 2, 3, None]"),
         ({"bbox": []}, "annotation 17 with neither"),
+        ({"iscrowd": "maybe"}, "annotation 17 with iscrowd 'maybe'"),
+        ({"iscrowd": 2}, "annotation 17 with iscrowd 2"),
     ],
 )
 def test_an_unusable_coco_annotation_is_a_fault_of_its_image_alone(tmp_path: Path, change: dict, text: str) -> None:
@@ -92,6 +94,15 @@ def test_an_unusable_coco_annotation_is_a_fault_of_its_image_alone(tmp_path: Pat
     assert len(kept) == 1
     (finding,) = findings
     assert finding.error and finding.case == "i" and text in finding.text() and "a.json" in finding.text()
+
+
+@pytest.mark.parametrize("flag", [0, 0.0, False, None, "0", "false", "False", 1, 1.0, True, "1", " true", "True"])
+def test_a_crowd_is_one_however_it_is_written(tmp_path: Path, flag: object) -> None:
+    data = coco({"i.png": (*SIZE, [(0, BOX)])}, {0: "a"})
+    data["annotations"][0]["iscrowd"] = flag
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    found, crowd = read_coco(tmp_path / "a.json").images["i.png"], str(flag).strip().lower() in ("1", "1.0", "true")
+    assert (found.ignored if crowd else found.boxes) == (("a", BOX),) and not (found.boxes if crowd else found.ignored)
 
 
 @pytest.mark.parametrize("change", [{"width": None}, {"height": None}, {"width": 0, "height": 0}])
