@@ -140,7 +140,7 @@ def predict_detections(
     extras = Extras.of(
         Path(outputs),
         loaded.categories,
-        terms_with(None if terms is None else Path(terms)),
+        terms_with(None if terms is None else Path(terms), loaded.categories),
         Maker(Path(run).resolve().name, settings.weights[0]),
         formats=formats,
         pictures=pictures,

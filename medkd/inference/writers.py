@@ -28,7 +28,7 @@ def writer_of(
     digests = predictor.digests()
     return LabelMapWriter.of(
         predictor.labels,
-        terms_with(terms),
+        terms_with(terms, [structure for structure, _ in predictor.labels.foreground]),
         dataset=predictor.plan.dataset,
         kind=kind or "binary",
         maker=Maker(name, digests[0] if digests else ""),

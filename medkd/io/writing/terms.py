@@ -6,9 +6,10 @@ that say little by themselves ("anterior") the data set in which they mean this.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
+from medkd.core.serial import nearest
 
 FILE = Path(__file__).with_name("terms.json")
 SNOMED = "SCT"
@@ -26,6 +28,7 @@ _SIDES = {
     "right": ("24028007", "Right"),
     "bilateral": ("51440002", "Right and left"),
 }
+_log = logging.getLogger(__name__)
 _SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
 
 
@@ -134,11 +137,15 @@ def known_terms() -> Terms:
     return Terms(table["terms"], table["kinds"], str(FILE))
 
 
-def terms_with(path: Path | None) -> Terms:
+def terms_with(path: Path | None, structures: Iterable[str] = ()) -> Terms:
     """The table that medkd brings, with the entries of a file of the user's, which go first.
 
     The file is an object from names to entries of the same form: ``{"rectus": {"scheme": "SCT", "code": "…", "meaning":
-    "…", "colour": [180, 60, 50]}}``.
+    "…", "colour": [180, 60, 50]}}``. Entries that none of the structures is called by are told.
+
+    Args:
+        path: of the file; None for none.
+        structures: names of the model's structures or classes, where they are known.
 
     Raises:
         DataError: the file is missing, or of another form.
@@ -148,6 +155,7 @@ def terms_with(path: Path | None) -> Terms:
     own = read_json(path)
     if not isinstance(own, dict) or not all(isinstance(entry, dict) for entry in own.values()):
         raise DataError(f"{path}: expected an object from names of structures to their terms; see docs/dicom.md.")
+    _tell_unused(path, own, list(structures))
     brought = read_json(FILE)
     taken = {plain(spelling) for name, entry in own.items() for spelling in (name, *_aliases(entry, name, str(path)))}
     terms = Terms(brought["terms"], brought["kinds"], str(FILE))
@@ -155,6 +163,25 @@ def terms_with(path: Path | None) -> Terms:
         terms.entries.pop(spelling, None)
     terms.entries.update(Terms(own, brought["kinds"], str(path)).entries)
     return terms
+
+
+def _tell_unused(path: Path, own: Mapping[str, Any], structures: Sequence[str]) -> None:
+    """Name the entries that no structure is called by, where the structures are known."""
+    words = set[str]().union(*map(_words, structures))
+    for name, entry in own.items() if structures else ():
+        if words.isdisjoint(map(plain, (name, *_aliases(entry, name, str(path))))):
+            hint = nearest(name, structures)
+            _log.warning("%s: '%s' is the name of no structure of the model and is not used.%s", path, name, hint)
+
+
+def _words(name: str) -> set[str]:
+    """All by which the term of a structure may be found, see :meth:`Terms.find`."""
+    found = {plain(name), *(rest for rest, _ in _without_side(plain(name)))}
+    for words in list(found):
+        parts = words.split("_")
+        for cut in range(1, len(parts)):
+            found |= {"_".join(parts[:cut]), "_".join(parts[cut:])}
+    return found
 
 
 def plain(name: str) -> str:

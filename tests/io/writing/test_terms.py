@@ -132,3 +132,16 @@ def test_regions_overlap_and_painted_values_say_what_is_left() -> None:
     assert overlapping(painted) is None
     array = np.array([0, 1, 2, 3])
     assert mask_of(array, regions[0]).tolist() == [False, True, True, True]
+
+
+def test_entries_that_name_no_structure_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry = {"code": "10200004", "meaning": "Liver"}
+    named = ("Liver", "kidney", "lung", "cancer", "lobes", "livr")
+    table = dict.fromkeys(named, entry) | {"lien": {**entry, "aliases": ["milt"]}}
+    (tmp_path / "own.json").write_text(json.dumps(table))
+    terms_with(tmp_path / "own.json", ["liver", "left kidney", "lung_cancer", "Milt"])
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.split("'")[1] for text in told] == ["lobes", "livr"] and "liver" in told[1]
+    caplog.clear()
+    terms_with(tmp_path / "own.json")  # of no model
+    assert not caplog.records
