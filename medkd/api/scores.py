@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medkd.api.folds import listed_folds
 from medkd.core.errors import DataError
+from medkd.core.limits import listed_names
 from medkd.core.paths import Root
 from medkd.tasks import (
     refuse_foreign,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from medkd.evaluation.segmentation.results import Summary
 
 Checkpoint = Literal["final", "best"]
+_LISTS = {"metrics", "exclude"}
+"""Settings of scores that are lists of names."""
 
 
 def evaluate(
@@ -53,7 +56,8 @@ def evaluate(
         The scores, with a method ``save``.
 
     Raises:
-        DataError: files are missing or do not fit together, or a setting belongs to the other task.
+        DataError: files are missing or do not fit together, a setting belongs to the other task, or a list is none or
+            has a name twice.
         RunError: a setting is unknown.
     """
     from medkd.evaluation.scoring import ScoringRequest
@@ -62,10 +66,12 @@ def evaluate(
     task = task_of_predictions(folder)
     refuse_foreign(task, "evaluate", settings, str(folder), DataError)
     refuse_unknown("evaluate", settings, task.options_of("evaluate"))
+    for name in _LISTS & settings.keys():
+        settings[name] = listed_names(settings[name], name)
     request = ScoringRequest(
         predictions=folder,
         references=Path(references),
-        labels=labels,
+        labels=listed_names(labels, "labels"),
         dataset_json=None if dataset_json is None else Path(dataset_json),
         allow_missing=allow_missing,
         workers=workers,

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from medkd import api
 from medkd.cli import common
+from medkd.core.files import check_writable
 from medkd.tasks import every_task, task_of_predictions
+
+SUMMARY = "summary.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +35,9 @@ def _arguments() -> argparse.ArgumentParser:
         metavar="REFERENCES",
         help="folder with CASE.nii.gz; for boxes with CASE.json, or a raw data set",
     )
-    arguments.add_argument("-o", "--output", type=Path, help="where to write (default: PREDICTIONS/summary.json)")
+    arguments.add_argument(
+        "-o", "--output", type=Path, help="file or folder to write to (default: PREDICTIONS/summary.json)"
+    )
     arguments.add_argument(
         "--dataset-json",
         type=Path,
@@ -88,6 +93,12 @@ def _add_metrics(arguments: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    folder = options.predictions.parent if options.predictions.suffix == ".json" else options.predictions
+    output = options.output or folder / SUMMARY
+    if output.is_dir():
+        output = output / SUMMARY
+    if options.output or folder.is_dir():  # else there is nothing to score
+        check_writable(output)
     own = {name for task in every_task() for name in task.options_of("evaluate")}
     settings = common.given(options, sorted(own))
     summary = api.evaluate(
@@ -100,8 +111,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         progress=True,
         **settings,
     )
-    folder = options.predictions.parent if options.predictions.suffix == ".json" else options.predictions
-    output = options.output or folder / "summary.json"
+    print(task_of_predictions(options.predictions).summary_text(summary), flush=True)
     summary.save(output)
-    print(task_of_predictions(options.predictions).summary_text(summary))
     print(f"written: {output}")

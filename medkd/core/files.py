@@ -124,6 +124,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """See that a file could be written, before anything is computed for it; nothing is made.
+
+    Raises:
+        DataError: there is a folder of its name, or none may be made in the folder that it is for.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"Cannot write {path}: it is a folder; give a file in it.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is no folder"
+        raise DataError(f"Cannot write {path}: {there} {what}; choose a folder that can be written to.")
+
+
 def refusal_in(error: BaseException) -> str | None:
     """What the system refused, in its words, where they are part of an error's text or of its cause's."""
     text = str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields
@@ -10,7 +10,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-from medkd.core.errors import RunError
+from medkd.core.errors import DataError, RunError
 
 LARGEST_SEED = 2**32 - 1  # of numpy's global generator
 # options whose flag has another name than the argument of the function
@@ -47,6 +47,28 @@ def option_name(name: str) -> str:
     if not _commanded.get():
         return name
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def listed_names(names: Any, option: str) -> tuple[str, ...] | None:
+    """The names that somebody lists, each once; None stays None.
+
+    Args:
+        names: what was given.
+        option: its name as a function takes it.
+
+    Raises:
+        DataError: it is no list of texts (a text is one of letters), or a name stands twice.
+    """
+    if names is None:
+        return None
+    is_list = isinstance(names, Iterable) and not isinstance(names, (str, bytes, Mapping))
+    listed = tuple(names) if is_list else ()
+    if not is_list or not all(isinstance(name, str) for name in listed):
+        raise DataError(f"{option_name(option)}: expected a list of names, found {names!r:.80}; write [name, …].")
+    twice = [name for name in listed if listed.count(name) > 1]
+    if twice:
+        raise DataError(f"{option_name(option)}: expected each name once, found '{twice[0]:.80}' twice; leave one out.")
+    return listed
 
 
 def check_numbers(options: Any, least: Mapping[str, int], above_zero: Sequence[str]) -> None:

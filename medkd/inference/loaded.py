@@ -147,16 +147,24 @@ class Loaded:
             )
         if spacing is None or not _is_voxel_size(spacing):
             raise DataError(f"Expected the voxel size in mm along z, y and x, three positive numbers, found {spacing}.")
-        if not np.issubdtype(image.dtype, np.number) or not np.isfinite(image).all():
+        if image.dtype.kind not in "iuf":
+            raise DataError(f"Expected finite numbers as voxels, found {image.dtype}; give real ones.")
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite
+            voxels = image.astype(np.float32)
+        if not np.isfinite(voxels).all():
             raise DataError(f"Expected finite numbers as voxels, found {image.dtype} with values that are none.")
         geometry = Geometry.from_spacing(image.shape[1:], tuple(float(side) for side in spacing))
-        voxels = image.astype(np.float32)
         check_scan(self.predictor, CaseFiles("array", ()), voxels, geometry, strict=strict)
         return self.predictor.predict_case(voxels, geometry, "array")
 
 
-def _is_voxel_size(spacing: Sequence[float]) -> bool:
-    return len(spacing) == 3 and bool(np.isfinite(spacing).all()) and min(spacing) > 0
+def _is_voxel_size(spacing: Any) -> bool:
+    """Whether it is three numbers that are finite and positive, in whatever holds them in order."""
+    try:
+        sides = np.asarray(spacing)
+    except ValueError:  # ragged
+        return False
+    return sides.shape == (3,) and sides.dtype.kind in "iuf" and bool((np.isfinite(sides) & (sides > 0)).all())
 
 
 def load(path: Path | str, folds: Sequence[int | str] | None = None, **more: Any) -> Loaded:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import medkd
 from medkd.cli.evaluate import main
 from medkd.core.dataset import DatasetDescription
+from medkd.core.errors import DataError
 from medkd.evaluation.segmentation.results import Summary
 from tests.evaluation.folders import LABELS, reference, spoiled, write_map
 
@@ -114,3 +116,44 @@ def test_further_metrics_by_name_and_an_unknown_one_is_one_sentence(
     assert "ASD mm" in text and f"{summary.interval('ASSD', 0).mean:.2f}" in text
     assert main([*folders, *names, "--metrics", "ASD,volume"]) == 1
     assert "--metrics" in (said := capsys.readouterr().err) and "found volume" in said
+
+
+def test_the_place_is_looked_at_before_anything_is_scored(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "file").touch()
+    wanted = [*folders, "--labels", "liver,spleen", "-o"]
+    assert main([*wanted, str(tmp_path / "lab")]) == 0
+    assert Summary.load(tmp_path / "lab" / "summary.json").structures and "foreground mean" in capsys.readouterr().out
+    monkeypatch.setattr("medkd.api.evaluate", lambda *_, **__: pytest.fail("scored in vain"))
+    assert main([*wanted, str(tmp_path / "file" / "out.json")]) == 1
+    assert f"{tmp_path / 'file'} is no folder; choose" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)  # of a share that is mounted to be read
+    assert main([*folders, "--labels", "liver,spleen"]) == 1
+    assert f"{tmp_path / 'pred'} may not be written to; choose" in capsys.readouterr().err
+
+
+def test_scores_that_cannot_be_written_are_shown(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DataError("Cannot write it: No space left on device.")
+
+    monkeypatch.setattr(Summary, "save", full)
+    assert main([*folders, "--labels", "liver,spleen"]) == 1
+    said = capsys.readouterr()
+    assert "foreground mean" in said.out and "No space left" in said.err and "written" not in said.out
+
+
+def test_lists_and_endings_are_what_they_look_like(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="labels: expected a list of names, found 'liver'"):
+        medkd.evaluate(*folders, labels="liver")
+    with pytest.raises(DataError, match="metrics: expected a list of names, found 'ASD'"):
+        medkd.evaluate(*folders, labels=["liver", "spleen"], metrics="ASD")
+    assert main([*folders, "--labels", "liver,liver"]) == 1
+    assert "--labels: expected each name once, found 'liver' twice" in capsys.readouterr().err
+    assert main([*folders, "--labels", "liver,spleen", "--file-ending", "nii.gz"]) == 1
+    assert "--file-ending: expected an ending with its dot" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +54,18 @@ def test_folds_and_settings_are_those_of_prediction(make_run: Callable[..., Path
         ((8, 8, 8), (1, 1), "voxel size in mm"),
         ((8, 8, 8), (1, 0, 1), "voxel size in mm"),
         ((8, 8, 8), (1, float("nan"), 1), "voxel size in mm"),
+        ((8, 8, 8), 1.0, "voxel size in mm along z, y and x, three positive numbers, found 1.0"),
+        ((8, 8, 8), "111", "voxel size in mm"),
+        ((8, 8, 8), [1, [1, 1], 1], "voxel size in mm"),
+        ((8, 8, 8), {1, 2, 3}, "voxel size in mm"),
+        ((8, 8, 8), (1, 1j, 1), "voxel size in mm"),
     ],
 )
 def test_arrays_that_are_no_scan_are_refused(
-    make_run: Callable[..., Path], shape: tuple[int, ...], spacing: tuple[float, ...] | None, text: str
+    make_run: Callable[..., Path], shape: tuple[int, ...], spacing: Any, text: str
 ) -> None:
     with pytest.raises(DataError, match=text):
-        load(make_run(folds=1), device="cpu").predict(np.zeros(shape), spacing)  # type: ignore[arg-type]
+        load(make_run(folds=1), device="cpu").predict(np.zeros(shape), spacing)
 
 
 def test_other_inputs_are_refused(make_run: Callable[..., Path], scans: Path, tmp_path: Path) -> None:
@@ -70,6 +76,9 @@ def test_other_inputs_are_refused(make_run: Callable[..., Path], scans: Path, tm
         model.predict(scans / "case_0_0000.nii.gz", (1, 1, 1))  # type: ignore[call-overload]
     with pytest.raises(DataError, match="Expected finite numbers"):
         model.predict(np.full((8, 8, 8), np.nan), (1, 1, 1))
+    for voxels in (np.full((8, 8, 8), 1e300), np.ones((8, 8, 8), complex), np.ones((8, 8, 8), bool)):
+        with pytest.raises(DataError, match=f"Expected finite numbers as voxels, found {voxels.dtype}"):
+            model.predict(voxels, (1, 1, 1))
     with pytest.raises(RunError, match="is not a medkd run folder"):
         load(tmp_path)
 

@@ -55,6 +55,10 @@ def score_label_maps(
     """
     structures, described_ending = _structures(request)
     ending = file_ending or described_ending
+    if not ending.startswith("."):
+        raise DataError(
+            f"{option_name('file_ending')}: expected an ending with its dot, for example .nii.gz, found {ending!r:.80}."
+        )
     further = _further_metrics(metrics)
     if legacy is not None:
         _check_legacy(legacy, request.allow_missing)
