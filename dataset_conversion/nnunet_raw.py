@@ -20,6 +20,7 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, channel_files, lab
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
+from medkd.core.patients import named_patients
 from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
 from medkd.io.verify_case import check_case
@@ -69,10 +70,7 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
     split, entries = _split(source, content)
     writer.report_findings([*content.findings, *entries, *_unused(source, jobs, content)])
     writer.convert(jobs)
-    known: dict[str, str] = {}
-    for name in writer.training_cases:
-        if name in description.patients:
-            known[name] = description.patients[name]
+    known = named_patients(description.patients, [job.case for job in jobs])
     # 'dataset' listed the files, which now have their usual names
     extra = dict(description.extra)
     extra.pop("dataset", None)

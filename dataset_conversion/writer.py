@@ -23,6 +23,7 @@ from medkd.core.boxes import IMAGE_ENDINGS
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.files import atomic_path, check_file, sweep, temporary_prefix, write_json
+from medkd.core.patients import named_patients
 from medkd.io.checks import Finding
 from medkd.io.radiographs import write_png
 from medkd.io.verify import worker_count
@@ -208,7 +209,8 @@ class RawWriter:
         )
         report.save(self.folder)
         if training or unlabelled:
-            patients = {**description.patients, **self._patients}
+            stated = {**description.patients, **self._patients}
+            patients = named_patients(stated, [key.partition("/")[2] for key in self._entries])
             description = replace(
                 description, num_training=training, file_ending=self._common_ending(), patients=patients
             )

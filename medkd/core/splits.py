@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from medkd.core.dataset import DatasetDescription, training_cases
+from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.files import read_json, write_json
 from medkd.core.folds import joined_groups
+from medkd.core.patients import cases_and_patients, torn_patients
 from medkd.core.resolve import NameIndex
 from medkd.core.run import DATASET_FILE
 
@@ -208,7 +209,7 @@ def find_split(
     """
     if str(fold) != ALL:
         return split_of_fold(ensure_splits(folder, cases, patients, given, **others), fold, cases)
-    missing = _known(cases, patients, given)[0] - set(cases)
+    missing = cases_and_patients(cases, patients, given)[0] - set(cases)
     if missing:
         text = "%s not preprocessed and left out: %s; run medkd_plan_and_preprocess"
         _log.warning(text, _count(missing), _some(missing))
@@ -247,7 +248,7 @@ def ensure_splits(
     """
     own = folder / SPLITS_FILE
     users = given / SPLITS_FILE if given else own
-    known, owners = _known(cases, patients, given)
+    known, owners = cases_and_patients(cases, patients, given)
     twins = _twins(folder)
     theirs = load_named_splits(users, known) if users.exists() else None
     if own.exists() and not anew:
@@ -259,6 +260,7 @@ def ensure_splits(
             save_splits(own, splits, labelled=labelled)
     source = own if own.exists() else users
     _warn_of_torn_twins(splits, twins, source)
+    _warn_of_torn_patients(splits, owners, source)
     _warn_of_unused(known - _all_cases(splits), twins, _all_cases(splits), source)
     return splits
 
@@ -320,6 +322,18 @@ def _warn_of_torn_twins(splits: Sequence[Split], twins: Sequence[Sequence[str]],
             )
 
 
+def _warn_of_torn_patients(splits: Sequence[Split], patients: Mapping[str, str], source: Path) -> None:
+    torn = [torn_patients(fold, split.train, split.val, patients) for fold, split in enumerate(splits)]
+    told = [found.text() for found in torn if found is not None]
+    if told:
+        _log.warning(
+            "%s tears patients between training and validation, so that scores flatter: %s; mend the file, or delete "
+            "it to make new splits, for which networks are trained anew",
+            source,
+            ", ".join(told),
+        )
+
+
 def _tears(split: Split, members: set[str]) -> bool:
     """Whether some of these cases are trained on and others judged on."""
     return not members.isdisjoint(split.train) and not members.isdisjoint(split.val)
@@ -350,21 +364,6 @@ def split_of_fold(splits: Sequence[Split], fold: int | str, cases: Sequence[str]
     if both:
         raise DataError(f"Fold {fold} has the case {both[0]} both in 'train' and in 'val'; mend {SPLITS_FILE}.")
     return split
-
-
-def _known(
-    cases: Sequence[str], patients: Mapping[str, str] | None, given: Path | None
-) -> tuple[set[str], dict[str, str]]:
-    """All cases of a data set, raw and preprocessed, and their patients."""
-    known, owners = set(cases), dict(patients or {})
-    if given is None:
-        return known, owners
-    try:
-        description = DatasetDescription.load(given / DATASET_FILE)
-        raw = {files.case for files in training_cases(given, description)}
-    except DataError:  # raw data may be removed after preprocessing
-        return known, owners
-    return known | raw, owners | dict(description.patients)
 
 
 def _nnunet_splits(dataset: str, known: set[str], patients: Mapping[str, str]) -> list[Split] | None:

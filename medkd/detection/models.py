@@ -303,7 +303,13 @@ def place_of(model: ModelFolder[TrainedDetector], device: torch.device | str | N
 
 
 def seen_by_start(
-    path: Path, fold: int | str, split: Split, cases: Sequence[str], raw: Path, categories: Sequence[str] | None = None
+    path: Path,
+    fold: int | str,
+    split: Split,
+    cases: Sequence[str],
+    raw: Path,
+    patients: Mapping[str, str] | None = None,
+    categories: Sequence[str] | None = None,
 ) -> frozenset[str]:
     """Every case that weights which a detector starts from have seen, as far as their place tells; they pass the guard
     of teachers.
@@ -318,6 +324,7 @@ def seen_by_start(
         split: its cases.
         cases: of the data set.
         raw: its raw folder.
+        patients: case → patient, where known.
         categories: of the data set; a detector for just these classes that does not say what it has seen is refused.
 
     Raises:
@@ -330,7 +337,7 @@ def seen_by_start(
             f'may have seen those on which fold {fold} is judged; put a {FILE} with "train" beside it that names them.'
         )
     known = seen or frozenset()
-    refuse_leak(path, known, fold, split, "--backbone-weights" if categories is None else "--weights")
+    refuse_leak(path, known, fold, split, "--backbone-weights" if categories is None else "--weights", patients)
     return known
 
 

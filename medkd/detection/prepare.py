@@ -5,8 +5,8 @@ done again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medkd.core.boxes import BoxAnnotation
@@ -15,6 +15,7 @@ from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError, PlanError
 from medkd.core.folds import joined_groups, stratified_folds
 from medkd.core.paths import Root
+from medkd.core.patients import named_patients
 from medkd.core.protocol import DetectionProtocol
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.core.run import DATASET_FILE, DETECTION, PLANS_FILE
@@ -32,20 +33,23 @@ from medkd.detection.plan import DetectionPlan
 from medkd.detection.planner import Wishes, apply_wishes, make_plan
 from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
+from medkd.io.checks import Finding
 from medkd.io.radiographs import radiograph_size
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
+from medkd.io.verify_patients import are_told, patient_findings
 
 _BYTES_PER_PIXEL = 24  # of a raw radiograph while it is stored: as read, as float32, as uint8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Raw:
     """The training cases of a raw data set: their files, and the state of these.
 
     Attributes:
         unlabelled: the images without annotation.
         sources: of both kinds.
+        of_patients: what is wrong with the patients.
     """
 
     folder: Path
@@ -53,6 +57,7 @@ class _Raw:
     files: Mapping[str, CaseFiles]
     unlabelled: Mapping[str, CaseFiles]
     sources: Mapping[str, str]
+    of_patients: Sequence[Finding]
 
 
 def plan_and_preprocess_detection(
@@ -98,7 +103,7 @@ def plan_and_preprocess_detection(
     source = source_of_files({case: raw.sources[case] for case in raw.files})  # a plan follows from boxes alone
     current = known_fingerprint(folder / FINGERPRINT_FILE, source)
     if verify:
-        _verify(raw.folder, folder, workers, bool(current) and not raw.unlabelled, strict)
+        _verify(raw, folder, workers, bool(current) and not raw.unlabelled, strict)
     annotations = _annotations(raw)
     if not current:
         save(folder / FINGERPRINT_FILE, make_fingerprint(annotations, raw.description.categories, source))
@@ -125,7 +130,7 @@ def ensure_detection_splits(
         groups = joined_groups(annotations, description.patients, twins)
         numbers = {name: i + 1 for i, name in enumerate(description.categories)}
         folds = stratified_folds(
-            {case: sorted({numbers[n] for n in a.names}) for case, a in annotations.items()}, groups
+            {case: sorted({numbers[n] for n in a.names or a.ignored_names}) for case, a in annotations.items()}, groups
         )
         if folds:
             save_splits(folder / SPLITS_FILE, [Split(train, val) for train, val in folds])
@@ -148,7 +153,15 @@ def _read(folder: Path) -> _Raw:
         )
     sources = {name: source_of_case(*_paths(case)) for name, case in files.items()}
     sources |= {name: source_of_case(case.images[0]) for name, case in unlabelled.items()}
-    return _Raw(folder, description, files, unlabelled, sources)
+    named = replace(description, patients=named_patients(description.patients, [*files, *unlabelled]))
+    return _Raw(
+        folder=folder,
+        description=named,
+        files=files,
+        unlabelled=unlabelled,
+        sources=sources,
+        of_patients=patient_findings(folder, description),
+    )
 
 
 def _refuse_absent(files: Mapping[str, CaseFiles]) -> None:
@@ -189,13 +202,12 @@ def _annotations(raw: _Raw) -> dict[str, BoxAnnotation]:
     return found
 
 
-def _verify(raw: Path, folder: Path, workers: int | None, current: bool, strict: bool) -> None:
+def _verify(raw: _Raw, folder: Path, workers: int | None, current: bool, strict: bool) -> None:
     """Verify what changed, and tell what was found in any case."""
     path = folder / REPORT_FILE
-    if current and path.exists():
-        report = load(Report, path)
-    else:
-        report = verify_dataset(raw, workers=workers)
+    report = load(Report, path) if current and path.exists() else None
+    if report is None or not are_told([*report.problems, *report.warnings], raw.of_patients):
+        report = verify_dataset(raw.folder, workers=workers)
         report.save(path)
     accept(report, path, strict)
 

@@ -167,9 +167,10 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
     def seen_at_start(self, data: DetectionFold) -> frozenset[str]:
         """What the weights that the detector starts from have seen."""
         start, cases = data.options.backbone_weights, sorted({*data.store.cases(), *data.split.val})
+        known, whole = (data.fold, data.split, cases, data.raw, data.description.patients), data.plan.categories
         if data.weights is not None:
-            return seen_by_start(Path(data.weights.file), data.fold, data.split, cases, data.raw, data.plan.categories)
-        return frozenset() if start is None else seen_by_start(Path(start), data.fold, data.split, cases, data.raw)
+            return seen_by_start(Path(data.weights.file), *known, whole)
+        return frozenset() if start is None else seen_by_start(Path(start), *known)
 
     def start(self, data: DetectionFold, network: str) -> DetectionFold:
         """Weights of the backbone, or of a detector for COCO, from the library of the detector; or a file."""

@@ -27,6 +27,7 @@ from medkd.io.facts import CaseFacts
 from medkd.io.symmetry import common_pairs, network_axes
 from medkd.io.verify_case import CaseCheck, check_case
 from medkd.io.verify_detection import DetectionCheck, check_detection
+from medkd.io.verify_patients import patient_findings
 from medkd.io.verify_unlabelled import check_layout
 from medkd.io.volumes import file_ending, read_shape, stem
 
@@ -159,8 +160,8 @@ def verify_dataset(
     plain, layout = check_layout(folder, description, {case.case for case in cases})
     checks, unlabelled = _check_cases(cases, plain, description.labels, workers)
     facts = _facts_of(checks)
-    findings = _count_findings(folder, description, cases)
-    findings += layout
+    findings = _count_findings(folder, description, cases) + layout
+    findings += patient_findings(folder, description)
     findings += chain.from_iterable(check.findings for check in unlabelled)
     findings += _listed_names(folder, cases)
     findings += _stray_files(folder, description, cases)

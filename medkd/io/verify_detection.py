@@ -18,6 +18,7 @@ from medkd.core.errors import DataError
 from medkd.io.checks import Finding, has_error
 from medkd.io.comparison import alike_findings, spelling_findings
 from medkd.io.radiographs import Radiograph, read_radiograph
+from medkd.io.verify_patients import patient_findings
 from medkd.io.verify_unlabelled import check_layout
 
 _MEND = "correct the file or leave the case out"
@@ -71,7 +72,7 @@ def check_detection(
     cases = [*training, *detection_cases(folder, description, "Ts"), *plain]
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
         checks = list(pool.map(lambda case: check_detection_case(case, description.categories), cases))
-    findings = layout
+    findings = layout + patient_findings(folder, description)
     for check in checks[len(training) :]:
         findings += check.findings
     findings += duplicate_findings({check.case: check.digest for check in checks})

@@ -4,7 +4,7 @@ judged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,11 +38,44 @@ class Teacher(Generic[T]):
         return self.model.network(self.fold)
 
 
-def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: Sequence[str], raw: Path) -> Teacher[T]:
+def leaks(seen: Collection[str], split: Split, patients: Mapping[str, str] | None = None) -> list[str]:
+    """The seen cases that tell of those on which a fold is judged: these themselves, then other scans of their
+    patients.
+
+    A patient on whose scans the fold is trained as well does not count: who made such splits was told of it, and a
+    teacher of the same splits knows no more than its student.
+
+    Args:
+        seen: by a network that is going to teach, or to give its weights.
+        split: of the fold.
+        patients: case → patient, where known.
+    """
+    owners, judged = patients or {}, set(split.val)
+    whom = {owners[case] for case in split.val if case in owners}
+    whom -= {owners[case] for case in split.train if case in owners}
+    return sorted(judged.intersection(seen)) + sorted(case for case in set(seen) - judged if owners.get(case) in whom)
+
+
+def told_leak(found: Sequence[str], split: Split, whose: str) -> str:
+    """What :func:`leaks` found, behind "was trained on"; ``whose`` names the fold."""
+    themselves = len(set(found) & set(split.val))
+    if themselves:
+        return f"{themselves} of the {len(split.val)} cases on which {whose} is judged, for example {found[0]}"
+    return f"{len(found)} other scans of patients on whom {whose} is judged, for example {found[0]}"
+
+
+def choose_teacher(
+    model: ModelFolder[T],
+    fold: int | str,
+    split: Split,
+    cases: Sequence[str],
+    raw: Path,
+    patients: Mapping[str, str] | None = None,
+) -> Teacher[T]:
     """The teacher's fold that may teach a student of ``fold``.
 
-    A teacher must never have seen a case that its student is judged on, neither itself nor through a teacher of its
-    own. The teacher's own fold of the same number comes first, then any other.
+    A teacher must never have seen a case that its student is judged on, or another scan of that patient, neither itself
+    nor through a teacher of its own. The teacher's own fold of the same number comes first, then any other.
 
     Args:
         model: that is going to teach.
@@ -50,6 +83,7 @@ def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: 
         split: the student's training and validation cases.
         cases: all training cases of the student's data set.
         raw: its raw folder, which may hold splits.
+        patients: case → patient, where known.
 
     Raises:
         RunError: the teacher has no finished fold, or does not say what it was trained on.
@@ -63,14 +97,14 @@ def choose_teacher(model: ModelFolder[T], fold: int | str, split: Split, cases: 
     overlaps: list[tuple[str, list[str]]] = []
     for name in folds:
         seen = model.seen(name, cases, raw)
-        overlap = sorted(seen & set(split.val))
+        overlap = leaks(seen, split, patients)
         if not overlap:
             return Teacher(model, name, seen)
         overlaps.append((name, overlap))
     name, overlap = overlaps[0]
     raise LeakError(
-        f"The teacher {model.path.name} was trained (fold {name}) on {len(overlap)} of the {len(split.val)} cases on "
-        f"which fold {fold} of the student is judged, for example {overlap[0]}; train the teacher for fold {fold} with "
+        f"The teacher {model.path.name} was trained (fold {name}) on "
+        f"{told_leak(overlap, split, f'fold {fold} of the student')}; train the teacher for fold {fold} with "
         f"the same splits, or train the student as fold '{ALL}' and judge it on a test set{model.cleared(raw)}."
     )
 
@@ -93,8 +127,11 @@ def choose_any_fold(model: ModelFolder[T], fold: int | str, cases: Sequence[str]
     return Teacher(model, folds[0], seen)
 
 
-def allowed_folds(first: Teacher[T], split: Split, cases: Sequence[str], raw: Path) -> list[Teacher[T]]:
-    """``first``, and every other fold of the same model that has seen none of the cases on which the student is judged.
+def allowed_folds(
+    first: Teacher[T], split: Split, cases: Sequence[str], raw: Path, patients: Mapping[str, str] | None = None
+) -> list[Teacher[T]]:
+    """``first``, and every other fold of the same model that has seen none of the cases on which the student is judged,
+    nor other scans of their patients.
 
     For a fold that holds out cases this is seldom more than one; a student of all cases, judged on a test set, may
     learn from all. The arguments are those of :func:`choose_teacher`.
@@ -104,7 +141,7 @@ def allowed_folds(first: Teacher[T], split: Split, cases: Sequence[str], raw: Pa
         if fold == first.fold:
             continue
         seen = first.model.seen(fold, cases, raw)
-        if not seen & set(split.val):
+        if not leaks(seen, split, patients):
             allowed.append(Teacher(first.model, fold, seen))
     return allowed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from medkd.core.errors import LeakError, RunError
 from medkd.core.run import RUN_FILE, SPLIT_FILE, StartWeights
 from medkd.core.splits import Split
 from medkd.models.base import model_at
-from medkd.models.guard import seen_by
+from medkd.models.guard import leaks, seen_by, told_leak
 from medkd.models.stated import stated_beside
 
 IMAGENET, COCO = "imagenet", "coco"
@@ -124,18 +124,24 @@ def seen_in(folder: Path, cases: Sequence[str], raw: Path) -> frozenset[str]:
     return seen_by(folder) if model is None else model.seen(folder.name.removeprefix("fold_"), cases, raw)
 
 
-def refuse_leak(path: Path, seen: frozenset[str], fold: int | str, split: Split, option: str) -> None:
-    """Weights may not have seen the cases on which a fold is judged.
+def refuse_leak(
+    path: Path,
+    seen: frozenset[str],
+    fold: int | str,
+    split: Split,
+    option: str,
+    patients: Mapping[str, str] | None = None,
+) -> None:
+    """Weights may not have seen the cases on which a fold is judged, nor other scans of their patients.
 
     Raises:
         LeakError: they have.
     """
-    overlap = sorted(seen & set(split.val))
+    overlap = leaks(seen, split, patients)
     if overlap:
         raise LeakError(
-            f"{option} {path} was trained on {len(overlap)} of the {len(split.val)} cases on which fold {fold} is "
-            f"judged, for example {overlap[0]}; start from weights that were trained for fold {fold} with the same "
-            "splits, or that have not seen them."
+            f"{option} {path} was trained on {told_leak(overlap, split, f'fold {fold}')}; start from weights that were "
+            f"trained for fold {fold} with the same splits, or that have not seen them."
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from medkd.core.dataset_keys import check_meant
 from medkd.core.errors import DataError
 from medkd.core.files import write_text
 from medkd.core.paths import Root
+from medkd.core.patients import named_patients
 from medkd.core.plan import Configuration, Plan
 from medkd.core.protocol import Protocol
 from medkd.core.protocol_files import find_protocol
@@ -28,6 +29,7 @@ from medkd.core.splits import SPLITS_FILE, Split, save_splits
 from medkd.core.workers import run_cases, worker_count
 from medkd.io.orientation import check_code
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
+from medkd.io.verify_patients import are_told, patient_findings
 from medkd.io.verify_unlabelled import check_layout
 from medkd.io.volumes import read_image, read_label
 from medkd.preprocessing.fingerprint import FINGERPRINT_FILE, Fingerprint, make_fingerprint, source_of
@@ -134,7 +136,7 @@ def plan_and_preprocess(
     )
     chosen = [plan.configuration(key) for key in configurations or plan.configurations]
     _write(folder, plan, old, taken)
-    with_twins(description, fingerprint).save(folder / DATASET_FILE)
+    with_twins(_with_named_patients(description, files), fingerprint).save(folder / DATASET_FILE)
     for configuration in chosen:
         preprocess_dataset(files, folder, plan, configuration, description, fingerprint, workers)
     _check_still_there(folder)
@@ -161,6 +163,11 @@ def _description(raw: Path) -> DatasetDescription:
             "medkd.detection.prepare."
         )
     return description
+
+
+def _with_named_patients(description: DatasetDescription, files: Sequence[CaseFiles]) -> DatasetDescription:
+    """With patients by the ids of the cases, however the raw data set spells them."""
+    return replace(description, patients=named_patients(description.patients, [case.case for case in files]))
 
 
 def _scans(raw: Path, description: DatasetDescription, kept: Plan | None) -> list[CaseFiles]:
@@ -305,7 +312,7 @@ def _fingerprint(
         known = None
     if verify:
         report = None if known is None or again else _existing(report_path, Report)
-        if report is None or not report.ok or _has_strays(raw):
+        if report is None or not _holds(report, raw):
             report = verify_dataset(
                 raw.folder, workers=workers, orientation=raw.orientation, mirror_axes=raw.mirror_axes
             )
@@ -316,6 +323,12 @@ def _fingerprint(
     fingerprint = make_fingerprint(raw.folder, raw.description, workers, raw.orientation)
     save(path, fingerprint)
     return fingerprint
+
+
+def _holds(report: Report, raw: _RawData) -> bool:
+    """Whether a report of the same cases found no problem, and says what is true of what they do not show."""
+    told = are_told([*report.problems, *report.warnings], patient_findings(raw.folder, raw.description))
+    return report.ok and told and not _has_strays(raw)
 
 
 def _has_strays(raw: _RawData) -> bool:

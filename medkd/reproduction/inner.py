@@ -16,6 +16,7 @@ from medkd.core.files import write_json
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
+from medkd.core.patients import known_patients
 from medkd.core.run import DATASET_FILE, PLANS_FILE, UNFINISHED
 from medkd.core.serial import to_data
 from medkd.core.splits import find_split
@@ -58,6 +59,7 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
         )
     _tell_of_unlabelled(raw, description, dataset)
     anew = are_outdated(prepared, raw, fold, sorted(known), [scan.case for scan in unlabelled_cases(raw, description)])
+    description = replace(description, patients=known_patients(description, raw, known))
     kept = find_split(prepared, fold, sorted(known), description.patients, raw, anew=anew).train
     inner = Root.resolve(folder)
     for case in kept:

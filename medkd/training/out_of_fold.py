@@ -31,6 +31,7 @@ from medkd.training.cached import (
     predictor_of,
 )
 from medkd.training.options import OUT_OF_FOLD
+from medkd.training.plausibility import doubt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +65,39 @@ class OutOfFoldDescription:
 
 
 def teachers_out_of_fold(
-    model: ModelFolder[TrainedModel], cases: Sequence[str], raw: Path
+    model: ModelFolder[TrainedModel],
+    cases: Sequence[str],
+    raw: Path,
+    patients: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
 ) -> list[Teacher[TrainedModel]]:
-    """The finished folds that have not seen some of the cases.
+    """The finished folds that have not seen some of the cases, nor other scans of their patients.
+
+    Where that leaves a case without any fold, since the teacher's splits tear patients apart, cases alone count.
 
     Args:
         model: the teacher.
         cases: of the student.
         raw: raw data set, which may hold splits.
+        patients: case → patient, where known.
+        strict: refuse a teacher whose splits tear patients apart.
 
     Raises:
-        RunError: there is none, or a fold does not say what it has seen.
+        RunError: there is none, or a fold does not say what it has seen; with ``strict`` also: patients are torn.
     """
-    found = []
-    for fold in sorted(model.teaching_folds):
-        seen = model.seen(fold, cases, raw) if fold != ALL else frozenset(cases)
-        if set(cases) - seen:
-            found.append(Teacher(model, fold, seen))
+    by_fold = {fold: _seen(model, fold, cases, raw) for fold in sorted(model.teaching_folds)}
+    whole = {fold: _with_kin(seen, cases, patients or {}) for fold, seen in by_fold.items()}
+    torn = sorted(_seen_by_all(whole, cases) - _seen_by_all(by_fold, cases))
+    if torn:
+        doubt(
+            f"the folds of the teacher {model.name} tear patients apart, so that {len(torn)} cases, for example "
+            f"{torn[0]}, are taught by folds that were trained on other scans of their patients; train a teacher whose "
+            "splits keep patients together",
+            strict=strict,
+        )
+    chosen = by_fold if torn else whole
+    found = [Teacher(model, fold, seen) for fold, seen in chosen.items() if not seen.issuperset(cases)]
     if not found:
         raise RunError(
             f"--targets {OUT_OF_FOLD} needs folds of the teacher {model.name} that were not trained on all cases, "
@@ -88,6 +105,20 @@ def teachers_out_of_fold(
             "or take --targets cached."
         )
     return found
+
+
+def _seen(model: ModelFolder[TrainedModel], fold: str, cases: Sequence[str], raw: Path) -> frozenset[str]:
+    return frozenset(cases) if fold == ALL else model.seen(fold, cases, raw)
+
+
+def _with_kin(seen: frozenset[str], cases: Sequence[str], patients: Mapping[str, str]) -> frozenset[str]:
+    """Seen cases, and those that show a patient of theirs."""
+    known = {patients[case] for case in seen if case in patients}
+    return seen | {case for case in cases if patients.get(case) in known}
+
+
+def _seen_by_all(seen: Mapping[str, frozenset[str]], cases: Sequence[str]) -> frozenset[str]:
+    return frozenset(cases).intersection(*seen.values())
 
 
 def groups_out_of_fold(

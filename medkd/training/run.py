@@ -14,6 +14,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
+from medkd.core.patients import known_patients, torn_patients
 from medkd.core.run import DATASET_FILE, PLANS_FILE
 from medkd.core.splits import Split, find_split
 from medkd.core.teachers import Untrained
@@ -204,9 +205,14 @@ def read_fold(
         raise DataError(
             f"{name} has no preprocessed {task.noun} for {configuration}; run medkd_plan_and_preprocess -d {name}."
         )
-    raw, patients = root.raw_dataset(name), description.patients
+    raw = root.raw_dataset(name)
+    description = replace(description, patients=known_patients(description, raw, {*cases, *without_labels}))
+    patients = description.patients
     anew = are_outdated(folder, raw, fold, cases, without_labels, write=write)
     split = find_split(folder, fold, cases, patients, raw, write=write, anew=anew, labelled=bool(labelled))
+    torn = torn_patients(fold, split.train, split.val, patients)
+    if torn and options.strict:  # otherwise it was told with those of the other folds
+        doubt(f"{torn.text()}; train with splits that keep patients together", strict=True)
     if not labelled:
         split = Split((), split.val, split.train)
     return FoldData(
@@ -368,7 +374,7 @@ def _choose(model: ModelFolder[Any], data: FoldData[Any, Any, Any]) -> Teacher[A
     cases = data.store.cases()
     if not cases:
         return choose_any_fold(model, data.fold, data.split.unlabelled, data.raw)
-    return choose_teacher(model, data.fold, data.split, cases, data.raw)
+    return choose_teacher(model, data.fold, data.split, cases, data.raw, data.description.patients)
 
 
 def _stored_facts(task: AnyTask, path: Path, configuration: str) -> Any:

@@ -252,12 +252,14 @@ class SegmentationLesson(Lesson):
 
     def _taking_part(self, teacher: Teacher[TrainedModel], method: Method) -> tuple[list[Teacher[TrainedModel]], int]:
         """The teacher's folds that teach, and the largest number of them that is averaged."""
-        job, cases = self.job, self.job.store.cases()
+        job, cases, patients = self.job, self.job.store.cases(), self.job.description.patients
         if job.run.targets == OUT_OF_FOLD:
             every = [*job.split.train, *job.split.unlabelled]
-            found = teachers_out_of_fold(teacher.model, every, job.raw)
+            found = teachers_out_of_fold(teacher.model, every, job.raw, patients, strict=job.options.strict)
             return found, max(map(len, groups_out_of_fold(found, every)))
-        found = allowed_folds(teacher, job.split, cases, job.raw) if method.averages else [teacher]
+        found = [teacher]
+        if method.averages:
+            found = allowed_folds(teacher, job.split, cases, job.raw, patients)
         return found, len(found)
 
     def _take_several(self) -> None:

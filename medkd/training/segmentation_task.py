@@ -158,7 +158,7 @@ class SegmentationTask(TrainingTask[Plan, CaseStore, TrainOptions]):
         file = Path(data.weights.file)
         cases = sorted({*data.store.cases(), *data.split.val})
         seen = seen_at_place(file, cases, data.raw) or frozenset()
-        refuse_leak(file, seen, data.fold, data.split, "--weights")
+        refuse_leak(file, seen, data.fold, data.split, "--weights", data.description.patients)
         return seen
 
     def follow(self, data: SegmentationFold, network: str, method: str | None, teacher: str | None) -> SegmentationFold:

@@ -18,6 +18,7 @@ from medkd.core.kind_of_splits import are_outdated
 from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
+from medkd.core.patients import known_patients
 from medkd.core.plan import Plan
 from medkd.core.run import DATASET_FILE, FINAL, PLANS_FILE, RUN_FILE, Budget, RunDescription, RunFolder
 from medkd.core.run_files import SCORED_TEACHER, ScoredTeacher, scored_teachers
@@ -90,8 +91,9 @@ def score_teacher(
             "how far they agree with it (fold_K/agreement), and for scores add labelled cases."
         )
     anew = are_outdated(prepared, raw, fold, cases, store.unlabelled.cases())
-    split = find_split(prepared, fold, cases, description.patients, raw, anew=anew)
-    chosen = choose_teacher(model, fold, split, cases, raw)
+    patients = known_patients(description, raw, cases)
+    split = find_split(prepared, fold, cases, patients, raw, anew=anew)
+    chosen = choose_teacher(model, fold, split, cases, raw, patients)
     where = pick_device(device)
     predictor = Predictor.of(model, [chosen.fold], where, checkpoint=model.checkpoint_of(chosen.fold))
     folder = _home(place.results / name, model) / f"fold_{fold}"

@@ -13,6 +13,7 @@ import numpy as np
 from medkd.core.boxes import LABEL_ENDING, BoxAnnotation
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
+from medkd.core.patients import named_patients
 from medkd.core.serial import nearest
 from medkd.core.settled import SETTINGS_FILE
 from medkd.evaluation.detection.coco import coco_scores
@@ -87,7 +88,7 @@ def evaluate_detections(
         threshold=rules.threshold,
         criterion=rules.criterion,
     )
-    patients = {case: patient for case, patient in references.patients.items() if case in truths}
+    patients = named_patients(references.patients, truths)
     values = intervals(matches, groups_of(cases, patients))
     scores = coco_scores(found, list(truths.values()), names)
     return DetectionSummary(

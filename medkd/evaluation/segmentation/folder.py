@@ -14,6 +14,7 @@ import psutil
 
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.labels import LabelSpec
+from medkd.core.patients import named_patients
 from medkd.evaluation.segmentation.cases import DEFAULT_TOLERANCE_MM, evaluate_case
 from medkd.evaluation.segmentation.metrics import HausdorffDefinition
 from medkd.evaluation.segmentation.results import CaseScores, Metric, Summary
@@ -83,6 +84,7 @@ def evaluate_folder(
     if not isinstance(references, Mapping):
         _tell_skipped(Path(references), file_ending)
     shifted: dict[str, float] = {}
+    owners = named_patients(patients or {}, truths)
 
     def one(case: str) -> CaseScores | str:
         reference, prediction = truths[case], predictions / f"{case}{ending}"
@@ -104,7 +106,7 @@ def evaluate_folder(
             )
         except MedkdError as error:
             return str(error)
-        return CaseScores(str(reference), str(prediction), scores, (patients or {}).get(case))
+        return CaseScores(str(reference), str(prediction), scores, owners.get(case))
 
     threads = workers_for(list(truths.values())) if workers is None else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:

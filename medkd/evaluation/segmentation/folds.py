@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import DataError
 from medkd.core.paths import Root
+from medkd.core.patients import patients_now
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.scoring import warn_of_torn_patients
 from medkd.evaluation.segmentation.results import CaseScores, Summary, structure_key, summary_text
@@ -95,10 +95,7 @@ def _patients_now(run: Path) -> Mapping[str, str]:
     """Case → patient as the raw data set says it, perhaps since the run was trained; none where it is not there."""
     base = run.absolute().parent.parent.parent
     raw = Root(base / "raw", base / "preprocessed", base / "results").raw_dataset(run.absolute().parent.name)
-    try:
-        return DatasetDescription.load(raw / DATASET_FILE).patients if (raw / DATASET_FILE).exists() else {}
-    except DataError:  # reported where the raw data are needed
-        return {}
+    return patients_now(raw)
 
 
 def _with_patients(summary: Summary, patients: Mapping[str, str]) -> Summary:
