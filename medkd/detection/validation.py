@@ -19,6 +19,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
 from medkd.core.made_with import KnownPredictions
+from medkd.core.patients import patients_now
 from medkd.core.run import DATASET_FILE
 from medkd.core.serial import to_data
 from medkd.detection.base import Detector
@@ -138,7 +139,8 @@ def _references(folder: Path, categories: Sequence[str], raw: Path, cases: Seque
         )
     annotations = {case: BoxAnnotation.load(labels / f"{case}{LABEL_ENDING}") for case in cases}
     description = DatasetDescription.load(folder.parent / DATASET_FILE)
-    return References(labels, annotations, tuple(categories), description.patients)
+    patients = {**description.patients, **patients_now(raw)}
+    return References(labels, annotations, tuple(categories), patients)
 
 
 def _detect_missing(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription, every_case
@@ -13,12 +13,13 @@ from medkd.io.checks import Finding
 
 _NAMED = "'patients' to name a patient by the cases of the data set"
 _ALL = "'patients' to name a patient of every case, since folds keep patients together"
-_EXPECTED = {_NAMED, _ALL}
+_APART = "patients whose scans are all for training, or all for tests"
+_EXPECTED = {_NAMED, _ALL, _APART}
 
 
 def patient_findings(folder: Path, description: DatasetDescription) -> list[Finding]:
-    """Names that are no case, and cases without a patient beside others with one; nothing where the cases cannot be
-    listed, which is told elsewhere.
+    """Names that are no case, cases without a patient beside others with one, and patients on both sides of a test;
+    nothing where the cases cannot be listed, which is told elsewhere.
 
     Args:
         folder: the raw data set.
@@ -56,7 +57,26 @@ def patient_findings(folder: Path, description: DatasetDescription) -> list[Find
                 error=False,
             )
         )
-    return findings
+    return findings + _torn_by_tests(folder, named.of, scans)
+
+
+def _torn_by_tests(folder: Path, patients: Mapping[str, str], scans: Collection[str]) -> list[Finding]:
+    """A warning of patients with scans to train on and scans in ``imagesTs``."""
+    trained = {patients[case] for case in scans if case in patients}
+    tested = {patients[case] for case in patients.keys() - set(scans)}
+    both = sorted(tested & trained)
+    if not both:
+        return []
+    return [
+        Finding(
+            case="",
+            file=str(folder / DATASET_FILE),
+            expected=_APART,
+            found=f"patient {both[0]}{_further(len(both))} on both sides",
+            action="scores on these test cases flatter; take the scans of these patients from one side",
+            error=False,
+        )
+    ]
 
 
 def are_told(known: Sequence[Finding], now: Sequence[Finding]) -> bool:

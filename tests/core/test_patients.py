@@ -77,6 +77,10 @@ def test_verification_refuses_names_that_are_no_case(tmp_path: Path) -> None:
     stated = {**data["medkd"]["patients"], "c2": "p1", "c8_0000.nii.gz": "p1"}
     write_json(folder / "dataset.json", {**data, "medkd": {"patients": stated}})
     found = verify_dataset(folder)
+    [torn] = [finding for finding in (*found.problems, *found.warnings) if "patient" in finding.text()]
+    assert "found patient p1 on both sides" in torn.text() and not torn.error
+    write_json(folder / "dataset.json", {**data, "medkd": {"patients": {**stated, "c8_0000.nii.gz": "p2"}}})
+    found = verify_dataset(folder)
     assert not [finding for finding in (*found.problems, *found.warnings) if "patient" in finding.text()]
 
 
