@@ -62,7 +62,7 @@ class RayEngine:
         self._ray, self.needs = ray, needs
         self.handles: list[RayHandle] = []
         self._connect()
-        if needs.address is None:
+        if needs.address is None and not os.environ.get("RAY_ADDRESS"):
             self._refuse_impossible()  # a cluster of somebody else's may grow
         resources: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
         if needs.memory_gb is not None:

@@ -5,7 +5,7 @@ data are prepared as far as networks, methods and settings tell.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def rehearse_runs(
             yield answer
 
 
-def open_lines(answers: Iterator[Answer] | list[Answer]) -> list[str]:
+def open_lines(answers: Iterable[Answer]) -> list[str]:
     """A line per reason for which nobody can say yet, with the runs that it is about."""
     found: dict[str, list[str]] = {}
     for answer in answers:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,61 +21,58 @@ from medkd.core.serial import load
 from medkd.reproduction.graph import Node
 from medkd.reproduction.reproduce import ReproduceOptions, Work, open_recipe
 from medkd.reproduction.search import BEST_FILE, TRIALS_FILE, Best, Trials
+from tests.reproduction import pretended_medkd
 from tests.reproduction.test_engines import pretend_slurm
 from tests.reproduction.test_recipe import recipe
 from tests.reproduction.test_scripts import _SBATCH
+from tests.training.builders import make_dataset
 
-_SEARCH = {"method": "kd", "search": {"parameters": {"kd.temperature": [1, 8, "log"]}, "trials": 2}}
-_PATIENCE = 240.0
+_PATIENCE = 300.0
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with a row for each engine, whose data are prepared and whose teacher is trained."""
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with a search, on data that are prepared; nothing but the search is more than pretended."""
     pytest.importorskip("optuna", reason="the extra tune is not installed")
+    make_dataset(tmp_path)
+    search = {"parameters": {"kd.temperature": [1, 8, "log"]}, "trials": 2}
     content = recipe(
-        dataset={"number": 901, "name": "Search", "format": "phantom", "cases": 6},
-        settings={
-            **{"epochs": 1, "iterations_per_epoch": 1, "batch_size": 2, "patch_size": [16, 32, 48], "workers": 0},
-            **{"configuration": "3d_fullres", "device": "cpu"},
-        },
+        dataset={"number": 900, "name": "Boxes", "format": "msd"},
+        settings={"configuration": "3d_fullres", "device": "cpu", "workers": 0},
         folds=["0"],
         teachers={"large": {"network": "unet_tiny"}},
         students={"tiny": {"network": "unet_tiny"}},
-        methods=dict.fromkeys(("ray", "slurm", "written"), _SEARCH),
+        methods={"found": {"method": "kd", "search": search}},
     )
-    found = tmp_path_factory.mktemp("searches") / "toy.json"
+    found = tmp_path / "toy.json"
     found.write_text(json.dumps(content))
-    assert main([str(found), "--root", str(found.parent), "--only", "large*"]) == 0
+    python = tmp_path / "python"
+    words = [sys.executable, str(Path(pretended_medkd.__file__)), sys.executable]
+    copy = tmp_path / "python.py"
+    copy.write_text(Path(words[1]).read_text())
+    python.write_text(f'#!/bin/bash\nexec {shlex.join([words[0], str(copy), words[2]])} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return found
 
 
-def work_on(path: Path) -> Work:
-    return open_recipe(path, ReproduceOptions(root=path.parent))
-
-
-def search_of(work: Work, row: str) -> tuple[Node, Path]:
-    """The node of a row's search, and the folder that it works in."""
-    (node,) = [node for node in work.nodes.values() if node.kind == "search" and node.method == row]
-    words = node.command({})
-    return node, Path(words[words.index("--folder") + 1])
-
-
 @contextmanager
-def killed_once(work: Work, row: str) -> Iterator[None]:
-    """SIGKILL for the row's search as soon as its first trial is kept, while something else waits for it."""
-    node, folder = search_of(work, row)
+def killed_once(work: Work) -> Iterator[None]:
+    """SIGKILL for the search as soon as its first trial is kept, while something else waits for it."""
+    node, folder = search_of(work)
     hit: list[int] = []
 
     def kill() -> None:
         deadline = time.monotonic() + _PATIENCE
         while not hit and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.02)
             if not (folder / TRIALS_FILE).exists() or not load(Trials, folder / TRIALS_FILE).trials:
                 continue
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
-                    if process.cmdline()[2:4] == ["medkd", "tune"] and str(folder) in process.cmdline():
+                    words = process.cmdline()
+                    if "tune" in words and str(folder) in words:
                         process.kill()
                         hit.append(process.pid)
 
@@ -84,35 +83,47 @@ def killed_once(work: Work, row: str) -> Iterator[None]:
     assert len(hit) == 1 and "trial 1 of 2" not in work.state.output(node.name).read_text()
 
 
-def check_row(path: Path, row: str, said: str) -> None:
+def work_on(path: Path) -> Work:
+    return open_recipe(path, ReproduceOptions(root=path.parent))
+
+
+def search_of(work: Work) -> tuple[Node, Path]:
+    """The node of the search, and the folder that it works in."""
+    (node,) = [node for node in work.nodes.values() if node.kind == "search"]
+    words = node.command({})
+    return node, Path(words[words.index("--folder") + 1])
+
+
+def check_found(path: Path, said: str) -> None:
     """The trials are whole, the student was told what they found, and the table says it."""
     work = work_on(path)
-    node, folder = search_of(work, row)
+    node, folder = search_of(work)
     records = work.state.read()
-    assert records[node.name].status == "done" and records[node.name].attempts == 2
+    assert all(records[name].status == "done" for name in work.nodes) and records[node.name].attempts == 2
     assert len(load(Trials, folder / TRIALS_FILE).trials) == 2
-    value = load(Best, folder / BEST_FILE).parameters["kd.temperature"]
-    (student,) = [name for name, other in work.nodes.items() if other.method == row and other.kind == "student"]
-    assert records[student].status == "done" and f"kd.temperature={value}" in records[student].command
-    (run,) = [entry for entry in (path.parent / "results").glob("*/*") if f"toy-tiny-{row}-s0" in entry.name]
-    assert json.loads((run / "run.json").read_text())["method_parameters"] == {"kd.temperature": value}
-    assert f"searched: {node.name}: kd.temperature = {value:.4g} (trial " in said
+    best = load(Best, folder / BEST_FILE)
+    assert best.trial == 1
+    (told,) = (path.parent / "results").glob("*/run__toy-tiny-found-s0/fold_0/told")
+    assert f"--set\nkd.temperature={best.parameters['kd.temperature']}\n" in told.read_text()
+    assert f"searched: {node.name}: kd.temperature = {best.parameters['kd.temperature']:.4g} (trial 1 of 2" in said
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", "slurm"])
+@pytest.mark.parametrize("engine", ["local", "ray", "slurm"])
 def test_a_killed_search_goes_on_and_gives_its_student_what_it_found(
     engine: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip({"slurm": "submitit"}.get(engine, engine), reason="the extra cluster is not installed")
+    if engine != "local":
+        pytest.importorskip({"slurm": "submitit"}.get(engine, engine), reason="the extra cluster is not installed")
     pretend_slurm(tmp_path, monkeypatch)
-    asked = ["--engine", engine, "--only", f"tiny-{engine}-*", "--memory", "0.5"]
-    with killed_once(work_on(path), engine):
-        assert main([str(path), "--root", str(path.parent), *asked]) == 0
-    check_row(path, engine, capsys.readouterr().out)
-    for script in (path.parent / "reproductions" / "toy" / "slurm").glob("*.sh"):
+    with killed_once(work_on(path)):
+        assert main([str(path), "--root", str(tmp_path), "--engine", engine, "--memory", "0.5"]) == 0
+    check_found(path, capsys.readouterr().out)
+    scripts = list((tmp_path / "reproductions" / "toy" / "slurm").glob("*.sh"))
+    assert bool(scripts) == (engine == "slurm")
+    for script in scripts:  # of the search as of the trainings
         told = script.read_text()
-        assert "#SBATCH --mem=512M\n" in told and "--time" not in told  # of the search as of the trainings
+        assert "#SBATCH --mem=512M\n" in told and "--time" not in told
     if engine == "ray":
         import ray
 
@@ -123,19 +134,20 @@ def test_a_killed_search_goes_on_and_gives_its_student_what_it_found(
 def test_a_written_search_goes_on_and_gives_its_student_what_it_found(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text(_SBATCH)
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text(_SBATCH)
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PRETENDED", str(tmp_path))
-    words = [str(path), "--root", str(path.parent)]
-    assert main([*words, "--engine", "slurm", "--write", "--only", "tiny-written-*", "--memory", "3"]) == 0
+    words = [str(path), "--root", str(tmp_path)]
+    assert main([*words, "--engine", "slurm", "--write", "--memory", "3"]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [file.name for file in written] == ["01_prepare.sh", "02_search.sh", "03_student.sh", "submit.sh"]
+    assert [file.name for file in written] == ["01_prepare.sh", "02_search_teacher.sh", "03_student.sh", "submit.sh"]
     assert all("#SBATCH --mem=3072M\n" in file.read_text() for file in written[:-1])
-    with killed_once(work_on(path), "written"):
+    with killed_once(work_on(path)):
         subprocess.run(["/bin/bash", str(written[-1])], check=True, capture_output=True)
     assert main([*words, "--status"]) == 0
-    check_row(path, "written", capsys.readouterr().out)
-    assert main([*words, "--engine", "slurm", "--write", "--only", "tiny-written-*"]) == 0
+    check_found(path, capsys.readouterr().out)
+    assert main([*words, "--engine", "slurm", "--write"]) == 0
     assert capsys.readouterr().out == "nothing is left to do\n"
