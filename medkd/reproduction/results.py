@@ -368,13 +368,13 @@ def _scored_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _case_means(rows: Sequence[Row], table: CaseTable | None) -> dict[str, np.ndarray]:
-    """Way to train → the main metric of every case and structure, over the seeds; empty where cases have none."""
+    """Way to train → the main metric ``(seeds, cases, structures)``; empty where cases have none."""
     if table is None or not table.values.shape[1]:
         return {}
     means, start = {}, 0
     for row in rows:
         end = start + len(row.scores)
         origin = f" from {row.teacher}" if row.teacher else ""
-        means[f"{row.method}{origin}"] = table.values[start:end].mean(axis=0)
+        means[f"{row.method}{origin}"] = table.values[start:end]
         start = end
     return means

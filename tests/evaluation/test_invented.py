@@ -14,7 +14,7 @@ from medkd.evaluation.report.segmentation_scores import SegmentationScores
 from medkd.evaluation.segmentation.cases import ClassScore
 from medkd.evaluation.segmentation.results import CaseScores, Summary
 from medkd.evaluation.statistics import RESAMPLES, may_replace, mean_interval, paired_difference
-from medkd.reproduction.results import _difference
+from medkd.reproduction.results import Row, _case_means, _difference
 
 NAN = float("nan")
 DIAGONAL = 300.0
@@ -164,3 +164,16 @@ def test_a_method_that_invents_comes_last() -> None:
     assert {rank.name: rank.mean for rank in found} == {"good": 1.5, "modest": 2.25, "invents": 2.25}
     tested = critical_difference(scores)
     assert tested is not None and tested.cases == 30 and tested.ranks["invents"] == 2.25
+
+
+def test_ranks_over_seeds_follow_the_shown_scores() -> None:
+    every = tables(6, 6)
+    rows = [_row(f"m{place}", [scores_of(table) for table in every[2 * place : 2 * place + 2]]) for place in range(3)]
+    table = SimpleNamespace(values=every, groups=None)
+    found = rank_stability(_case_means(rows, table))  # type: ignore[arg-type]
+    shown = {row.method: np.mean([score.value("Dice").mean for score in row.scores]) for row in rows}
+    assert [rank.name for rank in found] == sorted(shown, key=lambda name: -shown[name])
+
+
+def _row(method: str, scores: list[SegmentationScores]) -> Row:
+    return SimpleNamespace(method=method, teacher=None, scores=scores)  # type: ignore[return-value]
