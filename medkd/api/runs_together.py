@@ -9,7 +9,7 @@ from pathlib import Path
 from medkd.core.dataset import CaseFiles, DatasetDescription, training_cases
 from medkd.core.errors import DataError
 from medkd.core.files import write_json
-from medkd.core.made_with import KnownPredictions, known_digest
+from medkd.core.made_with import KnownPredictions
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
 from medkd.evaluation.cross_validation import cross_validation_folder, merge_folds, validation_cases
 from medkd.evaluation.segmentation.folder import evaluate_folder
@@ -19,6 +19,7 @@ from medkd.evaluation.segmentation.results import Summary
 from medkd.evaluation.segmentation.scored_from import with_sources
 from medkd.inference.folder import predict_cases
 from medkd.inference.inputs import output_ending
+from medkd.inference.made_here import MadeHere
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
 from medkd.models.several import TEACHERS_FILE
@@ -64,11 +65,8 @@ class RunsTogether:
         cases = self._cases(fold)
         target = self.folder / f"fold_{fold}" / VALIDATION_SUMMARY.parent
         known = KnownPredictions(target, predictor.digests(), predictor.circumstances())
-        outputs = Outputs.at(target, cases)
-        sources = {outputs.label_map(case): _source_of(case) for case in cases}
-        outputs = replace(outputs, written=lambda file: known.add(file, sources[file]))
-        waiting = [case for case in cases if not known.has(outputs.label_map(case), sources[outputs.label_map(case)])]
-        report = predict_cases(predictor, waiting, outputs)
+        outputs = replace(Outputs.at(target, cases), made=MadeHere(known))
+        report = predict_cases(predictor, cases, outputs, resume=True)
         if report.failed:
             raise DataError(next(iter(report.failed.values())))
         references = {case.case: case.label for case in cases if case.label is not None}
@@ -96,8 +94,3 @@ class RunsTogether:
 
     def _is_there(self, case: str) -> bool:
         return case in self.files and all(image.exists() for image in self.files[case].images)
-
-
-def _source_of(case: CaseFiles) -> str:
-    """A hash of each raw scan of a case."""
-    return " ".join(map(known_digest, case.images))

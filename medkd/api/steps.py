@@ -313,7 +313,7 @@ def predict(
         folds: folds to average; None takes every trained one.
         checkpoint: ``"final"`` or ``"best"``.
         device: None picks CUDA where present, else the CPU.
-        resume: leave out what is predicted already.
+        resume: leave out what the same weights and settings have predicted already.
         settings: segmentation: ``step_size``, ``mirror``, ``save_probabilities``, ``precision``, ``part``,
             ``strict``, ``engine``, ``threads``, ``postprocessing``, see
             :func:`medkd.inference.folder.predict_folder`; detection:

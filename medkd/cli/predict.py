@@ -54,7 +54,10 @@ def _arguments() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="refuse scans that do not look like the training cases"
     )
     arguments.add_argument(
-        "--continue", dest="resume", action="store_true", help="leave out cases that are predicted already"
+        "--continue",
+        dest="resume",
+        action="store_true",
+        help="leave out cases that the same weights and settings have predicted already",
     )
     common.add_postprocessing(arguments)
     _add_format_options(arguments)

@@ -4,8 +4,10 @@ times of files prove nothing, since copying, restoring and unpacking set them.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +22,10 @@ from medkd.core.serial import from_data, to_data
 
 MADE_WITH_FILE = "made_with.jsonl"
 """Beside predictions: a line for what made them, then one per prediction."""
+
+_NOTES = "made_with*.jsonl"  # of several machines that predict a part each, one per part
+_LISTED = 8  # files of a scan; of more (slices) there is one hash of all
+_DETACHED = re.compile(r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +67,45 @@ class KnownPredictions:
         folder: of the predictions.
         weights: a hash of each network that predicts now.
         settings: whatever else they depend on, by name.
+        part: which part of the predictions is made here, where other machines make the others in the same folder: each
+            notes its own in a file of its own, and knows those of all.
     """
 
-    def __init__(self, folder: Path, weights: Sequence[str], settings: Mapping[str, str] | None = None) -> None:
-        self._path = folder / MADE_WITH_FILE
+    def __init__(
+        self, folder: Path, weights: Sequence[str], settings: Mapping[str, str] | None = None, *, part: str = ""
+    ) -> None:
+        self._path = folder / MADE_WITH_FILE.replace(".", f"{part}.")
         self._made = MadeWith(weights=tuple(weights), settings=dict(settings or {}))
-        self._files = self._read()
+        self._notes = sorted({self._path, *folder.glob(_NOTES)})
+        self._outdated: list[Path] = []
+        self._foreign: set[str] = set()
+        self._own: dict[str, MadeFile] = {}
+        self._files: dict[str, set[MadeFile]] = {}
+        self.any_noted = any(path.exists() for path in self._notes)
+        for path in self._notes:
+            self._read(path)
         self._begun = False
 
     def has(self, file: Path, source: str = "") -> bool:
         """Whether a file is there as these networks made it of this source."""
-        known = self._files.get(file.name)
-        return known is not None and known.source == source and file.is_file() and known.content == content_digest(file)
+        known = {entry.content for entry in self._files.get(file.name, ()) if entry.source == source}
+        return bool(known) and file.is_file() and content_digest(file) in known
+
+    def foreign(self) -> set[str]:
+        """Names of the files in the folder that others are noted to have made."""
+        return {name for name in self._foreign - self._files.keys() if (self._path.parent / name).exists()}
+
+    def begin(self) -> None:
+        """Note who predicts from now on; what others noted is forgotten.
+
+        Raises:
+            DataError: the disk is full or read-only.
+        """
+        self._begun = True
+        write_text(self._path, _line(self._made) + "".join(map(_line, self._own.values())))
+        for path in self._outdated:
+            if path != self._path:
+                path.unlink(missing_ok=True)
 
     def add(self, file: Path, source: str = "") -> None:
         """Note a file that these networks have just made; it is on disk when this returns.
@@ -81,10 +114,9 @@ class KnownPredictions:
             DataError: the disk is full or read-only.
         """
         made = MadeFile(file=file.name, content=content_digest(file), source=source)
-        self._files[file.name] = made
+        self._own[file.name], self._files[file.name] = made, {made}
         if not self._begun:  # what others made, or a kill cut off, goes
-            self._begun = True
-            write_text(self._path, _line(self._made) + "".join(map(_line, self._files.values())))
+            self.begin()
             return
         try:
             with self._path.open("a", encoding="utf-8") as stream:
@@ -92,20 +124,29 @@ class KnownPredictions:
         except OSError as error:
             raise DataError(f"Writing {self._path} failed: {error.strerror or error}; make room.") from error
 
-    def _read(self) -> dict[str, MadeFile]:
-        if not self._path.exists():
-            return {}
-        found: dict[str, MadeFile] = {}
+    def _read(self, path: Path) -> None:
+        if not path.exists():
+            return
         try:
-            first, *others = read_json_lines(self._path) or [None]
-            if from_data(MadeWith, first, str(self._path)) != self._made:
-                return {}
+            first, *others = read_json_lines(path) or [None]
+            same = from_data(MadeWith, first, str(path)) == self._made
+            if not same:
+                self._outdated.append(path)
             for line in others:
-                made = from_data(MadeFile, line, str(self._path))
-                found[made.file] = made
+                made = from_data(MadeFile, line, str(path))
+                if not same:
+                    self._foreign.add(made.file)
+                    continue
+                self._files.setdefault(made.file, set()).add(made)
+                if path == self._path:
+                    self._own[made.file] = made
         except DataError:  # nothing is proven from there on, and it costs only time to make it anew
             pass
-        return found
+
+
+def is_note(path: Path) -> bool:
+    """Whether a file beside predictions is one of :class:`KnownPredictions`."""
+    return path.match(_NOTES)
 
 
 def _line(entry: MadeWith | MadeFile) -> str:
@@ -129,6 +170,34 @@ def known_digest(file: Path) -> str:
         FileNotFoundError: it is not there.
     """
     return _digest_of(file, state_of(file))
+
+
+def scan_digest(files: Sequence[Path]) -> str:
+    """A hash of the files of a raw scan, by what they hold: channels, slices, folders of slices, and headers with the
+    voxels in another file.
+
+    Raises:
+        OSError: one is not there, or cannot be read.
+    """
+    found = [_joined([known_digest(part) for part in _parts(Path(file))]) for file in files]
+    return " ".join(found) if len(found) <= _LISTED else _joined(found)
+
+
+def _joined(digests: Sequence[str]) -> str:
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def _parts(file: Path) -> list[Path]:
+    if file.is_dir():
+        return sorted(path for path in file.rglob("*") if path.is_file())
+    if file.suffix.lower() not in (".mhd", ".nhdr"):
+        return [file]
+    header = file.read_bytes()[:65536].decode("latin-1")
+    named = [file.parent / name for name in _DETACHED.findall(header)]
+    beside = [path for path in file.parent.glob(f"{glob.escape(file.stem)}.*") if path != file]
+    return [file, *sorted({path for path in (*named, *beside) if path.is_file()})]
 
 
 def state_of(file: Path) -> tuple[int, ...]:

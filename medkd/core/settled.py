@@ -28,14 +28,28 @@ def write_settings(path: Path, settings: Any, *, resume: bool) -> None:
     Raises:
         RunError: they were made with others.
     """
-    if resume and path.exists():
-        old = load(type(settings), path)
-        for field in fields(settings):
-            before = getattr(old, field.name)
-            unsaid = field.name in _SAID_SINCE and not before
-            if before != getattr(settings, field.name) and field.name not in _WHEREABOUTS and not unsaid:
-                raise RunError(
-                    f"{path} says that the predictions there were made with other settings or weights; "
-                    "choose another folder, or leave out --continue."
-                )
+    if resume and path.exists() and not are_settled(path, settings):
+        raise RunError(
+            f"{path} says that the predictions there were made with other settings or weights; "
+            "choose another folder, or leave out --continue."
+        )
     save(path, settings)
+
+
+def are_settled(path: Path, settings: Any) -> bool:
+    """Whether the settings in a file are the same, but for what may differ.
+
+    Args:
+        path: of the file, which exists.
+        settings: a dataclass.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    old = load(type(settings), path)
+    for field in fields(settings):
+        before = getattr(old, field.name)
+        unsaid = field.name in _SAID_SINCE and not before
+        if before != getattr(settings, field.name) and field.name not in _WHEREABOUTS and not unsaid:
+            return False
+    return True

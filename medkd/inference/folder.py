@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,6 +17,7 @@ from medkd.core.dataset import SEGMENTATION, CaseFiles
 from medkd.core.errors import MedkdError, RunError, ran_out_of_memory
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import find_cases
+from medkd.inference.made_here import Folder, MadeHere, notes_of
 from medkd.inference.opening import open_predictor
 from medkd.inference.outputs import Outputs
 from medkd.inference.postprocessing import Choice
@@ -101,7 +102,8 @@ def predict_folder(
             and reads it.
         threads: of another engine than torch; None leaves them to it.
         part: (index from 0, count): predict only every count-th case, for several machines.
-        resume: leave out cases whose files are there already.
+        resume: leave out cases whose files are there as these weights and settings made them of the scans as they are;
+            what an earlier version predicted is taken as it is, with a warning.
         strict: refuse scans that do not look like the training cases (orientation, spacing, size, intensities, empty
             channels, contradictory headers) instead of warning of them.
         format: of the label maps, one or several of :data:`medkd.io.writing.formats.FORMATS`; None is the scan's own,
@@ -117,7 +119,8 @@ def predict_folder(
         What became of each case.
 
     Raises:
-        RunError: the run cannot be used, or ``resume`` meets predictions made with other settings.
+        RunError: the run cannot be used, ``resume`` meets predictions made with other settings or nobody knows how, or
+            the folder holds others of other cases.
         DataError: there are no inputs, one file is named for several, the output folder cannot be written to, or the
             disk is full.
     """
@@ -148,12 +151,28 @@ def predict_folder(
         writer=writer,
         series=None if source_series is None else Path(source_series),
     )
+    removed: list[str] = []
     if wanted.file is None:
         settings = PredictSettings.of(predictor, Path(run), checkpoint, written_as(formats, writer))
-        settings.write(wanted.folder, resume=resume)
+        noted = MadeHere(notes_of(wanted.folder, predictor, settings, writer, part), wanted.sources.files)
+        wanted = replace(wanted, made=noted)
+        removed = _begin(wanted, settings, noted, cases, resume)
     elif resume:
         raise RunError(f"--continue needs an output folder, which says how it was made; {outputs} is a file.")
-    return predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume, strict=strict)
+    report = predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume, strict=strict)
+    report.replaced = [case for case in report.predicted if case in {*removed, *report.replaced}]
+    return report
+
+
+def _begin(
+    outputs: Outputs, settings: PredictSettings, noted: MadeHere, cases: Sequence[CaseFiles], resume: bool
+) -> list[str]:
+    """Make the folder ready; returns the cases of which label maps were removed."""
+    folder = Folder(settings, outputs.folder, noted, [(case, outputs.files(case)) for case in cases])
+    if not resume:
+        return folder.start()
+    folder.resume()
+    return []
 
 
 def _writer(
@@ -193,7 +212,8 @@ def predict_cases(
     waiting = [case for case in cases if case not in done]
     if done:
         logger.info("%d cases are predicted already and are left out, for example %s", len(done), done[0].case)
-    report = PredictReport(skipped=[case.case for case in done], replaced=outputs.warn_of_replacing(waiting))
+    replaced = outputs.warn_of_replacing(waiting, resume=resume)
+    report = PredictReport(skipped=[case.case for case in done], replaced=replaced)
     _predict_each(predictor, waiting, outputs, report, strict)
     return report
 
@@ -230,6 +250,7 @@ def _prefetched(
 
 
 def _prepare(predictor: CasePredictor, outputs: Outputs, strict: bool, case: CaseFiles) -> Preprocessed:
+    outputs.begin(case)
     image, geometry = read_image(case.images, case.case)
     outputs.check(case, geometry)
     check_scan(predictor, case, image, geometry, strict=strict)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medkd.core.dataset import CaseFiles
 from medkd.core.errors import DataError
+from medkd.core.made_with import is_note
 from medkd.core.settled import SETTINGS_FILE
 from medkd.io.dicom import Study, find_series, is_dicom, no_scan_text, safe_name
 from medkd.io.links import refuse_dangling
@@ -113,7 +114,7 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
     cases = _cases_of(scans, channels)
     if cases:
         _check_strays(folder, scans, cases, channels)
-        _say_left_out(folder, [path for path in entries if path not in scans and path.name != SETTINGS_FILE])
+        _say_left_out(folder, [path for path in entries if path not in scans and not _is_settings(path)])
     else:
         cases = _dicom_cases(folder, channels)
     _check_formats(folder, scans, entries)
@@ -121,6 +122,11 @@ def _folder(folder: Path, channels: int) -> list[CaseFiles]:
         raise DataError(_no_scans_text(folder, scans, channels))
     _check_names(folder, cases)
     return cases
+
+
+def _is_settings(path: Path) -> bool:
+    """Whether a file says what predictions beside it were made with."""
+    return path.name == SETTINGS_FILE or is_note(path)
 
 
 def _scans_of(entries: Sequence[Path]) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, write_text
 from medkd.core.geometry import Geometry
 from medkd.inference.inputs import output_ending
+from medkd.inference.made_here import MadeHere
 from medkd.inference.sources import CaseSources
 from medkd.io.volumes import WRITABLE, any_ending, stem, write_volume
 from medkd.io.writing.formats import FORMATS, Format
@@ -36,7 +37,7 @@ class Outputs:
         formats: of the label maps; none for the scan's own, where that can be written, else NIfTI.
         writer: knows names, colours and terms; None writes label maps without them.
         sources: the DICOM series that label maps refer to.
-        written: called with the label map of every case that is complete, of the first format.
+        made: the files that this model is known to have made; None where nobody notes it.
     """
 
     folder: Path
@@ -45,7 +46,7 @@ class Outputs:
     formats: tuple[Format, ...] = ()
     writer: LabelMapWriter | None = None
     sources: CaseSources = field(default_factory=CaseSources)
-    written: Callable[[Path], None] | None = None
+    made: MadeHere | None = None
 
     @classmethod
     def at(
@@ -122,18 +123,27 @@ class Outputs:
         """The probabilities of a case."""
         return self.folder / f"{case.case if self.file is None else stem(self.file)}.npz"
 
-    def finished(self, case: CaseFiles) -> bool:
-        """Whether all files of a case are there."""
-        there = all(path.exists() for path in self.label_maps(case))
-        return there and (not self.probabilities or self.archive(case).exists())
+    def files(self, case: CaseFiles) -> list[Path]:
+        """All files of a case."""
+        return [*self.label_maps(case), *([self.archive(case)] if self.probabilities else [])]
 
-    def warn_of_replacing(self, cases: Sequence[CaseFiles]) -> list[str]:
-        """Say which of the cases have label maps that are going to be replaced; returns their ids."""
+    def finished(self, case: CaseFiles) -> bool:
+        """Whether all files of a case are there as this model made them of the scan as it is."""
+        return self.made is not None and self.made.has(case, self.files(case))
+
+    def warn_of_replacing(self, cases: Sequence[CaseFiles], *, resume: bool = False) -> list[str]:
+        """Say which of the cases have label maps that are going to be replaced; returns their ids.
+
+        Args:
+            cases: that are going to be predicted.
+            resume: those that this model made of these scans are kept.
+        """
         there = [case for case in cases if self.label_map(case).exists()]
         if there:
             example = self.label_map(there[0])
             more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-            logger.warning("%s%s replaced by new predictions", example, f"{more} are" if more else " is")
+            why = ", since not these weights and settings made what is there of the scans as they are" if resume else ""
+            logger.warning("%s%s replaced by new predictions%s", example, f"{more} are" if more else " is", why)
         return [case.case for case in there]
 
     def check(self, case: CaseFiles, geometry: Geometry) -> None:
@@ -153,6 +163,7 @@ class Outputs:
         if prediction.probabilities is not None:
             with atomic_path(self.archive(case)) as temporary:
                 np.savez_compressed(temporary, probabilities=prediction.probabilities)
+            self._note(case, self.archive(case))
         self._write_colour_table()
         # last: their presence says that the case is finished
         named = () if self.writer is None else self.writer.painted
@@ -162,9 +173,17 @@ class Outputs:
                 self.writer.write(path, entry.name, prediction.labels, geometry, self.sources.get(case))
             else:
                 write_volume(path, prediction.labels, geometry, named)
+            self._note(case, path)
         self.sources.done(case)
-        if self.written is not None:
-            self.written(self.label_map(case))
+
+    def begin(self, case: CaseFiles) -> None:
+        """Call it before the scan of a case is read."""
+        if self.made is not None:
+            self.made.begin(case)
+
+    def _note(self, case: CaseFiles, file: Path) -> None:
+        if self.made is not None:
+            self.made.add(case, file)
 
     def _write_colour_table(self) -> None:
         """3D Slicer's colour table beside formats that cannot hold names and colours for it."""

@@ -11,6 +11,7 @@ import pytest
 
 from medkd.core.errors import DataError
 from medkd.core.geometry import Geometry
+from medkd.core.made_with import MADE_WITH_FILE
 from medkd.inference.folder import predict_folder
 from medkd.inference.inputs import SETTINGS_FILE, case_name, find_cases
 from medkd.io.volumes import read_geometry, read_image, read_label, write_volume
@@ -27,7 +28,8 @@ def test_every_series_of_a_tree_is_predicted_on_its_own_grid(make_run: Callable[
     report = predict_folder(tree, tmp_path / "out", make_run(folds=1), mirror=False, step_size=1.0)
     assert report.predicted == ["p1_CT", "p2"] and set(report.failed) == {"p3"}
     assert "slices are missing" in report.failed["p3"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["p1_CT.nii.gz", "p2.nii.gz", SETTINGS_FILE]
+    listed = [MADE_WITH_FILE, "p1_CT.nii.gz", "p2.nii.gz", SETTINGS_FILE]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == listed
     for case, folder in (("p1_CT", "p1/CT"), ("p2", "p2")):
         found = read_label(tmp_path / "out" / f"{case}.nii.gz").geometry
         assert found.differences(read_geometry(tree / folder), tolerance=1e-5) == []

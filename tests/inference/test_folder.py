@@ -20,6 +20,7 @@ import pytest
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DataError, RunError
 from medkd.core.geometry import Geometry
+from medkd.core.made_with import MADE_WITH_FILE
 from medkd.core.plan import Plan
 from medkd.core.serial import load, save
 from medkd.inference import outputs as writing
@@ -79,7 +80,7 @@ def test_bad_scans_are_reported_and_the_others_go_on(
     assert set(report.failed) == {"a4d", "invalid", "cut", "nan"}
     assert "expected a 3D image, found 4D" in report.failed["a4d"]
     assert all(name in text and "\n" not in text for name, text in report.failed.items())
-    assert names(tmp_path / "out") == ["case_0.nii.gz", "case_1.nii.gz", "case_2.nii.gz", SETTINGS_FILE]
+    assert names(tmp_path / "out") == ["case_0.nii.gz", "case_1.nii.gz", "case_2.nii.gz", MADE_WITH_FILE, SETTINGS_FILE]
     assert all(text in caplog.text for text in report.failed.values())
 
 
@@ -132,7 +133,8 @@ def test_predictions_of_another_plan_are_not_continued(
     save(run / "plans.json", replace(plan, configurations={name: changed}))
     with pytest.raises(RunError, match="made with other settings"):
         predict_folder(scans, out, run, resume=True)
-    settings.write_text(json.dumps(unsaid))  # of an earlier version, which did not say it
+    settings.write_text(json.dumps(unsaid))  # of an earlier version, which neither said it nor took notes
+    (out / MADE_WITH_FILE).unlink()
     assert predict_folder(scans, out, run, resume=True).predicted == []
 
 
@@ -162,7 +164,7 @@ def test_a_full_disk_stops_and_leaves_nothing(
     monkeypatch.setattr(writing, "write_volume", full)
     with pytest.raises(DataError, match="No space left"):
         predict_folder(scans, tmp_path / "out", make_run(folds=1))
-    assert names(tmp_path / "out") == [SETTINGS_FILE]
+    assert names(tmp_path / "out") == [MADE_WITH_FILE, SETTINGS_FILE]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

@@ -19,6 +19,7 @@ from medkd.cli.predict import main  # noqa: E402
 from medkd.core.errors import DataError, RunError  # noqa: E402
 from medkd.core.files import read_json  # noqa: E402
 from medkd.core.geometry import Geometry  # noqa: E402
+from medkd.core.made_with import MADE_WITH_FILE  # noqa: E402
 from medkd.inference.folder import predict_folder  # noqa: E402
 from medkd.inference.inputs import SETTINGS_FILE  # noqa: E402
 from medkd.inference.loaded import load  # noqa: E402
@@ -58,7 +59,7 @@ def test_several_formats_of_a_series_say_the_same(make_run: Callable[..., Path],
     assert report.predicted == ["p1", "p2"]
     endings = (".dcm", ".mha", ".nii.gz", ".rtstruct.dcm", ".seg.nrrd")
     listed = [f"{patient}{ending}" for patient in ("p1", "p2") for ending in endings]
-    assert names(out) == sorted([*listed, "labels.ctbl", SETTINGS_FILE])
+    assert names(out) == sorted([*listed, "labels.ctbl", MADE_WITH_FILE, SETTINGS_FILE])
     (out / "labels.ctbl").write_text("of another model that predicted into this folder")
     predict_folder(tree, out, run, format=chosen, **FAST)
     assert "liver" in (out / "labels.ctbl").read_text()
@@ -126,7 +127,7 @@ def test_a_series_of_another_grid_fails_before_the_network_runs(
         tmp_path / "p1.nii.gz", tmp_path / "out", run, format="dicom-seg", source_series=other, **FAST
     )
     assert "does not lie on the grid of the DICOM series" in report.failed["p1"]
-    assert names(tmp_path / "out") == [SETTINGS_FILE]
+    assert names(tmp_path / "out") == [MADE_WITH_FILE, SETTINGS_FILE]
 
 
 def test_what_cannot_be_written_is_one_sentence(
@@ -205,7 +206,7 @@ def test_no_object_tells_a_folder_of_the_machine(make_run: Callable[..., Path], 
     predict_folder(tree / "p1", out, run, format=["nifti", "nrrd", "mha", "dicom-seg", "rtstruct"], **FAST)
     for file in out.iterdir():
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        if file.name != SETTINGS_FILE:  # which stays where the predictions are made
+        if file.name not in (MADE_WITH_FILE, SETTINGS_FILE):  # which stay where the predictions are made
             assert str(tmp_path).encode() not in content and b"pytest" not in content, file
 
 

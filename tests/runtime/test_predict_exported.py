@@ -18,6 +18,7 @@ import medkd
 from medkd.core.errors import LeakError, RunError
 from medkd.core.files import read_json, write_json
 from medkd.core.geometry import Geometry
+from medkd.core.made_with import MADE_WITH_FILE
 from medkd.core.splits import Split
 from medkd.exporting.export import export_model
 from medkd.inference.folder import predict_folder
@@ -68,7 +69,7 @@ def test_files_to_files_without_torch(exported: Path, tmp_path: Path) -> None:
     done = predict("-i", tmp_path / "in", "-o", out, "-m", exported, "--threads", 1)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 scans predicted")
-    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "b.nii.gz", SETTINGS_FILE]
+    assert sorted(path.name for path in out.iterdir()) == ["a.nii.gz", "b.nii.gz", MADE_WITH_FILE, SETTINGS_FILE]
     expected = read_label(STUDENT / "expected.nii.gz").array
     for case in "ab":
         assert np.array_equal(read_label(out / f"{case}.nii.gz").array, expected)

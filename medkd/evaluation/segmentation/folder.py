@@ -198,11 +198,18 @@ def _ending(predictions: Path, references: str) -> str:
 
 def _missing(predictions: Path, names: Sequence[str], ending: str, allowed: bool) -> list[str]:
     missing = [name for name in names if not (predictions / f"{name}{ending}").exists()]
+    if not predictions.is_dir():
+        raise DataError(f"The folder of predictions {predictions} does not exist; check the path.")
     if missing and not allowed:
         raise DataError(
             f"{predictions}: no prediction (CASE{ending}) for {len(missing)} of {len(names)} cases: "
             f"{', '.join(missing)}. "
             "Predict them, or allow missing ones to count as missed."
+        )
+    if len(missing) == len(names):
+        raise DataError(
+            f"{predictions} has no prediction (CASE{ending}) for any of the {len(names)} cases, {names[0]} for example"
+            f"{_instead(predictions)}; check the folder and the file ending."
         )
     extra = sorted(set(_names_in(predictions, ending)) - set(names))
     if extra:
@@ -210,6 +217,12 @@ def _missing(predictions: Path, names: Sequence[str], ending: str, allowed: bool
             "%d predictions are not scored, since they are not among the references: %s", len(extra), ", ".join(extra)
         )
     return missing
+
+
+def _instead(folder: Path) -> str:
+    """What a folder holds."""
+    files = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(VOLUME_ENDINGS))
+    return f"; it holds {', '.join(files[:3])}{' and more' if len(files) > 3 else ''}" if files else ""
 
 
 def _tell_skipped(folder: Path, ending: str) -> None:

@@ -169,4 +169,37 @@ def _structures(request: ScoringRequest) -> tuple[LabelSpec, str]:
             f"as {option_name('labels')}."
         )
     description = DatasetDescription.load(found)
+    others = None if request.dataset_json else description_near(request.references)
+    if others is not None and not others.samefile(found):
+        _check_alike(found, description.labels, others)
     return description.labels, description.file_ending
+
+
+def _check_alike(file: Path, labels: LabelSpec, others: Path) -> None:
+    """The label values of predictions and references mean the same.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        theirs = _meanings(DatasetDescription.load(others).labels)
+    except DataError as error:  # as of something else that lies in the parent folder
+        _log.warning("nobody compared what the labels of the references mean: %s", error)
+        return
+    ours = _meanings(labels)
+    differing = [name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)]
+    if differing:
+        name = differing[0]
+        raise DataError(
+            f"The labels of the predictions and of the references differ: '{name}' is {ours.get(name, 'nothing')} in "
+            f"{file} and {theirs.get(name, 'nothing')} in {others}; where only names differ, say which file holds for "
+            f"both by {option_name('dataset_json')}, else bring the label maps to the same values."
+        )
+
+
+def _meanings(labels: LabelSpec) -> dict[str, str]:
+    """Name → label values, whatever the spelling and order; of the ignored voxels, too."""
+    found = {" ".join(name.casefold().split()): values for name, values in labels.foreground}
+    if labels.ignore is not None:
+        found["ignore"] = (labels.ignore,)
+    return {name: " or ".join(map(str, sorted(values))) for name, values in found.items()}
