@@ -151,9 +151,15 @@ class Folder:
         except DataError:
             return False
 
+    def _unnoted(self) -> set[str]:
+        """What an earlier version has predicted here, as far as names tell."""
+        endings = tuple({file.name.removeprefix(case.case) for case, files in self._files for file in files})
+        scans = {image.name for case, _ in self._files for image in case.images}
+        return {path.name for path in self._folder.iterdir() if path.name.endswith(endings)} - scans
+
     def _remove(self) -> list[str]:
         ours = {file.name for _, files in self._files for file in files}
-        others = sorted(self._known.foreign() - ours)
+        others = sorted((self._known.foreign() if self._known.any_noted else self._unnoted()) - ours)
         if others:
             raise RunError(
                 f"{self._folder / SETTINGS_FILE} says that predictions of other cases there ({others[0]}, one of "

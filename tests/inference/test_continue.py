@@ -61,6 +61,12 @@ def test_label_maps_of_other_cases_are_not_called_another_models(run: Path, scan
     ):
         predict_folder(others, out, run, folds=[1], **FAST)
     assert content(out) == before and (out / SETTINGS_FILE).read_bytes() == settings
+    notes = (out / NOTES).rename(tmp_path / NOTES)  # an earlier version took none
+    with pytest.raises(
+        RunError, match=r"other cases there \(case_0\.nii\.gz, one of 3\) were made with other settings"
+    ):
+        predict_folder(others, out, run, folds=[1], **FAST)
+    notes.rename(out / NOTES)
     assert predict_folder(others, out, run, folds=[0], **FAST).predicted == ["new"]  # by the same they may lie there
     assert predict_folder(scans, out, run, folds=[0], resume=True, **FAST).skipped == ALL
 
