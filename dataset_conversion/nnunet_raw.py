@@ -20,7 +20,7 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, channel_files, lab
 from medkd.core.errors import DataError
 from medkd.core.files import read_json
 from medkd.core.labels import LabelSpec
-from medkd.core.patients import named_patients
+from medkd.core.patients import find_named
 from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
 from medkd.io.verify_case import check_case
@@ -68,14 +68,22 @@ def convert(source: Path, folder: Path, options: ConversionOptions) -> Conversio
         jobs.append(_job(case, description, "Un"))
     writer = RawWriter(folder, "nnunet", source, options, mode="link", file_ending=description.file_ending)
     split, entries = _split(source, content)
-    writer.report_findings([*content.findings, *entries, *_unused(source, jobs, content)])
+    named = find_named(description.patients, [job.case for job in jobs])
+    lost = [_lost_patient(source, fault) for fault in named.faults]
+    writer.report_findings([*content.findings, *entries, *lost, *_unused(source, jobs, content)])
     writer.convert(jobs)
-    known = named_patients(description.patients, [job.case for job in jobs])
     # 'dataset' listed the files, which now have their usual names
     extra = dict(description.extra)
     extra.pop("dataset", None)
     notes = [*content.notes, "the files are linked to the source; keep it where it is"]
-    return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=known), split, notes)
+    return finish_converted(writer, "nnunet", replace(description, extra=extra, patients=named.of), split, notes)
+
+
+def _lost_patient(source: Path, fault: str) -> Finding:
+    """A name in ``patients`` that is not taken over."""
+    return problem(
+        "", source / "dataset.json", "'patients' by the names of the cases", fault, "correct it or remove it"
+    )
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def cases_and_patients(
             description = DatasetDescription.load(raw / DATASET_FILE)
             known |= {files.case for files in labelled_cases(raw, description)}
             stated.update(description.patients)
-            faults = find_named(stated, known | every_name(raw, description)).faults
+            faults = find_named(stated, known | every_name(raw, description)).faults if stated else ()
             if faults:
                 _log.warning(
                     "%s names %d patients in vain, the first by %s", raw / DATASET_FILE, len(faults), faults[0]
@@ -158,7 +158,7 @@ class Torn:
         others = len(self.patients) - 1
         return (
             f"fold {self.fold} trains on {self.trained} and is judged on {self.judged} of the scans of patient "
-            f"{self.patients[0]}{f' (and {others} more patients are torn)' if others else ''}"
+            f"{self.patients[0]}{f' (patients torn beside: {others})' if others else ''}"
         )
 
 

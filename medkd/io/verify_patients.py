@@ -86,7 +86,7 @@ def are_told(known: Sequence[Finding], now: Sequence[Finding]) -> bool:
         known: all findings of the report.
         now: those of :func:`patient_findings`.
     """
-    return [finding for finding in known if finding.expected in _EXPECTED] == list(now)
+    return {finding for finding in known if finding.expected in _EXPECTED} == set(now)
 
 
 def _further(count: int) -> str:

@@ -60,6 +60,23 @@ def test_bad_cases_are_named_and_left_out(tmp_path: Path) -> None:
     assert result.verification.ok and DatasetDescription.load(result.folder / "dataset.json").num_training == 2
 
 
+def test_patients_are_taken_over_however_their_cases_are_spelled(tmp_path: Path) -> None:
+    source = make_nnunet(tmp_path)
+    (source / "imagesUn").mkdir()
+    for channel in range(2):
+        scan = (source / f"imagesTr/thing_00_000{channel}.nii.gz").read_bytes()
+        (source / f"imagesUn/more_000{channel}.nii.gz").write_bytes(scan)
+    data = json.loads((source / "dataset.json").read_text())
+    stated = {f"thing_{number:02d}_0000.nii.gz": f"p{number // 2}" for number in range(5)}
+    data["patients"] = {**stated, "more": "p0", "nobody": "p9"}
+    (source / "dataset.json").write_text(json.dumps(data))
+    result = convert("nnunet", source, tmp_path / "root")
+    patients = DatasetDescription.load(result.folder / "dataset.json").patients
+    assert patients == {**{f"thing_{number:02d}": f"p{number // 2}" for number in range(5)}, "more": "p0"}
+    (text,) = [finding.text() for finding in result.conversion.problems]
+    assert "'nobody', which is no case" in text
+
+
 def test_files_listed_in_dataset_json_get_their_usual_names(tmp_path: Path) -> None:
     source = make_nnunet(tmp_path)
     data = json.loads((source / "dataset.json").read_text())

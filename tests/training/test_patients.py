@@ -78,7 +78,7 @@ def test_torn_patients_are_told_and_refused_in_earnest(
     state(raw, {cases[0]: "p0", cases[2]: "p0"})  # as is known since; the teacher has seen the one, the other is judged
     data = run.read_fold(task, number, 1, options())
     data = replace(data, split=Split(tuple(cases[3:]), (cases[0],)))
-    teacher = SimpleNamespace(
+    teacher: Any = SimpleNamespace(
         path=Path("t"), teaching_folds=("1",), seen=lambda *_: frozenset(cases[2:]), cleared=lambda _: ""
     )
     with pytest.raises(LeakError, match=f"1 other scans of patients on whom fold 1 .* for example {cases[2]}"):
@@ -88,6 +88,7 @@ def test_torn_patients_are_told_and_refused_in_earnest(
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_patients_that_were_stated_wrongly_since_are_found_by_the_next_preparation(task: str, tmp_path: Path) -> None:
     """The cases are the same, so that what was found of them is kept."""
+    prepare: Callable[..., Any]
     if task == "detection":
         raw = make_radiographs(tmp_path, size=64, patients=True)
         prepare = partial(plan_and_preprocess_detection, 502, root=tmp_path, image_size=64)
