@@ -27,7 +27,7 @@ from medkd.core.resolve import FileIndex, files_ending
 from medkd.core.serial import to_data
 from medkd.core.splits import SPLITS_FILE
 from medkd.io.checks import Finding
-from medkd.io.radiographs import Radiograph, Scaling, read_radiograph, to_eight_bit
+from medkd.io.radiographs import SCALING, Radiograph, Scaling, read_radiograph, to_eight_bit
 from medkd.io.verify_detection import duplicate_findings, duplicate_groups, pixel_digest
 
 Annotate = Callable[[Size], tuple[Drawn, list[Finding]]]
@@ -290,7 +290,7 @@ def finish_radiographs(
     split, more = _split(writer, kin, official, classes)
     users = writer.folder / SPLITS_FILE
     writer.report_findings(leak_findings(users, kin, writer.training_cases))
-    own = dict(extra)
+    own: dict[str, object] = {SCALING: rules.scaling, **extra}
     if twins:
         own["duplicates"] = twins
     description = DatasetDescription.detection(CHANNELS, rules.categories)

@@ -15,6 +15,7 @@ from medkd.core.errors import RunError
 from medkd.detection.base import Detections, Detector, DetectorSpec
 from medkd.detection.models import DetectorFolder, TrainedDetector
 from medkd.evaluation.detection.matching import overlaps
+from medkd.io.radiographs import checked_scaling
 from medkd.models.base import Checkpoint
 from medkd.runtime.detection import DESCRIPTION, ExportedDetector, check_detector, is_exported_detector, read_detector
 from medkd.runtime.engines import open_engine
@@ -200,7 +201,8 @@ class ExportedDetectorFolder(DetectorFolder):
         described = read_detector(self.path)
         name = str(described.made_from.get("detector", FOLD))
         spec = DetectorSpec(name, described.categories, described.image_size, sides=described.sides)
-        return TrainedDetector(folds=(FOLD,), spec=spec)
+        scaling = checked_scaling(described.scaling, str(self.path / DESCRIPTION))
+        return TrainedDetector(folds=(FOLD,), spec=spec, scaling=scaling)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
         if checkpoint != "final" or [str(fold) for fold in folds or [FOLD]] != [FOLD]:

@@ -38,6 +38,7 @@ class LoadedDetector:
         self.device = pick_device(device)
         self.detectors = [detector.to(self.device) for detector in model.networks]
         self.categories = model.categories
+        self._scaling = model.scaling
         self.limits = limits or Limits()
 
     @classmethod
@@ -66,7 +67,7 @@ class LoadedDetector:
             DataError: these are no such pixels, or the file is missing, damaged or no radiograph.
         """
         if not isinstance(image, np.ndarray):
-            image = read_eight_bit(Path(image))
+            image = read_eight_bit(Path(image), scaling=self._scaling)
         shape = image.shape[:2] if image.ndim == 3 and image.shape[2] == 3 else image.shape
         if len(shape) != 2 or 0 in shape or image.dtype != np.uint8:
             raise DataError(

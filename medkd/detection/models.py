@@ -31,6 +31,7 @@ from medkd.detection.families import register_detectors
 from medkd.detection.plan import DetectionPlan
 from medkd.detection.store import DetectionStore
 from medkd.detection.weights import load_into, read_detector_weights
+from medkd.io.radiographs import Scaling, checked_scaling, scaling_of
 from medkd.models.base import Checkpoint, ModelFolder, Trained
 from medkd.models.limits import LARGEST_IMAGE, check_size
 from medkd.models.own_run import CHECKPOINTS, OwnRun
@@ -99,6 +100,7 @@ class DetectorFile:
         image_size: side of the input that it was trained with.
         anchor_scale: see :class:`~medkd.detection.plan.DetectionPlan`; a detector with anchors must say it.
         sides: see :class:`~medkd.detection.base.DetectorSpec`.
+        scaling: see :class:`TrainedDetector`.
     """
 
     network: str
@@ -108,6 +110,7 @@ class DetectorFile:
     image_size: int = 640
     anchor_scale: float | None = None
     sides: tuple[int, int] | None = None
+    scaling: str = "percentile"
     schema: int = 1
 
 
@@ -117,9 +120,11 @@ class TrainedDetector(Trained):
 
     Attributes:
         spec: how they are built: network, categories in order, side of the input.
+        scaling: how images of more than 8 bits become 8, as for those that they were trained on.
     """
 
     spec: DetectorSpec
+    scaling: Scaling = "percentile"
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -186,7 +191,8 @@ class DetectorRun(OwnRun, DetectorFolder):
         return {case: entry.pixels for case, entry in entries.items()}
 
     def _describe(self) -> TrainedDetector:
-        return TrainedDetector(folds=self.folds(), spec=self.run.spec)
+        scaling = scaling_of(self.run.dataset.extra, str(self.path / DATASET_FILE))
+        return TrainedDetector(folds=self.folds(), spec=self.run.spec, scaling=scaling)
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
         names = self.wanted_folds(folds, checkpoint)
@@ -271,7 +277,7 @@ class DetectorWeights(DetectorFolder):
         found = self.described
         scale = found.anchor_scale or DetectorSpec.anchor_scale
         spec = DetectorSpec(found.network, found.categories, found.image_size, scale, found.sides)
-        return TrainedDetector(folds=(GIVEN,), spec=spec)
+        return TrainedDetector(folds=(GIVEN,), spec=spec, scaling=checked_scaling(found.scaling, str(self.path / FILE)))
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> TrainedDetector:
         register_detectors(self.described.network)

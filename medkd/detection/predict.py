@@ -30,6 +30,7 @@ from medkd.evaluation.detection.predictions import (
 from medkd.io.dicom_header import is_dicom
 from medkd.io.dicom_radiographs import read_eight_bit
 from medkd.io.links import refuse_dangling
+from medkd.io.radiographs import Scaling
 from medkd.io.writing.formats import choose_formats
 from medkd.io.writing.maker import Maker
 from medkd.io.writing.terms import terms_with
@@ -60,6 +61,7 @@ class DetectionSettings:
         categories: what it finds, in order.
         anchor_scale: see :class:`~medkd.detection.base.DetectorSpec`.
         sides: longest long and short side of an image on the input; None where images fill it.
+        scaling: how images of more than 8 bits became 8.
     """
 
     run: str
@@ -75,6 +77,7 @@ class DetectionSettings:
     categories: tuple[str, ...] = ()
     anchor_scale: float | None = None
     sides: tuple[int, int] | None = None
+    scaling: str = "percentile"
     schema: int = 2
     oldest: ClassVar[int] = 1
 
@@ -133,7 +136,8 @@ def predict_detections(
     formats = choose_formats(format, "detection")
     model = open_model(run, "detection")
     target = place_of(model, device)
-    sources = find_radiographs(inputs, outputs, strict=strict)
+    scaling = model.describe().scaling
+    sources = find_radiographs(inputs, outputs, strict=strict, scaling=scaling)
     loaded: TrainedDetector = model.load(folds, checkpoint=checkpoint)
     detectors = [detector.to(target) for detector in loaded.networks]
     settings = _settings(Path(run), loaded, checkpoint, limits)
@@ -199,6 +203,7 @@ def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits
         categories=loaded.spec.categories,
         anchor_scale=loaded.spec.anchor_scale,
         sides=loaded.spec.sides,
+        scaling=loaded.scaling,
     )
 
 
@@ -212,7 +217,11 @@ def _journal(outputs: Path, categories: Sequence[str], settings: DetectionSettin
 
 
 def find_radiographs(
-    inputs: Path | str | Sequence[Path | str], outputs: Path | None = None, *, strict: bool = False
+    inputs: Path | str | Sequence[Path | str],
+    outputs: Path | None = None,
+    *,
+    strict: bool = False,
+    scaling: Scaling = "percentile",
 ) -> list[Source]:
     """List the radiographs to look at, sorted by case id.
 
@@ -222,6 +231,7 @@ def find_radiographs(
         inputs: a folder, or files.
         outputs: where results go; the pictures there are passed over.
         strict: reading a JPEG whose end is missing fails.
+        scaling: of images with more than 8 bits.
 
     Raises:
         DataError: an input does not exist, there is no radiograph, or two files have the same case id.
@@ -241,7 +251,7 @@ def find_radiographs(
     _refuse_twins(found)
     sources = []
     for case, path in sorted(found):
-        read = partial(read_eight_bit, path, strict=strict)
+        read = partial(read_eight_bit, path, strict=strict, scaling=scaling)
         sources.append(Source(case, str(path), read, digest=partial(content_digest, path)))
     return sources
 

@@ -34,7 +34,7 @@ from medkd.detection.planner import Wishes, apply_wishes, make_plan
 from medkd.detection.sampling import sampling_groups
 from medkd.detection.store import DetectionStore, DetectionStoreWriter, source_of_case
 from medkd.io.checks import Finding
-from medkd.io.radiographs import radiograph_size
+from medkd.io.radiographs import radiograph_size, scaling_of
 from medkd.io.verify import REPORT_FILE, Report, accept, verify_dataset
 from medkd.io.verify_patients import are_told, patient_findings
 
@@ -249,7 +249,8 @@ def _plan(
 def _store(
     raw: _Raw, annotations: Mapping[str, BoxAnnotation], folder: Path, plan: DetectionPlan, workers: int | None
 ) -> DetectionStore:
-    writer = DetectionStoreWriter(folder, plan.categories, plan.image_size)
+    scaling = scaling_of(raw.description.extra, str(raw.folder / DATASET_FILE))
+    writer = DetectionStoreWriter(folder, plan.categories, plan.image_size, scaling)
     sizes = {case: (a.width, a.height) for case, a in annotations.items()}
     sizes |= {case: radiograph_size(files.images[0]) for case, files in raw.unlabelled.items()}
     every = {**raw.files, **raw.unlabelled}

@@ -22,7 +22,7 @@ from medkd.core.files import write_text
 from medkd.core.serial import from_data, load, save
 from medkd.detection.stored import StoredCase, StoreIndex
 from medkd.evaluation.detection.predictions import Boxes
-from medkd.io.radiographs import read_radiograph, to_eight_bit, write_png
+from medkd.io.radiographs import Scaling, read_radiograph, to_eight_bit, write_png
 from medkd.io.verify_detection import pixel_digest
 
 INDEX_FILE = "cases.json"
@@ -147,12 +147,16 @@ class DetectionStoreWriter:
         folder: of the store.
         categories: names of the classes; cases stored with other ones are made anew.
         image_size: longer images are stored with this long side in pixels.
+        scaling: of images with more than 8 bits.
     """
 
-    def __init__(self, folder: Path, categories: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self, folder: Path, categories: Sequence[str], image_size: int, scaling: Scaling = "percentile"
+    ) -> None:
         self.store = DetectionStore(folder)
         self.categories = tuple(categories)
         self.image_size = image_size
+        self.scaling: Scaling = scaling
         self._journal = self.store.folder / JOURNAL_FILE
         self._lock = threading.Lock()
         self._begun = False
@@ -167,6 +171,8 @@ class DetectionStoreWriter:
         """
         entry = self._known.get(case)
         if entry is None or entry.source != source or len(entry.ignored) != crowds:
+            return False
+        if entry.scaling not in ("", self.scaling):
             return False
         if (entry.width, entry.height) != stored_size(size, self.image_size):
             return False
@@ -198,7 +204,7 @@ class DetectionStoreWriter:
         if radiograph.size != (drawn.width, drawn.height):
             found = f"{radiograph.size[0]}×{radiograph.size[1]}"
             raise DataError(f"{image}: expected {drawn.width}×{drawn.height} px as in its annotation, found {found}.")
-        pixels = _grey_if_grey(to_eight_bit(radiograph.pixels)[0])
+        pixels = _grey_if_grey(to_eight_bit(radiograph.pixels, self.scaling)[0])
         digest = pixel_digest(pixels)
         size = stored_size(radiograph.size, self.image_size)
         if size != radiograph.size:
@@ -206,7 +212,8 @@ class DetectionStoreWriter:
                 Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
             )  # the mean over the area of each new pixel
         entry = _entry(drawn, size, self.categories, source)
-        entry = replace(entry, annotated=annotation is not None, pixels=digest)
+        scaling = "" if radiograph.pixels.dtype == np.uint8 else self.scaling
+        entry = replace(entry, annotated=annotation is not None, scaling=scaling, pixels=digest)
         self._begin()
         self.store.label_path(case).unlink(missing_ok=True)  # a case without it, its last file, is not stored
         write_png(self.store.image_path(case), pixels)

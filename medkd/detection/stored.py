@@ -25,6 +25,7 @@ class StoredCase:
         ignored_classes: the class of each.
         source: sizes and times of change of the raw files that it was made of.
         annotated: False for an image of which nobody has said what it shows; a negative is annotated as empty.
+        scaling: how an image of more than 8 bits was brought to 8; empty for others, and in stores of older versions.
         pixels: fingerprint of the raw image's pixels, to find equal images; empty in stores of older versions.
     """
 
@@ -38,6 +39,7 @@ class StoredCase:
     ignored_classes: tuple[int, ...] = ()
     source: str = ""
     annotated: bool = True
+    scaling: str = ""
     pixels: str = ""
 
     def check(self, categories: int, where: str) -> None:

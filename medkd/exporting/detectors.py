@@ -102,7 +102,6 @@ def export_detector(
     if source.kind == "exported_detector":
         raise RunError(f"{model} is an exported detector already; export the model that it was made from.")
     loaded = source.load(folds, checkpoint=checkpoint)
-    detector = loaded.networks[0]
     if len(loaded.networks) > 1:
         raise RunError(
             f"{model} has the folds {', '.join(loaded.folds)}; an exported detector is one, give it with -f."
@@ -111,12 +110,13 @@ def export_detector(
     with scratch_folder(output.parent) as scratch:
         folder = scratch / "exported"
         folder.mkdir()
-        parity = _fill(folder, detector, made_of(source), loaded.folds)
+        parity = _fill(folder, loaded, made_of(source))
         put_in_place(folder, output)
     return parity
 
 
-def _fill(folder: Path, detector: Any, made_from: Mapping[str, str], folds: Sequence[str]) -> DetectorParity:
+def _fill(folder: Path, loaded: Any, made_from: Mapping[str, str]) -> DetectorParity:
+    detector = loaded.networks[0]
     size, graph = detector.spec.image_size, folder / NETWORK
     joined = Candidates(detector).eval()
     outputs = ["boxes", "scores", "selected"] if joined.selects else ["boxes", "scores"]
@@ -124,7 +124,7 @@ def _fill(folder: Path, detector: Any, made_from: Mapping[str, str], folds: Sequ
     write_graph(joined, torch.zeros(1 if single else 2, 3, size, size), outputs, graph, single=single)
     if not joined.selects:
         _add_suppression(graph, detector.overlap)
-    described = _described(made_from, detector, folds, digest_of(graph), single)
+    described = _described(made_from, loaded, digest_of(graph), single)
     write_detector(folder, described)
     parity = _compare(detector, folder)
     write_json(folder / RECORD, {"format": "onnx", "made_from": described.made_from, "parity": asdict(parity)})
@@ -254,9 +254,8 @@ def _add_suppression(graph: Path, overlap: float) -> None:
     onnx.save(content, graph)
 
 
-def _described(
-    made_from: Mapping[str, str], detector: Any, folds: Sequence[str], digest: str, single: bool
-) -> ExportedDetector:
+def _described(made_from: Mapping[str, str], loaded: Any, digest: str, single: bool) -> ExportedDetector:
+    detector = loaded.networks[0]
     spec = detector.spec
     return ExportedDetector(
         network=NETWORK,
@@ -264,12 +263,13 @@ def _described(
         categories=tuple(spec.categories),
         image_size=spec.image_size,
         sides=spec.sides,
+        scaling=loaded.scaling,
         overlap=None if detector.end_to_end else detector.overlap,
         single=single,
         made_from={
             **made_from,
             "detector": spec.name,
-            "folds": list(folds),
+            "folds": list(loaded.folds),
             "weights": [weights_digest(detector.state_dict())],
             "medkd": __version__,
         },

@@ -15,13 +15,13 @@ import numpy as np
 
 from medkd.core.errors import DataError
 from medkd.io.dicom_header import has_pixels, is_dicom, read_dataset, text_of
-from medkd.io.radiographs import read_radiograph, to_eight_bit
+from medkd.io.radiographs import Scaling, read_radiograph, to_eight_bit
 
 _log = logging.getLogger(__name__)
 _SECTIONS = {"CT", "MR", "PT", "NM"}
 
 
-def read_eight_bit(path: Path, *, strict: bool = False) -> np.ndarray:
+def read_eight_bit(path: Path, *, strict: bool = False, scaling: Scaling = "percentile") -> np.ndarray:
     """The upright image in a PNG, JPEG, other image or DICOM file, as a person sees it: ``(H, W)`` or ``(H, W, 3)``
     uint8.
 
@@ -30,12 +30,13 @@ def read_eight_bit(path: Path, *, strict: bool = False) -> np.ndarray:
     Args:
         path: the file.
         strict: refuse such a JPEG.
+        scaling: of images with more than 8 bits that do not say themselves how they are shown.
 
     Raises:
         DataError: the file is missing, damaged or no radiograph.
     """
     if is_dicom(Path(path)):
-        return read_dicom_radiograph(Path(path))
+        return read_dicom_radiograph(Path(path), scaling)
     radiograph = read_radiograph(path)
     if radiograph.truncated:
         text = (
@@ -46,18 +47,18 @@ def read_eight_bit(path: Path, *, strict: bool = False) -> np.ndarray:
             raise DataError(f"{text}, or leave out --strict.")
         _log.warning("%s.", text)
     try:
-        return to_eight_bit(radiograph.pixels)[0]
+        return to_eight_bit(radiograph.pixels, scaling)[0]
     except DataError as error:
         if str(path) in str(error):
             raise
         raise DataError(f"{path}: {error}") from error
 
 
-def read_dicom_radiograph(path: Path) -> np.ndarray:
+def read_dicom_radiograph(path: Path, scaling: Scaling = "percentile") -> np.ndarray:
     """One DICOM image ``(H, W)`` (or ``(H, W, 3)`` for colours) uint8.
 
-    The file's own VOI LUT or first window decides about contrast; where it has none, the 0.05th and 99.95th percentile
-    of the pixels that are not padding. Padding is black.
+    The file's own VOI LUT or first window decides about contrast; where it has none, ``scaling`` of the pixels that are
+    not padding. Padding is black.
 
     Raises:
         DataError: pydicom is not installed, or the file is damaged, has no single image, is a CT or MR section, or its
@@ -67,7 +68,7 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
     _check(path, dataset)
     stored = _pixels(path, dataset)
     if stored.ndim == 3:
-        return to_eight_bit(np.ascontiguousarray(stored[..., :3]))[0]
+        return to_eight_bit(np.ascontiguousarray(stored[..., :3]), scaling)[0]
     try:
         values = _modality(path, stored, dataset)
         shown = _windowed(values, dataset)
@@ -77,7 +78,7 @@ def read_dicom_radiograph(path: Path) -> np.ndarray:
         ) from error
     padding = _padding(stored, dataset)
     if shown is None:
-        shown = _by_percentiles(values, padding)
+        shown = _by_values(values, padding, scaling)
     if text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         shown = 255 - shown
     return np.where(padding, 0, shown).astype(np.uint8)
@@ -195,9 +196,9 @@ def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
     return (stored >= low) & (stored <= high)
 
 
-def _by_percentiles(values: np.ndarray, padding: np.ndarray) -> np.ndarray:
+def _by_values(values: np.ndarray, padding: np.ndarray, scaling: Scaling) -> np.ndarray:
     inside = values.reshape(-1) if padding.all() else values[~padding]
     if (inside == np.rint(inside)).all():
         inside = inside.astype(np.int64)
-    _, (low, high) = to_eight_bit(inside[None])
+    _, (low, high) = to_eight_bit(inside[None], scaling)
     return _grey((values - low) / (high - low))

@@ -7,11 +7,12 @@ it), and a JPEG whose last bytes are missing is read as far as it goes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,6 +22,8 @@ from medkd.core.errors import DataError
 from medkd.core.files import atomic_path, check_file
 
 Scaling = Literal["percentile", "range"]
+SCALING = "scaling"
+"""Under ``"medkd"`` in ``dataset.json``: how images of more than 8 bits were brought to 8."""
 
 _WIDTH, _HEIGHT, _PHOTOMETRIC, _ORIENTATION = 256, 257, 262, 274  # TIFF tags, the last one of EXIF as well
 _WHITE_IS_ZERO = 0
@@ -139,6 +142,33 @@ def to_eight_bit(pixels: np.ndarray, scaling: Scaling = "percentile") -> tuple[n
         return np.zeros(pixels.shape, np.uint8), (low, low + 1.0)
     scaled = (pixels.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), (low, high)
+
+
+def scaling_of(extra: Mapping[str, Any], where: str) -> Scaling:
+    """How images of more than 8 bits become 8 for a data set, and for the detectors that are trained on it.
+
+    Args:
+        extra: further keys of its ``dataset.json``.
+        where: that file, for the error text.
+
+    Raises:
+        DataError: there is no scaling of this name.
+    """
+    own = extra.get("medkd")
+    return checked_scaling(own.get(SCALING, "percentile") if isinstance(own, Mapping) else "percentile", where)
+
+
+def checked_scaling(name: Any, where: str) -> Scaling:
+    """The scaling of a name.
+
+    Raises:
+        DataError: there is none.
+    """
+    for known in get_args(Scaling):
+        if name == known:
+            found: Scaling = known
+            return found
+    raise DataError(f"{where}: 'scaling' must be {' or '.join(get_args(Scaling))}, found {name!r:.60}; correct it.")
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

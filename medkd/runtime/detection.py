@@ -34,6 +34,8 @@ class ExportedDetector:
         score: lowest score that is selected.
         most: most boxes of a class that are selected.
         single: whether the network takes one image at a time.
+        scaling: how an image of more than 8 bits becomes 8: ``percentile`` (0.05th to 99.95th) or ``range`` (0 to the
+            highest value).
         made_from: name of the model that was exported, its fold, its weights' digest, versions.
         checksum: sha256 of all the other entries, hexadecimal; empty in older exports.
     """
@@ -47,6 +49,7 @@ class ExportedDetector:
     most: int = MOST
     single: bool = False
     sides: tuple[int, int] | None = None
+    scaling: str = "percentile"
     made_from: Mapping[str, Any] = field(default_factory=dict)
     checksum: str = ""
     schema: int = 3

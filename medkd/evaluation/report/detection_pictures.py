@@ -17,7 +17,7 @@ from medkd.evaluation.report.data import Report
 from medkd.evaluation.report.detection_scores import DetectionScores
 from medkd.evaluation.report.html import image, section
 from medkd.evaluation.report.pictures import judge_of, shown_beside
-from medkd.io.radiographs import read_radiograph, to_eight_bit
+from medkd.io.radiographs import read_radiograph, scaling_of, to_eight_bit
 
 _LARGEST = 440  # pixels of a panel's long side, about as many as the page shows, so that the tags stay legible
 _MOST = 10  # boxes per panel
@@ -85,13 +85,14 @@ def radiograph_pictures(report: Report) -> tuple[list[RadiographPicture], str]:
     if judge is None or raw is None or not (raw / "dataset.json").exists():
         return [], ""
     shown = shown_beside(report.scored, judge, _RUNS)
-    files = {}
-    for found in detection_cases(raw, DatasetDescription.load(raw / "dataset.json")):
+    files, description = {}, DatasetDescription.load(raw / "dataset.json")
+    scaling = scaling_of(description.extra, str(raw / "dataset.json"))
+    for found in detection_cases(raw, description):
         files[found.case] = found.images[0]
     pictures = []
     for rank, case in ranked_images(judge.scores):
         try:
-            pixels = to_eight_bit(read_radiograph(files[case]).pixels)[0]
+            pixels = to_eight_bit(read_radiograph(files[case]).pixels, scaling)[0]
         except (MedkdError, KeyError) as error:  # a file that went missing since the scoring must not cost the report
             _log.warning("Without a picture of %s: %s", case, error)
             continue
