@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -156,32 +156,35 @@ def predict_detections(
     journal = _journal(Path(outputs), loaded.categories, settings, resume)
     done = {source.case for source in sources if _done(source, journal, extras)}
     waiting = [source for source in sources if source.case not in done]
-    earlier = set(journal.images) - {source.case for source in sources}
+    earlier = set(journal.images).difference(source.case for source in sources)
     report = detect_images(
         detectors, waiting, journal, target, limits=limits, batch_size=batch_size, finished=extras.write
     )
     report.replaced = replaced
     report.skipped = sorted(done | earlier)
-    journal.drop(source.case for source in sources if source.case in report.failed and _is_elsewhere(source, journal))
-    _tell_kept(earlier, [case for case in report.failed if case in journal.images], Path(outputs))
-    journal.finish()
+    _finish(journal, report, sources, earlier)
     return report
+
+
+def _finish(journal: Journal, report: DetectReport, sources: Sequence[Source], earlier: Collection[str]) -> None:
+    """Write what was found now and, where a call goes on, before."""
+    failed = [source for source in sources if source.case in report.failed]
+    journal.drop([source.case for source in failed if _is_elsewhere(source, journal)])
+    kept = [source.case for source in failed if source.case in journal.images]
+    path = journal.folder / PREDICTIONS_FILE
+    if earlier:
+        _log.warning(
+            "%s: the boxes of %d images of earlier calls, made with the same settings, are kept", path, len(earlier)
+        )
+    if kept:
+        _log.warning("%s: images that failed now keep the boxes that were found before: %s", path, ", ".join(kept))
+    journal.finish()
 
 
 def _is_elsewhere(source: Source, journal: Journal) -> bool:
     """Whether boxes are known of another file that makes the same case."""
     known = journal.images.get(source.case)
     return known is not None and known.file != source.file
-
-
-def _tell_kept(earlier: Collection[str], failed: Sequence[str], outputs: Path) -> None:
-    """Say what the results hold beside what was found now."""
-    if earlier:
-        text = "%s: the boxes of %d images of earlier calls, made with the same settings, are kept"
-        _log.warning(text, outputs / PREDICTIONS_FILE, len(earlier))
-    if failed:
-        text = "%s: images that failed now keep the boxes that were found before: %s"
-        _log.warning(text, outputs / PREDICTIONS_FILE, ", ".join(failed))
 
 
 def _settings(run: Path, loaded: TrainedDetector, checkpoint: Checkpoint, limits: Limits) -> DetectionSettings:
@@ -272,19 +275,8 @@ def case_id(path: Path) -> str:
 
 
 def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
-    own: set[Path] = set()
-    results: set[Path] = set()
-    if outputs is not None:
-        own = {picture_path(outputs, "x").parent.absolute(), (outputs / DICOM_FOLDER).absolute()}
-        results = {(outputs / name).absolute() for name in _RESULTS}
     found, others = [], []
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.parent.absolute() in own or path.name.upper() == "DICOMDIR":
-            continue
-        refuse_dangling([path])
-        if not path.is_file() or path.absolute() in results:
-            continue
+    for path in _files_below(folder, outputs):
         if _is_radiograph(path):
             found.append((case_id(path.relative_to(folder)), path))
         else:
@@ -293,6 +285,21 @@ def _below(folder: Path, outputs: Path | None) -> list[tuple[str, Path]]:
         shown = ", ".join(others[:_SHOWN]) + (f", … ({len(others)} in all)" if len(others) > _SHOWN else "")
         _log.warning("%s: no radiographs (%s, or DICOM files), so left out: %s", folder, _ENDINGS_SHOWN, shown)
     return found
+
+
+def _files_below(folder: Path, outputs: Path | None) -> Iterator[Path]:
+    """Those that are neither hidden, nor indices of DICOM files, nor results."""
+    own: set[Path] = set()
+    if outputs is not None:
+        own = {(outputs / name).absolute() for name in (*_RESULTS, DICOM_FOLDER)}
+        own.add(picture_path(outputs, "x").parent.absolute())
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.name.upper() == "DICOMDIR" or own & {path.absolute(), path.parent.absolute()}:
+            continue
+        refuse_dangling([path])
+        if path.is_file():
+            yield path
 
 
 def _is_radiograph(path: Path) -> bool:

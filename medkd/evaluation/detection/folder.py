@@ -253,7 +253,7 @@ def _renamed(boxes: Boxes, old: Sequence[str], new: Sequence[str]) -> Boxes:
 def _check_classes(
     predicted: Sequence[str], references: References, truths: Mapping[str, Boxes], names: Sequence[str], *, chosen: bool
 ) -> None:
-    """See that the classes of the boxes can have been found: a name that is written otherwise is none that scores 0.
+    """See that the classes of the boxes can have been found; one that is merely spelled otherwise must not score 0.
 
     Args:
         predicted: the classes that predictions can have.
@@ -266,20 +266,17 @@ def _check_classes(
         DataError: none of the scored classes that have boxes can have been found, or some cannot, while the predictions
             have others that the references do not know.
     """
-    drawn = {names[place] for truth in truths.values() for place in truth.classes.tolist()}
-    missing = [name for name in names if name in drawn and name not in predicted]
+    places = np.concatenate([truth.classes for truth in truths.values()])
+    drawn = set(map(names.__getitem__, places.tolist()))
+    missing = sorted(drawn.difference(predicted), key=names.index)
     if not missing:
         return
-    known = {*references.categories, *drawn}
-    foreign = [name for name in predicted if name not in known]
+    foreign = sorted(set(predicted).difference(references.categories, drawn))
     if (foreign and not chosen) or not drawn & set(predicted):
-        spelled = {name.casefold(): name for name in foreign or predicted}
-        alike = spelled.get(missing[0].casefold())
-        hint = f" Did you mean '{alike}'?" if alike else nearest(missing[0], foreign or predicted)
         raise DataError(
             f"{references.folder}: expected boxes of classes that the predictions know ({', '.join(predicted)}), found "
             f"'{missing[0]}', which is none of them; call them the same, or choose the classes that are to be scored "
-            f"with --labels.{hint}"
+            f"with --labels.{_alike(missing[0], foreign or predicted)}"
         )
     _log.warning(
         "%s: the predictions know no class %s, of which there are boxes, so that each of these counts as 0 in the "
@@ -287,6 +284,14 @@ def _check_classes(
         references.folder,
         ", ".join(missing),
     )
+
+
+def _alike(name: str, known: Sequence[str]) -> str:
+    """A question for the name that is meant; empty where there is none like it."""
+    for other in known:
+        if other.casefold() == name.casefold():
+            return f" Did you mean '{other}'?"
+    return nearest(name, known)
 
 
 def _check_sizes(predictions: DetectionPredictions, references: References, cases: Sequence[str]) -> None:
