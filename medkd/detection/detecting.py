@@ -177,8 +177,8 @@ def _load(batch: Sequence[Source], spec: DetectorSpec, report: DetectReport) -> 
     found: list[_Loaded] = []
 
     def one(source: Source) -> None:
+        pixels = source.read()  # says in a sentence what is wrong with the file
         content = "" if source.digest is None else source.digest()
-        pixels = source.read()
         square, place = letterbox(pixels, spec.image_size, source.original, spec.sides)
         found.append(_Loaded(source, pixels, square, place, content))
 
