@@ -36,10 +36,6 @@ def _search(words: list[str]) -> int:
 
 def run(words: list[str]) -> int:
     """What ``python -m medkd WORDS`` would do."""
-    if words[0] == "reproduce":
-        from medkd.cli.reproduce import main
-
-        return main(words[1:])
     if words[0] == "tune":
         return _search(words)
     if words[0] != "plan_and_preprocess":
@@ -53,5 +49,4 @@ if __name__ == "__main__":
         import os
 
         os.execv(real, [real, *given])
-    sys.executable = sys.argv[0].removesuffix(".py")
     sys.exit(run(given[2:]))

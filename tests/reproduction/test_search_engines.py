@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +22,6 @@ from medkd.reproduction.search import BEST_FILE, TRIALS_FILE, Best, Trials
 from tests.reproduction import pretended_medkd
 from tests.reproduction.test_engines import pretend_slurm
 from tests.reproduction.test_recipe import recipe
-from tests.reproduction.test_scripts import _SBATCH
 from tests.training.builders import make_dataset
 
 _PATIENCE = 300.0
@@ -128,26 +125,3 @@ def test_a_killed_search_goes_on_and_gives_its_student_what_it_found(
         import ray
 
         ray.shutdown()
-
-
-@pytest.mark.slow
-def test_a_written_search_goes_on_and_gives_its_student_what_it_found(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "sbatch").write_text(_SBATCH)
-    (programs / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PRETENDED", str(tmp_path))
-    words = [str(path), "--root", str(tmp_path)]
-    assert main([*words, "--engine", "slurm", "--write", "--memory", "3"]) == 0
-    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [file.name for file in written] == ["01_prepare.sh", "02_search_teacher.sh", "03_student.sh", "submit.sh"]
-    assert all("#SBATCH --mem=3072M\n" in file.read_text() for file in written[:-1])
-    with killed_once(work_on(path)):
-        subprocess.run(["/bin/bash", str(written[-1])], check=True, capture_output=True)
-    assert main([*words, "--status"]) == 0
-    check_found(path, capsys.readouterr().out)
-    assert main([*words, "--engine", "slurm", "--write"]) == 0
-    assert capsys.readouterr().out == "nothing is left to do\n"
