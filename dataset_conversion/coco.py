@@ -195,5 +195,5 @@ def _item(image: Path, drawn: Drawn, part: str | None) -> Item:
 
 
 CONVERTERS.register("coco")(
-    Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS, DETECTION)
+    Converter("radiographs with boxes in COCO files", GUIDE, convert, name_from_path, SETTINGS, task=DETECTION)
 )

@@ -311,6 +311,6 @@ CONVERTERS.register("fracatlas")(
             "negatives": SETTINGS["negatives"],
             "folds": "official (default: train.csv and valid.csv as fold 0) or five",
         },
-        DETECTION,
+        task=DETECTION,
     )
 )

@@ -348,6 +348,6 @@ CONVERTERS.register("grazpedwri")(
             "scaling": SETTINGS["scaling"],
             "split": "folder with train_data.csv, valid_data.csv and test_data.csv (column filestem)",
         },
-        DETECTION,
+        task=DETECTION,
     )
 )

@@ -53,7 +53,7 @@ class Converter:
     convert: Callable[[Path, Path, ConversionOptions], ConversionReport]
     name: Callable[[Path], str]
     settings: Mapping[str, str] = field(default_factory=dict)
-    task: str | None = SEGMENTATION
+    task: str | None = field(default=SEGMENTATION, kw_only=True)
 
 
 CONVERTERS: Registry[Converter] = Registry("format", DataError, "medkd.converters")

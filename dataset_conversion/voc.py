@@ -276,6 +276,6 @@ CONVERTERS.register("voc")(
             "base": "number of the first pixel: 0 (default) or 1 (original VOC data)",
             "match": "which name is the image's: filename (<filename>), stem (the XML file's own), both (default)",
         },
-        DETECTION,
+        task=DETECTION,
     )
 )

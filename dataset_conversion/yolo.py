@@ -389,5 +389,5 @@ def _is_empty(label: Path) -> bool:
 
 
 CONVERTERS.register("yolo")(
-    Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS, DETECTION)
+    Converter("radiographs with boxes as YOLO text files", GUIDE, convert, name_from_path, SETTINGS, task=DETECTION)
 )

@@ -190,7 +190,8 @@ def register_converter(
     enter = CONVERTERS.register(name, _caller())
 
     def decorate(convert: Convert) -> Convert:
-        enter(Converter(summary, guide or summary, convert, dataset_name or name_from_path, settings or {}, None))
+        called = dataset_name or name_from_path
+        enter(Converter(summary, guide or summary, convert, called, settings or {}, task=None))
         return convert
 
     return decorate

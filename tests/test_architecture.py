@@ -25,7 +25,7 @@ TABLE: dict[str, set[str]] = {
     "preprocessing": {"core", "io"},
     "models": {"core", "io", "networks", "preprocessing", "runtime", "tasks"},
     "runtime": {"core", "preprocessing"},
-    "inference": {"core", "preprocessing", "models", "io", "runtime"},
+    "inference": {"core", "networks", "preprocessing", "models", "io", "runtime"},
     "exporting": {"core", "io", "networks", "preprocessing", "models", "runtime", "inference"},
     "training": {
         "core",

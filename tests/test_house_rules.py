@@ -171,9 +171,9 @@ def is_dataclass(node: ast.ClassDef) -> ast.expr | None:
 
 
 def fields_in(node: ast.ClassDef) -> int:
-    """Fields that a class adds, without class variables."""
-    annotated = [child for child in node.body if isinstance(child, ast.AnnAssign)]
-    return sum("ClassVar" not in ast.unparse(child.annotation) for child in annotated)
+    """Fields that a class adds, without class variables and those that are given by name."""
+    annotated = [ast.unparse(child) for child in node.body if isinstance(child, ast.AnnAssign)]
+    return sum("ClassVar" not in child and "kw_only=True" not in child for child in annotated)
 
 
 def test_large_dataclasses_take_their_values_by_name() -> None:

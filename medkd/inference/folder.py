@@ -141,8 +141,7 @@ def predict_folder(
     formats = choose_formats(format, SEGMENTATION)
     writer = _writer(predictor, Path(run), formats, seg_kind, terms)
     cases = find_cases(inputs, len(predictor.configuration.normalization))
-    if not 0 <= part[0] < part[1]:
-        raise RunError(f"The part must be I of N with I from 1 to N, found {part[0] + 1} of {part[1]}.")
+    _check_part(*part)
     wanted = Outputs.at(
         Path(outputs),
         cases,
@@ -162,6 +161,11 @@ def predict_folder(
     report = predict_cases(predictor, cases[part[0] :: part[1]], wanted, resume=resume, strict=strict)
     report.replaced = [case for case in report.predicted if case in {*removed, *report.replaced}]
     return report
+
+
+def _check_part(index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise RunError(f"The part must be I of N with I from 1 to N, found {index + 1} of {count}.")
 
 
 def _begin(

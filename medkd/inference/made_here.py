@@ -157,7 +157,8 @@ class Folder:
         scans = {image.name for case, _ in self._files for image in case.images}
         return {path.name for path in self._folder.iterdir() if path.name.endswith(endings)} - scans
 
-    def _remove(self) -> list[str]:
+    def _refuse_others(self) -> None:
+        """Label maps of other cases would be taken for this model's."""
         ours = {file.name for _, files in self._files for file in files}
         others = sorted((self._known.foreign() if self._known.any_noted else self._unnoted()) - ours)
         if others:
@@ -165,6 +166,9 @@ class Folder:
                 f"{self._folder / SETTINGS_FILE} says that predictions of other cases there ({others[0]}, one of "
                 f"{len(others)}) were made with other settings or weights; choose another folder, or move them away."
             )
+
+    def _remove(self) -> list[str]:
+        self._refuse_others()
         removed = {}
         for case, files in self._files:
             outdated = [file for file in files if file.exists() and not self._made.has(case, [file])]

@@ -38,7 +38,7 @@ from medkd.training.published import chosen_plan, followed
 from medkd.training.segmentation_lesson import SegmentationLesson, student_axes
 from medkd.training.side_by_side import fit_together
 from medkd.training.unlabelled import split_with_unlabelled
-from medkd.training.untrained import UntrainedNetwork
+from medkd.training.untrained_network import UntrainedNetwork
 from medkd.training.validation import finish_fold
 
 SegmentationFold = FoldData[Plan, CaseStore, TrainOptions]

@@ -1,20 +1,15 @@
-"""A network that is going to be trained as a teacher: all that is known of it before there are weights."""
+"""A run that is going to be trained as a teacher: all that is known of it before there are weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medkd.core.run import FINAL
 from medkd.core.teachers import short_name
 from medkd.models.base import Checkpoint, ModelFolder
-from medkd.models.segmentation import SegmentationFolder, TrainedModel
-from medkd.networks.reference import build_weightless
 from medkd.training.job import Job
-
-if TYPE_CHECKING:
-    from medkd.training.segmentation_task import SegmentationJob
 
 
 class UntrainedRun(ModelFolder[Any]):
@@ -67,27 +62,3 @@ class UntrainedRun(ModelFolder[Any]):
 
     def _load(self, folds: Sequence[int | str] | None, checkpoint: Checkpoint) -> Any:
         raise NotImplementedError
-
-
-class UntrainedNetwork(UntrainedRun, SegmentationFolder):
-    """A network for segmentation that is not trained yet."""
-
-    kind = "untrained"
-    title = "a network that is not trained yet"
-    job: SegmentationJob
-
-    def network(self, fold: str) -> Any:
-        """Its layers, without weights."""
-        return build_weightless(self.job.run.network).eval()
-
-    def _describe(self) -> TrainedModel:
-        job = self.job
-        return TrainedModel(
-            folds=self.folds(),
-            plan=job.plan,
-            configuration=job.plan.configuration(job.configuration),
-            labels=job.description.labels,
-            channels=job.description.channel_names,
-            patch_size=job.run.network.patch_size,
-            mirror_axes=job.run.mirror_axes,
-        )

@@ -26,6 +26,7 @@ from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.logs import read_log
 from tests.detection.builders import make_dataset, make_store
 from tests.detection.tv.builders import job, make
+from tests.optional import needs_ultralytics
 
 SIZE = 64
 CROWD = (8.0, 4.0, 60.0, 44.0)
@@ -114,7 +115,7 @@ def test_validation_of_an_epoch_ignores_what_lies_in_crowds(tmp_path: Path) -> N
 def test_validation_of_an_epoch_with_ultralytics_ignores_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ultralytics", reason="its validator is what is judged")
+    needs_ultralytics()
     from medkd.detection.yolo import fit
     from medkd.detection.yolo.validator import StoreValidator
     from tests.detection.yolo.builders import make as make_yolo

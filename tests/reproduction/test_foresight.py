@@ -15,6 +15,7 @@ from medkd.core.dataset import DatasetDescription
 from medkd.core.files import write_json
 from medkd.reproduction.graph import LessonPlan
 from tests.detection.builders import make_dataset as make_radiographs
+from tests.optional import needs_ultralytics
 from tests.reproduction.test_recipe import recipe
 from tests.training.builders import NAME, make_dataset
 from tests.training.test_teacher_scores import make_model
@@ -140,7 +141,7 @@ def test_detectors_are_asked_before_their_teacher_is_trained_and_before_there_ar
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of networks and methods, what is known without data is what is known with them."""
-    pytest.importorskip("ultralytics", reason="one of the teachers is YOLO's")
+    needs_ultralytics()
     content = recipe(
         dataset={"number": 502, "name": "Tiny", "format": "coco"},
         settings={**SETTINGS, "image_size": 64},
