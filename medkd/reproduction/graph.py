@@ -240,7 +240,7 @@ class _Builder:
         if way.search is not None and teacher is not None:
             needs.append(self._search(teacher, student, method, fold, way.search))
             words.append(Tuned(needs[-1]))
-        asked = (row.settings, way.settings), seed, f"{self.place.name}-{student}-{method}-s{seed}"
+        asked = (row.settings, way.settings), seed, f"{self.place.name}-{student}-{method}{self._of(teacher)}-s{seed}"
         words += self._options(*asked)
         origin = "" if teacher is None else f"-from-{teacher}"
         self._add(
@@ -301,6 +301,13 @@ class _Builder:
             )
         )
         return name
+
+    def _of(self, teacher: str | None) -> str:
+        """What tells a student's run from those of other teachers: models from elsewhere may have one name, as all of
+        nnU-Net's do, in the names of their students' runs. The first one's have had none from the beginning.
+        """
+        given = [name for name, row in self.recipe.teachers.items() if row.model is not None]
+        return f"-of-{teacher}" if teacher in given[1:] else ""
 
     def _taught(self, teacher: str, fold: str, needs: list[str]) -> Word:
         """A teacher as a word of a command; a trained one is needed before."""

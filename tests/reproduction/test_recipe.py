@@ -237,3 +237,15 @@ def test_every_name_in_a_recipe_of_the_project_means_something(path: Path) -> No
     assert unknown_names(found) == []
     models = {name: Path("somewhere") for name, row in found.teachers.items() if row.model is not None}
     assert len(build_graph(found, Place(name=path.stem, root=Path("root"), models=models))) > 2
+
+
+def test_students_of_models_of_one_name_have_runs_of_their_own(tmp_path: Path) -> None:
+    """All models of nnU-Net are called alike in the names of their students' runs."""
+    content = recipe(teachers={"weak": {"model": "a"}, "strong": {"model": "b"}, "own": {"network": "res_unet"}})
+    place = Place(name="toy", root=tmp_path, models={"weak": tmp_path / "a", "strong": tmp_path / "b"})
+    tags = []
+    for node in build_graph(read(tmp_path, content), place).values():
+        words = [str(word) for word in node.words]
+        if node.student == "tiny" and node.method == "kd":
+            tags.append(words[words.index("--tag") + 1])
+    assert tags == ["toy-tiny-kd-s0", "toy-tiny-kd-of-strong-s0", "toy-tiny-kd-s0"]
