@@ -61,7 +61,6 @@ def _check_scores(recipe: Recipe, path: Path) -> None:
     places = [("settings", recipe.settings)]
     places += [(f"students.{name}.settings", row.settings) for name, row in recipe.students.items()]
     places += [(f"methods.{name}.settings", row.settings) for name, row in recipe.methods.items()]
-    places += [(f"teachers.{name}.settings", row.settings) for name, row in recipe.teachers.items()]
     for where, settings in places:
         if settings.get("validate") is False:
             raise DataError(f"{path}: {where}: without 'validate' a run has no score, so that its row would be empty.")

@@ -226,7 +226,7 @@ def test_optuna_is_asked_for_before_anything_begins(
 
 
 def test_the_command_of_a_search_is_understood_whatever_trainings_are_told(tmp_path: Path) -> None:
-    settings = {"epochs": 3, "track": ["mlflow"], "validate": False, "workers": 0}
+    settings = {"epochs": 3, "track": ["mlflow"], "workers": 0}
     content = recipe(teachers={"large": {"network": "res_unet"}}, methods=searched(), settings=settings)
     nodes = build_graph(read(tmp_path, content), Place(name="toy", root=tmp_path, models={}))
     (search,) = [node for node in nodes.values() if node.kind == "search" and node.student == "tiny"]
