@@ -52,7 +52,7 @@ class ExportedDetector:
     scaling: str = "percentile"
     made_from: Mapping[str, Any] = field(default_factory=dict)
     checksum: str = ""
-    schema: int = 3
+    schema: int = 4
     oldest: ClassVar[int] = 2
 
 

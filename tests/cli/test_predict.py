@@ -34,7 +34,8 @@ def test_a_run_is_found_below_the_root(
     ]
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("1 scans predicted")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case_1.nii.gz", "predict_settings.json"]
+    written = ["case_1.nii.gz", "made_with_2_of_3.jsonl", "predict_settings.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
 
 
 def test_a_failed_case_gives_status_1(

@@ -28,7 +28,10 @@ KEYS: dict[type, tuple[int, str]] = {
         "network digest channel_names labels regions_class_order plan configuration patch_size "
         "mirror_axes mirror step_size blending postprocessing made_from checksum",
     ),
-    ExportedDetector: (3, "network digest categories image_size overlap score most single sides made_from checksum"),
+    ExportedDetector: (
+        4,
+        "network digest categories image_size overlap score most single sides scaling made_from checksum",
+    ),
     PredictSettings: (
         3,
         "run folds checkpoint step_size mirror_axes precision medkd blending weights engine "
