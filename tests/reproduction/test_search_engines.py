@@ -25,6 +25,7 @@ from medkd.reproduction.search import BEST_FILE, TRIALS_FILE, Best, Trials
 from tests.reproduction import pretended_medkd
 from tests.reproduction.test_engines import pretend_slurm
 from tests.reproduction.test_recipe import recipe
+from tests.shares import of_today
 from tests.training.builders import make_dataset
 
 _PATIENCE = 300.0
@@ -110,7 +111,7 @@ def check_found(path: Path, said: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ray", "slurm"])
+@pytest.mark.parametrize("engine", of_today(["ray", "slurm"], 2))
 def test_it_is_so_on_a_cluster(engine: str) -> None:
     """In a process of its own, since a driver of Ray leaves its threads and files in the one that had it."""
     pytest.importorskip("optuna", reason="the extra tune is not installed")
