@@ -2,8 +2,8 @@
 
 At full resolution a planned U-Net's decoder holds seven maps of the first stage's width at once: the encoder's, the
 transposed convolution's, both of them joined, and input, output and normalised output of a convolution. Prediction
-needs three: what is joined is never formed, what no layer asks for any more is dropped, and normalising happens in
-place. The arithmetic is the same.
+needs three and a little work space: what is joined is never formed, what no layer asks for any more is dropped, and
+normalising happens in place. The arithmetic is the same.
 """
 
 from __future__ import annotations
