@@ -13,7 +13,7 @@ from medkd.core.allocator import reuse_freed_memory
 from medkd.core.errors import RunError
 
 if TYPE_CHECKING:
-    from medkd.reproduction.search import Search
+    from medkd.reproduction.search_space import Search
 
 _DECIDED = ("tag", "resume", "overwrite", "no_validate", "track", "dry_run")
 """Options of a training that the search decides for each of its own."""
@@ -99,7 +99,7 @@ def _teacher_settings(text: str) -> dict[str, Any]:
 
 
 def _search(arguments: argparse.Namespace) -> Search:
-    from medkd.reproduction.search import Search
+    from medkd.reproduction.search_space import Search
 
     parameters = {}
     for entry in arguments.search:

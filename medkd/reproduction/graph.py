@@ -13,7 +13,8 @@ from typing import Any, Literal
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, nearest
 from medkd.reproduction.recipe import Recipe, TeacherRow
-from medkd.reproduction.search import BEST_FILE, LOG, Best, Search
+from medkd.reproduction.search import BEST_FILE, Best
+from medkd.reproduction.search_space import LOG, Search
 from medkd.reproduction.words import check_option, flag, text
 
 PREPARE = "prepare"

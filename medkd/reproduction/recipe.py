@@ -11,7 +11,7 @@ from medkd.core.errors import DataError
 from medkd.core.serial import load, nearest
 from medkd.reproduction.recipe_matches import check_matches
 from medkd.reproduction.recipe_values import check_values
-from medkd.reproduction.search import Search, check_search
+from medkd.reproduction.search_space import Search, check_search
 
 ALONE = "none"
 """The method of a student that is trained without a teacher."""

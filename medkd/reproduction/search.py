@@ -12,71 +12,18 @@ from typing import Any, get_args
 
 import numpy as np
 
-from medkd.core.errors import DataError, DivergedError, RunError
+from medkd.core.errors import DivergedError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.run import DETECTION
 from medkd.core.serial import load, save
 from medkd.reproduction.inner import make_inner_root
+from medkd.reproduction.search_space import Search, check_search, is_range
 from medkd.reproduction.searched import SearchedOn
 from medkd.tasks import Task, chosen_options
 
 TRIALS_FILE, BEST_FILE = "trials.json", "best.json"
-LOG = "log"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What is searched.
-
-    Attributes:
-        parameters: ``method.parameter`` → ``[low, high]``, ``[low, high, "log"]``, or texts to choose from.
-        trials: how many values are tried.
-        folds: inner folds, 1 to 5, on which each is judged.
-    """
-
-    parameters: Mapping[str, tuple[Any, ...]]
-    trials: int
-    folds: int = 1
-
-
-def check_search(search: Search, where: str) -> None:
-    """Refuse what cannot be searched.
-
-    Raises:
-        DataError: the first thing that is wrong.
-    """
-    if not search.parameters:
-        raise DataError(f"{where}: 'parameters' is empty; name a METHOD.PARAMETER with its bounds.")
-    if search.trials < 1 or not 1 <= search.folds <= 5:
-        raise DataError(
-            f"{where}: expected 'trials' of at least 1 and 'folds' of 1 to 5, found {search.trials} and {search.folds}."
-        )
-    for name, values in search.parameters.items():
-        if "." not in name:
-            raise DataError(f"{where}: expected METHOD.PARAMETER, for example kd.temperature, found '{name:.60}'.")
-        if not (_is_range(values) or _are_choices(values)):
-            raise DataError(
-                f'{where}: {name}: expected [low, high] or [low, high, "log"] with low < high (above 0 for log), or '
-                f"two texts or more to choose from, found {list(values)!r:.100}."
-            )
-
-
-def _is_range(values: Sequence[Any]) -> bool:
-    numbers, scale = values[:2], values[2:]
-    if len(numbers) != 2 or list(scale) not in ([], [LOG]):
-        return False
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
-        return False
-    low, high = numbers
-    return isfinite(low) and isfinite(high) and low < high and (not scale or low > 0)
-
-
-def _are_choices(values: Sequence[Any]) -> bool:
-    if len(values) < 2 or not all(isinstance(value, str) for value in values):
-        return False
-    return len(set(values)) == len(values) and not any(mark in value for value in values for mark in ",:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +124,7 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
         DataError: the search means nothing, or the data set is not prepared.
         MedkdError: whatever a training refuses.
     """
-    check_search(order.search, "search")
-    if order.settings.get("unlabelled_share"):
-        raise RunError(
-            f"A search trains on the labelled cases of a fold alone, so that {option_name('unlabelled_share')} has "
-            "nothing to draw from there; leave it out."
-        )
+    _check_order(order)
     check_optuna()
     root = Root.resolve(order.root)
     name, folder = root.dataset_name(order.dataset), Path(order.folder)
@@ -206,6 +148,22 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
         save(folder / TRIALS_FILE, known)
         trainer.forget(number)
     return _keep_best(known, trainer, folder)
+
+
+def _check_order(order: SearchOrder) -> None:
+    """Refuse what means nothing before anything is made."""
+    check_search(order.search, "search")
+    if order.settings.get("unlabelled_share"):
+        raise RunError(
+            f"A search trains on the labelled cases of a fold alone, so that {option_name('unlabelled_share')} has "
+            "nothing to draw from there; leave it out."
+        )
+    for name in order.settings.get("method_parameters", {}):
+        if name in order.search.parameters:
+            raise RunError(
+                f"{name} is searched (--search) and set ({option_name('method_parameters')}) at once; leave one of "
+                "them out."
+            )
 
 
 def _told(order: SearchOrder) -> str:
@@ -388,7 +346,7 @@ def suggest(tried: Sequence[Trial], search: Search, whole: frozenset[str], seed:
 def _distribution(values: Sequence[Any], whole: bool) -> Any:
     from optuna import distributions
 
-    if not _is_range(values):
+    if not is_range(values):
         return distributions.CategoricalDistribution(list(values))
     low, high, log = values[0], values[1], len(values) == 3
     if whole:

@@ -29,14 +29,13 @@ from medkd.reproduction.search import (
     BEST_FILE,
     TRIALS_FILE,
     Best,
-    Search,
     SearchOrder,
     Trial,
     Trials,
-    check_search,
     search_parameters,
     suggest,
 )
+from medkd.reproduction.search_space import Search, check_search
 from medkd.reproduction.searched import SearchedOn
 from medkd.reproduction.state import Record, runs_of, why_due
 from tests.detection.builders import make_dataset as make_radiographs
@@ -267,6 +266,8 @@ def test_unknown_parameters_and_a_missing_package_are_one_sentence(
         assert sentence in said and said.strip().count("\n") == 0
     assert main([*words, "--search", "kd.temperature=1:2", "--teacher-options=--epoch 3"]) == 1
     assert "--teacher-options: training has no option '--epoch'" in capsys.readouterr().err
+    assert main([*words, "--search", "kd.temperature=1:2", "--set", "kd.temperature=4"]) == 1
+    assert "kd.temperature is searched (--search) and set (--set) at once; leave" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(RunError, match=r"needs the package optuna; run pip install 'medkd\[tune\]'"):
         searching.check_optuna()
