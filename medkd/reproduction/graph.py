@@ -54,6 +54,7 @@ class LessonPlan:
         settings: options of training by their names in Python, ``seed`` and ``tag`` included.
         parameters: ``method.parameter`` → value, but for those that are searched.
         searched: of the trainings of a search: parameter → bounds or choices.
+        inner_folds: on which these are judged; 0 where nothing is searched.
     """
 
     network: str
@@ -62,6 +63,7 @@ class LessonPlan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     searched: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    inner_folds: int = 0
 
     def variants(self) -> list[LessonPlan]:
         """The training itself, or of a search those at the bounds, or with each of the choices."""
@@ -287,6 +289,7 @@ class _Builder:
             settings=self._merged((row.settings, way.settings, own)),
             parameters=way.parameters,
             searched=search.parameters,
+            inner_folds=search.folds,
         )
         self._add(
             Node(

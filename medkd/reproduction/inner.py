@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import SEGMENTATION, CaseFiles, DatasetDescription, labelled_cases, unlabelled_cases
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, RunError
 from medkd.core.files import write_json
+from medkd.core.folds import joined_groups
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
@@ -27,7 +28,7 @@ _INDEX = "cases.json"  # of a store of radiographs
 _PARTS = (".json", ".image.npy", ".label.npy", ".locations.npz", ".png", ".txt")
 
 
-def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[str, ...]:
+def make_inner_root(root: Root, dataset: str, fold: str, folder: Path, folds: int = 1) -> tuple[str, ...]:
     """Make a root with the labelled training cases of a fold, raw and preprocessed, and no file of any other case.
 
     Files are linked where the file system allows, else copied. What is there already is kept, unless the data set has
@@ -39,12 +40,14 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
         dataset: full name, of a data set that is prepared.
         fold: 0-4 or ``all``.
         folder: of the new root.
+        folds: how many inner folds are needed.
 
     Returns:
         The cases.
 
     Raises:
         DataError: the data set is not prepared, or there is no such fold.
+        RunError: its cases are too few for the inner folds.
     """
     prepared, raw = root.preprocessed / dataset, root.raw_dataset(dataset)
     if not (prepared / PLANS_FILE).exists():
@@ -58,19 +61,74 @@ def make_inner_root(root: Root, dataset: str, fold: str, folder: Path) -> tuple[
             "data set that has some."
         )
     _tell_of_unlabelled(raw, description, dataset)
-    anew = are_outdated(prepared, raw, fold, sorted(known), [scan.case for scan in unlabelled_cases(raw, description)])
     description = replace(description, patients=known_patients(description, raw, known))
-    kept = find_split(prepared, fold, sorted(known), description.patients, raw, anew=anew).train
+    kept = _training_cases(root, dataset, fold, description, sorted(known))
+    told = _only(description, kept)
+    _check_number(told, kept, f"{dataset}, fold {fold}", folds)
     inner = Root.resolve(folder)
     for case in kept:
         _link_raw(known[case], inner.raw / dataset, description)
-    told = _only(description, kept)
     told.save(inner.raw / dataset / DATASET_FILE)
     told.save(inner.preprocessed / dataset / DATASET_FILE)
     shutil.copyfile(prepared / PLANS_FILE, inner.preprocessed / dataset / PLANS_FILE)
     for store in sorted(path for path in prepared.iterdir() if path.is_dir()):
         _link_store(store, inner.preprocessed / dataset / store.name, frozenset(kept))
     return kept
+
+
+def check_folds(root: Root, dataset: str, fold: str, folds: int = 0) -> None:
+    """Refuse a fold that a data set does not have, and a search in it on more inner folds than its training cases give,
+    as far as the data are there, prepared or not; nothing is written.
+
+    Args:
+        root: medkd's folders.
+        dataset: full name.
+        fold: 0-4 or ``all``.
+        folds: how many inner folds are needed; 0 where nothing is searched.
+
+    Raises:
+        DataError: there is no such fold, or the description of the data set is damaged.
+        RunError: its cases are too few for the inner folds.
+    """
+    raw = root.raw_dataset(dataset)
+    places = [place for place in (root.preprocessed / dataset, raw) if (place / DATASET_FILE).exists()]
+    if not places:
+        return
+    description = DatasetDescription.load(places[0] / DATASET_FILE)
+    try:
+        known = sorted(files.case for files in labelled_cases(raw, description))
+    except DataError:  # whoever prepares them says what is wrong
+        return
+    if known:
+        description = replace(description, patients=known_patients(description, raw, known))
+        kept = _training_cases(root, dataset, fold, description, known, write=False)
+        _check_number(_only(description, kept), kept, f"{dataset}, fold {fold}", folds)
+
+
+def _training_cases(
+    root: Root, dataset: str, fold: str, description: DatasetDescription, known: Sequence[str], *, write: bool = True
+) -> tuple[str, ...]:
+    """Those of a fold, which may be made for that."""
+    prepared, raw = root.preprocessed / dataset, root.raw_dataset(dataset)
+    others = [scan.case for scan in unlabelled_cases(raw, description)]
+    anew = are_outdated(prepared, raw, fold, known, others, write=write)
+    return find_split(prepared, fold, known, description.patients, raw, anew=anew, write=write).train
+
+
+def _check_number(inner: DatasetDescription, cases: Sequence[str], where: str, folds: int) -> None:
+    """There are as many inner folds as cases or patients where these are fewer than five."""
+    apart = len(set(joined_groups(cases, inner.patients, _twins(inner)).values()))
+    if folds and apart < max(folds, 2):
+        raise RunError(
+            f"{where}: a search on {folds} inner folds needs as many training cases or patients, 2 at least, and the "
+            f"fold has {apart}; search on fewer folds, or in another fold."
+        )
+
+
+def _twins(description: DatasetDescription) -> Sequence[Sequence[str]]:
+    """Groups of cases with equal scans, as preprocessing found them."""
+    own = description.extra.get("medkd")
+    return own.get("duplicates", []) if isinstance(own, Mapping) else []
 
 
 def _tell_of_unlabelled(raw: Path, description: DatasetDescription, dataset: str) -> None:

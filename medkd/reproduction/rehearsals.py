@@ -21,6 +21,7 @@ from medkd.core.splits import ALL
 from medkd.core.teachers import Untrained
 from medkd.reproduction.checks import task_of_network
 from medkd.reproduction.graph import PREPARE, LessonPlan, Node, Trained
+from medkd.reproduction.inner import check_folds
 from medkd.reproduction.state import Record, runs_of
 from medkd.tasks import TASKS, Task, task_of_dataset
 
@@ -69,7 +70,7 @@ def rehearse_runs(
     else:
         rehearsal = Foresight(nodes, runs, root, dataset, False, tuple(labels))
     for name, lesson in _first_of_each_row(nodes, runs).items():
-        answer = rehearsal.answer(name, lesson)
+        answer = rehearsal.answer_of_folds(name, lesson) or rehearsal.answer(name, lesson)
         if answer is not None:
             yield answer
 
@@ -126,6 +127,7 @@ class Rehearsal:
         dataset: full name.
         ready: whether the recipe has prepared it.
         unknown: why nobody can say where a task cannot.
+        of_folds: fold and number of inner folds → why they cannot be, or empty.
     """
 
     nodes: Mapping[str, Node]
@@ -134,6 +136,22 @@ class Rehearsal:
     dataset: str
     ready: bool
     unknown: ClassVar[str] = "nobody can say before its teacher is trained"
+    of_folds: dict[tuple[str, int], str] = field(default_factory=dict, kw_only=True)
+
+    def answer_of_folds(self, name: str, lesson: LessonPlan) -> Answer | None:
+        """Why a search has no inner folds; a training says of its fold itself whether it is there."""
+        return self._without_folds(name, lesson) if lesson.inner_folds else None
+
+    def _without_folds(self, name: str, lesson: LessonPlan) -> Answer | None:
+        asked = self.nodes[name].fold, lesson.inner_folds
+        if asked not in self.of_folds:
+            self.of_folds[asked] = ""
+            try:
+                with _silence():
+                    check_folds(self.root, self.dataset, *asked)
+            except MedkdError as error:
+                self.of_folds[asked] = str(error)
+        return Answer(name, self.of_folds[asked]) if self.of_folds[asked] else None
 
     def answer(self, name: str, lesson: LessonPlan) -> Answer | None:
         """Why a training, or one of a search, would not begin, or why nobody can say; None where it would."""
@@ -200,6 +218,10 @@ class Foresight(Rehearsal):
     unknown: ClassVar[str] = "the data are not prepared, and before nothing of it can be asked"
     labels: tuple[str, ...] = ()
     known: dict[tuple[Any, ...], Answer] = field(default_factory=dict)
+
+    def answer_of_folds(self, name: str, lesson: LessonPlan) -> Answer | None:
+        """Likewise, or that the data that are to be prepared do not have the fold."""
+        return self._without_folds(name, lesson)
 
     def answer(self, name: str, lesson: LessonPlan) -> Answer | None:
         """Why a training, or one of a search, would not begin; never None."""

@@ -130,7 +130,7 @@ def search_parameters(order: SearchOrder, say: Say) -> Best:
     name, folder = root.dataset_name(order.dataset), Path(order.folder)
     words = (name, order.teacher, order.student, order.method, order.fold, _told(order))
     known = _read(folder, order.search, words)
-    cases = make_inner_root(root, name, order.fold, folder)
+    cases = make_inner_root(root, name, order.fold, folder, order.search.folds)
     trainer = _Trainer(order, name, len(cases))
     whole = whole_parameters(order.method, order.search, trainer.task.name)
     if not (folder / TRIALS_FILE).exists():

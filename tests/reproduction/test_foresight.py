@@ -97,6 +97,42 @@ def test_a_search_is_asked_what_it_would_train(tmp_path: Path, capsys: pytest.Ca
     assert "'unlabelled_share' has nothing to draw from there" in checked(tmp_path, capsys, given)[2]
 
 
+@pytest.mark.parametrize("prepared", [True, False])
+def test_folds_that_the_data_do_not_have_are_known_before_a_teacher_is_trained(
+    prepared: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of six cases a fold has four or five to search on, and the data set's own splits may be fewer than five."""
+    pytest.importorskip("optuna", reason="the extra tune is not installed")
+    folder = make_dataset(tmp_path)
+    cases = [f"case_{number:02d}" for number in range(6)]
+    raw = tmp_path / "raw" / NAME
+    splits = [{"train": part, "val": sorted({*cases} - {*part})} for part in (cases[:2], cases[2:])]
+    write_json(raw / "splits_final.json", splits)
+    (folder / "splits_final.json").unlink(missing_ok=True)
+    if not prepared:
+        DatasetDescription.load(folder / "dataset.json").save(raw / "dataset.json")
+        shutil.rmtree(folder)
+    before = sorted(tmp_path.rglob("*"))
+    search = {"parameters": {"kd.weight": [0.1, 2.0]}, "trials": 2, "folds": 3}
+    content = recipe(
+        dataset={"number": 900, "name": "Boxes", "format": "msd"},
+        settings={**SETTINGS, "configuration": "3d_fullres"},
+        folds=["0", "1", "2"],
+        teachers={"large": {"network": "unet_tiny"}},
+        students={"tiny": {"network": "unet_tiny"}},
+        methods={"kd": {"method": "kd", "search": search}},
+    )
+    told = checked(tmp_path, capsys, content, "--only", "*search*")[0]
+    name = "tiny-kd-from-large-search-fold"
+    assert set(told) == {f"{name}0", f"{name}2"}, told
+    assert "a search on 3 inner folds needs as many training cases or patients" in told[f"{name}0"]
+    assert "and the fold has 2; search on fewer" in told[f"{name}0"]
+    assert "Fold '2' does not exist; there are folds 0 to 1" in told[f"{name}2"]
+    if not prepared:
+        assert "does not exist" in checked(tmp_path, capsys, content, "--only", "large-fold2")[0]["large-fold2"]
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "toy.json"] == before
+
+
 def test_a_model_from_elsewhere_is_compared_with_what_is_known_of_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

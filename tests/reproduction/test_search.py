@@ -328,6 +328,11 @@ def test_the_inner_root_has_cases_that_were_mended_as_they_are_now(
     if copied:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
     prepared, inner = make_dataset(tmp_path), tmp_path / "inner"
+    with pytest.raises(
+        RunError, match=r"fold 0: a search on 5 inner folds needs as many .* and the fold has 4; search"
+    ):
+        make_inner_root(Root.resolve(tmp_path), NAME, "0", inner, 5)
+    assert not inner.exists()
     case, *others = make_inner_root(Root.resolve(tmp_path), NAME, "0", inner)
     files = ("preprocessed", NAME, "3d_fullres", f"{case}.json"), ("raw", NAME, "labelsTr", f"{case}.nii.gz")
     untouched = inner / "preprocessed" / NAME / "3d_fullres" / f"{others[0]}.json"
