@@ -23,6 +23,7 @@ from medkd.core.serial import load, save
 MADE_FROM_FILE = "made_from.json"
 _INDEX = "cases.json"  # of a store of radiographs
 _NOT_LEARNT = ("ignored", "ignored_classes")  # crowds, by which a detector is judged only
+_NOT_SHOWN = "crowds_alone"  # of an image that would be a negative without them, and is not trained on
 _UNLABELLED = "unlabelled"  # folder of the scans without labels
 
 
@@ -186,6 +187,8 @@ def _radiographs(path: Path, state: tuple[int, ...]) -> dict[str, str]:
         told = {name: value for name, value in entry.items() if name not in left_out}
         if not told.get("scaling"):  # an image of 8 bits, as entries of earlier versions were written
             told.pop("scaling", None)
+        if entry.get("ignored") and not entry["boxes"]:
+            told[_NOT_SHOWN] = True
         found[case] = _hash(told)
     return found
 

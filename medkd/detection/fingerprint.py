@@ -46,7 +46,7 @@ class DetectionFingerprint:
     Attributes:
         source: hash of the raw files' names, sizes and times of change.
         positives: images with boxes.
-        negatives: images without.
+        negatives: images without, but for those with nothing but crowds.
         boxes: of each category.
         images: with a box of each category.
         category_sets: images whose boxes have exactly these categories, joined by ``+`` in the order of
@@ -98,7 +98,7 @@ def make_fingerprint(
     return DetectionFingerprint(
         source=source,
         positives=len(found) - boxes_per_image[0],
-        negatives=boxes_per_image[0],
+        negatives=_negatives(found),
         boxes=boxes,
         images=images,
         category_sets=dict(sets.most_common()),
@@ -111,6 +111,11 @@ def make_fingerprint(
         box_short_share=Spread.of(np.minimum(widths, heights) / around),
         box_shape=Spread.of(widths / heights),
     )
+
+
+def _negatives(found: Sequence[BoxAnnotation]) -> int:
+    """Images in which nothing is."""
+    return sum(not annotation.names and not annotation.ignored for annotation in found)
 
 
 def _category_set(annotation: BoxAnnotation, categories: Sequence[str]) -> str:

@@ -40,8 +40,8 @@ def drawn_images(data: DetectionFold) -> list[str]:
     Raises:
         PlanError: there are none.
     """
-    annotations = {case: data.store.names(case) for case in data.split.train}
-    return draw_epoch(data.split.train, annotations, data.plan, data.options.seed, 0)
+    annotations = {case: data.store.names(case) for case in data.store.shown(data.split.train)}
+    return draw_epoch(tuple(annotations), annotations, data.plan, data.options.seed, 0)
 
 
 def size_text(plan: DetectionPlan, size: int) -> str:
@@ -64,6 +64,8 @@ def size_text(plan: DetectionPlan, size: int) -> str:
 
 def images_line(job: DetectorJob) -> str:
     """How many images there are of each kind, for people."""
-    annotated, plain = 0 if job.run.labels == NO_LABELS else len(job.split.train), len(unlabelled_of(job))
-    line = f"images     {annotated} for training, {len(job.split.val)} for validation"
+    annotated, plain = () if job.run.labels == NO_LABELS else job.split.train, len(unlabelled_of(job))
+    crowds = len(annotated) - len(job.store.shown(annotated))
+    line = f"images     {len(annotated) - crowds} for training, {len(job.split.val)} for validation"
+    line += f", {crowds} with crowds alone left out" if crowds else ""
     return f"{line}, {plain} without annotation in {share_of(job):.0%} of the steps" if plain else line

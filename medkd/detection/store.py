@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +125,12 @@ class DetectionStore:
     def annotations(self) -> dict[str, tuple[str, ...]]:
         """Case → category of each of its boxes, of all cases; see :func:`medkd.detection.sampling.draw_epoch`."""
         return {case: self.names(case) for case in self.cases()}
+
+    def shown(self, cases: Iterable[str]) -> tuple[str, ...]:
+        """Those of some annotated cases that a training shows: images with boxes, and negatives. One with nothing but
+        crowds is neither: all that it shows would be learnt as background.
+        """
+        return tuple(case for case in cases if self.entry(case).boxes or not self.entry(case).ignored)
 
     def size(self, case: str) -> tuple[int, int]:
         """(width, height) of the stored image in pixels."""

@@ -288,7 +288,7 @@ class DetectionLesson(Lesson):
             distiller=self.distiller,
             plan=job.plan,
             store=job.store.folder,
-            train=() if job.run.labels == NO_LABELS else job.split.train,
+            train=() if job.run.labels == NO_LABELS else job.store.shown(job.split.train),
             unlabelled=unlabelled_of(job),
             unlabelled_share=share_of(job),
             val=job.split.val,

@@ -17,15 +17,20 @@ from medkd.core.errors import DataError
 from medkd.core.made_from import prepared_case
 from medkd.core.run import Budget
 from medkd.detection.base import Detections
+from medkd.detection.images import drawn_images
 from medkd.detection.letterbox import letterbox
+from medkd.detection.options import DetectorOptions
 from medkd.detection.prepare import plan_and_preprocess_detection
 from medkd.detection.store import INDEX_FILE, DetectionStore
+from medkd.detection.task import DetectionLesson, DetectionTask
+from medkd.detection.tv.data import TrainingBatches
 from medkd.detection.tv.training import DetectionTrainer, loop_settings
 from medkd.evaluation.detection.coco import coco_scores
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.training.logs import read_log
+from medkd.training.run import rehearse
 from tests.detection.builders import make_dataset, make_store
-from tests.detection.tv.builders import job, make
+from tests.detection.tv.builders import build_narrow, job, make
 from tests.optional import needs_ultralytics
 
 SIZE = 64
@@ -41,6 +46,35 @@ def crowded(folder: Path, case: str = "image_00", images: int = 4, negatives: in
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "ignored": [CROWD], "ignored_names": ["fracture"]}))
     return make_store(raw, folder / "store", SIZE)
+
+
+def test_an_image_with_crowds_alone_is_no_negative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither drawn nor, by YOLO's mosaics, shown beside others, and has nothing to do with how many negatives
+    are planned.
+    """
+    raw = make_dataset(tmp_path, images=8, size=96)  # the last two have no box
+    path = raw / "labelsTr" / "image_07.json"
+    data = json.loads(path.read_text())
+    plan_and_preprocess_detection(502, root=tmp_path, image_size=SIZE, workers=1)
+    folder = tmp_path / "preprocessed" / "Dataset502_Tiny"
+    negative = prepared_case(folder / "detection", "image_07")
+    path.write_text(json.dumps({**data, "ignored": [[20, 10, 96, 72]], "ignored_names": ["fracture"]}))
+    plan_and_preprocess_detection(502, root=tmp_path, image_size=SIZE, workers=1, overwrite_plan=True)
+    assert prepared_case(folder / "detection", "image_07") not in (negative, None)
+    found = json.loads((folder / "fingerprint.json").read_text())
+    assert (found["positives"], found["negatives"]) == (6, 1)
+    build_narrow(monkeypatch)
+    options = DetectorOptions(root=tmp_path, epochs=1, batch_size=2, workers=0, device="cpu", image_size=SIZE)
+    lesson = rehearse(DetectionTask(), 502, "retinanet_r18", "all", options)[1]
+    assert isinstance(lesson, DetectionLesson)
+    assert "images     7 for training, 0 for validation, 1 with crowds alone left out" in lesson.lines()
+    given, shown = lesson.family_job(), {f"image_{number:02d}" for number in range(7)}
+    assert set(TrainingBatches(given, 4).drawn(0)) == shown == set(drawn_images(lesson.job))
+    needs_ultralytics()
+    from medkd.detection.yolo.data import write_data
+
+    write_data(given, tmp_path / "yolo")
+    assert {Path(line).stem for line in (tmp_path / "yolo" / "train.txt").read_text().splitlines()} == shown
 
 
 def every_box(store: DetectionStore, case: str) -> np.ndarray:
