@@ -11,6 +11,7 @@ from medkd import api
 from medkd.cli import common
 from medkd.core.allocator import reuse_freed_memory
 from medkd.core.numbers import whole_number
+from medkd.core.precision import PRECISION_CHOICES
 from medkd.io.writing.dicom_seg import SEGMENTATION_KINDS
 from medkd.io.writing.formats import FORMATS, name_of_format
 from medkd.tasks import every_task
@@ -46,7 +47,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")
     arguments.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (default: fp16 on CUDA, else fp32)"
+        "--precision",
+        choices=PRECISION_CHOICES,
+        help="arithmetic (default: fp16 on CUDA, else fp32; auto: bf16 on CPUs that compute in it)",
     )
     common.add_engine_options(arguments)
     arguments.add_argument("--part", type=_part, metavar="I/N", help="predict only part I of N, for several machines")

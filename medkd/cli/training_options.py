@@ -10,6 +10,7 @@ from typing import Any
 
 from medkd.cli import common
 from medkd.core.errors import MethodError
+from medkd.core.precision import PRECISION_CHOICES
 from medkd.tasks import every_task
 from medkd.training.options import TRACKERS, TrainOptions
 
@@ -63,9 +64,9 @@ def add_training_options(parser: argparse.ArgumentParser, without: Collection[st
     add("--device", help="cuda, cpu or mps (default: cuda where present)")
     add(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=PRECISION_CHOICES,
         help="default: fp16 on cuda, fp32 elsewhere; bf16 is faster on recent CPUs, but not right there on very small "
-        "feature maps",
+        "feature maps, and slow on others; auto takes it where it is faster",
     )
     _add_speed(add)
     add("--seed", type=int, default=0, help="everything random follows from it (default: 0)")

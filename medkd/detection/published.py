@@ -8,8 +8,12 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from medkd.core.arithmetic import chosen_precision
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import PlanError, RunError
+from medkd.core.precision import Precision, PrecisionChoice
 from medkd.core.protocol import DetectionProtocol
 from medkd.core.protocol_files import find_detection_protocol
 from medkd.core.protocol_rows import NO_PROTOCOL, Published, check_rows, published_for, with_settings
@@ -70,6 +74,27 @@ def followed(
     left_out = {name for name in SAID if getattr(plan, name) != getattr(rule, name)}
     taken = {name: value for name, value in found.training.items() if name not in left_out}
     return plan, replace(found, training=taken)
+
+
+def ultralytics_precision(network: str, asked: PrecisionChoice | None, device: torch.device) -> Precision:
+    """The precision in which ultralytics trains: it knows half precision on CUDA alone.
+
+    Args:
+        network: of the family ``yolo``.
+        asked: see :func:`medkd.core.arithmetic.chosen_precision`.
+        device: where to train.
+
+    Raises:
+        RunError: half precision is asked for elsewhere.
+    """
+    if device.type == "cuda":
+        return chosen_precision(asked, device)
+    if asked in ("bf16", "fp16"):
+        raise RunError(
+            f"{network} is trained by ultralytics, which computes in fp32 on {device.type}, found --precision {asked}; "
+            "leave it out."
+        )
+    return "fp32"
 
 
 def check_ultralytics(network: str, plan: DetectionPlan, speed: Speed = USUAL) -> None:

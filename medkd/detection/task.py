@@ -32,7 +32,7 @@ from medkd.detection.models import TrainedDetector, seen_by_start
 from medkd.detection.options import DetectorOptions
 from medkd.detection.parts import check_shared
 from medkd.detection.plan import SIDES, STRIDE, DetectionPlan
-from medkd.detection.published import check_ultralytics, followed
+from medkd.detection.published import check_ultralytics, followed, ultralytics_precision
 from medkd.detection.sampling import walk
 from medkd.detection.silent import silence_of
 from medkd.detection.sources import sources_of
@@ -197,6 +197,8 @@ class DetectionTask(TrainingTask[DetectionPlan, DetectionStore, DetectorOptions]
         start = options.backbone_weights
         weights = None if start is None else str(Path(start).absolute())
         run = replace(run, backbone_weights=weights, init=options.init)
+        if DETECTORS[network].family == "yolo":
+            run = replace(run, precision=ultralytics_precision(network, options.precision, data.device))
         if method is None:
             return run
         return replace(run, unlabelled_share=options.unlabelled_share, labels=options.labels)

@@ -10,8 +10,9 @@ import torch
 
 from medkd.core.device import pick_device
 from medkd.core.geometry import Geometry
+from medkd.core.precision import Precision
 from medkd.inference.export import logits_to_probabilities
-from medkd.inference.predictor import Precision, Predictor, Settings
+from medkd.inference.predictor import Predictor, Settings
 from medkd.inference.tuning import tune
 from medkd.inference.whole_cases import SharedAxes, keep_axes
 from medkd.models.nnunet.cascade import NnunetCascade

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from medkd.core.dataset import SEGMENTATION, CaseFiles
 from medkd.core.errors import MedkdError, RunError, ran_out_of_memory
 from medkd.core.geometry import Geometry
+from medkd.core.precision import PrecisionChoice
 from medkd.inference.inputs import find_cases
 from medkd.inference.made_here import Folder, MadeHere, notes_of
 from medkd.inference.opening import open_predictor
@@ -67,7 +68,7 @@ def predict_folder(
     mirror: bool | None = None,
     save_probabilities: bool = False,
     device: str | None = None,
-    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    precision: PrecisionChoice | None = None,
     engine: EngineName | Literal["torch", "auto"] | None = None,
     threads: int | None = None,
     part: tuple[int, int] = (0, 1),
@@ -96,7 +97,7 @@ def predict_folder(
             True.
         save_probabilities: write ``CASE.npz`` with ``probabilities`` ``(K, z, y, x)`` float16 too, as nnU-Net does.
         device: None picks CUDA where present, else the CPU.
-        precision: None is fp16 on CUDA, fp32 elsewhere.
+        precision: of the networks' arithmetic, see :func:`medkd.core.arithmetic.chosen_precision`.
         engine: ``"torch"``, ``"openvino"``, ``"onnxruntime"`` or ``"auto"``: what computes the network on a CPU, see
             :func:`medkd.inference.converted.in_engine`; None is torch, of an exported model what is installed
             and reads it.

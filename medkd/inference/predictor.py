@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medkd.core.arithmetic import wrong_arithmetic
+from medkd.core.arithmetic import chosen_precision, slow_arithmetic, wrong_arithmetic
 from medkd.core.checkpoint import weights_digest
 from medkd.core.device import pick_device
 from medkd.core.errors import RunError
@@ -23,6 +23,7 @@ from medkd.core.geometry import Geometry
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
 from medkd.core.postprocessing import LargestComponent, keep_largest
+from medkd.core.precision import PrecisionChoice
 from medkd.core.protocol import InferenceRule
 from medkd.inference.converted import ConvertedNetworks, EngineChoice, EnginePlace, in_engine
 from medkd.inference.export import GrowingLogits, logits_to_labels, logits_to_probabilities
@@ -35,7 +36,6 @@ from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
 from medkd.runtime.decoding import logits_orders
 from medkd.runtime.prediction import Prediction, circumstances_of
 
-Precision = Literal["fp32", "bf16", "fp16"]
 _log = logging.getLogger(__name__)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_BYTES = 2**28
@@ -51,7 +51,7 @@ class Settings:
     Attributes:
         step_size: distance of neighbouring tiles as a share of the patch.
         mirror: average over the mirrored copies along the axes that training mirrored.
-        precision: arithmetic of the forwards; None is fp16 on CUDA and fp32 elsewhere.
+        precision: arithmetic of the forwards, see :func:`medkd.core.arithmetic.chosen_precision`.
         tile_batch: tiles per forward; None chooses by patch and device.
         blending: ``gaussian`` or ``constant`` weights of a tile's voxels.
 
@@ -61,18 +61,13 @@ class Settings:
 
     step_size: float = 0.5
     mirror: bool = True
-    precision: Precision | None = None
+    precision: PrecisionChoice | None = None
     tile_batch: int | None = None
     blending: str = "gaussian"
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
             raise RunError(f"--step-size expects a share of the patch above 0 and at most 1, found {self.step_size}.")
-
-
-def default_precision(asked: Precision | None, device: torch.device) -> Precision:
-    """The arithmetic of the forwards: what was asked for, else fp16 on CUDA and fp32 elsewhere."""
-    return asked or ("fp16" if device.type == "cuda" else "fp32")
 
 
 class Predictor:
@@ -123,7 +118,7 @@ class Predictor:
         self.channels = tuple(channels)
         self.converted = converted
         self.postprocessing: tuple[LargestComponent, ...] = ()
-        self.precision = default_precision(self.settings.precision, self.device)
+        self.precision = chosen_precision(self.settings.precision, self.device)
 
     @classmethod
     def from_run(
@@ -150,7 +145,7 @@ class Predictor:
         *,
         step_size: float | None = None,
         mirror: bool | None = None,
-        precision: Precision | None = None,
+        precision: PrecisionChoice | None = None,
         checkpoint: Checkpoint = "final",
         engine: EngineChoice | None = None,
         threads: int | None = None,
@@ -174,16 +169,19 @@ class Predictor:
                 this model here.
         """
         device = pick_device(device)
-        place = EnginePlace(device, default_precision(precision, device), threads)
+        place = EnginePlace(device, chosen_precision(precision, device), threads)
         place.check(engine)
         loaded = model.load(folds, checkpoint=checkpoint)
         rule = loaded.plan.protocol.inference if loaded.plan.protocol else InferenceRule()
         step_size = rule.step_size if step_size is None else step_size
         mirror = rule.mirror if mirror is None else mirror
         settings = Settings(step_size, mirror, precision, blending=rule.blending)
-        wrong = wrong_arithmetic(place.precision, device, training=False)
-        if wrong:
-            _log.warning("%s.", wrong)
+        for doubt in (
+            wrong_arithmetic(place.precision, device, training=False),
+            slow_arithmetic(place.precision, device),
+        ):
+            if doubt:
+                _log.warning("%s.", doubt)
         converted = in_engine(
             loaded.networks, len(loaded.configuration.normalization), loaded.patch_size, engine, place
         )

@@ -10,8 +10,9 @@ import torch
 
 from medkd.core.geometry import Geometry
 from medkd.core.plan import Plan
+from medkd.core.precision import Precision
 from medkd.inference.export import logits_to_probabilities
-from medkd.inference.predictor import Precision, Predictor
+from medkd.inference.predictor import Predictor
 from medkd.models.base import ModelFolder
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.pipeline import preprocess_case

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from medkd.core.checkpoint import weights_digest
 from medkd.core.errors import RunError
 from medkd.core.labels import LabelSpec
+from medkd.core.precision import Precision
 from medkd.core.protocol import InferenceRule
 from medkd.core.serial import save, to_data
 from medkd.distillation.averaging import logits_of, mean_of, probabilities_of
-from medkd.inference.predictor import Precision, Predictor, Settings
+from medkd.inference.predictor import Predictor, Settings
 from medkd.models.guard import Teacher
 from medkd.models.segmentation import TrainedModel
 from medkd.preprocessing.store import CaseStore, sample_locations

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
+from medkd.core.arithmetic import chosen_precision
 from medkd.core.checkpoint import weights_digest
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import MedkdError, RunError
@@ -87,8 +88,8 @@ class FoldData(Generic[Plan, Store, Options]):
 
     @property
     def precision(self) -> str:
-        """What was asked for, else half precision on CUDA."""
-        return self.options.precision or ("fp16" if self.device.type == "cuda" else "fp32")
+        """Of the networks' arithmetic."""
+        return chosen_precision(self.options.precision, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

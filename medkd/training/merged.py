@@ -22,10 +22,10 @@ from medkd.core.dataset import CaseFiles, DatasetDescription, every_case
 from medkd.core.errors import RunError
 from medkd.core.plan import Plan
 from medkd.core.plugins import resolve
+from medkd.core.precision import Precision
 from medkd.core.run import DATASET_FILE
 from medkd.core.serial import to_data
 from medkd.distillation.averaging import logits_of
-from medkd.inference.predictor import Precision
 from medkd.inference.whole_cases import WholeCases
 from medkd.io.orientation import axis_code, turn
 from medkd.io.volumes import read_image

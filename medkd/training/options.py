@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from medkd.core.errors import RunError
 from medkd.core.limits import check_numbers, is_whole, option_name
+from medkd.core.precision import PRECISION_CHOICES, PrecisionChoice
 from medkd.core.speed import Speed
 
-PrecisionName = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
 TrackerName = Literal["wandb", "mlflow"]
 TRACKERS: tuple[TrackerName, ...] = ("wandb", "mlflow")
 INIT_FROM_TEACHER = "teacher"
@@ -35,7 +34,7 @@ class RunOptions:
         batch_size: patches or images per step.
         learning_rate: initial learning rate.
         device: ``cuda``, ``cpu``, ``mps``, or None for the best that is present.
-        precision: ``fp32``, ``bf16``, ``fp16``, or None: fp16 on CUDA, else fp32.
+        precision: see :func:`medkd.core.arithmetic.chosen_precision`.
         seed: everything random follows from it.
         resume: continue an interrupted run (a finished one is left as it is).
         overwrite: throw away what an earlier run left in the fold folder.
@@ -64,7 +63,7 @@ class RunOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     device: str | None = None
-    precision: PrecisionName | None = None
+    precision: PrecisionChoice | None = None
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -95,7 +94,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_numbers(self, dict(self.whole_numbers), self.positive_numbers)
-        check_choice("--precision", self.precision, (None, *PRECISIONS))
+        check_choice("--precision", self.precision, (None, *PRECISION_CHOICES))
         check_choice("--track", self.track, (None, *TRACKERS))
         check_choice("--tf32", self.tf32, (None, "on", "off"))
         for name in ("channels_last", "cudnn_benchmark", "compile"):

@@ -1,4 +1,4 @@
-"""Warning of teachers that have nothing to teach."""
+"""Warning of teachers that have nothing to teach, and of arithmetic that is wrong or slow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Protocol
 
+import torch
+
+from medkd.core.arithmetic import slow_arithmetic, wrong_arithmetic
 from medkd.core.errors import DataError, RunError
 from medkd.core.files import read_json
 from medkd.models.guard import Teacher
@@ -41,6 +44,22 @@ def doubt(text: str, *, strict: bool) -> None:
     if strict:
         raise RunError(f"--strict: {text.rstrip('.')}, or leave out --strict to train all the same.")
     _log.warning("%s", text)
+
+
+def check_arithmetic(precision: str, device: torch.device, *, strict: bool = False) -> None:
+    """Warn where torch computes wrongly in a precision on this processor, or more slowly than in fp32.
+
+    Args:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: where to train.
+        strict: refuse what is wrong instead; what is slow only costs time.
+    """
+    wrong = wrong_arithmetic(precision, device)
+    if wrong:
+        doubt(wrong, strict=strict)
+    slow = slow_arithmetic(precision, device)
+    if slow:
+        _log.warning("%s", slow)
 
 
 def warn_of_a_poor_teacher(teacher: Teacher[Any], task: Scores, *, strict: bool = False) -> None:

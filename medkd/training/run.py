@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medkd.core.arithmetic import wrong_arithmetic
 from medkd.core.dataset import DatasetDescription
 from medkd.core.errors import DataError, RunError
 from medkd.core.kind_of_splits import are_outdated
@@ -25,7 +24,7 @@ from medkd.training.job import FoldData, Job, Lesson, TrainingTask
 from medkd.training.loading import explained
 from medkd.training.lock import fold_lock
 from medkd.training.options import RunOptions
-from medkd.training.plausibility import doubt, warn_of_a_poor_teacher
+from medkd.training.plausibility import check_arithmetic, doubt, warn_of_a_poor_teacher
 from medkd.training.ranks import current, one_after_another, own_device, together
 from medkd.training.run_folder import (
     SharedFacts,
@@ -265,9 +264,7 @@ def make_job(
     seen = task.seen_at_start(data) | (teacher.seen if teacher else frozenset())
     run = task.describe(data, network, method, teacher)
     check_speed(run.speed, data.device, current().count)
-    wrong = wrong_arithmetic(run.precision, data.device)
-    if wrong:
-        doubt(wrong, strict=data.options.strict)
+    check_arithmetic(run.precision, data.device, strict=data.options.strict)
     current().check_batch(run.budget.batch_size)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
     path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)

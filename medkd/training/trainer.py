@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from medkd.core.checkpoint import load_checkpoint, save_checkpoint
 from medkd.core.errors import DivergedError
 from medkd.core.features import Progress
+from medkd.core.precision import Precision
 from medkd.core.run import LATEST, Budget
 from medkd.core.speed import USUAL, Speed
 from medkd.training.hooks import Hook, KeepBest, ProgressBar, SaveFinal, SaveLatest, WatchTerms, WriteLog
 from medkd.training.hooks.terms import MEASURED_STEPS, gradient_norms
 from medkd.training.logs import EpochRecord
-from medkd.training.options import PrecisionName
 from medkd.training.ranks import current
 from medkd.training.speed import compile_in_place, in_plain_order, laid_out, lay_out, switched
 
@@ -65,7 +65,7 @@ class LoopSettings:
 
     budget: Budget
     device: torch.device
-    precision: PrecisionName = "fp32"
+    precision: Precision = "fp32"
     save_every: int = 10
     momentum: float = 0.99
     weight_decay: float = 3e-5

@@ -1,4 +1,4 @@
-"""bf16 is warned of where torch computes known convolutions wrong in it."""
+"""Half precision is warned of where torch computes known convolutions wrong in it, or more slowly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ LARGE = (10, 14, 10)  # which every build computes right; this one may be wrong 
 @pytest.fixture(autouse=True)
 def not_yet_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(arithmetic, "_MAPS", (LARGE,))
-    arithmetic._wrong_maps.cache_clear()
+    asked = (arithmetic._wrong_maps, arithmetic.half_cost)
+    for answer in asked:
+        answer.cache_clear()
     yield
-    arithmetic._wrong_maps.cache_clear()
+    for answer in asked:
+        answer.cache_clear()
 
 
 def test_right_convolutions_are_let_through_and_nothing_global_moves() -> None:
@@ -60,3 +63,35 @@ def test_wrong_outputs_are_told_of_predictions(monkeypatch: pytest.MonkeyPatch) 
         F, "conv3d", lambda x, w, padding: own(x, w, padding=padding) * (1 + torch.is_autocast_enabled("cpu"))
     )
     assert wrong_arithmetic("bf16", CPU, training=False).endswith("use --precision fp32")
+
+
+def slower(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let half precision take a multiple of fp32's processor time, on a clock that only the convolutions move."""
+    clock = [0.0]
+    own = arithmetic._computed
+
+    def computed(x: torch.Tensor, weight: torch.Tensor, slope: torch.Tensor, half: torch.dtype | None) -> object:
+        clock[0] += 1.0 if half is None else float(times)
+        return own(x, weight, slope, None)
+
+    monkeypatch.setattr(arithmetic, "_computed", computed)
+    monkeypatch.setattr(arithmetic.time, "process_time", lambda: clock[0])
+
+
+def test_half_precision_that_is_slower_is_told_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower(monkeypatch, 20)
+    assert arithmetic.chosen_precision("auto", CPU) == "fp32"
+    for precision in ("bf16", "fp16"):
+        told = arithmetic.slow_arithmetic(precision, CPU)
+        assert told.startswith(f"this processor is slow in {precision}: ") and "takes 20.0 times as long" in told
+        assert not arithmetic.slow_arithmetic(precision, torch.device("cuda"))
+    assert arithmetic.chosen_precision("bf16", CPU) == "bf16"  # what is asked for is taken
+    assert not arithmetic.slow_arithmetic("fp32", CPU)
+
+
+def test_half_precision_that_is_faster_is_chosen_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "half_cost", lambda precision: 0.54)
+    assert arithmetic.chosen_precision("auto", CPU) == "bf16" and arithmetic.chosen_precision(None, CPU) == "fp32"
+    assert not arithmetic.slow_arithmetic("bf16", CPU)
+    assert arithmetic.chosen_precision("auto", torch.device("cuda")) == "fp16"
+    assert arithmetic.chosen_precision("auto", torch.device("mps")) == "fp32"

@@ -102,10 +102,13 @@ def test_wrong_arithmetic_is_told_before_a_prediction(
 ) -> None:
     run = make_run(folds=1)
     monkeypatch.setattr(arithmetic, "_wrong_maps", lambda training: () if training else ((2, 3, 4),))
+    monkeypatch.setattr(arithmetic, "half_cost", lambda precision: 9.0)
     Predictor.from_run(run, device="cpu")
     assert not caplog.records
     Predictor.from_run(run, device="cpu", precision="bf16")
     assert "wrong in bf16 on this processor; use --precision fp32." in caplog.text
+    assert "slow in bf16: a known convolution takes 9.0 times as long" in caplog.text
+    assert Predictor.from_run(run, device="cpu", precision="auto").precision == "fp32"
 
 
 def test_prediction_leaves_global_state_alone(make_run: Callable[..., Path]) -> None:

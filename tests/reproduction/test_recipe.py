@@ -187,7 +187,7 @@ def test_a_row_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ({"settings": {"device": "gpu"}}, "settings: Unknown device 'gpu'"),
         (
             {"students": {"tiny": {"network": "unet_tiny", "settings": {"precision": "fp8"}}}},
-            "students.tiny by methods.alone: precision: expected one of fp32, bf16, fp16, found 'fp8'.",
+            "students.tiny by methods.alone: precision: expected one of fp32, bf16, fp16, auto, found 'fp8'.",
         ),
         (
             {"teachers": {"large": {"network": "res_unet", "settings": {"teachers": "x"}}}},

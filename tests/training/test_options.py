@@ -74,7 +74,7 @@ def test_other_tags_are_taken(tag: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "fp64"}, "--precision must be one of fp32, bf16, fp16, found 'fp64'"),
+        ({"precision": "fp64"}, "--precision must be one of fp32, bf16, fp16, auto, found 'fp64'"),
         ({"resume": True, "overwrite": True}, "Expected --continue or --overwrite, found both"),
         ({"targets": "cashed"}, "--targets must be one of live, cached"),
         ({"init": "random_teacher"}, "--init must be one of random, teacher"),

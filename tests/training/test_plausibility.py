@@ -100,7 +100,11 @@ def test_wrong_arithmetic_is_told_before_a_training_and_refused_when_strict(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arithmetic, "_wrong_maps", lambda training: ((2, 3, 4),))
+    monkeypatch.setattr(arithmetic, "half_cost", lambda precision: 9.0)
     dry_run(900, "plain_unet", 0, _options(root, tag="w", precision="bf16"))
+    assert len([text for text in _said(caplog) if "slow in bf16" in text]) == 1
+    lines = dry_run(900, "plain_unet", 0, _options(root, tag="w", precision="auto"))
+    assert any(", fp32, learning rate" in line for line in lines)
     assert len([text for text in _said(caplog) if "feature maps of 2 x 3 x 4 voxels wrong in bf16" in text]) == 1
     dry_run(900, "plain_unet", 0, _options(root, tag="w", strict=True))
     with pytest.raises(RunError, match=r"--strict: torch .* wrong in bf16 .* leave out --strict"):

@@ -22,6 +22,7 @@ from medkd.core.checkpoint import load_checkpoint
 from medkd.core.errors import DataError, MethodError, RunError
 from medkd.detection.base import Detector
 from medkd.detection.plan import DetectionAugmentation
+from medkd.detection.published import ultralytics_precision
 from medkd.detection.yolo import YoloDetector, fit, trainer
 from medkd.detection.yolo.data import EpochSampler
 from medkd.detection.yolo.offline import quiet
@@ -274,6 +275,16 @@ def test_the_plan_becomes_ultralytics_arguments(tmp_path: Path) -> None:
     mps = settings_of(replace(job, device=torch.device("mps")), tmp_path / "data.yaml", tmp_path)
     assert mps["amp"] is False and mps["device"] == "mps"
     assert (settings["nbs"], settings["warmup_epochs"]) == (2, pytest.approx(0.2))
+
+
+def test_half_precision_is_ultralytics_on_cuda_alone() -> None:
+    """On a CPU its ``amp`` is off, so that run.json must not say otherwise."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [ultralytics_precision("yolov8n", asked, cpu) for asked in (None, "auto", "fp32")] == ["fp32"] * 3
+    assert [ultralytics_precision("yolov8n", asked, cuda) for asked in (None, "bf16")] == ["fp16", "bf16"]
+    for device in (cpu, torch.device("mps")):
+        with pytest.raises(RunError, match=f"computes in fp32 on {device.type}, found --precision bf16; leave it out"):
+            ultralytics_precision("yolov8n", "bf16", device)
 
 
 PLAIN = """
