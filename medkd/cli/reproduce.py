@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medkd.cli.common import parser, positive, run
-from medkd.core.errors import RunError
+from medkd.core.errors import WARNING, RunError
 
 if TYPE_CHECKING:
     from medkd.reproduction.reproduce import ReproduceOptions
@@ -70,7 +70,8 @@ def _main(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     if arguments.check:
         found = recipes.check(arguments.recipe, options)
-        print("\n".join((*found.problems, *found.open, *found.costs)))
+        doubts = (f"{WARNING}{found.data}",) if found.data else ()
+        print("\n".join((*found.problems, *doubts, *found.open, *found.costs)))
         return int(bool(found.problems))
     if arguments.write:
         print("\n".join(map(str, recipes.write_jobs(arguments.recipe, options))) or "nothing is left to do")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from medkd.core.device import check_device
-from medkd.core.errors import DataError, RunError
+from medkd.core.errors import WARNING, DataError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
 from medkd.core.serial import nearest
@@ -23,7 +23,7 @@ from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.rehearsals import Answer, open_lines, rehearse_runs
 from medkd.reproduction.results import Results, collect
-from medkd.reproduction.runner import Outcome, Runner, ensure_data
+from medkd.reproduction.runner import Outcome, Runner, ensure_data, other_cases
 from medkd.reproduction.scripts import write_scripts
 from medkd.reproduction.search import check_optuna
 from medkd.reproduction.state import State, standing
@@ -100,7 +100,8 @@ class Work:
 
     def results(self) -> Results:
         """The table as far as it is known."""
-        return collect(self.recipe, self.nodes, self.state.read(), self.options.margin)
+        found = collect(self.recipe, self.nodes, self.state.read(), self.options.margin)
+        return replace(found, data=other_cases(self.recipe.dataset, self.root))
 
     def write(self) -> list[Path]:
         """Write the table in every form; returns the files."""
@@ -188,6 +189,8 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         nodes = _with_conversion(nodes, (*conversion, "--root", str(work.root.raw.parent)))
     needs = replace(work.options.needs, folder=work.state.folder)
     engine: Engine = make_engine(work.options.engine, needs)
+    if doubt := other_cases(work.recipe.dataset, work.root):
+        say(f"{WARNING}{doubt}")
     say(f"{len(nodes)} runs; records and logs: {work.state.folder}")
     try:
         return Runner(nodes, work.state, engine, say).run()
@@ -253,11 +256,13 @@ class Check:
         problems: what is missing, and names that mean nothing, a sentence each.
         costs: what the recipe's runs would need.
         open: of which runs nobody can say yet whether they would begin, and why.
+        data: in what the data are not those of the recipe, or empty.
     """
 
     problems: tuple[str, ...]
     costs: tuple[str, ...]
     open: tuple[str, ...] = ()
+    data: str = ""
 
 
 def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
@@ -273,7 +278,9 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
     problems += [f"unknown: {sentence}" for sentence in unknown]
     answers = [] if unknown else _answers(work, frozenset(absent))
     problems += [f"impossible: {answer.name}: {answer.reason}" for answer in answers if not answer.open]
-    return Check(tuple(problems), tuple(costs(work)), tuple(open_lines(answers)))
+    return Check(
+        tuple(problems), tuple(costs(work)), tuple(open_lines(answers)), other_cases(work.recipe.dataset, work.root)
+    )
 
 
 def _missing(work: Work, absent: Mapping[str, Path]) -> Iterator[str]:

@@ -116,6 +116,7 @@ class Results:
             the task calls it.
         counted: how many there are, as ``12 patients (24 cases)``; empty where no patients are known.
         margin: the loss up to which a student may replace its teacher.
+        data: in what the data are not those of the recipe; empty where nobody knows of anything.
     """
 
     title: str
@@ -128,6 +129,7 @@ class Results:
     unit: str = "case"
     counted: str = ""
     margin: float = MARGIN
+    data: str = ""
 
 
 def collect(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medkd.core.dataset import DatasetDescription
+from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
 from medkd.core.paths import Root
@@ -71,6 +71,26 @@ def ensure_data(recipe: Recipe, root: Root, source: Path | None, say: Say) -> li
         )
     labels = ["--labels", ",".join(data.labels)] if data.labels else []
     return ["convert", data.format, str(source), "-d", str(data.number), "--name", data.name, *labels]
+
+
+def other_cases(data: RecipeData, root: Root) -> str:
+    """A sentence where a data set has another number of labelled cases than its recipe states; empty where both are
+    equal, the recipe leaves it open, or the data are not there.
+    """
+    name = f"Dataset{data.number:03d}_{data.name}"
+    raw = root.raw_dataset(name)
+    if data.cases is None or not (raw / DATASET_FILE).exists():
+        return ""
+    try:
+        found = len(labelled_cases(raw, DatasetDescription.load(raw / DATASET_FILE)))
+    except DataError:  # whoever prepares them says what is wrong
+        return ""
+    if found == data.cases:
+        return ""
+    return (
+        f"the recipe is of {data.cases} cases (dataset.cases), but {name} has {found} with labels; see which ones "
+        "before scores are compared with the published ones"
+    )
 
 
 def _check_labels(data: RecipeData, described: Path) -> None:

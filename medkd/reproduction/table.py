@@ -92,6 +92,8 @@ def notes(results: Results) -> list[str]:
     lines += [f"no ranks are tested for {student}: {reason}" for student, reason in results.unranked.items()]
     if results.source:
         lines.append(f"published: {results.source}")
+    if results.data:
+        lines.append(f"data: {results.data}")
     for row in results.rows:
         lines += [f"searched: {found}" for found in row.tuned]
         lines += [f"failed: {reason}" for reason in row.failed]
@@ -163,6 +165,7 @@ def latex(results: Results) -> str:
     titles = head(results)
     lines = [rf"\begin{{tabular}}{{{'l' * len(titles)}}}", r"\toprule", _latex_line(titles), r"\midrule"]
     lines += [_latex_line(cells(results, row)) for row in results.rows]
+    lines += [f"% data: {results.data}"] if results.data else []
     lines += [f"% searched: {found}" for row in results.rows for found in row.tuned]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 
 from medkd.cli.reproduce import main
+from medkd.reproduction import reproduce
 from medkd.reproduction.reproduce import ReproduceOptions, open_recipe
+from medkd.reproduction.runner import Outcome, Runner
 from medkd.reproduction.state import Record
 from tests.evaluation.folders import make_dataset, make_run
 from tests.reproduction.test_recipe import recipe
+from tests.training.builders import NAME as BOXES
+from tests.training.builders import make_dataset as make_labelled
 
 TOY = recipe(
     dataset={"number": 900, "name": "Phantom", "format": "phantom", "cases": 6},
@@ -120,6 +124,30 @@ def test_status_and_check_start_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     path.write_text(json.dumps({**TOY, "dataset": {"number": 7, "name": "New", "format": "msd"}}))
     assert main([str(path), "--root", str(tmp_path), "--check"]) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy.json"]
+
+
+@pytest.mark.parametrize("stated", [5, 6])
+def test_another_number_of_cases_than_the_recipe_states_is_said_once(
+    stated: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_labelled(tmp_path)
+    prepared = tmp_path / "preprocessed" / BOXES
+    (tmp_path / "raw" / BOXES / "dataset.json").write_text((prepared / "dataset.json").read_text())
+    path = tmp_path / "toy.json"
+    data = {"number": 900, "name": "Boxes", "format": "msd", "cases": stated}
+    path.write_text(json.dumps({**TOY, "dataset": data}))
+    monkeypatch.setattr(Runner, "run", lambda self: Outcome())
+    monkeypatch.setattr(reproduce, "rehearse_runs", lambda *_: [])
+    sentence = "the recipe is of 5 cases (dataset.cases), but Dataset900_Boxes has 6 with labels; see which"
+    said = {}
+    for words in (["--check"], ["--status"], []):
+        assert main([str(path), "--root", str(tmp_path), *words]) == 0
+        said[" ".join(words)] = capsys.readouterr().out
+    wrong = int(stated != 6)
+    assert said["--check"].count(f"warning: {sentence}") == said["--check"].count("dataset.cases") == wrong
+    assert said[""].count(f"warning: {sentence}") == said["--status"].count(f"data: {sentence}") == wrong
+    for name in ("table.txt", "table.md", "table.tex"):
+        assert (tmp_path / "reproductions" / "toy" / name).read_text().count(sentence) == wrong
 
 
 def test_a_score_of_another_command_is_in_no_table_and_said_to_be_due_again(
