@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
 from medkd.reproduction.engines import Needs, Order
 
+_log = logging.getLogger(__name__)
 _WAITING = 1000  # orders that may wait in Ray's own queue
 _OPTIONS = {"CPU": ("--cpus", "cores", 1), "GPU": ("--gpus", "GPUs", 1), "memory": ("--memory", "GiB", 2**30)}
+_MODE, _TOKEN, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_REFUSED = ("AuthenticationError", "InvalidAuthToken")  # in what Ray raises, or in what that came from
 
 
 class RayHandle:
@@ -55,6 +60,10 @@ class RayEngine:
     """
 
     def __init__(self, needs: Needs) -> None:
+        self._token = _send_token()
+        self._address = needs.address or os.environ.get("RAY_ADDRESS") or None
+        if self._address is not None:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # else a line per try to connect
         try:
             import ray
         except ImportError as error:
@@ -62,8 +71,12 @@ class RayEngine:
         self._ray, self.needs = ray, needs
         self.handles: list[RayHandle] = []
         self._connect()
-        if needs.address is None and not os.environ.get("RAY_ADDRESS"):
-            self._refuse_impossible()  # a cluster of somebody else's may grow
+        lacking = self._lacking()
+        if lacking and self._address is None:
+            ray.shutdown()
+            raise RunError(f"{lacking} on this machine; ask for less, or give the --address of a larger cluster.")
+        if lacking:  # a cluster of somebody else's may grow
+            _log.warning("%s on its largest machine; nothing begins until one joins that has as much", lacking)
         resources: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "max_retries": 0}
         if needs.memory_gb is not None:
             resources["memory"] = int(needs.memory_gb * 2**30)
@@ -96,37 +109,70 @@ class RayEngine:
             time.sleep(0.2)
         self._ray.shutdown()
 
-    def _refuse_impossible(self) -> None:
-        """Refuse what a run needs and this machine does not have; Ray would wait for another machine for ever."""
-        there = self._ray.cluster_resources()
+    def _lacking(self) -> str:
+        """What a run needs and no machine of the cluster has; Ray waits for one for ever."""
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         asked = {"CPU": self.needs.cpus, "GPU": self.needs.gpus, "memory": (self.needs.memory_gb or 0.0) * 2**30}
-        lacking = [name for name, amount in asked.items() if amount > there.get(name, 0.0)]
-        if not lacking:
-            return
-        self._ray.shutdown()
-        option, unit, size = _OPTIONS[lacking[0]]
-        raise RunError(
-            f"{option} asks for {asked[lacking[0]] / size:g} {unit} per run, but Ray has "
-            f"{there.get(lacking[0], 0.0) / size:.3g} on this machine; ask for less, or give the --address of a larger "
-            "cluster."
-        )
+        for name, amount in asked.items():
+            option, unit, size = _OPTIONS[name]
+            most = max((machine.get(name, 0.0) for machine in machines), default=0.0)
+            if amount > most:
+                return f"{option} asks for {amount / size:g} {unit} per run, but Ray has {most / size:.3g}"
+        return ""
 
     def _connect(self) -> None:
-        address = self.needs.address
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            if address is None:
+            if self._address is None:
                 settings["include_dashboard"] = False
             else:
-                settings["address"] = address
-                _knock(address)
+                settings["address"] = self._address
+                _knock(self._address)
             self._ray.init(ignore_reinit_error=True, **settings)
         except Exception as error:  # what Ray raises here has no common class
-            reason = str(error).splitlines()[0]
-            raise RunError(
-                f"There is no Ray cluster at {address or 'this machine'} ({reason:.200}); start it (ray start --head), "
-                "or leave out --address for one on this machine."
-            ) from error
+            raise RunError(self._why_not(error)) from error
+
+    def _why_not(self, error: Exception) -> str:
+        """Why there is no connection, and what to do."""
+        reason, where = " ".join(str(error).split()), self._address or "this machine"
+        if any(word in told for told in _origins(error) for word in _REFUSED):
+            return (
+                f"The Ray cluster at {where} expects its token, but {self._token}; put what `ray get-auth-token` "
+                f"prints on its head into ~/.ray/auth_token of every machine, and leave {_MODE} out."
+            )
+        if "Version mismatch" in reason:
+            return f"The Ray cluster at {where} is of other versions ({reason:.400}); install the same ones everywhere."
+        otherwise = "clear what is left of it (ray stop)"
+        if self._address is not None:
+            given = "--address" if self.needs.address else "RAY_ADDRESS"
+            otherwise = f"leave out {given} for one on this machine"
+        return f"There is no Ray cluster at {where} ({reason:.200}); start it (ray start --head), or {otherwise}."
+
+
+def _send_token() -> str:
+    """Let Ray send the user's token. A cluster asks for it that ``ray start`` began where there was one (``ray.init``
+    leaves one behind), but Ray sends it to no address unless it is told to.
+
+    Returns:
+        Why a cluster that asks for one may have got none, or a wrong one.
+    """
+    kept = Path.home() / ".ray" / "auth_token"
+    if os.environ.get(_MODE, "token") != "token":
+        return f"{_MODE} is {os.environ[_MODE]}"
+    place = _TOKEN if os.environ.get(_TOKEN) else os.environ.get(_TOKEN_FILE)
+    if place is None and not kept.exists():
+        return f"found none in {kept} or {_TOKEN}"
+    if _MODE not in os.environ and "ray" in sys.modules:
+        return f"ray was imported before {_MODE}=token was set"
+    os.environ[_MODE] = "token"  # is looked at when ray is imported
+    return f"found another one in {place or kept}"
+
+
+def _origins(error: BaseException | None) -> Iterator[str]:
+    """What an error says, and those that it came from."""
+    while error is not None:
+        yield f"{type(error).__name__}: {error}"
+        error = error.__cause__ or error.__context__
 
 
 def _knock(address: str) -> None:

@@ -47,7 +47,7 @@ class ReproduceOptions:
         margin: the loss of the main metric up to which a student may replace its teacher.
 
     Raises:
-        RunError: device or margin mean nothing.
+        RunError: device or margin mean nothing, or the engine has no use for what it is told.
     """
 
     root: Path | None = None
@@ -64,6 +64,12 @@ class ReproduceOptions:
             check_device(self.device)
         if not (isfinite(self.margin) and self.margin >= 0):
             raise RunError(f"--margin expects a number of at least 0, found {self.margin:g}.")
+        for option, value, engine in (
+            ("--address", self.needs.address, "ray"),
+            ("--slurm", self.needs.options, "slurm"),
+        ):
+            if value and self.engine != engine:
+                raise RunError(f"{option} is for --engine {engine}, found --engine {self.engine}; change one of them.")
 
 
 @dataclass(frozen=True, kw_only=True)
