@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from medkd.core.errors import DataError, RunError
 from medkd.core.serial import load, nearest
+from medkd.reproduction.folders import RunTags
 from medkd.reproduction.recipe import Recipe, TeacherRow
 from medkd.reproduction.search import BEST_FILE, Best
 from medkd.reproduction.search_space import LOG, Search
@@ -142,7 +143,7 @@ def build_graph(recipe: Recipe, place: Place) -> dict[str, Node]:
     """All commands of a recipe by their names, in an order in which they may be done.
 
     Raises:
-        DataError: a setting is none of a training's options.
+        DataError: a setting is none of a training's options, or two runs would have one folder.
     """
     builder = _Builder(recipe, place)
     builder.prepare()
@@ -192,6 +193,7 @@ class _Builder:
     def __init__(self, recipe: Recipe, place: Place) -> None:
         self.recipe, self.place = recipe, place
         self.nodes: dict[str, Node] = {}
+        self.tags = RunTags(recipe, place.name, place.models)
         self.dataset = f"Dataset{recipe.dataset.number:03d}_{recipe.dataset.name}"
 
     def prepare(self) -> None:
@@ -219,7 +221,7 @@ class _Builder:
             above = None if row.taught_by is None else self._taught(row.taught_by, fold, needs)
             words = self._training(str(row.network), above, row.method, fold)
             way = {} if row.method is None else self.recipe.methods[row.method].settings
-            asked = (way, row.settings), self.recipe.seeds[0], f"{self.place.name}-{name}"
+            asked = (way, row.settings), self.recipe.seeds[0], self.tags.teacher(name)
             words += self._options(*asked)
             lesson = self._lesson(str(row.network), above, row.method, *asked)
         self._add(
@@ -243,7 +245,7 @@ class _Builder:
         if way.search is not None and teacher is not None:
             needs.append(self._search(teacher, student, method, fold, way.search))
             words.append(Tuned(needs[-1]))
-        asked = (row.settings, way.settings), seed, f"{self.place.name}-{student}-{method}{self._of(teacher)}-s{seed}"
+        asked = (row.settings, way.settings), seed, self.tags.student(teacher, student, method, seed)
         words += self._options(*asked)
         origin = "" if teacher is None else f"-from-{teacher}"
         self._add(
@@ -305,13 +307,6 @@ class _Builder:
             )
         )
         return name
-
-    def _of(self, teacher: str | None) -> str:
-        """What tells a student's run from those of other teachers: models from elsewhere may have one name, as all of
-        nnU-Net's do, in the names of their students' runs. The first one's have had none from the beginning.
-        """
-        given = [name for name, row in self.recipe.teachers.items() if row.model is not None]
-        return f"-of-{teacher}" if teacher in given[1:] else ""
 
     def _taught(self, teacher: str, fold: str, needs: list[str]) -> Word:
         """A teacher as a word of a command; a trained one is needed before."""

@@ -249,3 +249,35 @@ def test_students_of_models_of_one_name_have_runs_of_their_own(tmp_path: Path) -
         if node.student == "tiny" and node.method == "kd":
             tags.append(words[words.index("--tag") + 1])
     assert tags == ["toy-tiny-kd-s0", "toy-tiny-kd-of-strong-s0", "toy-tiny-kd-s0"]
+
+
+def test_students_of_two_born_again_rounds_have_runs_of_their_own(tmp_path: Path) -> None:
+    """Rounds of one network and method are called alike in the names of their students' runs."""
+    again = {"network": "plain_unet", "method": "kd"}
+    teachers = {
+        "strong": {"network": "res_unet"},
+        "again1": {**again, "taught_by": "strong"},
+        "again2": {**again, "taught_by": "again1"},
+        "other": {"network": "res_unet", "method": "kd", "taught_by": "again1"},
+    }
+    nodes = build_graph(read(tmp_path, recipe(teachers=teachers)), Place(name="toy", root=tmp_path, models={}))
+    tags = {
+        node.teacher: node.lesson.settings["tag"] for node in nodes.values() if node.student == "tiny" and node.lesson
+    }
+    assert tags == {
+        None: "toy-tiny-alone-s0",
+        "strong": "toy-tiny-kd-s0",
+        "again1": "toy-tiny-kd-s0",
+        "again2": "toy-tiny-kd-of-again2-s0",
+        "other": "toy-tiny-kd-s0",
+    }
+
+
+def test_two_runs_of_one_folder_are_refused(tmp_path: Path) -> None:
+    """Their nodes have names of their own; the second training would refuse the first one's folder hours later."""
+    content = recipe(teachers={"large": {"network": "res_unet"}, "tiny-alone-s0": {"network": "unet_tiny"}})
+    with pytest.raises(DataError) as refused:
+        build_graph(read(tmp_path, content), Place(name="toy", root=tmp_path, models={}))
+    assert str(refused.value).startswith(
+        "The recipe would keep the teacher 'tiny-alone-s0' and the run 'tiny-alone-seed0'"
+    )
