@@ -9,7 +9,7 @@ scale of a term. The gradient norms are those of each weighted term alone, at th
 logits and to its parameters. Times are processor seconds, which other programs disturb less, and the smallest of
 several runs; peak memory is that of the tensors alive at once during the step, beyond those before it. The floor of a
 step is the student's own and one forward pass of the teacher. Writes
-benchmarks/results/distillation_<patch>[_regions].json.
+benchmarks/results/distillation_<patch>[_regions].json, or where ``--output`` says.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -223,14 +224,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="METHOD.PARAMETER=VALUE")
+    parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     order = [m for m in ("none", "kd") if m in options.methods]
     options.methods = order + [m for m in options.methods if m not in order]
     results = measure(options)
     suffix = "x".join(map(str, options.patch)) + ("_regions" if options.regions else "")
+    settings = {name: value for name, value in vars(options).items() if name != "output"}
     write_json(
-        RESULTS / f"distillation_{suffix}.json",
-        {"settings": vars(options), "machine": machine("monai", "scipy"), **results},
+        options.output or RESULTS / f"distillation_{suffix}.json",
+        {"settings": settings, "machine": machine("monai", "scipy"), **results},
     )
 
 

@@ -66,10 +66,13 @@ class Phases:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Hardware and versions: processor, cores, threads, GPU, Python, torch, medkd and the named packages."""
+    """Hardware and versions: processor and the vector instructions that torch uses of it (AVX2, AVX512), cores,
+    threads, GPU, Python, torch, medkd and the named packages.
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,

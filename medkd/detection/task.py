@@ -264,8 +264,8 @@ class DetectionLesson(Lesson):
         check_shared(self.student, self.distiller)
 
     def prepare(self) -> None:
-        """Warn of terms that cannot teach, where a training begins."""
-        if not self.job.options.resume and (silent := self.silent()):
+        """Warn of terms that cannot teach, where a training begins; ``--continue`` may begin one, too."""
+        if not can_continue(self.family_job()) and (silent := self.silent()):
             doubt(silent, strict=self.job.options.strict)
 
     def silent(self) -> str:

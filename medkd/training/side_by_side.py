@@ -163,6 +163,11 @@ class Feed:
     batches: Iterator[Batch]
     students: list[Student] = field(default_factory=list)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether anybody is left; else it stands within an epoch, where nobody else begins."""
+        return any(student.error is None for student in self.students)
+
     def fits(self, student: Student) -> bool:
         """Whether a student learns from these batches."""
         mine, theirs = self.first.trainer, student.trainer
@@ -253,6 +258,7 @@ def _train(students: Sequence[Student], sharing: Sharing) -> None:
         for student in active:
             _feed_of(student, feeds).students.append(student)
         _one_epoch(active, feeds, sharing)
+        feeds = [feed for feed in feeds if feed.goes_on]
 
 
 def _those_behind(waiting: Sequence[Student]) -> list[Student]:

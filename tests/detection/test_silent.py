@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from torch import Tensor
 
 from medkd.core.features import Outputs, Target
+from medkd.core.run import LATEST
+from medkd.detection import task
 from medkd.detection.distiller import DetectorDistiller
 from medkd.detection.silent import silent_terms
 from medkd.distillation import Method
@@ -45,3 +51,22 @@ def test_terms_without_a_way_to_the_student_are_named() -> None:
     network, expert = built("yolov8n"), teacher("yolov8n")
     distiller = DetectorDistiller(expert, _Deaf(context(network, expert)), network.anchors)
     assert silent_terms(distiller, network) == ("teacher_only", "cut")
+
+
+@pytest.mark.parametrize("state", ["new", "going on"])
+def test_a_new_training_is_warned_whether_it_may_go_on_or_not(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes always give ``--continue``."""
+    said: list[str] = []
+    monkeypatch.setattr(task, "doubt", lambda text, *, strict: said.append(text))
+    if state == "going on":
+        (tmp_path / LATEST).touch()
+    family_job = SimpleNamespace(resume=True, detector=SimpleNamespace(family="torchvision"), folder=tmp_path)
+    lesson: Any = SimpleNamespace(
+        job=SimpleNamespace(options=SimpleNamespace(resume=True, strict=False)),
+        family_job=lambda: family_job,
+        silent=lambda: "cut cannot teach",
+    )
+    task.DetectionLesson.prepare(lesson)
+    assert said == (["cut cannot teach"] if state == "new" else [])

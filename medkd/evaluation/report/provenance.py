@@ -129,14 +129,18 @@ def _start_options(run: RunDescription) -> list[str]:
     return options
 
 
+_USUALLY = {"targets": "live", "init": "random", "labels": "given", "unlabelled_share": None, "confidence": 0.0}
+"""What is not said on a command, by the options' names in Python."""
+
+
 def _teacher_options(run: RunDescription) -> list[str]:
     options = []
-    if run.targets != "live":
-        options += ["--targets", run.targets]
+    for name, usual in _USUALLY.items():
+        value = getattr(run, name)
+        if value != usual:
+            options += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     if run.targets_tta:
         options.append("--targets-tta")
-    if run.init != "random":
-        options += ["--init", run.init]
     for name, value in run.method_parameters.items():
         options += ["--set", f"{name}={without_folders(str(value))}"]
     return options

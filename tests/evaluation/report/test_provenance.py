@@ -43,6 +43,8 @@ DISTILLED = replace(
     targets="cached",
     targets_tta=True,
     init="teacher",
+    unlabelled_share=0.25,
+    confidence=0.9,
     modules={"mine": "my_module.networks"},
 )
 DETECTOR = replace(
@@ -53,12 +55,16 @@ DETECTOR = replace(
     method="sfd",
     teacher="yolov8l",
     backbone_weights="/home/some body/first weights.pt",
+    labels="none",
 )
 RUNS = {
     "unet_tiny__3d_fullres": ALONE,
     "unet_tiny__3d_fullres__kd+dist__from_nnUNetTrainer__my tag": DISTILLED,
     "yolov8n__detection__sfd__from_yolov8l": DETECTOR,
 }
+
+AS_FILES = {"method_parameters", "weights", "backbone_weights", "protocol", "precision"}  # looked at by themselves
+TOLD = {field.name for field in fields(RunDescription)} - AS_FILES
 
 
 def entry(name: str) -> RunEntry:
@@ -93,6 +99,8 @@ def test_the_real_parsers_take_every_command(name: str, monkeypatch: pytest.Monk
         assert (chosen.learning_rate, chosen.seed, chosen.precision) == (0.00123, 7, "bf16")
         assert (chosen.tag or "") == ("my tag" if run is DISTILLED else "")
         assert set(chosen.method_parameters) == set(run.method_parameters)
+        for option in {field.name for field in fields(own)} & TOLD:
+            assert getattr(chosen, option) == getattr(run, option), option
 
 
 def test_what_a_run_was_made_with_is_on_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
