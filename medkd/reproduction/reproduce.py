@@ -19,6 +19,7 @@ from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.costs import costs
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
+from medkd.reproduction.origin import Origin
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.rehearsals import Answer, open_lines, rehearse_runs
@@ -146,7 +147,7 @@ def open_recipe(path: Path, options: ReproduceOptions) -> Work:
         options: how it is worked on.
 
     Raises:
-        DataError: the recipe, or a setting in it, means nothing.
+        DataError: the recipe, or a setting in it, means nothing, or one of the same file name was worked on there.
         RunError: a model is named that the recipe does not have.
     """
     recipe = load_recipe(path)
@@ -165,6 +166,7 @@ def open_recipe(path: Path, options: ReproduceOptions) -> Work:
             models[name] = Path(chosen).absolute()
     place = Place(name=path.stem, root=root.raw.parent, models=models, device=options.device)
     state = State(root.raw.parent, path.stem)
+    Origin.of(path, recipe).refuse_other(state.folder)
     return Work(recipe=recipe, nodes=build_graph(recipe, place), state=state, root=root, options=options)
 
 
@@ -197,6 +199,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
     engine: Engine = make_engine(work.options.engine, needs)
     if doubt := other_cases(work.recipe.dataset, work.root):
         say(f"{WARNING}{doubt}")
+    Origin.of(Path(path), work.recipe).keep(work.state.folder)
     say(f"{len(nodes)} runs; records and logs: {work.state.folder}")
     try:
         return Runner(nodes, work.state, engine, say).run()
@@ -228,6 +231,7 @@ def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> lis
     _refuse_missing_optuna(work)
     ensure_data(work.recipe, work.root, options.data, lambda line: None)
     _refuse_impossible(work, path, lambda line: None)
+    Origin.of(Path(path), work.recipe).keep(work.state.folder)
     words = [str(Path(path).absolute()), "--root", str(work.root.raw.parent.absolute()), *_own_words(options)]
     return write_scripts(work.state.folder.absolute() / "slurm_scripts", _left(work), words, options.needs)
 
