@@ -55,7 +55,9 @@ def _add_engine(arguments: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--jobs", type=positive, help="most runs at a time")
     group.add_argument("--cpus", type=positive, default=1, help="ray, slurm: cores of a run (default: 1)")
-    group.add_argument("--gpus", type=float, default=0.0, help="ray, slurm: GPUs of a run; 0.5 lets two share one")
+    group.add_argument(
+        "--gpus", type=float, help="ray, slurm: GPUs of a run, 0.5 for two to share one (ray: default 1, if any)"
+    )
     group.add_argument("--memory", type=float, metavar="GIB", help="ray, slurm: memory of a run")
     group.add_argument("--address", help="ray: of a running cluster (default: one on this machine)")
     group.add_argument(

@@ -54,6 +54,21 @@ def check_device(device: str) -> None:
         raise RunError(f"Unknown device '{device:.60}'; use cpu, cuda, cuda:N or mps.")
 
 
+def check_device_of_runs(device: str) -> None:
+    """See that a device may be that of several runs, each of which is shown a GPU of its own.
+
+    Raises:
+        RunError: it is of no known kind, or one GPU among several, which none of them would see by its number.
+    """
+    check_device(device)
+    kind, colon, number = device.partition(":")
+    if colon:
+        raise RunError(
+            f"Expected {kind} as the device, since each run of a recipe is given one of its own, found {device}; name "
+            f"those to use by CUDA_VISIBLE_DEVICES={number}."
+        )
+
+
 def _numbers(kind: str, count: int) -> str:
     """Which devices of a kind there are, for an error text."""
     if count == 0:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from medkd.core.dataset import SEGMENTATION
-from medkd.core.device import check_device
+from medkd.core.device import check_device_of_runs
 from medkd.core.errors import DataError, MedkdError
 from medkd.core.protocol_rows import NO_PROTOCOL
 from medkd.core.run import DETECTION
@@ -120,7 +120,7 @@ def _check_settings(settings: Mapping[str, Any], task: str) -> None:
     values = {name: value for name, value in settings.items() if value is not None}
     options = from_data(TASKS[task].column("training_options"), values, "")
     if options.device is not None:
-        check_device(options.device)
+        check_device_of_runs(options.device)
 
 
 def _check_protocol(text: str, data_format: str, task: str) -> None:

@@ -39,10 +39,12 @@ class Needs:
 
     Attributes:
         jobs: most commands at a time; None follows from the devices.
-        gpus: per command; a part of one lets several commands share it.
+        gpus: per command; a part of one lets several commands share it; None is one on a Ray cluster that has any, and
+            whatever Slurm gives by itself.
         cpus: per command.
         memory_gb: per command; None asks for none in particular.
         address: of a Ray cluster; None starts one on this machine.
+        device: that the commands were told to use; on ``cpu`` they get no GPU.
         options: of Slurm, such as ``{"partition": "gpu", "timeout_min": "600"}``.
         folder: for the engine's own files, on a file system that all machines share.
 
@@ -51,21 +53,22 @@ class Needs:
     """
 
     jobs: int | None = None
-    gpus: float = 0.0
+    gpus: float | None = None
     cpus: int = 1
     memory_gb: float | None = None
     address: str | None = None
+    device: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.gpus) and self.gpus >= 0):
+        if self.gpus is not None and not (isfinite(self.gpus) and self.gpus >= 0):
             raise RunError(f"--gpus expects a number of at least 0, found {self.gpus:g}.")
         if self.memory_gb is not None and not (isfinite(self.memory_gb) and self.memory_gb > 0):
             raise RunError(f"--memory expects a number above 0, found {self.memory_gb:g}.")
 
 
-AGAIN = -1
+AGAIN = -1000  # no signal ends a process with it
 """The exit status of a command that was not ended by itself (an earlier runner began it and nobody saw its own, or the
 machine was lost): it is begun again, and goes on from what it kept."""
 

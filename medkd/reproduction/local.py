@@ -59,11 +59,11 @@ class LocalEngine:
     """Fills the GPUs that CUDA shows, or the cores.
 
     Args:
-        needs: ``jobs`` at a time; None is one per GPU, and one on a machine without.
+        needs: ``jobs`` at a time; None is one per GPU, and one on a machine without or for commands that use none.
     """
 
     def __init__(self, needs: Needs) -> None:
-        self.devices = visible_devices()
+        self.devices = [] if needs.device == "cpu" else visible_devices()
         self.places = needs.jobs or max(1, len(self.devices))
         self.handles: list[LocalHandle | FoundHandle] = []
 

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medkd.core.errors import RunError
-from medkd.reproduction.engines import Needs, Order
+from medkd.reproduction.engines import AGAIN, Needs, Order
 
 _log = logging.getLogger(__name__)
 _WAITING = 1000  # orders that may wait in Ray's own queue
@@ -37,12 +38,16 @@ class RayHandle:
         self._ray, self.result = ray, result
 
     def poll(self) -> int | None:
-        """Exit status; 1 for a task that the cluster lost."""
+        """Exit status; 1 for a task that was cancelled or went down, :data:`~medkd.reproduction.engines.AGAIN` for one
+        whose machine was lost.
+        """
         ready, _ = self._ray.wait([self.result], timeout=0)
         if not ready:
             return None
         try:
             return int(self._ray.get(self.result))
+        except (self._ray.exceptions.NodeDiedError, self._ray.exceptions.LocalRayletDiedError):
+            return AGAIN
         except self._ray.exceptions.RayError:
             return 1
 
@@ -71,6 +76,7 @@ class RayEngine:
         self._ray, self.needs = ray, needs
         self.handles: list[RayHandle] = []
         self._connect()
+        self.needs = needs = replace(needs, gpus=self._gpus_of_a_run())
         lacking = self._lacking()
         if lacking and self._address is None:
             ray.shutdown()
@@ -109,10 +115,18 @@ class RayEngine:
             time.sleep(0.2)
         self._ray.shutdown()
 
+    def _gpus_of_a_run(self) -> float:
+        """As asked for; else one where the cluster has any and the commands may use it, since Ray shows a task that
+        asks for none all those of its machine.
+        """
+        if self.needs.gpus is not None:
+            return self.needs.gpus
+        return float(self.needs.device != "cpu" and self._ray.cluster_resources().get("GPU", 0.0) >= 1)
+
     def _lacking(self) -> str:
         """What a run needs and no machine of the cluster has; Ray waits for one for ever."""
         machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        asked = {"CPU": self.needs.cpus, "GPU": self.needs.gpus, "memory": (self.needs.memory_gb or 0.0) * 2**30}
+        asked = {"CPU": self.needs.cpus, "GPU": self.needs.gpus or 0.0, "memory": (self.needs.memory_gb or 0.0) * 2**30}
         for name, amount in asked.items():
             option, unit, size = _OPTIONS[name]
             most = max((machine.get(name, 0.0) for machine in machines), default=0.0)

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-from medkd.core.device import check_device
+from medkd.core.device import check_device_of_runs
 from medkd.core.errors import WARNING, DataError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
@@ -62,7 +62,7 @@ class ReproduceOptions:
 
     def __post_init__(self) -> None:
         if self.device is not None:
-            check_device(self.device)
+            check_device_of_runs(self.device)
         if not (isfinite(self.margin) and self.margin >= 0):
             raise RunError(f"--margin expects a number of at least 0, found {self.margin:g}.")
         for option, value, engine in (
@@ -195,7 +195,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
     _refuse_impossible(work, path, say)
     if conversion is not None:
         nodes = _with_conversion(nodes, (*conversion, "--root", str(work.root.raw.parent)))
-    needs = replace(work.options.needs, folder=work.state.folder)
+    needs = replace(work.options.needs, folder=work.state.folder, device=work.options.device)
     engine: Engine = make_engine(work.options.engine, needs)
     if doubt := other_cases(work.recipe.dataset, work.root):
         say(f"{WARNING}{doubt}")

@@ -11,11 +11,10 @@ from pathlib import Path
 from medkd.core.files import write_text
 from medkd.reproduction.engines import Needs
 from medkd.reproduction.graph import Node
+from medkd.reproduction.slurm_options import cores_of, slurm_options
 
 MOST_TASKS = 1000
 """Of an array; Slurm's own limit is 1001 unless a cluster says otherwise."""
-
-_NAMES = {"timeout_min": "time", "name": "job-name", "cpus": "cpus-per-task", "mem_gb": "mem"}
 
 
 def write_scripts(folder: Path, nodes: Mapping[str, Node], words: Sequence[str], needs: Needs) -> list[Path]:
@@ -31,7 +30,11 @@ def write_scripts(folder: Path, nodes: Mapping[str, Node], words: Sequence[str],
 
     Returns:
         The scripts, ``submit.sh`` last; nothing where nothing is left to do.
+
+    Raises:
+        RunError: an option of Slurm's means nothing.
     """
+    slurm_options(needs)  # may be refused, before older scripts go
     shutil.rmtree(folder, ignore_errors=True)
     if not nodes:
         return []
@@ -76,16 +79,11 @@ def _script(name: str, level: Sequence[str], words: Sequence[str], needs: Needs,
         "job-name": f"medkd_{name}",
         "array": f"0-{len(level) - 1}%{needs.jobs or 256}",
         "output": str(folder / f"{name}_%a.log"),
-        "cpus-per-task": str(needs.cpus),
     }
-    if needs.gpus:
-        asked["gpus-per-node"] = str(max(1, round(needs.gpus)))
-    if needs.memory_gb is not None:
-        asked["mem"] = f"{max(1, round(needs.memory_gb * 1024))}M"
-    for option, value in needs.options.items():
-        asked[_NAMES.get(option, option.replace("_", "-"))] = value
+    for option, value in slurm_options(needs).items():
+        asked[option.replace("_", "-")] = value
     command = shlex.join([sys.executable, "-m", "medkd", "reproduce", *words])
     lines = ["#!/bin/bash", *(f"#SBATCH --{option}={shlex.quote(value)}" for option, value in asked.items())]
-    lines += ["set -euo pipefail", f"export OMP_NUM_THREADS={needs.cpus}", "runs=(", *level, ")"]
+    lines += ["set -euo pipefail", f"export OMP_NUM_THREADS={cores_of(needs)}", "runs=(", *level, ")"]
     lines.append(f'exec {command} --only "${{runs[$SLURM_ARRAY_TASK_ID]}}" --jobs 1')
     return "\n".join(lines) + "\n"

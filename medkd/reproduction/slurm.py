@@ -10,10 +10,10 @@ from typing import Any
 from medkd.core.errors import RunError
 from medkd.reproduction.engines import AGAIN, Needs, Order
 from medkd.reproduction.ray_cluster import execute
+from medkd.reproduction.slurm_options import cores_of, slurm_options
 
 _WAITING = 1000
 _TICKET = re.compile(r"\d+(_\d+)?")  # of a job, or of a task of an array
-_NAMES = {"timeout_min": "time", "name": "job_name"}  # of options that submitit calls otherwise
 _LOST = {"NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}  # through no fault of the command, which goes on from what it kept
 _FAILED = {"FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", *_LOST}
 
@@ -89,7 +89,7 @@ class SlurmEngine:
         try:
             with self._executor.batch():
                 for order in orders:
-                    variables = {**order.environment, "OMP_NUM_THREADS": str(self.needs.cpus)}
+                    variables = {**order.environment, "OMP_NUM_THREADS": str(cores_of(self.needs))}
                     submitted = self._executor.submit(
                         execute, list(order.command), str(order.output), str(order.log), variables
                     )
@@ -117,15 +117,10 @@ class SlurmEngine:
 def _options(needs: Needs) -> dict[str, Any]:
     """What sbatch is asked for; without a limit of time, which is Slurm's to set (submitit's own is five minutes)."""
     options: dict[str, Any] = {
-        "cpus_per_task": needs.cpus,
         "array_parallelism": needs.jobs or 256,
         "nodes": 1,
         "time": None,
     }
-    if needs.gpus:
-        options["gpus_per_node"] = max(1, round(needs.gpus))
-    if needs.memory_gb is not None:
-        options["mem"] = f"{max(1, round(needs.memory_gb * 1024))}M"
-    for name, value in needs.options.items():
-        options[_NAMES.get(name, name)] = int(value) if value.isdecimal() else value
+    for name, value in slurm_options(needs).items():
+        options[name] = int(value) if value.isdecimal() else value
     return options

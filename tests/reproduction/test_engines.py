@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from medkd.core.errors import RunError
+from medkd.reproduction import local
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Needs, Order, make_engine
+from medkd.reproduction.ray_cluster import RayEngine, RayHandle
+from medkd.reproduction.reproduce import ReproduceOptions
+from medkd.reproduction.slurm_options import cores_of, slurm_options
 
 _PATIENCE = 120.0
 
@@ -45,6 +52,24 @@ def test_local_commands_end_with_their_own_status(tmp_path: Path) -> None:
     assert engine.free() == 2
     check_two_commands(engine, tmp_path)
     assert engine.free() == 2
+
+
+def test_commands_for_the_processor_get_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs are no reason to begin eight trainings on the cores of one machine."""
+    monkeypatch.setattr(local, "visible_devices", lambda: [str(number) for number in range(8)])
+    assert make_engine("local", Needs()).free() == 8
+    engine = make_engine("local", Needs(device="cpu"))
+    assert engine.free() == 1
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = order(tmp_path, "told", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))")
+    assert ended(engine.begin([told])[0]) == 0 and told.output.read_text() == "None\n"
+
+
+def test_a_numbered_gpu_is_not_for_several_runs() -> None:
+    """Each run sees a GPU of its own, whose number is 0."""
+    with pytest.raises(RunError, match=r"^Expected cuda as the device, .* found cuda:1; .*CUDA_VISIBLE_DEVICES=1"):
+        ReproduceOptions(device="cuda:1")
+    assert ReproduceOptions(device="cuda").device == "cuda"
 
 
 def test_local_places_are_held_while_a_command_runs(tmp_path: Path) -> None:
@@ -177,6 +202,17 @@ def test_slurm_gets_one_array_with_what_a_run_needs(tmp_path: Path, monkeypatch:
         assert f"#SBATCH --{line}" in asked
 
 
+def test_slurm_is_asked_by_its_own_names_and_units() -> None:
+    told = Needs(cpus=2, memory_gb=7, options={"cpus": "4", "mem_gb": "1.5", "timeout-min": "90", "gres": "gpu:1"})
+    assert slurm_options(told) == {"cpus_per_task": "4", "mem": "1536M", "time": "90", "gres": "gpu:1"}
+    assert (cores_of(told), cores_of(replace(told, options={}))) == (4, 2)
+    for wrong in ("lots", "0", "nan", "inf", "-1"):
+        with pytest.raises(RunError, match=f"^--slurm mem_gb expects a number of GiB above 0, found '{wrong}'"):
+            slurm_options(Needs(options={"mem_gb": wrong}))
+    with pytest.raises(RunError, match=r"^--slurm: time is given twice, 90 and 60; leave one out"):
+        slurm_options(Needs(options={"timeout_min": "90", "time": "60"}))
+
+
 @pytest.mark.slow
 def test_an_option_that_slurm_does_not_have_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="the extra cluster is not installed")
@@ -200,6 +236,36 @@ def test_tickets_of_other_engines_and_lost_machines(tmp_path: Path, monkeypatch:
     for state, code in {"NODE_FAIL": AGAIN, "PREEMPTED": AGAIN, "TIMEOUT": 1, "CANCELLED by 1000": 1}.items():
         monkeypatch.setattr(type(job), "state", state)
         assert found.poll() == code
+
+
+def test_runs_on_a_lost_machine_of_ray_go_on_and_those_that_went_down_have_failed() -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="the extra cluster is not installed")
+    raised = [
+        (exceptions.NodeDiedError("its machine is gone"), AGAIN),
+        (exceptions.LocalRayletDiedError(), AGAIN),
+        (exceptions.WorkerCrashedError(), 1),
+        (exceptions.OutOfMemoryError("memory ran out"), 1),
+        (exceptions.TaskCancelledError(), 1),
+    ]
+    for error, code in raised:
+
+        def lost(result: object, error: Exception = error) -> object:
+            raise error
+
+        ray: Any = SimpleNamespace(exceptions=exceptions, wait=lambda refs, timeout: (refs, []), get=lost)
+        assert RayHandle(ray, "task").poll() == code
+    assert AGAIN < -signal.NSIG  # which Popen gives for no signal
+
+
+@pytest.mark.parametrize(
+    ("there", "needs", "gpus"),
+    [(2, Needs(), 1), (0, Needs(), 0), (2, Needs(device="cpu"), 0), (2, Needs(gpus=0.5), 0.5), (2, Needs(gpus=0), 0)],
+)
+def test_a_run_on_ray_has_a_gpu_to_itself_where_there_are_any(there: int, needs: Needs, gpus: float) -> None:
+    """Ray shows a task that asks for none all of its machine's GPUs, and all trainings would take the first."""
+    engine = RayEngine.__new__(RayEngine)
+    engine.needs, engine._ray = needs, SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": float(there)})
+    assert engine._gpus_of_a_run() == gpus
 
 
 @pytest.mark.slow
