@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,13 @@ class MadeFrom:
         cases: preprocessed case that it was trained on, with label or not, or that a model from elsewhere predicted →
             hash of what it was made from, and how.
         plan: hash of the configuration in the data set's plan.
+        called: what the folders or files of models were called before they were moved.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)
     cases: Mapping[str, str] = field(default_factory=dict)
     plan: str = ""
+    called: tuple[str, ...] = ()
     schema: int = 1
 
 
@@ -59,13 +61,42 @@ def note_inputs(fold: Path, configuration: str, weights: Iterable[Path], cases: 
             digests[_told(file, _root(fold))] = weights_in(file)
     plan = prepared_plan(_prepared(fold), configuration)
     known = prepared_cases(_prepared(fold) / configuration, cases)
-    save(fold / MADE_FROM_FILE, MadeFrom(weights=digests, cases=known, plan=plan))
+    save(fold / MADE_FROM_FILE, MadeFrom(weights=digests, cases=known, plan=plan, called=former_names(fold)))
 
 
 def renew_inputs(fold: Path, configuration: str) -> None:
     """Write the same things as they are now, once it is known that their differences do not matter to this fold."""
     known = _read(fold)
     note_inputs(fold, configuration, [stored_checkpoint(_root(fold) / told) for told in known.weights], known.cases)
+
+
+def noted_weights(fold: Path) -> dict[Path, str]:
+    """File of weights, absolute, where it lay when a fold was made from it → hash of the weights in it.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    return {_root(fold) / told: digest for told, digest in _read(fold).weights.items()}
+
+
+def former_names(fold: Path) -> tuple[str, ...]:
+    """What the models from which a fold was made were called before they were moved."""
+    return _read(fold).called
+
+
+def note_places(fold: Path, places: Mapping[Path, Path], called: str) -> None:
+    """Write where files of weights lie now that were moved since a fold was made from them.
+
+    Args:
+        fold: fold folder.
+        places: old → new, absolute.
+        called: what their model was called.
+    """
+    weights = {}
+    for file, digest in noted_weights(fold).items():
+        weights[_told(places.get(file, file), _root(fold))] = digest
+    names = tuple(dict.fromkeys((*former_names(fold), called)))
+    save(fold / MADE_FROM_FILE, replace(_read(fold), weights=weights, called=names))
 
 
 def changed_weights(fold: Path) -> str | None:

@@ -6,12 +6,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medkd.core.dataset import DatasetDescription, labelled_cases
 from medkd.core.errors import DataError
 from medkd.core.labels import LabelSpec
+from medkd.core.moved import note_moved
 from medkd.core.paths import Root
 from medkd.core.run import DATASET_FILE
 from medkd.reproduction.engines import AGAIN, Engine, Handle, Order
@@ -19,7 +20,7 @@ from medkd.reproduction.graph import Node
 from medkd.reproduction.local import find_here
 from medkd.reproduction.recipe import Recipe, RecipeData
 from medkd.reproduction.recipe_values import PHANTOM
-from medkd.reproduction.state import Record, State, is_refused_as_outdated, runs_of, why_due
+from medkd.reproduction.state import Record, State, is_refused_as_outdated, moved_words, runs_of, why_due
 
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
@@ -167,7 +168,7 @@ class Runner:
 
     def _consider(self, node: Node, ready: list[Node]) -> None:
         """A node whose needs are there: done before, still running, or ready to be begun."""
-        record = self.records.get(node.name)
+        record = self._followed(node)
         if node.name in self._due:
             ready.append(node)
             return
@@ -185,6 +186,20 @@ class Runner:
                 return
         self._due.add(node.name)
         ready.append(node)
+
+    def _followed(self, node: Node) -> Record | None:
+        """A node's record, which is told where the models of its command lie, if they were moved since it was done."""
+        record = self.records.get(node.name)
+        command = self._command(node)
+        moved = {} if record is None or record.status != "done" else moved_words(record, command)
+        if record is None or not moved:
+            return record
+        for old, new in moved.items():
+            note_moved(Path(record.folder).parent, old, new)
+            self.say(f"{node.name} is done: {old} lies at {new} by now")
+        self.records[node.name] = replace(record, command=tuple(command))
+        self.state.write(node.name, self.records[node.name])
+        return self.records[node.name]
 
     def _begin(self, ready: list[Node]) -> None:
         if not ready:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from medkd.core.errors import WARNING
 from medkd.core.made_from import changed_inputs
+from medkd.core.moved import lies_at
 from medkd.core.run import RUN_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.evaluation.done import why_not_done
@@ -148,7 +149,7 @@ def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | 
     """
     if record is None or record.status != "done":
         return "it is not done"
-    if list(record.command) != list(command):
+    if list(record.command) != list(command) and not moved_words(record, command):
         return "it was done by another command"
     if node.kind == "prepare":
         return "what has changed is looked for again"
@@ -158,6 +159,19 @@ def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | 
     if not made.exists():
         return f"{made} is gone"
     return changed_search(made.parent) if node.kind == "search" else why_not_done(made, plan=True)
+
+
+def moved_words(record: Record, command: Sequence[str]) -> dict[str, str]:
+    """Where the models that a command names lay when it was done → where they lie now, if that is all in which the
+    command differs, and they are the same by their weights; else empty.
+
+    Raises:
+        DataError: a record of the run is damaged.
+    """
+    if not record.folder or len(record.command) != len(command):
+        return {}
+    pairs = {old: new for old, new in zip(record.command, command, strict=True) if old != new}
+    return pairs if all(lies_at(Path(record.folder), old, new) for old, new in pairs.items()) else {}
 
 
 def is_refused_as_outdated(record: Record) -> bool:

@@ -12,6 +12,7 @@ from medkd.core.run import FINAL, SPLIT_FILE
 from medkd.core.splits import FoldRecord
 from medkd.training.job import Job, Lesson, TrainingTask
 from medkd.training.ranks import current
+from medkd.training.run_folder import follow_teachers
 
 
 def is_finished(job: Job[Any, Any, Any]) -> bool:
@@ -46,6 +47,8 @@ def check_finished(task: TrainingTask[Any, Any, Any], job: Job[Any, Any, Any]) -
     Raises:
         OutdatedError: it was not.
     """
+    if is_finished(job) and current().first:
+        follow_teachers(job.folder.parent, job.run)
     if not is_finished(job) or outdated(job.folder, job.configuration) is None:
         return
     if changed_inputs(job.folder, job.configuration) is not None:  # the networks themselves are loaded only now

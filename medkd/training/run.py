@@ -30,6 +30,7 @@ from medkd.training.run_folder import (
     SharedFacts,
     check_cases,
     check_teachers,
+    find_run,
     open_fold,
     run_name,
     start_fold,
@@ -267,9 +268,10 @@ def make_job(
     check_arithmetic(run.precision, data.device, strict=data.options.strict)
     current().check_batch(run.budget.batch_size)
     label, taught_by = task.network_label(network, data.options), model.name if model else None
-    path = data.results / run_name(label, data.configuration, method, taught_by, data.options.tag)
     now = task.facts(data.plan, data.description, data.configuration)
     facts = SharedFacts(now, lambda stored: _stored_facts(task, stored, data.configuration))
+    name = run_name(label, data.configuration, method, taught_by, data.options.tag)
+    path = find_run(data.results, name, data.options.tag, run, facts)
     folder = open_fold(path, data.fold, run, facts, resume=data.options.resume, overwrite=data.options.overwrite)
     return Job(**vars(data), run=run, folder=folder, teacher=teacher, seen=seen)
 

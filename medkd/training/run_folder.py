@@ -5,14 +5,15 @@ starts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from medkd.core.dataset import DatasetDescription
-from medkd.core.errors import OutdatedError, RunError
+from medkd.core.errors import DataError, OutdatedError, RunError
 from medkd.core.made_from import note_inputs
+from medkd.core.moved import all_lie_at, moved_teachers, names_of_teachers, note_moved
 from medkd.core.run import BEST, DATASET_FILE, FINAL, LATEST, PLANS_FILE, RUN_FILE, SPLIT_FILE, RunDescription
 from medkd.core.serial import load, save
 from medkd.core.splits import SPLITS_FILE, FoldRecord, Split
@@ -20,6 +21,7 @@ from medkd.models.guard import write_split
 
 TRACES = (LATEST, BEST, FINAL, "ultralytics/weights/last.pt")
 """Files by which a fold was trained before, whole or in part."""
+_FROM = "__from_"  # before the teacher in the name of a run
 _FREE = ("precision", "speed", "random_layers")  # of a run, in which its folds may differ
 
 
@@ -38,8 +40,9 @@ class SharedFacts:
 
 def run_name(network: str, configuration: str, method: str | None, teacher: str | None, tag: str | None) -> str:
     """``student__configuration``, and ``__method__from_teacher`` where it is distilled, and the user's tag."""
-    parts = [network, configuration, *([method, f"from_{teacher}"] if method else [])]
-    return "__".join([*parts, *([tag] if tag else [])])
+    parts = [network, configuration, *([method] if method else [])]
+    named = f"{'__'.join(parts)}{_FROM}{teacher}" if method else "__".join(parts)
+    return f"{named}__{tag}" if tag else named
 
 
 def open_fold(path: Path, fold: str, run: RunDescription, facts: SharedFacts, *, resume: bool, overwrite: bool) -> Path:
@@ -182,6 +185,7 @@ def start_fold(
     Raises:
         RunError: the fold began with other cases, see :func:`check_cases`.
     """
+    follow_teachers(folder.parent, run)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     check_cases(folder, split, taught_by)
@@ -190,6 +194,50 @@ def start_fold(
     description.save(folder.parent / DATASET_FILE)
     write_split(folder, split, taught_by, teacher_weights)
     note_inputs(folder, run.configuration, weights, (*split.train, *split.unlabelled))
+
+
+def follow_teachers(path: Path, run: RunDescription) -> None:
+    """Write into the records of a run where its teachers lie, if they were moved since its folds were trained.
+
+    Args:
+        path: run folder, which need not exist.
+        run: what is going to be trained.
+    """
+    if (path / RUN_FILE).exists():
+        for old, new in moved_teachers(path, load(RunDescription, path / RUN_FILE), run).items():
+            note_moved(path, old, new)
+
+
+def find_run(results: Path, name: str, tag: str | None, run: RunDescription, facts: SharedFacts) -> Path:
+    """The folder of a run: that of its name, or where there is none that of the same run by a teacher whose folder was
+    called otherwise before it was moved.
+
+    Args:
+        results: of the data set.
+        name: see :func:`run_name`.
+        tag: with which it ends.
+        run: what is going to be trained.
+        facts: of the data that it is going to be trained on.
+    """
+    if run.taught_by and not (results / name).exists():
+        start, end = f"{name.partition(_FROM)[0]}{_FROM}", f"__{tag}" if tag else ""
+        for file in sorted(results.glob(f"*/{RUN_FILE}")):
+            teacher = file.parent.name.removeprefix(start).removesuffix(end)
+            alike = file.parent.name == f"{start}{teacher}{end}"
+            if alike and _was_moved(file, run, teacher) and _difference_to(file.parent, run, facts) is None:
+                return file.parent
+    return results / name
+
+
+def _was_moved(file: Path, run: RunDescription, teacher: str) -> bool:
+    """Whether the teachers of a run lie elsewhere by now, not where they lay, and were called as its name says."""
+    try:
+        known = load(RunDescription, file)
+    except DataError:  # whoever works with that run says what is wrong
+        return False
+    moved = moved_teachers(file.parent, known, run)
+    gone = bool(moved) and not any(Path(old).exists() for old in moved)
+    return (gone or known.taught_by == run.taught_by) and teacher in names_of_teachers(file.parent, known)
 
 
 def _as_far_as_known(folder: Path, run: RunDescription) -> RunDescription:
@@ -209,9 +257,20 @@ def _difference_to(path: Path, run: RunDescription, facts: SharedFacts) -> str |
         return None
     known = load(RunDescription, path / RUN_FILE)
     kept = _FREE if known.taught_by else (*_FREE, "taught_by")
-    free = {name: getattr(known, name) for name in kept}
+    free = {name: getattr(known, name) for name in (*kept, *_same_elsewhere(path, known, run))}
     differs = _difference(known, replace(run, **free))
     return differs or _difference(facts.stored(path), facts.now)
+
+
+def _same_elsewhere(path: Path, known: RunDescription, run: RunDescription) -> Iterator[str]:
+    """What names a teacher, or first weights, that only lie at another place by now."""
+    if moved_teachers(path, known, run):
+        yield from ("teacher", "taught_by")
+    if known.weights is not None and run.weights is not None and known.weights.sha256 == run.weights.sha256:
+        yield "weights"
+    starts = (known.backbone_weights, run.backbone_weights)
+    if starts[0] != starts[1] and None not in starts and all_lie_at(path, *map(str, starts)):
+        yield "backbone_weights"
 
 
 def _difference(known: Any, now: Any, name: str = "") -> str | None:

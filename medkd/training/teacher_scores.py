@@ -17,6 +17,7 @@ from medkd.core.errors import RunError
 from medkd.core.kind_of_splits import are_outdated
 from medkd.core.made_from import MADE_FROM_FILE, note_inputs
 from medkd.core.meaning import check_meaning
+from medkd.core.moved import lies_at
 from medkd.core.paths import Root
 from medkd.core.patients import known_patients
 from medkd.core.plan import Plan
@@ -96,7 +97,7 @@ def score_teacher(
     chosen = choose_teacher(model, fold, split, cases, raw, patients)
     where = pick_device(device)
     predictor = Predictor.of(model, [chosen.fold], where, checkpoint=model.checkpoint_of(chosen.fold))
-    folder = _home(place.results / name, model) / f"fold_{fold}"
+    folder = _run_of(place.results / name, model) / f"fold_{fold}"
     _check_free(folder.parent)
     network = chosen.network()
     made = ScoredTeacher(
@@ -133,12 +134,17 @@ def find_scored(results: Path, model: ModelFolder[TrainedModel], fold: str) -> P
     """
     for run in sorted(results.glob("*")):
         for folder, record in scored_teachers(run).items():
-            if folder.name != f"fold_{fold}" or record.path != str(model.path):
+            if folder.name != f"fold_{fold}" or not _is_of(folder, record, model):
                 continue
             counts = (folder / VALIDATION / SUMMARY).exists() and why_not_done(folder) is None
             if counts and ((folder / MADE_FROM_FILE).exists() or _has_weights(record, model)):
                 return run
     return None
+
+
+def _is_of(folder: Path, record: ScoredTeacher, model: ModelFolder[TrainedModel]) -> bool:
+    """Whether the scores of a fold are those of a model, wherever it lay then."""
+    return record.path == str(model.path) or lies_at(folder, record.path, str(model.path))
 
 
 def _open(path: Path) -> ModelFolder[TrainedModel]:
@@ -181,6 +187,21 @@ def _home(results: Path, model: ModelFolder[TrainedModel]) -> Path:
             "%s holds the scores of %s, so those of %s go to %s", runs[0], next(iter(records[0])).path, teacher, chosen
         )
     return chosen
+
+
+def _run_of(results: Path, model: ModelFolder[TrainedModel]) -> Path:
+    """The run folder of a model's scores, wherever the model lay when it was scored first."""
+    return _kept(results, model.path) or _home(results, model)
+
+
+def _kept(results: Path, teacher: Path) -> Path | None:
+    """The run folder with the scores of a model that was moved, and may have been called otherwise, since then."""
+    for run in sorted(results.glob("*")):
+        for folder, record in scored_teachers(run).items():
+            moved = lies_at(folder, record.path, str(teacher)) and not Path(record.path).exists()
+            if moved or record.path == str(teacher):
+                return run
+    return None
 
 
 def _is_among(model: ModelFolder[TrainedModel], records: list[ScoredTeacher]) -> bool:

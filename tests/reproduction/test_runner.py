@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -284,6 +285,34 @@ def test_a_student_of_weights_that_were_replaced_is_due_again_and_made_anew_and_
     assert State(tmp_path, "toy").read()[student].command == tuple(
         nodes[student].command({"large-fold0": "run_large-fold0"})
     )
+
+
+def test_rows_of_a_model_that_was_moved_are_done_and_follow_it(tmp_path: Path) -> None:
+    results, path = tmp_path / "results" / "Dataset004_New", tmp_path / "toy.json"
+    path.write_text(json.dumps(recipe(teachers={"given": {"model": "x"}}, students={"tiny": {"network": "unet_tiny"}})))
+
+    def at(folder: Path) -> dict[str, Node]:
+        return build_graph(load_recipe(path), Place(name="toy", root=tmp_path, models={"given": folder}))
+
+    old, new = tmp_path / "old" / "net", tmp_path / "kept" / "better"
+    old.mkdir(parents=True)
+    (old / "weights.pt").write_bytes(b"weights")
+    go(tmp_path, at(old), PretendedEngine(results))
+    of_model = ("given-fold0", "tiny-kd-from-given-seed0-fold0")
+    for name in of_model:
+        note_inputs(results / f"run_{name}" / "fold_0", "3d_fullres", [old / "weights.pt"])
+    shutil.copytree(old, new)
+    (new / "weights.pt").write_bytes(b"others")
+    assert set(standing(at(new), State(tmp_path, "toy").read()).outdated) == set(of_model)
+    shutil.copyfile(old / "weights.pt", new / "weights.pt")
+    (old / "weights.pt").write_bytes(b"others")  # another model lies in the former place by now
+    again = PretendedEngine(results)
+    assert set(of_model) <= set(go(tmp_path, at(new), again).done) and again.begun == ["prepare"]
+    records = State(tmp_path, "toy").read()
+    assert standing(at(new), records) == Standing(records, {}) and all(
+        str(new) in records[name].command for name in of_model
+    )
+    assert changed_inputs(results / f"run_{of_model[1]}" / "fold_0", "3d_fullres") is None
 
 
 def test_an_interrupt_stops_the_engine(tmp_path: Path) -> None:
