@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import SEGMENTATION, dataset_task
-from medkd.core.errors import DataError, MedkdError, RunError
+from medkd.core.errors import DataError, MedkdError, PlanError, RunError
 from medkd.core.limits import option_name
 from medkd.core.paths import Root
 from medkd.core.plugins import Lazy
@@ -285,6 +285,20 @@ def refuse_foreign(task: Task, step: str, given: Iterable[str], subject: str, er
             raise error(
                 f"{option_name(foreign[0])} is for {other.name}, but {subject} is for {task.name}; leave it out."
             )
+
+
+def refuse_beside_like(given: Iterable[str]) -> None:
+    """What would change a plan that is taken from a teacher as it is.
+
+    Args:
+        given: names of the options of the preparation that were given, without those that every preparation takes.
+
+    Raises:
+        PlanError: one of them is for a plan of its own.
+    """
+    foreign = [option_name(name) for name in given if name not in ("like", "configurations")]
+    if foreign:
+        raise PlanError(f"{option_name('like')} takes the teacher's plan as it is; leave out {' and '.join(foreign)}.")
 
 
 def chosen_options(dataset: str | int, options: Any, settings: Mapping[str, Any]) -> tuple[Task, Any]:

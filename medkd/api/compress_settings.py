@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from medkd.core.errors import RunError
 from medkd.core.limits import is_whole
+from medkd.training import options
 from medkd.training.options import TrainOptions
 
 DECIDED = (
@@ -15,7 +16,7 @@ DECIDED = (
 )
 """Follow from the model and the sizes, or from what is there already."""
 
-TAUGHT = ("method_parameters", "unlabelled_share", "labels", "confidence", "targets", "targets_tta", "targets_limit")
+TAUGHT = tuple(name for name in options.TAUGHT if name not in DECIDED)
 """Are a teacher's matter: the student alone has none of them."""
 
 HANDED_OVER = tuple(entry.name for entry in fields(TrainOptions) if entry.name not in DECIDED)

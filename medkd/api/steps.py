@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medkd.api.folds import FOLDS, listed_folds, train_folds
 from medkd.core.errors import PlanError, RunError
-from medkd.core.limits import option_name
 from medkd.models.named import find_model, task_of_model
 from medkd.tasks import (
     chosen_options,
+    refuse_beside_like,
     refuse_foreign,
     refuse_unknown,
     task_of_dataset,
@@ -92,12 +92,7 @@ def plan_and_preprocess(
     shared = {"root": root, "workers": workers, "overwrite_plan": overwrite_plan, "verify": verify, "strict": strict}
     if like is None or task.prepare_like is None:
         return task.prepare(dataset, protocol=protocol, **shared, **wanted)
-    others = {"protocol": protocol, **wanted}
-    del others["like"]
-    others.pop("configurations", None)
-    foreign = [option_name(name) for name, value in others.items() if value is not None]
-    if foreign:
-        raise PlanError(f"{option_name('like')} takes the teacher's plan as it is; leave out {' and '.join(foreign)}.")
+    refuse_beside_like([*wanted, *([] if protocol is None else ["protocol"])])
     return task.prepare_like(dataset, Path(like), configurations=configurations, **shared)
 
 

@@ -13,6 +13,10 @@ from medkd.core.allocator import reuse_freed_memory
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``medkd_score_teacher``."""
+    return run(_score, _arguments, argv)
+
+
+def _arguments() -> argparse.ArgumentParser:
     arguments = parser(
         "Predict and score a fold's validation cases with a teacher that was trained elsewhere or on other data, so "
         "that medkd_report shows it beside its students.",
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument("fold", metavar="FOLD", help="0 to 4")
     arguments.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda where present)")
-    return run(_score, arguments, argv)
+    return arguments
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -47,7 +47,13 @@ def _arguments() -> argparse.ArgumentParser:
     add("--trials", type=common.positive, required=True, help="how many values are tried")
     add("--inner-folds", type=common.positive, default=1, help="on how many inner folds, 1 to 5 (default: 1)")
     add("--folder", type=Path, help="of the search (default: <root>/searches/DATASET_STUDENT_METHOD_FOLD)")
-    add("--teacher-options", default="", metavar="TEXT", help="options of the teacher's training, as one text")
+    add(
+        "--teacher-options",
+        type=_teacher_settings,
+        default="",
+        metavar="TEXT",
+        help="options of the teacher's training, as one text",
+    )
     add_target_options(parser, _DECIDED)
     add_training_options(parser, _DECIDED)
     return parser
@@ -72,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
         folder=folder,
         root=arguments.root,
         settings=_settings(arguments),
-        teacher_settings=_teacher_settings(arguments.teacher_options),
+        teacher_settings=arguments.teacher_options,
     )
     best = search_parameters(order, lambda line: print(line, flush=True))
     found = " ".join(f"--set {key}={value}" for key, value in best.parameters.items())

@@ -18,6 +18,7 @@ _FLAGS = {
     "configurations": "--configuration",
     "gpu_memory_gb": "--gpu-memory",
     "mirror": "--tta",
+    "orientation": "--reorient",
     "resume": "--continue",
     "folds": "-f",
     "method_parameters": "--set",

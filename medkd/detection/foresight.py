@@ -14,7 +14,7 @@ from medkd.detection.models import DetectorFolder
 from medkd.detection.options import DetectorOptions
 from medkd.detection.untrained import layers_of
 from medkd.models.base import open_model
-from medkd.training.options import check_start
+from medkd.training.options import check_start, refuse_taught
 
 _SIDE = 640  # of the input, on which nothing here depends
 _CLASSES = ("object",)
@@ -46,6 +46,7 @@ def foresee(
     spec = DetectorSpec(network, _CLASSES, options.image_size or _SIDE)
     if teacher is None:
         check_start(options.init, None)
+        refuse_taught(options)
         layers_of(spec)
         return
     theirs: Detector

@@ -15,7 +15,7 @@ from medkd.core.serial import from_data, nearest
 from medkd.reproduction.recipe import MethodRow, Recipe
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.search import whole_parameters
-from medkd.tasks import TASKS
+from medkd.tasks import TASKS, refuse_beside_like, refuse_foreign
 
 PREPARE_OPTIONS = (
     "configuration",
@@ -31,7 +31,10 @@ PREPARE_OPTIONS = (
     "strict",
     "no_verify",
 )
-"""Options of ``medkd_plan_and_preprocess`` that a recipe may set, by their names in Python."""
+"""Options of ``medkd_plan_and_preprocess`` that a recipe may set, by the command's names."""
+
+_OF_EVERY_PREPARATION = ("workers", "overwrite_plan", "strict", "no_verify")
+_IN_PYTHON = {"configuration": "configurations", "gpu_memory": "gpu_memory_gb", "reorient": "orientation"}
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
@@ -64,6 +67,7 @@ def unknown_settings(recipe: Recipe, task: str) -> list[str]:
         if option not in PREPARE_OPTIONS:
             known = f"{nearest(option, PREPARE_OPTIONS)} There are: {', '.join(PREPARE_OPTIONS)}."
             found.append(f"dataset.prepare: medkd_plan_and_preprocess has no '{option}'.{known}")
+    found += _said("dataset.prepare", partial(_check_prepare, recipe, task))
     protocols = {"protocol": recipe.protocol}
     shared = _said("settings", partial(_check_settings, recipe.settings, task))
     found += shared
@@ -114,6 +118,16 @@ def _check_format(data_format: str, task: str) -> None:
             f"'{data_format}' makes a data set for {made}, but the networks are for {task}; name another format, or "
             "other networks"
         )
+
+
+def _check_prepare(recipe: Recipe, task: str) -> None:
+    """Options of another task, and those of a plan of its own beside ``like``."""
+    given = {"protocol": recipe.protocol, **recipe.dataset.prepare}
+    names = [_IN_PYTHON.get(name, name) for name, value in given.items() if value not in (None, False)]
+    own = [name for name in names if name not in _OF_EVERY_PREPARATION]
+    refuse_foreign(TASKS[task], "prepare", own, "the recipe", DataError)
+    if "like" in own:
+        refuse_beside_like(own)
 
 
 def _check_settings(settings: Mapping[str, Any], task: str) -> None:

@@ -12,10 +12,12 @@ from medkd.core.device import check_device_of_runs
 from medkd.core.errors import WARNING, DataError, RunError
 from medkd.core.files import atomic_path, write_json
 from medkd.core.paths import Root
+from medkd.core.run import PLANS_FILE
 from medkd.core.serial import nearest
 from medkd.evaluation.report.data import MARGIN
 from medkd.evaluation.report.rank_figure import rank_picture
 from medkd.reproduction.checks import unknown_names
+from medkd.reproduction.commands import refused_words
 from medkd.reproduction.costs import costs
 from medkd.reproduction.engines import Engine, Needs, make_engine
 from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
@@ -132,7 +134,7 @@ class Work:
                 wanted[self.state.folder / f"ranks_{student}.{kind}"] = rank_picture(found, kind)
         for path in self.state.folder.glob("ranks_*.*"):
             if path not in wanted:
-                path.unlink()
+                path.unlink(missing_ok=True)  # where another run of the recipe ends at this moment
         for path, picture in wanted.items():
             with atomic_path(path) as temporary:
                 temporary.write_bytes(picture)
@@ -186,7 +188,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
         RunError: the engine cannot be had.
     """
     work = open_recipe(Path(path), options or ReproduceOptions())
-    for sentence in unknown_names(work.recipe):
+    for sentence in _unknown(work):
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
     nodes = work.chosen
@@ -225,7 +227,7 @@ def write_jobs(path: str | Path, options: ReproduceOptions | None = None) -> lis
     if options.engine != "slurm":
         raise RunError(f"--write is for --engine slurm, found --engine {options.engine}; change one of them.")
     work = open_recipe(Path(path), options)
-    for sentence in unknown_names(work.recipe):
+    for sentence in _unknown(work):
         raise DataError(f"{path}: {sentence}")
     _refuse_missing_models(work)
     _refuse_missing_optuna(work)
@@ -284,13 +286,19 @@ def check(path: str | Path, options: ReproduceOptions | None = None) -> Check:
     work = open_recipe(Path(path), options or ReproduceOptions())
     absent = {teacher: folder for teacher, folder in _models(work).items() if not folder.exists()}
     problems = [f"missing: {what}" for what in _missing(work, absent)]
-    unknown = unknown_names(work.recipe)
+    unknown = _unknown(work)
     problems += [f"unknown: {sentence}" for sentence in unknown]
     answers = [] if unknown else _answers(work, frozenset(absent))
     problems += [f"impossible: {answer.name}: {answer.reason}" for answer in answers if not answer.open]
     return Check(
         tuple(problems), tuple(costs(work)), tuple(open_lines(answers)), other_cases(work.recipe.dataset, work.root)
     )
+
+
+def _unknown(work: Work) -> list[str]:
+    """Names that mean nothing; where all mean something, what the commands would not understand."""
+    planned = (work.root.preprocessed / work.dataset / PLANS_FILE).exists()
+    return unknown_names(work.recipe) or refused_words(work.recipe, work.nodes, planned)
 
 
 def _missing(work: Work, absent: Mapping[str, Path]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from medkd.core.errors import DataError, LeakError, RunError
 from medkd.core.limits import option_name
 from medkd.core.splits import Split
 from medkd.training.job import FoldData, Job
-from medkd.training.options import TaughtOptions
+from medkd.training.options import LABELLING, TAUGHT, TaughtOptions, refuse_taught
 from medkd.training.plausibility import doubt
 
 NO_LABELS = "none"  # value of ``--labels``
@@ -99,13 +99,7 @@ def _refuse_alone(data: FoldData[Any, Any, T], method: str | None) -> None:
             f"{data.dataset} has no labelled case for fold {data.fold}, and {who} learns from labels only; train with "
             "a teacher and a method (medkd_train_distill), or add labels."
         )
-    defaults = {"unlabelled_share": None, "labels": "given", "confidence": 0.0}
-    for name, default in defaults.items():
-        if getattr(data.options, name, default) != default:
-            raise RunError(
-                f"{option_name(name)} is about what a teacher teaches, but {who} has no teacher to follow; leave it "
-                "out, or train with a method that follows a teacher."
-            )
+    refuse_taught(data.options, who, TAUGHT if method is None else LABELLING)
 
 
 def _warn_of_unprepared(data: FoldData[Any, Any, T], found: Sequence[str], noun: str) -> None:

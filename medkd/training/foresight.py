@@ -19,7 +19,7 @@ from medkd.networks import NETWORKS, SegmentationNetwork, fit_patch
 from medkd.networks.inheritance import check_inheritance
 from medkd.networks.reference import CLASSES, build_weightless, reference_spec
 from medkd.training.job import method_names
-from medkd.training.options import INIT_FROM_TEACHER, STORED_TARGETS, TrainOptions, check_start
+from medkd.training.options import INIT_FROM_TEACHER, STORED_TARGETS, TrainOptions, check_start, refuse_taught
 from medkd.training.segmentation_task import averages_targets
 from medkd.training.speed import check_compiled_taps
 
@@ -51,6 +51,7 @@ def foresee(
     student = _layers(network, options)
     if teacher is None:
         check_start(options.init, None)
+        refuse_taught(options)
         return
     averages_targets(options, fold, method)
     above = _teacher(teacher, options, method, labels, channels)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,10 @@ CACHED, OUT_OF_FOLD = "cached", "out-of-fold"
 """Values of ``--targets``."""
 STORED_TARGETS = (CACHED, OUT_OF_FOLD)
 """Those with which the teacher predicts before training."""
+LABELLING = ("unlabelled_share", "labels", "confidence")
+"""Options that need a method which follows a teacher."""
+TAUGHT = (*LABELLING, "method_parameters", "targets", "targets_tta", "targets_limit", "teachers")
+"""Options that need a teacher."""
 _SEPARATORS = ("/", "\\")
 
 
@@ -221,6 +225,26 @@ def check_start(init: str, method: str | None) -> None:
         raise RunError(
             f"--init must be random, or {INIT_FROM_TEACHER} for a student that has a teacher, found '{init}'."
         )
+
+
+def refuse_taught(options: RunOptions, who: str = "a network alone", names: Sequence[str] = TAUGHT) -> None:
+    """Refuse options that have nothing to act on without a teacher, which would be passed over in silence.
+
+    Args:
+        options: of the training.
+        who: is trained.
+        names: of the options that need a teacher there.
+
+    Raises:
+        RunError: one of them has another value than its default.
+    """
+    for entry in fields(options):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if entry.name in names and getattr(options, entry.name) != default:
+            raise RunError(
+                f"{option_name(entry.name)} is about what a teacher teaches, but {who} has no teacher to follow; leave "
+                "it out, or train with a method that follows a teacher."
+            )
 
 
 def check_share(name: str, value: float | None) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from medkd.core.errors import DataError
 from medkd.reproduction.checks import PREPARE_OPTIONS, unknown_names
+from medkd.reproduction.commands import refused_words
 from medkd.reproduction.graph import Place, build_graph
 from medkd.reproduction.recipe import load_recipe
 from tests.optional import needs_ultralytics
@@ -210,6 +211,85 @@ def test_settings_that_a_training_would_refuse_are_known_before_any(
         assert len(found) == 1
 
 
+def asked_of_the_commands(folder: Path, planned: bool = False, **changes: Any) -> list[str]:
+    """What the commands of a changed recipe would not understand."""
+    found = read(folder, recipe(**changes))
+    assert unknown_names(found) == []
+    nodes = build_graph(found, Place(name="toy", root=folder, models={"given": folder}))
+    return refused_words(found, nodes, planned)
+
+
+def prepared(**options: Any) -> dict[str, Any]:
+    """A data set with options of its preparation."""
+    return {"dataset": {"number": 900, "name": "P", "format": "phantom", "prepare": options}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"settings": {"targets": "cached"}},
+            "settings.targets: --targets is a teacher's matter, and 'large-fold0' is",
+        ),
+        ({"settings": {"teachers": ["x"]}}, "settings.teachers: --teacher is a teacher's matter"),
+        (
+            {"students": {"tiny": {"network": "unet_tiny", "settings": {"init": "teacher"}}}},
+            "students.tiny.settings.init: --init is a teacher's matter, and 'tiny-alone-seed0-fold0' is",
+        ),
+        (
+            {"methods": {"alone": {"method": "none", "settings": {"targets_tta": True}}}},
+            "methods.alone.settings.targets_tta: --targets-tta is a teacher's matter",
+        ),
+        (
+            {"teachers": {"large": {"network": "res_unet", "settings": {"confidence": 0.5}}}},
+            "teachers.large.settings.confidence: --confidence is a teacher's matter",
+        ),
+        (prepared(gpu_memory="lots"), "dataset.prepare.gpu_memory: must be a number above 0, found 'lots'."),
+        (prepared(workers=-3), "dataset.prepare.workers: must be a whole number of at least 1, found '-3'."),
+        (
+            prepared(strict="yes"),
+            "dataset.prepare.strict: medkd_plan_and_preprocess (run 'prepare') does not know --strict",
+        ),
+        (
+            prepared(configuration="5d"),
+            "dataset.prepare.configuration: a new plan has no '5d'. Did you mean '2d'? There",
+        ),
+    ],
+)
+def test_what_a_command_would_not_understand_is_known_before_any(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    (found,) = asked_of_the_commands(tmp_path, **changes)
+    assert found.startswith(sentence) and found.endswith(".") and "\n" not in found
+
+
+def test_the_commands_understand_what_a_teacher_may_be_told(tmp_path: Path) -> None:
+    settings = {"targets": "cached", "targets_tta": True, "teachers": ["x"], "confidence": 0.5, "init": "teacher"}
+    methods = {"alone": {"method": "none"}, "kd": {"method": "kd", "settings": settings}}
+    assert asked_of_the_commands(tmp_path, methods=methods) == []
+    assert asked_of_the_commands(tmp_path, planned=True, **prepared(configuration="my_own", workers=2)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (prepared(image_size=64), "dataset.prepare: image_size is for detection, but the recipe is for segmentation"),
+        (
+            prepared(like="given", gpu_memory=8),
+            "dataset.prepare: like takes the teacher's plan as it is; leave out gpu",
+        ),
+        (
+            {**prepared(like="given", workers=2), "protocol": "acf_bckd"},
+            "dataset.prepare: like takes the teacher's plan as it is; leave out protocol.",
+        ),
+    ],
+)
+def test_what_the_preparation_would_refuse_is_known_before_it(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    assert unknown_names(read(tmp_path, recipe(**changes)))[0].startswith(sentence)
+
+
 @pytest.mark.parametrize("changes", [{"protocol": "none"}, {"settings": {"protocol": "none"}}])
 def test_a_recipe_may_ask_for_no_protocol(changes: dict[str, Any], tmp_path: Path) -> None:
     assert unknown_names(read(tmp_path, recipe(**changes))) == []
@@ -236,7 +316,8 @@ def test_every_name_in_a_recipe_of_the_project_means_something(path: Path) -> No
     found = load_recipe(path)
     assert unknown_names(found) == []
     models = {name: Path("somewhere") for name, row in found.teachers.items() if row.model is not None}
-    assert len(build_graph(found, Place(name=path.stem, root=Path("root"), models=models))) > 2
+    nodes = build_graph(found, Place(name=path.stem, root=Path("root"), models=models))
+    assert len(nodes) > 2 and refused_words(found, nodes, planned=False) == []
 
 
 def test_students_of_models_of_one_name_have_runs_of_their_own(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from medkd.models.guard import seen_by
 from medkd.preprocessing.prepare import plan_and_preprocess
 from medkd.preprocessing.store import CaseStore
 from medkd.training.distillation import DistillationTrainer
-from medkd.training.options import TrainOptions
+from medkd.training.foresight import foresee
+from medkd.training.options import TAUGHT, TrainOptions
 from medkd.training.run import rehearse
 from medkd.training.sampling import UNLABELLED
 from medkd.training.segmentation_lesson import SegmentationLesson
@@ -247,9 +248,19 @@ def test_a_network_alone_passes_the_scans_over_and_says_so(root: Path, caplog: p
     with caplog.at_level(logging.INFO):
         folder = train(900, "unet_tiny", 0, _options(root))
     assert "4 scans without labels" in caplog.text and "unlabelled" not in read_json(folder / "split.json")
-    for changes in ({"labels": "none"}, {"unlabelled_share": 0.5}, {"confidence": 0.9}):
-        with pytest.raises(RunError, match="has no teacher to follow"):
-            train(900, "unet_tiny", 0, _options(root, tag="x", **changes))
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_network_alone_is_told_nothing_that_only_a_teacher_could_follow(trained: Path, name: str) -> None:
+    """Nor is it before the data are there; both would pass it over in silence."""
+    values = {"unlabelled_share": 0.5, "labels": "none", "confidence": 0.9, "targets": "cached", "targets_tta": True}
+    values |= {"targets_limit": 1.0, "teachers": ("x",), "method_parameters": {"kd.temperature": 2}}
+    options = _options(trained, tag="x", **{name: values[name]})
+    for ask in (dry_run, train):
+        with pytest.raises(RunError, match=f"{name} is about what a teacher teaches, but a network alone has no"):
+            ask(900, "unet_tiny", 0, options)
+    with pytest.raises(RunError, match=f"{name} is about what a teacher teaches"):
+        foresee("unet_tiny", "0", options)
 
 
 def test_scans_that_are_not_preprocessed_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
