@@ -97,7 +97,8 @@ def _main(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> ReproduceOptions:
     from medkd.reproduction.engines import Needs
-    from medkd.reproduction.reproduce import ReproduceOptions, parse_pairs
+    from medkd.reproduction.reproduce import ReproduceOptions
+    from medkd.reproduction.words import parse_pairs
 
     needs = Needs(
         jobs=arguments.jobs,
@@ -117,4 +118,5 @@ def _options(arguments: argparse.Namespace) -> ReproduceOptions:
         needs=needs,
         device=arguments.device,
         margin=arguments.margin,
+        modules=arguments.imports,
     )

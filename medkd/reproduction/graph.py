@@ -16,7 +16,7 @@ from medkd.reproduction.folders import RunTags
 from medkd.reproduction.recipe import Recipe, TeacherRow
 from medkd.reproduction.search import BEST_FILE, Best
 from medkd.reproduction.search_space import LOG, Search
-from medkd.reproduction.words import check_option, flag, text
+from medkd.reproduction.words import check_option, flag, import_words, text
 
 PREPARE = "prepare"
 SEARCHES = "searches"
@@ -116,10 +116,10 @@ class Node:
                 found.append(runs[word.node] if isinstance(word, Trained) else word)
         return found
 
-    def shown(self) -> str:
-        """The command for people; runs that are not there yet stand as ``<node>``."""
+    def shown(self, modules: Sequence[str] = ()) -> str:
+        """The command for people, with the modules that it imports; runs that are not there yet stand as ``<node>``."""
         words = [word if isinstance(word, str) else f"<{word.node}>" for word in self.words]
-        return f"medkd_{words[0]} {shlex.join(words[1:])}"
+        return f"medkd_{words[0]} {shlex.join([*import_words(modules), *words[1:]])}"
 
 
 @dataclass(frozen=True, kw_only=True)

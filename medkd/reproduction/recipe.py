@@ -98,7 +98,7 @@ class MethodRow:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher takes part, if only to give the first weights."""
-        return self.method != ALONE or self.settings.get("init", "random") != "random"
+        return self.method != ALONE or self.settings.get("init") not in (None, "random")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +25,12 @@ from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.rehearsals import Answer, open_lines, rehearse_runs
 from medkd.reproduction.results import Results, collect
-from medkd.reproduction.runner import Outcome, Runner, ensure_data, other_cases
+from medkd.reproduction.runner import LOST, Outcome, Runner, ensure_data, is_lost, other_cases
 from medkd.reproduction.scripts import write_scripts
 from medkd.reproduction.search import check_optuna
 from medkd.reproduction.state import State, standing
 from medkd.reproduction.table import WRITERS, json_rows
+from medkd.reproduction.words import import_words
 
 _CONVERT = "convert"
 
@@ -48,6 +48,7 @@ class ReproduceOptions:
         needs: what the engine is asked for.
         device: of every training; None leaves it to medkd.
         margin: the loss of the main metric up to which a student may replace its teacher.
+        modules: of the user's, which register networks or methods and which every command imports.
 
     Raises:
         RunError: device or margin mean nothing, or the engine has no use for what it is told.
@@ -61,12 +62,13 @@ class ReproduceOptions:
     needs: Needs = field(default_factory=Needs)
     device: str | None = None
     margin: float = MARGIN
+    modules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.device is not None:
             check_device_of_runs(self.device)
-        if not (isfinite(self.margin) and self.margin >= 0):
-            raise RunError(f"--margin expects a number of at least 0, found {self.margin:g}.")
+        if not 0 < self.margin < 1:
+            raise RunError(f"--margin expects a loss above 0 and below 1, for example 0.01, found {self.margin:g}.")
         for option, value, engine in (
             ("--address", self.needs.address, "ray"),
             ("--slurm", self.needs.options, "slurm"),
@@ -204,7 +206,7 @@ def reproduce(path: str | Path, options: ReproduceOptions | None = None, say: Ca
     Origin.of(Path(path), work.recipe).keep(work.state.folder)
     say(f"{len(nodes)} runs; records and logs: {work.state.folder}")
     try:
-        return Runner(nodes, work.state, engine, say).run()
+        return Runner(nodes, work.state, engine, say, work.options.modules).run()
     finally:
         work.write()
 
@@ -250,7 +252,7 @@ def _left(work: Work) -> dict[str, Node]:
 
 def _own_words(options: ReproduceOptions) -> list[str]:
     """The options as words of a command that is given elsewhere."""
-    words = ["--margin", f"{options.margin:g}"]
+    words = [*import_words(options.modules), "--margin", f"{options.margin:g}"]
     if options.data is not None:
         words += ["--data", str(Path(options.data).absolute())]
     for teacher, folder in options.models.items():
@@ -386,22 +388,6 @@ def status_lines(work: Work) -> list[str]:
     for name, node in work.chosen.items():
         status = now.records[name].status if name in now.records else "to do"
         again = f" (again: {now.outdated[name]})" if name in now.outdated else ""
-        lines.append(f"{status:8}{name}: {node.shown()}{again}")
+        lost = f" ({LOST})" if name in now.records and is_lost(now.records[name]) else ""
+        lines.append(f"{status:8}{name}: {node.shown(work.options.modules)}{again}{lost}")
     return lines
-
-
-def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """``NAME=VALUE`` → value by name.
-
-    Raises:
-        RunError: an entry is not of this form, or a name is given twice.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name or not value:
-            raise RunError(f"{option} expects NAME=VALUE, found '{pair}'.")
-        if name in found:
-            raise RunError(f"{option}: '{name}' is given twice; leave one out.")
-        found[name] = value
-    return found

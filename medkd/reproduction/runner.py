@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from medkd.reproduction.local import find_here
 from medkd.reproduction.recipe import Recipe, RecipeData
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.state import Record, State, is_refused_as_outdated, moved_words, runs_of, why_due
+from medkd.reproduction.words import import_words
 
 _ATTEMPTS = 2
 _PAUSE = 0.2  # seconds between two looks at what runs
@@ -28,6 +29,9 @@ _PHANTOM_CASES = 20
 _HELD = re.compile(r"is being trained by the process \d+ on ")  # a process of another machine, which may be lost
 _HELD_SECONDS = 360.0  # after which a lost one does not hold a fold any longer, see medkd.training.lock
 _LOOK_SECONDS = 30.0
+_PARTS_OF_LOCAL = 3  # words of a local engine's ticket
+STOPPED = "it was stopped; the same command goes on with it"
+LOST = "no process of this machine any more; the same command goes on with it"
 Say = Callable[[str], None]
 
 
@@ -123,10 +127,13 @@ class Runner:
         state: of the recipe.
         engine: that runs the commands.
         say: takes a line about the progress.
+        modules: of the user's, which every command imports; they are no part of what a record compares.
     """
 
-    def __init__(self, nodes: Mapping[str, Node], state: State, engine: Engine, say: Say) -> None:
-        self.nodes, self.state, self.engine, self.say = nodes, state, engine, say
+    def __init__(
+        self, nodes: Mapping[str, Node], state: State, engine: Engine, say: Say, modules: Sequence[str] = ()
+    ) -> None:
+        self.nodes, self.state, self.engine, self.say, self.modules = nodes, state, engine, say, modules
         self.records = state.read()
         self._runs = runs_of(self.records)
         self.outcome = Outcome()
@@ -150,8 +157,17 @@ class Runner:
         except BaseException:
             self.say("stopping; what was computed is kept, the same command goes on from there")
             self.engine.stop()
+            self._note_stopped()
             raise
         return self.outcome
+
+    def _note_stopped(self) -> None:
+        """Of the commands that ended with this one nobody says any longer that they run."""
+        for name in self.running:
+            record = self.records[name]
+            if self.engine.find(record.ticket) is None:
+                self.records[name] = replace(record, status="failed", ticket="", error=STOPPED)
+                self.state.write(name, self.records[name])
 
     def _begin_what_may(self) -> None:
         ready: list[Node] = []
@@ -220,7 +236,7 @@ class Runner:
         command = self._command(node)
         if node.name in self._anew:
             command = ["--overwrite" if word == "--continue" else word for word in command]
-        words = (sys.executable, "-m", "medkd", *command)
+        words = (sys.executable, "-m", "medkd", command[0], *import_words(self.modules), *command[1:])
         return Order(name=node.name, command=words, output=self.state.output(node.name), log=self.state.log(node.name))
 
     def _command(self, node: Node) -> list[str]:
@@ -288,6 +304,12 @@ class Runner:
         now = time.monotonic()
         self._not_before[name] = now + _LOOK_SECONDS
         return now - self._held.setdefault(name, now) < _HELD_SECONDS
+
+
+def is_lost(record: Record) -> bool:
+    """Whether the local engine began a command that is said to run and of which this machine has no process."""
+    of_local = len(record.ticket.split()) == _PARTS_OF_LOCAL
+    return record.status == "running" and of_local and find_here(record.ticket) is None
 
 
 def _duration(seconds: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from medkd.core.errors import DataError
+from medkd.core.errors import DataError, RunError
 from medkd.core.serial import nearest
 from medkd.tasks import every_task
 
@@ -45,8 +45,30 @@ def flag(name: str, value: Any) -> list[str]:
     return [flag, *map(text, values)]
 
 
+def import_words(modules: Sequence[str]) -> list[str]:
+    """Modules of the user's as a command is told to import them."""
+    return [word for module in modules for word in ("--import", module)]
+
+
 def text(value: Any) -> str:
     """A JSON value as the command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` → value by name.
+
+    Raises:
+        RunError: an entry is not of this form, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise RunError(f"{option} expects NAME=VALUE, found '{pair}'.")
+        if name in found:
+            raise RunError(f"{option}: '{name}' is given twice; leave one out.")
+        found[name] = value
+    return found

@@ -80,6 +80,8 @@ def test_a_start_from_the_teacher_needs_one(tmp_path: Path) -> None:
     methods = {"start": {"method": "none", "settings": {"init": "teacher"}}}
     found = read(tmp_path, recipe(methods=methods))
     assert {teacher for teacher, _, _ in found.combinations()} == {"large", "given"}
+    methods = {"alone": {"method": "none", "settings": {"init": None}}}
+    assert {teacher for teacher, _, _ in read(tmp_path, recipe(methods=methods)).combinations()} == {None}
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_scripts_are_written_and_nothing_is_submitted(pretended: Path, capsys: p
     path.write_text(json.dumps(TOY))
     asked = ["--engine", "slurm", "--write", "--cpus", "3", "--gpus", "1", "--memory", "7", "--jobs", "2"]
     asked += ["--slurm", "partition=gpu", "--slurm", "timeout_min=90", "--device", "cuda"]
+    asked += ["--import", "string"]
     assert main([str(path), "--root", str(root), *asked]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [file.name for file in written[:1]] == ["01_prepare.sh"] and written[-1].name == "submit.sh"
@@ -56,6 +57,7 @@ def test_scripts_are_written_and_nothing_is_submitted(pretended: Path, capsys: p
     assert f"#SBATCH --output='{root}/reproductions/toy/slurm_scripts/01_prepare_%a.log'\n" in text
     for line in ("array=0-0%2", "cpus-per-task=3", "gpus-per-node=1", "mem=7168M", "partition=gpu", "time=90"):
         assert f"#SBATCH --{line}\n" in text
+    assert " --import string --margin 0.01 --device cuda --only " in text
 
 
 def test_submitted_scripts_do_every_run_once_after_what_it_needs(
