@@ -14,6 +14,7 @@ from medkd.core.run_files import Cost
 from medkd.core.teachers import Origin, apart
 from medkd.core.timing import Spread, Timings
 from medkd.evaluation.report.labels import tag_of
+from medkd.evaluation.report.recipes import RecipeTable
 from medkd.evaluation.statistics import Answer, Interval, PairedDifference, has_learnt, may_replace, patients_of
 
 Role = Literal["teacher", "alone", "distilled"]
@@ -159,6 +160,7 @@ class Report:
         margin: the loss of the first metric up to which a student may replace its teacher.
         raw: the raw data set, for pictures; None where there is none.
         timings: how the runs' times were measured; None where they were not.
+        recipes: tables of recipes on this data set.
     """
 
     title: str
@@ -167,6 +169,7 @@ class Report:
     margin: float = MARGIN
     raw: Path | None = None
     timings: Timings | None = None
+    recipes: tuple[RecipeTable, ...] = ()
 
     @cached_property
     def scored(self) -> tuple[RunEntry, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medkd.core.agreements import agreement_text
@@ -16,6 +17,7 @@ from medkd.evaluation.report.html import chart, document, folded, section
 from medkd.evaluation.report.provenance import provenance, settings
 from medkd.evaluation.report.rank_figure import rank_section
 from medkd.evaluation.report.read import read_report, shown_folds
+from medkd.evaluation.report.recipes import read_tables, recipe_section
 from medkd.evaluation.report.tables import csv_text, latex_text
 
 _TABLES = (".csv", ".tex")  # beside the page
@@ -53,7 +55,9 @@ def make_report(
     folders = Root.resolve(root)
     name = folders.dataset_name(dataset)
     results = folders.results / name
-    write_report(path, read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name)))
+    report = read_report(results, fold, runs, margin=margin, raw=folders.raw_dataset(name))
+    recipes = read_tables(folders.raw.parent / "reproductions", name)
+    write_report(path, replace(report, recipes=recipes))
     return path
 
 
@@ -126,6 +130,7 @@ def write_report(path: Path, report: Report) -> None:
             *_with_legend(report, chart(figures.trade_off(report, report.task.main), "trade-off", kind="large")),
         ),
         rank_section(report),
+        recipe_section(report.recipes),
         page.exports(report),
         *after,
         _training(report),
