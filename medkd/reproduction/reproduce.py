@@ -24,7 +24,8 @@ from medkd.reproduction.origin import Origin
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
 from medkd.reproduction.rehearsals import Answer, open_lines, rehearse_runs
-from medkd.reproduction.results import Results, collect
+from medkd.reproduction.results import collect
+from medkd.reproduction.rows import Results
 from medkd.reproduction.runner import LOST, Outcome, Runner, ensure_data, is_lost, other_cases
 from medkd.reproduction.scripts import write_scripts
 from medkd.reproduction.search import check_optuna

@@ -11,7 +11,7 @@ from typing import Any
 from medkd.evaluation.report.tables import latex_escaped
 from medkd.evaluation.statistics import Interval
 from medkd.evaluation.table import format_interval
-from medkd.reproduction.results import Results, Row
+from medkd.reproduction.rows import Results, Row
 
 _UNDECIDED = "="
 _ANSWERS = {"yes": "yes", "no": "no", "open": "open", "nothing": "not learnt"}
@@ -86,7 +86,7 @@ def markdown(results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """What the table cannot say in its cells."""
-    lines = ["", *_about_chance(results)]
+    lines = ["", *_about_chance(results), *_about_others(results)]
     for student in results.ranks:
         lines += _ranking(results, student)
     lines += [f"no ranks are tested for {student}: {reason}" for student, reason in results.unranked.items()]
@@ -111,6 +111,33 @@ def _about_chance(results: Results) -> list[str]:
         )
     if results.counted:
         lines.append(f"intervals, p and ranks are over patients: {results.counted}")
+    return lines
+
+
+def _about_others(results: Results) -> list[str]:
+    """With which rows others are compared, where that is not plain."""
+    lines = []
+    for student in dict.fromkeys(row.student for row in results.rows if row.alone):
+        lines += _alone_of(results, student)
+    judges = {row.judged_by: None for row in results.rows if row.kind == "alone" and row.judged_by}
+    if len([row for row in results.rows if row.kind == "teacher"]) > 1:
+        lines += [f"students alone are compared with the teacher {name}" for name in judges]
+    if results.judges:
+        lines.append(f"students alone are compared with no teacher, as there are several: {', '.join(results.judges)}")
+    return lines
+
+
+def _alone_of(results: Results, student: str | None) -> list[str]:
+    """Which of several rows of a student alone the others are compared with, and which have another budget."""
+    mine = [row for row in results.rows if row.student == student]
+    lines = []
+    if sum(row.kind == "alone" for row in mine) > 1:
+        for alone in dict.fromkeys(row.alone for row in mine if row.alone):
+            ways = ", ".join(row.way for row in mine if row.alone == alone)
+            lines.append(f"{results.metrics[0].name} − alone, of {student}: to the row {alone} for {ways}")
+    for row in mine:
+        if row.budget:
+            lines.append(f"{student} {row.way} is compared with {row.alone}, which has another budget: {row.budget}")
     return lines
 
 
@@ -184,6 +211,7 @@ def json_rows(results: Results) -> list[dict[str, Any]]:
         for key, value in row.values.items():
             entry[key] = _plain(value)
         entry["minus_alone"], entry["minus_teacher"] = _plain(row.to_alone), _plain(row.to_teacher)
+        entry["compared_with"] = {"alone": row.alone, "another_budget": row.budget, "teacher": row.judged_by}
         entry["p_holm"] = row.p if isfinite(row.p) else None
         entry["replaces_teacher"] = row.replaces
         if row.tuned:

@@ -14,7 +14,8 @@ from medkd.evaluation.report.segmentation_scores import SegmentationScores
 from medkd.evaluation.segmentation.cases import ClassScore
 from medkd.evaluation.segmentation.results import CaseScores, Summary
 from medkd.evaluation.statistics import RESAMPLES, may_replace, mean_interval, paired_difference
-from medkd.reproduction.results import Row, _case_means, _difference
+from medkd.reproduction.comparisons import _case_means, _difference
+from medkd.reproduction.rows import Row
 
 NAN = float("nan")
 DIAGONAL = 300.0
@@ -176,4 +177,4 @@ def test_ranks_over_seeds_follow_the_shown_scores() -> None:
 
 
 def _row(method: str, scores: list[SegmentationScores]) -> Row:
-    return SimpleNamespace(method=method, teacher=None, scores=scores)  # type: ignore[return-value]
+    return SimpleNamespace(method=method, way=method, scores=scores)  # type: ignore[return-value]
