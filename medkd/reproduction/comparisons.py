@@ -122,17 +122,24 @@ def _difference(first: Row, second: Row | None, metric: str) -> PairedDifference
 
 
 def _mean_difference(first: Row, second: Row, metric: str) -> PairedDifference | None:
-    """Where no case has a score of its own (average precision): the mean over the seeds, bounds and p likewise."""
-    pairs = [(mine, theirs) for mine in first.scores for theirs in second.scores]
+    """Where no case has a score of its own (average precision): of the means over the seeds. A task that cannot draw
+    seeds gives the widest bounds and the largest p of all pairs of them.
+    """
+    together = getattr(first.scores[0], "compare_seeds", None)
+    if together is not None:
+        difference: PairedDifference | None = together(first.scores, second.scores).of(metric)
+        return difference
     found = []
-    for mine, theirs in pairs:
-        difference = mine.compare(theirs).of(metric)
-        if difference is not None:
-            found.append(difference)
+    for mine in first.scores:
+        for theirs in second.scores:
+            difference = mine.compare(theirs).of(metric)
+            if difference is not None:
+                found.append(difference)
     if not found:
         return None
-    mean = mean_over_seeds(found)
-    return PairedDifference(mean.mean, mean.low, mean.high, mean.n, max(difference.p for difference in found))
+    mean = float(np.mean([one.mean for one in found]))
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    return PairedDifference(mean, low, high, min(one.n for one in found), max(one.p for one in found))
 
 
 def _corrected(rows: list[Row]) -> list[Row]:

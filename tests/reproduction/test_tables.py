@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from medkd.core.run import Budget, NetworkSpec, RunDescription
+from medkd.evaluation.detection.predictions import Boxes
+from medkd.evaluation.detection.results import DetectionSummary
+from medkd.evaluation.report.detection_scores import DetectionScores
 from medkd.evaluation.report.segmentation_scores import METRICS, SegmentationScores
 from medkd.evaluation.report.segmentation_task import SEGMENTATION
 from medkd.evaluation.segmentation.cases import ClassScore
 from medkd.evaluation.segmentation.results import CaseScores, Summary
+from medkd.evaluation.statistics import PairedDifference
 from medkd.reproduction import table
-from medkd.reproduction.comparisons import compared, mean_over_seeds, ranked, teachers_of_all
+from medkd.reproduction.comparisons import _difference, compared, mean_over_seeds, ranked, teachers_of_all
 from medkd.reproduction.recipe import MethodRow, Recipe, RecipeData, StudentRow, TeacherRow
 from medkd.reproduction.rows import Results, Row
 
@@ -142,3 +148,39 @@ def test_a_student_alone_is_compared_with_the_teacher_of_all_folds() -> None:
     none = results(rows, ["imported", "own"])
     assert none.rows[2].to_teacher is None and none.rows[2].replaces is None
     assert "compared with no teacher, as there are several: imported, own" in table.text(none)
+
+
+def boxes(found: Sequence[bool]) -> DetectionScores:
+    """Of images with one box each, which is found or not."""
+    box, names = Boxes.of([[0, 0, 9, 9]], [0]), [f"{image:02d}" for image in range(len(found))]
+    nothing = Boxes.of(np.zeros((0, 4)), [], [])
+    seen = {}
+    for name, hit in zip(names, found, strict=True):
+        seen[name] = SimpleNamespace(found=replace(box, scores=np.ones(1)) if hit else nothing)
+    summary = DetectionSummary(categories=("a",), truths=dict.fromkeys(names, box), values={})
+    return DetectionScores(SimpleNamespace(images=seen), summary)  # type: ignore[arg-type]
+
+
+def seeds(*found: Any) -> Any:
+    """A row with these scores."""
+    return SimpleNamespace(scores=found)
+
+
+def test_seeds_of_detectors_are_drawn_too() -> None:
+    good, bad, middle = boxes([True] * 20), boxes([False] * 20), boxes([True, False] * 10)
+    found = _difference(seeds(good, bad), seeds(middle, middle), "AP")
+    assert found is not None and found.low < -0.3 and found.high > 0.3 and found.p > 0.2
+    one = _difference(seeds(good), seeds(middle), "AP")
+    assert one == good.compare(middle).of("AP")
+
+
+def test_a_task_that_draws_no_seeds_gives_the_widest_bounds() -> None:
+    def seed(mean: float) -> Any:
+        def compare(other: Any) -> Any:
+            return SimpleNamespace(of=lambda metric: PairedDifference(mean, mean - 0.01, mean + 0.01, 9, 0.002))
+
+        return SimpleNamespace(compare=compare)
+
+    found = _difference(seeds(seed(0.15), seed(-0.05)), seeds(seed(0)), "AP")
+    assert found is not None and (found.mean, found.n, found.p) == (pytest.approx(0.05), 9, 0.002)
+    assert (found.low, found.high) == (pytest.approx(-0.06), pytest.approx(0.16))

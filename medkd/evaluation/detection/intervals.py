@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from medkd.core.errors import DataError
@@ -76,22 +78,65 @@ def paired_differences(
     Raises:
         DataError: the two do not have the same images, reference boxes and classes.
     """
-    if not _comparable(first, second):
-        raise DataError(
-            "Two sets of detections can be compared on the same images, reference boxes and classes only; score them "
-            "alike."
-        )
-    groups = np.arange(first.number) if groups is None else groups
+    return crossed_differences([first], [second], groups, level=level, seed=seed, resamples=resamples)
+
+
+def crossed_differences(
+    first: Sequence[Matches],
+    second: Sequence[Matches],
+    groups: np.ndarray | None = None,
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[Key, PairedDifference]:
+    """:func:`paired_differences` of two models that were both trained with several seeds: the difference of the means
+    over these.
+
+    Seeds are a random effect, as in :func:`~medkd.evaluation.ranking.crossed_difference`: each sample draws the seeds
+    of either model and the images (patients), these the same for all. With one seed on each side it is
+    :func:`paired_differences`.
+
+    Args:
+        first: detections of each seed of one model.
+        second: of another one, on the same images in the same order.
+        groups: place of each image's patient; None draws images.
+        level: coverage.
+        seed: of the resampling.
+        resamples: bootstrap samples.
+
+    Raises:
+        DataError: not all have the same images, reference boxes and classes.
+    """
+    for other in (*first, *second):
+        if not _comparable(first[0], other):
+            raise DataError(
+                "Sets of detections can be compared on the same images, reference boxes and classes only; score them "
+                "alike."
+            )
+    groups = np.arange(first[0].number) if groups is None else groups
     count = len(np.unique(groups))
-    weights = resampled_weights(groups, resamples, seed)
-    ours, theirs = _estimates(first), _estimates(second)
-    our_samples, their_samples = measure(first, weights), measure(second, weights)
+    weights, random = resampled_weights(groups, resamples, seed), np.random.default_rng(seed)
+    ours, theirs = (_over_seeds(side, weights, random) for side in (first, second))
     found = {}
-    for key in ours:
-        drawn = our_samples[key] - their_samples[key]
-        interval = percentile_interval(ours[key] - theirs[key], drawn, count, level)
-        p = resampled_p(drawn, count)
-        found[key] = PairedDifference(interval.mean, interval.low, interval.high, count, p)
+    for key, (mean, samples) in ours.items():
+        drawn = samples - theirs[key][1]
+        interval = percentile_interval(mean - theirs[key][0], drawn, count, level)
+        found[key] = PairedDifference(interval.mean, interval.low, interval.high, count, resampled_p(drawn, count))
+    return found
+
+
+def _over_seeds(
+    side: Sequence[Matches], weights: np.ndarray, random: np.random.Generator
+) -> dict[Key, tuple[float, np.ndarray]]:
+    """The mean over the seeds, and that over as many drawn ones in each sample of the images ``(resamples,)``."""
+    once = [_estimates(seed) for seed in side]
+    samples = [measure(seed, weights) for seed in side]
+    drawn, places = random.integers(len(side), size=(len(side), len(weights))), np.arange(len(weights))
+    found = {}
+    for key in once[0]:
+        mean = float(np.mean([estimates[key] for estimates in once]))
+        found[key] = mean, np.stack([sample[key] for sample in samples])[drawn, places].mean(axis=0)
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from medkd.core.errors import DataError
 from medkd.evaluation.cross_validation import merge_folds
 from medkd.evaluation.detection.folds import DetectionFolds
-from medkd.evaluation.detection.intervals import paired_differences
+from medkd.evaluation.detection.intervals import crossed_differences
 from medkd.evaluation.detection.matching import FALSE, TRUE, match_froc
 from medkd.evaluation.detection.metrics import Key, Matches, compare_boxes
 from medkd.evaluation.detection.predictions import Boxes, DetectionPredictions
@@ -67,14 +67,25 @@ class DetectionScores:
         Raises:
             DataError: they were scored with other classes, rules or reference boxes.
         """
-        ours, theirs = self.summary, other.summary
-        if (ours.categories, ours.rules) != (theirs.categories, theirs.rules):
+        return self.compare_seeds([self], [other])
+
+    @staticmethod
+    def compare_seeds(first: Sequence[DetectionScores], second: Sequence[DetectionScores]) -> DetectionDifferences:
+        """The means over the seeds of two runs, on the same bootstrap samples of the images that all were scored on;
+        of several seeds these are drawn, too.
+
+        Raises:
+            DataError: they were scored with other classes, rules or reference boxes.
+        """
+        every = [*first, *second]
+        summaries = [scores.summary for scores in every]
+        if any((one.categories, one.rules) != (summaries[0].categories, summaries[0].rules) for one in summaries):
             raise DataError("Two runs were scored with other classes or rules; validate them anew.")
-        shared = sorted(set(self.cases) & set(other.cases))
+        shared = sorted(set.intersection(*(set(scores.cases) for scores in every)))
         if not shared:
             return DetectionDifferences({})
-        groups = groups_of(shared, patients_of([self, other]))
-        return DetectionDifferences(paired_differences(self.matches(shared), other.matches(shared), groups))
+        ours, theirs = ([scores.matches(shared) for scores in side] for side in (first, second))
+        return DetectionDifferences(crossed_differences(ours, theirs, groups_of(shared, patients_of(every))))
 
     @cached_property
     def cut(self) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from medkd.core.errors import DataError, MedkdError
 from medkd.evaluation.detection.coco import COCO_METRICS, coco_scores
-from medkd.evaluation.detection.intervals import intervals, paired_differences
+from medkd.evaluation.detection.intervals import crossed_differences, intervals, paired_differences
 from medkd.evaluation.detection.matching import THRESHOLDS, overlaps
 from medkd.evaluation.detection.metrics import (
     RATES,
@@ -278,6 +278,20 @@ def test_paired_differences() -> None:
     assert not paired_differences(*few)["", "AP50"].clear
     with pytest.raises(DataError, match="same images"):
         paired_differences(first, few[0])
+
+
+def test_seeds_are_drawn_as_images_are() -> None:
+    """Where seeds differ more than images do, the interval must know of it."""
+    found, truths = random_pair(7, images=40, noise=1)
+    blind = [Boxes(f.boxes + 500, f.classes, f.scores) for f in found]
+    halved = [f if image % 2 else b for image, (f, b) in enumerate(zip(found, blind, strict=True))]
+    good, bad, middle = (compare_boxes(f, truths, NAMES[:2]) for f in (found, blind, halved))
+    several = crossed_differences([good, bad], [middle, middle])["", "AP50"]
+    alone = [paired_differences(one, middle)["", "AP50"] for one in (good, bad)]
+    assert several.mean == pytest.approx((alone[0].mean + alone[1].mean) / 2)
+    assert several.low < alone[1].mean < alone[0].mean < several.high and several.p > 0.2
+    assert max(one.p for one in alone) < 0.01 and not several.clear
+    assert crossed_differences([good], [middle]) == paired_differences(good, middle)
 
 
 def test_without_pycocotools_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
