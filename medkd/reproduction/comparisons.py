@@ -129,17 +129,22 @@ def _mean_difference(first: Row, second: Row, metric: str) -> PairedDifference |
     if together is not None:
         difference: PairedDifference | None = together(first.scores, second.scores).of(metric)
         return difference
-    found = []
-    for mine in first.scores:
-        for theirs in second.scores:
-            difference = mine.compare(theirs).of(metric)
-            if difference is not None:
-                found.append(difference)
+    found = _of_pairs(first, second, metric)
     if not found:
         return None
     mean = float(np.mean([one.mean for one in found]))
     low, high = min(one.low for one in found), max(one.high for one in found)
     return PairedDifference(mean, low, high, min(one.n for one in found), max(one.p for one in found))
+
+
+def _of_pairs(first: Row, second: Row, metric: str) -> list[PairedDifference]:
+    """The differences of each seed to each, as far as they are defined."""
+    found = []
+    for mine in first.scores:
+        for theirs in second.scores:
+            difference = mine.compare(theirs).of(metric)
+            found += [] if difference is None else [difference]
+    return found
 
 
 def _corrected(rows: list[Row]) -> list[Row]:

@@ -236,6 +236,7 @@ class Runner:
         command = self._command(node)
         if node.name in self._anew:
             command = ["--overwrite" if word == "--continue" else word for word in command]
+        self.state.mark(node.name, command)
         words = (sys.executable, "-m", "medkd", command[0], *import_words(self.modules), *command[1:])
         return Order(name=node.name, command=words, output=self.state.output(node.name), log=self.state.log(node.name))
 

@@ -37,6 +37,8 @@ class Record:
         folder: the fold folder that it trained, now or before; empty where there is none.
         error: the last line that it said when it failed.
         warnings: what it warned of.
+        run_from: byte of its log at which the words of this run begin, those of goes that it goes on from included.
+        go_from: byte of its log at which the words of the last go begin.
     """
 
     command: tuple[str, ...]
@@ -48,6 +50,8 @@ class Record:
     folder: str = ""
     error: str = ""
     warnings: tuple[str, ...] = ()
+    run_from: int = 0
+    go_from: int = 0
     schema: int = 1
 
 
@@ -62,6 +66,7 @@ class State:
     def __init__(self, root: Path, name: str) -> None:
         self.folder = root / _FOLDER / name
         self._records = self.folder / "runs"
+        self._marks: dict[str, tuple[int, int]] = {}
 
     def read(self) -> dict[str, Record]:
         """Node → its record.
@@ -86,11 +91,30 @@ class State:
         """Where what a command says of its progress goes."""
         return self._records / f"{node}.log"
 
+    def mark(self, node: str, command: Sequence[str]) -> None:
+        """Note where in its log the words of a command that an engine is about to begin will start, and those of its
+        run: where the command goes on with what it did not end, at the first of them.
+
+        Args:
+            node: whose command it is.
+            command: its words, as they are given to the engine; with others than before a run begins anew.
+        """
+        log, path = self.log(node), self._records / f"{node}.json"
+        there = log.stat().st_size if log.exists() else 0
+        known = load(Record, path) if path.exists() else None
+        goes_on = known is not None and known.status != "done" and list(known.command) == list(command)
+        self._marks[node] = (min(known.run_from, there) if known is not None and goes_on else there), there
+
     def begin(self, node: str, command: list[str], attempts: int, ticket: str, folder: str = "") -> Record:
         """Record that a command runs; a folder that it made before is remembered."""
+        if node not in self._marks:
+            self.mark(node, command)
+        run_from, go_from = self._marks.pop(node)
         record = Record(
             command=tuple(command),
             status="running",
+            run_from=run_from,
+            go_from=go_from,
             attempts=attempts,
             ticket=ticket,
             started=time.time(),
@@ -101,20 +125,20 @@ class State:
 
     def end(self, node: Node, record: Record, code: int) -> Record:
         """Record how a command ended."""
-        ended = replace(record, ticket="", seconds=time.time() - record.started, warnings=self._warnings(node))
+        ended = replace(record, ticket="", seconds=time.time() - record.started, warnings=self._warnings(node, record))
         if code == 0:
             folder = self._last_line(self.output(node.name)) if node.kind != "prepare" else ""
             ended = replace(ended, status="done", folder=folder, error="")
         else:
-            ended = replace(ended, status="failed", error=self._why(node, code))
+            ended = replace(ended, status="failed", error=self._why(node, record, code))
         self.write(node.name, ended)
         return ended
 
-    def _why(self, node: Node, code: int) -> str:
+    def _why(self, node: Node, record: Record, code: int) -> str:
         """Its last words, where it had time for some."""
         if code < 0:
             return f"it was killed: {signal.strsignal(-code) or f'signal {-code}'}"
-        said = self._last_line(self.log(node.name)).removeprefix("error: ")
+        said = self._last_line(self.log(node.name), record.go_from).removeprefix("error: ")
         if said and not said.startswith(WARNING):
             return said
         if node.words[0] == "convert":
@@ -124,19 +148,24 @@ class State:
             )
         return f"it ended with status {code}, see {self.output(node.name)}"
 
-    def _warnings(self, node: Node) -> tuple[str, ...]:
+    def _warnings(self, node: Node, record: Record) -> tuple[str, ...]:
         """Each of its warnings once."""
         log = self.log(node.name)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        lines = _said(log, record.run_from).splitlines()
         found = dict.fromkeys(line.removeprefix(WARNING) for line in lines if line.startswith(WARNING))
         more = len(found) - _SHOWN
         return (*list(found)[:_SHOWN], *([f"and {more} more times, see {log}"] if more > 0 else []))
 
     @staticmethod
-    def _last_line(path: Path) -> str:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        lines = [line for line in text.splitlines() if line.strip()]
+    def _last_line(path: Path, start: int = 0) -> str:
+        lines = [line for line in _said(path, start).splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
+
+
+def _said(path: Path, start: int) -> str:
+    """A file from a byte on; all of it where it was begun anew since; nothing where it is not there."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[start if start <= len(content) else 0 :].decode("utf-8", errors="replace")
 
 
 def why_due(node: Node, record: Record | None, command: Sequence[str]) -> str | None:

@@ -118,24 +118,37 @@ def _about_others(results: Results) -> list[str]:
     """With which rows others are compared, where that is not plain."""
     lines = []
     for student in dict.fromkeys(row.student for row in results.rows if row.alone):
-        lines += _alone_of(results, student)
-    judges = {row.judged_by: None for row in results.rows if row.kind == "alone" and row.judged_by}
-    if len([row for row in results.rows if row.kind == "teacher"]) > 1:
-        lines += [f"students alone are compared with the teacher {name}" for name in judges]
+        mine = [row for row in results.rows if row.student == student]
+        lines += [*_alone_of(results, student, mine), *_budgets(student, mine)]
+    return lines + _judges(results)
+
+
+def _judges(results: Results) -> list[str]:
+    """With which of several teachers students alone are compared."""
     if results.judges:
-        lines.append(f"students alone are compared with no teacher, as there are several: {', '.join(results.judges)}")
-    return lines
+        return [f"students alone are compared with no teacher, as there are several: {', '.join(results.judges)}"]
+    if sum(row.kind == "teacher" for row in results.rows) < 2:
+        return []
+    judges = dict.fromkeys(row.judged_by for row in results.rows if row.kind == "alone" and row.judged_by)
+    return [f"students alone are compared with the teacher {name}" for name in judges]
 
 
-def _alone_of(results: Results, student: str | None) -> list[str]:
-    """Which of several rows of a student alone the others are compared with, and which have another budget."""
-    mine = [row for row in results.rows if row.student == student]
+def _alone_of(results: Results, student: str | None, rows: Sequence[Row]) -> list[str]:
+    """Which of several rows of a student alone its others are compared with."""
+    if sum(row.kind == "alone" for row in rows) < 2:
+        return []
+    ways: dict[str, list[str]] = {}
+    for row in rows:
+        if row.alone is not None:
+            ways.setdefault(row.alone, []).append(row.way)
+    start = f"{results.metrics[0].name} − alone, of {student}: to the row"
+    return [f"{start} {alone} for {', '.join(names)}" for alone, names in ways.items()]
+
+
+def _budgets(student: str | None, rows: Sequence[Row]) -> list[str]:
+    """Which rows are compared with one of another budget."""
     lines = []
-    if sum(row.kind == "alone" for row in mine) > 1:
-        for alone in dict.fromkeys(row.alone for row in mine if row.alone):
-            ways = ", ".join(row.way for row in mine if row.alone == alone)
-            lines.append(f"{results.metrics[0].name} − alone, of {student}: to the row {alone} for {ways}")
-    for row in mine:
+    for row in rows:
         if row.budget:
             lines.append(f"{student} {row.way} is compared with {row.alone}, which has another budget: {row.budget}")
     return lines

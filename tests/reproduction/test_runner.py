@@ -28,7 +28,7 @@ from medkd.reproduction.graph import Node, Place, Trained, build_graph
 from medkd.reproduction.local import LocalEngine
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.runner import Outcome, Runner, ensure_data
-from medkd.reproduction.state import Standing, State, standing
+from medkd.reproduction.state import Record, Standing, State, standing
 from tests.reproduction.test_recipe import recipe
 
 
@@ -76,7 +76,8 @@ class PretendedEngine:
             run.mkdir(parents=True, exist_ok=True)
             order.output.parent.mkdir(parents=True, exist_ok=True)
             order.output.write_text(f"something\n{run}\n")
-            order.log.write_text(f"progress\nerror: {self.error}\n" if code else "progress\n")
+            with order.log.open("a") as log:
+                log.write(f"progress\nerror: {self.error}\n" if code else "progress\n")
             found.append(Pretended(code, f"ticket {order.name}"))
         self.handles += found
         return found
@@ -255,7 +256,8 @@ class RefusingEngine(PretendedEngine):
             why = changed_inputs(self.folder / f"run_{order.name}" / "fold_0", "3d_fullres")
             if why is not None and "--continue" in order.command:
                 handle.code = 1
-                order.log.write_text(f"error: {why}; restore them, or give --overwrite to start anew.\n")
+                with order.log.open("a") as log:
+                    log.write(f"error: {why}; restore them, or give --overwrite to start anew.\n")
         return found
 
 
@@ -398,3 +400,34 @@ def test_what_a_run_warned_of_is_said_and_kept_and_stands_below_the_table(tmp_pa
     assert found[:2] == ("case 0 is odd", "case 1 is odd") and found[10:] == (
         f"and 3 more times, see {state.log('first')}",
     )
+
+
+def test_words_of_earlier_commands_are_not_those_of_the_last(tmp_path: Path) -> None:
+    state, node = State(tmp_path, "toy"), Node(name="first", kind="student", words=("train", "4"))
+    state.output("first").parent.mkdir(parents=True)
+    state.output("first").write_text("/root/fold_0\n")
+
+    def done(command: list[str], said: str, code: int) -> Record:
+        state.mark("first", command)
+        with state.log("first").open("a") as log:  # an engine's command speaks before its record is written
+            log.write(said)
+        return state.end(node, state.begin("first", ["train", "4"], 1, "ticket"), code)
+
+    assert done(["train", "4"], "warning: no liver\nerror: memory ran out\n", 1).error == "memory ran out"
+    killed = done(["train", "4"], "warning: no spleen\n", 1)  # goes on, and ends without a word
+    assert killed.error.startswith("it ended with status 1") and killed.warnings == ("no liver", "no spleen")
+    assert done(["train", "4"], "", 1).error.startswith("it ended with status 1")
+    assert done(["train", "4"], "", 0).warnings == ("no liver", "no spleen")
+    assert done(["train", "4"], "warning: again\n", 0).warnings == ("again",)
+    assert done(["train", "4", "--overwrite"], "", 0).warnings == ()
+    assert state.log("first").read_text().count("warning") == 3
+
+
+def test_the_runner_marks_the_log_before_its_engine_begins(tmp_path: Path) -> None:
+    nodes = graph(tmp_path)
+    log = State(tmp_path, "toy").log("large-fold0")
+    log.parent.mkdir(parents=True)
+    log.write_text("warning: of another command\n")
+    go(tmp_path, nodes, PretendedEngine(tmp_path))
+    record = State(tmp_path, "toy").read()["large-fold0"]
+    assert record.warnings == () and record.go_from == len("warning: of another command\n")
