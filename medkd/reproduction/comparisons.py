@@ -26,7 +26,7 @@ from medkd.reproduction.rows import Row
 
 
 def mean_over_seeds(intervals: Sequence[Interval]) -> Interval:
-    """The mean over the seeds; its bounds are the means of their bounds, as their cases are the same."""
+    """The mean over the seeds; its bounds are the means of their bounds: they are over cases alone."""
     means = [interval.mean for interval in intervals]
     lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
     count = max(interval.n for interval in intervals)
@@ -71,6 +71,7 @@ def _compared(row: Row, rows: Sequence[Row], task: ReportTask, margin: float, te
         row,
         to_teacher=difference,
         judged_by=teacher.teacher,
+        of_teacher=_larger(row, teacher, metric),
         replaces=may_replace(difference, margin, **scores, learnt=task.learnt),
     )
 
@@ -84,7 +85,17 @@ def _beside_alone(row: Row, rows: Sequence[Row], metric: str) -> Row:
     difference = _difference(row, alone, metric)
     if alone is None or difference is None:
         return row
-    return replace(row, to_alone=difference, alone=alone.method, budget=", ".join(_budgets(alone, row)))
+    return replace(
+        row,
+        to_alone=difference,
+        alone=alone.method,
+        of_alone=_larger(row, alone, metric),
+        budget=", ".join(_budgets(alone, row)),
+    )
+
+
+def _larger(first: Row, second: Row, metric: str) -> int:
+    return max(first.values[metric].n, second.values[metric].n)
 
 
 _SETTINGS = ("network", "mirror_axes", "precision", "speed", "weights", "backbone_weights", "protocol")
@@ -176,7 +187,9 @@ def ranked(
             ranks[student] = rank_stability(means, groups=groups)
         found = critical_difference(means, groups)
         if found is None:
-            unranked[student] = why_not_ranked(means, unit, groups)
+            shares = table is None or bool(table.values.shape[1])
+            why = why_not_ranked(means, unit, groups) if shares else f"its rows share no {case} with a score"
+            unranked[student] = why
         else:
             differences[student] = found
     return ranks, differences, unranked

@@ -32,10 +32,12 @@ class Row:
         runs: descriptions of the runs that have scores, one for each of these.
         to_alone: difference of the main metric to the same student alone; None where it is not known.
         alone: method of the row that :attr:`to_alone` is the difference to.
+        of_alone: cases (or patients) of that row or of its own, of which there are more.
         budget: in what that row has another budget, ``epochs 24 instead of 96``; empty where in nothing.
         p: of that difference, corrected for the methods of this student (Holm).
         to_teacher: difference to the teacher.
         judged_by: name of that teacher, where there is a difference.
+        of_teacher: as :attr:`of_alone`.
         replaces: whether it may replace the teacher by the margin; None without a teacher's score.
         published: the paper's rows.
         failed: why runs failed.
@@ -55,10 +57,12 @@ class Row:
     values: Mapping[str, Interval] = field(default_factory=dict)
     to_alone: PairedDifference | None = None
     alone: str | None = None
+    of_alone: int = 0
     budget: str = ""
     p: float = nan
     to_teacher: PairedDifference | None = None
     judged_by: str | None = None
+    of_teacher: int = 0
     replaces: Answer | None = None
     published: tuple[Published, ...] = ()
     failed: tuple[str, ...] = ()
@@ -72,6 +76,11 @@ class Row:
         return (
             f"{self.method} from {self.teacher}" if self.method and self.teacher else self.method or str(self.teacher)
         )
+
+    @property
+    def uneven(self) -> bool:
+        """Whether its seeds were scored on other cases each, as long as folds are missing."""
+        return len({frozenset(score.cases) for score in self.scores}) > 1
 
     @property
     def told_apart(self) -> bool | None:

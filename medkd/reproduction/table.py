@@ -40,9 +40,9 @@ def cells(results: Results, row: Row) -> list[str]:
         found.append(_or_dash(None if value is None else format_interval(value, metric.decimals)))
     decimals = results.metrics[0].decimals if results.metrics else 3
     mark = f"{_UNDECIDED} " if row.told_apart is False else ""
-    found.append(mark + _signed(row.to_alone, decimals))
+    found.append(mark + _signed(row.to_alone, decimals, row.of_alone))
     found.append(f"{row.p:.3g}" if isfinite(row.p) else "–")
-    found.append(_signed(row.to_teacher, decimals))
+    found.append(_signed(row.to_teacher, decimals, row.of_teacher))
     answers = {**_ANSWERS, "few": f"too few {results.unit}s"}
     found.append(_or_dash(answers.get(row.replaces or "")))
     found.append(_or_dash("; ".join(_published(entry.scores) for entry in row.published)))
@@ -53,11 +53,14 @@ def _or_dash(text: str | None) -> str:
     return text or "–"
 
 
-def _signed(interval: Interval | None, decimals: int) -> str:
+def _signed(interval: Interval | None, decimals: int, cases: int) -> str:
+    """A difference, and over how many of the cases (or patients) of its rows it is, where not over all."""
     if interval is None or not isfinite(interval.mean):
         return "–"
     text = f"{interval.mean:+.{decimals}f}"
-    return f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]" if isfinite(interval.low) else text
+    if isfinite(interval.low):
+        text += f" [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
+    return f"{text} ({interval.n} of {cases})" if interval.n < cases else text
 
 
 def _published(scores: Mapping[str, float]) -> str:
@@ -95,11 +98,22 @@ def notes(results: Results) -> list[str]:
     if results.data:
         lines.append(f"data: {results.data}")
     for row in results.rows:
-        lines += [f"searched: {found}" for found in row.tuned]
-        lines += [f"failed: {reason}" for reason in row.failed]
-        lines += [f"warned: {text}" for text in row.warned]
-        lines += [f"due again, and not counted: {reason}" for reason in row.outdated]
+        lines += _about_row(results, row)
     return lines
+
+
+def _about_row(results: Results, row: Row) -> list[str]:
+    """What became of its runs and searches."""
+    lines = []
+    if row.uneven:
+        lines.append(
+            f"seeds of {row.student} {row.way} have scores of other {results.unit}s each, as runs are missing: its "
+            "mean is that of their means, and differences are over those that all have"
+        )
+    lines += [f"searched: {found}" for found in row.tuned]
+    lines += [f"failed: {reason}" for reason in row.failed]
+    lines += [f"warned: {text}" for text in row.warned]
+    return lines + [f"due again, and not counted: {reason}" for reason in row.outdated]
 
 
 def _about_chance(results: Results) -> list[str]:
@@ -158,7 +172,15 @@ def _ranking(results: Results, student: str) -> list[str]:
     order = []
     for rank in results.ranks[student]:
         order.append(f"{rank.place} {rank.name} ({rank.interval.low:.0f}–{rank.interval.high:.0f})")
-    lines = [f"order for {student}, with 95 % of the bootstrap samples of the {results.unit}s: {', '.join(order)}"]
+    most = max(row.values[results.metrics[0].key].n for row in results.rows if row.student == student and row.scores)
+    shared = results.ranks[student][0].interval.n if order else 0
+    over = (
+        f"the {shared} {results.unit}s of {most} that all of its rows have"
+        if shared < most
+        else f"{shared} {results.unit}s"
+    )
+    said = f"order for {student} over {over}, with 95 % of the bootstrap samples of the {results.unit}s"
+    lines = [f"{said}: {', '.join(order)}"]
     found = results.differences.get(student)
     if found is not None:
         groups = "; ".join(" = ".join(group) for group in found.groups) or "none"

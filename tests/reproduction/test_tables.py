@@ -184,3 +184,23 @@ def test_a_task_that_draws_no_seeds_gives_the_widest_bounds() -> None:
     found = _difference(seeds(seed(0.15), seed(-0.05)), seeds(seed(0)), "AP")
     assert found is not None and (found.mean, found.n, found.p) == (pytest.approx(0.05), 9, 0.002)
     assert (found.low, found.high) == (pytest.approx(-0.06), pytest.approx(0.16))
+
+
+def test_how_many_cases_a_difference_is_over_where_rows_have_more() -> None:
+    rows = [
+        row(None, scores(0.9), teacher="large"),
+        row("alone", scores(0.5)),
+        row("kd", scores(0.6, range(8)), scores(0.6), teacher="large"),
+        row("dist", scores(0.7), teacher="large"),
+    ]
+    said = table.text(results(rows))
+    kd, dist = (next(line for line in said.splitlines() if f"tiny     {way}" in line) for way in ("kd", "dist"))
+    assert kd.count("(8 of 12)") == 2 and " of 12" not in dist
+    assert "seeds of tiny kd from large have scores of other cases each" in said
+    assert "order for tiny over the 8 cases of 12 that all of its rows have" in said
+    assert "order for tiny over 12 cases, with" in table.text(results([*rows[:2], rows[3]]))
+
+
+def test_rows_without_a_common_case_are_said_to_have_none() -> None:
+    rows = [row("alone", scores(0.5, range(6))), row("kd", scores(0.6, range(6, 12)), teacher="large")]
+    assert "no ranks are tested for tiny: its rows share no case with a score" in table.text(results(rows))
