@@ -18,6 +18,7 @@ from medkd.reproduction.search import BEST_FILE, Best
 from medkd.reproduction.search_space import LOG, Search
 from medkd.reproduction.words import check_option, flag, import_words, text
 
+CONVERT = "convert"
 PREPARE = "prepare"
 SEARCHES = "searches"
 """Folder of the searches beside a recipe's records."""

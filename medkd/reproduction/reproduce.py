@@ -19,7 +19,7 @@ from medkd.reproduction.checks import unknown_names
 from medkd.reproduction.commands import refused_words
 from medkd.reproduction.costs import costs
 from medkd.reproduction.engines import Engine, Needs, make_engine
-from medkd.reproduction.graph import PREPARE, Node, Place, build_graph, chosen_nodes
+from medkd.reproduction.graph import CONVERT, PREPARE, Node, Place, build_graph, chosen_nodes
 from medkd.reproduction.origin import Origin
 from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.recipe_values import PHANTOM
@@ -30,10 +30,8 @@ from medkd.reproduction.runner import LOST, Outcome, Runner, ensure_data, is_los
 from medkd.reproduction.scripts import write_scripts
 from medkd.reproduction.search import check_optuna
 from medkd.reproduction.state import State, standing
-from medkd.reproduction.table import WRITERS, json_rows
+from medkd.reproduction.table import WRITERS, json_table
 from medkd.reproduction.words import import_words
-
-_CONVERT = "convert"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,7 @@ class Work:
                 temporary.write_text(writer(results), encoding="utf-8")
             written.append(path)
         path = self.state.folder / "table.json"
-        write_json(path, {"title": results.title, "source": results.source, "rows": json_rows(results)})
+        write_json(path, json_table(results))
         return [*written, path, *self._draw(results)]
 
     def _draw(self, results: Results) -> list[Path]:
@@ -375,11 +373,11 @@ def _refuse_missing_optuna(work: Work) -> None:
 
 
 def _with_conversion(nodes: Mapping[str, Node], words: tuple[str, ...]) -> dict[str, Node]:
-    conversion = Node(name=_CONVERT, kind="prepare", words=words)
+    conversion = Node(name=CONVERT, kind="prepare", words=words)
     changed = dict(nodes)
     if PREPARE in changed:
-        changed[PREPARE] = replace(changed[PREPARE], needs=(_CONVERT,))
-    return {_CONVERT: conversion, **changed}
+        changed[PREPARE] = replace(changed[PREPARE], needs=(CONVERT,))
+    return {CONVERT: conversion, **changed}
 
 
 def status_lines(work: Work) -> list[str]:
@@ -390,5 +388,6 @@ def status_lines(work: Work) -> list[str]:
         status = now.records[name].status if name in now.records else "to do"
         again = f" (again: {now.outdated[name]})" if name in now.outdated else ""
         lost = f" ({LOST})" if name in now.records and is_lost(now.records[name]) else ""
-        lines.append(f"{status:8}{name}: {node.shown(work.options.modules)}{again}{lost}")
+        why = f" ({now.records[name].error})" if status == "failed" else ""
+        lines.append(f"{status:8}{name}: {node.shown(work.options.modules)}{again}{lost}{why}")
     return lines

@@ -15,7 +15,7 @@ from medkd.evaluation.report.read import task_of
 from medkd.evaluation.statistics import count_patients, patients_of
 from medkd.evaluation.table import counted_cases
 from medkd.reproduction.comparisons import compared, mean_over_seeds, ranked, teachers_of_all
-from medkd.reproduction.graph import Node, Tuned
+from medkd.reproduction.graph import CONVERT, PREPARE, Node, Tuned
 from medkd.reproduction.recipe import Published, Recipe
 from medkd.reproduction.rows import Kind, Results, Row
 from medkd.reproduction.search import BEST_FILE, Best, shown
@@ -47,6 +47,7 @@ def collect(
         )
         rows.append(replace(row, tuned=tuple(_tuned(searches, now.records)), outdated=again))
         task = task or found
+    prepared = tuple(_of_the_data(records))
     if task is None:
         return Results(
             title=recipe.title,
@@ -56,6 +57,7 @@ def collect(
             ranks={},
             differences={},
             margin=margin,
+            prepared=prepared,
         )
     teachers = teachers_of_all(recipe)
     rows = compared(rows, task, margin, teachers)
@@ -73,7 +75,19 @@ def collect(
         unit="patient" if counted else task.case,
         counted=counted,
         margin=margin,
+        prepared=prepared,
     )
+
+
+def _of_the_data(records: Mapping[str, Record]) -> Iterator[str]:
+    """What became of conversion and preparation, which have no row."""
+    for name in (CONVERT, PREPARE):
+        record = records.get(name)
+        if record is None:
+            continue
+        if record.status == "failed":
+            yield f"failed: {name}: {record.error}"
+        yield from (f"warned: {name}: {text}" for text in record.warnings)
 
 
 def _counted(rows: Sequence[Row], case: str) -> str:

@@ -108,6 +108,7 @@ class Results:
         counted: how many there are, as ``12 patients (24 cases)``; empty where no patients are known.
         margin: the loss up to which a student may replace its teacher.
         data: in what the data are not those of the recipe; empty where nobody knows of anything.
+        prepared: of what the preparation of the data warned, and why it failed.
     """
 
     title: str
@@ -122,3 +123,4 @@ class Results:
     counted: str = ""
     margin: float = MARGIN
     data: str = ""
+    prepared: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from medkd.evaluation.report.html import without_folders
 from medkd.evaluation.report.tables import latex_escaped
 from medkd.evaluation.statistics import Interval
 from medkd.evaluation.table import format_interval
@@ -45,7 +46,7 @@ def cells(results: Results, row: Row) -> list[str]:
     found.append(_signed(row.to_teacher, decimals, row.of_teacher))
     answers = {**_ANSWERS, "few": f"too few {results.unit}s"}
     found.append(_or_dash(answers.get(row.replaces or "")))
-    found.append(_or_dash("; ".join(_published(entry.scores) for entry in row.published)))
+    found.append(_or_dash(_all_published(row)))
     return found
 
 
@@ -61,6 +62,10 @@ def _signed(interval: Interval | None, decimals: int, cases: int) -> str:
     if isfinite(interval.low):
         text += f" [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
     return f"{text} ({interval.n} of {cases})" if interval.n < cases else text
+
+
+def _all_published(row: Row) -> str:
+    return "; ".join(_published(entry.scores) for entry in row.published)
 
 
 def _published(scores: Mapping[str, float]) -> str:
@@ -97,6 +102,7 @@ def notes(results: Results) -> list[str]:
         lines.append(f"published: {results.source}")
     if results.data:
         lines.append(f"data: {results.data}")
+    lines += results.prepared
     for row in results.rows:
         lines += _about_row(results, row)
     return lines
@@ -197,13 +203,14 @@ def csv_text(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     keys = [metric.key for metric in results.metrics]
     bounded = [f"{name}{suffix}" for name in (*keys, *_COMPARED) for suffix in ("", "_low", "_high")]
-    writer.writerow(["teacher", "student", "method", "runs", "of", *bounded, "p_holm", "replaces_teacher", "searched"])
+    writer.writerow(["teacher", "student", "method", "runs", "of", *bounded, *_SAID])
     for row in results.rows:
         writer.writerow(_csv_row(row, keys))
     return buffer.getvalue()
 
 
 _COMPARED = ("minus_alone", "minus_teacher")
+_SAID = ("p_holm", "replaces_teacher", "searched", "published")
 
 
 def _csv_row(row: Row, keys: Sequence[str]) -> list[str]:
@@ -212,7 +219,7 @@ def _csv_row(row: Row, keys: Sequence[str]) -> list[str]:
     for interval in (*(row.values.get(key) for key in keys), row.to_alone, row.to_teacher):
         numbers += _numbers(interval)
     said = f"{row.p:.6g}" if isfinite(row.p) else ""
-    return [*names, *numbers, said, row.replaces or "", "; ".join(row.tuned)]
+    return [*names, *numbers, said, row.replaces or "", "; ".join(row.tuned), _all_published(row)]
 
 
 def _numbers(interval: Interval | None) -> list[str]:
@@ -223,18 +230,34 @@ def _numbers(interval: Interval | None) -> list[str]:
 
 
 def latex(results: Results) -> str:
-    """For a paper (package booktabs)."""
+    """For a paper (package booktabs); what the cells cannot say follows as comments."""
     titles = head(results)
     lines = [rf"\begin{{tabular}}{{{'l' * len(titles)}}}", r"\toprule", _latex_line(titles), r"\midrule"]
     lines += [_latex_line(cells(results, row)) for row in results.rows]
-    lines += [f"% data: {results.data}"] if results.data else []
-    lines += [f"% searched: {found}" for row in results.rows for found in row.tuned]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [f"% {' '.join(note.split())}" for note in notes(results) if note]
+    return "\n".join(lines) + "\n"
 
 
 def _latex_line(row: Sequence[str]) -> str:
     plain = [latex_escaped(cell).replace("−", "$-$").replace("–", "--") for cell in row]
     return " & ".join(plain) + r" \\"
+
+
+def json_table(results: Results) -> dict[str, Any]:
+    """The table for other programs; no names of folders."""
+    ranks = {}
+    for student, order in results.ranks.items():
+        ranks[student] = [{"way": rank.name, "place": rank.place, "n": rank.interval.n} for rank in order]
+    return {
+        "title": results.title,
+        "source": results.source,
+        "margin": results.margin,
+        "data": results.data,
+        "prepared": [without_folders(text) for text in results.prepared],
+        "ranks": ranks,
+        "rows": json_rows(results),
+    }
 
 
 def json_rows(results: Results) -> list[dict[str, Any]]:
@@ -254,6 +277,8 @@ def json_rows(results: Results) -> list[dict[str, Any]]:
         if results.counted:
             entry["unit"] = results.unit
         entry["published"] = [dict(published.scores) for published in row.published]
+        for name in ("failed", "warned", "outdated"):
+            entry |= {name: [without_folders(text) for text in getattr(row, name)]} if getattr(row, name) else {}
         found.append(entry)
     return found
 

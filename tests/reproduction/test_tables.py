@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,8 +24,13 @@ from medkd.evaluation.segmentation.results import CaseScores, Summary
 from medkd.evaluation.statistics import PairedDifference
 from medkd.reproduction import table
 from medkd.reproduction.comparisons import _difference, compared, mean_over_seeds, ranked, teachers_of_all
-from medkd.reproduction.recipe import MethodRow, Recipe, RecipeData, StudentRow, TeacherRow
+from medkd.reproduction.graph import Place, build_graph
+from medkd.reproduction.recipe import MethodRow, Published, Recipe, RecipeData, StudentRow, TeacherRow, load_recipe
+from medkd.reproduction.results import collect
 from medkd.reproduction.rows import Results, Row
+from medkd.reproduction.state import Record
+
+PHANTOM = Path(__file__).parents[2] / "recipes" / "quick_phantom.json"
 
 
 def scores(dice: float, cases: Sequence[int] = range(12)) -> SegmentationScores:
@@ -204,3 +212,31 @@ def test_how_many_cases_a_difference_is_over_where_rows_have_more() -> None:
 def test_rows_without_a_common_case_are_said_to_have_none() -> None:
     rows = [row("alone", scores(0.5, range(6))), row("kd", scores(0.6, range(6, 12)), teacher="large")]
     assert "no ranks are tested for tiny: its rows share no case with a score" in table.text(results(rows))
+
+
+def test_what_became_of_the_data_stands_below_the_table() -> None:
+    """Conversion and preparation have no row of their own."""
+    recipe = load_recipe(PHANTOM)
+    nodes = build_graph(recipe, Place(name="quick_phantom", root=Path("root"), models={}))
+    torn = "2 cases in no fold"
+    records = {
+        "convert": Record(command=(), status="done", warnings=(torn,)),
+        "prepare": Record(command=(), status="failed", error="/home/somebody/raw/Dataset900_Phantom has no cases"),
+    }
+    found = collect(recipe, nodes, records)
+    for said in (table.text(found), table.markdown(found), table.latex(found)):
+        assert f"warned: convert: {torn}" in said and "failed: prepare: /home/somebody/raw" in said
+    kept = json.dumps(table.json_table(found))
+    assert torn in kept and "Dataset900_Phantom has no cases" in kept and "somebody" not in kept
+
+
+def test_other_programs_get_what_was_published_and_what_the_marks_mean() -> None:
+    told = row("kd", scores(0.5), teacher="large")
+    published = Published(teacher="large", student="tiny", method="kd", scores={"DSC": 84.1}, source="Table 3")
+    found = results([row("alone", scores(0.5)), replace(told, published=(published,), failed=("a: /x/y/b.log",))])
+    (line,) = [entry for entry in csv.DictReader(table.csv_text(found).splitlines()) if entry["method"] == "kd"]
+    assert line["published"] == "DSC 84.1"
+    assert "% = cannot be told from the student alone" in table.latex(found)
+    kept = table.json_table(found)
+    assert kept["margin"] == 0.01 and kept["rows"][1]["failed"] == ["a: b.log"]
+    assert kept["ranks"]["tiny"][0]["n"] == found.rows[0].values[METRICS[0].key].n
