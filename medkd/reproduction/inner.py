@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.core.files import write_json
 from medkd.core.folds import joined_groups
 from medkd.core.kind_of_splits import are_outdated
+from medkd.core.links import link_or_copy
 from medkd.core.meaning import check_meaning
 from medkd.core.paths import Root
 from medkd.core.patients import known_patients
@@ -145,12 +145,12 @@ def _link_raw(files: CaseFiles, target: Path, description: DatasetDescription) -
     """The raw files of a case by the names of the usual layout."""
     ending = description.file_ending if description.task == SEGMENTATION else ".json"
     if files.label is not None:
-        _link(files.label, target / "labelsTr" / f"{files.case}{ending}")
+        link_or_copy(files.label, target / "labelsTr" / f"{files.case}{ending}")
     for channel, image in enumerate(files.images):
         name = f"{files.case}{image.suffix}"
         if description.task == SEGMENTATION:
             name = f"{files.case}_{channel:04d}{ending}"
-        _link(image, target / "imagesTr" / name)
+        link_or_copy(image, target / "imagesTr" / name)
 
 
 def _only(description: DatasetDescription, cases: Iterable[str]) -> DatasetDescription:
@@ -172,25 +172,8 @@ def _link_store(store: Path, target: Path, cases: frozenset[str]) -> None:
         index["cases"] = {case: entry for case, entry in index["cases"].items() if case in cases}
         write_json(target / _INDEX, index)
     (target / UNFINISHED).unlink(missing_ok=True)
-    _link(store / UNFINISHED, target / UNFINISHED)
+    link_or_copy(store / UNFINISHED, target / UNFINISHED)
     for folder in (store, store / "images", store / "labels"):
         for path in sorted(folder.glob("[!.]*")) if folder.is_dir() else ():
             if any(path.name.removesuffix(part) in cases for part in _PARTS):
-                _link(path, target / path.relative_to(store))
-
-
-def _link(source: Path, target: Path) -> None:
-    if not source.exists() or (target.exists() and _is_copy(source.resolve(), target)):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # of a case that was made anew since
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
-
-
-def _is_copy(source: Path, target: Path) -> bool:
-    """Whether a file is the other one, or was copied from it as it is."""
-    ours, theirs = source.stat(), target.stat()
-    return os.path.samestat(ours, theirs) or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+                link_or_copy(path, target / path.relative_to(store))

@@ -35,6 +35,24 @@ def test_every_case_is_there_once_with_the_mean_over_cases(run: Path) -> None:
     assert Summary.load(run / "crossval" / "summary.json") == summary
 
 
+def test_label_maps_of_all_folds_lie_together(run: Path) -> None:
+    """Each by the fold that had not seen the case; those of folds that were made anew follow."""
+    maps = {fold: run / f"fold_{fold}" / "validation" for fold in (0, 1)}
+    names = {path.name for folder in maps.values() for path in folder.glob("case_*.nii.gz")}
+    together = run / "crossval" / "predictions"
+    cross_validate(run, expected=2)
+    assert len(names) == 4 and {path.name for path in together.iterdir()} == names
+    for case, fold in {"case_000": 0, "case_001": 1, "case_002": 0, "case_003": 1}.items():
+        assert (together / f"{case}.nii.gz").read_bytes() == (maps[fold] / f"{case}.nii.gz").read_bytes()
+    (together / "case_007.nii.gz").touch()
+    again = maps[0] / "case_000.nii.gz"
+    again.with_name("new").write_bytes((maps[1] / "case_001.nii.gz").read_bytes())
+    again.with_name("new").replace(again)
+    cross_validate(run, expected=2)
+    assert {path.name for path in together.iterdir()} == names
+    assert (together / "case_000.nii.gz").read_bytes() == again.read_bytes()
+
+
 def test_missing_folds_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         summary = cross_validate(run)

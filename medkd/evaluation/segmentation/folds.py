@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.core.dataset import DatasetDescription
+from medkd.core.links import link_or_copy
 from medkd.core.paths import Root
 from medkd.core.patients import patients_now
 from medkd.core.run import DATASET_FILE, VALIDATION_SUMMARY
@@ -78,8 +79,9 @@ class SegmentationFolds:
         return replace(scores, extra={**scores.extra, **extra})
 
     def save(self, scores: Summary, folder: Path) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``, and let the label maps of all folds lie together in ``predictions``."""
         scores.save(folder / "summary.json")
+        _gather(folder.parent, scores, folder / "predictions")
 
     def text(self, scores: Summary) -> str:
         """The table, and below it the mean Dice of each fold."""
@@ -89,6 +91,18 @@ class SegmentationFolds:
             shown = "–" if dice is None else f"{dice:.4f}"
             lines.append(f"fold {fold}: Dice {shown} over {means['cases']} cases")
         return "\n".join(lines)
+
+
+def _gather(run: Path, scores: Summary, folder: Path) -> None:
+    """The label map of each case by the fold that had not seen it, linked or copied; those of other folds go."""
+    names = {Path(case.prediction_file).name for case in scores.cases}
+    for old in folder.glob("*"):
+        if old.name not in names:
+            old.unlink()
+    for fold in scores.extra["folds"]:
+        place = run / f"fold_{fold}" / VALIDATION_SUMMARY.parent
+        for name in names:
+            link_or_copy(place / name, folder / name)
 
 
 def _patients_now(run: Path) -> Mapping[str, str]:
