@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from medkd.core.dataset import SEGMENTATION
@@ -34,12 +35,43 @@ def costs(work: Work) -> list[str]:
         lines.append(f"steps: unknown for {len(counted) - len(known)} of the trainings; their protocol or plan says")
     if known:
         lines.append(f"steps: {sum(known):,} in {len(known)} trainings")
-    if recipe.seconds_per_step is None:
-        lines.append("time: unknown, the recipe states no measured seconds per step")
-    else:
+    if recipe.seconds_per_step is not None:
         hours = recipe.seconds_per_step * sum(known) / 3600
         lines.append(f"time: about {hours:.1f} h of {recipe.hardware or 'the stated hardware'} for the known steps")
+    lines += _time_here(trained, work.state.read(), stated=recipe.seconds_per_step is not None)
     return [*lines, *_searches(work), *_disk(work, trained)]
+
+
+def _time_here(trained: Sequence[Node], records: Mapping[str, Record], *, stated: bool) -> list[str]:
+    """How long the trainings that are left will take, one after another, if they take what those that are done did."""
+    done = {node.name: records[node.name].seconds for node in trained if _took(records.get(node.name))}
+    left = [node for node in trained if node.name not in done]
+    if not done and not stated:
+        return ["time: unknown, the recipe states no measured seconds per step, and no training is done"]
+    if not done or not left:
+        return []
+    hours = _seconds_of(left, trained, done) / 3600
+    trainings = "1 training that is" if len(left) == 1 else f"{len(left)} trainings that are"
+    return [f"time: about {hours:.1f} h for the {trainings} left, one after another, by the {len(done)} that are done"]
+
+
+def _seconds_of(left: Sequence[Node], trained: Sequence[Node], done: Mapping[str, float]) -> float:
+    """As those of the same network, width and method took, or all that are done in the mean."""
+    alike: dict[str, list[float]] = {}
+    for node in trained:
+        if node.name in done:
+            alike.setdefault(_way(node), []).append(done[node.name])
+    mean = fmean(done.values())
+    return sum(fmean(alike.get(_way(node), [mean])) for node in left)
+
+
+def _took(record: Record | None) -> bool:
+    return record is not None and record.status == "done" and record.seconds > 0
+
+
+def _way(node: Node) -> str:
+    """Network, width and method of a training, on which its time depends most."""
+    return f"{_network(node)}/{node.method}"
 
 
 def _searches(work: Work) -> list[str]:
