@@ -14,7 +14,7 @@ from medkd.core.errors import DataError, RunError
 from medkd.detection.store import DetectionStore
 from medkd.detection.validation import finish_fold
 from medkd.evaluation.cross_validation import cross_validate
-from medkd.evaluation.detection.intervals import paired_differences
+from medkd.evaluation.detection.intervals import crossed_differences
 from medkd.evaluation.detection.metrics import compare_boxes
 from medkd.evaluation.detection.predictions import Boxes
 from medkd.evaluation.done import why_not_scored
@@ -110,5 +110,5 @@ def test_pairs_scored_against_other_boxes_are_not_compared(moved: str) -> None:
     }[moved]
     ours, theirs = (compare_boxes(found, [truth] * 8, ["a"]) for truth in (box, against))
     with pytest.raises(DataError, match="same images, reference boxes and classes only"):
-        paired_differences(ours, theirs)
-    assert paired_differences(ours, ours)["", "AP"].mean == 0.0
+        crossed_differences([ours], [theirs])
+    assert crossed_differences([ours], [ours])["", "AP"].mean == 0.0

@@ -53,34 +53,6 @@ def _estimates(matches: Matches) -> dict[Key, float]:
     return {key: float(value[0]) for key, value in measure(matches, once).items()}
 
 
-def paired_differences(
-    first: Matches,
-    second: Matches,
-    groups: np.ndarray | None = None,
-    *,
-    level: float = LEVEL,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[Key, PairedDifference]:
-    """The differences ``first − second`` on the same images, both counted on the same samples of them.
-
-    The p-value is twice the smaller share of the samples on either side of zero, which is what the interval can say;
-    for fewer than six patients (or images) there is none, and nothing is clear.
-
-    Args:
-        first: detections of one model.
-        second: of another one, on the same images in the same order.
-        groups: place of each image's patient; None draws images.
-        level: coverage.
-        seed: of the resampling.
-        resamples: bootstrap samples.
-
-    Raises:
-        DataError: the two do not have the same images, reference boxes and classes.
-    """
-    return crossed_differences([first], [second], groups, level=level, seed=seed, resamples=resamples)
-
-
 def crossed_differences(
     first: Sequence[Matches],
     second: Sequence[Matches],
@@ -90,12 +62,13 @@ def crossed_differences(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[Key, PairedDifference]:
-    """:func:`paired_differences` of two models that were both trained with several seeds: the difference of the means
-    over these.
+    """The differences ``first − second`` of the means over the seeds of two models, on the same images, counted on the
+    same samples of them.
 
     Seeds are a random effect, as in :func:`~medkd.evaluation.ranking.crossed_difference`: each sample draws the seeds
-    of either model and the images (patients), these the same for all. With one seed on each side it is
-    :func:`paired_differences`.
+    of either model and the images (patients), these the same for all. The p-value is twice the smaller share of the
+    samples on either side of zero, which is what the interval can say; for fewer than six patients (or images) there is
+    none, and nothing is clear.
 
     Args:
         first: detections of each seed of one model.

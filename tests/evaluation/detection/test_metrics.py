@@ -12,7 +12,7 @@ import pytest
 
 from medkd.core.errors import DataError, MedkdError
 from medkd.evaluation.detection.coco import COCO_METRICS, coco_scores
-from medkd.evaluation.detection.intervals import crossed_differences, intervals, paired_differences
+from medkd.evaluation.detection.intervals import crossed_differences, intervals
 from medkd.evaluation.detection.matching import THRESHOLDS, overlaps
 from medkd.evaluation.detection.metrics import (
     RATES,
@@ -260,14 +260,14 @@ def test_patients_are_drawn_whole() -> None:
     assert by_image.high - by_image.low < 0.85 * (by_patient.high - by_patient.low)
 
 
-def test_paired_differences() -> None:
+def test_differences_of_two_models() -> None:
     found, truths = random_pair(7, images=80, noise=1)
     worse = [
         Boxes(f.boxes + np.random.default_rng(i).normal(0, 8, f.boxes.shape), f.classes, f.scores)
         for i, f in enumerate(found)
     ]
     first, second = (compare_boxes(f, truths, NAMES[:2]) for f in (found, worse))
-    same, better = paired_differences(first, first), paired_differences(first, second)
+    same, better = crossed_differences([first], [first]), crossed_differences([first], [second])
     for value in same.values():
         assert (value.mean, value.low, value.high, value.p, value.clear) == (0.0, 0.0, 0.0, 1.0, False)
     alone = [intervals(m)["", "AP50"] for m in (first, second)]
@@ -275,9 +275,9 @@ def test_paired_differences() -> None:
     assert gain.clear and gain.p < 0.01 and gain.mean == pytest.approx(alone[0].mean - alone[1].mean)
     assert gain.high - gain.low < sum(a.high - a.low for a in alone)
     few = [compare_boxes(f[:4], truths[:4], NAMES[:2]) for f in (found, worse)]
-    assert not paired_differences(*few)["", "AP50"].clear
+    assert not crossed_differences(few[:1], few[1:])["", "AP50"].clear
     with pytest.raises(DataError, match="same images"):
-        paired_differences(first, few[0])
+        crossed_differences([first], [few[0]])
 
 
 def test_seeds_are_drawn_as_images_are() -> None:
@@ -287,11 +287,10 @@ def test_seeds_are_drawn_as_images_are() -> None:
     halved = [f if image % 2 else b for image, (f, b) in enumerate(zip(found, blind, strict=True))]
     good, bad, middle = (compare_boxes(f, truths, NAMES[:2]) for f in (found, blind, halved))
     several = crossed_differences([good, bad], [middle, middle])["", "AP50"]
-    alone = [paired_differences(one, middle)["", "AP50"] for one in (good, bad)]
+    alone = [crossed_differences([one], [middle])["", "AP50"] for one in (good, bad)]
     assert several.mean == pytest.approx((alone[0].mean + alone[1].mean) / 2)
     assert several.low < alone[1].mean < alone[0].mean < several.high and several.p > 0.2
     assert max(one.p for one in alone) < 0.01 and not several.clear
-    assert crossed_differences([good], [middle]) == paired_differences(good, middle)
 
 
 def test_without_pycocotools_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
