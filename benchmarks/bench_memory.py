@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.bench_prediction import small_predictor
 from benchmarks.big_ct import SPACING, architecture
 from benchmarks.measure import RESULTS, machine
+from medkd.core.allocator import reuse_freed_memory
 from medkd.core.files import write_json
 from medkd.core.geometry import Geometry
 from medkd.core.run import NetworkSpec
@@ -61,6 +62,7 @@ def teacher(name: str, outputs: int) -> nn.Module:
 def peak(options: argparse.Namespace) -> dict[str, float]:
     """Predict a scan in this process; seconds of the processor and MiB."""
     torch.set_num_threads(1)
+    reuse_freed_memory()  # as medkd_predict does
     if options.whole:
         predictor_module.WHOLE_BYTES = 2**62
     outputs, shape = options.one + 1, tuple(options.shape)

@@ -38,8 +38,8 @@ class GrowingLogits:
             self._last += self._held[-1].shape[1]
         while self._held and self._first + self._held[0].shape[1] <= first:
             self._first += self._held.pop(0).shape[1]
+        # what is joined is not kept: it would hold every slice, since each is asked for together with its neighbour
         joined = self._held[0] if len(self._held) == 1 else torch.cat(self._held, dim=1)
-        self._held = [joined]
         return joined[:, first - self._first : last - self._first]
 
 

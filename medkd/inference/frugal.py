@@ -8,17 +8,14 @@ normalising happens in place. The arithmetic is the same.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, cast
 
-import torch.nn.functional as F
-from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU, StackedConvBlocks
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 from torch import Tensor, nn
 
-from medkd.inference.fast_layers import FastConv3d, GroupedInstanceNorm3d, is_plain_prediction, joined
+from medkd.inference.blocks import InPlaceBlock, is_watched
+from medkd.inference.fast_layers import FastConv3d, is_plain_prediction, joined
 from medkd.networks.planned import PlannedUNet
-
-_BYTES = 32 * 2**20  # of feature maps that are normalised at a time
 
 
 class FrugalDecoder(PlannedUNet):
@@ -28,7 +25,7 @@ class FrugalDecoder(PlannedUNet):
     """
 
     def _finish(self, start: int, x: Tensor, features: list[Tensor]) -> Tensor:
-        if self.remember or not is_plain_prediction(x) or _is_watched(self.net.decoder):
+        if self.remember or not is_plain_prediction(x) or is_watched(self.net.decoder):
             return super()._finish(start, x, features)
         skips = features[:-1]
         features.clear()  # the caller's list would keep them
@@ -44,7 +41,7 @@ def make_frugal(network: nn.Module) -> None:
     """Let a planned U-Net of plain decoder stages be a :class:`FrugalDecoder`; others stay as they are.
 
     Args:
-        network: in evaluation mode; changed in place.
+        network: in evaluation mode, with blocks that normalise in place; changed in place.
     """
     if not isinstance(network, PlannedUNet) or isinstance(network, FrugalDecoder):
         return
@@ -56,7 +53,7 @@ def make_frugal(network: nn.Module) -> None:
 
 def _is_plain(stage: nn.Module) -> bool:
     """Whether a stage is one layer after the other; exact types, since a subclass may compute something else."""
-    return type(stage) is StackedConvBlocks and all(type(block) is ConvDropoutNormReLU for block in _blocks(stage))
+    return type(stage) is StackedConvBlocks and all(type(block) is InPlaceBlock for block in _blocks(stage))
 
 
 def _blocks(stage: nn.Module) -> list[Any]:
@@ -64,28 +61,11 @@ def _blocks(stage: nn.Module) -> list[Any]:
     return list(cast(nn.Sequential, stage.convs))
 
 
-def _is_watched(decoder: nn.Module) -> bool:
-    """Whether somebody looks at what layers of a decoder take and give."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())
-
-
 def _convolved(stage: nn.Module, parts: list[Tensor]) -> Tensor:
     """What a stage gives for the joined parts, which are taken out of their list."""
-    first, *others = [layer for block in _blocks(stage) for layer in block.all_modules]
-    x = first.of_parts(parts) if isinstance(first, FastConv3d) else first(joined(parts))
-    for layer in others:
-        if isinstance(layer, GroupedInstanceNorm3d):
-            _normalise(layer, x)
-        else:
-            x = layer(x)
+    first, *others = _blocks(stage)
+    conv = first.all_modules[0]
+    x: Tensor = first.finish(conv.of_parts(parts) if isinstance(conv, FastConv3d) else conv(joined(parts)))
+    for block in others:
+        x = block(x)
     return x
-
-
-def _normalise(norm: nn.InstanceNorm3d, x: Tensor) -> None:
-    """Normalise feature maps ``(B, C, z, y, x)`` in place, some channels at a time."""
-    together = max(1, _BYTES // (x.element_size() * prod(x.shape[2:])))
-    for sample in x.split(1):
-        for first in range(0, x.shape[1], together):
-            some = sample[:, first : first + together]
-            scale, shift = (None if p is None else p[first : first + together] for p in (norm.weight, norm.bias))
-            some.copy_(F.group_norm(some, some.shape[1], scale, shift, norm.eps))

@@ -5,10 +5,26 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import nn
 
-from medkd.inference.fast_layers import FastConv3d, GroupedInstanceNorm2d, GroupedInstanceNorm3d
+from medkd.inference.blocks import InPlaceBlock
+from medkd.inference.fast_layers import (
+    FastConv3d,
+    FastConvTranspose3d,
+    GroupedInstanceNorm2d,
+    GroupedInstanceNorm3d,
+)
 from medkd.inference.frugal import make_frugal
+
+# Exact types: a subclass may compute something else
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.InstanceNorm2d: GroupedInstanceNorm2d,
+    nn.InstanceNorm3d: GroupedInstanceNorm3d,
+    nn.Conv3d: FastConv3d,
+    nn.ConvTranspose3d: FastConvTranspose3d,
+    ConvDropoutNormReLU: InPlaceBlock,
+}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,17 +41,22 @@ def tune(network: Network, device: torch.device) -> Network:
     """
     if device.type != "cpu":
         return network
-    for module in network.modules():
-        # exact types: a subclass may compute something else; a module registered under two names is changed once
-        if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
-            module.__class__ = GroupedInstanceNorm3d
-        elif type(module) is nn.InstanceNorm2d and not module.track_running_stats:
-            module.__class__ = GroupedInstanceNorm2d
-        elif type(module) is nn.Conv3d and _runs_on_onednn(module):
-            module.__class__ = FastConv3d
+    for module in network.modules():  # one that is registered under two names is changed once
+        faster = _FASTER.get(type(module))
+        if faster is not None and _may_change(module):
+            module.__class__ = faster
     make_frugal(network)
     return network
 
 
-def _runs_on_onednn(conv: nn.Conv3d) -> bool:
-    return torch.backends.mkldnn.is_available() and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+def _may_change(module: nn.Module) -> bool:
+    """Whether a layer is one that its faster form computes."""
+    if isinstance(module, (nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        return not module.track_running_stats
+    if isinstance(module, nn.Conv3d):
+        return (
+            torch.backends.mkldnn.is_available()
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+        )
+    return True

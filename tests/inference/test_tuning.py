@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from medkd.inference import fast_layers
 from medkd.inference.predictor import Predictor
 from medkd.inference.tuning import tune
 from medkd.models.base import open_model
@@ -60,3 +62,26 @@ def test_other_modules_and_devices_are_left_alone() -> None:
     types = [type(m) for m in running]
     assert [type(m) for m in tune(running, CPU)] == types
     assert type(tune(block(3), torch.device("cuda"))[1]) is nn.InstanceNorm3d
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs, groups", [(2, 1), (2, 2), (5, 1)])
+def test_large_maps_are_made_a_few_channels_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, groups: int, bias: bool
+) -> None:
+    monkeypatch.setattr(fast_layers, "_LARGE_BYTES", 1)
+    made: list[int] = []
+    own = torch.mkldnn_convolution
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        made.append(len(weight))
+        return own(x, weight, *others)
+
+    monkeypatch.setattr(torch, "mkldnn_convolution", noted)
+    plain = nn.Sequential(nn.Conv3d(inputs, 38, 3, 2, 1, groups=groups, bias=bias)).eval().requires_grad_(False)
+    image = torch.randn(2, inputs, 6, 7, 9)
+    expected = plain.double()(image.double())
+    with torch.inference_mode():
+        found = tune(plain.float(), CPU)(image)
+    assert made == ([16, 16, 6] if (inputs, groups) == (2, 1) else [38])
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
