@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT = 2**31 - 1  # most free bytes at the end of the heap that stay
 _OWN_MAPPING = 64 * 2**20
 """Larger blocks go back when they are freed: a heap of whole volumes and of maps at full resolution has gaps between
-them that nothing fits into. A U-Net over 96 × 160 × 160 voxels with 61 outputs took 3.0 instead of 3.4 GiB so, and a
-fiftieth more time.
+them that nothing fits into. A U-Net over 96 × 160 × 160 voxels with 61 outputs took 3.0 instead of 4.0 GiB so, and a
+twentieth more time.
 """
 
 

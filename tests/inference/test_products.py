@@ -1,4 +1,4 @@
-"""Convolutions that are matrix products give what torch's give, and hold no second layout."""
+"""Convolutions that are matrix products give what torch's give, and make no copies of the maps."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_other_convolutions_go_the_ordinary_way(
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_is_held_besides_input_and_output() -> None:
+def test_a_head_makes_no_copy_of_the_maps() -> None:
     head, x = tune(nn.Sequential(nn.Conv3d(4, 40, 1)), CPU).eval(), torch.randn(1, 4, 20, 20, 20)
     with torch.inference_mode(), LivePeak() as live:
         found = head(x)
