@@ -4,8 +4,8 @@
 
 In the place of a network stands one layer, whose outputs are as large as a network's: what is measured is the scan,
 its preprocessing, the sliding window and the way back. ``--network plain_unet --spacing 1.5`` measures a teacher with
-its feature maps. Each number is a process of its own on one thread. Writes benchmarks/results/memory.json, or
-memory_NETWORK.json.
+its feature maps, ``--network plain_unet --width-divisor 4`` a student. Each number is a process of its own on one
+thread. Writes benchmarks/results/memory.json, memory_NETWORK.json or memory_NETWORK_wDIVISOR.json.
 """
 
 from __future__ import annotations
@@ -52,10 +52,17 @@ class Outputs(nn.Module):
         return x * self.slope.view(-1, 1, 1, 1)
 
 
-def teacher(name: str, outputs: int) -> nn.Module:
-    """A planned network of full width with random weights, as prediction runs it."""
+def planned(name: str, outputs: int, divisor: int) -> nn.Module:
+    """A planned network with random weights, as prediction runs it."""
     shape = architecture(TEACHER_PATCH, FEATURES)
-    spec = NetworkSpec(name=name, in_channels=1, num_outputs=outputs, patch_size=shape.patch_size, architecture=shape)
+    spec = NetworkSpec(
+        name=name,
+        in_channels=1,
+        num_outputs=outputs,
+        patch_size=shape.patch_size,
+        architecture=shape,
+        width_divisor=divisor,
+    )
     return tune(freeze(build_network(spec)), torch.device("cpu"))
 
 
@@ -68,7 +75,7 @@ def peak(options: argparse.Namespace) -> dict[str, float]:
     outputs, shape = options.one + 1, tuple(options.shape)
     predictor = small_predictor(outputs, 32, options.spacing, mirror=False)
     if options.network:
-        predictor.networks, predictor.patch_size = [teacher(options.network, outputs)], TEACHER_PATCH
+        predictor.networks, predictor.patch_size = [planned(options.network, outputs, options.width_divisor)], TEACHER_PATCH
     else:
         predictor.networks, predictor.patch_size = [Outputs(outputs)], PATCH
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -90,7 +97,8 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=3.0, help="the network's voxels in mm")
     parser.add_argument("--structures", type=int, nargs="+", default=(14, 60))
     parser.add_argument("--whole", action="store_true", help="hold the logits of the whole case, as before")
-    parser.add_argument("--network", help="a planned network of full width in the place of the layer")
+    parser.add_argument("--network", help="a planned network in the place of the layer")
+    parser.add_argument("--width-divisor", type=int, default=1, help="of that network's channels")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
@@ -102,11 +110,13 @@ def main() -> None:
         line = [sys.executable, "-m", "benchmarks.bench_memory", "--one", str(structures)]
         line += ["--shape", *map(str, options.shape), "--spacing", str(options.spacing)]
         line += ["--whole"] if options.whole else []
-        line += ["--network", options.network] if options.network else []
+        if options.network:
+            line += ["--network", options.network, "--width-divisor", str(options.width_divisor)]
         said = subprocess.run(line, capture_output=True, text=True, check=True)
         rows[f"{structures} structures"] = json.loads(said.stdout)
         print(structures, said.stdout.strip(), flush=True)
     kinds = ["memory", *(["whole"] if options.whole else []), *([options.network] if options.network else [])]
+    kinds += [f"w{options.width_divisor}"] if options.width_divisor > 1 else []
     path = RESULTS / f"{'_'.join(kinds)}.json"
     patch = TEACHER_PATCH if options.network else PATCH
     settings = {"shape": list(options.shape), "network_mm": options.spacing, "patch": list(patch)}

@@ -191,16 +191,30 @@ class LabelSpec:
         return logits.sigmoid() if self.regions else logits.softmax(dim)
 
 
+def first_highest(scores: np.ndarray) -> np.ndarray:
+    """``scores.argmax(0)`` by its parts, each of which is vectorised, in a tenth of the time.
+
+    Args:
+        scores: ``(K, *spatial)``.
+
+    Returns:
+        ``(*spatial)``, int16 or larger; 0 where a score is not a number.
+    """
+    count = len(scores)
+    if count > 255:
+        return scores.argmax(0)
+    weights = np.arange(count, 0, -1, dtype=np.uint8).reshape(-1, *[1] * (scores.ndim - 1))
+    highest = np.multiply((scores == scores.max(0)).view(np.uint8), weights).max(0)
+    return (count - highest.astype(np.int16)) % count  # the remainder: nothing equals what is not a number
+
+
 def _first_highest(logits: Tensor) -> Tensor:
-    """``logits.argmax(0)``; on a CPU by its parts, each of which is vectorised, in a tenth of the time."""
+    """``logits.argmax(0)``; on a CPU by NumPy, whose comparisons take a third of torch's time."""
     import torch
 
-    count = len(logits)
-    if logits.device.type != "cpu" or count > 255:
+    if logits.device.type != "cpu":
         return logits.argmax(0)
-    weights = torch.arange(count, 0, -1, dtype=torch.uint8).view(-1, *[1] * (logits.ndim - 1))
-    highest = (logits == logits.amax(0)).view(torch.uint8).mul_(weights).amax(0)
-    return (count - highest.to(torch.int16)) % count  # the remainder: nothing equals what is not a number
+    return torch.from_numpy(first_highest(logits.detach().float().numpy()))
 
 
 def _read_labels(labels: Any, where: str) -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,12 @@ class InPlaceBlock(ConvDropoutNormReLU):  # type: ignore[misc]
 
 def is_watched(part: nn.Module) -> bool:
     """Whether somebody looks at what layers of a part take and give."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in part.modules())
+    return any(map(has_hooks, part.modules()))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what a module itself takes and gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _normalise(norm: nn.InstanceNorm3d, x: Tensor) -> None:

@@ -12,13 +12,18 @@ from torch import Tensor
 
 from medkd.core.labels import LabelSpec
 from medkd.core.plan import Configuration, Plan
+from medkd.inference.late_head import LateHead
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix
 from medkd.runtime.decoding import SLAB_BYTES, logits_orders
 
 
+_VOXELS = 4096  # whose logits are made of features at a time
+
+
 class GrowingLogits:
-    """Logits ``(K, z, y, x)`` that are made while they are asked for, from the first slice to the last.
+    """Logits ``(K, z, y, x)``, or features that a :class:`LateHead` makes logits of, which are made while they are asked
+    for, from the first slice to the last.
 
     Args:
         pieces: ``(K, slices, y, x)``, one behind the other, small ones.
@@ -47,7 +52,12 @@ Logits = Tensor | np.ndarray | GrowingLogits
 
 
 def logits_to_labels(
-    logits: Logits, properties: CaseProperties, plan: Plan, configuration: Configuration, labels: LabelSpec
+    logits: Logits,
+    properties: CaseProperties,
+    plan: Plan,
+    configuration: Configuration,
+    labels: LabelSpec,
+    head: LateHead | None = None,
 ) -> np.ndarray:
     """Label map in the native grid.
 
@@ -61,6 +71,7 @@ def logits_to_labels(
         plan: gives the axis order.
         configuration: gives the network's spacing and the interpolation orders.
         labels: decodes logits to label values.
+        head: what makes logits of resampled features, where ``logits`` are those.
 
     Returns:
         ``(z, y, x)``, shape and axis order of ``properties.geometry``, uint8, or int16 where a label is above 255.
@@ -72,7 +83,11 @@ def logits_to_labels(
     with torch.inference_mode():
         orders = logits_orders(properties, plan, configuration)
         for rows, slab in _through(source, box.shape, orders[0]):
-            box[rows] = _decoded(slab, box.shape[1:], orders[1:], labels).cpu().numpy()
+            if head is None:
+                decoded = _decoded(slab, box.shape[1:], orders[1:], labels)
+            else:
+                decoded = _decoded_features(_in_plane(slab, box.shape[1:], orders[1:]), head, labels)
+            box[rows] = decoded.cpu().numpy()
     return np.ascontiguousarray(properties.turn_back(result.transpose(plan.transpose_back)))
 
 
@@ -136,6 +151,14 @@ def _decoded(slab: Tensor, plane: tuple[int, ...], orders: tuple[int, ...], labe
         label = torch.where(values > highest, labels.decode(some) + first, label)
         highest = torch.maximum(highest, values)
     return label
+
+
+def _decoded_features(features: Tensor, head: LateHead, labels: LabelSpec) -> Tensor:
+    """Label values ``(rows, y, x)`` of resampled features ``(C, rows, y, x)``; of few voxels at a time, so that their
+    logits stay in the cache.
+    """
+    pieces = features.flatten(1).split(_VOXELS, dim=1)
+    return torch.cat([labels.decode(head.logits(piece)) for piece in pieces]).view(features.shape[1:])
 
 
 def _through(logits: Tensor | GrowingLogits, shape: tuple[int, ...], order: int) -> Iterator[tuple[slice, Tensor]]:

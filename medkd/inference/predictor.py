@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from medkd.core.precision import PrecisionChoice
 from medkd.core.protocol import InferenceRule
 from medkd.inference.converted import ConvertedNetworks, EngineChoice, EnginePlace, in_engine
 from medkd.inference.export import GrowingLogits, logits_to_labels, logits_to_probabilities
+from medkd.inference.late_head import LateHead
 from medkd.inference.sliding_window import predict_logits, predict_rows
 from medkd.inference.tuning import tune
 from medkd.models.base import Checkpoint, ModelFolder, open_model
@@ -39,7 +40,7 @@ from medkd.runtime.prediction import Prediction, circumstances_of
 _log = logging.getLogger(__name__)
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_BYTES = 2**28
-"""Of logits; of more, label maps are made while the window slides."""
+"""Of logits or features; of more, label maps are made while the window slides."""
 
 _GPU_SHARE = 0.5  # of the free GPU memory may hold image and accumulator, the rest belongs to the forwards
 
@@ -261,11 +262,12 @@ class Predictor:
         Raises:
             RunError: they are not finite.
         """
-        tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
-        outputs = self.labels.num_outputs
-        if self._fits_on_device(tensor, outputs):
+        tensor = _tensor(image)
+        if self._fits_on_device(tensor):
             tensor = tensor.to(self.device)
-        return self._finite(predict_logits(self._forward, tensor, self.patch_size, outputs, **self._window))
+        return self._finite(
+            predict_logits(self._forward, tensor, self.patch_size, self.labels.num_outputs, **self._window)
+        )
 
     def _finite(self, logits: Tensor) -> Tensor:
         """The logits, of which label maps can be made."""
@@ -297,41 +299,59 @@ class Predictor:
 
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
-        if not probabilities and self._is_large(prepared):
-            return Prediction(self._labels_of_large(prepared))
+        if not probabilities:
+            return Prediction(keep_largest(self._label_map(prepared), self.postprocessing, self.labels))
+        arguments = (prepared.properties, self.plan, self.configuration, self.labels)
         logits = self.predict_preprocessed(prepared.image)
-        arguments = (logits, prepared.properties, self.plan, self.configuration, self.labels)
-        label_map = keep_largest(logits_to_labels(*arguments), self.postprocessing, self.labels)
-        return Prediction(label_map, logits_to_probabilities(*arguments) if probabilities else None)
+        label_map = keep_largest(logits_to_labels(logits, *arguments), self.postprocessing, self.labels)
+        return Prediction(label_map, logits_to_probabilities(logits, *arguments))
 
-    def _is_large(self, prepared: Preprocessed) -> bool:
-        """Whether the logits of a whole case would take too much of the CPU's memory, and can be had piece by piece:
-        of an interpolation that is not linear every slice needs all others.
+    def _label_map(self, prepared: Preprocessed) -> np.ndarray:
+        """The label map without postprocessing, of features or logits, made while the window slides where they are
+        large.
         """
-        image, outputs = prepared.image, self.labels.num_outputs
-        if 4 * outputs * prod(image.shape[1:]) <= WHOLE_BYTES or self._fits_on_device(image, outputs):
+        image = _tensor(prepared.image)
+        on_device = self._fits_on_device(image)
+        head = None if on_device or self.converted is not None else LateHead.of(self.networks)
+        forward, channels = self._forward, self.labels.num_outputs
+        if head is not None:
+            self._finite(head.weight.sum() + head.bias.sum())
+            forward, channels = partial(self._features, head), head.channels
+        window = (forward, image.to(self.device) if on_device else image, self.patch_size, channels)
+        arguments = (prepared.properties, self.plan, self.configuration, self.labels, head)
+        if on_device or not self._is_large(prepared, channels):
+            return logits_to_labels(self._finite(predict_logits(*window, **self._window)), *arguments)
+        rows = map(self._finite, predict_rows(*window, **self._window))
+        return logits_to_labels(GrowingLogits(rows, (channels, *image.shape[1:])), *arguments)
+
+    def _is_large(self, prepared: Preprocessed, channels: int) -> bool:
+        """Whether so many maps of a whole case would take too much memory, and can be had piece by piece: of an
+        interpolation that is not linear every slice needs all others.
+        """
+        if 4 * channels * prod(prepared.image.shape[1:]) <= WHOLE_BYTES:
             return False
         return logits_orders(prepared.properties, self.plan, self.configuration)[0] <= 1
-
-    def _labels_of_large(self, prepared: Preprocessed) -> np.ndarray:
-        """The label map, made while the window slides."""
-        image, outputs = torch.from_numpy(np.require(prepared.image, np.float32, ["C", "W"])), self.labels.num_outputs
-        rows = predict_rows(self._forward, image, self.patch_size, outputs, **self._window)
-        logits = GrowingLogits(map(self._finite, rows), (outputs, *image.shape[1:]))
-        labels = logits_to_labels(logits, prepared.properties, self.plan, self.configuration, self.labels)
-        return keep_largest(labels, self.postprocessing, self.labels)
 
     def _forward(self, x: Tensor) -> Tensor:
         with self._autocast():
             return mean_logits(self.networks, x) if self.converted is None else self.converted(x)
+
+    def _features(self, head: LateHead, x: Tensor) -> Tensor:
+        with self._autocast():
+            return head.features(x)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=_TYPES[self.precision])
 
-    def _fits_on_device(self, image: Tensor | np.ndarray, outputs: int) -> bool:
+    def _fits_on_device(self, image: Tensor | np.ndarray) -> bool:
         if self.device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(self.device)
-        return 4 * (image.shape[0] + outputs) * prod(image.shape[1:]) < _GPU_SHARE * free
+        return 4 * (image.shape[0] + self.labels.num_outputs) * prod(image.shape[1:]) < _GPU_SHARE * free
+
+
+def _tensor(image: np.ndarray | Tensor) -> Tensor:
+    """A preprocessed image that torch may write to; it is not copied where that can be spared."""
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, np.float32, ["C", "W"]))

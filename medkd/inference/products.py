@@ -16,10 +16,11 @@ LEAST_VOXELS = 4000
 """With fewer, the products of a transposed convolution are small ones and take longer than laying out."""
 
 
-def is_of_one_voxel(conv: nn.Conv3d) -> bool:
+def is_of_one_voxel(conv: nn.Conv2d | nn.Conv3d) -> bool:
     """Whether each output depends on the channels of its own voxel and of no other."""
-    shape = (conv.kernel_size, conv.stride, tuple(conv.padding), conv.groups)
-    return shape == ((1, 1, 1), (1, 1, 1), (0, 0, 0), 1)
+    ones = (1,) * len(conv.kernel_size)
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.groups)
+    return shape in ((ones, ones, padding, 1) for padding in ((0,) * len(ones), "same", "valid"))
 
 
 def of_one_voxel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -31,6 +31,7 @@ class AttentionUNet(EncoderDecoder):
         widths = WIDTHS[self.rank]
         self.steps = len(widths) - 1
         self.net = AttentionUnet(self.rank, spec.in_channels, spec.num_outputs, widths, (2,) * self.steps)
+        self.head_path = "net.model.2.conv"
         *blocks, deepest = (self._block_path(level) for level in range(self.steps + 1))
         merges = [f"{self._layer_path(level)}.merge" for level in range(self.steps)]
         self.set_taps(

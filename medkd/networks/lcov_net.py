@@ -107,6 +107,7 @@ class LcovNet(EncoderDecoder):
         for inputs, outputs in steps:
             self.decoder.append(Block(rank, inputs, outputs))
         self.classify = convolution(rank)(WIDTHS[0], spec.num_outputs, 1, bias=False)
+        self.head_path = "classify"
         self.apply(kaiming_fan_out)
         self.steps = len(self.decoder)
         self.set_taps(

@@ -250,6 +250,7 @@ class MissFormer(EncoderDecoder):
             self.decoder.append(DecoderStage(level, WIDTHS[level + 1]))
         self.expand = Expand(WIDTHS[0], WIDTHS[0], 4)
         self.classify = nn.Conv2d(WIDTHS[0], spec.num_outputs, 1)
+        self.head_path = "classify"
         self.apply(_initialise)
         self.steps = len(self.decoder) + 1
         encoder = self.encoder_taps(WIDTHS, numbered("encoder", 3), stride=4)

@@ -135,6 +135,7 @@ class MobileUNet(EncoderDecoder):
         last = DECODER_WIDTHS[-1]
         self.finest = transposed_convolution(rank)(last, last, 4, 2, 1, groups=last, bias=False)
         self.classify = convolution(rank)(last, spec.num_outputs, 1)
+        self.head_path = "classify"
         self.apply(kaiming_fan_out)
         self.steps = len(DECODER_WIDTHS) + 1
         encoder = []

@@ -36,6 +36,7 @@ class PlannedUNet(EncoderDecoder):
         self.widths = _narrowed(architecture.features_per_stage, spec.width_divisor)
         self.net: Any = self.build(keywords(spec, architecture, self.widths))
         self.steps = len(self.widths) - 1
+        self.head_path = f"net.decoder.seg_layers.{self.steps - 1}"
         self.taps = (*self._encoder_taps(), *self._decoder_taps())
         self.resume = {"bottleneck": 0}
         for index in range(self.steps):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from medkd.core.plan import Architecture
 from medkd.core.run import NetworkSpec
@@ -14,6 +17,7 @@ PATCHES = {2: (512, 512), 3: (96, 96, 96)}
 CLASSES = 14
 # nnU-Net's planner: widths double from 32 up to a limit, axes are halved while at least 4 voxels are left
 WIDEST = {2: 512, 3: 320}
+_FILLING = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.fill_, torch.Tensor.zero_}
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6)
 
 
@@ -43,10 +47,23 @@ def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
         RunError: see :func:`medkd.networks.base.build_network`.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoValues():
             return build_network(spec)
     except RuntimeError:  # MONAI's Swin transformer reads values while it is built
         return build_network(spec).to("meta")
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what sets the values of weights that have none, which torch works through step by step in Python: most
+    of the time that a large network takes to be built without memory.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, or give its tensor back as it is where all that it does is to fill it."""
+        kwargs = kwargs or {}
+        if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _architecture(patch: tuple[int, ...], residual: bool) -> Architecture:

@@ -37,6 +37,7 @@ class SegResNetwork(EncoderDecoder):
             blocks_up=(1,) * self.steps,
         )
         self.net.apply(kaiming_fan_out)
+        self.head_path = "net.conv_final.2.conv"
         widths = [WIDTH * 2**level for level in range(self.steps)]
         *downs, deepest = (f"net.down_layers.{level}.{blocks}" for level, blocks in enumerate(BLOCKS))
         ups = numbered("net.up_layers", self.steps, ".0")

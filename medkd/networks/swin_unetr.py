@@ -27,6 +27,7 @@ class SwinUNETRNetwork(EncoderDecoder):
 
         super().__init__(spec)
         self.net = SwinUNETR(spec.in_channels, spec.num_outputs, feature_size=WIDTH, spatial_dims=self.rank)
+        self.head_path = "net.out.conv.conv"
         self.steps = len(DECODERS)
         # stage 1 sees the image, the others the transformer's stages; all but the first keep their width
         widths = (WIDTH, WIDTH, 2 * WIDTH, 4 * WIDTH)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from medkd.core.labels import LabelSpec
+from medkd.core.labels import LabelSpec, first_highest
 from medkd.core.plan import Configuration, Plan
 from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix, axis_orders
@@ -92,21 +92,11 @@ def labels_of(scores: np.ndarray, labels: LabelSpec, *, threshold: float) -> np.
     threshold (0 of logits, 0.5 of probabilities) painted in their order.
     """
     if not labels.regions:
-        return _first_highest(scores).astype(_label_type(labels))
+        return first_highest(scores).astype(_label_type(labels))
     result = np.zeros(scores.shape[1:], _label_type(labels))
     for channel, value in enumerate(labels.order):
         result[scores[channel] > threshold] = value
     return result
-
-
-def _first_highest(scores: np.ndarray) -> np.ndarray:
-    """``scores.argmax(0)`` by its parts, each of which is vectorised."""
-    count = len(scores)
-    if count > 255:
-        return scores.argmax(0)
-    weights = np.arange(count, 0, -1, dtype=np.uint8).reshape(-1, *[1] * (scores.ndim - 1))
-    highest = np.multiply((scores == scores.max(0)).view(np.uint8), weights).max(0)
-    return (count - highest.astype(np.int16)) % count  # the remainder: nothing equals what is not a number
 
 
 def _label_type(labels: LabelSpec) -> type[np.generic]:
