@@ -3,7 +3,9 @@
     python -m benchmarks.bench_export_step --nnunet-python OTHER_ENVIRONMENT/bin/python
 
 nnU-Net's step is its own resampling of logits (order 1, as its plans say) and its argmax, called as its export does.
-Each measurement is a process of its own on one thread. Writes benchmarks/results/export_step.json.
+medkd's begins at the same logits, and at features whose last layer is left for the end (:mod:`medkd.inference.late_head`),
+of which these logits were made. Each measurement is a process of its own on one thread. Writes
+benchmarks/results/export_step.json.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ np.save(result, labels)
 """
 
 
-def own_step(source: Path, result: Path, target: Sequence[int], coarse: float, fine: float) -> tuple[float, float]:
-    """Processor seconds and added peak memory (MiB) of medkd's step."""
+def own_step(
+    source: Path, result: Path, target: Sequence[int], coarse: float, fine: float, late: bool
+) -> tuple[float, float]:
+    """Processor seconds and added peak memory (MiB) of medkd's step, from logits or from features and a last layer."""
     import torch
 
     from benchmarks.bench_prediction import small_predictor
@@ -53,29 +57,34 @@ def own_step(source: Path, result: Path, target: Sequence[int], coarse: float, f
     from medkd.core.geometry import Geometry
     from medkd.core.labels import LabelSpec
     from medkd.inference.export import logits_to_labels
+    from medkd.inference.late_head import LateHead
     from medkd.preprocessing.properties import CaseProperties
 
     torch.set_num_threads(1)
     reuse_freed_memory()  # as medkd_predict does
-    logits = np.load(source)
+    head, maps = None, np.load(source)
+    outputs = len(maps)
+    if late:
+        weight, maps = (np.load(source.with_name(f"{name}.npy")) for name in ("weight", "features"))
+        head = LateHead((), torch.from_numpy(weight), torch.zeros(outputs, 1))
     predictor = small_predictor(3, 16, coarse, mirror=False)
-    labels = LabelSpec.from_names([f"structure {number}" for number in range(1, len(logits))])
+    labels = LabelSpec.from_names([f"structure {number}" for number in range(1, outputs)])
     crop = tuple((0, side) for side in target)
-    properties = CaseProperties("case", Geometry.from_spacing(tuple(target), (fine,) * 3), crop, logits.shape[1:])
+    properties = CaseProperties("case", Geometry.from_spacing(tuple(target), (fine,) * 3), crop, maps.shape[1:])
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    found = logits_to_labels(logits, properties, predictor.plan, predictor.configuration, labels)
+    found = logits_to_labels(maps, properties, predictor.plan, predictor.configuration, labels, head)
     spent = time.process_time() - begin
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     np.save(result, found)
     return spent, (after - before) / 1024
 
 
-def smooth_logits(outputs: int, shape: Sequence[int]) -> np.ndarray:
-    """Logits ``(outputs, *shape)`` with coherent regions."""
+def smooth_features(channels: int, shape: Sequence[int]) -> np.ndarray:
+    """Features ``(channels, *shape)`` with coherent regions."""
     from scipy.ndimage import zoom
 
     numbers = np.random.default_rng(0)
-    found = np.empty((outputs, *shape), np.float32)
+    found = np.empty((channels, *shape), np.float32)
     for channel in found:
         coarse = numbers.normal(0, 5, [max(2, side // 12) for side in shape])
         channel[:] = zoom(coarse, [n / c for n, c in zip(shape, coarse.shape, strict=True)], order=1)
@@ -83,15 +92,19 @@ def smooth_logits(outputs: int, shape: Sequence[int]) -> np.ndarray:
 
 
 def compare(structures: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both steps on the same logits."""
+    """All steps on the same logits."""
     target, factor = tuple(options.shape), options.coarse / options.fine
-    logits = smooth_logits(structures + 1, [round(side / factor) for side in target])
+    features = smooth_features(options.features, [round(side / factor) for side in target])
+    weight = np.random.default_rng(1).normal(size=(structures + 1, options.features)).astype(np.float32)
+    logits = np.tensordot(weight, features, 1)
     source = folder / "logits.npy"
-    np.save(source, logits)
+    for path, values in ((source, logits), (folder / "features.npy", features), (folder / "weight.npy", weight)):
+        np.save(path, values)
     found: dict[str, Any] = {"network_grid": list(logits.shape[1:])}
     numbers = [*map(str, target), str(options.coarse), str(options.fine)]
     lines = {
         "medkd": [sys.executable, "-m", "benchmarks.bench_export_step", "--one"],
+        "medkd_from_features": [sys.executable, "-m", "benchmarks.bench_export_step", "--one-late"],
         "nnunet": [str(options.nnunet_python), "-c", _NNUNET],
     }
     for program, line in lines.items():
@@ -101,20 +114,21 @@ def compare(structures: int, options: argparse.Namespace, folder: Path) -> dict[
         )
         seconds, memory = map(float, said.stdout.split()[-2:])
         found[program] = {"processor_seconds": round(seconds, 3), "added_peak_mib": round(memory, 1)}
-    ours, theirs = (np.load(folder / f"{program}.npy") for program in lines)
-    found["voxels_that_differ"] = float(np.mean(ours != theirs))
-    found["nnunet_over_medkd"] = round(found["nnunet"]["processor_seconds"] / found["medkd"]["processor_seconds"], 1)
+    theirs, seconds = np.load(folder / "nnunet.npy"), found["nnunet"]["processor_seconds"]
+    for program in ("medkd", "medkd_from_features"):
+        own = found[program]
+        own["voxels_that_differ"] = float(np.mean(np.load(folder / f"{program}.npy") != theirs))
+        own["nnunet_over_this"] = round(seconds / own["processor_seconds"], 1)
     print(structures, json.dumps(found), flush=True)
     return found
 
 
 def main() -> None:
     """Run the benchmark and write the results."""
-    if sys.argv[1:2] == ["--one"]:
+    if sys.argv[1:2] in (["--one"], ["--one-late"]):
         source, result, *numbers = sys.argv[2:]
-        print(
-            *own_step(Path(source), Path(result), [int(v) for v in numbers[:3]], float(numbers[3]), float(numbers[4]))
-        )
+        target, (coarse, fine) = [int(v) for v in numbers[:3]], map(float, numbers[3:])
+        print(*own_step(Path(source), Path(result), target, coarse, fine, sys.argv[1] == "--one-late"))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nnunet-python", type=Path, required=True, help="Python of the environment that has nnunetv2")
@@ -122,6 +136,7 @@ def main() -> None:
     parser.add_argument("--coarse", type=float, default=1.5, help="the network's voxels in mm")
     parser.add_argument("--fine", type=float, default=0.8, help="the scan's")
     parser.add_argument("--structures", type=int, nargs="+", default=(14, 60))
+    parser.add_argument("--features", type=int, default=8, help="channels before the last layer")
     parser.add_argument("--output", type=Path, default=RESULTS / "export_step.json")
     options = parser.parse_args()
     rows = {}
@@ -129,7 +144,7 @@ def main() -> None:
     for structures in options.structures:
         with tempfile.TemporaryDirectory() as name:
             rows[f"{structures} structures"] = compare(structures, options, Path(name))
-    settings = {"shape": list(options.shape), "coarse_mm": options.coarse, "fine_mm": options.fine}
+    settings = {"shape": list(options.shape), "coarse_mm": options.coarse, "fine_mm": options.fine, "features": options.features}
     where = {**machine("scipy", "scikit-image"), "threads": 1}
     content = {"machine": where, "load_average": [load, os.getloadavg()[0]], **settings, **rows}
     write_json(options.output, content)
