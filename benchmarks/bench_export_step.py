@@ -3,8 +3,8 @@
     python -m benchmarks.bench_export_step --nnunet-python OTHER_ENVIRONMENT/bin/python
 
 nnU-Net's step is its own resampling of logits (order 1, as its plans say) and its argmax, called as its export does.
-medkd's begins at the same logits, and at features whose last layer is left for the end (:mod:`medkd.inference.late_head`),
-of which these logits were made. Each measurement is a process of its own on one thread. Writes
+medkd's begins at the same logits, and at the features of which they were made, whose last layer is left for the end
+(:mod:`medkd.inference.late_head`). Each measurement is a process of its own on one thread. Writes
 benchmarks/results/export_step.json.
 """
 
@@ -144,7 +144,12 @@ def main() -> None:
     for structures in options.structures:
         with tempfile.TemporaryDirectory() as name:
             rows[f"{structures} structures"] = compare(structures, options, Path(name))
-    settings = {"shape": list(options.shape), "coarse_mm": options.coarse, "fine_mm": options.fine, "features": options.features}
+    settings = {
+        "shape": list(options.shape),
+        "coarse_mm": options.coarse,
+        "fine_mm": options.fine,
+        "features": options.features,
+    }
     where = {**machine("scipy", "scikit-image"), "threads": 1}
     content = {"machine": where, "load_average": [load, os.getloadavg()[0]], **settings, **rows}
     write_json(options.output, content)

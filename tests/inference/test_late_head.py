@@ -107,7 +107,7 @@ def test_nothing_is_left_for_later_where_it_does_not_pay_or_is_looked_at() -> No
 def _predictor(rank: int, labels: LabelSpec = MANY, networks: int = 1) -> Predictor:
     """Of random networks with four features each, all of whose classes occur."""
     plan = tiny_plan(rank, spacing=1.5)
-    name, configuration = next(iter(plan.configurations.items()))
+    configuration = next(iter(plan.configurations.values()))
     shape = configuration.architectures["plain_unet"]
     spec = NetworkSpec(
         name="plain_unet", in_channels=1, num_outputs=labels.num_outputs, patch_size=(16,) * rank, architecture=shape
@@ -139,7 +139,9 @@ def test_label_maps_are_the_same(rank: int, networks: int, whole: int, monkeypat
 
 def test_regions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(f"part {number}", (number,)) for number in range(1, 6)]
-    regions = LabelSpec((("background", (0,)), ("whole", (1, 2, 3, 4, 5)), *parts), regions=True, order=(1, *range(1, 6)))
+    regions = LabelSpec(
+        (("background", (0,)), ("whole", (1, 2, 3, 4, 5)), *parts), regions=True, order=(1, *range(1, 6))
+    )
     torch.manual_seed(0)
     expected, found = _both(_predictor(3, regions), monkeypatch)
     assert len(np.unique(expected)) >= 2 and np.mean(found != expected) < 1e-4
