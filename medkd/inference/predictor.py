@@ -34,6 +34,7 @@ from medkd.models.base import Checkpoint, ModelFolder, open_model
 from medkd.models.segmentation import TrainedModel
 from medkd.models.weights import mean_logits
 from medkd.preprocessing.pipeline import Preprocessed, preprocess_case
+from medkd.preprocessing.properties import CaseProperties
 from medkd.runtime.decoding import logits_orders
 from medkd.runtime.prediction import Prediction, circumstances_of
 
@@ -300,37 +301,41 @@ class Predictor:
     def predict(self, prepared: Preprocessed, *, probabilities: bool = False) -> Prediction:
         """Label map and, where asked for, probabilities of a preprocessed case, in its native grid."""
         if not probabilities:
-            return Prediction(keep_largest(self._label_map(prepared), self.postprocessing, self.labels))
+            label_map = self.label_map(prepared.image, prepared.properties)
+            return Prediction(keep_largest(label_map, self.postprocessing, self.labels))
         arguments = (prepared.properties, self.plan, self.configuration, self.labels)
         logits = self.predict_preprocessed(prepared.image)
         label_map = keep_largest(logits_to_labels(logits, *arguments), self.postprocessing, self.labels)
         return Prediction(label_map, logits_to_probabilities(logits, *arguments))
 
-    def _label_map(self, prepared: Preprocessed) -> np.ndarray:
-        """The label map without postprocessing, of features or logits, made while the window slides where they are
-        large.
+    def label_map(self, image: np.ndarray, properties: CaseProperties) -> np.ndarray:
+        """Label map of a preprocessed image ``(C, z, y, x)`` in its scan's grid, without postprocessing; made while the
+        window slides where the networks' outputs are large.
+
+        Raises:
+            RunError: the outputs are not finite.
         """
-        image = _tensor(prepared.image)
-        on_device = self._fits_on_device(image)
+        tensor = _tensor(image)
+        on_device = self._fits_on_device(tensor)
         head = None if on_device or self.converted is not None else LateHead.of(self.networks)
         forward, channels = self._forward, self.labels.num_outputs
         if head is not None:
             self._finite(head.weight.sum() + head.bias.sum())
             forward, channels = partial(self._features, head), head.channels
-        window = (forward, image.to(self.device) if on_device else image, self.patch_size, channels)
-        arguments = (prepared.properties, self.plan, self.configuration, self.labels, head)
-        if on_device or not self._is_large(prepared, channels):
+        window = (forward, tensor.to(self.device) if on_device else tensor, self.patch_size, channels)
+        arguments = (properties, self.plan, self.configuration, self.labels, head)
+        if on_device or not self._is_large(image, channels, properties):
             return logits_to_labels(self._finite(predict_logits(*window, **self._window)), *arguments)
         rows = map(self._finite, predict_rows(*window, **self._window))
         return logits_to_labels(GrowingLogits(rows, (channels, *image.shape[1:])), *arguments)
 
-    def _is_large(self, prepared: Preprocessed, channels: int) -> bool:
+    def _is_large(self, image: np.ndarray, channels: int, properties: CaseProperties) -> bool:
         """Whether so many maps of a whole case would take too much memory, and can be had piece by piece: of an
         interpolation that is not linear every slice needs all others.
         """
-        if 4 * channels * prod(prepared.image.shape[1:]) <= WHOLE_BYTES:
+        if 4 * channels * prod(image.shape[1:]) <= WHOLE_BYTES:
             return False
-        return logits_orders(prepared.properties, self.plan, self.configuration)[0] <= 1
+        return logits_orders(properties, self.plan, self.configuration)[0] <= 1
 
     def _forward(self, x: Tensor) -> Tensor:
         with self._autocast():

@@ -19,7 +19,6 @@ from medkd.core.serial import to_data
 from medkd.evaluation.segmentation import legacy
 from medkd.evaluation.segmentation.folder import Summary, evaluate_folder
 from medkd.evaluation.segmentation.scored_from import with_sources
-from medkd.inference.export import logits_to_labels
 from medkd.inference.inputs import writable_ending
 from medkd.inference.predictor import Predictor
 from medkd.io.volumes import write_volume
@@ -80,11 +79,7 @@ def finish_fold(
         path, source = target / f"{case}{ending}", source_of(store.record(case))
         if not known.has(path, source):
             stored = store.open(case)
-            logits = predictor.predict_preprocessed(stored.image)
-            labels = logits_to_labels(
-                logits, stored.properties, predictor.plan, predictor.configuration, predictor.labels
-            )
-            write_volume(path, labels, stored.properties.geometry)
+            write_volume(path, predictor.label_map(stored.image, stored.properties), stored.properties.geometry)
             known.add(path, source)
     patients = {**run.dataset.patients, **described.patients}
     summary = evaluate_folder(target, references, run.dataset.labels, prediction_ending=ending, patients=patients)

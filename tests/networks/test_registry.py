@@ -62,6 +62,19 @@ def test_every_network_has_a_citation_and_publishes_taps_for_any_pairing(name: s
     assert net.spec.num_outputs not in [tap.channels for tap in net.taps]
 
 
+@pytest.mark.parametrize("name", ["plain_unet", "unet_tiny", "lcov_net", "swin_unetr"])
+def test_a_network_without_memory_has_the_weights_of_one_with_memory(name: str) -> None:
+    more = {"architecture": architecture(3)} if NETWORKS[name].planned else {}
+    spec = small(name, 3, patch=64, **more)
+    weightless, real = build_weightless(spec), build_network(spec)
+    assert {tensor.device.type for tensor in weightless.state_dict().values()} == {"meta"}
+    kinds = [
+        {key: (value.shape, value.requires_grad) for key, value in net.named_parameters()} for net in (weightless, real)
+    ]
+    assert kinds[0] == kinds[1]
+    assert all(value.abs().max() > 0 for key, value in real.named_parameters() if value.ndim > 2)
+
+
 def test_patches_are_grown_to_what_a_network_accepts() -> None:
     assert fit_patch("swin_unetr", (20, 32, 40)) == (32, 32, 64)
     assert fit_patch("plain_unet", (20, 32, 40)) == (20, 32, 40)
