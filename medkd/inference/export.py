@@ -17,7 +17,7 @@ from medkd.preprocessing.properties import CaseProperties
 from medkd.preprocessing.resampling import axis_matrix
 from medkd.runtime.decoding import SLAB_BYTES, logits_orders
 
-_LOGIT_BYTES = 2**20  # of logits that are made of features at a time
+_LOGIT_BYTES = 2**20  # of logits that are made of features at a time, for each thread
 
 
 class GrowingLogits:
@@ -156,7 +156,7 @@ def _decoded_features(features: Tensor, head: LateHead, labels: LabelSpec) -> Te
     """Label values ``(rows, y, x)`` of resampled features ``(C, rows, y, x)``; of few voxels at a time, so that their
     logits stay in the cache.
     """
-    voxels = max(1, _LOGIT_BYTES // (4 * len(head.weight)))
+    voxels = max(1, torch.get_num_threads() * _LOGIT_BYTES // (4 * len(head.weight)))
     pieces = features.flatten(1).split(voxels, dim=1)
     return torch.cat([labels.decode(head.logits(piece)) for piece in pieces]).view(features.shape[1:])
 

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from medkd.inference.blocks import has_hooks
+from medkd.inference.fast_layers import FastConv3d
 from medkd.inference.products import is_of_one_voxel
 from medkd.networks.base import SegmentationNetwork
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, FastConv3d)  # exact types: a subclass may compute something else
+_LAST_STEPS = ("forward", "_finish", "head")  # of a network; what comes before them may be anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,28 +41,36 @@ class LateHead:
 
     @classmethod
     def of(cls, networks: Sequence[nn.Module]) -> LateHead | None:
-        """Networks whose logits are averaged, where leaving their last layers for later saves something: all end in a
-        convolution of one voxel, and have fewer features together than outputs; else None.
+        """Networks whose logits are averaged, where their last layers can wait: all end in a convolution of one voxel,
+        and have fewer features together than outputs; else None.
 
         Args:
-            networks: in evaluation mode; they stay as they are, and what they become later is not followed.
+            networks: in evaluation mode. They are not changed; make a new one after their weights have changed, since
+                those of last layers are copied.
         """
         bodies: list[nn.Module] = []
         weights: list[Tensor] = []
-        bias: Tensor | float = 0.0
+        biases: list[Tensor] = []
         for network in networks:
             layer = _last_layer(network)
             if layer is None:
                 return None
-            bodies.append(_without(network, network.head_path.split(".")))
-            weights.append(layer.weight.detach().flatten(1).float().cpu())
-            if layer.bias is not None:
-                bias = bias + layer.bias.detach().float().cpu()
-        weight = torch.cat(weights, 1) / len(networks)
-        outputs, channels = weight.shape
+            bodies.append(_without(network, str(network.head_path).split(".")))
+            weight = layer.weight.detach().flatten(1).float().cpu()
+            weights.append(weight)
+            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float().cpu())
+        outputs, channels = len(weights[0]), sum(weight.shape[1] for weight in weights)
         if channels >= outputs:
             return None
-        return cls(tuple(bodies), weight, (weight.new_zeros(outputs) + bias / len(networks))[:, None])
+        bias = torch.stack(biases).mean(0)
+        return cls(tuple(bodies), torch.cat(weights, 1) / len(networks), bias[:, None])
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether its products at each voxel of a scan's own grid cost less than all else that is spared; with more
+        features it spares memory alone.
+        """
+        return 2 * self.channels <= len(self.weight)
 
     @property
     def channels(self) -> int:
@@ -79,15 +91,30 @@ class LateHead:
 
 
 def _last_layer(network: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
-    """The convolution of one voxel that gives a network's logits, unless somebody looks at what is left out."""
-    if not isinstance(network, SegmentationNetwork) or not network.head_path:
+    """The convolution of one voxel that gives a network's logits, where it is known to be the last layer and nobody
+    looks at what is left out.
+    """
+    if not isinstance(network, SegmentationNetwork) or not network.head_path or not _ends_as_ours(network):
         return None
     names = network.head_path.split(".")
-    around = [network.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
-    layer = around[-1]
-    if not isinstance(layer, (nn.Conv2d, nn.Conv3d)) or not is_of_one_voxel(layer):
+    try:
+        around = [network.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
+    except AttributeError:  # a subclass has other layers
         return None
-    return None if any(map(has_hooks, around)) else layer
+    layer = around[-1]
+    if type(layer) not in _CONVOLUTIONS or not is_of_one_voxel(layer):  # type: ignore[arg-type]
+        return None
+    return None if any(map(has_hooks, around)) else layer  # type: ignore[return-value]
+
+
+def _ends_as_ours(network: SegmentationNetwork) -> bool:
+    """Whether what a network does at last is medkd's code, which is known to end in the head: another's subclass may do
+    more with the logits.
+    """
+    if "forward" in vars(network):
+        return False
+    own = [getattr(type(network), name, network.forward).__module__ for name in _LAST_STEPS]
+    return all(module.startswith("medkd.") for module in own)
 
 
 def _without(module: nn.Module, path: Sequence[str]) -> nn.Module:
@@ -96,5 +123,5 @@ def _without(module: nn.Module, path: Sequence[str]) -> nn.Module:
         return nn.Identity()
     name, *deeper = path
     copied = copy.copy(module)
-    copied._modules = {**module._modules, name: _without(module._modules[name], deeper)}
+    copied._modules = {**module._modules, name: _without(module.get_submodule(name), deeper)}
     return copied

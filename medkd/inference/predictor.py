@@ -317,7 +317,7 @@ class Predictor:
         """
         tensor = _tensor(image)
         on_device = self._fits_on_device(tensor)
-        head = None if on_device or self.converted is not None else LateHead.of(self.networks)
+        head = None if on_device else self._late_head(image, properties)
         forward, channels = self._forward, self.labels.num_outputs
         if head is not None:
             self._finite(head.weight.sum() + head.bias.sum())
@@ -328,6 +328,15 @@ class Predictor:
             return logits_to_labels(self._finite(predict_logits(*window, **self._window)), *arguments)
         rows = map(self._finite, predict_rows(*window, **self._window))
         return logits_to_labels(GrowingLogits(rows, (channels, *image.shape[1:])), *arguments)
+
+    def _late_head(self, image: np.ndarray, properties: CaseProperties) -> LateHead | None:
+        """The networks' last layers, where leaving them for later spares time, or memory of a large case; looked at for
+        each case, since networks may become others.
+        """
+        head = None if self.converted is not None else LateHead.of(self.networks)
+        if head is None or head.is_faster or self._is_large(image, self.labels.num_outputs, properties):
+            return head
+        return None
 
     def _is_large(self, image: np.ndarray, channels: int, properties: CaseProperties) -> bool:
         """Whether so many maps of a whole case would take too much memory, and can be had piece by piece: of an

@@ -34,6 +34,7 @@ class SegmentationNetwork(nn.Module):
     """
 
     citation: ClassVar[str] = ""
+    head_path = ""
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -44,7 +45,6 @@ class SegmentationNetwork(nn.Module):
         self.auxiliary_weight: float | None = None
         self.encoder_path = ""
         self.encoder_name = ""
-        self.head_path = ""
         self.remember = False
 
     @property

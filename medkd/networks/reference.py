@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from medkd.core.plan import Architecture
@@ -59,10 +59,12 @@ class _NoValues(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function, or give its tensor back as it is where all that it does is to fill it."""
+        """Run a function, or give its tensor back as it is where all that it does is to fill one without values."""
         kwargs = kwargs or {}
         if func in _FILLING or getattr(func, "__module__", "") == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            filled: Tensor = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         return func(*args, **kwargs)
 
 

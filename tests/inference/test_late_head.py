@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from medkd.core.geometry import Geometry
@@ -19,6 +21,7 @@ from medkd.inference.late_head import LateHead
 from medkd.inference.predictor import Predictor, Settings
 from medkd.models.weights import freeze
 from medkd.networks import NETWORKS, build_network
+from medkd.networks.plain_unet import PlainUNet
 from medkd.networks.reference import build_weightless, reference_spec
 from tests.inference.conftest import tiny_plan
 from tests.networks.checks import architecture, small
@@ -56,7 +59,7 @@ def _network(name: str, rank: int, outputs: int = 70) -> Any:
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet_m", "lcov_net", "mobile_unet", "segresnet"])
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet_m", "lcov_net", "attention_unet", "segresnet"])
 def test_features_and_the_last_layer_are_the_network(name: str, rank: int) -> None:
     net = _network(name, rank)
     x = torch.randn(2, 1, *net.spec.patch_size)
@@ -92,6 +95,67 @@ def test_networks_stay_as_they_are_and_new_weights_count() -> None:
         torch.testing.assert_close(head.logits(head.features(x)[0]), net(x)[0], atol=1e-5, rtol=1e-5)
 
 
+class Bounded(PlainUNet):
+    """Another's network, which does more after the last layer."""
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        logits = super().forward(x)
+        assert isinstance(logits, Tensor)
+        return logits.clamp(-0.1, 0.1)
+
+
+class Normed(PlainUNet):
+    """Another's network with another head."""
+
+    def head(self, index: int, x: Tensor) -> Tensor:
+        return functional.normalize(super().head(index, x))
+
+
+class Cosine(nn.Conv3d):
+    """Not what its kind computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.normalize(x))
+
+
+@pytest.mark.parametrize("kind", [Bounded, Normed])
+def test_networks_that_do_more_after_the_layer_keep_it(kind: type[PlainUNet], monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = _predictor(3)
+    before = predictor.predict_case(*_scan(), "a")
+    predictor.networks[0].__class__ = kind
+    assert LateHead.of(predictor.networks) is None
+    assert np.mean(predictor.predict_case(*_scan(), "a") != before) > 0.01
+
+
+def test_what_is_not_known_to_be_the_last_layer_is_left_alone() -> None:
+    net = _network("plain_unet", 3)
+    net.get_submodule(net.head_path).__class__ = Cosine
+    assert LateHead.of([net]) is None
+    net = _network("plain_unet", 3)
+    net.head_path = "classify"
+    assert LateHead.of([net]) is None
+    net = _network("plain_unet", 3)
+    net.forward = lambda x: type(net).forward(net, x).relu()
+    assert LateHead.of([net]) is None
+
+
+def test_time_is_spared_with_half_as_many_features_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    faster = {}
+    for outputs in (15, 16):
+        head = LateHead.of([_network("plain_unet", 2, outputs=outputs)])
+        assert head is not None
+        faster[outputs] = head.is_faster
+    assert faster == {15: False, 16: True}
+    predictor = _predictor(3, LabelSpec.from_names(["1", "2", "3", "4"]))  # five outputs of four features
+    expected = predictor.predict_case(*_scan(), "a")
+    used: list[int] = []
+    logits = LateHead.logits
+    monkeypatch.setattr(LateHead, "logits", lambda self, x: used.append(1) or logits(self, x))
+    assert np.array_equal(predictor.predict_case(*_scan(), "a"), expected) and not used
+    monkeypatch.setattr(predictor_module, "WHOLE_BYTES", 0)
+    assert np.mean(predictor.predict_case(*_scan(), "a") != expected) < 1e-4 and used
+
+
 def test_nothing_is_left_for_later_where_it_does_not_pay_or_is_looked_at() -> None:
     assert LateHead.of([_network("plain_unet", 2, outputs=8)]) is None  # as many features
     assert LateHead.of([_network("plain_unet", 2, outputs=9)]) is not None
@@ -118,12 +182,15 @@ def _predictor(rank: int, labels: LabelSpec = MANY, networks: int = 1) -> Predic
     return Predictor(nets, plan, configuration, labels, (16,) * rank, mirror_axes=(0, 1), device="cpu")
 
 
+def _scan() -> tuple[np.ndarray, Geometry]:
+    return np.random.default_rng(0).normal(size=(1, *GRID.shape)).astype(np.float32), GRID
+
+
 def _both(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
     """The label map of a random scan without and with a late head."""
-    image = np.random.default_rng(0).normal(size=(1, *GRID.shape)).astype(np.float32)
-    found = predictor.predict_case(image, GRID, "a")
+    found = predictor.predict_case(*_scan(), "a")
     monkeypatch.setattr(LateHead, "of", lambda networks: None)
-    return predictor.predict_case(image, GRID, "a"), found
+    return predictor.predict_case(*_scan(), "a"), found
 
 
 @pytest.mark.parametrize("whole", [0, 2**28])
@@ -135,6 +202,19 @@ def test_label_maps_are_the_same(rank: int, networks: int, whole: int, monkeypat
     assert LateHead.of(predictor.networks) is not None
     expected, found = _both(predictor, monkeypatch)
     assert len(np.unique(expected)) > 2 and np.mean(found != expected) < 1e-4
+
+
+@pytest.mark.parametrize(("orders", "precision"), [((3, 3), "fp32"), ((1, 0), "bf16")])
+def test_other_interpolations_and_half_precision(
+    orders: tuple[int, int], precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    predictor = _predictor(3)
+    order, order_z = orders
+    rule = replace(predictor.configuration.resampling, logits_order=order, logits_order_z=order_z)
+    predictor.configuration, predictor.precision = replace(predictor.configuration, resampling=rule), precision
+    expected, found = _both(predictor, monkeypatch)
+    assert len(np.unique(expected)) > 2 and np.mean(found != expected) < (1e-4 if precision == "fp32" else 0.02)
 
 
 def test_regions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,12 +231,11 @@ def test_memory_hardly_grows_with_the_number_of_structures(monkeypatch: pytest.M
     """Tiles and the row that is held have the features; a further structure costs a few slices."""
     monkeypatch.setattr(predictor_module, "WHOLE_BYTES", 0)
     monkeypatch.setattr(export, "SLAB_BYTES", 1)
-    image = np.random.default_rng(0).normal(size=(1, *GRID.shape)).astype(np.float32)
     peaks = {}
     for structures in (20, 80):
         predictor = _predictor(3, LabelSpec.from_names([str(number) for number in range(structures)]))
         with LivePeak() as live:
-            predictor.predict_case(image, GRID, "a")
+            predictor.predict_case(*_scan(), "a")
         peaks[structures] = live.highest
     row = 4 * 16 * 20 * 17  # bytes of an output in the slices of a row of tiles, at 1.5 mm
     assert peaks[80] - peaks[20] < 60 * row / 2

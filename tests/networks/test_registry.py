@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medkd.core.errors import RunError
-from medkd.networks import NETWORKS, build_network, fit_patch
+from medkd.core.run import NetworkSpec
+from medkd.networks import NETWORKS, build_network, fit_patch, reference
 from medkd.networks.reference import build_weightless, reference_spec
 from tests.networks.checks import architecture, small
 
@@ -73,6 +77,38 @@ def test_a_network_without_memory_has_the_weights_of_one_with_memory(name: str) 
     ]
     assert kinds[0] == kinds[1]
     assert all(value.abs().max() > 0 for key, value in real.named_parameters() if value.ndim > 2)
+
+
+class Filled(TorchDispatchMode):
+    """Names of the operations that fill tensors with values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        if name in ("normal_", "uniform_", "fill_", "zero_", "normal_functional"):
+            self.names.append(f"{name} {args[0].device}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_what_has_values_is_filled_while_a_network_without_memory_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables: list[torch.Tensor] = []
+
+    def build(spec: NetworkSpec) -> nn.Module:
+        tables.extend((torch.empty(2, device="cpu").fill_(2.0), nn.init.constant_(torch.empty(2, device="cpu"), 5.0)))
+        layer = nn.Conv3d(2, 2, 1)
+        return nn.ModuleList([layer, nn.BatchNorm3d(2)]) if nn.init.normal_(layer.weight) is layer.weight else layer
+
+    monkeypatch.setattr(reference, "build_network", build)
+    with Filled() as filled:
+        built = build_weightless(small("unet_tiny", 3))
+    assert isinstance(built, nn.ModuleList) and all(value.is_meta for value in built.parameters())
+    assert [table.tolist() for table in tables] == [[2.0, 2.0], [5.0, 5.0]]
+    assert set(filled.names) == {"fill_ cpu"}
 
 
 def test_patches_are_grown_to_what_a_network_accepts() -> None:
