@@ -20,7 +20,8 @@ from benchmarks.measure import machine
 from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL, VALIDATION_SUMMARY
 from medkd.core.run_files import LOG_FILE, read_log
-from medkd.reproduction.recipe import load_recipe
+from medkd.reproduction.graph import Place, build_graph
+from medkd.reproduction.recipe import Recipe, load_recipe
 from medkd.reproduction.state import Record, State
 
 _SCORES = ("metric_per_case", "foreground_mean")
@@ -80,6 +81,15 @@ def compare_roots(root: Path, other: Path, name: str) -> dict[str, dict[str, boo
     return found
 
 
+def _check_table(table: dict[str, Any], recipe: Recipe, path: Path) -> None:
+    """Refuse a table that was made of another form of the recipe."""
+    found = {(row["student"], row["method"]) for row in table["rows"] if row["student"] is not None}
+    wanted = {(student, method) for _, student, method in recipe.combinations()}
+    if found != wanted:
+        others = ", ".join(sorted(f"{student}/{method}" for student, method in found ^ wanted))
+        raise SystemExit(f"table.json and {path} differ in {others}; give medkd_reproduce the recipe once more.")
+
+
 def main() -> int:
     """Entry point; 1 where something is not the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,16 +100,18 @@ def main() -> int:
     parser.add_argument("--note", default="")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    name = options.recipe.stem
-    load_recipe(options.recipe)
-    records = State(options.root, name).read()
+    name, recipe = options.recipe.stem, load_recipe(options.recipe)
+    table = read_json(State(options.root, name).folder / "table.json")
+    _check_table(table, recipe, options.recipe)
+    known = build_graph(recipe, Place(name=name, root=options.root, models={key: Path() for key in recipe.teachers}))
+    records = {node: record for node, record in State(options.root, name).read().items() if node in known}
     compared = {other.name: compare_roots(options.root, other, name) for other in options.same}
     content = {
         "schema": 1,
         "note": options.note,
         "recipe": read_json(options.recipe),
         "machine": machine("monai", "dynamic-network-architectures", "batchgeneratorsv2", "ray"),
-        "table": read_json(State(options.root, name).folder / "table.json"),
+        "table": table,
         "kills": read_json(options.kills) if options.kills else [],
         "same": compared,
         "runs": {node: describe_run(record, options.root) for node, record in records.items()},
