@@ -18,6 +18,7 @@ from medkd.core.run import NetworkSpec
 from medkd.models.limits import check_argument, check_parameters, check_spec
 from medkd.networks.base import SegmentationNetwork
 from medkd.networks.encoder_decoder import numbered
+from medkd.networks.reference import without_memory
 
 CLASSES = ("SegResNet", "SwinUNETR", "UNet", "AttentionUnet", "DynUNet")
 # the same networks in medkd's registry, which can also be continued from a tap
@@ -165,7 +166,7 @@ def _parameters(spec: NetworkSpec, kind: str, arguments: Mapping[str, Any]) -> f
         features = 8 * arguments.get("feature_size", 24)
         blocks = sum(arguments.get("depths", (2, 2, 2, 2)))
         return float(12 * features**2 * blocks)
-    with torch.device("meta"):
+    with without_memory():
         network = _build(spec, kind, arguments)
     return float(sum(weight.numel() for weight in network.parameters()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -47,10 +49,17 @@ def build_weightless(spec: NetworkSpec) -> SegmentationNetwork:
         RunError: see :func:`medkd.networks.base.build_network`.
     """
     try:
-        with torch.device("meta"), _NoValues():
+        with without_memory():
             return build_network(spec)
     except RuntimeError:  # MONAI's Swin transformer reads values while it is built
         return build_network(spec).to("meta")
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Tensors made inside have shapes only, on torch's ``meta`` device, and nothing is spent on their first values."""
+    with torch.device("meta"), _NoValues():
+        yield
 
 
 class _NoValues(TorchFunctionMode):

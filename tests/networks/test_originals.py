@@ -12,14 +12,14 @@ from torch import nn
 from medkd.core.run import NetworkSpec
 from medkd.networks import build_network
 from medkd.networks.complexity import count_parameters
+from medkd.networks.reference import build_weightless
 from medkd.networks.transunet_paper import Block, Bottleneck
 from medkd.networks.unet_d8 import AttentionGate
 from medkd.training.losses import SegmentationLoss
 
 
 def build(name: str, outputs: int, patch: tuple[int, ...], channels: int = 1) -> nn.Module:
-    with torch.device("meta"):
-        return build_network(NetworkSpec(name=name, in_channels=channels, num_outputs=outputs, patch_size=patch))
+    return build_weightless(NetworkSpec(name=name, in_channels=channels, num_outputs=outputs, patch_size=patch))
 
 
 # FCN-R50-D8 of mmsegmentation (49.50 M with 19 classes), layer by layer: ResNet-50 without its classifier, the deep

@@ -13,14 +13,14 @@ from medkd.core.run import NetworkSpec
 from medkd.distillation import Context, build_method
 from medkd.distillation.boundaries.acf import ACF, AttentionConnector
 from medkd.distillation.features.attention_map import attention_distance
-from medkd.networks import SegmentationNetwork, build_network
+from medkd.networks import SegmentationNetwork
+from medkd.networks.reference import build_weightless
 from tests.distillation.toys import ToyNetwork, batch, context, step, trained
 
 
 def network(name: str, rank: int = 3) -> SegmentationNetwork:
     """A network without memory."""
-    with torch.device("meta"):
-        return build_network(NetworkSpec(name=name, in_channels=1, num_outputs=14, patch_size=(32,) * rank))
+    return build_weightless(NetworkSpec(name=name, in_channels=1, num_outputs=14, patch_size=(32,) * rank))
 
 
 def between(student: str, teacher: str, rank: int = 3) -> Context:
