@@ -27,8 +27,8 @@ class SegmentationNetwork(nn.Module):
         auxiliary_weight: of the second output's loss, where that is an auxiliary head's and no coarser resolution.
         encoder_path: path of an encoder of timm or torchvision, whose names weight files have; empty where it has none.
         encoder_name: its name in timm; empty where timm has no weights of it.
-        head_path: path of the convolution of one voxel that gives the logits, where it is the very last layer; empty
-            where more follows or the last layer is another.
+        head_path: path of the convolution of one voxel that gives the logits, where it is the very last layer of one of
+            medkd's own networks; empty where more follows or the last layer is another.
         remember: whether a forward pass keeps what :meth:`forward_from` needs (skip features, until the next forward
             pass); off by default, since they take memory and stand in the way of exporters.
     """
