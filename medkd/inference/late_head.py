@@ -22,6 +22,9 @@ from medkd.inference.products import is_of_one_voxel
 from medkd.networks.base import SegmentationNetwork
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, FastConv3d)  # exact types: a subclass may compute something else
+_FASTER = (
+    0.6  # features for each output: there, the products take what interpolating fewer maps and smaller tiles spare
+)
 _LAST_STEPS = ("forward", "_finish", "head")  # of a network; what comes before them may be anything
 
 
@@ -70,7 +73,7 @@ class LateHead:
         """Whether its products at each voxel of a scan's own grid cost less than all else that is spared; with more
         features it spares memory alone.
         """
-        return 2 * self.channels <= len(self.weight)
+        return self.channels <= _FASTER * len(self.weight)
 
     @property
     def channels(self) -> int:
