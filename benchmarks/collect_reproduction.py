@@ -21,7 +21,7 @@ from medkd.core.files import read_json, write_json
 from medkd.core.run import FINAL, VALIDATION_SUMMARY
 from medkd.core.run_files import LOG_FILE, read_log
 from medkd.reproduction.graph import Place, build_graph
-from medkd.reproduction.recipe import Recipe, load_recipe
+from medkd.reproduction.recipe import load_recipe
 from medkd.reproduction.state import Record, State
 
 _SCORES = ("metric_per_case", "foreground_mean")
@@ -81,13 +81,18 @@ def compare_roots(root: Path, other: Path, name: str) -> dict[str, dict[str, boo
     return found
 
 
-def _check_table(table: dict[str, Any], recipe: Recipe, path: Path) -> None:
-    """Refuse a table that was made of another form of the recipe."""
+def _found(path: Path, root: Path) -> tuple[dict[str, Any], dict[str, Record]]:
+    """A recipe's table, and the records of its runs; a table that was made of another form of the recipe is refused."""
+    recipe, state = load_recipe(path), State(root, path.stem)
+    table = read_json(state.folder / "table.json")
     found = {(row["student"], row["method"]) for row in table["rows"] if row["student"] is not None}
     wanted = {(student, method) for _, student, method in recipe.combinations()}
     if found != wanted:
         others = ", ".join(sorted(f"{student}/{method}" for student, method in found ^ wanted))
         raise SystemExit(f"table.json and {path} differ in {others}; give medkd_reproduce the recipe once more.")
+    place = Place(name=path.stem, root=root, models={key: Path() for key in recipe.teachers})
+    known = build_graph(recipe, place)
+    return table, {node: record for node, record in state.read().items() if node in known}
 
 
 def main() -> int:
@@ -100,11 +105,8 @@ def main() -> int:
     parser.add_argument("--note", default="")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    name, recipe = options.recipe.stem, load_recipe(options.recipe)
-    table = read_json(State(options.root, name).folder / "table.json")
-    _check_table(table, recipe, options.recipe)
-    known = build_graph(recipe, Place(name=name, root=options.root, models={key: Path() for key in recipe.teachers}))
-    records = {node: record for node, record in State(options.root, name).read().items() if node in known}
+    name = options.recipe.stem
+    table, records = _found(options.recipe, options.root)
     compared = {other.name: compare_roots(options.root, other, name) for other in options.same}
     content = {
         "schema": 1,
