@@ -78,8 +78,9 @@ class Pulse:
         self._lock = threading.RLock()  # a signal may come while it is held
         self._seen: dict[int, tuple[int, float]] = {}
         self._answered = time.monotonic()
-        for work in (self._beat, self._guard):
-            threading.Thread(target=work, daemon=True).start()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._guard)]
+        for thread in self._threads:
+            thread.start()
 
     @classmethod
     def begin(cls, number: int, count: int, message: Callable[[Death], str]) -> Pulse:
@@ -96,6 +97,7 @@ class Pulse:
         self.watching = False
         self._failed = True
         telling = threading.Thread(target=self._add, args=(self._number, _FAILED), daemon=True)
+        self._threads.append(telling)
         telling.start()
         telling.join(self._every)
 
@@ -107,14 +109,24 @@ class Pulse:
 
         self.watching = False
         if self._failed:
-            self._stopped.set()
+            self._rest()
             return  # disconnecting would wait for the others
         self._leaving.set()  # at the interpreter's end no thread can be started: the beat tells it
         while not self._all_done.wait(self._every) and self._answers():
             pass
-        self._stopped.set()
+        self._rest()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def _rest(self) -> None:
+        """Let the threads end: one that comes back from the store while Python ends would abort the process. They are
+        not waited for long where the store does not answer.
+        """
+        self._stopped.set()
+        self._leaving.set()  # so that none waits for the time of its next sign
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(self._every)
 
     def _answers(self) -> bool:
         """Whether the store answered lately."""

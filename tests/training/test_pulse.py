@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+
+import pytest
 
 from medkd.training.pulse import Death, Pulse
 
@@ -103,3 +107,23 @@ def test_signs_of_life() -> None:
     assert _first_death(lambda store, other: setattr(store, "gone", True)) == Death(None, True)
     assert _first_death(lambda store, other: setattr(store, "frozen", True)) == Death(None, True)
     assert _first_death(lambda store, other: threading.Thread(target=other.leave, daemon=True).start()) is None
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_no_thread_is_left_that_could_come_back_from_the_store_while_python_ends(failed: bool) -> None:
+    """Threads in torch's store at the interpreter's end abort the process, and its status is lost."""
+    words = f"""
+import os, sys
+from datetime import timedelta
+import torch.distributed as dist
+from medkd.training.pulse import Pulse
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=5))
+pulse = Pulse(store, 0, 1, lambda death: None, every=0.0005)
+{"pulse.fail()" if failed else ""}
+pulse.leave()
+print([thread.is_alive() for thread in pulse._threads])
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, "True" in done.stdout) == (7, False), done.stderr
