@@ -75,10 +75,8 @@ def peak(options: argparse.Namespace) -> dict[str, float]:
     outputs, shape = options.one + 1, tuple(options.shape)
     predictor = small_predictor(outputs, 32, options.spacing, mirror=False)
     if options.network:
-        predictor.networks, predictor.patch_size = (
-            [planned(options.network, outputs, options.width_divisor)],
-            TEACHER_PATCH,
-        )
+        predictor.networks = [planned(options.network, outputs, options.width_divisor)]
+        predictor.patch_size = TEACHER_PATCH
     else:
         predictor.networks, predictor.patch_size = [Outputs(outputs)], PATCH
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
