@@ -22,9 +22,8 @@ from medkd.inference.products import is_of_one_voxel
 from medkd.networks.base import SegmentationNetwork
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, FastConv3d)  # exact types: a subclass may compute something else
-_FASTER = (
-    0.6  # features for each output: there, the products take what interpolating fewer maps and smaller tiles spare
-)
+# features for each output; reckoned: with more, the products take longer than what fewer maps spare
+_FASTER = 0.6
 _LAST_STEPS = ("forward", "_finish", "head")  # of a network; what comes before them may be anything
 
 
